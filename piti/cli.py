@@ -1,0 +1,116 @@
+"""The command line: parse, call one library function, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+log = Console(stderr=True)
+
+
+@app.callback()
+def root() -> None:
+    """Image-to-image translation with a pretrained diffusion prior (PITI)."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/street.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="The data's root, instead of the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE on top of the recipe, such as stages.0.lr=1e-4."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
+    ] = False,
+) -> None:
+    """Train a translator as a recipe says."""
+    from piti.training import plan, read_recipe
+    from piti.training import train as run_training
+
+    parsed = read_recipe(recipe, [*(changes or []), *([f"data.root={data}"] if data else [])])
+    folder = out or Path("runs") / parsed.name
+    if dry_run:
+        print_rows(plan(parsed, folder))
+        return
+    model = run_training(parsed, folder, resume, log)
+    typer.echo(f"the model is in {model}; translate with it: piti translate MASK.png --model {folder}")
+
+
+@app.command()
+def translate(
+    inputs: Annotated[list[Path], typer.Argument(help="Conditions: files, or folders of them.")],
+    model: Annotated[
+        str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")
+    ] = "street",
+    num: Annotated[int, typer.Option(min=1, help="Images for each condition.")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance w; 0 is off. The model's own by default.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps. The model's own by default.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm++, dpm++sde or unipc.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 8,
+    out: Annotated[Path, typer.Option(help="Where STEM_0.png … and sheet.png go.")] = Path("out"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make images anew that exist already.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")
+    ] = None,
+) -> None:
+    """Translate conditions into images, and lay both out on a contact sheet."""
+    from piti.pipeline import PITIPipeline, fastest_device
+    from piti.progress import steps_bar
+    from piti.translation import Settings, translate_files
+
+    pipeline = PITIPipeline.from_pretrained(model).to(device or fastest_device())
+    settings = Settings(num, seed, guidance, steps, sampler, batch)
+    with steps_bar(log, "translating") as on_step:
+        report = translate_files(pipeline, inputs, out, settings, model, overwrite, on_step)
+    kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
+    typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}")
+
+
+@app.command()
+def models() -> None:
+    """List the models that are bundled or in the hub's cache."""
+    from piti.pipeline import list_models
+
+    print_rows([model.row() for model in list_models()])
+
+
+def print_rows(rows: list[dict[str, str]]) -> None:
+    """A table on standard output, its columns as wide as they need to be where that is no terminal."""
+    if not rows:
+        typer.echo("none")
+        return
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one message, not a traceback."""
+    from piti.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        log.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None

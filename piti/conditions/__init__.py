@@ -1,0 +1,13 @@
+"""What the user hands in: each condition knows its channels, its files, its null and its picture."""
+
+from piti.conditions.base import CONDITIONS, Condition, ConditionError, condition_from_config
+from piti.conditions.mask import ClassTable, MaskCondition
+
+__all__ = [
+    "CONDITIONS",
+    "ClassTable",
+    "Condition",
+    "ConditionError",
+    "MaskCondition",
+    "condition_from_config",
+]

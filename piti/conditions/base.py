@@ -1,0 +1,112 @@
+"""The contract of a condition: file => compact raw tensor => channels for an encoder.
+
+K is the number of raw planes, C the number of encoded channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from jaxtyping import Float, Shaped
+from PIL import Image
+from torch import Tensor
+
+from piti.images import Box, open_image
+from piti.spec import nearest
+
+
+class ConditionError(ValueError):
+    """A condition cannot be read or built. The message names the source and the remedy."""
+
+
+class Condition(ABC):
+    """A kind of input. It holds settings only; pixels pass through its methods.
+
+    `raw` tensors are small (they fill caches and travel between processes); `encode` makes of them
+    what the network sees, as late as possible.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Number of encoded channels C."""
+
+    def load(self, path: str | Path) -> Shaped[Tensor, "K h w"]:
+        """Read a file. Raises ImageError if it is no picture, ConditionError if it is not of this kind."""
+        return self.read(open_image(path), str(path))
+
+    @abstractmethod
+    def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
+        """Read a decoded picture; `source` names it in errors. Raises ConditionError."""
+
+    @abstractmethod
+    def crop_resize(
+        self, raw: Shaped[Tensor, "K h w"], box: Box, size: int
+    ) -> Shaped[Tensor, "K {size} {size}"]:
+        """Cut `box` out and resize it to a square of `size`, by the filter that suits the kind."""
+
+    def flip(self, raw: Shaped[Tensor, "*any w"]) -> Shaped[Tensor, "*any w"]:
+        """Mirror left to right."""
+        return raw.flip(-1)
+
+    @abstractmethod
+    def encode(self, raw: Shaped[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch C h w"]:
+        """What the network sees, float32, on the device of `raw`."""
+
+    @abstractmethod
+    def null(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "batch C height width"]:
+        """The encoded condition that says nothing (for dropout and guidance)."""
+
+    @abstractmethod
+    def preview(self, raw: Shaped[Tensor, "K h w"]) -> Image.Image:
+        """An RGB picture of the condition for a person, of the same size."""
+
+    @abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """Plain data with "kind", from which `condition_from_config` makes an equal condition."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> Self:
+        """Build from `to_config`'s data, read from `source`. Raises ConditionError."""
+
+
+CONDITIONS: dict[str, type[Condition]] = {}
+"""Every kind of condition by its name; `register` adds to it."""
+
+_C = TypeVar("_C", bound=Condition)
+
+
+def register(condition: type[_C]) -> type[_C]:
+    """Class decorator: make a kind known to `condition_from_config`."""
+    CONDITIONS[condition.kind] = condition
+    return condition
+
+
+def condition_from_config(config: Mapping[str, Any], source: str = "condition") -> Condition:
+    """The condition that `config["kind"]` names, built from the rest of `config`.
+
+    source: where the data came from (a file, a flag), for errors. Raises ConditionError.
+    """
+    known = sorted(CONDITIONS)
+    if "kind" not in config:
+        raise ConditionError(f"{source}: missing key 'kind'; known kinds: {', '.join(known)}")
+    kind = config["kind"]
+    if kind not in CONDITIONS:
+        near = nearest(str(kind), known)
+        hint = f"; did you mean '{near}'?" if near else ""
+        raise ConditionError(f"{source}: unknown condition '{kind}'{hint} (known kinds: {', '.join(known)})")
+    return CONDITIONS[kind].from_config(config, source)

@@ -1,0 +1,1 @@
+"""Schedules, losses, guidance and samplers: functions on tensors that know no model."""

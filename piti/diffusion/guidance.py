@@ -1,0 +1,204 @@
+"""Classifier-free guidance on noise estimates: PITI's normalised rule (eq. 7-8) and its kin.
+
+Papers: PITI (Wang et al. 2022, arXiv 2205.12952), rescaled guidance (Lin et al. 2023, arXiv 2305.08891),
+adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416), guidance in an interval (Kynkäänniemi et
+al. 2024, arXiv 2404.07724). w is the strength in PITI's sense: 0 is off, `guidance_scale` elsewhere is 1 + w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, PerSample, Timesteps
+from piti.spec import Spec
+
+
+class Guidance(Spec):
+    """How strongly, by which rule and during which part of the process samples follow the condition.
+
+    w: strength, 0 is off, −1 would ignore the condition. interval: guidance acts where t/T lies in it (T
+    the trained steps: 1 is pure noise). phi: "rescaled" only. eta, momentum, norm: "apg" only; norm 0 is
+    no bound.
+    """
+
+    kind: Literal["normalized", "plain", "rescaled", "apg"] = "normalized"
+    w: float = Field(default=1.0, ge=-1, allow_inf_nan=False)
+    interval: tuple[float, float] = (0.0, 1.0)
+    phi: float = Field(default=0.7, ge=0, le=1)
+    eta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    momentum: float = Field(default=-0.5, gt=-1, lt=1)
+    norm: float = Field(default=15.0, ge=0, allow_inf_nan=False)
+
+    @field_validator("interval")
+    @classmethod
+    def _ordered_within_unit(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"({low}, {high}) is not an interval of t/T; give 0 ≤ low < high ≤ 1")
+        return interval
+
+    def active(self, t: int, T: int) -> bool:
+        """Whether the null pass is needed at timestep t of T."""
+        low, high = self.interval
+        return self.w != 0 and low <= t / T <= high
+
+
+class DenoisePair(Protocol):
+    """A model that estimates with the condition and, when asked to, also with the null condition."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, with_null: bool) -> tuple[Estimate, Estimate | None]: ...
+
+
+def guided(denoise: DenoisePair, guidance: Guidance, schedule: NoiseSchedule) -> Denoise:
+    """The guided model as the samplers call it: (x_t, t) -> Estimate, with the conditional's variance.
+
+    denoise(x_t, t, with_null): both estimates, best as one batch; with_null is False where guidance is not
+    active, and the second estimate then None. schedule: the trained one, not respaced. Make a fresh one
+    for each sampling run ("apg" remembers past steps). The result raises ValueError if `t` differs within
+    a batch.
+    """
+    rule = _RULES[guidance.kind](guidance, schedule)
+
+    def step(x_t: Tensor, t: Tensor) -> Estimate:
+        now = int(t[0])
+        if bool((t != now).any()):
+            raise ValueError(f"guidance needs one timestep for the whole batch, got {t.tolist()}")
+        active = guidance.active(now, len(schedule))
+        cond, null = denoise(x_t, t, active)
+        if not active:
+            return cond
+        if null is None:
+            raise ValueError(f"w = {guidance.w} needs the null estimate at t = {now}, but denoise gave None")
+        return Estimate(rule(cond.eps, null.eps, x_t, t), cond.variance)
+
+    return step
+
+
+def sample_statistics(x: Images) -> tuple[PerSample, PerSample]:
+    """Mean and standard deviation of each sample over channels and pixels, [B, 1, 1, 1] each."""
+    return x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True, correction=0)
+
+
+def plain_guidance(eps_cond: Images, eps_null: Images, w: float) -> Images:
+    """Classifier-free guidance (PITI, eq. 7). Estimates [B, C, H, W]; w = 0 returns eps_cond."""
+    # PITI, eq. 7: ε̂ = ε_c + w (ε_c − ε_∅)
+    return eps_cond if w == 0 else eps_cond + w * (eps_cond - eps_null)
+
+
+def normalized_guidance(eps_cond: Images, eps_null: Images, w: float) -> Images:
+    """Guide, then restore the statistics of the conditional estimate (PITI, eq. 7-8).
+
+    eps_cond, eps_null: noise estimates [B, C, H, W]; w: strength, 0 returns eps_cond.
+    """
+    if w == 0:
+        return eps_cond
+    guided_eps = plain_guidance(eps_cond, eps_null, w)
+    mean, std = sample_statistics(eps_cond)
+    guided_mean, guided_std = sample_statistics(guided_eps)
+    # PITI, eq. 8: ε̃ = σ/σ̂ (ε̂ − μ̂) + μ
+    return (guided_eps - guided_mean) * (std / _nonzero(guided_std)) + mean
+
+
+def rescaled_guidance(eps_cond: Images, eps_null: Images, w: float, phi: float = 0.7) -> Images:
+    """Guide, then restore a share phi of the conditional estimate's spread (Lin et al. 2023, eq. 14-16).
+
+    eps_cond, eps_null: noise estimates [B, C, H, W]; w: strength, 0 returns eps_cond; phi in [0, 1].
+    """
+    if w == 0:
+        return eps_cond
+    guided_eps = plain_guidance(eps_cond, eps_null, w)
+    std, guided_std = sample_statistics(eps_cond)[1], sample_statistics(guided_eps)[1]
+    # Lin et al., eq. 15-16: φ (σ_c/σ̂) ε̂ + (1 − φ) ε̂
+    return (phi * std / _nonzero(guided_std) + (1 - phi)) * guided_eps
+
+
+class Momentum:
+    """The running difference of one sampling run (Sadat et al. 2024, section 4, "reverse momentum")."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        self.running: Tensor | None = None
+
+    def update(self, difference: Images) -> Images:
+        """Take in one step's difference, [B, C, H, W]; returns Δ_t + β Δ̄_{t+1}."""
+        past = 0 if self.running is None else self.beta * self.running
+        self.running = difference + past
+        return self.running
+
+
+def adaptive_projected_guidance(
+    eps_cond: Images,
+    eps_null: Images,
+    w: float,
+    x_t: Images,
+    t: Timesteps,
+    schedule: NoiseSchedule,
+    eta: float = 0.0,
+    norm: float = 15.0,
+    momentum: Momentum | None = None,
+) -> Images:
+    """Guide x̂₀ across, not along, the conditional x̂₀ (APG; Sadat et al. 2024, algorithm 1).
+
+    eps_cond, eps_null: noise estimates [B, C, H, W] at x_t and t; w: strength, 0 returns eps_cond; eta: share
+    of the parallel part kept, 1 is plain guidance; norm: bound on a sample's ‖Δx̂₀‖, 0 for none; momentum:
+    state of one sampling run, or None. Returns guided noise.
+    """
+    if w == 0:
+        return eps_cond
+    x0 = schedule.predict_x0(x_t, t, eps_cond)  # [B, C, H, W]
+    difference = x0 - schedule.predict_x0(x_t, t, eps_null)
+    if momentum is not None:
+        difference = momentum.update(difference)
+    if norm > 0:
+        difference = difference * (norm / _nonzero(_length(difference))).clamp(max=1)
+    direction = x0 / _nonzero(_length(x0))
+    parallel = (difference * direction).sum(dim=(1, 2, 3), keepdim=True) * direction
+    update = w * (difference - parallel + eta * parallel)
+    # x̂₀ + update, as noise: ε = (x_t − α x̂₀)/σ
+    return eps_cond - update / schedule.at("sqrt_recipm1_alphas_cumprod", t, update)
+
+
+def _length(x: Images) -> PerSample:
+    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+
+
+def _nonzero(x: Float[Tensor, "b 1 1 1"]) -> PerSample:
+    """A divisor: a constant image has no spread to restore and becomes 0, not NaN."""
+    return x.clamp(min=1e-12)
+
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (eps_cond, eps_null, x_t, t) -> guided eps
+
+
+def _plain(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
+    return lambda cond, null, x_t, t: plain_guidance(cond, null, guidance.w)
+
+
+def _normalized(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
+    return lambda cond, null, x_t, t: normalized_guidance(cond, null, guidance.w)
+
+
+def _rescaled(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
+    return lambda cond, null, x_t, t: rescaled_guidance(cond, null, guidance.w, guidance.phi)
+
+
+def _apg(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
+    momentum = Momentum(guidance.momentum)
+    g = guidance
+    return lambda cond, null, x_t, t: adaptive_projected_guidance(
+        cond, null, g.w, x_t, t, schedule, g.eta, g.norm, momentum
+    )
+
+
+_RULES: dict[str, Callable[[Guidance, NoiseSchedule], Rule]] = {
+    "normalized": _normalized,
+    "plain": _plain,
+    "rescaled": _rescaled,
+    "apg": _apg,
+}

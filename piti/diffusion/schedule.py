@@ -1,0 +1,264 @@
+"""Noise schedules: their tables, respacing, and the algebra between x₀, ε, v and x_t.
+
+Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672),
+progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), DDIM (Song et al. 2020, arXiv 2010.02502).
+
+Symbols: α = √ᾱ_t, σ = √(1−ᾱ_t), x_t = α x₀ + σ ε. Images are [B, C, H, W] in [−1, 1]; t is int64 [B].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from piti.spec import Spec
+
+Images = Float[Tensor, "b c h w"]
+Timesteps = Int[Tensor, " b"]
+PerSample = Float[Tensor, "b 1 1 1"]
+
+FAST27 = "10,10,3,2,2"  # section counts of the released upsampler's 27 steps; see `space_timesteps`
+
+
+class Estimate(NamedTuple):
+    """What a model says about one noisy batch."""
+
+    eps: Float[Tensor, "b c h w"]  # the noise in x_t
+    variance: Float[Tensor, "b c h w"] | None  # raw output, −1 … 1 between the variance's two bounds
+
+
+Denoise = Callable[[Tensor, Tensor], Estimate]  # (x_t [B, C, H, W], t [B]) -> Estimate
+
+
+class ScheduleSpec(Spec):
+    """Which noise a model was trained with, and what it predicts."""
+
+    betas: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
+    steps: int = Field(default=1000, ge=2)
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+
+    @model_validator(mode="after")
+    def _linear_betas_stay_below_one(self) -> ScheduleSpec:
+        if self.betas == "linear" and self.steps <= 20:
+            raise ValueError(
+                f"steps = {self.steps} with betas = 'linear': β would reach 1; "
+                "take at least 21 steps, or 'squaredcos_cap_v2'"
+            )
+        return self
+
+
+def make_betas(spec: ScheduleSpec) -> Float[Tensor, " T"]:
+    """β_t of a spec, float64."""
+    T = spec.steps
+    if spec.betas == "linear":
+        # DDPM, section 4: from 1e-4 to 0.02 at 1000 steps, scaled to T
+        return torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64)
+    # improved DDPM, eq. 17: ᾱ = cos²((t/T + 0.008)/1.008 · π/2), β_t = min(1 − ᾱ_t/ᾱ_{t−1}, 0.999)
+    time = torch.arange(T + 1, dtype=torch.float64) / T
+    alphas_cumprod = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
+
+
+class NoiseSchedule:
+    """The tables of a diffusion process and the formulas that use them.
+
+    Tables are float64 on the CPU, one entry a step. A formula works in its inputs' precision (at least
+    float32) on their device. `timesteps` maps this schedule's steps to those the model was trained on:
+    0 … T−1, unless `respaced`.
+    """
+
+    def __init__(self, spec: ScheduleSpec) -> None:
+        betas = make_betas(spec)
+        self._build(spec, betas, torch.cumprod(1 - betas, dim=0), torch.arange(spec.steps))
+
+    def _build(self, spec: ScheduleSpec, betas: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> None:
+        self.spec = spec
+        self.timesteps = timesteps
+        self.betas = betas
+        self.alphas_cumprod = alphas_cumprod
+        self.alphas_cumprod_prev = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+        self.alphas_cumprod_next = torch.cat([alphas_cumprod[1:], alphas_cumprod.new_zeros(1)])
+        self.sqrt_alphas_cumprod = alphas_cumprod.sqrt()
+        self.sqrt_one_minus_alphas_cumprod = (1 - alphas_cumprod).sqrt()
+        self.log_one_minus_alphas_cumprod = (1 - alphas_cumprod).log()
+        self.sqrt_recip_alphas_cumprod = (1 / alphas_cumprod).sqrt()
+        self.sqrt_recipm1_alphas_cumprod = (1 / alphas_cumprod - 1).sqrt()
+
+        # DDPM, eq. 6-7: q(x_{t−1} | x_t, x₀)
+        prev, now = self.alphas_cumprod_prev, alphas_cumprod
+        self.posterior_variance = betas * (1 - prev) / (1 - now)
+        self.posterior_mean_coef1 = betas * prev.sqrt() / (1 - now)
+        self.posterior_mean_coef2 = (1 - prev) * (1 - betas).sqrt() / (1 - now)
+        # the first variance is 0 and has no logarithm: the release takes the second one
+        self.posterior_log_variance_clipped = torch.cat(
+            [self.posterior_variance[1:2] if len(betas) > 1 else betas, self.posterior_variance[1:]]
+        ).log()
+        self.log_betas = betas.log()
+        self.signal_to_noise = alphas_cumprod / (1 - alphas_cumprod)
+        self._tables: dict[torch.device, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """How many steps there are: T, or the number kept by `respaced`."""
+        return len(self.betas)
+
+    def respaced(self, timesteps: Sequence[int]) -> NoiseSchedule:
+        """The process that visits only `timesteps` of this one (improved DDPM, eq. 19).
+
+        timesteps: distinct steps of this schedule, in any order. Raises ValueError for none, or for one
+        outside 0 … len(self) − 1.
+        """
+        kept = sorted({int(t) for t in timesteps})
+        if not kept or kept[0] < 0 or kept[-1] >= len(self):
+            raise ValueError(f"cannot keep the timesteps {kept}: name at least one of 0 … {len(self) - 1}")
+        alphas_cumprod = self.alphas_cumprod[kept]
+        before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+        spaced = NoiseSchedule.__new__(NoiseSchedule)
+        spaced._build(self.spec, 1 - alphas_cumprod / before, alphas_cumprod, self.timesteps[kept])
+        return spaced
+
+    def at(self, table: str, t: Timesteps, like: Tensor) -> PerSample:
+        """Entries `t` of a table, e.g. "betas", on t's device, in `like`'s precision but at least float32."""
+        if t.device not in self._tables:
+            # Apple's GPUs have no float64
+            dtype = torch.float32 if t.device.type == "mps" else torch.float64
+            tables = {name: v for name, v in vars(self).items() if isinstance(v, Tensor) and v.is_floating_point()}
+            self._tables[t.device] = {name: v.to(t.device, dtype) for name, v in tables.items()}
+        values = self._tables[t.device][table][t]
+        return values.to(torch.promote_types(like.dtype, torch.float32)).view(-1, 1, 1, 1)
+
+    # The forward process
+
+    def q_sample(self, x0: Images, t: Timesteps, noise: Images) -> Images:
+        """x₀ with the noise of step t, [B, C, H, W]."""
+        # DDPM, eq. 4: x_t = √ᾱ_t x₀ + √(1−ᾱ_t) ε
+        return self.at("sqrt_alphas_cumprod", t, x0) * x0 + self.at("sqrt_one_minus_alphas_cumprod", t, x0) * noise
+
+    def posterior_mean(self, x0: Images, x_t: Images, t: Timesteps) -> Images:
+        """Mean of q(x_{t−1} | x_t, x₀), [B, C, H, W]."""
+        # DDPM, eq. 7: μ̃ = √ᾱ_{t−1} β_t/(1−ᾱ_t) x₀ + √α_t (1−ᾱ_{t−1})/(1−ᾱ_t) x_t
+        return self.at("posterior_mean_coef1", t, x0) * x0 + self.at("posterior_mean_coef2", t, x_t) * x_t
+
+    def log_variance(self, values: Images, t: Timesteps) -> Images:
+        """Log-variance of a reverse step from a model's raw `values`, −1 … 1 for its two bounds."""
+        # improved DDPM, eq. 15: log Σ = ν log β_t + (1 − ν) log β̃_t
+        lower = self.at("posterior_log_variance_clipped", t, values)
+        upper = self.at("log_betas", t, values)
+        share = (values + 1) / 2
+        return share * upper + (1 - share) * lower
+
+    def snr(self, t: Timesteps) -> Float[Tensor, " b"]:
+        """Signal-to-noise ratio ᾱ_t/(1−ᾱ_t), float32 [B]."""
+        return self.at("signal_to_noise", t, t).flatten()
+
+    # x₀, ε and v, any from any
+
+    def predict_x0(self, x_t: Images, t: Timesteps, eps: Images) -> Images:
+        """x̂₀ from an estimate of the noise, not clipped."""
+        # DDPM, eq. 15 (PITI, above eq. 4): x̂₀ = (x_t − √(1−ᾱ_t) ε)/√ᾱ_t
+        recip = self.at("sqrt_recip_alphas_cumprod", t, eps)
+        return recip * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, eps) * eps
+
+    def eps_from_x0(self, x_t: Images, t: Timesteps, x0: Images) -> Images:
+        """The noise that makes x_t of x₀: the inverse of `predict_x0`."""
+        recip = self.at("sqrt_recip_alphas_cumprod", t, x0)
+        return (recip * x_t - x0) / self.at("sqrt_recipm1_alphas_cumprod", t, x0)
+
+    def v_from(self, x0: Images, noise: Images, t: Timesteps) -> Images:
+        """The velocity, what a "v_prediction" model predicts."""
+        # Salimans & Ho, section 4 and appendix D: v = α ε − σ x₀
+        return self.at("sqrt_alphas_cumprod", t, x0) * noise - self.at("sqrt_one_minus_alphas_cumprod", t, x0) * x0
+
+    def eps_from_v(self, x_t: Images, t: Timesteps, v: Images) -> Images:
+        """The noise that a velocity implies."""
+        # Salimans & Ho, appendix D: ε = α v + σ x_t
+        return self.at("sqrt_alphas_cumprod", t, v) * v + self.at("sqrt_one_minus_alphas_cumprod", t, v) * x_t
+
+    def x0_from_v(self, x_t: Images, t: Timesteps, v: Images) -> Images:
+        """The image that a velocity implies; divides by nothing, so it is exact at every t."""
+        # Salimans & Ho, appendix D: x₀ = α x_t − σ v
+        return self.at("sqrt_alphas_cumprod", t, v) * x_t - self.at("sqrt_one_minus_alphas_cumprod", t, v) * v
+
+    # A model's output, whichever of them it predicts
+
+    def target(self, x0: Images, noise: Images, t: Timesteps) -> Images:
+        """What the model is to predict: the noise, or the velocity."""
+        return noise if self.spec.prediction == "epsilon" else self.v_from(x0, noise, t)
+
+    def to_epsilon(self, output: Images, x_t: Images, t: Timesteps) -> Images:
+        """A model's output as noise, in float64 (float32 where the device has no float64).
+
+        x̂₀ divides ε by √ᾱ_t, 5e-5 at the last cosine step: a float32 ε of a v-model would there be off
+        by 2e-3 in x̂₀.
+        """
+        output, x_t = output.to(self._exact(output)), x_t.to(self._exact(x_t))
+        return output if self.spec.prediction == "epsilon" else self.eps_from_v(x_t, t, output)
+
+    def to_x0(self, output: Images, x_t: Images, t: Timesteps) -> Images:
+        """A model's output as x̂₀, not clipped; differentiable, for losses on x̂₀ (PITI, eq. 4-5)."""
+        convert = self.predict_x0 if self.spec.prediction == "epsilon" else self.x0_from_v
+        return convert(x_t, t, output)
+
+    @staticmethod
+    def _exact(like: Tensor) -> torch.dtype:
+        return torch.float32 if like.device.type == "mps" else torch.float64
+
+
+def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
+    """Which of `steps` timesteps a shorter run visits, ascending, as the released GLIDE and PITI choose.
+
+    spec: a count (250 or "250": evenly from first to last); counts a section ("10,10,3,2,2" or a list: the
+    steps are cut into as many equal sections); "ddim50": one fixed stride, as the DDIM paper; "fast27": the
+    released upsampler's sections, whose last step is 2 before the end (ᾱ there is not yet 0).
+    Raises ValueError that names the spec and what is possible.
+    """
+    if isinstance(spec, str) and spec.startswith("ddim"):
+        return _strided(steps, spec)
+    if spec == "fast27":
+        return [*space_timesteps(steps, FAST27)[:-1], steps - 3]
+    counts = _section_counts(spec)
+    kept: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        size = steps // len(counts) + (i < steps % len(counts))
+        if count > size:
+            raise ValueError(
+                f"respacing {spec!r}: {count} steps in a section of {size} "
+                f"({steps} timesteps in {len(counts)} sections); ask for at most {size} there"
+            )
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        kept += [start + round(stride * k) for k in range(count)]
+        start += size
+    return kept
+
+
+def _section_counts(spec: int | str | Sequence[int]) -> list[int]:
+    parts = [spec] if isinstance(spec, int) else spec.split(",") if isinstance(spec, str) else list(spec)
+    try:
+        counts = [int(part) for part in parts]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 0:
+        raise ValueError(
+            f"respacing {spec!r} is not understood; give a count (250), counts a section ('10,10,3,2,2'), "
+            "'ddim' and a count ('ddim50'), or 'fast27'"
+        )
+    return counts
+
+
+def _strided(steps: int, spec: str) -> list[int]:
+    """Every stride-th step from 0, for the stride that makes exactly the count asked for."""
+    count = spec.removeprefix("ddim")
+    possible = {len(range(0, steps, stride)): stride for stride in range(steps - 1, 0, -1)}
+    if not count.isdecimal() or int(count) not in possible:
+        near = sorted(possible, key=lambda n: abs(n - int(count)))[:2] if count.isdecimal() else [10, 50]
+        raise ValueError(
+            f"respacing {spec!r}: no whole stride over {steps} timesteps makes {count or 'no'} steps; "
+            f"nearest possible: {', '.join(f'ddim{n}' for n in sorted(near))}"
+        )
+    return list(range(0, steps, possible[int(count)]))

@@ -1,0 +1,227 @@
+"""Task encoders: a condition in, tokens for the prior out (PITI, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from piti.spec import Spec
+
+
+class Tokens(NamedTuple):
+    """What an encoder hands to a UNet."""
+
+    pooled: Float[Tensor, "b d"]
+    """One token for the whole condition; joins the time embedding."""
+    sequence: Float[Tensor, "b s d"]
+    """The tokens that attention reads."""
+    residuals: tuple[Tensor, ...] | None = None
+    """The aligned path: one map for each skip connection of the UNet and, last, one for its middle."""
+
+    def picked(self, rows: list[int]) -> Tokens:
+        """A batch of these rows, each as often as it is named."""
+        residuals = None if self.residuals is None else tuple(x[rows] for x in self.residuals)
+        return Tokens(self.pooled[rows], self.sequence[rows], residuals)
+
+    def joined(self, other: Tokens) -> Tokens:
+        """The rows of both, these first."""
+        residuals = None
+        if self.residuals is not None and other.residuals is not None:
+            pairs = zip(self.residuals, other.residuals, strict=True)
+            residuals = tuple(torch.cat(pair) for pair in pairs)
+        pooled = torch.cat([self.pooled, other.pooled])
+        return Tokens(pooled, torch.cat([self.sequence, other.sequence]), residuals)
+
+
+class EncoderSpec(Spec):
+    """A convolutional stem and a transformer. The defaults are PITI's encoder (29.29M parameters)."""
+
+    in_channels: int = Field(3, ge=1)
+    """Channels of the condition."""
+    size: int = Field(256, ge=1)
+    """Side of the condition in pixels."""
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Widths of the stem; the first keeps the resolution, each further one halves it."""
+    width: int = Field(512, ge=1)
+    """Width D of the tokens."""
+    layers: int = Field(8, ge=0)
+    heads: int = Field(8, ge=1)
+    norm_groups: int | None = Field(None, ge=1)
+    """Groups of the stem's normalisation; none: one group a channel, which is instance normalisation."""
+    residuals: bool = False
+    """The aligned path into the UNet's skip connections, beyond the paper; zero at the start."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EncoderSpec:
+        if not self.channels:
+            raise ValueError("'channels' is empty; give the stem at least one width")
+        if self.size % self.stride:
+            raise ValueError(
+                f"'size' {self.size} is not a multiple of {self.stride}, by which {len(self.channels)} "
+                "'channels' reduce it"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"'width' {self.width} is not a multiple of 'heads' {self.heads}")
+        for width in self.channels:
+            if self.norm_groups is not None and width % self.norm_groups:
+                raise ValueError(
+                    f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}"
+                )
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the condition to one token, along a side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and MLP, as in CLIP and GLIDE, with exact GELU."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        x = x + self.attend(self.norm_attention(x))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x))))
+
+    def attend(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        b, s, d = x.shape
+        qkv = self.to_qkv(x).view(b, s, 3, self.heads, d // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, S, D/heads]
+        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, S, D/heads]
+        return self.to_out(out.transpose(1, 2).reshape(b, s, d))
+
+
+class ConvStem(nn.Module):
+    """Convolutions that take a condition down to the tokens' grid, keeping the maps on the way."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        widths = (spec.in_channels, *spec.channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, 7 if i == 0 else 3, stride=1 if i == 0 else 2, padding=3 if i == 0 else 1)
+            for i, (c_in, c_out) in enumerate(zip(widths, widths[1:], strict=False))
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(spec.norm_groups or c, c) for c in spec.channels)
+        self.out = nn.Conv2d(spec.channels[-1], spec.width, 3, padding=1)
+
+    def forward(self, condition: Float[Tensor, "b c h w"]) -> tuple[Tensor, list[Tensor]]:
+        """The tokens' grid [B, D, h/stride, w/stride] and the map after every convolution, finest first."""
+        maps, x = [], condition
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.leaky_relu(norm(conv(x)), 0.2)
+            maps.append(x)
+        return self.out(x), maps
+
+
+class AlignedResiduals(nn.Module):
+    """Zero-initialised 1 × 1 convolutions from the encoder's maps to the UNet's skip connections.
+
+    PITI names the misalignment of small objects as its limitation: tokens carry little spatial
+    information. This path carries it. At the start of training it adds nothing.
+    """
+
+    def __init__(self, spec: EncoderSpec, skips: list[tuple[int, int]], sample_size: int) -> None:
+        super().__init__()
+        self.sources = [self._source(spec, sample_size // 2**level) for _, level in skips]
+        self.sources.append(self._source(spec, sample_size // 2 ** skips[-1][1]))
+        self.sides = [sample_size // 2**level for _, level in [*skips, skips[-1]]]
+        widths = [*spec.channels, spec.width]
+        targets = [channels for channels, _ in skips] + [skips[-1][0]]
+        self.size = spec.size
+        self.convs = nn.ModuleList(
+            nn.Conv2d(widths[source], target, 1) for source, target in zip(self.sources, targets, strict=True)
+        )
+        for conv in self.convs:
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    @staticmethod
+    def _source(spec: EncoderSpec, side: int) -> int:
+        """The coarsest of the stem's maps that is at least `side` wide; the transformer's below that."""
+        if spec.size // spec.stride >= side:
+            return len(spec.channels)
+        finer = [i for i in range(len(spec.channels)) if spec.size // 2**i >= side]
+        return finer[-1] if finer else 0
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """maps: the stem's, finest first, and last the transformer's tokens as a grid [B, D, h, w]."""
+        height, width = maps[0].shape[-2:]
+        scaled: dict[tuple[int, int], Tensor] = {}
+        residuals = []
+        for source, side, conv in zip(self.sources, self.sides, self.convs, strict=True):
+            if (source, side) not in scaled:
+                target = (height * side // self.size, width * side // self.size)
+                scaled[source, side] = _resized(maps[source], target)
+            residuals.append(conv(scaled[source, side]))
+        return tuple(residuals)
+
+
+def _resized(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
+    if x.shape[-2:] == size:
+        return x
+    if x.shape[-2] >= size[0]:
+        return F.adaptive_avg_pool2d(x, size)
+    return F.interpolate(x, size, mode="nearest")
+
+
+class ConditionEncoder(nn.Module):
+    """Condition [B, C, H, W] => Tokens(pooled [B, D], sequence [B, S, D], residuals or None).
+
+    Convolutions to a grid of tokens, then a transformer over them and a pooled token (PITI, section
+    3.2 and its released encoder). `skips` lists the UNet's skip connections for the aligned path.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, skips: list[tuple[int, int]] | None = None, sample_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = ConvStem(spec)
+        self.grid = spec.size // spec.stride
+        self.pooled_token = nn.Parameter(0.02 * torch.randn(1, 1, spec.width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, self.grid**2 + 1, spec.width))  # pooled first
+        self.blocks = nn.ModuleList(TransformerBlock(spec.width, spec.heads) for _ in range(spec.layers))
+        self.norm = nn.LayerNorm(spec.width)
+        self.residuals = None
+        if spec.residuals:
+            if skips is None or sample_size is None:
+                raise ValueError("residuals: true needs the UNet's skip connections; build a Translator")
+            self.residuals = AlignedResiduals(spec, skips, sample_size)
+
+    def forward(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
+        """condition: [B, in_channels, size, size]."""
+        self._check(condition)
+        grid, maps = self.stem(condition)  # [B, D, g, g]
+        x = grid.flatten(2).transpose(1, 2) + self.positions[:, 1:]  # [B, S, D]
+        pooled = (self.pooled_token + self.positions[:, :1]).expand(len(x), -1, -1)
+        x = torch.cat([x, pooled.to(x.dtype)], dim=1)  # [B, S+1, D]
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        sequence, pooled = x[:, :-1], x[:, -1]
+        if self.residuals is None:
+            return Tokens(pooled, sequence)
+        tokens = sequence.transpose(1, 2).unflatten(2, grid.shape[-2:])  # [B, D, g, g]
+        return Tokens(pooled, sequence, self.residuals([*maps, tokens]))
+
+    def _check(self, condition: Tensor) -> None:
+        expected = (self.spec.in_channels, self.spec.size, self.spec.size)
+        if tuple(condition.shape[1:]) != expected:
+            raise ValueError(
+                f"the encoder expects a condition of shape [B, {', '.join(map(str, expected))}], "
+                f"got {list(condition.shape)}; resize it, or load the model that fits it"
+            )

@@ -1,0 +1,100 @@
+"""The UNet: a spec that becomes `diffusers.UNet2DConditionModel` with GLIDE's arrangement."""
+
+from __future__ import annotations
+
+from diffusers import UNet2DConditionModel
+from pydantic import Field, model_validator
+
+from piti.spec import Spec
+
+
+class UNetSpec(Spec):
+    """Width, depth and attention of a UNet. The defaults are GLIDE's 64 px base (308.7M parameters).
+
+    The spec does not fix the number of input and output channels: the translator that owns the UNet
+    knows them from its patch size and from whether it also sees a small image.
+    """
+
+    channels: tuple[int, ...] = (192, 384, 576, 768)
+    """Width at each level; every level but the last halves the resolution."""
+    layers: int = Field(3, ge=1)
+    """Residual blocks at each level."""
+    attention: tuple[bool, ...] = (False, True, True, True)
+    """Whether a level attends to itself and to the condition's tokens."""
+    head_dim: int = Field(64, ge=1)
+    """Channels of one attention head."""
+    token_width: int = Field(512, ge=1)
+    """Width D of the condition's tokens."""
+    norm_groups: int = Field(32, ge=1)
+    """Groups of every group normalisation."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> UNetSpec:
+        if not self.channels:
+            raise ValueError("'channels' is empty; give one width for each level, such as [64, 128]")
+        if len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"'attention' has {len(self.attention)} entries and 'channels' {len(self.channels)}; "
+                "give one of each for every level"
+            )
+        for width, attends in zip(self.channels, self.attention, strict=True):
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}"
+                )
+            if attends and width % self.head_dim:
+                raise ValueError(f"'channels' has {width}, not a multiple of 'head_dim' {self.head_dim}")
+        return self
+
+    @property
+    def reduction(self) -> int:
+        """By how much the sides shrink on the way to the lowest level."""
+        return 2 ** (len(self.channels) - 1)
+
+    def skip_shapes(self) -> list[tuple[int, int]]:
+        """(channels, level) of every skip connection in the UNet's order; level k has side / 2^k."""
+        shapes = [(self.channels[0], 0)]
+        for level, width in enumerate(self.channels):
+            shapes += [(width, level)] * self.layers
+            if level + 1 < len(self.channels):
+                shapes.append((width, level + 1))
+        return shapes
+
+
+def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels: int) -> UNet2DConditionModel:
+    """GLIDE's UNet (Nichol et al. 2021) as a diffusers model.
+
+    The pooled token [B, D] goes in as `class_labels` and joins the time embedding; the token sequence
+    [B, S, D] goes in as `encoder_hidden_states` and extends the keys and values of the self-attention.
+    """
+    if sample_size % spec.reduction:
+        raise ValueError(
+            f"a UNet of {len(spec.channels)} levels needs a side that is a multiple of {spec.reduction}, "
+            f"got {sample_size}; change the image size, the patch size or the number of 'channels'"
+        )
+    down = [
+        "SimpleCrossAttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in spec.attention
+    ]
+    up = ["SimpleCrossAttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in spec.attention]
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        block_out_channels=spec.channels,
+        layers_per_block=spec.layers,
+        down_block_types=tuple(down),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=tuple(reversed(up)),
+        cross_attention_dim=spec.token_width,
+        attention_head_dim=spec.head_dim,
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=spec.token_width,
+        resnet_time_scale_shift="scale_shift",
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        act_fn="silu",
+        norm_num_groups=spec.norm_groups,
+        norm_eps=1e-5,
+        dropout=spec.dropout,
+    )

@@ -1,0 +1,78 @@
+"""The base of every specification: frozen, typed, validated, and helpful about typing errors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from piti.errors import UserError
+
+
+class SpecError(UserError):
+    """A specification does not parse. The message names the source, the key and the remedy."""
+
+
+class Spec(BaseModel):
+    """A frozen, typed description of something to build. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
+        """Validate plain data read from `source` (a file's name, a flag).
+
+        Raises SpecError with one line a mistake; an unknown key names the nearest known one.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            lines = [_explain(cls, item) for item in error.errors()]
+            raise SpecError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (JSON and YAML types only) from which `parse` makes an equal spec."""
+        return self.model_dump(mode="json")
+
+
+def _explain(root: type[Spec], item: Any) -> str:
+    path = [part for part in item["loc"]]
+    key = ".".join(str(part) for part in path)
+    if item["type"] == "extra_forbidden":
+        near = nearest(str(path[-1]), _known_keys(root, path[:-1]))
+        return f"unknown key '{key}'" + (f"; did you mean '{near}'?" if near else "")
+    if item["type"] == "missing":
+        return f"missing key '{key}'"
+    return f"'{key}' = {item.get('input')!r}: {item['msg']}" if key else str(item["msg"])
+
+
+def _known_keys(root: type[Spec], path: list[Any]) -> list[str]:
+    """Field names of the spec that stands at `path` below `root`."""
+    found: type[BaseModel] = root
+    for part in path:
+        field = found.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:
+            continue
+        nested = _spec_in(field.annotation)
+        if nested is not None:
+            found = nested
+    return list(found.model_fields)
+
+
+def _spec_in(annotation: Any) -> type[BaseModel] | None:
+    """The first spec class inside an annotation such as `list[Stage]` or `UNetSpec | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _spec_in(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word most like `word`, or None if nothing is near."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return match[0] if match else None

@@ -1,0 +1,20 @@
+"""Training: recipes, stages, the loop, and runs that survive being killed."""
+
+from piti.training.loop import TrainingDiverged, TrainingInterrupted
+from piti.training.recipes import Recipe, RecipeError, Stage, read_recipe, write_recipe
+from piti.training.run import plan, train
+from piti.training.state import RunError, RunFolder
+
+__all__ = [
+    "Recipe",
+    "RecipeError",
+    "RunError",
+    "RunFolder",
+    "Stage",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "plan",
+    "read_recipe",
+    "train",
+    "write_recipe",
+]

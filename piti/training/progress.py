@@ -1,0 +1,85 @@
+"""A run's progress for a person: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from piti.training import state
+from piti.training.recipes import Recipe
+
+
+class Meter:
+    """Times the steps, averages the loss, and shows both."""
+
+    def __init__(self, console: Console, recipe: Recipe, bar: Progress | None) -> None:
+        self.console, self.recipe, self.bar = console, recipe, bar
+        self.images = recipe.batch * recipe.accumulation
+        self.times: deque[float] = deque(maxlen=50)
+        self.losses: deque[float] = deque(maxlen=recipe.log_every)
+        self.task = bar.add_task("", total=recipe.steps, loss="", rate="") if bar else None
+        self.last = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        """Say which stage begins; the time until now is not a step's."""
+        self.last = time.perf_counter()
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, description=name)
+
+    def tick(self) -> float:
+        """Seconds since the last step."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        self.times.append(seconds)
+        return seconds
+
+    @property
+    def rate(self) -> float:
+        """Images a second of this process, over the last steps."""
+        return self.images * len(self.times) / sum(self.times) if self.times else 0.0
+
+    def mean_loss(self) -> float:
+        """Mean loss since the last line."""
+        return sum(self.losses) / max(1, len(self.losses))
+
+    def show(self, loss: float, progress: state.Progress) -> None:
+        """Bring the bar up to date."""
+        self.losses.append(loss)
+        if self.bar and self.task is not None:
+            shown = {"loss": f"loss {self.mean_loss():.4f}", "rate": f"{self.rate:.1f} images/s"}
+            self.bar.update(self.task, completed=progress.step, **shown)
+
+    def line(self, row: dict[str, Any]) -> None:
+        """Where there is no terminal, one line in the log."""
+        if self.bar is None:
+            left = (self.recipe.steps - row["step"]) * self.images / max(self.rate, 1e-9)
+            self.console.log(
+                f"{row['stage']} {row['step']}/{self.recipe.steps}  loss {row['loss']:.4f}  "
+                f"{row['images_per_second']:.1f} images/s  {left / 60:.0f} min left"
+            )
+
+
+@contextlib.contextmanager
+def training_bar(console: Console, recipe: Recipe, progress: state.Progress) -> Iterator[Meter]:
+    """A meter, with a live bar where the console is a terminal."""
+    if not console.is_terminal:
+        yield Meter(console, recipe, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        meter = Meter(console, recipe, bar)
+        if meter.task is not None:
+            bar.update(meter.task, completed=progress.step)
+        yield meter

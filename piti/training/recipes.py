@@ -1,0 +1,267 @@
+"""Recipes: everything needed to repeat a run, in one YAML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from piti.data.folders import FolderSpec
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.losses import WEIGHTINGS
+from piti.diffusion.samplers import SAMPLERS
+from piti.diffusion.schedule import ScheduleSpec
+from piti.models import EncoderSpec, UNetSpec
+from piti.spec import Spec, SpecError, nearest
+
+NETWORKS = ("encoder", "unet")
+
+
+class RecipeError(SpecError):
+    """A recipe cannot be read or does not fit the run that it is to continue."""
+
+
+class Stage(Spec):
+    """Who trains, for how long, how fast (PITI, section 3.2 and appendix A)."""
+
+    name: str = "joint"
+    trains: tuple[Literal["encoder", "unet"], ...] = NETWORKS
+    """The networks that learn; the others are frozen: no gradients, bit-identical afterwards."""
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
+    lr: float = Field(3e-5, gt=0)
+    """Learning rate of AdamW after the warm-up."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    decay: float = Field(0.0, ge=0, le=1)
+    """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
+
+    @field_validator("trains")
+    @classmethod
+    def _someone(cls, trains: tuple[str, ...]) -> tuple[str, ...]:
+        if not trains:
+            raise ValueError(f"nothing trains; name one or both of {', '.join(NETWORKS)}")
+        return trains
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of this stage's step `step`, counted from 0."""
+        rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
+        start = self.steps * (1 - self.decay)
+        if step > start:
+            rate *= 0.5 * (1 + math.cos(math.pi * (step - start) / (self.steps - start)))
+        return rate
+
+
+class ModelSpec(Spec):
+    """The translator to train. The encoder's channels follow from the condition."""
+
+    image_size: int = Field(64, ge=8)
+    patch_size: int = Field(1, ge=1)
+    learned_variance: bool = True
+    encoder: EncoderSpec = EncoderSpec()
+    unet: UNetSpec = UNetSpec()
+
+
+class LossSpec(Spec):
+    """How eq. 3 weighs the timesteps and the variational bound."""
+
+    weighting: str = "uniform"
+    vb_weight: float | None = None
+    """Weight of the bound; none: T / 1000, as GLIDE trains."""
+
+    @field_validator("weighting")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of(name, WEIGHTINGS)
+
+
+class OptimizerSpec(Spec):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the whole gradient."""
+
+
+class PreviewSpec(Spec):
+    """Validation: the loss on fixed timesteps and noise, and samples of fixed conditions."""
+
+    every: int = Field(1000, ge=1)
+    count: int = Field(8, ge=1)
+    sampler: str = "ddim"
+    steps: int = Field(20, ge=1)
+    guidance: Guidance = Guidance()
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of(name, SAMPLERS)
+
+
+class CheckpointSpec(Spec):
+    """How often a run is saved and how many of the newest checkpoints are kept."""
+
+    every: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class Recipe(Spec):
+    """A run: condition, networks, noise schedule, data, stages, and how they are trained."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    condition: dict[str, Any] = Field(default_factory=lambda: {"kind": "mask"})
+    """A condition's configuration: `kind`, and what that kind needs. A mask without `classes` takes
+    `classes.json` from the data's root."""
+    model: ModelSpec = ModelSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    data: FolderSpec = FolderSpec()
+    stages: tuple[Stage, ...] = (Stage(),)
+    batch: int = Field(32, ge=1)
+    """Images of one process in one backward pass."""
+    accumulation: int = Field(1, ge=1)
+    """Backward passes to one optimiser step."""
+    condition_dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of conditions replaced by the null condition, for classifier-free guidance."""
+    loss: LossSpec = LossSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    ema: float = Field(0.9999, ge=0, lt=1)
+    """Decay of the running average of the weights."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    workers: int = Field(1, ge=0)
+    log_every: int = Field(50, ge=1)
+    preview: PreviewSpec = PreviewSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if not self.stages:
+            raise ValueError("'stages' is empty; give at least one")
+        if self.data.size != self.model.image_size:
+            raise ValueError(
+                f"'data.size' {self.data.size} is not 'model.image_size' {self.model.image_size}; make them equal"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[int, int]:
+        """Index of the stage to which optimiser step `step` belongs, and the step within it."""
+        for index, stage in enumerate(self.stages):
+            if step < stage.steps:
+                return index, step
+            step -= stage.steps
+        raise IndexError(f"the recipe has {self.steps} steps")
+
+
+# What may differ between a checkpoint's recipe and the one that goes on with it. Lengths of stages are
+# among them: where they matter (the decay of the learning rate) they act on the steps still to come.
+FREE_KEYS = {
+    "workers", "log_every", "preview", "checkpoint", "data.root", "data.cache", "data.cache_gib"
+}  # fmt: skip
+FREE_STAGE_KEYS = {"steps", "decay"}
+
+
+def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, with `changes` of the form `stages.0.lr=1e-4` on top.
+
+    Raises SpecError that names the file and key, what was expected, and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected keys such as 'name' and 'stages', got {type(values).__name__}")
+    for change in changes:
+        _apply(values, change)
+    return Recipe.parse(values, str(path))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe that `read_recipe` reads back as an equal one."""
+    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    """Set one value, `key.of.it=value` with the value in YAML."""
+    key, sign, text = change.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"--set {change}: expected KEY=VALUE, such as stages.0.lr=1e-4")
+    place: Any = values
+    *parents, last = key.split(".")
+    for part in parents:
+        place = _inside(place, part, change)
+    value = _number_or(yaml.safe_load(text))
+    if isinstance(place, list):
+        _inside(place, last, change)
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise RecipeError(f"--set {change}: '{'.'.join(parents)}' is a single value and holds no '{last}'")
+
+
+def _inside(place: Any, part: str, change: str) -> Any:
+    if isinstance(place, list):
+        if not part.isdigit() or int(part) >= len(place):
+            raise RecipeError(f"--set {change}: '{part}' is none of the indices 0 to {len(place) - 1}")
+        return place[int(part)]
+    if isinstance(place, dict):
+        return place.setdefault(part, {})
+    raise RecipeError(f"--set {change}: '{part}' lies inside a single value")
+
+
+def _number_or(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; a person means a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _one_of(name: str, known: Mapping[str, Any]) -> str:
+    if name in known:
+        return name
+    near = nearest(name, list(known))
+    hint = f"; did you mean '{near}'?" if near else ""
+    raise ValueError(f"unknown; known are {', '.join(known)}{hint}")
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The keys in which two recipes differ and which a continued run may not change, with both values."""
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    found = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not _free(key):
+            found.append(f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now")
+    return found
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _free(key: str) -> bool:
+    parts = key.split(".")
+    if parts[0] == "stages":
+        return parts[-1] in FREE_STAGE_KEYS
+    return any(".".join(parts[:n]) in FREE_KEYS for n in range(1, len(parts) + 1))

@@ -1,0 +1,153 @@
+"""A run on disk: checkpoints that are complete or absent, metrics, and the recipe beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from piti.errors import UserError
+from piti.training.recipes import Recipe, RecipeError, differences, read_recipe, write_recipe
+
+PARTIAL = ".partial"
+RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.yaml"
+
+
+class RunError(UserError):
+    """A run's folder cannot be used as asked. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int
+    """Optimiser steps done, over all stages."""
+    images_seen: int
+    seconds: float
+    """Time spent training, over all sessions of the run."""
+    version: str
+    """Of the package that wrote it."""
+
+
+class RunFolder:
+    """The folder of a run.
+
+    recipe.yaml, metrics.jsonl, previews/, checkpoints/step-NNNNNNNN/ (weights, EMA, optimiser, step, random
+    state, recipe, package version), model/ (a pipeline with the averaged weights).
+
+    A checkpoint is written under another name, flushed to the disk, and renamed when it is whole.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.checkpoints = self.root / "checkpoints"
+        self.previews = self.root / "previews"
+        self.model = self.root / "model"
+        self.metrics = self.root / "metrics.jsonl"
+
+    def begin(self, recipe: Recipe, resume: bool) -> Path | None:
+        """Make the folder ready; returns the checkpoint to go on from, or None to start afresh.
+
+        Raises RunError if the folder holds a run and `resume` is not asked for, and RecipeError if the
+        recipe differs from that run's in more than its lengths and cadences.
+        """
+        newest = self.newest()
+        if not resume and (newest or self.metrics.exists()):
+            raise RunError(
+                f"{self.root} holds a run already; add --resume to go on with it, or give another --out"
+            )
+        if newest is not None:
+            changed = differences(read_recipe(newest / RECIPE_FILE), recipe)
+            if changed:
+                raise RecipeError(
+                    f"{newest} was trained with another recipe; undo these changes or give another --out:\n  "
+                    + "\n  ".join(changed)
+                )
+        for folder in (self.checkpoints, self.previews):
+            folder.mkdir(parents=True, exist_ok=True)
+        for leftover in [*self.checkpoints.glob("*" + PARTIAL), *self.root.glob("*" + PARTIAL)]:
+            shutil.rmtree(leftover)
+        write_recipe(recipe, self.root / RECIPE_FILE)
+        return newest
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = sorted(p for p in self.checkpoints.glob("step-*") if not p.name.endswith(PARTIAL))
+        return found[-1] if found else None
+
+    def partial_checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of this step is to be written before it is whole."""
+        return self.checkpoints / f"step-{step:08d}{PARTIAL}"
+
+    def complete_checkpoint(self, partial: Path, progress: Progress, recipe: Recipe, keep: int) -> Path:
+        """Add progress and recipe, make the checkpoint count, and drop the oldest beyond `keep`."""
+        write_recipe(recipe, partial / RECIPE_FILE)
+        (partial / RUN_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+        final = partial.with_name(partial.name.removesuffix(PARTIAL))
+        publish_folder(partial, final)
+        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    def write_model(self, write: Callable[[Path], None]) -> None:
+        """Replace `model/` by what `write` puts into an empty folder."""
+        partial = self.model.with_name(self.model.name + PARTIAL)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        publish_folder(partial, self.model)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one JSON line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was logged after `step`, and a last line that was cut short."""
+        if not self.metrics.exists():
+            return
+        kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        partial = self.metrics.with_name(self.metrics.name + ".new")
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        partial.replace(self.metrics)
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """The progress saved in a checkpoint."""
+    return Progress(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+
+
+def publish_folder(partial: Path, final: Path) -> None:
+    """Flush a finished folder to the disk and rename it to its final name, replacing what was there."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    _flush(partial)
+    old = final.with_name(final.name + ".old" + PARTIAL)
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,174 @@
+"""Files in, files out: conditions on disk to images on disk, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from piti.conditions import ConditionError
+from piti.errors import UserError
+from piti.images import ImageError, grid, list_images, open_image, save_png
+from piti.pipeline import PITIPipeline
+from piti.seeding import derive_seed
+
+SHEET = "sheet.png"
+SHEET_ROWS = 64
+SHEET_SIDE = 192
+
+
+class TranslationError(UserError):
+    """The inputs of a translation cannot be used. The message lists every one of them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample; None takes the model's default."""
+
+    num: int = 1
+    seed: int = 0
+    guidance: float | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make."""
+
+    source: Path
+    raw: Tensor
+    number: int
+    seed: int
+    target: Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a translation did."""
+
+    made: list[Path]
+    kept: list[Path]
+    sheet: Path
+
+
+def translate_files(
+    pipeline: PITIPipeline,
+    inputs: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    name: str,
+    overwrite: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Translate condition files and folders of them into `out/STEM_0.png` … and `out/sheet.png`.
+
+    The noise of an image follows from the seed, the condition's content and the image's number, so it
+    does not depend on the file's name, the other files, or the batch. Existing images are kept unless
+    `overwrite`. name: of the model, for the PNG's metadata. on_step: (denoising steps done, in all).
+
+    Raises TranslationError for unreadable inputs before anything is made or written.
+    """
+    sources = _sources(inputs)
+    jobs = _jobs(pipeline, sources, out, settings)
+    todo = [job for job in jobs if overwrite or not job.target.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    batches = [todo[k : k + settings.batch] for k in range(0, len(todo), settings.batch)]
+    for index, batch in enumerate(batches):
+
+        def stepped(done: int, total: int, _: Tensor, index: int = index) -> None:
+            if on_step is not None:
+                on_step(index * total + done, len(batches) * total)
+
+        images = pipeline(
+            [job.raw for job in batch],
+            guidance=settings.guidance,
+            steps=settings.steps,
+            sampler=settings.sampler,
+            generator=[torch.Generator().manual_seed(job.seed) for job in batch],
+            batch_size=len(batch),
+            on_step=stepped,
+        ).images
+        for job, image in zip(batch, images, strict=True):
+            save_png(image, job.target, _metadata(job, settings, pipeline, name))
+    sheet = out / SHEET
+    save_png(contact_sheet(pipeline, jobs), sheet)
+    made = {job.target for job in todo}
+    return Report([job.target for job in todo], [j.target for j in jobs if j.target not in made], sheet)
+
+
+def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:
+    """Each condition beside its images, the first `SHEET_ROWS` conditions."""
+    rows: dict[Path, list[Image.Image]] = {}
+    for job in jobs:
+        if job.source not in rows:
+            if len(rows) == SHEET_ROWS:
+                break
+            preview = pipeline.condition.preview(job.raw)
+            rows[job.source] = [preview.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.NEAREST)]
+        image = open_image(job.target)
+        side = max(SHEET_SIDE, image.width)
+        rows[job.source].append(image.resize((side, side), Image.Resampling.BICUBIC))
+    return grid(list(rows.values()))
+
+
+def _sources(inputs: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = list_images(path)
+            if not inside:
+                raise TranslationError(f"{path}: the folder holds no images; give one that does, or files")
+            found += inside
+        else:
+            found.append(path)
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise TranslationError(
+                f"{other} and {path} would write the same files; rename one, or use two --out"
+            )
+    return list(by_stem.values())
+
+
+def _jobs(pipeline: PITIPipeline, sources: list[Path], out: Path, settings: Settings) -> list[Job]:
+    """All images to make, every condition read. Raises TranslationError with all problems together."""
+    if settings.num < 1 or settings.batch < 1:
+        raise TranslationError(f"--num {settings.num} and --batch {settings.batch} must be at least 1")
+    jobs: list[Job] = []
+    problems: list[str] = []
+    for source in sources:
+        try:
+            raw = pipeline.read(source)
+        except (ConditionError, ImageError) as error:
+            problems.append(str(error))
+            continue
+        content = hashlib.sha256(raw.numpy().tobytes()).hexdigest()
+        for number in range(settings.num):
+            seed = derive_seed(settings.seed, content, number)
+            jobs.append(Job(source, raw, number, seed, out / f"{source.stem}_{number}.png"))
+    if problems:
+        raise TranslationError(
+            f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
+        )
+    return jobs
+
+
+def _metadata(job: Job, settings: Settings, pipeline: PITIPipeline, name: str) -> dict[str, str]:
+    chosen = {key: getattr(settings, key) for key in ("guidance", "steps", "sampler")}
+    used = {key: pipeline.defaults[key] if value is None else value for key, value in chosen.items()}
+    values = {
+        "model": name,
+        "condition": job.source.name,
+        "seed": settings.seed,
+        "number": job.number,
+        **used,
+    }
+    return {f"piti:{key}": str(value) for key, value in values.items()}

@@ -1,0 +1,99 @@
+"""What tests share: recorded tensors and real photographs where present, and small data that they make."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("PITI_SHARED", ROOT.parent / "shared"))
+
+TINY_CLASSES = {
+    "classes": [
+        {"id": 0, "name": "sky", "color": [128, 128, 128]},
+        {"id": 1, "name": "road", "color": [128, 64, 128]},
+        {"id": 2, "name": "car", "color": [64, 0, 128]},
+    ],
+    "ignore": 255,
+}
+TINY_MODEL = {
+    "image_size": 16,
+    "patch_size": 2,
+    "encoder": {"size": 16, "channels": [8, 16, 16], "width": 16, "layers": 1, "heads": 2, "norm_groups": 4, "residuals": True},
+    "unet": {
+        "channels": [16, 32],
+        "layers": 1,
+        "attention": [False, True],
+        "head_dim": 8,
+        "token_width": 16,
+        "norm_groups": 8,
+    },
+}  # fmt: skip
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.exists():
+        pytest.skip(f"{name}: not present at {folder} (set PITI_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Recorded tensors of the released code."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """Real street photographs with masks."""
+    return _shared("data/camvid")
+
+
+@pytest.fixture(scope="session")
+def referee() -> Path:
+    """The script that judges generated street scenes."""
+    return _shared("tools/referee.py")
+
+
+@pytest.fixture
+def tiny_data(tmp_path: Path) -> Path:
+    """Twelve pairs, 40 × 32: a road below a sky of a random height, with a car; photographs in flat colours."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    (root / "classes.json").write_text(json.dumps(TINY_CLASSES))
+    colours = np.array([[120, 170, 230], [90, 90, 95], [200, 30, 40]], np.uint8)
+    keys = [f"scene-{k:02d}" for k in range(12)]
+    for key in keys:
+        label = np.zeros((32, 40), np.uint8)
+        label[rng.integers(10, 22) :] = 1
+        left = rng.integers(0, 30)
+        label[18:26, left : left + 8] = 2
+        Image.fromarray(label).save(root / "labels" / f"{key}.png")
+        Image.fromarray(colours[label]).save(root / "images" / f"{key}.png")
+    (root / "splits.json").write_text(json.dumps({"train": keys[:9], "val": keys[9:]}))
+    return root
+
+
+def tiny_recipe(root: Path, **changes: object) -> dict[str, object]:
+    """A recipe that trains in a second or two."""
+    values: dict[str, object] = {
+        "name": "tiny",
+        "model": TINY_MODEL,
+        "data": {"root": str(root), "size": 16},
+        "stages": [{"name": "joint", "steps": 8, "lr": 1e-3}],
+        "batch": 4,
+        "precision": "no",
+        "workers": 0,
+        "log_every": 2,
+        "preview": {"every": 4, "count": 2, "steps": 2},
+        "checkpoint": {"every": 3, "keep": 2},
+    }
+    return values | changes

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piti.conditions import ClassTable, MaskCondition
+from piti.data.batches import Batch, BatchStream, loader
+from piti.data.folders import DataError, FolderSpec, PairedFolder
+
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    draw = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (root / name).mkdir()
+    for k in range(COUNT):
+        Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(root / f"images/{k}.png")
+        Image.fromarray(draw.integers(0, 2, (12, 16), dtype=np.uint8)).save(root / f"labels/{k}.png")
+    table = ClassTable(names=("a", "b"), ids=(0, 1), colours=((1, 1, 1), (2, 2, 2)))
+    return PairedFolder(FolderSpec(root=root, size=8), MaskCondition(table))
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    assert one.keys == other.keys
+    assert torch.equal(one.image, other.image)
+    assert torch.equal(one.condition, other.condition)
+
+
+def test_shapes(folder):
+    batch = BatchStream(folder, 3, seed=0)[0]
+    assert batch.image.shape == (3, 3, 8, 8)
+    assert batch.condition.shape == (3, 1, 8, 8)
+    assert batch.condition.dtype == torch.uint8
+    assert len(batch.keys) == 3
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(3, 1), (4, 2), (1, 3), (16, 2)])
+def test_every_epoch_has_each_pair_once_over_all_ranks(folder, batch_size, world):
+    """Also where the batches of a step straddle epochs, or hold more than one."""
+    epochs = 4
+    steps = -(-epochs * COUNT // (batch_size * world))
+    streams = [BatchStream(folder, batch_size, 5, rank, world) for rank in range(world)]
+    keys = [key for step in range(steps) for stream in streams for key in stream[step].keys]
+    for epoch in range(epochs):
+        part = keys[epoch * COUNT : (epoch + 1) * COUNT]
+        assert Counter(part) == {str(k): 1 for k in range(COUNT)}
+    assert keys[:COUNT] != keys[COUNT : 2 * COUNT]
+
+
+def test_a_batch_depends_on_seed_step_and_rank_alone(folder):
+    """Whatever was asked for before, in whatever order: so a resumed run is the uninterrupted one."""
+    uninterrupted = BatchStream(folder, 4, seed=1)
+    batches = [uninterrupted[step] for step in range(12)]
+    for step in (11, 2, 7, 2):
+        assert_equal(BatchStream(folder, 4, seed=1)[step], batches[step])
+        assert_equal(uninterrupted[step], batches[step])
+
+
+def test_the_sequence_of_samples_does_not_depend_on_the_number_of_ranks(folder):
+    one = BatchStream(folder, 6, seed=2)[1]
+    parts = [BatchStream(folder, 3, 2, rank, 2)[1] for rank in range(2)]
+    assert one.keys == parts[0].keys + parts[1].keys
+    assert torch.equal(one.image, torch.cat([part.image for part in parts]))
+
+
+def test_seeds_differ_in_order_and_in_crops(folder):
+    one, other = (BatchStream(folder, COUNT, seed)[0] for seed in (0, 1))
+    assert one.keys != other.keys
+    by_key = [dict(zip(batch.keys, batch.image, strict=True)) for batch in (one, other)]
+    assert not all(torch.equal(by_key[0][key], by_key[1][key]) for key in one.keys)
+
+
+def test_the_same_picture_is_cropped_anew_every_epoch(folder):
+    stream = BatchStream(folder, COUNT, seed=0)
+    crops = set()
+    for epoch in range(40):
+        batch = stream[epoch]
+        crops.add(batch.image[batch.keys.index("0")].numpy().tobytes())
+    assert len(crops) > 25
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_gives_the_streams_batches_in_order(folder, workers):
+    stream = BatchStream(folder, 4, seed=3)
+    batches = list(loader(stream, 5, 9, workers))
+    assert len(batches) == 4
+    for step, batch in enumerate(batches, start=5):
+        assert isinstance(batch, Batch)
+        assert_equal(batch, stream[step])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0, 0), "batch size = 0"), ((1, 0, 2, 2), "rank = 2 of 2"), ((1, 0, -1, 2), "rank = -1")],
+)
+def test_impossible_settings(folder, arguments, message):
+    with pytest.raises(DataError, match=message):
+        BatchStream(folder, *arguments)

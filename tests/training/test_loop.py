@@ -1,0 +1,237 @@
+"""The loop: stages freeze, killed runs end as if never killed, and what diverges stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from piti.spec import SpecError
+from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, train
+from piti.training.loop import Trainer
+from piti.training.run import build_condition, build_translator
+from tests.conftest import tiny_recipe
+
+WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
+
+
+def recipe_of(root: Path, **changes: object) -> Recipe:
+    return Recipe.parse(tiny_recipe(root, **changes), "test")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / WEIGHTS)
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_a_model_metrics_and_previews(tiny_data: Path, tmp_path: Path) -> None:
+    model = train(recipe_of(tiny_data), tmp_path / "run")
+    assert (model / "model_index.json").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows if "validation_loss" in row] == [4, 8]
+    assert rows[-1]["validation_loss"] > 0
+    assert rows[0]["images_seen"] == 8
+    assert {p.name for p in (tmp_path / "run/previews").iterdir()} == {"step-00000004.png", "step-00000008.png"}
+    newest = RunFolder(tmp_path / "run").newest()
+    assert newest is not None
+    assert newest.name == "step-00000008"
+    assert json.loads((newest / "run.json").read_text())["images_seen"] == 32
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
+
+
+def test_it_learns(tiny_data: Path, tmp_path: Path) -> None:
+    stages = [{"name": "joint", "steps": 60, "lr": 3e-3}]
+    train(recipe_of(tiny_data, stages=stages, log_every=10, ema=0.5, preview={"every": 60, "count": 1}), tmp_path / "run")
+    losses = [json.loads(line).get("loss") for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_adapting_leaves_the_unet_bit_identical_and_without_gradients(tiny_data: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_data, stages=[{"name": "adapt", "trains": ["encoder"], "steps": 4, "lr": 1e-2}])
+    before = build_translator(recipe, build_condition(recipe)).state_dict()
+    seen = []
+    step = Trainer.train_step
+
+    def watched(self: Trainer, *args: object) -> object:
+        result = step(self, *args)  # type: ignore[arg-type]
+        unet = self.translator.get_submodule("unet")
+        seen.append([p.grad is None and not p.requires_grad for p in unet.parameters()])
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", watched)
+        train(recipe, tmp_path / "run")
+    assert len(seen) == 4
+    assert all(all(row) for row in seen)
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("unet."))
+    assert not torch.equal(before["encoder.stem.out.weight"], after["encoder.stem.out.weight"])
+
+
+def test_then_the_joint_stage_moves_the_unet(tiny_data: Path, tmp_path: Path) -> None:
+    stages = [{"name": "adapt", "trains": ["encoder"], "steps": 2}, {"name": "joint", "steps": 2, "lr": 1e-2}]
+    recipe = recipe_of(tiny_data, stages=stages)
+    before = build_translator(recipe, build_condition(recipe)).state_dict()
+    train(recipe, tmp_path / "run")
+    assert not torch.equal(before["unet.conv_in.weight"], weights(tmp_path / "run")["unet.conv_in.weight"])
+
+
+def test_frozen_networks_still_pass_gradients_on(tiny_data: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_data, stages=[{"name": "adapt", "trains": ["encoder"], "steps": 30, "lr": 1e-2}], ema=0.0)
+    train(recipe, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(row["grad_norm"] > 0 for row in rows if "grad_norm" in row)
+
+
+STAGES = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 5, "lr": 1e-3, "decay": 0.5}]
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 6])
+def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, stop_after: int) -> None:
+    """Stopped in the first stage, between the stages, and between two checkpoints."""
+    dropout = {"model": tiny_recipe(tiny_data)["model"] | {"unet": tiny_recipe(tiny_data)["model"]["unet"] | {"dropout": 0.1}}}  # type: ignore[operator,index]
+    recipe = recipe_of(tiny_data, stages=STAGES, accumulation=2, **dropout)
+    train(recipe, tmp_path / "whole")
+    real = Trainer.train_step
+
+    def interrupted(self: Trainer, *args: object) -> object:
+        if self.progress.step == stop_after:
+            raise RuntimeError("power cut")
+        return real(self, *args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(recipe, tmp_path / "cut")
+    train(recipe, tmp_path / "cut", resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    logged = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    assert logged == [json.loads(line)["step"] for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+
+
+def start(root: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    path = root / "recipe.yaml"
+    stages = [{"name": "joint", "steps": 40, "lr": 1e-3}]
+    path.write_text(yaml.safe_dump(tiny_recipe(root, stages=stages, checkpoint={"every": 2, "keep": 2})))
+    command = [sys.executable, "-m", "piti.cli", "train", str(path), "--out", str(out), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_killed_by_the_kernel_and_resumed(tiny_data: Path, tmp_path: Path) -> None:
+    assert start(tiny_data, tmp_path / "whole").wait() == 0
+    process = start(tiny_data, tmp_path / "cut")
+    wait_for(tmp_path / "cut/checkpoints/step-00000004", process)
+    time.sleep(0.1 * np.random.default_rng().random())  # anywhere, saving included
+    process.kill()
+    process.wait()
+    assert start(tiny_data, tmp_path / "cut", "--resume").wait() == 0
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert not list((tmp_path / "cut").rglob("*.partial"))
+
+
+def test_interrupted_by_the_keyboard_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
+    process = start(tiny_data, tmp_path / "run")
+    wait_for(tmp_path / "run/checkpoints/step-00000002", process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "--resume" in said
+    assert "Traceback" not in said
+    newest = RunFolder(tmp_path / "run").newest()
+    assert newest is not None
+    assert f"step {int(newest.name.removeprefix('step-'))}" in " ".join(said.split())
+
+
+def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_data)
+    train(recipe, tmp_path / "whole")
+
+    def cut(self: RunFolder, partial: Path, *_: object) -> None:
+        assert any(partial.iterdir())
+        if partial.name.startswith("step-00000006"):
+            raise RuntimeError("power cut")
+        return real(self, partial, *_)  # type: ignore[arg-type]
+
+    real = RunFolder.complete_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "complete_checkpoint", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(recipe, tmp_path / "cut")
+    newest = RunFolder(tmp_path / "cut").newest()
+    assert newest is not None
+    assert newest.name == "step-00000003"
+    train(recipe, tmp_path / "cut", resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_not_a_number_stops_the_run_and_names_step_and_files(tiny_data: Path, tmp_path: Path) -> None:
+    real = Trainer.losses
+
+    def poisoned(self: Trainer, model: object, batch: object, draw: int) -> object:
+        losses = real(self, model, batch, draw)  # type: ignore[arg-type]
+        return type(losses)(losses.simple, losses.vb, losses.total * float("nan") if draw == 4 else losses.total)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "losses", poisoned)
+        with pytest.raises(TrainingDiverged, match=r"step 5: loss nan.*step-00000003.*scene-\d\d, scene-\d\d"):
+            train(recipe_of(tiny_data), tmp_path / "run")
+    checkpoint = load_file(RunFolder(tmp_path / "run").newest() / "model.safetensors")  # type: ignore[operator]
+    assert all(torch.isfinite(value).all() for value in checkpoint.values())
+    train(recipe_of(tiny_data), tmp_path / "run", resume=True)
+
+
+def test_a_stop_asked_for_before_the_last_step(tiny_data: Path, tmp_path: Path) -> None:
+    real = Trainer.train_step
+
+    def asks(self: Trainer, *args: object) -> object:
+        self.stop_asked = self.progress.step == 4
+        return real(self, *args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", asks)
+        with pytest.raises(TrainingInterrupted, match="saved at step 5"):
+            train(recipe_of(tiny_data), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").newest().name == "step-00000005"  # type: ignore[union-attr]
+
+
+def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(tiny_data: Path, tmp_path: Path) -> None:
+    train(recipe_of(tiny_data), tmp_path / "run")
+    before = weights(tmp_path / "run")
+    with pytest.raises(RunError, match="--resume"):
+        train(recipe_of(tiny_data), tmp_path / "run")
+    with pytest.raises(SpecError, match="batch: 4 in the checkpoint, 2 now"):
+        train(recipe_of(tiny_data, batch=2), tmp_path / "run", resume=True)
+    assert equal(before, weights(tmp_path / "run"))
+
+
+def test_bad_data_stops_before_anything_is_written(tiny_data: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 40), 77, np.uint8)).save(tiny_data / "labels/scene-03.png")
+    (tiny_data / "images/scene-05.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"(?s)scene-03.*scene-05|scene-05.*scene-03"):
+        train(recipe_of(tiny_data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
