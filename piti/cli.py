@@ -28,12 +28,8 @@ def train(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE on top of the recipe, such as stages.0.lr=1e-4."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")] = False,
 ) -> None:
     """Train a translator as a recipe says."""
     from piti.training import plan, read_recipe
@@ -51,26 +47,16 @@ def train(
 @app.command()
 def translate(
     inputs: Annotated[list[Path], typer.Argument(help="Conditions: files, or folders of them.")],
-    model: Annotated[
-        str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")
-    ] = "street",
+    model: Annotated[str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")] = "street",
     num: Annotated[int, typer.Option(min=1, help="Images for each condition.")] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance w; 0 is off. The model's own by default.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps. The model's own by default.")
-    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance w; 0 is off. The model's own by default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. The model's own by default.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm++, dpm++sde or unipc.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 8,
     out: Annotated[Path, typer.Option(help="Where STEM_0.png … and sheet.png go.")] = Path("out"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make images anew that exist already.")
-    ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")
-    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make images anew that exist already.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,
 ) -> None:
     """Translate conditions into images, and lay both out on a contact sheet."""
     from piti.pipeline import PITIPipeline, fastest_device
@@ -114,3 +100,7 @@ def main() -> None:
     except UserError as error:
         log.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

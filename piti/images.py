@@ -19,6 +19,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from piti.errors import UserError
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded (a decompression bomb is a few kB on disk)."""
@@ -39,7 +41,7 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture cannot be read, converted or written. The message names the file and the remedy."""
 
 
@@ -65,9 +67,7 @@ def open_image(path: str | Path) -> Image.Image:
         try:
             image.load()
         except _DECODER_ERRORS as error:
-            raise ImageError(
-                f"{path}: damaged or incomplete ({error}); copy or export the file again"
-            ) from error
+            raise ImageError(f"{path}: damaged or incomplete ({error}); copy or export the file again") from error
         return _upright(image)
 
 
@@ -122,9 +122,7 @@ def _open_header(path: str | Path) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
-        raise ImageError(
-            f"{path}: {width} x {height} pixels, at most {MAX_PIXELS} are decoded; make it smaller"
-        )
+        raise ImageError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS} are decoded; make it smaller")
     return image
 
 
@@ -272,8 +270,6 @@ def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | Non
             image.save(file, format="PNG", pnginfo=info)
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
-        raise ImageError(
-            f"{path}: cannot be written ({error}); check the folder and the free space"
-        ) from error
+        raise ImageError(f"{path}: cannot be written ({error}); check the folder and the free space") from error
     finally:
         temporary.unlink(missing_ok=True)

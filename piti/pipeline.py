@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition, condition_from_config
 from piti.diffusion.conditioning import conditioned
 from piti.diffusion.guidance import Guidance, guided
-from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
+from piti.diffusion.samplers import OnStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.schedulers import spec_of
 from piti.errors import UserError
@@ -44,12 +45,24 @@ class PITIPipelineOutput(BaseOutput):
     """`num_images` for each condition, in the order of the conditions."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample, everything decided."""
+
+    guidance: Guidance
+    steps: int | str
+    sampler: str
+
+
 class PITIPipeline(DiffusionPipeline):
     """Translates conditions into images (PITI, section 3).
 
     base: the translator that makes the image; scheduler: the noise schedule it was trained with;
     condition: how its input is read; defaults: `sampler`, `steps` and `guidance` of this model.
     """
+
+    base: Translator
+    condition: Condition
 
     def __init__(
         self,
@@ -59,8 +72,7 @@ class PITIPipeline(DiffusionPipeline):
         defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(base=base, scheduler=scheduler)
-        self.condition = condition
+        self.register_modules(base=base, scheduler=scheduler, condition=condition)
         self.defaults = SETTINGS | (defaults or {})
         self.schedule = NoiseSchedule(spec_of(scheduler))
 
@@ -74,7 +86,7 @@ class PITIPipeline(DiffusionPipeline):
         sampler: str | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
-        on_step: Callable[[int, int, Tensor], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> PITIPipelineOutput:
         """Translate one condition or several, `num_images` times each.
 
@@ -86,23 +98,17 @@ class PITIPipeline(DiffusionPipeline):
 
         Raises ConditionError or ImageError for a condition, ValueError for a setting.
         """
-        inputs = (
-            list(condition)
-            if isinstance(condition, Sequence) and not isinstance(condition, str)
-            else [condition]
-        )
-        rule = self._guidance(self.defaults["guidance"] if guidance is None else guidance)
-        steps = self.defaults["steps"] if steps is None else steps
-        sampler = sampler or self.defaults["sampler"]
-        per_batch = len(sampling_timesteps(self.schedule, sampler, steps))  # checks both before any work
+        inputs = list(condition) if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
         if num_images < 1 or batch_size < 1:
-            raise ValueError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+            raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+        settings = self.sampling(guidance, steps, sampler)
+        per_batch = len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
         raws = [self.read(item) for item in inputs]
         generators = _one_each(generator, len(raws) * num_images)
         owners = [k for k in range(len(raws)) for _ in range(num_images)]
         batches = list(_slices(len(owners), batch_size))
         images: list[Image.Image] = []
-        with self.progress_bar(total=per_batch * len(batches)) as bar:
+        with self.progress_bar(total=per_batch * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
 
             def stepped(done: int, total: int, x0: Tensor) -> None:
                 bar.update()
@@ -110,37 +116,44 @@ class PITIPipeline(DiffusionPipeline):
                     on_step(done, total, x0)
 
             for start, stop in batches:
-                x0 = self._translate(
-                    raws, owners[start:stop], rule, steps, sampler, generators[start:stop], stepped
-                )
+                x0 = self._translate(raws, owners[start:stop], settings, generators[start:stop], stepped)
                 images += to_pil(x0.float().cpu())
         return PITIPipelineOutput(images=images)
+
+    def sampling(
+        self,
+        guidance: float | Guidance | None = None,
+        steps: int | str | None = None,
+        sampler: str | None = None,
+    ) -> Sampling:
+        """These settings, and the model's own where they are None. Raises UserError for impossible ones."""
+        chosen = {"guidance": guidance, "steps": steps, "sampler": sampler}
+        values = self.defaults | {key: value for key, value in chosen.items() if value is not None}
+        rule = values["guidance"]
+        if not isinstance(rule, Guidance):
+            rule = Guidance.parse(rule if isinstance(rule, dict) else {"w": rule}, "guidance")
+        sampling_timesteps(self.schedule, values["sampler"], values["steps"])
+        return Sampling(rule, values["steps"], values["sampler"])
 
     def _translate(
         self,
         raws: list[Tensor],
         owners: list[int],
-        rule: Guidance,
-        steps: int | str,
-        sampler: str,
+        settings: Sampling,
         generators: list[torch.Generator],
-        on_step: Callable[[int, int, Tensor], None],
+        on_step: OnStep,
     ) -> Tensor:
         """One batch: image i is of condition raws[owners[i]]. [B, 3, H, W] in [-1, 1]."""
         device, side = self.base.device, self.base.image_size
-        tokens, both = self._encode(raws, owners, with_null=rule.w != 0)
-        denoise = conditioned(self._predict, tokens, both, self.schedule)
+        tokens, both = self._encode(raws, owners, with_null=settings.guidance.w != 0)
+        denoise = guided(conditioned(self._predict, tokens, both, self.schedule), settings.guidance, self.schedule)
         x_T = initial_noise((len(owners), 3, side, side), generators, device=device)
-        return sample(
-            guided(denoise, rule, self.schedule), x_T, self.schedule, sampler, steps, generators, on_step
-        )
+        return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, generators, on_step)
 
     def _encode(self, raws: list[Tensor], owners: list[int], with_null: bool) -> tuple[Tokens, Tokens | None]:
         """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
         distinct = sorted(set(owners))
-        encoded = self.condition.encode(torch.stack([raws[k] for k in distinct])).to(
-            self.base.device, self.base.dtype
-        )
+        encoded = self.condition.encode(torch.stack([raws[k] for k in distinct])).to(self.base.device, self.base.dtype)
         tokens = self.base.encode(encoded).picked([distinct.index(k) for k in owners])
         if not with_null:
             return tokens, None
@@ -161,11 +174,6 @@ class PITIPipeline(DiffusionPipeline):
         box = center_box(raw.shape[-1], raw.shape[-2])
         return self.condition.crop_resize(raw, box, self.base.encoder.spec.size)
 
-    def _guidance(self, guidance: float | dict[str, Any] | Guidance) -> Guidance:
-        if isinstance(guidance, Guidance):
-            return guidance
-        return Guidance.parse(guidance if isinstance(guidance, dict) else {"w": guidance}, "guidance")
-
     # On disk
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # pyright: ignore
@@ -175,9 +183,7 @@ class PITIPipeline(DiffusionPipeline):
         write_model_folder(Path(save_directory), parts, self.condition.to_config(), defaults)
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | Path, torch_dtype: torch.dtype = torch.float32, **kwargs: Any
-    ) -> Self:  # pyright: ignore
+    def from_pretrained(cls, name: str | Path, torch_dtype: torch.dtype = torch.float32, **kwargs: Any) -> Self:  # pyright: ignore
         """Load a bundled model by name, a folder, or a model of the hub by its id.
 
         kwargs: passed on to the hub's download (`revision`, `cache_dir`, `local_files_only`, `token`).
@@ -191,7 +197,7 @@ class PITIPipeline(DiffusionPipeline):
             raise ModelError(f"{folder}: {error}; the model's folder is not complete") from None
         condition = condition_from_config(config, str(folder / CONDITION_FILE))
         base = Translator.from_pretrained(folder / "base", torch_dtype=torch_dtype)
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        scheduler = cast(DDPMScheduler, DDPMScheduler.from_pretrained(folder / "scheduler"))
         return cls(base.eval(), scheduler, condition, index.get("defaults"))
 
 
@@ -216,9 +222,7 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
     if path.exists():
         raise ModelError(f"{path} holds no {INDEX_FILE}; give a model's folder or a training run's ({known})")
     if str(name).count("/") != 1:
-        raise ModelError(
-            f"there is no model '{name}': neither bundled, nor a folder, nor an id of the hub ({known})"
-        )
+        raise ModelError(f"there is no model '{name}': neither bundled, nor a folder, nor an id of the hub ({known})")
     return _download(str(name), known, **kwargs)
 
 
@@ -231,17 +235,13 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
         raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error} ({known})") from error
 
 
-def _one_each(
-    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
-) -> list[torch.Generator]:
+def _one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
     """One generator an image, its seed drawn from the given one in the order of the images."""
     if isinstance(generator, Sequence):
         if len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} images; give one, or one an image")
+            raise UserError(f"{len(generator)} generators for {count} images; give one, or one an image")
         return list(generator)
-    seeds = torch.randint(
-        0, 2**62, (count,), generator=generator, device=generator.device if generator else "cpu"
-    )
+    seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device if generator else "cpu")
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 

@@ -38,7 +38,7 @@ class Spec(BaseModel):
 
 
 def _explain(root: type[Spec], item: Any) -> str:
-    path = [part for part in item["loc"]]
+    path = list(item["loc"])
     key = ".".join(str(part) for part in path)
     if item["type"] == "extra_forbidden":
         near = nearest(str(path[-1]), _known_keys(root, path[:-1]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from piti.conditions import ConditionError
 from piti.errors import UserError
 from piti.images import ImageError, grid, list_images, open_image, save_png
-from piti.pipeline import PITIPipeline
+from piti.pipeline import PITIPipeline, Sampling
 from piti.seeding import derive_seed
 
 SHEET = "sheet.png"
@@ -75,8 +75,8 @@ def translate_files(
 
     Raises TranslationError for unreadable inputs before anything is made or written.
     """
-    sources = _sources(inputs)
-    jobs = _jobs(pipeline, sources, out, settings)
+    sampling = pipeline.sampling(settings.guidance, settings.steps, settings.sampler)
+    jobs = _jobs(pipeline, _sources(inputs), out, settings)
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     out.mkdir(parents=True, exist_ok=True)
     batches = [todo[k : k + settings.batch] for k in range(0, len(todo), settings.batch)]
@@ -88,15 +88,15 @@ def translate_files(
 
         images = pipeline(
             [job.raw for job in batch],
-            guidance=settings.guidance,
-            steps=settings.steps,
-            sampler=settings.sampler,
+            guidance=sampling.guidance,
+            steps=sampling.steps,
+            sampler=sampling.sampler,
             generator=[torch.Generator().manual_seed(job.seed) for job in batch],
             batch_size=len(batch),
             on_step=stepped,
         ).images
         for job, image in zip(batch, images, strict=True):
-            save_png(image, job.target, _metadata(job, settings, pipeline, name))
+            save_png(image, job.target, _metadata(job, settings, sampling, name))
     sheet = out / SHEET
     save_png(contact_sheet(pipeline, jobs), sheet)
     made = {job.target for job in todo}
@@ -132,9 +132,7 @@ def _sources(inputs: Sequence[Path]) -> list[Path]:
     for path in found:
         other = by_stem.setdefault(path.stem, path)
         if other != path:
-            raise TranslationError(
-                f"{other} and {path} would write the same files; rename one, or use two --out"
-            )
+            raise TranslationError(f"{other} and {path} would write the same files; rename one, or use two --out")
     return list(by_stem.values())
 
 
@@ -155,20 +153,19 @@ def _jobs(pipeline: PITIPipeline, sources: list[Path], out: Path, settings: Sett
             seed = derive_seed(settings.seed, content, number)
             jobs.append(Job(source, raw, number, seed, out / f"{source.stem}_{number}.png"))
     if problems:
-        raise TranslationError(
-            f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
-        )
+        raise TranslationError(f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems))
     return jobs
 
 
-def _metadata(job: Job, settings: Settings, pipeline: PITIPipeline, name: str) -> dict[str, str]:
-    chosen = {key: getattr(settings, key) for key in ("guidance", "steps", "sampler")}
-    used = {key: pipeline.defaults[key] if value is None else value for key, value in chosen.items()}
+def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
+    """What it takes to make the image again."""
     values = {
         "model": name,
         "condition": job.source.name,
         "seed": settings.seed,
         "number": job.number,
-        **used,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance.model_dump_json(exclude_defaults=True),
     }
     return {f"piti:{key}": str(value) for key, value in values.items()}

@@ -24,7 +24,15 @@ TINY_CLASSES = {
 TINY_MODEL = {
     "image_size": 16,
     "patch_size": 2,
-    "encoder": {"size": 16, "channels": [8, 16, 16], "width": 16, "layers": 1, "heads": 2, "norm_groups": 4, "residuals": True},
+    "encoder": {
+        "size": 16,
+        "channels": [8, 16, 16],
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "norm_groups": 4,
+        "residuals": True,
+    },
     "unet": {
         "channels": [16, 32],
         "layers": 1,

@@ -27,12 +27,7 @@ def png_claiming(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 class TestRange:
@@ -81,9 +76,7 @@ class TestOpen:
         with pytest.raises(ImageError, match=rf"a\{suffix}: damaged or incomplete"):
             open_image(path)
 
-    @pytest.mark.parametrize(
-        "content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00"]
-    )
+    @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00"])
     def test_no_picture(self, tmp_path, content):
         path = tmp_path / "a.png"
         path.write_bytes(content)
@@ -208,9 +201,7 @@ class TestGrid:
     def test_headings_stay_above_their_column_and_are_legible(self, background, darker):
         rows = [[Image.new("RGB", (40, 10), background)] * 2]
         plain = np.asarray(grid(rows, gap=2, background=background)).astype(int)
-        sheet = np.asarray(
-            grid(rows, gap=2, background=background, headings=["", "a very long heading"])
-        ).astype(int)
+        sheet = np.asarray(grid(rows, gap=2, background=background, headings=["", "a very long heading"])).astype(int)
         band = sheet[: -plain.shape[0]]
         changed = np.argwhere(band != plain[0, 0, 0])
         assert len(changed)

@@ -78,7 +78,9 @@ def test_torchvision_is_never_imported() -> None:
             for name in (
                 [alias.name for alias in node.names]
                 if isinstance(node, ast.Import)
-                else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
             )
         }, f"{path} imports torchvision"
 

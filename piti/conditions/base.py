@@ -15,11 +15,12 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
+from piti.errors import UserError
 from piti.images import Box, open_image
 from piti.spec import nearest
 
 
-class ConditionError(ValueError):
+class ConditionError(UserError):
     """A condition cannot be read or built. The message names the source and the remedy."""
 
 
@@ -46,9 +47,7 @@ class Condition(ABC):
         """Read a decoded picture; `source` names it in errors. Raises ConditionError."""
 
     @abstractmethod
-    def crop_resize(
-        self, raw: Shaped[Tensor, "K h w"], box: Box, size: int
-    ) -> Shaped[Tensor, "K {size} {size}"]:
+    def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: int) -> Shaped[Tensor, "K {size} {size}"]:
         """Cut `box` out and resize it to a square of `size`, by the filter that suits the kind."""
 
     def flip(self, raw: Shaped[Tensor, "*any w"]) -> Shaped[Tensor, "*any w"]:

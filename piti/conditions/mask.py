@@ -334,9 +334,7 @@ def _pack(colours: UInt8[np.ndarray, "*any 3"]) -> Integer[np.ndarray, "*any"]:
     return red << 16 | green << 8 | blue
 
 
-def _visible(
-    mask: Bool[np.ndarray, "h w"], transparent: Bool[np.ndarray, "h w"] | None
-) -> Bool[np.ndarray, "h w"]:
+def _visible(mask: Bool[np.ndarray, "h w"], transparent: Bool[np.ndarray, "h w"] | None) -> Bool[np.ndarray, "h w"]:
     return mask if transparent is None else mask & ~transparent
 
 

@@ -20,7 +20,7 @@ class Batch:
     """Images in [-1, 1], raw conditions (see Condition.encode), and the keys of their files."""
 
     image: Float[Tensor, "B 3 s s"]
-    condition: Shaped[Tensor, "B K s s"]
+    condition: Shaped[Tensor, "B K c c"]
     keys: list[str]
 
 

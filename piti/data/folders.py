@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from piti.conditions.base import Condition, ConditionError
+from piti.errors import UserError
 from piti.images import (
     Box,
     ImageError,
@@ -38,7 +39,7 @@ _HELD_OUT = 0.05  # the share of keys that a hash gives to "val" where there is 
 _NAMED = 5  # how many files of each kind of problem a report names
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set cannot be used. The message lists the problems, the files and the remedies."""
 
 
@@ -56,7 +57,7 @@ class Sample:
     """One training example: image in [-1, 1], raw condition (see Condition), and its key."""
 
     image: Float[Tensor, "3 s s"]
-    condition: Shaped[Tensor, "K s s"]
+    condition: Shaped[Tensor, "K c c"]
     key: str
 
 
@@ -84,16 +85,23 @@ class FolderSpec(Spec):
     """Conditions: the same paths, any suffix."""
     splits: str = "splits.json"
     """`{"train": [keys], "val": [keys]}`; without the file a hash of each key holds out about 5%."""
-    size: int = Field(64, ge=1)
+    size: int = Field(default=64, ge=1)
     """Side of a sample in pixels."""
+    condition_size: int | None = Field(default=None, ge=1)
+    """Side of its condition; none: the sample's."""
     crop_scale: tuple[float, float] = (0.8, 1.0)
     """Random square crops: their side as a share of the picture's short side, from and to."""
     flip: bool = True
     """Mirror half of the samples."""
     cache: bool = True
     """Keep decoded pictures in memory if they fit."""
-    cache_gib: float = Field(4.0, ge=0)
+    cache_gib: float = Field(default=4.0, ge=0)
     """The most that the cache may take."""
+
+    @property
+    def condition_side(self) -> int:
+        """Side of a sample's condition in pixels."""
+        return self.condition_size or self.size
 
     @field_validator("crop_scale")
     @classmethod
@@ -202,6 +210,11 @@ class PairedFolder:
                 self._problems.add(f"keys in {self.spec.splits} without files (paths without suffix)", key)
         return sorted(set(splits[split]).intersection(paired))
 
+    @property
+    def split_names(self) -> list[str]:
+        """The splits there are to choose from."""
+        return list(self._read_splits() or split_by_hash([]))
+
     def _read_splits(self) -> dict[str, list[str]] | None:
         """The splits file, None where there is none by the usual name."""
         path = self._root / self.spec.splits
@@ -246,7 +259,7 @@ class PairedFolder:
         mirrored: bool,
     ) -> Sample:
         pixels = to_tensor(crop_resize(image, box, self.spec.size))  # [3, s, s]
-        condition = self.condition.crop_resize(raw, box, self.spec.size)  # [K, s, s]
+        condition = self.condition.crop_resize(raw, box, self.spec.condition_side)  # [K, c, c]
         if mirrored:
             pixels, condition = pixels.flip(-1), self.condition.flip(condition)
         return Sample(pixels, condition, self.pairs[index].key)
@@ -290,6 +303,12 @@ class PairedFolder:
         ids or colours, sizes that differ within a pair, pictures smaller than a sample.
         """
         problems = _Problems(self._problems)
+        report = self._collect(problems, progress)
+        problems.raise_if_any(self._root)
+        return report
+
+    def _collect(self, problems: _Problems, progress: Callable[[int, int], None] | None = None) -> FolderReport:
+        """Decode every pair and add what is wrong to `problems`."""
         self._fits()  # decided here once, not by several threads
         total = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -301,7 +320,6 @@ class PairedFolder:
                     progress(index + 1, len(self.pairs))
         if not self.pairs:
             problems.add("splits without pairs (name some, or train without this one)", self.split or "all")
-        problems.raise_if_any(self._root)
         return FolderReport(len(self.pairs), len(self._decoded) == len(self.pairs), total)
 
     def _examine(self, index: int) -> tuple[int, list[tuple[str, str]]]:
@@ -335,6 +353,14 @@ class PairedFolder:
 
 _UNREADABLE = "unreadable files (replace or remove them)"
 _UNEQUAL = "pairs whose sizes differ (export both at the same size)"
+
+
+def check_together(folders: Sequence[PairedFolder]) -> None:
+    """Check several splits of one folder and raise one DataError with the problems of all, see `check`."""
+    problems = _Problems(folders[0]._problems)  # of the folder as a whole, the same for every split
+    for folder in folders:
+        folder._collect(problems)
+    problems.raise_if_any(folders[0]._root)
 
 
 def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:

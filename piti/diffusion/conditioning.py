@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piti.diffusion.guidance import DenoisePair
 from piti.diffusion.schedule import Estimate, NoiseSchedule
 
 
@@ -16,7 +17,7 @@ def conditioned(
     tokens: Any,
     both: Any | None,
     schedule: NoiseSchedule,
-) -> Callable[[Tensor, Tensor, bool], tuple[Estimate, Estimate | None]]:
+) -> DenoisePair:
     """`denoise(x_t, t, with_null)` of a network whose condition is already encoded.
 
     predict: `(x_t, t, tokens) -> (output, variance)`, the output as the schedule's prediction says.

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, PerSample, Timesteps
+from piti.errors import UserError
 from piti.spec import Spec
 
 
@@ -40,7 +41,7 @@ class Guidance(Spec):
     def _ordered_within_unit(cls, interval: tuple[float, float]) -> tuple[float, float]:
         low, high = interval
         if not 0 <= low < high <= 1:
-            raise ValueError(f"({low}, {high}) is not an interval of t/T; give 0 ≤ low < high ≤ 1")
+            raise UserError(f"({low}, {high}) is not an interval of t/T; give 0 ≤ low < high ≤ 1")
         return interval
 
     def active(self, t: int, T: int) -> bool:
@@ -68,13 +69,13 @@ def guided(denoise: DenoisePair, guidance: Guidance, schedule: NoiseSchedule) ->
     def step(x_t: Tensor, t: Tensor) -> Estimate:
         now = int(t[0])
         if bool((t != now).any()):
-            raise ValueError(f"guidance needs one timestep for the whole batch, got {t.tolist()}")
+            raise UserError(f"guidance needs one timestep for the whole batch, got {t.tolist()}")
         active = guidance.active(now, len(schedule))
         cond, null = denoise(x_t, t, active)
         if not active:
             return cond
         if null is None:
-            raise ValueError(f"w = {guidance.w} needs the null estimate at t = {now}, but denoise gave None")
+            raise UserError(f"w = {guidance.w} needs the null estimate at t = {now}, but denoise gave None")
         return Estimate(rule(cond.eps, null.eps, x_t, t), cond.variance)
 
     return step

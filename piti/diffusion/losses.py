@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from piti.diffusion.schedule import Images, NoiseSchedule, Timesteps
+from piti.errors import UserError
 from piti.spec import nearest
 
 
@@ -126,7 +127,7 @@ def weighting_named(name: str) -> Weighting:
     if name not in WEIGHTINGS:
         near = nearest(name, list(WEIGHTINGS))
         hint = f"did you mean {near!r}? " if near else ""
-        raise ValueError(f"unknown loss weighting {name!r}; {hint}known: {', '.join(WEIGHTINGS)}")
+        raise UserError(f"unknown loss weighting {name!r}; {hint}known: {', '.join(WEIGHTINGS)}")
     return WEIGHTINGS[name]
 
 

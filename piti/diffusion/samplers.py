@@ -24,6 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps
+from piti.errors import UserError
 from piti.spec import nearest
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
@@ -91,7 +92,7 @@ def sampler_named(name: str) -> Sampler:
     if name not in SAMPLERS:
         near = nearest(name, list(SAMPLERS))
         hint = f"did you mean {near!r}? " if near else ""
-        raise ValueError(f"unknown sampler {name!r}; {hint}known: {', '.join(SAMPLERS)}")
+        raise UserError(f"unknown sampler {name!r}; {hint}known: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
 
@@ -157,12 +158,12 @@ def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str) 
     first = min(int((log_snr > high).sum()), last) if kind.quadratic else 0
     most = last - first + 1
     if isinstance(steps, int) and not 1 <= steps <= most:
-        raise ValueError(f"steps = {steps}: {sampler!r} takes 1 … {most} steps of this schedule of {len(schedule)}")
+        raise UserError(f"steps = {steps}: {sampler!r} takes 1 … {most} steps of this schedule of {len(schedule)}")
     if isinstance(steps, int) and kind.quadratic:
         return _even_in_root(first, last, steps)
     kept = sorted({min(t, last) for t in space_timesteps(len(schedule), steps)})
     if not kept:
-        raise ValueError(f"steps = {steps!r} keeps no timestep; give at least 1")
+        raise UserError(f"steps = {steps!r} keeps no timestep; give at least 1")
     return kept if len(kept) > 1 else [last]  # the release's single step is t = 0, which leaves pure noise
 
 
@@ -200,13 +201,13 @@ def ddim_reverse_step(x_t: Images, t: Timesteps, eps: Images, schedule: NoiseSch
 
 def _step_options(kind: Sampler, name: str, generators: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta}: give 0 (deterministic) … 1 (as noisy as 'ddpm')")
+        raise UserError(f"eta = {eta}: give 0 (deterministic) … 1 (as noisy as 'ddpm')")
     if eta and not kind.takes_eta:
-        raise ValueError(f"eta = {eta} has no meaning for the sampler {name!r}; use 'ddim', or eta = 0")
+        raise UserError(f"eta = {eta} has no meaning for the sampler {name!r}; use 'ddim', or eta = 0")
     options: dict[str, Any] = {"generator": list(generators)} if kind.draws_noise else {}
     return {**options, "eta": eta} if kind.takes_eta else options
 
 
 def _one_generator_each(batch: int, generators: Sequence[torch.Generator]) -> None:
     if len(generators) != batch:
-        raise ValueError(f"{batch} samples need {batch} generators, one each; got {len(generators)}")
+        raise UserError(f"{batch} samples need {batch} generators, one each; got {len(generators)}")

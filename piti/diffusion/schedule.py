@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from piti.errors import UserError
 from piti.spec import Spec
 
 Images = Float[Tensor, "b c h w"]
@@ -46,7 +47,7 @@ class ScheduleSpec(Spec):
     @model_validator(mode="after")
     def _linear_betas_stay_below_one(self) -> ScheduleSpec:
         if self.betas == "linear" and self.steps <= 20:
-            raise ValueError(
+            raise UserError(
                 f"steps = {self.steps} with betas = 'linear': β would reach 1; "
                 "take at least 21 steps, or 'squaredcos_cap_v2'"
             )
@@ -115,7 +116,7 @@ class NoiseSchedule:
         """
         kept = sorted({int(t) for t in timesteps})
         if not kept or kept[0] < 0 or kept[-1] >= len(self):
-            raise ValueError(f"cannot keep the timesteps {kept}: name at least one of 0 … {len(self) - 1}")
+            raise UserError(f"cannot keep the timesteps {kept}: name at least one of 0 … {len(self) - 1}")
         alphas_cumprod = self.alphas_cumprod[kept]
         before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         spaced = NoiseSchedule.__new__(NoiseSchedule)
@@ -227,7 +228,7 @@ def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
     for i, count in enumerate(counts):
         size = steps // len(counts) + (i < steps % len(counts))
         if count > size:
-            raise ValueError(
+            raise UserError(
                 f"respacing {spec!r}: {count} steps in a section of {size} "
                 f"({steps} timesteps in {len(counts)} sections); ask for at most {size} there"
             )
@@ -244,7 +245,7 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 0:
-        raise ValueError(
+        raise UserError(
             f"respacing {spec!r} is not understood; give a count (250), counts a section ('10,10,3,2,2'), "
             "'ddim' and a count ('ddim50'), or 'fast27'"
         )
@@ -257,7 +258,7 @@ def _strided(steps: int, spec: str) -> list[int]:
     possible = {len(range(0, steps, stride)): stride for stride in range(steps - 1, 0, -1)}
     if not count.isdecimal() or int(count) not in possible:
         near = sorted(possible, key=lambda n: abs(n - int(count)))[:2] if count.isdecimal() else [10, 50]
-        raise ValueError(
+        raise UserError(
             f"respacing {spec!r}: no whole stride over {steps} timesteps makes {count or 'no'} steps; "
             f"nearest possible: {', '.join(f'ddim{n}' for n in sorted(near))}"
         )

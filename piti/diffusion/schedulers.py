@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from piti.diffusion.schedule import ScheduleSpec
 

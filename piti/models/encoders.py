@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from piti.errors import UserError
 from piti.spec import Spec
 
 
@@ -41,17 +43,17 @@ class Tokens(NamedTuple):
 class EncoderSpec(Spec):
     """A convolutional stem and a transformer. The defaults are PITI's encoder (29.29M parameters)."""
 
-    in_channels: int = Field(3, ge=1)
+    in_channels: int = Field(default=3, ge=1)
     """Channels of the condition."""
-    size: int = Field(256, ge=1)
+    size: int = Field(default=256, ge=1)
     """Side of the condition in pixels."""
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Widths of the stem; the first keeps the resolution, each further one halves it."""
-    width: int = Field(512, ge=1)
+    width: int = Field(default=512, ge=1)
     """Width D of the tokens."""
-    layers: int = Field(8, ge=0)
-    heads: int = Field(8, ge=1)
-    norm_groups: int | None = Field(None, ge=1)
+    layers: int = Field(default=8, ge=0)
+    heads: int = Field(default=8, ge=1)
+    norm_groups: int | None = Field(default=None, ge=1)
     """Groups of the stem's normalisation; none: one group a channel, which is instance normalisation."""
     residuals: bool = False
     """The aligned path into the UNet's skip connections, beyond the paper; zero at the start."""
@@ -59,19 +61,17 @@ class EncoderSpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> EncoderSpec:
         if not self.channels:
-            raise ValueError("'channels' is empty; give the stem at least one width")
+            raise UserError("'channels' is empty; give the stem at least one width")
         if self.size % self.stride:
-            raise ValueError(
+            raise UserError(
                 f"'size' {self.size} is not a multiple of {self.stride}, by which {len(self.channels)} "
                 "'channels' reduce it"
             )
         if self.width % self.heads:
-            raise ValueError(f"'width' {self.width} is not a multiple of 'heads' {self.heads}")
+            raise UserError(f"'width' {self.width} is not a multiple of 'heads' {self.heads}")
         for width in self.channels:
             if self.norm_groups is not None and width % self.norm_groups:
-                raise ValueError(
-                    f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}"
-                )
+                raise UserError(f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}")
         return self
 
     @property
@@ -113,7 +113,7 @@ class ConvStem(nn.Module):
         widths = (spec.in_channels, *spec.channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 7 if i == 0 else 3, stride=1 if i == 0 else 2, padding=3 if i == 0 else 1)
-            for i, (c_in, c_out) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (c_in, c_out) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(spec.norm_groups or c, c) for c in spec.channels)
         self.out = nn.Conv2d(spec.channels[-1], spec.width, 3, padding=1)
@@ -143,11 +143,8 @@ class AlignedResiduals(nn.Module):
         targets = [channels for channels, _ in skips] + [skips[-1][0]]
         self.size = spec.size
         self.convs = nn.ModuleList(
-            nn.Conv2d(widths[source], target, 1) for source, target in zip(self.sources, targets, strict=True)
+            _zero_conv(widths[source], target) for source, target in zip(self.sources, targets, strict=True)
         )
-        for conv in self.convs:
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
 
     @staticmethod
     def _source(spec: EncoderSpec, side: int) -> int:
@@ -168,6 +165,13 @@ class AlignedResiduals(nn.Module):
                 scaled[source, side] = _resized(maps[source], target)
             residuals.append(conv(scaled[source, side]))
         return tuple(residuals)
+
+
+def _zero_conv(c_in: int, c_out: int) -> nn.Conv2d:
+    conv = nn.Conv2d(c_in, c_out, 1)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+    return conv
 
 
 def _resized(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
@@ -199,7 +203,7 @@ class ConditionEncoder(nn.Module):
         self.residuals = None
         if spec.residuals:
             if skips is None or sample_size is None:
-                raise ValueError("residuals: true needs the UNet's skip connections; build a Translator")
+                raise UserError("residuals: true needs the UNet's skip connections; build a Translator")
             self.residuals = AlignedResiduals(spec, skips, sample_size)
 
     def forward(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
@@ -221,7 +225,7 @@ class ConditionEncoder(nn.Module):
     def _check(self, condition: Tensor) -> None:
         expected = (self.spec.in_channels, self.spec.size, self.spec.size)
         if tuple(condition.shape[1:]) != expected:
-            raise ValueError(
+            raise UserError(
                 f"the encoder expects a condition of shape [B, {', '.join(map(str, expected))}], "
                 f"got {list(condition.shape)}; resize it, or load the model that fits it"
             )

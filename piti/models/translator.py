@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
+from piti.errors import UserError
 from piti.models.encoders import ConditionEncoder, EncoderSpec, Tokens
 from piti.models.unet import UNetSpec, build_unet
 
@@ -54,12 +55,12 @@ class Translator(ModelMixin, ConfigMixin):
         encoder = EncoderSpec.parse(encoder_spec or {}, "encoder_spec")
         unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
         if encoder.width != unet.token_width:
-            raise ValueError(
+            raise UserError(
                 f"the encoder's 'width' {encoder.width} is not the UNet's 'token_width' "
                 f"{unet.token_width}; make them equal"
             )
         if patch_size < 1 or image_size % patch_size:
-            raise ValueError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
+            raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
         self.learned_variance = learned_variance
         sample_size, pixels = image_size // patch_size, patch_size**2
@@ -107,7 +108,7 @@ class Translator(ModelMixin, ConfigMixin):
         """x_t and, for an upsampler, the small image enlarged bilinearly beside it."""
         if (low_res is None) != (self.low_res is None):
             have, want = ("none", "a small image") if low_res is None else ("one", "no small image")
-            raise ValueError(f"this translator expects {want} as 'low_res', got {have}")
+            raise UserError(f"this translator expects {want} as 'low_res', got {have}")
         if low_res is None:
             return x_t
         large = F.interpolate(low_res, x_t.shape[-2:], mode="bilinear", align_corners=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
 
+from piti.errors import UserError
 from piti.spec import Spec
 
 
@@ -17,34 +18,32 @@ class UNetSpec(Spec):
 
     channels: tuple[int, ...] = (192, 384, 576, 768)
     """Width at each level; every level but the last halves the resolution."""
-    layers: int = Field(3, ge=1)
+    layers: int = Field(default=3, ge=1)
     """Residual blocks at each level."""
     attention: tuple[bool, ...] = (False, True, True, True)
     """Whether a level attends to itself and to the condition's tokens."""
-    head_dim: int = Field(64, ge=1)
+    head_dim: int = Field(default=64, ge=1)
     """Channels of one attention head."""
-    token_width: int = Field(512, ge=1)
+    token_width: int = Field(default=512, ge=1)
     """Width D of the condition's tokens."""
-    norm_groups: int = Field(32, ge=1)
+    norm_groups: int = Field(default=32, ge=1)
     """Groups of every group normalisation."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetSpec:
         if not self.channels:
-            raise ValueError("'channels' is empty; give one width for each level, such as [64, 128]")
+            raise UserError("'channels' is empty; give one width for each level, such as [64, 128]")
         if len(self.attention) != len(self.channels):
-            raise ValueError(
+            raise UserError(
                 f"'attention' has {len(self.attention)} entries and 'channels' {len(self.channels)}; "
                 "give one of each for every level"
             )
         for width, attends in zip(self.channels, self.attention, strict=True):
             if width % self.norm_groups:
-                raise ValueError(
-                    f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}"
-                )
+                raise UserError(f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}")
             if attends and width % self.head_dim:
-                raise ValueError(f"'channels' has {width}, not a multiple of 'head_dim' {self.head_dim}")
+                raise UserError(f"'channels' has {width}, not a multiple of 'head_dim' {self.head_dim}")
         return self
 
     @property
@@ -69,13 +68,11 @@ def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels:
     [B, S, D] goes in as `encoder_hidden_states` and extends the keys and values of the self-attention.
     """
     if sample_size % spec.reduction:
-        raise ValueError(
+        raise UserError(
             f"a UNet of {len(spec.channels)} levels needs a side that is a multiple of {spec.reduction}, "
             f"got {sample_size}; change the image size, the patch size or the number of 'channels'"
         )
-    down = [
-        "SimpleCrossAttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in spec.attention
-    ]
+    down = ["SimpleCrossAttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in spec.attention]
     up = ["SimpleCrossAttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in spec.attention]
     return UNet2DConditionModel(
         sample_size=sample_size,

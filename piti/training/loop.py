@@ -83,16 +83,17 @@ class Trainer:
         """
         if resume_from is not None:
             self.progress = read_progress(resume_from)
-            self.run.folder.forget_after(self.progress.step)
+        self.run.folder.forget_after(self.progress.step)
         with self._stop_signals(), training_bar(self.console, self.recipe, self.progress) as bar:
-            while self.progress.step < self.recipe.steps:
-                index, within = self.recipe.stage_at(self.progress.step)
-                self.run_stage(self.recipe.stages[index], within, resume_from, bar)
-                resume_from = None
+            for stage, done in self.recipe.stages_left(self.progress.step):
+                self.run_stage(stage, done, resume_from if done else None, bar)
         return self.run.folder.model
 
     def run_stage(self, stage: Stage, within: int, resume_from: Path | None, bar: Meter) -> None:
-        """Train one stage from its step `within` to its end."""
+        """Train one stage from its step `within` to its end.
+
+        A checkpoint holds the optimiser of the stage that wrote it, so that stage loads it, even at its end.
+        """
         learning = freeze_all_but(self.translator, stage.trains)
         optimizer = build_optimizer(learning, stage, self.recipe.optimizer)
         model, optimizer = self.accelerator.prepare(self.translator, optimizer)
@@ -105,11 +106,11 @@ class Trainer:
         while within < stage.steps:
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr_at(within)
-            losses, norm = self.train_step(model, optimizer, learning, batches)
+            numbers = self.train_step(model, optimizer, learning, batches)
             within += 1
             self._advance(bar)
             last = within == stage.steps
-            self.report(stage, bar, losses, norm, optimizer.param_groups[0]["lr"])
+            self.report(stage, bar, numbers | {"lr": stage.lr_at(within - 1)})
             if last or self.progress.step % self.recipe.preview.every == 0:
                 self.preview(model)
             if last or self.stop_asked or self.progress.step % self.recipe.checkpoint.every == 0:
@@ -123,24 +124,25 @@ class Trainer:
 
     def train_step(
         self, model: Any, optimizer: Any, learning: list[torch.nn.Parameter], batches: Iterator[Batch]
-    ) -> tuple[Losses, float]:
+    ) -> dict[str, float]:
         """One optimiser step: losses, backward, step, average."""
         step, parts = self.progress.step, self.recipe.accumulation
         torch.manual_seed(derive_seed(self.recipe.seed, "step", self.rank, step))  # for dropout
-        keys: list[str] = []
+        losses, keys = [], []
         for part in range(parts):
             batch = next(batches)
             keys += batch.keys
             waits = part + 1 < parts
             with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
-                losses = self.losses(model, batch, step * parts + part)
-                self.accelerator.backward(losses.total / parts)
-        norm = float(self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip))
-        self._check_finite(losses, norm, keys)
+                losses.append(self.losses(model, batch, step * parts + part))
+                self.accelerator.backward(losses[-1].total / parts)
+        norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
+        numbers = _numbers(losses, norm)
+        self._check_finite(numbers, keys)
         optimizer.step()
         optimizer.zero_grad()
         self.ema.step(self.translator.parameters())
-        return losses, norm
+        return numbers
 
     def losses(self, model: Any, batch: Batch, draw: int) -> Losses:
         """Eq. 3 with the bound on the learned variance, some conditions replaced by the null condition.
@@ -156,25 +158,21 @@ class Trainer:
         condition = self.run.condition.encode(batch.condition.to(self.device))  # [B, C, H, W]
         condition = self._drop(condition, generator)
         output, variance = model(x_t, t, condition)
-        return diffusion_loss(
-            output, variance, x0, x_t, t, noise, self.schedule, spec.weighting, spec.vb_weight
-        )
+        return diffusion_loss(output, variance, x0, x_t, t, noise, self.schedule, spec.weighting, spec.vb_weight)
 
     def _drop(self, condition: Tensor, generator: torch.Generator) -> Tensor:
         dropped = torch.rand(len(condition), generator=generator) < self.recipe.condition_dropout
         null = self.run.condition.null(*condition[:, 0].shape, device=self.device)
         return torch.where(dropped.to(self.device).view(-1, 1, 1, 1), null, condition)
 
-    def _check_finite(self, losses: Losses, norm: float, keys: list[str]) -> None:
-        finite = torch.isfinite(losses.total).item() and (
-            self.recipe.precision == "fp16" or math.isfinite(norm)
-        )
-        if finite:
+    def _check_finite(self, numbers: dict[str, float], keys: list[str]) -> None:
+        scaled = self.recipe.precision == "fp16"  # its scaler skips steps whose gradient overflows
+        if math.isfinite(numbers["loss"]) and (scaled or math.isfinite(numbers["grad_norm"])):
             return
         newest = self.run.folder.newest()
         kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         raise TrainingDiverged(
-            f"step {self.progress.step + 1}: loss {losses.total.item()}, gradient norm {norm}; {kept}. "
+            f"step {self.progress.step + 1}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {kept}. "
             "Look at the images of this batch, or lower 'lr' or 'optimizer.clip': " + ", ".join(keys)
         )
 
@@ -185,21 +183,18 @@ class Trainer:
         p = self.progress
         self.progress = Progress(p.step + 1, p.images_seen + images, p.seconds + bar.tick(), p.version)
 
-    def report(self, stage: Stage, bar: Meter, losses: Losses, norm: float, lr: float) -> None:
+    def report(self, stage: Stage, bar: Meter, numbers: dict[str, float]) -> None:
         """Show the step, and log it every `log_every` steps."""
         if not self.accelerator.is_main_process:
             return
-        bar.show(losses.total.item(), self.progress)
+        bar.show(numbers["loss"], self.progress)
         if self.progress.step % self.recipe.log_every:
             return
         row = {
             "step": self.progress.step,
             "stage": stage.name,
+            **numbers,
             "loss": bar.mean_loss(),
-            "simple": losses.simple.mean().item(),
-            "vb": losses.vb.mean().item(),
-            "grad_norm": norm,
-            "lr": lr,
             "images_seen": self.progress.images_seen,
             "images_per_second": bar.rate,
             "seconds": self.progress.seconds,
@@ -282,6 +277,17 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _numbers(losses: list[Losses], norm: Tensor | float | None) -> dict[str, float]:
+    """What a step is judged by: means over its backward passes."""
+    count = len(losses)
+    return {
+        "loss": sum(part.total.item() for part in losses) / count,
+        "simple": sum(part.simple.mean().item() for part in losses) / count,
+        "vb": sum(part.vb.mean().item() for part in losses) / count,
+        "grad_norm": float(norm if norm is not None else 0.0),
+    }
 
 
 def _rounded(value: Any) -> Any:

@@ -52,9 +52,7 @@ class Validation:
         return total / LOSS_TIMESTEPS
 
     @torch.no_grad()
-    def picture(
-        self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec
-    ) -> Image.Image:
+    def picture(self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec) -> Image.Image:
         """Rows of condition, sample and photograph for the first `spec.count` pairs."""
         raw = self.batch.condition[: spec.count]
         samples = to_pil(self.samples(translator, predict, spec))
@@ -63,9 +61,7 @@ class Validation:
         columns = zip(conditions, samples, photographs, strict=True)
         return grid([list(row) for row in zip(*columns, strict=True)])
 
-    def samples(
-        self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec
-    ) -> Tensor:
+    def samples(self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec) -> Tensor:
         """One sample for each of the first `spec.count` conditions, [B, 3, H, W] in [-1, 1]."""
         condition = self.condition.encode(self.batch.condition[: spec.count])
         count, _, height, width = condition.shape

@@ -52,8 +52,8 @@ class Meter:
         """Bring the bar up to date."""
         self.losses.append(loss)
         if self.bar and self.task is not None:
-            shown = {"loss": f"loss {self.mean_loss():.4f}", "rate": f"{self.rate:.1f} images/s"}
-            self.bar.update(self.task, completed=progress.step, **shown)
+            shown, speed = f"loss {self.mean_loss():.4f}", f"{self.rate:.1f} images/s"
+            self.bar.update(self.task, completed=progress.step, loss=shown, rate=speed)
 
     def line(self, row: dict[str, Any]) -> None:
         """Where there is no terminal, one line in the log."""

@@ -31,13 +31,13 @@ class Stage(Spec):
     name: str = "joint"
     trains: tuple[Literal["encoder", "unet"], ...] = NETWORKS
     """The networks that learn; the others are frozen: no gradients, bit-identical afterwards."""
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Optimiser steps."""
-    lr: float = Field(3e-5, gt=0)
+    lr: float = Field(default=3e-5, gt=0)
     """Learning rate of AdamW after the warm-up."""
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly."""
-    decay: float = Field(0.0, ge=0, le=1)
+    decay: float = Field(default=0.0, ge=0, le=1)
     """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
 
     @field_validator("trains")
@@ -59,8 +59,8 @@ class Stage(Spec):
 class ModelSpec(Spec):
     """The translator to train. The encoder's channels follow from the condition."""
 
-    image_size: int = Field(64, ge=8)
-    patch_size: int = Field(1, ge=1)
+    image_size: int = Field(default=64, ge=8)
+    patch_size: int = Field(default=1, ge=1)
     learned_variance: bool = True
     encoder: EncoderSpec = EncoderSpec()
     unet: UNetSpec = UNetSpec()
@@ -83,18 +83,18 @@ class OptimizerSpec(Spec):
     """AdamW."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
 
 
 class PreviewSpec(Spec):
     """Validation: the loss on fixed timesteps and noise, and samples of fixed conditions."""
 
-    every: int = Field(1000, ge=1)
-    count: int = Field(8, ge=1)
+    every: int = Field(default=1000, ge=1)
+    count: int = Field(default=8, ge=1)
     sampler: str = "ddim"
-    steps: int = Field(20, ge=1)
+    steps: int = Field(default=20, ge=1)
     guidance: Guidance = Guidance()
 
     @field_validator("sampler")
@@ -106,15 +106,15 @@ class PreviewSpec(Spec):
 class CheckpointSpec(Spec):
     """How often a run is saved and how many of the newest checkpoints are kept."""
 
-    every: int = Field(1000, ge=1)
-    keep: int = Field(2, ge=1)
+    every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
 
 
 class Recipe(Spec):
     """A run: condition, networks, noise schedule, data, stages, and how they are trained."""
 
     name: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     condition: dict[str, Any] = Field(default_factory=lambda: {"kind": "mask"})
     """A condition's configuration: `kind`, and what that kind needs. A mask without `classes` takes
     `classes.json` from the data's root."""
@@ -122,19 +122,19 @@ class Recipe(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     data: FolderSpec = FolderSpec()
     stages: tuple[Stage, ...] = (Stage(),)
-    batch: int = Field(32, ge=1)
+    batch: int = Field(default=32, ge=1)
     """Images of one process in one backward pass."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(default=1, ge=1)
     """Backward passes to one optimiser step."""
-    condition_dropout: float = Field(0.2, ge=0, lt=1)
+    condition_dropout: float = Field(default=0.2, ge=0, lt=1)
     """Share of conditions replaced by the null condition, for classifier-free guidance."""
     loss: LossSpec = LossSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
-    ema: float = Field(0.9999, ge=0, lt=1)
+    ema: float = Field(default=0.9999, ge=0, lt=1)
     """Decay of the running average of the weights."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
-    workers: int = Field(1, ge=0)
-    log_every: int = Field(50, ge=1)
+    workers: int = Field(default=1, ge=0)
+    log_every: int = Field(default=50, ge=1)
     preview: PreviewSpec = PreviewSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
@@ -146,6 +146,11 @@ class Recipe(Spec):
             raise ValueError(
                 f"'data.size' {self.data.size} is not 'model.image_size' {self.model.image_size}; make them equal"
             )
+        if self.data.condition_side != self.model.encoder.size:
+            raise ValueError(
+                f"conditions of {self.data.condition_side} px ('data.condition_size', or else 'data.size') do not fit "
+                f"'model.encoder.size' {self.model.encoder.size}; make them equal"
+            )
         return self
 
     @property
@@ -153,13 +158,15 @@ class Recipe(Spec):
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
-    def stage_at(self, step: int) -> tuple[int, int]:
-        """Index of the stage to which optimiser step `step` belongs, and the step within it."""
-        for index, stage in enumerate(self.stages):
-            if step < stage.steps:
-                return index, step
-            step -= stage.steps
-        raise IndexError(f"the recipe has {self.steps} steps")
+    def stages_left(self, step: int) -> list[tuple[Stage, int]]:
+        """The stages from the one that made optimiser step `step`, each with how many of its steps are done."""
+        left, before = [], 0
+        for stage in self.stages:
+            done = max(0, step - before)
+            before += stage.steps
+            if step <= before:
+                left.append((stage, min(done, stage.steps)))
+        return left
 
 
 # What may differ between a checkpoint's recipe and the one that goes on with it. Lengths of stages are

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.mask import ClassTable
-from piti.data.folders import PairedFolder
+from piti.data.folders import PairedFolder, check_together
 from piti.models import Translator
 from piti.seeding import derive_seed
 from piti.training.loop import Run, Trainer
@@ -38,9 +38,7 @@ def build_condition(recipe: Recipe) -> Condition:
     config: dict[str, Any] = dict(recipe.condition)
     if config.get("kind") == "mask" and not isinstance(config.get("classes"), dict):
         if recipe.data.root is None:
-            raise RecipeError(
-                "condition.classes: not given, and there is no 'data.root' to read classes.json from"
-            )
+            raise RecipeError("condition.classes: not given, and there is no 'data.root' to read classes.json from")
         path = recipe.data.root / str(config.get("classes") or "classes.json")
         config["classes"] = ClassTable.read(path).to_dict()
     return condition_from_config(config, "condition")
@@ -51,10 +49,8 @@ def open_data(recipe: Recipe, condition: Condition) -> tuple[PairedFolder, Paire
     if recipe.data.root is None:
         raise RecipeError("data.root: not given; add --data FOLDER, or set it in the recipe")
     training = PairedFolder(recipe.data, condition, "train")
-    validation = PairedFolder(recipe.data, condition, "val")
-    training.check()
-    if len(validation):
-        validation.check()
+    validation = PairedFolder(recipe.data, condition, "val") if "val" in training.split_names else None
+    check_together([training, validation] if validation else [training])
     return training, validation
 
 

@@ -59,9 +59,7 @@ class RunFolder:
         """
         newest = self.newest()
         if not resume and (newest or self.metrics.exists()):
-            raise RunError(
-                f"{self.root} holds a run already; add --resume to go on with it, or give another --out"
-            )
+            raise RunError(f"{self.root} holds a run already; add --resume to go on with it, or give another --out")
         if newest is not None:
             changed = differences(read_recipe(newest / RECIPE_FILE), recipe)
             if changed:

@@ -46,9 +46,7 @@ def entry(**changes):
 
 def table_of(count: int) -> ClassTable:
     colours = [(1 + k // 200, 1 + k % 200, 9) for k in range(count)]
-    return ClassTable(
-        names=[f"class {k}" for k in range(count)], ids=range(count), colours=colours, ignore=9999
-    )
+    return ClassTable(names=[f"class {k}" for k in range(count)], ids=range(count), colours=colours, ignore=9999)
 
 
 class TestClassTable:
@@ -222,9 +220,7 @@ class TestUnknown:
         assert "colour (200, 0, 0) on 1 pixel is" in self.error(tmp_path / "m.png")
 
     def test_a_jpeg_names_the_top_few_and_counts_the_rest(self, tmp_path):
-        Image.fromarray(COLOURS).resize((64, 64), Image.Resampling.NEAREST).save(
-            tmp_path / "m.jpg", quality=30
-        )
+        Image.fromarray(COLOURS).resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "m.jpg", quality=30)
         message = self.error(tmp_path / "m.jpg")
         assert message.count("colour (") == 5
         assert re.search(r"and \d+ more are not in the class table", message)
@@ -294,9 +290,7 @@ class TestTensors:
     @pytest.mark.parametrize("size", [64, 100, 256])
     def test_a_photographs_label_map_keeps_pils_rounding(self, size):
         values = np.random.default_rng(0).integers(0, 255, (360, 480), dtype=np.uint8)
-        wanted = (
-            Image.fromarray(values).crop((60, 0, 420, 360)).resize((size, size), Image.Resampling.NEAREST)
-        )
+        wanted = Image.fromarray(values).crop((60, 0, 420, 360)).resize((size, size), Image.Resampling.NEAREST)
         found = MASK.crop_resize(torch.from_numpy(values)[None], center_box(480, 360), size)
         assert np.array_equal(found[0], np.asarray(wanted))
 

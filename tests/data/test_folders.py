@@ -311,3 +311,26 @@ class TestSpec:
     def test_round_trip(self, tmp_path):
         one = FolderSpec(root=tmp_path, size=32, crop_scale=(0.5, 0.75))
         assert FolderSpec.parse(json.loads(json.dumps(one.to_dict())), "data") == one
+
+
+def test_a_condition_of_another_size_shows_the_same_crop(root):
+    """The finer condition, every second pixel of it, is the one of the image's size."""
+    fine = PairedFolder(spec(root, condition_size=16, crop_scale=(1, 1), flip=False), MASK, "train")
+    plain = PairedFolder(spec(root, condition_size=None, crop_scale=(1, 1), flip=False), MASK, "train")
+    for index in range(len(fine)):
+        one, other = (f.sample(index, generator_for(0, index)) for f in (fine, plain))
+        assert one.condition.shape == (1, 16, 16)
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.condition[:, 1::2, 1::2], other.condition)
+
+
+def test_splits_are_checked_together(root):
+    (root / "images/drive/0.png").write_bytes(b"")
+    (root / "images/drive/5.png").write_bytes(b"")
+    (root / "splits.json").write_text(json.dumps({"train": [f"drive/{k}" for k in range(4)], "val": ["drive/5"]}))
+    (root / "labels/drive/4.png").unlink()
+    with pytest.raises(DataError) as error:
+        folders.check_together([PairedFolder(spec(root), MASK, name) for name in ("train", "val")])
+    lines = str(error.value).splitlines()
+    for key in ("drive/0", "drive/4", "drive/5"):
+        assert sum(key in line for line in lines) == 1

@@ -108,7 +108,7 @@ def test_upsampler_takes_a_small_image() -> None:
         tiny()(x_t, t, condition, small)
 
 
-def test_saved_and_loaded(tmp_path) -> None:  # noqa: ANN001
+def test_saved_and_loaded(tmp_path) -> None:
     translator = tiny()
     translator.save_pretrained(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}

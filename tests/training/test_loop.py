@@ -55,11 +55,13 @@ def test_a_run_leaves_a_model_metrics_and_previews(tiny_data: Path, tmp_path: Pa
 
 
 def test_it_learns(tiny_data: Path, tmp_path: Path) -> None:
-    stages = [{"name": "joint", "steps": 60, "lr": 3e-3}]
-    train(recipe_of(tiny_data, stages=stages, log_every=10, ema=0.5, preview={"every": 60, "count": 1}), tmp_path / "run")
+    stages = [{"name": "joint", "steps": 100, "lr": 1e-2}]
+    train(
+        recipe_of(tiny_data, stages=stages, log_every=10, ema=0.5, preview={"every": 100, "count": 1}), tmp_path / "run"
+    )
     losses = [json.loads(line).get("loss") for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_adapting_leaves_the_unet_bit_identical_and_without_gradients(tiny_data: Path, tmp_path: Path) -> None:
@@ -105,7 +107,9 @@ STAGES = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint"
 @pytest.mark.parametrize("stop_after", [2, 3, 6])
 def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, stop_after: int) -> None:
     """Stopped in the first stage, between the stages, and between two checkpoints."""
-    dropout = {"model": tiny_recipe(tiny_data)["model"] | {"unet": tiny_recipe(tiny_data)["model"]["unet"] | {"dropout": 0.1}}}  # type: ignore[operator,index]
+    dropout = {
+        "model": tiny_recipe(tiny_data)["model"] | {"unet": tiny_recipe(tiny_data)["model"]["unet"] | {"dropout": 0.1}}
+    }  # type: ignore[operator,index]
     recipe = recipe_of(tiny_data, stages=STAGES, accumulation=2, **dropout)
     train(recipe, tmp_path / "whole")
     real = Trainer.train_step
@@ -130,7 +134,9 @@ def start(root: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     stages = [{"name": "joint", "steps": 40, "lr": 1e-3}]
     path.write_text(yaml.safe_dump(tiny_recipe(root, stages=stages, checkpoint={"every": 2, "keep": 2})))
     command = [sys.executable, "-m", "piti.cli", "train", str(path), "--out", str(out), *more]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -230,8 +236,9 @@ def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(tiny_data: P
 
 
 def test_bad_data_stops_before_anything_is_written(tiny_data: Path, tmp_path: Path) -> None:
-    Image.fromarray(np.full((32, 40), 77, np.uint8)).save(tiny_data / "labels/scene-03.png")
+    """Training and validation pairs are judged together."""
+    Image.fromarray(np.full((32, 40), 77, np.uint8)).save(tiny_data / "labels/scene-11.png")
     (tiny_data / "images/scene-05.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"(?s)scene-03.*scene-05|scene-05.*scene-03"):
+    with pytest.raises(ValueError, match=r"(?s)scene-11.*scene-05|scene-05.*scene-11"):
         train(recipe_of(tiny_data), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from piti.training.recipes import Recipe, RecipeError, Stage, differences, read_recipe, write_recipe
 from piti.spec import SpecError
+from piti.training.recipes import Recipe, RecipeError, Stage, differences, read_recipe, write_recipe
 from tests.conftest import ROOT, tiny_recipe
 
 
@@ -31,7 +31,9 @@ def test_written_and_read_back(tmp_path: Path) -> None:
 
 def test_changes_on_top(tmp_path: Path) -> None:
     path = written(tmp_path, tiny_recipe(tmp_path))
-    recipe = read_recipe(path, ["stages.0.lr=1e-4", "data.flip=false", "preview.guidance.w=2", "loss.weighting=min_snr"])
+    recipe = read_recipe(
+        path, ["stages.0.lr=1e-4", "data.flip=false", "preview.guidance.w=2", "loss.weighting=min_snr"]
+    )
     assert recipe.stages[0].lr == 1e-4
     assert recipe.data.flip is False
     assert recipe.preview.guidance.w == 2
@@ -62,10 +64,10 @@ def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, messa
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="nowhere.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
         read_recipe(tmp_path / "nowhere.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="is not YAML"):
-        (tmp_path / "bad.yaml").write_text("a: [")
         read_recipe(tmp_path / "bad.yaml")
     with pytest.raises(RecipeError, match="got list"):
         read_recipe(written(tmp_path, [1]))
@@ -83,10 +85,13 @@ def test_the_learning_rate_rises_holds_and_falls() -> None:
 def test_stages_follow_one_another(tmp_path: Path) -> None:
     stages = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 2}]
     recipe = Recipe.parse(tiny_recipe(tmp_path, stages=stages), "test")
-    assert [recipe.stage_at(step) for step in range(5)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    adapt, joint = recipe.stages
+    assert recipe.stages_left(0) == [(adapt, 0), (joint, 0)]
+    assert recipe.stages_left(2) == [(adapt, 2), (joint, 0)]
+    assert recipe.stages_left(3) == [(adapt, 3), (joint, 0)]  # its checkpoint is of the first stage
+    assert recipe.stages_left(4) == [(joint, 1)]
+    assert recipe.stages_left(5) == [(joint, 2)]
     assert recipe.steps == 5
-    with pytest.raises(IndexError):
-        recipe.stage_at(5)
 
 
 def test_what_a_continued_run_may_change(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""`piti translate` and `piti models`: what is written, what is kept, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from piti.cli import app
+from piti.translation import Settings, TranslationError, translate_files
+from tests.test_pipeline import mask, tiny_pipeline
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for k in range(3):
+        mask(k).save(folder / f"m{k}.png")
+    return folder
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    return {p.name: np.asarray(Image.open(p)).tobytes() for p in sorted(folder.glob("m*.png"))}
+
+
+def test_images_and_a_sheet(masks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    seen = []
+    settings = Settings(num=2, steps=2, batch=4)
+    report = translate_files(tiny_pipeline(), [masks], out, settings, "tiny", on_step=lambda *a: seen.append(a))
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(f"m{k}_{n}.png" for k in range(3) for n in range(2)),
+        "sheet.png",
+    ]
+    assert len(report.made) == 6
+    assert not report.kept
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    sheet = Image.open(report.sheet)
+    assert sheet.width > 3 * 192
+    assert sheet.height > 3 * 192
+    with Image.open(out / "m1_1.png") as image:
+        assert image.size == (16, 16)
+        text = image.text  # type: ignore[attr-defined]
+    assert text["piti:model"] == "tiny"
+    assert (text["piti:seed"], text["piti:number"], text["piti:steps"], text["piti:sampler"]) == ("0", "1", "2", "ddpm")
+
+
+def test_existing_results_are_kept_unless_overwritten(masks: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", Settings(num=1, steps=2)
+    translate_files(tiny_pipeline(), [masks], out, settings, "tiny")
+    before = pixels(out)
+    Image.new("RGB", (16, 16)).save(out / "m0_0.png")
+    (out / "m2_0.png").unlink()
+    report = translate_files(tiny_pipeline(), [masks], out, settings, "tiny")
+    assert [p.name for p in report.made] == ["m2_0.png"]
+    assert [p.name for p in report.kept] == ["m0_0.png", "m1_0.png"]
+    assert not any(pixels(out)["m0_0.png"])
+    assert pixels(out)["m2_0.png"] == before["m2_0.png"]
+    translate_files(tiny_pipeline(), [masks], out, settings, "tiny", overwrite=True)
+    assert pixels(out) == before
+
+
+def test_a_seed_means_the_same_image_in_any_company(masks: Path, tmp_path: Path) -> None:
+    translate_files(tiny_pipeline(), [masks], tmp_path / "all", Settings(num=2, steps=2, batch=5), "tiny")
+    (masks / "m1.png").rename(tmp_path / "other.png")
+    translate_files(tiny_pipeline(), [tmp_path / "other.png"], tmp_path / "one", Settings(num=2, steps=2), "tiny")
+    for n in range(2):
+        a, b = (
+            np.asarray(Image.open(p), np.int16) for p in (tmp_path / f"all/m1_{n}.png", tmp_path / f"one/other_{n}.png")
+        )
+        assert np.abs(a - b).max() <= 1
+    translate_files(tiny_pipeline(), [tmp_path / "other.png"], tmp_path / "two", Settings(seed=1, steps=2), "tiny")
+    assert np.abs(b - np.asarray(Image.open(tmp_path / "two/other_0.png"), np.int16)).max() > 10
+
+
+def test_bad_inputs_are_listed_together_before_anything_is_written(masks: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save(masks / "strange.png")
+    (masks / "broken.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(TranslationError, match=r"(?s)2 of 5 inputs.*broken\.png.*strange\.png"):
+        translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(), "tiny")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TranslationError, match="holds no images"):
+        translate_files(tiny_pipeline(), [tmp_path / "empty"], tmp_path / "out", Settings(), "tiny")
+    (tmp_path / "twin").mkdir()
+    mask(9).save(tmp_path / "twin/m0.png")
+    with pytest.raises(TranslationError, match="would write the same files"):
+        translate_files(tiny_pipeline(), [masks / "m0.png", tmp_path / "twin"], tmp_path / "out", Settings(), "tiny")
+
+
+def test_a_sampler_that_does_not_exist_writes_nothing(masks: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown sampler"):
+        translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(sampler="dmpp"), "tiny")
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_the_command_line(masks: Path, tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    arguments = ["translate", str(masks), "--model", str(tmp_path / "model"), "--num", "1", "--steps", "2"]
+    run = CliRunner().invoke(app, [*arguments, "--guidance", "0", "--sampler", "ddim", "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    assert "3 images made" in run.stdout
+    assert (tmp_path / "out/sheet.png").is_file()
+    run = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert "0 images made, 3 kept" in run.stdout
+
+
+def test_models_are_listed() -> None:
+    run = CliRunner().invoke(app, ["models"])
+    assert run.exit_code == 0
+    assert "street" in run.stdout
+    assert "mask" in run.stdout
+
+
+def test_a_mistake_is_one_message_and_exit_code_1(tmp_path: Path, capfd, monkeypatch) -> None:
+    from piti import cli
+
+    monkeypatch.setattr("sys.argv", ["piti", "translate", str(tmp_path / "no.png"), "--model", "nothing"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    said = capfd.readouterr().err
+    assert "there is no model 'nothing'" in said
+    assert "Traceback" not in said
