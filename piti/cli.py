@@ -100,6 +100,8 @@ def main() -> None:
     except UserError as error:
         log.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

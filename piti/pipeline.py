@@ -230,7 +230,7 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, **kwargs))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md", "*.yaml"], **kwargs))
     except Exception as error:  # the hub raises errors of many libraries
         raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error} ({known})") from error
 

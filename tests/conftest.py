@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 from PIL import Image
+
+# Shapes and types in the signatures of these are checked at every call.
+CHECKED = ["piti.conditions", "piti.data", "piti.models", "piti.diffusion"]
+install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PITI_SHARED", ROOT.parent / "shared"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -79,7 +79,7 @@ class Condition(ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: Mapping[str, Any], source: str) -> Self:
+    def from_config(cls, config: Mapping[str, Any], source: str) -> Condition:
         """Build from `to_config`'s data, read from `source`. Raises ConditionError."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -227,7 +227,7 @@ class MaskCondition(Condition):
         return _MaskConfig(classes=self.classes, null_value=self.null_value).to_dict()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], source: str) -> Self:
+    def from_config(cls, config: Mapping[str, Any], source: str) -> MaskCondition:
         """Build from `to_config`'s data. Raises ConditionError, naming source and key."""
         try:
             parsed = _MaskConfig.parse(config, source)

@@ -8,7 +8,7 @@ al. 2024, arXiv 2404.07724). w is the strength in PITI's sense: 0 is off, `guida
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,7 @@ class Guidance(Spec):
         return self.w != 0 and low <= t / T <= high
 
 
+@runtime_checkable
 class DenoisePair(Protocol):
     """A model that estimates with the condition and, when asked to, also with the null condition."""
 

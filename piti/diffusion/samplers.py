@@ -21,6 +21,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
 from torch import Tensor
 
 from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps
@@ -180,7 +181,7 @@ def clipped_x0(schedule: NoiseSchedule, x_t: Images, t: Timesteps, eps: Images) 
     return schedule.predict_x0(x_t, t, eps).clamp(-1, 1).to(x_t.dtype)
 
 
-def with_variance(x0: Images, estimate: Estimate) -> Images:
+def with_variance(x0: Images, estimate: Estimate) -> Float[Tensor, "b 2*c h w"]:
     """x̂₀ and the raw variance as "ddpm" takes them, [B, 2C, H, W]; without a learned one the lower bound."""
     variance = torch.full_like(x0, -1) if estimate.variance is None else estimate.variance.to(x0.dtype)
     return torch.cat([x0, variance], dim=1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 INDEX_FILE = "model_index.json"
 CONDITION_FILE = "condition.json"
 
 
+@runtime_checkable
 class Saveable(Protocol):
     """What diffusers can save into a folder: models and schedulers."""
 

@@ -170,10 +170,11 @@ class Trainer:
         if math.isfinite(numbers["loss"]) and (scaled or math.isfinite(numbers["grad_norm"])):
             return
         newest = self.run.folder.newest()
+        files = [f"{pair.image}, {pair.condition}" for pair in self.run.train.pairs if pair.key in keys]
         kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         raise TrainingDiverged(
             f"step {self.progress.step + 1}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {kept}. "
-            "Look at the images of this batch, or lower 'lr' or 'optimizer.clip': " + ", ".join(keys)
+            "Look at this batch, or lower 'lr' or 'optimizer.clip':\n  " + "\n  ".join(files)
         )
 
     # On a cadence

@@ -135,6 +135,8 @@ class Recipe(Spec):
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     workers: int = Field(default=1, ge=0)
     log_every: int = Field(default=50, ge=1)
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too (needs the extra `track`)."""
     preview: PreviewSpec = PreviewSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
@@ -172,7 +174,7 @@ class Recipe(Spec):
 # What may differ between a checkpoint's recipe and the one that goes on with it. Lengths of stages are
 # among them: where they matter (the decay of the learning rate) they act on the steps still to come.
 FREE_KEYS = {
-    "workers", "log_every", "preview", "checkpoint", "data.root", "data.cache", "data.cache_gib"
+    "workers", "log_every", "tensorboard", "preview", "checkpoint", "data.root", "data.cache", "data.cache_gib"
 }  # fmt: skip
 FREE_STAGE_KEYS = {"steps", "decay"}
 

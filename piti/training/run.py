@@ -28,6 +28,8 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     condition = build_condition(recipe)
     training, validation = open_data(recipe, condition)
     checkpoint = folder.begin(recipe, resume)
+    if recipe.tensorboard:
+        folder.open_board()
     translator = build_translator(recipe, condition)
     run = Run(recipe, condition, translator, training, validation, folder)
     return Trainer(run, console).fit(checkpoint)

@@ -50,6 +50,7 @@ class RunFolder:
         self.previews = self.root / "previews"
         self.model = self.root / "model"
         self.metrics = self.root / "metrics.jsonl"
+        self.board: Any = None
 
     def begin(self, recipe: Recipe, resume: bool) -> Path | None:
         """Make the folder ready; returns the checkpoint to go on from, or None to start afresh.
@@ -102,9 +103,24 @@ class RunFolder:
         publish_folder(partial, self.model)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one JSON line to the metrics."""
+        """Append one JSON line to the metrics, and its numbers to TensorBoard's where `board` is open."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self.board.add_scalar(name, value, row["step"])
+            self.board.flush()
+
+    def open_board(self) -> None:
+        """Write to TensorBoard from now on. Raises RunError where it is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise RunError(
+                "tensorboard: true needs TensorBoard; install it with pip install 'piti[track]', or leave it out"
+            ) from None
+        self.board = SummaryWriter(str(self.root / "tensorboard"))
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after `step`, and a last line that was cut short."""

@@ -204,7 +204,10 @@ def test_not_a_number_stops_the_run_and_names_step_and_files(tiny_data: Path, tm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "losses", poisoned)
-        with pytest.raises(TrainingDiverged, match=r"step 5: loss nan.*step-00000003.*scene-\d\d, scene-\d\d"):
+        with pytest.raises(
+            TrainingDiverged,
+            match=r"(?s)step 5: loss nan.*step-00000003.*images/scene-\d\d\.png, .*labels/scene-\d\d\.png",
+        ):
             train(recipe_of(tiny_data), tmp_path / "run")
     checkpoint = load_file(RunFolder(tmp_path / "run").newest() / "model.safetensors")  # type: ignore[operator]
     assert all(torch.isfinite(value).all() for value in checkpoint.values())
@@ -242,3 +245,12 @@ def test_bad_data_stops_before_anything_is_written(tiny_data: Path, tmp_path: Pa
     with pytest.raises(ValueError, match=r"(?s)scene-11.*scene-05|scene-05.*scene-11"):
         train(recipe_of(tiny_data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_where_asked_for(tiny_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    stages = [{"name": "joint", "steps": 2}]
+    train(recipe_of(tiny_data, stages=stages, tensorboard=True), tmp_path / "run")
+    (events,) = (tmp_path / "run/tensorboard").iterdir()
+    assert b"validation_loss" in events.read_bytes()
+    assert b"images_per_second" in events.read_bytes()
