@@ -36,7 +36,7 @@ def encoding_every_step(pipeline: PITIPipeline) -> Callable[..., object]:
     """The pipeline's network with the condition encoded anew at every step, as the released code does."""
     raw = pipeline.read(MASK)
     encoded = pipeline.condition.encode(raw[None])
-    null = pipeline.condition.null(1, *encoded.shape[-2:])
+    null = pipeline.condition.null(1, encoded.shape[-2], encoded.shape[-1])
     real = PITIPipeline._predict
 
     def predict(x_t: torch.Tensor, t: torch.Tensor, tokens: object) -> object:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 log = Console(stderr=True)
@@ -35,7 +36,9 @@ def train(
     from piti.training import plan, read_recipe
     from piti.training import train as run_training
 
-    parsed = read_recipe(recipe, [*(changes or []), *([f"data.root={data}"] if data else [])])
+    parsed = read_recipe(recipe, changes or [])
+    if data is not None:
+        parsed = parsed.model_copy(update={"data": parsed.data.model_copy(update={"root": data})})
     folder = out or Path("runs") / parsed.name
     if dry_run:
         print_rows(plan(parsed, folder))
@@ -59,16 +62,17 @@ def translate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,
 ) -> None:
     """Translate conditions into images, and lay both out on a contact sheet."""
-    from piti.pipeline import PITIPipeline, fastest_device
+    from piti.pipeline import PITIPipeline, usable_device
     from piti.progress import steps_bar
     from piti.translation import Settings, translate_files
 
-    pipeline = PITIPipeline.from_pretrained(model).to(device or fastest_device())
+    pipeline = PITIPipeline.from_pretrained(model).to(usable_device(device))
+    pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
     settings = Settings(num, seed, guidance, steps, sampler, batch)
     with steps_bar(log, "translating") as on_step:
         report = translate_files(pipeline, inputs, out, settings, model, overwrite, on_step)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
-    typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}")
+    typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
 
 
 @app.command()
@@ -97,8 +101,8 @@ def main() -> None:
 
     try:
         app()
-    except UserError as error:
-        log.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+    except (UserError, OSError) as error:
+        log.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

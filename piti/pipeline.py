@@ -33,6 +33,9 @@ SETTINGS = {"sampler": "ddpm", "steps": 50, "guidance": 1.0}
 """How a model is sampled where neither the caller nor the model's own defaults say."""
 
 
+HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
+
+
 class ModelError(UserError):
     """A model cannot be found or loaded. The message says what was looked for and what there is."""
 
@@ -63,6 +66,7 @@ class PITIPipeline(DiffusionPipeline):
 
     base: Translator
     condition: Condition
+    model_cpu_offload_seq = "base"
 
     def __init__(
         self,
@@ -166,7 +170,7 @@ class PITIPipeline(DiffusionPipeline):
     def read(self, item: ConditionInput) -> Tensor:
         """A condition in raw form at the encoder's size, [K, size, size]."""
         if isinstance(item, Tensor):
-            raw = item
+            raw = self.condition.checked(item, "the given tensor")
         elif isinstance(item, Image.Image):
             raw = self.condition.read(item, "the given image")
         else:
@@ -176,10 +180,12 @@ class PITIPipeline(DiffusionPipeline):
 
     # On disk
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # pyright: ignore
+    def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the model's folder."""
         parts = {"base": self.base, "scheduler": self.scheduler}
         defaults = {key: value for key, value in self.defaults.items() if value != SETTINGS.get(key)}
+        if isinstance(rule := defaults.get("guidance"), Guidance):
+            defaults["guidance"] = rule.to_dict()
         write_model_folder(Path(save_directory), parts, self.condition.to_config(), defaults)
 
     @classmethod
@@ -189,6 +195,10 @@ class PITIPipeline(DiffusionPipeline):
         kwargs: passed on to the hub's download (`revision`, `cache_dir`, `local_files_only`, `token`).
         Raises ModelError.
         """
+        unknown = kwargs.keys() - HUB_ARGUMENTS
+        if unknown:
+            known = ", ".join(sorted({"torch_dtype", *HUB_ARGUMENTS}))
+            raise ModelError(f"from_pretrained: unknown argument {', '.join(sorted(unknown))}; known are {known}")
         folder = find_model(name, **kwargs)
         try:
             config = json.loads((folder / CONDITION_FILE).read_text(encoding="utf-8"))
@@ -196,8 +206,11 @@ class PITIPipeline(DiffusionPipeline):
         except (OSError, json.JSONDecodeError) as error:
             raise ModelError(f"{folder}: {error}; the model's folder is not complete") from None
         condition = condition_from_config(config, str(folder / CONDITION_FILE))
-        base = Translator.from_pretrained(folder / "base", torch_dtype=torch_dtype)
-        scheduler = cast(DDPMScheduler, DDPMScheduler.from_pretrained(folder / "scheduler"))
+        try:
+            base = Translator.from_pretrained(folder / "base", torch_dtype=torch_dtype)
+            scheduler = cast(DDPMScheduler, DDPMScheduler.from_pretrained(folder / "scheduler"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder}: {error}") from None
         return cls(base.eval(), scheduler, condition, index.get("defaults"))
 
 
@@ -250,8 +263,17 @@ def _slices(count: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, count)
 
 
-def fastest_device() -> str:
-    """The fastest kind of device that torch sees here."""
+def usable_device(name: str | None = None) -> torch.device:
+    """The named device, or the fastest kind that torch sees here. Raises UserError for one that is not there."""
+    try:
+        device = torch.device(name or _fastest_kind())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; cpu always works") from None
+    return device
+
+
+def _fastest_kind() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -293,8 +315,10 @@ def _cached_models() -> Iterator[tuple[str, Path]]:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return
+    needed = (CONDITION_FILE, "base/config.json")
     for repository in sorted(repositories, key=lambda repo: repo.repo_id):
         for revision in repository.revisions:
             index = revision.snapshot_path / INDEX_FILE
-            if index.is_file() and '"PITIPipeline"' in index.read_text(encoding="utf-8"):
+            whole = all((revision.snapshot_path / name).is_file() for name in needed)
+            if whole and index.is_file() and '"PITIPipeline"' in index.read_text(encoding="utf-8"):
                 yield repository.repo_id, revision.snapshot_path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,8 +41,7 @@ def _explain(root: type[Spec], item: Any) -> str:
     path = list(item["loc"])
     key = ".".join(str(part) for part in path)
     if item["type"] == "extra_forbidden":
-        near = nearest(str(path[-1]), _known_keys(root, path[:-1]))
-        return f"unknown key '{key}'" + (f"; did you mean '{near}'?" if near else "")
+        return f"unknown key '{key}'; {choices(str(path[-1]), _known_keys(root, path[:-1]))}"
     if item["type"] == "missing":
         return f"missing key '{key}'"
     return f"'{key}' = {item.get('input')!r}: {item['msg']}" if key else str(item["msg"])
@@ -72,7 +71,8 @@ def _spec_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def nearest(word: str, known: list[str]) -> str | None:
-    """The known word most like `word`, or None if nothing is near."""
+def choices(word: str, known: Iterable[str]) -> str:
+    """What to say after "unknown …": the known word most like `word`, if one is, and all of them."""
+    known = list(known)
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return match[0] if match else None
+    return (f"did you mean '{match[0]}'? " if match else "") + f"known: {', '.join(known)}"

@@ -56,6 +56,8 @@ class Report:
     made: list[Path]
     kept: list[Path]
     sheet: Path
+    left_out: str
+    """What to say where the sheet does not show every condition; else nothing."""
 
 
 def translate_files(
@@ -76,6 +78,8 @@ def translate_files(
     Raises TranslationError for unreadable inputs before anything is made or written.
     """
     sampling = pipeline.sampling(settings.guidance, settings.steps, settings.sampler)
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
     jobs = _jobs(pipeline, _sources(inputs), out, settings)
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,10 @@ def translate_files(
     sheet = out / SHEET
     save_png(contact_sheet(pipeline, jobs), sheet)
     made = {job.target for job in todo}
-    return Report([job.target for job in todo], [j.target for j in jobs if j.target not in made], sheet)
+    kept = [job.target for job in jobs if job.target not in made]
+    conditions = len({job.source for job in jobs})
+    left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
+    return Report([job.target for job in todo], kept, sheet, left_out)
 
 
 def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from piti.cli import app
 from piti.translation import Settings, TranslationError, translate_files
 from tests.test_pipeline import mask, tiny_pipeline
 
@@ -98,31 +96,13 @@ def test_a_sampler_that_does_not_exist_writes_nothing(masks: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_on_the_command_line(masks: Path, tmp_path: Path) -> None:
-    tiny_pipeline().save_pretrained(tmp_path / "model")
-    arguments = ["translate", str(masks), "--model", str(tmp_path / "model"), "--num", "1", "--steps", "2"]
-    run = CliRunner().invoke(app, [*arguments, "--guidance", "0", "--sampler", "ddim", "--out", str(tmp_path / "out")])
-    assert run.exit_code == 0, run.output
-    assert "3 images made" in run.stdout
-    assert (tmp_path / "out/sheet.png").is_file()
-    run = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
-    assert "0 images made, 3 kept" in run.stdout
+def test_results_never_lie_among_the_inputs(masks: Path) -> None:
+    with pytest.raises(TranslationError, match="among the inputs"):
+        translate_files(tiny_pipeline(), [masks], masks, Settings(), "tiny")
 
 
-def test_models_are_listed() -> None:
-    run = CliRunner().invoke(app, ["models"])
-    assert run.exit_code == 0
-    assert "street" in run.stdout
-    assert "mask" in run.stdout
-
-
-def test_a_mistake_is_one_message_and_exit_code_1(tmp_path: Path, capfd, monkeypatch) -> None:
-    from piti import cli
-
-    monkeypatch.setattr("sys.argv", ["piti", "translate", str(tmp_path / "no.png"), "--model", "nothing"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 1
-    said = capfd.readouterr().err
-    assert "there is no model 'nothing'" in said
-    assert "Traceback" not in said
+def test_a_long_sheet_says_what_it_leaves_out(masks: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("piti.translation.SHEET_ROWS", 2)
+    report = translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(steps=1), "tiny")
+    assert report.left_out == " (the first 2 of 3 conditions)"
+    assert len(report.made) == 3

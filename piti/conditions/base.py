@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piti.errors import UserError
 from piti.images import Box, open_image
-from piti.spec import nearest
+from piti.spec import choices
 
 
 class ConditionError(UserError):
@@ -49,6 +49,10 @@ class Condition(ABC):
     @abstractmethod
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: int) -> Shaped[Tensor, "K {size} {size}"]:
         """Cut `box` out and resize it to a square of `size`, by the filter that suits the kind."""
+
+    @abstractmethod
+    def checked(self, raw: Tensor, source: str) -> Shaped[Tensor, "K h w"]:
+        """`raw` as it is, if `read` could have made it. Raises ConditionError that says what it should be."""
 
     def flip(self, raw: Shaped[Tensor, "*any w"]) -> Shaped[Tensor, "*any w"]:
         """Mirror left to right."""
@@ -105,7 +109,5 @@ def condition_from_config(config: Mapping[str, Any], source: str = "condition") 
         raise ConditionError(f"{source}: missing key 'kind'; known kinds: {', '.join(known)}")
     kind = config["kind"]
     if kind not in CONDITIONS:
-        near = nearest(str(kind), known)
-        hint = f"; did you mean '{near}'?" if near else ""
-        raise ConditionError(f"{source}: unknown condition '{kind}'{hint} (known kinds: {', '.join(known)})")
+        raise ConditionError(f"{source}: unknown condition '{kind}'; {choices(str(kind), known)}")
     return CONDITIONS[kind].from_config(config, source)

@@ -110,6 +110,8 @@ class ClassTable(Spec):
         for name, colour in [*zip(self.names, self.colours, strict=True), ("ignore", self.ignore_colour)]:
             if colour is not None and not all(0 <= value <= 255 for value in colour):
                 raise ValueError(f"color = {list(colour)} ('{name}'): red, green and blue lie in 0..255")
+        if self.ignore is not None and not 0 <= self.ignore <= _MAX_ID:
+            raise ValueError(f"ignore = {self.ignore}: ids lie in 0..{_MAX_ID}")
         if self.ignore in self.ids:
             name = self.names[self.ids.index(self.ignore)]
             raise ValueError(f"ignore = {self.ignore} is also the id of '{name}'; choose another id")
@@ -192,6 +194,19 @@ class MaskCondition(Condition):
             indices = np.where(transparent, self.ignore_index, indices)
         return torch.from_numpy(indices.astype(self._dtype))[None]
 
+    def checked(self, raw: Tensor, source: str) -> Integer[Tensor, "1 h w"]:
+        """Class indices [1, h, w] as they are. Raises ConditionError for another shape, type, or index."""
+        if raw.ndim != 3 or len(raw) != 1 or raw.is_floating_point() or raw.is_complex():
+            shape = f"{list(raw.shape)} of {raw.dtype}"
+            raise ConditionError(f"{source}: expected class indices [1, h, w] of an integer type, got {shape}")
+        odd = raw[(raw != self.ignore_index) & ((raw < 0) | (raw >= self.channels))]
+        if len(odd):
+            raise ConditionError(
+                f"{source}: {len(odd)} pixels hold indices such as {int(odd[0])}; classes are 0..{self.channels - 1}, "
+                f"unlabelled is {self.ignore_index}"
+            )
+        return raw
+
     def crop_resize(self, raw: Integer[Tensor, "1 h w"], box: Box, size: int) -> Integer[Tensor, "1 s s"]:
         """Cut `box` out and resize it to a square, nearest neighbour, as PIL's NEAREST to the pixel."""
         rows = _nearest_positions(box.top, box.height, size)
@@ -216,7 +231,11 @@ class MaskCondition(Condition):
         return torch.full(shape, self.null_value, device=device, dtype=dtype)
 
     def preview(self, raw: Integer[Tensor, "1 h w"]) -> Image.Image:
-        """The mask in its classes' colours; `read` of the result gives `raw` again."""
+        """The mask in its classes' colours; `read` of the result gives `raw` again.
+
+        Unlabelled pixels are black where the table gives them no colour; if a class is black too, they are
+        read as that class.
+        """
         colours = np.zeros((self.ignore_index + 1, 3), np.uint8)
         colours[: self.channels] = self.classes.colours
         colours[self.ignore_index] = self.classes.ignore_colour or (0, 0, 0)

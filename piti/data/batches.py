@@ -23,6 +23,10 @@ class Batch:
     condition: Shaped[Tensor, "B K c c"]
     keys: list[str]
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        return Batch(self.image.to(device), self.condition.to(device), self.keys)
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of one size, stacked."""

@@ -29,7 +29,7 @@ from piti.images import (
     read_rgb,
     to_tensor,
 )
-from piti.spec import Spec, nearest
+from piti.spec import Spec, choices
 
 log = logging.getLogger(__name__)
 
@@ -196,9 +196,7 @@ class PairedFolder:
         if splits is None:
             splits = split_by_hash(paired)
         if split not in splits:
-            near = nearest(split, list(splits))
-            hint = f"; did you mean '{near}'?" if near else ""
-            raise DataError(f"{self._root}: no split '{split}' (there are: {', '.join(splits)}){hint}")
+            raise DataError(f"{self._root}: no split '{split}'; {choices(split, splits)}")
         places: dict[str, list[str]] = {}
         for name, keys in splits.items():
             for key in keys:
@@ -355,12 +353,24 @@ _UNREADABLE = "unreadable files (replace or remove them)"
 _UNEQUAL = "pairs whose sizes differ (export both at the same size)"
 
 
-def check_together(folders: Sequence[PairedFolder]) -> None:
+def check_together(folders: Sequence[PairedFolder], progress: Callable[[int, int], None] | None = None) -> None:
     """Check several splits of one folder and raise one DataError with the problems of all, see `check`."""
+    total, before = sum(len(folder) for folder in folders), 0
     problems = _Problems(folders[0]._problems)  # of the folder as a whole, the same for every split
     for folder in folders:
-        folder._collect(problems)
+        folder._collect(problems, _shifted(progress, before, total))
+        before += len(folder)
     problems.raise_if_any(folders[0]._root)
+
+
+def _shifted(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int, int], None]:
+    """Progress within one of several parts, told as progress in the whole."""
+
+    def told(done: int, _: int) -> None:
+        if progress is not None:
+            progress(before + done, total)
+
+    return told
 
 
 def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:

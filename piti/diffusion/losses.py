@@ -16,7 +16,7 @@ from torch import Tensor
 
 from piti.diffusion.schedule import Images, NoiseSchedule, Timesteps
 from piti.errors import UserError
-from piti.spec import nearest
+from piti.spec import choices
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,7 @@ WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "min_snr": min_snr}
 def weighting_named(name: str) -> Weighting:
     """The weighting of that name. Raises ValueError that names the nearest one."""
     if name not in WEIGHTINGS:
-        near = nearest(name, list(WEIGHTINGS))
-        hint = f"did you mean {near!r}? " if near else ""
-        raise UserError(f"unknown loss weighting {name!r}; {hint}known: {', '.join(WEIGHTINGS)}")
+        raise UserError(f"unknown loss weighting '{name}'; {choices(name, WEIGHTINGS)}")
     return WEIGHTINGS[name]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps
 from piti.errors import UserError
-from piti.spec import nearest
+from piti.spec import choices
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
 
@@ -91,9 +91,7 @@ SAMPLERS: dict[str, Sampler] = {
 def sampler_named(name: str) -> Sampler:
     """The sampler of that name. Raises ValueError that lists the known ones."""
     if name not in SAMPLERS:
-        near = nearest(name, list(SAMPLERS))
-        hint = f"did you mean {near!r}? " if near else ""
-        raise UserError(f"unknown sampler {name!r}; {hint}known: {', '.join(SAMPLERS)}")
+        raise UserError(f"unknown sampler '{name}'; {choices(name, SAMPLERS)}")
     return SAMPLERS[name]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
+import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -31,9 +31,9 @@ from piti.models.checkpoints import write_model_folder
 from piti.seeding import derive_seed, generator_for
 from piti.training.preview import Validation
 from piti.training.progress import Meter, training_bar
-from piti.training.recipes import Recipe, Stage
+from piti.training.recipes import Recipe, Stage, write_recipe
 from piti.training.stages import build_optimizer, freeze_all_but
-from piti.training.state import Progress, RunFolder, read_progress
+from piti.training.state import RECIPE_FILE, RunError, RunFolder, RunState, read_state
 
 
 class TrainingDiverged(UserError):
@@ -54,15 +54,15 @@ class Run:
     train: PairedFolder
     validation: PairedFolder | None
     folder: RunFolder
+    accelerator: Accelerator
 
 
 class Trainer:
     """Trains a run's stages one after the other and keeps its folder up to date."""
 
-    def __init__(self, run: Run, console: Console | None = None) -> None:
+    def __init__(self, run: Run, console: Console) -> None:
         recipe = run.recipe
-        self.run, self.recipe, self.console = run, recipe, console or Console(stderr=True)
-        self.accelerator = Accelerator(mixed_precision=recipe.precision)
+        self.run, self.recipe, self.console, self.accelerator = run, recipe, console, run.accelerator
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.schedule = NoiseSchedule(recipe.schedule)
@@ -71,7 +71,17 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.ema)
         self.stream = BatchStream(run.train, recipe.batch, recipe.seed, self.rank, self.world)
         self.validation = self._validation()
-        self.progress = Progress(step=0, images_seen=0, seconds=0.0, version=piti.__version__)
+        self.state = RunState(
+            step=0,
+            stage=recipe.stages[0].name,
+            within=0,
+            images_seen=0,
+            seconds=0.0,
+            processes=self.world,
+            pairs=len(run.train),
+            condition=run.condition.to_config(),
+            version=piti.__version__,
+        )
         self.stop_asked = False
 
     # The loop
@@ -79,13 +89,15 @@ class Trainer:
     def fit(self, resume_from: Path | None) -> Path:
         """Train to the end of the last stage, and return the folder of the model.
 
-        Raises TrainingDiverged, and TrainingInterrupted after Ctrl-C or SIGTERM.
+        Raises RunError if the checkpoint is of other data, TrainingDiverged, and TrainingInterrupted after
+        Ctrl-C or SIGTERM.
         """
         if resume_from is not None:
-            self.progress = read_progress(resume_from)
-        self.run.folder.forget_after(self.progress.step)
-        with self._stop_signals(), training_bar(self.console, self.recipe, self.progress) as bar:
-            for stage, done in self.recipe.stages_left(self.progress.step):
+            self.state = self._state_of(resume_from)
+        if self.accelerator.is_main_process:
+            self.run.folder.forget_after(self.state.step)
+        with self._stop_signals(), training_bar(self.console, self.recipe, self.state) as bar:
+            for stage, done in self.recipe.stages_left(self.state.step):
                 self.run_stage(stage, done, resume_from if done else None, bar)
         return self.run.folder.model
 
@@ -97,9 +109,10 @@ class Trainer:
         learning = freeze_all_but(self.translator, stage.trains)
         optimizer = build_optimizer(learning, stage, self.recipe.optimizer)
         model, optimizer = self.accelerator.prepare(self.translator, optimizer)
+        self.ema.to(self.device)
         if resume_from is not None:
             self.accelerator.load_state(str(resume_from))
-        self.ema.to(self.device)
+            self.write_model()  # it may lag behind the checkpoint
         model.train()
         bar.stage(stage.name)
         batches = self._batches(stage.steps - within)
@@ -108,25 +121,24 @@ class Trainer:
                 group["lr"] = stage.lr_at(within)
             numbers = self.train_step(model, optimizer, learning, batches)
             within += 1
-            self._advance(bar)
-            last = within == stage.steps
+            self._advance(stage, within, bar)
             self.report(stage, bar, numbers | {"lr": stage.lr_at(within - 1)})
-            if last or self.progress.step % self.recipe.preview.every == 0:
-                self.preview(model)
-            if last or self.stop_asked or self.progress.step % self.recipe.checkpoint.every == 0:
+            last, stop = within == stage.steps, self._on_any_process(self.stop_asked)
+            if last or stop or self.state.step % self.recipe.checkpoint.every == 0:
                 self.save()
-            if self.stop_asked and self.progress.step < self.recipe.steps:
+            if last or self.state.step % self.recipe.preview.every == 0:
+                self.preview(model)
+            if stop and self.state.step < self.recipe.steps:
                 raise TrainingInterrupted(
-                    f"stopped and saved at step {self.progress.step}; to go on, give the same command with --resume"
+                    f"stopped and saved at step {self.state.step}; to go on, give the same command with --resume"
                 )
-        self.translator = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
+        self._release(model)
 
     def train_step(
         self, model: Any, optimizer: Any, learning: list[torch.nn.Parameter], batches: Iterator[Batch]
     ) -> dict[str, float]:
         """One optimiser step: losses, backward, step, average."""
-        step, parts = self.progress.step, self.recipe.accumulation
+        step, parts = self.state.step, self.recipe.accumulation
         torch.manual_seed(derive_seed(self.recipe.seed, "step", self.rank, step))  # for dropout
         losses, keys = [], []
         for part in range(parts):
@@ -166,39 +178,62 @@ class Trainer:
         return torch.where(dropped.to(self.device).view(-1, 1, 1, 1), null, condition)
 
     def _check_finite(self, numbers: dict[str, float], keys: list[str]) -> None:
-        scaled = self.recipe.precision == "fp16"  # its scaler skips steps whose gradient overflows
-        if math.isfinite(numbers["loss"]) and (scaled or math.isfinite(numbers["grad_norm"])):
+        scaled = self.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
+        broken = not math.isfinite(numbers["loss"]) or not (scaled or math.isfinite(numbers["grad_norm"]))
+        if not self._on_any_process(broken):
             return
         newest = self.run.folder.newest()
-        files = [f"{pair.image}, {pair.condition}" for pair in self.run.train.pairs if pair.key in keys]
+        where = f"step {self.state.step + 1}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}"
         kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        if not broken:
+            raise TrainingDiverged(f"{where} here, not a number in another process; {kept}")
+        files = [f"{pair.image}, {pair.condition}" for pair in self.run.train.pairs if pair.key in keys]
         raise TrainingDiverged(
-            f"step {self.progress.step + 1}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {kept}. "
-            "Look at this batch, or lower 'lr' or 'optimizer.clip':\n  " + "\n  ".join(files)
+            f"{where}; {kept}. Look at this batch, or go on with --resume and a lower rate "
+            "(--set stages.0.lr=… or --set optimizer.clip=…):\n  " + "\n  ".join(files)
         )
+
+    def _on_any_process(self, flag: bool) -> bool:
+        """Whether the flag is set on one process at least; every process gets the same answer."""
+        if self.world == 1:
+            return flag
+        flags = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum")
+        return float(cast(Tensor, flags)) > 0
+
+    def _release(self, model: Any) -> None:
+        """Undo `prepare`, so that the next stage can prepare the network anew, autocast included."""
+        bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        bare.__dict__.pop("_is_accelerate_prepared", None)
+        self.accelerator.free_memory()
 
     # On a cadence
 
-    def _advance(self, bar: Meter) -> None:
+    def _advance(self, stage: Stage, within: int, bar: Meter) -> None:
         images = self.recipe.batch * self.recipe.accumulation * self.world
-        p = self.progress
-        self.progress = Progress(p.step + 1, p.images_seen + images, p.seconds + bar.tick(), p.version)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            stage=stage.name,
+            within=within,
+            images_seen=self.state.images_seen + images,
+            seconds=self.state.seconds + bar.tick(),
+        )
 
     def report(self, stage: Stage, bar: Meter, numbers: dict[str, float]) -> None:
         """Show the step, and log it every `log_every` steps."""
         if not self.accelerator.is_main_process:
             return
-        bar.show(numbers["loss"], self.progress)
-        if self.progress.step % self.recipe.log_every:
+        bar.show(numbers["loss"], self.state)
+        if self.state.step % self.recipe.log_every:
             return
         row = {
-            "step": self.progress.step,
+            "step": self.state.step,
             "stage": stage.name,
             **numbers,
             "loss": bar.mean_loss(),
-            "images_seen": self.progress.images_seen,
-            "images_per_second": bar.rate,
-            "seconds": self.progress.seconds,
+            "images_seen": self.state.images_seen,
+            "images_per_second": bar.rate * self.world,
+            "seconds": self.state.seconds,
         }
         self.run.folder.log({key: _rounded(value) for key, value in row.items()})
         bar.line(row)
@@ -209,30 +244,34 @@ class Trainer:
             return
         with self._averaged():
             predict = self.accelerator.unwrap_model(model)  # keeps the autocast wrapper
-            loss = self.validation.loss(predict, self.recipe.loss)
+            loss = self.validation.loss(predict)
             picture = self.validation.picture(self.translator, predict, self.recipe.preview)
-        save_png(picture, self.run.folder.previews / f"step-{self.progress.step:08d}.png")
-        self.run.folder.log({"step": self.progress.step, "validation_loss": _rounded(loss)})
-        self.console.log(f"step {self.progress.step}: validation loss {loss:.4f}")
+        save_png(picture, self.run.folder.previews / f"step-{self.state.step:08d}.png")
+        self.run.folder.log({"step": self.state.step, "validation_loss": _rounded(loss)})
+        self.console.log(f"step {self.state.step}: validation loss {loss:.4f}")
 
     def save(self) -> None:
         """Write a checkpoint, and the model with the averaged weights."""
-        folder, step = self.run.folder, self.progress.step
-        partial = folder.partial_checkpoint(step)
+        folder = self.run.folder
+        partial = folder.partial_checkpoint(self.state.step)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            folder.complete_checkpoint(partial, self.progress, self.recipe, self.recipe.checkpoint.keep)
+            folder.complete_checkpoint(partial, self.state, self.recipe, self.recipe.checkpoint.keep)
+        self.write_model()
+
+    def write_model(self) -> None:
+        """Bring the run's `model/` up to date."""
+        if self.accelerator.is_main_process:
             with self._averaged():
-                folder.write_model(self._write_model)
+                self.run.folder.write_model(self._write_model)
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, target: Path) -> None:
-        bare = self.accelerator.unwrap_model(self.translator, keep_fp32_wrapper=False)
-        parts = {"base": bare, "scheduler": scheduler_of(self.recipe.schedule)}
+        parts = {"base": self.translator, "scheduler": scheduler_of(self.recipe.schedule)}
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
-        shutil.copy(self.run.folder.root / "recipe.yaml", target)
+        write_recipe(self.recipe, target / RECIPE_FILE)
 
     # Parts
 
@@ -251,22 +290,42 @@ class Trainer:
 
     def _batches(self, steps: int) -> Iterator[Batch]:
         parts = self.recipe.accumulation
-        start = self.progress.step * parts
+        start = self.state.step * parts
         return iter(loader(self.stream, start, start + steps * parts, self.recipe.workers))
 
     def _validation(self) -> Validation | None:
-        held_out = self.run.validation
-        if held_out is None or len(held_out) == 0:
+        if self.run.validation is None:
             return None
-        batch = collate([held_out.center(k) for k in range(len(held_out))])
-        batch.image, batch.condition = batch.image.to(self.device), batch.condition.to(self.device)
-        return Validation(self.run.condition, batch, self.schedule, self.recipe.seed)
+        count = min(len(self.run.validation), self.recipe.preview.judged)
+        samples = [self.run.validation.center(k) for k in range(count)]
+        step = self.recipe.batch
+        batches = [collate(samples[k : k + step]).to(self.device) for k in range(0, count, step)]
+        return Validation(self.run.condition, batches, self.schedule, self.recipe.seed)
+
+    def _state_of(self, checkpoint: Path) -> RunState:
+        """A checkpoint's state. Raises RunError if what else decides the run has changed."""
+        saved, now = read_state(checkpoint), self.state
+        for what in ("processes", "pairs", "condition"):
+            old, new = getattr(saved, what), getattr(now, what)
+            if old != new:
+                raise RunError(f"{checkpoint} was trained with {what} = {old}, now it is {new}; give another --out")
+        stage, done = self.recipe.stages_left(saved.step)[0] if saved.step <= self.recipe.steps else (None, 0)
+        if stage is None or (stage.name, done) != (saved.stage, saved.within):
+            raise RunError(
+                f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have "
+                "there; undo the change of 'stages', or give another --out"
+            )
+        return saved
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM ask for a stop after the step in hand; a second one stops at once."""
 
+        owner = os.getpid()
+
         def ask(number: int, frame: Any) -> None:
+            if os.getpid() != owner:  # a worker of the loader, which ends when its owner does
+                return
             if self.stop_asked:
                 raise KeyboardInterrupt
             self.stop_asked = True
@@ -292,4 +351,6 @@ def _numbers(losses: list[Losses], norm: Tensor | float | None) -> dict[str, flo
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None

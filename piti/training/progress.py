@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from piti.training import state
 from piti.training.recipes import Recipe
+from piti.training.state import RunState
 
 
 class Meter:
@@ -48,12 +48,12 @@ class Meter:
         """Mean loss since the last line."""
         return sum(self.losses) / max(1, len(self.losses))
 
-    def show(self, loss: float, progress: state.Progress) -> None:
+    def show(self, loss: float, state: RunState) -> None:
         """Bring the bar up to date."""
         self.losses.append(loss)
         if self.bar and self.task is not None:
             shown, speed = f"loss {self.mean_loss():.4f}", f"{self.rate:.1f} images/s"
-            self.bar.update(self.task, completed=progress.step, loss=shown, rate=speed)
+            self.bar.update(self.task, completed=state.step, loss=shown, rate=speed)
 
     def line(self, row: dict[str, Any]) -> None:
         """Where there is no terminal, one line in the log."""
@@ -66,7 +66,7 @@ class Meter:
 
 
 @contextlib.contextmanager
-def training_bar(console: Console, recipe: Recipe, progress: state.Progress) -> Iterator[Meter]:
+def training_bar(console: Console, recipe: Recipe, state: RunState) -> Iterator[Meter]:
     """A meter, with a live bar where the console is a terminal."""
     if not console.is_terminal:
         yield Meter(console, recipe, None)
@@ -81,5 +81,5 @@ def training_bar(console: Console, recipe: Recipe, progress: state.Progress) -> 
     with Progress(*columns, console=console) as bar:
         meter = Meter(console, recipe, bar)
         if meter.task is not None:
-            bar.update(meter.task, completed=progress.step)
+            bar.update(meter.task, completed=state.step)
         yield meter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 
 from piti.data.folders import FolderSpec
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.losses import WEIGHTINGS
-from piti.diffusion.samplers import SAMPLERS
-from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.losses import weighting_named
+from piti.diffusion.samplers import sampler_named, sampling_timesteps
+from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.models import EncoderSpec, UNetSpec
-from piti.spec import Spec, SpecError, nearest
+from piti.spec import Spec, SpecError
 
 NETWORKS = ("encoder", "unet")
 
@@ -76,7 +76,8 @@ class LossSpec(Spec):
     @field_validator("weighting")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, WEIGHTINGS)
+        weighting_named(name)
+        return name
 
 
 class OptimizerSpec(Spec):
@@ -93,6 +94,9 @@ class PreviewSpec(Spec):
 
     every: int = Field(default=1000, ge=1)
     count: int = Field(default=8, ge=1)
+    """Pairs that are shown."""
+    judged: int = Field(default=64, ge=1)
+    """Pairs over which the loss is taken, at most."""
     sampler: str = "ddim"
     steps: int = Field(default=20, ge=1)
     guidance: Guidance = Guidance()
@@ -100,7 +104,8 @@ class PreviewSpec(Spec):
     @field_validator("sampler")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, SAMPLERS)
+        sampler_named(name)
+        return name
 
 
 class CheckpointSpec(Spec):
@@ -153,7 +158,20 @@ class Recipe(Spec):
                 f"conditions of {self.data.condition_side} px ('data.condition_size', or else 'data.size') do not fit "
                 f"'model.encoder.size' {self.model.encoder.size}; make them equal"
             )
+        sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
+        self._check_stages()
         return self
+
+    def _check_stages(self) -> None:
+        trained: set[str] = set()
+        for stage in self.stages:
+            frozen = trained.difference(stage.trains)
+            if frozen:
+                raise ValueError(
+                    f"stage '{stage.name}' freezes {', '.join(sorted(frozen))}, which an earlier stage trained; its "
+                    "running average would be lost. Put the stage first, or train it in a run of its own"
+                )
+            trained.update(stage.trains)
 
     @property
     def steps(self) -> int:
@@ -171,12 +189,13 @@ class Recipe(Spec):
         return left
 
 
-# What may differ between a checkpoint's recipe and the one that goes on with it. Lengths of stages are
-# among them: where they matter (the decay of the learning rate) they act on the steps still to come.
+# What may differ between a checkpoint's recipe and the one that goes on with it: what acts only on the steps
+# still to come, so that a run can be made longer, or tamed after it diverged.
 FREE_KEYS = {
-    "workers", "log_every", "tensorboard", "preview", "checkpoint", "data.root", "data.cache", "data.cache_gib"
+    "workers", "log_every", "tensorboard", "preview", "checkpoint", "optimizer.clip",
+    "data.root", "data.cache", "data.cache_gib",
 }  # fmt: skip
-FREE_STAGE_KEYS = {"steps", "decay"}
+FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
 
 
 def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
@@ -212,7 +231,10 @@ def _apply(values: dict[str, Any], change: str) -> None:
     *parents, last = key.split(".")
     for part in parents:
         place = _inside(place, part, change)
-    value = _number_or(yaml.safe_load(text))
+    try:
+        value = _number_or(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {change}: '{text}' is not YAML; quote it if it is text") from None
     if isinstance(place, list):
         _inside(place, last, change)
         place[int(last)] = value
@@ -238,14 +260,6 @@ def _number_or(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _one_of(name: str, known: Mapping[str, Any]) -> str:
-    if name in known:
-        return name
-    near = nearest(name, list(known))
-    hint = f"; did you mean '{near}'?" if near else ""
-    raise ValueError(f"unknown; known are {', '.join(known)}{hint}")
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

@@ -14,6 +14,7 @@ from piti.errors import UserError
 from piti.training.recipes import Recipe, RecipeError, differences, read_recipe, write_recipe
 
 PARTIAL = ".partial"
+OLD = ".old" + PARTIAL
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
 
@@ -23,14 +24,22 @@ class RunError(UserError):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run has come."""
+class RunState:
+    """How far a run has come, and what else decides how it goes on."""
 
     step: int
     """Optimiser steps done, over all stages."""
+    stage: str
+    """The stage that made the last of them, and `within` how many of them are its own."""
+    within: int
     images_seen: int
     seconds: float
     """Time spent training, over all sessions of the run."""
+    processes: int
+    pairs: int
+    """Training pairs."""
+    condition: dict[str, Any]
+    """The condition's configuration, classes included."""
     version: str
     """Of the package that wrote it."""
 
@@ -52,11 +61,11 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.board: Any = None
 
-    def begin(self, recipe: Recipe, resume: bool) -> Path | None:
-        """Make the folder ready; returns the checkpoint to go on from, or None to start afresh.
+    def check(self, recipe: Recipe, resume: bool) -> Path | None:
+        """The checkpoint to go on from, or None to start afresh. Changes nothing.
 
         Raises RunError if the folder holds a run and `resume` is not asked for, and RecipeError if the
-        recipe differs from that run's in more than its lengths and cadences.
+        recipe differs from that run's in more than a continued run may change.
         """
         newest = self.newest()
         if not resume and (newest or self.metrics.exists()):
@@ -68,30 +77,39 @@ class RunFolder:
                     f"{newest} was trained with another recipe; undo these changes or give another --out:\n  "
                     + "\n  ".join(changed)
                 )
+        return newest
+
+    def begin(self, recipe: Recipe) -> None:
+        """Make the folder ready, clearing away what a killed process left half-done."""
         for folder in (self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
+        for old in self.root.rglob("*" + OLD):  # replaced but for the last rename
+            final = old.with_name(old.name.removesuffix(OLD))
+            if not final.exists():
+                old.rename(final)
         for leftover in [*self.checkpoints.glob("*" + PARTIAL), *self.root.glob("*" + PARTIAL)]:
             shutil.rmtree(leftover)
         write_recipe(recipe, self.root / RECIPE_FILE)
-        return newest
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(p for p in self.checkpoints.glob("step-*") if not p.name.endswith(PARTIAL))
-        return found[-1] if found else None
+        return (self._complete() or [None])[-1]
+
+    def _complete(self) -> list[Path]:
+        return sorted(p for p in self.checkpoints.glob("step-*") if not p.name.endswith(PARTIAL))
 
     def partial_checkpoint(self, step: int) -> Path:
         """Where the checkpoint of this step is to be written before it is whole."""
         return self.checkpoints / f"step-{step:08d}{PARTIAL}"
 
-    def complete_checkpoint(self, partial: Path, progress: Progress, recipe: Recipe, keep: int) -> Path:
-        """Add progress and recipe, make the checkpoint count, and drop the oldest beyond `keep`."""
+    def complete_checkpoint(self, partial: Path, state: RunState, recipe: Recipe, keep: int) -> Path:
+        """Add state and recipe, make the checkpoint count, and drop the oldest beyond `keep`."""
         write_recipe(recipe, partial / RECIPE_FILE)
-        (partial / RUN_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+        (partial / RUN_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         final = partial.with_name(partial.name.removesuffix(PARTIAL))
         publish_folder(partial, final)
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        for old in self._complete()[:-keep]:
+            shutil.rmtree(old.rename(old.with_name(old.name + PARTIAL)))
         return final
 
     def write_model(self, write: Callable[[Path], None]) -> None:
@@ -132,9 +150,9 @@ class RunFolder:
         partial.replace(self.metrics)
 
 
-def read_progress(checkpoint: Path) -> Progress:
-    """The progress saved in a checkpoint."""
-    return Progress(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
+def read_state(checkpoint: Path) -> RunState:
+    """The state saved in a checkpoint."""
+    return RunState(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
 
 
 def _step(line: str) -> float:
@@ -146,11 +164,9 @@ def _step(line: str) -> float:
 
 def publish_folder(partial: Path, final: Path) -> None:
     """Flush a finished folder to the disk and rename it to its final name, replacing what was there."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            _flush(path)
-    _flush(partial)
-    old = final.with_name(final.name + ".old" + PARTIAL)
+    for path in [*partial.rglob("*"), partial]:
+        _flush(path)
+    old = final.with_name(final.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)

@@ -72,7 +72,7 @@ class TestMatching:
         assert sorted(keys) == [f"drive/{k}" for k in range(6)]
 
     def test_an_unknown_split_names_the_nearest(self, root):
-        with pytest.raises(DataError, match=r"no split 'vall' \(there are: train, val\); did you mean 'val'\?"):
+        with pytest.raises(DataError, match=r"no split 'vall'; did you mean 'val'\? known: train, val"):
             PairedFolder(spec(root), MASK, "vall")
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"train": "drive/0"}', '{"train": [1]}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from piti.models import Translator
 from piti.spec import SpecError
-from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, train
+from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, state, train
 from piti.training.loop import Trainer
 from piti.training.run import build_condition, build_translator
 from tests.conftest import tiny_recipe
@@ -115,7 +117,7 @@ def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, stop_af
     real = Trainer.train_step
 
     def interrupted(self: Trainer, *args: object) -> object:
-        if self.progress.step == stop_after:
+        if self.state.step == stop_after:
             raise RuntimeError("power cut")
         return real(self, *args)  # type: ignore[arg-type]
 
@@ -129,14 +131,15 @@ def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, stop_af
     assert logged == [json.loads(line)["step"] for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
 
 
-def start(root: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(root: Path, out: Path, *more: str, precision: str = "no", workers: int = 0) -> subprocess.Popen[str]:
     path = root / "recipe.yaml"
-    stages = [{"name": "joint", "steps": 40, "lr": 1e-3}]
-    path.write_text(yaml.safe_dump(tiny_recipe(root, stages=stages, checkpoint={"every": 2, "keep": 2})))
+    stages = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 27, "lr": 1e-3}]
+    changes = {"stages": stages, "checkpoint": {"every": 2, "keep": 2}, "precision": precision, "workers": workers}
+    path.write_text(yaml.safe_dump(tiny_recipe(root, **changes)))
     command = [sys.executable, "-m", "piti.cli", "train", str(path), "--out", str(out), *more]
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -148,29 +151,96 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
-def test_killed_by_the_kernel_and_resumed(tiny_data: Path, tmp_path: Path) -> None:
-    assert start(tiny_data, tmp_path / "whole").wait() == 0
-    process = start(tiny_data, tmp_path / "cut")
-    wait_for(tmp_path / "cut/checkpoints/step-00000004", process)
+@pytest.mark.parametrize(("precision", "workers"), [("no", 0), ("bf16", 1)])
+def test_killed_by_the_kernel_and_resumed(tiny_data: Path, tmp_path: Path, precision: str, workers: int) -> None:
+    options = {"precision": precision, "workers": workers}
+    whole = start(tiny_data, tmp_path / "whole", **options)  # type: ignore[arg-type]
+    process = start(tiny_data, tmp_path / "cut", **options)  # type: ignore[arg-type]
+    wait_for(tmp_path / "cut/checkpoints/step-00000006", process)
     time.sleep(0.1 * np.random.default_rng().random())  # anywhere, saving included
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert start(tiny_data, tmp_path / "cut", "--resume").wait() == 0
+    process = start(tiny_data, tmp_path / "cut", "--resume", **options)  # type: ignore[arg-type]
+    assert "going on from" in " ".join(process.communicate()[1].split())
+    assert (process.returncode, whole.wait()) == (0, 0)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert not list((tmp_path / "cut").rglob("*.partial"))
 
 
+def test_mixed_precision_survives_saving_and_the_next_stage(tiny_data: Path, tmp_path: Path) -> None:
+    """Matrix products run in bf16 at every step: after a checkpoint, and after the change of stage."""
+    seen = []
+    forward = Translator.forward
+
+    def watched(self: Translator, *args: object) -> object:
+        if self.training:
+            seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, *args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Translator, "forward", watched)
+        train(recipe_of(tiny_data, stages=STAGES, precision="bf16"), tmp_path / "run")
+    assert len(seen) == 8
+    assert all(seen)
+
+
 def test_interrupted_by_the_keyboard_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
-    process = start(tiny_data, tmp_path / "run")
+    process = start(tiny_data, tmp_path / "run", workers=1)
     wait_for(tmp_path / "run/checkpoints/step-00000002", process)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's worker too
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 1
+    assert said.count("stopping after this step") == 1
     assert "--resume" in said
     assert "Traceback" not in said
     newest = RunFolder(tmp_path / "run").newest()
     assert newest is not None
     assert f"step {int(newest.name.removeprefix('step-'))}" in " ".join(said.split())
+
+
+class PowerCut(BaseException):
+    """Stops everything at once, as a kill does."""
+
+
+def test_killed_at_any_file_operation_of_the_last_save(tiny_data: Path, tmp_path: Path) -> None:
+    """The power goes at the k-th change of the disk while the last step is saved, for every k."""
+    stages = [{"name": "joint", "steps": 2, "lr": 1e-2}]
+    recipe = recipe_of(tiny_data, stages=stages, checkpoint={"every": 1, "keep": 1}, preview={"every": 9, "steps": 1})
+    train(recipe, tmp_path / "whole")
+    operations = [(Path, "rename"), (Path, "write_text"), (Path, "mkdir"), (shutil, "rmtree"), (state, "_flush")]
+    save, cuts = Trainer.save, 0
+    for k in range(60):
+        out, count = tmp_path / f"cut-{k}", [0]
+        with pytest.MonkeyPatch.context() as patch:
+
+            def arm(self: Trainer, k: int = k, count: list[int] = count, patch: pytest.MonkeyPatch = patch) -> None:
+                if self.state.step == 2:
+                    for owner, name in operations:
+                        patch.setattr(owner, name, failing(getattr(owner, name), count, k))
+                save(self)
+
+            patch.setattr(Trainer, "save", arm)
+            try:
+                train(recipe, out)
+            except PowerCut:
+                cuts += 1
+            else:
+                break
+        train(recipe, out, resume=True)
+        assert equal(weights(tmp_path / "whole"), weights(out)), k
+        assert not list(out.rglob("*.partial")), k
+        shutil.rmtree(out)
+    assert cuts > 10
+
+
+def failing(real, count: list[int], k: int):  # type: ignore[no-untyped-def]
+    def operation(*args: object, **options: object) -> object:
+        count[0] += 1
+        if count[0] > k:
+            raise PowerCut
+        return real(*args, **options)
+
+    return operation
 
 
 def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_path: Path) -> None:
@@ -218,7 +288,7 @@ def test_a_stop_asked_for_before_the_last_step(tiny_data: Path, tmp_path: Path) 
     real = Trainer.train_step
 
     def asks(self: Trainer, *args: object) -> object:
-        self.stop_asked = self.progress.step == 4
+        self.stop_asked = self.state.step == 4
         return real(self, *args)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -254,3 +324,50 @@ def test_tensorboard_where_asked_for(tiny_data: Path, tmp_path: Path) -> None:
     (events,) = (tmp_path / "run/tensorboard").iterdir()
     assert b"validation_loss" in events.read_bytes()
     assert b"images_per_second" in events.read_bytes()
+
+
+def test_what_diverged_goes_on_with_a_lower_rate(tiny_data: Path, tmp_path: Path) -> None:
+    stages = [{"name": "joint", "steps": 6, "lr": 1e-3}]
+    train(recipe_of(tiny_data, stages=stages), tmp_path / "run")
+    stages = [{"name": "joint", "steps": 8, "lr": 1e-4}]
+    changed = recipe_of(tiny_data, stages=stages, optimizer={"clip": 0.5})
+    train(changed, tmp_path / "run", resume=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows if "lr" in row] == [1e-3, 1e-3, 1e-3, 1e-4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "images/scene-00.png").unlink() or (root / "labels/scene-00.png").unlink(), "pairs = 9"),
+        (lambda root: edit(root / "classes.json", '"car"', '"lorry"'), "condition = "),
+    ],
+)
+def test_other_data_is_not_gone_on_with(tiny_data: Path, tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    stages = [{"name": "joint", "steps": 2}]
+    first = tiny_data / "splits.json"
+    keys = [f"scene-{k:02d}" for k in range(12)]
+    first.write_text(json.dumps({"train": keys[:9], "val": keys[9:]}))
+    train(recipe_of(tiny_data, stages=stages), tmp_path / "run")
+    change(tiny_data)
+    keys = [key for key in keys if (tiny_data / f"images/{key}.png").exists()]
+    first.write_text(json.dumps({"train": keys[:-3], "val": keys[-3:]}))
+    with pytest.raises(RunError, match=message):
+        train(recipe_of(tiny_data, stages=stages), tmp_path / "run", resume=True)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_stage_that_no_longer_holds_the_checkpoint(tiny_data: Path, tmp_path: Path) -> None:
+    train(recipe_of(tiny_data, stages=[STAGES[0] | {"steps": 4}]), tmp_path / "run")
+    with pytest.raises(RunError, match="at step 4 of stage 'adapt', which the recipe does not have"):
+        train(recipe_of(tiny_data, stages=[STAGES[0] | {"steps": 3}]), tmp_path / "run", resume=True)
+
+
+def test_half_precision_needs_a_gpu(tiny_data: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(SpecError, match="fp16 needs a GPU"):
+        train(recipe_of(tiny_data, precision="fp16"), tmp_path / "run")

@@ -51,10 +51,13 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("stages.3.lr=1", "'3' is none of the indices 0 to 0"),
         ("stages", "expected KEY=VALUE"),
         ("batch.size=3", "'batch' is a single value"),
-        ("preview.sampler=dmpp", "known are ddpm, ddim"),
+        ("preview.sampler=dmpp", "known: ddpm, ddim"),
         ("loss.weighting=min_snrr", "did you mean 'min_snr'"),
         ("data.size=32", "make them equal"),
         ("stages.0.trains=[]", "nothing trains"),
+        ("preview={sampler: dpm++, steps: 1000}", "steps = 1000"),
+        ("name=[", "is not YAML"),
+        ("stages=[{name: joint, steps: 1}, {name: tail, trains: [unet], steps: 1}]", "stage 'tail' freezes encoder"),
     ],
 )
 def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, message: str) -> None:
