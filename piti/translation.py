@@ -83,7 +83,26 @@ def translate_files(
     jobs = _jobs(pipeline, _sources(inputs), out, settings)
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     out.mkdir(parents=True, exist_ok=True)
-    batches = [todo[k : k + settings.batch] for k in range(0, len(todo), settings.batch)]
+    _make(pipeline, todo, settings, sampling, name, on_step)
+    sheet = out / SHEET
+    save_png(contact_sheet(pipeline, jobs), sheet)
+    made = {job.target for job in todo}
+    kept = [job.target for job in jobs if job.target not in made]
+    conditions = len({job.source for job in jobs})
+    left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
+    return Report([job.target for job in todo], kept, sheet, left_out)
+
+
+def _make(
+    pipeline: PITIPipeline,
+    jobs: list[Job],
+    settings: Settings,
+    sampling: Sampling,
+    name: str,
+    on_step: Callable[[int, int], None] | None,
+) -> None:
+    """Make the images of all jobs, a batch at a time, each written as soon as its batch is done."""
+    batches = [jobs[k : k + settings.batch] for k in range(0, len(jobs), settings.batch)]
     for index, batch in enumerate(batches):
 
         def stepped(done: int, total: int, _: Tensor, index: int = index) -> None:
@@ -101,13 +120,6 @@ def translate_files(
         ).images
         for job, image in zip(batch, images, strict=True):
             save_png(image, job.target, _metadata(job, settings, sampling, name))
-    sheet = out / SHEET
-    save_png(contact_sheet(pipeline, jobs), sheet)
-    made = {job.target for job in todo}
-    kept = [job.target for job in jobs if job.target not in made]
-    conditions = len({job.source for job in jobs})
-    left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
-    return Report([job.target for job in todo], kept, sheet, left_out)
 
 
 def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:

@@ -136,6 +136,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert again.condition.to_config() == pipeline.condition.to_config()
     first, second = (arrays(p(mask(1), generator=seeded()).images) for p in (pipeline, again))
     assert np.array_equal(first, second)
+    again.save_pretrained(tmp_path / "moved")
+    assert not [p for p in (tmp_path / "moved").rglob("*.json") if str(tmp_path) in p.read_text()]
     half = PITIPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.bfloat16)
     half.set_progress_bar_config(disable=True)
     assert arrays(half(mask(1), generator=seeded()).images).shape == first.shape

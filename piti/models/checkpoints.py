@@ -29,7 +29,16 @@ def write_model_folder(
     index: dict[str, Any] = {"_class_name": "PITIPipeline"}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
+        _forget_origin(folder / name)
         index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
     index["defaults"] = defaults
     (folder / CONDITION_FILE).write_text(json.dumps(condition, indent=1), encoding="utf-8")
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop the path that a part was loaded from, which diffusers saves with it."""
+    for path in folder.glob("*.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

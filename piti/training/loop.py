@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -309,8 +310,8 @@ class Trainer:
             old, new = getattr(saved, what), getattr(now, what)
             if old != new:
                 raise RunError(f"{checkpoint} was trained with {what} = {old}, now it is {new}; give another --out")
-        stage, done = self.recipe.stages_left(saved.step)[0] if saved.step <= self.recipe.steps else (None, 0)
-        if stage is None or (stage.name, done) != (saved.stage, saved.within):
+        places = [(stage.name, done) for stage, done in self.recipe.stages_left(saved.step)]
+        if (saved.stage, saved.within) not in places[:1]:
             raise RunError(
                 f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have "
                 "there; undo the change of 'stages', or give another --out"
@@ -320,7 +321,9 @@ class Trainer:
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM ask for a stop after the step in hand; a second one stops at once."""
-
+        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+            yield
+            return
         owner = os.getpid()
 
         def ask(number: int, frame: Any) -> None:

@@ -34,7 +34,7 @@ class RunState:
     within: int
     images_seen: int
     seconds: float
-    """Time spent training, over all sessions of the run."""
+    """Time spent training, interruptions left out."""
     processes: int
     pairs: int
     """Training pairs."""
