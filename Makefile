@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 	@echo "The picture is $(DEMO)/sheet.png: each mask beside four photographs made from it."
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2   # two processes of one thread each: two of two fight
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
