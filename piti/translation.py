@@ -185,6 +185,6 @@ def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> di
         "number": job.number,
         "sampler": sampling.sampler,
         "steps": sampling.steps,
-        "guidance": sampling.guidance.model_dump_json(exclude_defaults=True),
+        "guidance": sampling.guidance.model_dump_json(),
     }
     return {f"piti:{key}": str(value) for key, value in values.items()}
