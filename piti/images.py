@@ -11,7 +11,7 @@ import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +45,15 @@ class ImageError(UserError):
     """A picture cannot be read, converted or written. The message names the file and the remedy."""
 
 
+class Opened(Protocol):
+    """A picture that is no file of its own, such as one inside an archive; its text names it in errors."""
+
+    def open(self) -> BinaryIO: ...
+
+
+Source = str | Path | Opened
+
+
 class Box(NamedTuple):
     """A rectangle of pixels."""
 
@@ -57,7 +66,7 @@ class Box(NamedTuple):
 # Reading
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: Source) -> Image.Image:
     """Decode the picture at `path` completely, upright (EXIF orientation applied), in its own mode.
 
     The mode is kept, so that label maps (L, P, I;16) stay what they are. Of an animation, the first
@@ -71,7 +80,7 @@ def open_image(path: str | Path) -> Image.Image:
         return _upright(image)
 
 
-def read_rgb(path: str | Path) -> Image.Image:
+def read_rgb(path: Source) -> Image.Image:
     """Decode a photograph as 8-bit RGB.
 
     Transparent parts are laid on white, 16-bit greys are scaled to 8 bits. Raises ImageError.
@@ -87,7 +96,7 @@ def read_rgb(path: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: Source) -> tuple[int, int]:
     """(width, height) of the upright picture, from the file's header alone. Raises ImageError."""
     with _open_header(path) as image:
         width, height = image.size
@@ -109,10 +118,10 @@ def _is_picture(path: Path, folder: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
-def _open_header(path: str | Path) -> Image.Image:
+def _open_header(path: Source) -> Image.Image:
     """Open without decoding; refuse what is missing, unknown or too large."""
     try:
-        image = Image.open(path)
+        image = Image.open(path if isinstance(path, str | Path) else path.open())
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
     except _BOMBS as error:
@@ -161,6 +170,14 @@ def to_uint8(tensor: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
     if not torch.isfinite(tensor).all():
         raise ImageError("NaN or infinite values cannot be shown; the sampling or training diverged")
     return tensor.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def quantized(tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Values in [-1, 1] to the nearest of the 256 levels that 8-bit pixels have there, float32.
+
+    What an image is after it was saved and read again. Raises ImageError as `to_uint8` does.
+    """
+    return to_uint8(tensor).float().div_(127.5).sub_(1)
 
 
 def to_pil(tensor: Float[Tensor, "*batch 3 h w"]) -> Any:

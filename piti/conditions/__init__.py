@@ -2,6 +2,7 @@
 
 from piti.conditions.base import CONDITIONS, Condition, ConditionError, condition_from_config
 from piti.conditions.mask import ClassTable, MaskCondition
+from piti.conditions.nothing import NoCondition
 
 __all__ = [
     "CONDITIONS",
@@ -9,5 +10,6 @@ __all__ = [
     "Condition",
     "ConditionError",
     "MaskCondition",
+    "NoCondition",
     "condition_from_config",
 ]

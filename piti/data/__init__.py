@@ -1,6 +1,7 @@
-"""Paired images and conditions: from folders to batches."""
+"""Images and conditions: from folders and archives to batches."""
 
-from piti.data.batches import Batch, BatchStream, loader
-from piti.data.folders import DataError, FolderSpec, Pair, PairedFolder, Sample
+from piti.data.batches import Batch, BatchStream, LowRes, loader
+from piti.data.folders import FolderSpec, Pair, PairedFolder, Sample
+from piti.data.problems import DataError
 
-__all__ = ["Batch", "BatchStream", "DataError", "FolderSpec", "Pair", "PairedFolder", "Sample", "loader"]
+__all__ = ["Batch", "BatchStream", "DataError", "FolderSpec", "LowRes", "Pair", "PairedFolder", "Sample", "loader"]

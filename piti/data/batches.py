@@ -11,29 +11,51 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piti.data.folders import DataError, PairedFolder, Sample
+from piti.data.degrade import DegradationSpec, degrade, downsample
+from piti.data.folders import PairedFolder, Sample
+from piti.data.problems import DataError
 from piti.seeding import generator_for
 
 
 @dataclass
 class Batch:
-    """Images in [-1, 1], raw conditions (see Condition.encode), and the keys of their files."""
+    """Images in [-1, 1], raw conditions (see Condition.encode), the keys of their files, and small images."""
 
     image: Float[Tensor, "B 3 s s"]
     condition: Shaped[Tensor, "B K c c"]
     keys: list[str]
+    low_res: Float[Tensor, "B 3 l l"] | None = None
+    """What an upsampler enlarges, in [-1, 1]."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return Batch(self.image.to(device), self.condition.to(device), self.keys)
+        low_res = None if self.low_res is None else self.low_res.to(device)
+        return Batch(self.image.to(device), self.condition.to(device), self.keys, low_res)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size, stacked."""
+@dataclass(frozen=True)
+class LowRes:
+    """Makes the small image that an upsampler is to enlarge."""
+
+    scale: int
+    """By how much the sides shrink."""
+    degradation: DegradationSpec | None
+    """How it is degraded (PITI, section 3.3); none: antialiased bicubic and nothing else."""
+
+    def __call__(self, image: Float[Tensor, "3 s s"], generator: torch.Generator) -> Float[Tensor, "3 l l"]:
+        """image in [-1, 1] => [3, s / scale, s / scale] in [-1, 1]."""
+        if self.degradation is None:
+            return downsample(image, self.scale)
+        return degrade(image, self.scale, self.degradation, generator)
+
+
+def collate(samples: Sequence[Sample], low_res: Sequence[Tensor] = ()) -> Batch:
+    """Samples of one size, stacked, with their small images if there are any."""
     return Batch(
         torch.stack([sample.image for sample in samples]),
         torch.stack([sample.condition for sample in samples]),
         [sample.key for sample in samples],
+        torch.stack(list(low_res)) if low_res else None,
     )
 
 
@@ -43,10 +65,19 @@ class BatchStream(Dataset[Batch]):
     All ranks together walk through one permutation of the folder an epoch: sample number n =
     (step · world + rank) · batch_size + j is at position n mod N of the permutation of epoch ⌊n / N⌋,
     seeded by (seed, epoch), and is cropped and mirrored by a generator seeded by (seed, n). So every
-    epoch has each pair exactly once, and nothing depends on what was drawn before.
+    epoch has each pair exactly once, and nothing depends on what was drawn before. low_res: makes the small
+    images for an upsampler, by a generator seeded by (seed, n).
     """
 
-    def __init__(self, folder: PairedFolder, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        folder: PairedFolder,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        low_res: LowRes | None = None,
+    ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size = {batch_size}: expected at least 1")
         if not 0 <= rank < world:
@@ -58,12 +89,19 @@ class BatchStream(Dataset[Batch]):
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.low_res = low_res
         self._orders: dict[int, list[int]] = {}
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of this rank at `step` (0, 1, …; there is no last one)."""
         first = (step * self.world + self.rank) * self.batch_size
-        return collate([self._sample(n) for n in range(first, first + self.batch_size)])
+        numbers = range(first, first + self.batch_size)
+        samples = [self._sample(n) for n in numbers]
+        if self.low_res is None:
+            return collate(samples)
+        pairs = zip(samples, numbers, strict=True)
+        small = [self.low_res(sample.image, generator_for(self.seed, "low_res", n)) for sample, n in pairs]
+        return collate(samples, small)
 
     def _sample(self, n: int) -> Sample:
         epoch, position = divmod(n, len(self.folder))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,13 @@ from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError
-from piti.errors import UserError
+from piti.conditions import Condition, ConditionError, NoCondition
+from piti.data.archives import Archived, list_archived
+from piti.data.problems import DataError, Problems
+from piti.data.splits import SPLITS_FILE, read_splits, split_by_hash
 from piti.images import (
     Box,
     ImageError,
-    center_box,
     crop_resize,
     image_size,
     list_images,
@@ -35,12 +35,6 @@ log = logging.getLogger(__name__)
 
 _GIB = 2**30
 _BYTES_PER_PIXEL = 4  # RGB and a class index
-_HELD_OUT = 0.05  # the share of keys that a hash gives to "val" where there is no splits file
-_NAMED = 5  # how many files of each kind of problem a report names
-
-
-class DataError(UserError):
-    """A data set cannot be used. The message lists the problems, the files and the remedies."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +42,9 @@ class Pair:
     """An image and the condition that belongs to it; `key` is their common path without suffix."""
 
     key: str
-    image: Path
-    condition: Path
+    image: Path | Archived
+    condition: Path | None
+    """None where the model takes no condition."""
 
 
 @dataclass
@@ -83,14 +78,17 @@ class FolderSpec(Spec):
     """Photographs, in any depth of subfolders."""
     conditions: str = "labels"
     """Conditions: the same paths, any suffix."""
-    splits: str = "splits.json"
+    photographs: tuple[Path, ...] = ()
+    """Further photographs to train on, folders or tar archives, for a model that takes no condition."""
+    splits: str = SPLITS_FILE
     """`{"train": [keys], "val": [keys]}`; without the file a hash of each key holds out about 5%."""
     size: int = Field(default=64, ge=1)
     """Side of a sample in pixels."""
     condition_size: int | None = Field(default=None, ge=1)
     """Side of its condition; none: the sample's."""
     crop_scale: tuple[float, float] = (0.8, 1.0)
-    """Random square crops: their side as a share of the picture's short side, from and to."""
+    """Random square crops: their side as a share of the picture's short side, from and to. Validation takes
+    the centred square of the largest."""
     flip: bool = True
     """Mirror half of the samples."""
     cache: bool = True
@@ -115,57 +113,23 @@ class FolderSpec(Spec):
 _Decoded = tuple[UInt8[np.ndarray, "h w 3"], Shaped[Tensor, "K h w"]]
 
 
-class _Problems:
-    """What is wrong, by kind, in the order of discovery."""
-
-    def __init__(self, others: _Problems | None = None) -> None:
-        self._by_kind = {kind: list(found) for kind, found in others._by_kind.items()} if others else {}
-
-    def add(self, kind: str, what: str) -> None:
-        self._by_kind.setdefault(kind, []).append(what)
-
-    def raise_if_any(self, root: Path) -> None:
-        """One DataError with every kind, its count and its first few."""
-        if not self._by_kind:
-            return
-        lines = [f"{root}: the data set has problems"]
-        for kind, found in self._by_kind.items():
-            lines.append(f"  {len(found)} {kind}:")
-            lines += [f"    {what}" for what in found[:_NAMED]]
-            if len(found) > _NAMED:
-                lines.append(f"    … and {len(found) - _NAMED} more")
-        raise DataError("\n".join(lines))
-
-
 class PairedFolder:
     """Pairs of one split of a folder, matched by path without suffix, sorted by key.
 
     split: a name in the splits file ("train" or "val" where there is none), None for every pair.
+    sharp: refuse photographs of which a crop would have to be enlarged; an upsampler learns sharpness.
+    A model that takes no condition sees the photographs of `spec.images`, if there is a root, and in
+    training those of `spec.photographs` too.
     Only the folders are listed here; call `check` before training. Raises DataError if a folder is
     missing, the splits file is not valid, the split is unknown, or nothing matches.
     """
 
-    def __init__(self, spec: FolderSpec, condition: Condition, split: str | None = None) -> None:
-        if spec.root is None:
-            raise DataError("no data folder given; set data.root in the recipe or pass --data FOLDER")
-        self.spec = spec
-        self.condition = condition
-        self.split = split
-        self._root = spec.root
-        self._problems = _Problems()
-        images = self._files(spec.root / spec.images)
-        conditions = self._files(spec.root / spec.conditions)
-        for key in sorted(images.keys() - conditions.keys()):
-            self._problems.add(f"images without a condition in {spec.conditions}/", key)
-        for key in sorted(conditions.keys() - images.keys()):
-            self._problems.add(f"conditions without an image in {spec.images}/", key)
-        keys = sorted(images.keys() & conditions.keys())
-        if not keys:
-            self._problems.raise_if_any(spec.root)
-            raise DataError(f"{spec.root}: {spec.images}/ and {spec.conditions}/ hold no pictures")
-        if split is not None:
-            keys = self._keys_of(split, keys, images.keys() | conditions.keys())
-        self.pairs = [Pair(key, images[key], conditions[key]) for key in keys]
+    def __init__(self, spec: FolderSpec, condition: Condition, split: str | None = None, sharp: bool = False) -> None:
+        self.spec, self.condition, self.split = spec, condition, split
+        self.smallest = math.ceil(spec.size / spec.crop_scale[0]) if sharp else spec.size
+        self._root = spec.root or next(iter(spec.photographs), Path())
+        self._problems = Problems()
+        self.pairs = self._list()
         self._decoded: dict[int, _Decoded] = {}
         self._cached: bool | None = None if spec.cache else False
 
@@ -173,6 +137,54 @@ class PairedFolder:
         return len(self.pairs)
 
     # Matching
+
+    def _list(self) -> list[Pair]:
+        """The pairs of the split."""
+        alone = isinstance(self.condition, NoCondition)
+        if self.spec.photographs and not alone:
+            raise DataError("data.photographs have no condition; they are for condition: {kind: none} alone")
+        if self.spec.root is None and not self.spec.photographs:
+            raise DataError("no data folder given; set data.root in the recipe or pass --data FOLDER")
+        further = [Pair(key, image, None) for key, image in sorted(self._photographs().items())]
+        if self.spec.root is None:
+            kept = [pair.key for pair in further]
+            kept = kept if self.split is None else self._keys_of(self.split, kept, set(kept))
+            return [pair for pair in further if pair.key in set(kept)]
+        return self._paired(self.spec.root, alone) + (further if self.split in {None, "train"} else [])
+
+    def _paired(self, root: Path, alone: bool) -> list[Pair]:
+        """The root's pairs; its images alone where there are no conditions."""
+        images = self._files(root / self.spec.images)
+        conditions = {} if alone else self._files(root / self.spec.conditions)
+        existing = images.keys() | conditions.keys()
+        if not alone:
+            for key in sorted(images.keys() - conditions.keys()):
+                self._problems.add(f"images without a condition in {self.spec.conditions}/", key)
+            for key in sorted(conditions.keys() - images.keys()):
+                self._problems.add(f"conditions without an image in {self.spec.images}/", key)
+        keys = sorted(existing if alone else images.keys() & conditions.keys())
+        if not keys:
+            self._problems.raise_if_any(root)
+            folders = [f"{self.spec.images}/"] + ([] if alone else [f"{self.spec.conditions}/"])
+            raise DataError(f"{root}: {' and '.join(folders)} hold no pictures")
+        if self.split is not None:
+            keys = self._keys_of(self.split, keys, existing)
+        return [Pair(key, images[key], conditions.get(key)) for key in keys]
+
+    def _photographs(self) -> dict[str, Path | Archived]:
+        """Pictures of `spec.photographs` by key, which begins with the folder's or the archive's name."""
+        found: dict[str, Path | Archived] = {}
+        for place in self.spec.photographs:
+            try:
+                inside = _inside(place)
+            except ImageError as error:
+                raise DataError(f"data.photographs: {error}") from None
+            if not inside:
+                raise DataError(f"data.photographs: {place} holds no pictures")
+            for key in inside.keys() & found.keys():
+                self._problems.add("keys with several files (keep one)", f"{found[key]} and {inside[key]}")
+            found |= inside
+        return found
 
     def _files(self, folder: Path) -> dict[str, Path]:
         """Pictures below `folder` by key; two files of one key are a problem."""
@@ -192,7 +204,7 @@ class PairedFolder:
 
     def _keys_of(self, split: str, paired: Sequence[str], existing: Set[str]) -> list[str]:
         """The keys of a split that have both files; whatever else the split names is a problem."""
-        splits = self._read_splits()
+        splits = self._splits()
         if splits is None:
             splits = split_by_hash(paired)
         if split not in splits:
@@ -211,21 +223,10 @@ class PairedFolder:
     @property
     def split_names(self) -> list[str]:
         """The splits there are to choose from."""
-        return list(self._read_splits() or split_by_hash([]))
+        return list(self._splits() or split_by_hash([]))
 
-    def _read_splits(self) -> dict[str, list[str]] | None:
-        """The splits file, None where there is none by the usual name."""
-        path = self._root / self.spec.splits
-        if not path.exists() and self.spec.splits == FolderSpec.model_fields["splits"].default:
-            return None
-        try:
-            splits = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot read the splits ({error}); correct data.splits or the file") from error
-        lists = splits.values() if isinstance(splits, dict) else [None]
-        if not all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in lists):
-            raise DataError(f'{path}: expected {{"train": [keys], "val": [keys]}}, lists of strings by name')
-        return splits
+    def _splits(self) -> dict[str, list[str]] | None:
+        return None if self.spec.root is None else read_splits(self.spec.root / self.spec.splits)
 
     # Samples
 
@@ -236,9 +237,11 @@ class PairedFolder:
         return self._cut(index, image, raw, box, mirrored)
 
     def center(self, index: int) -> Sample:
-        """The largest centred square, not mirrored: the same every time."""
+        """The centred square of the largest crop, not mirrored: the same every time."""
         image, raw = self._read(index)
-        return self._cut(index, image, raw, center_box(image.shape[1], image.shape[0]), mirrored=False)
+        height, width = image.shape[:2]
+        side = max(1, round(min(width, height) * self.spec.crop_scale[1]))
+        return self._cut(index, image, raw, Box((width - side) // 2, (height - side) // 2, side, side), mirrored=False)
 
     def _draw(self, width: int, height: int, generator: torch.Generator) -> tuple[Box, bool]:
         """Always four numbers, so that a sample does not depend on what the others used."""
@@ -274,7 +277,14 @@ class PairedFolder:
 
     def _decode(self, index: int) -> _Decoded:
         pair = self.pairs[index]
-        return np.asarray(read_rgb(pair.image)), self.condition.load(pair.condition)
+        image = np.asarray(read_rgb(pair.image))
+        return image, self._condition_of(pair, image)
+
+    def _condition_of(self, pair: Pair, image: UInt8[np.ndarray, "h w 3"] | None) -> Shaped[Tensor, "K h2 w2"]:
+        """The pair's raw condition; no planes for a photograph alone. Raises ImageError or ConditionError."""
+        if pair.condition is not None:
+            return self.condition.load(pair.condition)
+        return torch.empty(0, *(image.shape[:2] if image is not None else (0, 0)), dtype=torch.uint8)
 
     def _fits(self) -> bool:
         """Whether the cache may be used; decided once, from the images' headers."""
@@ -300,12 +310,12 @@ class PairedFolder:
         images or conditions alone, keys of the splits file without files, unreadable files, unknown
         ids or colours, sizes that differ within a pair, pictures smaller than a sample.
         """
-        problems = _Problems(self._problems)
+        problems = Problems(self._problems)
         report = self._collect(problems, progress)
         problems.raise_if_any(self._root)
         return report
 
-    def _collect(self, problems: _Problems, progress: Callable[[int, int], None] | None = None) -> FolderReport:
+    def _collect(self, problems: Problems, progress: Callable[[int, int], None] | None = None) -> FolderReport:
         """Decode every pair and add what is wrong to `problems`."""
         self._fits()  # decided here once, not by several threads
         total = 0
@@ -320,6 +330,15 @@ class PairedFolder:
             problems.add("splits without pairs (name some, or train without this one)", self.split or "all")
         return FolderReport(len(self.pairs), len(self._decoded) == len(self.pairs), total)
 
+    def _too_small(self) -> str:
+        size, share = self.spec.size, self.spec.crop_scale[0]
+        if self.smallest == size:
+            return f"images smaller than a sample (enlarge them, or lower data.size = {size})"
+        return (
+            f"images of which a crop is smaller than a sample: crops of {share:g} of the short side are to have {size} "
+            f"px, so it needs {self.smallest} (leave these out, raise data.crop_scale, or lower data.size)"
+        )
+
     def _examine(self, index: int) -> tuple[int, list[tuple[str, str]]]:
         """Bytes decoded and what is wrong with one pair, as (kind, detail)."""
         pair = self.pairs[index]
@@ -330,7 +349,8 @@ class PairedFolder:
         except ImageError as error:
             found.append((_UNREADABLE, str(error)))
         try:
-            raw = self.condition.load(pair.condition)
+            if pair.condition is not None or image is not None:
+                raw = self._condition_of(pair, image)
         except ImageError as error:
             found.append((_UNREADABLE, str(error)))
         except ConditionError as error:
@@ -341,12 +361,19 @@ class PairedFolder:
         if raw.shape[-2:] != (height, width):
             size = f"{raw.shape[-1]} x {raw.shape[-2]}"
             found.append((_UNEQUAL, f"{pair.key}: image {width} x {height}, condition {size}"))
-        if min(width, height) < self.spec.size:
-            kind = f"images smaller than a sample (enlarge them, or lower data.size = {self.spec.size})"
-            found.append((kind, f"{pair.key}: {width} x {height}"))
+        if min(width, height) < self.smallest:
+            found.append((self._too_small(), f"{pair.image}: {width} x {height}"))
         if self._fits():
             self._decoded[index] = (image, raw)
         return image.nbytes + raw.nbytes, found
+
+
+def _inside(place: Path) -> dict[str, Path | Archived]:
+    """The pictures of a folder, in any depth, or of a tar archive, by key. Raises ImageError."""
+    if place.is_dir():
+        paths = list_images(place, recursive=True)
+        return {f"{place.name}/{path.relative_to(place).with_suffix('').as_posix()}": path for path in paths}
+    return {f"{place.stem}/{member.name.partition('.')[0]}": member for member in list_archived(place)}
 
 
 _UNREADABLE = "unreadable files (replace or remove them)"
@@ -356,7 +383,7 @@ _UNEQUAL = "pairs whose sizes differ (export both at the same size)"
 def check_together(folders: Sequence[PairedFolder], progress: Callable[[int, int], None] | None = None) -> None:
     """Check several splits of one folder and raise one DataError with the problems of all, see `check`."""
     total, before = sum(len(folder) for folder in folders), 0
-    problems = _Problems(folders[0]._problems)  # of the folder as a whole, the same for every split
+    problems = Problems(folders[0]._problems)  # of the folder as a whole, the same for every split
     for folder in folders:
         folder._collect(problems, _shifted(progress, before, total))
         before += len(folder)
@@ -373,24 +400,7 @@ def _shifted(progress: Callable[[int, int], None] | None, before: int, total: in
     return told
 
 
-def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:
-    """ "train" and "val" where nobody chose: a key is held out if its hash falls into the lowest 5%.
-
-    A key's place does not change when others come or go, except that "val" gets the key of the lowest
-    hash where none fell into it, and "train" never loses its last one.
-    """
-    order = sorted(keys, key=_hash)
-    count = sum(_hash(key) < _HELD_OUT for key in order)
-    held_out = min(max(1, count), len(order) - 1)
-    return {"train": sorted(order[held_out:]), "val": sorted(order[:held_out])}
-
-
-def _hash(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
-
-
-def _pixels(path: Path) -> int:
+def _pixels(path: Path | Archived) -> int:
     """Width times height, 0 for what cannot be opened (the check names it)."""
     try:
         width, height = image_size(path)

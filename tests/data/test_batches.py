@@ -8,8 +8,11 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
-from piti.data.batches import Batch, BatchStream, loader
-from piti.data.folders import DataError, FolderSpec, PairedFolder
+from piti.data.batches import Batch, BatchStream, LowRes, loader
+from piti.data.degrade import DegradationSpec, downsample
+from piti.data.folders import FolderSpec, PairedFolder
+from piti.data.problems import DataError
+from piti.images import to_pil, to_tensor
 
 COUNT = 10
 
@@ -103,3 +106,19 @@ def test_a_loader_gives_the_streams_batches_in_order(folder, workers):
 def test_impossible_settings(folder, arguments, message):
     with pytest.raises(DataError, match=message):
         BatchStream(folder, *arguments)
+
+
+@pytest.mark.parametrize("degradation", [None, DegradationSpec()])
+def test_small_images_for_an_upsampler(folder, degradation):
+    stream = BatchStream(folder, 3, seed=0, low_res=LowRes(2, degradation))
+    batch, again = stream[4], stream[4]
+    assert batch.low_res is not None
+    assert again.low_res is not None
+    assert batch.low_res.shape == (3, 3, 4, 4)
+    assert torch.equal(batch.low_res, again.low_res)
+    assert torch.equal(batch.image, BatchStream(folder, 3, seed=0)[4].image)
+    assert torch.equal(to_tensor(to_pil(batch.low_res[0])), batch.low_res[0])  # 8 bits
+    clean = downsample(batch.image, 2)
+    assert torch.equal(batch.low_res, clean) == (degradation is None)
+    assert (batch.low_res - clean).abs().mean() < 0.5
+    assert batch.to("cpu").low_res is not None
