@@ -115,11 +115,21 @@ def min_snr(schedule: NoiseSchedule, t: Timesteps, gamma: float = 5.0) -> Float[
     """Easy, nearly clean steps weigh less (Hang et al. 2023, section 3.4, γ = 5)."""
     snr = schedule.snr(t)
     # in terms of x₀ the weight is min(SNR, γ); ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²
-    per_x0 = snr if schedule.spec.prediction == "epsilon" else snr + 1
-    return snr.clamp(max=gamma) / per_x0
+    per_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / per_x0[schedule.spec.prediction]
 
 
-WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "min_snr": min_snr}
+def residual(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Tensor, " b"]:
+    """Every step alike for an image known up to a deviation of std, such as an upsampler's.
+
+    Karras et al. 2022, section 5: the error of x₀ weighs 1/c_out² = 1/s² + 1/std², here times std².
+    """
+    snr = schedule.snr(t)
+    per_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return (1 + std**2 * snr) / per_x0[schedule.spec.prediction]
+
+
+WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "min_snr": min_snr, "residual": residual}
 
 
 def weighting_named(name: str) -> Weighting:

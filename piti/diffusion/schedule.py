@@ -42,7 +42,8 @@ class ScheduleSpec(Spec):
 
     betas: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     steps: int = Field(default=1000, ge=2)
-    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    """The noise, the velocity, or the image itself."""
 
     @model_validator(mode="after")
     def _linear_betas_stay_below_one(self) -> ScheduleSpec:
@@ -188,8 +189,14 @@ class NoiseSchedule:
     # A model's output, whichever of them it predicts
 
     def target(self, x0: Images, noise: Images, t: Timesteps) -> Images:
-        """What the model is to predict: the noise, or the velocity."""
-        return noise if self.spec.prediction == "epsilon" else self.v_from(x0, noise, t)
+        """What the model is to predict: the noise, the velocity, or the image."""
+        match self.spec.prediction:
+            case "epsilon":
+                return noise
+            case "v_prediction":
+                return self.v_from(x0, noise, t)
+            case "sample":
+                return x0
 
     def to_epsilon(self, output: Images, x_t: Images, t: Timesteps) -> Images:
         """A model's output as noise, in float64 (float32 where the device has no float64).
@@ -198,12 +205,23 @@ class NoiseSchedule:
         by 2e-3 in x̂₀.
         """
         output, x_t = output.to(self._exact(output)), x_t.to(self._exact(x_t))
-        return output if self.spec.prediction == "epsilon" else self.eps_from_v(x_t, t, output)
+        match self.spec.prediction:
+            case "epsilon":
+                return output
+            case "v_prediction":
+                return self.eps_from_v(x_t, t, output)
+            case "sample":
+                return self.eps_from_x0(x_t, t, output)
 
     def to_x0(self, output: Images, x_t: Images, t: Timesteps) -> Images:
         """A model's output as x̂₀, not clipped; differentiable, for losses on x̂₀ (PITI, eq. 4-5)."""
-        convert = self.predict_x0 if self.spec.prediction == "epsilon" else self.x0_from_v
-        return convert(x_t, t, output)
+        match self.spec.prediction:
+            case "epsilon":
+                return self.predict_x0(x_t, t, output)
+            case "v_prediction":
+                return self.x0_from_v(x_t, t, output)
+            case "sample":
+                return output
 
     @staticmethod
     def _exact(like: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from piti.errors import UserError
 from piti.models.encoders import ConditionEncoder, EncoderSpec, Tokens
@@ -26,14 +26,54 @@ class Prediction(NamedTuple):
     """Where the variance lies between its bounds, as v in [-1, 1] of Nichol & Dhariwal 2021, eq. 15."""
 
 
+class Residual(nn.Module):
+    """Preconditioning for an upsampler: the image is known up to what its small image lacks.
+
+    Karras et al. 2022 (arXiv 2206.00364, eq. 7 and table 1), applied to the residual r = x₀ − L between the image
+    and its enlarged small image, of standard deviation std: with s = σ_t/α_t the UNet sees c_in (x_t/α_t − L) and
+    L, and x̂₀ = L + c_skip (x_t/α_t − L) + c_out F. So its input and its target F have unit variance at any t, and
+    noise and details need not pass through its first level, which for a patch of p² pixels is too narrow for them.
+    """
+
+    log_noise: Tensor
+
+    def __init__(self, std: float, steps: int) -> None:
+        super().__init__()
+        self.std = std
+        self.register_buffer("log_noise", torch.zeros(steps))  # log s_t
+
+    def set_noise(self, alphas_cumprod: Float[Tensor, " t"]) -> None:
+        """Take the levels of a noise schedule, ᾱ_t. They are saved with the weights."""
+        self.log_noise.copy_((0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()).to(self.log_noise))
+
+    def distance(self, x_t: Tensor, large: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t/α_t − L [B, 3, H, W], and s_t [B, 1, 1, 1], in float32."""
+        s = self.log_noise.float()[t.reshape(-1).expand(len(x_t))].exp().view(-1, 1, 1, 1)
+        return x_t * (1 + s.square()).sqrt() - large, s  # 1/α = √(1 + s²)
+
+    def forward(self, x_t: Tensor, large: Tensor, t: Tensor) -> Tensor:
+        """What the UNet sees of x_t, [B, 3, H, W]."""
+        y, s = self.distance(x_t, large, t)
+        return (y / (s.square() + self.std**2).sqrt()).to(x_t.dtype)
+
+    def image(self, out: Tensor, x_t: Tensor, large: Tensor, t: Tensor) -> Tensor:
+        """x̂₀ [B, 3, H, W] of the UNet's output F."""
+        y, s = self.distance(x_t, large, t)
+        total = s.square() + self.std**2
+        return large + (self.std**2 / total) * y + s * self.std / total.sqrt() * out
+
+
 class Translator(ModelMixin, ConfigMixin):
     """Predicts noise (or velocity) and variance from x_t, t and a condition (PITI, section 3.1).
 
-    encoder_spec, unet_spec: fields of `EncoderSpec` and `UNetSpec`; `config.json` holds them.
+    encoder_spec, unet_spec: fields of `EncoderSpec` and `UNetSpec`; `config.json` holds them. A UNet whose
+    `token_width` is none takes no condition: there is no encoder, and its tokens are empty.
     image_size: side of the images in pixels.
     patch_size: pixels are folded into channels before the UNet and unfolded after it; 1 for GLIDE.
     low_res: side of the small image that an upsampler also sees; none for a base translator.
     learned_variance: whether the UNet also predicts the variance.
+    residual: an upsampler that predicts the image ("sample") may be preconditioned for x₀ minus its small image,
+    of this standard deviation in [-1, 1]; see `Residual`. steps: of the noise schedule, which it then knows.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -50,19 +90,23 @@ class Translator(ModelMixin, ConfigMixin):
         patch_size: int = 1,
         low_res: int | None = None,
         learned_variance: bool = True,
+        residual: float | None = None,
+        steps: int = 1000,
     ) -> None:
         super().__init__()
-        encoder = EncoderSpec.parse(encoder_spec or {}, "encoder_spec")
         unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
-        if encoder.width != unet.token_width:
-            raise UserError(
-                f"the encoder's 'width' {encoder.width} is not the UNet's 'token_width' "
-                f"{unet.token_width}; make them equal"
-            )
+        encoder = _encoder_for(unet, encoder_spec)
         if patch_size < 1 or image_size % patch_size:
             raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
         self.learned_variance = learned_variance
+        if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
+            raise UserError(
+                f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"
+            )
+        if residual is not None and (low_res is None or residual <= 0):
+            raise UserError(f"'residual' {residual} is for upsamplers and above 0; set 'low_res', or leave it out")
+        self.preconditioning = None if residual is None else Residual(residual, steps)
         sample_size, pixels = image_size // patch_size, patch_size**2
         self.unet = build_unet(
             unet,
@@ -70,10 +114,22 @@ class Translator(ModelMixin, ConfigMixin):
             in_channels=(3 if low_res is None else 6) * pixels,
             out_channels=(6 if learned_variance else 3) * pixels,
         )
-        self.encoder = ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
+        self.encoder = None if encoder is None else ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
+
+    @property
+    def granularity(self) -> int:
+        """The sides of an image are multiples of this."""
+        return self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+
+    @property
+    def scale(self) -> int:
+        """By how much an upsampler enlarges; 1 for a base translator."""
+        return 1 if self.low_res is None else self.image_size // self.low_res
 
     def encode(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
         """The condition's tokens; once an image is enough, they do not depend on t."""
+        if self.encoder is None:
+            return Tokens(condition.new_empty(len(condition), 0), condition.new_empty(len(condition), 0, 0))
         return self.encoder(condition)
 
     def forward(
@@ -87,29 +143,45 @@ class Translator(ModelMixin, ConfigMixin):
         the condition itself, which is then encoded; low_res: small images in [-1, 1], for an upsampler.
         """
         tokens = condition if isinstance(condition, Tokens) else self.encode(condition)
-        x = self.join_low_res(x_t, low_res)  # [B, 3|6, H, W]
+        x, large = self.join_low_res(x_t, low_res, t)  # [B, 3|6, H, W]
         x = F.pixel_unshuffle(x, self.patch_size)  # [B, C·p², H/p, W/p]
-        residuals = tokens.residuals
+        residuals, conditional = tokens.residuals, self.encoder is not None
         out = self.unet(
             x,
             t,
-            encoder_hidden_states=tokens.sequence,  # [B, S, D]
-            class_labels=tokens.pooled,  # [B, D]
+            encoder_hidden_states=tokens.sequence if conditional else None,  # [B, S, D]
+            class_labels=tokens.pooled if conditional else None,  # [B, D]
             down_block_additional_residuals=None if residuals is None else residuals[:-1],
             mid_block_additional_residual=None if residuals is None else residuals[-1],
             return_dict=False,
         )[0]  # [B, 6·p², H/p, W/p]
         out = F.pixel_shuffle(out, self.patch_size)  # [B, 6, H, W]
-        if not self.learned_variance:
-            return Prediction(out, None)
-        return Prediction(*out.chunk(2, dim=1))
+        output, variance = out.chunk(2, dim=1) if self.learned_variance else (out, None)
+        if self.preconditioning is not None and large is not None:
+            output = self.preconditioning.image(output, x_t, large, t)
+        return Prediction(output, variance)
 
-    def join_low_res(self, x_t: Tensor, low_res: Tensor | None) -> Tensor:
-        """x_t and, for an upsampler, the small image enlarged bilinearly beside it."""
+    def join_low_res(self, x_t: Tensor, low_res: Tensor | None, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the UNet sees: x_t and, for an upsampler, the small image enlarged bilinearly, also on its own."""
         if (low_res is None) != (self.low_res is None):
             have, want = ("none", "a small image") if low_res is None else ("one", "no small image")
             raise UserError(f"this translator expects {want} as 'low_res', got {have}")
         if low_res is None:
-            return x_t
-        large = F.interpolate(low_res, x_t.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.cat([x_t, large.to(x_t.dtype)], dim=1)
+            return x_t, None
+        large = F.interpolate(low_res, x_t.shape[-2:], mode="bilinear", align_corners=False).to(x_t.dtype)
+        seen = x_t if self.preconditioning is None else self.preconditioning(x_t, large, t)
+        return torch.cat([seen, large], dim=1), large
+
+
+def _encoder_for(unet: UNetSpec, fields: Mapping[str, Any] | None) -> EncoderSpec | None:
+    """The encoder's spec, none where the UNet takes no condition. Raises UserError unless the two fit."""
+    if unet.token_width is None:
+        if fields:
+            raise UserError("an encoder is given, but the UNet's 'token_width' is null; leave one of them out")
+        return None
+    encoder = EncoderSpec.parse(fields or {}, "encoder_spec")
+    if encoder.width != unet.token_width:
+        raise UserError(
+            f"the encoder's 'width' {encoder.width} is not the UNet's 'token_width' {unet.token_width}; make them equal"
+        )
+    return encoder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
 
@@ -24,8 +26,9 @@ class UNetSpec(Spec):
     """Whether a level attends to itself and to the condition's tokens."""
     head_dim: int = Field(default=64, ge=1)
     """Channels of one attention head."""
-    token_width: int = Field(default=512, ge=1)
-    """Width D of the condition's tokens."""
+    token_width: int | None = Field(default=512, ge=1)
+    """Width D of the condition's tokens; none: the UNet takes no condition and nowhere attends, so that it
+    works at any size of image."""
     norm_groups: int = Field(default=32, ge=1)
     """Groups of every group normalisation."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -39,6 +42,8 @@ class UNetSpec(Spec):
                 f"'attention' has {len(self.attention)} entries and 'channels' {len(self.channels)}; "
                 "give one of each for every level"
             )
+        if self.token_width is None and any(self.attention):
+            raise UserError("'token_width' is null (no condition), but 'attention' is true at a level; make all false")
         for width, attends in zip(self.channels, self.attention, strict=True):
             if width % self.norm_groups:
                 raise UserError(f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}")
@@ -66,6 +71,7 @@ def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels:
 
     The pooled token [B, D] goes in as `class_labels` and joins the time embedding; the token sequence
     [B, S, D] goes in as `encoder_hidden_states` and extends the keys and values of the self-attention.
+    Without a `token_width` it is the same network with convolutions alone.
     """
     if sample_size % spec.reduction:
         raise UserError(
@@ -74,6 +80,15 @@ def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels:
         )
     down = ["SimpleCrossAttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in spec.attention]
     up = ["SimpleCrossAttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in spec.attention]
+    tokens: dict[str, Any] = {"mid_block_type": "UNetMidBlock2D"}
+    if spec.token_width is not None:
+        tokens = {
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+            "cross_attention_dim": spec.token_width,
+            "attention_head_dim": spec.head_dim,
+            "class_embed_type": "simple_projection",
+            "projection_class_embeddings_input_dim": spec.token_width,
+        }
     return UNet2DConditionModel(
         sample_size=sample_size,
         in_channels=in_channels,
@@ -81,12 +96,7 @@ def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels:
         block_out_channels=spec.channels,
         layers_per_block=spec.layers,
         down_block_types=tuple(down),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=tuple(reversed(up)),
-        cross_attention_dim=spec.token_width,
-        attention_head_dim=spec.head_dim,
-        class_embed_type="simple_projection",
-        projection_class_embeddings_input_dim=spec.token_width,
         resnet_time_scale_shift="scale_shift",
         flip_sin_to_cos=True,
         freq_shift=0,
@@ -94,4 +104,5 @@ def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels:
         norm_num_groups=spec.norm_groups,
         norm_eps=1e-5,
         dropout=spec.dropout,
+        **tokens,
     )

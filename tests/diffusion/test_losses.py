@@ -20,6 +20,7 @@ from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, space_timesteps
 SPACINGS = ["1000", "250", "fast27"]
 V_SCHEDULE = NoiseSchedule(ScheduleSpec())
 EPS_SCHEDULE = NoiseSchedule(ScheduleSpec(prediction="epsilon"))
+X0_SCHEDULE = NoiseSchedule(ScheduleSpec(prediction="sample"))
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -67,7 +68,7 @@ def test_kl_agrees_with_torch() -> None:
     torch.testing.assert_close(ours, torch.distributions.kl_divergence(a, b))
 
 
-@pytest.mark.parametrize("schedule", [V_SCHEDULE, EPS_SCHEDULE])
+@pytest.mark.parametrize("schedule", [V_SCHEDULE, EPS_SCHEDULE, X0_SCHEDULE])
 def test_a_perfect_prediction_costs_nothing(schedule: NoiseSchedule) -> None:
     x0, noise, t = batch()
     x_t = schedule.q_sample(x0, t, noise)
@@ -140,7 +141,7 @@ def test_the_first_step_costs_the_likelihood_of_the_image() -> None:
     torch.testing.assert_close(bits, torch.full((5,), want), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("schedule", [V_SCHEDULE, EPS_SCHEDULE])
+@pytest.mark.parametrize("schedule", [V_SCHEDULE, EPS_SCHEDULE, X0_SCHEDULE])
 def test_min_snr_weighs_the_error_of_x0_by_the_clipped_snr(schedule: NoiseSchedule) -> None:
     """Whatever is predicted, the weighted loss is min(SNR, 5) · ‖x₀ − x̂₀‖²."""
     x0, noise, t = (part.double() if part.is_floating_point() else part for part in batch())

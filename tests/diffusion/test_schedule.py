@@ -186,3 +186,13 @@ def test_formulas_keep_float32_and_lift_half() -> None:
     assert COSINE.q_sample(x, t, x).dtype == torch.float32
     assert COSINE.predict_x0(x, t, x).dtype == torch.float32
     assert COSINE.v_from(x.bfloat16(), x.bfloat16(), t).dtype == torch.float32
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_target_is_the_output_of_a_perfect_model(prediction: str) -> None:
+    schedule = spaced("squaredcos_cap_v2", "1000", prediction)
+    x0, noise = (torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(k)).double() for k in (0, 1))
+    t = torch.tensor([0, 10, 500, 900, 999])
+    x_t, output = schedule.q_sample(x0, t, noise), schedule.target(x0, noise, t)
+    assert_near(schedule.to_x0(output, x_t, t), x0, 1e-9)
+    assert_near(schedule.to_epsilon(output, x_t, t), noise, 1e-9)

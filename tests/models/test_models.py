@@ -108,6 +108,76 @@ def test_upsampler_takes_a_small_image() -> None:
         tiny()(x_t, t, condition, small)
 
 
+UNCONDITIONAL = {
+    "encoder_spec": None,
+    "unet_spec": {
+        "channels": [16, 32], "attention": [False, False], "layers": 1, "token_width": None, "norm_groups": 8
+    },
+}  # fmt: skip
+
+
+def test_without_a_condition_any_size_will_do() -> None:
+    translator = tiny(**UNCONDITIONAL, low_res=4)
+    assert translator.encoder is None
+    assert translator.granularity == 4
+    x_t, t, condition = inputs()
+    tokens = translator.encode(condition)
+    assert tokens.joined(tokens.picked([1])).pooled.shape == (3, 0)
+    small = torch.rand(2, 3, 4, 4)
+    out = translator(x_t, t, tokens, small).output
+    assert torch.equal(out, translator(x_t, t, condition * 0, small).output)
+    assert not torch.allclose(out, translator(x_t, t, tokens, 1 - small).output, atol=1e-6)
+    assert not torch.allclose(out, translator(x_t, t + 100, tokens, small).output, atol=1e-6)
+    wide = translator(torch.randn(1, 3, 16, 36), t[:1], tokens.picked([0]), torch.rand(1, 3, 4, 9))
+    assert wide.output.shape == (1, 3, 16, 36)
+
+
+def test_a_translator_without_condition_survives_saving(tmp_path) -> None:
+    translator = tiny(**UNCONDITIONAL, low_res=4, residual=0.2, steps=1000)
+    translator.save_pretrained(tmp_path)
+    x_t, t, condition = inputs()
+    again = Translator.from_pretrained(tmp_path).eval()
+    small = torch.rand(2, 3, 4, 4)
+    assert torch.equal(again(x_t, t, condition, small).output, translator(x_t, t, condition, small).output)
+
+
+def test_the_preconditioned_upsampler_is_the_best_guess_where_the_unet_says_nothing() -> None:
+    """For a Gaussian residual the posterior mean of x₀ is linear in x_t, and F has nothing to add."""
+    translator = tiny(**UNCONDITIONAL, low_res=4, residual=0.2, steps=1000)
+    x_t, t, condition = inputs()
+    small = torch.rand(2, 3, 4, 4)
+    alphas_cumprod = torch.linspace(0.999, 0.001, 1000).double()
+    assert translator.preconditioning is not None
+    translator.preconditioning.set_noise(alphas_cumprod)
+    for parameter in translator.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    large = torch.nn.functional.interpolate(small, (16, 16), mode="bilinear")
+    alpha, variance = (part.float().view(-1, 1, 1, 1) for part in (alphas_cumprod[t].sqrt(), 1 - alphas_cumprod[t]))
+    gain = 0.2**2 * alpha / (0.2**2 * alpha**2 + variance)  # of a Kalman filter
+    expected = large + gain * (x_t - alpha * large)
+    torch.testing.assert_close(translator(x_t, t, condition, small).output, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_preconditioned_input_has_unit_variance_at_any_noise() -> None:
+    translator = tiny(**UNCONDITIONAL, low_res=4, residual=0.2, steps=1000)
+    preconditioning = translator.preconditioning
+    assert preconditioning is not None
+    alphas_cumprod = torch.linspace(0.9999, 0.0001, 1000).double()
+    preconditioning.set_noise(alphas_cumprod)
+    generator = torch.Generator().manual_seed(0)
+    large = torch.rand(1, 3, 64, 64, generator=generator)
+    for t in (0, 10, 500, 999):
+        x0 = large + 0.2 * torch.randn(large.shape, generator=generator)
+        alpha, sigma = alphas_cumprod[t].sqrt().float(), (1 - alphas_cumprod[t]).sqrt().float()
+        x_t = alpha * x0 + sigma * torch.randn(large.shape, generator=generator)
+        seen = preconditioning(x_t, large, torch.tensor([t]))
+        assert float(seen.std()) == pytest.approx(1, abs=0.05)
+        s = sigma / alpha
+        scale = s * 0.2 / (s**2 + 0.2**2).sqrt()
+        target = (x0 - preconditioning.image(torch.zeros_like(x_t), x_t, large, torch.tensor([t]))) / scale
+        assert float(target.std()) == pytest.approx(1, abs=0.05)
+
+
 def test_saved_and_loaded(tmp_path) -> None:
     translator = tiny()
     translator.save_pretrained(tmp_path)
@@ -135,5 +205,13 @@ def test_wrong_specs_say_what_is_wrong() -> None:
         tiny(patch_size=3)
     with pytest.raises(ValueError, match="multiple of 4"):
         tiny(unet_spec=TINY_MODEL["unet"] | {"channels": [16] * 3, "attention": [False] * 3}, image_size=20)
+    with pytest.raises(ValueError, match="'low_res' 5 does not chain with 'image_size' 16"):
+        tiny(low_res=5)
+    with pytest.raises(ValueError, match=r"'residual' 0\.1 is for upsamplers"):
+        tiny(residual=0.1)
+    with pytest.raises(ValueError, match="an encoder is given, but the UNet's 'token_width' is null"):
+        tiny(unet_spec=UNCONDITIONAL["unet_spec"])
+    with pytest.raises(SpecError, match="'attention' is true at a level; make all false"):
+        tiny(encoder_spec=None, unet_spec=TINY_MODEL["unet"] | {"token_width": None})
     with pytest.raises(ValueError, match=r"shape \[B, 3, 16, 16\], got \[2, 3, 8, 8\]"):
         tiny().encode(torch.zeros(2, 3, 8, 8))

@@ -1,0 +1,305 @@
+"""A frozen classifier whose features compare images (psi_m of PITI, eq. 4).
+
+VGG-19 (Simonyan & Zisserman 2015, arXiv 1409.1556) and SqueezeNet 1.1 (Iandola et al. 2016, arXiv
+1602.07360), in torchvision's numbering and key names: files that torchvision wrote load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import field_validator, model_validator
+from torch import Tensor, nn
+
+from piti.errors import UserError
+from piti.spec import Spec, choices
+
+# Mean and standard deviation of ImageNet's pixels in [0, 1], with which both networks were trained.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where a hub repository keeps its weights; the first that is there is taken."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of network: its modules `features.0`, `features.1` …, and how it is used by default."""
+
+    features: Callable[[], list[nn.Module]]
+    modules: int
+    """How many `features` there are."""
+    layers: tuple[int, ...]
+    layer_weights: tuple[float, ...]
+    hub: str | None
+    """A hub repository with torchvision's weights, if one is known."""
+    file: str
+    """What torchvision's own file of these weights is called."""
+
+
+class Fire(nn.Module):
+    """Squeeze by a 1 × 1 convolution, expand by 1 × 1 and 3 × 3 side by side (SqueezeNet, section 3.2)."""
+
+    def __init__(self, c_in: int, squeezed: int, expanded: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(c_in, squeezed, 1)
+        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
+        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+        x = self.squeeze(x).relu()
+        return torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1).relu()
+
+
+def _vgg19_features() -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    widths = (3, 64, 128, 256, 512, 512)
+    for (c_in, c_out), depth in zip(pairwise(widths), (2, 2, 4, 4, 4), strict=True):
+        for k in range(depth):
+            modules += [nn.Conv2d(c_out if k else c_in, c_out, 3, padding=1), nn.ReLU()]
+        modules.append(nn.MaxPool2d(2, 2))
+    return modules
+
+
+def _squeezenet1_1_features() -> list[nn.Module]:
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    modules: list[nn.Module] = [nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool()]
+    modules += [Fire(64, 16, 64), Fire(128, 16, 64), pool()]
+    modules += [Fire(128, 32, 128), Fire(256, 32, 128), pool()]
+    return [*modules, Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)]
+
+
+NETWORKS: dict[str, Architecture] = {
+    "vgg19": Architecture(
+        features=_vgg19_features,
+        modules=37,
+        layers=(1, 6, 11, 20, 29),  # relu1_1 … relu5_1, and their weights: pix2pixHD (Wang et al. 2018), SPADE
+        layer_weights=(1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
+        hub="timm/vgg19.tv_in1k",
+        file="vgg19-dcbb9e9d.pth",
+    ),
+    "squeezenet1_1": Architecture(
+        features=_squeezenet1_1_features,
+        modules=13,
+        layers=(1, 4, 7, 10, 12),  # at 1/2, 1/4, 1/8, and at 1/16 of the side twice
+        layer_weights=(1.0,) * 5,
+        hub=None,
+        file="squeezenet1_1-b8a52dc0.pth",
+    ),
+}
+
+
+class PerceptualSpec(Spec):
+    """Which network's features are compared, from which layers, and where its weights come from."""
+
+    network: str = "vgg19"
+    """A name in `NETWORKS`."""
+    weights: str | None = None
+    """A file (.safetensors, or .pth as torchvision's), or a hub repository; none: the network's usual one."""
+    layers: tuple[int, ...] | None = None
+    """Modules of `features`, in torchvision's numbering, whose outputs are compared; none: the usual ones."""
+    layer_weights: tuple[float, ...] | None = None
+    """What each layer counts; none: as pix2pixHD for VGG-19's usual layers, else all alike."""
+
+    @field_validator("network")
+    @classmethod
+    def _known_network(cls, network: str) -> str:
+        if network not in NETWORKS:
+            raise UserError(f"unknown perceptual network '{network}'; {choices(network, NETWORKS)}")
+        return network
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PerceptualSpec:
+        modules = NETWORKS[self.network].modules
+        layers, weights = self.chosen_layers, self.chosen_weights
+        if not layers or any(a >= b for a, b in pairwise(layers)) or layers[0] < 0 or layers[-1] >= modules:
+            raise UserError(
+                f"'layers' = {list(layers)}; give one or more ascending numbers from 0 to {modules - 1}, "
+                f"as {self.network} has {modules} modules (usual: {list(NETWORKS[self.network].layers)})"
+            )
+        if len(weights) != len(layers):
+            raise UserError(f"'layer_weights' has {len(weights)} entries and 'layers' {len(layers)}; give one of each")
+        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+            raise UserError(f"'layer_weights' = {list(weights)}; none may be negative, and at least one above 0")
+        return self
+
+    @property
+    def chosen_layers(self) -> tuple[int, ...]:
+        """`layers`, or the network's usual ones."""
+        return NETWORKS[self.network].layers if self.layers is None else self.layers
+
+    @property
+    def chosen_weights(self) -> tuple[float, ...]:
+        """`layer_weights`, or the network's usual ones; equal ones for layers that are not the usual."""
+        if self.layer_weights is not None:
+            return self.layer_weights
+        usual = NETWORKS[self.network]
+        return usual.layer_weights if self.chosen_layers == usual.layers else (1.0,) * len(self.chosen_layers)
+
+
+class PerceptualNetwork(nn.Module):
+    """Images in [-1, 1] [B, 3, H, W] => features after the chosen layers, finest first (PITI, eq. 4).
+
+    Frozen and always in evaluation mode; gradients pass through it to the images. Its weights are random
+    until they are loaded: `load_perceptual` does both. `layer_weights`: what each layer's difference counts.
+    Modules deeper than the deepest chosen layer are not built.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: PerceptualSpec) -> None:
+        super().__init__()
+        self.layers, self.layer_weights = spec.chosen_layers, spec.chosen_weights
+        self.features = nn.Sequential(*NETWORKS[spec.network].features()[: self.layers[-1] + 1])
+        self.min_side = _smallest_side(self.features)
+        # (x + 1)/2 has ImageNet's mean where x has 2 mean − 1
+        self.register_buffer("mean", 2 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) - 1, persistent=False)
+        self.register_buffer("std", 2 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> PerceptualNetwork:
+        """Stays in evaluation mode: nothing here learns."""
+        super().train(False)
+        return self
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """images: in [-1, 1]. Returns one [B, C_m, H_m, W_m] a layer."""
+        if min(images.shape[-2:]) < self.min_side:
+            raise UserError(
+                f"the perceptual network needs images of at least {self.min_side} px a side, got "
+                f"{images.shape[-1]} × {images.shape[-2]}; give larger images, or shallower 'layers'"
+            )
+        x = (images.to(self.mean.dtype) - self.mean) / self.std  # [B, 3, H, W]
+        found = []
+        for index, module in enumerate(self.features):
+            x = module(x)  # [B, C_m, H_m, W_m]
+            if index in self.layers:
+                found.append(x)
+        return found
+
+
+def _smallest_side(features: nn.Sequential) -> int:
+    """The smallest side of an image of which the last module still has one pixel to give."""
+    side = 1
+    for module in reversed(features):
+        if isinstance(module, nn.MaxPool2d):
+            kernel, stride = int(module.kernel_size), int(module.stride)  # type: ignore[arg-type]
+            side = (side - 2) * stride + kernel + 1 if module.ceil_mode else (side - 1) * stride + kernel
+        elif isinstance(module, nn.Conv2d):
+            side = (side - 1) * module.stride[0] + module.kernel_size[0] - 2 * int(module.padding[0])
+    return side
+
+
+def load_perceptual(spec: PerceptualSpec) -> PerceptualNetwork:
+    """The network with its weights, frozen. Reads a file, or fetches from the hub what is not in its cache.
+
+    Raises UserError for a file that is missing, unreadable or not this network's, and where the hub does
+    not give it.
+    """
+    path = _weights_file(spec)
+    network = PerceptualNetwork(spec)
+    network.load_state_dict(_fitting(_read(path), network, spec.network, path))
+    return network
+
+
+def _weights_file(spec: PerceptualSpec) -> Path:
+    architecture = NETWORKS[spec.network]
+    source = spec.weights or architecture.hub
+    remedy = f"give a file, such as torchvision's {architecture.file}, as 'weights'"
+    if source is None:
+        raise UserError(f"{spec.network}: no hub repository with its weights is known; {remedy}")
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; {remedy}")
+    if path.suffix in {".safetensors", ".pth", ".pt", ".bin"} or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        raise UserError(f"there is no file {source} with the weights of {spec.network}; {remedy}, or a hub repository")
+    return _fetched(source, remedy)
+
+
+def _fetched(repository: str, remedy: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in HUB_FILES:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError as error:
+            raise UserError(
+                f"there is no file '{repository}', and the hub cannot be reached for a repository of this name "
+                f"(nor is it in the cache); {remedy}"
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # the hub raises errors of many libraries
+            raise UserError(
+                f"there is no file '{repository}', and the hub did not give a repository of this name "
+                f"({_first_line(error)}); {remedy}"
+            ) from error
+    raise UserError(f"'{repository}' on the hub has none of {', '.join(HUB_FILES)}; {remedy}")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors `features.*` of a file; a classifier's, which are most of VGG-19, are left alone."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no readable file of weights ({_first_line(error)}); give a state dict written by "
+            "torch.save, or a .safetensors file"
+        ) from error
+    if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) for x in found.values()):
+        raise UserError(f"{path} holds no state dict (names and tensors) but {type(found).__name__}; save one there")
+    return {str(key): x for key, x in found.items() if str(key).startswith("features.")}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith("features.")}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no readable .safetensors file ({_first_line(error)}); fetch it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _fitting(found: dict[str, Tensor], network: PerceptualNetwork, name: str, path: Path) -> dict[str, Tensor]:
+    """What `network` needs of a file's tensors. Raises UserError unless the file is one of network `name`."""
+    with torch.device("meta"):
+        whole = nn.ModuleDict({"features": nn.Sequential(*NETWORKS[name].features())}).state_dict()
+    needed = network.state_dict()
+    missing, foreign = sorted(needed.keys() - found.keys()), sorted(found.keys() - whole.keys())
+    remedy = f"give a file with torchvision's names, such as {NETWORKS[name].file}, or the 'network' that it holds"
+    if missing or foreign:
+        raise UserError(
+            f"{path} does not hold {name}: of {len(needed)} tensors it lacks {len(missing)}{_such_as(missing)}, and "
+            f"of its {len(found)} named 'features.*', {len(foreign)} are unknown{_such_as(foreign)}; {remedy}"
+        )
+    for key, x in found.items():
+        if x.shape != whole[key].shape:
+            raise UserError(
+                f"{path} does not hold {name}: {key} should be {list(whole[key].shape)}, is {list(x.shape)}; {remedy}"
+            )
+    return {key: found[key] for key in needed}
+
+
+def _such_as(keys: list[str]) -> str:
+    return f" ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})" if keys else ""
