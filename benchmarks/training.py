@@ -1,9 +1,11 @@
 """Training speed: the package's loop beside a bare PyTorch loop, same network, batch and precision.
 
     python benchmarks/training.py recipes/street.yaml --data DATA [--steps 40]
+    python benchmarks/training.py recipes/street-upsampler.yaml --data DATA --stage 1 --set perceptual.weights=FILE
 
 Both run in turn, twice, in one process; the faster of the two turns counts. The bare loop has its batches in
-memory and does nothing but forward, loss, backward, clip and step.
+memory and does nothing but forward, eq. 3's loss, backward, clip and step: what it is ahead of an upsampler's stage
+by is what degradation, perceptual and adversarial losses cost.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from piti.data.batches import BatchStream
 from piti.diffusion.losses import diffusion_loss
 from piti.diffusion.schedule import NoiseSchedule
 from piti.training import Recipe, read_recipe, train
+from piti.training.recipes import Stage
 from piti.training.run import build_condition, build_translator, open_data
+from piti.training.stages import low_res_of
 
 WARM_UP = 5
 
@@ -30,7 +34,7 @@ def bare_loop(recipe: Recipe, steps: int) -> float:
     """Images a second of the bare loop."""
     condition = build_condition(recipe)
     training, _ = open_data(recipe, condition)
-    batch = BatchStream(training, recipe.batch, recipe.seed)[0]
+    batch = BatchStream(training, recipe.batch, recipe.seed, low_res=low_res_of(recipe))[0]
     translator, schedule = build_translator(recipe, condition), NoiseSchedule(recipe.schedule)
     optimizer = torch.optim.AdamW(translator.parameters(), lr=1e-4, fused=True)
     encoded = condition.encode(batch.condition)
@@ -42,7 +46,7 @@ def bare_loop(recipe: Recipe, steps: int) -> float:
         noise = torch.randn_like(batch.image)
         x_t = schedule.q_sample(batch.image, t, noise)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-            output, variance = translator(x_t, t, encoded)
+            output, variance = translator(x_t, t, encoded, batch.low_res)
         variance = None if variance is None else variance.float()
         diffusion_loss(output.float(), variance, batch.image, x_t, t, noise, schedule).total.backward()
         torch.nn.utils.clip_grad_norm_(translator.parameters(), 1.0)
@@ -51,14 +55,21 @@ def bare_loop(recipe: Recipe, steps: int) -> float:
     return recipe.batch * steps / (time.perf_counter() - started)
 
 
-def our_loop(recipe: Recipe, steps: int) -> float:
+def at_once(stage: Stage, steps: int) -> Stage:
+    """The stage with its losses on images acting from the start."""
+    losses = {name: getattr(stage, name) for name in ("perceptual", "adversarial")}
+    acting = {name: loss.model_copy(update={"after": 0}) for name, loss in losses.items() if loss is not None}
+    return stage.model_copy(update={"steps": steps, **acting})
+
+
+def our_loop(recipe: Recipe, number: int, steps: int) -> float:
     """Images a second of `piti train`, everything included but previews and checkpoints."""
     every = steps + WARM_UP
     changes = {
         "log_every": WARM_UP,
         "preview": recipe.preview.model_copy(update={"every": every, "count": 1, "steps": 1}),
         "checkpoint": recipe.checkpoint.model_copy(update={"every": every}),
-        "stages": (recipe.stages[0].model_copy(update={"steps": every}),),
+        "stages": (at_once(recipe.stages[number], every),),
     }
     with tempfile.TemporaryDirectory() as folder:
         train(recipe.model_copy(update=changes), Path(folder) / "run", console=Console(quiet=True))
@@ -73,12 +84,14 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--stage", type=int, default=0, help="which of the recipe's stages, from 0")
+    parser.add_argument("--set", action="append", default=[], dest="changes", help="KEY=VALUE on top of the recipe")
     options = parser.parse_args()
-    recipe = read_recipe(options.recipe, [f"data.root={options.data}"])
+    recipe = read_recipe(options.recipe, [f"data.root={options.data}", *options.changes])
     rates = {"bare": 0.0, "piti": 0.0}
     for _ in range(2):
         rates["bare"] = max(rates["bare"], bare_loop(recipe, options.steps))
-        rates["piti"] = max(rates["piti"], our_loop(recipe, options.steps))
+        rates["piti"] = max(rates["piti"], our_loop(recipe, options.stage, options.steps))
     print(json.dumps({f"{name}_images_per_second": round(rate, 1) for name, rate in rates.items()}))
     print(f"piti runs at {100 * rates['piti'] / rates['bare']:.0f}% of the bare loop's rate")
 

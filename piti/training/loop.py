@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +17,7 @@ from torch import Tensor
 
 import piti
 from piti.conditions import Condition
-from piti.data.batches import Batch, BatchStream, collate, loader
+from piti.data.batches import Batch, BatchStream, loader
 from piti.data.folders import PairedFolder
 from piti.diffusion.losses import Losses, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule
@@ -28,13 +25,16 @@ from piti.diffusion.schedulers import scheduler_of
 from piti.errors import UserError
 from piti.images import save_png
 from piti.models import Translator
-from piti.models.checkpoints import write_model_folder
+from piti.models.checkpoints import join_base, write_model_folder
+from piti.models.perceptual import PerceptualNetwork
 from piti.seeding import derive_seed, generator_for
-from piti.training.preview import Validation
+from piti.training.image_losses import Adversary, Critique, ImageLosses
+from piti.training.preview import validation_of
 from piti.training.progress import Meter, training_bar
 from piti.training.recipes import Recipe, Stage, write_recipe
-from piti.training.stages import build_optimizer, freeze_all_but
-from piti.training.state import RECIPE_FILE, RunError, RunFolder, RunState, read_state
+from piti.training.signals import StopRequest
+from piti.training.stages import build_discriminator, build_optimizer, freeze_all_but, losses_of, low_res_of
+from piti.training.state import RECIPE_FILE, RunFolder, RunState, matching_state
 
 
 class TrainingDiverged(UserError):
@@ -56,6 +56,10 @@ class Run:
     validation: PairedFolder | None
     folder: RunFolder
     accelerator: Accelerator
+    perceptual: PerceptualNetwork | None = None
+    """For stages with a perceptual loss."""
+    base: Path | None = None
+    """For an upsampler: the folder of the model whose images it enlarges."""
 
 
 class Trainer:
@@ -70,8 +74,12 @@ class Trainer:
         self.translator = run.translator.to(self.device)
         self.ema = EMAModel(self.translator.parameters(), decay=recipe.ema, foreach=True)
         self.accelerator.register_for_checkpointing(self.ema)
-        self.stream = BatchStream(run.train, recipe.batch, recipe.seed, self.rank, self.world)
-        self.validation = self._validation()
+        self.low_res = low_res_of(recipe)
+        self.stream = BatchStream(run.train, recipe.batch, recipe.seed, self.rank, self.world, self.low_res)
+        self.discriminator = build_discriminator(recipe)
+        self.validation = None
+        if run.validation is not None:
+            self.validation = validation_of(recipe, run.condition, run.validation, self.low_res, self.device)
         self.state = RunState(
             step=0,
             stage=recipe.stages[0].name,
@@ -83,7 +91,7 @@ class Trainer:
             condition=run.condition.to_config(),
             version=piti.__version__,
         )
-        self.stop_asked = False
+        self.stop = StopRequest(console)
 
     # The loop
 
@@ -94,10 +102,10 @@ class Trainer:
         Ctrl-C or SIGTERM.
         """
         if resume_from is not None:
-            self.state = self._state_of(resume_from)
+            self.state = matching_state(resume_from, self.state, self.recipe)
         if self.accelerator.is_main_process:
             self.run.folder.forget_after(self.state.step)
-        with self._stop_signals(), training_bar(self.console, self.recipe, self.state) as bar:
+        with self.stop.listening(), training_bar(self.console, self.recipe, self.state) as bar:
             for stage, done in self.recipe.stages_left(self.state.step):
                 self.run_stage(stage, done, resume_from if done else None, bar)
         return self.run.folder.model
@@ -110,6 +118,8 @@ class Trainer:
         learning = freeze_all_but(self.translator, stage.trains)
         optimizer = build_optimizer(learning, stage, self.recipe.optimizer)
         model, optimizer = self.accelerator.prepare(self.translator, optimizer)
+        image_losses = losses_of(stage, self.run.perceptual, self.discriminator, len(self.schedule), self.accelerator)
+        adversary = image_losses.adversary
         self.ema.to(self.device)
         if resume_from is not None:
             self.accelerator.load_state(str(resume_from))
@@ -120,11 +130,11 @@ class Trainer:
         while within < stage.steps:
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr_at(within)
-            numbers = self.train_step(model, optimizer, learning, batches)
+            numbers = self.train_step(model, optimizer, learning, batches, image_losses, within)
             within += 1
             self._advance(stage, within, bar)
             self.report(stage, bar, numbers | {"lr": stage.lr_at(within - 1)})
-            last, stop = within == stage.steps, self._on_any_process(self.stop_asked)
+            last, stop = within == stage.steps, self._on_any_process(self.stop.asked)
             if last or stop or self.state.step % self.recipe.checkpoint.every == 0:
                 self.save()
             if last or self.state.step % self.recipe.preview.every == 0:
@@ -133,34 +143,56 @@ class Trainer:
                 raise TrainingInterrupted(
                     f"stopped and saved at step {self.state.step}; to go on, give the same command with --resume"
                 )
-        self._release(model)
+        self._release(model, *([adversary.network] if adversary else []))
 
     def train_step(
-        self, model: Any, optimizer: Any, learning: list[torch.nn.Parameter], batches: Iterator[Batch]
+        self,
+        model: Any,
+        optimizer: Any,
+        learning: list[torch.nn.Parameter],
+        batches: Iterator[Batch],
+        image_losses: ImageLosses,
+        within: int,
     ) -> dict[str, float]:
-        """One optimiser step: losses, backward, step, average."""
+        """One step of the translator's optimiser and, where there is one, of the discriminator's: losses,
+        backward, step, average."""
         step, parts = self.state.step, self.recipe.accumulation
+        adversary = image_losses.adversary
         torch.manual_seed(derive_seed(self.recipe.seed, "step", self.rank, step))  # for dropout
-        losses, keys = [], []
+        rows: list[dict[str, float]] = []
+        keys: list[str] = []
         for part in range(parts):
             batch = next(batches)
             keys += batch.keys
             waits = part + 1 < parts
-            with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
-                losses.append(self.losses(model, batch, step * parts + part))
-                self.accelerator.backward(losses[-1].total / parts)
+            with self._no_sync(model, adversary) if waits else contextlib.nullcontext():
+                losses, critique = self.losses(model, batch, step * parts + part, image_losses, within)
+                self.accelerator.backward((losses.total + critique.total) / parts)
+                rows.append(_numbers(losses, critique))
+                if critique.judged is not None:
+                    generator = generator_for(self.recipe.seed, "penalty", self.rank, step * parts + part)
+                    loss, numbers = image_losses.discriminator_loss(critique, generator)
+                    self.accelerator.backward(loss / parts)
+                    rows[-1] |= numbers
         norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
-        numbers = _numbers(losses, norm)
+        numbers = _mean(rows) | {"grad_norm": float(norm if norm is not None else 0.0)}
         self._check_finite(numbers, keys)
         optimizer.step()
         optimizer.zero_grad()
+        if adversary is not None:
+            adversary.optimizer.step()
+            adversary.optimizer.zero_grad()
         self.ema.step(self.translator.parameters())
         return numbers
 
-    def losses(self, model: Any, batch: Batch, draw: int) -> Losses:
-        """Eq. 3 with the bound on the learned variance, some conditions replaced by the null condition.
+    def losses(
+        self, model: Any, batch: Batch, draw: int, image_losses: ImageLosses, within: int
+    ) -> tuple[Losses, Critique]:
+        """Eq. 3 with the bound on the learned variance, some conditions replaced by the null condition, and
+        eq. 4 and 5 where the stage has them.
 
         draw: number of this backward pass within the run; with seed and rank it decides all noise.
+        within: step of the stage.
         """
         seed, spec = self.recipe.seed, self.recipe.loss
         generator = generator_for(seed, "noise", self.rank, draw)
@@ -170,17 +202,33 @@ class Trainer:
         x_t = self.schedule.q_sample(x0, t, noise)
         condition = self.run.condition.encode(batch.condition.to(self.device))  # [B, C, H, W]
         condition = self._drop(condition, generator)
-        output, variance = model(x_t, t, condition)
-        return diffusion_loss(output, variance, x0, x_t, t, noise, self.schedule, spec.weighting, spec.vb_weight)
+        low_res = None if batch.low_res is None else batch.low_res.to(self.device)  # [B, 3, h, w]
+        output, variance = model(x_t, t, condition, low_res)
+        losses = diffusion_loss(output, variance, x0, x_t, t, noise, self.schedule, spec.weighting, spec.vb_weight)
+        if not image_losses.acting(within):
+            return losses, Critique(losses.total.new_zeros(()))
+        x0_hat = self.schedule.to_x0(output.float(), x_t, t)
+        return losses, image_losses.of(x0_hat, x0, low_res, t, within)
+
+    @contextlib.contextmanager
+    def _no_sync(self, model: Any, adversary: Adversary | None) -> Iterator[None]:
+        """Gradients stay in this process until the last backward pass of a step."""
+        with self.accelerator.no_sync(model):
+            if adversary is None:
+                yield
+                return
+            with self.accelerator.no_sync(adversary.network):
+                yield
 
     def _drop(self, condition: Tensor, generator: torch.Generator) -> Tensor:
         dropped = torch.rand(len(condition), generator=generator) < self.recipe.condition_dropout
-        null = self.run.condition.null(*condition[:, 0].shape, device=self.device)
+        null = self.run.condition.null(len(condition), *condition.shape[-2:], device=self.device)
         return torch.where(dropped.to(self.device).view(-1, 1, 1, 1), null, condition)
 
     def _check_finite(self, numbers: dict[str, float], keys: list[str]) -> None:
         scaled = self.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
-        broken = not math.isfinite(numbers["loss"]) or not (scaled or math.isfinite(numbers["grad_norm"]))
+        sums = numbers["loss"] + numbers.get("discriminator", 0.0)
+        broken = not math.isfinite(sums) or not (scaled or math.isfinite(numbers["grad_norm"]))
         if not self._on_any_process(broken):
             return
         newest = self.run.folder.newest()
@@ -201,10 +249,11 @@ class Trainer:
         flags = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum")
         return float(cast(Tensor, flags)) > 0
 
-    def _release(self, model: Any) -> None:
-        """Undo `prepare`, so that the next stage can prepare the network anew, autocast included."""
-        bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        bare.__dict__.pop("_is_accelerate_prepared", None)
+    def _release(self, *models: Any) -> None:
+        """Undo `prepare`, so that the next stage can prepare the networks anew, autocast included."""
+        for model in models:
+            bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            bare.__dict__.pop("_is_accelerate_prepared", None)
         self.accelerator.free_memory()
 
     # On a cadence
@@ -270,8 +319,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, target: Path) -> None:
-        parts = {"base": self.translator, "scheduler": scheduler_of(self.recipe.schedule)}
+        network, scheduler = ("base", "scheduler")
+        if self.translator.low_res is not None:
+            network, scheduler = ("upsampler", "upsampler_scheduler")
+        parts = {network: self.translator, scheduler: scheduler_of(self.recipe.schedule)}
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
+        if self.run.base is not None:
+            join_base(target, self.run.base)
         write_recipe(self.recipe, target / RECIPE_FILE)
 
     # Parts
@@ -294,63 +348,20 @@ class Trainer:
         start = self.state.step * parts
         return iter(loader(self.stream, start, start + steps * parts, self.recipe.workers))
 
-    def _validation(self) -> Validation | None:
-        if self.run.validation is None:
-            return None
-        count = min(len(self.run.validation), self.recipe.preview.judged)
-        samples = [self.run.validation.center(k) for k in range(count)]
-        step = self.recipe.batch
-        batches = [collate(samples[k : k + step]).to(self.device) for k in range(0, count, step)]
-        return Validation(self.run.condition, batches, self.schedule, self.recipe.seed)
 
-    def _state_of(self, checkpoint: Path) -> RunState:
-        """A checkpoint's state. Raises RunError if what else decides the run has changed."""
-        saved, now = read_state(checkpoint), self.state
-        for what in ("processes", "pairs", "condition"):
-            old, new = getattr(saved, what), getattr(now, what)
-            if old != new:
-                raise RunError(f"{checkpoint} was trained with {what} = {old}, now it is {new}; give another --out")
-        places = [(stage.name, done) for stage, done in self.recipe.stages_left(saved.step)]
-        if (saved.stage, saved.within) not in places[:1]:
-            raise RunError(
-                f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have "
-                "there; undo the change of 'stages', or give another --out"
-            )
-        return saved
-
-    @contextlib.contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask for a stop after the step in hand; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-            yield
-            return
-        owner = os.getpid()
-
-        def ask(number: int, frame: Any) -> None:
-            if os.getpid() != owner:  # a worker of the loader, which ends when its owner does
-                return
-            if self.stop_asked:
-                raise KeyboardInterrupt
-            self.stop_asked = True
-            self.console.log("stopping after this step; once more to stop at once without saving")
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _numbers(losses: list[Losses], norm: Tensor | float | None) -> dict[str, float]:
-    """What a step is judged by: means over its backward passes."""
-    count = len(losses)
+def _numbers(losses: Losses, critique: Critique) -> dict[str, float]:
+    """What a backward pass is judged by."""
     return {
-        "loss": sum(part.total.item() for part in losses) / count,
-        "simple": sum(part.simple.mean().item() for part in losses) / count,
-        "vb": sum(part.vb.mean().item() for part in losses) / count,
-        "grad_norm": float(norm if norm is not None else 0.0),
+        "loss": (losses.total + critique.total).item(),
+        "simple": losses.simple.mean().item(),
+        "vb": losses.vb.mean().item(),
+        **critique.numbers,
     }
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means over a step's backward passes."""
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 def _rounded(value: Any) -> Any:

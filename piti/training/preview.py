@@ -10,15 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition
-from piti.data.batches import Batch
+from piti.data.batches import Batch, LowRes, collate
+from piti.data.folders import PairedFolder
 from piti.diffusion.conditioning import conditioned
 from piti.diffusion.guidance import guided
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
 from piti.images import grid, to_pil
-from piti.models import Prediction, Translator
+from piti.models import Prediction, Tokens, Translator
 from piti.seeding import generator_for
-from piti.training.recipes import PreviewSpec
+from piti.training.recipes import PreviewSpec, Recipe
 
 LOSS_TIMESTEPS = 8  # evenly spread; every validation image is judged at each
 
@@ -43,7 +44,7 @@ class Validation:
                 generator = generator_for(self.seed, "validation", level, number)
                 noise = torch.randn(batch.image.shape, generator=generator).to(batch.image.device)
                 t = torch.full((len(noise),), level, device=noise.device)
-                output, _ = predict(self.schedule.q_sample(batch.image, t, noise), t, condition)
+                output, _ = predict(self.schedule.q_sample(batch.image, t, noise), t, condition, batch.low_res)
                 target = self.schedule.target(batch.image, noise, t)
                 total += (output.float() - target).square().mean(dim=(1, 2, 3)).sum().item()
                 count += len(noise)
@@ -51,28 +52,37 @@ class Validation:
 
     @torch.no_grad()
     def picture(self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec) -> Image.Image:
-        """Rows of condition, sample and photograph for the first `spec.count` pairs."""
+        """Condition or small image, sample and photograph for the first `spec.count` pairs, in three rows."""
         first = self.batches[0]
-        raw = first.condition[: spec.count]
         samples = to_pil(self.samples(translator, predict, spec))
         photographs = to_pil(first.image[: spec.count])
-        conditions = [self.condition.preview(one.cpu()) for one in raw]
-        columns = zip(conditions, samples, photographs, strict=True)
-        return grid([list(row) for row in zip(*columns, strict=True)])
+        if first.low_res is None:
+            given = [self.condition.preview(one.cpu()) for one in first.condition[: spec.count]]
+        else:
+            size = photographs[0].size
+            given = [one.resize(size, Image.Resampling.BICUBIC) for one in to_pil(first.low_res[: spec.count])]
+        return grid([given, samples, photographs])
 
     def samples(self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec) -> Tensor:
         """One sample for each of the first `spec.count` conditions, [B, 3, H, W] in [-1, 1]."""
-        condition = self.condition.encode(self.batches[0].condition[: spec.count])
+        first = self.batches[0]
+        condition = self.condition.encode(first.condition[: spec.count])
+        low_res = None if first.low_res is None else first.low_res[: spec.count]
         count, _, height, width = condition.shape
         tokens = translator.encode(condition)
         both = None
         if spec.guidance.w != 0:
             null = self.condition.null(count, height, width, device=condition.device)
             both = tokens.joined(translator.encode(null))
-        denoise = conditioned(predict, tokens, both, self.schedule)
-        side = translator.image_size
+
+        def with_low_res(x_t: Tensor, t: Tensor, given: Tokens) -> Prediction:
+            if low_res is None:
+                return predict(x_t, t, given)
+            return predict(x_t, t, given, low_res.repeat(len(x_t) // count, 1, 1, 1))
+
+        denoise = conditioned(with_low_res, tokens, both, self.schedule)
         generators = [generator_for(self.seed, "preview", k) for k in range(count)]
-        x_T = initial_noise((count, 3, side, side), generators, device=condition.device)
+        x_T = initial_noise(first.image[:count].shape, generators, device=condition.device)
         return sample(
             guided(denoise, spec.guidance, self.schedule),
             x_T,
@@ -81,3 +91,18 @@ class Validation:
             spec.steps,
             generators,
         )
+
+
+def validation_of(
+    recipe: Recipe, condition: Condition, folder: PairedFolder, low_res: LowRes | None, device: torch.device
+) -> Validation:
+    """The first pairs of a folder, at most `preview.judged`; low_res: makes the small images of an upsampler."""
+    count = min(len(folder), recipe.preview.judged)
+    samples = [folder.center(k) for k in range(count)]
+    small = []
+    if low_res is not None:
+        small = [low_res(one.image, generator_for(recipe.seed, "validation", k)) for k, one in enumerate(samples)]
+    starts = range(0, count, recipe.batch)
+    stops = [start + recipe.batch for start in starts]
+    batches = [collate(samples[a:b], small[a:b]).to(device) for a, b in zip(starts, stops, strict=True)]
+    return Validation(condition, batches, NoiseSchedule(recipe.schedule), recipe.seed)

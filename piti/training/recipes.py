@@ -10,13 +10,17 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from piti.data.degrade import DegradationSpec
 from piti.data.folders import FolderSpec
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.models import EncoderSpec, UNetSpec
+from piti.models.discriminator import DiscriminatorSpec
+from piti.models.perceptual import PerceptualSpec
 from piti.spec import Spec, SpecError
+from piti.training.image_losses import AdversarialLossSpec, PerceptualLossSpec
 
 NETWORKS = ("encoder", "unet")
 
@@ -39,6 +43,10 @@ class Stage(Spec):
     """Steps over which the learning rate rises linearly."""
     decay: float = Field(default=0.0, ge=0, le=1)
     """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
+    perceptual: PerceptualLossSpec | None = None
+    """Eq. 4 on x̂₀, by the recipe's `perceptual` network."""
+    adversarial: AdversarialLossSpec | None = None
+    """Eq. 5 on x̂₀, by the recipe's `discriminator`."""
 
     @field_validator("trains")
     @classmethod
@@ -61,9 +69,32 @@ class ModelSpec(Spec):
 
     image_size: int = Field(default=64, ge=8)
     patch_size: int = Field(default=1, ge=1)
+    low_res: int | None = Field(default=None, ge=1)
+    """Side of the small image that an upsampler enlarges; none: a base."""
     learned_variance: bool = True
-    encoder: EncoderSpec = EncoderSpec()
+    residual: float | None = Field(default=None, gt=0)
+    """For an upsampler that predicts the image: preconditioned for what its small image lacks, of this deviation."""
+    encoder: EncoderSpec | None = EncoderSpec()
+    """None where the UNet takes no condition (`token_width` null)."""
     unet: UNetSpec = UNetSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        if (self.encoder is None) != (self.unet.token_width is None):
+            raise ValueError("'encoder' and 'unet.token_width' go together: give both, or make both null")
+        if self.low_res is not None and (self.image_size % self.low_res or self.image_size == self.low_res):
+            raise ValueError(
+                f"'low_res' {self.low_res} does not chain with 'image_size' {self.image_size}; "
+                "the large side is a multiple of the small one"
+            )
+        if self.residual is not None and self.low_res is None:
+            raise ValueError("'residual' is for upsamplers; set 'low_res', or leave it out")
+        return self
+
+    @property
+    def scale(self) -> int | None:
+        """By how much an upsampler enlarges; none for a base."""
+        return None if self.low_res is None else self.image_size // self.low_res
 
 
 class LossSpec(Spec):
@@ -126,6 +157,16 @@ class Recipe(Spec):
     model: ModelSpec = ModelSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     data: FolderSpec = FolderSpec()
+    init: str | None = None
+    """A model to begin from: a bundled one, a folder, a training run. Every weight must fit."""
+    base: str | None = None
+    """For an upsampler: the model whose images it is to enlarge; the run's model is then both together."""
+    degradation: DegradationSpec | None = DegradationSpec()
+    """For an upsampler: how its small images are degraded in training; null: shrunk and nothing else."""
+    perceptual: PerceptualSpec = PerceptualSpec()
+    """The frozen network behind a stage's `perceptual` loss."""
+    discriminator: DiscriminatorSpec = DiscriminatorSpec()
+    """The network behind a stage's `adversarial` loss."""
     stages: tuple[Stage, ...] = (Stage(),)
     batch: int = Field(default=32, ge=1)
     """Images of one process in one backward pass."""
@@ -149,20 +190,47 @@ class Recipe(Spec):
     def _consistent(self) -> Recipe:
         if not self.stages:
             raise ValueError("'stages' is empty; give at least one")
-        if self.data.size != self.model.image_size:
+        self._check_sizes()
+        if self.model.residual is not None and self.schedule.prediction != "sample":
             raise ValueError(
-                f"'data.size' {self.data.size} is not 'model.image_size' {self.model.image_size}; make them equal"
-            )
-        if self.data.condition_side != self.model.encoder.size:
-            raise ValueError(
-                f"conditions of {self.data.condition_side} px ('data.condition_size', or else 'data.size') do not fit "
-                f"'model.encoder.size' {self.model.encoder.size}; make them equal"
+                "'model.residual' is for upsamplers that predict the image: set schedule.prediction: sample"
             )
         sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
         self._check_stages()
         return self
 
+    def _check_sizes(self) -> None:
+        model, size = self.model, self.data.size
+        if model.encoder is None and model.scale is not None:
+            step = math.lcm(model.patch_size * model.unet.reduction, model.scale)
+            if size % step or size > model.image_size:
+                raise ValueError(
+                    f"'data.size' {size}: crops for this upsampler are multiples of {step} up to {model.image_size}"
+                )
+        elif size != model.image_size:
+            raise ValueError(f"'data.size' {size} is not 'model.image_size' {model.image_size}; make them equal")
+        if model.encoder is not None and self.data.condition_side != model.encoder.size:
+            raise ValueError(
+                f"conditions of {self.data.condition_side} px ('data.condition_size', or else 'data.size') do not fit "
+                f"'model.encoder.size' {model.encoder.size}; make them equal"
+            )
+        if (self.condition.get("kind") == "none") != (model.encoder is None):
+            raise ValueError("condition: {kind: none} goes with 'model.encoder' null; give both, or neither")
+
+    def _check_image_losses(self, stage: Stage) -> None:
+        for name in ("perceptual", "adversarial"):
+            loss = getattr(stage, name)
+            if loss is not None and self.batch * (loss.noise[1] - loss.noise[0]) < 1:
+                raise ValueError(
+                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "
+                    f"{self.batch}; widen it, or raise 'batch'"
+                )
+
     def _check_stages(self) -> None:
+        for stage in self.stages:
+            self._check_image_losses(stage)
+            if "encoder" in stage.trains and self.model.encoder is None and stage.trains != NETWORKS:
+                raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
         trained: set[str] = set()
         for stage in self.stages:
             frozen = trained.difference(stage.trains)

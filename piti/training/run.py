@@ -10,10 +10,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
-from piti.conditions import Condition, condition_from_config
+from piti.conditions import Condition, NoCondition, condition_from_config
 from piti.conditions.mask import ClassTable
 from piti.data.folders import PairedFolder, check_together
+from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
+from piti.models.checkpoints import ModelFolder, find_model
+from piti.models.discriminator import PatchDiscriminator
+from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.progress import steps_bar
 from piti.seeding import derive_seed
 from piti.training.loop import Run, Trainer
@@ -33,6 +37,8 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     folder = RunFolder(out)
     checkpoint = folder.check(recipe, resume)
     condition = build_condition(recipe)
+    base = find_base(recipe, condition)
+    perceptual = build_perceptual(recipe)
     training, validation = open_data(recipe, condition, console)
     if main:
         folder.begin(recipe)
@@ -42,7 +48,9 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
         console.log(f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint: a new run begins")
     accelerator.wait_for_everyone()
     translator = build_translator(recipe, condition)
-    run = Run(recipe, condition, translator, training, validation, folder, accelerator)
+    if recipe.init is not None and checkpoint is None:
+        load_weights(translator, recipe.init)
+    run = Run(recipe, condition, translator, training, validation, folder, accelerator, perceptual, base)
     return Trainer(run, console).fit(checkpoint)
 
 
@@ -57,9 +65,11 @@ def build_accelerator(precision: str) -> Accelerator:
 
 def build_condition(recipe: Recipe) -> Condition:
     """The recipe's condition; classes named by a path, or by none, are read from the data's root."""
-    if recipe.data.root is None:
-        raise RecipeError("data.root: not given; add --data FOLDER, or set it in the recipe")
     config: dict[str, Any] = dict(recipe.condition)
+    if recipe.data.root is None:
+        if config.get("kind") == "none" and recipe.data.photographs:
+            return condition_from_config(config, "condition")
+        raise RecipeError("data.root: not given; add --data FOLDER, or set it in the recipe")
     if config.get("kind") == "mask" and not isinstance(config.get("classes"), dict):
         path = recipe.data.root / str(config.get("classes") or "classes.json")
         config["classes"] = ClassTable.read(path).to_dict()
@@ -70,8 +80,9 @@ def open_data(
     recipe: Recipe, condition: Condition, console: Console | None = None
 ) -> tuple[PairedFolder, PairedFolder | None]:
     """Training and validation pairs, every file checked. Raises DataError with all problems together."""
-    training = PairedFolder(recipe.data, condition, "train")
-    validation = PairedFolder(recipe.data, condition, "val") if "val" in training.split_names else None
+    sharp = recipe.model.low_res is not None
+    training = PairedFolder(recipe.data, condition, "train", sharp)
+    validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
     with steps_bar(console or Console(quiet=True), "checking the data") as on_step:
         check_together([training, validation] if validation else [training], on_step)
     return training, validation
@@ -81,18 +92,73 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
     """The recipe's translator with weights drawn from its seed."""
     model = recipe.model
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
-    return Translator(**translator_config(model, condition.channels))
+    schedule = NoiseSchedule(recipe.schedule)
+    translator = Translator(**translator_config(model, condition.channels), steps=len(schedule))
+    if translator.preconditioning is not None:
+        translator.preconditioning.set_noise(schedule.alphas_cumprod)
+    return translator
+
+
+def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
+    """The frozen network of the perceptual losses, none where no stage has one. Raises UserError."""
+    if not any(stage.perceptual for stage in recipe.stages):
+        return None
+    return load_perceptual(recipe.perceptual)
+
+
+def find_base(recipe: Recipe, condition: Condition) -> Path | None:
+    """The folder of the model whose images the recipe's upsampler enlarges. Raises RecipeError, ModelError."""
+    if recipe.base is None:
+        return None
+    if recipe.model.low_res is None:
+        raise RecipeError("base: is for upsamplers alone; remove it, or set model.low_res")
+    folder = find_model(recipe.base)
+    model = ModelFolder.open(folder)
+    if "base" not in model:
+        raise RecipeError(f"base: {folder} holds an upsampler alone; name a model that makes images")
+    side = model.config("base")["image_size"]
+    if side != recipe.model.low_res:
+        raise RecipeError(
+            f"base: {folder} makes images of {side} px, the upsampler enlarges images of 'model.low_res' "
+            f"{recipe.model.low_res} px; make them equal"
+        )
+    if not isinstance(condition, NoCondition) and model.condition.to_config() != condition.to_config():
+        raise RecipeError(f"base: {folder} takes another condition than this recipe; both networks see the same one")
+    return folder
+
+
+def load_weights(translator: Translator, name: str) -> None:
+    """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit."""
+    part = "base" if translator.low_res is None else "upsampler"
+    folder = find_model(name) / part
+    if not folder.is_dir():
+        raise RecipeError(f"init: {folder.parent} holds no {part}; name a model that does")
+    given = Translator.from_pretrained(folder).state_dict()
+    own = translator.state_dict()
+    wrong = sorted(key for key in own.keys() | given.keys() if _shape(own, key) != _shape(given, key))
+    if wrong:
+        named = ", ".join(f"{key}: {_shape(given, key)} there, {_shape(own, key)} here" for key in wrong[:3])
+        raise RecipeError(f"init: {len(wrong)} weights of {folder} do not fit this recipe's model ({named} …)")
+    translator.load_state_dict(given)
+
+
+def _shape(weights: dict[str, torch.Tensor], key: str) -> list[int] | None:
+    return list(weights[key].shape) if key in weights else None
 
 
 def translator_config(model: ModelSpec, channels: int) -> dict[str, Any]:
     """Arguments of `Translator` for a recipe's model and a condition of so many channels."""
-    encoder = model.encoder.model_copy(update={"in_channels": channels})
+    encoder = None
+    if model.encoder is not None:
+        encoder = model.encoder.model_copy(update={"in_channels": channels}).to_dict()
     return {
-        "encoder_spec": encoder.to_dict(),
+        "encoder_spec": encoder,
         "unet_spec": model.unet.to_dict(),
         "image_size": model.image_size,
         "patch_size": model.patch_size,
+        "low_res": model.low_res,
         "learned_variance": model.learned_variance,
+        "residual": model.residual,
     }
 
 
@@ -101,10 +167,15 @@ def plan(recipe: Recipe, out: Path | str) -> list[dict[str, str]]:
     newest = RunFolder(out).newest()
     RunFolder(out).check(recipe, resume=newest is not None)
     condition = build_condition(recipe)
+    find_base(recipe, condition)
     training, validation = open_data(recipe, condition)
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, condition.channels))
-    sizes = {name: _millions(translator.get_submodule(name)) for name in NETWORKS}
+    networks = {name: getattr(translator, name) for name in NETWORKS}
+    if any(stage.adversarial for stage in recipe.stages):
+        with torch.device("meta"):
+            networks["discriminator"] = PatchDiscriminator(recipe.discriminator)
+    sizes = {name: _millions(network) for name, network in networks.items() if network is not None}
     images = recipe.steps * recipe.batch * recipe.accumulation
     rows = {
         "condition": f"{condition.kind}, {condition.channels} channels",

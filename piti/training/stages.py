@@ -1,12 +1,18 @@
-"""Stages put to work: freezing, and one optimiser for what learns."""
+"""Stages put to work: what learns, by which optimisers, from which losses and small images."""
 
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
+from piti.data.batches import LowRes
 from piti.models import Translator
-from piti.training.recipes import NETWORKS, OptimizerSpec, Stage
+from piti.models.discriminator import PatchDiscriminator
+from piti.models.perceptual import PerceptualNetwork
+from piti.seeding import derive_seed
+from piti.training.image_losses import ImageLosses, build_adversary
+from piti.training.recipes import NETWORKS, OptimizerSpec, Recipe, Stage
 
 
 def freeze_all_but(translator: Translator, trains: tuple[str, ...]) -> list[nn.Parameter]:
@@ -16,7 +22,9 @@ def freeze_all_but(translator: Translator, trains: tuple[str, ...]) -> list[nn.P
     """
     learning: list[nn.Parameter] = []
     for name in NETWORKS:
-        network = translator.get_submodule(name)
+        network = getattr(translator, name)
+        if network is None:  # an upsampler may have no encoder
+            continue
         network.requires_grad_(name in trains)
         if name in trains:
             learning += list(network.parameters())
@@ -29,3 +37,34 @@ def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: Optimize
     return torch.optim.AdamW(
         parameters, lr=stage.lr_at(0), betas=spec.betas, weight_decay=spec.weight_decay, fused=fused
     )
+
+
+def low_res_of(recipe: Recipe) -> LowRes | None:
+    """What makes the recipe's small images; none for a base."""
+    scale = recipe.model.scale
+    return None if scale is None else LowRes(scale, recipe.degradation)
+
+
+def build_discriminator(recipe: Recipe) -> PatchDiscriminator | None:
+    """One for all adversarial stages, its weights drawn from the recipe's seed; none where there are none."""
+    if not any(stage.adversarial for stage in recipe.stages):
+        return None
+    torch.manual_seed(derive_seed(recipe.seed, "discriminator"))
+    return PatchDiscriminator(recipe.discriminator)
+
+
+def losses_of(
+    stage: Stage,
+    perceptual: PerceptualNetwork | None,
+    discriminator: PatchDiscriminator | None,
+    steps: int,
+    accelerator: Accelerator,
+) -> ImageLosses:
+    """The stage's losses on x̂₀, their networks on the device and prepared. steps: T of the noise schedule."""
+    compared = adversary = None
+    if stage.perceptual is not None and perceptual is not None:
+        compared = (stage.perceptual, perceptual.to(accelerator.device))
+    if stage.adversarial is not None and discriminator is not None:
+        adversary = build_adversary(discriminator.to(accelerator.device), stage.adversarial)
+        adversary.network, adversary.optimizer = accelerator.prepare(adversary.network, adversary.optimizer)
+    return ImageLosses(steps, accelerator, compared, adversary)

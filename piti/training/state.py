@@ -155,6 +155,22 @@ def read_state(checkpoint: Path) -> RunState:
     return RunState(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
 
 
+def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
+    """A checkpoint's state. Raises RunError if what else decides the run has changed since."""
+    saved = read_state(checkpoint)
+    for what in ("processes", "pairs", "condition"):
+        old, new = getattr(saved, what), getattr(now, what)
+        if old != new:
+            raise RunError(f"{checkpoint} was trained with {what} = {old}, now it is {new}; give another --out")
+    places = [(stage.name, done) for stage, done in recipe.stages_left(saved.step)]
+    if (saved.stage, saved.within) not in places[:1]:
+        raise RunError(
+            f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have "
+            "there; undo the change of 'stages', or give another --out"
+        )
+    return saved
+
+
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]

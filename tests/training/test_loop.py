@@ -268,9 +268,10 @@ def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_pa
 def test_not_a_number_stops_the_run_and_names_step_and_files(tiny_data: Path, tmp_path: Path) -> None:
     real = Trainer.losses
 
-    def poisoned(self: Trainer, model: object, batch: object, draw: int) -> object:
-        losses = real(self, model, batch, draw)  # type: ignore[arg-type]
-        return type(losses)(losses.simple, losses.vb, losses.total * float("nan") if draw == 4 else losses.total)
+    def poisoned(self: Trainer, model: object, batch: object, draw: int, *others: object) -> object:
+        losses, critique = real(self, model, batch, draw, *others)  # type: ignore[arg-type]
+        total = losses.total * float("nan") if draw == 4 else losses.total
+        return type(losses)(losses.simple, losses.vb, total), critique
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "losses", poisoned)
@@ -288,7 +289,7 @@ def test_a_stop_asked_for_before_the_last_step(tiny_data: Path, tmp_path: Path) 
     real = Trainer.train_step
 
     def asks(self: Trainer, *args: object) -> object:
-        self.stop_asked = self.state.step == 4
+        self.stop.asked = self.state.step == 4
         return real(self, *args)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:

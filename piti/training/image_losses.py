@@ -1,0 +1,176 @@
+"""Losses on the predicted image: perceptual and adversarial (PITI, section 3.3, eq. 4 and 5)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from piti.diffusion.image_losses import acts_at, adversarial_named, gradient_penalty, perceptual_loss
+from piti.models.discriminator import PatchDiscriminator
+from piti.models.perceptual import PerceptualNetwork
+from piti.spec import Spec
+
+
+class ImageLossSpec(Spec):
+    """When a loss on x̂₀ acts, and how much it counts."""
+
+    weight: float = Field(default=0.004, ge=0)
+    after: int = Field(default=0, ge=0)
+    """Steps of the stage before it acts."""
+    noise: tuple[float, float] = (0.0, 0.5)
+    """The timesteps at which it acts, as shares of T, from and below: at large t x̂₀ is no image yet."""
+
+    @field_validator("noise")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError("expected [from, below] with 0 <= from < below <= 1, shares of the timesteps")
+        return value
+
+
+class PerceptualLossSpec(ImageLossSpec):
+    """Eq. 4. The network whose features are compared is the recipe's `perceptual`."""
+
+
+class AdversarialLossSpec(ImageLossSpec):
+    """Eq. 5. The discriminator is the recipe's `discriminator`."""
+
+    weight: float = Field(default=0.01, ge=0)
+    after: int = Field(default=1000, ge=0)
+    kind: str = "non_saturating"
+    """non_saturating, hinge or wgan_gp."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Learning rate of the discriminator's AdamW."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    gradient_penalty: float | None = Field(default=None, ge=0)
+    """Weight of the penalty on the discriminator's gradient; none: the loss's own."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        adversarial_named(kind)
+        return kind
+
+
+@dataclass
+class Critique:
+    """What one batch's predicted images are worth."""
+
+    total: Tensor
+    """Weighted sum to add to the translator's loss."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    judged: tuple[Tensor, Tensor, Tensor | None] | None = None
+    """x̂₀, x₀ and the small image of the rows that the discriminator is to learn from."""
+
+
+@dataclass
+class Adversary:
+    """The discriminator and its optimiser, both prepared by the accelerator."""
+
+    spec: AdversarialLossSpec
+    network: Any
+    optimizer: Any
+
+    @property
+    def bare(self) -> PatchDiscriminator:
+        """The network without what several processes wrap around it."""
+        return getattr(self.network, "module", self.network)
+
+
+def build_adversary(network: PatchDiscriminator, spec: AdversarialLossSpec, weight_decay: float = 0.0) -> Adversary:
+    """A discriminator with its own AdamW, not yet prepared."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=spec.lr, betas=spec.betas, weight_decay=weight_decay)
+    return Adversary(spec, network, optimizer)
+
+
+class ImageLosses:
+    """The losses of a stage on x̂₀. Holds networks, no state of its own."""
+
+    def __init__(
+        self,
+        steps: int,
+        accelerator: Accelerator,
+        perceptual: tuple[PerceptualLossSpec, PerceptualNetwork] | None,
+        adversary: Adversary | None,
+    ) -> None:
+        """steps: T of the noise schedule."""
+        self.steps, self.accelerator = steps, accelerator
+        self.perceptual, self.adversary = perceptual, adversary
+
+    def acting(self, within: int) -> bool:
+        """Whether any of them acts at the stage's step `within`."""
+        specs = [self.perceptual[0] if self.perceptual else None, self.adversary.spec if self.adversary else None]
+        return any(spec is not None and within >= spec.after for spec in specs)
+
+    def of(self, x0_hat: Tensor, x0: Tensor, low_res: Tensor | None, t: Tensor, within: int) -> Critique:
+        """Judge x̂₀ [B, 3, H, W], differentiably, at the stage's step `within`."""
+        critique = Critique(x0_hat.new_zeros(()))
+        if self.perceptual is not None and within >= self.perceptual[0].after:
+            spec, network = self.perceptual
+            rows = acts_at(t, self.steps, spec.noise)
+            with self.accelerator.autocast():
+                predicted = network(x0_hat[rows])
+                with torch.no_grad():
+                    real = network(x0[rows])
+            loss = _batch_mean(perceptual_loss(predicted, real, network.layer_weights), len(t))
+            critique.total = critique.total + spec.weight * loss
+            critique.numbers["perceptual"] = loss.item()
+        if self.adversary is not None and within >= self.adversary.spec.after:
+            self._fool(self.adversary, critique, x0_hat, x0, low_res, t)
+        return critique
+
+    def _fool(
+        self, adversary: Adversary, critique: Critique, x0_hat: Tensor, x0: Tensor, low_res: Tensor | None, t: Tensor
+    ) -> None:
+        """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""
+        spec = adversary.spec
+        rows = acts_at(t, self.steps, spec.noise)
+        small = None if low_res is None else low_res[rows]
+        with _frozen(adversary.bare), self.accelerator.autocast():
+            logits = adversary.bare(x0_hat[rows], small)
+        loss = _batch_mean(adversarial_named(spec.kind).generator(logits.float()), len(t))
+        critique.total = critique.total + spec.weight * loss
+        critique.numbers["adversarial"] = loss.item()
+        critique.judged = (x0_hat[rows].detach(), x0[rows], small)
+
+    def discriminator_loss(self, critique: Critique, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The discriminator's side of eq. 5 on what `of` judged. generator: for the gradient penalty."""
+        assert self.adversary is not None
+        assert critique.judged is not None
+        fake, real, low_res = critique.judged
+        network, spec = self.adversary.network, self.adversary.spec
+        rule = adversarial_named(spec.kind)
+        both = None if low_res is None else torch.cat([low_res, low_res])
+        with self.accelerator.autocast():
+            logits = network(torch.cat([real, fake]), both).float()
+        real_logits, fake_logits = logits.chunk(2)
+        loss = rule.discriminator(real_logits, fake_logits).mean()
+        weight = rule.gradient_penalty if spec.gradient_penalty is None else spec.gradient_penalty
+        if weight:
+            penalty = gradient_penalty(lambda images: network(images, low_res), real, fake, generator)
+            loss = loss + weight * penalty.mean()
+        right = (real_logits > 0).float().mean() + (fake_logits < 0).float().mean()
+        return loss, {"discriminator": loss.item(), "told_apart": right.item() / 2}
+
+
+def _batch_mean(losses: Tensor, batch: int) -> Tensor:
+    """The sum over the rows on which a loss acts as a share of the whole batch, so that the range of t in
+    which it acts does not change its strength where it acts."""
+    return losses.sum() / batch
+
+
+@contextlib.contextmanager
+def _frozen(network: torch.nn.Module) -> Iterator[None]:
+    """No gradients for the network's parameters; its inputs still get theirs."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)

@@ -1,0 +1,320 @@
+"""The stage `upsample`: small images, losses on x̂₀, two optimisers, and what the run leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from piti.data import DataError
+from piti.errors import UserError
+from piti.models import Translator
+from piti.models.checkpoints import ModelError, ModelFolder
+from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
+from piti.pipeline import PITIPipeline
+from piti.spec import SpecError
+from piti.training import Recipe, TrainingInterrupted, train
+from piti.training.loop import Trainer
+from piti.training.recipes import RecipeError
+from tests.conftest import TINY_MODEL, tiny_recipe
+
+MODEL = {
+    "image_size": 32,
+    "low_res": 16,
+    "patch_size": 2,
+    "encoder": None,
+    "unet": {"channels": [16, 32], "attention": [False, False], "layers": 1, "token_width": None, "norm_groups": 8},
+}
+LOSSES = {"perceptual": {"weight": 0.01}, "adversarial": {"weight": 0.1, "after": 2, "noise": [0.0, 0.75]}}
+STAGE = {"name": "upsample", "trains": ["unet"], "steps": 6, "lr": 1e-3, **LOSSES}
+WEIGHTS = "model/upsampler/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> dict[str, Any]:
+    """A perceptual network of two small layers with random weights, in a file."""
+    spec = {"network": "squeezenet1_1", "layers": [1, 3]}
+    torch.manual_seed(0)
+    network = PerceptualNetwork(PerceptualSpec.parse(spec, "test"))
+    save_file(network.state_dict(), tmp_path / "features.safetensors")
+    return spec | {"weights": str(tmp_path / "features.safetensors")}
+
+
+def upsampler_recipe(root: Path, features: dict[str, Any], **changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "model": MODEL,
+        "condition": {"kind": "none"},
+        "data": {"root": str(root), "size": 32, "crop_scale": [1.0, 1.0]},
+        "perceptual": features,
+        "discriminator": {"channels": [4, 8]},
+        "stages": [STAGE],
+        "condition_dropout": 0.0,
+    }
+    return Recipe.parse(tiny_recipe(root, **(values | changes)), "test")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_an_upsampler_metrics_and_previews(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    model = train(upsampler_recipe(tiny_data, features, log_every=1), tmp_path / "run")
+    upsampler = Translator.from_pretrained(model / "upsampler")
+    assert (upsampler.low_res, upsampler.scale, upsampler.encoder) == (16, 2, None)
+    logged = [row for row in rows(tmp_path / "run") if "loss" in row]
+    assert all(row["perceptual"] > 0 for row in logged)
+    assert ["adversarial" in row for row in logged] == [False, False, True, True, True, True]
+    assert ["discriminator" in row for row in logged] == ["adversarial" in row for row in logged]
+    weighted = logged[0]["simple"] + logged[0]["vb"] + 0.01 * logged[0]["perceptual"]
+    assert logged[0]["loss"] == pytest.approx(weighted, rel=1e-4)
+    picture = Image.open(tmp_path / "run/previews/step-00000004.png")
+    assert picture.size == (2 * 36 + 4, 3 * 36 + 4)  # small image, sample and photograph for two pairs
+
+
+def test_both_networks_learn_and_the_perceptual_one_does_not(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    step = Trainer.train_step
+
+    def watched(self: Trainer, *args: Any) -> Any:
+        result = step(self, *args)
+        state = {f"d.{k}": v.clone() for k, v in self.discriminator.state_dict().items()}  # type: ignore[union-attr]
+        state |= {f"g.{k}": v.clone() for k, v in self.translator.state_dict().items()}
+        state |= {f"p.{k}": v.clone() for k, v in self.run.perceptual.state_dict().items()}  # type: ignore[union-attr]
+        assert all(p.grad is None for p in self.run.perceptual.parameters())  # type: ignore[union-attr]
+        assert all(p.grad is None for p in self.discriminator.parameters())  # type: ignore[union-attr]
+        seen.append(state)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", watched)
+        train(upsampler_recipe(tiny_data, features), tmp_path / "run")
+
+    def moved(a: int, b: int, which: str) -> bool:
+        return any(not torch.equal(seen[a][k], seen[b][k]) for k in seen[a] if k.startswith(which))
+
+    assert moved(0, 1, "g.")
+    assert not moved(0, 1, "d.")  # the adversary waits for two steps
+    assert moved(1, 2, "d.")
+    assert moved(4, 5, "d.")
+    assert not moved(0, 5, "p.")
+
+
+@pytest.mark.parametrize("kind", ["non_saturating", "hinge", "wgan_gp"])
+def test_every_adversarial_loss_trains(tiny_data: Path, tmp_path: Path, features: Any, kind: str) -> None:
+    stage = STAGE | {"adversarial": {"kind": kind, "after": 0, "noise": [0.0, 1.0]}, "steps": 2}
+    train(upsampler_recipe(tiny_data, features, stages=[stage], log_every=1, precision="bf16"), tmp_path / "run")
+    assert all(row["discriminator"] == row["discriminator"] for row in rows(tmp_path / "run") if "loss" in row)
+
+
+PLAIN = {"name": "diffusion", "trains": ["unet"], "steps": 3}
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 5, 7])
+def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, features: Any, stop_after: int) -> None:
+    """Stopped without an adversary, between the stages, before it acts and while it learns."""
+    recipe = upsampler_recipe(tiny_data, features, stages=[PLAIN, STAGE], accumulation=2, log_every=1)
+    train(recipe, tmp_path / "whole")
+    real = Trainer.train_step
+
+    def interrupted(self: Trainer, *args: Any) -> Any:
+        if self.state.step == stop_after:
+            self.stop.asked = True
+        return real(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, tmp_path / "parts")
+    train(recipe, tmp_path / "parts", resume=True)
+    whole, parts = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "parts" / WEIGHTS)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    for name in ("model_1.safetensors", "optimizer_1.bin"):  # the discriminator and its optimiser
+        a, b = (tmp_path / run / "checkpoints/step-00000009" / name for run in ("whole", "parts"))
+        assert a.is_file()
+        assert _tensors(a) == _tensors(b)
+
+
+def _tensors(path: Path) -> list[Any]:
+    values = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)["state"]
+    return [
+        {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in entry.items()}
+        if isinstance(entry, dict)
+        else entry.tolist()
+        for _, entry in sorted(values.items())
+    ]
+
+
+def test_the_range_of_noise_decides_which_rows_are_judged(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    from piti.training import image_losses
+
+    seen = []
+    real = image_losses.acts_at
+
+    def watched(t: torch.Tensor, steps: int, share: tuple[float, float]) -> torch.Tensor:
+        rows = real(t, steps, share)
+        seen.append((t, rows))
+        return rows
+
+    stage = STAGE | {"perceptual": {"noise": [0.25, 0.5]}, "adversarial": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_losses, "acts_at", watched)
+        train(upsampler_recipe(tiny_data, features, stages=[stage]), tmp_path / "run")
+    assert len(seen) == 6
+    for t, judged in seen:
+        assert judged.tolist() == [250 <= int(x) < 500 for x in t]
+        assert judged.any()
+
+
+def test_with_a_base_the_run_is_a_whole_model(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
+    recipe = upsampler_recipe(tiny_data, features, base=str(tmp_path / "base"))
+    model = train(recipe, tmp_path / "run")
+    assert ModelFolder.open(model).condition.kind == "mask"
+    pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
+    pipeline.set_progress_bar_config(disable=True)
+    mask = next((tiny_data / "labels").iterdir())
+    assert pipeline(mask, steps=2, upsampler_steps=2).images[0].size == (32, 32)
+
+
+def test_a_base_of_another_size_is_refused_before_anything(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
+    recipe = upsampler_recipe(tiny_data, features, base=str(tmp_path / "base"), model=MODEL | {"low_res": 8})
+    with pytest.raises(RecipeError, match=r"images of 16 px, the upsampler enlarges images of 'model.low_res' 8 px"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_upsampler_is_no_base(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    train(upsampler_recipe(tiny_data, features, stages=[PLAIN]), tmp_path / "up")
+    with pytest.raises(RecipeError, match="holds an upsampler alone"):
+        train(upsampler_recipe(tiny_data, features, base=str(tmp_path / "up")), tmp_path / "run")
+    with pytest.raises(ModelError, match="there is no model 'nowhere'"):
+        train(upsampler_recipe(tiny_data, features, base="nowhere"), tmp_path / "run")
+
+
+def test_begins_from_another_runs_weights(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    train(upsampler_recipe(tiny_data, features, stages=[PLAIN]), tmp_path / "first")
+    first = load_file(tmp_path / "first" / WEIGHTS)
+    still = STAGE | {"lr": 1e-30, "steps": 1}
+    train(upsampler_recipe(tiny_data, features, init=str(tmp_path / "first"), stages=[still]), tmp_path / "second")
+    second = load_file(tmp_path / "second" / WEIGHTS)
+    assert all(torch.allclose(first[key], second[key]) for key in first)
+    wider = MODEL | {"unet": MODEL["unet"] | {"channels": [16, 48]}}  # type: ignore[operator]
+    with pytest.raises(RecipeError, match=r"weights of .*first.* do not fit this recipe's model"):
+        train(upsampler_recipe(tiny_data, features, init=str(tmp_path / "first"), model=wider), tmp_path / "third")
+
+
+def test_the_condition_reaches_an_upsampler_through_its_own_encoder(
+    tiny_data: Path, tmp_path: Path, features: Any
+) -> None:
+    model = TINY_MODEL | {"image_size": 32, "low_res": 16, "encoder": TINY_MODEL["encoder"] | {"size": 32}}  # type: ignore[operator]
+    recipe = upsampler_recipe(tiny_data, features, model=model, condition={"kind": "mask"}, condition_dropout=0.2)
+    recipe = recipe.model_copy(
+        update={"stages": (recipe.stages[0].model_copy(update={"trains": ("encoder", "unet")}),)}
+    )
+    folder = train(recipe, tmp_path / "run")
+    upsampler = Translator.from_pretrained(folder / "upsampler").eval()
+    x, t, small = torch.randn(1, 3, 32, 32), torch.tensor([500]), torch.randn(1, 3, 16, 16)
+    a, b = (
+        upsampler(x, t, condition, small).output
+        for condition in torch.eye(3).view(3, 1, 3, 1, 1).expand(-1, -1, -1, 32, 32)[:2]
+    )
+    assert not torch.equal(a, b)
+
+
+def test_a_preconditioned_upsampler_knows_its_noise(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    schedule = {"prediction": "sample", "betas": "linear"}
+    changes = {"model": MODEL | {"residual": 0.2}, "schedule": schedule, "loss": {"weighting": "residual"}}
+    folder = train(upsampler_recipe(tiny_data, features, stages=[PLAIN], **changes), tmp_path / "run")
+    upsampler, scheduler = ModelFolder.open(folder).load("upsampler", "upsampler_scheduler", torch.float32)
+    assert upsampler.preconditioning is not None
+    alphas_cumprod = scheduler.alphas_cumprod.double()
+    expected = 0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()
+    torch.testing.assert_close(upsampler.preconditioning.log_noise.double(), expected, atol=1e-3, rtol=1e-4)
+
+
+def tar_of(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def jpeg(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((width, height), 60).convert("RGB").save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_photographs_in_a_tar_train_too(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    tar = tar_of(tmp_path / "photos.tar", {f"{k}.jpg": jpeg(40, 36) for k in range(4)} | {"0.txt": b"a caption"})
+    data = {"root": str(tiny_data), "size": 32, "crop_scale": [1.0, 1.0], "photographs": [str(tar)]}
+    recipe = upsampler_recipe(tiny_data, features, data=data, stages=[PLAIN])
+    train(recipe, tmp_path / "run")
+    state = json.loads((tmp_path / "run/checkpoints/step-00000003/run.json").read_text())
+    assert state["pairs"] == 9 + 4
+
+
+def test_bad_input_is_named_before_anything_is_written(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    broken = jpeg(40, 36)
+    files = {"good.jpg": jpeg(40, 36), "cut.jpg": broken[: len(broken) // 2], "small.jpg": jpeg(30, 36)}
+    tar = tar_of(tmp_path / "photos.tar", files)
+    data = {"root": str(tiny_data), "size": 32, "crop_scale": [1.0, 1.0], "photographs": [str(tar)]}
+    with pytest.raises(DataError) as error:
+        train(upsampler_recipe(tiny_data, features, data=data), tmp_path / "run")
+    message = str(error.value)
+    assert f"{tar}:cut.jpg: damaged or incomplete" in message
+    assert f"{tar}:small.jpg: 30 x 36" in message
+    assert "good.jpg" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_crop_is_never_enlarged(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    data = {"root": str(tiny_data), "size": 32, "crop_scale": [0.5, 1.0]}
+    with pytest.raises(DataError, match=r"needs 64 .*raise data.crop_scale, or lower data.size"):
+        train(upsampler_recipe(tiny_data, features, data=data), tmp_path / "run")
+
+
+def test_perceptual_weights_with_wrong_keys_stop_before_the_data(
+    tiny_data: Path, tmp_path: Path, features: Any
+) -> None:
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "wrong.safetensors")
+    shutil.rmtree(tiny_data / "images")  # it does not come to that
+    with pytest.raises(UserError, match=r"wrong.safetensors(?s:.*)features\.0\.weight"):
+        train(
+            upsampler_recipe(tiny_data, features | {"weights": str(tmp_path / "wrong.safetensors")}), tmp_path / "run"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": MODEL | {"low_res": 12}}, "'low_res' 12 does not chain with 'image_size' 32"),
+        ({"model": MODEL | {"low_res": 32}}, "'low_res' 32 does not chain"),
+        ({"model": MODEL | {"encoder": {}}}, "'encoder' and 'unet.token_width' go together"),
+        ({"condition": {"kind": "mask"}}, "goes with 'model.encoder' null"),
+        ({"data": {"root": ".", "size": 30}}, "multiples of 4 up to 32"),
+        ({"data": {"root": ".", "size": 64}}, "multiples of 4 up to 32"),
+        ({"stages": [STAGE | {"trains": ["encoder"]}]}, "trains an encoder, which the model does not have"),
+        ({"stages": [STAGE | {"perceptual": {"noise": [0.5, 0.6]}}]}, "would leave out whole batches of 4"),
+        ({"stages": [STAGE | {"perceptual": {"noise": [0.5, 0.5]}}]}, "0 <= from < below <= 1"),
+        ({"stages": [STAGE | {"adversarial": {"kind": "hing"}}]}, "did you mean 'hinge'"),
+        ({"model": MODEL | {"residual": 0.2}}, "schedule.prediction: sample"),
+        ({"model": MODEL | {"residual": 0.2, "low_res": None}}, "'residual' is for upsamplers"),
+        ({"degradation": {"blurr": 1}}, "did you mean 'blur'"),
+        ({"perceptual": {"network": "vgg16"}}, "did you mean 'vgg19'"),
+    ],
+)
+def test_impossible_recipes(tiny_data: Path, features: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message.replace("[", r"\[")):
+        upsampler_recipe(tiny_data, features, **changes)
