@@ -5,7 +5,8 @@
 DATA is a paired folder (images/, labels/, splits.json). The referee is called as
 `referee.py GENERATED --labels LABELS --real REAL --no-256 --shrink 64` and prints one line of JSON. One sample a
 mask, seed 0; images are kept in --out, so that a broken-off run goes on. Frechet distances of few images are
-large: compare them with that of as many real photographs, which is printed first.
+large: compare them with that of as many real photographs, which is printed first. The base alone is judged; for the
+upsampler see upsampling.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from piti.conditions import Condition
@@ -33,10 +35,10 @@ def judge(referee: Path, generated: Path, labels: Path, real: Path) -> dict[str,
     return json.loads(run.stdout)
 
 
-def links(paths: list[Path], folder: Path) -> Path:
+def links(paths: Iterable[object], folder: Path) -> Path:
     """A folder of links to these files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
+    for path in map(Path, map(str, paths)):
         (folder / path.name).symlink_to(path.resolve())
     return folder
 
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--runs", nargs="*", help="such as ddpm:50; all by default")
     options = parser.parse_args()
-    pipeline = PITIPipeline.from_pretrained(options.model)
+    pipeline = PITIPipeline.from_pretrained(options.model, base_only=True)
     pipeline.set_progress_bar_config(disable=True)
     samplers = ("ddpm", "ddim", "dpm++", "dpm++sde", "unipc")
     runs = options.runs or [f"{name}:{steps}" for name in samplers for steps in (10, 20, 50)] + ["ddpm:250"]

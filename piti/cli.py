@@ -56,7 +56,15 @@ def translate(
     guidance: Annotated[float | None, typer.Option(help="Guidance w; 0 is off. The model's own by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. The model's own by default.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm++, dpm++sde or unipc.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 8,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images made at once, small and large; less takes less memory.")
+    ] = 8,
+    base_only: Annotated[bool, typer.Option("--base-only", help="Stop at the base's small images.")] = False,
+    upsampler: Annotated[str | None, typer.Option(help="Take the upsampler of this model, folder or run.")] = None,
+    upsampler_steps: Annotated[
+        str | None, typer.Option(help="Steps of the upsampler: a number, or fast27 as released.")
+    ] = None,
+    upsampler_sampler: Annotated[str | None, typer.Option(help="Sampler of the upsampler, as --sampler.")] = None,
     out: Annotated[Path, typer.Option(help="Where STEM_0.png … and sheet.png go.")] = Path("out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make images anew that exist already.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,
@@ -66,9 +74,11 @@ def translate(
     from piti.progress import steps_bar
     from piti.translation import Settings, translate_files
 
-    pipeline = PITIPipeline.from_pretrained(model).to(usable_device(device))
+    loaded = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only)
+    pipeline = loaded.to(usable_device(device))
     pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
-    settings = Settings(num, seed, guidance, steps, sampler, batch)
+    count = int(upsampler_steps) if upsampler_steps and upsampler_steps.isdecimal() else upsampler_steps
+    settings = Settings(num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler)
     with steps_bar(log, "translating") as on_step:
         report = translate_files(pipeline, inputs, out, settings, model, overwrite, on_step)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""

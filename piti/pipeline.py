@@ -1,13 +1,12 @@
-"""The pipeline: conditions in, images out."""
+"""The pipeline: conditions in, images out, through a base and an upsampler."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -16,28 +15,62 @@ from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from piti.conditions import Condition, condition_from_config
-from piti.diffusion.conditioning import conditioned
-from piti.diffusion.guidance import Guidance, guided
-from piti.diffusion.samplers import OnStep, initial_noise, sample, sampling_timesteps
+from piti.cascade import (
+    Batch,
+    Network,
+    NetworkSampling,
+    Sampling,
+    check_cascade,
+    encoder_size,
+    one_each,
+    resized,
+    sample_cascade,
+)
+from piti.conditions import Condition
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.samplers import OnStep
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.schedulers import spec_of
 from piti.errors import UserError
 from piti.images import center_box, to_pil
-from piti.models import Tokens, Translator
-from piti.models.checkpoints import CONDITION_FILE, INDEX_FILE, write_model_folder
+from piti.models import Translator
+from piti.models.checkpoints import (
+    ModelError,
+    ModelFolder,
+    ModelInfo,
+    bundled_models,
+    find_model,
+    list_models,
+    write_model_folder,
+)
+
+__all__ = [
+    "ModelError",
+    "ModelInfo",
+    "PITIPipeline",
+    "PITIPipelineOutput",
+    "bundled_models",
+    "find_model",
+    "list_models",
+    "usable_device",
+]
 
 ConditionInput = str | Path | Image.Image | Tensor
 
-SETTINGS = {"sampler": "ddpm", "steps": 50, "guidance": 1.0}
-"""How a model is sampled where neither the caller nor the model's own defaults say."""
+SETTINGS = {
+    "sampler": "ddpm",
+    "steps": 50,
+    "guidance": 1.0,
+    "upsampler_sampler": "ddpm",
+    "upsampler_steps": "fast27",
+    "upsampler_noise": 0.997,
+    "upsampler_guidance": 0.0,
+}
+"""How a model is sampled where neither the caller nor the model's own defaults say; the upsampler as released."""
 
+OF_UPSAMPLER = "upsampler_"  # how the settings of the upsampler begin
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
-
-
-class ModelError(UserError):
-    """A model cannot be found or loaded. The message says what was looked for and what there is."""
 
 
 @dataclass
@@ -48,37 +81,45 @@ class PITIPipelineOutput(BaseOutput):
     """`num_images` for each condition, in the order of the conditions."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample, everything decided."""
-
-    guidance: Guidance
-    steps: int | str
-    sampler: str
-
-
 class PITIPipeline(DiffusionPipeline):
-    """Translates conditions into images (PITI, section 3).
+    """Translates conditions into images (PITI, section 3): a base, and an upsampler where there is one.
 
-    base: the translator that makes the image; scheduler: the noise schedule it was trained with;
-    condition: how its input is read; defaults: `sampler`, `steps` and `guidance` of this model.
+    base: the translator that makes the small image; scheduler: the noise schedule it was trained with;
+    condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small
+    image, and its schedule; defaults: this model's own values for keys of `SETTINGS`.
+
+    Raises ModelError for parts that do not fit each other.
     """
 
     base: Translator
     condition: Condition
-    model_cpu_offload_seq = "base"
+    upsampler: Translator | None
+    model_cpu_offload_seq = "base->upsampler"
+    _optional_components: ClassVar[list[str]] = ["upsampler", "upsampler_scheduler"]
 
     def __init__(
         self,
         base: Translator,
         scheduler: DDPMScheduler,
         condition: Condition,
+        upsampler: Translator | None = None,
+        upsampler_scheduler: DDPMScheduler | None = None,
         defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(base=base, scheduler=scheduler, condition=condition)
+        if (upsampler is None) != (upsampler_scheduler is None):
+            raise ModelError("an upsampler and its scheduler go together; give both, or neither")
+        check_cascade(condition, base, upsampler)
+        self.register_modules(
+            base=base,
+            scheduler=scheduler,
+            condition=condition,
+            upsampler=upsampler,
+            upsampler_scheduler=upsampler_scheduler,
+        )
         self.defaults = SETTINGS | (defaults or {})
         self.schedule = NoiseSchedule(spec_of(scheduler))
+        self.upsampler_schedule = None if upsampler_scheduler is None else NoiseSchedule(spec_of(upsampler_scheduler))
 
     @torch.no_grad()
     def __call__(
@@ -91,92 +132,131 @@ class PITIPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
         on_step: OnStep | None = None,
+        base_only: bool = False,
+        upsampler_steps: int | str | None = None,
+        upsampler_sampler: str | None = None,
     ) -> PITIPipelineOutput:
         """Translate one condition or several, `num_images` times each.
 
         condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]; what is not
         square is cropped at its centre. guidance: the paper's w for normalised guidance, 0 for none, or a
-        `Guidance`. steps, sampler: see `piti.diffusion.samplers`. generator: decides the noise; the same
-        generator gives the same images, whatever the batch; several: one an image. batch_size: images
-        made at once. on_step: called with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]).
+        `Guidance`, for the base. steps, sampler, upsampler_steps, upsampler_sampler: see
+        `piti.diffusion.samplers`. generator: decides the noise; the same generator gives the same images,
+        whatever the batch; several: one an image. batch_size: images made at once, by either network.
+        on_step: called with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]), counted over both
+        networks. base_only: stop at the small images, those that the upsampler would enlarge.
 
         Raises ConditionError or ImageError for a condition, ValueError for a setting.
         """
         inputs = list(condition) if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
         if num_images < 1 or batch_size < 1:
             raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
-        settings = self.sampling(guidance, steps, sampler)
-        per_batch = len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
-        raws = [self.read(item) for item in inputs]
-        generators = _one_each(generator, len(raws) * num_images)
-        owners = [k for k in range(len(raws)) for _ in range(num_images)]
-        batches = list(_slices(len(owners), batch_size))
+        settings = self.sampling(guidance, steps, sampler, base_only, upsampler_steps, upsampler_sampler)
+        total = self._steps(settings)
+        read = {id(item): self.read(item) for item in inputs}  # one given twice is read and encoded once
+        raws = [read[id(item)] for item in inputs for _ in range(num_images)]
+        generators = one_each(generator, len(raws))
+        starts = range(0, len(raws), batch_size)
+        batches = [Batch(raws[k : k + batch_size], generators[k : k + batch_size]) for k in starts]
         images: list[Image.Image] = []
-        with self.progress_bar(total=per_batch * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
+        with self.progress_bar(total=total * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
 
-            def stepped(done: int, total: int, x0: Tensor) -> None:
+            def stepped(done: int, x0: Tensor) -> None:
                 bar.update()
                 if on_step is not None:
                     on_step(done, total, x0)
 
-            for start, stop in batches:
-                x0 = self._translate(raws, owners[start:stop], settings, generators[start:stop], stepped)
+            for batch in batches:
+                x0 = sample_cascade(self._base(), self._upsampler(), batch, settings, stepped)
                 images += to_pil(x0.float().cpu())
+        self.maybe_free_model_hooks()
         return PITIPipelineOutput(images=images)
+
+    # Settings
 
     def sampling(
         self,
         guidance: float | Guidance | None = None,
         steps: int | str | None = None,
         sampler: str | None = None,
+        base_only: bool = False,
+        upsampler_steps: int | str | None = None,
+        upsampler_sampler: str | None = None,
     ) -> Sampling:
         """These settings, and the model's own where they are None. Raises UserError for impossible ones."""
-        chosen = {"guidance": guidance, "steps": steps, "sampler": sampler}
-        values = self.defaults | {key: value for key, value in chosen.items() if value is not None}
-        rule = values["guidance"]
-        if not isinstance(rule, Guidance):
-            rule = Guidance.parse(rule if isinstance(rule, dict) else {"w": rule}, "guidance")
-        sampling_timesteps(self.schedule, values["sampler"], values["steps"])
-        return Sampling(rule, values["steps"], values["sampler"])
+        chosen = {
+            "guidance": guidance,
+            "steps": steps,
+            "sampler": sampler,
+            "upsampler_steps": upsampler_steps,
+            "upsampler_sampler": upsampler_sampler,
+        }
+        chosen = {key: value for key, value in chosen.items() if value is not None}
+        for key in chosen:
+            if key.startswith(OF_UPSAMPLER) and (base_only or self.upsampler is None):
+                why = "base_only leaves the upsampler out" if base_only else "this model has no upsampler"
+                raise UserError(f"{key} (--{key.replace('_', '-')}) has no meaning here: {why}; remove one of the two")
+        values = self.defaults | chosen
+        base = NetworkSampling(_rule(values["guidance"], "guidance"), values["steps"], values["sampler"])
+        self._base().steps(base)
+        return Sampling(base, None if base_only else self._upsampler_sampling(values))
 
-    def _translate(
-        self,
-        raws: list[Tensor],
-        owners: list[int],
-        settings: Sampling,
-        generators: list[torch.Generator],
-        on_step: OnStep,
-    ) -> Tensor:
-        """One batch: image i is of condition raws[owners[i]]. [B, 3, H, W] in [-1, 1]."""
-        device, side = self.base.device, self.base.image_size
-        tokens, both = self._encode(raws, owners, with_null=settings.guidance.w != 0)
-        denoise = guided(conditioned(self._predict, tokens, both, self.schedule), settings.guidance, self.schedule)
-        x_T = initial_noise((len(owners), 3, side, side), generators, device=device)
-        return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, generators, on_step)
+    def _upsampler_sampling(self, values: dict[str, Any]) -> NetworkSampling | None:
+        network = self._upsampler()
+        if network is None:
+            return None
+        rule, noise = _rule(values["upsampler_guidance"], "upsampler_guidance"), values["upsampler_noise"]
+        if rule.w != 0 and network.translator.encoder is None:
+            raise UserError(f"upsampler_guidance {rule.w}: this upsampler takes no condition to follow; make it 0")
+        if not isinstance(noise, int | float) or not (math.isfinite(noise) and noise >= 0):
+            raise UserError(f"upsampler_noise {noise!r} is no factor; give a number of at least 0, such as 0.997")
+        chosen = NetworkSampling(rule, values["upsampler_steps"], values["upsampler_sampler"], float(noise))
+        try:
+            network.steps(chosen)
+        except UserError as error:
+            asked = f"upsampler_sampler {chosen.sampler!r}, upsampler_steps {chosen.steps!r}"
+            raise UserError(f"{asked} (--upsampler-sampler, --upsampler-steps): {error}") from None
+        return chosen
 
-    def _encode(self, raws: list[Tensor], owners: list[int], with_null: bool) -> tuple[Tokens, Tokens | None]:
-        """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
-        distinct = sorted(set(owners))
-        encoded = self.condition.encode(torch.stack([raws[k] for k in distinct])).to(self.base.device, self.base.dtype)
-        tokens = self.base.encode(encoded).picked([distinct.index(k) for k in owners])
-        if not with_null:
-            return tokens, None
-        null = self.condition.null(1, *encoded.shape[-2:], device=encoded.device, dtype=encoded.dtype)
-        return tokens, tokens.joined(self.base.encode(null).picked([0] * len(owners)))
+    def _steps(self, settings: Sampling) -> int:
+        """Denoising steps of a batch, over both networks."""
+        upsampler, second = self._upsampler(), settings.upsampler
+        return self._base().steps(settings.base) + (upsampler.steps(second) if upsampler and second else 0)
 
-    def _predict(self, x_t: Tensor, t: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        return self.base(x_t.to(self.base.dtype), t, tokens)
+    def image_size(self, settings: Sampling) -> int:
+        """Side of the images that these settings make."""
+        last = self.base if settings.upsampler is None or self.upsampler is None else self.upsampler
+        return last.image_size
+
+    # Networks
+
+    def _base(self) -> Network:
+        return Network(self.base, self.schedule, self.condition, self._device_of(self.base))
+
+    def _upsampler(self) -> Network | None:
+        if self.upsampler is None or self.upsampler_schedule is None:
+            return None
+        return Network(self.upsampler, self.upsampler_schedule, self.condition, self._device_of(self.upsampler))
+
+    def _device_of(self, translator: Translator) -> torch.device:
+        return self._execution_device if hasattr(translator, "_hf_hook") else translator.device
+
+    # Conditions
 
     def read(self, item: ConditionInput) -> Tensor:
-        """A condition in raw form at the encoder's size, [K, size, size]."""
+        """A condition in raw form, cropped to a square at its centre, in its own resolution, [K, s, s]."""
         if isinstance(item, Tensor):
             raw = self.condition.checked(item, "the given tensor")
         elif isinstance(item, Image.Image):
             raw = self.condition.read(item, "the given image")
         else:
             raw = self.condition.load(item)
-        box = center_box(raw.shape[-1], raw.shape[-2])
-        return self.condition.crop_resize(raw, box, self.base.encoder.spec.size)
+        left, top, side, _ = center_box(raw.shape[-1], raw.shape[-2])
+        return raw[:, top : top + side, left : left + side]
+
+    def resized(self, raw: Tensor) -> Tensor:
+        """What `read` returns as the base's encoder sees it, [K, size, size]."""
+        return resized(self.condition, raw, encoder_size(self.base))
 
     # On disk
 
@@ -184,83 +264,71 @@ class PITIPipeline(DiffusionPipeline):
         """Write the model's folder."""
         parts = {"base": self.base, "scheduler": self.scheduler}
         defaults = {key: value for key, value in self.defaults.items() if value != SETTINGS.get(key)}
-        if isinstance(rule := defaults.get("guidance"), Guidance):
-            defaults["guidance"] = rule.to_dict()
-        write_model_folder(Path(save_directory), parts, self.condition.to_config(), defaults)
+        if self.upsampler is None:
+            defaults = {key: value for key, value in defaults.items() if not key.startswith(OF_UPSAMPLER)}
+        else:
+            parts |= {"upsampler": self.upsampler, "upsampler_scheduler": self.upsampler_scheduler}
+        plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in defaults.items()}
+        write_model_folder(Path(save_directory), parts, self.condition.to_config(), plain)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, torch_dtype: torch.dtype = torch.float32, **kwargs: Any) -> Self:  # pyright: ignore
-        """Load a bundled model by name, a folder, or a model of the hub by its id.
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        name: str | Path,
+        torch_dtype: torch.dtype = torch.float32,
+        upsampler: str | Path | None = None,
+        base_only: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
 
-        kwargs: passed on to the hub's download (`revision`, `cache_dir`, `local_files_only`, `token`).
-        Raises ModelError.
+        upsampler: a model, as `name`, whose upsampler and its settings replace the model's own. base_only:
+        load no upsampler. kwargs: passed on to the hub's download (`revision`, which is of `name` alone,
+        `cache_dir`, `local_files_only`, `token`). Raises ModelError.
         """
         unknown = kwargs.keys() - HUB_ARGUMENTS
         if unknown:
-            known = ", ".join(sorted({"torch_dtype", *HUB_ARGUMENTS}))
+            known = ", ".join(sorted({"torch_dtype", "upsampler", "base_only", *HUB_ARGUMENTS}))
             raise ModelError(f"from_pretrained: unknown argument {', '.join(sorted(unknown))}; known are {known}")
-        folder = find_model(name, **kwargs)
-        try:
-            config = json.loads((folder / CONDITION_FILE).read_text(encoding="utf-8"))
-            index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise ModelError(f"{folder}: {error}; the model's folder is not complete") from None
-        condition = condition_from_config(config, str(folder / CONDITION_FILE))
-        try:
-            base = Translator.from_pretrained(folder / "base", torch_dtype=torch_dtype)
-            scheduler = cast(DDPMScheduler, DDPMScheduler.from_pretrained(folder / "scheduler"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{folder}: {error}") from None
-        return cls(base.eval(), scheduler, condition, index.get("defaults"))
+        if base_only and upsampler is not None:
+            raise ModelError(f"upsampler {upsampler} with base_only (--base-only): leave one of the two out")
+        folder = ModelFolder.open(find_model(name, **kwargs))
+        if "base" not in folder:
+            raise ModelError(
+                f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model "
+                f"that has a base, and add upsampler='{name}' (--upsampler {name})"
+            )
+        other = None if base_only or "upsampler" not in folder else folder
+        if upsampler is not None:
+            of_hub = {key: value for key, value in kwargs.items() if key != "revision"}
+            other = ModelFolder.open(find_model(upsampler, **of_hub))
+        base = folder.load("base", "scheduler", torch_dtype)
+        defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
+        if other is None:
+            return cls(*base, folder.condition, defaults=defaults)
+        defaults |= {key: value for key, value in other.defaults.items() if key.startswith(OF_UPSAMPLER)}
+        return cls(*base, folder.condition, *_load_upsampler(other, folder.condition, torch_dtype), defaults=defaults)
 
 
-def bundled_models() -> dict[str, Path]:
-    """The models that come with the package, by name."""
-    root = Path(str(files("piti") / "assets"))
-    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / INDEX_FILE).is_file()}
+def _rule(value: float | dict[str, Any] | Guidance, source: str) -> Guidance:
+    if isinstance(value, Guidance):
+        return value
+    return Guidance.parse(value if isinstance(value, dict) else {"w": value}, source)
 
 
-def find_model(name: str | Path, **kwargs: Any) -> Path:
-    """The folder of a bundled model, of a path (also a training run's), or of a model of the hub.
-
-    Raises ModelError that lists what there is.
-    """
-    path, bundled = Path(name), bundled_models()
-    if str(name) in bundled:
-        return bundled[str(name)]
-    for folder in (path, path / "model"):
-        if (folder / INDEX_FILE).is_file():
-            return folder
-    known = f"bundled models: {', '.join(bundled) or 'none'}"
-    if path.exists():
-        raise ModelError(f"{path} holds no {INDEX_FILE}; give a model's folder or a training run's ({known})")
-    if str(name).count("/") != 1:
-        raise ModelError(f"there is no model '{name}': neither bundled, nor a folder, nor an id of the hub ({known})")
-    return _download(str(name), known, **kwargs)
-
-
-def _download(name: str, known: str, **kwargs: Any) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md", "*.yaml"], **kwargs))
-    except Exception as error:  # the hub raises errors of many libraries
-        raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error} ({known})") from error
-
-
-def _one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    """One generator an image, its seed drawn from the given one in the order of the images."""
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise UserError(f"{len(generator)} generators for {count} images; give one, or one an image")
-        return list(generator)
-    seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device if generator else "cpu")
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-
-
-def _slices(count: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, size):
-        yield start, min(start + size, count)
+def _load_upsampler(
+    folder: ModelFolder, condition: Condition, torch_dtype: torch.dtype
+) -> tuple[Translator, DDPMScheduler]:
+    """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
+    if "upsampler" not in folder:
+        raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")
+    upsampler, scheduler = folder.load("upsampler", "upsampler_scheduler", torch_dtype)
+    if upsampler.encoder is not None and folder.condition.to_config() != condition.to_config():
+        raise ModelError(
+            f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "
+            "give one that was trained with the same, or with none"
+        )
+    return upsampler, scheduler
 
 
 def usable_device(name: str | None = None) -> torch.device:
@@ -277,48 +345,3 @@ def _fastest_kind() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model that is at hand."""
-
-    name: str
-    where: str
-    folder: Path
-
-    def row(self) -> dict[str, str]:
-        """For a table."""
-        condition = json.loads((self.folder / CONDITION_FILE).read_text(encoding="utf-8"))
-        size = sum(p.stat().st_size for p in self.folder.rglob("*.safetensors"))
-        config = json.loads((self.folder / "base" / "config.json").read_text(encoding="utf-8"))
-        return {
-            "model": self.name,
-            "condition": condition["kind"],
-            "image": f"{config['image_size']} px",
-            "weights": f"{size / 1e6:.1f} MB",
-            "where": self.where,
-        }
-
-
-def list_models() -> list[ModelInfo]:
-    """Bundled models, then those in the hub's cache."""
-    found = [ModelInfo(name, "bundled", folder) for name, folder in bundled_models().items()]
-    return found + [ModelInfo(name, "hub cache", folder) for name, folder in _cached_models()]
-
-
-def _cached_models() -> Iterator[tuple[str, Path]]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return
-    needed = (CONDITION_FILE, "base/config.json")
-    for repository in sorted(repositories, key=lambda repo: repo.repo_id):
-        for revision in repository.revisions:
-            index = revision.snapshot_path / INDEX_FILE
-            whole = all((revision.snapshot_path / name).is_file() for name in needed)
-            if whole and index.is_file() and '"PITIPipeline"' in index.read_text(encoding="utf-8"):
-                yield repository.repo_id, revision.snapshot_path

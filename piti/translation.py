@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from piti.cascade import NetworkSampling, Sampling
 from piti.conditions import ConditionError
 from piti.errors import UserError
-from piti.images import ImageError, grid, list_images, open_image, save_png
-from piti.pipeline import PITIPipeline, Sampling
+from piti.images import ImageError, grid, image_size, list_images, open_image, save_png
+from piti.pipeline import PITIPipeline
 from piti.seeding import derive_seed
 
 SHEET = "sheet.png"
@@ -36,6 +37,16 @@ class Settings:
     steps: int | None = None
     sampler: str | None = None
     batch: int = 8
+    base_only: bool = False
+    """Stop at the base's small images."""
+    upsampler_steps: int | str | None = None
+    upsampler_sampler: str | None = None
+
+    def sampling(self, pipeline: PITIPipeline) -> Sampling:
+        """Everything decided for this pipeline. Raises UserError for impossible settings."""
+        return pipeline.sampling(
+            self.guidance, self.steps, self.sampler, self.base_only, self.upsampler_steps, self.upsampler_sampler
+        )
 
 
 @dataclass(frozen=True)
@@ -73,15 +84,18 @@ def translate_files(
 
     The noise of an image follows from the seed, the condition's content and the image's number, so it
     does not depend on the file's name, the other files, or the batch. Existing images are kept unless
-    `overwrite`. name: of the model, for the PNG's metadata. on_step: (denoising steps done, in all).
+    `overwrite`; they must have the size that is asked for. name: of the model, for the PNG's
+    metadata. on_step: (denoising steps done, in all).
 
     Raises TranslationError for unreadable inputs before anything is made or written.
     """
-    sampling = pipeline.sampling(settings.guidance, settings.steps, settings.sampler)
+    sampling = settings.sampling(pipeline)
     if out.resolve() in {path.resolve() for path in inputs}:
         raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
     jobs = _jobs(pipeline, _sources(inputs), out, settings)
     todo = [job for job in jobs if overwrite or not job.target.exists()]
+    if not overwrite:
+        _check_sizes(jobs, pipeline.image_size(sampling))
     out.mkdir(parents=True, exist_ok=True)
     _make(pipeline, todo, settings, sampling, name, on_step)
     sheet = out / SHEET
@@ -91,6 +105,17 @@ def translate_files(
     conditions = len({job.source for job in jobs})
     left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
     return Report([job.target for job in todo], kept, sheet, left_out)
+
+
+def _check_sizes(jobs: list[Job], side: int) -> None:
+    """Raises TranslationError if an image that would be kept has another size."""
+    for job in jobs:
+        if job.target.exists() and image_size(job.target) != (side, side):
+            width, height = image_size(job.target)
+            raise TranslationError(
+                f"{job.target}: is there already, {width} x {height}, where {side} x {side} are to be made; "
+                "add --overwrite to make it anew, or give another --out"
+            )
 
 
 def _make(
@@ -111,9 +136,12 @@ def _make(
 
         images = pipeline(
             [job.raw for job in batch],
-            guidance=sampling.guidance,
-            steps=sampling.steps,
-            sampler=sampling.sampler,
+            guidance=sampling.base.guidance,
+            steps=sampling.base.steps,
+            sampler=sampling.base.sampler,
+            base_only=settings.base_only,
+            upsampler_steps=settings.upsampler_steps,
+            upsampler_sampler=settings.upsampler_sampler,
             generator=[torch.Generator().manual_seed(job.seed) for job in batch],
             batch_size=len(batch),
             on_step=stepped,
@@ -126,13 +154,13 @@ def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:
     """Each condition beside its images, the first `SHEET_ROWS` conditions."""
     rows: dict[Path, list[Image.Image]] = {}
     for job in jobs:
+        image = open_image(job.target)
+        side = max(SHEET_SIDE, image.width)
         if job.source not in rows:
             if len(rows) == SHEET_ROWS:
                 break
             preview = pipeline.condition.preview(job.raw)
-            rows[job.source] = [preview.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.NEAREST)]
-        image = open_image(job.target)
-        side = max(SHEET_SIDE, image.width)
+            rows[job.source] = [preview.resize((side, side), Image.Resampling.NEAREST)]
         rows[job.source].append(image.resize((side, side), Image.Resampling.BICUBIC))
     return grid(list(rows.values()))
 
@@ -167,7 +195,7 @@ def _jobs(pipeline: PITIPipeline, sources: list[Path], out: Path, settings: Sett
         except (ConditionError, ImageError) as error:
             problems.append(str(error))
             continue
-        content = hashlib.sha256(raw.numpy().tobytes()).hexdigest()
+        content = hashlib.sha256(pipeline.resized(raw).numpy().tobytes()).hexdigest()
         for number in range(settings.num):
             seed = derive_seed(settings.seed, content, number)
             jobs.append(Job(source, raw, number, seed, out / f"{source.stem}_{number}.png"))
@@ -178,13 +206,20 @@ def _jobs(pipeline: PITIPipeline, sources: list[Path], out: Path, settings: Sett
 
 def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
     """What it takes to make the image again."""
-    values = {
+    values: dict[str, object] = {
         "model": name,
         "condition": job.source.name,
         "seed": settings.seed,
         "number": job.number,
-        "sampler": sampling.sampler,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance.model_dump_json(),
+        **_settings_of(sampling.base),
     }
+    if sampling.upsampler is None:
+        values["base_only"] = settings.base_only
+    else:
+        upsampler = _settings_of(sampling.upsampler) | {"noise": sampling.upsampler.noise}
+        values |= {f"upsampler_{key}": value for key, value in upsampler.items()}
     return {f"piti:{key}": str(value) for key, value in values.items()}
+
+
+def _settings_of(network: NetworkSampling) -> dict[str, object]:
+    return {"sampler": network.sampler, "steps": network.steps, "guidance": network.guidance.model_dump_json()}

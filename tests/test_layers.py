@@ -20,7 +20,7 @@ LAYERS = [
     {"models"},
     {"diffusion"},
     {"training"},
-    {"pipeline", "translation"},
+    {"cascade", "pipeline", "translation"},
     {"editing", "evaluation", "baselines"},
     {"studio", "cli"},
 ]

@@ -34,7 +34,7 @@ def tiny_pipeline() -> PITIPipeline:
         patch_size=2,
     )
     condition = condition_from_config({"kind": "mask", "classes": CLASSES})
-    pipeline = PITIPipeline(base.eval(), scheduler_of(ScheduleSpec()), condition, {"steps": 3})
+    pipeline = PITIPipeline(base.eval(), scheduler_of(ScheduleSpec()), condition, defaults={"steps": 3})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,8 +1,10 @@
 """Turn a training run into a bundled model: averaged weights in half precision, and the settings to sample with.
 
-    python tools/bundle.py runs/street piti/assets/street --sampler ddpm --steps 50 --guidance 1.0
+    python tools/bundle.py runs/street piti/assets/street --sampler dpm++sde --steps 20 --guidance 2 \\
+        [--upsampler runs/street-upsampler --upsampler-sampler ddim --upsampler-steps 10]
 
-Prints the largest difference that half precision makes to an image of the first example, in levels of 255.
+Prints the size, and the largest difference that half precision makes to an image of the first example, in levels of
+255.
 """
 
 from __future__ import annotations
@@ -18,18 +20,28 @@ from piti.pipeline import PITIPipeline
 MASK = Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png"
 
 
+def number_or_name(text: str) -> int | str:
+    """A count of steps, or a respacing by name."""
+    return int(text) if text.isdecimal() else text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--sampler", required=True)
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--steps", type=number_or_name, required=True)
     parser.add_argument("--guidance", type=float, required=True)
+    parser.add_argument("--upsampler")
+    parser.add_argument("--upsampler-sampler")
+    parser.add_argument("--upsampler-steps", type=number_or_name)
     options = parser.parse_args()
-    settings = {"sampler": options.sampler, "steps": options.steps, "guidance": options.guidance}
-    full = PITIPipeline.from_pretrained(options.run)
-    half = PITIPipeline.from_pretrained(options.run, torch_dtype=torch.float16)
-    PITIPipeline(half.base, half.scheduler, half.condition, settings).save_pretrained(options.target)
+    names = ("sampler", "steps", "guidance", "upsampler_sampler", "upsampler_steps")
+    settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    full = PITIPipeline.from_pretrained(options.run, upsampler=options.upsampler)
+    half = PITIPipeline.from_pretrained(options.run, torch_dtype=torch.float16, upsampler=options.upsampler)
+    half.defaults |= settings
+    half.save_pretrained(options.target)
     pictures = []
     for pipeline in (full, PITIPipeline.from_pretrained(options.target)):
         images = pipeline(MASK, **settings, generator=torch.Generator().manual_seed(0)).images

@@ -1,0 +1,114 @@
+"""What each part of the upsampler's training is worth: bicubic, then one training after the other, on the same masks.
+
+    python benchmarks/upsampling.py --data DATA --referee referee.py --model street \\
+        plain=RUN +degradation=RUN +perceptual=RUN +adversarial=RUN [--out DIR] [--sheet docs/upsampler.png]
+
+DATA is a paired folder (images/, labels/, splits.json). All upsamplers enlarge the same 64 px images of `--model`'s
+base (seed 0, one a validation mask). The referee is called as `referee.py GENERATED --labels LABELS --real REAL` and
+prints one line of JSON; REAL are the training photographs. Images are kept in --out, so that a broken-off run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+from quality import links, split_of
+
+from piti.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
+from piti.pipeline import PITIPipeline
+from piti.translation import Settings, translate_files
+
+SIDE = 256
+
+
+def judge(referee: Path, generated: Path, labels: Path, real: Path) -> dict[str, float]:
+    """What the referee says of a folder of 256 px images."""
+    command = [sys.executable, str(referee), str(generated), "--labels", str(labels), "--real", str(real)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"the referee failed: {run.stderr}")
+    return json.loads(run.stdout)
+
+
+def enlarge(small: Path, target: Path) -> None:
+    """The base's images by bicubic interpolation."""
+    for path in sorted(small.glob("*_0.png")):
+        save_png(open_image(path).resize((SIDE, SIDE), Image.Resampling.BICUBIC), target / path.name)
+
+
+def translate(pipeline: PITIPipeline, labels: Path, out: Path, settings: Settings, name: str) -> float:
+    """One image a mask; seconds an image."""
+    started = time.perf_counter()
+    made = translate_files(pipeline, [labels], out, settings, name).made
+    (out / "sheet.png").unlink()
+    return (time.perf_counter() - started) / max(1, len(made))
+
+
+def side_by_side(
+    folders: dict[str, Path], masks: list[Path], photographs: list[Path], pipeline: PITIPipeline
+) -> Image.Image:
+    """A row a mask: the mask, each result, the photograph."""
+    rows = []
+    for mask, photograph in zip(masks, photographs, strict=True):
+        preview = pipeline.condition.preview(pipeline.read(mask))
+        cells = [preview.resize((SIDE, SIDE), Image.Resampling.NEAREST)]
+        cells += [open_image(folder / f"{mask.stem}_0.png") for folder in folders.values()]
+        real = read_rgb(photograph)
+        rows.append([*cells, crop_resize(real, center_box(*real.size), SIDE)])
+    return grid(rows, headings=["mask", *folders, "photograph"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="NAME=RUN")
+    parser.add_argument("--model", default="street")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--referee", type=Path, required=True)
+    parser.add_argument("--sampler")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--out", type=Path, default=Path("out/upsampling"))
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--shown", type=int, nargs="*", default=[0, 10, 20, 30])
+    options = parser.parse_args()
+    base = PITIPipeline.from_pretrained(options.model, base_only=True)
+    base.set_progress_bar_config(disable=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        chosen = split_of(options.data, base.condition, "val").pairs[: options.limit]
+        training = split_of(options.data, base.condition, "train").pairs
+        references = links([pair.image for pair in training], Path(scratch) / "real")
+        labels = links([pair.condition for pair in chosen], Path(scratch) / "labels")
+        held_out = links([pair.image for pair in chosen], Path(scratch) / "held-out")
+
+        def show(name: str, folder: Path, note: str = "") -> None:
+            print(f"{name:16s} {json.dumps(judge(options.referee, folder, labels, references))}  {note}", flush=True)
+
+        show("photographs", held_out)
+        translate(base, labels, options.out / "base", Settings(num=1, base_only=True), options.model)
+        folders = {"bicubic": options.out / "bicubic"}
+        enlarge(options.out / "base", folders["bicubic"])
+        show("bicubic", folders["bicubic"])
+        settings = Settings(num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps)
+        for entry in options.runs:
+            name, _, run = entry.partition("=")
+            pipeline = PITIPipeline.from_pretrained(options.model, upsampler=run)
+            pipeline.set_progress_bar_config(disable=True)
+            folders[name] = options.out / name.strip("+")
+            seconds = translate(pipeline, labels, folders[name], settings, options.model)
+            show(name, folders[name], f"{seconds:.2f} s an image")
+        if options.sheet:
+            shown = [chosen[k] for k in options.shown if k < len(chosen)]
+            masks = [Path(str(pair.condition)) for pair in shown]
+            photographs = [Path(str(pair.image)) for pair in shown]
+            save_png(side_by_side(folders, masks, photographs, base), options.sheet)
+
+
+if __name__ == "__main__":
+    main()

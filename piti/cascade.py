@@ -1,0 +1,199 @@
+"""The networks of a cascade as they are sampled: a base, and an upsampler that enlarges its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piti.conditions import Condition
+from piti.diffusion.conditioning import conditioned
+from piti.diffusion.guidance import Guidance, guided
+from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
+from piti.diffusion.schedule import NoiseSchedule
+from piti.errors import UserError
+from piti.images import Box, quantized
+from piti.models import Tokens, Translator
+from piti.models.checkpoints import ModelError
+from piti.seeding import generator_for
+
+OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, 3, H, W])
+
+
+@dataclass(frozen=True)
+class NetworkSampling:
+    """How one network is sampled, everything decided."""
+
+    guidance: Guidance
+    steps: int | str
+    sampler: str
+    noise: float = 1.0
+    """Factor on the initial noise."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a cascade is sampled; without an upsampler the base's images are the result."""
+
+    base: NetworkSampling
+    upsampler: NetworkSampling | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to make at once."""
+
+    raws: list[Tensor]
+    """Each image's condition in raw form, [K, s, s]; the same tensor where it is the same condition."""
+    generators: list[torch.Generator]
+    """Each image's noise."""
+
+    def upsampled(self) -> Batch:
+        """The same images with the upsampler's noise, which the generators' present state decides."""
+        return Batch(self.raws, [_second(generator) for generator in self.generators])
+
+
+@dataclass(frozen=True)
+class Network:
+    """A translator, the noise schedule it was trained with, the condition it reads, and where it runs."""
+
+    translator: Translator
+    schedule: NoiseSchedule
+    condition: Condition
+    device: torch.device
+
+    def steps(self, settings: NetworkSampling) -> int:
+        """How many denoising steps these settings take. Raises UserError for impossible ones."""
+        return len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
+
+    def sample(
+        self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, low_res: Tensor | None = None
+    ) -> Tensor:
+        """The images of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small images that an upsampler enlarges."""
+        side, dtype = self.translator.image_size, self.translator.dtype
+        small = None if low_res is None else low_res.to(self.device)
+        tokens, both = self.encode(batch.raws, with_null=settings.guidance.w != 0)
+
+        def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
+            # a guided pair is a batch of 2 B: both halves see the small images
+            seen = None if small is None else small.repeat(len(x_t) // len(small), 1, 1, 1)
+            return self.translator(x_t.to(dtype), t, given, seen)
+
+        def report(done: int, total: int, x0: Tensor) -> None:
+            on_step(done, x0)
+
+        denoise = guided(conditioned(predict, tokens, both, self.schedule), settings.guidance, self.schedule)
+        x_T = settings.noise * initial_noise((len(batch.raws), 3, side, side), batch.generators, device=self.device)
+        return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, batch.generators, report)
+
+    def encode(self, raws: list[Tensor], with_null: bool) -> tuple[Tokens, Tokens | None]:
+        """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
+        if self.translator.encoder is None:
+            nothing = torch.empty(len(raws), 0, 0, 0, device=self.device, dtype=self.translator.dtype)
+            return self.translator.encode(nothing), None
+        distinct = {id(raw): raw for raw in raws}
+        place = {key: k for k, key in enumerate(distinct)}
+        sized = torch.stack([resized(self.condition, raw, encoder_size(self.translator)) for raw in distinct.values()])
+        encoded = self.condition.encode(sized).to(self.device, self.translator.dtype)
+        _bring(self.translator)
+        tokens = self.translator.encode(encoded).picked([place[id(raw)] for raw in raws])
+        if not with_null:
+            return tokens, None
+        null = self.condition.null(1, *encoded.shape[-2:], device=encoded.device, dtype=encoded.dtype)
+        return tokens, tokens.joined(self.translator.encode(null).picked([0] * len(raws)))
+
+
+def sample_cascade(
+    base: Network, upsampler: Network | None, batch: Batch, settings: Sampling, on_step: OnBatchStep
+) -> Tensor:
+    """A batch through both networks, [B, 3, H, W] in [-1, 1]; on_step counts over both.
+
+    The upsampler sees the small images in 8 bits, as the release does and as they are when they are saved.
+    """
+    if upsampler is None or settings.upsampler is None:
+        return base.sample(batch, settings.base, on_step)
+    second, before = batch.upsampled(), base.steps(settings.base)
+    small = quantized(base.sample(batch, settings.base, on_step))  # [B, 3, h, w]
+    return upsampler.sample(second, settings.upsampler, lambda done, x0: on_step(before + done, x0), small)
+
+
+def check_cascade(condition: Condition, base: Translator, upsampler: Translator | None) -> None:
+    """Raises ModelError unless base and upsampler are what they are given as, and chain, and read the condition."""
+    if base.low_res is not None:
+        made = f"{base.low_res} -> {base.image_size} px"
+        raise ModelError(f"the base is an upsampler ({made}); give it as the upsampler of a {base.low_res} px base")
+    if base.encoder is None:
+        raise ModelError("the base takes no condition; give one that was trained with an encoder")
+    if upsampler is not None:
+        _check_chain(base, upsampler)
+    for name, translator in (("base", base), ("upsampler", upsampler)):
+        if translator is None or translator.encoder is None:
+            continue
+        expected = translator.encoder.spec.in_channels
+        if expected != condition.channels:
+            raise ModelError(
+                f"the {name} reads {expected} channels, but the condition '{condition.kind}' has "
+                f"{condition.channels}; give the condition that it was trained with"
+            )
+
+
+def _check_chain(base: Translator, upsampler: Translator) -> None:
+    if upsampler.low_res is None:
+        raise ModelError(
+            f"the upsampler is a base translator ({upsampler.image_size} px) and enlarges nothing; "
+            f"give an upsampler of {base.image_size} px images"
+        )
+    if upsampler.low_res != base.image_size:
+        raise ModelError(
+            f"the base makes {base.image_size} px images, but the upsampler enlarges {upsampler.low_res} px ones "
+            f"to {upsampler.image_size} px; give an upsampler of {base.image_size} px images, or a base of "
+            f"{upsampler.low_res} px"
+        )
+
+
+# Conditions
+
+
+def encoder_size(translator: Translator) -> int:
+    """Side of the condition that a translator with an encoder reads."""
+    if translator.encoder is None:
+        raise UserError("this translator takes no condition")
+    return translator.encoder.spec.size
+
+
+def resized(condition: Condition, raw: Tensor, size: int) -> Tensor:
+    """A square condition in raw form, [K, s, s], as an encoder of this size reads it, [K, size, size]."""
+    side = raw.shape[-1]
+    return condition.crop_resize(raw, Box(0, 0, side, side), size)
+
+
+def _bring(translator: Translator) -> None:
+    """Onto its device, where offloading keeps it elsewhere: its hook acts before `forward` only, not `encode`."""
+    hook = getattr(translator, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(translator)
+
+
+# Noise
+
+
+def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """One generator an image, its seed drawn from the given one in the order of the images."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise UserError(f"{len(generator)} generators for {count} images; give one, or one an image")
+        return list(generator)
+    seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device if generator else "cpu")
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def _second(generator: torch.Generator) -> torch.Generator:
+    """A generator that follows from the state of this one, which stays as it is.
+
+    However many numbers the base's sampler takes, the upsampler's noise is the same.
+    """
+    peek = torch.Generator(device=generator.device)
+    peek.set_state(generator.get_state())
+    return generator_for(int(torch.randint(0, 2**62, (1,), generator=peek, device=generator.device)), "upsampler")
