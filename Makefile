@@ -7,8 +7,8 @@ DEMO ?= out/demo
 .PHONY: demo test check format clean
 
 demo: $(VENV)/.ready
-	@$(BIN)/piti translate examples/street --model street --num 4 --seed 0 --out $(DEMO) --overwrite
-	@echo "The picture is $(DEMO)/sheet.png: each mask beside four photographs made from it."
+	@$(BIN)/piti translate examples/street/high_street.png --model street --num 4 --seed 0 --out $(DEMO) --overwrite
+	@echo "The picture is $(DEMO)/sheet.png: a mask beside four photographs made from it."
 
 test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2   # two processes of one thread each: two of two fight

@@ -44,7 +44,9 @@ def train(
         print_rows(plan(parsed, folder))
         return
     model = run_training(parsed, folder, resume, log)
-    typer.echo(f"the model is in {model}; translate with it: piti translate MASK.png --model {folder}")
+    alone = parsed.model.low_res is not None and parsed.base is None
+    use = f"--model BASE --upsampler {folder}" if alone else f"--model {folder}"
+    typer.echo(f"the model is in {model}; translate with it: piti translate MASK.png {use}")
 
 
 @app.command()
@@ -80,7 +82,8 @@ def translate(
     count = int(upsampler_steps) if upsampler_steps and upsampler_steps.isdecimal() else upsampler_steps
     settings = Settings(num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler)
     with steps_bar(log, "translating") as on_step:
-        report = translate_files(pipeline, inputs, out, settings, model, overwrite, on_step)
+        name = model if upsampler is None else f"{model} with the upsampler of {upsampler}"
+        report = translate_files(pipeline, inputs, out, settings, name, overwrite, on_step)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
     typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
 

@@ -35,6 +35,8 @@ from piti.errors import UserError
 from piti.images import center_box, to_pil
 from piti.models import Translator
 from piti.models.checkpoints import (
+    INDEX_FILE,
+    OF_UPSAMPLER,
     ModelError,
     ModelFolder,
     ModelInfo,
@@ -67,8 +69,6 @@ SETTINGS = {
     "upsampler_guidance": 0.0,
 }
 """How a model is sampled where neither the caller nor the model's own defaults say; the upsampler as released."""
-
-OF_UPSAMPLER = "upsampler_"  # how the settings of the upsampler begin
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
 
@@ -294,10 +294,7 @@ class PITIPipeline(DiffusionPipeline):
             raise ModelError(f"upsampler {upsampler} with base_only (--base-only): leave one of the two out")
         folder = ModelFolder.open(find_model(name, **kwargs))
         if "base" not in folder:
-            raise ModelError(
-                f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model "
-                f"that has a base, and add upsampler='{name}' (--upsampler {name})"
-            )
+            raise ModelError(_without_base(folder, name))
         other = None if base_only or "upsampler" not in folder else folder
         if upsampler is not None:
             of_hub = {key: value for key, value in kwargs.items() if key != "revision"}
@@ -314,6 +311,16 @@ def _rule(value: float | dict[str, Any] | Guidance, source: str) -> Guidance:
     if isinstance(value, Guidance):
         return value
     return Guidance.parse(value if isinstance(value, dict) else {"w": value}, source)
+
+
+def _without_base(folder: ModelFolder, name: str | Path) -> str:
+    """What to say of a folder that is no model by itself."""
+    if "upsampler" not in folder:
+        return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; the folder is no model of piti's"
+    return (
+        f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model that "
+        f"has a base, and add upsampler='{name}' (--upsampler {name})"
+    )
 
 
 def _load_upsampler(

@@ -54,7 +54,6 @@ class Job:
     """One image to make."""
 
     source: Path
-    raw: Tensor
     number: int
     seed: int
     target: Path
@@ -134,8 +133,9 @@ def _make(
             if on_step is not None:
                 on_step(index * total + done, len(batches) * total)
 
+        raws = {source: pipeline.read(source) for source in {job.source for job in batch}}  # large ones, held briefly
         images = pipeline(
-            [job.raw for job in batch],
+            [raws[job.source] for job in batch],
             guidance=sampling.base.guidance,
             steps=sampling.base.steps,
             sampler=sampling.base.sampler,
@@ -159,7 +159,7 @@ def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:
         if job.source not in rows:
             if len(rows) == SHEET_ROWS:
                 break
-            preview = pipeline.condition.preview(job.raw)
+            preview = pipeline.condition.preview(pipeline.read(job.source))
             rows[job.source] = [preview.resize((side, side), Image.Resampling.NEAREST)]
         rows[job.source].append(image.resize((side, side), Image.Resampling.BICUBIC))
     return grid(list(rows.values()))
@@ -198,7 +198,7 @@ def _jobs(pipeline: PITIPipeline, sources: list[Path], out: Path, settings: Sett
         content = hashlib.sha256(pipeline.resized(raw).numpy().tobytes()).hexdigest()
         for number in range(settings.num):
             seed = derive_seed(settings.seed, content, number)
-            jobs.append(Job(source, raw, number, seed, out / f"{source.stem}_{number}.png"))
+            jobs.append(Job(source, number, seed, out / f"{source.stem}_{number}.png"))
     if problems:
         raise TranslationError(f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems))
     return jobs

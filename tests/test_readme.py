@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli import app
+from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipeline import bundled_models
 from tests.conftest import ROOT
 
@@ -22,7 +24,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("piti ")
 ]
-QUICK = ["log_every=1", "workers=0", "preview.every=1", "preview.count=1", "preview.steps=1", "batch=1"]
+QUICK = ["log_every=1", "workers=0", "preview.every=1", "preview.count=1", "preview.steps=1", "batch=2"]
+UPSAMPLER = ["stages.1.steps=1", "stages.2.steps=1"]
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def my_data(tmp_path: Path) -> Path:
     """Four random pairs, large enough for the recipe, in the classes of the examples."""
     rng = np.random.default_rng(0)
     root = tmp_path / "my-data"
-    for folder, shape in (("images", (72, 96, 3)), ("labels", (72, 96))):
+    for folder, shape in (("images", (256, 300, 3)), ("labels", (256, 300))):
         (root / folder).mkdir(parents=True)
         for k in range(4):
             values = rng.integers(0, 11, shape).astype(np.uint8)
@@ -42,9 +45,12 @@ def my_data(tmp_path: Path) -> Path:
 def in_a_hurry(words: list[str]) -> list[str]:
     """The same command with little work."""
     if words[0] == "train":
-        return [*words, *(part for change in [*QUICK, "stages.0.steps=1"] for part in ("--set", change))]
+        changes = [*QUICK, "stages.0.steps=1", *(UPSAMPLER if "upsampler" in words[1] else [])]
+        return [*words, *(part for change in changes for part in ("--set", change))]
     if words[0] == "translate" and "--steps" not in words:
-        return [*words, "--steps", "2"]
+        words = [*words, "--steps", "2"]
+    if words[0] == "translate" and not {"--base-only", "--upsampler-steps"}.intersection(words):
+        words = [*words, "--upsampler-steps", "2"]
     return words
 
 
@@ -53,10 +59,12 @@ def test_commands_run_in_their_order(my_data: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
+    network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
+    torch.save(network.state_dict(), tmp_path / "squeezenet1_1.pth")
     for command in COMMANDS:
         run = CliRunner().invoke(app, in_a_hurry(shlex.split(command)))
         assert run.exit_code == 0, (command, run.output, run.exception)
-    for sheet in ("street", "avenue", "mine"):
+    for sheet in ("street", "avenue", "small", "released", "mine", "large", "beside"):
         assert (tmp_path / "out" / sheet / "sheet.png").is_file()
 
 

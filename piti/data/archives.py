@@ -19,6 +19,12 @@ class Archived:
     offset: int
     size: int
 
+    @property
+    def key(self) -> str:
+        """The path inside the archive, up to the first dot of the file's name."""
+        path = PurePosixPath(self.name)
+        return (path.parent / path.name.partition(".")[0]).as_posix()
+
     def open(self) -> io.BytesIO:
         """The file's bytes."""
         with self.archive.open("rb") as tar:

@@ -29,7 +29,7 @@ from piti.data.filters import (
     shifted_kernel,
 )
 from piti.errors import UserError
-from piti.images import to_pil, to_tensor
+from piti.images import quantized, to_pil, to_tensor
 from piti.spec import Spec
 
 Picture = Float[Tensor, "3 h w"]
@@ -74,7 +74,7 @@ def downsample(image: Float[Tensor, "*batch 3 h w"], scale: int) -> Float[Tensor
     image in [−1, 1], and so is the result. Raises DegradationError if the sides are not multiples of `scale`.
     """
     height, width = small_size(image, scale)
-    return quantize(resize_antialiased(image, (height, width)))
+    return quantized(resize_antialiased(image, (height, width)))
 
 
 def degrade(
@@ -88,7 +88,7 @@ def degrade(
     small_size(image, scale)
     for step in draw_plan((image.shape[-2], image.shape[-1]), scale, spec, generator):
         image = step(image, generator).clamp(-1, 1)
-    return quantize(image)
+    return quantized(image)
 
 
 def small_size(image: Float[Tensor, "*batch 3 h w"], scale: int) -> tuple[int, int]:
@@ -100,11 +100,6 @@ def small_size(image: Float[Tensor, "*batch 3 h w"], scale: int) -> tuple[int, i
             f"{max(scale, 1)}; crop the image, or choose another scale"
         )
     return height // scale, width // scale
-
-
-def quantize(image: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Clip to [−1, 1] and round to the 256 8-bit levels, as writing to a file and reading it would."""
-    return image.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
 
 
 # Steps: what can happen to an image in [−1, 1], with all that was drawn for it

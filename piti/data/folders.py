@@ -181,9 +181,10 @@ class PairedFolder:
                 raise DataError(f"data.photographs: {error}") from None
             if not inside:
                 raise DataError(f"data.photographs: {place} holds no pictures")
-            for key in inside.keys() & found.keys():
-                self._problems.add("keys with several files (keep one)", f"{found[key]} and {inside[key]}")
-            found |= inside
+            for key, picture in inside:
+                if key in found:
+                    self._problems.add("keys with several files (keep one)", f"{found[key]} and {picture}")
+                found[key] = picture
         return found
 
     def _files(self, folder: Path) -> dict[str, Path]:
@@ -368,12 +369,12 @@ class PairedFolder:
         return image.nbytes + raw.nbytes, found
 
 
-def _inside(place: Path) -> dict[str, Path | Archived]:
-    """The pictures of a folder, in any depth, or of a tar archive, by key. Raises ImageError."""
+def _inside(place: Path) -> list[tuple[str, Path | Archived]]:
+    """The pictures of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
     if place.is_dir():
         paths = list_images(place, recursive=True)
-        return {f"{place.name}/{path.relative_to(place).with_suffix('').as_posix()}": path for path in paths}
-    return {f"{place.stem}/{member.name.partition('.')[0]}": member for member in list_archived(place)}
+        return [(f"{place.name}/{path.relative_to(place).with_suffix('').as_posix()}", path) for path in paths]
+    return [(f"{place.stem}/{member.key}", member) for member in list_archived(place)]
 
 
 _UNREADABLE = "unreadable files (replace or remove them)"

@@ -18,6 +18,8 @@ from piti.diffusion.schedule import Images, NoiseSchedule, Timesteps
 from piti.errors import UserError
 from piti.spec import choices
 
+Weighting = Callable[[NoiseSchedule, Tensor], Tensor]  # (schedule, t [B]) -> weights of the simple loss [B]
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -36,20 +38,21 @@ def diffusion_loss(
     t: Timesteps,
     noise: Images,
     schedule: NoiseSchedule,
-    weighting: str = "uniform",
+    weighting: str | Weighting = "uniform",
     vb_weight: float | None = None,
 ) -> Losses:
     """Simple loss plus the variational bound on the learned variance (PITI, eq. 3; improved DDPM, eq. 16).
 
     output: the model's prediction (ε or v, by `schedule.spec.prediction`); variance: its raw variance
     values, or None where it learns none; x0 in [−1, 1]; x_t = q_sample(x0, t, noise); weighting: a name in
-    `WEIGHTINGS`; vb_weight: λ of the bound, None for T/1000 as GLIDE trains.
+    `WEIGHTINGS`, or what such a name stands for; vb_weight: λ of the bound, None for T/1000 as GLIDE trains.
     Raises ValueError for an unknown weighting.
     """
     output = output.to(torch.promote_types(output.dtype, torch.float32))
     # PITI, eq. 3: L_simple = E‖ε_θ(x_t, y, t) − ε‖², and likewise for v
     simple = (output - schedule.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
-    weighted = weighting_named(weighting)(schedule, t).to(simple) * simple
+    weigh = weighting_named(weighting) if isinstance(weighting, str) else weighting
+    weighted = weigh(schedule, t).to(simple) * simple
     if variance is None:
         return Losses(simple, torch.zeros_like(simple), weighted.mean())
     weight = len(schedule) / 1000 if vb_weight is None else vb_weight
@@ -101,9 +104,7 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-# Weights of the simple loss: (schedule, t) -> [B]
-
-Weighting = Callable[[NoiseSchedule, Tensor], Tensor]
+# Weights of the simple loss
 
 
 def uniform(schedule: NoiseSchedule, t: Timesteps) -> Float[Tensor, " b"]:
@@ -119,7 +120,7 @@ def min_snr(schedule: NoiseSchedule, t: Timesteps, gamma: float = 5.0) -> Float[
     return snr.clamp(max=gamma) / per_x0[schedule.spec.prediction]
 
 
-def residual(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Tensor, " b"]:
+def detail(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Tensor, " b"]:
     """Every step alike for an image known up to a deviation of std, such as an upsampler's.
 
     Karras et al. 2022, section 5: the error of x₀ weighs 1/c_out² = 1/s² + 1/std², here times std².
@@ -129,7 +130,7 @@ def residual(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[
     return (1 + std**2 * snr) / per_x0[schedule.spec.prediction]
 
 
-WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "min_snr": min_snr, "residual": residual}
+WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "min_snr": min_snr, "detail": detail}
 
 
 def weighting_named(name: str) -> Weighting:

@@ -19,6 +19,8 @@ from piti.models.translator import Translator
 
 INDEX_FILE = "model_index.json"
 CONDITION_FILE = "condition.json"
+OF_UPSAMPLER = "upsampler_"
+"""How the settings of an upsampler begin."""
 
 
 class ModelError(UserError):
@@ -58,7 +60,8 @@ def join_base(folder: Path, base: Path) -> None:
     for part in ("base", "scheduler"):
         shutil.copytree(base / part, folder / part)
         index[part] = other[part]
-    index["defaults"] = other.get("defaults", {}) | index["defaults"]
+    settings = {key: value for key, value in other.get("defaults", {}).items() if not key.startswith(OF_UPSAMPLER)}
+    index["defaults"] = settings | index["defaults"]
     shutil.copy(base / CONDITION_FILE, folder / CONDITION_FILE)
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
 

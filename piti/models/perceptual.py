@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -139,6 +139,12 @@ class PerceptualSpec(Spec):
         return NETWORKS[self.network].layers if self.layers is None else self.layers
 
     @property
+    def min_side(self) -> int:
+        """The smallest side in pixels of an image that the network can look at."""
+        with torch.device("meta"):
+            return _smallest_side(NETWORKS[self.network].features()[: self.chosen_layers[-1] + 1])
+
+    @property
     def chosen_weights(self) -> tuple[float, ...]:
         """`layer_weights`, or the network's usual ones; equal ones for layers that are not the usual."""
         if self.layer_weights is not None:
@@ -189,10 +195,10 @@ class PerceptualNetwork(nn.Module):
         return found
 
 
-def _smallest_side(features: nn.Sequential) -> int:
+def _smallest_side(features: Sequence[nn.Module] | nn.Sequential) -> int:
     """The smallest side of an image of which the last module still has one pixel to give."""
     side = 1
-    for module in reversed(features):
+    for module in reversed(list(features)):
         if isinstance(module, nn.MaxPool2d):
             kernel, stride = int(module.kernel_size), int(module.stride)  # type: ignore[arg-type]
             side = (side - 2) * stride + kernel + 1 if module.ceil_mode else (side - 1) * stride + kernel

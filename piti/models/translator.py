@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Prediction(NamedTuple):
     """Where the variance lies between its bounds, as v in [-1, 1] of Nichol & Dhariwal 2021, eq. 15."""
 
 
-class Residual(nn.Module):
+class DetailPreconditioning(nn.Module):
     """Preconditioning for an upsampler: the image is known up to what its small image lacks.
 
     Karras et al. 2022 (arXiv 2206.00364, eq. 7 and table 1), applied to the residual r = x₀ − L between the image
@@ -40,7 +41,7 @@ class Residual(nn.Module):
     def __init__(self, std: float, steps: int) -> None:
         super().__init__()
         self.std = std
-        self.register_buffer("log_noise", torch.zeros(steps))  # log s_t
+        self.register_buffer("log_noise", torch.full((steps,), math.nan))  # log s_t; see `set_noise`
 
     def set_noise(self, alphas_cumprod: Float[Tensor, " t"]) -> None:
         """Take the levels of a noise schedule, ᾱ_t. They are saved with the weights."""
@@ -72,8 +73,8 @@ class Translator(ModelMixin, ConfigMixin):
     patch_size: pixels are folded into channels before the UNet and unfolded after it; 1 for GLIDE.
     low_res: side of the small image that an upsampler also sees; none for a base translator.
     learned_variance: whether the UNet also predicts the variance.
-    residual: an upsampler that predicts the image ("sample") may be preconditioned for x₀ minus its small image,
-    of this standard deviation in [-1, 1]; see `Residual`. steps: of the noise schedule, which it then knows.
+    detail: an upsampler that predicts the image ("sample") may be preconditioned for what its small image lacks,
+    of this standard deviation in [-1, 1]; see `DetailPreconditioning`. steps: of its noise schedule.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -90,7 +91,7 @@ class Translator(ModelMixin, ConfigMixin):
         patch_size: int = 1,
         low_res: int | None = None,
         learned_variance: bool = True,
-        residual: float | None = None,
+        detail: float | None = None,
         steps: int = 1000,
     ) -> None:
         super().__init__()
@@ -104,9 +105,9 @@ class Translator(ModelMixin, ConfigMixin):
             raise UserError(
                 f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"
             )
-        if residual is not None and (low_res is None or residual <= 0):
-            raise UserError(f"'residual' {residual} is for upsamplers and above 0; set 'low_res', or leave it out")
-        self.preconditioning = None if residual is None else Residual(residual, steps)
+        if detail is not None and (low_res is None or detail <= 0):
+            raise UserError(f"'detail' {detail} is for upsamplers and above 0; set 'low_res', or leave it out")
+        self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
         sample_size, pixels = image_size // patch_size, patch_size**2
         self.unet = build_unet(
             unet,
@@ -168,6 +169,11 @@ class Translator(ModelMixin, ConfigMixin):
             raise UserError(f"this translator expects {want} as 'low_res', got {have}")
         if low_res is None:
             return x_t, None
+        if x_t.shape[-2:] != (low_res.shape[-2] * self.scale, low_res.shape[-1] * self.scale):
+            raise UserError(
+                f"this upsampler enlarges {self.scale} times: a small image of {list(low_res.shape[-2:])} does not "
+                f"become one of {list(x_t.shape[-2:])}"
+            )
         large = F.interpolate(low_res, x_t.shape[-2:], mode="bilinear", align_corners=False).to(x_t.dtype)
         seen = x_t if self.preconditioning is None else self.preconditioning(x_t, large, t)
         return torch.cat([seen, large], dim=1), large

@@ -33,7 +33,14 @@ from piti.training.preview import validation_of
 from piti.training.progress import Meter, training_bar
 from piti.training.recipes import Recipe, Stage, write_recipe
 from piti.training.signals import StopRequest
-from piti.training.stages import build_discriminator, build_optimizer, freeze_all_but, losses_of, low_res_of
+from piti.training.stages import (
+    build_discriminator,
+    build_optimizer,
+    freeze_all_but,
+    losses_of,
+    low_res_of,
+    weighting_of,
+)
 from piti.training.state import RECIPE_FILE, RunFolder, RunState, matching_state
 
 
@@ -71,6 +78,7 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.schedule = NoiseSchedule(recipe.schedule)
+        self.weighting = weighting_of(recipe)
         self.translator = run.translator.to(self.device)
         self.ema = EMAModel(self.translator.parameters(), decay=recipe.ema, foreach=True)
         self.accelerator.register_for_checkpointing(self.ema)
@@ -176,10 +184,14 @@ class Trainer:
                     rows[-1] |= numbers
         norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
         numbers = _mean(rows) | {"grad_norm": float(norm if norm is not None else 0.0)}
+        learns = adversary is not None and "discriminator" in numbers
+        if adversary is not None and learns:
+            norm = self.accelerator.clip_grad_norm_(adversary.network.parameters(), math.inf)
+            numbers["discriminator_grad_norm"] = float(norm if norm is not None else 0.0)
         self._check_finite(numbers, keys)
         optimizer.step()
         optimizer.zero_grad()
-        if adversary is not None:
+        if adversary is not None and learns:
             adversary.optimizer.step()
             adversary.optimizer.zero_grad()
         self.ema.step(self.translator.parameters())
@@ -204,7 +216,7 @@ class Trainer:
         condition = self._drop(condition, generator)
         low_res = None if batch.low_res is None else batch.low_res.to(self.device)  # [B, 3, h, w]
         output, variance = model(x_t, t, condition, low_res)
-        losses = diffusion_loss(output, variance, x0, x_t, t, noise, self.schedule, spec.weighting, spec.vb_weight)
+        losses = diffusion_loss(output, variance, x0, x_t, t, noise, self.schedule, self.weighting, spec.vb_weight)
         if not image_losses.acting(within):
             return losses, Critique(losses.total.new_zeros(()))
         x0_hat = self.schedule.to_x0(output.float(), x_t, t)
@@ -227,7 +239,7 @@ class Trainer:
 
     def _check_finite(self, numbers: dict[str, float], keys: list[str]) -> None:
         scaled = self.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
-        sums = numbers["loss"] + numbers.get("discriminator", 0.0)
+        sums = sum(numbers.get(name, 0.0) for name in ("loss", "discriminator", "discriminator_grad_norm"))
         broken = not math.isfinite(sums) or not (scaled or math.isfinite(numbers["grad_norm"]))
         if not self._on_any_process(broken):
             return

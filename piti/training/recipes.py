@@ -72,7 +72,7 @@ class ModelSpec(Spec):
     low_res: int | None = Field(default=None, ge=1)
     """Side of the small image that an upsampler enlarges; none: a base."""
     learned_variance: bool = True
-    residual: float | None = Field(default=None, gt=0)
+    detail: float | None = Field(default=None, gt=0)
     """For an upsampler that predicts the image: preconditioned for what its small image lacks, of this deviation."""
     encoder: EncoderSpec | None = EncoderSpec()
     """None where the UNet takes no condition (`token_width` null)."""
@@ -87,8 +87,8 @@ class ModelSpec(Spec):
                 f"'low_res' {self.low_res} does not chain with 'image_size' {self.image_size}; "
                 "the large side is a multiple of the small one"
             )
-        if self.residual is not None and self.low_res is None:
-            raise ValueError("'residual' is for upsamplers; set 'low_res', or leave it out")
+        if self.detail is not None and self.low_res is None:
+            raise ValueError("'detail' is for upsamplers; set 'low_res', or leave it out")
         return self
 
     @property
@@ -191,10 +191,10 @@ class Recipe(Spec):
         if not self.stages:
             raise ValueError("'stages' is empty; give at least one")
         self._check_sizes()
-        if self.model.residual is not None and self.schedule.prediction != "sample":
-            raise ValueError(
-                "'model.residual' is for upsamplers that predict the image: set schedule.prediction: sample"
-            )
+        if self.model.detail is not None and self.schedule.prediction != "sample":
+            raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
+        if self.loss.weighting == "detail" and self.model.detail is None:
+            raise ValueError("loss.weighting: detail is for an upsampler with 'model.detail'; set it, or take uniform")
         sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
         self._check_stages()
         return self
@@ -220,18 +220,34 @@ class Recipe(Spec):
     def _check_image_losses(self, stage: Stage) -> None:
         for name in ("perceptual", "adversarial"):
             loss = getattr(stage, name)
-            if loss is not None and self.batch * (loss.noise[1] - loss.noise[0]) < 1:
+            if loss is None:
+                continue
+            self._check_side(name)
+            if self.batch * loss.count(self.schedule.steps) < self.schedule.steps:
                 raise ValueError(
                     f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "
                     f"{self.batch}; widen it, or raise 'batch'"
                 )
+
+    def _check_side(self, name: str) -> None:
+        key, network = (
+            ("perceptual", self.perceptual) if name == "perceptual" else ("discriminator", self.discriminator)
+        )
+        if self.data.size < network.min_side:
+            raise ValueError(
+                f"'data.size' {self.data.size} is less than the {network.min_side} px that the '{key}' network needs; "
+                "take larger samples, or fewer of its layers"
+            )
 
     def _check_stages(self) -> None:
         for stage in self.stages:
             self._check_image_losses(stage)
             if "encoder" in stage.trains and self.model.encoder is None and stage.trains != NETWORKS:
                 raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
+        if self.precision == "fp16" and any(stage.adversarial for stage in self.stages):
+            raise ValueError("precision: fp16 scales one optimiser's gradients, an adversary has its own; take bf16")
         trained: set[str] = set()
+        adversarial = ""
         for stage in self.stages:
             frozen = trained.difference(stage.trains)
             if frozen:
@@ -240,6 +256,12 @@ class Recipe(Spec):
                     "running average would be lost. Put the stage first, or train it in a run of its own"
                 )
             trained.update(stage.trains)
+            if adversarial and stage.adversarial is None:
+                raise ValueError(
+                    f"stage '{stage.name}' has no adversary, but '{adversarial}' before it has; its discriminator "
+                    "would be lost. Put the stage first, or train it in a run of its own"
+                )
+            adversarial = stage.name if stage.adversarial else ""
 
     @property
     def steps(self) -> int:
@@ -261,7 +283,7 @@ class Recipe(Spec):
 # still to come, so that a run can be made longer, or tamed after it diverged.
 FREE_KEYS = {
     "workers", "log_every", "tensorboard", "preview", "checkpoint", "optimizer.clip",
-    "data.root", "data.cache", "data.cache_gib",
+    "data.root", "data.photographs", "data.cache", "data.cache_gib", "perceptual.weights", "base", "init",
 }  # fmt: skip
 FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
 
@@ -354,5 +376,5 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def _free(key: str) -> bool:
     parts = key.split(".")
     if parts[0] == "stages":
-        return parts[-1] in FREE_STAGE_KEYS
+        return len(parts) == 3 and parts[2] in FREE_STAGE_KEYS
     return any(".".join(parts[:n]) in FREE_KEYS for n in range(1, len(parts) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     condition = build_condition(recipe)
     base = find_base(recipe, condition)
     perceptual = build_perceptual(recipe)
+    translator = build_translator(recipe, condition)
+    if recipe.init is not None and checkpoint is None:
+        load_weights(translator, recipe.init, NoiseSchedule(recipe.schedule))
     training, validation = open_data(recipe, condition, console)
     if main:
         folder.begin(recipe)
@@ -47,9 +51,6 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     if resume:
         console.log(f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint: a new run begins")
     accelerator.wait_for_everyone()
-    translator = build_translator(recipe, condition)
-    if recipe.init is not None and checkpoint is None:
-        load_weights(translator, recipe.init)
     run = Run(recipe, condition, translator, training, validation, folder, accelerator, perceptual, base)
     return Trainer(run, console).fit(checkpoint)
 
@@ -58,6 +59,12 @@ def build_accelerator(precision: str) -> Accelerator:
     """An accelerator of this precision, also where the process had one of another. Raises RecipeError."""
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise RecipeError(
+            f"{started} processes were started, but each sees {accelerator.num_processes}; where there is no GPU, "
+            "set ACCELERATE_USE_CPU=1 before torchrun"
+        )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise RecipeError("precision: fp16 needs a GPU; take bf16 or no")
     return accelerator
@@ -127,8 +134,11 @@ def find_base(recipe: Recipe, condition: Condition) -> Path | None:
     return folder
 
 
-def load_weights(translator: Translator, name: str) -> None:
-    """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit."""
+def load_weights(translator: Translator, name: str, schedule: NoiseSchedule | None = None) -> None:
+    """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit.
+
+    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps; none: only check what fits.
+    """
     part = "base" if translator.low_res is None else "upsampler"
     folder = find_model(name) / part
     if not folder.is_dir():
@@ -139,7 +149,11 @@ def load_weights(translator: Translator, name: str) -> None:
     if wrong:
         named = ", ".join(f"{key}: {_shape(given, key)} there, {_shape(own, key)} here" for key in wrong[:3])
         raise RecipeError(f"init: {len(wrong)} weights of {folder} do not fit this recipe's model ({named} …)")
+    if schedule is None:
+        return
     translator.load_state_dict(given)
+    if translator.preconditioning is not None:
+        translator.preconditioning.set_noise(schedule.alphas_cumprod)
 
 
 def _shape(weights: dict[str, torch.Tensor], key: str) -> list[int] | None:
@@ -158,7 +172,7 @@ def translator_config(model: ModelSpec, channels: int) -> dict[str, Any]:
         "patch_size": model.patch_size,
         "low_res": model.low_res,
         "learned_variance": model.learned_variance,
-        "residual": model.residual,
+        "detail": model.detail,
     }
 
 
@@ -168,9 +182,12 @@ def plan(recipe: Recipe, out: Path | str) -> list[dict[str, str]]:
     RunFolder(out).check(recipe, resume=newest is not None)
     condition = build_condition(recipe)
     find_base(recipe, condition)
-    training, validation = open_data(recipe, condition)
+    build_perceptual(recipe)
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, condition.channels))
+    if recipe.init is not None and newest is None:
+        load_weights(translator, recipe.init)
+    training, validation = open_data(recipe, condition)
     networks = {name: getattr(translator, name) for name in NETWORKS}
     if any(stage.adversarial for stage in recipe.stages):
         with torch.device("meta"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from piti.data.batches import LowRes
+from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.models import Translator
 from piti.models.discriminator import PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork
@@ -43,6 +46,13 @@ def low_res_of(recipe: Recipe) -> LowRes | None:
     """What makes the recipe's small images; none for a base."""
     scale = recipe.model.scale
     return None if scale is None else LowRes(scale, recipe.degradation)
+
+
+def weighting_of(recipe: Recipe) -> Weighting:
+    """How the recipe's loss weighs the timesteps; "detail" is meant for the deviation of the recipe's model."""
+    if recipe.loss.weighting == "detail" and recipe.model.detail is not None:
+        return partial(detail, std=recipe.model.detail)
+    return weighting_named(recipe.loss.weighting)
 
 
 def build_discriminator(recipe: Recipe) -> PatchDiscriminator | None:

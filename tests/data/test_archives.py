@@ -42,6 +42,13 @@ def test_pictures_are_found_and_read_in_any_order(tmp_path) -> None:
     assert str(members[1]) == f"{tmp_path}/photos.tar:b/1.png"
 
 
+def test_keys_are_whole_paths(tmp_path) -> None:
+    names = ["./a.png", "./b.png", "v1.0/a.png", "v1.0/b.c.png", "v1.0/b.png"]
+    tar = packed(tmp_path / "p.tar", {name: png(k) for k, name in enumerate(names)})
+    assert [member.key for member in list_archived(tar)] == ["a", "b", "v1.0/a", "v1.0/b"]
+    assert len(PairedFolder(FolderSpec(photographs=(tar,), size=8), NoCondition())) == 4
+
+
 def test_archives_that_cannot_be_read(tmp_path) -> None:
     with pytest.raises(ImageError, match=r"none.tar: no such file"):
         list_archived(tmp_path / "none.tar")
@@ -105,6 +112,12 @@ class TestPhotographsAlone:
             PairedFolder(FolderSpec(photographs=(tmp_path / "empty",), size=8), NoCondition())
         with pytest.raises(DataError, match=r"no data folder given"):
             PairedFolder(FolderSpec(size=8), NoCondition())
+
+    def test_the_same_key_twice_in_one_folder(self, tmp_path) -> None:
+        spec = self.spec(tmp_path)
+        Image.new("RGB", (12, 10)).save(tmp_path / "more" / "deep" / "x.jpg")
+        with pytest.raises(DataError, match=r"keys with several files"):
+            PairedFolder(spec, NoCondition()).check()
 
     def test_the_same_key_twice(self, tmp_path) -> None:
         tar = packed(tmp_path / "more.tar", {"deep/x.png": png(3)})

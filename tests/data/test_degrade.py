@@ -32,7 +32,6 @@ from piti.data.degrade import (
     degrade,
     downsample,
     draw_plan,
-    quantize,
 )
 from piti.data.filters import (
     FilterError,
@@ -45,7 +44,7 @@ from piti.data.filters import (
     resize_antialiased,
     shifted_kernel,
 )
-from piti.images import list_images, read_rgb, to_tensor, to_uint8
+from piti.images import list_images, quantized, read_rgb, to_tensor, to_uint8
 from piti.seeding import generator_for
 from piti.spec import SpecError
 
@@ -479,11 +478,11 @@ class TestDownsample:
         small = downsample(image, 4)
         assert small.min() == -1
         assert small.max() == 1
-        assert torch.equal(quantize(small), small)
+        assert torch.equal(quantized(small), small)
 
     def test_a_factor_of_one_only_rounds(self):
         image = random_image(8, 8)
-        assert torch.equal(downsample(image, 1), quantize(image))
+        assert torch.equal(downsample(image, 1), quantized(image))
 
 
 class TestSpec:

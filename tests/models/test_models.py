@@ -133,7 +133,9 @@ def test_without_a_condition_any_size_will_do() -> None:
 
 
 def test_a_translator_without_condition_survives_saving(tmp_path) -> None:
-    translator = tiny(**UNCONDITIONAL, low_res=4, residual=0.2, steps=1000)
+    translator = tiny(**UNCONDITIONAL, low_res=4, detail=0.2, steps=1000)
+    assert translator.preconditioning is not None
+    translator.preconditioning.set_noise(torch.linspace(0.999, 0.001, 1000).double())
     translator.save_pretrained(tmp_path)
     x_t, t, condition = inputs()
     again = Translator.from_pretrained(tmp_path).eval()
@@ -143,7 +145,7 @@ def test_a_translator_without_condition_survives_saving(tmp_path) -> None:
 
 def test_the_preconditioned_upsampler_is_the_best_guess_where_the_unet_says_nothing() -> None:
     """For a Gaussian residual the posterior mean of x₀ is linear in x_t, and F has nothing to add."""
-    translator = tiny(**UNCONDITIONAL, low_res=4, residual=0.2, steps=1000)
+    translator = tiny(**UNCONDITIONAL, low_res=4, detail=0.2, steps=1000)
     x_t, t, condition = inputs()
     small = torch.rand(2, 3, 4, 4)
     alphas_cumprod = torch.linspace(0.999, 0.001, 1000).double()
@@ -159,7 +161,7 @@ def test_the_preconditioned_upsampler_is_the_best_guess_where_the_unet_says_noth
 
 
 def test_the_preconditioned_input_has_unit_variance_at_any_noise() -> None:
-    translator = tiny(**UNCONDITIONAL, low_res=4, residual=0.2, steps=1000)
+    translator = tiny(**UNCONDITIONAL, low_res=4, detail=0.2, steps=1000)
     preconditioning = translator.preconditioning
     assert preconditioning is not None
     alphas_cumprod = torch.linspace(0.9999, 0.0001, 1000).double()
@@ -207,8 +209,8 @@ def test_wrong_specs_say_what_is_wrong() -> None:
         tiny(unet_spec=TINY_MODEL["unet"] | {"channels": [16] * 3, "attention": [False] * 3}, image_size=20)
     with pytest.raises(ValueError, match="'low_res' 5 does not chain with 'image_size' 16"):
         tiny(low_res=5)
-    with pytest.raises(ValueError, match=r"'residual' 0\.1 is for upsamplers"):
-        tiny(residual=0.1)
+    with pytest.raises(ValueError, match=r"'detail' 0\.1 is for upsamplers"):
+        tiny(detail=0.1)
     with pytest.raises(ValueError, match="an encoder is given, but the UNet's 'token_width' is null"):
         tiny(unet_spec=UNCONDITIONAL["unet_spec"])
     with pytest.raises(SpecError, match="'attention' is true at a level; make all false"):

@@ -21,7 +21,7 @@ from piti.models.checkpoints import ModelError, ModelFolder
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipeline import PITIPipeline
 from piti.spec import SpecError
-from piti.training import Recipe, TrainingInterrupted, train
+from piti.training import Recipe, TrainingInterrupted, plan, train
 from piti.training.loop import Trainer
 from piti.training.recipes import RecipeError
 from tests.conftest import TINY_MODEL, tiny_recipe
@@ -33,7 +33,7 @@ MODEL = {
     "encoder": None,
     "unet": {"channels": [16, 32], "attention": [False, False], "layers": 1, "token_width": None, "norm_groups": 8},
 }
-LOSSES = {"perceptual": {"weight": 0.01}, "adversarial": {"weight": 0.1, "after": 2, "noise": [0.0, 0.75]}}
+LOSSES = {"perceptual": {"weight": 0.01, "after": 0}, "adversarial": {"weight": 0.1, "after": 2, "noise": [0.0, 0.75]}}
 STAGE = {"name": "upsample", "trains": ["unet"], "steps": 6, "lr": 1e-3, **LOSSES}
 WEIGHTS = "model/upsampler/diffusion_pytorch_model.safetensors"
 
@@ -163,12 +163,13 @@ def test_the_range_of_noise_decides_which_rows_are_judged(tiny_data: Path, tmp_p
         seen.append((t, rows))
         return rows
 
-    stage = STAGE | {"perceptual": {"noise": [0.25, 0.5]}, "adversarial": None}
+    stage = STAGE | {"perceptual": {"noise": [0.25, 0.5], "after": 0}, "adversarial": None}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_losses, "acts_at", watched)
         train(upsampler_recipe(tiny_data, features, stages=[stage]), tmp_path / "run")
-    assert len(seen) == 6
-    for t, judged in seen:
+    batches = [(t, rows) for t, rows in seen if len(t) == 4]  # the recipe counts all timesteps beforehand
+    assert len(batches) == 6
+    for t, judged in batches:
         assert judged.tolist() == [250 <= int(x) < 500 for x in t]
         assert judged.any()
 
@@ -198,6 +199,45 @@ def test_an_upsampler_is_no_base(tiny_data: Path, tmp_path: Path, features: Any)
         train(upsampler_recipe(tiny_data, features, base=str(tmp_path / "up")), tmp_path / "run")
     with pytest.raises(ModelError, match="there is no model 'nowhere'"):
         train(upsampler_recipe(tiny_data, features, base="nowhere"), tmp_path / "run")
+
+
+def test_a_base_with_an_upsampler_of_its_own_keeps_its_settings_to_itself(
+    tiny_data: Path, tmp_path: Path, features: Any
+) -> None:
+    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
+    model = train(upsampler_recipe(tiny_data, features, base=str(tmp_path / "base")), tmp_path / "first")
+    index = json.loads((model / "model_index.json").read_text())
+    index["defaults"] = {"steps": 3, "upsampler_steps": 4}
+    (model / "model_index.json").write_text(json.dumps(index))
+    again = train(upsampler_recipe(tiny_data, features, base=str(tmp_path / "first")), tmp_path / "second")
+    assert json.loads((again / "model_index.json").read_text())["defaults"] == {"steps": 3}
+
+
+def test_the_gradient_penalty_is_exact_whatever_the_precision(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    from piti.training import image_losses
+
+    dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    inside = [False]
+    penalty, conv2d = image_losses.gradient_penalty, torch.nn.functional.conv2d
+
+    def convolved(*args: Any, **kwargs: Any) -> torch.Tensor:
+        out = conv2d(*args, **kwargs)
+        dtypes[inside[0]].add(out.dtype)
+        return out
+
+    def watched(*args: Any) -> torch.Tensor:
+        inside[0] = True
+        value = penalty(*args)
+        inside[0] = False
+        return value
+
+    stage = STAGE | {"adversarial": {"kind": "wgan_gp", "after": 0, "noise": [0.0, 1.0]}, "steps": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_losses, "gradient_penalty", watched)
+        patch.setattr(torch.nn.functional, "conv2d", convolved)
+        train(upsampler_recipe(tiny_data, features, stages=[stage], precision="bf16"), tmp_path / "run")
+    assert dtypes[True] == {torch.float32}
+    assert torch.bfloat16 in dtypes[False]
 
 
 def test_begins_from_another_runs_weights(tiny_data: Path, tmp_path: Path, features: Any) -> None:
@@ -232,13 +272,47 @@ def test_the_condition_reaches_an_upsampler_through_its_own_encoder(
 
 def test_a_preconditioned_upsampler_knows_its_noise(tiny_data: Path, tmp_path: Path, features: Any) -> None:
     schedule = {"prediction": "sample", "betas": "linear"}
-    changes = {"model": MODEL | {"residual": 0.2}, "schedule": schedule, "loss": {"weighting": "residual"}}
+    changes = {"model": MODEL | {"detail": 0.2}, "schedule": schedule, "loss": {"weighting": "detail"}}
     folder = train(upsampler_recipe(tiny_data, features, stages=[PLAIN], **changes), tmp_path / "run")
     upsampler, scheduler = ModelFolder.open(folder).load("upsampler", "upsampler_scheduler", torch.float32)
     assert upsampler.preconditioning is not None
     alphas_cumprod = scheduler.alphas_cumprod.double()
     expected = 0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()
     torch.testing.assert_close(upsampler.preconditioning.log_noise.double(), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_another_schedules_noise_is_not_taken_over_with_the_weights(
+    tiny_data: Path, tmp_path: Path, features: Any
+) -> None:
+    def recipe(betas: str, **changes: Any) -> Recipe:
+        schedule = {"prediction": "sample", "betas": betas}
+        return upsampler_recipe(
+            tiny_data, features, stages=[PLAIN], schedule=schedule, model=MODEL | {"detail": 0.2}, **changes
+        )
+
+    train(recipe("linear"), tmp_path / "linear")
+    train(recipe("squaredcos_cap_v2", init=str(tmp_path / "linear")), tmp_path / "cosine")
+    levels = [load_file(tmp_path / run / WEIGHTS)["preconditioning.log_noise"] for run in ("linear", "cosine")]
+    assert not torch.allclose(*levels)
+
+
+def test_a_dry_run_checks_all_that_training_would(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    assert any("discriminator" in row["plan"] for row in plan(upsampler_recipe(tiny_data, features), tmp_path / "run"))
+    with pytest.raises(UserError, match=r"nowhere\.pth"):
+        plan(upsampler_recipe(tiny_data, features | {"weights": str(tmp_path / "nowhere.pth")}), tmp_path / "run")
+    with pytest.raises(ModelError, match="there is no model 'nowhere'"):
+        plan(upsampler_recipe(tiny_data, features, init="nowhere"), tmp_path / "run")
+    with pytest.raises(ModelError, match="there is no model 'nowhere'"):
+        train(upsampler_recipe(tiny_data, features, init="nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_do_not_see_each_other_are_refused(
+    tiny_data: Path, tmp_path: Path, features: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match=r"2 processes were started, but each sees 1.*ACCELERATE_USE_CPU=1"):
+        train(upsampler_recipe(tiny_data, features), tmp_path / "run")
 
 
 def tar_of(path: Path, files: dict[str, bytes]) -> Path:
@@ -309,8 +383,16 @@ def test_perceptual_weights_with_wrong_keys_stop_before_the_data(
         ({"stages": [STAGE | {"perceptual": {"noise": [0.5, 0.6]}}]}, "would leave out whole batches of 4"),
         ({"stages": [STAGE | {"perceptual": {"noise": [0.5, 0.5]}}]}, "0 <= from < below <= 1"),
         ({"stages": [STAGE | {"adversarial": {"kind": "hing"}}]}, "did you mean 'hinge'"),
-        ({"model": MODEL | {"residual": 0.2}}, "schedule.prediction: sample"),
-        ({"model": MODEL | {"residual": 0.2, "low_res": None}}, "'residual' is for upsamplers"),
+        ({"model": MODEL | {"detail": 0.2}}, "schedule.prediction: sample"),
+        ({"model": MODEL | {"detail": 0.2, "low_res": None}}, "'detail' is for upsamplers"),
+        ({"stages": [STAGE, PLAIN]}, "'diffusion' has no adversary, but 'upsample' before it has"),
+        ({"precision": "fp16"}, "an adversary has its own; take bf16"),
+        (
+            {"discriminator": {"channels": [4, 8, 8, 8, 8]}},
+            "is less than the 48 px that the 'discriminator' network needs",
+        ),
+        ({"perceptual": {"network": "vgg19", "layers": [1], "layer_weights": [1, 2]}}, "give one of each"),
+        ({"loss": {"weighting": "detail"}}, "is for an upsampler with 'model.detail'"),
         ({"degradation": {"blurr": 1}}, "did you mean 'blur'"),
         ({"perceptual": {"network": "vgg16"}}, "did you mean 'vgg19'"),
     ],
