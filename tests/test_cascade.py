@@ -187,6 +187,11 @@ def test_an_upsampler_beside_a_base(tmp_path: Path, alone: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "base")
     with pytest.raises(ModelError, match=r"holds an upsampler alone.*--upsampler"):
         PITIPipeline.from_pretrained(alone)
+    (tmp_path / "neither").mkdir()
+    for name, content in (("model_index.json", {}), ("condition.json", {"kind": "none"})):
+        (tmp_path / "neither" / name).write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"names neither 'base' nor 'upsampler'"):
+        PITIPipeline.from_pretrained(tmp_path / "neither")
     with pytest.raises(ModelError, match="holds no upsampler"):
         PITIPipeline.from_pretrained(tmp_path / "base", upsampler=tmp_path / "base")
     with pytest.raises(ModelError, match="leave one of the two out"):
