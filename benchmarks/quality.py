@@ -25,11 +25,13 @@ from piti.data.folders import FolderSpec, PairedFolder
 from piti.pipeline import PITIPipeline
 from piti.translation import Settings, translate_files
 
+AT_64 = ("--no-256", "--shrink", "64")
 
-def judge(referee: Path, generated: Path, labels: Path, real: Path) -> dict[str, float]:
-    """What the referee says of a folder of images."""
-    command = [sys.executable, str(referee), str(generated), "--labels", str(labels), "--real", str(real)]
-    run = subprocess.run([*command, "--no-256", "--shrink", "64"], capture_output=True, text=True, check=False)
+
+def judge(referee: Path, generated: Path, labels: Path, real: Path, *options: str) -> dict[str, float]:
+    """What the referee says of a folder of images; options: more words for it, such as `AT_64`."""
+    command = [sys.executable, str(referee), str(generated), "--labels", str(labels), "--real", str(real), *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"the referee failed: {run.stderr}")
     return json.loads(run.stdout)
@@ -68,7 +70,10 @@ def main() -> None:
         references = links(real, Path(scratch) / "real")
         labels = links([pair.condition for pair in chosen], Path(scratch) / "labels")
         held_out = links([pair.image for pair in chosen], Path(scratch) / "held-out")
-        print(f"{'photographs':14s} {json.dumps(judge(options.referee, held_out, labels, references))}", flush=True)
+        print(
+            f"{'photographs':14s} {json.dumps(judge(options.referee, held_out, labels, references, *AT_64))}",
+            flush=True,
+        )
         for run in runs:
             sampler, _, steps = run.partition(":")
             settings = Settings(num=1, seed=0, guidance=options.guidance, steps=int(steps), sampler=sampler, batch=8)
@@ -78,7 +83,8 @@ def main() -> None:
             seconds = (time.perf_counter() - started) / max(1, len(made))
             (out / "sheet.png").replace(options.out / f"{out.name}-sheet.png")
             print(
-                f"{run:14s} {json.dumps(judge(options.referee, out, labels, references))}  {seconds:.2f} s", flush=True
+                f"{run:14s} {json.dumps(judge(options.referee, out, labels, references, *AT_64))}  {seconds:.2f} s",
+                flush=True,
             )
 
 

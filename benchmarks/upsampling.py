@@ -12,29 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
-from quality import links, split_of
+from quality import judge, links, split_of
 
 from piti.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
 from piti.pipeline import PITIPipeline
 from piti.translation import Settings, translate_files
 
 SIDE = 256
-
-
-def judge(referee: Path, generated: Path, labels: Path, real: Path) -> dict[str, float]:
-    """What the referee says of a folder of 256 px images."""
-    command = [sys.executable, str(referee), str(generated), "--labels", str(labels), "--real", str(real)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise SystemExit(f"the referee failed: {run.stderr}")
-    return json.loads(run.stdout)
 
 
 def enlarge(small: Path, target: Path) -> None:

@@ -109,8 +109,8 @@ def translate_files(
 def _check_sizes(jobs: list[Job], side: int) -> None:
     """Raises TranslationError if an image that would be kept has another size."""
     for job in jobs:
-        if job.target.exists() and image_size(job.target) != (side, side):
-            width, height = image_size(job.target)
+        width, height = image_size(job.target) if job.target.exists() else (side, side)
+        if (width, height) != (side, side):
             raise TranslationError(
                 f"{job.target}: is there already, {width} x {height}, where {side} x {side} are to be made; "
                 "add --overwrite to make it anew, or give another --out"

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from piti.data.filters import (
+    RESIZES,
     anisotropic_kernel,
     blur,
     gaussian_kernel,
@@ -34,8 +35,6 @@ from piti.spec import Spec
 
 Picture = Float[Tensor, "3 h w"]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-RESIZES = ("linear", "cubic", "area")
 
 
 class DegradationError(UserError):

@@ -22,6 +22,9 @@ Images = Float[Tensor, "*batch c h w"]
 Resized = Float[Tensor, "*batch c H W"]
 Kernel = Float[Tensor, "k k"]
 
+RESIZES = ("linear", "cubic", "area")
+"""The kinds of `resize`."""
+
 _SMALLEST = 1e-6  # sigma or variance; below it a kernel is one point anyway
 
 
@@ -121,8 +124,8 @@ def resize(image: Images, size: tuple[int, int], kind: str) -> Resized:
     nearest-neighbour image with linear seams). Any range of values; "cubic" overshoots it.
     Raises FilterError for another kind.
     """
-    if kind not in ("linear", "cubic", "area"):
-        raise FilterError(f"unknown resize '{kind}'; {choices(kind, ['linear', 'cubic', 'area'])}")
+    if kind not in RESIZES:
+        raise FilterError(f"unknown resize '{kind}'; {choices(kind, RESIZES)}")
     shrinks = size[0] <= image.shape[-2] and size[1] <= image.shape[-1]
     return _apply(image, size, kind if kind != "area" or shrinks else "area_enlarged")
 

@@ -43,7 +43,7 @@ def diffusion_loss(
 ) -> Losses:
     """Simple loss plus the variational bound on the learned variance (PITI, eq. 3; improved DDPM, eq. 16).
 
-    output: the model's prediction (ε or v, by `schedule.spec.prediction`); variance: its raw variance
+    output: the model's prediction (ε, v or x₀, by `schedule.spec.prediction`); variance: its raw variance
     values, or None where it learns none; x0 in [−1, 1]; x_t = q_sample(x0, t, noise); weighting: a name in
     `WEIGHTINGS`, or what such a name stands for; vb_weight: λ of the bound, None for T/1000 as GLIDE trains.
     Raises ValueError for an unknown weighting.
@@ -115,9 +115,8 @@ def uniform(schedule: NoiseSchedule, t: Timesteps) -> Float[Tensor, " b"]:
 def min_snr(schedule: NoiseSchedule, t: Timesteps, gamma: float = 5.0) -> Float[Tensor, " b"]:
     """Easy, nearly clean steps weigh less (Hang et al. 2023, section 3.4, γ = 5)."""
     snr = schedule.snr(t)
-    # in terms of x₀ the weight is min(SNR, γ); ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²
-    per_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-    return snr.clamp(max=gamma) / per_x0[schedule.spec.prediction]
+    # in terms of x₀ the weight is min(SNR, γ)
+    return snr.clamp(max=gamma) / _per_x0(schedule, snr)
 
 
 def detail(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Tensor, " b"]:
@@ -126,8 +125,14 @@ def detail(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Te
     Karras et al. 2022, section 5: the error of x₀ weighs 1/c_out² = 1/s² + 1/std², here times std².
     """
     snr = schedule.snr(t)
-    per_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-    return (1 + std**2 * snr) / per_x0[schedule.spec.prediction]
+    return (1 + std**2 * snr) / _per_x0(schedule, snr)
+
+
+def _per_x0(schedule: NoiseSchedule, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The squared error of what the model predicts to one of x₀."""
+    # ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²
+    factors = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return factors[schedule.spec.prediction]
 
 
 WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "min_snr": min_snr, "detail": detail}

@@ -184,16 +184,16 @@ class Trainer:
                     rows[-1] |= numbers
         norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
         numbers = _mean(rows) | {"grad_norm": float(norm if norm is not None else 0.0)}
-        learns = adversary is not None and "discriminator" in numbers
-        if adversary is not None and learns:
-            norm = self.accelerator.clip_grad_norm_(adversary.network.parameters(), math.inf)
+        critic = adversary if "discriminator" in numbers else None  # it has gradients from when it acts
+        if critic is not None:
+            norm = self.accelerator.clip_grad_norm_(critic.network.parameters(), math.inf)
             numbers["discriminator_grad_norm"] = float(norm if norm is not None else 0.0)
         self._check_finite(numbers, keys)
         optimizer.step()
         optimizer.zero_grad()
-        if adversary is not None and learns:
-            adversary.optimizer.step()
-            adversary.optimizer.zero_grad()
+        if critic is not None:
+            critic.optimizer.step()
+            critic.optimizer.zero_grad()
         self.ema.step(self.translator.parameters())
         return numbers
 
