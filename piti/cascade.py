@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piti.conditions import Condition
+from piti.conditions import Condition, TextCondition
 from piti.diffusion.conditioning import conditioned
 from piti.diffusion.guidance import Guidance, guided
 from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule
 from piti.errors import UserError
 from piti.images import Box, quantized
-from piti.models import Tokens, Translator
+from piti.models import ConditionEncoder, TextEncoder, Tokens, Translator
 from piti.models.checkpoints import ModelError
 from piti.seeding import generator_for
 
@@ -95,8 +95,10 @@ class Network:
             return self.translator.encode(nothing), None
         distinct = {id(raw): raw for raw in raws}
         place = {key: k for k, key in enumerate(distinct)}
-        sized = torch.stack([resized(self.condition, raw, encoder_size(self.translator)) for raw in distinct.values()])
-        encoded = self.condition.encode(sized).to(self.device, self.translator.dtype)
+        sized = torch.stack([resized(self.condition, raw, self.translator) for raw in distinct.values()])
+        encoded = self.condition.encode(sized).to(self.device)
+        if encoded.is_floating_point():  # tokens of a text stay whole numbers
+            encoded = encoded.to(self.translator.dtype)
         _bring(self.translator)
         tokens = self.translator.encode(encoded).picked([place[id(raw)] for raw in raws])
         if not with_null:
@@ -131,12 +133,29 @@ def check_cascade(condition: Condition, base: Translator, upsampler: Translator 
     for name, translator in (("base", base), ("upsampler", upsampler)):
         if translator is None or translator.encoder is None:
             continue
-        expected = translator.encoder.spec.in_channels
-        if expected != condition.channels:
+        _check_read(name, translator.encoder, condition)
+
+
+def _check_read(name: str, encoder: ConditionEncoder | TextEncoder, condition: Condition) -> None:
+    remedy = "give the condition that it was trained with"
+    if isinstance(encoder, TextEncoder) != isinstance(condition, TextCondition):
+        what = "text" if isinstance(encoder, TextEncoder) else "pictures"
+        raise ModelError(f"the {name} reads {what}, not the condition '{condition.kind}'; {remedy}")
+    if isinstance(encoder, TextEncoder):
+        spec = encoder.spec
+        if isinstance(condition, TextCondition) and (spec.context, spec.vocabulary) != (
+            condition.context,
+            condition.tokenizer.size,
+        ):
             raise ModelError(
-                f"the {name} reads {expected} channels, but the condition '{condition.kind}' has "
-                f"{condition.channels}; give the condition that it was trained with"
+                f"the {name} reads {spec.context} tokens of {spec.vocabulary}, but the condition has "
+                f"{condition.context} of {condition.tokenizer.size}; {remedy}"
             )
+    elif encoder.spec.in_channels != condition.channels:
+        raise ModelError(
+            f"the {name} reads {encoder.spec.in_channels} channels, but the condition '{condition.kind}' has "
+            f"{condition.channels}; {remedy}"
+        )
 
 
 def _check_chain(base: Translator, upsampler: Translator) -> None:
@@ -156,17 +175,14 @@ def _check_chain(base: Translator, upsampler: Translator) -> None:
 # Conditions
 
 
-def encoder_size(translator: Translator) -> int:
-    """Side of the condition that a translator with an encoder reads."""
+def resized(condition: Condition, raw: Tensor, translator: Translator) -> Tensor:
+    """A square condition in raw form, [K, s, s], as a translator's encoder reads it, [K, size, size]; text as it is."""
     if translator.encoder is None:
         raise UserError("this translator takes no condition")
-    return translator.encoder.spec.size
-
-
-def resized(condition: Condition, raw: Tensor, size: int) -> Tensor:
-    """A square condition in raw form, [K, s, s], as an encoder of this size reads it, [K, size, size]."""
+    if isinstance(translator.encoder, TextEncoder):
+        return raw
     side = raw.shape[-1]
-    return condition.crop_resize(raw, Box(0, 0, side, side), size)
+    return condition.crop_resize(raw, Box(0, 0, side, side), translator.encoder.spec.size)
 
 
 def _bring(translator: Translator) -> None:

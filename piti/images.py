@@ -9,9 +9,9 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class ImageError(UserError):
     """A picture cannot be read, converted or written. The message names the file and the remedy."""
 
 
+@runtime_checkable
 class Opened(Protocol):
     """A picture that is no file of its own, such as one inside an archive; its text names it in errors."""
 
@@ -106,16 +107,21 @@ def image_size(path: Source) -> tuple[int, int]:
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """The pictures in `folder` (by suffix, see IMAGE_SUFFIXES), sorted; hidden files are left out."""
+    return list_files(folder, IMAGE_SUFFIXES, recursive)
+
+
+def list_files(folder: str | Path, suffixes: Set[str], recursive: bool = False) -> list[Path]:
+    """The files in `folder` with one of these suffixes, sorted; hidden ones are left out. Raises ImageError."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder; give a folder that holds pictures")
     found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if _is_picture(path, folder))
+    return sorted(path for path in found if _is_meant(path, folder, suffixes))
 
 
-def _is_picture(path: Path, folder: Path) -> bool:
+def _is_meant(path: Path, folder: Path, suffixes: Set[str]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() in suffixes and not hidden and path.is_file()
 
 
 def _open_header(path: Source) -> Image.Image:

@@ -21,7 +21,6 @@ from piti.cascade import (
     NetworkSampling,
     Sampling,
     check_cascade,
-    encoder_size,
     one_each,
     resized,
     sample_cascade,
@@ -32,7 +31,7 @@ from piti.diffusion.samplers import OnStep
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.schedulers import spec_of
 from piti.errors import UserError
-from piti.images import center_box, to_pil
+from piti.images import to_pil
 from piti.models import Translator
 from piti.models.checkpoints import (
     INDEX_FILE,
@@ -251,12 +250,11 @@ class PITIPipeline(DiffusionPipeline):
             raw = self.condition.read(item, "the given image")
         else:
             raw = self.condition.load(item)
-        left, top, side, _ = center_box(raw.shape[-1], raw.shape[-2])
-        return raw[:, top : top + side, left : left + side]
+        return self.condition.squared(raw)
 
     def resized(self, raw: Tensor) -> Tensor:
         """What `read` returns as the base's encoder sees it, [K, size, size]."""
-        return resized(self.condition, raw, encoder_size(self.base))
+        return resized(self.condition, raw, self.base)
 
     # On disk
 

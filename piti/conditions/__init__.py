@@ -3,6 +3,7 @@
 from piti.conditions.base import CONDITIONS, Condition, ConditionError, condition_from_config
 from piti.conditions.mask import ClassTable, MaskCondition
 from piti.conditions.nothing import NoCondition
+from piti.conditions.text import TextCondition
 
 __all__ = [
     "CONDITIONS",
@@ -11,5 +12,6 @@ __all__ = [
     "ConditionError",
     "MaskCondition",
     "NoCondition",
+    "TextCondition",
     "condition_from_config",
 ]

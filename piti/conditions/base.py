@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.errors import UserError
-from piti.images import Box, open_image
+from piti.images import IMAGE_SUFFIXES, Box, Source, center_box, open_image
 from piti.spec import choices
 
 
@@ -32,13 +31,17 @@ class Condition(ABC):
     """
 
     kind: ClassVar[str]
+    suffixes: ClassVar[frozenset[str]] = IMAGE_SUFFIXES
+    """How its files end."""
+    spatial: ClassVar[bool] = True
+    """Whether it is a picture that lies over the image, pixel for pixel."""
 
     @property
     @abstractmethod
     def channels(self) -> int:
         """Number of encoded channels C."""
 
-    def load(self, path: str | Path) -> Shaped[Tensor, "K h w"]:
+    def load(self, path: Source) -> Shaped[Tensor, "K h w"]:
         """Read a file. Raises ImageError if it is no picture, ConditionError if it is not of this kind."""
         return self.read(open_image(path), str(path))
 
@@ -49,6 +52,11 @@ class Condition(ABC):
     @abstractmethod
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: int) -> Shaped[Tensor, "K {size} {size}"]:
         """Cut `box` out and resize it to a square of `size`, by the filter that suits the kind."""
+
+    def squared(self, raw: Shaped[Tensor, "K h w"]) -> Shaped[Tensor, "K s s"]:
+        """The largest centred square, in its own resolution."""
+        left, top, side, _ = center_box(raw.shape[-1], raw.shape[-2])
+        return raw[:, top : top + side, left : left + side]
 
     @abstractmethod
     def checked(self, raw: Tensor, source: str) -> Shaped[Tensor, "K h w"]:

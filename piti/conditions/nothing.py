@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions.base import Condition, ConditionError, register
-from piti.images import Box
+from piti.images import Box, Source
 
 
 @register
@@ -25,7 +24,7 @@ class NoCondition(Condition):
     def channels(self) -> int:
         return 0
 
-    def load(self, path: str | Path) -> Shaped[Tensor, "K h w"]:
+    def load(self, path: Source) -> Shaped[Tensor, "K h w"]:
         raise ConditionError(f"{path}: this model takes no condition; choose another --model, or an upsampler's base")
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -35,18 +36,18 @@ class Archived:
         return f"{self.archive}:{self.name}"
 
 
-def list_archived(archive: Path) -> list[Archived]:
-    """The pictures of a tar archive, sorted by name.
+def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Archived]:
+    """The pictures of a tar archive, or its files of other suffixes, sorted by name.
 
     As in WebDataset a name ends at its first dot: of `KEY.jpg`, `KEY.edge.jpg` and `KEY.txt` only the first
-    is a picture (see IMAGE_SUFFIXES). Raises ImageError if the archive is missing, damaged or compressed.
+    is a picture, the last a `.txt`. Raises ImageError if the archive is missing, damaged or compressed.
     """
     found = []
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 _, dot, extension = PurePosixPath(member.name).name.partition(".")
-                if member.isfile() and dot + extension.lower() in IMAGE_SUFFIXES:
+                if member.isfile() and dot + extension.lower() in suffixes:
                     found.append(Archived(archive, member.name, member.offset_data, member.size))
     except FileNotFoundError:
         raise ImageError(f"{archive}: no such file; check the path") from None

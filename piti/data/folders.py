@@ -21,17 +21,21 @@ from piti.data.archives import Archived, list_archived
 from piti.data.problems import DataError, Problems
 from piti.data.splits import SPLITS_FILE, read_splits, split_by_hash
 from piti.images import (
+    IMAGE_SUFFIXES,
     Box,
     ImageError,
     crop_resize,
     image_size,
-    list_images,
+    list_files,
     read_rgb,
     to_tensor,
 )
 from piti.spec import Spec, choices
 
 log = logging.getLogger(__name__)
+
+ALONE = ("none", "text")
+"""Kinds of condition with which `FolderSpec.photographs` may serve: there is none, or it lies beside them."""
 
 _GIB = 2**30
 _BYTES_PER_PIXEL = 4  # RGB and a class index
@@ -43,7 +47,7 @@ class Pair:
 
     key: str
     image: Path | Archived
-    condition: Path | None
+    condition: Path | Archived | None
     """None where the model takes no condition."""
 
 
@@ -77,9 +81,10 @@ class FolderSpec(Spec):
     images: str = "images"
     """Photographs, in any depth of subfolders."""
     conditions: str = "labels"
-    """Conditions: the same paths, any suffix."""
+    """Conditions: the same paths, with a suffix of their kind."""
     photographs: tuple[Path, ...] = ()
-    """Further photographs to train on, folders or tar archives, for a model that takes no condition."""
+    """Further photographs to train on, folders or tar archives, for a model that takes no condition or text;
+    the caption of `KEY.jpg` is `KEY.txt` beside it."""
     splits: str = SPLITS_FILE
     """`{"train": [keys], "val": [keys]}`; without the file a hash of each key holds out about 5%."""
     size: int = Field(default=64, ge=1)
@@ -141,11 +146,12 @@ class PairedFolder:
     def _list(self) -> list[Pair]:
         """The pairs of the split."""
         alone = isinstance(self.condition, NoCondition)
-        if self.spec.photographs and not alone:
-            raise DataError("data.photographs have no condition; they are for condition: {kind: none} alone")
+        if self.spec.photographs and self.condition.kind not in ALONE:
+            kinds = " or ".join(f"{{kind: {kind}}}" for kind in ALONE)
+            raise DataError(f"data.photographs are for condition: {kinds}, not for {self.condition.kind}")
         if self.spec.root is None and not self.spec.photographs:
             raise DataError("no data folder given; set data.root in the recipe or pass --data FOLDER")
-        further = [Pair(key, image, None) for key, image in sorted(self._photographs().items())]
+        further = self._further(alone)
         if self.spec.root is None:
             kept = [pair.key for pair in further]
             kept = kept if self.split is None else self._keys_of(self.split, kept, set(kept))
@@ -155,7 +161,7 @@ class PairedFolder:
     def _paired(self, root: Path, alone: bool) -> list[Pair]:
         """The root's pairs; its images alone where there are no conditions."""
         images = self._files(root / self.spec.images)
-        conditions = {} if alone else self._files(root / self.spec.conditions)
+        conditions = {} if alone else self._files(root / self.spec.conditions, self.condition.suffixes)
         existing = images.keys() | conditions.keys()
         if not alone:
             for key in sorted(images.keys() - conditions.keys()):
@@ -171,26 +177,37 @@ class PairedFolder:
             keys = self._keys_of(self.split, keys, existing)
         return [Pair(key, images[key], conditions.get(key)) for key in keys]
 
-    def _photographs(self) -> dict[str, Path | Archived]:
-        """Pictures of `spec.photographs` by key, which begins with the folder's or the archive's name."""
+    def _further(self, alone: bool) -> list[Pair]:
+        """The pairs of `spec.photographs`, with the captions beside them unless there is no condition."""
+        images = self._photographs(IMAGE_SUFFIXES)
+        if alone:
+            return [Pair(key, image, None) for key, image in sorted(images.items())]
+        texts = self._photographs(self.condition.suffixes)
+        for key in sorted(images.keys() - texts.keys()):
+            self._problems.add("photographs without a caption beside them (KEY.txt)", str(images[key]))
+        return [Pair(key, images[key], texts[key]) for key in sorted(images.keys() & texts.keys())]
+
+    def _photographs(self, suffixes: Set[str]) -> dict[str, Path | Archived]:
+        """Files of `spec.photographs` by key, which begins with the folder's or the archive's name."""
         found: dict[str, Path | Archived] = {}
         for place in self.spec.photographs:
             try:
-                inside = _inside(place)
+                inside = _inside(place, suffixes)
             except ImageError as error:
                 raise DataError(f"data.photographs: {error}") from None
             if not inside:
-                raise DataError(f"data.photographs: {place} holds no pictures")
+                what = "pictures" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
+                raise DataError(f"data.photographs: {place} holds no {what}")
             for key, picture in inside:
                 if key in found:
                     self._problems.add("keys with several files (keep one)", f"{found[key]} and {picture}")
                 found[key] = picture
         return found
 
-    def _files(self, folder: Path) -> dict[str, Path]:
-        """Pictures below `folder` by key; two files of one key are a problem."""
+    def _files(self, folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+        """Pictures (or files of these suffixes) below `folder` by key; two files of one key are a problem."""
         try:
-            paths = list_images(folder, recursive=True)
+            paths = list_files(folder, suffixes, recursive=True)
         except ImageError:
             raise DataError(
                 f"{folder}: no such folder; put the pictures there, or set data.images and data.conditions"
@@ -359,7 +376,7 @@ class PairedFolder:
         if image is None or raw is None:
             return 0, found
         height, width = image.shape[:2]
-        if raw.shape[-2:] != (height, width):
+        if self.condition.spatial and raw.shape[-2:] != (height, width):
             size = f"{raw.shape[-1]} x {raw.shape[-2]}"
             found.append((_UNEQUAL, f"{pair.key}: image {width} x {height}, condition {size}"))
         if min(width, height) < self.smallest:
@@ -369,12 +386,12 @@ class PairedFolder:
         return image.nbytes + raw.nbytes, found
 
 
-def _inside(place: Path) -> list[tuple[str, Path | Archived]]:
-    """The pictures of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
+def _inside(place: Path, suffixes: Set[str]) -> list[tuple[str, Path | Archived]]:
+    """The files of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
     if place.is_dir():
-        paths = list_images(place, recursive=True)
+        paths = list_files(place, suffixes, recursive=True)
         return [(f"{place.name}/{path.relative_to(place).with_suffix('').as_posix()}", path) for path in paths]
-    return [(f"{place.stem}/{member.key}", member) for member in list_archived(place)]
+    return [(f"{place.stem}/{member.key}", member) for member in list_archived(place, suffixes)]
 
 
 _UNREADABLE = "unreadable files (replace or remove them)"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from piti.errors import UserError
 from piti.models.encoders import ConditionEncoder, EncoderSpec, Tokens
+from piti.models.text import TextEncoder, TextEncoderSpec
 from piti.models.unet import UNetSpec, build_unet
 
 
@@ -68,7 +69,8 @@ class Translator(ModelMixin, ConfigMixin):
     """Predicts noise (or velocity) and variance from x_t, t and a condition (PITI, section 3.1).
 
     encoder_spec, unet_spec: fields of `EncoderSpec` and `UNetSpec`; `config.json` holds them. A UNet whose
-    `token_width` is none takes no condition: there is no encoder, and its tokens are empty.
+    `token_width` is none takes no condition: there is no encoder, and its tokens are empty. text_spec: fields of
+    `TextEncoderSpec` instead of encoder_spec's, for a prior.
     image_size: side of the images in pixels.
     patch_size: pixels are folded into channels before the UNet and unfolded after it; 1 for GLIDE.
     low_res: side of the small image that an upsampler also sees; none for a base translator.
@@ -93,10 +95,11 @@ class Translator(ModelMixin, ConfigMixin):
         learned_variance: bool = True,
         detail: float | None = None,
         steps: int = 1000,
+        text_spec: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
-        encoder = _encoder_for(unet, encoder_spec)
+        encoder = _encoder_for(unet, encoder_spec, text_spec)
         if patch_size < 1 or image_size % patch_size:
             raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
@@ -115,7 +118,11 @@ class Translator(ModelMixin, ConfigMixin):
             in_channels=(3 if low_res is None else 6) * pixels,
             out_channels=(6 if learned_variance else 3) * pixels,
         )
-        self.encoder = None if encoder is None else ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
+        self.encoder: ConditionEncoder | TextEncoder | None = None
+        if isinstance(encoder, TextEncoderSpec):
+            self.encoder = TextEncoder(encoder)
+        elif encoder is not None:
+            self.encoder = ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
 
     @property
     def granularity(self) -> int:
@@ -179,13 +186,17 @@ class Translator(ModelMixin, ConfigMixin):
         return torch.cat([seen, large], dim=1), large
 
 
-def _encoder_for(unet: UNetSpec, fields: Mapping[str, Any] | None) -> EncoderSpec | None:
+def _encoder_for(
+    unet: UNetSpec, fields: Mapping[str, Any] | None, text: Mapping[str, Any] | None
+) -> EncoderSpec | TextEncoderSpec | None:
     """The encoder's spec, none where the UNet takes no condition. Raises UserError unless the two fit."""
     if unet.token_width is None:
-        if fields:
+        if fields or text:
             raise UserError("an encoder is given, but the UNet's 'token_width' is null; leave one of them out")
         return None
-    encoder = EncoderSpec.parse(fields or {}, "encoder_spec")
+    if fields and text:
+        raise UserError("'encoder_spec' and 'text_spec' are both given; a translator has one encoder: remove one")
+    encoder = TextEncoderSpec.parse(text, "text_spec") if text else EncoderSpec.parse(fields or {}, "encoder_spec")
     if encoder.width != unet.token_width:
         raise UserError(
             f"the encoder's 'width' {encoder.width} is not the UNet's 'token_width' {unet.token_width}; make them equal"

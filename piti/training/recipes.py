@@ -16,7 +16,7 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
-from piti.models import EncoderSpec, UNetSpec
+from piti.models import EncoderSpec, TextEncoderSpec, UNetSpec
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
 from piti.spec import Spec, SpecError
@@ -75,12 +75,23 @@ class ModelSpec(Spec):
     detail: float | None = Field(default=None, gt=0)
     """For an upsampler that predicts the image: preconditioned for what its small image lacks, of this deviation."""
     encoder: EncoderSpec | None = EncoderSpec()
-    """None where the UNet takes no condition (`token_width` null)."""
+    """None where the UNet takes no condition (`token_width` null), or text."""
+    text: TextEncoderSpec | None = None
+    """The encoder of a prior. Its vocabulary and context follow from the condition."""
     unet: UNetSpec = UNetSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_encoder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("text") is not None and "encoder" not in values:
+            return {**values, "encoder": None}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
-        if (self.encoder is None) != (self.unet.token_width is None):
+        if self.encoder is not None and self.text is not None:
+            raise ValueError("'encoder' and 'text' are both given; a translator has one encoder: remove one")
+        if (self.encoder is None and self.text is None) != (self.unet.token_width is None):
             raise ValueError("'encoder' and 'unet.token_width' go together: give both, or make both null")
         if self.low_res is not None and (self.image_size % self.low_res or self.image_size == self.low_res):
             raise ValueError(
@@ -201,7 +212,7 @@ class Recipe(Spec):
 
     def _check_sizes(self) -> None:
         model, size = self.model, self.data.size
-        if model.encoder is None and model.scale is not None:
+        if model.unet.token_width is None and model.scale is not None:
             step = math.lcm(model.patch_size * model.unet.reduction, model.scale)
             if size % step or size > model.image_size:
                 raise ValueError(
@@ -214,7 +225,10 @@ class Recipe(Spec):
                 f"conditions of {self.data.condition_side} px ('data.condition_size', or else 'data.size') do not fit "
                 f"'model.encoder.size' {model.encoder.size}; make them equal"
             )
-        if (self.condition.get("kind") == "none") != (model.encoder is None):
+        kind = self.condition.get("kind")
+        if (kind == "text") != (model.text is not None):
+            raise ValueError("condition: {kind: text} goes with 'model.text', the text encoder; give both, or neither")
+        if (kind == "none") != (model.unet.token_width is None):
             raise ValueError("condition: {kind: none} goes with 'model.encoder' null; give both, or neither")
 
     def _check_image_losses(self, stage: Stage) -> None:
@@ -242,7 +256,7 @@ class Recipe(Spec):
     def _check_stages(self) -> None:
         for stage in self.stages:
             self._check_image_losses(stage)
-            if "encoder" in stage.trains and self.model.encoder is None and stage.trains != NETWORKS:
+            if "encoder" in stage.trains and self.model.unet.token_width is None and stage.trains != NETWORKS:
                 raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
         if self.precision == "fp16" and any(stage.adversarial for stage in self.stages):
             raise ValueError("precision: fp16 scales one optimiser's gradients, an adversary has its own; take bf16")

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
-from piti.conditions import Condition, NoCondition, condition_from_config
+from piti.conditions import Condition, NoCondition, TextCondition, condition_from_config
 from piti.conditions.mask import ClassTable
-from piti.data.folders import PairedFolder, check_together
+from piti.data.folders import ALONE, PairedFolder, check_together
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
 from piti.models.checkpoints import ModelFolder, find_model
@@ -74,7 +74,7 @@ def build_condition(recipe: Recipe) -> Condition:
     """The recipe's condition; classes named by a path, or by none, are read from the data's root."""
     config: dict[str, Any] = dict(recipe.condition)
     if recipe.data.root is None:
-        if config.get("kind") == "none" and recipe.data.photographs:
+        if config.get("kind") in ALONE and recipe.data.photographs:
             return condition_from_config(config, "condition")
         raise RecipeError("data.root: not given; add --data FOLDER, or set it in the recipe")
     if config.get("kind") == "mask" and not isinstance(config.get("classes"), dict):
@@ -100,7 +100,7 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
     model = recipe.model
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     schedule = NoiseSchedule(recipe.schedule)
-    translator = Translator(**translator_config(model, condition.channels), steps=len(schedule))
+    translator = Translator(**translator_config(model, condition), steps=len(schedule))
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
     return translator
@@ -160,13 +160,17 @@ def _shape(weights: dict[str, torch.Tensor], key: str) -> list[int] | None:
     return list(weights[key].shape) if key in weights else None
 
 
-def translator_config(model: ModelSpec, channels: int) -> dict[str, Any]:
-    """Arguments of `Translator` for a recipe's model and a condition of so many channels."""
-    encoder = None
+def translator_config(model: ModelSpec, condition: Condition) -> dict[str, Any]:
+    """Arguments of `Translator` for a recipe's model and condition, which decides what the encoder reads."""
+    encoder = text = None
     if model.encoder is not None:
-        encoder = model.encoder.model_copy(update={"in_channels": channels}).to_dict()
+        encoder = model.encoder.model_copy(update={"in_channels": condition.channels}).to_dict()
+    if model.text is not None and isinstance(condition, TextCondition):
+        read = {"vocabulary": condition.tokenizer.size, "context": condition.context}
+        text = model.text.model_copy(update=read).to_dict()
     return {
         "encoder_spec": encoder,
+        "text_spec": text,
         "unet_spec": model.unet.to_dict(),
         "image_size": model.image_size,
         "patch_size": model.patch_size,
@@ -184,7 +188,7 @@ def plan(recipe: Recipe, out: Path | str) -> list[dict[str, str]]:
     find_base(recipe, condition)
     build_perceptual(recipe)
     with torch.device("meta"):
-        translator = Translator(**translator_config(recipe.model, condition.channels))
+        translator = Translator(**translator_config(recipe.model, condition))
     if recipe.init is not None and newest is None:
         load_weights(translator, recipe.init)
     training, validation = open_data(recipe, condition)

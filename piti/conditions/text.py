@@ -1,0 +1,137 @@
+"""Text: what a prior is pretrained with."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Integer, Shaped
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from piti.conditions.base import Condition, ConditionError, register
+from piti.conditions.tokenizers import ByteTokenizer, Tokenizer, tokenizer_from_config
+from piti.images import Box, Source
+
+NO_TOKEN = -1
+"""What follows a text's last token, in raw and encoded form."""
+
+_PICTURE = 192  # side of a preview
+_LETTER = 16  # size of its letters
+_LINE = 20  # letters in a line
+
+
+@register
+@dataclass(frozen=True)
+class TextCondition(Condition):
+    """A text, such as a caption.
+
+    Raw and encoded form are the same: token ids [1, 1, context] with -1 after the last; what is longer is cut.
+    The null condition is the empty text. Files are UTF-8 text, `.txt`; white space around and inside is folded.
+    """
+
+    kind: ClassVar[str] = "text"
+    suffixes: ClassVar[frozenset[str]] = frozenset({".txt"})
+    spatial: ClassVar[bool] = False
+
+    context: int = 64
+    """The most tokens that are read, L."""
+    tokenizer: Tokenizer = field(default_factory=ByteTokenizer)
+
+    @property
+    def channels(self) -> int:
+        """One row of tokens."""
+        return 1
+
+    def load(self, path: Source) -> Integer[Tensor, "1 1 L"]:
+        """Read a text file. Raises ConditionError if there is none, or it is no UTF-8."""
+        try:
+            data = Path(path).read_bytes() if isinstance(path, str | Path) else path.open().read()
+            text = data.decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConditionError(f"{path}: cannot be read as UTF-8 text ({error}); save it as such") from None
+        return self.tokens(text, str(path))
+
+    def tokens(self, text: str, source: str = "the given text") -> Integer[Tensor, "1 1 L"]:
+        """A text in raw form. Raises ConditionError for one that says nothing."""
+        folded = " ".join(text.split())
+        if not folded:
+            raise ConditionError(f"{source}: is empty; say what the picture is to show")
+        ids = self.tokenizer.encode(folded)[: self.context]
+        raw = torch.full((1, 1, self.context), NO_TOKEN, dtype=torch.int32)
+        raw[0, 0, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+        return raw
+
+    def text(self, raw: Integer[Tensor, "1 1 L"]) -> str:
+        """The text of a raw tensor, as far as the tokenizer can tell."""
+        return self.tokenizer.decode([token for token in raw.flatten().tolist() if token != NO_TOKEN])
+
+    def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
+        """Always raises ConditionError: a picture is no text."""
+        raise ConditionError(f"{source}: is a picture, and this model reads text; give --text, or a .txt file")
+
+    def checked(self, raw: Tensor, source: str) -> Integer[Tensor, "1 1 L"]:
+        """Token ids as they are. Raises ConditionError for another shape, type, or id."""
+        if raw.shape != (1, 1, self.context) or raw.is_floating_point() or raw.is_complex():
+            shape = f"{list(raw.shape)} of {raw.dtype}"
+            raise ConditionError(f"{source}: expected token ids [1, 1, {self.context}] of an integer type, got {shape}")
+        odd = raw[(raw != NO_TOKEN) & ((raw < 0) | (raw >= self.tokenizer.size))]
+        if len(odd):
+            raise ConditionError(
+                f"{source}: holds {int(odd[0])}; tokens are 0..{self.tokenizer.size - 1}, {NO_TOKEN} for none"
+            )
+        return raw
+
+    def squared(self, raw: Integer[Tensor, "1 1 L"]) -> Integer[Tensor, "1 1 L"]:
+        return raw
+
+    def crop_resize(self, raw: Integer[Tensor, "1 1 L"], box: Box, size: int) -> Integer[Tensor, "1 1 L"]:
+        """The text, whatever part of the picture is cut out."""
+        return raw
+
+    def flip(self, raw: Shaped[Tensor, "*any L"]) -> Shaped[Tensor, "*any L"]:
+        """The text, also of the mirrored picture."""
+        return raw
+
+    def encode(self, raw: Integer[Tensor, "*batch 1 L"]) -> Integer[Tensor, "*batch 1 L"]:
+        return raw
+
+    def null(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Integer[Tensor, "batch 1 height width"]:
+        """The empty text; ids are int32 whatever `dtype` is."""
+        return torch.full((batch, 1, height, width), NO_TOKEN, device=device, dtype=torch.int32)
+
+    def preview(self, raw: Integer[Tensor, "1 1 L"]) -> Image.Image:
+        """The text in black on white."""
+        picture = Image.new("RGB", (_PICTURE, _PICTURE), "white")
+        lines = textwrap.wrap(self.text(raw) or "(no text)", _LINE)
+        draw, middle = ImageDraw.Draw(picture), _PICTURE / 2
+        font = ImageFont.load_default(_LETTER)
+        draw.multiline_text((middle, middle), "\n".join(lines), "black", font, anchor="mm", align="center")
+        return picture
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "context": self.context, "tokenizer": self.tokenizer.to_config()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> TextCondition:
+        """Build from `to_config`'s data. Raises ConditionError."""
+        unknown = sorted(config.keys() - {"kind", "context", "tokenizer"})
+        if unknown:
+            raise ConditionError(f"{source}: kind 'text' takes no {', '.join(unknown)}; remove it")
+        context, tokenizer = config.get("context", 64), config.get("tokenizer", {"kind": "bytes"})
+        if not isinstance(context, int) or context < 1:
+            raise ConditionError(f"{source}: context {context!r} is no number of tokens; give at least 1")
+        if not isinstance(tokenizer, Mapping):
+            raise ConditionError(f"{source}: tokenizer {tokenizer!r}: expected {{kind: bytes}} or {{kind: gpt2, …}}")
+        return cls(context, tokenizer_from_config(tokenizer, source))

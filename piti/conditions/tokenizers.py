@@ -1,0 +1,147 @@
+"""Tokenizers: text to ids. The bytes of the text, or GPT-2's byte pairs, which GLIDE was trained with."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from piti.conditions.base import ConditionError
+from piti.spec import choices
+
+GLIDE_VOCABULARY = 50257
+"""Ids of GPT-2's and GLIDE's tokenizer; the last ends a text."""
+
+_VOCABULARY_FILES = ("vocab.json", "encoder.json", "encoder.json.gz")
+_MERGES_FILES = ("merges.txt", "vocab.bpe", "vocab.bpe.gz")
+
+
+class Tokenizer(ABC):
+    """Text to ids below `size`."""
+
+    kind: ClassVar[str]
+    size: int
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, as many as it takes. Raises ConditionError where a needed file is missing."""
+
+    @abstractmethod
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, or a stand-in where the files that would tell are not there."""
+
+    @abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """Plain data from which `tokenizer_from_config` makes an equal tokenizer."""
+
+
+@dataclass(frozen=True)
+class ByteTokenizer(Tokenizer):
+    """UTF-8's bytes. Needs no file and knows every text; for priors of one's own."""
+
+    kind: ClassVar[str] = "bytes"
+    size: int = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+@dataclass(frozen=True)
+class BytePairTokenizer(Tokenizer):
+    """GPT-2's byte pairs of the lower-cased text, as GLIDE reads it.
+
+    folder: holds the vocabulary and the merges, as transformers writes them (`vocab.json`, `merges.txt`), as
+    GPT-2 was released (`encoder.json`, `vocab.bpe`), or as they lie beside GLIDE (the same, gzipped); none: not
+    known yet, and `encode` says so. size: ids in the vocabulary.
+    """
+
+    kind: ClassVar[str] = "gpt2"
+    folder: Path | None = None
+    size: int = GLIDE_VOCABULARY
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text.lower()).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return f"{len(ids)} tokens" if self.folder is None else self._tokenizer.decode(ids)
+
+    def to_config(self) -> dict[str, Any]:
+        folder = None if self.folder is None else str(self.folder)
+        return {"kind": self.kind, "folder": folder, "size": self.size}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if self.folder is None:
+            raise ConditionError(
+                "this model reads text through GPT-2's tokenizer, whose files it does not hold; name their folder: "
+                "--tokenizer FOLDER (vocab.json and merges.txt, or GLIDE's encoder.json.gz and vocab.bpe.gz)"
+            )
+        try:
+            from tokenizers import ByteLevelBPETokenizer
+        except ImportError:
+            raise ConditionError("GPT-2's tokenizer needs the extra 'text': pip install piti[text]") from None
+        vocabulary, merges = self._vocabulary(), self._merges()
+        if len(vocabulary) != self.size:
+            raise ConditionError(f"{self.folder}: its vocabulary has {len(vocabulary)} ids, the model {self.size}")
+        return ByteLevelBPETokenizer(vocabulary, merges)
+
+    def _vocabulary(self) -> dict[str, int]:
+        path = self._find(_VOCABULARY_FILES)
+        try:
+            values = json.loads(_text_of(path))
+        except ValueError as error:
+            raise ConditionError(f"{path}: not valid JSON ({error}); fetch the file again") from None
+        if not isinstance(values, dict):
+            raise ConditionError(f"{path}: expected an object of tokens and ids, got {type(values).__name__}")
+        return values
+
+    def _merges(self) -> list[tuple[str, str]]:
+        path = self._find(_MERGES_FILES)
+        pairs = [line.split() for line in _text_of(path).splitlines() if line and not line.startswith("#version")]
+        odd = next((pair for pair in pairs if len(pair) != 2), None)
+        if odd is not None:
+            raise ConditionError(f"{path}: expected two tokens a line, got '{' '.join(odd)}'; fetch the file again")
+        return [(first, second) for first, second in pairs]
+
+    def _find(self, names: tuple[str, ...]) -> Path:
+        assert self.folder is not None
+        for name in names:
+            if (self.folder / name).is_file():
+                return self.folder / name
+        raise ConditionError(f"{self.folder}: holds none of {', '.join(names)}; name a folder with GPT-2's tokenizer")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    except (OSError, EOFError, ValueError) as error:
+        raise ConditionError(f"{path}: cannot be read ({error}); fetch the file again") from None
+
+
+def tokenizer_from_config(config: Mapping[str, Any], source: str) -> Tokenizer:
+    """The tokenizer that `config["kind"]` names. Raises ConditionError."""
+    kind, values = config.get("kind"), {key: value for key, value in config.items() if key != "kind"}
+    known = {ByteTokenizer.kind: (), BytePairTokenizer.kind: ("folder", "size")}
+    if kind not in known:
+        raise ConditionError(f"{source}: unknown tokenizer '{kind}'; {choices(str(kind), known)}")
+    unknown = sorted(values.keys() - set(known[kind]))
+    if unknown:
+        raise ConditionError(f"{source}: tokenizer '{kind}' takes no {', '.join(unknown)}; remove it")
+    if kind == ByteTokenizer.kind:
+        return ByteTokenizer()
+    folder, size = values.get("folder"), values.get("size", GLIDE_VOCABULARY)
+    if not isinstance(size, int) or size < 1:
+        raise ConditionError(f"{source}: tokenizer.size {size!r} is no number of ids; GPT-2 has {GLIDE_VOCABULARY}")
+    return BytePairTokenizer(None if folder is None else Path(folder), size)
