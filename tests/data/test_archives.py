@@ -101,7 +101,7 @@ class TestPhotographsAlone:
 
     def test_they_are_for_models_without_a_condition(self, tmp_path) -> None:
         table = ClassTable(names=("a",), ids=(0,), colours=((0, 0, 0),))
-        with pytest.raises(DataError, match=r"photographs are for condition: .kind: none. or .kind: text., not for mask"):
+        with pytest.raises(DataError, match=r"photographs are for condition: .kind: none. or .kind: text., not for m"):
             PairedFolder(self.spec(tmp_path), MaskCondition(table))
 
     def test_what_is_not_there(self, tmp_path) -> None:
