@@ -165,7 +165,12 @@ def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, 
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ImageError(f"expected uint8 pixels [h, w, 3], got {image.dtype} {list(image.shape)}")
     pixels = torch.tensor(np.ascontiguousarray(image))  # [h, w, 3]
-    return pixels.permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+    return from_uint8(pixels.permute(2, 0, 1).contiguous())
+
+
+def from_uint8(pixels: UInt8[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Values 0..255 to float32 in [-1, 1]; `to_uint8` undoes it exactly."""
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def to_uint8(tensor: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
@@ -183,7 +188,12 @@ def quantized(tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
     What an image is after it was saved and read again. Raises ImageError as `to_uint8` does.
     """
-    return to_uint8(tensor).float().div_(127.5).sub_(1)
+    return from_uint8(to_uint8(tensor))
+
+
+def truncated(tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Values in [-1, 1] to the next lower of the 256 levels of 8-bit pixels, float32, as PITI's release has it."""
+    return tensor.float().clamp(-1, 1).add(1).mul(127.5).int().float().div_(127.5).sub_(1)
 
 
 def to_pil(tensor: Float[Tensor, "*batch 3 h w"]) -> Any:

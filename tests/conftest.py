@@ -69,6 +69,12 @@ def camvid() -> Path:
 
 
 @pytest.fixture(scope="session")
+def scenes() -> Path:
+    """Archives of small photographs with soft edge maps and captions."""
+    return _shared("data/scenes")
+
+
+@pytest.fixture(scope="session")
 def referee() -> Path:
     """The script that judges generated street scenes."""
     return _shared("tools/referee.py")

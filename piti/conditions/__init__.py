@@ -3,6 +3,8 @@
 from piti.conditions.base import CONDITIONS, Condition, ConditionError, condition_from_config
 from piti.conditions.mask import ClassTable, MaskCondition
 from piti.conditions.nothing import NoCondition
+from piti.conditions.palette import PaletteCondition, bit_colours, coco_stuff
+from piti.conditions.sketch import SketchCondition
 from piti.conditions.text import TextCondition
 
 __all__ = [
@@ -12,6 +14,10 @@ __all__ = [
     "ConditionError",
     "MaskCondition",
     "NoCondition",
+    "PaletteCondition",
+    "SketchCondition",
     "TextCondition",
+    "bit_colours",
+    "coco_stuff",
     "condition_from_config",
 ]

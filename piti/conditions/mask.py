@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,11 @@ class ClassTable(Spec):
     colours: tuple[Colour, ...]
     ignore: int | None = 255
     ignore_colour: Colour | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return len(self.names)
 
     @classmethod
     def read(cls, path: str | Path) -> ClassTable:
@@ -131,11 +136,11 @@ class ClassTable(Spec):
 
 
 class _MaskConfig(Spec):
-    """What a mask condition saves."""
+    """What a mask condition, or one of its kin, saves."""
 
-    kind: Literal["mask"] = "mask"
+    kind: str
     classes: ClassTable
-    null_value: float = 0.0
+    null_value: float | None = None
 
 
 @register
@@ -164,12 +169,12 @@ class MaskCondition(Condition):
     @property
     def channels(self) -> int:
         """Number of classes."""
-        return len(self.classes.names)
+        return self.classes.count
 
     @property
     def ignore_index(self) -> int:
         """The raw value of unlabelled pixels."""
-        return 255 if self.channels <= 255 else 32767
+        return 255 if self.classes.count <= 255 else 32767
 
     def read(self, image: Image.Image, source: str) -> Integer[Tensor, "1 h w"]:
         """Indices of a decoded mask; see the class for what it may be.
@@ -199,23 +204,23 @@ class MaskCondition(Condition):
         if raw.ndim != 3 or len(raw) != 1 or raw.is_floating_point() or raw.is_complex():
             shape = f"{list(raw.shape)} of {raw.dtype}"
             raise ConditionError(f"{source}: expected class indices [1, h, w] of an integer type, got {shape}")
-        odd = raw[(raw != self.ignore_index) & ((raw < 0) | (raw >= self.channels))]
+        odd = raw[(raw != self.ignore_index) & ((raw < 0) | (raw >= self.classes.count))]
         if len(odd):
             raise ConditionError(
-                f"{source}: {len(odd)} pixels hold indices such as {int(odd[0])}; classes are 0..{self.channels - 1}, "
-                f"unlabelled is {self.ignore_index}"
+                f"{source}: {len(odd)} pixels hold indices such as {int(odd[0])}; "
+                f"classes are 0..{self.classes.count - 1}, unlabelled is {self.ignore_index}"
             )
         return raw
 
     def crop_resize(self, raw: Integer[Tensor, "1 h w"], box: Box, size: int) -> Integer[Tensor, "1 s s"]:
         """Cut `box` out and resize it to a square, nearest neighbour, as PIL's NEAREST to the pixel."""
-        rows = _nearest_positions(box.top, box.height, size)
-        columns = _nearest_positions(box.left, box.width, size)
+        rows = nearest_positions(box.top, box.height, size)
+        columns = nearest_positions(box.left, box.width, size)
         return raw[:, rows[:, None], columns]
 
     def encode(self, raw: Integer[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch C h w"]:
         """One-hot float32; unlabelled pixels are zero in every channel."""
-        classes = torch.arange(self.channels, dtype=raw.dtype, device=raw.device)  # [C]
+        classes = torch.arange(self.classes.count, dtype=raw.dtype, device=raw.device)  # [C]
         return (raw == classes[:, None, None]).float()  # [..., C, h, w]
 
     def null(
@@ -236,14 +241,11 @@ class MaskCondition(Condition):
         Unlabelled pixels are black where the table gives them no colour; if a class is black too, they are
         read as that class.
         """
-        colours = np.zeros((self.ignore_index + 1, 3), np.uint8)
-        colours[: self.channels] = self.classes.colours
-        colours[self.ignore_index] = self.classes.ignore_colour or (0, 0, 0)
-        return Image.fromarray(colours[raw[0].cpu().numpy()])
+        return Image.fromarray(self._colour_of_index[raw[0].cpu().numpy()])
 
     def to_config(self) -> dict[str, Any]:
         """Kind, table and null value as plain data."""
-        return _MaskConfig(classes=self.classes, null_value=self.null_value).to_dict()
+        return _MaskConfig(kind=self.kind, classes=self.classes, null_value=self.null_value).to_dict()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> MaskCondition:
@@ -252,7 +254,7 @@ class MaskCondition(Condition):
             parsed = _MaskConfig.parse(config, source)
         except SpecError as error:
             raise ConditionError(str(error)) from None
-        return cls(parsed.classes, parsed.null_value)
+        return cls(parsed.classes) if parsed.null_value is None else cls(parsed.classes, parsed.null_value)
 
     # Ids and colours to indices. Look-ups give _UNKNOWN for what the table lacks.
 
@@ -261,17 +263,25 @@ class MaskCondition(Condition):
         return np.uint8 if self.ignore_index == 255 else np.int16
 
     @cached_property
+    def _colour_of_index(self) -> UInt8[np.ndarray, "indices 3"]:
+        """The RGB of every raw value; unlabelled pixels are black where the table gives them no colour."""
+        colours = np.zeros((self.ignore_index + 1, 3), np.uint8)
+        colours[: self.classes.count] = self.classes.colours
+        colours[self.ignore_index] = self.classes.ignore_colour or (0, 0, 0)
+        return colours
+
+    @cached_property
     def _index_of_id(self) -> Integer[np.ndarray, "*table"]:
         table = np.full(_MAX_ID + 1, _UNKNOWN, np.int16)
         if self.classes.ignore is not None:
             table[self.classes.ignore] = self.ignore_index
-        table[list(self.classes.ids)] = np.arange(self.channels)
+        table[list(self.classes.ids)] = np.arange(self.classes.count)
         return table
 
     @cached_property
     def _index_of_colour(self) -> tuple[Integer[np.ndarray, "*colours"], Integer[np.ndarray, "*colours"]]:
         """Packed colours in ascending order, and the index of each."""
-        colours, indices = list(self.classes.colours), list(range(self.channels))
+        colours, indices = list(self.classes.colours), list(range(self.classes.count))
         if self.classes.ignore_colour is not None:
             colours.append(self.classes.ignore_colour)
             indices.append(self.ignore_index)
@@ -386,7 +396,7 @@ def _span(ids: Sequence[int]) -> str:
     return ", ".join(map(str, sorted(ids)[:12])) + (", …" if len(ids) > 12 else "")
 
 
-def _nearest_positions(start: int, length: int, size: int) -> Integer[Tensor, "*positions"]:
+def nearest_positions(start: int, length: int, size: int) -> Integer[Tensor, "*positions"]:
     """Source positions of `size` samples over [start, start + length), rounded as PIL does.
 
     PIL adds the step up in float64 instead of multiplying; the sum's rounding is part of the result.

@@ -1,0 +1,69 @@
+"""Segmentation masks as the released models see them: RGB pictures of class colours; COCO-Stuff's table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from piti.conditions.base import register
+from piti.conditions.mask import ClassTable, Colour, MaskCondition
+from piti.images import from_uint8
+
+
+def bit_colours(count: int) -> tuple[Colour, ...]:
+    """`count` distinct colours, none of them black, as PASCAL VOC spreads the bits of a number over RGB.
+
+    The colour of class k shows k + 1 (0 would be black): its lowest bit is the highest of red, the next the
+    highest of green, the next the highest of blue, the fourth the second highest of red, and so on. Low
+    numbers thus look as different as they can. The released mask models use the first 182.
+    """
+    return tuple(_spread(number) for number in range(1, count + 1))
+
+
+def _spread(number: int) -> Colour:
+    """Bits 0, 3, 6, … of a number as red, 1, 4, … as green, 2, 5, … as blue, the first of each the highest."""
+    red, green, blue = (sum((number >> 3 * k + c & 1) << 7 - k for k in range(8)) for c in range(3))
+    return red, green, blue
+
+
+@cache
+def coco_stuff() -> ClassTable:
+    """The 182 classes of COCO-Stuff in the colours of the released mask models; unlabelled is 255, black.
+
+    Ids are the pixel values of COCO-Stuff's pixel maps, 0 ('person') to 181 ('wood'): one less than the ids of
+    its label list, 1 to 182, so subtract 1 from maps in those. (The list's 0, 'unlabeled', is 255 in the
+    maps.) 11 of the first 91 classes, such as 'hat' and 'shoe', have a colour but occur in no annotation.
+    """
+    return ClassTable.read(Path(__file__).with_name("coco_stuff.json"))
+
+
+@register
+@dataclass(frozen=True)
+class PaletteCondition(MaskCondition):
+    """A segmentation mask that the network sees as a picture of its class colours, as the released models do.
+
+    Files, raw form and preview are `MaskCondition`'s. Encoded: the class colours in [-1, 1], three channels;
+    unlabelled pixels in the table's colour for them, black where it has none. The colours are what such a model
+    learned, so a table fits it only if they are the same. null_value fills the null condition, ones in the
+    release: a white picture, which no mask is unless a class is white.
+    """
+
+    kind: ClassVar[str] = "palette"
+
+    null_value: float = 1.0
+
+    @property
+    def channels(self) -> int:
+        """Red, green and blue."""
+        return 3
+
+    def encode(self, raw: Integer[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch C h w"]:
+        """Class colours in [-1, 1], float32: colour / 127.5 - 1."""
+        colours = from_uint8(torch.from_numpy(self._colour_of_index)).to(raw.device)  # [indices, 3]
+        return colours[raw.squeeze(-3).long()].movedim(-1, -3)  # [..., 3, h, w]
