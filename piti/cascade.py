@@ -14,7 +14,7 @@ from piti.diffusion.guidance import Guidance, guided
 from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule
 from piti.errors import UserError
-from piti.images import Box, quantized
+from piti.images import Box, quantized, truncated
 from piti.models import ConditionEncoder, TextEncoder, Tokens, Translator
 from piti.models.checkpoints import ModelError
 from piti.seeding import generator_for
@@ -31,6 +31,8 @@ class NetworkSampling:
     sampler: str
     noise: float = 1.0
     """Factor on the initial noise."""
+    truncates: bool = False
+    """For an upsampler: see the small images cut down to 8 bits, as PITI's release does, not rounded."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def sample_cascade(
     if upsampler is None or settings.upsampler is None:
         return base.sample(batch, settings.base, on_step)
     second, before = batch.upsampled(), base.steps(settings.base)
-    small = quantized(base.sample(batch, settings.base, on_step))  # [B, 3, h, w]
+    to_8_bits = truncated if settings.upsampler.truncates else quantized
+    small = to_8_bits(base.sample(batch, settings.base, on_step))  # [B, 3, h, w]
     return upsampler.sample(second, settings.upsampler, lambda done, x0: on_step(before + done, x0), small)
 
 

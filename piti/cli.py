@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,12 @@ from rich.text import Text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 log = Console(stderr=True)
+
+
+class Layout(StrEnum):
+    """What `export` can write."""
+
+    RELEASE = "release"
 
 
 @app.callback()
@@ -31,6 +38,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")] = False,
+    gpu: Annotated[str, typer.Option(help="For --dry-run: whose hours and memory; a100, h100 or rtx4090.")] = "a100",
 ) -> None:
     """Train a translator as a recipe says."""
     from piti.training import plan, read_recipe
@@ -41,7 +49,7 @@ def train(
         parsed = parsed.model_copy(update={"data": parsed.data.model_copy(update={"root": data})})
     folder = out or Path("runs") / parsed.name
     if dry_run:
-        print_rows(plan(parsed, folder))
+        print_rows(plan(parsed, folder, gpu))
         return
     model = run_training(parsed, folder, resume, log)
     alone = parsed.model.low_res is not None and parsed.base is None
@@ -51,7 +59,8 @@ def train(
 
 @app.command()
 def translate(
-    inputs: Annotated[list[Path], typer.Argument(help="Conditions: files, or folders of them.")],
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, or folders of them.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="For a prior: what the picture is to show.")] = None,
     model: Annotated[str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")] = "street",
     num: Annotated[int, typer.Option(min=1, help="Images for each condition.")] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -83,7 +92,7 @@ def translate(
     settings = Settings(num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler)
     with steps_bar(log, "translating") as on_step:
         name = model if upsampler is None else f"{model} with the upsampler of {upsampler}"
-        report = translate_files(pipeline, inputs, out, settings, name, overwrite, on_step)
+        report = translate_files(pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [])
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
     typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
 
@@ -94,6 +103,44 @@ def models() -> None:
     from piti.pipeline import list_models
 
     print_rows([model.row() for model in list_models()])
+
+
+@app.command("import")
+def import_(
+    base: Annotated[Path, typer.Argument(help="A released base, of GLIDE or PITI, or PITI's encoder alone.")],
+    out: Annotated[Path, typer.Option(help="The model's folder.")],
+    upsampler: Annotated[Path | None, typer.Option(help="A released upsampler.")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="For an encoder alone: whose UNet it takes, a released base or a model.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="A classes.json instead of COCO-Stuff's, for masks.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A folder with GPT-2's tokenizer, for GLIDE.")] = None,
+    head_dim: Annotated[
+        int | None, typer.Option(min=1, help="Channels of a head in the UNet, for unusual files.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Heads of the transformer, for unusual files.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in --out.")] = False,
+) -> None:
+    """Make a model of checkpoints that GLIDE or PITI released, or that were finetuned in their layout."""
+    from piti.exchange import ImportSettings, import_release
+    from piti.models.release import Heads
+
+    settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite)
+    print_rows([done.row() for done in import_release(base, out, upsampler, settings)])
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model's folder, a training run, a bundled model, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="A .pt file, or a folder for base.pt and upsampler.pt.")],
+    layout: Annotated[Layout, typer.Option(help="GLIDE's and PITI's keys.")] = Layout.RELEASE,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
+) -> None:
+    """Write a model's weights in the layout of the released checkpoints."""
+    from piti.exchange import export_release
+
+    writers = {Layout.RELEASE: export_release}
+    print_rows([done.row() for done in writers[layout](model, out, overwrite)])
 
 
 def print_rows(rows: list[dict[str, str]]) -> None:

@@ -25,7 +25,7 @@ from piti.cascade import (
     resized,
     sample_cascade,
 )
-from piti.conditions import Condition
+from piti.conditions import Condition, TextCondition
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import OnStep
 from piti.diffusion.schedule import NoiseSchedule
@@ -66,6 +66,7 @@ SETTINGS = {
     "upsampler_steps": "fast27",
     "upsampler_noise": 0.997,
     "upsampler_guidance": 0.0,
+    "upsampler_truncates": False,
 }
 """How a model is sampled where neither the caller nor the model's own defaults say; the upsampler as released."""
 
@@ -138,8 +139,9 @@ class PITIPipeline(DiffusionPipeline):
         """Translate one condition or several, `num_images` times each.
 
         condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]; what is not
-        square is cropped at its centre. guidance: the paper's w for normalised guidance, 0 for none, or a
-        `Guidance`, for the base. steps, sampler, upsampler_steps, upsampler_sampler: see
+        square is cropped at its centre. For a prior: the text itself, a `Path` of a text file, or tokens.
+        guidance: the paper's w for normalised guidance, 0 for none, or a `Guidance`, for the base.
+        steps, sampler, upsampler_steps, upsampler_sampler: see
         `piti.diffusion.samplers`. generator: decides the noise; the same generator gives the same images,
         whatever the batch; several: one an image. batch_size: images made at once, by either network.
         on_step: called with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]), counted over both
@@ -209,7 +211,8 @@ class PITIPipeline(DiffusionPipeline):
             raise UserError(f"upsampler_guidance {rule.w}: this upsampler takes no condition to follow; make it 0")
         if not isinstance(noise, int | float) or not (math.isfinite(noise) and noise >= 0):
             raise UserError(f"upsampler_noise {noise!r} is no factor; give a number of at least 0, such as 0.997")
-        chosen = NetworkSampling(rule, values["upsampler_steps"], values["upsampler_sampler"], float(noise))
+        steps, sampler = values["upsampler_steps"], values["upsampler_sampler"]
+        chosen = NetworkSampling(rule, steps, sampler, float(noise), bool(values["upsampler_truncates"]))
         try:
             network.steps(chosen)
         except UserError as error:
@@ -244,7 +247,9 @@ class PITIPipeline(DiffusionPipeline):
 
     def read(self, item: ConditionInput) -> Tensor:
         """A condition in raw form, cropped to a square at its centre, in its own resolution, [K, s, s]."""
-        if isinstance(item, Tensor):
+        if isinstance(item, str) and isinstance(self.condition, TextCondition):
+            raw = self.condition.tokens(item)
+        elif isinstance(item, Tensor):
             raw = self.condition.checked(item, "the given tensor")
         elif isinstance(item, Image.Image):
             raw = self.condition.read(item, "the given image")
@@ -267,7 +272,8 @@ class PITIPipeline(DiffusionPipeline):
         else:
             parts |= {"upsampler": self.upsampler, "upsampler_scheduler": self.upsampler_scheduler}
         plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in defaults.items()}
-        write_model_folder(Path(save_directory), parts, self.condition.to_config(), plain)
+        condition = self.condition.saved_in(Path(save_directory))
+        write_model_folder(Path(save_directory), parts, condition.to_config(), plain)
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -328,7 +334,7 @@ def _load_upsampler(
     if "upsampler" not in folder:
         raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")
     upsampler, scheduler = folder.load("upsampler", "upsampler_scheduler", torch_dtype)
-    if upsampler.encoder is not None and folder.condition.to_config() != condition.to_config():
+    if upsampler.encoder is not None and not folder.condition.reads_like(condition):
         raise ModelError(
             f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "
             "give one that was trained with the same, or with none"

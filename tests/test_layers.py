@@ -14,13 +14,13 @@ PACKAGE = ROOT / "piti"
 
 # Each layer imports only from those above it; modules on one line form one layer.
 LAYERS = [
-    {"errors", "spec", "seeding", "images", "progress"},
+    {"errors", "spec", "seeding", "atomic", "images", "progress"},
     {"conditions"},
     {"data"},
     {"models"},
     {"diffusion"},
     {"training"},
-    {"cascade", "pipeline", "translation"},
+    {"cascade", "pipeline", "translation", "exchange"},
     {"editing", "evaluation", "baselines"},
     {"studio", "cli"},
 ]

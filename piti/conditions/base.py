@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -93,6 +94,20 @@ class Condition(ABC):
     @abstractmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> Condition:
         """Build from `to_config`'s data, read from `source`. Raises ConditionError."""
+
+    # With a model
+
+    def saved_in(self, folder: Path) -> Condition:
+        """Copy the files it needs into a model's folder; the same condition, naming them relative to that."""
+        return self
+
+    def found_in(self, folder: Path) -> Condition:
+        """The same condition, with files that it names relative to its model's folder looked for there."""
+        return self
+
+    def reads_like(self, other: Condition) -> bool:
+        """Whether networks that were trained with either can be given the other."""
+        return self.to_config() == other.to_config()
 
 
 CONDITIONS: dict[str, type[Condition]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -135,3 +135,16 @@ class TextCondition(Condition):
         if not isinstance(tokenizer, Mapping):
             raise ConditionError(f"{source}: tokenizer {tokenizer!r}: expected {{kind: bytes}} or {{kind: gpt2, …}}")
         return cls(context, tokenizer_from_config(tokenizer, source))
+
+    def saved_in(self, folder: Path) -> TextCondition:
+        return replace(self, tokenizer=self.tokenizer.saved_in(folder))
+
+    def found_in(self, folder: Path) -> TextCondition:
+        return replace(self, tokenizer=self.tokenizer.found_in(folder))
+
+    def reads_like(self, other: Condition) -> bool:
+        """Wherever the tokenizer's files lie."""
+        if not isinstance(other, TextCondition):
+            return False
+        ours, theirs = ((c.context, c.tokenizer.kind, c.tokenizer.size) for c in (self, other))
+        return ours == theirs

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,9 @@ from piti.spec import choices
 
 GLIDE_VOCABULARY = 50257
 """Ids of GPT-2's and GLIDE's tokenizer; the last ends a text."""
+
+TOKENIZER_FOLDER = "tokenizer"
+"""Where a model's folder holds its tokenizer's files."""
 
 _VOCABULARY_FILES = ("vocab.json", "encoder.json", "encoder.json.gz")
 _MERGES_FILES = ("merges.txt", "vocab.bpe", "vocab.bpe.gz")
@@ -38,6 +42,14 @@ class Tokenizer(ABC):
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
         """Plain data from which `tokenizer_from_config` makes an equal tokenizer."""
+
+    def saved_in(self, folder: Path) -> Tokenizer:
+        """See `Condition.saved_in`."""
+        return self
+
+    def found_in(self, folder: Path) -> Tokenizer:
+        """See `Condition.found_in`."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,21 +92,37 @@ class BytePairTokenizer(Tokenizer):
         folder = None if self.folder is None else str(self.folder)
         return {"kind": self.kind, "folder": folder, "size": self.size}
 
+    def saved_in(self, folder: Path) -> Tokenizer:
+        """Raises ConditionError where the files are not there, or of another vocabulary."""
+        if self.folder is None:
+            return self
+        files = (self._find(_VOCABULARY_FILES), self._find(_MERGES_FILES))
+        self._vocabulary()
+        (folder / TOKENIZER_FOLDER).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            target = folder / TOKENIZER_FOLDER / file.name
+            if not (target.exists() and target.samefile(file)):
+                shutil.copyfile(file, target)
+        return replace(self, folder=Path(TOKENIZER_FOLDER))
+
+    def found_in(self, folder: Path) -> Tokenizer:
+        """A relative folder is looked for below `folder` first."""
+        if self.folder is None or not (folder / self.folder).is_dir():
+            return self
+        return replace(self, folder=folder / self.folder)
+
     @cached_property
     def _tokenizer(self) -> Any:
         if self.folder is None:
             raise ConditionError(
-                "this model reads text through GPT-2's tokenizer, whose files it does not hold; name their folder: "
+                "this model reads text through GPT-2's tokenizer, whose files it does not hold; import it with "
                 "--tokenizer FOLDER (vocab.json and merges.txt, or GLIDE's encoder.json.gz and vocab.bpe.gz)"
             )
         try:
             from tokenizers import ByteLevelBPETokenizer
         except ImportError:
             raise ConditionError("GPT-2's tokenizer needs the extra 'text': pip install piti[text]") from None
-        vocabulary, merges = self._vocabulary(), self._merges()
-        if len(vocabulary) != self.size:
-            raise ConditionError(f"{self.folder}: its vocabulary has {len(vocabulary)} ids, the model {self.size}")
-        return ByteLevelBPETokenizer(vocabulary, merges)
+        return ByteLevelBPETokenizer(self._vocabulary(), self._merges())
 
     def _vocabulary(self) -> dict[str, int]:
         path = self._find(_VOCABULARY_FILES)
@@ -104,6 +132,11 @@ class BytePairTokenizer(Tokenizer):
             raise ConditionError(f"{path}: not valid JSON ({error}); fetch the file again") from None
         if not isinstance(values, dict):
             raise ConditionError(f"{path}: expected an object of tokens and ids, got {type(values).__name__}")
+        if len(values) != self.size:
+            raise ConditionError(
+                f"{path}: the vocabulary has {len(values)} ids, the model {self.size}; name the tokenizer it was "
+                "trained with"
+            )
         return values
 
     def _merges(self) -> list[tuple[str, str]]:

@@ -14,7 +14,9 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from piti.conditions import Condition, condition_from_config
+from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.errors import UserError
+from piti.models.lora import ADAPTER_CONFIG, load_adapted, read_adapter
 from piti.models.translator import Translator
 
 INDEX_FILE = "model_index.json"
@@ -29,7 +31,7 @@ class ModelError(UserError):
 
 @runtime_checkable
 class Saveable(Protocol):
-    """What diffusers can save into a folder: models and schedulers."""
+    """What diffusers can save into a folder: models and schedulers; or what saves itself as one, `saved_as` a class."""
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any: ...
 
@@ -48,7 +50,8 @@ def write_model_folder(
     for name, part in parts.items():
         part.save_pretrained(folder / name)
         _forget_origin(folder / name)
-        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
+        kind = getattr(part, "saved_as", type(part))
+        index[name] = [kind.__module__.partition(".")[0], kind.__name__]
     index["defaults"] = defaults
     (folder / CONDITION_FILE).write_text(json.dumps(condition, indent=1), encoding="utf-8")
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -63,6 +66,8 @@ def join_base(folder: Path, base: Path) -> None:
     settings = {key: value for key, value in other.get("defaults", {}).items() if not key.startswith(OF_UPSAMPLER)}
     index["defaults"] = settings | index["defaults"]
     shutil.copy(base / CONDITION_FILE, folder / CONDITION_FILE)
+    if (base / TOKENIZER_FOLDER).is_dir():
+        shutil.copytree(base / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER, dirs_exist_ok=True)
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
@@ -102,11 +107,14 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
     return _download(str(name), known, **kwargs)
 
 
+_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*"]
+
+
 def _download(name: str, known: str, **kwargs: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md", "*.yaml"], **kwargs))
+        return Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
     except Exception as error:  # the hub raises errors of many libraries
         raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error} ({known})") from error
 
@@ -125,8 +133,8 @@ class ModelFolder:
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
         """Read index and condition. Raises ModelError, and ConditionError for a condition that is not known."""
-        condition = _read_json(path, CONDITION_FILE)
-        return cls(path, _read_json(path, INDEX_FILE), condition_from_config(condition, str(path / CONDITION_FILE)))
+        condition = condition_from_config(_read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
+        return cls(path, _read_json(path, INDEX_FILE), condition.found_in(path))
 
     def __contains__(self, part: str) -> bool:
         return part in self.index
@@ -143,11 +151,18 @@ class ModelFolder:
     def load(self, network: str, scheduler: str, torch_dtype: torch.dtype) -> tuple[Translator, DDPMScheduler]:
         """A network, ready to sample, and its scheduler, from the sub-folders of these names. Raises ModelError."""
         try:
-            translator = Translator.from_pretrained(self.path / network, torch_dtype=torch_dtype)
+            translator = self._translator(network, torch_dtype)
             schedule = cast(DDPMScheduler, DDPMScheduler.from_pretrained(self.path / scheduler))
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: {error}") from None
         return translator.eval(), schedule
+
+    def _translator(self, network: str, torch_dtype: torch.dtype) -> Translator:
+        folder = self.path / network
+        if not (folder / ADAPTER_CONFIG).is_file():
+            return Translator.from_pretrained(folder, torch_dtype=torch_dtype)
+        config, _ = read_adapter(folder)
+        return load_adapted(folder, find_model(config.prior) / network, torch_dtype)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

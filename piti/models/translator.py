@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from piti.errors import UserError
@@ -77,6 +77,7 @@ class Translator(ModelMixin, ConfigMixin):
     learned_variance: whether the UNet also predicts the variance.
     detail: an upsampler that predicts the image ("sample") may be preconditioned for what its small image lacks,
     of this standard deviation in [-1, 1]; see `DetailPreconditioning`. steps: of its noise schedule.
+    inpaint: the UNet is also told which pixels are known, and what they are, as GLIDE's inpainting nets are.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -96,6 +97,7 @@ class Translator(ModelMixin, ConfigMixin):
         detail: float | None = None,
         steps: int = 1000,
         text_spec: Mapping[str, Any] | None = None,
+        inpaint: bool = False,
     ) -> None:
         super().__init__()
         unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
@@ -103,19 +105,21 @@ class Translator(ModelMixin, ConfigMixin):
         if patch_size < 1 or image_size % patch_size:
             raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
-        self.learned_variance = learned_variance
+        self.learned_variance, self.inpaint = learned_variance, inpaint
         if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
             raise UserError(
                 f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"
             )
         if detail is not None and (low_res is None or detail <= 0):
             raise UserError(f"'detail' {detail} is for upsamplers and above 0; set 'low_res', or leave it out")
+        if detail is not None and inpaint:
+            raise UserError("'detail' and 'inpaint' do not go together; leave one of them out")
         self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
         sample_size, pixels = image_size // patch_size, patch_size**2
         self.unet = build_unet(
             unet,
             sample_size,
-            in_channels=(3 if low_res is None else 6) * pixels,
+            in_channels=(3 + (4 if inpaint else 0) + (0 if low_res is None else 3)) * pixels,
             out_channels=(6 if learned_variance else 3) * pixels,
         )
         self.encoder: ConditionEncoder | TextEncoder | None = None
@@ -134,7 +138,7 @@ class Translator(ModelMixin, ConfigMixin):
         """By how much an upsampler enlarges; 1 for a base translator."""
         return 1 if self.low_res is None else self.image_size // self.low_res
 
-    def encode(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
+    def encode(self, condition: Shaped[Tensor, "b c h w"]) -> Tokens:
         """The condition's tokens; once an image is enough, they do not depend on t."""
         if self.encoder is None:
             return Tokens(condition.new_empty(len(condition), 0), condition.new_empty(len(condition), 0, 0))
@@ -144,14 +148,17 @@ class Translator(ModelMixin, ConfigMixin):
         self,
         x_t: Float[Tensor, "b 3 h w"],
         t: Tensor,
-        condition: Tokens | Float[Tensor, "b c hc wc"],
+        condition: Tokens | Shaped[Tensor, "b c hc wc"],
         low_res: Float[Tensor, "b 3 hl wl"] | None = None,
+        known: Float[Tensor, "b 4 h w"] | None = None,
     ) -> Prediction:
         """x_t: noisy images in [-1, 1] plus noise; t: timesteps [B] or a scalar; condition: its tokens, or
         the condition itself, which is then encoded; low_res: small images in [-1, 1], for an upsampler.
+        known: for an `inpaint` translator, an image in [-1, 1] and a mask that is 1 where it is known and 0
+        elsewhere; none: nothing is.
         """
         tokens = condition if isinstance(condition, Tokens) else self.encode(condition)
-        x, large = self.join_low_res(x_t, low_res, t)  # [B, 3|6, H, W]
+        x, large = self.join_low_res(x_t, low_res, t, known)  # [B, 3|6|7|10, H, W]
         x = F.pixel_unshuffle(x, self.patch_size)  # [B, C·p², H/p, W/p]
         residuals, conditional = tokens.residuals, self.encoder is not None
         out = self.unet(
@@ -169,13 +176,18 @@ class Translator(ModelMixin, ConfigMixin):
             output = self.preconditioning.image(output, x_t, large, t)
         return Prediction(output, variance)
 
-    def join_low_res(self, x_t: Tensor, low_res: Tensor | None, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the UNet sees: x_t and, for an upsampler, the small image enlarged bilinearly, also on its own."""
+    def join_low_res(
+        self, x_t: Tensor, low_res: Tensor | None, t: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the UNet sees: x_t, for inpainting what is known and where, and for an upsampler the small image
+        enlarged bilinearly, also on its own.
+        """
         if (low_res is None) != (self.low_res is None):
             have, want = ("none", "a small image") if low_res is None else ("one", "no small image")
             raise UserError(f"this translator expects {want} as 'low_res', got {have}")
+        given = self._known(x_t, known)
         if low_res is None:
-            return x_t, None
+            return (torch.cat([x_t, *given], dim=1) if given else x_t), None
         if x_t.shape[-2:] != (low_res.shape[-2] * self.scale, low_res.shape[-1] * self.scale):
             raise UserError(
                 f"this upsampler enlarges {self.scale} times: a small image of {list(low_res.shape[-2:])} does not "
@@ -183,7 +195,18 @@ class Translator(ModelMixin, ConfigMixin):
             )
         large = F.interpolate(low_res, x_t.shape[-2:], mode="bilinear", align_corners=False).to(x_t.dtype)
         seen = x_t if self.preconditioning is None else self.preconditioning(x_t, large, t)
-        return torch.cat([seen, large], dim=1), large
+        return torch.cat([seen, *given, large], dim=1), large
+
+    def _known(self, x_t: Tensor, known: Tensor | None) -> list[Tensor]:
+        """The known image, 0 elsewhere [B, 3, H, W], and where it is known [B, 1, H, W]; nothing without `inpaint`."""
+        if not self.inpaint:
+            if known is not None:
+                raise UserError("this translator does not inpaint: it expects no 'known'; load one that does")
+            return []
+        if known is None:
+            known = x_t.new_zeros(len(x_t), 4, *x_t.shape[-2:])
+        image, mask = known.to(x_t.dtype).split((3, 1), dim=1)
+        return [image * mask, mask]
 
 
 def _encoder_for(

@@ -113,6 +113,8 @@ def test_formulas_equal_the_recorded_ones(golden: Path, betas: str, spacing: str
     clipped = pred_x0.clamp(-1, 1)
     log_variance = schedule.log_variance(variance, t)
     assert_near(x_t, want["q_sample"], 1e-5)
+    assert_near(schedule.at("sqrt_alphas_cumprod", t, x0) * x0, want["q_mean"], 1e-5)
+    assert_near(1 - schedule.at("alphas_cumprod", t, x0), want["q_var"], 1e-5)
     assert_near(schedule.posterior_mean(x0, x_t, t), want["post_mean"], 1e-5)
     assert_near(schedule.at("posterior_variance", t, x0), want["post_var"], 1e-5)
     assert_near(schedule.at("posterior_log_variance_clipped", t, x0), want["post_logvar"], 1e-5)
