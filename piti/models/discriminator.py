@@ -111,6 +111,7 @@ def _conv(c_in: int, c_out: int, stride: int, spectral: bool) -> nn.Module:
 def _convolved(conv: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
     """conv(x), but the power iteration behind a spectral norm keeps its precision under autocast."""
     assert isinstance(conv, nn.Conv2d)
-    with torch.autocast(x.device.type, enabled=False):
+    device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # the meta device has none
+    with torch.autocast(device, enabled=False):
         weight = conv.weight
     return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)

@@ -1,0 +1,366 @@
+"""What a run costs, told before it starts: parameters, FLOPs, memory, hours on a GPU.
+
+Networks are built and run on the meta device, which has shapes and no numbers: the counts are exact and take
+seconds, whatever the size. Speed and memory on a GPU are estimates from them; each function says what it leaves out.
+A multiply-add is 2 FLOPs; GFLOP is 10⁹, GiB 2³⁰.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from piti.diffusion.image_losses import adversarial_named
+from piti.errors import UserError
+from piti.models import Translator
+from piti.models.discriminator import PatchDiscriminator
+from piti.models.lora import inject
+from piti.models.perceptual import PerceptualNetwork
+from piti.models.text import TextEncoder
+from piti.spec import choices
+from piti.training.image_losses import AdversarialLossSpec, ImageLossSpec
+from piti.training.recipes import NETWORKS, Recipe, Stage
+from piti.training.stages import freeze_all_but
+
+GIB = 2**30
+UTILISATION = 0.35
+"""Share of a GPU's peak that training is taken to reach, optimiser, data and previews included. An assumption, which
+holds for networks large enough to fill a GPU: Dhariwal & Nichol 2021 (arXiv 2105.05233, table 7) report about 30% on
+V100s for UNets of this kind. Small ones stay far below it."""
+ROOM = 0.9
+"""Share of a GPU's memory that an estimate may fill: the allocator's gaps and cuDNN's workspace need the rest."""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A GPU by its data sheet."""
+
+    name: str
+    peak: float
+    """Dense bf16 FLOP/s of its matrix units, sums in float32."""
+    memory: int
+    """Bytes."""
+
+
+GPUS = {
+    "a100": GPU("NVIDIA A100 80GB", 312e12, 80 * GIB),
+    "h100": GPU("NVIDIA H100 SXM", 989e12, 80 * GIB),
+    "rtx4090": GPU("NVIDIA RTX 4090", 165e12, 24 * GIB),
+}
+DEFAULT_GPU = "a100"
+
+
+def gpu_named(name: str) -> GPU:
+    """The GPU of that short name. Raises UserError that names the known ones."""
+    if name not in GPUS:
+        raise UserError(f"--gpu {name}: unknown; {choices(name, GPUS)}")
+    return GPUS[name]
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one process's share of a stage costs."""
+
+    name: str
+    images: int
+    """Training images of all its steps."""
+    flops: float
+    """FLOPs of one training image, forward and backward, as a mean over the stage."""
+    state: int
+    """Bytes that do not depend on the batch: weights, gradients, AdamW's moments, the average."""
+    activations: float
+    """Bytes that one image of a batch keeps for the backward pass."""
+
+    def memory(self, batch: int) -> float:
+        """Bytes of a training process, without what the allocator, cuDNN and CUDA itself take."""
+        return self.state + batch * self.activations
+
+    def rate(self, gpu: GPU) -> float:
+        """Estimated images a second on a GPU, at `UTILISATION` of its bf16 peak."""
+        return UTILISATION * gpu.peak / self.flops
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a recipe's run costs."""
+
+    parameters: Mapping[str, int]
+    """Of each network."""
+    forward: int
+    """FLOPs of the translator for one image of the recipe's data, encoder included."""
+    stages: tuple[StageCost, ...]
+
+    def memory(self, batch: int) -> float:
+        """Bytes of a training process in the stage that needs most."""
+        return max(stage.memory(batch) for stage in self.stages)
+
+    def hours(self, gpu: GPU) -> float:
+        """Estimated hours of all stages on one GPU."""
+        return sum(stage.images / stage.rate(gpu) for stage in self.stages) / 3600
+
+    def batch_for(self, gpu: GPU, batch: int) -> int | None:
+        """The largest divisor of `batch` that fits a GPU; none where not even one image does."""
+        fitting = [b for b in range(1, batch + 1) if batch % b == 0 and self.memory(b) <= ROOM * gpu.memory]
+        return max(fitting, default=None)
+
+
+def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
+    """What a recipe's run costs. config: the arguments of its `Translator`. Builds everything on the meta device."""
+    with torch.device("meta"):
+        translator = Translator(**config)
+        if recipe.adapts:
+            inject(translator, recipe.lora)
+    networks = {name: getattr(translator, name) for name in NETWORKS}
+    parameters = {name: _size(network) for name, network in networks.items() if network is not None}
+    own = sum(parameters.values())
+    passes: dict[tuple[str, ...], PassCost] = {}
+    for trains in dict.fromkeys(stage.trains for stage in recipe.stages):
+        passes[trains] = _translator_pass(translator, recipe, trains)
+    stages = tuple(_stage_cost(recipe, stage, own, passes[stage.trains]) for stage in recipe.stages)
+    if any(stage.adversarial for stage in recipe.stages):
+        with torch.device("meta"):
+            parameters["discriminator"] = _size(PatchDiscriminator(recipe.discriminator))
+    return Cost(parameters, passes[recipe.stages[0].trains].forward, stages)
+
+
+def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
+    """The rows of a plan: FLOPs, speed and memory, in words."""
+    side, batch = recipe.data.size, recipe.batch
+    flops = ", ".join(f"{_flop(stage.flops)} ({stage.name})" for stage in cost.stages)
+    rates = ", ".join(f"{stage.rate(gpu):,.0f} images/s ({stage.name})" for stage in cost.stages)
+    hours = f"{cost.hours(gpu):,.1f}" if cost.hours(gpu) >= 0.1 else "less than 0.1"
+    slower = "; precision: no is slower than bf16, for which this is" if recipe.precision == "no" else ""
+    return {
+        "FLOPs": f"{_flop(cost.forward)} forward an image of {side} px; {flops} a training image",
+        "speed": f"about {rates} where the data keeps up, {hours} hours for all steps on one {gpu.name} at "
+        f"{UTILISATION:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s{slower}",
+        "memory": f"about {cost.memory(batch) / GIB:.1f} GiB at batch {batch}, allocator overhead aside; "
+        + _fit(cost, recipe, gpu),
+    }
+
+
+def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
+    """Whether a recipe fits a GPU, and what to change if not."""
+    has = f"the {gpu.memory / GIB:.0f} GiB of one {gpu.name}"
+    fitting = cost.batch_for(gpu, recipe.batch)
+    if fitting == recipe.batch:
+        return f"fits {has}"
+    over = f"more than {ROOM:.0%} of {has}"
+    if fitting is None:
+        return f"{over}, as is one image: take a larger GPU, or a smaller model"
+    parts = recipe.accumulation * recipe.batch // fitting
+    return f"{over}: --set batch={fitting} --set accumulation={parts} takes {cost.memory(fitting) / GIB:.1f} GiB"
+
+
+# A stage
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """One image through a network, there and back."""
+
+    forward: int
+    """FLOPs of the forward pass."""
+    flops: int
+    """FLOPs of all."""
+    activations: int
+    """Bytes kept for the backward pass."""
+    learning: int = 0
+    """Parameters that get gradients."""
+    weights: int = 0
+    """Parameters of networks beside the translator."""
+
+
+def _stage_cost(recipe: Recipe, stage: Stage, own: int, inner: PassCost) -> StageCost:
+    """own: parameters of the translator; inner: its pass. The losses on x̂₀ count by the share of images and steps
+    on which they act, and in memory by the share of images."""
+    half = 0 if recipe.precision == "no" else 2  # autocast's copy of every weight
+    flops, activations = float(inner.flops), float(inner.activations)
+    state = (8 + half) * own + 12 * inner.learning  # weights and average; gradients and two moments
+    for spec, outer in _outer_passes(recipe, stage):
+        acting = spec.count(recipe.schedule.steps) / recipe.schedule.steps
+        flops += outer.flops * acting * max(0, stage.steps - spec.after) / stage.steps
+        activations += outer.activations * acting
+        state += (4 + half) * outer.weights + 12 * outer.learning
+    images = stage.steps * recipe.batch * recipe.accumulation
+    return StageCost(stage.name, images, flops, state, activations)
+
+
+def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, ...]) -> PassCost:
+    """Where everything learns the FLOPs are three times the forward pass's: gradients of the weights and of what
+    they multiply cost one each. A frozen UNet behind a learning encoder saves the former."""
+    side = recipe.data.size
+
+    def run(batch: int) -> Tensor:
+        low_res = None if translator.low_res is None else _images(batch, side // translator.scale)
+        t = torch.empty(batch, device="meta", dtype=torch.long)
+        output, variance = translator(_images(batch, side), t, _condition(translator, batch), low_res)
+        total = output.float().sum()
+        return total if variance is None else total + variance.float().sum()
+
+    learning = sum(p.numel() for p in freeze_all_but(translator, trains))
+    found = replace(count_pass(run, _low(recipe)), learning=learning)
+    translator.zero_grad(set_to_none=True)
+    return found
+
+
+def _condition(translator: Translator, batch: int) -> Tensor:
+    encoder = translator.encoder
+    if encoder is None:
+        return _images(batch, 1, channels=0)
+    if isinstance(encoder, TextEncoder):
+        return torch.empty(batch, 1, 1, encoder.spec.context, device="meta", dtype=torch.int32)
+    return _images(batch, encoder.spec.size, encoder.spec.in_channels)
+
+
+def _outer_passes(recipe: Recipe, stage: Stage) -> list[tuple[ImageLossSpec, PassCost]]:
+    """What a stage's losses on x̂₀ add for an image on which they act."""
+    found: list[tuple[ImageLossSpec, PassCost]] = []
+    if stage.perceptual is not None:
+        found.append((stage.perceptual, _perceptual_pass(recipe)))
+    if stage.adversarial is not None:
+        found.append((stage.adversarial, _adversarial_pass(recipe, stage.adversarial)))
+    return found
+
+
+def _perceptual_pass(recipe: Recipe) -> PassCost:
+    """Features of x̂₀ with gradients to it, and of x₀ without."""
+    with torch.device("meta"):
+        network = PerceptualNetwork(recipe.perceptual)
+
+    def run(batch: int) -> Tensor:
+        features = network(_images(batch, recipe.data.size).requires_grad_())
+        return torch.stack([x.float().sum() for x in features]).sum()
+
+    found = count_pass(run, _low(recipe))
+    return replace(found, flops=found.flops + found.forward, weights=_size(network))
+
+
+def _adversarial_pass(recipe: Recipe, spec: AdversarialLossSpec) -> PassCost:
+    """The translator's side with gradients to x̂₀ alone; the discriminator's, of x₀ and x̂₀, with its penalty.
+
+    The penalty is taken for six forward passes: one, its gradient to the images, and twice both to go back through
+    them. The discriminator's own backward pass comes when the translator's activations are gone: not added to memory.
+    """
+    with torch.device("meta"):
+        network = PatchDiscriminator(recipe.discriminator)
+    side, scale = recipe.data.size, recipe.model.scale
+
+    def run(batch: int, fooled: bool = False) -> Tensor:
+        small = _images(batch, side // scale) if scale is not None and recipe.discriminator.conditional else None
+        return network(_images(batch, side).requires_grad_(fooled), small).float().sum()
+
+    judged = count_pass(run, _low(recipe))
+    network.requires_grad_(False)
+    found = count_pass(partial(run, fooled=True), _low(recipe))
+    usual = adversarial_named(spec.kind).gradient_penalty
+    penalty = 6 * judged.forward if (usual if spec.gradient_penalty is None else spec.gradient_penalty) else 0
+    size = _size(network)
+    return replace(found, flops=found.flops + 2 * judged.flops + penalty, learning=size, weights=size)
+
+
+# Counting
+
+
+def count_pass(run: Callable[[int], Tensor], low: torch.dtype | None) -> PassCost:
+    """Count what `run`, a function of the batch, does on meta tensors up to the sum that it returns, and back.
+
+    FLOPs are those of products and convolutions, not of what acts element by element. Activations are the bytes that
+    a third image adds to the tensors saved for the backward pass, storages counted once (one image alone shares
+    storages that more do not); what is held only for a moment is not counted. low: what autocast casts to, if anything.
+    """
+    kept: list[set[torch.UntypedStorage]] = []
+
+    def pack(x: Tensor) -> Tensor:
+        kept[-1].add(x.untyped_storage())
+        return x
+
+    def forward(batch: int) -> Tensor:
+        kept.append(set())
+        with _AsOnGPU(low), saved_tensors_hooks(pack, lambda x: x):
+            return run(batch)
+
+    with FlopCounterMode(display=False) as counter:
+        total = forward(2)
+        there = counter.get_total_flops()
+        total.backward()
+    forward(3)
+    two, three = (sum(storage.nbytes() for storage in storages) for storages in kept)
+    return PassCost(there // 2, counter.get_total_flops() // 2, three - two)
+
+
+class _AsOnGPU(TorchFunctionMode):
+    """Casts and saves on the meta device as autocast and fused attention do on a GPU.
+
+    Of autocast's lists (torch's "CUDA Op-Specific Behavior"), what these networks call: convolutions and products
+    in half precision; normalisation and interpolation in float32, so that their inputs are saved in float32.
+    """
+
+    HALF = (F.conv2d, F.linear)
+    FULL = (F.group_norm, F.layer_norm, F.interpolate)
+
+    def __init__(self, low: torch.dtype | None) -> None:
+        """low: half precision; none: no autocast."""
+        super().__init__()
+        self.low = low
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*(self.cast(x, self.low) for x in args[:3]))
+        if func in self.HALF:
+            args = tuple(self.cast(x, self.low) for x in args)
+        elif func in self.FULL:
+            args = tuple(self.cast(x, torch.float32) for x in args)
+        return func(*args, **(kwargs or {}))
+
+    def cast(self, x: Any, dtype: torch.dtype | None) -> Any:
+        """x in another precision, where autocast is on and x a tensor of floats."""
+        if self.low is None or dtype is None or not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x.to(dtype)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as fused kernels do it: of the weights only the logarithms of their sums are kept (Dao et al. 2022,
+    arXiv 2205.14135). Their recomputation in the backward pass is not counted as work."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = (q @ k.transpose(-1, -2)) @ v  # [B, heads, S, D/heads]
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)  # laid out by tokens: heads are joined without a copy
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = ctx.saved_tensors[:3]
+        (grad,) = grads
+        weights = q.new_empty(*q.shape[:-1], k.shape[-2])  # [B, heads, S, S']
+        grad_v = weights.transpose(-1, -2) @ grad
+        grad_weights = grad @ v.transpose(-1, -2)
+        return grad_weights @ k, grad_weights.transpose(-1, -2) @ q, grad_v
+
+
+def _low(recipe: Recipe) -> torch.dtype | None:
+    return None if recipe.precision == "no" else torch.bfloat16  # fp16 is as large
+
+
+def _images(batch: int, side: int, channels: int = 3) -> Tensor:
+    return torch.empty(batch, channels, side, side, device="meta")
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _flop(flops: float) -> str:
+    return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP"
