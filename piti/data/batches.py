@@ -22,7 +22,7 @@ class Batch:
     """Images in [-1, 1], raw conditions (see Condition.encode), the keys of their files, and small images."""
 
     image: Float[Tensor, "B 3 s s"]
-    condition: Shaped[Tensor, "B K c c"]
+    condition: Shaped[Tensor, "B K hc wc"]
     keys: list[str]
     low_res: Float[Tensor, "B 3 l l"] | None = None
     """What an upsampler enlarges, in [-1, 1]."""

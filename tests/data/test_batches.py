@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
+from piti.data import FolderSpec, PairedFolder
 from piti.data.batches import Batch, BatchStream, LowRes, loader
 from piti.data.degrade import DegradationSpec, downsample
-from piti.data.folders import FolderSpec, PairedFolder
 from piti.data.problems import DataError
 from piti.images import to_pil, to_tensor
 

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
-from piti.data import folders
-from piti.data.folders import FolderSpec, PairedFolder
+from piti.data import FolderSpec, PairedFolder, folders
 from piti.data.problems import DataError
 from piti.data.splits import split_by_hash
 from piti.images import center_box, to_uint8

@@ -1,0 +1,194 @@
+"""Which files belong together: photographs and their conditions by key, in folders and archives, of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from piti.conditions import Condition, NoCondition
+from piti.data.archives import Archived, list_archived
+from piti.data.problems import DataError, Problems
+from piti.data.splits import SPLITS_FILE, read_splits, split_by_hash
+from piti.images import IMAGE_SUFFIXES, ImageError, list_files
+from piti.spec import Spec, choices
+
+ALONE = ("none", "text")
+"""Kinds of condition with which `FolderSpec.photographs` may serve: there is none, or it lies beside them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the condition that belongs to it; `key` is their common path without suffix."""
+
+    key: str
+    image: Path | Archived
+    condition: Path | Archived | None
+    """None where the model takes no condition."""
+
+
+class FolderSpec(Spec):
+    """Where the pairs lie and how samples are cut out of them."""
+
+    root: Path | None = None
+    """The folder that holds the others."""
+    images: str = "images"
+    """Photographs, in any depth of subfolders."""
+    conditions: str = "labels"
+    """Conditions: the same paths, with a suffix of their kind."""
+    photographs: tuple[Path, ...] = ()
+    """Further photographs to train on, folders or tar archives, for a model that takes no condition or text;
+    the caption of `KEY.jpg` is `KEY.txt` beside it."""
+    splits: str = SPLITS_FILE
+    """`{"train": [keys], "val": [keys]}`; without the file a hash of each key holds out about 5%."""
+    size: int = Field(default=64, ge=1)
+    """Side of a sample in pixels."""
+    condition_size: int | None = Field(default=None, ge=1)
+    """Side of its condition; none: the sample's."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Random square crops: their side as a share of the picture's short side, from and to. Validation takes
+    the centred square of the largest."""
+    flip: bool = True
+    """Mirror half of the samples."""
+    cache: bool = True
+    """Keep decoded pictures in memory if they fit."""
+    cache_gib: float = Field(default=4.0, ge=0)
+    """The most that the cache may take."""
+
+    @property
+    def condition_side(self) -> int:
+        """Side of a sample's condition in pixels."""
+        return self.condition_size or self.size
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        low, high = value
+        if not 0 < low <= high <= 1:
+            raise ValueError("expected [from, to] with 0 < from <= to <= 1, shares of the short side")
+        return value
+
+
+class PairList:
+    """Matches the files of one split; `problems` gathers what does not match.
+
+    Raises DataError if a folder is missing, the splits file is not valid, the split is unknown, or nothing matches.
+    """
+
+    def __init__(self, spec: FolderSpec, condition: Condition, split: str | None) -> None:
+        self.spec, self.condition, self.split = spec, condition, split
+        self.root = spec.root or next(iter(spec.photographs), Path())
+        self.problems = Problems()
+
+    def pairs(self) -> list[Pair]:
+        """The pairs of the split, sorted by key."""
+        alone = isinstance(self.condition, NoCondition)
+        if self.spec.photographs and self.condition.kind not in ALONE:
+            kinds = " or ".join(f"{{kind: {kind}}}" for kind in ALONE)
+            raise DataError(f"data.photographs are for condition: {kinds}, not for {self.condition.kind}")
+        if self.spec.root is None and not self.spec.photographs:
+            raise DataError("no data folder given; set data.root in the recipe or pass --data FOLDER")
+        further = self._further(alone)
+        if self.spec.root is None:
+            kept = [pair.key for pair in further]
+            kept = kept if self.split is None else self._keys_of(self.split, kept, set(kept))
+            return [pair for pair in further if pair.key in set(kept)]
+        return self._paired(self.spec.root, alone) + (further if self.split in {None, "train"} else [])
+
+    def _paired(self, root: Path, alone: bool) -> list[Pair]:
+        """The root's pairs; its images alone where there are no conditions."""
+        images = self._files(root / self.spec.images)
+        conditions = {} if alone else self._files(root / self.spec.conditions, self.condition.suffixes)
+        existing = images.keys() | conditions.keys()
+        if not alone:
+            for key in sorted(images.keys() - conditions.keys()):
+                self.problems.add(f"images without a condition in {self.spec.conditions}/", key)
+            for key in sorted(conditions.keys() - images.keys()):
+                self.problems.add(f"conditions without an image in {self.spec.images}/", key)
+        keys = sorted(existing if alone else images.keys() & conditions.keys())
+        if not keys:
+            self.problems.raise_if_any(root)
+            folders = [f"{self.spec.images}/"] + ([] if alone else [f"{self.spec.conditions}/"])
+            raise DataError(f"{root}: {' and '.join(folders)} hold no pictures")
+        if self.split is not None:
+            keys = self._keys_of(self.split, keys, existing)
+        return [Pair(key, images[key], conditions.get(key)) for key in keys]
+
+    def _further(self, alone: bool) -> list[Pair]:
+        """The pairs of `spec.photographs`, with the captions beside them unless there is no condition."""
+        images = self._photographs(IMAGE_SUFFIXES)
+        if alone:
+            return [Pair(key, image, None) for key, image in sorted(images.items())]
+        texts = self._photographs(self.condition.suffixes)
+        for key in sorted(images.keys() - texts.keys()):
+            self.problems.add("photographs without a caption beside them (KEY.txt)", str(images[key]))
+        return [Pair(key, images[key], texts[key]) for key in sorted(images.keys() & texts.keys())]
+
+    def _photographs(self, suffixes: Set[str]) -> dict[str, Path | Archived]:
+        """Files of `spec.photographs` by key, which begins with the folder's or the archive's name."""
+        found: dict[str, Path | Archived] = {}
+        for place in self.spec.photographs:
+            try:
+                inside = _inside(place, suffixes)
+            except ImageError as error:
+                raise DataError(f"data.photographs: {error}") from None
+            if not inside:
+                what = "pictures" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
+                raise DataError(f"data.photographs: {place} holds no {what}")
+            for key, picture in inside:
+                if key in found:
+                    self.problems.add("keys with several files (keep one)", f"{found[key]} and {picture}")
+                found[key] = picture
+        return found
+
+    def _files(self, folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+        """Pictures (or files of these suffixes) below `folder` by key; two files of one key are a problem."""
+        try:
+            paths = list_files(folder, suffixes, recursive=True)
+        except ImageError:
+            raise DataError(
+                f"{folder}: no such folder; put the pictures there, or set data.images and data.conditions"
+            ) from None
+        files: dict[str, Path] = {}
+        for path in paths:
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in files:
+                self.problems.add("keys with several files (keep one)", f"{files[key]} and {path.name}")
+            files[key] = path
+        return files
+
+    def _keys_of(self, split: str, paired: Sequence[str], existing: Set[str]) -> list[str]:
+        """The keys of a split that have both files; whatever else the split names is a problem."""
+        splits = self._splits()
+        if splits is None:
+            splits = split_by_hash(paired)
+        if split not in splits:
+            raise DataError(f"{self.root}: no split '{split}'; {choices(split, splits)}")
+        places: dict[str, list[str]] = {}
+        for name, keys in splits.items():
+            for key in keys:
+                places.setdefault(key, []).append(name)
+        for key, names in places.items():
+            if len(names) > 1:
+                self.problems.add(f"keys listed more than once in {self.spec.splits}", f"{key}: {', '.join(names)}")
+            if key not in existing:
+                self.problems.add(f"keys in {self.spec.splits} without files (paths without suffix)", key)
+        return sorted(set(splits[split]).intersection(paired))
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits there are to choose from."""
+        return list(self._splits() or split_by_hash([]))
+
+    def _splits(self) -> dict[str, list[str]] | None:
+        return None if self.spec.root is None else read_splits(self.spec.root / self.spec.splits)
+
+
+def _inside(place: Path, suffixes: Set[str]) -> list[tuple[str, Path | Archived]]:
+    """The files of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
+    if place.is_dir():
+        paths = list_files(place, suffixes, recursive=True)
+        return [(f"{place.name}/{path.relative_to(place).with_suffix('').as_posix()}", path) for path in paths]
+    return [(f"{place.stem}/{member.key}", member) for member in list_archived(place, suffixes)]
