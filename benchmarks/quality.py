@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from piti.conditions import Condition
-from piti.data.folders import FolderSpec, PairedFolder
+from piti.data import FolderSpec, PairedFolder
 from piti.pipeline import PITIPipeline
 from piti.translation import Settings, translate_files
 

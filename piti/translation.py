@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from piti.cascade import NetworkSampling, Sampling
-from piti.conditions import ConditionError
+from piti.conditions import ConditionError, TextCondition
 from piti.errors import UserError
-from piti.images import ImageError, grid, image_size, list_images, open_image, save_png
+from piti.images import IMAGE_SUFFIXES, ImageError, grid, image_size, list_files, open_image, save_png
 from piti.pipeline import PITIPipeline
 from piti.seeding import derive_seed
 
@@ -51,9 +52,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to make."""
+    """One image to make, of a file or of a text."""
 
-    source: Path
+    source: Path | str
     number: int
     seed: int
     target: Path
@@ -78,8 +79,11 @@ def translate_files(
     name: str,
     overwrite: bool = False,
     on_step: Callable[[int, int], None] | None = None,
+    texts: Sequence[str] = (),
 ) -> Report:
     """Translate condition files and folders of them into `out/STEM_0.png` … and `out/sheet.png`.
+
+    texts: for a prior; their images are named after their words.
 
     The noise of an image follows from the seed, the condition's content and the image's number, so it
     does not depend on the file's name, the other files, or the batch. Existing images are kept unless
@@ -91,7 +95,10 @@ def translate_files(
     sampling = settings.sampling(pipeline)
     if out.resolve() in {path.resolve() for path in inputs}:
         raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
-    jobs = _jobs(pipeline, _sources(inputs), out, settings)
+    if texts and not isinstance(pipeline.condition, TextCondition):
+        kind = pipeline.condition.kind
+        raise TranslationError(f"--text: this model reads a {kind}; give a file, or name a prior with --model")
+    jobs = _jobs(pipeline, _sources(inputs, texts, pipeline.condition.suffixes), out, settings)
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     if not overwrite:
         _check_sizes(jobs, pipeline.image_size(sampling))
@@ -152,7 +159,7 @@ def _make(
 
 def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:
     """Each condition beside its images, the first `SHEET_ROWS` conditions."""
-    rows: dict[Path, list[Image.Image]] = {}
+    rows: dict[Path | str, list[Image.Image]] = {}
     for job in jobs:
         image = open_image(job.target)
         side = max(SHEET_SIDE, image.width)
@@ -165,31 +172,41 @@ def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:
     return grid(list(rows.values()))
 
 
-def _sources(inputs: Sequence[Path]) -> list[Path]:
+def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -> dict[str, Path | str]:
+    """Files and texts by the stem of what they become."""
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = list_images(path)
+            inside = list_files(path, suffixes)
             if not inside:
-                raise TranslationError(f"{path}: the folder holds no images; give one that does, or files")
+                what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
+                raise TranslationError(f"{path}: the folder holds no {what}; give one that does, or files")
             found += inside
         else:
             found.append(path)
-    by_stem: dict[str, Path] = {}
-    for path in found:
-        other = by_stem.setdefault(path.stem, path)
-        if other != path:
-            raise TranslationError(f"{other} and {path} would write the same files; rename one, or use two --out")
-    return list(by_stem.values())
+    by_stem: dict[str, Path | str] = {}
+    for stem, source in [*((path.stem, path) for path in found), *((_stem(text), text) for text in texts)]:
+        other = by_stem.setdefault(stem, source)
+        if other != source:
+            raise TranslationError(f"{other} and {source} would write the same files; rename one, or use two --out")
+    if not by_stem:
+        raise TranslationError("nothing to translate; give files, folders, or --text")
+    return by_stem
 
 
-def _jobs(pipeline: PITIPipeline, sources: list[Path], out: Path, settings: Settings) -> list[Job]:
+def _stem(text: str) -> str:
+    """A file's name for a text: its words, as far as they are letters and digits."""
+    words = re.findall(r"\w+", text.lower())
+    return "-".join(words)[:60] or "text"
+
+
+def _jobs(pipeline: PITIPipeline, sources: dict[str, Path | str], out: Path, settings: Settings) -> list[Job]:
     """All images to make, every condition read. Raises TranslationError with all problems together."""
     if settings.num < 1 or settings.batch < 1:
         raise TranslationError(f"--num {settings.num} and --batch {settings.batch} must be at least 1")
     jobs: list[Job] = []
     problems: list[str] = []
-    for source in sources:
+    for stem, source in sources.items():
         try:
             raw = pipeline.read(source)
         except (ConditionError, ImageError) as error:
@@ -198,7 +215,7 @@ def _jobs(pipeline: PITIPipeline, sources: list[Path], out: Path, settings: Sett
         content = hashlib.sha256(pipeline.resized(raw).numpy().tobytes()).hexdigest()
         for number in range(settings.num):
             seed = derive_seed(settings.seed, content, number)
-            jobs.append(Job(source, number, seed, out / f"{source.stem}_{number}.png"))
+            jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png"))
     if problems:
         raise TranslationError(f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems))
     return jobs
@@ -208,7 +225,7 @@ def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> di
     """What it takes to make the image again."""
     values: dict[str, object] = {
         "model": name,
-        "condition": job.source.name,
+        "condition": job.source.name if isinstance(job.source, Path) else job.source,
         "seed": settings.seed,
         "number": job.number,
         **_settings_of(sampling.base),

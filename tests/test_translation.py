@@ -6,8 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from piti.conditions import TextCondition
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
+from piti.models import Translator
+from piti.pipeline import PITIPipeline
 from piti.translation import Settings, TranslationError, translate_files
 from tests.test_pipeline import mask, tiny_pipeline
 
@@ -106,3 +112,47 @@ def test_a_long_sheet_says_what_it_leaves_out(masks: Path, tmp_path: Path, monke
     report = translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(steps=1), "tiny")
     assert report.left_out == " (the first 2 of 3 conditions)"
     assert len(report.made) == 3
+
+
+def text_pipeline() -> PITIPipeline:
+    torch.manual_seed(0)
+    unet = {"channels": [16, 32], "layers": 1, "attention": [False, True], "head_dim": 8, "token_width": 16}
+    text = {"vocabulary": 256, "context": 12, "width": 16, "layers": 1, "heads": 2}
+    base = Translator(text_spec=text, unet_spec=unet | {"norm_groups": 8}, image_size=16, patch_size=2)
+    pipeline = PITIPipeline(base.eval(), scheduler_of(ScheduleSpec()), TextCondition(context=12))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+class TestTexts:
+    def test_images_are_named_after_the_words(self, tmp_path: Path) -> None:
+        (tmp_path / "said.txt").write_text("the sea")
+        settings = Settings(num=1, steps=2)
+        texts = ["A photo, of a Forest!", "?"]
+        report = translate_files(text_pipeline(), [tmp_path / "said.txt"], tmp_path, settings, "t", texts=texts)
+        assert [p.name for p in report.made] == ["said_0.png", "a-photo-of-a-forest_0.png", "text_0.png"]
+        with Image.open(tmp_path / "a-photo-of-a-forest_0.png") as image:
+            assert image.text["piti:condition"] == "A photo, of a Forest!"  # type: ignore[attr-defined]
+
+    def test_a_file_and_the_text_in_it_give_the_same_image(self, tmp_path: Path) -> None:
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts/said.txt").write_text("the sea\n")
+        settings = Settings(num=1, steps=2)
+        translate_files(text_pipeline(), [tmp_path / "texts"], tmp_path, settings, "t", texts=["the sea", "the hills"])
+        said, same, other = (Image.open(tmp_path / f"{k}_0.png").tobytes() for k in ("said", "the-sea", "the-hills"))
+        assert said == same != other
+
+    def test_refused(self, masks: Path, tmp_path: Path) -> None:
+        settings = Settings(num=1, steps=2)
+        with pytest.raises(TranslationError, match="--text: this model reads a mask"):
+            translate_files(tiny_pipeline(), [], tmp_path, settings, "t", texts=["the sea"])
+        with pytest.raises(TranslationError, match=r"m0\.png: cannot be read as UTF-8"):
+            translate_files(text_pipeline(), [masks / "m0.png"], tmp_path, settings, "t")
+        with pytest.raises(TranslationError, match=r"holds no \.txt files"):
+            translate_files(text_pipeline(), [masks], tmp_path, settings, "t")
+        with pytest.raises(TranslationError, match="nothing to translate"):
+            translate_files(text_pipeline(), [], tmp_path, settings, "t")
+        with pytest.raises(TranslationError, match="the given text: is empty"):
+            translate_files(text_pipeline(), [], tmp_path, settings, "t", texts=[" "])
+        with pytest.raises(TranslationError, match=r"A! and a would write the same files"):
+            translate_files(text_pipeline(), [], tmp_path, settings, "t", texts=["A!", "a"])

@@ -3,7 +3,7 @@
     python tools/bundle.py runs/street piti/assets/street --sampler dpm++sde --steps 20 --guidance 2 \\
         [--upsampler runs/street-upsampler --upsampler-sampler ddim --upsampler-steps 10]
 
-Prints the size, and the largest difference that half precision makes to an image of the first example, in levels of
+Prints the size, and the largest difference that half precision makes to an image of an example, in levels of
 255.
 """
 
@@ -17,7 +17,10 @@ import torch
 
 from piti.pipeline import PITIPipeline
 
-MASK = Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png"
+EXAMPLES = {
+    "mask": Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png",
+    "text": "a photo of a forest",
+}
 
 
 def number_or_name(text: str) -> int | str:
@@ -44,7 +47,8 @@ def main() -> None:
     half.save_pretrained(options.target)
     pictures = []
     for pipeline in (full, PITIPipeline.from_pretrained(options.target)):
-        images = pipeline(MASK, **settings, generator=torch.Generator().manual_seed(0)).images
+        generator = torch.Generator().manual_seed(0)
+        images = pipeline(EXAMPLES[pipeline.condition.kind], **settings, generator=generator).images
         pictures.append(np.asarray(images[0], np.int16))
     size = sum(path.stat().st_size for path in options.target.rglob("*.safetensors"))
     print(f"{size / 1e6:.1f} MB; half precision changes a pixel by {np.abs(pictures[0] - pictures[1]).max()} at most")

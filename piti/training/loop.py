@@ -26,6 +26,7 @@ from piti.errors import UserError
 from piti.images import save_png
 from piti.models import Translator
 from piti.models.checkpoints import join_base, write_model_folder
+from piti.models.lora import Adapted
 from piti.models.perceptual import PerceptualNetwork
 from piti.seeding import derive_seed, generator_for
 from piti.training.image_losses import Adversary, Critique, ImageLosses
@@ -67,6 +68,8 @@ class Run:
     """For stages with a perceptual loss."""
     base: Path | None = None
     """For an upsampler: the folder of the model whose images it enlarges."""
+    adapted: Adapted | None = None
+    """The translator as it is saved where low-rank adapters are trained on its prior."""
 
 
 class Trainer:
@@ -334,7 +337,7 @@ class Trainer:
         network, scheduler = ("base", "scheduler")
         if self.translator.low_res is not None:
             network, scheduler = ("upsampler", "upsampler_scheduler")
-        parts = {network: self.translator, scheduler: scheduler_of(self.recipe.schedule)}
+        parts = {network: self.run.adapted or self.translator, scheduler: scheduler_of(self.recipe.schedule)}
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
         if self.run.base is not None:
             join_base(target, self.run.base)

@@ -11,18 +11,21 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from piti.data.degrade import DegradationSpec
-from piti.data.folders import FolderSpec
+from piti.data.pairs import FolderSpec
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.models import EncoderSpec, TextEncoderSpec, UNetSpec
 from piti.models.discriminator import DiscriminatorSpec
+from piti.models.lora import LoraSpec
 from piti.models.perceptual import PerceptualSpec
 from piti.spec import Spec, SpecError
 from piti.training.image_losses import AdversarialLossSpec, PerceptualLossSpec
 
 NETWORKS = ("encoder", "unet")
+LORA = "lora"
+"""Low-rank adapters on the UNet, trained in its place."""
 
 
 class RecipeError(SpecError):
@@ -33,8 +36,9 @@ class Stage(Spec):
     """Who trains, for how long, how fast (PITI, section 3.2 and appendix A)."""
 
     name: str = "joint"
-    trains: tuple[Literal["encoder", "unet"], ...] = NETWORKS
-    """The networks that learn; the others are frozen: no gradients, bit-identical afterwards."""
+    trains: tuple[Literal["encoder", "unet", "lora"], ...] = NETWORKS
+    """The networks that learn, or `lora` instead of the UNet; the others are frozen: no gradients, bit-identical
+    afterwards."""
     steps: int = Field(default=1000, ge=1)
     """Optimiser steps."""
     lr: float = Field(default=3e-5, gt=0)
@@ -52,7 +56,7 @@ class Stage(Spec):
     @classmethod
     def _someone(cls, trains: tuple[str, ...]) -> tuple[str, ...]:
         if not trains:
-            raise ValueError(f"nothing trains; name one or both of {', '.join(NETWORKS)}")
+            raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA))}")
         return trains
 
     def lr_at(self, step: int) -> float:
@@ -170,6 +174,10 @@ class Recipe(Spec):
     data: FolderSpec = FolderSpec()
     init: str | None = None
     """A model to begin from: a bundled one, a folder, a training run. Every weight must fit."""
+    prior: str | None = None
+    """A model, named likewise, whose UNet is taken and whose encoder is not: adaptation (PITI, section 3.1)."""
+    lora: LoraSpec = LoraSpec()
+    """The adapters of stages that train `lora`; the run's model is saved beside the name of its `prior`."""
     base: str | None = None
     """For an upsampler: the model whose images it is to enlarge; the run's model is then both together."""
     degradation: DegradationSpec | None = DegradationSpec()
@@ -201,6 +209,8 @@ class Recipe(Spec):
     def _consistent(self) -> Recipe:
         if not self.stages:
             raise ValueError("'stages' is empty; give at least one")
+        if self.init is not None and self.prior is not None:
+            raise ValueError("'init' and 'prior' are both given; a run begins from one of them: remove the other")
         self._check_sizes()
         if self.model.detail is not None and self.schedule.prediction != "sample":
             raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
@@ -260,6 +270,8 @@ class Recipe(Spec):
                 raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
         if self.precision == "fp16" and any(stage.adversarial for stage in self.stages):
             raise ValueError("precision: fp16 scales one optimiser's gradients, an adversary has its own; take bf16")
+        if self.adapts:
+            self._check_lora()
         trained: set[str] = set()
         adversarial = ""
         for stage in self.stages:
@@ -276,6 +288,20 @@ class Recipe(Spec):
                     "would be lost. Put the stage first, or train it in a run of its own"
                 )
             adversarial = stage.name if stage.adversarial else ""
+
+    def _check_lora(self) -> None:
+        whole = next((stage.name for stage in self.stages if "unet" in stage.trains), None)
+        if whole is not None:
+            raise ValueError(
+                f"stage '{whole}' trains the UNet whole and another adapts it; take 'unet' or 'lora', not both"
+            )
+        if self.prior is None:
+            raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a stage trains low-rank adapters."""
+        return any(LORA in stage.trains for stage in self.stages)
 
     @property
     def steps(self) -> int:
@@ -297,7 +323,7 @@ class Recipe(Spec):
 # still to come, so that a run can be made longer, or tamed after it diverged.
 FREE_KEYS = {
     "workers", "log_every", "tensorboard", "preview", "checkpoint", "optimizer.clip",
-    "data.root", "data.photographs", "data.cache", "data.cache_gib", "perceptual.weights", "base", "init",
+    "data.root", "data.photographs", "data.cache", "data.cache_gib", "perceptual.weights", "base", "init", "prior",
 }  # fmt: skip
 FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
 

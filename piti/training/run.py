@@ -13,16 +13,18 @@ from rich.console import Console
 
 from piti.conditions import Condition, NoCondition, TextCondition, condition_from_config
 from piti.conditions.mask import ClassTable
-from piti.data.folders import ALONE, PairedFolder, check_together
+from piti.data.folders import PairedFolder, check_together
+from piti.data.pairs import ALONE
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
 from piti.models.checkpoints import ModelFolder, find_model
-from piti.models.discriminator import PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.progress import steps_bar
 from piti.seeding import derive_seed
+from piti.training.cost import DEFAULT_GPU, cost_of, cost_rows, gpu_named
+from piti.training.initial import adapt, begin
 from piti.training.loop import Run, Trainer
-from piti.training.recipes import NETWORKS, ModelSpec, Recipe, RecipeError
+from piti.training.recipes import ModelSpec, Recipe, RecipeError
 from piti.training.state import RunFolder
 
 
@@ -41,8 +43,9 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     base = find_base(recipe, condition)
     perceptual = build_perceptual(recipe)
     translator = build_translator(recipe, condition)
-    if recipe.init is not None and checkpoint is None:
-        load_weights(translator, recipe.init, NoiseSchedule(recipe.schedule))
+    if checkpoint is None:
+        console.log(begin(translator, recipe))
+    adapted = adapt(translator, recipe) if recipe.adapts else None
     training, validation = open_data(recipe, condition, console)
     if main:
         folder.begin(recipe)
@@ -51,7 +54,7 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     if resume:
         console.log(f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint: a new run begins")
     accelerator.wait_for_everyone()
-    run = Run(recipe, condition, translator, training, validation, folder, accelerator, perceptual, base)
+    run = Run(recipe, condition, translator, training, validation, folder, accelerator, perceptual, base, adapted)
     return Trainer(run, console).fit(checkpoint)
 
 
@@ -73,14 +76,32 @@ def build_accelerator(precision: str) -> Accelerator:
 def build_condition(recipe: Recipe) -> Condition:
     """The recipe's condition; classes named by a path, or by none, are read from the data's root."""
     config: dict[str, Any] = dict(recipe.condition)
-    if recipe.data.root is None:
-        if config.get("kind") in ALONE and recipe.data.photographs:
-            return condition_from_config(config, "condition")
+    if not has_data(recipe):
         raise RecipeError("data.root: not given; add --data FOLDER, or set it in the recipe")
-    if config.get("kind") == "mask" and not isinstance(config.get("classes"), dict):
+    if recipe.data.root is None:
+        return condition_from_config(config, "condition")
+    if wants_classes(config):
         path = recipe.data.root / str(config.get("classes") or "classes.json")
         config["classes"] = ClassTable.read(path).to_dict()
     return condition_from_config(config, "condition")
+
+
+def has_data(recipe: Recipe) -> bool:
+    """Whether the recipe says where its data is; not whether it is there."""
+    alone = recipe.condition.get("kind") in ALONE and bool(recipe.data.photographs)
+    return recipe.data.root is not None or alone
+
+
+def wants_classes(config: dict[str, Any]) -> bool:
+    """Whether a condition's classes are to be read from a file."""
+    return config.get("kind") in ("mask", "palette") and not isinstance(config.get("classes"), dict)
+
+
+def known_condition(recipe: Recipe) -> Condition | None:
+    """The condition as far as it is known without data: none for a mask whose classes come with them."""
+    if wants_classes(recipe.condition):
+        return None
+    return condition_from_config(recipe.condition, "condition")
 
 
 def open_data(
@@ -129,42 +150,20 @@ def find_base(recipe: Recipe, condition: Condition) -> Path | None:
             f"base: {folder} makes images of {side} px, the upsampler enlarges images of 'model.low_res' "
             f"{recipe.model.low_res} px; make them equal"
         )
-    if not isinstance(condition, NoCondition) and model.condition.to_config() != condition.to_config():
+    if not isinstance(condition, NoCondition) and not model.condition.reads_like(condition):
         raise RecipeError(f"base: {folder} takes another condition than this recipe; both networks see the same one")
     return folder
 
 
-def load_weights(translator: Translator, name: str, schedule: NoiseSchedule | None = None) -> None:
-    """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit.
+def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str, Any]:
+    """Arguments of `Translator` for a recipe's model and condition, which decides what the encoder reads.
 
-    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps; none: only check what fits.
+    Where the condition is not known yet, the encoder's own `in_channels` stand.
     """
-    part = "base" if translator.low_res is None else "upsampler"
-    folder = find_model(name) / part
-    if not folder.is_dir():
-        raise RecipeError(f"init: {folder.parent} holds no {part}; name a model that does")
-    given = Translator.from_pretrained(folder).state_dict()
-    own = translator.state_dict()
-    wrong = sorted(key for key in own.keys() | given.keys() if _shape(own, key) != _shape(given, key))
-    if wrong:
-        named = ", ".join(f"{key}: {_shape(given, key)} there, {_shape(own, key)} here" for key in wrong[:3])
-        raise RecipeError(f"init: {len(wrong)} weights of {folder} do not fit this recipe's model ({named} …)")
-    if schedule is None:
-        return
-    translator.load_state_dict(given)
-    if translator.preconditioning is not None:
-        translator.preconditioning.set_noise(schedule.alphas_cumprod)
-
-
-def _shape(weights: dict[str, torch.Tensor], key: str) -> list[int] | None:
-    return list(weights[key].shape) if key in weights else None
-
-
-def translator_config(model: ModelSpec, condition: Condition) -> dict[str, Any]:
-    """Arguments of `Translator` for a recipe's model and condition, which decides what the encoder reads."""
     encoder = text = None
     if model.encoder is not None:
-        encoder = model.encoder.model_copy(update={"in_channels": condition.channels}).to_dict()
+        channels = model.encoder.in_channels if condition is None else condition.channels
+        encoder = model.encoder.model_copy(update={"in_channels": channels}).to_dict()
     if model.text is not None and isinstance(condition, TextCondition):
         read = {"vocabulary": condition.tokenizer.size, "context": condition.context}
         text = model.text.model_copy(update=read).to_dict()
@@ -180,35 +179,48 @@ def translator_config(model: ModelSpec, condition: Condition) -> dict[str, Any]:
     }
 
 
-def plan(recipe: Recipe, out: Path | str) -> list[dict[str, str]]:
-    """What `train` would do, a row a line, after the same checks of recipe, data and folder."""
+def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:
+    """What `train` would do and cost, a row a line, after the same checks of recipe, data and folder.
+
+    gpu: a name in `cost.GPUS`, of the GPU whose hours and memory are told. Without data only the costs are told, and
+    no other file is looked at either.
+    """
+    chosen = gpu_named(gpu)
     newest = RunFolder(out).newest()
     RunFolder(out).check(recipe, resume=newest is not None)
-    condition = build_condition(recipe)
-    find_base(recipe, condition)
-    build_perceptual(recipe)
-    with torch.device("meta"):
-        translator = Translator(**translator_config(recipe.model, condition))
-    if recipe.init is not None and newest is None:
-        load_weights(translator, recipe.init)
-    training, validation = open_data(recipe, condition)
-    networks = {name: getattr(translator, name) for name in NETWORKS}
-    if any(stage.adversarial for stage in recipe.stages):
-        with torch.device("meta"):
-            networks["discriminator"] = PatchDiscriminator(recipe.discriminator)
-    sizes = {name: _millions(network) for name, network in networks.items() if network is not None}
+    given = has_data(recipe)
+    condition = build_condition(recipe) if given else known_condition(recipe)
+    found = {"data": "not given (--data FOLDER): only costs are told, nothing is checked"}
+    if given and condition is not None:
+        found = _checked(recipe, condition, newest is None)
+    cost = cost_of(recipe, translator_config(recipe.model, condition))
+    sizes = (f"{name} {count / 1e6:.1f}M parameters" for name, count in cost.parameters.items())
+    rows = {"condition": _described(recipe, condition), "networks": ", ".join(sizes), **found}
     images = recipe.steps * recipe.batch * recipe.accumulation
-    rows = {
-        "condition": f"{condition.kind}, {condition.channels} channels",
-        "networks": ", ".join(f"{name} {size:.1f}M parameters" for name, size in sizes.items()),
-        "data": f"{len(training)} training and {len(validation) if validation else 0} validation pairs",
-        "images": f"{images:,} of one process: {recipe.steps:,} steps of {recipe.batch} × {recipe.accumulation}",
-    }
+    rows["images"] = f"{images:,} of one process: {recipe.steps:,} steps of {recipe.batch} × {recipe.accumulation}"
     for stage in recipe.stages:
         rows[f"stage {stage.name}"] = f"{' and '.join(stage.trains)}, {stage.steps:,} steps at {stage.lr:g}"
+    rows |= cost_rows(cost, recipe, chosen)
     rows["folder"] = f"{out}: " + (f"holds {newest.name}, --resume goes on from there" if newest else "new")
     return [{"what": key, "plan": value} for key, value in rows.items()]
 
 
-def _millions(network: torch.nn.Module) -> float:
-    return sum(p.numel() for p in network.parameters()) / 1e6
+def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, str]:
+    """Check all that a run needs beside its recipe; what was found, a row each. begins: there is no checkpoint."""
+    find_base(recipe, condition)
+    build_perceptual(recipe)
+    rows = {}
+    if begins:
+        with torch.device("meta"):
+            translator = Translator(**translator_config(recipe.model, condition))
+        rows["begins"] = begin(translator, recipe, only_check=True)
+    training, validation = open_data(recipe, condition)
+    rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
+    return rows
+
+
+def _described(recipe: Recipe, condition: Condition | None) -> str:
+    if condition is not None:
+        return f"{condition.kind}, {condition.channels} channels"
+    assumed = recipe.model.encoder.in_channels if recipe.model.encoder else 0
+    return f"mask, {assumed} channels assumed: its classes come with the data"

@@ -12,10 +12,11 @@ from piti.data.batches import LowRes
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.models import Translator
 from piti.models.discriminator import PatchDiscriminator
+from piti.models.lora import adapter_parameters
 from piti.models.perceptual import PerceptualNetwork
 from piti.seeding import derive_seed
 from piti.training.image_losses import ImageLosses, build_adversary
-from piti.training.recipes import NETWORKS, OptimizerSpec, Recipe, Stage
+from piti.training.recipes import LORA, NETWORKS, OptimizerSpec, Recipe, Stage
 
 
 def freeze_all_but(translator: Translator, trains: tuple[str, ...]) -> list[nn.Parameter]:
@@ -31,6 +32,11 @@ def freeze_all_but(translator: Translator, trains: tuple[str, ...]) -> list[nn.P
         network.requires_grad_(name in trains)
         if name in trains:
             learning += list(network.parameters())
+    if LORA in trains:
+        adapters = adapter_parameters(translator)
+        for parameter in adapters:
+            parameter.requires_grad_(True)
+        learning += adapters
     return learning
 
 

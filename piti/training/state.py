@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from piti.atomic import flush, flush_all
 from piti.errors import UserError
 from piti.training.recipes import Recipe, RecipeError, differences, read_recipe, write_recipe
 
@@ -179,21 +179,15 @@ def _step(line: str) -> float:
 
 
 def publish_folder(partial: Path, final: Path) -> None:
-    """Flush a finished folder to the disk and rename it to its final name, replacing what was there."""
-    for path in [*partial.rglob("*"), partial]:
-        _flush(path)
+    """Flush a finished folder to the disk and rename it to its final name, replacing what was there.
+
+    Unlike `whole_folder` it leaves what a killed process needs to put things right, see `RunFolder.begin`.
+    """
+    flush_all(partial)
     old = final.with_name(final.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
