@@ -18,7 +18,7 @@ from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec, space_timesteps
 from piti.diffusion.schedulers import scheduler_of
 from piti.errors import UserError
-from piti.images import quantized, to_pil, to_tensor
+from piti.images import quantized, to_pil, to_tensor, truncated
 from piti.models import Translator
 from piti.models.checkpoints import ModelError, ModelInfo, write_model_folder
 from piti.pipeline import PITIPipeline
@@ -239,6 +239,12 @@ def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
 def test_quantized_is_what_a_file_keeps() -> None:
     x = torch.linspace(-1.2, 1.2, 3 * 40 * 40).view(3, 40, 40)
     assert torch.equal(quantized(x), to_tensor(to_pil(x)))
+
+
+def test_truncating_takes_the_next_lower_level() -> None:
+    levels = torch.arange(256) / 127.5 - 1
+    torch.testing.assert_close(truncated(levels + 1 / 255), levels, atol=1e-6, rtol=0)  # halfway to the next
+    assert truncated(torch.tensor([-3.0, -1.0, 1.0, 3.0])).tolist() == [-1, -1, 1, 1]
 
 
 class TestFiles:

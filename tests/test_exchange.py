@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -96,6 +98,25 @@ def test_glide_s_conditions_and_settings(tmp_path: Path) -> None:
     assert (settings.base.guidance, settings.base.steps) == (Guidance(kind="plain", w=2.0), 100)
     assert (settings.upsampler.sampler, settings.upsampler.steps) == ("ddim", "fast27")
     assert not settings.upsampler.truncates
+
+
+def test_colours_and_class_ids_translate_to_the_same_images(tmp_path: Path) -> None:
+    model = imported(tmp_path, "piti", "piti_up")
+    ids = np.random.default_rng(0).integers(0, 182, (4, 4)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    ids[:8] = 255
+    table = np.zeros((256, 3), np.uint8)
+    table[:182] = coco_stuff().colours
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(ids).save(tmp_path / "masks/ids.png")
+    Image.fromarray(table[ids]).save(tmp_path / "masks/colours.png")
+    with_palette = Image.fromarray(ids).convert("P")
+    with_palette.putpalette(table.flatten().tolist())
+    with_palette.save(tmp_path / "masks/palette.png")
+    arguments = ["--model", model, "--num", 1, "--steps", 2, "--upsampler-steps", 2, "--out", tmp_path / "out"]
+    done = CliRunner().invoke(app, ["translate", str(tmp_path / "masks"), *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    made = [Image.open(tmp_path / f"out/{name}_0.png").tobytes() for name in ("ids", "colours", "palette")]
+    assert made[0] == made[1] == made[2]
 
 
 def test_sketches_and_a_table_of_one_s_own(tmp_path: Path) -> None:
