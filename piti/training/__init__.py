@@ -1,7 +1,8 @@
 """Training: recipes, stages, the loop, and runs that survive being killed."""
 
 from piti.training.loop import TrainingDiverged, TrainingInterrupted
-from piti.training.recipes import Recipe, RecipeError, Stage, read_recipe, write_recipe
+from piti.training.recipe_files import read_recipe, write_recipe
+from piti.training.recipes import Recipe, RecipeError, Stage
 from piti.training.run import plan, train
 from piti.training.state import RunError, RunFolder
 

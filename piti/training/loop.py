@@ -32,7 +32,8 @@ from piti.seeding import derive_seed, generator_for
 from piti.training.image_losses import Adversary, Critique, ImageLosses
 from piti.training.preview import validation_of
 from piti.training.progress import Meter, training_bar
-from piti.training.recipes import Recipe, Stage, write_recipe
+from piti.training.recipe_files import write_recipe
+from piti.training.recipes import Recipe, Stage
 from piti.training.signals import StopRequest
 from piti.training.stages import (
     build_discriminator,

@@ -11,7 +11,8 @@ from typing import Any
 
 from piti.atomic import flush, flush_all
 from piti.errors import UserError
-from piti.training.recipes import Recipe, RecipeError, differences, read_recipe, write_recipe
+from piti.training.recipe_files import differences, read_recipe, write_recipe
+from piti.training.recipes import Recipe, RecipeError
 
 PARTIAL = ".partial"
 OLD = ".old" + PARTIAL

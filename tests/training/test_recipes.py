@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from piti.spec import SpecError
-from piti.training.recipes import Recipe, RecipeError, Stage, differences, read_recipe, write_recipe
+from piti.training.recipe_files import differences, read_recipe, write_recipe
+from piti.training.recipes import Recipe, RecipeError, Stage
 from tests.conftest import ROOT, tiny_recipe
 
 
