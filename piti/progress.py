@@ -11,12 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextlib.contextmanager
 def steps_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar to which (steps done, steps in all) is reported."""
+    """A bar to which (steps done, steps in all) is reported; it appears with the first report."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=None)
+    bar = Progress(*columns, console=console)
+    task = bar.add_task(what, total=None)
 
-        def on_step(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+    def on_step(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield on_step
+    finally:
+        if bar.live.is_started:
+            bar.stop()

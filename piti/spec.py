@@ -44,7 +44,8 @@ def _explain(root: type[Spec], item: Any) -> str:
         return f"unknown key '{key}'; {choices(str(path[-1]), _known_keys(root, path[:-1]))}"
     if item["type"] == "missing":
         return f"missing key '{key}'"
-    return f"'{key}' = {item.get('input')!r}: {item['msg']}" if key else str(item["msg"])
+    said = str(item["ctx"]["error"]) if item["type"] == "value_error" else str(item["msg"])
+    return f"'{key}' = {item.get('input')!r}: {said}" if key else said
 
 
 def _known_keys(root: type[Spec], path: list[Any]) -> list[str]:

@@ -67,6 +67,8 @@ class Report:
     made: list[Path]
     kept: list[Path]
     sheet: Path
+    notes: list[str]
+    """What else a person should know, such as which texts were too long."""
     left_out: str
     """What to say where the sheet does not show every condition; else nothing."""
 
@@ -98,10 +100,12 @@ def translate_files(
     if texts and not isinstance(pipeline.condition, TextCondition):
         kind = pipeline.condition.kind
         raise TranslationError(f"--text: this model reads a {kind}; give a file, or name a prior with --model")
+    texts = list(dict.fromkeys(" ".join(text.split()) for text in texts))
     jobs = _jobs(pipeline, _sources(inputs, texts, pipeline.condition.suffixes), out, settings)
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     if not overwrite:
         _check_sizes(jobs, pipeline.image_size(sampling))
+    notes = [pipeline.condition.cut(text) for text in texts] if isinstance(pipeline.condition, TextCondition) else []
     out.mkdir(parents=True, exist_ok=True)
     _make(pipeline, todo, settings, sampling, name, on_step)
     sheet = out / SHEET
@@ -110,7 +114,7 @@ def translate_files(
     kept = [job.target for job in jobs if job.target not in made]
     conditions = len({job.source for job in jobs})
     left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
-    return Report([job.target for job in todo], kept, sheet, left_out)
+    return Report([job.target for job in todo], kept, sheet, [f"--text: {note}" for note in notes if note], left_out)
 
 
 def _check_sizes(jobs: list[Job], side: int) -> None:
@@ -188,7 +192,7 @@ def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -
     for stem, source in [*((path.stem, path) for path in found), *((_stem(text), text) for text in texts)]:
         other = by_stem.setdefault(stem, source)
         if other != source:
-            raise TranslationError(f"{other} and {source} would write the same files; rename one, or use two --out")
+            raise TranslationError(f"{other} and {source} would write the same files; use two --out")
     if not by_stem:
         raise TranslationError("nothing to translate; give files, folders, or --text")
     return by_stem

@@ -142,14 +142,23 @@ class TestTexts:
         said, same, other = (Image.open(tmp_path / f"{k}_0.png").tobytes() for k in ("said", "the-sea", "the-hills"))
         assert said == same != other
 
+    def test_long_ones_are_cut_and_that_is_said(self, tmp_path: Path) -> None:
+        texts = ["the sea", "the  sea", "a photo of the sea"]
+        report = translate_files(text_pipeline(), [], tmp_path, Settings(num=1, steps=2), "t", texts=texts)
+        assert [p.name for p in report.made] == ["the-sea_0.png", "a-photo-of-the-sea_0.png"]
+        assert report.notes == ["--text: only the first 12 of 18 tokens are read: a photo of the sea"]
+
     def test_refused(self, masks: Path, tmp_path: Path) -> None:
         settings = Settings(num=1, steps=2)
         with pytest.raises(TranslationError, match="--text: this model reads a mask"):
             translate_files(tiny_pipeline(), [], tmp_path, settings, "t", texts=["the sea"])
-        with pytest.raises(TranslationError, match=r"m0\.png: cannot be read as UTF-8"):
+        with pytest.raises(TranslationError, match=r"m0\.png: is a picture, and this model reads text"):
             translate_files(text_pipeline(), [masks / "m0.png"], tmp_path, settings, "t")
         with pytest.raises(TranslationError, match=r"holds no \.txt files"):
             translate_files(text_pipeline(), [masks], tmp_path, settings, "t")
+        (tmp_path / "said.txt").write_text("the sea")
+        with pytest.raises(TranslationError, match=r"said\.txt: is a text, and this model reads a mask"):
+            translate_files(tiny_pipeline(), [tmp_path / "said.txt"], tmp_path, settings, "t")
         with pytest.raises(TranslationError, match="nothing to translate"):
             translate_files(text_pipeline(), [], tmp_path, settings, "t")
         with pytest.raises(TranslationError, match="the given text: is empty"):

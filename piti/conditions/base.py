@@ -44,6 +44,8 @@ class Condition(ABC):
 
     def load(self, path: Source) -> Shaped[Tensor, "K h w"]:
         """Read a file. Raises ImageError if it is no picture, ConditionError if it is not of this kind."""
+        if str(path).lower().endswith(".txt"):
+            raise ConditionError(f"{path}: is a text, and this model reads a {self.kind}; give a picture, or a prior")
         return self.read(open_image(path), str(path))
 
     @abstractmethod

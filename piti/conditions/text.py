@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from piti.conditions.base import Condition, ConditionError, register
 from piti.conditions.tokenizers import ByteTokenizer, Tokenizer, tokenizer_from_config
-from piti.images import Box, Source
+from piti.images import IMAGE_SUFFIXES, Box, Source
 
 NO_TOKEN = -1
 """What follows a text's last token, in raw and encoded form."""
 
+_NO_TEXT = "is a picture, and this model reads text; give --text, or a .txt file"
 _PICTURE = 192  # side of a preview
 _LETTER = 16  # size of its letters
 _LINE = 20  # letters in a line
@@ -31,7 +32,7 @@ class TextCondition(Condition):
     """A text, such as a caption.
 
     Raw and encoded form are the same: token ids [1, 1, context] with -1 after the last; what is longer is cut.
-    The null condition is the empty text. Files are UTF-8 text, `.txt`; white space around and inside is folded.
+    The null condition is the empty text. Files are UTF-8 text, `.txt`; white space around is cut off.
     """
 
     kind: ClassVar[str] = "text"
@@ -49,22 +50,28 @@ class TextCondition(Condition):
 
     def load(self, path: Source) -> Integer[Tensor, "1 1 L"]:
         """Read a text file. Raises ConditionError if there is none, or it is no UTF-8."""
+        if PurePath(str(path)).suffix.lower() in IMAGE_SUFFIXES:
+            raise ConditionError(f"{path}: {_NO_TEXT}")
         try:
             data = Path(path).read_bytes() if isinstance(path, str | Path) else path.open().read()
-            text = data.decode()
+            text = data.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConditionError(f"{path}: cannot be read as UTF-8 text ({error}); save it as such") from None
         return self.tokens(text, str(path))
 
     def tokens(self, text: str, source: str = "the given text") -> Integer[Tensor, "1 1 L"]:
         """A text in raw form. Raises ConditionError for one that says nothing."""
-        folded = " ".join(text.split())
-        if not folded:
+        if not text.strip():
             raise ConditionError(f"{source}: is empty; say what the picture is to show")
-        ids = self.tokenizer.encode(folded)[: self.context]
+        ids = self.tokenizer.encode(text.strip())[: self.context]
         raw = torch.full((1, 1, self.context), NO_TOKEN, dtype=torch.int32)
         raw[0, 0, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         return raw
+
+    def cut(self, text: str) -> str:
+        """What to tell a person whose text is longer than what is read; else nothing. Raises ConditionError."""
+        count = len(self.tokenizer.encode(text.strip()))
+        return f"only the first {self.context} of {count} tokens are read: {text}" if count > self.context else ""
 
     def text(self, raw: Integer[Tensor, "1 1 L"]) -> str:
         """The text of a raw tensor, as far as the tokenizer can tell."""
@@ -72,7 +79,7 @@ class TextCondition(Condition):
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
         """Always raises ConditionError: a picture is no text."""
-        raise ConditionError(f"{source}: is a picture, and this model reads text; give --text, or a .txt file")
+        raise ConditionError(f"{source}: {_NO_TEXT}")
 
     def checked(self, raw: Tensor, source: str) -> Integer[Tensor, "1 1 L"]:
         """Token ids as they are. Raises ConditionError for another shape, type, or id."""

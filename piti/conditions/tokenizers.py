@@ -54,13 +54,13 @@ class Tokenizer(ABC):
 
 @dataclass(frozen=True)
 class ByteTokenizer(Tokenizer):
-    """UTF-8's bytes. Needs no file and knows every text; for priors of one's own."""
+    """UTF-8's bytes, white space folded. Needs no file and knows every text; for priors of one's own."""
 
     kind: ClassVar[str] = "bytes"
     size: int = 256
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+        return list(" ".join(text.split()).encode())
 
     def decode(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")

@@ -135,7 +135,8 @@ class PairList:
             except ImageError as error:
                 raise DataError(f"data.photographs: {error}") from None
             if not inside:
-                what = "pictures" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
+                captions = f"{', '.join(sorted(suffixes))} files; put KEY.txt beside KEY.jpg"
+                what = "pictures" if suffixes == IMAGE_SUFFIXES else captions
                 raise DataError(f"data.photographs: {place} holds no {what}")
             for key, picture in inside:
                 if key in found:

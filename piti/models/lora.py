@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from piti.errors import UserError
 from piti.models.translator import Translator
-from piti.spec import Spec, SpecError
+from piti.models.weight_files import WEIGHTS_FILE, read_weights
+from piti.spec import Spec
 
 ADAPTER_FILE = "adapter.safetensors"
 ADAPTER_CONFIG = "adapter.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-
 _ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0")
 _RESIDUAL = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
@@ -99,11 +97,9 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     path = folder / ADAPTER_CONFIG
     try:
         config = AdapterConfig.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
-        return config, load_file(folder / ADAPTER_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, SpecError):
-            raise
-        raise UserError(f"{folder}: its adapter cannot be read ({error}); copy the folder again") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy the folder again") from None
+    return config, read_weights(folder / ADAPTER_FILE)
 
 
 def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: LoraSpec) -> dict[str, Tensor]:
@@ -121,7 +117,7 @@ def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: Lor
         weight = weights.get(f"{layer}.weight")
         if weight is None or up is None or (len(weight), *weight.shape[1:]) != (len(up), *down.shape[1:]):
             raise UserError(f"the adapter of {layer} does not fit the prior's UNet; name the prior it was trained on")
-        weights[f"{layer}.weight"] = (weight.float() + spec.scale * product(up, down)).to(weight.dtype)
+        weights[f"{layer}.weight"] = weight.float() + spec.scale * product(up, down)  # not rounded to the prior's
     return weights
 
 
@@ -149,7 +145,7 @@ def load_adapted(folder: Path, prior: Path, torch_dtype: torch.dtype) -> Transla
         )
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     translator = Translator(**{key: value for key, value in fields.items() if not key.startswith("_")})
-    translator.load_state_dict(merged(load_file(prior / WEIGHTS_FILE), adapter, config.lora))
+    translator.load_state_dict(merged(read_weights(prior / WEIGHTS_FILE), adapter, config.lora))
     for parameter in translator.parameters():
         parameter.data = parameter.data.to(torch_dtype)
     return translator

@@ -36,6 +36,8 @@ UTILISATION = 0.35
 """Share of a GPU's peak that training is taken to reach, optimiser, data and previews included. An assumption, which
 holds for networks large enough to fill a GPU: Dhariwal & Nichol 2021 (arXiv 2105.05233, table 7) report about 30% on
 V100s for UNets of this kind. Small ones stay far below it."""
+SMALL = 2e10
+"""FLOPs of one image below which a network is taken to be too small to fill a GPU. A guess: nothing was measured."""
 ROOM = 0.9
 """Share of a GPU's memory that an estimate may fill: the allocator's gaps and cuDNN's workspace need the rest."""
 
@@ -139,10 +141,11 @@ def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
     rates = ", ".join(f"{stage.rate(gpu):,.0f} images/s ({stage.name})" for stage in cost.stages)
     hours = f"{cost.hours(gpu):,.1f}" if cost.hours(gpu) >= 0.1 else "less than 0.1"
     slower = "; precision: no is slower than bf16, for which this is" if recipe.precision == "no" else ""
+    bound = "; an upper bound: a network this small does not fill it" if cost.forward < SMALL else ""
     return {
         "FLOPs": f"{_flop(cost.forward)} forward an image of {side} px; {flops} a training image",
         "speed": f"about {rates} where the data keeps up, {hours} hours for all steps on one {gpu.name} at "
-        f"{UTILISATION:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s{slower}",
+        f"{UTILISATION:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s{slower}{bound}",
         "memory": f"about {cost.memory(batch) / GIB:.1f} GiB at batch {batch}, allocator overhead aside; "
         + _fit(cost, recipe, gpu),
     }

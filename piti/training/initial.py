@@ -13,7 +13,8 @@ from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.diffusion.schedulers import spec_of
 from piti.models import Translator
 from piti.models.checkpoints import ModelFolder, find_model
-from piti.models.lora import WEIGHTS_FILE, Adapted, AdapterConfig, file_hash, inject
+from piti.models.lora import Adapted, AdapterConfig, file_hash, inject
+from piti.models.weight_files import WEIGHTS_FILE
 from piti.seeding import derive_seed
 from piti.training.recipes import Recipe, RecipeError
 
@@ -32,6 +33,9 @@ def begin(translator: Translator, recipe: Recipe, only_check: bool = False) -> s
         return f"all weights of {recipe.init}"
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check)
+    first = recipe.stages[0]
+    if "unet" not in first.trains:
+        return f"weights drawn anew: stage '{first.name}' freezes a UNet that has learnt nothing; name a 'prior'"
     return "weights drawn anew"
 
 

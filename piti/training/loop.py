@@ -102,6 +102,7 @@ class Trainer:
             pairs=len(run.train),
             condition=run.condition.to_config(),
             version=piti.__version__,
+            prior_sha256=run.adapted.config.sha256 if run.adapted else None,
         )
         self.stop = StopRequest(console)
 

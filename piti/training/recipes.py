@@ -269,6 +269,8 @@ class Recipe(Spec):
             raise ValueError("precision: fp16 scales one optimiser's gradients, an adversary has its own; take bf16")
         if self.adapts:
             self._check_lora()
+        elif self.lora != LoraSpec():
+            raise ValueError("'lora' is set, but no stage trains it: put lora in a stage's 'trains' instead of unet")
         trained: set[str] = set()
         adversarial = ""
         for stage in self.stages:

@@ -17,7 +17,7 @@ from piti.data.folders import PairedFolder, check_together
 from piti.data.pairs import ALONE
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
-from piti.models.checkpoints import ModelFolder, find_model
+from piti.models.checkpoints import ModelError, ModelFolder, find_model
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.progress import steps_bar
 from piti.seeding import derive_seed
@@ -77,9 +77,11 @@ def build_condition(recipe: Recipe) -> Condition:
     """The recipe's condition; classes named by a path, or by none, are read from the data's root."""
     config: dict[str, Any] = dict(recipe.condition)
     if not has_data(recipe):
-        raise RecipeError("data.root: not given; add --data FOLDER, or set it in the recipe")
+        raise RecipeError(f"data.root: not given; add {_how_to_give(recipe)}, or set it in the recipe")
     if recipe.data.root is None:
         return condition_from_config(config, "condition")
+    if not recipe.data.root.is_dir():
+        raise RecipeError(f"data.root: {recipe.data.root} is no folder; check the path (--data)")
     if wants_classes(config):
         path = recipe.data.root / str(config.get("classes") or "classes.json")
         config["classes"] = ClassTable.read(path).to_dict()
@@ -182,17 +184,22 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
 def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:
     """What `train` would do and cost, a row a line, after the same checks of recipe, data and folder.
 
-    gpu: a name in `cost.GPUS`, of the GPU whose hours and memory are told. Without data only the costs are told, and
-    no other file is looked at either.
+    gpu: a name in `cost.GPUS`, of the GPU whose hours and memory are told. Without data the costs are told, and
+    whether the prior fits if it is there.
     """
     chosen = gpu_named(gpu)
     newest = RunFolder(out).newest()
     RunFolder(out).check(recipe, resume=newest is not None)
     given = has_data(recipe)
     condition = build_condition(recipe) if given else known_condition(recipe)
-    found = {"data": "not given (--data FOLDER): only costs are told, nothing is checked"}
     if given and condition is not None:
         found = _checked(recipe, condition, newest is None)
+    else:
+        try:
+            found = {"begins": _beginning(recipe, condition)}
+        except ModelError as error:
+            found = {"begins": f"not checked: {error}"}
+        found["data"] = f"not given ({_how_to_give(recipe)}): nothing of it is checked"
     cost = cost_of(recipe, translator_config(recipe.model, condition))
     sizes = (f"{name} {count / 1e6:.1f}M parameters" for name, count in cost.parameters.items())
     rows = {"condition": _described(recipe, condition), "networks": ", ".join(sizes), **found}
@@ -209,14 +216,23 @@ def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, st
     """Check all that a run needs beside its recipe; what was found, a row each. begins: there is no checkpoint."""
     find_base(recipe, condition)
     build_perceptual(recipe)
-    rows = {}
-    if begins:
-        with torch.device("meta"):
-            translator = Translator(**translator_config(recipe.model, condition))
-        rows["begins"] = begin(translator, recipe, only_check=True)
+    rows = {"begins": _beginning(recipe, condition)} if begins else {}
     training, validation = open_data(recipe, condition)
     rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
     return rows
+
+
+def _beginning(recipe: Recipe, condition: Condition | None) -> str:
+    """What the run would begin from. Raises ModelError where there is no such model, RecipeError if it does not fit."""
+    with torch.device("meta"):
+        translator = Translator(**translator_config(recipe.model, condition))
+    return begin(translator, recipe, only_check=True)
+
+
+def _how_to_give(recipe: Recipe) -> str:
+    """How to tell where the data is."""
+    either = recipe.condition.get("kind") in ALONE
+    return "--data FOLDER" + (", or --set data.photographs='[FOLDER_OR_TAR]'" if either else "")
 
 
 def _described(recipe: Recipe, condition: Condition | None) -> str:

@@ -43,6 +43,8 @@ class RunState:
     """The condition's configuration, classes included."""
     version: str
     """Of the package that wrote it."""
+    prior_sha256: str | None = None
+    """Of the weights that low-rank adapters belong to, where a run trains such."""
 
 
 class RunFolder:
@@ -159,7 +161,7 @@ def read_state(checkpoint: Path) -> RunState:
 def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
     """A checkpoint's state. Raises RunError if what else decides the run has changed since."""
     saved = read_state(checkpoint)
-    for what in ("processes", "pairs", "condition"):
+    for what in ("processes", "pairs", "condition", "prior_sha256"):
         old, new = getattr(saved, what), getattr(now, what)
         if old != new:
             raise RunError(f"{checkpoint} was trained with {what} = {old}, now it is {new}; give another --out")

@@ -82,6 +82,18 @@ class TestFiles:
         with pytest.raises(ConditionError, match=r"b\.txt: cannot be read as UTF-8"):
             TEXT.load(tmp_path / "b.txt")
 
+    def test_a_mark_of_byte_order_is_no_part_of_it(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("sea", encoding="utf-8-sig")
+        assert TEXT.text(TEXT.load(tmp_path / "a.txt")) == "sea"
+
+    def test_what_is_cut_is_said(self) -> None:
+        assert TEXT.cut("x" * 16) == ""
+        assert TEXT.cut("x" * 17).startswith("only the first 16 of 17 tokens are read")
+
+    def test_a_picture_s_file_is_no_text(self, tmp_path: Path) -> None:
+        with pytest.raises(ConditionError, match=r"m\.png: is a picture, and this model reads text"):
+            TEXT.load(tmp_path / "m.png")
+
     def test_a_picture_is_no_text(self) -> None:
         with pytest.raises(ConditionError, match="is a picture, and this model reads text"):
             TEXT.read(Image.new("L", (4, 4)), "mask.png")
@@ -165,8 +177,11 @@ class TestBytePairs:
         recorded = json.loads((golden / "glide_tokens.json").read_text())
         tokenizer = BytePairTokenizer(Path(folder))
         assert tokenizer.size == recorded["n_vocab"]
+        condition = TextCondition(128, tokenizer)
         for case in recorded["cases"]:
             assert tokenizer.encode(case["text"]) == case["tokens"]
+            if case["text"]:
+                assert (condition.tokens(case["text"]) != NO_TOKEN).flatten().tolist() == case["mask"]
 
     def test_a_kind_has_its_own_keys(self) -> None:
         assert tokenizer_from_config({"kind": "bytes"}, "it") == ByteTokenizer()

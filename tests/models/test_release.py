@@ -56,6 +56,7 @@ NAMES = {
     "glide_up": "GLIDE upsampler",
     "inpaint": "GLIDE inpaint base",
     "inpaint_up": "GLIDE inpaint upsampler",
+    "sketch_up": "PITI upsampler",
 }
 
 

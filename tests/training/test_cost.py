@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from piti.conditions import ConditionError
 from piti.errors import UserError
 from piti.models import Translator
 from piti.models.encoders import TransformerBlock
-from piti.training import Recipe, plan
+from piti.training import Recipe, RecipeError, plan
 from piti.training.cost import DEFAULT_GPU, GIB, GPUS, Cost, StageCost, cost_of, cost_rows, count_pass, gpu_named
 from piti.training.run import known_condition, translator_config
 from tests.conftest import tiny_recipe
@@ -186,7 +185,7 @@ def test_what_is_said_of_a_batch_that_does_not_fit(exact: Cost) -> None:
 
 
 def test_data_that_is_given_but_broken_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConditionError, match=r"classes\.json"):
+    with pytest.raises(RecipeError, match=r"data.root: .*nowhere is no folder"):
         plan(recipe_of(data={"root": str(tmp_path / "nowhere"), "size": 16}), tmp_path / "run")
 
 

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from piti import atomic
 from piti.models import Translator
 from piti.spec import SpecError
 from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, state, train
@@ -207,7 +208,8 @@ def test_killed_at_any_file_operation_of_the_last_save(tiny_data: Path, tmp_path
     stages = [{"name": "joint", "steps": 2, "lr": 1e-2}]
     recipe = recipe_of(tiny_data, stages=stages, checkpoint={"every": 1, "keep": 1}, preview={"every": 9, "steps": 1})
     train(recipe, tmp_path / "whole")
-    operations = [(Path, "rename"), (Path, "write_text"), (Path, "mkdir"), (shutil, "rmtree"), (state, "_flush")]
+    operations = [(Path, "rename"), (Path, "write_text"), (Path, "mkdir"), (shutil, "rmtree")]
+    operations += [(atomic, "flush"), (state, "flush")]
     save, cuts = Trainer.save, 0
     for k in range(60):
         out, count = tmp_path / f"cut-{k}", [0]

@@ -15,11 +15,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from piti.data import DataError
+from piti.diffusion.schedule import ScheduleSpec
+from piti.errors import UserError
 from piti.models.checkpoints import ModelError
-from piti.models.lora import ADAPTER_CONFIG, ADAPTER_FILE, product
+from piti.models.lora import ADAPTER_CONFIG, ADAPTER_FILE, LoraSpec, inject, merged, product
 from piti.pipeline import PITIPipeline
 from piti.spec import SpecError
-from piti.training import Recipe, RecipeError, plan, train
+from piti.training import Recipe, RecipeError, RunError, plan, train
 from tests.conftest import TINY_MODEL, tiny_recipe
 
 COLOURS = {"a photo of the sea": (40, 80, 200), "a photo of a forest": (30, 120, 40)}
@@ -67,7 +69,7 @@ def adapted_recipe(root: Path, unet_of: Path, **changes: object) -> Recipe:
         {"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-3},
         {"name": "joint", "trains": ["encoder", "lora"], "steps": 3, "lr": 1e-2},
     ]
-    values = tiny_recipe(root, stages=stages, lora={"rank": 2}, ema=0.5)
+    values = tiny_recipe(root, stages=stages, lora={"rank": 2}, ema=0.5)  # lora: {} where no stage trains it
     return Recipe.parse(values | {"prior": str(unet_of)} | changes, "test")
 
 
@@ -137,7 +139,7 @@ class TestAdaptation:
         stages = [{"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-3}]
         log = io.StringIO()
         console = Console(file=log, width=200)
-        train(adapted_recipe(tiny_data, prior, stages=stages), tmp_path / "run", console=console)
+        train(adapted_recipe(tiny_data, prior, stages=stages, lora={}), tmp_path / "run", console=console)
         before, after = unet_of(prior), unet_of(tmp_path / "run")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -158,6 +160,17 @@ class TestAdaptation:
         recipe = adapted_recipe(tiny_data, prior, schedule={"prediction": "epsilon"})
         with pytest.raises(RecipeError, match=r"was trained with schedule .*v_prediction.*epsilon"):
             train(recipe, tmp_path / "run")
+
+    def test_without_data_the_plan_still_checks_the_prior(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
+        recipe = adapted_recipe(tiny_data, prior)
+        blind = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": None})})
+        rows = {row["what"]: row["plan"] for row in plan(blind, tmp_path / "run")}
+        assert "of its encoder dropped" in rows["begins"]
+        gone = plan(blind.model_copy(update={"prior": "nowhere"}), tmp_path / "run")
+        assert "not checked: there is no model 'nowhere'" in {row["what"]: row["plan"] for row in gone}["begins"]
+        other = blind.model_copy(update={"schedule": ScheduleSpec(prediction="epsilon")})
+        with pytest.raises(RecipeError, match="was trained with schedule"):
+            plan(other, tmp_path / "run")
 
     def test_what_is_no_prior(self, tiny_data: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="there is no model 'nowhere'"):
@@ -202,8 +215,6 @@ class TestLora:
         assert changed > 10
 
     def test_the_merged_network_computes_what_pefts_does(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
-        from piti.models.lora import LoraSpec, inject, merged
-
         translator = PITIPipeline.from_pretrained(prior).base
         before = {key: value.clone() for key, value in translator.state_dict().items()}
         spec = LoraSpec(rank=3, alpha=6.0, convolutions=True)
@@ -230,6 +241,28 @@ class TestLora:
         with pytest.raises(ModelError, match=r"its weights have changed since"):
             PITIPipeline.from_pretrained(tmp_path / "run")
 
+    def test_resuming_on_another_prior_is_refused(self, prior: Path, tiny_data: Path, scenes: Path, tmp_path) -> None:
+        stages = [{"name": "joint", "trains": ["encoder", "lora"], "steps": 1}]
+        train(adapted_recipe(tiny_data, prior, stages=stages), tmp_path / "run")
+        train(prior_recipe(scenes, seed=1), tmp_path / "other")
+        (prior / "model").rename(prior / "old")
+        (tmp_path / "other/model").rename(prior / "model")
+        longer = adapted_recipe(tiny_data, prior, stages=[stages[0] | {"steps": 2}])
+        with pytest.raises(RunError, match="was trained with prior_sha256 = "):
+            train(longer, tmp_path / "run", resume=True)
+
+    def test_a_prior_in_half_precision_keeps_what_was_learnt(self) -> None:
+        half = {"unet.a.weight": torch.randn(64, 64).half()}
+        down, up = 0.01 * torch.randn(1, 64), 0.01 * torch.ones(64, 1)
+        adapter = {"unet.a.lora_A.default.weight": down, "unet.a.lora_B.default.weight": up}
+        whole = merged(half, adapter, LoraSpec(rank=1))["unet.a.weight"]
+        torch.testing.assert_close(whole - half["unet.a.weight"].float(), up @ down, rtol=0, atol=1e-6)
+
+    def test_adapters_that_do_not_fit_are_named(self) -> None:
+        adapter = {"unet.a.lora_A.default.weight": torch.ones(1, 4), "unet.a.lora_B.default.weight": torch.ones(3, 1)}
+        with pytest.raises(UserError, match=r"the adapter of unet\.a does not fit"):
+            merged({"unet.a.weight": torch.ones(4, 4)}, adapter, LoraSpec(rank=1))
+
     def test_resumed_as_if_never_stopped(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
         train(adapted_recipe(tiny_data, prior), tmp_path / "whole")
         stages = [
@@ -245,6 +278,7 @@ class TestLora:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"stages": [{"trains": ["unet"]}]}, "'lora' is set, but no stage trains it"),
             ({"prior": None}, "'lora' adapts a prior's UNet: name it in 'prior'"),
             ({"stages": [{"trains": ["lora"]}, {"trains": ["unet"]}]}, "trains the UNet whole and another adapts it"),
         ],
