@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from piti.errors import UserError
 
@@ -21,11 +24,11 @@ def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) ->
     """An empty folder to fill, which becomes `target` when the block ends without an error.
 
     An empty `target` is taken; one with contents only if `overwrite`, and if `ours` says that it is a result of the
-    same kind. However the block ends, nothing else remains beside it, and until it ends well `target` is as it was.
-    Raises OutputError, also for a full disk.
+    same kind. However the block ends, by SIGTERM too (which is then SystemExit), nothing else remains beside it, and
+    until it ends well `target` is as it was. Raises OutputError, also for a full disk.
     """
     check_folder(target, overwrite, ours)
-    with _beside(target) as partial:
+    with _termination_raised(), _beside(target) as partial:
         partial.mkdir()
         yield partial
         flush_all(partial)
@@ -36,7 +39,7 @@ def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) ->
 def whole_file(target: Path, overwrite: bool) -> Iterator[Path]:
     """The name of a file to write, which becomes `target` as a folder does in `whole_folder`."""
     check_file(target, overwrite)
-    with _beside(target) as partial:
+    with _termination_raised(), _beside(target) as partial:
         yield partial
         flush(partial)
         os.replace(partial, target)
@@ -74,9 +77,10 @@ def _beside(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
     except BaseException as error:
-        _remove(partial)
-        for parent in missing:  # the innermost first
-            parent.rmdir() if parent.is_dir() and not any(parent.iterdir()) else None
+        with _interrupts_held():
+            _remove(partial)
+            for parent in missing:  # the innermost first
+                parent.rmdir() if parent.is_dir() and not any(parent.iterdir()) else None
         if isinstance(error, OSError):
             what = error.strerror or str(error)
             raise OutputError(
@@ -91,13 +95,60 @@ def _swap(partial: Path, target: Path) -> None:
         partial.rename(target)
         return
     old = partial.with_suffix(".old")
-    target.rename(old)
+    with _interrupts_held():
+        target.rename(old)
+        try:
+            partial.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            raise OutputError(
+                f"{target}: is written, but what it replaces cannot be removed ({error}); remove {old} yourself"
+            ) from error
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Within the block, SIGTERM raises SystemExit(143), unless something else answers it, or in another thread."""
+    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
-        partial.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """SIGINT and SIGTERM that come within the block are answered at its end; for what must not stop half-way."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if not _in_main_thread() or None in handlers.values():  # none: set by no Python, and not to be put back by it
+        yield
+        return
+    came: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _in_main_thread() -> bool:
+    """Signals are answered, and answers set, in no other thread."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _remove(path: Path) -> None:

@@ -93,6 +93,8 @@ def translate(
     with steps_bar(log, "translating") as on_step:
         name = model if upsampler is None else f"{model} with the upsampler of {upsampler}"
         report = translate_files(pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [])
+    for note in report.notes:
+        log.print(Text.assemble(("note: ", "bold yellow"), note), soft_wrap=True)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
     typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
 
@@ -126,7 +128,10 @@ def import_(
     from piti.models.release import Heads
 
     settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite)
-    print_rows([done.row() for done in import_release(base, out, upsampler, settings)])
+    written = import_release(base, out, upsampler, settings)
+    print_rows([done.row() for done in written])
+    for note in (note for done in written for note in done.notes):
+        typer.echo(note)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,16 @@ from torch import Tensor
 from piti.atomic import check_folder, whole_file, whole_folder
 from piti.cascade import check_cascade
 from piti.conditions import ClassTable, Condition, PaletteCondition, SketchCondition, TextCondition, coco_stuff
-from piti.conditions.tokenizers import BytePairTokenizer
+from piti.conditions.tokenizers import TOKENIZER_FOLDER, BytePairTokenizer
 from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of, spec_of
 from piti.errors import UserError
 from piti.models import EncoderSpec, TextEncoderSpec, Translator
-from piti.models.checkpoints import INDEX_FILE, ModelFolder, Saveable, find_model, write_model_folder
+from piti.models.checkpoints import CONDITION_FILE, INDEX_FILE, ModelFolder, Saveable, find_model, write_model_folder
 from piti.models.lora import ADAPTER_CONFIG
-from piti.models.release import Heads, Released, as_released, identify, our_tensors
+from piti.models.release import Heads, Released, as_released, identify, is_released, our_tensors
 from piti.models.release_keys import Rule, same
-from piti.models.weight_files import WEIGHTS_FILE, check_finite, read_weights, write_weights
+from piti.models.weight_files import WEIGHTS_FILE, check_finite, check_sums, read_weights, write_weights
 
 NETWORKS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
 """The networks of a cascade, and where their schedules are."""
@@ -52,6 +53,9 @@ RELEASED_THRESHOLD = 0.6
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
 _EXPORTED = {network: f"{network}.pt" for network in NETWORKS}
+_MODEL_HOLDS = {INDEX_FILE, CONDITION_FILE, TOKENIZER_FOLDER, *NETWORKS, *NETWORKS.values(), "README.md", "recipe.yaml"}
+_READS_NOTHING = "cannot read text yet: import again with --tokenizer FOLDER --overwrite"
+_KNOWS_NOTHING = "samples as if nothing of the picture were known"
 
 
 class ExchangeError(UserError):
@@ -81,6 +85,8 @@ class Exchanged:
     source: Path
     target: Path
     parameters: int
+    notes: tuple[str, ...] = ()
+    """What to know of it, such as "GLIDE base cannot read text yet: …"."""
 
     def row(self) -> dict[str, str]:
         """For a table."""
@@ -140,8 +146,12 @@ class _Network:
         assert kinds.keys() == self.translator.state_dict().keys()
         write_weights(folder / WEIGHTS_FILE, kinds, (tensor for part in self.parts for tensor in part.tensors()))
 
-    def exchanged(self, target: Path) -> Exchanged:
-        return Exchanged(self.what, self.parts[0].path, target, self.translator.num_parameters())
+    def exchanged(self, target: Path, reads: bool) -> Exchanged:
+        """What was written to `target`; reads: whether a condition can be given to it as it is."""
+        told = [] if reads else [_READS_NOTHING]
+        told += [_KNOWS_NOTHING] if self.translator.config["inpaint"] else []
+        notes = tuple(f"{self.what} {note}" for note in told)
+        return Exchanged(self.what, self.parts[0].path, target, self.translator.num_parameters(), notes)
 
 
 def import_release(
@@ -163,7 +173,7 @@ def import_release(
         second = _released(upsampler, chosen.heads)
         networks["upsampler"], families["upsampler"] = _upsampler(second, upsampler), second.family
     condition = _condition(found, base, chosen)
-    _check_together(condition, networks)
+    _check_together(condition, networks, base, upsampler)
     with whole_folder(out, chosen.overwrite, is_model) as folder:
         parts: dict[str, Saveable] = {}
         defaults: dict[str, Any] = {}
@@ -171,12 +181,18 @@ def import_release(
             parts |= {name: network, NETWORKS[name]: scheduler_of(network.schedule)}
             defaults |= DEFAULTS[families[name]][name] | (_UPSAMPLING if name == "upsampler" else {})
         write_model_folder(folder, parts, condition.saved_in(folder).to_config(), defaults)
-    return [network.exchanged(out / name) for name, network in networks.items()]
+    reads = not isinstance(condition, TextCondition) or chosen.tokenizer is not None
+    return [network.exchanged(out / name, reads or name != "base") for name, network in networks.items()]
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is one that an import may replace: a model's."""
-    return (folder / INDEX_FILE).is_file()
+    """Whether a folder is one that an import may replace: a model of ours, and nothing beside it."""
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    is_ours = isinstance(index, dict) and index.get("_class_name") == "PITIPipeline"
+    return is_ours and {path.name for path in folder.iterdir()} <= _MODEL_HOLDS
 
 
 def _check_outside(out: Path, *inputs: str | Path | None) -> None:
@@ -186,14 +202,24 @@ def _check_outside(out: Path, *inputs: str | Path | None) -> None:
             raise ExchangeError(f"{out}: holds {path}, which is read; give another --out")
 
 
-def _check_together(condition: Condition, networks: Mapping[str, _Network]) -> None:
-    """Raises ModelError unless the networks fit each other and the condition."""
-    upsampler = networks.get("upsampler")
-    check_cascade(condition, networks["base"].translator, upsampler.translator if upsampler else None)
+def _check_together(condition: Condition, networks: Mapping[str, _Network], base: Path, upsampler: Path | None) -> None:
+    """Raises ModelError, or ExchangeError, unless the networks fit each other and the condition."""
+    check_cascade(condition, networks["base"].translator, None)
+    if upsampler is None:
+        return
+    try:
+        check_cascade(condition, networks["base"].translator, networks["upsampler"].translator)
+    except UserError as error:
+        fault = str(error).partition(";")[0]  # its remedy is for those who choose the condition
+        raise ExchangeError(
+            f"--upsampler {upsampler}: {fault}; give the upsampler that was released with {base}"
+        ) from None
 
 
 def _released(path: Path, heads: Heads) -> Released:
+    """What a file is. Raises WeightsError, also for a damaged one, and ReleaseError."""
     shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
+    check_sums(path)
     return identify(shapes, str(path), heads)
 
 
@@ -318,9 +344,10 @@ class _Export:
             raise ExchangeError(f"{self.weights}: holds other tensors than its config.json says; write the model anew")
         released = {rule.source: _alone(rule.join(tuple(ours.pop(t) for t in rule.targets))) for rule in self.rules}
         try:
-            torch.save(released, path)
-        except RuntimeError as error:  # what torch raises where the disk is full
-            raise OSError(str(error).splitlines()[0]) from error
+            with path.open("xb") as file:  # of its own files, torch does not say what went wrong
+                torch.save(released, file)
+        except RuntimeError as error:  # of its archive, which a failing write left without an end
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         return sum(tensor.numel() for tensor in released.values())
 
 
@@ -373,5 +400,6 @@ def _alone(tensor: Tensor) -> Tensor:
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether a folder holds nothing but what an earlier export wrote."""
-    return {path.name for path in folder.iterdir()} <= set(_EXPORTED.values())
+    """Whether a folder holds nothing but what an earlier export wrote: base.pt and upsampler.pt, in the layout."""
+    paths = list(folder.iterdir())
+    return {path.name for path in paths} <= set(_EXPORTED.values()) and all(map(is_released, paths))

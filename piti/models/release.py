@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from piti.models.release_keys import Rule, encoder_rules, release_rules
 from piti.models.text import TextEncoderSpec
 from piti.models.translator import Translator
 from piti.models.unet import UNetSpec
+from piti.models.weight_files import is_archive, read_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -112,7 +114,7 @@ def identify(shapes: Shapes, source: str, chosen: Heads | None = None) -> Releas
     Every key and shape is compared with what a translator of these sizes has: one missing, one too many or one of
     another shape is an error.
     """
-    layout = next((item for item in _LAYOUTS if all(key in shapes for key in item.signs)), None)
+    layout = _layout(shapes)
     if layout is None:
         raise ReleaseError(_unknown(shapes, source))
     try:
@@ -127,7 +129,20 @@ def identify(shapes: Shapes, source: str, chosen: Heads | None = None) -> Releas
     return found
 
 
+def is_released(path: Path) -> bool:
+    """Whether a file is of `torch.save`, with the keys by which a layout is told; `identify` asks for much more."""
+    try:
+        return path.is_file() and is_archive(path) and _layout(read_weights(path)) is not None
+    except (UserError, OSError):
+        return False
+
+
+def _layout(names: Container[str]) -> _Layout | None:
+    return next((item for item in _LAYOUTS if all(key in names for key in item.signs)), None)
+
+
 def _read(layout: _Layout, shapes: Shapes, chosen: Heads) -> Released:
+    """Raises KeyError for a key that is missing, ValueError or IndexError for odd dimensions, else UserError."""
     of_encoder = _below(shapes, layout.encoder)
     if layout.family == "GLIDE":
         return _whole(layout.family, _text_spec(of_encoder, chosen), shapes, chosen)
@@ -177,6 +192,7 @@ def _unknown(shapes: Shapes, source: str) -> str:
 
 
 def _text_spec(shapes: Shapes, chosen: Heads) -> TextEncoderSpec:
+    """Raises as `_read` does."""
     vocabulary, width = shapes[_TEXT]
     if "padding_embedding" not in shapes:
         raise ReleaseError(
@@ -188,13 +204,14 @@ def _text_spec(shapes: Shapes, chosen: Heads) -> TextEncoderSpec:
         "context": shapes["positional_embedding"][0],
         "width": width,
         "layers": _count(shapes, "transformer.resblocks"),
-        "heads": chosen.heads or _usual_heads(width),
+        "heads": _heads(width, chosen),
         "final_norm": "final_ln.weight" in shapes,
     }
     return TextEncoderSpec.parse(sizes, "its text transformer")
 
 
 def _encoder_spec(shapes: Shapes, chosen: Heads) -> EncoderSpec:
+    """Raises as `_read` does; shapes: the encoder's."""
     widths = [shapes[f"cnn.conv{k}.weight"][0] for k in range(1, _convolutions(shapes) + 1)]
     tokens, width = shapes["positional_embedding"][1:]
     grid = math.isqrt(tokens - 1)
@@ -204,13 +221,16 @@ def _encoder_spec(shapes: Shapes, chosen: Heads) -> EncoderSpec:
         "channels": widths[:-1],
         "width": width,
         "layers": _count(shapes, "transformer.resblocks"),
-        "heads": chosen.heads or _usual_heads(width),
+        "heads": _heads(width, chosen),
     }
     return EncoderSpec.parse(sizes, "its encoder")
 
 
 def _unet_spec(shapes: Shapes, chosen: Heads) -> UNetSpec:
-    """Levels are counted on the way up: each but the last ends with a second residual block, which doubles."""
+    """Levels are counted on the way up: each but the last ends with a second residual block, which doubles.
+
+    Raises as `_read` does.
+    """
     second = re.compile(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight")
     doubling = {key.split(".")[1] for key in shapes if second.fullmatch(key)}
     levels, blocks = len(doubling) + 1, _count(shapes, "output_blocks")
@@ -247,8 +267,11 @@ def heads_of(width: int) -> int | None:
     return None if width % size else width // size
 
 
-def _usual_heads(width: int) -> int:
-    heads = heads_of(width)
+def _heads(width: int, chosen: Heads) -> int:
+    """The transformer's. Raises ReleaseError for a number that does not divide its width."""
+    heads = chosen.heads or heads_of(width)
+    if heads is not None and width % heads:
+        raise ReleaseError(f"its transformer has width {width}, not a multiple of --heads {heads}")
     if heads is None:
         raise ReleaseError(f"its transformer of width {width} has heads of no usual size; say how many: --heads")
     return heads

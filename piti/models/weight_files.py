@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys that training scripts put around the weights
 _PARALLEL = "module."  # what DataParallel puts before every key
+_CHUNK = 2**20  # bytes that are read at once
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
 
@@ -59,12 +62,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"  # torch.save since version 1.6
+    zipped = is_archive(path)
     if zipped and not zipfile.is_zipfile(path):
         raise WeightsError(f"{path}: is cut short or damaged (its archive has no end); fetch it again")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():  # of other pickles than torch.save's, of which the error below says enough
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: {_unpickling(str(error))}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
@@ -72,6 +76,31 @@ def _read_pickle(path: Path) -> Any:
         raise WeightsError(
             f"{path}: cannot be read as weights, it is damaged or cut short ({first}); fetch it again"
         ) from None
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as a zip, which is what torch.save writes since version 1.6."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def check_sums(path: Path) -> None:
+    """Raises WeightsError if an archive's records are not what its checksums say; reads the file once.
+
+    Older `torch.save` files and .safetensors files hold no sums, and pass; so do records written without (sum 0).
+    """
+    if not is_archive(path):
+        return
+    name = "its list of records"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                name = f"'{record.filename}'"
+                with archive.open(record) as file:
+                    while record.CRC and file.read(_CHUNK):
+                        pass
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise WeightsError(f"{path}: is damaged, {name} is not as it was saved ({error}); fetch it again") from None
 
 
 def _unpickling(message: str) -> str:
@@ -83,7 +112,10 @@ def _unpickling(message: str) -> str:
             f"holds more than weights{asks}, and nothing in it was run; have its author save the state dict alone, "
             "or as .safetensors"
         )
-    return "is no checkpoint of torch.save, or is cut short; give a .pt or .safetensors file, or fetch it again"
+    return (
+        "is no checkpoint of torch.save, or is cut short, or holds code, which was not run; give a .pt or .safetensors "
+        "file, or fetch it again"
+    )
 
 
 def _check_weight(path: Path, name: Any, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.serialization import get_crc32_options, set_crc32_options
 
-from piti.models.weight_files import WeightsError, check_finite, read_weights, write_weights
+from piti.models.weight_files import WeightsError, check_finite, check_sums, read_weights, write_weights
 
 WEIGHTS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5], dtype=torch.float16)}
 
@@ -61,10 +63,46 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
     path = saved(tmp_path / "a.pt", {**WEIGHTS, "x": Evil(tmp_path / "pwned")}, zipped)
     with pytest.raises(WeightsError, match=r"a\.pt: holds more than weights \(it asks for \w+\.mkdir\).*nothing in it"):
         read_weights(path)
-    (tmp_path / "b.pt").write_bytes(pickle.dumps(Evil(tmp_path / "pwned")))
-    with pytest.raises(WeightsError, match=r"b.pt"):
-        read_weights(tmp_path / "b.pt")
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_code_in_a_plain_pickle_does_not_run(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Evil(tmp_path / "pwned"), protocol))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(WeightsError, match=r"a\.pt: .* run;") as raised:
+            read_weights(tmp_path / "a.pt")
+    assert "\n" not in str(raised.value)
+    assert protocol < 4 or "or holds code, which was not run" in str(raised.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_sums_tell_damage(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"w": torch.randn(1000), "v": torch.randn(1000)})
+    check_sums(path)
+    data = bytearray(path.read_bytes())
+    start = data.index(torch.load(path)["v"].numpy().tobytes())
+    data[start + 70 : start + 90] = bytes(20)
+    path.write_bytes(data)
+    assert read_weights(path).keys() == {"w", "v"}  # it does not notice
+    with pytest.raises(WeightsError, match=r"a\.pt: is damaged, 'a/data/1' is not as it was saved"):
+        check_sums(path)
+    path.write_bytes(data[: start + 100])
+    with pytest.raises(WeightsError, match=r"a\.pt: is damaged, its list of records"):
+        check_sums(path)
+
+
+def test_files_without_sums_pass(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "a.safetensors")
+    check_sums(tmp_path / "a.safetensors")
+    check_sums(saved(tmp_path / "a.pt", zipped=False))
+    was = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        check_sums(saved(tmp_path / "b.pt"))
+    finally:
+        set_crc32_options(was)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
