@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -128,6 +128,14 @@ def test_other_threads_write_too(tmp_path: Path) -> None:
     assert tree(tmp_path)["out/mark"] == "new"
 
 
+@pytest.fixture
+def listens() -> Iterator[None]:
+    """SIGINT as in a terminal; where the tests run in the background it may be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted(real: Callable[..., None], number: int) -> Callable[..., None]:
     def call(*arguments: object, **options: object) -> None:
         signal.raise_signal(number)
@@ -138,6 +146,7 @@ def interrupted(real: Callable[..., None], number: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.usefixtures("listens")
 def test_an_interruption_waits_until_what_is_left_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[BaseException], fails: bool
 ) -> None:
