@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32)
     options = parser.parse_args()
     folder = ModelFolder.open(find_model(options.model))
-    upsampler, scheduler = folder.load("upsampler", "upsampler_scheduler", torch.float32)
+    upsampler, scheduler = folder.load("upsampler", torch.float32)
     schedule = NoiseSchedule(spec_of(scheduler))
     network = load_perceptual(PerceptualSpec(network=options.network, weights=options.perceptual))
     spec = FolderSpec(photographs=(options.photographs,), size=upsampler.image_size, crop_scale=(1.0, 1.0), cache=False)

@@ -20,14 +20,19 @@ from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of, spec_of
 from piti.errors import UserError
 from piti.models import EncoderSpec, TextEncoderSpec, Translator
-from piti.models.checkpoints import CONDITION_FILE, INDEX_FILE, ModelFolder, Saveable, find_model, write_model_folder
+from piti.models.checkpoints import (
+    CONDITION_FILE,
+    INDEX_FILE,
+    SCHEDULERS,
+    ModelFolder,
+    Saveable,
+    find_model,
+    write_model_folder,
+)
 from piti.models.lora import ADAPTER_CONFIG
 from piti.models.release import Heads, Released, as_released, identify, is_released, our_tensors
 from piti.models.release_keys import Rule, same
 from piti.models.weight_files import WEIGHTS_FILE, check_finite, check_sums, read_weights, write_weights
-
-NETWORKS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
-"""The networks of a cascade, and where their schedules are."""
 
 SCHEDULES = {
     "base": ScheduleSpec(betas="squaredcos_cap_v2", prediction="epsilon"),
@@ -52,8 +57,16 @@ RELEASED_THRESHOLD = 0.6
 """Where PITI's edge maps were cut into lines."""
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
-_EXPORTED = {network: f"{network}.pt" for network in NETWORKS}
-_MODEL_HOLDS = {INDEX_FILE, CONDITION_FILE, TOKENIZER_FOLDER, *NETWORKS, *NETWORKS.values(), "README.md", "recipe.yaml"}
+_EXPORTED = {network: f"{network}.pt" for network in SCHEDULERS}
+_MODEL_HOLDS = {
+    INDEX_FILE,
+    CONDITION_FILE,
+    TOKENIZER_FOLDER,
+    *SCHEDULERS,
+    *SCHEDULERS.values(),
+    "README.md",
+    "recipe.yaml",
+}
 _READS_NOTHING = "cannot read text yet: import again with --tokenizer FOLDER --overwrite"
 _KNOWS_NOTHING = "samples as if nothing of the picture were known"
 
@@ -108,18 +121,16 @@ class _Part:
     path: Path
     rules: list[Rule]
 
-    def kinds(self) -> dict[str, Tensor]:
-        """Our tensors without their contents, by name, in the order of `tensors`."""
-        shapes = read_weights(self.path)
+    def kinds(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors without their contents, by name, in the order of `tensors`; weights: what the file holds."""
         found: dict[str, Tensor] = {}
         for rule in self.rules:
-            kind = torch.empty_like(shapes[rule.source], device="meta")
+            kind = torch.empty_like(weights[rule.source], device="meta")
             found |= dict(zip(rule.targets, rule.split(kind), strict=True))
         return found
 
-    def tensors(self) -> Iterator[Tensor]:
+    def tensors(self, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Our tensors, one at a time. Raises WeightsError for one that is not finite."""
-        weights = read_weights(self.path)
         for rule in self.rules:
             check_finite(self.path, rule.source, weights[rule.source])
             yield from rule.split(weights[rule.source])
@@ -140,11 +151,13 @@ class _Network:
         folder = Path(save_directory)
         folder.mkdir(parents=True)
         self.translator.save_config(folder)
+        held = [(part, read_weights(part.path)) for part in self.parts]
         kinds: dict[str, Tensor] = {}
-        for part in self.parts:
-            kinds |= part.kinds()
+        for part, weights in held:
+            kinds |= part.kinds(weights)
         assert kinds.keys() == self.translator.state_dict().keys()
-        write_weights(folder / WEIGHTS_FILE, kinds, (tensor for part in self.parts for tensor in part.tensors()))
+        tensors = (tensor for part, weights in held for tensor in part.tensors(weights))
+        write_weights(folder / WEIGHTS_FILE, kinds, tensors)
 
     def exchanged(self, target: Path, reads: bool) -> Exchanged:
         """What was written to `target`; reads: whether a condition can be given to it as it is."""
@@ -178,7 +191,7 @@ def import_release(
         parts: dict[str, Saveable] = {}
         defaults: dict[str, Any] = {}
         for name, network in networks.items():
-            parts |= {name: network, NETWORKS[name]: scheduler_of(network.schedule)}
+            parts |= {name: network, SCHEDULERS[name]: scheduler_of(network.schedule)}
             defaults |= DEFAULTS[families[name]][name] | (_UPSAMPLING if name == "upsampler" else {})
         write_model_folder(folder, parts, condition.saved_in(folder).to_config(), defaults)
     reads = not isinstance(condition, TextCondition) or chosen.tokenizer is not None
@@ -288,8 +301,7 @@ def _saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict
     path = folder.path / network
     if (path / ADAPTER_CONFIG).is_file():
         raise ExchangeError(f"{source}: its {network} is a set of adapters on another model; give a model of its own")
-    config = {key: value for key, value in folder.config(network).items() if not key.startswith("_")}
-    return config, _schedule(folder.path / NETWORKS[network]), path / WEIGHTS_FILE
+    return folder.arguments(network), _schedule(folder.path / SCHEDULERS[network]), path / WEIGHTS_FILE
 
 
 def _schedule(folder: Path) -> ScheduleSpec:
@@ -360,7 +372,7 @@ def export_release(model: str | Path, out: Path, overwrite: bool = False) -> lis
     ExchangeError, ModelError and OutputError.
     """
     folder = ModelFolder.open(find_model(model))
-    exports = {network: _export(folder, network) for network in NETWORKS if network in folder}
+    exports = {network: _export(folder, network) for network in SCHEDULERS if network in folder}
     _check_outside(out, *(folder.path / network for network in exports))
     if out.suffix in _FILE_SUFFIXES:
         if len(exports) != 1:

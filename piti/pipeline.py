@@ -303,7 +303,7 @@ class PITIPipeline(DiffusionPipeline):
         if upsampler is not None:
             of_hub = {key: value for key, value in kwargs.items() if key != "revision"}
             other = ModelFolder.open(find_model(upsampler, **of_hub))
-        base = folder.load("base", "scheduler", torch_dtype)
+        base = folder.load("base", torch_dtype)
         defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
         if other is None:
             return cls(*base, folder.condition, defaults=defaults)
@@ -333,7 +333,7 @@ def _load_upsampler(
     """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
     if "upsampler" not in folder:
         raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")
-    upsampler, scheduler = folder.load("upsampler", "upsampler_scheduler", torch_dtype)
+    upsampler, scheduler = folder.load("upsampler", torch_dtype)
     if upsampler.encoder is not None and not folder.condition.reads_like(condition):
         raise ModelError(
             f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "

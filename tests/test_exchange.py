@@ -188,7 +188,7 @@ def test_a_prior_s_own_schedule_stays(tmp_path: Path) -> None:
     write_model_folder(tmp_path / "prior", parts, TextCondition(6).to_config(), {})
     alone = file(tmp_path, "stage1", encoder_weights())
     import_release(alone, tmp_path / "model", settings=ImportSettings(prior=tmp_path / "prior"))
-    base, scheduler = ModelFolder.open(tmp_path / "model").load("base", "scheduler", torch.float32)
+    base, scheduler = ModelFolder.open(tmp_path / "model").load("base", torch.float32)
     assert base.config["patch_size"] == 2
     assert spec_of(scheduler).prediction == "v_prediction"
     assert all(torch.equal(v, base.state_dict()[f"unet.{k}"]) for k, v in parts["base"].unet.state_dict().items())

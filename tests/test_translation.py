@@ -15,6 +15,7 @@ from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipeline import PITIPipeline
 from piti.translation import Settings, TranslationError, translate_files
+from tests.conftest import TINY_MODEL
 from tests.test_pipeline import mask, tiny_pipeline
 
 
@@ -116,9 +117,8 @@ def test_a_long_sheet_says_what_it_leaves_out(masks: Path, tmp_path: Path, monke
 
 def text_pipeline() -> PITIPipeline:
     torch.manual_seed(0)
-    unet = {"channels": [16, 32], "layers": 1, "attention": [False, True], "head_dim": 8, "token_width": 16}
     text = {"vocabulary": 256, "context": 12, "width": 16, "layers": 1, "heads": 2}
-    base = Translator(text_spec=text, unet_spec=unet | {"norm_groups": 8}, image_size=16, patch_size=2)
+    base = Translator(text_spec=text, unet_spec=TINY_MODEL["unet"], image_size=16, patch_size=2)
     pipeline = PITIPipeline(base.eval(), scheduler_of(ScheduleSpec()), TextCondition(context=12))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

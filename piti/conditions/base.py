@@ -36,6 +36,8 @@ class Condition(ABC):
     """How its files end."""
     spatial: ClassVar[bool] = True
     """Whether it is a picture that lies over the image, pixel for pixel."""
+    null_value: float = 0.0
+    """What fills the null condition."""
 
     @property
     @abstractmethod
@@ -73,7 +75,6 @@ class Condition(ABC):
     def encode(self, raw: Shaped[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch C h w"]:
         """What the network sees, float32, on the device of `raw`."""
 
-    @abstractmethod
     def null(
         self,
         batch: int,
@@ -81,8 +82,9 @@ class Condition(ABC):
         width: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "batch C height width"]:
-        """The encoded condition that says nothing (for dropout and guidance)."""
+    ) -> Shaped[Tensor, "batch C height width"]:
+        """The encoded condition that says nothing (for dropout and guidance): `null_value` in every channel."""
+        return torch.full((batch, self.channels, height, width), self.null_value, device=device, dtype=dtype)
 
     @abstractmethod
     def preview(self, raw: Shaped[Tensor, "K h w"]) -> Image.Image:

@@ -223,18 +223,6 @@ class MaskCondition(Condition):
         classes = torch.arange(self.classes.count, dtype=raw.dtype, device=raw.device)  # [C]
         return (raw == classes[:, None, None]).float()  # [..., C, h, w]
 
-    def null(
-        self,
-        batch: int,
-        height: int,
-        width: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "batch C height width"]:
-        """A mask that says nothing: `null_value` everywhere."""
-        shape = (batch, self.channels, height, width)
-        return torch.full(shape, self.null_value, device=device, dtype=dtype)
-
     def preview(self, raw: Integer[Tensor, "1 h w"]) -> Image.Image:
         """The mask in its classes' colours; `read` of the result gives `raw` again.
 

@@ -45,16 +45,6 @@ class NoCondition(Condition):
     def encode(self, raw: Shaped[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch C h w"]:
         return raw.float()
 
-    def null(
-        self,
-        batch: int,
-        height: int,
-        width: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "batch C height width"]:
-        return torch.empty(batch, 0, height, width, device=device, dtype=dtype)
-
     def preview(self, raw: Shaped[Tensor, "K h w"]) -> Image.Image:
         return Image.new("RGB", (raw.shape[-1], raw.shape[-2]), "white")
 

@@ -106,17 +106,6 @@ class SketchCondition(Condition):
         """Distances to the nearest line in [-1, 1], float32."""
         return from_uint8(city_block_distance(raw != 0).clamp(max=_CLIP).to(torch.uint8))
 
-    def null(
-        self,
-        batch: int,
-        height: int,
-        width: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "batch 1 height width"]:
-        """A sketch that says nothing: `null_value` everywhere."""
-        return torch.full((batch, 1, height, width), self.null_value, device=device, dtype=dtype)
-
     def preview(self, raw: UInt8[Tensor, "1 h w"]) -> Image.Image:
         """Lines in `INK` on white; `read` of the result gives `raw` again."""
         colours = np.array([(255, 255, 255), INK], np.uint8)

@@ -16,11 +16,13 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.errors import UserError
-from piti.models.lora import ADAPTER_CONFIG, load_adapted, read_adapter
+from piti.models.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
 from piti.models.translator import Translator
 
 INDEX_FILE = "model_index.json"
 CONDITION_FILE = "condition.json"
+SCHEDULERS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
+"""The networks of a model, and where their noise schedules are."""
 OF_UPSAMPLER = "upsampler_"
 """How the settings of an upsampler begin."""
 
@@ -148,11 +150,15 @@ class ModelFolder:
         """A network's configuration. Raises ModelError."""
         return _read_json(self.path / network, "config.json")
 
-    def load(self, network: str, scheduler: str, torch_dtype: torch.dtype) -> tuple[Translator, DDPMScheduler]:
-        """A network, ready to sample, and its scheduler, from the sub-folders of these names. Raises ModelError."""
+    def arguments(self, network: str) -> dict[str, Any]:
+        """The arguments of a network's `Translator`. Raises ModelError."""
+        return {key: value for key, value in self.config(network).items() if not key.startswith("_")}
+
+    def load(self, network: str, torch_dtype: torch.dtype) -> tuple[Translator, DDPMScheduler]:
+        """A network, ready to sample, and its scheduler. Raises ModelError."""
         try:
             translator = self._translator(network, torch_dtype)
-            schedule = cast(DDPMScheduler, DDPMScheduler.from_pretrained(self.path / scheduler))
+            schedule = cast(DDPMScheduler, DDPMScheduler.from_pretrained(self.path / SCHEDULERS[network]))
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: {error}") from None
         return translator.eval(), schedule
@@ -161,8 +167,9 @@ class ModelFolder:
         folder = self.path / network
         if not (folder / ADAPTER_CONFIG).is_file():
             return Translator.from_pretrained(folder, torch_dtype=torch_dtype)
-        config, _ = read_adapter(folder)
-        return load_adapted(folder, find_model(config.prior) / network, torch_dtype)
+        config = read_adapter_config(folder)
+        prior = find_model(config.prior) / network
+        return load_adapted(folder, config, self.arguments(network), prior, torch_dtype)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

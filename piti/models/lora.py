@@ -92,14 +92,13 @@ class Adapted:
         save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / ADAPTER_FILE)
 
 
-def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """What `Adapted` wrote. Raises UserError that names the file."""
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """What an adapter's folder says of itself. Raises UserError that names the file."""
     path = folder / ADAPTER_CONFIG
     try:
-        config = AdapterConfig.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return AdapterConfig.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the folder again") from None
-    return config, read_weights(folder / ADAPTER_FILE)
 
 
 def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: LoraSpec) -> dict[str, Tensor]:
@@ -132,19 +131,21 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_adapted(folder: Path, prior: Path, torch_dtype: torch.dtype) -> Translator:
-    """A translator whose UNet is a prior's with an adapter of `folder` added in.
+def load_adapted(
+    folder: Path, config: AdapterConfig, arguments: Mapping[str, Any], prior: Path, torch_dtype: torch.dtype
+) -> Translator:
+    """A translator whose UNet is a prior's with the adapter of `folder` added in.
 
-    prior: the folder of the prior's network. Raises UserError if its weights are not those that were adapted.
+    config: of the adapter; arguments: of its `Translator`; prior: the folder of the prior's network. Raises UserError
+    if its weights are not those that were adapted.
     """
-    config, adapter = read_adapter(folder)
     if file_hash(prior / WEIGHTS_FILE) != config.sha256:
         raise UserError(
             f"{prior}: its weights have changed since {folder} was trained on them; give the prior as it was "
             f"('prior' in {folder / ADAPTER_CONFIG})"
         )
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    translator = Translator(**{key: value for key, value in fields.items() if not key.startswith("_")})
+    translator = Translator(**arguments)
+    adapter = read_weights(folder / ADAPTER_FILE)
     translator.load_state_dict(merged(read_weights(prior / WEIGHTS_FILE), adapter, config.lora))
     for parameter in translator.parameters():
         parameter.data = parameter.data.to(torch_dtype)

@@ -134,6 +134,11 @@ class Translator(ModelMixin, ConfigMixin):
         return self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
+    def role(self) -> str:
+        """What it is in a model: "base" or "upsampler"."""
+        return "base" if self.low_res is None else "upsampler"
+
+    @property
     def scale(self) -> int:
         """By how much an upsampler enlarges; 1 for a base translator."""
         return 1 if self.low_res is None else self.image_size // self.low_res

@@ -95,17 +95,15 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
 
 def _network_of(translator: Translator, name: str, key: str) -> Path:
     """The folder of the network of a translator's kind within a model. Raises ModelError, RecipeError."""
-    part = "base" if translator.low_res is None else "upsampler"
-    folder = find_model(name) / part
+    folder = find_model(name) / translator.role
     if not folder.is_dir():
-        raise RecipeError(f"{key}: {folder.parent} holds no {part}; name a model that does")
+        raise RecipeError(f"{key}: {folder.parent} holds no {translator.role}; name a model that does")
     return folder
 
 
 def _load(folder: Path) -> tuple[Translator, DDPMScheduler]:
     """A network and its scheduler from the network's folder. Raises ModelError."""
-    scheduler = "scheduler" if folder.name == "base" else "upsampler_scheduler"
-    return ModelFolder.open(folder.parent).load(folder.name, scheduler, torch.float32)
+    return ModelFolder.open(folder.parent).load(folder.name, torch.float32)
 
 
 def _check_shapes(

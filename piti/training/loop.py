@@ -25,7 +25,7 @@ from piti.diffusion.schedulers import scheduler_of
 from piti.errors import UserError
 from piti.images import save_png
 from piti.models import Translator
-from piti.models.checkpoints import join_base, write_model_folder
+from piti.models.checkpoints import SCHEDULERS, join_base, write_model_folder
 from piti.models.lora import Adapted
 from piti.models.perceptual import PerceptualNetwork
 from piti.seeding import derive_seed, generator_for
@@ -336,10 +336,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, target: Path) -> None:
-        network, scheduler = ("base", "scheduler")
-        if self.translator.low_res is not None:
-            network, scheduler = ("upsampler", "upsampler_scheduler")
-        parts = {network: self.run.adapted or self.translator, scheduler: scheduler_of(self.recipe.schedule)}
+        role = self.translator.role
+        parts = {role: self.run.adapted or self.translator, SCHEDULERS[role]: scheduler_of(self.recipe.schedule)}
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
         if self.run.base is not None:
             join_base(target, self.run.base)

@@ -7,16 +7,10 @@ import torch
 
 from piti.errors import UserError
 from piti.models import TextEncoder, TextEncoderSpec, Translator
+from tests.conftest import TINY_MODEL
 
 SPEC = TextEncoderSpec(vocabulary=10, context=6, width=16, layers=2, heads=2)
-UNET = {
-    "channels": [16, 32],
-    "layers": 1,
-    "attention": [False, True],
-    "head_dim": 8,
-    "token_width": 16,
-    "norm_groups": 8,
-}
+UNET = TINY_MODEL["unet"]
 
 
 def ids(*tokens: int) -> torch.Tensor:

@@ -274,7 +274,7 @@ def test_a_preconditioned_upsampler_knows_its_noise(tiny_data: Path, tmp_path: P
     schedule = {"prediction": "sample", "betas": "linear"}
     changes = {"model": MODEL | {"detail": 0.2}, "schedule": schedule, "loss": {"weighting": "detail"}}
     folder = train(upsampler_recipe(tiny_data, features, stages=[PLAIN], **changes), tmp_path / "run")
-    upsampler, scheduler = ModelFolder.open(folder).load("upsampler", "upsampler_scheduler", torch.float32)
+    upsampler, scheduler = ModelFolder.open(folder).load("upsampler", torch.float32)
     assert upsampler.preconditioning is not None
     alphas_cumprod = scheduler.alphas_cumprod.double()
     expected = 0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()
