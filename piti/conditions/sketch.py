@@ -14,15 +14,15 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError, register
+from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
 from piti.conditions.mask import Colour, nearest_positions
-from piti.images import Box, from_uint8
+from piti.images import Box
 from piti.spec import Spec, SpecError
 
 INK: Colour = (24, 24, 40)
 """What previews draw lines in: a picture of this and pure white alone is read as lines on paper, however dense."""
 
-_CLIP = 255  # distances beyond it are all the same to the network
+_FAR = 1 << 16  # the distance to a line where there is none
 _FAINT = 32  # what differs from the paper by less, of 255, is no line: grain, creases, JPEG's noise
 
 
@@ -32,6 +32,7 @@ class _SketchConfig(Spec):
     kind: Literal["sketch"] = "sketch"
     threshold: float = Field(0.35, gt=0, lt=1)
     null_value: float = 1.0
+    clip: int = Field(255, ge=2, le=_FAR)
 
 
 @register
@@ -40,9 +41,10 @@ class SketchCondition(Condition):
     """Lines, one channel: how far every pixel is from the nearest one.
 
     Raw form: uint8 [1, h, w], 1 on lines, 0 elsewhere. Encoded: the L1 (city-block) distance to the nearest line
-    in pixels, clipped at 255, then / 127.5 - 1, so that lines are -1; without any line 1 everywhere. This is what
-    the released sketch models read: OpenCV's DIST_L1 on a 3 x 3 neighbourhood, which for L1 is exact. They were
-    trained at 256 px; elsewhere the same drawing has other distances, and another model.
+    in pixels, clipped at `clip`, then brought to [-1, 1], so that lines are -1; without any line 1 everywhere. At a
+    clip of 255 this is what the released sketch models read: OpenCV's DIST_L1 on a 3 x 3 neighbourhood, which for
+    L1 is exact. They were trained at 256 px; elsewhere the same drawing has other distances, and another model. At
+    64 px a clip of 64 or less spreads the distances that occur over more of the range.
 
     Files may be drawings or edge maps, in colour, grey or black and white, see `lines_of`. threshold: how strong a
     line must be, between 0 and 1. (The release binarised its edge maps at 0.6 beforehand; such files are read
@@ -54,10 +56,11 @@ class SketchCondition(Condition):
 
     threshold: float = 0.35
     null_value: float = 1.0
+    clip: int = 255
 
     def __post_init__(self) -> None:
-        """Raises ConditionError for a threshold that is not between 0 and 1."""
-        _parsed({"threshold": self.threshold, "null_value": self.null_value}, "SketchCondition")
+        """Raises ConditionError for a threshold that is not between 0 and 1, or a clip below 2."""
+        _parsed(self._settings(), "SketchCondition")
 
     @property
     def channels(self) -> int:
@@ -88,23 +91,24 @@ class SketchCondition(Condition):
             )
         return raw
 
-    def crop_resize(self, raw: UInt8[Tensor, "1 h w"], box: Box, size: int) -> UInt8[Tensor, "1 s s"]:
-        """Cut `box` out and resize it to a square so that no line is lost.
+    def crop_resize(self, raw: UInt8[Tensor, "1 h w"], box: Box, size: Size) -> UInt8[Tensor, "1 h2 w2"]:
+        """Cut `box` out and resize it so that no line is lost.
 
         Shrinking, every source pixel belongs to the one target pixel that holds its centre, and a target pixel is
         a line if any of its source pixels is: lines stay connected and at least one pixel wide, and none
         grows. Enlarging, it is nearest neighbour, as PIL's to the pixel. (The released code takes the nearest
         neighbour throughout, which tears thin lines where it shrinks; at equal size all agree.)
         """
-        first, last = _source_spans(box.top, box.height, size)
-        lines = _any_between(raw != 0, first.to(raw.device), last.to(raw.device))  # [1, s, w]
-        first, last = _source_spans(box.left, box.width, size)
-        lines = _any_between(lines.mT, first.to(raw.device), last.to(raw.device))  # [1, s, s], transposed
+        height, width = sides_of(size)
+        first, last = _source_spans(box.top, box.height, height)
+        lines = _any_between(raw != 0, first.to(raw.device), last.to(raw.device))  # [1, h2, w]
+        first, last = _source_spans(box.left, box.width, width)
+        lines = _any_between(lines.mT, first.to(raw.device), last.to(raw.device))  # [1, w2, h2]
         return lines.mT.to(torch.uint8)
 
     def encode(self, raw: Shaped[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch 1 h w"]:
         """Distances to the nearest line in [-1, 1], float32."""
-        return from_uint8(city_block_distance(raw != 0).clamp(max=_CLIP).to(torch.uint8))
+        return city_block_distance(raw != 0).clamp(max=self.clip).float().div_(self.clip / 2).sub_(1)
 
     def preview(self, raw: UInt8[Tensor, "1 h w"]) -> Image.Image:
         """Lines in `INK` on white; `read` of the result gives `raw` again."""
@@ -112,14 +116,17 @@ class SketchCondition(Condition):
         return Image.fromarray(colours[raw[0].cpu().numpy()])
 
     def to_config(self) -> dict[str, Any]:
-        """Kind, threshold and null value as plain data."""
-        return _SketchConfig(threshold=self.threshold, null_value=self.null_value).to_dict()
+        """Kind, threshold, null value and clip as plain data."""
+        return _SketchConfig.parse(self._settings(), "SketchCondition").to_dict()
+
+    def _settings(self) -> dict[str, float]:
+        return {"threshold": self.threshold, "null_value": self.null_value, "clip": self.clip}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> SketchCondition:
         """Build from `to_config`'s data. Raises ConditionError, naming source and key."""
         parsed = _parsed(config, source)
-        return cls(parsed.threshold, parsed.null_value)
+        return cls(parsed.threshold, parsed.null_value, parsed.clip)
 
 
 def _parsed(config: Mapping[str, Any], source: str) -> _SketchConfig:
@@ -136,9 +143,9 @@ def city_block_distance(lines: Bool[Tensor, "*batch h w"]) -> Int[Tensor, "*batc
     """L1 distance of every pixel to the nearest True, in pixels, int32, on the device of `lines`.
 
     The distance separates: min over rows and columns of |y - y'| + |x - x'| is a pass down the columns, then
-    one along the rows. Without any True it is at least 255 and at least h + w everywhere.
+    one along the rows. Without any True it is at least 65,536 everywhere.
     """
-    far = max(_CLIP, sum(lines.shape[-2:]))
+    far = max(_FAR, sum(lines.shape[-2:]))
     distance = torch.where(lines, 0, far).to(torch.int32)
     for axis in (-2, -1):
         distance = _nearest_along(distance, axis)

@@ -70,6 +70,13 @@ class TestDistance:
         wanted = torch.arange(400).clamp(max=255) / 127.5 - 1
         assert torch.equal(SKETCH.encode(raw)[0, 0], wanted)
 
+    def test_beyond_the_clip_all_is_alike(self) -> None:
+        raw = torch.zeros(1, 3, 100, dtype=torch.uint8)
+        raw[..., 0] = 1
+        encoded = SketchCondition(clip=32).encode(raw)[0, 1]
+        assert torch.allclose(encoded, torch.arange(100).clamp(max=32) / 16 - 1)
+        assert (SketchCondition(clip=32).encode(torch.zeros_like(raw)) == 1).all()
+
     @pytest.mark.parametrize("side", [1, 64, 300])
     def test_without_lines_everything_is_far(self, side: int) -> None:
         assert (SKETCH.encode(torch.zeros(1, side, side, dtype=torch.uint8)) == 1).all()
@@ -232,9 +239,10 @@ class TestResizing:
         height, width = lines.shape
         box_width, box_height = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
         left, top = data.draw(st.integers(0, width - box_width)), data.draw(st.integers(0, height - box_height))
-        size = data.draw(st.integers(1, 20))
+        target_size = data.draw(st.integers(1, 20) | st.tuples(st.integers(1, 20), st.integers(1, 20)))
         cut = lines[top : top + box_height, left : left + box_width]
         for axis, length in enumerate(cut.shape):
+            size = target_size if isinstance(target_size, int) else target_size[axis]
             if size >= length:
                 places = np.asarray(Image.fromarray(np.arange(length, dtype=np.int32)[None]).resize((size, 1), 0))[0]
                 cut = np.take(cut, places, axis)
@@ -242,7 +250,7 @@ class TestResizing:
                 target = (2 * np.arange(length) + 1) * size // (2 * length)
                 cut = np.stack([np.compress(target == k, cut, axis).any(axis) for k in range(size)], axis)
         raw = torch.from_numpy(lines.astype(np.uint8))[None]
-        found = SKETCH.crop_resize(raw, Box(left, top, box_width, box_height), size)
+        found = SKETCH.crop_resize(raw, Box(left, top, box_width, box_height), target_size)
         assert found.dtype == torch.uint8
         assert np.array_equal(found[0], cut)
 
@@ -288,11 +296,13 @@ class TestTheRest:
         assert np.array_equal(SKETCH.squared(raw)[0], LINES[:, 15:105])
 
     def test_round_trip_through_json(self) -> None:
-        condition = SketchCondition(threshold=0.6, null_value=0.0)
+        condition = SketchCondition(threshold=0.6, null_value=0.0, clip=32)
         config = json.loads(json.dumps(condition.to_config()))
-        assert config == {"kind": "sketch", "threshold": 0.6, "null_value": 0.0}
+        assert config == {"kind": "sketch", "threshold": 0.6, "null_value": 0.0, "clip": 32}
         assert condition_from_config(config) == condition
         assert condition_from_config({"kind": "sketch"}) == SKETCH
+        with pytest.raises(ConditionError, match="clip"):
+            SketchCondition(clip=1)
         with pytest.raises(ConditionError, match="unknown key 'treshold'; did you mean 'threshold'"):
             condition_from_config({"kind": "sketch", "treshold": 0.5}, "r.yaml")
 

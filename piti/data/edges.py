@@ -1,0 +1,115 @@
+"""Lines of photographs, for sketches: an extractor that needs no weights, thinning, and clearing away."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from piti.data.filters import l0_smooth, resize_antialiased
+from piti.spec import Spec
+
+_SOFT = (5, 5), (1.0, 1.0)  # the Gaussian before the gradients: taps, pixels
+_SMALLEST = 8  # shorter sides are continued to this many pixels before they are filtered
+_NEIGHBOURS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  # clockwise from above
+
+
+class LineSpec(Spec):
+    """How the built-in extractor draws a photograph."""
+
+    smoothing: float = Field(default=0.02, ge=0, le=0.5)
+    """Weight of the L0 smoothing that takes texture away first; 0: none."""
+    low: float = Field(default=0.1, gt=0)
+    """Gradients above this are drawn where they hang together with one above `high`. A sharp step in the greys has a
+    gradient of 2.6 times its height, black to white being a step of 1."""
+    high: float = Field(default=0.2, gt=0)
+    """Gradients above this are always drawn."""
+    shortest: int = Field(default=10, ge=1)
+    """Lines of fewer pixels are left out."""
+    side: int = Field(default=256, ge=16)
+    """Larger photographs are drawn with this short side; their lines are then enlarged."""
+    thin: bool = False
+    """Thin the lines to one pixel; they are wider where they were enlarged."""
+
+
+def draw_lines(photograph: UInt8[np.ndarray, "h w 3"], spec: LineSpec | None = None) -> Bool[Tensor, "h w"]:
+    """Lines of a photograph, True on a line: Canny's edges (1986) after L0 smoothing (Xu et al. 2011).
+
+    Smoothing sees colours, the edges are those of the greys: a border between colours of one brightness is no line.
+    A border between two areas gives one line, one pixel wide where the photograph is not larger than `side`.
+    """
+    from kornia.filters import canny  # takes a second to import, and most runs draw nothing
+
+    spec = spec or LineSpec()
+    image = torch.from_numpy(photograph.copy()).permute(2, 0, 1)[None].float() / 255  # [1, 3, h, w]
+    height, width = image.shape[-2:]
+    shrink = min(1.0, spec.side / min(height, width))
+    if shrink < 1:
+        image = resize_antialiased(image, (round(height * shrink), round(width * shrink)))
+    inner = image.shape[-2:]
+    image = F.pad(image, (0, max(0, _SMALLEST - inner[1]), 0, max(0, _SMALLEST - inner[0])), mode="replicate")
+    if spec.smoothing:
+        image = l0_smooth(image, spec.smoothing).clamp(0, 1)
+    _, edges = canny(image, min(spec.low, spec.high), spec.high, *_SOFT)  # [1, 1, h', w']
+    lines = without_short(edges[..., : inner[0], : inner[1]] > 0, spec.shortest)
+    if shrink < 1:
+        lines = F.interpolate(lines.float(), (height, width), mode="nearest-exact") > 0
+    return thinned(lines[0, 0]) if spec.thin else lines[0, 0]
+
+
+def without_short(lines: Bool[Tensor, "B 1 h w"], shortest: int) -> Bool[Tensor, "B 1 h w"]:
+    """Lines without those of fewer than `shortest` pixels that hang together, corners touching.
+
+    Every pixel takes the highest number in reach, `shortest` times. A short line has then one number alone; whatever
+    has several, which then touch, is long.
+    """
+    if shortest <= 1:
+        return lines
+    numbers = torch.arange(1, lines.numel() + 1, dtype=torch.float64, device=lines.device).view(lines.shape)
+    labels = numbers * lines
+    for _ in range(shortest):
+        labels = _highest_near(labels) * lines
+    lowest_near = -_highest_near(torch.where(lines, -labels, -torch.inf))
+    meeting = lines & ((_highest_near(labels) != labels) | (lowest_near != labels))
+    labels = labels.long()
+    long = labels.flatten().bincount(minlength=lines.numel() + 1) >= shortest
+    long[labels[meeting]] = True
+    return lines & long[labels]
+
+
+def _highest_near(values: Float[Tensor, "B 1 h w"]) -> Float[Tensor, "B 1 h w"]:
+    return F.max_pool2d(values, 3, 1, 1)
+
+
+def thinned(lines: Bool[Tensor, "*batch h w"]) -> Bool[Tensor, "*batch h w"]:
+    """Lines one pixel wide, connected as they were (Zhang and Suen 1984); thinning again changes nothing.
+
+    A line's ends become shorter by about half its width. A block of two by two pixels alone vanishes.
+    """
+    while True:
+        before = lines
+        for first in (True, False):
+            lines = lines & ~_removable(lines, first)
+        if torch.equal(lines, before):
+            return lines
+
+
+def _removable(lines: Bool[Tensor, "*batch h w"], first: bool) -> Bool[Tensor, "*batch h w"]:
+    """Border pixels that a sub-iteration may take: at the south-east in the first, at the north-west in the second."""
+    height, width = lines.shape[-2:]
+    padded = F.pad(lines.to(torch.uint8), (1, 1, 1, 1))
+    near = [padded[..., 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in _NEIGHBOURS]
+    count = torch.stack(near).sum(0)
+    crossings = torch.stack([near[i - 1] < near[i] for i in range(8)]).sum(0)  # from 0 to 1 on the way round
+    north, east, south, west = near[0], near[2], near[4], near[6]
+    border = (north * east * south, east * south * west) if first else (north * east * west, north * south * west)
+    return (count >= 2) & (count <= 6) & (crossings == 1) & (border[0] == 0) & (border[1] == 0)
+
+
+def binarised(strength: Float[Tensor, "*batch h w"], threshold: float, thin: bool = True) -> Bool[Tensor, "*batch h w"]:
+    """Where a soft edge map in [0, 1] is stronger than `threshold`; thinned to one pixel if asked."""
+    lines = strength > threshold
+    return thinned(lines) if thin else lines
