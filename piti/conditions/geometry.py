@@ -1,0 +1,262 @@
+"""Geometry: how far every pixel is and which way its surface faces, with holes where nobody measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from piti.conditions.base import Condition, ConditionError, Files, Size, register, sides_of
+from piti.conditions.depth_colours import coloured
+from piti.conditions.depth_files import CAMERA_AXES, DEPTH_SUFFIXES, Axes, depth_of_image, read_depth
+from piti.conditions.mask import nearest_positions
+from piti.conditions.surfaces import Camera, merged, normals_of_depth, towards_camera
+from piti.images import Box
+from piti.spec import Spec, SpecError
+
+FIELD_OF_VIEW = 60.0
+"""Degrees, horizontally, that are assumed where no camera is given: DIODE's, between a sensor's and a telephone's."""
+
+_SHARES = (0.02, 0.98)  # of a picture's depths: what becomes -1 and 1 unless near and far are given
+_LEAST_RANGE = 0.2  # of log depth: a wall across the view keeps its noise small
+_MEMBERS = 8  # a shrunken pixel looks at most at so many of its rows and columns
+_UNIT = 0.1  # normals whose typical length differs from 1 by more are none
+
+
+class _GeometryConfig(Spec):
+    """What a geometry condition saves."""
+
+    kind: Literal["geometry"] = "geometry"
+    unit: float = Field(0.001, gt=0, allow_inf_nan=False)
+    near: float | None = Field(None, gt=0, allow_inf_nan=False)
+    far: float | None = Field(None, gt=0, allow_inf_nan=False)
+    camera: Camera | None = None
+    field_of_view: float | None = Field(None, gt=0, lt=180)
+    normal_axes: Axes = CAMERA_AXES
+    jump: float = Field(0.05, gt=0)
+    null_value: float = Field(0.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _GeometryConfig:
+        if self.near is not None and (self.far is None or self.far <= self.near):
+            raise ValueError(f"near = {self.near} needs a larger far, got {self.far}; both in metres")
+        if self.camera is not None and self.field_of_view is not None:
+            raise ValueError("camera and field_of_view say the same thing; leave field_of_view out")
+        return self
+
+
+@register
+@dataclass(frozen=True)
+class GeometryCondition(Condition):
+    """Depth and surface normals, with holes kept as holes.
+
+    Files: what `read_depth` reads (16-bit PNG or TIFF in counts of `unit` metres; EXR, `.npy` and `.npz` in metres),
+    decided by their suffix. A hole is what is not above 0, not finite, masked out, or beyond `far`. Normals that a
+    file lacks are computed from depth and the pinhole camera, see `normals_of_depth`: that of `camera`, stated for
+    one size of picture and scaled to others, else one with a horizontal `field_of_view`, else `FIELD_OF_VIEW`
+    is assumed. Normals are in the camera's frame, x right, y down, z forward, and point towards the camera
+    (n_z < 0 along its axis). normal_axes: signs that bring those of files there, such as [1, -1, -1] for y up
+    and z backward. (DIODE's files are known by their names and need none.) jump: how much depth may differ from a
+    plane between neighbours, as a share, before no normal is computed across.
+
+    Raw form: float16 [4, h, w]: normalised log depth in [-1, 1], then the normal. NaN is what is not known: all
+    four in a hole, the normal alone where there is none to compute. Normalised: near is -1 and far is 1 where both
+    are given; else the 2nd and the 98th percentile of the whole picture's log depth are, before any crop, so that a
+    crop does not change it and the unit cancels; what lies outside is clipped. (At least a range of
+    22% counts as one: a wall across the view stays flat.)
+
+    Encoded, five channels in [-1, 1]: log depth, n_x, n_y, n_z, and 1 where depth is known, -1 in holes; what is
+    not known is 0. The null condition, `null_value` everywhere, is 0: no picture has 0 in its last channel.
+    """
+
+    kind: ClassVar[str] = "geometry"
+    suffixes: ClassVar[frozenset[str]] = DEPTH_SUFFIXES
+
+    unit: float = 0.001
+    near: float | None = None
+    far: float | None = None
+    camera: Camera | None = None
+    field_of_view: float | None = None
+    normal_axes: Axes = CAMERA_AXES
+    jump: float = 0.05
+    null_value: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ConditionError for settings that are out of range or contradict each other."""
+        _parsed(self._settings(), "GeometryCondition")
+
+    @property
+    def channels(self) -> int:
+        """Log depth, three of the normal, and whether depth is known."""
+        return 5
+
+    @property
+    def planes(self) -> int:
+        """Log depth and three of the normal."""
+        return 4
+
+    @property
+    def raw_dtype(self) -> torch.dtype:
+        """float16."""
+        return torch.float16
+
+    # Reading
+
+    def load(self, path: Files) -> Float[Tensor, "4 h w"]:
+        """Read a file. Raises ImageError if it cannot be read, ConditionError if it holds no depth."""
+        if isinstance(path, Mapping) or str(path).lower().endswith(".txt"):
+            return super().load(path)
+        found = read_depth(path, self.unit, self.normal_axes)
+        normal = None if found.normal is None else torch.from_numpy(found.normal).movedim(-1, 0)
+        return self.from_depth(torch.from_numpy(found.depth), normal, str(path))
+
+    def read(self, image: Image.Image, source: str) -> Float[Tensor, "4 h w"]:
+        """A decoded picture of 16 or 32 bits (modes I;16, I) in counts of `unit`, or of floats (F) in metres.
+
+        Raises ConditionError for other pictures.
+        """
+        return self.from_depth(torch.from_numpy(depth_of_image(image, self.unit, source)), None, source)
+
+    def from_depth(
+        self, depth: Float[Tensor, "h w"], normal: Float[Tensor, "3 h w"] | None = None, source: str = "depth"
+    ) -> Float[Tensor, "4 h w"]:
+        """The raw form of depth in metres and, perhaps, normals in the camera's frame (zero or NaN: not known).
+
+        Raises ConditionError where no depth is known, or normals are no unit vectors or face away.
+        """
+        depth = depth.float().nan_to_num(0, 0, 0).clamp(min=0)
+        depth = depth if self.far is None else torch.where(depth <= self.far, depth, 0)
+        hole = depth <= 0
+        if normal is not None and normal.shape != (3, *depth.shape):
+            raise ConditionError(f"{source}: expected normals {[3, *depth.shape]}, got {list(normal.shape)}")
+        if hole.all():
+            reach = f"between 0 and far = {self.far:g} m" if self.far is not None else "above 0"
+            raise ConditionError(f"{source}: no pixel has a depth {reach}; check the file, condition.unit and far")
+        height, width = depth.shape
+        camera = self._camera(width, height, source)
+        if normal is None:
+            normal = normals_of_depth(depth, camera, self.jump)
+        else:
+            normal = self._given(normal.float(), camera, source)
+        raw = torch.cat([self._normalised(depth, hole)[None], normal])  # [4, h, w]
+        return torch.where(hole, torch.nan, raw).half()
+
+    def _camera(self, width: int, height: int, source: str) -> Camera:
+        if self.camera is not None:
+            return self.camera.scaled(width, height, source)
+        return Camera.of_view(self.field_of_view or FIELD_OF_VIEW, width, height)
+
+    def _normalised(self, depth: Float[Tensor, "h w"], hole: Bool[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+        """Log depth in [-1, 1]; anything in holes."""
+        if self.near is not None and self.far is not None:
+            low, high = np.log(self.near), np.log(self.far)
+        else:
+            low, high = np.quantile(depth[~hole].log().numpy(), _SHARES)
+        middle, half = (low + high) / 2, max(high - low, _LEAST_RANGE) / 2
+        return ((depth.log() - float(middle)) / float(half)).clamp(-1, 1)
+
+    def _given(self, normal: Float[Tensor, "3 h w"], camera: Camera, source: str) -> Float[Tensor, "3 h w"]:
+        """A file's normals as unit vectors in the camera's frame, towards the camera; NaN where they are zero."""
+        length = normal.square().sum(0).sqrt()  # [h, w]
+        known = length.isfinite() & (length > 0.5)
+        typical = float(length[length.isfinite() & (length > 0)].median().nan_to_num(1))
+        if abs(typical - 1) > _UNIT:
+            raise ConditionError(
+                f"{source}: normals have a typical length of {typical:.3g}, not 1; save unit vectors in [-1, 1]"
+            )
+        turned = torch.where(known, normal / length, torch.nan)
+        turned, share = towards_camera(turned, camera.rays())
+        if share > 0.5:
+            raise ConditionError(
+                f"{source}: {share:.0%} of the normals point away from the camera, so their axes are not x right, "
+                "y down, z forward; set condition.normal_axes, [1, -1, -1] for y up and z backward"
+            )
+        return turned
+
+    def checked(self, raw: Tensor, source: str) -> Float[Tensor, "4 h w"]:
+        """Raw planes [4, h, w] as they are, or the raw form of depth in metres, [1, h, w].
+
+        Raises ConditionError for another shape or type, or values that cannot be.
+        """
+        shape = f"{list(raw.shape)} of {raw.dtype}"
+        if raw.ndim == 3 and len(raw) == 1 and raw.is_floating_point():
+            return self.from_depth(raw[0].cpu(), None, source)
+        if raw.ndim != 3 or len(raw) != 4 or raw.dtype != torch.float16:
+            raise ConditionError(
+                f"{source}: expected depth in metres, floats [1, h, w], or what `from_depth` returns, float16 "
+                f"[4, h, w], got {shape}; convert it, or hand in a file"
+            )
+        if (raw.abs() > 1).any():
+            raise ConditionError(
+                f"{source}: values up to {float(raw.nan_to_num(0).abs().max()):g}; the four planes lie in [-1, 1] "
+                "(NaN: not known); make them with `from_depth`"
+            )
+        return raw
+
+    # Use
+
+    def crop_resize(self, raw: Float[Tensor, "4 h w"], box: Box, size: Size) -> Float[Tensor, "4 h2 w2"]:
+        """Cut `box` out and resize it to `size` without mixing surfaces.
+
+        Shrinking, a pixel stands for those of the source that it covers (at most 8 x 8 of them), see `merged`.
+        Enlarging, it is nearest neighbour.
+        """
+        height, width = sides_of(size)
+        down, across = (min(-(-old // new), _MEMBERS) for old, new in ((box.height, height), (box.width, width)))
+        rows = nearest_positions(box.top, box.height, height * down).to(raw.device)
+        columns = nearest_positions(box.left, box.width, width * across).to(raw.device)
+        cut = raw.index_select(1, rows).index_select(2, columns)  # [4, height · down, width · across]
+        if down == across == 1:
+            return cut
+        cells = cut.view(4, height, down, width, across).transpose(2, 3).flatten(-2)
+        return merged(cells).half()  # [4, height, width]
+
+    def flip(self, raw: Float[Tensor, "*batch 4 h w"]) -> Float[Tensor, "*batch 4 h w"]:
+        """Mirror left to right: n_x is negated."""
+        return raw.flip(-1) * torch.tensor([1, -1, 1, 1], dtype=raw.dtype, device=raw.device)[:, None, None]
+
+    def encode(self, raw: Float[Tensor, "*batch 4 h w"]) -> Float[Tensor, "*batch 5 h w"]:
+        """Log depth, normal and validity in [-1, 1], float32; 0 is what is not known."""
+        known = raw[..., :1, :, :].isfinite()
+        return torch.cat([raw.float().nan_to_num(0), known.float() * 2 - 1], dim=-3)
+
+    def preview(self, raw: Float[Tensor, "4 h w"]) -> Image.Image:
+        """Depth in colours, light and yellow near, dark and violet far, lit by the normals; holes are grey."""
+        planes = raw.float().cpu().numpy()
+        return Image.fromarray(coloured(planes[0], planes[1:]))
+
+    # Settings
+
+    def to_config(self) -> dict[str, Any]:
+        """All settings as plain data."""
+        return _GeometryConfig.parse(self._settings(), "GeometryCondition").to_dict()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> GeometryCondition:
+        """Build from `to_config`'s data. Raises ConditionError, naming source and key."""
+        parsed = _parsed(config, source)
+        return cls(**{field.name: getattr(parsed, field.name) for field in fields(cls)})
+
+    def reads_like(self, other: Condition) -> bool:
+        """Whether both normalise alike; units and cameras are the files' affair."""
+        if not isinstance(other, GeometryCondition):
+            return False
+        fixed = (self.near, self.near and self.far) == (other.near, other.near and other.far)
+        return fixed and self.null_value == other.null_value
+
+    def _settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _parsed(config: Mapping[str, Any], source: str) -> _GeometryConfig:
+    try:
+        return _GeometryConfig.parse(config, source)
+    except SpecError as error:
+        raise ConditionError(str(error)) from None
