@@ -38,7 +38,8 @@ def fastest(run: Callable[[], object], times: int = 3) -> float:
 def encode_every_step(pipeline: PITIPipeline) -> None:
     """Make the base encode its condition anew at every step, as the released code does."""
     base, real = pipeline.base, pipeline.base.forward
-    encoded = pipeline.condition.encode(pipeline.resized(pipeline.read(MASK))[None])
+    raw = pipeline.read(MASK, square=True)
+    encoded = pipeline.condition.encode(pipeline.fitted(raw, pipeline.frame(raw, pipeline.sampling()))[None])
     null = pipeline.condition.null(1, encoded.shape[-2], encoded.shape[-1])
 
     def forward(x_t: torch.Tensor, t: torch.Tensor, *_: object) -> Prediction:
@@ -65,7 +66,7 @@ def main() -> None:
 
     def make(**settings: object) -> None:
         generator = torch.Generator().manual_seed(0)
-        pipeline(MASK, num_images=options.samples, generator=generator, **settings)  # type: ignore[arg-type]
+        pipeline(MASK, num_images=options.samples, generator=generator, square=True, **settings)  # type: ignore[arg-type]
 
     make()
     rows = {"first": time.perf_counter() - started, "default": fastest(make)}

@@ -14,7 +14,8 @@ from piti.diffusion.guidance import Guidance, guided
 from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule
 from piti.errors import UserError
-from piti.images import Box, quantized, truncated
+from piti.frames import Frame, fitted
+from piti.images import quantized, truncated
 from piti.models import ConditionEncoder, TextEncoder, Tokens, Translator
 from piti.models.checkpoints import ModelError
 from piti.seeding import generator_for
@@ -48,13 +49,20 @@ class Batch:
     """Images to make at once."""
 
     raws: list[Tensor]
-    """Each image's condition in raw form, [K, s, s]; the same tensor where it is the same condition."""
+    """Each image's condition in raw form, [K, h, w]; the same tensor where it is the same condition."""
     generators: list[torch.Generator]
     """Each image's noise."""
+    frames: list[Frame]
+    """Each image's place in its canvas; all canvases are equal."""
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) of the base's images."""
+        return self.frames[0].canvas
 
     def upsampled(self) -> Batch:
         """The same images with the upsampler's noise, which the generators' present state decides."""
-        return Batch(self.raws, [_second(generator) for generator in self.generators])
+        return Batch(self.raws, [_second(generator) for generator in self.generators], self.frames)
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,10 @@ class Network:
     def sample(
         self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, low_res: Tensor | None = None
     ) -> Tensor:
-        """The images of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small images that an upsampler enlarges."""
-        side, dtype = self.translator.image_size, self.translator.dtype
+        """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
+        dtype, (height, width) = self.translator.dtype, (side * self.translator.scale for side in batch.canvas)
         small = None if low_res is None else low_res.to(self.device)
-        tokens, both = self.encode(batch.raws, with_null=settings.guidance.w != 0)
+        tokens, both = self.encode(batch, with_null=settings.guidance.w != 0)
 
         def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
             # a guided pair is a batch of 2 B: both halves see the small images
@@ -87,17 +95,18 @@ class Network:
             on_step(done, x0)
 
         denoise = guided(conditioned(predict, tokens, both, self.schedule), settings.guidance, self.schedule)
-        x_T = settings.noise * initial_noise((len(batch.raws), 3, side, side), batch.generators, device=self.device)
+        x_T = settings.noise * initial_noise((len(batch.raws), 3, height, width), batch.generators, device=self.device)
         return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, batch.generators, report)
 
-    def encode(self, raws: list[Tensor], with_null: bool) -> tuple[Tokens, Tokens | None]:
+    def encode(self, batch: Batch, with_null: bool) -> tuple[Tokens, Tokens | None]:
         """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
+        raws = batch.raws
         if self.translator.encoder is None:
             nothing = torch.empty(len(raws), 0, 0, 0, device=self.device, dtype=self.translator.dtype)
             return self.translator.encode(nothing), None
-        distinct = {id(raw): raw for raw in raws}
+        distinct = {id(raw): (raw, frame) for raw, frame in zip(raws, batch.frames, strict=True)}
         place = {key: k for k, key in enumerate(distinct)}
-        sized = torch.stack([resized(self.condition, raw, self.translator) for raw in distinct.values()])
+        sized = torch.stack([fitted(self.condition, *pair, self.translator) for pair in distinct.values()])
         encoded = self.condition.encode(sized).to(self.device)
         if encoded.is_floating_point():  # tokens of a text stay whole numbers
             encoded = encoded.to(self.translator.dtype)
@@ -112,7 +121,7 @@ class Network:
 def sample_cascade(
     base: Network, upsampler: Network | None, batch: Batch, settings: Sampling, on_step: OnBatchStep
 ) -> Tensor:
-    """A batch through both networks, [B, 3, H, W] in [-1, 1]; on_step counts over both.
+    """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both.
 
     The upsampler sees the small images in 8 bits, as the release does and as they are when they are saved.
     """
@@ -175,17 +184,7 @@ def _check_chain(base: Translator, upsampler: Translator) -> None:
         )
 
 
-# Conditions
-
-
-def resized(condition: Condition, raw: Tensor, translator: Translator) -> Tensor:
-    """A square condition in raw form, [K, s, s], as a translator's encoder reads it, [K, size, size]; text as it is."""
-    if translator.encoder is None:
-        raise UserError("this translator takes no condition")
-    if isinstance(translator.encoder, TextEncoder):
-        return raw
-    side = raw.shape[-1]
-    return condition.crop_resize(raw, Box(0, 0, side, side), translator.encoder.spec.size)
+# Devices
 
 
 def _bring(translator: Translator) -> None:

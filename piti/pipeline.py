@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,16 +22,16 @@ from piti.cascade import (
     Sampling,
     check_cascade,
     one_each,
-    resized,
     sample_cascade,
 )
-from piti.conditions import Condition, TextCondition
+from piti.conditions import Condition, Given, TextCondition
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import OnStep
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.schedulers import spec_of
 from piti.errors import UserError
-from piti.images import to_pil
+from piti.frames import Frame, batches_alike, fitted, frame_of
+from piti.images import Source, to_pil
 from piti.models import Translator
 from piti.models.checkpoints import (
     INDEX_FILE,
@@ -56,7 +56,7 @@ __all__ = [
     "usable_device",
 ]
 
-ConditionInput = str | Path | Image.Image | Tensor
+ConditionInput = Source | Image.Image | Tensor | Mapping[str, Given]
 
 SETTINGS = {
     "sampler": "ddpm",
@@ -135,17 +135,22 @@ class PITIPipeline(DiffusionPipeline):
         base_only: bool = False,
         upsampler_steps: int | str | None = None,
         upsampler_sampler: str | None = None,
+        square: bool = False,
+        size: int | None = None,
     ) -> PITIPipelineOutput:
         """Translate one condition or several, `num_images` times each.
 
-        condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]; what is not
-        square is cropped at its centre. For a prior: the text itself, a `Path` of a text file, or tokens.
+        condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]. Its image has its
+        proportions, see `Frame`. For a prior: the text itself, a `Path` of a text file, or tokens.
+        For several conditions at once: one of these for each part that is given, by the part's name.
         guidance: the paper's w for normalised guidance, 0 for none, or a `Guidance`, for the base.
         steps, sampler, upsampler_steps, upsampler_sampler: see
         `piti.diffusion.samplers`. generator: decides the noise; the same generator gives the same images,
         whatever the batch; several: one an image. batch_size: images made at once, by either network.
         on_step: called with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]), counted over both
-        networks. base_only: stop at the small images, those that the upsampler would enlarge.
+        networks; x̂₀ is the whole canvas. base_only: stop at the small images, those that the upsampler would
+        enlarge. square: take the square at the condition's centre. size: the short side of the images; the
+        model's own by default.
 
         Raises ConditionError or ImageError for a condition, ValueError for a setting.
         """
@@ -154,12 +159,13 @@ class PITIPipeline(DiffusionPipeline):
             raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
         settings = self.sampling(guidance, steps, sampler, base_only, upsampler_steps, upsampler_sampler)
         total = self._steps(settings)
-        read = {id(item): self.read(item) for item in inputs}  # one given twice is read and encoded once
-        raws = [read[id(item)] for item in inputs for _ in range(num_images)]
+        read = {id(item): self.read(item, square) for item in inputs}  # one given twice is read and encoded once
+        framed = {key: self.frame(raw, settings, size) for key, raw in read.items()}
+        keys = [id(item) for item in inputs for _ in range(num_images)]
+        raws, frames = [read[key] for key in keys], [framed[key] for key in keys]
         generators = one_each(generator, len(raws))
-        starts = range(0, len(raws), batch_size)
-        batches = [Batch(raws[k : k + batch_size], generators[k : k + batch_size]) for k in starts]
-        images: list[Image.Image] = []
+        batches = batches_alike(frames, batch_size)
+        images: dict[int, Image.Image] = {}
         with self.progress_bar(total=total * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
 
             def stepped(done: int, x0: Tensor) -> None:
@@ -167,11 +173,12 @@ class PITIPipeline(DiffusionPipeline):
                 if on_step is not None:
                     on_step(done, total, x0)
 
-            for batch in batches:
-                x0 = sample_cascade(self._base(), self._upsampler(), batch, settings, stepped)
-                images += to_pil(x0.float().cpu())
+            for rows in batches:
+                batch = Batch([raws[k] for k in rows], [generators[k] for k in rows], [frames[k] for k in rows])
+                x0 = sample_cascade(self._base(), self._upsampler(), batch, settings, stepped).float().cpu()
+                images |= {k: to_pil(frames[k].cut(canvas)) for k, canvas in zip(rows, x0, strict=True)}
         self.maybe_free_model_hooks()
-        return PITIPipelineOutput(images=images)
+        return PITIPipelineOutput(images=[images[k] for k in range(len(raws))])
 
     # Settings
 
@@ -225,10 +232,10 @@ class PITIPipeline(DiffusionPipeline):
         upsampler, second = self._upsampler(), settings.upsampler
         return self._base().steps(settings.base) + (upsampler.steps(second) if upsampler and second else 0)
 
-    def image_size(self, settings: Sampling) -> int:
-        """Side of the images that these settings make."""
-        last = self.base if settings.upsampler is None or self.upsampler is None else self.upsampler
-        return last.image_size
+    def frame(self, raw: Tensor, settings: Sampling, size: int | None = None, source: str = "the condition") -> Frame:
+        """The image that these settings make of a condition in raw form; see `frame_of`."""
+        upsampler = None if settings.upsampler is None else self.upsampler
+        return frame_of(self.condition, raw, self.base, upsampler, size, source)
 
     # Networks
 
@@ -245,8 +252,8 @@ class PITIPipeline(DiffusionPipeline):
 
     # Conditions
 
-    def read(self, item: ConditionInput) -> Tensor:
-        """A condition in raw form, cropped to a square at its centre, in its own resolution, [K, s, s]."""
+    def read(self, item: ConditionInput, square: bool = False) -> Tensor:
+        """A condition in raw form, in its own resolution, [K, h, w]; square: cropped at its centre."""
         if isinstance(item, str) and isinstance(self.condition, TextCondition):
             raw = self.condition.tokens(item)
         elif isinstance(item, Tensor):
@@ -255,11 +262,11 @@ class PITIPipeline(DiffusionPipeline):
             raw = self.condition.read(item, "the given image")
         else:
             raw = self.condition.load(item)
-        return self.condition.squared(raw)
+        return self.condition.squared(raw) if square else raw
 
-    def resized(self, raw: Tensor) -> Tensor:
-        """What `read` returns as the base's encoder sees it, [K, size, size]."""
-        return resized(self.condition, raw, self.base)
+    def fitted(self, raw: Tensor, frame: Frame) -> Tensor:
+        """What `read` returns as the base's encoder sees it; see `piti.frames.fitted`."""
+        return fitted(self.condition, raw, frame, self.base)
 
     # On disk
 
@@ -286,7 +293,8 @@ class PITIPipeline(DiffusionPipeline):
     ) -> Self:
         """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
 
-        upsampler: a model, as `name`, whose upsampler and its settings replace the model's own. base_only:
+        upsampler: a model, as `name`, whose upsampler and its settings replace the model's own, or the one of
+        another model that it shares. base_only:
         load no upsampler. kwargs: passed on to the hub's download (`revision`, which is of `name` alone,
         `cache_dir`, `local_files_only`, `token`). Raises ModelError.
         """
@@ -300,9 +308,11 @@ class PITIPipeline(DiffusionPipeline):
         if "base" not in folder:
             raise ModelError(_without_base(folder, name))
         other = None if base_only or "upsampler" not in folder else folder
+        of_hub = {key: value for key, value in kwargs.items() if key != "revision"}
         if upsampler is not None:
-            of_hub = {key: value for key, value in kwargs.items() if key != "revision"}
             other = ModelFolder.open(find_model(upsampler, **of_hub))
+        elif not base_only and folder.lender is not None:
+            other = _lender_of(folder, **of_hub)
         base = folder.load("base", torch_dtype)
         defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
         if other is None:
@@ -315,6 +325,17 @@ def _rule(value: float | dict[str, Any] | Guidance, source: str) -> Guidance:
     if isinstance(value, Guidance):
         return value
     return Guidance.parse(value if isinstance(value, dict) else {"w": value}, source)
+
+
+def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
+    """The model whose upsampler this one shares. Raises ModelError."""
+    try:
+        return ModelFolder.open(find_model(str(folder.lender), **of_hub))
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; {folder.path} shares its upsampler: take it without (base_only=True, --base-only), or "
+            "name another upsampler"
+        ) from None
 
 
 def _without_base(folder: ModelFolder, name: str | Path) -> str:

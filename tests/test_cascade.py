@@ -20,7 +20,7 @@ from piti.diffusion.schedulers import scheduler_of
 from piti.errors import UserError
 from piti.images import quantized, to_pil, to_tensor, truncated
 from piti.models import Translator
-from piti.models.checkpoints import ModelError, ModelInfo, write_model_folder
+from piti.models.checkpoints import ModelError, ModelInfo, share_upsampler, write_model_folder
 from piti.pipeline import PITIPipeline
 from piti.seeding import generator_for
 from piti.translation import Settings, TranslationError, translate_files
@@ -291,3 +291,34 @@ class TestFiles:
         wrong = CliRunner().invoke(app, [*command, str(tmp_path / "d"), "--upsampler-steps", "3"])
         assert isinstance(wrong.exception, UserError)
         assert not (tmp_path / "d").exists()
+
+
+def test_an_upsampler_may_be_shared(tmp_path: Path) -> None:
+    whole, alone = tiny_cascade(), tiny_pipeline()
+    whole.save_pretrained(tmp_path / "whole")
+    alone.save_pretrained(tmp_path / "alone")
+    with pytest.raises(ModelError, match="has no upsampler to share"):
+        share_upsampler(tmp_path / "whole/../alone", str(tmp_path / "alone"))
+    with pytest.raises(ModelError, match="is no base alone"):
+        share_upsampler(tmp_path / "whole", str(tmp_path / "whole"))
+    share_upsampler(tmp_path / "alone", str(tmp_path / "whole"))
+    assert not (tmp_path / "alone/upsampler").exists()
+    borrowing = PITIPipeline.from_pretrained(tmp_path / "alone")
+    borrowing.set_progress_bar_config(disable=True)
+    assert borrowing.defaults["upsampler_steps"] == 2
+    images = [arrays(p(mask(1), steps=2, generator=seeded()).images) for p in (borrowing, whole)]
+    assert np.array_equal(*images)
+    small = PITIPipeline.from_pretrained(tmp_path / "alone", base_only=True)
+    assert small.upsampler is None
+    assert ModelInfo("m", "here", tmp_path / "alone").row()["image"] == "16 -> 32 px"
+    borrowing.save_pretrained(tmp_path / "copy")  # whole by itself
+    assert (tmp_path / "copy/upsampler").is_dir()
+
+
+def test_a_lender_that_is_gone_is_named(tmp_path: Path) -> None:
+    tiny_cascade().save_pretrained(tmp_path / "whole")
+    tiny_pipeline().save_pretrained(tmp_path / "alone")
+    share_upsampler(tmp_path / "alone", str(tmp_path / "whole"))
+    (tmp_path / "whole/model_index.json").unlink()
+    with pytest.raises(ModelError, match=r"whole holds no model_index\.json.*shares its upsampler.*base_only"):
+        PITIPipeline.from_pretrained(tmp_path / "alone")

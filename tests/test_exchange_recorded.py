@@ -19,6 +19,7 @@ from piti.cascade import Batch, Network, sample_cascade
 from piti.diffusion import samplers
 from piti.diffusion.guidance import Guidance
 from piti.exchange import import_release
+from piti.frames import Frame
 from piti.models import TextEncoder, Translator
 from piti.pipeline import PITIPipeline
 from tests.recorded import manifest_of, recipe_weights, recorded_config
@@ -208,7 +209,7 @@ def test_the_cascade_equals_the_recorded_one(
         return real(x_t, t, given, low_res)
 
     monkeypatch.setattr(upsampler.translator, "forward", forward)
-    batch = Batch([within_one(500, 3, 256, 256)], [torch.Generator()])
+    batch = Batch([within_one(500, 3, 256, 256)], [torch.Generator()], [Frame(256, 256, (64, 64), 4)])
     out = sample_cascade(base, upsampler, batch, settings, lambda done, x0: steps.append(x0))
     assert len(steps) == 20 + 27
     torch.testing.assert_close(steps[19], want["base_sample_cond_and_uncond"][:1], atol=1e-3, rtol=0)
@@ -224,7 +225,7 @@ def test_the_base_s_ddim_run_equals_the_recorded_one(
     folder = imported(released, "base_s32_nrb1", tmp_path / "model", "up_s32_nrb1")
     pipeline = PITIPipeline.from_pretrained(folder)
     inject(monkeypatch, [normal(600, 1, 3, 64, 64)], {})
-    batch = Batch([within_one(500, 3, 256, 256)], [torch.Generator()])
+    batch = Batch([within_one(500, 3, 256, 256)], [torch.Generator()], [Frame(256, 256, (64, 64), 4)])
     settings = pipeline.sampling(steps=20, sampler="ddim", base_only=True)
     out = sample_cascade(e2e_networks(pipeline)[0], None, batch, settings, lambda done, x0: None)
     torch.testing.assert_close(out, want, atol=1e-3, rtol=0)

@@ -39,7 +39,7 @@ def tiny_pipeline() -> PITIPipeline:
     return pipeline
 
 
-def mask(seed: int, width: int = 20, height: int = 16) -> Image.Image:
+def mask(seed: int, width: int = 16, height: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 3, (height, width)).astype(np.uint8))
 
 

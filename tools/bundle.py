@@ -1,7 +1,9 @@
 """Turn a training run into a bundled model: averaged weights in half precision, and the settings to sample with.
 
     python tools/bundle.py runs/street piti/assets/street --sampler dpm++sde --steps 20 --guidance 2 \\
-        [--upsampler runs/street-upsampler --upsampler-sampler ddim --upsampler-steps 10]
+        [--upsampler runs/street-upsampler --upsampler-sampler ddim --upsampler-steps 10] [--share street]
+
+--share names the bundled model whose upsampler this one is to use, so that its weights lie in the package once.
 
 Prints the size, and the largest difference that half precision makes to an image of an example, in levels of
 255.
@@ -15,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from piti.models.checkpoints import share_upsampler
 from piti.pipeline import PITIPipeline
 
 EXAMPLES = {
     "mask": Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png",
+    "sketch": Path(__file__).resolve().parent.parent / "examples" / "sketch" / "mountain.png",
     "text": "a photo of a forest",
 }
 
@@ -36,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=number_or_name, required=True)
     parser.add_argument("--guidance", type=float, required=True)
     parser.add_argument("--upsampler")
+    parser.add_argument("--share")
     parser.add_argument("--upsampler-sampler")
     parser.add_argument("--upsampler-steps", type=number_or_name)
     options = parser.parse_args()
@@ -45,8 +50,10 @@ def main() -> None:
     half = PITIPipeline.from_pretrained(options.run, torch_dtype=torch.float16, upsampler=options.upsampler)
     half.defaults |= settings
     half.save_pretrained(options.target)
+    if options.share:
+        share_upsampler(options.target, options.share)
     pictures = []
-    for pipeline in (full, PITIPipeline.from_pretrained(options.target)):
+    for pipeline in (full, PITIPipeline.from_pretrained(options.target, base_only=bool(options.share))):
         generator = torch.Generator().manual_seed(0)
         images = pipeline(EXAMPLES[pipeline.condition.kind], **settings, generator=generator).images
         pictures.append(np.asarray(images[0], np.int16))

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError, register
+from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
 from piti.images import Box
 from piti.spec import Spec, SpecError
 
@@ -176,6 +176,11 @@ class MaskCondition(Condition):
         """The raw value of unlabelled pixels."""
         return 255 if self.classes.count <= 255 else 32767
 
+    @property
+    def raw_dtype(self) -> torch.dtype:
+        """uint8, or int16 where the table has more than 255 classes."""
+        return torch.uint8 if self.ignore_index == 255 else torch.int16
+
     def read(self, image: Image.Image, source: str) -> Integer[Tensor, "1 h w"]:
         """Indices of a decoded mask; see the class for what it may be.
 
@@ -212,10 +217,11 @@ class MaskCondition(Condition):
             )
         return raw
 
-    def crop_resize(self, raw: Integer[Tensor, "1 h w"], box: Box, size: int) -> Integer[Tensor, "1 s s"]:
-        """Cut `box` out and resize it to a square, nearest neighbour, as PIL's NEAREST to the pixel."""
-        rows = nearest_positions(box.top, box.height, size)
-        columns = nearest_positions(box.left, box.width, size)
+    def crop_resize(self, raw: Integer[Tensor, "1 h w"], box: Box, size: Size) -> Integer[Tensor, "1 h2 w2"]:
+        """Cut `box` out and resize it, nearest neighbour, as PIL's NEAREST to the pixel."""
+        height, width = sides_of(size)
+        rows = nearest_positions(box.top, box.height, height)
+        columns = nearest_positions(box.left, box.width, width)
         return raw[:, rows[:, None], columns]
 
     def encode(self, raw: Integer[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch C h w"]:

@@ -10,8 +10,8 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError, register
-from piti.images import Box, Source
+from piti.conditions.base import Condition, ConditionError, Files, Size, register, sides_of
+from piti.images import Box
 
 
 @register
@@ -24,7 +24,7 @@ class NoCondition(Condition):
     def channels(self) -> int:
         return 0
 
-    def load(self, path: Source) -> Shaped[Tensor, "K h w"]:
+    def load(self, path: Files) -> Shaped[Tensor, "K h w"]:
         raise ConditionError(f"{path}: this model takes no condition; choose another --model, or an upsampler's base")
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
@@ -34,8 +34,8 @@ class NoCondition(Condition):
         """The raw tensor of this size."""
         return torch.empty(0, height, width, dtype=torch.uint8)
 
-    def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: int) -> Shaped[Tensor, "K {size} {size}"]:
-        return self.nothing(size, size)
+    def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
+        return self.nothing(*sides_of(size))
 
     def checked(self, raw: Tensor, source: str) -> Shaped[Tensor, "K h w"]:
         if raw.ndim != 3 or len(raw):

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from piti.atomic import whole_file
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.errors import UserError
@@ -25,6 +26,8 @@ SCHEDULERS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
 """The networks of a model, and where their noise schedules are."""
 OF_UPSAMPLER = "upsampler_"
 """How the settings of an upsampler begin."""
+SHARED_UPSAMPLER = "shares_upsampler_of"
+"""The key of a model's index that names the model whose upsampler it uses, so that its weights lie there alone."""
 
 
 class ModelError(UserError):
@@ -71,6 +74,17 @@ def join_base(folder: Path, base: Path) -> None:
     if (base / TOKENIZER_FOLDER).is_dir():
         shutil.copytree(base / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER, dirs_exist_ok=True)
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def share_upsampler(folder: Path, lender: str) -> None:
+    """Make a model without an upsampler use that of another, by name. Raises ModelError where either does not fit."""
+    index, other = _read_json(folder, INDEX_FILE), find_model(lender)
+    if "upsampler" in index or "base" not in index:
+        raise ModelError(f"{folder}: is to share an upsampler, but is no base alone; leave its own out")
+    if "upsampler" not in _read_json(other, INDEX_FILE):
+        raise ModelError(f"{lender}: has no upsampler to share; name a model that has")
+    with whole_file(folder / INDEX_FILE, overwrite=True) as partial:
+        partial.write_text(json.dumps(index | {SHARED_UPSAMPLER: lender}, indent=1), encoding="utf-8")
 
 
 def _forget_origin(folder: Path) -> None:
@@ -146,6 +160,11 @@ class ModelFolder:
         """The settings with which the model is sampled where a caller gives none."""
         return self.index.get("defaults") or {}
 
+    @property
+    def lender(self) -> str | None:
+        """The model whose upsampler this one uses, none where it has its own, or none at all."""
+        return None if "upsampler" in self else self.index.get(SHARED_UPSAMPLER)
+
     def config(self, network: str) -> dict[str, Any]:
         """A network's configuration. Raises ModelError."""
         return _read_json(self.path / network, "config.json")
@@ -205,9 +224,12 @@ class ModelInfo:
         }
 
     def _image(self) -> str:
-        """The side of its images, "64 -> 256 px" for a cascade and for an upsampler alone."""
+        """The side of its images, "64 -> 256 px" for a cascade, also one that shares an upsampler, and for an
+        upsampler alone."""
         index = _read_json(self.folder, INDEX_FILE)
         configs = [_read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
+        if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
+            configs.append(_read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
         sides = [config["image_size"] for config in configs]
         if "base" in index:
             return f"{' -> '.join(map(str, sides))} px"

@@ -46,7 +46,7 @@ class EncoderSpec(Spec):
     in_channels: int = Field(default=3, ge=1)
     """Channels of the condition."""
     size: int = Field(default=256, ge=1)
-    """Side of the condition in pixels."""
+    """Side of the condition in pixels, in training; it then also reads others, of any proportions."""
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Widths of the stem; the first keeps the resolution, each further one halves it."""
     width: int = Field(default=512, ge=1)
@@ -161,7 +161,7 @@ class AlignedResiduals(nn.Module):
         residuals = []
         for source, side, conv in zip(self.sources, self.sides, self.convs, strict=True):
             if (source, side) not in scaled:
-                target = (height * side // self.size, width * side // self.size)
+                target = (height * side // self.size, width * side // self.size)  # side, at the trained size
                 scaled[source, side] = _resized(maps[source], target)
             residuals.append(conv(scaled[source, side]))
         return tuple(residuals)
@@ -207,10 +207,10 @@ class ConditionEncoder(nn.Module):
             self.residuals = AlignedResiduals(spec, skips, sample_size)
 
     def forward(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
-        """condition: [B, in_channels, size, size]."""
+        """condition: [B, in_channels, H, W], its sides multiples of the spec's `stride`; S = H·W/stride² tokens."""
         self._check(condition)
-        grid, maps = self.stem(condition)  # [B, D, g, g]
-        x = grid.flatten(2).transpose(1, 2) + self.positions[:, 1:]  # [B, S, D]
+        grid, maps = self.stem(condition)  # [B, D, H/stride, W/stride]
+        x = grid.flatten(2).transpose(1, 2) + self.positions_on(*grid.shape[-2:])  # [B, S, D]
         pooled = (self.pooled_token + self.positions[:, :1]).expand(len(x), -1, -1)
         x = torch.cat([x, pooled.to(x.dtype)], dim=1)  # [B, S+1, D]
         for block in self.blocks:
@@ -219,13 +219,26 @@ class ConditionEncoder(nn.Module):
         sequence, pooled = x[:, :-1], x[:, -1]
         if self.residuals is None:
             return Tokens(pooled, sequence)
-        tokens = sequence.transpose(1, 2).unflatten(2, grid.shape[-2:])  # [B, D, g, g]
+        tokens = sequence.transpose(1, 2).unflatten(2, grid.shape[-2:])  # [B, D, H/stride, W/stride]
         return Tokens(pooled, sequence, self.residuals([*maps, tokens]))
 
+    def positions_on(self, height: int, width: int) -> Float[Tensor, "1 s d"]:
+        """The learned positions of a grid of tokens; those of any but the trained one are interpolated.
+
+        The trained square is stretched over the whole grid, bicubically as vision transformers do (Dosovitskiy et
+        al. 2021, section 3.2), so that an edge of the condition stays an edge.
+        """
+        trained = self.positions[:, 1:]  # [1, g², D]
+        if (height, width) == (self.grid, self.grid):
+            return trained
+        square = trained.transpose(1, 2).unflatten(2, (self.grid, self.grid)).float()  # [1, D, g, g]
+        fitted = F.interpolate(square, (height, width), mode="bicubic", align_corners=False)
+        return fitted.to(trained.dtype).flatten(2).transpose(1, 2)
+
     def _check(self, condition: Tensor) -> None:
-        expected = (self.spec.in_channels, self.spec.size, self.spec.size)
-        if tuple(condition.shape[1:]) != expected:
+        channels, stride, sides = self.spec.in_channels, self.spec.stride, condition.shape[2:]
+        if condition.ndim != 4 or condition.shape[1] != channels or any(n < 1 or n % stride for n in sides):
             raise UserError(
-                f"the encoder expects a condition of shape [B, {', '.join(map(str, expected))}], "
-                f"got {list(condition.shape)}; resize it, or load the model that fits it"
+                f"the encoder expects a condition of shape [B, {channels}, H, W], H and W multiples of {stride} "
+                f"(trained at {self.spec.size}), got {list(condition.shape)}; resize it, or load the model that fits it"
             )

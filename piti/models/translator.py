@@ -130,8 +130,13 @@ class Translator(ModelMixin, ConfigMixin):
 
     @property
     def granularity(self) -> int:
-        """The sides of an image are multiples of this."""
-        return self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        """The sides of an image are multiples of this: of what the UNet needs, and what the encoder does."""
+        unet = self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        if not isinstance(self.encoder, ConditionEncoder):
+            return unet
+        spec, side = self.encoder.spec, self.low_res or self.image_size
+        small = spec.stride * side // math.gcd(spec.stride * side, spec.size)  # pixels that `size` and `side` share
+        return math.lcm(unet, small * self.scale)
 
     @property
     def role(self) -> str:
@@ -163,6 +168,7 @@ class Translator(ModelMixin, ConfigMixin):
         elsewhere; none: nothing is.
         """
         tokens = condition if isinstance(condition, Tokens) else self.encode(condition)
+        self._check_sides(x_t, tokens)
         x, large = self.join_low_res(x_t, low_res, t, known)  # [B, 3|6|7|10, H, W]
         x = F.pixel_unshuffle(x, self.patch_size)  # [B, C·p², H/p, W/p]
         residuals, conditional = tokens.residuals, self.encoder is not None
@@ -180,6 +186,21 @@ class Translator(ModelMixin, ConfigMixin):
         if self.preconditioning is not None and large is not None:
             output = self.preconditioning.image(output, x_t, large, t)
         return Prediction(output, variance)
+
+    def _check_sides(self, x_t: Tensor, tokens: Tokens) -> None:
+        """Raises UserError where images are of no size that the UNet works at, or not of their condition's shape."""
+        height, width = x_t.shape[-2:]
+        if height % self.granularity or width % self.granularity:
+            raise UserError(
+                f"images of {height} x {width}: this translator's sides are multiples of {self.granularity}; pad them"
+            )
+        if tokens.residuals is None:
+            return
+        tall, wide = (self.patch_size * side for side in tokens.residuals[0].shape[-2:])
+        if (tall, wide) != (height, width):
+            raise UserError(
+                f"images of {height} x {width}: their condition lies over {tall} x {wide}; resize one of the two"
+            )
 
     def join_low_res(
         self, x_t: Tensor, low_res: Tensor | None, t: Tensor, known: Tensor | None = None

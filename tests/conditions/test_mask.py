@@ -278,12 +278,12 @@ class TestTensors:
         box_width, box_height = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
         left = data.draw(st.integers(0, width - box_width))
         top = data.draw(st.integers(0, height - box_height))
-        size = data.draw(st.integers(1, 300))
+        size = data.draw(st.integers(1, 300) | st.tuples(st.integers(1, 300), st.integers(1, 300)))  # height, width
         values = np.arange(width * height).reshape(height, width) % 65521
         raw = torch.from_numpy(values.astype(np.int32))[None]
         image = Image.fromarray(values.astype(np.int32))
         wanted = image.crop((left, top, left + box_width, top + box_height))
-        wanted = wanted.resize((size, size), Image.Resampling.NEAREST)
+        wanted = wanted.resize((size, size) if isinstance(size, int) else size[::-1], Image.Resampling.NEAREST)
         found = MASK.crop_resize(raw, Box(left, top, box_width, box_height), size)
         assert np.array_equal(found[0], np.asarray(wanted))
 

@@ -14,6 +14,7 @@ def test_nothing_passes_through() -> None:
     raw = NOTHING.read(Image.new("L", (6, 4)), "test")
     assert raw.shape == (0, 4, 6)
     assert NOTHING.crop_resize(raw, Box(0, 0, 4, 4), 8).shape == (0, 8, 8)
+    assert NOTHING.crop_resize(raw, Box(0, 0, 4, 4), (8, 6)).shape == (0, 8, 6)
     assert NOTHING.flip(raw).shape == raw.shape
     encoded = NOTHING.encode(torch.stack([raw, raw]))
     assert encoded.shape == (2, NOTHING.channels, 4, 6)

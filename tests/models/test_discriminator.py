@@ -183,7 +183,8 @@ def train(discriminator: PatchDiscriminator, form: str, steps: int) -> Iterator[
         real, fake = textures(8, generator)
         total = loss.discriminator(discriminator(real), discriminator(fake)).mean()
         if loss.gradient_penalty:
-            total = total + loss.gradient_penalty * gradient_penalty(discriminator, real, fake, generator).mean()
+            share = torch.rand(len(real), generator=generator)
+            total = total + loss.gradient_penalty * gradient_penalty(discriminator, real, fake, share).mean()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -215,5 +215,62 @@ def test_wrong_specs_say_what_is_wrong() -> None:
         tiny(unet_spec=UNCONDITIONAL["unet_spec"])
     with pytest.raises(SpecError, match="'attention' is true at a level; make all false"):
         tiny(encoder_spec=None, unet_spec=TINY_MODEL["unet"] | {"token_width": None})
-    with pytest.raises(ValueError, match=r"shape \[B, 3, 16, 16\], got \[2, 3, 8, 8\]"):
-        tiny().encode(torch.zeros(2, 3, 8, 8))
+    for shape in ((2, 3, 16, 18), (2, 4, 16, 16), (2, 3, 0, 16)):
+        with pytest.raises(ValueError, match=r"\[B, 3, H, W\], H and W multiples of 4 \(trained at 16\), got \[2, "):
+            tiny().encode(torch.zeros(*shape))
+
+
+class TestAnyShape:
+    def test_positions_on_the_trained_grid_are_the_learned_ones(self) -> None:
+        encoder = tiny().get_submodule("encoder")
+        found = encoder.positions_on(4, 4)
+        assert found.data_ptr() == encoder.positions[:, 1:].data_ptr()
+        assert torch.equal(found, encoder.positions[:, 1:])
+
+    def test_positions_on_another_grid_span_the_trained_one(self) -> None:
+        """A ramp over the square becomes a ramp over the whole, whichever way it runs."""
+        encoder = tiny().get_submodule("encoder")
+        ramp = torch.arange(4.0)
+        with torch.no_grad():
+            encoder.positions.zero_()
+            encoder.positions[0, 1:, 0] = ramp.repeat_interleave(4)  # down the rows
+            encoder.positions[0, 1:, 1] = ramp.repeat(4)  # along the columns
+            encoder.positions[0, 0] = 7.0  # of the pooled token
+        found = encoder.positions_on(4, 8).view(4, 8, -1)
+        torch.testing.assert_close(found[..., 0], ramp[:, None].expand(4, 8))
+        middle = (torch.arange(8.0) + 0.5) / 2 - 0.5
+        torch.testing.assert_close(found[:, 2:6, 1], middle[2:6].expand(4, 4), atol=0.1, rtol=0)
+        assert (found[0, :, 1].diff() > 0).all()
+        assert not found[..., 2:].any()
+        turned = encoder.positions_on(8, 4).view(8, 4, -1).transpose(0, 1)
+        torch.testing.assert_close(turned[..., [1, 0]], found[..., :2])
+
+    @pytest.mark.parametrize("shape", [(16, 32), (32, 16), (12, 20), (8, 8)])
+    def test_shapes(self, shape: tuple[int, int]) -> None:
+        translator = tiny(low_res=8)
+        small = (shape[0] // 2, shape[1] // 2)
+        x_t, condition = torch.randn(2, 3, *shape), torch.rand(2, 3, *shape)
+        tokens = translator.encode(condition)
+        assert tokens.sequence.shape[1] == shape[0] * shape[1] // 16
+        assert tokens.residuals is not None
+        assert tokens.residuals[0].shape[-2:] == small
+        out = translator(x_t, torch.tensor(5), tokens, torch.rand(2, 3, *small))
+        assert out.output.shape == out.variance.shape == x_t.shape
+
+    def test_residuals_are_aligned_on_any_shape(self) -> None:
+        encoder = tiny().get_submodule("encoder")
+        torch.nn.init.normal_(encoder.get_submodule("residuals.convs")[0].weight)
+        condition = torch.rand(1, 3, 16, 48)
+        marked = condition.clone()
+        marked[..., :4, -4:] = 1 - marked[..., :4, -4:]
+        gap = (encoder(marked).residuals[0] - encoder(condition).residuals[0]).abs().sum(1)[0]
+        assert gap.shape == (8, 24)
+        assert gap[:2, -2:].mean() > 5 * gap[:2, :12].mean()
+        assert gap[:2, -2:].mean() > 5 * gap[-2:, -2:].mean()
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        translator = tiny()
+        with pytest.raises(ValueError, match="images of 16 x 18: this translator's sides are multiples of 4; pad"):
+            translator(torch.zeros(1, 3, 16, 18), torch.tensor(5), torch.zeros(1, 3, 16, 16))
+        with pytest.raises(ValueError, match="images of 16 x 32: their condition lies over 16 x 16; resize one"):
+            translator(torch.zeros(1, 3, 16, 32), torch.tensor(5), torch.zeros(1, 3, 16, 16))

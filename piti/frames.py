@@ -1,0 +1,137 @@
+"""Conditions of any proportions: the images they become, and the canvas that the networks work on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from piti.conditions import Condition, ConditionError
+from piti.errors import UserError
+from piti.images import Box
+from piti.models import TextEncoder, Translator
+
+MAX_RATIO = 4
+"""How many times longer than its short side a condition may be: the networks learned from squares."""
+MAX_ENLARGED = 4
+"""How many times larger than a model was trained for its images may be asked for."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The image that a condition becomes, and the canvas that it is made on.
+
+    The image has the condition's proportions, to the rounding of its last row or column. It lies in the canvas's
+    upper left corner; what is beyond it is made too, then cut off.
+    """
+
+    height: int
+    """Of the image in pixels."""
+    width: int
+    canvas: tuple[int, int]
+    """(height, width) in pixels of the base's images, multiples of what the networks need."""
+    scale: int = 1
+    """Pixels of the image for one of the base's, along a side."""
+
+    def cut(self, images: Shaped[Tensor, "*batch h w"]) -> Shaped[Tensor, "*batch h2 w2"]:
+        """The image out of a canvas of its scale."""
+        return images[..., : self.height, : self.width]
+
+
+def frame_of(
+    condition: Condition,
+    raw: Shaped[Tensor, "K h w"],
+    base: Translator,
+    upsampler: Translator | None,
+    size: int | None = None,
+    source: str = "the condition",
+) -> Frame:
+    """The frame of a condition in raw form.
+
+    upsampler: if one enlarges the base's images. size: the image's short side; by default what the networks were
+    trained at, so that things have the size that they had in training. What lies over no image (a text) becomes
+    a square. Raises ConditionError, naming `source`, for what is more than `MAX_RATIO` times as long as it is
+    wide, and UserError for an impossible size.
+    """
+    last = base if upsampler is None else upsampler
+    scale = last.image_size // base.image_size
+    short = last.image_size if size is None else _checked(size, last.image_size)
+    rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
+    if min(rows, columns) * MAX_RATIO < max(rows, columns):
+        raise ConditionError(
+            f"{source}: is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated: cut it into pieces, or "
+            "take the square at its centre (square=True, --square)"
+        )
+    height, width = (max(short, _rounded(short * side / min(rows, columns))) for side in (rows, columns))
+    unit = math.lcm(base.granularity, 1 if upsampler is None else _unit_of(upsampler))
+    canvas = (_up(height, unit * scale) // scale, _up(width, unit * scale) // scale)
+    return Frame(height, width, canvas, scale)
+
+
+def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], frame: Frame, translator: Translator) -> Tensor:
+    """A condition in raw form as a translator's encoder reads it, over the whole canvas; text as it is.
+
+    It is resized to what the image takes up of the canvas, to the nearest pixel of the encoder's. Beyond that its
+    last column and row are repeated, in raw form, so that classes stay classes and holes holes, and no
+    distance to a line changes.
+    """
+    if translator.encoder is None:
+        raise UserError("this translator takes no condition")
+    if isinstance(translator.encoder, TextEncoder):
+        return raw
+    side, size = translator.low_res or translator.image_size, translator.encoder.spec.size  # of the same square
+    whole = (frame.canvas[0] * size // side, frame.canvas[1] * size // side)
+    part = (_within(frame.height, frame, size / side), _within(frame.width, frame, size / side))
+    resized = condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), part)
+    return resized if part == whole else extended(resized, whole)
+
+
+def extended(raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Shaped[Tensor, "K h2 w2"]:
+    """Grown to the right and downwards to `size` (height, width) by repeating the last column and row."""
+    rows, columns = (torch.arange(n).clamp(max=have - 1) for n, have in zip(size, raw.shape[-2:], strict=True))
+    return raw[:, rows[:, None], columns]
+
+
+def batches_alike(frames: Sequence[Frame], most: int) -> list[list[int]]:
+    """Positions of frames that can be made at once, at most `most`, in the order in which canvases first occur."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for position, frame in enumerate(frames):
+        alike.setdefault(frame.canvas, []).append(position)
+    return [rows[k : k + most] for rows in alike.values() for k in range(0, len(rows), most)]
+
+
+def enlarged(frame: Frame, least: int) -> tuple[int, int]:
+    """(width, height) of a frame's image, enlarged if need be until its short side is `least`."""
+    factor = max(1.0, least / min(frame.width, frame.height))
+    return round(frame.width * factor), round(frame.height * factor)
+
+
+def _checked(size: int, trained: int) -> int:
+    if not 1 <= size <= MAX_ENLARGED * trained:
+        raise UserError(
+            f"size {size} (--size): this model was trained to make {trained} px; give 1 to {MAX_ENLARGED * trained}"
+        )
+    return size
+
+
+def _unit_of(upsampler: Translator) -> int:
+    """The least sides of small images that an upsampler can enlarge are multiples of this."""
+    return upsampler.granularity // math.gcd(upsampler.granularity, upsampler.scale)
+
+
+def _within(length: int, frame: Frame, zoom: float) -> int:
+    """Pixels of the encoder's that `length` pixels of the image take up; zoom: encoder's for one of the base's."""
+    return max(1, _rounded(length / frame.scale * zoom))
+
+
+def _rounded(value: float) -> int:
+    """To the nearest, halves up."""
+    return math.floor(value + 0.5)
+
+
+def _up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit
