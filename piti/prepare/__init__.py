@@ -1,0 +1,1 @@
+"""Training data made of photographs alone, or of a downloaded data set."""

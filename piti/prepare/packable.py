@@ -1,0 +1,202 @@
+"""What `piti prepare shards` packs: the samples of a folder, their splits, and which shard each goes into."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from piti.conditions import CONDITIONS
+from piti.data.problems import DataError, Problems
+from piti.data.skipped import Skipped
+from piti.data.splits import SPLITS_FILE, read_splits, split_by_hash
+from piti.images import IMAGE_SUFFIXES, list_files
+
+CAPTIONS = "captions"
+CAPTION = ".txt"
+MIB = 2**20
+_BLOCK = 512  # of a tar
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """What is packed, and how."""
+
+    source: Path
+    """A data root, or a folder of photographs, with captions beside them or without."""
+    out: Path
+    images: str = "images"
+    conditions: tuple[str, ...] = ("labels",)
+    """Folders of conditions in the root; none: photographs alone."""
+    shard_mib: int = 256
+    """A shard ends before it would grow beyond this."""
+    samples: int | None = None
+    """Or after so many samples."""
+    max_bad: float = 0.01
+    """The share of samples that may be left out because they cannot be used."""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PackItem:
+    """One sample: its key inside the tars, and its files by extension."""
+
+    key: str
+    files: dict[str, Path]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in a tar, its headers included."""
+        sizes = (path.stat().st_size for path in self.files.values())
+        return sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in sizes)
+
+
+@dataclass
+class Packable:
+    items: dict[str, PackItem]
+    """Samples by their keys in the folder."""
+    skipped: list[Skipped]
+    conditions: dict[str, str]
+    splits: dict[str, list[str]] = field(default_factory=dict)
+
+
+def find_samples(job: PackJob) -> Packable:
+    """The samples of the source, what has no partner, and their splits. Raises DataError."""
+    if not job.source.is_dir():
+        raise DataError(f"{job.source}: no such folder; name the data's root, or a folder of photographs")
+    problems = Problems()
+    found = _paired(job, problems) if (job.source / job.images).is_dir() else _photographs(job.source, problems)
+    if not found.items:
+        problems.raise_if_any(job.source)
+        raise DataError(f"{job.source}: holds nothing to pack; expected {job.images}/ or photographs")
+    given = read_splits(job.source / SPLITS_FILE)
+    bad = {skipped.name for skipped in found.skipped}
+    for split, keys in (given or split_by_hash(sorted(found.items))).items():
+        for key in keys:
+            if key not in found.items and key not in bad:
+                problems.add(f"keys in {SPLITS_FILE} without files", key)
+        found.splits[split] = sorted(set(keys).intersection(found.items))
+    listed = [key for keys in found.splits.values() for key in keys]
+    for key in sorted(key for key, count in Counter(listed).items() if count > 1):
+        problems.add(f"keys listed more than once in {SPLITS_FILE}", key)
+    problems.raise_if_any(job.source)
+    found.splits = {split: keys for split, keys in found.splits.items() if keys}
+    return found
+
+
+def _paired(job: PackJob, problems: Problems) -> Packable:
+    """The pairs of a data root."""
+    images = _by_key(job.source / job.images, IMAGE_SUFFIXES, problems)
+    known = frozenset[str]().union(*(kind.suffixes for kind in CONDITIONS.values()))
+    folders: dict[str, dict[str, Path]] = {}
+    for name in job.conditions:
+        if not (job.source / name).is_dir():
+            raise DataError(
+                f"{job.source}: no folder {name}/ beside {job.images}/; name those of the conditions with "
+                "--conditions, or pack photographs alone with --alone"
+            )
+        folders[name] = _by_key(job.source / name, known, problems)
+    extensions = {name: _extension(name, files) for name, files in folders.items()}
+    items: dict[str, PackItem] = {}
+    skipped = []
+    for key in sorted(images.keys() | {key for files in folders.values() for key in files}):
+        missing = [name for name, files in {job.images: images, **folders}.items() if key not in files]
+        if missing:
+            skipped.append(Skipped(key, f"has no file in {missing[0]}/"))
+            continue
+        files = {images[key].suffix[1:].lower(): images[key]}
+        for name, paths in folders.items():
+            suffix = paths[key].suffix.lower()
+            files[extensions[name] if extensions[name] == suffix[1:] else extensions[name] + suffix] = paths[key]
+        items[key] = PackItem(_tar_key(key), files)
+    _check_keys(items, problems)
+    return Packable(items, skipped, extensions)
+
+
+def _photographs(source: Path, problems: Problems) -> Packable:
+    """Photographs in any depth, with the captions beside them where there are any."""
+    images = _by_key(source, IMAGE_SUFFIXES, problems)
+    captions = _by_key(source, frozenset({CAPTION}), problems)
+    texts = {key: path for key, path in captions.items() if key in images}
+    skipped = [Skipped(key, f"has no {CAPTION} beside it") for key in images if texts and key not in texts]
+    items = {
+        key: PackItem(_tar_key(key), {path.suffix[1:].lower(): path} | ({CAPTION[1:]: texts[key]} if texts else {}))
+        for key, path in images.items()
+        if key in texts or not texts
+    }
+    _check_keys(items, problems)
+    return Packable(items, skipped, {CAPTIONS: CAPTION[1:]} if texts else {})
+
+
+def _by_key(folder: Path, suffixes: frozenset[str], problems: Problems) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in list_files(folder, suffixes, recursive=True):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in files:
+            problems.add("keys with several files (keep one)", f"{files[key]} and {path.name}")
+        files[key] = path
+    return files
+
+
+def _extension(folder: str, files: Mapping[str, Path]) -> str:
+    """How a folder's files end in the tars, without their suffix: `KEY.labels.png`; texts are `KEY.txt`."""
+    if files and all(path.suffix.lower() == CAPTION for path in files.values()):
+        return CAPTION[1:]
+    return re.sub(r"[^a-z0-9_-]", "_", PurePosixPath(folder).name.lower())
+
+
+def _tar_key(key: str) -> str:
+    """The key in a tar, where a name ends at its first dot."""
+    path = PurePosixPath(key)
+    return (path.parent / path.name.replace(".", "_")).as_posix()
+
+
+def _check_keys(items: Mapping[str, PackItem], problems: Problems) -> None:
+    places: dict[str, str] = {}
+    for key, item in items.items():
+        if item.key in places:
+            problems.add(
+                "keys that differ only where tars cannot tell (dots; rename one)", f"{places[item.key]}, {key}"
+            )
+        places[item.key] = key
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be."""
+
+    name: str
+    items: tuple[PackItem, ...]
+
+    @property
+    def mark(self) -> str:
+        """Changes with its files' names, sizes and times."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            for extension, path in sorted(item.files.items()):
+                state = path.stat()
+                digest.update(f"{item.key}.{extension}\n{path}\n{state.st_size}\n{state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def shard_plans(job: PackJob, split: str, keys: list[str], items: Mapping[str, PackItem]) -> Iterator[ShardPlan]:
+    """The shards of a split, in the order of their keys."""
+    number, size, chosen = 0, 0, list[PackItem]()
+    for key in keys:
+        own = items[key].size
+        full = len(chosen) >= job.samples if job.samples else size + own > job.shard_mib * MIB
+        if chosen and full:
+            yield ShardPlan(_shard_name(job, split, number), tuple(chosen))
+            number, size, chosen = number + 1, 0, []
+        chosen.append(items[key])
+        size += own
+    if chosen:
+        yield ShardPlan(_shard_name(job, split, number), tuple(chosen))
+
+
+def _shard_name(job: PackJob, split: str, number: int) -> str:
+    prefix = re.sub(r"[^A-Za-z0-9_-]", "_", f"{job.out.absolute().name}-{split}")
+    return f"{prefix}-{number:06d}.tar"

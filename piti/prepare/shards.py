@@ -1,0 +1,281 @@
+"""`piti prepare shards`: a folder of training data as WebDataset tars, with a manifest of their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from piti.atomic import check_folder, flush, flush_all
+from piti.conditions import ClassTable
+from piti.data.addresses import MANIFEST
+from piti.data.manifest import Manifest, ShardEntry, read_manifest
+from piti.data.problems import DataError, Problems
+from piti.data.skipped import Skipped, reason_of
+from piti.images import IMAGE_SUFFIXES, ImageError, open_image
+from piti.prepare.outputs import SKIPPED_FILE, beside
+from piti.prepare.packable import CAPTION, MIB, PackItem, PackJob, ShardPlan, find_samples, shard_plans
+
+CLASSES_FILE = "classes.json"
+_CHUNK = 1 << 20
+_AHEAD = 32  # samples that are read and decoded at once
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What packing came to."""
+
+    manifest: Manifest
+    kept: int
+    """Shards that an interrupted run had finished."""
+    skipped: tuple[Skipped, ...]
+
+    def __str__(self) -> str:
+        entries = self.manifest.entries
+        size = sum(entry.bytes for entry in entries) / MIB
+        splits = ", ".join(
+            f"{name} {sum(entry.samples for entry in found)}" for name, found in self.manifest.splits.items()
+        )
+        kept = f", {self.kept} of them there already" if self.kept else ""
+        left = f"; {len(self.skipped)} left out, see {SKIPPED_FILE}" if self.skipped else ""
+        return f"{len(entries)} shards of {size:,.0f} MiB{kept}: {splits} samples{left}"
+
+
+def pack_shards(job: PackJob, progress: Progress | None = None) -> PackReport:
+    """Pack a folder. The same files make the same shards, to the byte; the files' own bytes are unchanged.
+
+    Shards are written into a hidden folder beside `job.out`, which takes that name when all are there: a run that was
+    killed leaves nothing under it, and the same call goes on after the last whole shard. Pairs that cannot be used are
+    left out and named. progress: called with (done, total) samples. Raises DataError if they are more than
+    `job.max_bad`, or nothing is there; OutputError if `job.out` holds something.
+    """
+    check_folder(job.out, job.overwrite, lambda folder: (folder / MANIFEST).is_file())
+    found = find_samples(job)
+    classes = job.source / CLASSES_FILE
+    table = ClassTable.read(classes).to_dict() if classes.is_file() else None
+    work = job.out.absolute().with_name(f".{job.out.absolute().name}.packing")
+    work.mkdir(parents=True, exist_ok=True)
+    packer = _Packer(job, work, len(found.items) + len(found.skipped), list(found.skipped), progress)
+    splits = {
+        split: tuple(entry for entry in map(packer.packed, shard_plans(job, split, keys, found.items)) if entry.samples)
+        for split, keys in found.splits.items()
+    }
+    manifest = Manifest(conditions=found.conditions, classes=table, splits=splits)
+    if not sum(entry.samples for entry in manifest.entries):
+        raise DataError(f"{job.source}: no sample of it can be used:\n  " + "\n  ".join(map(str, packer.skipped[:5])))
+    _finish(job, work, manifest, packer.skipped)
+    return PackReport(manifest, packer.kept, tuple(packer.skipped))
+
+
+# Writing
+
+
+@dataclass
+class _Packer:
+    job: PackJob
+    work: Path
+    total: int
+    skipped: list[Skipped]
+    progress: Progress | None
+    kept: int = 0
+    done: int = 0
+
+    def packed(self, plan: ShardPlan) -> ShardEntry:
+        """A shard's entry, after it was written, or found as an earlier run left it."""
+        record = self.work / f"{plan.name}.json"
+        mark = plan.mark
+        entry = self._kept(plan, record, mark)
+        if entry is None:
+            record.unlink(missing_ok=True)
+            entry, skipped = self._write(plan)
+            self.skipped += skipped
+            values = {"mark": mark, "entry": entry.to_dict(), "skipped": [[one.name, one.reason] for one in skipped]}
+            with beside(record) as partial:
+                partial.write_text(json.dumps(values), encoding="utf-8")
+        self._check_share()
+        return entry
+
+    def _kept(self, plan: ShardPlan, record: Path, mark: str) -> ShardEntry | None:
+        try:
+            values = json.loads(record.read_text(encoding="utf-8"))
+            entry = ShardEntry.parse(values["entry"], str(record))
+            skipped = [Skipped(*one) for one in values["skipped"]]
+            if values["mark"] != mark or (self.work / plan.name).stat().st_size != entry.bytes:
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        self.kept += 1
+        self.skipped += skipped
+        self._advance(len(plan.items))
+        return entry
+
+    def _write(self, plan: ShardPlan) -> tuple[ShardEntry, list[Skipped]]:
+        skipped: list[Skipped] = []
+        with beside(self.work / plan.name) as partial:
+            with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+                hashing = _Hashing(file)
+                with tarfile.open(fileobj=hashing, mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[arg-type]
+                    for item, contents in _mapped(pool, _read, plan.items):
+                        if isinstance(contents, Skipped):
+                            skipped.append(contents)
+                        else:
+                            _add(tar, item, contents)
+                        self._advance(1)
+            flush(partial)
+        count = len(plan.items) - len(skipped)
+        return ShardEntry(name=plan.name, samples=count, bytes=hashing.size, sha256=hashing.hexdigest()), skipped
+
+    def _advance(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+    def _check_share(self) -> None:
+        if len(self.skipped) <= self.job.max_bad * self.total:
+            return
+        first = "\n  ".join(map(str, self.skipped[:5]))
+        raise DataError(
+            f"{self.job.source}: {len(self.skipped)} of {self.total} samples cannot be used, more than "
+            f"--max-bad {self.job.max_bad:g} allows; mend them, or raise it:\n  {first}"
+        )
+
+
+class _Hashing(io.RawIOBase):
+    """Writes to a file and keeps its size and sha256."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _mapped(pool: ThreadPoolExecutor, work: Callable[[T], R], items: tuple[T, ...]) -> Iterator[tuple[T, R]]:
+    """`work` on all items in order, on a few of them at a time."""
+    rest = iter(items)
+    while some := list(islice(rest, _AHEAD)):
+        yield from zip(some, pool.map(work, some), strict=True)
+
+
+def _read(item: PackItem) -> dict[str, bytes] | Skipped:
+    """A sample's files, if they can be used: pictures decode and are of one size, texts are UTF-8."""
+    contents: dict[str, bytes] = {}
+    sizes: dict[tuple[int, int], Path] = {}
+    for extension, path in sorted(item.files.items(), key=lambda one: ("." in one[0], one[0])):
+        try:
+            contents[extension] = data = path.read_bytes()
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                sizes.setdefault(open_image(_Bytes(path, data)).size, path)
+            elif path.suffix.lower() == CAPTION and not data.decode("utf-8-sig").strip():
+                return Skipped(str(path), "is empty")
+        except ImageError as error:
+            return Skipped(str(path), reason_of(error, str(path)))
+        except (OSError, UnicodeDecodeError) as error:
+            return Skipped(str(path), f"cannot be read ({error})")
+        if not data:
+            return Skipped(str(path), "is empty")
+    if len(sizes) > 1:
+        told = " and ".join(f"{path} {width} x {height}" for (width, height), path in sizes.items())
+        return Skipped(item.key, f"its pictures differ in size: {told}")
+    return contents
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """A file that has been read."""
+
+    path: Path
+    data: bytes
+
+    def open(self) -> io.BytesIO:
+        return io.BytesIO(self.data)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def _add(tar: tarfile.TarFile, item: PackItem, contents: Mapping[str, bytes]) -> None:
+    """Add a sample's files, with nothing in their headers that another run would have otherwise."""
+    for extension, data in contents.items():
+        header = tarfile.TarInfo(f"{item.key}.{extension}")
+        header.size, header.mode = len(data), 0o644
+        tar.addfile(header, io.BytesIO(data))
+
+
+def _finish(job: PackJob, work: Path, manifest: Manifest, skipped: list[Skipped]) -> None:
+    """Take away what is no result, add what describes it, and give the folder its name."""
+    names = {entry.name for entry in manifest.entries}
+    for path in work.iterdir():
+        if path.name not in names:
+            path.unlink()
+    if skipped:
+        (work / SKIPPED_FILE).write_text("".join(f"{one}\n" for one in skipped), encoding="utf-8")
+    if manifest.classes is not None:
+        shutil.copyfile(job.source / CLASSES_FILE, work / CLASSES_FILE)
+    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    flush_all(work)
+    if job.out.exists():
+        old = work.with_name(f".{job.out.name}.replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        job.out.rename(old)
+        work.rename(job.out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        work.rename(job.out)
+    flush(job.out.absolute().parent)
+
+
+# Checking
+
+
+def verify_shards(folder: Path, progress: Progress | None = None) -> Manifest:
+    """Read all shards of a folder again and compare them with its manifest. Raises DataError, naming those that differ.
+
+    progress: called with (done, total) shards.
+    """
+    place = folder / MANIFEST if folder.is_dir() else folder
+    manifest = read_manifest(str(place))
+    problems = Problems()
+    for done, entry in enumerate(manifest.entries, start=1):
+        wrong = _difference(place.with_name(entry.name), entry)
+        if wrong:
+            problems.add("shards that are not as the manifest says (copy or pack them again)", f"{entry.name}: {wrong}")
+        if progress is not None:
+            progress(done, len(manifest.entries))
+    problems.raise_if_any(folder)
+    return manifest
+
+
+def _difference(path: Path, entry: ShardEntry) -> str | None:
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if size != entry.bytes:
+        return f"{size} bytes instead of {entry.bytes}"
+    return None if digest.hexdigest() == entry.sha256 else "other contents"

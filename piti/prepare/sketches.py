@@ -1,0 +1,260 @@
+"""Photographs alone to pairs of sketch and photograph."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor
+
+from piti.conditions.sketch import INK
+from piti.data.archives import Archived, list_archived
+from piti.data.detectors import LineSource, detector_spec
+from piti.data.problems import Problems
+from piti.images import ImageError, list_images, open_image, read_rgb, save_png
+from piti.prepare.outputs import PrepareError, claim, in_order, mark_of, place, write_skipped
+from piti.spec import Spec
+
+IMAGES, SKETCHES = "images", "sketches"
+_MARK = "piti-sketch"  # the PNG text that says what a sketch was made with
+_ENOUGH = 8  # photographs that make starting one more process worth while
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph and the key of its pair."""
+
+    key: str
+    source: Path | Archived
+
+    @property
+    def suffix(self) -> str:
+        """How the file's name ends, with the dot."""
+        return PurePosixPath(self.source.name).suffix
+
+
+@dataclass(frozen=True)
+class SketchJob:
+    """How photographs are drawn, and where the pairs go.
+
+    detector: a name of `DETECTORS`; spec: its settings. link: hard links to the photographs where possible.
+    """
+
+    out: Path
+    detector: str = "lines"
+    spec: Spec | None = None
+    link: bool = True
+    overwrite: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the sketches depend on, as plain data."""
+        spec = self.spec or detector_spec(self.detector)[1]
+        return {"detector": self.detector, **spec.to_dict()}
+
+    def source(self) -> LineSource:
+        """What draws. Raises DetectorError if it cannot be loaded."""
+        spec: Any = self.spec
+        return _source(self.detector, spec)
+
+
+@dataclass
+class SketchReport:
+    """What was made, what was there already, and what was left out, each as (key or file, why)."""
+
+    made: int = 0
+    kept: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kept = f", {self.kept} kept" if self.kept else ""
+        skipped = f", {len(self.skipped)} photographs skipped (named in skipped.txt)" if self.skipped else ""
+        return f"{self.made} pairs made{kept}{skipped}"
+
+
+@dataclass(frozen=True)
+class _Done:
+    key: str
+    made: bool
+    fault: str | None = None
+
+
+def prepare_sketches(
+    places: Sequence[Path],
+    job: SketchJob,
+    processes: int | None = None,
+    max_bad: float = 0.01,
+    progress: Callable[[int, int], None] | None = None,
+) -> SketchReport:
+    """Draw every photograph: `OUT/images/KEY.jpg` is the photograph, `OUT/sketches/KEY.png` its lines.
+
+    places: folders, in any depth, and tar archives. A key is the path inside a folder; of archives, and of folders
+    if there are several places, their name stands before it. Pairs that are there already, drawn with these settings
+    from these files, are kept. processes: how many draw; every core by default. max_bad: the share of photographs
+    that may be unreadable; these are skipped, named in `OUT/skipped.txt`, and if they are more, the rest is made and
+    PrepareError is raised. progress: called with (done, total). Raises DetectorError and OutputError before anything
+    is written; DataError and ImageError for places without photographs.
+    """
+    photographs, skipped = list_photographs(places, job.out)
+    if not photographs:
+        raise PrepareError(f"{', '.join(map(str, places))}: no photographs there; give a folder or tar archives")
+    job.source()  # what cannot be loaded fails here, once
+    made_of_itself = [place.resolve() for place in places] == [(job.out / IMAGES).resolve()]
+    claim(job.out, "sketch", job.settings, [SKETCHES] if made_of_itself else [IMAGES, SKETCHES], job.overwrite)
+    report = SketchReport(skipped=list(skipped))
+    for count, done in enumerate(_drawn(photographs, job, processes), start=1):
+        if done.fault is not None:
+            report.skipped.append((done.key, done.fault))
+        elif done.made:
+            report.made += 1
+        else:
+            report.kept += 1
+        if progress is not None:
+            progress(count, len(photographs))
+    write_skipped(job.out, [f"{key}\t{why}" for key, why in report.skipped])
+    _refuse_too_many(report, len(photographs) + len(skipped), max_bad, job.out)
+    return report
+
+
+def _refuse_too_many(report: SketchReport, total: int, max_bad: float, out: Path) -> None:
+    """Raises DataError if more than the allowed share was skipped."""
+    if len(report.skipped) > max_bad * total:
+        problems = Problems()
+        share = len(report.skipped) / total
+        kind = (
+            f"photographs skipped, {share:.1%} of all and more than --max-bad {max_bad:g} (replace or remove them and "
+            f"run again, or raise --max-bad; the other {total - len(report.skipped)} pairs are made)"
+        )
+        for _, why in report.skipped:
+            problems.add(kind, why)
+        problems.raise_if_any(out)
+
+
+# Listing
+
+
+def list_photographs(places: Sequence[Path], out: Path) -> tuple[list[Photograph], list[tuple[str, str]]]:
+    """The photographs, by key, and what cannot be used, as (file, why). Raises ImageError or PrepareError."""
+    found: dict[str, Photograph] = {}
+    unusable: list[tuple[str, str]] = []
+    for path in places:
+        if path.is_dir() and path.resolve() in [out.resolve(), *out.resolve().parents]:
+            raise PrepareError(f"{out}: lies inside the photographs' folder {path}; give an OUT beside it")
+        for photograph in _inside(path, alone=len(places) == 1):
+            why = _unusable(photograph, found)
+            if why is None:
+                found[photograph.key] = photograph
+            else:
+                unusable.append((str(photograph.source), f"{photograph.source}: {why}"))
+    return [found[key] for key in sorted(found)], unusable
+
+
+def _inside(place: Path, alone: bool) -> list[Photograph]:
+    if not place.is_dir():
+        return [Photograph(f"{place.stem}/{member.key}", member) for member in list_archived(place)]
+    before = "" if alone else f"{place.resolve().name}/"
+    paths = list_images(place, recursive=True)
+    return [Photograph(before + path.relative_to(place).with_suffix("").as_posix(), path) for path in paths]
+
+
+def _unusable(photograph: Photograph, others: dict[str, Photograph]) -> str | None:
+    """Why a photograph cannot be a pair's, if so."""
+    path = PurePosixPath(photograph.key)
+    if path.is_absolute() or ".." in path.parts:
+        return "its name leads out of the folder; pack the archive again"
+    if any(part.startswith(".") for part in path.parts):
+        return "its name is hidden (begins with a dot); rename it"
+    if photograph.key in others:
+        return f"has the same key as {others[photograph.key].source}; rename one of them"
+    return None
+
+
+# Drawing
+
+
+def _drawn(photographs: Sequence[Photograph], job: SketchJob, processes: int | None) -> Iterator[_Done]:
+    """Every photograph's outcome, in order, from as many processes as are worth while."""
+    wanted = processes if processes is not None else len(os.sched_getaffinity(0))
+    count = max(1, min(wanted, len(photographs) // _ENOUGH))
+    if count == 1:
+        yield from map(partial(_draw, job), photographs)
+        return
+    with _workers(count) as pool:
+        yield from in_order(pool, partial(_draw, job), photographs, ahead=4 * count)
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes of one thread each, which end with this one and leave Ctrl-C to it."""
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_begin) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise PrepareError(
+            "a drawing process was ended from outside, perhaps for want of memory; run the same command again to go "
+            "on, with fewer --processes"
+        ) from error
+
+
+def _begin() -> None:
+    """A worker's first act."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _draw(job: SketchJob, photograph: Photograph) -> _Done:
+    """Make one pair, the sketch first. What cannot be read is an outcome, what cannot be written an error."""
+    target = job.out / SKETCHES / f"{photograph.key}.png"
+    image = job.out / IMAGES / f"{photograph.key}{photograph.suffix}"
+    try:
+        mark = mark_of(job.settings, photograph.source)
+        kept = not job.overwrite and _is_good(target, mark)
+        pixels = None if kept else np.asarray(read_rgb(photograph.source))
+    except (ImageError, OSError) as error:
+        return _Done(photograph.key, made=False, fault=str(error))
+    if pixels is not None:
+        save_png(picture_of(job.source()(pixels)), target, {_MARK: mark})
+    placed = place(photograph.source, image, job.link)
+    return _Done(photograph.key, made=placed or not kept)
+
+
+def _is_good(path: Path, mark: str) -> bool:
+    """Whether a sketch is there, whole, and made with these settings from this file."""
+    if not path.is_file():
+        return False
+    try:
+        return open_image(path).info.get(_MARK) == mark
+    except ImageError:
+        return False
+
+
+def picture_of(lines: Bool[Tensor, "h w"]) -> Image.Image:
+    """Lines in `INK` on white, a bit a pixel: a sketch condition reads them exactly back."""
+    image = Image.fromarray(lines.numpy().astype(np.uint8))
+    image.putpalette([255, 255, 255, *INK])
+    return image
+
+
+@cache
+def _source(detector: str, spec: Any) -> LineSource:
+    """A detector with its spec, loaded once a process."""
+    kind, default = detector_spec(detector)
+    return kind.source(spec or default)
