@@ -69,6 +69,12 @@ def camvid() -> Path:
 
 
 @pytest.fixture(scope="session")
+def kitchen() -> Path:
+    """Real RGB-D frames: photographs, 16-bit depth in millimetres, intrinsics."""
+    return _shared("data/kitchen_rgbd")
+
+
+@pytest.fixture(scope="session")
 def scenes() -> Path:
     """Archives of small photographs with soft edge maps and captions."""
     return _shared("data/scenes")

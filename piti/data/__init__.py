@@ -1,8 +1,23 @@
 """Images and conditions: from folders and archives to batches."""
 
-from piti.data.batches import Batch, BatchStream, LowRes, loader
-from piti.data.folders import PairedFolder, Sample
+from piti.data.batches import Batch, BatchStream, LowRes, SampleSet, loader
+from piti.data.cutting import Sample
+from piti.data.folders import PairedFolder
 from piti.data.pairs import FolderSpec, Pair
 from piti.data.problems import DataError
+from piti.data.shards import ShardSet, open_shards
 
-__all__ = ["Batch", "BatchStream", "DataError", "FolderSpec", "LowRes", "Pair", "PairedFolder", "Sample", "loader"]
+__all__ = [
+    "Batch",
+    "BatchStream",
+    "DataError",
+    "FolderSpec",
+    "LowRes",
+    "Pair",
+    "PairedFolder",
+    "Sample",
+    "SampleSet",
+    "ShardSet",
+    "loader",
+    "open_shards",
+]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from piti.data.problems import DataError
 from piti.images import IMAGE_SUFFIXES, ImageError
+
+_BLOCK = 512
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,114 @@ def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Ar
     except (OSError, tarfile.TarError) as error:
         raise ImageError(f"{archive}: not an uncompressed tar archive ({error}); pack it again") from None
     return sorted(found, key=lambda member: member.name)
+
+
+@dataclass(frozen=True)
+class InShard(Archived):
+    """A file of a shard that is held open, so that the shard may be removed from a cache meanwhile."""
+
+    shown: str
+    """The shard's address for a person."""
+    handle: io.BufferedReader
+
+    def open(self) -> io.BytesIO:
+        """The file's bytes. Raises OSError where the shard ends before them."""
+        data = os.pread(self.handle.fileno(), self.size, self.offset)
+        while len(data) < self.size:
+            more = os.pread(self.handle.fileno(), self.size - len(data), self.offset + len(data))
+            if not more:
+                raise OSError(f"cut short, {len(data)} of {self.size} bytes")
+            data += more
+        return io.BytesIO(data)
+
+    def __str__(self) -> str:
+        return f"{self.shown}:{self.name}"
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """The files of one key of a shard: where each lies, by extension."""
+
+    key: str
+    files: dict[str, tuple[int, int]]
+    """Offset and size of `KEY.jpg` at "jpg", of `KEY.edge.jpg` at "edge.jpg"."""
+    twice: tuple[str, ...] = ()
+    """Extensions of which there are several files."""
+
+    def name(self, extension: str) -> str:
+        """The file's name inside the shard."""
+        return f"{self.key}.{extension}"
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of a shard in the order of their first files."""
+
+    samples: list[ShardSample]
+    damage: str | None = None
+    """What keeps the rest of the shard from being read."""
+
+
+@dataclass
+class _Found:
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    twice: list[str] = field(default_factory=list)
+
+
+def index_shard(file: io.BufferedReader, shown: str) -> ShardIndex:
+    """What lies where in an uncompressed tar, from its headers alone. shown: its address for a person.
+
+    As in WebDataset a key is a path up to the first dot of its last part; what has no dot, begins with one, or is
+    named `__…__` belongs to no sample. Of a damaged tar the files before the damage are found. Raises DataError if
+    it is compressed.
+    """
+    _check_plain(file, shown)
+    found: dict[str, _Found] = {}
+    size = os.fstat(file.fileno()).st_size
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"'{member.name}' goes beyond its end")
+                _add(found, member)
+            damage = _unended(file, tar.offset)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        damage = f"damaged after {len(found)} samples ({error})"
+    return ShardIndex([ShardSample(key, one.files, tuple(one.twice)) for key, one in found.items()], damage)
+
+
+def _check_plain(file: io.BufferedReader, shown: str) -> None:
+    """Raises DataError if the file is compressed."""
+    file.seek(0)
+    start = file.read(6)
+    file.seek(0)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise DataError(
+                f"{shown}: is compressed by {name}, and what lies where in it cannot be told; decompress it once, or "
+                "read it through a tool that does, such as 'pipe:gzip -dc FILE' or 'pipe:curl -sf ADDRESS | gzip -dc'"
+            )
+
+
+def _add(found: dict[str, _Found], member: tarfile.TarInfo) -> None:
+    """Put a file where it belongs."""
+    path = PurePosixPath(member.name)
+    stem, dot, extension = path.name.partition(".")
+    if not member.isfile() or member.issparse() or not (stem and dot) or (stem[:2] == stem[-2:] == "__"):
+        return
+    one = found.setdefault((path.parent / stem).as_posix(), _Found())
+    extension = extension.lower()
+    if extension in one.files:
+        one.twice.append(extension)
+    else:
+        one.files[extension] = (member.offset_data, member.size)
+
+
+def _unended(file: io.BufferedReader, offset: int) -> str | None:
+    """What is wrong where the headers end: there an archive has a block of zeros."""
+    file.seek(offset)
+    block = file.read(_BLOCK)
+    if block == bytes(_BLOCK):
+        return None
+    what = "is cut off" if len(block) < _BLOCK else "holds no header"
+    return f"damaged: {what} at byte {offset}, where the next file or the archive's end should be"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from piti.data.cutting import Sample
 from piti.data.degrade import DegradationSpec, degrade, downsample
-from piti.data.folders import PairedFolder, Sample
+from piti.data.order import Order, Place
 from piti.data.problems import DataError
+from piti.data.skipped import BadSample, Skipped, Tally
+from piti.errors import UserError
 from piti.seeding import generator_for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -26,11 +33,14 @@ class Batch:
     keys: list[str]
     low_res: Float[Tensor, "B 3 l l"] | None = None
     """What an upsampler enlarges, in [-1, 1]."""
+    read: int = 0
+    """Samples that were read for it, and those of them that could not be used."""
+    skipped: list[Skipped] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         low_res = None if self.low_res is None else self.low_res.to(device)
-        return Batch(self.image.to(device), self.condition.to(device), self.keys, low_res)
+        return replace(self, image=self.image.to(device), condition=self.condition.to(device), low_res=low_res)
 
 
 @dataclass(frozen=True)
@@ -59,76 +69,165 @@ def collate(samples: Sequence[Sample], low_res: Sequence[Tensor] = ()) -> Batch:
     )
 
 
+@runtime_checkable
+class SampleSet(Protocol):
+    """Samples by index: a folder's pairs, or those of shards."""
+
+    @property
+    def split(self) -> str | None:
+        """Its name; none: all there is."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, generator: torch.Generator) -> Sample:
+        """A random crop. Raises BadSample where this one cannot be used, but others can."""
+        ...
+
+    def center(self, index: int) -> Sample:
+        """The centred crop, the same every time. Raises BadSample."""
+        ...
+
+    def order(self, seed: int, rank: int, world: int) -> Order:
+        """In which order a rank sees them."""
+        ...
+
+    def files_of(self, keys: Sequence[str]) -> list[str]:
+        """Where these keys are found, a line each, for a person."""
+        ...
+
+
 class BatchStream(Dataset[Batch]):
     """An endless stream of batches, addressed by step.
 
-    All ranks together walk through one permutation of the folder an epoch: sample number n =
-    (step · world + rank) · batch_size + j is at position n mod N of the permutation of epoch ⌊n / N⌋,
-    seeded by (seed, epoch), and is cropped and mirrored by a generator seeded by (seed, n). So every
-    epoch has each pair exactly once, and nothing depends on what was drawn before. low_res: makes the small
-    images for an upsampler, by a generator seeded by (seed, n).
+    The set's order decides which samples those of a step are (see piti.data.order); each is cropped and mirrored by a
+    generator seeded by (seed, n), n being its number. So every epoch has each sample exactly once, and nothing depends
+    on what was drawn before. low_res: makes the small images for an upsampler, by a generator seeded by (seed, n).
+    max_bad: the share of bad samples with which a process gives up (see Tally); a bad one is replaced by the next.
     """
 
     def __init__(
         self,
-        folder: PairedFolder,
+        samples: SampleSet,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
         low_res: LowRes | None = None,
+        max_bad: float = 0.01,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size = {batch_size}: expected at least 1")
         if not 0 <= rank < world:
             raise DataError(f"rank = {rank} of {world}: expected 0 <= rank < world")
-        if not len(folder):
-            raise DataError(f"split '{folder.split}' has no pairs to make batches of")
-        self.folder = folder
+        if not len(samples):
+            raise DataError(f"split '{samples.split}' has no pairs to make batches of")
+        self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world = world
         self.low_res = low_res
-        self._orders: dict[int, list[int]] = {}
+        self.order = samples.order(seed, rank, world)
+        self._tally = Tally(max_bad)
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of this rank at `step` (0, 1, …; there is no last one)."""
-        first = (step * self.world + self.rank) * self.batch_size
-        numbers = range(first, first + self.batch_size)
-        samples = [self._sample(n) for n in numbers]
-        if self.low_res is None:
-            return collate(samples)
-        pairs = zip(samples, numbers, strict=True)
-        small = [self.low_res(sample.image, generator_for(self.seed, "low_res", n)) for sample, n in pairs]
-        return collate(samples, small)
+        """The batch of this rank at `step` (0, 1, …; there is no last one). Raises DataError if too many are bad."""
+        places = self.order.places(step, self.batch_size)
+        skipped: list[Skipped] = []
+        samples = [self._sample(place, skipped) for place in places]
+        small = []
+        if self.low_res is not None:
+            pairs = zip(samples, places, strict=True)
+            small = [self.low_res(one.image, generator_for(self.seed, "low_res", place.number)) for one, place in pairs]
+        batch = collate(samples, small)
+        batch.read, batch.skipped = len(samples) + len(skipped), skipped
+        return batch
 
-    def _sample(self, n: int) -> Sample:
-        epoch, position = divmod(n, len(self.folder))
-        generator = generator_for(self.seed, "augment", n)
-        return self.folder.sample(self._order(epoch)[position], generator)
-
-    def _order(self, epoch: int) -> list[int]:
-        """The permutation of an epoch; the last two are kept (a batch may straddle them)."""
-        if epoch not in self._orders:
-            generator = generator_for(self.seed, "order", epoch)
-            kept = sorted(self._orders)[-1:]
-            self._orders = {
-                **{old: self._orders[old] for old in kept},
-                epoch: torch.randperm(len(self.folder), generator=generator).tolist(),
-            }
-        return self._orders[epoch]
+    def _sample(self, place: Place, skipped: list[Skipped]) -> Sample:
+        """The sample of a place, or the first that can stand in for it."""
+        for index in place.candidates:
+            try:
+                sample = self.samples.sample(index, generator_for(self.seed, "augment", place.number))
+            except BadSample as bad:
+                skipped.append(bad.skipped)
+                self._tally.add(1, [bad.skipped])
+                self._tally.check()
+                continue
+            self._tally.add(1, [])
+            return sample
+        raise DataError(f"no sample near {skipped[-1]} can be used; look at this shard and its neighbours")
 
 
-def loader(stream: BatchStream, start: int, stop: int, workers: int = 0) -> DataLoader[Batch]:
-    """Batches of steps `start` to `stop` - 1 in order, made by `workers` processes (0: by this one)."""
-    return DataLoader(
-        stream,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        collate_fn=_unchanged,
+def centers(samples: SampleSet, count: int) -> list[Sample]:
+    """The first `count` samples that can be used, or as many as there are, centre-cropped."""
+    found: list[Sample] = []
+    for index in range(len(samples)):
+        if len(found) == count:
+            break
+        try:
+            found.append(samples.center(index))
+        except BadSample as bad:
+            log.warning("left out: %s", bad.skipped)
+    if not found:
+        raise DataError(f"split '{samples.split}' has no sample that can be used; look at its files")
+    return found
+
+
+class Batches(Iterator[Batch]):
+    """The batches of a loader, and how long they let one wait."""
+
+    def __init__(self, loaded: Iterable[Batch | UserError], tally: Tally | None = None) -> None:
+        self._loaded: Iterator[Batch | UserError] = iter(loaded)
+        self._tally = tally
+        self._waited = 0.0
+
+    def __next__(self) -> Batch:
+        """The next batch. Raises what went wrong when it was made, in whatever process."""
+        started = time.perf_counter()
+        batch = next(self._loaded)
+        self._waited += time.perf_counter() - started
+        if isinstance(batch, UserError):
+            self._loaded = iter(())  # ends the workers now, not when the error's traceback is collected
+            raise batch
+        if self._tally is not None:
+            self._tally.add(batch.read, batch.skipped)
+        return batch
+
+    def waited(self) -> float:
+        """Seconds spent waiting for batches since this was asked last."""
+        seconds, self._waited = self._waited, 0.0
+        return seconds
+
+
+def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, tally: Tally | None = None) -> Batches:
+    """Batches of steps `start` to `stop` - 1 in order, made by `workers` processes (0: by this one).
+
+    tally: counts what was read and skipped for the batches that were taken.
+    """
+    return Batches(
+        DataLoader(
+            _Told(stream),
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            collate_fn=_unchanged,
+        ),
+        tally,
     )
+
+
+@dataclass(frozen=True)
+class _Told(Dataset[Batch | UserError]):
+    """A stream whose user's errors are handed on: raised in a worker they would come with its traceback as text."""
+
+    stream: BatchStream
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.stream[step]
+        except UserError as error:
+            return error
 
 
 def _unchanged(batch: Any) -> Any:

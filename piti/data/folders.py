@@ -12,28 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
-from torch import Tensor
 
 from piti.conditions import Condition, ConditionError
 from piti.data.archives import Archived
-from piti.data.pairs import FolderSpec, Pair, PairList
+from piti.data.cutting import Cutter, Decoded, Sample
+from piti.data.order import Shuffled
+from piti.data.pairs import FolderSpec, PairList
 from piti.data.problems import Problems
-from piti.images import Box, ImageError, crop_resize, image_size, read_rgb, to_tensor
+from piti.images import ImageError, image_size, read_rgb
 
 log = logging.getLogger(__name__)
 
 _GIB = 2**30
-_BYTES_PER_PIXEL = 4  # RGB and a class index
-
-
-@dataclass
-class Sample:
-    """One training example: image in [-1, 1], raw condition (see Condition), and its key."""
-
-    image: Float[Tensor, "3 s s"]
-    condition: Shaped[Tensor, "K hc wc"]
-    key: str
+_RGB = 3  # bytes of a pixel
 
 
 @dataclass(frozen=True)
@@ -49,9 +40,6 @@ class FolderReport:
         return f"{self.pairs} pairs, {self.bytes / 2**20:,.0f} MiB decoded, {where}"
 
 
-_Decoded = tuple[UInt8[np.ndarray, "h w 3"], Shaped[Tensor, "K h2 w2"]]
-
-
 class PairedFolder:
     """Pairs of one split of a folder, matched by path without suffix, sorted by key.
 
@@ -65,12 +53,13 @@ class PairedFolder:
 
     def __init__(self, spec: FolderSpec, condition: Condition, split: str | None = None, sharp: bool = False) -> None:
         self.spec, self.condition, self.split = spec, condition, split
+        self.cutter = Cutter(spec, condition)
         self.smallest = math.ceil(spec.size / spec.crop_scale[0]) if sharp else spec.size
         listed = PairList(spec, condition, split)
         self.pairs = listed.pairs()
         self.split_names = listed.split_names
         self._root, self._problems = listed.root, listed.problems
-        self._decoded: dict[int, _Decoded] = {}
+        self._decoded: dict[int, Decoded] = {}
         self._cached: bool | None = None if spec.cache else False
 
     def __len__(self) -> int:
@@ -80,64 +69,35 @@ class PairedFolder:
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
         """A random square crop, perhaps mirrored, the same for image and condition."""
-        image, raw = self._read(index)
-        box, mirrored = self._draw(image.shape[1], image.shape[0], generator)
-        return self._cut(index, image, raw, box, mirrored)
+        return self.cutter.random(self._read(index), self.pairs[index].key, generator)
 
     def center(self, index: int) -> Sample:
         """The centred square of the largest crop, not mirrored: the same every time."""
-        image, raw = self._read(index)
-        height, width = image.shape[:2]
-        side = max(1, round(min(width, height) * self.spec.crop_scale[1]))
-        return self._cut(index, image, raw, Box((width - side) // 2, (height - side) // 2, side, side), mirrored=False)
+        return self.cutter.center(self._read(index), self.pairs[index].key)
 
-    def _draw(self, width: int, height: int, generator: torch.Generator) -> tuple[Box, bool]:
-        """Always four numbers, so that a sample does not depend on what the others used."""
-        scale, x, y, mirror = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        low, high = self.spec.crop_scale
-        side = max(1, round(min(width, height) * (low + (high - low) * scale)))
-        box = Box(int(x * (width - side + 1)), int(y * (height - side + 1)), side, side)
-        return box, self.spec.flip and mirror < 0.5
+    def order(self, seed: int, rank: int, world: int) -> Shuffled:
+        """In which order training sees the pairs."""
+        return Shuffled(len(self), seed, rank, world)
 
-    def _cut(
-        self,
-        index: int,
-        image: UInt8[np.ndarray, "h w 3"],
-        raw: Shaped[Tensor, "K h2 w2"],
-        box: Box,
-        mirrored: bool,
-    ) -> Sample:
-        pixels = to_tensor(crop_resize(image, box, self.spec.size))  # [3, s, s]
-        condition = self.condition.crop_resize(raw, box, self.spec.condition_side)  # [K, c, c]
-        if mirrored:
-            pixels, condition = pixels.flip(-1), self.condition.flip(condition)
-        return Sample(pixels, condition, self.pairs[index].key)
+    def files_of(self, keys: Sequence[str]) -> list[str]:
+        """The files of these keys, a line each, for a person."""
+        return [str(pair) for pair in self.pairs if pair.key in set(keys)]
 
     # Reading
 
-    def _read(self, index: int) -> _Decoded:
+    def _read(self, index: int) -> Decoded:
         found = self._decoded.get(index)
         if found is None:
-            found = self._decode(index)
+            found = self.cutter.decode(self.pairs[index])
             if self._fits():
                 self._decoded[index] = found
         return found
 
-    def _decode(self, index: int) -> _Decoded:
-        pair = self.pairs[index]
-        image = np.asarray(read_rgb(pair.image))
-        return image, self._condition_of(pair, image)
-
-    def _condition_of(self, pair: Pair, image: UInt8[np.ndarray, "h w 3"] | None) -> Shaped[Tensor, "K h2 w2"]:
-        """The pair's raw condition; no planes for a photograph alone. Raises ImageError or ConditionError."""
-        if pair.condition is not None:
-            return self.condition.load(pair.condition)
-        return torch.empty(0, *(image.shape[:2] if image is not None else (0, 0)), dtype=torch.uint8)
-
     def _fits(self) -> bool:
         """Whether the cache may be used; decided once, from the images' headers."""
         if self._cached is None:
-            needed = sum(_pixels(pair.image) for pair in self.pairs) * _BYTES_PER_PIXEL
+            raw = self.condition.planes * self.condition.raw_dtype.itemsize
+            needed = sum(_pixels(pair.image) for pair in self.pairs) * (_RGB + raw)
             self._cached = needed <= self.spec.cache_gib * _GIB
             if not self._cached:
                 log.warning(
@@ -198,7 +158,7 @@ class PairedFolder:
             found.append((_UNREADABLE, str(error)))
         try:
             if pair.condition is not None or image is not None:
-                raw = self._condition_of(pair, image)
+                raw = self.cutter.condition_of(pair, image)
         except ImageError as error:
             found.append((_UNREADABLE, str(error)))
         except ConditionError as error:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from piti.conditions import Condition, NoCondition
+from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.data.archives import Archived, list_archived
 from piti.data.problems import DataError, Problems
+from piti.data.shard_spec import ShardSpec
 from piti.data.splits import SPLITS_FILE, read_splits, split_by_hash
 from piti.images import IMAGE_SUFFIXES, ImageError, list_files
-from piti.spec import Spec, choices
+from piti.spec import choices
 
 ALONE = ("none", "text")
 """Kinds of condition with which `FolderSpec.photographs` may serve: there is none, or it lies beside them."""
+
+
+Stored = Path | Archived
+"""One file, in a folder or inside an archive."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +29,27 @@ class Pair:
     """An image and the condition that belongs to it; `key` is their common path without suffix."""
 
     key: str
-    image: Path | Archived
-    condition: Path | Archived | None
-    """None where the model takes no condition."""
+    image: Stored
+    condition: Stored | dict[str, Stored] | None
+    """For a condition of several parts the files of those that are given; None where the model takes no condition."""
+
+    def __str__(self) -> str:
+        """Its files."""
+        parts = list(self.condition.values()) if isinstance(self.condition, dict) else [self.condition]
+        return ", ".join(map(str, [self.image, *parts]))
 
 
-class FolderSpec(Spec):
+class FolderSpec(ShardSpec):
     """Where the pairs lie and how samples are cut out of them."""
 
     root: Path | None = None
     """The folder that holds the others."""
     images: str = "images"
     """Photographs, in any depth of subfolders."""
-    conditions: str = "labels"
-    """Conditions: the same paths, with a suffix of their kind."""
+    conditions: str | dict[str, str] = "labels"
+    """Conditions: the same paths, with a suffix of their kind. For a condition of several parts a folder for each."""
+    partial: bool = False
+    """For several parts: take every image that has one of them at least, not only those that have all."""
     photographs: tuple[Path, ...] = ()
     """Further photographs to train on, folders or tar archives, for a model that takes no condition or text;
     the caption of `KEY.jpg` is `KEY.txt` beside it."""
@@ -100,21 +112,40 @@ class PairList:
     def _paired(self, root: Path, alone: bool) -> list[Pair]:
         """The root's pairs; its images alone where there are no conditions."""
         images = self._files(root / self.spec.images)
-        conditions = {} if alone else self._files(root / self.spec.conditions, self.condition.suffixes)
-        existing = images.keys() | conditions.keys()
-        if not alone:
-            for key in sorted(images.keys() - conditions.keys()):
-                self.problems.add(f"images without a condition in {self.spec.conditions}/", key)
-            for key in sorted(conditions.keys() - images.keys()):
-                self.problems.add(f"conditions without an image in {self.spec.images}/", key)
-        keys = sorted(existing if alone else images.keys() & conditions.keys())
+        parts = {} if alone else parts_of(self.condition)
+        folders = condition_folders(self.spec, self.condition) if parts else {}
+        found = {name: self._files(root / folders[name], part.suffixes) for name, part in parts.items()}
+        existing = images.keys() | {key for files in found.values() for key in files}
+        keys = sorted(images.keys() if alone else self._matched(images, folders, found))
         if not keys:
             self.problems.raise_if_any(root)
-            folders = [f"{self.spec.images}/"] + ([] if alone else [f"{self.spec.conditions}/"])
-            raise DataError(f"{root}: {' and '.join(folders)} hold no pictures")
+            named = " and ".join(f"{folder}/" for folder in (self.spec.images, *folders.values()))
+            raise DataError(f"{root}: {named} hold no pictures")
         if self.split is not None:
             keys = self._keys_of(self.split, keys, existing)
-        return [Pair(key, images[key], conditions.get(key)) for key in keys]
+        return [Pair(key, images[key], self._condition_of(key, found)) for key in keys]
+
+    def _matched(
+        self, images: Mapping[str, Stored], folders: Mapping[str, str], found: Mapping[str, Mapping[str, Stored]]
+    ) -> set[str]:
+        """The keys that have an image and what else they need; the others are problems."""
+        place_of = {name: f"{folders[name]}/" for name in found}
+        needed: list[tuple[str, Set[str]]] = [(place_of[name], files.keys()) for name, files in found.items()]
+        if self.spec.partial:
+            needed = [(" or ".join(place_of.values()), {key for files in found.values() for key in files})]
+        for places, keys in needed:
+            for key in sorted(images.keys() - keys):
+                self.problems.add(f"images without a condition in {places}", key)
+        for name, files in found.items():
+            for key in sorted(files.keys() - images.keys()):
+                place = place_of[name] if len(found) > 1 else ""
+                self.problems.add(f"conditions without an image in {self.spec.images}/", place + key)
+        return set(images).intersection(*(keys for _, keys in needed))
+
+    def _condition_of(self, key: str, found: Mapping[str, Mapping[str, Stored]]) -> Stored | dict[str, Stored] | None:
+        """The files of a key's condition."""
+        given = {name: files[key] for name, files in found.items() if key in files}
+        return given if isinstance(self.condition, SeveralCondition) else next(iter(given.values()), None)
 
     def _further(self, alone: bool) -> list[Pair]:
         """The pairs of `spec.photographs`, with the captions beside them unless there is no condition."""
@@ -185,6 +216,36 @@ class PairList:
 
     def _splits(self) -> dict[str, list[str]] | None:
         return None if self.spec.root is None else read_splits(self.spec.root / self.spec.splits)
+
+
+def parts_of(condition: Condition) -> Mapping[str, Condition]:
+    """The parts of a condition by name; of one that has none itself, named by its kind."""
+    return condition.parts if isinstance(condition, SeveralCondition) else {condition.kind: condition}
+
+
+def condition_folders(spec: FolderSpec, condition: Condition) -> dict[str, str]:
+    """The folder of each part of a condition, see `parts_of`. Raises DataError where `spec` does not fit the parts."""
+    named, parts = spec.conditions, parts_of(condition)
+    if isinstance(named, str) and isinstance(condition, SeveralCondition):
+        example = ", ".join(f"{name}: FOLDER" for name in parts)
+        raise DataError(
+            f"data.conditions: '{named}' is one folder, and the condition has the parts {', '.join(parts)}; name one "
+            f"for each: conditions: {{{example}}}"
+        )
+    if isinstance(named, str):
+        return {condition.kind: named}
+    if not isinstance(condition, SeveralCondition):
+        raise DataError(
+            f"data.conditions: names folders of parts ({', '.join(named)}), and the condition is one {condition.kind}; "
+            "name one folder, or take condition: {kind: several, parts: …}"
+        )
+    for name in named:
+        if name not in parts:
+            raise DataError(f"data.conditions: unknown part '{name}'; {choices(name, parts)}")
+    missing = [name for name in parts if name not in named]
+    if missing:
+        raise DataError(f"data.conditions: no folder for the part {', '.join(missing)}; add '{missing[0]}: FOLDER'")
+    return {name: named[name] for name in parts}
 
 
 def _inside(place: Path, suffixes: Set[str]) -> list[tuple[str, Path | Archived]]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
-from piti.data import FolderSpec, PairedFolder, folders
+from piti.data import FolderSpec, PairedFolder, cutting, folders
 from piti.data.problems import DataError
 from piti.data.splits import split_by_hash
 from piti.images import center_box, to_uint8
@@ -182,8 +182,8 @@ class TestCache:
     def decoded(self, folder, monkeypatch) -> int:
         """How many pictures are read from disk for two rounds through the folder."""
         reads = []
-        read = folders.read_rgb
-        monkeypatch.setattr(folders, "read_rgb", lambda path: reads.append(path) or read(path))
+        read = cutting.read_rgb
+        monkeypatch.setattr(cutting, "read_rgb", lambda path: reads.append(path) or read(path))
         for _ in range(2):
             for k in range(len(folder)):
                 folder.center(k)
@@ -259,11 +259,27 @@ class TestSamples:
         assert corners == {(x, y) for x in range(24 - 8 + 1) for y in range(16 - 8 + 1)}
         assert 0.45 < mirrored / 3000 < 0.55
 
+    @pytest.mark.parametrize(("width", "height"), [(32, 16), (16, 32)])
+    def test_crops_of_long_pictures_are_undistorted_and_even(self, tmp_path, width, height):
+        """Two to one: every place along the long side is as likely, and a step is a pixel in both directions."""
+        x, y = np.meshgrid(np.arange(width), np.arange(height))
+        write_pair(tmp_path, "a", (width, height))
+        Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8)).save(tmp_path / "images" / "a.png")
+        folder = PairedFolder(spec(tmp_path, size=16, crop_scale=(1.0, 1.0), flip=False), MASK)
+        places = np.zeros(17)
+        for n in range(1700):
+            pixels = to_uint8(folder.sample(0, generator_for(n)).image)
+            left, top = int(pixels[0, 0, 0]), int(pixels[1, 0, 0])
+            assert torch.equal(pixels[0], torch.arange(left, left + 16).expand(16, 16).to(torch.uint8))
+            assert torch.equal(pixels[1], torch.arange(top, top + 16)[:, None].expand(16, 16).to(torch.uint8))
+            places[left + top] += 1
+        assert ((places - 100) ** 2 / 100).sum() < 39.3  # chi-squared of 16 degrees of freedom, p = 0.001
+
     def test_crops_are_squares_within_the_scale(self, root):
         folder = PairedFolder(spec(root, crop_scale=(0.5, 1.0)), MASK)
         sides = set()
         for n in range(500):
-            box, _ = folder._draw(24, 16, generator_for(n))
+            box, _ = folder.cutter.draw(24, 16, generator_for(n))
             assert box.width == box.height
             assert 0 <= box.left <= 24 - box.width
             assert 0 <= box.top <= 16 - box.height

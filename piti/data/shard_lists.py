@@ -1,0 +1,152 @@
+"""From a recipe's addresses to shards with their numbers of samples, and which of their files are conditions."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from piti.conditions import Condition, NoCondition, SeveralCondition
+from piti.data.addresses import beside, expanded, is_manifest, shown
+from piti.data.fetching import Expected
+from piti.data.manifest import Manifest, read_manifest
+from piti.data.pairs import FolderSpec, condition_folders, parts_of
+from piti.data.problems import DataError
+from piti.data.shard_store import Shard, ShardCache
+from piti.spec import choices
+
+log = logging.getLogger(__name__)
+
+_NAMED = 5  # how many shards an error names
+_AT_ONCE = 4  # shards that are counted side by side
+
+
+@dataclass(frozen=True)
+class ShardList:
+    """What a recipe's addresses come to."""
+
+    train: tuple[Shard, ...]
+    val: tuple[Shard, ...]
+    """Empty where nobody chose any."""
+    conditions: dict[str, str]
+    """Extensions of conditions by the folders that they were packed from, as manifests say."""
+    classes: dict[str, Any] | None
+    """The class table of a manifest."""
+
+
+def cache_of(spec: FolderSpec) -> ShardCache:
+    """Where fetched shards and indices are kept."""
+    return ShardCache(spec.shard_cache, spec.shard_cache_gib, spec.shard_timeout)
+
+
+def list_shards(spec: FolderSpec) -> ShardList:
+    """The shards that a recipe names, and what their manifests say. Raises DataError."""
+    given = _given(spec.shards, spec, "data.shards")
+    further = _given(spec.val_shards, spec, "data.val_shards")
+    train = [shard for one in given for shard in one.of("train", "data.shards")]
+    val = [shard for one in further for shard in one.of("val", "data.val_shards")]
+    if not further:
+        both = [one for one in given if one.manifest is not None and {"train", "val"} <= one.manifest.splits.keys()]
+        val = [shard for one in both for shard in one.of("val", "data.shards")]
+    _check_places([*train, *val])
+    manifests = [one.manifest for one in (*given, *further) if one.manifest is not None]
+    conditions = {folder: extension for one in manifests for folder, extension in one.conditions.items()}
+    classes = next((one.classes for one in manifests if one.classes is not None), None)
+    return ShardList(tuple(train), tuple(val), conditions, classes)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """One address of a recipe."""
+
+    address: str
+    manifest: Manifest | None
+
+    def of(self, split: str, key: str) -> list[Shard]:
+        """Its shards of a split; of a manifest with one split alone all. Raises DataError."""
+        if self.manifest is None:
+            return [Shard(self.address)]
+        splits = self.manifest.splits
+        if split not in splits and len(splits) != 1:
+            raise DataError(f"{key}: {shown(self.address)} has no split '{split}'; {choices(split, splits)}")
+        entries = splits[split] if split in splits else next(iter(splits.values()))
+        return [
+            Shard(beside(self.address, entry.name), entry.samples, Expected(entry.bytes, entry.sha256))
+            for entry in entries
+        ]
+
+
+def _given(addresses: Sequence[str], spec: FolderSpec, key: str) -> list[_Given]:
+    single = [one for address in addresses for one in expanded(address, key)]
+    return [_Given(one, read_manifest(one, spec.shard_timeout) if is_manifest(one) else None) for one in single]
+
+
+def _check_places(shards: Sequence[Shard]) -> None:
+    """Raises DataError for what is named twice, or not there."""
+    twice = [shard for shard, count in Counter(shard.address for shard in shards).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"data.shards: {shown(twice[0])} is named more than once; name it once, to train or to validate"
+        )
+    gone = [str(shard) for shard in shards if not shard.remote and not Path(shard.address).is_file()]
+    if gone:
+        more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+        raise DataError(
+            f"data.shards: {', '.join(gone[:_NAMED])}{more}: named by the manifest, but not there; copy them again"
+        )
+
+
+def counted(
+    shards: Sequence[Shard], cache: ShardCache, progress: Callable[[int, int], None] | None = None
+) -> list[Shard]:
+    """The shards with their numbers of samples.
+
+    Where no manifest tells it, each is indexed once, and fetched for that. The unreadable rest of a damaged shard
+    counts as one sample. progress: called with (done, total). Raises DataError.
+    """
+    unknown = [shard for shard in shards if shard.samples is None]
+    remote = sum(shard.remote and not cache.knows(shard) for shard in unknown)
+    if remote:
+        log.warning(
+            "no manifest tells how many samples %d of the shards have, so each is fetched once before training begins; "
+            "name the shards.json of `piti prepare shards` instead",
+            remote,
+        )
+    counts: dict[str, int] = {}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        indices = zip(unknown, pool.map(cache.index_of, unknown), strict=True)
+        for done, (shard, index) in enumerate(indices, start=1):
+            if index.damage is not None:
+                log.warning("%s: %s", shard, index.damage)
+            counts[shard.address] = len(index.samples) + (index.damage is not None)
+            if progress is not None:
+                progress(done, len(unknown))
+    return [replace(one, samples=counts[one.address]) if one.samples is None else one for one in shards]
+
+
+def extensions_of(spec: FolderSpec, condition: Condition, packed: dict[str, str]) -> dict[str, str]:
+    """The extension of each part of a condition (see `parts_of`), with or without its suffix.
+
+    packed: extensions by folder, as a manifest says. Raises DataError where `spec` does not fit the parts.
+    """
+    if isinstance(condition, NoCondition):
+        return {}
+    parts, named = parts_of(condition), spec.shard_condition
+    if isinstance(named, str):
+        if isinstance(condition, SeveralCondition):
+            example = ", ".join(f"{name}: EXTENSION" for name in parts)
+            raise DataError(f"data.shard_condition: names one extension for several parts; write {{{example}}}")
+        return {condition.kind: named.removeprefix(".").lower()}
+    if named is not None:
+        if named.keys() != parts.keys():
+            raise DataError(f"data.shard_condition: names {', '.join(named)}; the parts are {', '.join(parts)}")
+        return {name: extension.removeprefix(".").lower() for name, extension in named.items()}
+    if len(packed) == 1 and len(parts) == 1:
+        return {condition.kind: next(iter(packed.values()))}
+    folders = condition_folders(spec, condition)
+    usual = {name: "txt" if part.suffixes == {".txt"} else folders[name] for name, part in parts.items()}
+    return {name: packed.get(folders[name], usual[name]) for name in parts}

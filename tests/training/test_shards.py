@@ -1,0 +1,97 @@
+"""Training on shards: like a folder, counted, resumed to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from piti.data.problems import DataError
+from piti.prepare.packable import PackJob
+from piti.prepare.shards import pack_shards
+from piti.training import Recipe, TrainingInterrupted, train
+from piti.training.loop import Trainer
+from piti.training.recipes import RecipeError
+from piti.training.run import plan
+from tests.conftest import tiny_recipe
+
+WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def packed(tiny_data, tmp_path) -> Path:
+    pack_shards(PackJob(tiny_data, tmp_path / "packed", samples=2))
+    return tmp_path / "packed"
+
+
+def recipe_of(*shards: object, data: dict | None = None, **changes: object) -> Recipe:
+    brief = {"preview": {"every": 8, "count": 1, "judged": 2, "steps": 1}, "checkpoint": {"every": 8, "keep": 1}}
+    values = tiny_recipe(Path(), **(brief | changes))
+    root = Path(str(shards[0])).parent
+    given = {"size": 16, "shards": list(map(str, shards)), "shard_cache": str(root / "cache"), "shuffle_shards": 2}
+    return Recipe.parse(values | {"data": given | (data or {})}, "test")
+
+
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_on_shards_with_classes_of_their_manifest(packed, tmp_path) -> None:
+    recipe = recipe_of(packed)
+    assert "9 training and 3 validation pairs" in str(plan(recipe, tmp_path / "run"))
+    model = train(recipe, tmp_path / "run")
+    assert (model / "model_index.json").is_file()
+    rows = [row for row in rows_of(tmp_path / "run") if "loss" in row]
+    assert all(0 <= row["waiting"] <= 1 for row in rows)
+    assert not any("skipped" in row for row in rows)
+    assert not (tmp_path / "run" / "skipped.txt").exists()
+
+
+def test_interrupted_and_resumed_is_as_if_never_stopped(packed, tmp_path, monkeypatch) -> None:
+    recipe = recipe_of(packed)
+    train(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        report = Trainer.report
+
+        def stop(self, *args) -> None:
+            report(self, *args)
+            self.stop.asked = self.state.step == 5
+
+        patch.setattr(Trainer, "report", stop)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, tmp_path / "run")
+    moved = packed.rename(packed.with_name("moved"))
+    train(recipe_of(moved, workers=1), tmp_path / "run", resume=True)
+    one, other = (load_file(tmp_path / run / WEIGHTS) for run in ("whole", "run"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_bad_samples_are_counted_and_named(packed, tmp_path) -> None:
+    tar = next(packed.glob("*train-000001.tar"))
+    content = tar.read_bytes()
+    tar.write_bytes(content.replace(b"IDAT", b"XXXX", 1))
+    train(recipe_of(packed, workers=1), tmp_path / "run")
+    lines = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert len(lines) == 1
+    assert f"{tar.name}: scene-02: " in lines[0]
+    assert max(row.get("skipped", 0) for row in rows_of(tmp_path / "run")) >= 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_stop_the_run(packed, tmp_path, workers) -> None:
+    for tar in packed.glob("*train*.tar"):
+        tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"XXXX", 1))
+    with pytest.raises(DataError, match=r"(?s)samples read cannot be used, more than data.max_bad = 0.01"):
+        train(recipe_of(packed, workers=workers), tmp_path / "run")
+
+
+def test_classes_have_to_be_somewhere(packed, tiny_data, tmp_path) -> None:
+    tars = sorted(packed.glob("*train*.tar"))
+    with pytest.raises(RecipeError, match=r"condition.classes: the shards have no manifest"):
+        train(recipe_of(*tars), tmp_path / "run")
+    named = {"kind": "mask", "classes": str(tiny_data / "classes.json")}
+    rows = plan(recipe_of(*tars, condition=named), tmp_path / "run")
+    assert any("8 training and 1 validation" in row["plan"] for row in rows)
