@@ -14,7 +14,15 @@ from torch import Tensor
 
 from piti.atomic import check_folder, whole_file, whole_folder
 from piti.cascade import check_cascade
-from piti.conditions import ClassTable, Condition, PaletteCondition, SketchCondition, TextCondition, coco_stuff
+from piti.conditions import (
+    ClassTable,
+    Condition,
+    PaletteCondition,
+    SeveralCondition,
+    SketchCondition,
+    TextCondition,
+    coco_stuff,
+)
 from piti.conditions.tokenizers import TOKENIZER_FOLDER, BytePairTokenizer
 from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of, spec_of
@@ -392,6 +400,11 @@ def _exchanged(export: _Export, path: Path, final: Path) -> Exchanged:
 def _export(folder: ModelFolder, network: str) -> _Export:
     source = str(folder.path / network)
     config, schedule, weights = _saved_network(folder, network, str(folder.path))
+    if isinstance(folder.condition, SeveralCondition) and config.get("encoder_spec") is not None:
+        raise ExchangeError(
+            f"{source}: reads {', '.join(folder.condition.parts)} at once; the layout has no place to say which "
+            "channels are whose, and its readers know one condition: only models of one can be exported"
+        )
     try:
         found = as_released(config)
     except UserError as error:

@@ -19,6 +19,21 @@ from piti.errors import UserError
 from piti.images import IMAGE_SUFFIXES, Box, Source, center_box, open_image
 from piti.spec import choices
 
+Given = Source | Image.Image | Tensor | None
+"""A part of a condition as a caller hands it in: a file, a picture, a raw tensor; None where it is absent."""
+
+Files = Source | Mapping[str, Given]
+"""Where a condition lies: in one file, or each of its parts by name (see SeveralCondition)."""
+
+
+Size = int | tuple[int, int]
+"""The side of a square, or (height, width), in pixels."""
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else size
+
 
 class ConditionError(UserError):
     """A condition cannot be read or built. The message names the source and the remedy."""
@@ -44,8 +59,22 @@ class Condition(ABC):
     def channels(self) -> int:
         """Number of encoded channels C."""
 
-    def load(self, path: Source) -> Shaped[Tensor, "K h w"]:
+    @property
+    def planes(self) -> int:
+        """Number of raw planes K of a kind that can be a part of several."""
+        return 1
+
+    @property
+    def raw_dtype(self) -> torch.dtype:
+        """Type of its raw tensors."""
+        return torch.uint8
+
+    def load(self, path: Files) -> Shaped[Tensor, "K h w"]:
         """Read a file. Raises ImageError if it is no picture, ConditionError if it is not of this kind."""
+        if isinstance(path, Mapping):
+            raise ConditionError(
+                f"{', '.join(path)}: parts are given, and this model reads one {self.kind}; give a file"
+            )
         if str(path).lower().endswith(".txt"):
             raise ConditionError(f"{path}: is a text, and this model reads a {self.kind}; give a picture, or a prior")
         return self.read(open_image(path), str(path))
@@ -55,8 +84,8 @@ class Condition(ABC):
         """Read a decoded picture; `source` names it in errors. Raises ConditionError."""
 
     @abstractmethod
-    def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: int) -> Shaped[Tensor, "K {size} {size}"]:
-        """Cut `box` out and resize it to a square of `size`, by the filter that suits the kind."""
+    def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
+        """Cut `box` out and resize it to `size`, by the filter that suits the kind."""
 
     def squared(self, raw: Shaped[Tensor, "K h w"]) -> Shaped[Tensor, "K s s"]:
         """The largest centred square, in its own resolution."""
@@ -86,9 +115,29 @@ class Condition(ABC):
         """The encoded condition that says nothing (for dropout and guidance): `null_value` in every channel."""
         return torch.full((batch, self.channels, height, width), self.null_value, device=device, dtype=dtype)
 
+    @property
+    def draws(self) -> int:
+        """How many random numbers a sample takes in `dropped`."""
+        return 1
+
+    def dropped(
+        self, encoded: Shaped[Tensor, "B C h w"], uniform: Float[Tensor, "B draws"], p: float
+    ) -> Shaped[Tensor, "B C h w"]:
+        """What a network sees in training, so that it can be guided: each row null with probability `p`.
+
+        uniform: independent numbers in [0, 1), `draws` a row; a row is replaced where its number is below p.
+        """
+        null = self.null(len(encoded), *encoded.shape[-2:], device=encoded.device)
+        drop = (uniform[:, 0] < p).to(encoded.device)  # [B]
+        return torch.where(drop.view(-1, 1, 1, 1), null, encoded)
+
     @abstractmethod
     def preview(self, raw: Shaped[Tensor, "K h w"]) -> Image.Image:
         """An RGB picture of the condition for a person, of the same size."""
+
+    def previews(self, raw: Shaped[Tensor, "K h w"]) -> list[Image.Image]:
+        """A picture of each part, as `preview`; where there is one alone, that."""
+        return [self.preview(raw)]
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:

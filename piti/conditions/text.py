@@ -13,9 +13,9 @@ from jaxtyping import Integer, Shaped
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError, register
+from piti.conditions.base import Condition, ConditionError, Files, Size, register
 from piti.conditions.tokenizers import ByteTokenizer, Tokenizer, tokenizer_from_config
-from piti.images import IMAGE_SUFFIXES, Box, Source
+from piti.images import IMAGE_SUFFIXES, Box
 
 NO_TOKEN = -1
 """What follows a text's last token, in raw and encoded form."""
@@ -48,8 +48,10 @@ class TextCondition(Condition):
         """One row of tokens."""
         return 1
 
-    def load(self, path: Source) -> Integer[Tensor, "1 1 L"]:
+    def load(self, path: Files) -> Integer[Tensor, "1 1 L"]:
         """Read a text file. Raises ConditionError if there is none, or it is no UTF-8."""
+        if isinstance(path, Mapping):
+            raise ConditionError(f"{', '.join(path)}: parts are given, and this model reads text; give a .txt file")
         if PurePath(str(path)).suffix.lower() in IMAGE_SUFFIXES:
             raise ConditionError(f"{path}: {_NO_TEXT}")
         try:
@@ -96,7 +98,7 @@ class TextCondition(Condition):
     def squared(self, raw: Integer[Tensor, "1 1 L"]) -> Integer[Tensor, "1 1 L"]:
         return raw
 
-    def crop_resize(self, raw: Integer[Tensor, "1 1 L"], box: Box, size: int) -> Integer[Tensor, "1 1 L"]:
+    def crop_resize(self, raw: Integer[Tensor, "1 1 L"], box: Box, size: Size) -> Integer[Tensor, "1 1 L"]:
         """The text, whatever part of the picture is cut out."""
         return raw
 
