@@ -7,8 +7,10 @@ DEMO ?= out/demo
 .PHONY: demo test check format clean
 
 demo: $(VENV)/.ready
-	@$(BIN)/piti translate examples/street/high_street.png --model street --num 4 --seed 0 --out $(DEMO) --overwrite
-	@echo "The picture is $(DEMO)/sheet.png: a mask beside four photographs made from it."
+	@$(BIN)/piti translate examples/street/high_street.png --model street --num 4 --seed 0 --out $(DEMO)/street --overwrite
+	@$(BIN)/piti translate examples/sketch/mountain.png --model sketch --num 4 --seed 0 --out $(DEMO)/sketch --overwrite
+	@echo "One prior, two tasks: a mask beside four photographs made from it in $(DEMO)/street/sheet.png,"
+	@echo "a sketch beside its four in $(DEMO)/sketch/sheet.png."
 
 test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2   # two processes of one thread each: two of two fight

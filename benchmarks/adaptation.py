@@ -67,7 +67,7 @@ def main() -> None:
     condition = ModelFolder.open(find_model(next(iter(models.values())))).condition
     pairs = split_of(options.data, condition, options.split).pairs
     pairs = pairs[:: max(1, len(pairs) // (options.limit or len(pairs)))][: options.limit]
-    settings = Settings(1, 0, options.guidance, options.steps, options.sampler, base_only=True)
+    settings = Settings(1, 0, options.guidance, options.steps, options.sampler, base_only=True, square=True)
     folders: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as scratch:
         real = [pair.image for pair in split_of(options.data, condition, "train").pairs]

@@ -76,7 +76,9 @@ def main() -> None:
         )
         for run in runs:
             sampler, _, steps = run.partition(":")
-            settings = Settings(num=1, seed=0, guidance=options.guidance, steps=int(steps), sampler=sampler, batch=8)
+            settings = Settings(
+                num=1, seed=0, guidance=options.guidance, steps=int(steps), sampler=sampler, batch=8, square=True
+            )
             out = options.out / run.replace(":", "-")
             started = time.perf_counter()
             made = translate_files(pipeline, [labels], out, settings, options.model).made

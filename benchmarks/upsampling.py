@@ -46,7 +46,7 @@ def side_by_side(
     """A row a mask: the mask, each result, the photograph."""
     rows = []
     for mask, photograph in zip(masks, photographs, strict=True):
-        preview = pipeline.condition.preview(pipeline.read(mask))
+        preview = pipeline.condition.preview(pipeline.read(mask, square=True))
         cells = [preview.resize((SIDE, SIDE), Image.Resampling.NEAREST)]
         cells += [open_image(folder / f"{mask.stem}_0.png") for folder in folders.values()]
         real = read_rgb(photograph)
@@ -80,11 +80,11 @@ def main() -> None:
             print(f"{name:16s} {json.dumps(judge(options.referee, folder, labels, references))}  {note}", flush=True)
 
         show("photographs", held_out)
-        translate(base, labels, options.out / "base", Settings(num=1, base_only=True), options.model)
+        translate(base, labels, options.out / "base", Settings(num=1, base_only=True, square=True), options.model)
         folders = {"bicubic": options.out / "bicubic"}
         enlarge(options.out / "base", folders["bicubic"])
         show("bicubic", folders["bicubic"])
-        settings = Settings(num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps)
+        settings = Settings(num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps, square=True)
         for entry in options.runs:
             name, _, run = entry.partition("=")
             pipeline = PITIPipeline.from_pretrained(options.model, upsampler=run)

@@ -1,0 +1,98 @@
+"""A sketch model's samples: how well they keep to their lines, and how far they are from photographs.
+
+    python benchmarks/sketches.py --model sketch --data DATA --features SQUEEZENET.safetensors \\
+        [--count 190] [--runs dpm++sde:20:2 ddpm:50:1] [--sheet SHEET.png]
+
+DATA is a folder as `piti prepare sketch` makes it. One sample for each of `count` sketches (held out, unless --split
+says otherwise), seed 0, at sampler:steps:guidance, judged at the base's size. Lines are drawn of every sample as the
+built-in extractor draws photographs. kept: the share of the given lines' pixels that have one of these within 2 pixels;
+meant: the share of these that have a given line within 2 pixels; chamfer: mean distance from one set of lines to the
+other and back, in pixels, each distance clipped at 16. The photographs of the same sketches, and those of others, say
+what can be had, and what is had by chance. fd as in prior.py, to training photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from prior import features, frechet
+from torch import Tensor
+
+from piti.conditions.sketch import SketchCondition, city_block_distance
+from piti.data import FolderSpec, PairedFolder
+from piti.data.edges import LineSpec, draw_lines, thinned
+from piti.images import grid, save_png, to_pil, to_tensor
+from piti.models.perceptual import PerceptualSpec, load_perceptual
+from piti.pipeline import PITIPipeline
+
+NEAR, FAR = 2, 16  # pixels
+
+
+def agreement(image: Tensor, given: Tensor) -> tuple[float, float, float]:
+    """kept, meant and chamfer, see above, of an image [3, s, s] in [-1, 1] and lines [s, s]."""
+    drawn = draw_lines(np.asarray(to_pil(image[None])[0]), LineSpec(shortest=4))
+    to_drawn, to_given = (city_block_distance(lines).clamp(max=FAR).float() for lines in (drawn, given))
+    there = to_drawn[given] if given.any() else torch.tensor([0.0])
+    back = to_given[drawn] if drawn.any() else torch.tensor([float(FAR)])
+    chamfer = (there.mean() + back.mean()) / 2
+    return (there <= NEAR).float().mean().item(), (back <= NEAR).float().mean().item(), chamfer.item()
+
+
+def row(name: str, images: Sequence[Tensor], lines: Sequence[Tensor], fd: float) -> str:
+    found = [agreement(image, given) for image, given in zip(images, lines, strict=True) if given.any()]
+    kept, meant, chamfer = (sum(column) / len(found) for column in zip(*found, strict=True))
+    return f"{name:24s} kept {100 * kept:5.1f}  meant {100 * meant:5.1f}  chamfer {chamfer:5.2f}  fd {fd:7.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="sketch")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--conditions", default="sketches")
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=190)
+    parser.add_argument("--split", default="val", help="whose sketches; settings are chosen on train")
+    parser.add_argument("--only", default="", help="only sketches whose key begins so")
+    parser.add_argument("--limit", type=int, default=2000, help="training photographs that are looked at")
+    parser.add_argument("--runs", nargs="*", default=["dpm++sde:20:2"])
+    parser.add_argument("--sheet", type=Path, help="a picture of some samples")
+    options = parser.parse_args()
+    pipeline = PITIPipeline.from_pretrained(options.model, base_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    condition, size = pipeline.condition, pipeline.base.image_size
+    assert isinstance(condition, SketchCondition)
+    network = load_perceptual(PerceptualSpec(network="squeezenet1_1", weights=str(options.features)))
+    spec = FolderSpec(root=options.data, conditions=options.conditions, size=size, cache=False)
+    train, judged = (PairedFolder(spec, condition, split) for split in ("train", options.split))
+    step = max(1, len(train) // options.limit)
+    references = features(network, (train.center(k).image for k in range(0, len(train), step)))
+    places = [k for k, pair in enumerate(judged.pairs) if pair.key.startswith(options.only)]
+    chosen = [judged.center(k) for k in places[:: max(1, len(places) // options.count)][: options.count]]
+    lines = [thinned(sample.condition[0] > 0) for sample in chosen]
+    photographs = [sample.image for sample in chosen]
+    fd = frechet(features(network, photographs), references)
+    print(row("their photographs", photographs, lines, fd), f" ({len(chosen)} sketches)", flush=True)
+    print(row("others' photographs", photographs[1:] + photographs[:1], lines, fd), flush=True)
+    for run in options.runs:
+        sampler, steps, guidance = run.split(":")
+        generator = torch.Generator().manual_seed(0)
+        raws = [sample.condition for sample in chosen]
+        given = {"guidance": float(guidance), "steps": int(steps), "sampler": sampler, "batch_size": 32}
+        images = pipeline(raws, generator=generator, **given).images
+        made = [to_tensor(image) for image in images]
+        print(row(run, made, lines, frechet(features(network, made), references)), flush=True)
+        if options.sheet is not None:
+            rows = [
+                [condition.preview(raws[k]), images[k], to_pil(photographs[k][None])[0]]
+                for k in range(0, len(raws), max(1, len(raws) // 12))
+            ]
+            cells = [[cell.resize((128, 128)) for cell in line] for line in rows]
+            save_png(grid(cells), options.sheet.with_name(f"{options.sheet.stem}-{run.replace(':', '-')}.png"))
+
+
+if __name__ == "__main__":
+    main()
