@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from piti.cli_prepare import prepare_app
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(prepare_app, name="prepare")
 log = Console(stderr=True)
 
 
@@ -41,6 +44,7 @@ def train(
     gpu: Annotated[str, typer.Option(help="For --dry-run: whose hours and memory; a100, h100 or rtx4090.")] = "a100",
 ) -> None:
     """Train a translator as a recipe says."""
+    from piti.ranks import started
     from piti.training import plan, read_recipe
     from piti.training import train as run_training
 
@@ -52,15 +56,22 @@ def train(
         print_rows(plan(parsed, folder, gpu))
         return
     model = run_training(parsed, folder, resume, log)
+    if not started().main:
+        return
     alone = parsed.model.low_res is not None and parsed.base is None
     use = f"--model BASE --upsampler {folder}" if alone else f"--model {folder}"
-    typer.echo(f"the model is in {model}; translate with it: piti translate MASK.png {use}")
+    given = "--given PART=FILE" if parsed.condition.get("kind") == "several" else "MASK.png"
+    typer.echo(f"the model is in {model}; translate with it: piti translate {given} {use}")
 
 
 @app.command()
 def translate(
     inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, or folders of them.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="For a prior: what the picture is to show.")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER, for each that is given."),
+    ] = None,
     model: Annotated[str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")] = "street",
     num: Annotated[int, typer.Option(min=1, help="Images for each condition.")] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -76,23 +87,35 @@ def translate(
         str | None, typer.Option(help="Steps of the upsampler: a number, or fast27 as released.")
     ] = None,
     upsampler_sampler: Annotated[str | None, typer.Option(help="Sampler of the upsampler, as --sampler.")] = None,
+    square: Annotated[
+        bool, typer.Option("--square", help="Translate the square at a condition's centre, not all of it.")
+    ] = False,
+    size: Annotated[int | None, typer.Option(min=1, help="Short side of the images; the model's by default.")] = None,
     out: Annotated[Path, typer.Option(help="Where STEM_0.png … and sheet.png go.")] = Path("out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make images anew that exist already.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,
 ) -> None:
     """Translate conditions into images, and lay both out on a contact sheet."""
+    from piti.given import parsed_given
     from piti.pipeline import PITIPipeline, usable_device
     from piti.progress import steps_bar
+    from piti.ranks import joined
     from piti.translation import Settings, translate_files
 
+    parts = parsed_given(given or [])
+    ranks = joined()
     loaded = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only)
     pipeline = loaded.to(usable_device(device))
     pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
     count = int(upsampler_steps) if upsampler_steps and upsampler_steps.isdecimal() else upsampler_steps
-    settings = Settings(num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler)
-    with steps_bar(log, "translating") as on_step:
-        name = model if upsampler is None else f"{model} with the upsampler of {upsampler}"
-        report = translate_files(pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [])
+    settings = Settings(num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler, square, size)
+    name = model if upsampler is None else f"{model} with the upsampler of {upsampler}"
+    with steps_bar(log if ranks.main else Console(quiet=True), "translating") as on_step:
+        report = translate_files(
+            pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [], parts, ranks
+        )
+    if not ranks.main:
+        return
     for note in report.notes:
         log.print(Text.assemble(("note: ", "bold yellow"), note), soft_wrap=True)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
@@ -163,9 +186,12 @@ def print_rows(rows: list[dict[str, str]]) -> None:
 def main() -> None:
     """Run the command line; a mistake of the user's is one message, not a traceback."""
     from piti.errors import UserError
+    from piti.ranks import FailedElsewhere
 
     try:
         app()
+    except FailedElsewhere:  # which tells why
+        raise SystemExit(1) from None
     except (UserError, OSError) as error:
         log.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from piti.cascade import NetworkSampling, Sampling
-from piti.conditions import ConditionError, TextCondition
+from piti.conditions import ConditionError, SeveralCondition, TextCondition
+from piti.data.archives import Archived, list_archived
 from piti.errors import UserError
+from piti.frames import Frame, batches_alike, enlarged
+from piti.given import PartFiles, matched_parts
 from piti.images import IMAGE_SUFFIXES, ImageError, grid, image_size, list_files, open_image, save_png
 from piti.pipeline import PITIPipeline
+from piti.ranks import Ranks, together
 from piti.seeding import derive_seed
 
+Item = Path | Archived | str | PartFiles
 SHEET = "sheet.png"
 SHEET_ROWS = 64
 SHEET_SIDE = 192
@@ -42,6 +47,10 @@ class Settings:
     """Stop at the base's small images."""
     upsampler_steps: int | str | None = None
     upsampler_sampler: str | None = None
+    square: bool = False
+    """Take the square at each condition's centre."""
+    size: int | None = None
+    """The short side of the images."""
 
     def sampling(self, pipeline: PITIPipeline) -> Sampling:
         """Everything decided for this pipeline. Raises UserError for impossible settings."""
@@ -52,12 +61,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to make, of a file or of a text."""
+    """One image to make, of a file, of a text, or of the files of several parts."""
 
-    source: Path | str
+    source: Item
     number: int
     seed: int
     target: Path
+    frame: Frame
 
 
 @dataclass(frozen=True)
@@ -82,48 +92,78 @@ def translate_files(
     overwrite: bool = False,
     on_step: Callable[[int, int], None] | None = None,
     texts: Sequence[str] = (),
+    given: Mapping[str, Path] | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Translate condition files and folders of them into `out/STEM_0.png` … and `out/sheet.png`.
 
-    texts: for a prior; their images are named after their words.
+    texts: for a prior; their images are named after their words. given: for a condition of several parts, a file
+    or a folder of each that is given, see `matched_parts`.
 
     The noise of an image follows from the seed, the condition's content and the image's number, so it
     does not depend on the file's name, the other files, or the batch. Existing images are kept unless
     `overwrite`; they must have the size that is asked for. name: of the model, for the PNG's
-    metadata. on_step: (denoising steps done, in all).
+    metadata. on_step: (denoising steps done, in all). ranks: the processes that share the work, see `joined`;
+    each makes every world-th batch of what is missing, and when all are done the first makes the sheet.
 
     Raises TranslationError for unreadable inputs before anything is made or written.
     """
-    sampling = settings.sampling(pipeline)
-    if out.resolve() in {path.resolve() for path in inputs}:
-        raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
-    if texts and not isinstance(pipeline.condition, TextCondition):
-        kind = pipeline.condition.kind
-        raise TranslationError(f"--text: this model reads a {kind}; give a file, or name a prior with --model")
-    texts = list(dict.fromkeys(" ".join(text.split()) for text in texts))
-    jobs = _jobs(pipeline, _sources(inputs, texts, pipeline.condition.suffixes), out, settings)
-    todo = [job for job in jobs if overwrite or not job.target.exists()]
-    if not overwrite:
-        _check_sizes(jobs, pipeline.image_size(sampling))
-    notes = [pipeline.condition.cut(text) for text in texts] if isinstance(pipeline.condition, TextCondition) else []
-    out.mkdir(parents=True, exist_ok=True)
-    _make(pipeline, todo, settings, sampling, name, on_step)
+    ranks = ranks or Ranks()
+    with together():
+        sampling, jobs, notes = _planned(pipeline, inputs, out, settings, overwrite, texts, given)
+        missing = [job.target for job in jobs if overwrite or not job.target.exists()]
+    made = ranks.told(missing)  # as the first process saw it, before any image was made
+    todo = set(made)
+    with together():
+        out.mkdir(parents=True, exist_ok=True)
+        _make(pipeline, [job for job in jobs if job.target in todo], settings, sampling, name, on_step, ranks)
     sheet = out / SHEET
-    save_png(contact_sheet(pipeline, jobs), sheet)
-    made = {job.target for job in todo}
-    kept = [job.target for job in jobs if job.target not in made]
+    with together():
+        if ranks.main:
+            save_png(contact_sheet(pipeline, jobs, settings.square), sheet)
+    kept = [job.target for job in jobs if job.target not in todo]
     conditions = len({job.source for job in jobs})
     left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
-    return Report([job.target for job in todo], kept, sheet, [f"--text: {note}" for note in notes if note], left_out)
+    return Report(made, kept, sheet, notes, left_out)
 
 
-def _check_sizes(jobs: list[Job], side: int) -> None:
+def _planned(
+    pipeline: PITIPipeline,
+    inputs: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    overwrite: bool,
+    texts: Sequence[str],
+    given: Mapping[str, Path] | None,
+) -> tuple[Sampling, list[Job], list[str]]:
+    """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
+    sampling = settings.sampling(pipeline)
+    parts = given or {}
+    if out.resolve() in {path.resolve() for path in (*inputs, *parts.values())}:
+        raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
+    if texts and not isinstance(pipeline.condition, TextCondition):
+        condition = pipeline.condition
+        kind = " or a ".join(condition.parts) if isinstance(condition, SeveralCondition) else condition.kind
+        raise TranslationError(f"--text: this model reads a {kind}; give a file, or name a prior with --model")
+    texts = list(dict.fromkeys(" ".join(text.split()) for text in texts))
+    if parts or isinstance(pipeline.condition, SeveralCondition):
+        sources, notes = matched_parts(pipeline.condition, parts, inputs)
+    else:
+        sources, notes = _sources(inputs, texts, pipeline.condition.suffixes), _cut(pipeline, texts)
+    jobs = _jobs(pipeline, sources, out, settings, sampling)
+    if not overwrite:
+        _check_sizes(jobs)
+    return sampling, jobs, notes
+
+
+def _check_sizes(jobs: list[Job]) -> None:
     """Raises TranslationError if an image that would be kept has another size."""
     for job in jobs:
-        width, height = image_size(job.target) if job.target.exists() else (side, side)
-        if (width, height) != (side, side):
+        wanted = (job.frame.width, job.frame.height)
+        width, height = image_size(job.target) if job.target.exists() else wanted
+        if (width, height) != wanted:
             raise TranslationError(
-                f"{job.target}: is there already, {width} x {height}, where {side} x {side} are to be made; "
+                f"{job.target}: is there already, {width} x {height}, where {wanted[0]} x {wanted[1]} are to be made; "
                 "add --overwrite to make it anew, or give another --out"
             )
 
@@ -135,16 +175,21 @@ def _make(
     sampling: Sampling,
     name: str,
     on_step: Callable[[int, int], None] | None,
+    ranks: Ranks,
 ) -> None:
-    """Make the images of all jobs, a batch at a time, each written as soon as its batch is done."""
-    batches = [jobs[k : k + settings.batch] for k in range(0, len(jobs), settings.batch)]
-    for index, batch in enumerate(batches):
+    """Make the images of this process's jobs, a batch of one shape at a time, written as soon as the batch is done.
+
+    Batches are those of one process, dealt out whole, so that every image is the same to the bit.
+    """
+    batches = ranks.own(batches_alike([job.frame for job in jobs], settings.batch))
+    for index, batch in enumerate([jobs[k] for k in rows] for rows in batches):
 
         def stepped(done: int, total: int, _: Tensor, index: int = index) -> None:
             if on_step is not None:
                 on_step(index * total + done, len(batches) * total)
 
-        raws = {source: pipeline.read(source) for source in {job.source for job in batch}}  # large ones, held briefly
+        sources = {job.source for job in batch}
+        raws = {source: pipeline.read(source, settings.square) for source in sources}  # large ones, held briefly
         images = pipeline(
             [raws[job.source] for job in batch],
             guidance=sampling.base.guidance,
@@ -156,29 +201,30 @@ def _make(
             generator=[torch.Generator().manual_seed(job.seed) for job in batch],
             batch_size=len(batch),
             on_step=stepped,
+            size=settings.size,
         ).images
         for job, image in zip(batch, images, strict=True):
             save_png(image, job.target, _metadata(job, settings, sampling, name))
 
 
-def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job]) -> Image.Image:
-    """Each condition beside its images, the first `SHEET_ROWS` conditions."""
-    rows: dict[Path | str, list[Image.Image]] = {}
+def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job], square: bool = False) -> Image.Image:
+    """Each condition beside its images, the first `SHEET_ROWS` conditions; square: they were cropped to squares."""
+    rows: dict[Item, list[Image.Image]] = {}
     for job in jobs:
-        image = open_image(job.target)
-        side = max(SHEET_SIDE, image.width)
+        size = enlarged(job.frame, SHEET_SIDE)
         if job.source not in rows:
             if len(rows) == SHEET_ROWS:
                 break
-            preview = pipeline.condition.preview(pipeline.read(job.source))
-            rows[job.source] = [preview.resize((side, side), Image.Resampling.NEAREST)]
-        rows[job.source].append(image.resize((side, side), Image.Resampling.BICUBIC))
+            previews = pipeline.condition.previews(pipeline.read(job.source, square))
+            rows[job.source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
+        rows[job.source].append(open_image(job.target).resize(size, Image.Resampling.BICUBIC))
     return grid(list(rows.values()))
 
 
-def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -> dict[str, Path | str]:
-    """Files and texts by the stem of what they become."""
+def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -> dict[str, Item]:
+    """Files, files inside tar archives, and texts by the stem of what they become."""
     found: list[Path] = []
+    archived: list[Archived] = []
     for path in inputs:
         if path.is_dir():
             inside = list_files(path, suffixes)
@@ -186,10 +232,14 @@ def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -
                 what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
                 raise TranslationError(f"{path}: the folder holds no {what}; give one that does, or files")
             found += inside
+        elif path.suffix.lower() == ".tar":
+            archived += _archived(path, suffixes)
         else:
             found.append(path)
-    by_stem: dict[str, Path | str] = {}
-    for stem, source in [*((path.stem, path) for path in found), *((_stem(text), text) for text in texts)]:
+    by_stem: dict[str, Item] = {}
+    named: list[tuple[str, Item]] = [(path.stem, path) for path in found]
+    named += [(file.key.replace("/", "-"), file) for file in archived]
+    for stem, source in [*named, *((_stem(text), text) for text in texts)]:
         other = by_stem.setdefault(stem, source)
         if other != source:
             raise TranslationError(f"{other} and {source} would write the same files; use two --out")
@@ -198,13 +248,37 @@ def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -
     return by_stem
 
 
+def _archived(archive: Path, suffixes: Set[str]) -> list[Archived]:
+    """The conditions of a tar archive. Raises TranslationError."""
+    try:
+        inside = list_archived(archive, suffixes)
+    except ImageError as error:
+        raise TranslationError(str(error)) from None
+    if not inside:
+        raise TranslationError(f"{archive}: holds no {', '.join(sorted(suffixes))} files; give one that does")
+    return inside
+
+
+def _cut(pipeline: PITIPipeline, texts: Sequence[str]) -> list[str]:
+    """What to say of texts that are longer than what is read."""
+    condition = pipeline.condition
+    found = [condition.cut(text) for text in texts] if isinstance(condition, TextCondition) else []
+    return [f"--text: {note}" for note in found if note]
+
+
 def _stem(text: str) -> str:
     """A file's name for a text: its words, as far as they are letters and digits."""
     words = re.findall(r"\w+", text.lower())
     return "-".join(words)[:60] or "text"
 
 
-def _jobs(pipeline: PITIPipeline, sources: dict[str, Path | str], out: Path, settings: Settings) -> list[Job]:
+def _jobs(
+    pipeline: PITIPipeline,
+    sources: Mapping[str, Item],
+    out: Path,
+    settings: Settings,
+    sampling: Sampling,
+) -> list[Job]:
     """All images to make, every condition read. Raises TranslationError with all problems together."""
     if settings.num < 1 or settings.batch < 1:
         raise TranslationError(f"--num {settings.num} and --batch {settings.batch} must be at least 1")
@@ -212,14 +286,15 @@ def _jobs(pipeline: PITIPipeline, sources: dict[str, Path | str], out: Path, set
     problems: list[str] = []
     for stem, source in sources.items():
         try:
-            raw = pipeline.read(source)
+            raw = pipeline.read(source, settings.square)
+            frame = pipeline.frame(raw, sampling, settings.size, str(source))
         except (ConditionError, ImageError) as error:
             problems.append(str(error))
             continue
-        content = hashlib.sha256(pipeline.resized(raw).numpy().tobytes()).hexdigest()
+        content = hashlib.sha256(pipeline.fitted(raw, frame).numpy().tobytes()).hexdigest()
         for number in range(settings.num):
             seed = derive_seed(settings.seed, content, number)
-            jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png"))
+            jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png", frame))
     if problems:
         raise TranslationError(f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems))
     return jobs
@@ -229,10 +304,12 @@ def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> di
     """What it takes to make the image again."""
     values: dict[str, object] = {
         "model": name,
-        "condition": job.source.name if isinstance(job.source, Path) else job.source,
+        "condition": job.source if isinstance(job.source, str) else job.source.name,
         "seed": settings.seed,
         "number": job.number,
         **_settings_of(sampling.base),
+        **({"square": True} if settings.square else {}),
+        **({} if settings.size is None else {"size": settings.size}),
     }
     if sampling.upsampler is None:
         values["base_only"] = settings.base_only

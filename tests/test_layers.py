@@ -14,15 +14,15 @@ PACKAGE = ROOT / "piti"
 
 # Each layer imports only from those above it; modules on one line form one layer.
 LAYERS = [
-    {"errors", "spec", "seeding", "atomic", "images", "progress"},
+    {"errors", "spec", "seeding", "ranks", "atomic", "images", "progress"},
     {"conditions"},
     {"data"},
     {"models"},
     {"diffusion"},
     {"training"},
-    {"cascade", "pipeline", "translation", "exchange"},
+    {"frames", "cascade", "pipeline", "given", "translation", "exchange", "prepare"},
     {"editing", "evaluation", "baselines"},
-    {"studio", "cli"},
+    {"studio", "cli", "cli_prepare"},
 ]
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}}
 

@@ -27,7 +27,10 @@ COMMANDS = [
     if line.startswith("piti ")
 ]
 QUICK = ["log_every=1", "workers=0", "preview.every=1", "preview.count=1", "preview.steps=1", "batch=3"]
-MADE = ["street", "avenue", "small", "released", "forest", "scenes", "mine", "large", "beside", "lora", "piti", "glide"]
+MADE = [
+    "street", "sketch", "avenue", "small", "released", "forest", "scenes", "mine", "drawn", "both", "large", "beside",
+    "lora", "piti", "glide",
+]  # fmt: skip
 UPSAMPLER = ["stages.1.steps=1", "stages.2.steps=1"]
 
 
@@ -67,12 +70,12 @@ def downloads(tmp_path: Path) -> None:
 def in_a_hurry(words: list[str]) -> list[str]:
     """The same command with little work."""
     if words[0] == "train":
-        further = UPSAMPLER if "upsampler" in words[1] else UPSAMPLER[:1] if "street" in words[1] else []
+        further = UPSAMPLER if "upsampler" in words[1] else UPSAMPLER[:1] if "prior" not in words[1] else []
         changes = [*QUICK, "stages.0.steps=1", *further]
         return [*words, *(part for change in changes for part in ("--set", change))]
     if words[0] == "translate" and "--steps" not in words:
         words = [*words, "--steps", "2"]
-    base_alone = {"runs/mine", "runs/lora", "scenes-prior"}.intersection(words) and "--upsampler" not in words
+    base_alone = {"runs/mine", "runs/lora", "runs/drawn", "runs/both", "scenes-prior"}.intersection(words) and "--upsampler" not in words
     if words[0] == "translate" and not base_alone and not {"--base-only", "--upsampler-steps"}.intersection(words):
         words = [*words, "--upsampler-steps", "2"]
     return words
@@ -89,6 +92,7 @@ def test_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for command in COMMANDS:
         run = CliRunner().invoke(app, in_a_hurry(shlex.split(command)))
         assert run.exit_code == 0, (command, run.output, run.exception)
+    assert (tmp_path / "runs/sharded/model/model_index.json").is_file()
     for sheet in MADE:
         assert (tmp_path / "out" / sheet / "sheet.png").is_file()
 
@@ -99,7 +103,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     with Image.open(tmp_path / "photograph.png") as image:
-        assert image.size == (256, 256)
+        assert image.size == (341, 256)  # 4:3, as the mask
 
 
 def test_every_path_that_is_named_exists() -> None:

@@ -106,16 +106,17 @@ def gradient_penalty(
     logits_of: Callable[[Tensor], Tensor],
     real: Float[Tensor, "b c h w"],
     fake: Float[Tensor, "b c h w"],
-    generator: torch.Generator,
+    share: Float[Tensor, " b"],
 ) -> Float[Tensor, " b"]:
     """How far the critic's slope is from 1 between real and fake, for each sample (Gulrajani et al. 2017, eq. 3).
 
-    logits_of: images -> logits [B, …], of which the critic is the mean. Differentiable in its parameters; no
-    gradient flows to the images. Without the weight, usually 10. Computed in float32 also under autocast.
+    logits_of: images -> logits [B, …], of which the critic is the mean; share: of the real image in each mixture, u,
+    uniform over [0, 1). Differentiable in the critic's parameters; no gradient flows to the images. Without the
+    weight, usually 10. Computed in float32 also under autocast.
     """
-    share = torch.rand(len(real), 1, 1, 1, generator=generator, device=generator.device).to(real.device)
     real, fake = _precise(real.detach()), _precise(fake.detach())
-    mixed = (share.to(real) * real + (1 - share.to(real)) * fake).requires_grad_()  # [B, C, H, W]
+    u = share.to(real).view(-1, 1, 1, 1)
+    mixed = (u * real + (1 - u) * fake).requires_grad_()  # [B, C, H, W]
     with torch.autocast(real.device.type, enabled=False):
         critic = _per_sample(logits_of(mixed)).sum()  # samples do not mix: each one's slope is in its own row
         (slope,) = torch.autograd.grad(critic, mixed, create_graph=True)  # [B, C, H, W]

@@ -64,6 +64,19 @@ class AdversarialLossSpec(ImageLossSpec):
         return kind
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The rows of a batch whose timestep an adversary judges, perhaps none."""
+
+    fake: Tensor
+    """x̂₀ [K, 3, H, W], without a gradient."""
+    real: Tensor
+    """x₀."""
+    low_res: Tensor | None
+    rows: Tensor
+    """Which rows of the batch these are, [B] booleans."""
+
+
 @dataclass
 class Critique:
     """What one batch's predicted images are worth."""
@@ -71,8 +84,8 @@ class Critique:
     total: Tensor
     """Weighted sum to add to the translator's loss."""
     numbers: dict[str, float] = field(default_factory=dict)
-    judged: tuple[Tensor, Tensor, Tensor | None] | None = None
-    """x̂₀, x₀ and the small image of the rows that the discriminator is to learn from."""
+    judged: Judged | None = None
+    """What the discriminator is to learn from."""
 
 
 @dataclass
@@ -147,27 +160,43 @@ class ImageLosses:
         loss = _batch_mean(adversarial_named(spec.kind).generator(logits.float()), len(t))
         critique.total = critique.total + spec.weight * loss
         critique.numbers["adversarial"] = loss.item()
-        critique.judged = (x0_hat[rows].detach(), x0[rows], small)
+        critique.judged = Judged(x0_hat[rows].detach(), x0[rows], small, rows)
 
-    def discriminator_loss(self, critique: Critique, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The discriminator's side of eq. 5 on what `of` judged. generator: for the gradient penalty."""
+    def discriminator_loss(self, critique: Critique, share: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The discriminator's side of eq. 5 on what `of` judged. share: [B] in [0, 1), for the gradient penalty.
+
+        A sum over the rows that were judged, over as many as a batch has on average: so it is a mean of what each
+        sample adds, however the samples are divided among backward passes and processes.
+        """
         assert self.adversary is not None
         assert critique.judged is not None
-        fake, real, low_res = critique.judged
+        judged = critique.judged
         network, spec = self.adversary.network, self.adversary.spec
         rule = adversarial_named(spec.kind)
-        both = None if low_res is None else torch.cat([low_res, low_res])
+        usual = len(judged.rows) * spec.count(self.steps) / self.steps
+        both = None if judged.low_res is None else torch.cat([judged.low_res, judged.low_res])
         with self.accelerator.autocast():
-            logits = network(torch.cat([real, fake]), both).float()
+            logits = network(torch.cat([judged.real, judged.fake]), both).float()
         real_logits, fake_logits = logits.chunk(2)
-        loss = rule.discriminator(real_logits, fake_logits).mean()
+        losses = rule.discriminator(real_logits, fake_logits)  # [K]
         weight = rule.gradient_penalty if spec.gradient_penalty is None else spec.gradient_penalty
         if weight:
-            exact = self.adversary.exact
-            penalty = gradient_penalty(lambda images: exact(images, low_res), real, fake, generator)
-            loss = loss + weight * penalty.mean()
-        right = (real_logits > 0).float().mean() + (fake_logits < 0).float().mean()
-        return loss, {"discriminator": loss.item(), "told_apart": right.item() / 2}
+            exact, mixture = self.adversary.exact, share.to(judged.real.device)[judged.rows]
+            penalties = gradient_penalty(
+                lambda images: exact(images, judged.low_res), judged.real, judged.fake, mixture
+            )
+            losses = losses + weight * penalties
+        loss = losses.sum() / usual
+        right = ((real_logits > 0).float() + (fake_logits < 0).float()).flatten(1).mean(1).sum() / 2
+        return loss, {"discriminator": loss.item(), "told_apart": right.item(), "judged": float(len(judged.real))}
+
+
+def of_the_judged(numbers: dict[str, float]) -> dict[str, float]:
+    """The numbers of a step with `told_apart` as a share of the rows that were judged, where there were any."""
+    if "judged" not in numbers:
+        return numbers
+    told_apart = {"told_apart": numbers["told_apart"] / numbers["judged"]} if numbers["judged"] else {}
+    return {key: value for key, value in numbers.items() if key not in ("told_apart", "judged")} | told_apart
 
 
 def _batch_mean(losses: Tensor, batch: int) -> Tensor:

@@ -11,14 +11,13 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from rich.console import Console
 from torch import Tensor
 
 import piti
 from piti.conditions import Condition
-from piti.data.batches import Batch, BatchStream, loader
-from piti.data.folders import PairedFolder
+from piti.data.batches import Batch, Batches, BatchStream, SampleSet, loader
+from piti.data.skipped import Tally
 from piti.diffusion.losses import Losses, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.schedulers import scheduler_of
@@ -28,8 +27,11 @@ from piti.models import Translator
 from piti.models.checkpoints import SCHEDULERS, join_base, write_model_folder
 from piti.models.lora import Adapted
 from piti.models.perceptual import PerceptualNetwork
-from piti.seeding import derive_seed, generator_for
-from piti.training.image_losses import Adversary, Critique, ImageLosses
+from piti.ranks import together
+from piti.seeding import derive_seed
+from piti.training.draws import noise_for, numbers_of, uniform_for
+from piti.training.image_losses import Adversary, Critique, ImageLosses, of_the_judged
+from piti.training.parallel import is_sharded, mean_of, mean_over_processes
 from piti.training.preview import validation_of
 from piti.training.progress import Meter, training_bar
 from piti.training.recipe_files import write_recipe
@@ -44,6 +46,7 @@ from piti.training.stages import (
     weighting_of,
 )
 from piti.training.state import RECIPE_FILE, RunFolder, RunState, matching_state
+from piti.training.weights import Weights
 
 
 class TrainingDiverged(UserError):
@@ -61,8 +64,8 @@ class Run:
     recipe: Recipe
     condition: Condition
     translator: Translator
-    train: PairedFolder
-    validation: PairedFolder | None
+    train: SampleSet
+    validation: SampleSet | None
     folder: RunFolder
     accelerator: Accelerator
     perceptual: PerceptualNetwork | None = None
@@ -83,11 +86,14 @@ class Trainer:
         self.device = self.accelerator.device
         self.schedule = NoiseSchedule(recipe.schedule)
         self.weighting = weighting_of(recipe)
-        self.translator = run.translator.to(self.device)
-        self.ema = EMAModel(self.translator.parameters(), decay=recipe.ema, foreach=True)
-        self.accelerator.register_for_checkpointing(self.ema)
+        sharded = is_sharded(self.accelerator)
+        self.translator = run.translator if sharded else run.translator.to(self.device)
+        self.weights = Weights(self.translator, recipe.ema, sharded)
+        self.accelerator.register_for_checkpointing(self.weights)
         self.low_res = low_res_of(recipe)
-        self.stream = BatchStream(run.train, recipe.batch, recipe.seed, self.rank, self.world, self.low_res)
+        seed, max_bad = recipe.seed, recipe.data.max_bad
+        self.stream = BatchStream(run.train, recipe.batch, seed, self.rank, self.world, self.low_res, max_bad)
+        self.tally = Tally(max_bad, run.folder.skipped_of(self.rank))
         self.discriminator = build_discriminator(recipe)
         self.validation = None
         if run.validation is not None:
@@ -114,10 +120,11 @@ class Trainer:
         Raises RunError if the checkpoint is of other data, TrainingDiverged, and TrainingInterrupted after
         Ctrl-C or SIGTERM.
         """
-        if resume_from is not None:
-            self.state = matching_state(resume_from, self.state, self.recipe)
-        if self.accelerator.is_main_process:
-            self.run.folder.forget_after(self.state.step)
+        with together():
+            if resume_from is not None:
+                self.state = matching_state(resume_from, self.state, self.recipe)
+            if self.accelerator.is_main_process:
+                self.run.folder.forget_after(self.state.step)
         with self.stop.listening(), training_bar(self.console, self.recipe, self.state) as bar:
             for stage, done in self.recipe.stages_left(self.state.step):
                 self.run_stage(stage, done, resume_from if done else None, bar)
@@ -128,12 +135,14 @@ class Trainer:
 
         A checkpoint holds the optimiser of the stage that wrote it, so that stage loads it, even at its end.
         """
+        self.translator = self.weights.begin_stage()
         learning = freeze_all_but(self.translator, stage.trains)
         optimizer = build_optimizer(learning, stage, self.recipe.optimizer)
         model, optimizer = self.accelerator.prepare(self.translator, optimizer)
+        learning = [parameter for parameter in self.translator.parameters() if parameter.requires_grad]  # or shards
+        self.weights.prepared(self.device)
         image_losses = losses_of(stage, self.run.perceptual, self.discriminator, len(self.schedule), self.accelerator)
         adversary = image_losses.adversary
-        self.ema.to(self.device)
         if resume_from is not None:
             self.accelerator.load_state(str(resume_from))
             self.write_model()  # it may lag behind the checkpoint
@@ -146,6 +155,10 @@ class Trainer:
             numbers = self.train_step(model, optimizer, learning, batches, image_losses, within)
             within += 1
             self._advance(stage, within, bar)
+            bar.wait(batches.waited())
+            if self.recipe.data.shards and self._on_any_process(self.tally.too_many):
+                with together():
+                    self.tally.check()
             self.report(stage, bar, numbers | {"lr": stage.lr_at(within - 1)})
             last, stop = within == stage.steps, self._on_any_process(self.stop.asked)
             if last or stop or self.state.step % self.recipe.checkpoint.every == 0:
@@ -153,9 +166,11 @@ class Trainer:
             if last or self.state.step % self.recipe.preview.every == 0:
                 self.preview(model)
             if stop and self.state.step < self.recipe.steps:
-                raise TrainingInterrupted(
-                    f"stopped and saved at step {self.state.step}; to go on, give the same command with --resume"
-                )
+                with together():
+                    raise TrainingInterrupted(
+                        f"stopped and saved at step {self.state.step}; to go on, give the same command with --resume"
+                    )
+        self.weights.end_stage()
         self._release(model, *([adversary.network] if adversary else []))
 
     def train_step(
@@ -183,24 +198,26 @@ class Trainer:
                 self.accelerator.backward((losses.total + critique.total) / parts)
                 rows.append(_numbers(losses, critique))
                 if critique.judged is not None:
-                    generator = generator_for(self.recipe.seed, "penalty", self.rank, step * parts + part)
-                    loss, numbers = image_losses.discriminator_loss(critique, generator)
+                    judged = self.numbers(step * parts + part, len(batch.image))
+                    share = uniform_for(self.recipe.seed, "penalty", judged).flatten()
+                    loss, numbers = image_losses.discriminator_loss(critique, share)
                     self.accelerator.backward(loss / parts)
                     rows[-1] |= numbers
         norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
-        numbers = _mean(rows) | {"grad_norm": float(norm if norm is not None else 0.0)}
+        numbers = mean_of(rows) | {"grad_norm": float(norm if norm is not None else 0.0)}
         critic = adversary if "discriminator" in numbers else None  # it has gradients from when it acts
         if critic is not None:
             norm = self.accelerator.clip_grad_norm_(critic.network.parameters(), math.inf)
             numbers["discriminator_grad_norm"] = float(norm if norm is not None else 0.0)
-        self._check_finite(numbers, keys)
+        here, numbers = numbers, mean_over_processes(self.accelerator, numbers)
+        self._check_finite(here, numbers, keys)
         optimizer.step()
         optimizer.zero_grad()
         if critic is not None:
             critic.optimizer.step()
             critic.optimizer.zero_grad()
-        self.ema.step(self.translator.parameters())
-        return numbers
+        self.weights.step()
+        return of_the_judged(numbers)
 
     def losses(
         self, model: Any, batch: Batch, draw: int, image_losses: ImageLosses, within: int
@@ -208,24 +225,29 @@ class Trainer:
         """Eq. 3 with the bound on the learned variance, some conditions replaced by the null condition, and
         eq. 4 and 5 where the stage has them.
 
-        draw: number of this backward pass within the run; with seed and rank it decides all noise.
-        within: step of the stage.
+        draw: number of this backward pass within the run; it numbers the samples, and seed and number of a sample
+        decide all that is random about it. within: step of the stage.
         """
         seed, spec = self.recipe.seed, self.recipe.loss
-        generator = generator_for(seed, "noise", self.rank, draw)
         x0 = batch.image.to(self.device)  # [B, 3, H, W]
-        t = timesteps_for(len(x0), self.schedule, generator).to(self.device)  # [B]
-        noise = torch.randn(x0.shape, generator=generator).to(self.device)
+        numbers = self.numbers(draw, len(x0))
+        t = timesteps_for(numbers, self.schedule, seed).to(self.device)  # [B]
+        noise = noise_for(seed, numbers, x0.shape[1:]).to(self.device)
         x_t = self.schedule.q_sample(x0, t, noise)
         condition = self.run.condition.encode(batch.condition.to(self.device))  # [B, C, H, W]
-        condition = self._drop(condition, generator)
+        condition = self._drop(condition, uniform_for(seed, "dropout", numbers, self.run.condition.draws))
         low_res = None if batch.low_res is None else batch.low_res.to(self.device)  # [B, 3, h, w]
-        output, variance = model(x_t, t, condition, low_res)
+        with self.accelerator.autocast():
+            output, variance = model(x_t, t, condition, low_res)
         losses = diffusion_loss(output, variance, x0, x_t, t, noise, self.schedule, self.weighting, spec.vb_weight)
         if not image_losses.acting(within):
             return losses, Critique(losses.total.new_zeros(()))
         x0_hat = self.schedule.to_x0(output.float(), x_t, t)
         return losses, image_losses.of(x0_hat, x0, low_res, t, within)
+
+    def numbers(self, draw: int, size: int) -> range:
+        """Numbers of the samples of this process's backward pass `draw`, a batch of that size."""
+        return numbers_of(draw, size, self.rank, self.world)
 
     @contextlib.contextmanager
     def _no_sync(self, model: Any, adversary: Adversary | None) -> Iterator[None]:
@@ -237,27 +259,30 @@ class Trainer:
             with self.accelerator.no_sync(adversary.network):
                 yield
 
-    def _drop(self, condition: Tensor, generator: torch.Generator) -> Tensor:
-        dropped = torch.rand(len(condition), generator=generator) < self.recipe.condition_dropout
-        null = self.run.condition.null(len(condition), *condition.shape[-2:], device=self.device)
-        return torch.where(dropped.to(self.device).view(-1, 1, 1, 1), null, condition)
+    def _drop(self, condition: Tensor, uniform: Tensor) -> Tensor:
+        """The null condition in place of those whose numbers in [0, 1), [B, draws], say so."""
+        return self.run.condition.dropped(condition, uniform, self.recipe.condition_dropout)
 
-    def _check_finite(self, numbers: dict[str, float], keys: list[str]) -> None:
-        scaled = self.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
-        sums = sum(numbers.get(name, 0.0) for name in ("loss", "discriminator", "discriminator_grad_norm"))
-        broken = not math.isfinite(sums) or not (scaled or math.isfinite(numbers["grad_norm"]))
-        if not self._on_any_process(broken):
+    def _check_finite(self, here: dict[str, float], everywhere: dict[str, float], keys: list[str]) -> None:
+        """here: this process's numbers; everywhere: their means over all, so all processes judge alike."""
+        if self._finite(everywhere):
             return
         newest = self.run.folder.newest()
-        where = f"step {self.state.step + 1}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}"
+        where = f"step {self.state.step + 1}: loss {here['loss']}, gradient norm {here['grad_norm']}"
         kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        if not broken:
-            raise TrainingDiverged(f"{where} here, not a number in another process; {kept}")
-        files = [f"{pair.image}, {pair.condition}" for pair in self.run.train.pairs if pair.key in keys]
-        raise TrainingDiverged(
-            f"{where}; {kept}. Look at this batch, or go on with --resume and a lower rate "
-            "(--set stages.0.lr=… or --set optimizer.clip=…):\n  " + "\n  ".join(files)
-        )
+        files = self.run.train.files_of(keys)
+        with together():
+            # one batch's loss spoils the gradients of all processes: then its process speaks
+            if not math.isfinite(here["loss"]) or math.isfinite(everywhere["loss"]):
+                raise TrainingDiverged(
+                    f"{where}; {kept}. Look at this batch, or go on with --resume and a lower rate "
+                    "(--set stages.0.lr=… or --set optimizer.clip=…):\n  " + "\n  ".join(files)
+                )
+
+    def _finite(self, numbers: dict[str, float]) -> bool:
+        scaled = self.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
+        judged = ["loss", "discriminator", "discriminator_grad_norm"] + ([] if scaled else ["grad_norm"])
+        return all(math.isfinite(numbers.get(name, 0.0)) for name in judged)
 
     def _on_any_process(self, flag: bool) -> bool:
         """Whether the flag is set on one process at least; every process gets the same answer."""
@@ -300,21 +325,34 @@ class Trainer:
             "loss": bar.mean_loss(),
             "images_seen": self.state.images_seen,
             "images_per_second": bar.rate * self.world,
+            "waiting": bar.waiting,
             "seconds": self.state.seconds,
         }
-        self.run.folder.log({key: _rounded(value) for key, value in row.items()})
+        if self.tally.bad:
+            row["skipped"] = self.tally.bad
+        self.run.folder.log(row)
         bar.line(row)
 
     def preview(self, model: Any) -> None:
         """Validation loss and a picture of samples, both with the averaged weights."""
-        if self.validation is None or not self.accelerator.is_main_process:
+        if self.validation is None:
             return
-        with self._averaged():
-            predict = self.accelerator.unwrap_model(model)  # keeps the autocast wrapper
-            loss = self.validation.loss(predict)
-            picture = self.validation.picture(self.translator, predict, self.recipe.preview)
+        with together():
+            if self._takes_part:
+                with self.weights.averaged() as translator:
+                    if self.accelerator.is_main_process:
+                        # unwrapped it keeps the autocast wrapper; what is gathered from shards never had one
+                        predict = translator if self.weights.sharded else self.accelerator.unwrap_model(model)
+                        self._preview(translator.to(self.device), predict)
+                        if self.weights.sharded:
+                            torch.nn.Module.to(translator, "cpu")
+
+    def _preview(self, translator: Translator, predict: Any) -> None:
+        assert self.validation is not None
+        loss = self.validation.loss(predict)
+        picture = self.validation.picture(translator, predict, self.recipe.preview)
         save_png(picture, self.run.folder.previews / f"step-{self.state.step:08d}.png")
-        self.run.folder.log({"step": self.state.step, "validation_loss": _rounded(loss)})
+        self.run.folder.log({"step": self.state.step, "validation_loss": loss})
         self.console.log(f"step {self.state.step}: validation loss {loss:.4f}")
 
     def save(self) -> None:
@@ -324,20 +362,22 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            folder.complete_checkpoint(partial, self.state, self.recipe, self.recipe.checkpoint.keep)
+        with together():
+            if self.accelerator.is_main_process:
+                folder.complete_checkpoint(partial, self.state, self.recipe, self.recipe.checkpoint.keep)
         self.write_model()
 
     def write_model(self) -> None:
         """Bring the run's `model/` up to date."""
-        if self.accelerator.is_main_process:
-            with self._averaged():
-                self.run.folder.write_model(self._write_model)
-        self.accelerator.wait_for_everyone()
+        with together():
+            if self._takes_part:
+                with self.weights.averaged():
+                    if self.accelerator.is_main_process:
+                        self.run.folder.write_model(self._write_model)
 
     def _write_model(self, target: Path) -> None:
-        role = self.translator.role
-        parts = {role: self.run.adapted or self.translator, SCHEDULERS[role]: scheduler_of(self.recipe.schedule)}
+        role = self.run.translator.role
+        parts = {role: self.run.adapted or self.run.translator, SCHEDULERS[role]: scheduler_of(self.recipe.schedule)}
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
         if self.run.base is not None:
             join_base(target, self.run.base)
@@ -345,23 +385,15 @@ class Trainer:
 
     # Parts
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The averaged weights in place of the trained ones, and evaluation mode."""
-        parameters = list(self.translator.parameters())
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        self.translator.eval()
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
-            self.translator.train()
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this process is needed where the averaged weights are."""
+        return self.accelerator.is_main_process or self.weights.sharded
 
-    def _batches(self, steps: int) -> Iterator[Batch]:
+    def _batches(self, steps: int) -> Batches:
         parts = self.recipe.accumulation
         start = self.state.step * parts
-        return iter(loader(self.stream, start, start + steps * parts, self.recipe.workers))
+        return loader(self.stream, start, start + steps * parts, self.recipe.workers, self.tally)
 
 
 def _numbers(losses: Losses, critique: Critique) -> dict[str, float]:
@@ -372,14 +404,3 @@ def _numbers(losses: Losses, critique: Critique) -> dict[str, float]:
         "vb": losses.vb.mean().item(),
         **critique.numbers,
     }
-
-
-def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over a step's backward passes."""
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-
-
-def _rounded(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -10,15 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition
-from piti.data.batches import Batch, LowRes, collate
-from piti.data.folders import PairedFolder
+from piti.data.batches import Batch, LowRes, SampleSet, centers, collate
 from piti.diffusion.conditioning import conditioned
 from piti.diffusion.guidance import guided
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
 from piti.images import grid, to_pil
 from piti.models import Prediction, Tokens, Translator
-from piti.seeding import generator_for
+from piti.seeding import derive_seed, generator_for
+from piti.training.draws import noise_for
 from piti.training.recipes import PreviewSpec, Recipe
 
 LOSS_TIMESTEPS = 8  # evenly spread; every validation image is judged at each
@@ -38,17 +38,18 @@ class Validation:
         """Mean of eq. 3's loss, unweighted, over all pairs and over fixed timesteps and noise."""
         levels = [int((k + 0.5) * len(self.schedule) / LOSS_TIMESTEPS) for k in range(LOSS_TIMESTEPS)]
         total, count = 0.0, 0
-        for number, batch in enumerate(self.batches):
+        for batch in self.batches:
             condition = self.condition.encode(batch.condition)
+            numbers = range(count, count + len(batch.image))
+            count += len(numbers)
             for level in levels:
-                generator = generator_for(self.seed, "validation", level, number)
-                noise = torch.randn(batch.image.shape, generator=generator).to(batch.image.device)
+                noise = noise_for(derive_seed(self.seed, "validation", level), numbers, batch.image.shape[1:])
+                noise = noise.to(batch.image.device)
                 t = torch.full((len(noise),), level, device=noise.device)
                 output, _ = predict(self.schedule.q_sample(batch.image, t, noise), t, condition, batch.low_res)
                 target = self.schedule.target(batch.image, noise, t)
                 total += (output.float() - target).square().mean(dim=(1, 2, 3)).sum().item()
-                count += len(noise)
-        return total / count
+        return total / (count * LOSS_TIMESTEPS)
 
     @torch.no_grad()
     def picture(self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec) -> Image.Image:
@@ -94,15 +95,16 @@ class Validation:
 
 
 def validation_of(
-    recipe: Recipe, condition: Condition, folder: PairedFolder, low_res: LowRes | None, device: torch.device
+    recipe: Recipe, condition: Condition, folder: SampleSet, low_res: LowRes | None, device: torch.device
 ) -> Validation:
-    """The first pairs of a folder, at most `preview.judged`; low_res: makes the small images of an upsampler."""
-    count = min(len(folder), recipe.preview.judged)
-    samples = [folder.center(k) for k in range(count)]
+    """The first samples of a set, at most `preview.judged`; low_res: makes the small images of an upsampler."""
+    samples = centers(folder, recipe.preview.judged)
+    count = len(samples)
     small = []
     if low_res is not None:
         small = [low_res(one.image, generator_for(recipe.seed, "validation", k)) for k, one in enumerate(samples)]
-    starts = range(0, count, recipe.batch)
-    stops = [start + recipe.batch for start in starts]
+    size = max(recipe.batch, recipe.preview.count)  # one batch holds all that are shown
+    starts = range(0, count, size)
+    stops = [start + size for start in starts]
     batches = [collate(samples[a:b], small[a:b]).to(device) for a, b in zip(starts, stops, strict=True)]
     return Validation(condition, batches, NoiseSchedule(recipe.schedule), recipe.seed)

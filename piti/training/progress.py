@@ -22,6 +22,7 @@ class Meter:
         self.console, self.recipe, self.bar = console, recipe, bar
         self.images = recipe.batch * recipe.accumulation
         self.times: deque[float] = deque(maxlen=50)
+        self.waits: deque[float] = deque(maxlen=50)
         self.losses: deque[float] = deque(maxlen=recipe.log_every)
         self.task = bar.add_task("", total=recipe.steps, loss="", rate="") if bar else None
         self.last = time.perf_counter()
@@ -39,6 +40,15 @@ class Meter:
         self.times.append(seconds)
         return seconds
 
+    def wait(self, seconds: float) -> None:
+        """How much of the last step went by waiting for data."""
+        self.waits.append(seconds)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the last steps' time that went by waiting for data."""
+        return sum(self.waits) / sum(self.times) if self.waits else 0.0
+
     @property
     def rate(self) -> float:
         """Images a second of this process, over the last steps."""
@@ -52,7 +62,7 @@ class Meter:
         """Bring the bar up to date."""
         self.losses.append(loss)
         if self.bar and self.task is not None:
-            shown, speed = f"loss {self.mean_loss():.4f}", f"{self.rate:.1f} images/s"
+            shown, speed = f"loss {self.mean_loss():.4f}", f"{self.rate:.1f} images/s, {self.waiting:.1%} waiting"
             self.bar.update(self.task, completed=state.step, loss=shown, rate=speed)
 
     def line(self, row: dict[str, Any]) -> None:
@@ -61,7 +71,7 @@ class Meter:
             left = (self.recipe.steps - row["step"]) * self.images / max(self.rate, 1e-9)
             self.console.log(
                 f"{row['stage']} {row['step']}/{self.recipe.steps}  loss {row['loss']:.4f}  "
-                f"{row['images_per_second']:.1f} images/s  {left / 60:.0f} min left"
+                f"{row['images_per_second']:.1f} images/s, {self.waiting:.1%} waiting  {left / 60:.0f} min left"
             )
 
 

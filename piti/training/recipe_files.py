@@ -14,7 +14,9 @@ from piti.training.recipes import Recipe, RecipeError
 # still to come, so that a run can be made longer, or tamed after it diverged.
 FREE_KEYS = {
     "workers", "log_every", "tensorboard", "preview", "checkpoint", "optimizer.clip",
-    "data.root", "data.photographs", "data.cache", "data.cache_gib", "perceptual.weights", "base", "init", "prior",
+    "data.root", "data.photographs", "data.cache", "data.cache_gib", "data.shards", "data.val_shards",
+    "data.shard_cache", "data.shard_cache_gib", "data.shard_timeout", "data.max_bad", "perceptual.weights",
+    "base", "init", "prior",
 }  # fmt: skip
 FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
 

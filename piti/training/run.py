@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from rich.console import Console
 
-from piti.conditions import Condition, NoCondition, TextCondition, condition_from_config
+from piti.conditions import Condition, NoCondition, SeveralCondition, TextCondition, condition_from_config
 from piti.conditions.mask import ClassTable
+from piti.conditions.several import part_configs
+from piti.data.batches import SampleSet
 from piti.data.folders import PairedFolder, check_together
 from piti.data.pairs import ALONE
+from piti.data.shard_lists import list_shards
+from piti.data.shards import open_shards
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
 from piti.models.checkpoints import ModelError, ModelFolder, find_model
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.progress import steps_bar
+from piti.ranks import together
 from piti.seeding import derive_seed
 from piti.training.cost import DEFAULT_GPU, cost_of, cost_rows, gpu_named
 from piti.training.initial import adapt, begin
 from piti.training.loop import Run, Trainer
+from piti.training.parallel import build_accelerator
 from piti.training.recipes import ModelSpec, Recipe, RecipeError
 from piti.training.state import RunFolder
 
@@ -34,10 +39,24 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     out: the run's folder; resume: go on from its newest checkpoint. All data is checked first.
     Raises DataError, RecipeError, RunError, TrainingDiverged, TrainingInterrupted.
     """
-    accelerator = build_accelerator(recipe.precision)
+    accelerator = build_accelerator(recipe)
     main = accelerator.is_main_process
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
-    folder = RunFolder(out)
+    with together():
+        run, checkpoint = _prepared(recipe, RunFolder(out), resume, console, accelerator)
+    with together():
+        if main:
+            _begin_folder(run.folder, recipe)
+    try:
+        return Trainer(run, console).fit(checkpoint)
+    finally:
+        accelerator.free_memory()
+
+
+def _prepared(
+    recipe: Recipe, folder: RunFolder, resume: bool, console: Console, accelerator: Accelerator
+) -> tuple[Run, Path | None]:
+    """All that the loop works with, checked, and the checkpoint to go on from."""
     checkpoint = folder.check(recipe, resume)
     condition = build_condition(recipe)
     base = find_base(recipe, condition)
@@ -47,30 +66,17 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
         console.log(begin(translator, recipe))
     adapted = adapt(translator, recipe) if recipe.adapts else None
     training, validation = open_data(recipe, condition, console)
-    if main:
-        folder.begin(recipe)
-        if recipe.tensorboard:
-            folder.open_board()
     if resume:
-        console.log(f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint: a new run begins")
-    accelerator.wait_for_everyone()
+        found = f"going on from {checkpoint}" if checkpoint else f"{folder.root} holds no checkpoint: a new run begins"
+        console.log(found)
     run = Run(recipe, condition, translator, training, validation, folder, accelerator, perceptual, base, adapted)
-    return Trainer(run, console).fit(checkpoint)
+    return run, checkpoint
 
 
-def build_accelerator(precision: str) -> Accelerator:
-    """An accelerator of this precision, also where the process had one of another. Raises RecipeError."""
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=precision)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise RecipeError(
-            f"{started} processes were started, but each sees {accelerator.num_processes}; where there is no GPU, "
-            "set ACCELERATE_USE_CPU=1 before torchrun"
-        )
-    if precision == "fp16" and accelerator.device.type == "cpu":
-        raise RecipeError("precision: fp16 needs a GPU; take bf16 or no")
-    return accelerator
+def _begin_folder(folder: RunFolder, recipe: Recipe) -> None:
+    folder.begin(recipe)
+    if recipe.tensorboard:
+        folder.open_board()
 
 
 def build_condition(recipe: Recipe) -> Condition:
@@ -79,23 +85,57 @@ def build_condition(recipe: Recipe) -> Condition:
     if not has_data(recipe):
         raise RecipeError(f"data.root: not given; add {_how_to_give(recipe)}, or set it in the recipe")
     if recipe.data.root is None:
-        return condition_from_config(config, "condition")
+        packed = _with_classes(config, _packed_classes(recipe)) if recipe.data.shards else config
+        return condition_from_config(packed, "condition")
     if not recipe.data.root.is_dir():
         raise RecipeError(f"data.root: {recipe.data.root} is no folder; check the path (--data)")
-    if wants_classes(config):
-        path = recipe.data.root / str(config.get("classes") or "classes.json")
-        config["classes"] = ClassTable.read(path).to_dict()
-    return condition_from_config(config, "condition")
+    root = recipe.data.root
+    return condition_from_config(_with_classes(config, lambda name: _classes_in(root, name)), "condition")
 
 
 def has_data(recipe: Recipe) -> bool:
     """Whether the recipe says where its data is; not whether it is there."""
     alone = recipe.condition.get("kind") in ALONE and bool(recipe.data.photographs)
-    return recipe.data.root is not None or alone
+    return recipe.data.root is not None or alone or bool(recipe.data.shards)
+
+
+def _with_classes(config: dict[str, Any], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """A condition's configuration, or that of its parts, with classes where it lacks them.
+
+    read: a class table by the name of its file, which may be empty.
+    """
+    if config.get("kind") == SeveralCondition.kind:
+        parts = part_configs(config, "condition")
+        return {**config, "parts": {name: _with_classes(part, read) for name, part in parts.items()}}
+    if not wants_classes(config):
+        return config
+    return {**config, "classes": read(str(config.get("classes") or ""))}
+
+
+def _classes_in(root: Path, name: str) -> dict[str, Any]:
+    """A class table in the data's root."""
+    return ClassTable.read(root / (name or "classes.json")).to_dict()
+
+
+def _packed_classes(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
+    """What reads the classes of shards: from a file that is named, or else from their manifest."""
+
+    def read(name: str) -> dict[str, Any]:
+        packed = None if name else list_shards(recipe.data).classes
+        if not name and packed is None:
+            raise RecipeError(
+                "condition.classes: the shards have no manifest that holds them; name a file: "
+                "--set condition.classes=classes.json"
+            )
+        return packed or ClassTable.read(Path(name)).to_dict()
+
+    return read
 
 
 def wants_classes(config: dict[str, Any]) -> bool:
-    """Whether a condition's classes are to be read from a file."""
+    """Whether classes of a condition, or of one of its parts, are to be read from a file."""
+    if config.get("kind") == SeveralCondition.kind:
+        return any(map(wants_classes, part_configs(config, "condition").values()))
     return config.get("kind") in ("mask", "palette") and not isinstance(config.get("classes"), dict)
 
 
@@ -108,9 +148,15 @@ def known_condition(recipe: Recipe) -> Condition | None:
 
 def open_data(
     recipe: Recipe, condition: Condition, console: Console | None = None
-) -> tuple[PairedFolder, PairedFolder | None]:
-    """Training and validation pairs, every file checked. Raises DataError with all problems together."""
+) -> tuple[SampleSet, SampleSet | None]:
+    """Training and validation pairs; every file of a folder is checked, of shards what they hold is counted.
+
+    Raises DataError with all problems together.
+    """
     sharp = recipe.model.low_res is not None
+    if recipe.data.shards:
+        with steps_bar(console or Console(quiet=True), "counting the shards' samples") as on_step:
+            return open_shards(recipe.data, condition, sharp, on_step)
     training = PairedFolder(recipe.data, condition, "train", sharp)
     validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
     with steps_bar(console or Console(quiet=True), "checking the data") as on_step:
@@ -232,11 +278,11 @@ def _beginning(recipe: Recipe, condition: Condition | None) -> str:
 def _how_to_give(recipe: Recipe) -> str:
     """How to tell where the data is."""
     either = recipe.condition.get("kind") in ALONE
-    return "--data FOLDER" + (", or --set data.photographs='[FOLDER_OR_TAR]'" if either else "")
+    return "--data FOLDER, or --set data.shards='[TARS]'" + (" or data.photographs" if either else "")
 
 
 def _described(recipe: Recipe, condition: Condition | None) -> str:
     if condition is not None:
         return f"{condition.kind}, {condition.channels} channels"
     assumed = recipe.model.encoder.in_channels if recipe.model.encoder else 0
-    return f"mask, {assumed} channels assumed: its classes come with the data"
+    return f"{recipe.condition['kind']}, {assumed} channels assumed: its classes come with the data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -50,8 +51,8 @@ class RunState:
 class RunFolder:
     """The folder of a run.
 
-    recipe.yaml, metrics.jsonl, previews/, checkpoints/step-NNNNNNNN/ (weights, EMA, optimiser, step, random
-    state, recipe, package version), model/ (a pipeline with the averaged weights).
+    recipe.yaml, metrics.jsonl, skipped.txt (samples left out), previews/, checkpoints/step-NNNNNNNN/ (weights, EMA,
+    optimiser, step, random state, recipe, package version), model/ (a pipeline with the averaged weights).
 
     A checkpoint is written under another name, flushed to the disk, and renamed when it is whole.
     """
@@ -124,7 +125,11 @@ class RunFolder:
         publish_folder(partial, self.model)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one JSON line to the metrics, and its numbers to TensorBoard's where `board` is open."""
+        """Append one JSON line to the metrics, and its numbers to TensorBoard's where `board` is open.
+
+        Numbers are rounded to six digits; what is no number is null.
+        """
+        row = {key: _rounded(value) for key, value in row.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.board is not None:
@@ -132,6 +137,10 @@ class RunFolder:
                 if name != "step" and isinstance(value, int | float):
                     self.board.add_scalar(name, value, row["step"])
             self.board.flush()
+
+    def skipped_of(self, rank: int) -> Path:
+        """Where a process names the samples that it left out."""
+        return self.root / ("skipped.txt" if rank == 0 else f"skipped-{rank}.txt")
 
     def open_board(self) -> None:
         """Write to TensorBoard from now on. Raises RunError where it is not installed."""
@@ -172,6 +181,12 @@ def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
             "there; undo the change of 'stages', or give another --out"
         )
     return saved
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _step(line: str) -> float:

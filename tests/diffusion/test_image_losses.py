@@ -23,6 +23,10 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(shape, generator=seeded(seed), dtype=dtype)
 
 
+def shares(count: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, generator=seeded(seed))
+
+
 def two_layers(seed: int) -> list[Tensor]:
     return [noise(3, 4, 6, 6, seed=seed), noise(3, 8, 3, 3, seed=seed + 100)]
 
@@ -159,7 +163,7 @@ def test_by_name() -> None:
 def test_a_linear_critic_has_one_slope_everywhere() -> None:
     w = noise(1, 3, 4, 4, seed=2).requires_grad_()
     real, fake = noise(5, 3, 4, 4), noise(5, 3, 4, 4, seed=1)
-    penalty = gradient_penalty(lambda x: (x * w).sum(dim=(1, 2, 3)), real, fake, seeded())
+    penalty = gradient_penalty(lambda x: (x * w).sum(dim=(1, 2, 3)), real, fake, shares(5))
     length = w.detach().norm()
     torch.testing.assert_close(penalty, ((length - 1) ** 2).expand(5))
     penalty.mean().backward()
@@ -169,7 +173,7 @@ def test_a_linear_critic_has_one_slope_everywhere() -> None:
 def test_the_critic_is_the_mean_of_its_patches() -> None:
     w, b = noise(1, 3, 4, 4, seed=2), torch.arange(6.0).view(1, 1, 2, 3)
     real, fake = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
-    patches = gradient_penalty(lambda x: (x * w).sum(dim=(1, 2, 3), keepdim=True) * b, real, fake, seeded())
+    patches = gradient_penalty(lambda x: (x * w).sum(dim=(1, 2, 3), keepdim=True) * b, real, fake, shares(2))
     torch.testing.assert_close(patches, ((2.5 * w.norm() - 1) ** 2).expand(2))
 
 
@@ -181,14 +185,14 @@ def test_the_slope_is_taken_between_real_and_fake() -> None:
     def critic(x: Tensor) -> Tensor:
         return x.square().sum(dim=(1, 2, 3)) / 2
 
-    penalty = gradient_penalty(critic, torch.zeros_like(fake), fake, seeded())
-    assert torch.equal(penalty, gradient_penalty(critic, torch.zeros_like(fake), fake, seeded()))
-    assert not torch.equal(penalty, gradient_penalty(critic, torch.zeros_like(fake), fake, seeded(1)))
+    penalty = gradient_penalty(critic, torch.zeros_like(fake), fake, shares(200))
+    assert torch.equal(penalty, gradient_penalty(critic, torch.zeros_like(fake), fake, shares(200)))
+    assert not torch.equal(penalty, gradient_penalty(critic, torch.zeros_like(fake), fake, shares(200, 1)))
     # E (8 s − 1)², s uniform on [0, 1], is 64/3 − 8 + 1
     assert abs(penalty.mean().item() - (64 / 3 - 7)) < 3 * penalty.std().item() / math.sqrt(200)
     assert penalty.max() <= 49.001
     assert penalty.unique().numel() > 190  # every sample has a place of its own
-    torch.testing.assert_close(gradient_penalty(critic, fake, fake, seeded()), torch.full((200,), 49.0))
+    torch.testing.assert_close(gradient_penalty(critic, fake, fake, shares(200)), torch.full((200,), 49.0))
 
 
 def test_the_penalty_is_differentiable_in_the_critic() -> None:
@@ -196,7 +200,7 @@ def test_the_penalty_is_differentiable_in_the_critic() -> None:
     w = noise(2, 1, 3, 3, seed=2, dtype=torch.float64).requires_grad_()
 
     def of(w: Tensor) -> Tensor:
-        return gradient_penalty(lambda x: F.conv2d(x, w).tanh(), real, fake, seeded())
+        return gradient_penalty(lambda x: F.conv2d(x, w).tanh(), real, fake, shares(2))
 
     assert torch.autograd.gradcheck(of, w)
 
@@ -204,7 +208,7 @@ def test_the_penalty_is_differentiable_in_the_critic() -> None:
 def test_a_flat_critic_gets_a_finite_gradient() -> None:
     w = torch.zeros(1, 3, 4, 4).requires_grad_()
     images = noise(2, 3, 4, 4).requires_grad_()
-    penalty = gradient_penalty(lambda x: (x * w).sum(dim=(1, 2, 3)), images, images, seeded())
+    penalty = gradient_penalty(lambda x: (x * w).sum(dim=(1, 2, 3)), images, images, shares(2))
     torch.testing.assert_close(penalty, torch.ones(2))
     penalty.sum().backward()
     assert w.grad is not None
@@ -219,9 +223,9 @@ def test_the_penalty_keeps_its_precision_under_autocast() -> None:
     def of(x: Tensor) -> Tensor:
         return F.conv2d(x, w).tanh()
 
-    want = gradient_penalty(of, real, fake, seeded())
+    want = gradient_penalty(of, real, fake, shares(2))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(gradient_penalty(of, real, fake, seeded()), want)
+        assert torch.equal(gradient_penalty(of, real, fake, shares(2)), want)
 
 
 # Timesteps

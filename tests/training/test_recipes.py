@@ -19,7 +19,7 @@ def written(tmp_path: Path, values: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_that_is_shipped_parses(path: Path) -> None:
     assert read_recipe(path).name == path.stem
 

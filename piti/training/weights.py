@@ -1,0 +1,136 @@
+"""A translator's weights in training and their running average, whole or sharded among the processes (FSDP)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from piti.models import Translator
+
+
+class Weights:
+    """The weights that a run trains and their exponential moving average.
+
+    Where weights are sharded, a stage trains a sharded copy, `whole` is a whole one beside it that is up to date only
+    when it was asked for, and what is gathered is gathered by all processes at once.
+    """
+
+    def __init__(self, translator: Translator, decay: float, sharded: bool) -> None:
+        """translator: as the run begins, on its device; decay: of the average."""
+        self.whole, self.sharded = translator, sharded
+        self.trained = translator
+        self.ema = EMAModel(translator.parameters(), decay=decay, foreach=True)
+
+    def begin_stage(self) -> Translator:
+        """The translator that the next stage is to freeze, prepare and train."""
+        self.trained = copy.deepcopy(self.whole) if self.sharded else self.whole
+        return self.trained
+
+    def prepared(self, device: torch.device) -> None:
+        """To be called when the translator of the stage has been prepared: its parameters may have become shards."""
+        self.ema.to(device)
+        self._place_average()
+
+    def step(self) -> None:
+        """Bring the average up to date after a step of the optimiser."""
+        own: list[Any] = [local(parameter) for parameter in self.trained.parameters()]
+        self.ema.step(own)
+
+    def end_stage(self) -> None:
+        """Take back what the stage has trained."""
+        if not self.sharded:
+            return
+        average = self._whole_average()
+        _fill(self.whole, [whole(parameter) for parameter in self.trained.parameters()], self.trained)
+        self.ema.shadow_params, self.trained = average, self.whole
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[Translator]:
+        """A whole translator with the averaged weights, in evaluation mode. Where weights are sharded, all
+        processes must come here."""
+        if self.sharded:
+            _fill(self.whole, self._whole_average(), self.trained)
+            self.whole.eval()
+            yield self.whole
+            self.whole.train()
+            return
+        parameters = list(self.whole.parameters())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        self.whole.eval()
+        try:
+            yield self.whole
+        finally:
+            self.ema.restore(parameters)
+            self.whole.train()
+
+    # For accelerate's checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, whole."""
+        return self.ema.state_dict() | {"shadow_params": self._whole_average()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The average as it was saved, placed as the weights are now."""
+        self.ema.load_state_dict(state)
+        self._place_average()
+
+    # The average of this process's shards
+
+    def _place_average(self) -> None:
+        pairs = zip(self.ema.shadow_params, self.trained.parameters(), strict=True)
+        self.ema.shadow_params = [shard(average, parameter) for average, parameter in pairs]
+
+    def _whole_average(self) -> list[Tensor]:
+        pairs = zip(self.ema.shadow_params, self.trained.parameters(), strict=True)
+        return [whole(_as_shard(average, parameter)) for average, parameter in pairs]
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether each process holds a part of it."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: Any) -> Tensor:
+    """This process's part of a tensor, sharing its memory."""
+    return tensor.to_local().detach().requires_grad_(tensor.requires_grad) if is_shard(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor of which each process may hold a part, whole in every process."""
+    return tensor.detach().full_tensor() if is_shard(tensor) else tensor.detach()
+
+
+def shard(tensor: Tensor, like: Any) -> Tensor:
+    """This process's part of a tensor that every process has whole, parted and placed as another."""
+    tensor = tensor.to(like.device)
+    if not is_shard(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local().clone()
+
+
+def _as_shard(part: Tensor, like: Any) -> Tensor:
+    """This process's part of a tensor as the tensor, parted as another."""
+    if not is_shard(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def _fill(translator: nn.Module, parameters: Sequence[Tensor], source: nn.Module) -> None:
+    """Give a whole translator these parameters and the source's buffers."""
+    with torch.no_grad():
+        for own, new in zip(translator.parameters(), parameters, strict=True):
+            own.copy_(new)
+        for own, new in zip(translator.buffers(), source.buffers(), strict=True):
+            own.copy_(new)

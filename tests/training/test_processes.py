@@ -1,0 +1,246 @@
+"""Two processes as torchrun starts them: one run, one curve, one message; whole and sharded weights; translation."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from PIL import Image
+from safetensors.torch import load_file
+
+from piti.pipeline import PITIPipeline
+from piti.training import Recipe, train
+from piti.training.draws import noise_for, numbers_of, uniform_for
+from piti.training.state import RunFolder
+from piti.translation import Settings, translate_files
+from tests.conftest import ROOT, tiny_recipe
+from tests.training.test_upsample import MODEL
+
+STAGES = [
+    {"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-3},
+    {"name": "joint", "steps": 4, "lr": 1e-3},
+]
+ADVERSARIAL = {"kind": "wgan_gp", "weight": 0.1, "after": 1, "noise": [0.0, 0.75]}
+UPSAMPLE = [{"name": "upsample", "trains": ["unet"], "steps": 4, "lr": 1e-3, "adversarial": ADVERSARIAL}]
+CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
+
+
+def recipe(root: Path, **changes: Any) -> dict[str, Any]:
+    return tiny_recipe(root, **({"stages": STAGES, "log_every": 1} | changes))
+
+
+def upsampler(root: Path, **changes: Any) -> dict[str, Any]:
+    values = {"model": MODEL, "condition": {"kind": "none"}, "discriminator": {"channels": [4, 8]}, "stages": UPSAMPLE}
+    data = {"root": str(root), "size": 32, "crop_scale": [1.0, 1.0]}
+    return recipe(root, **values, data=data, condition_dropout=0.0, **changes)
+
+
+def environment(config: Path) -> dict[str, str]:
+    """What `accelerate launch` sets for a config."""
+    args = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
+    args, _, _ = _validate_launch_command(args)
+    return {key: value for key, value in prepare_multi_gpu_env(args).items() if key.startswith("FSDP_")}
+
+
+def torchrun(jobs: list[dict[str, Any]], folder: Path) -> subprocess.Popen[str]:
+    """The jobs in two processes on the CPU."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    settings = environment(ROOT / "recipes/accelerate/fsdp.yaml") | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [*start, "-m", "tests.training.in_processes", str(file)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, **pipes)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def data(place: Path) -> Path:
+    """Ten small pairs, two of them for validation."""
+    root = place / "data"
+    rng = np.random.default_rng(0)
+    classes = [{"id": k, "name": name, "color": [90 * k, 0, 9]} for k, name in enumerate(("sky", "road", "car"))]
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore": 255}))
+    keys = [f"scene-{k}" for k in range(10)]
+    for key in keys:
+        label = rng.integers(0, 3, (4, 4)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        Image.fromarray(label).save(root / "labels" / f"{key}.png")
+        Image.fromarray(np.stack([label * 100, 255 - label * 80, label], 2)).save(root / "images" / f"{key}.png")
+    (root / "splits.json").write_text(json.dumps({"train": keys[:8], "val": keys[8:]}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def one(place: Path, data: Path) -> Path:
+    """The run of one process with twice the batch, and a model to translate with."""
+    train(Recipe.parse(recipe(data, batch=4), "test"), place / "one")
+    return place / "one"
+
+
+def jobs_of(place: Path, data: Path, model: Path) -> list[dict[str, Any]]:
+    """All that two processes do one after the other; the last job fails in the second."""
+    two, large, sharded = recipe(data, batch=2), upsampler(data, batch=2), {"sharded": True}
+    translate = ["translate", str(data / "labels"), "--model", str(model), "--num", "1", "--batch", "2"]
+    translate += ["--steps", "2", "--out", str(place / "translated")]
+    fails = ["train", str(place / "two/recipe.yaml"), "--out", str(place / "none")]
+    jobs: list[dict[str, Any]] = [
+        {"recipe": two, "out": "two"},
+        {"recipe": two, "out": "cut", "stop_at": 3},
+        {"recipe": two, "out": "cut", "resume": True},
+        {"recipe": large, "out": "upsampler"},
+        {"recipe": two, "out": "sharded", **sharded},
+        {"recipe": two, "out": "sharded-cut", "stop_at": 3, **sharded},
+        {"recipe": two, "out": "sharded-cut", "resume": True, **sharded},
+        {"argv": ["train", str(place / "upsampler/recipe.yaml"), "--out", str(place / "none")], **sharded},
+        {"argv": translate, "full_disk": 1},
+        {"argv": translate},
+        {"argv": translate},
+        {"argv": fails, "no_data": 1},
+    ]
+    return [job | ({"out": str(place / job["out"])} if "out" in job else {}) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def two(place: Path, data: Path, one: Path) -> tuple[int, str, str]:
+    """Two processes' exit status, what they print, and what they say."""
+    process = torchrun(jobs_of(place, data, one), place)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    timed = {"images_per_second", "seconds", "waiting"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+def assert_same_curve(run: Path, other: Path, **tolerances: float) -> None:
+    pairs = list(zip(rows(run), rows(other), strict=True))
+    assert len(pairs) > 4
+    for row, wanted in pairs:
+        assert row.keys() == wanted.keys()
+        assert row.get("stage") == wanted.get("stage")
+        for key in row.keys() - {"stage"}:
+            assert row[key] == pytest.approx(wanted[key], rel=0, abs=tolerances.get(key, 1e-5)), (row["step"], key)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (path,) = (run / "model").rglob("diffusion_pytorch_model.safetensors")
+    return load_file(path)
+
+
+def test_two_processes_have_the_curve_of_one_with_twice_the_batch(place: Path, one: Path, two: Any) -> None:
+    assert (place / "two/metrics.jsonl").exists(), two[2]
+    assert_same_curve(place / "two", one)
+    a, b = weights(place / "two"), weights(one)
+    assert all(torch.allclose(a[key], b[key], atol=2e-4) for key in b)
+    pictures = [np.asarray(Image.open(run / "previews/step-00000006.png"), np.int16) for run in (place / "two", one)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_accumulation_has_the_curve_of_the_whole_batch(data: Path, one: Path, tmp_path: Path) -> None:
+    train(Recipe.parse(recipe(data, batch=2, accumulation=2), "test"), tmp_path / "run")
+    assert_same_curve(tmp_path / "run", one)
+
+
+def test_stopped_in_one_process_and_resumed_in_both(place: Path, two: Any) -> None:
+    assert "stopped and saved at step 3" in two[1]
+    a, b = weights(place / "two"), weights(place / "cut")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert rows(place / "cut")[-3:] == rows(place / "two")[-3:]
+
+
+def test_an_adversary_sees_the_samples_as_one_process_does(place: Path, data: Path, tmp_path: Path, two: Any) -> None:
+    train(Recipe.parse(upsampler(data, batch=4), "test"), tmp_path / "run")
+    assert (place / "upsampler/metrics.jsonl").exists(), two[2]
+    # the discriminator's first steps by AdamW are signs of gradients, also of those that are all but 0
+    logits = dict.fromkeys(["adversarial", "discriminator", "discriminator_grad_norm"], 1e-4)
+    assert_same_curve(place / "upsampler", tmp_path / "run", **logits)
+    assert "told_apart" in rows(tmp_path / "run")[-2]
+
+
+def test_sharded_weights_have_the_curve_of_whole_ones(place: Path, one: Path, two: Any) -> None:
+    assert (place / "sharded/metrics.jsonl").exists(), two[2]
+    assert_same_curve(place / "sharded", one)
+    assert list((place / "sharded/checkpoints").glob("*/pytorch_model_fsdp_0/*"))
+    a, b = weights(place / "sharded"), weights(one)
+    assert all(torch.allclose(a[key], b[key], atol=2e-4) for key in b)
+
+
+def test_sharded_weights_are_resumed(place: Path, two: Any) -> None:
+    assert "stopped and saved at step 3" in two[1]
+    a, b = weights(place / "sharded"), weights(place / "sharded-cut")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_one_process_alone_cannot_do_is_said_once_and_ends_both(place: Path, two: Any) -> None:
+    status, _, said = two
+    assert status == 1
+    assert said.count("no data in process 1") == 1
+    assert said.count("FSDP shards one network, an adversarial stage has two") == 1
+    assert said.count("no space left for process 1") == 1
+    assert "[rank0]: Traceback" not in said
+    assert "[rank1]: Traceback" not in said
+    assert not (place / "none").exists()
+
+
+def test_translations_are_shared_and_resumed(place: Path, data: Path, one: Path, two: Any) -> None:
+    model = PITIPipeline.from_pretrained(str(one))
+    report = translate_files(model, [data / "labels"], place / "alone", Settings(steps=2, batch=2), "one")
+    assert len(report.made) == 10
+    said = two[1]
+    # the first process made three batches, the second one picture of its two
+    assert "3 images made, 7 kept" in said
+    assert "0 images made, 10 kept" in said
+    for path in report.made:
+        a, b = (np.asarray(Image.open(folder / path.name)) for folder in (place / "alone", place / "translated"))
+        assert np.array_equal(a, b)
+    assert (place / "translated/sheet.png").exists()
+    assert not list((place / "translated").glob("*.partial"))
+
+
+def test_terminated_processes_save_first(place: Path, data: Path) -> None:
+    process = torchrun([{"recipe": recipe(data, batch=2), "out": str(place / "ended"), "terminate_at": 3}], place)
+    _, err = process.communicate()
+    assert process.returncode != 0
+    newest = RunFolder(place / "ended").newest()
+    assert newest is not None, err
+    assert newest.name == "step-00000003"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_every_config(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "no"  # the recipe's precision decides
+    if path.stem == "fsdp":
+        assert environment(path)["FSDP_VERSION"] == "2"
+
+
+def test_what_is_random_about_a_sample_is_its_own() -> None:
+    numbers = [n for rank in (0, 1) for n in numbers_of(5, 3, rank, 2)]
+    assert numbers == [*numbers_of(5, 6, 0, 1)] == list(range(30, 36))
+    together, apart = noise_for(7, numbers, (3, 4, 4)), [noise_for(7, [n], (3, 4, 4)) for n in numbers]
+    assert torch.equal(together, torch.cat(apart))
+    assert abs(noise_for(7, range(500), (3, 4, 4)).std() - 1) < 0.02
+    assert torch.equal(uniform_for(7, "dropout", numbers)[2:3], uniform_for(7, "dropout", numbers[2:3]))
+    assert not torch.equal(uniform_for(7, "dropout", numbers), uniform_for(7, "penalty", numbers))
