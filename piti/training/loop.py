@@ -30,8 +30,8 @@ from piti.models.perceptual import PerceptualNetwork
 from piti.ranks import together
 from piti.seeding import derive_seed
 from piti.training.draws import noise_for, numbers_of, uniform_for
-from piti.training.image_losses import Adversary, Critique, ImageLosses, of_the_judged
-from piti.training.parallel import is_sharded, mean_of, mean_over_processes
+from piti.training.image_losses import Critique, ImageLosses, of_the_judged
+from piti.training.parallel import is_sharded, mean_of, mean_over_processes, prepared, release, unsynced
 from piti.training.preview import validation_of
 from piti.training.progress import Meter, training_bar
 from piti.training.recipe_files import write_recipe
@@ -138,7 +138,7 @@ class Trainer:
         self.translator = self.weights.begin_stage()
         learning = freeze_all_but(self.translator, stage.trains)
         optimizer = build_optimizer(learning, stage, self.recipe.optimizer)
-        model, optimizer = self.accelerator.prepare(self.translator, optimizer)
+        model, optimizer = prepared(self.accelerator, self.recipe, self.translator, optimizer)
         learning = [parameter for parameter in self.translator.parameters() if parameter.requires_grad]  # or shards
         self.weights.prepared(self.device)
         image_losses = losses_of(stage, self.run.perceptual, self.discriminator, len(self.schedule), self.accelerator)
@@ -171,7 +171,7 @@ class Trainer:
                         f"stopped and saved at step {self.state.step}; to go on, give the same command with --resume"
                     )
         self.weights.end_stage()
-        self._release(model, *([adversary.network] if adversary else []))
+        release(self.accelerator, model, *([adversary.network] if adversary else []))
 
     def train_step(
         self,
@@ -193,7 +193,8 @@ class Trainer:
             batch = next(batches)
             keys += batch.keys
             waits = part + 1 < parts
-            with self._no_sync(model, adversary) if waits else contextlib.nullcontext():
+            networks = [model, *([adversary.network] if adversary else [])]
+            with unsynced(self.accelerator, *networks) if waits else contextlib.nullcontext():
                 losses, critique = self.losses(model, batch, step * parts + part, image_losses, within)
                 self.accelerator.backward((losses.total + critique.total) / parts)
                 rows.append(_numbers(losses, critique))
@@ -249,16 +250,6 @@ class Trainer:
         """Numbers of the samples of this process's backward pass `draw`, a batch of that size."""
         return numbers_of(draw, size, self.rank, self.world)
 
-    @contextlib.contextmanager
-    def _no_sync(self, model: Any, adversary: Adversary | None) -> Iterator[None]:
-        """Gradients stay in this process until the last backward pass of a step."""
-        with self.accelerator.no_sync(model):
-            if adversary is None:
-                yield
-                return
-            with self.accelerator.no_sync(adversary.network):
-                yield
-
     def _drop(self, condition: Tensor, uniform: Tensor) -> Tensor:
         """The null condition in place of those whose numbers in [0, 1), [B, draws], say so."""
         return self.run.condition.dropped(condition, uniform, self.recipe.condition_dropout)
@@ -290,13 +281,6 @@ class Trainer:
             return flag
         flags = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum")
         return float(cast(Tensor, flags)) > 0
-
-    def _release(self, *models: Any) -> None:
-        """Undo `prepare`, so that the next stage can prepare the networks anew, autocast included."""
-        for model in models:
-            bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            bare.__dict__.pop("_is_accelerate_prepared", None)
-        self.accelerator.free_memory()
 
     # On a cadence
 

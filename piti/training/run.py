@@ -16,7 +16,7 @@ from piti.conditions.several import part_configs
 from piti.data.batches import SampleSet
 from piti.data.folders import PairedFolder, check_together
 from piti.data.pairs import ALONE
-from piti.data.shard_lists import list_shards
+from piti.data.shard_lists import check_reached, list_shards
 from piti.data.shards import open_shards
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
@@ -121,13 +121,16 @@ def _packed_classes(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
     """What reads the classes of shards: from a file that is named, or else from their manifest."""
 
     def read(name: str) -> dict[str, Any]:
-        packed = None if name else list_shards(recipe.data).classes
-        if not name and packed is None:
+        if name:
+            return ClassTable.read(Path(name)).to_dict()
+        listed = list_shards(recipe.data)
+        if listed.classes is None:
+            check_reached(recipe.data, listed)  # an address that is wrong is the first to be told
             raise RecipeError(
                 "condition.classes: the shards have no manifest that holds them; name a file: "
                 "--set condition.classes=classes.json"
             )
-        return packed or ClassTable.read(Path(name)).to_dict()
+        return listed.classes
 
     return read
 

@@ -2,8 +2,9 @@
 
 A job is {"recipe": {…}, "out": FOLDER, "resume": bool} or {"argv": arguments of piti}, with what is to go wrong:
 "stop_at": a step at which the last process is asked to stop; "terminate_at": one at which torchrun is; "no_data": the
-process that finds no data; "full_disk": the process that cannot write its second picture. "sharded" pretends that FSDP
-is for CPUs too, which accelerate offers for GPUs alone.
+process that finds no data; "full_disk": the process that cannot write its second picture. "sharded" and "zero", the
+stage, pretend that FSDP and DeepSpeed are for CPUs too, which accelerate offers for GPUs alone. "spoil_at": a step at
+which the last process's loss is not a number.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +29,7 @@ from piti.training.loop import Trainer
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 _plain_init, _train_step, _open_data = AcceleratorState.__init__, Trainer.train_step, run.open_data
-_save_png = translation.save_png
+_save_png, _losses = translation.save_png, Trainer.losses
 
 
 def sharded_init(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
@@ -35,6 +37,11 @@ def sharded_init(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
     plugin = kwargs.get("fsdp_plugin") or self.__dict__.get("fsdp_plugin")
     if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+    zero: Any = kwargs.get("deepspeed_plugin") or self.__dict__.get("deepspeed_plugins")
+    if zero is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        zero.set_mixed_precision(self._mixed_precision)
+        zero.select(_from_accelerator_state=True)
+        self.distributed_type, self.deepspeed_plugins = DistributedType.DEEPSPEED, zero
 
 
 def do(job: dict[str, Any]) -> None:
@@ -49,6 +56,11 @@ def do(job: dict[str, Any]) -> None:
                 time.sleep(0.01)
         return _train_step(self, *args)
 
+    def losses(self: Trainer, *args: Any) -> Any:
+        plain, critique = _losses(self, *args)
+        spoilt = self.state.step + 1 == job.get("spoil_at") and RANK == WORLD - 1
+        return replace(plain, total=plain.total * float("nan")) if spoilt else plain, critique
+
     def open_data(*args: Any) -> Any:
         if job.get("no_data") == RANK:
             raise DataError(f"no data in process {RANK}")
@@ -61,8 +73,11 @@ def do(job: dict[str, Any]) -> None:
         _save_png(*args)
 
     os.environ["ACCELERATE_USE_FSDP"] = str(job.get("sharded", False)).lower()
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(job.get("zero") is not None).lower()
+    os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(job.get("zero"))
     with (
         mock.patch.object(Trainer, "train_step", step),
+        mock.patch.object(Trainer, "losses", losses),
         mock.patch.object(run, "open_data", open_data),
         mock.patch.object(translation, "save_png", save_png),
         mock.patch.object(AcceleratorState, "__init__", sharded_init),

@@ -1,7 +1,8 @@
-"""Two processes as torchrun starts them: one run, one curve, one message; whole and sharded weights; translation."""
+"""Two processes as torchrun starts them: one run, one curve, one message; FSDP, DeepSpeed; translation."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -50,18 +51,22 @@ def environment(config: Path) -> dict[str, str]:
     """What `accelerate launch` sets for a config."""
     args = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
     args, _, _ = _validate_launch_command(args)
-    return {key: value for key, value in prepare_multi_gpu_env(args).items() if key.startswith("FSDP_")}
+    zero, prefixes = args.use_deepspeed, ("FSDP_", "ACCELERATE_DEEPSPEED_")
+    args.deepspeed_fields_from_accelerate_config = ""
+    values = prepare_deepspeed_cmd_env(args)[1] if zero else prepare_multi_gpu_env(args)
+    return {key: value for key, value in values.items() if key.startswith(prefixes)}
 
 
-def torchrun(jobs: list[dict[str, Any]], folder: Path) -> subprocess.Popen[str]:
+def torchrun(jobs: list[dict[str, Any]], folder: Path, config: str = "fsdp") -> subprocess.Popen[str]:
     """The jobs in two processes on the CPU."""
-    file = folder / "jobs.json"
+    file = folder / f"jobs-{config}.json"
     file.write_text(json.dumps(jobs))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    settings = environment(ROOT / "recipes/accelerate/fsdp.yaml") | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    settings = environment(ROOT / f"recipes/accelerate/{config}.yaml")
+    settings |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [*start, "-m", "tests.training.in_processes", str(file)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, **pipes)  # type: ignore[call-overload]
@@ -124,6 +129,38 @@ def jobs_of(place: Path, data: Path, model: Path) -> list[dict[str, Any]]:
 def two(place: Path, data: Path, one: Path) -> tuple[int, str, str]:
     """Two processes' exit status, what they print, and what they say."""
     process = torchrun(jobs_of(place, data, one), place)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def zero_jobs(place: Path, data: Path) -> list[dict[str, Any]]:
+    """What two processes do under DeepSpeed; the last job fails in the second."""
+    two, half = recipe(data, batch=2), recipe(data, batch=2, precision="bf16")
+    parted = recipe(data, batch=1, accumulation=2)
+    (place / "two.yaml").write_text(json.dumps(two))
+    (place / "large.yaml").write_text(json.dumps(upsampler(data, batch=2)))
+    none = ["--out", str(place / "zero-none")]
+    jobs: list[dict[str, Any]] = [
+        {"recipe": two, "out": "zero"},
+        {"recipe": two, "out": "zero-cut", "stop_at": 3},
+        {"recipe": two, "out": "zero-cut", "resume": True},
+        {"recipe": parted, "out": "zero-parted"},
+        {"recipe": parted, "out": "zero-1", "zero": 1},
+        {"recipe": half, "out": "zero-bf16"},
+        {"recipe": half, "out": "bf16", "zero": None},
+        {"argv": ["train", str(place / "two.yaml"), *none], "zero": 3},
+        {"argv": ["train", str(place / "large.yaml"), *none]},
+        {"argv": ["train", str(place / "two.yaml"), "--out", str(place / "zero-spoilt")], "spoil_at": 6},
+    ]
+    return [{"zero": 2} | job | ({"out": str(place / job["out"])} if "out" in job else {}) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def zero(place: Path, data: Path) -> tuple[int, str, str]:
+    """Two processes' exit status under DeepSpeed, what they print, and what they say."""
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed: not installed (pip install 'piti[deepspeed]')")
+    process = torchrun(zero_jobs(place, data), place, "deepspeed-zero2")
     out, err = process.communicate()
     return process.returncode, out, err
 
@@ -191,6 +228,48 @@ def test_sharded_weights_are_resumed(place: Path, two: Any) -> None:
     assert "stopped and saved at step 3" in two[1]
     a, b = weights(place / "sharded"), weights(place / "sharded-cut")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("run", ["zero", "zero-parted", "zero-1"])
+def test_a_sharded_optimiser_has_the_curve_of_a_whole_one(run: str, place: Path, one: Path, zero: Any) -> None:
+    assert (place / run / "metrics.jsonl").exists(), zero[2]
+    assert_same_curve(place / run, one)
+    assert len(list((place / run / "checkpoints/step-00000006").glob("*/*_optim_states.pt"))) == 2
+    a, b = weights(place / run), weights(one)
+    assert all(torch.allclose(a[key], b[key], atol=2e-4) for key in b)
+
+
+def test_a_sharded_optimiser_is_resumed(place: Path, zero: Any) -> None:
+    assert "stopped and saved at step 3" in zero[1]
+    a, b = weights(place / "zero"), weights(place / "zero-cut")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert rows(place / "zero-cut")[-3:] == rows(place / "zero")[-3:]
+
+
+def test_a_sharded_optimiser_in_half_precision(place: Path, zero: Any) -> None:
+    assert (place / "zero-bf16/metrics.jsonl").exists(), zero[2]
+    half, wanted, single = (rows(place / run) for run in ("zero-bf16", "bf16", "zero"))
+    for row, other in zip(half[:3], wanted, strict=False):  # later steps are apart by bf16's rounding
+        assert row.pop("stage", None) == other.pop("stage", None)
+        assert row == pytest.approx(other, rel=0, abs=1e-5)
+    assert abs(half[0]["loss"] - single[0]["loss"]) > 1e-5
+    assert {value.dtype for value in weights(place / "zero-bf16").values()} == {torch.float32}
+
+
+def test_what_deepspeed_cannot_do_ends_before_anything_is_written(place: Path, zero: Any) -> None:
+    status, _, said = zero
+    assert status == 1
+    assert said.count("zero_stage: 3 of DeepSpeed is not supported") == 1
+    assert said.count("DeepSpeed holds one network, an adversarial stage has two") == 1
+    assert not (place / "zero-none").exists()
+
+
+def test_a_loss_that_is_no_number_ends_a_run_under_deepspeed(place: Path, zero: Any) -> None:
+    assert zero[2].count("step 6: loss nan") == 1
+    newest = RunFolder(place / "zero-spoilt").newest()
+    assert newest is not None
+    assert newest.name == "step-00000003"
+    assert all(value.isfinite().all() for value in weights(place / "zero-spoilt").values())
 
 
 def test_what_one_process_alone_cannot_do_is_said_once_and_ends_both(place: Path, two: Any) -> None:

@@ -92,6 +92,10 @@ def test_classes_have_to_be_somewhere(packed, tiny_data, tmp_path) -> None:
     tars = sorted(packed.glob("*train*.tar"))
     with pytest.raises(RecipeError, match=r"condition.classes: the shards have no manifest"):
         train(recipe_of(*tars), tmp_path / "run")
+    with pytest.raises(DataError, match=r"^pipe:false: cannot be fetched .*exit code 1"):
+        train(recipe_of("pipe:false", data={"shard_cache": str(tmp_path / "cache")}), tmp_path / "run")
+    with pytest.raises(DataError, match=r"^pipe:echo hello: no tar archive"):
+        train(recipe_of("pipe:echo hello", data={"shard_cache": str(tmp_path / "cache")}), tmp_path / "run")
     named = {"kind": "mask", "classes": str(tiny_data / "classes.json")}
     rows = plan(recipe_of(*tars, condition=named), tmp_path / "run")
     assert any("8 training and 1 validation" in row["plan"] for row in rows)
