@@ -45,18 +45,18 @@ def whole_file(target: Path, overwrite: bool) -> Iterator[Path]:
         os.replace(partial, target)
 
 
-def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> None:
-    """Raises OutputError unless `whole_folder` may write there."""
+def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], flag: str = "--out") -> None:
+    """Raises OutputError unless `whole_folder` may write there. flag: what names the folder on the command line."""
     if not (target.exists() or target.is_symlink()):
         return
     if not target.is_dir() or target.is_symlink():
-        raise OutputError(f"{target}: is there already and is no folder; give another --out")
+        raise OutputError(f"{target}: is there already and is no folder; give another {flag}")
     if not any(target.iterdir()):
         return
     if not ours(target):
-        raise OutputError(f"{target}: holds other things, which would be lost; give another --out")
+        raise OutputError(f"{target}: holds other things, which would be lost; give another {flag}")
     if not overwrite:
-        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another --out")
+        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
 
 
 def check_file(target: Path, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piti.conditions import Condition, SeveralCondition
+from piti.data.addresses import MANIFEST
 from piti.errors import UserError
 from piti.images import list_files
 from piti.spec import choices
@@ -72,6 +73,12 @@ def matched_parts(
             "without --given"
         )
     first = next(iter(condition.parts))
+    for path in (*inputs, *given.values()):
+        if path.suffix.lower() == ".tar" or path.name == MANIFEST or (path / MANIFEST).is_file():
+            raise GivenError(
+                f"{path}: a model of several conditions does not translate shards; unpack the conditions into a folder "
+                f"for each part and name them: --given {first}=FOLDER"
+            )
     if inputs or not given:
         what = f"{inputs[0]}: of which part is it" if inputs else "nothing to translate"
         raise GivenError(

@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from piti.cascade import NetworkSampling, Sampling
-from piti.conditions import ConditionError, SeveralCondition, TextCondition
-from piti.data.archives import Archived, list_archived
+from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
+from piti.data.addresses import MANIFEST
+from piti.data.archives import Archived, list_archived, list_conditions
+from piti.data.manifest import Manifest, read_manifest
 from piti.errors import UserError
 from piti.frames import Frame, batches_alike, enlarged
 from piti.given import PartFiles, matched_parts
@@ -149,7 +151,7 @@ def _planned(
     if parts or isinstance(pipeline.condition, SeveralCondition):
         sources, notes = matched_parts(pipeline.condition, parts, inputs)
     else:
-        sources, notes = _sources(inputs, texts, pipeline.condition.suffixes), _cut(pipeline, texts)
+        sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
     jobs = _jobs(pipeline, sources, out, settings, sampling)
     if not overwrite:
         _check_sizes(jobs)
@@ -221,12 +223,16 @@ def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job], square: bool = Fa
     return grid(list(rows.values()))
 
 
-def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -> dict[str, Item]:
-    """Files, files inside tar archives, and texts by the stem of what they become."""
+def _sources(inputs: Sequence[Path], texts: Sequence[str], condition: Condition) -> dict[str, Item]:
+    """Files, files inside tar archives and packed shards, and texts by the stem of what they become."""
     found: list[Path] = []
     archived: list[Archived] = []
+    suffixes = condition.suffixes
     for path in inputs:
-        if path.is_dir():
+        packed = _packed(path)
+        if packed is not None:
+            archived += _packed_conditions(*packed, path, condition)
+        elif path.is_dir():
             inside = list_files(path, suffixes)
             if not inside:
                 what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
@@ -248,10 +254,49 @@ def _sources(inputs: Sequence[Path], texts: Sequence[str], suffixes: Set[str]) -
     return by_stem
 
 
+def _packed(path: Path) -> tuple[Manifest, list[Path]] | None:
+    """The manifest and shards that a manifest, its folder or a shard beside it stands for. Raises DataError."""
+    place = path / MANIFEST if path.is_dir() else path.with_name(MANIFEST)
+    tar = path.suffix.lower() == ".tar" and not path.is_dir()
+    if not (tar or path.is_dir() or path == place) or not place.is_file():
+        return None
+    manifest = read_manifest(str(place))
+    names = [entry.name for entry in manifest.entries]
+    if tar:
+        return (manifest, [path]) if path.name in names else None
+    return manifest, [place.with_name(name) for name in names]
+
+
+def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, condition: Condition) -> list[Archived]:
+    """The conditions of packed shards, by what their manifest says. given: what a person named.
+
+    Of several kinds of conditions that of the folder that is named as the model's. Raises TranslationError.
+    """
+    suffixes, kinds = condition.suffixes, manifest.conditions
+    if len(kinds) > 1:
+        usual = (condition.kind, "labels") if condition.kind == "mask" else (condition.kind,)
+        kinds = {folder: extension for folder, extension in kinds.items() if folder.startswith(usual)} or kinds
+    extensions: list[str | None] = list(kinds.values())
+    if not kinds and isinstance(condition, TextCondition):
+        extensions = [None]  # captions, KEY.txt, which are no photographs
+    if len(extensions) != 1:
+        what = f"which of {', '.join(kinds)} is the model's {condition.kind} cannot be told from"
+        what = what if kinds else "no conditions were packed, only photographs, says"
+        raise TranslationError(f"{given}: {what} the shards' {MANIFEST}; unpack the conditions and give their folder")
+    try:
+        inside = [file for shard in shards for file in list_archived(shard, suffixes, extensions[0])]
+    except ImageError as error:
+        raise TranslationError(str(error)) from None
+    if not inside:
+        named = [f"KEY.{extensions[0]}{suffix}" if extensions[0] else f"KEY{suffix}" for suffix in sorted(suffixes)]
+        raise TranslationError(f"{given}: the shards hold no {condition.kind} ({', '.join(named)}); give others")
+    return inside
+
+
 def _archived(archive: Path, suffixes: Set[str]) -> list[Archived]:
     """The conditions of a tar archive. Raises TranslationError."""
     try:
-        inside = list_archived(archive, suffixes)
+        inside = list_conditions(archive, suffixes)
     except ImageError as error:
         raise TranslationError(str(error)) from None
     if not inside:

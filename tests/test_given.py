@@ -204,3 +204,13 @@ def test_parts_are_one_key_of_a_mapping() -> None:
     assert len({files, PartFiles(files.files)}) == 1
     assert str(files) == "mask=a/m.png, sketch=b/s.png"
     assert files.name == "mask=m.png, sketch=s.png"
+
+
+def test_shards_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    condition = several_pipeline().condition
+    (tmp_path / "sh").mkdir()
+    (tmp_path / "sh" / "shards.json").write_text("{}")
+    for path in (tmp_path / "sh", tmp_path / "sh" / "shards.json", tmp_path / "sh" / "a.tar"):
+        for given, inputs in (({}, [path]), ({"mask": path}, [])):
+            with pytest.raises(GivenError, match=rf"^{path}: .*does not translate shards; .*--given mask=FOLDER"):
+                matched_parts(condition, given, inputs)

@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_packed_trains_as_the_folder_does(tiny_data, tmp_path) -> None:
     report = pack_shards(PackJob(tiny_data, tmp_path / "out", samples=4))
-    assert str(report).startswith("4 shards of 0 MiB: train 9, val 3 samples")
+    assert str(report).startswith("4 shards of 40 KiB in all: train 9, val 3 samples")
     names = {f"out-train-00000{k}.tar" for k in range(3)} | {"out-val-000000.tar", "classes.json", "shards.json"}
     assert set(contents(tmp_path / "out")) == names
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -56,6 +56,14 @@ def test_what_is_packed_trains_as_the_folder_does(tiny_data, tmp_path) -> None:
             assert (one.image == other.image).all()
             assert (one.condition == other.condition).all()
     assert verify_shards(tmp_path / "out") == report.manifest
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(0, "0 bytes"), (900, "900 bytes"), (1536, "1.5 KiB"), (40 * 2**20, "40 MiB"), (1500 * 2**30, "1,500 GiB")],
+)
+def test_sizes_have_a_unit_that_fits(count, told) -> None:
+    assert packing._size(count) == told
 
 
 def test_files_are_packed_as_they_are_and_the_same_every_time(tiny_data, tmp_path) -> None:
@@ -213,7 +221,7 @@ class TestInterrupted:
         job = PackJob(tiny_data, tmp_path / "out", samples=3)
         pack_shards(job)
         before = contents(job.out)
-        with pytest.raises(OutputError, match=r"out: is there already; add --overwrite"):
+        with pytest.raises(OutputError, match=r"out: is there already; add --overwrite .*or give another OUT$"):
             pack_shards(job)
         other = PackJob(tiny_data, tmp_path / "out", samples=5, overwrite=True)
         with monkeypatch.context() as patch:
@@ -225,7 +233,7 @@ class TestInterrupted:
         assert len(list(job.out.glob("*.tar"))) == 3
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "letter.txt").write_text("keep")
-        with pytest.raises(OutputError, match=r"mine: holds other things"):
+        with pytest.raises(OutputError, match=r"mine: holds other things, .* give another OUT$"):
             pack_shards(PackJob(tiny_data, tmp_path / "mine", overwrite=True))
 
 

@@ -14,6 +14,8 @@ from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipeline import PITIPipeline
+from piti.prepare.packable import PackJob
+from piti.prepare.shards import pack_shards
 from piti.translation import Settings, TranslationError, translate_files
 from tests.conftest import TINY_MODEL
 from tests.test_pipeline import mask, tiny_pipeline
@@ -165,3 +167,56 @@ class TestTexts:
             translate_files(text_pipeline(), [], tmp_path, settings, "t", texts=[" "])
         with pytest.raises(TranslationError, match=r"A! and a would write the same files"):
             translate_files(text_pipeline(), [], tmp_path, settings, "t", texts=["A!", "a"])
+
+
+class TestShards:
+    """Photographs of uniform colours far from class ids lie beside the masks: taken as masks they are refused."""
+
+    @pytest.fixture
+    def shards(self, masks: Path, tmp_path: Path) -> Path:
+        root = tmp_path / "root"
+        for folder in ("images", "labels", "sketches"):
+            (root / folder).mkdir(parents=True)
+        for path in masks.iterdir():
+            Image.new("RGB", (16, 16), (200, 90, 30)).save(root / "images" / path.name)
+            Image.open(path).save(root / "labels" / path.name)
+            Image.new("L", (16, 16), 255).save(root / "sketches" / path.name)
+        (root / "splits.json").write_text('{"train": ["m0", "m1"], "val": ["m2"]}')
+        pack_shards(PackJob(root, tmp_path / "sh", "images", ("labels",), samples=1))
+        pack_shards(PackJob(root, tmp_path / "both", "images", ("labels", "sketches"), samples=1))
+        pack_shards(PackJob(root, tmp_path / "alone", "images", (), samples=1))
+        return tmp_path / "sh"
+
+    def made(self, out: Path, *inputs: Path) -> dict[str, bytes]:
+        translate_files(tiny_pipeline(), inputs, out, Settings(num=1, steps=2), "tiny")
+        return pixels(out)
+
+    def test_conditions_are_what_the_manifest_says(self, masks: Path, shards: Path, tmp_path: Path) -> None:
+        whole = self.made(tmp_path / "whole", masks)
+        assert self.made(tmp_path / "folder", shards) == whole
+        assert self.made(tmp_path / "json", shards / "shards.json") == whole
+        assert self.made(tmp_path / "tar", shards / "sh-val-000000.tar") == {"m2_0.png": whole["m2_0.png"]}
+        assert self.made(tmp_path / "chosen", tmp_path / "both") == whole
+
+    def test_a_tar_that_went_from_its_manifest_is_refused(self, shards: Path, tmp_path: Path) -> None:
+        tar = (shards / "sh-val-000000.tar").rename(tmp_path / "went.tar")
+        with pytest.raises(
+            TranslationError, match=r"went.tar: holds m2.png and m2.labels.png, and which .*shards.json"
+        ):
+            self.made(tmp_path / "out", tar)
+        (tmp_path / "shards.json").write_text((shards / "shards.json").read_text())  # which names it otherwise
+        with pytest.raises(TranslationError, match=r"went.tar: holds m2.png and m2.labels.png"):
+            self.made(tmp_path / "out", tar)
+        assert not (tmp_path / "out").exists()
+
+    def test_shards_without_the_condition_are_refused(self, shards: Path, tmp_path: Path) -> None:
+        with pytest.raises(TranslationError, match=r"alone: no conditions were packed, only photographs"):
+            self.made(tmp_path / "out", tmp_path / "alone")
+        manifest = tmp_path / "both" / "shards.json"
+        manifest.write_text(manifest.read_text().replace('"labels": "labels"', '"regions": "labels"'))
+        with pytest.raises(TranslationError, match=r"both: which of regions, sketches is the model's mask cannot be"):
+            self.made(tmp_path / "out", tmp_path / "both")
+        manifest = shards / "shards.json"
+        manifest.write_text(manifest.read_text().replace('"labels": "labels"', '"labels": "masks"'))
+        with pytest.raises(TranslationError, match=r"sh: the shards hold no mask \(.*KEY.masks.png"):
+            self.made(tmp_path / "out", shards)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections import defaultdict
 from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from piti.conditions.depth_files import DEPTH_SUFFIXES
 from piti.data.problems import DataError
 from piti.images import IMAGE_SUFFIXES, ImageError
 
@@ -31,6 +33,11 @@ class Archived:
         path = PurePosixPath(self.name)
         return (path.parent / path.name.partition(".")[0]).as_posix()
 
+    @property
+    def extension(self) -> str:
+        """What follows the first dot of the file's name, in small letters: `edge.jpg` of `KEY.edge.JPG`."""
+        return PurePosixPath(self.name).name.partition(".")[2].lower()
+
     def open(self) -> io.BytesIO:
         """The file's bytes."""
         with self.archive.open("rb") as tar:
@@ -41,19 +48,47 @@ class Archived:
         return f"{self.archive}:{self.name}"
 
 
-def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Archived]:
+def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES, extension: str | None = None) -> list[Archived]:
     """The pictures of a tar archive, or its files of other suffixes, sorted by name.
 
     As in WebDataset a name ends at its first dot: of `KEY.jpg`, `KEY.edge.jpg` and `KEY.txt` only the first
-    is a picture, the last a `.txt`. Raises ImageError if the archive is missing, damaged or compressed.
+    is a picture, the last a `.txt`. extension: take the files of this one instead, with its suffix or without:
+    `KEY.edge.jpg` for "edge". Raises ImageError if the archive is missing, damaged or compressed.
     """
-    found = []
+    wanted = suffixes if extension is None else {f".{extension}{suffix}" for suffix in suffixes}
+    if extension is not None and PurePosixPath(extension).suffix in suffixes:
+        wanted = wanted | {f".{extension}"}
+    return [member for member in _files(archive) if f".{member.extension}" in wanted]
+
+
+def list_conditions(archive: Path, suffixes: Set[str]) -> list[Archived]:
+    """The conditions of a tar archive that holds nothing else that could be one, sorted by name.
+
+    Raises ImageError as `list_archived`, and where `KEY.jpg` and a `KEY.edge.jpg` or `KEY.png` lie side by side:
+    the one is then a photograph, and which cannot be told.
+    """
+    found = list_archived(archive, suffixes)
+    likely = suffixes | IMAGE_SUFFIXES | DEPTH_SUFFIXES if suffixes & IMAGE_SUFFIXES else suffixes
+    of_key: dict[str, list[Archived]] = defaultdict(list)
+    for member in _files(archive):
+        if PurePosixPath(member.name).suffix.lower() in likely:
+            of_key[member.key].append(member)
+    for member in found:
+        others = [one for one in of_key[member.key] if one.name != member.name and one.extension != member.extension]
+        if others:
+            raise ImageError(
+                f"{archive}: holds {member.name} and {others[0].name}, and which of them is the condition cannot be "
+                f"told; put the tar beside its shards.json, or unpack the conditions alone: tar -xf {archive.name} "
+                f"--wildcards '*.{others[0].extension}'"
+            )
+    return found
+
+
+def _files(archive: Path) -> list[Archived]:
+    """All files of a tar archive, sorted by name. Raises ImageError."""
     try:
         with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                _, dot, extension = PurePosixPath(member.name).name.partition(".")
-                if member.isfile() and dot + extension.lower() in suffixes:
-                    found.append(Archived(archive, member.name, member.offset_data, member.size))
+            found = [Archived(archive, one.name, one.offset_data, one.size) for one in tar if one.isfile()]
     except FileNotFoundError:
         raise ImageError(f"{archive}: no such file; check the path") from None
     except (OSError, tarfile.TarError) as error:
@@ -131,7 +166,8 @@ def index_shard(file: io.BufferedReader, shown: str) -> ShardIndex:
                 _add(found, member)
             damage = _unended(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        damage = f"damaged after {len(found)} samples ({error})"
+        where = f"damaged after {len(found)} samples" if found else "no tar archive, or damaged from its start"
+        damage = f"{where} ({error})"
     return ShardIndex([ShardSample(key, one.files, tuple(one.twice)) for key, one in found.items()], damage)
 
 

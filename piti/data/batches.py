@@ -156,7 +156,7 @@ class BatchStream(Dataset[Batch]):
                 continue
             self._tally.add(1, [])
             return sample
-        raise DataError(f"no sample near {skipped[-1]} can be used; look at this shard and its neighbours")
+        raise DataError(f"no sample near this one can be used; look at the shard and its neighbours:\n  {skipped[-1]}")
 
 
 def centers(samples: SampleSet, count: int) -> list[Sample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import logging
 import os
 import select
 import shutil
@@ -22,19 +23,22 @@ from typing import IO
 from piti.data.addresses import PIPE, shown
 from piti.data.problems import DataError
 
+log = logging.getLogger(__name__)
+
 PAUSES = (1.0, 4.0, 15.0, 60.0)
 """Seconds before each further attempt."""
 
 _CHUNK = 1 << 20
+_AT_ONCE = 1.0  # seconds within which a command that wrote nothing fails by a mistake rather than by the network
 _TRANSIENT = frozenset({408, 421, 425, 429})  # besides 5xx: what a server may answer otherwise the next time
 
 
 class FetchFailed(Exception):
-    """One attempt failed. final: another would fail likewise."""
+    """One attempt failed. final: another would fail likewise. early: at once, before a byte came."""
 
-    def __init__(self, reason: str, final: bool = False) -> None:
+    def __init__(self, reason: str, final: bool = False, early: bool = False) -> None:
         super().__init__(reason)
-        self.final = final
+        self.final, self.early = final, early
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,11 @@ def fetch(address: str, target: Path, timeout: float, expected: Expected | None 
     """Bring what an address gives into the file `target`, which is then whole, or not there.
 
     timeout: seconds without a byte after which an attempt has failed. Raises DataError after the last attempt, or at
-    once where another would not help (HTTP 404, no such command, no space), naming address, cause and remedy.
+    once where another would not help (HTTP 404, no such command, no space), naming address, cause and remedy. A command
+    that twice fails at once without output is not tried again.
     """
     partial = target.with_name(target.name + ".partial")
-    failures = []
+    failures: list[FetchFailed] = []
     try:
         for pause in (*PAUSES, None):
             try:
@@ -60,10 +65,11 @@ def fetch(address: str, target: Path, timeout: float, expected: Expected | None 
                 os.replace(partial, target)
                 return
             except FetchFailed as failure:
-                failures.append(str(failure))
-                if failure.final:
+                failures.append(failure)
+                if failure.final or sum(one.early for one in failures) > 1:
                     break
             if pause is not None:
+                log.warning("%s: %s; trying again in %g s", shown(address), failures[-1], pause)
                 time.sleep(pause)
     finally:
         partial.unlink(missing_ok=True)
@@ -138,20 +144,27 @@ def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
     command = address.removeprefix(PIPE)
     bash = shutil.which("bash")  # which can tell when a command within a pipeline failed
     shell = [bash, "-o", "pipefail", "-c", command] if bash else ["/bin/sh", "-c", command]
+    began, came = time.monotonic(), False
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
         try:
             assert process.stdout is not None
-            yield from _chunks(process.stdout, timeout)
+            for chunk in _chunks(process.stdout, timeout):
+                came = True
+                yield chunk
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise FetchFailed(f"the command closed its output and did not end within {timeout:g} s") from None
         finally:
             _end(process)
+        said = f"the command ended with exit code {code}{_last_line(errors)}"
+        early = not came and time.monotonic() - began < _AT_ONCE
         if code:
-            raise FetchFailed(f"the command ended with exit code {code}{_last_line(errors)}", code in (126, 127))
+            raise FetchFailed(said, final=code in (126, 127), early=early)
+        if not came:
+            raise FetchFailed(f"nothing came; {said}", early=early)
 
 
 def _chunks(output: IO[bytes], timeout: float) -> Iterator[bytes]:

@@ -59,6 +59,13 @@ def list_shards(spec: FolderSpec) -> ShardList:
     return ShardList(tuple(train), tuple(val), conditions, classes)
 
 
+def check_reached(spec: FolderSpec, listed: ShardList) -> None:
+    """Fetch the first remote shard, which is kept. Raises DataError where it cannot be had, or is no tar."""
+    remote = [shard for shard in listed.train if shard.remote]
+    if remote:
+        counted([replace(remote[0], samples=None)], cache_of(spec))
+
+
 @dataclass(frozen=True)
 class _Given:
     """One address of a recipe."""
@@ -117,14 +124,19 @@ def counted(
             remote,
         )
     counts: dict[str, int] = {}
+    readable, damaged = len(shards) - len(unknown), ""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         indices = zip(unknown, pool.map(cache.index_of, unknown), strict=True)
         for done, (shard, index) in enumerate(indices, start=1):
             if index.damage is not None:
                 log.warning("%s: %s", shard, index.damage)
+                damaged = damaged or f"{shard}: {index.damage}"
+            readable += len(index.samples)
             counts[shard.address] = len(index.samples) + (index.damage is not None)
             if progress is not None:
                 progress(done, len(unknown))
+    if damaged and not readable:
+        raise DataError(f"{damaged}; no sample of the shards can be read: check data.shards")
     return [replace(one, samples=counts[one.address]) if one.samples is None else one for one in shards]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from piti.spec import Spec
 
@@ -32,3 +33,9 @@ class ShardSpec(Spec):
     """Seconds without a byte after which fetching a shard counts as failed, and is tried again."""
     max_bad: float = Field(default=0.01, ge=0, le=1)
     """Samples of shards that cannot be used are left out and named; the run stops when more than this share is."""
+
+    @field_validator("shards", "val_shards", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, given: Any) -> Any:
+        """A single address stands for a list of it."""
+        return (given,) if isinstance(given, str) else given

@@ -83,11 +83,19 @@ class ShardCache:
                 raise DataError(f"{path}: cannot be opened ({error.strerror}); check data.shards") from None
         self.make()
         with _locked(path.with_suffix(".lock")):
-            if not path.exists():
-                fetch(shard.address, path, self.timeout, shard.expected)
+            fetched = False
+            while True:
+                try:
+                    handle = path.open("rb")
+                    break
+                except FileNotFoundError:  # not there, or evicted by another thread before it was opened
+                    fetch(shard.address, path, self.timeout, shard.expected)
+                    fetched = True
+            with contextlib.suppress(FileNotFoundError):  # evicted since; the handle still reads it
+                os.utime(path)
+            if fetched:
                 self._evict(path)
-            os.utime(path)
-            return path.open("rb")
+            return handle
 
     def index_of(self, shard: Shard, handle: io.BufferedReader | None = None) -> ShardIndex:
         """What lies where in a shard, of whose file a handle may be at hand; remembered. Raises DataError."""

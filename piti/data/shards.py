@@ -100,8 +100,7 @@ class ShardSet:
         position = within if self._kept is None else int(self._kept[number][within])
         opened = self.store.opened(number)
         if position >= len(opened.index.samples):
-            cause = opened.index.damage or f"it holds {len(opened.index.samples)} samples, fewer than were counted"
-            raise BadSample(Skipped(f"{opened.shard}: sample {position + 1} of {opened.shard.samples}", cause))
+            raise BadSample(_beyond(opened, position))
         found = opened.index.samples[position]
         name = f"{opened.shard}: {found.key}"
         pair = self._pair(opened, found, name)
@@ -161,6 +160,15 @@ class ShardSet:
             raise BadSample(Skipped(name, f"the image is {width} x {height}, its condition {size}"))
         if min(width, height) < self.smallest:
             raise BadSample(Skipped(name, f"is {width} x {height}, a sample needs a short side of {self.smallest}"))
+
+
+def _beyond(opened: OpenShard, position: int) -> Skipped:
+    """Of a sample that was counted and is not there: that it is missing, or why all from there on are."""
+    readable, damage = len(opened.index.samples), opened.index.damage
+    if damage is None:
+        cause = f"it holds {readable} samples, fewer than were counted"
+        return Skipped(f"{opened.shard}: sample {position + 1} of {opened.shard.samples}", cause)
+    return Skipped(f"{opened.shard}: what follows sample {readable}" if readable else str(opened.shard), damage)
 
 
 def _file(opened: OpenShard, found: ShardSample, extension: str) -> InShard:

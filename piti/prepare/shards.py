@@ -45,13 +45,21 @@ class PackReport:
 
     def __str__(self) -> str:
         entries = self.manifest.entries
-        size = sum(entry.bytes for entry in entries) / MIB
+        size = _size(sum(entry.bytes for entry in entries))
         splits = ", ".join(
             f"{name} {sum(entry.samples for entry in found)}" for name, found in self.manifest.splits.items()
         )
         kept = f", {self.kept} of them there already" if self.kept else ""
         left = f"; {len(self.skipped)} left out, see {SKIPPED_FILE}" if self.skipped else ""
-        return f"{len(entries)} shards of {size:,.0f} MiB{kept}: {splits} samples{left}"
+        return f"{len(entries)} shards of {size} in all{kept}: {splits} samples{left}"
+
+
+def _size(count: int) -> str:
+    """Bytes in a unit of which there is more than one."""
+    for unit, name in ((MIB * 1024, "GiB"), (MIB, "MiB"), (1024, "KiB")):
+        if count >= unit:
+            return f"{count / unit:,.{0 if count >= 10 * unit else 1}f} {name}"
+    return f"{count} bytes"
 
 
 def pack_shards(job: PackJob, progress: Progress | None = None) -> PackReport:
@@ -62,7 +70,7 @@ def pack_shards(job: PackJob, progress: Progress | None = None) -> PackReport:
     left out and named. progress: called with (done, total) samples. Raises DataError if they are more than
     `job.max_bad`, or nothing is there; OutputError if `job.out` holds something.
     """
-    check_folder(job.out, job.overwrite, lambda folder: (folder / MANIFEST).is_file())
+    check_folder(job.out, job.overwrite, lambda folder: (folder / MANIFEST).is_file(), "OUT")
     found = find_samples(job)
     classes = job.source / CLASSES_FILE
     table = ClassTable.read(classes).to_dict() if classes.is_file() else None

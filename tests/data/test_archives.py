@@ -9,8 +9,8 @@ from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition, NoCondition
 from piti.data import DataError, FolderSpec, PairedFolder
-from piti.data.archives import list_archived
-from piti.images import ImageError, image_size, read_rgb
+from piti.data.archives import list_archived, list_conditions
+from piti.images import IMAGE_SUFFIXES, ImageError, image_size, read_rgb
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
@@ -47,6 +47,29 @@ def test_keys_are_whole_paths(tmp_path) -> None:
     tar = packed(tmp_path / "p.tar", {name: png(k) for k, name in enumerate(names)})
     assert [member.key for member in list_archived(tar)] == ["a", "b", "v1.0/a", "v1.0/b"]
     assert len(PairedFolder(FolderSpec(photographs=(tar,), size=8), NoCondition())) == 4
+
+
+def test_of_one_extension(tmp_path) -> None:
+    tar = packed(tmp_path / "p.tar", FILES | {"1.Edge.PNG": png(3), "1.edges.png": png(4)})
+    for extension in ("edge", "edge.png"):
+        assert [member.name for member in list_archived(tar, extension=extension)] == ["0.edge.png", "1.Edge.PNG"]
+    assert list_archived(tar, {".txt"}, "edge") == []
+
+
+@pytest.mark.parametrize("other", ["a.edge.jpg", "a.png", "a.depth.npy"])
+def test_conditions_that_cannot_be_told_from_photographs(tmp_path, other) -> None:
+    tar = packed(tmp_path / "p.tar", {"a.jpg": png(0), other: png(1), "a.txt": b"words"})
+    extension = other.partition(".")[2]
+    with pytest.raises(
+        ImageError, match=rf"p.tar: holds a.\w+ and a.* which .*cannot be told; .*'\*.({extension}|jpg)'"
+    ):
+        list_conditions(tar, IMAGE_SUFFIXES)
+    assert [member.name for member in list_conditions(tar, {".txt"})] == ["a.txt"]
+
+
+def test_conditions_alone(tmp_path) -> None:
+    tar = packed(tmp_path / "p.tar", {"a.png": png(0), "b/a.jpg": png(1), "a.txt": b"words", "a.json": b"{}"})
+    assert [member.name for member in list_conditions(tar, IMAGE_SUFFIXES)] == ["a.png", "b/a.jpg"]
 
 
 def test_archives_that_cannot_be_read(tmp_path) -> None:

@@ -314,7 +314,7 @@ class TestPlan:
         return [draw_plan((256, 256), 4, SPEC, generator_for("plan", k)) for k in range(self.COUNT)]
 
     def expect(self, hits: int, total: int, probability: float) -> None:
-        """Within four standard deviations of the binomial."""
+        """Assert that it is within four standard deviations of the binomial."""
         assert abs(hits - total * probability) < 4 * math.sqrt(total * probability * (1 - probability))
 
     def resizes(self, plan: tuple[Step, ...]) -> list[Step]:
@@ -336,6 +336,13 @@ class TestPlan:
         kinds = Counter(step.kind for plan in plans for step in plan if isinstance(step, Resize))
         for kind in KINDS:
             self.expect(kinds[kind], kinds.total(), 1 / 3)
+
+    def test_other_probabilities_are_told_from_these(self, plans):
+        """The bounds above are narrow enough to tell a share that is 0.05 off."""
+        blurs = sum(isinstance(step, IsotropicBlur | AnisotropicBlur) for plan in plans for step in plan)
+        for wrong in (0.75, 0.85):
+            with pytest.raises(AssertionError):
+                self.expect(blurs, self.COUNT, wrong)
 
     def test_the_final_resize_comes_after_the_shrinking(self, plans):
         for plan in plans:

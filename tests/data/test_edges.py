@@ -256,18 +256,23 @@ class TestLearned:
         assert (wide[8:92].sum(1) > 5).all()
 
     def test_weights_out_of_reach(self, installed) -> None:
-        with pytest.raises(DetectorError, match=r"HEDdetector: cannot load .* nowhere \(no connection\).*--weights"):
+        with pytest.raises(DetectorError, match=r"^--detector hed: cannot load .* nowhere \(no con.*--weights"):
             line_source("hed", {"weights": "nowhere"})
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "controlnet_aux", None)
-        with pytest.raises(DetectorError, match=r"PidiNetDetector: needs the package controlnet-aux.*--detector lines"):
+        with pytest.raises(DetectorError, match=r"^--detector pidinet: needs the package cont.*--detector lines"):
             line_source("pidinet")
 
     def test_an_older_package_without_the_class(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "controlnet_aux", ModuleType("controlnet_aux"))
         with pytest.raises(DetectorError, match="cannot be imported"):
             line_source("hed")
+
+    def test_low_is_not_above_high(self) -> None:
+        with pytest.raises(SpecError, match=r"--detector lines:\n  low = 0.5 is above high = 0.2; .*: lower low, or"):
+            detector_spec("lines", {"low": 0.5})
+        detector_spec("lines", {"low": 0.2})
 
     def test_names_and_settings_are_checked(self) -> None:
         with pytest.raises(DetectorError, match=r"--detector line: unknown; did you mean 'lines'\?"):

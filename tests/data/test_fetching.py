@@ -114,6 +114,31 @@ class TestPipes:
               tmp_path / "got", 5)  # fmt: skip
         assert (tmp_path / "got").read_bytes() == BODY
 
+    @pytest.mark.parametrize(
+        ("command", "said"),
+        [
+            ("false", r"after 2 attempts: the command ended with exit code 1;"),
+            ("echo denied >&2; exit 3", r"after 2 attempts: the command ended with exit code 3: denied;"),
+            (
+                "echo no such key >&2",
+                r"after 2 attempts: nothing came; the command ended with exit code 0: no such key;",
+            ),
+        ],
+    )
+    def test_one_that_fails_at_once_without_output_is_tried_twice(self, tmp_path, caplog, command, said) -> None:
+        (tmp_path / "served").mkdir()
+        count = tmp_path / "served" / "count"
+        with pytest.raises(DataError, match=said):
+            fetch(f"pipe:echo x >> {count}; {command}", tmp_path / "got", 5)
+        assert count.read_text() == "x\n" * 2
+        assert caplog.text.count("trying again in 0 s") == 1
+        assert "exit code" in caplog.text
+
+    def test_one_that_fails_after_a_while_is_tried_as_often_as_a_server(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(fetching, "_AT_ONCE", 0.0)
+        with pytest.raises(DataError, match=r"after 4 attempts: the command ended with exit code 1;"):
+            fetch("pipe:false", tmp_path / "got", 5)
+
     def test_the_first_of_a_pipeline_fails(self, served, tmp_path) -> None:
         with pytest.raises(DataError, match=r"exit code 1"):
             fetch(f"pipe:cat {served}/none.tar | cat", tmp_path / "got", 5)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from piti.conditions import NoCondition
-from piti.data import fetching, open_shards
+from piti.data import FolderSpec, fetching, open_shards
 from piti.data.batches import BatchStream
 from piti.data.problems import DataError
 from piti.data.shard_lists import list_shards
@@ -151,6 +151,28 @@ class TestRemote:
         assert [len(store.opened(k).index.samples) for k in range(6)] == [4] * 6
         assert len(store._open) == 3
         assert pickle.loads(pickle.dumps(store)).opened(2).shard == store.shards[2]
+
+
+def test_what_is_no_tar_is_told_before_training(spec, tmp_path) -> None:
+    with pytest.raises(
+        DataError, match=r"^pipe:echo hello: no tar archive, or damaged from its start \(.*no sample of"
+    ):
+        open_shards(spec("pipe:echo hello"), NoCondition())
+    (tmp_path / "b.tar").write_bytes(b"hello")
+    training, _ = open_shards(spec(photographs(tmp_path / "a.tar", 3), tmp_path / "b.tar"), NoCondition())
+    skipped = []
+    for k in range(len(training)):
+        try:
+            training.center(k)
+        except BadSample as bad:
+            skipped.append(str(bad))
+    assert all(one.startswith(f"{tmp_path}/b.tar: no tar archive") for one in skipped)
+
+
+def test_a_single_address_stands_for_a_list() -> None:
+    values = {"shards": "a.tar", "val_shards": "b.tar"}
+    assert FolderSpec.parse(values, "test") == FolderSpec(shards=("a.tar",), val_shards=("b.tar",))
+    assert FolderSpec.parse({"shards": ["a", "b"]}, "test").shards == ("a", "b")
 
 
 class TestManifests:

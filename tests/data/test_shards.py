@@ -211,7 +211,7 @@ class TestBad:
     def test_all(self, spec, tmp_path) -> None:
         tar = packed(tmp_path / "a.tar", {f"{k}.jpg": b"x" for k in range(3)})
         training, held = open_shards(spec(tar, val_shards=validating(tmp_path)), NoCondition())
-        with pytest.raises(DataError, match=r"no sample near .*a.tar: \d: .*can be used"):
+        with pytest.raises(DataError, match=r"no sample near this one can be used; .*\n  .*a.tar: \d: "):
             BatchStream(training, 2, 0, max_bad=1.0)[0]
         assert held is not None
         assert len(centers(held, 5)) == 1
@@ -256,7 +256,7 @@ class TestDamage:
         (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
         training, _ = open_shards(spec(tmp_path / "a.tar", val_shards=validating(tmp_path)), NoCondition())
         assert len(training) == 1
-        with pytest.raises(BadSample, match=r"a.tar: sample 1 of 1: damaged after 0 samples"):
+        with pytest.raises(BadSample, match=r"a.tar: no tar archive, or damaged from its start \("):
             training.center(0)
 
     def test_compressed(self, spec, tmp_path) -> None:
