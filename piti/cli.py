@@ -18,6 +18,15 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(prepare_app, name="prepare")
 log = Console(stderr=True)
 
+_GIVEN = {
+    "mask": "MASK.png",
+    "palette": "MASK.png",
+    "sketch": "SKETCH.png",
+    "geometry": "DEPTH.png",
+    "text": '--text "…"',
+    "several": "--given PART=FILE",
+}  # what is translated, by the kind of condition
+
 
 class Layout(StrEnum):
     """What `export` can write."""
@@ -60,7 +69,7 @@ def train(
         return
     alone = parsed.model.low_res is not None and parsed.base is None
     use = f"--model BASE --upsampler {folder}" if alone else f"--model {folder}"
-    given = "--given PART=FILE" if parsed.condition.get("kind") == "several" else "MASK.png"
+    given = _GIVEN.get(str(parsed.condition.get("kind")), "CONDITION.png")
     typer.echo(f"the model is in {model}; translate with it: piti translate {given} {use}")
 
 
@@ -90,7 +99,9 @@ def translate(
     square: Annotated[
         bool, typer.Option("--square", help="Translate the square at a condition's centre, not all of it.")
     ] = False,
-    size: Annotated[int | None, typer.Option(min=1, help="Short side of the images; the model's by default.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Short side of the images: 16 px to 4 times the model's, which is the default.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where STEM_0.png … and sheet.png go.")] = Path("out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make images anew that exist already.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,

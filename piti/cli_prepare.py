@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +25,27 @@ Checked = Annotated[bool, typer.Option("--check", help="Look through the whole s
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave pairs with problems out, instead of stopping.")]
 
 
+class _Terminated(BaseException):
+    """SIGTERM came; as Ctrl-C, it lets every process and file be closed."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what goes on where it was, once the files under way are whole, with a word on that."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as stop:
+        typer.echo("stopped; the same command goes on where it was", err=True)
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @prepare_app.callback()
 def prepare() -> None:
     """Make training data: sketches of photographs, downloaded data sets, shards."""
@@ -28,7 +53,7 @@ def prepare() -> None:
 
 @prepare_app.command()
 def sketch(
-    photos: Annotated[list[Path], typer.Argument(help="Photographs: folders, in any depth, or tar archives.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photographs: folders, in any depth, tar archives, or files.")],
     out: Annotated[Path, typer.Argument(help="Gets images/ and sketches/.")],
     detector: Annotated[
         str, typer.Option(help="lines (built in), or hed or pidinet where controlnet-aux is installed.")
@@ -66,9 +91,11 @@ def sketch(
         "shortest": shortest, "side": side, "weights": weights, "device": device,
     }  # fmt: skip
     _, spec = detector_spec(detector, {key: value for key, value in given.items() if value is not None})
-    with steps_bar(log, "drawing") as progress:
+    with _stoppable(), steps_bar(log, "drawing") as progress:
         job = SketchJob(out, detector, spec, link, overwrite)
         report = prepare_sketches(photos, job, processes, max_bad, progress)
+    for note in report.notes():
+        typer.echo(f"note: {note}")
     typer.echo(f"{report}; train on them: piti train recipes/sketch.yaml --data {out}")
 
 
@@ -85,7 +112,7 @@ def ade20k(
     """ADE20K: SceneParse150 (ADEChallengeData2016), or the full release."""
     from piti.data.layouts import ade20k as layout
 
-    _prepare_set(layout(src, top), out, check, skip_bad, link, overwrite)
+    _prepare_set(layout(src, top), src, out, check, skip_bad, link, overwrite)
 
 
 @prepare_app.command("coco-stuff")
@@ -101,7 +128,7 @@ def coco_stuff(
     """COCO-Stuff 164k: images/ and annotations/ of train2017 and val2017."""
     from piti.data.layouts import CocoStuff
 
-    _prepare_set(CocoStuff(src, train_ids), out, check, skip_bad, link, overwrite)
+    _prepare_set(CocoStuff(src, train_ids), src, out, check, skip_bad, link, overwrite)
 
 
 @prepare_app.command()
@@ -117,7 +144,7 @@ def cityscapes(
     """Cityscapes: leftImg8bit/ and gtFine/ with *_labelIds.png."""
     from piti.data.layouts import Cityscapes
 
-    _prepare_set(Cityscapes(src, train_ids), out, check, skip_bad, link, overwrite)
+    _prepare_set(Cityscapes(src, train_ids), src, out, check, skip_bad, link, overwrite)
 
 
 @prepare_app.command()
@@ -132,7 +159,7 @@ def diode(
     """DIODE: depth, its mask and, if downloaded, normals become one file a photograph."""
     from piti.data.layouts import Diode
 
-    _prepare_set(Diode(src), out, check, skip_bad, link, overwrite)
+    _prepare_set(Diode(src), src, out, check, skip_bad, link, overwrite)
 
 
 @prepare_app.command()
@@ -147,18 +174,23 @@ def folder(
     """A folder of photographs and masks: look through it, and write what is good of it."""
     from piti.data.layouts import PlainFolder
 
-    _prepare_set(PlainFolder(src), out, check, skip_bad, link, overwrite)
+    _prepare_set(PlainFolder(src), src, out, check, skip_bad, link, overwrite)
 
 
-def _prepare_set(layout: Layout, out: Path | None, check: bool, skip_bad: bool, link: bool, overwrite: bool) -> None:
+def _prepare_set(
+    layout: Layout, src: Path, out: Path | None, check: bool, skip_bad: bool, link: bool, overwrite: bool
+) -> None:
     """Look through a data set, report, and unless only that was asked for, write it."""
     from piti.cli import log, print_rows
     from piti.errors import UserError
+    from piti.prepare.outputs import refuse_inside
     from piti.prepare.sets import check_set, write_set
     from piti.progress import steps_bar
 
     if out is None and not check:
         raise UserError("OUT is missing; give a folder to write to, or --check to look through the data set only")
+    if out is not None:
+        refuse_inside(out, src)
     with steps_bar(log, "checking") as progress:
         report = check_set(layout, progress)
     print_rows(report.rows())
@@ -168,7 +200,7 @@ def _prepare_set(layout: Layout, out: Path | None, check: bool, skip_bad: bool, 
         report.problems().raise_if_any(layout.root)
         typer.echo("all is well; nothing was written")
         return
-    with steps_bar(log, "writing") as progress:
+    with _stoppable(), steps_bar(log, "writing") as progress:
         done = write_set(report, out, link, overwrite, skip_bad, progress)
     typer.echo(f"{done}; train on them: piti train {layout.recipe} --data {out}")
 

@@ -19,6 +19,8 @@ MAX_RATIO = 4
 """How many times longer than its short side a condition may be: the networks learned from squares."""
 MAX_ENLARGED = 4
 """How many times larger than a model was trained for its images may be asked for."""
+MIN_SIZE = 16
+"""The least short side, in pixels, that may be asked for; or what the model was trained for, if that is less."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,14 @@ def frame_of(
     """The frame of a condition in raw form.
 
     upsampler: if one enlarges the base's images. size: the image's short side; by default what the networks were
-    trained at, so that things have the size that they had in training. What lies over no image (a text) becomes
+    trained at, so that things have the size that they had in training; from `MIN_SIZE` to `MAX_ENLARGED` times
+    that. What lies over no image (a text) becomes
     a square. Raises ConditionError, naming `source`, for what is more than `MAX_RATIO` times as long as it is
     wide, and UserError for an impossible size.
     """
     last = base if upsampler is None else upsampler
     scale = last.image_size // base.image_size
-    short = last.image_size if size is None else _checked(size, last.image_size)
+    short = last.image_size if size is None else _checked(size, last.image_size, upsampler is None)
     rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise ConditionError(
@@ -110,10 +113,13 @@ def enlarged(frame: Frame, least: int) -> tuple[int, int]:
     return round(frame.width * factor), round(frame.height * factor)
 
 
-def _checked(size: int, trained: int) -> int:
-    if not 1 <= size <= MAX_ENLARGED * trained:
+def _checked(size: int, trained: int, alone: bool) -> int:
+    """The size itself. alone: without an upsampler. Raises UserError if it is out of range."""
+    least, most = min(MIN_SIZE, trained), MAX_ENLARGED * trained
+    if not least <= size <= most:
+        why = ", its base alone (because of --base-only, or because it has no upsampler)" if alone else ""
         raise UserError(
-            f"size {size} (--size): this model was trained to make {trained} px; give 1 to {MAX_ENLARGED * trained}"
+            f"size {size} (--size): this model was trained to make {trained} px{why}; give {least} to {most}"
         )
     return size
 

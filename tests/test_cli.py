@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from piti import cli
-from tests.conftest import tiny_recipe
+from tests.conftest import ROOT, tiny_recipe
 from tests.test_pipeline import mask, tiny_pipeline
 
 
@@ -68,6 +68,25 @@ def test_train_with_data_and_changes_on_the_line(recipe: Path, tiny_data: Path, 
     assert "the model is in" in said
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["step"] == 2
     assert run("models")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given"),
+    [
+        ("sketch", "SKETCH.png"),
+        ("geometry", "DEPTH.png"),
+        ("street", "MASK.png"),
+        ("prior-scenes", '--text "…"'),
+        ("street-several", "--given PART=FILE"),
+    ],
+)
+def test_how_to_translate_names_what_the_model_takes(
+    recipe: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("piti.training.train", lambda parsed, folder, resume, log: folder / "model")
+    code, said = run("train", ROOT / f"recipes/{recipe}.yaml", "--out", tmp_path / "run")
+    assert code == 0
+    assert said.strip().endswith(f"translate with it: piti translate {given} --model {tmp_path / 'run'}")
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(recipe: Path, tiny_data: Path, tmp_path: Path) -> None:

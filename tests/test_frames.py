@@ -37,7 +37,7 @@ def raw_of(height: int, width: int) -> torch.Tensor:
 
 
 class TestFrame:
-    @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([None, PLAIN, CONDITIONAL]), st.integers(1, 64))
+    @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([None, PLAIN, CONDITIONAL]), st.integers(16, 64))
     @settings(deadline=None)
     def test_proportions_are_kept_to_the_last_pixel(self, height: int, width: int, upsampler: Any, size: int) -> None:
         if max(height, width) > 4 * min(height, width):
@@ -76,10 +76,15 @@ class TestFrame:
         frame = pipeline.frame(pipeline.read("the sea"), pipeline.sampling())
         assert frame == Frame(16, 16, (16, 16))
 
-    @pytest.mark.parametrize("size", [0, 129])
+    @pytest.mark.parametrize("size", [0, 1, 15, 129])
     def test_impossible_sizes(self, size: int) -> None:
-        with pytest.raises(UserError, match=r"--size\): this model was trained to make 32 px; give 1 to 128"):
+        with pytest.raises(UserError, match=r"--size\): this model was trained to make 32 px; give 16 to 128"):
             frame_of(MASK, raw_of(8, 8), BASE, PLAIN, size)
+
+    def test_the_base_alone_makes_smaller_images(self) -> None:
+        with pytest.raises(UserError, match=r"16 px, its base alone \(because of --base-only, .*; give 16 to 64"):
+            tiny_cascade()(mask(1), size=128, base_only=True)
+        assert tiny_cascade()(mask(1), size=128).images[0].size == (128, 128)
 
     def test_batches_are_of_one_canvas_and_keep_the_order(self) -> None:
         wide, tall = Frame(16, 30, (16, 32)), Frame(30, 16, (32, 16))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +179,29 @@ class TestSketches:
         with pytest.raises(ImageError, match=r"more.tar: not an uncompressed tar archive"):
             prepare_sketches([tar], job, 1)
 
+    def test_single_pictures(self, photos: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        report = drawn([photos / "a.jpg", photos / "deep"], out)
+        assert report.made == 3
+        assert sorted(files(out / "sketches")) == ["a.png", "deep/d.png", "deep/er/c.png"]
+        assert (out / "images/a.jpg").samefile(photos / "a.jpg")
+        with pytest.raises(ImageError, match=r"nothing\.png: no such file"):
+            drawn(photos / "nothing.png", tmp_path / "other")
+
+    def test_what_is_left_out_and_what_is_small_is_noted(self, photos: Path, tmp_path: Path) -> None:
+        for name in ("x.gif", "deep/y.txt", ".hidden.gif"):
+            (photos / name).write_bytes(b"")
+        (photos / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+        trees.save(photos / "large.png", np.zeros((64, 64, 3), np.uint8))
+        for _ in range(2):  # also of pairs that are kept
+            report = drawn(photos, tmp_path / "out")
+            assert (report.made + report.kept, report.skipped) == (5, [])
+            assert report.notes() == [
+                f"left out: 2 files that are no pictures, such as {photos}/deep/y.txt",
+                f"left out: 1 links that lead nowhere, such as {photos}/lost.jpg",
+                "4 are smaller than 64 px, which training at that size refuses",
+            ]
+
     def test_photographs_in_place(self, photos: Path, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
         photos.rename(tmp_path / "data/images")
@@ -316,6 +344,27 @@ class TestSets:
         assert not (tmp_path / "out/splits.json").exists()
         assert report.notes() == ["only val is there: 5% are held out by a hash of their names"]
 
+    def test_a_split_of_which_nothing_is_left(self, tmp_path: Path) -> None:
+        root = trees.scene_parse(tmp_path / "src") / "ADEChallengeData2016"
+        for path in (root / "images/validation").iterdir():
+            trees.truncate(path)
+        with pytest.raises(PrepareError, match=r"nothing would be left of the split val \(\d pairs, all bad\)"):
+            write_set(check_set(SceneParse(root)), tmp_path / "out", skip_bad=True)
+        for path in (root / "annotations/validation").iterdir():
+            path.unlink()
+        with pytest.raises(PrepareError, match=r"split val \(0 pairs"):
+            write_set(check_set(SceneParse(root)), tmp_path / "out", skip_bad=True)
+        assert not (tmp_path / "out").exists()
+        for path in (root / "images/validation").iterdir():
+            path.unlink()
+        assert write_set(check_set(SceneParse(root)), tmp_path / "out", skip_bad=True).startswith("4 pairs made")
+
+    def test_out_must_not_lie_in_the_source(self, tmp_path: Path) -> None:
+        source = trees.diode(tmp_path / "src")
+        with pytest.raises(PrepareError, match=r"lies inside .*, which is only read; give an OUT beside it"):
+            write_set(check_set(Diode(source)), source / "made/out")
+        assert not (source / "made").exists()
+
     def test_out_must_not_hold_the_source(self, tiny_data: Path) -> None:
         from piti.data.layouts import PlainFolder
 
@@ -334,7 +383,8 @@ class TestCommands:
         out = tmp_path / "out"
         code, said = self.run("sketch", photos, out, "--smoothing", 0, "--shortest", 2, "--thin", "--processes", 1)
         assert code == 0
-        assert said.strip() == f"4 pairs made; train on them: piti train recipes/sketch.yaml --data {out}"
+        assert said.splitlines()[0] == "note: 4 are smaller than 64 px, which training at that size refuses"
+        assert said.splitlines()[1] == f"4 pairs made; train on them: piti train recipes/sketch.yaml --data {out}"
         recipe = yaml.safe_load((ROOT / "recipes/sketch.yaml").read_text())
         assert recipe["data"]["conditions"] == "sketches"
         assert recipe["condition"]["kind"] == "sketch"
@@ -346,6 +396,37 @@ class TestCommands:
         kind = Detector(LineSpec, lambda spec: lambda pixels: draw_lines(pixels, QUICK))
         monkeypatch.setitem(DETECTORS, "mine", kind)
         assert self.run("sketch", photos, tmp_path / "out", "--detector", "mine", "--processes", 1)[0] == 0
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_stopped_it_says_how_to_go_on(self, number: int, code: int, tmp_path: Path) -> None:
+        photograph = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)
+        trees.save(tmp_path / "photos/0.png", photograph)
+        for k in range(1, 400):
+            os.link(tmp_path / "photos/0.png", tmp_path / f"photos/{k}.png")
+        out = tmp_path / "out"
+        line = ["prepare", "sketch", str(tmp_path / "photos"), str(out), "--processes", "2"]
+        command = [sys.executable, "-m", "piti.cli", *line]
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job would ignore it
+        with subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heard
+        ) as run:
+            while not list(out.glob("sketches/*.png")) and run.poll() is None:
+                time.sleep(0.05)
+            os.killpg(run.pid, number)  # as a terminal does, to the processes that draw too
+            said = run.communicate()[1].decode()
+        assert run.returncode == code, said
+        assert "stopped; the same command goes on where it was" in said
+        assert "leaked" not in said
+        assert "Traceback" not in said
+        assert 0 < len(list(out.glob("sketches/*.png"))) < 400
+        assert not list(out.rglob(".*"))
+
+    @pytest.mark.parametrize("inside", ["out", "ADEChallengeData2016/out", "ADEChallengeData2016/images/out"])
+    def test_out_inside_the_source(self, inside: str, tmp_path: Path) -> None:
+        source = trees.scene_parse(tmp_path / "src")
+        before = files(source)
+        assert self.run("ade20k", source, source / inside)[0] == 1
+        assert files(source) == before
 
     def test_check_writes_nothing(self, tmp_path: Path) -> None:
         code, said = self.run("ade20k", trees.scene_parse(tmp_path / "src"), "--check")
@@ -384,9 +465,6 @@ class TestCommands:
         assert "11 pairs made, 1 problems skipped" in said
 
     def test_starting_is_light(self) -> None:
-        import subprocess
-        import sys
-
         code = "import sys, piti.cli_prepare; print(*(m for m in ('torch', 'kornia', 'PIL') if m in sys.modules))"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert run.stdout.strip() == ""

@@ -31,6 +31,7 @@ MADE = [
     "street", "sketch", "avenue", "small", "released", "forest", "scenes", "mine", "drawn", "both", "large", "beside",
     "lora", "piti", "glide",
 ]  # fmt: skip
+BASES = {"runs/mine", "runs/lora", "runs/drawn", "runs/both", "scenes-prior"}
 UPSAMPLER = ["stages.1.steps=1", "stages.2.steps=1"]
 
 
@@ -75,7 +76,7 @@ def in_a_hurry(words: list[str]) -> list[str]:
         return [*words, *(part for change in changes for part in ("--set", change))]
     if words[0] == "translate" and "--steps" not in words:
         words = [*words, "--steps", "2"]
-    base_alone = {"runs/mine", "runs/lora", "runs/drawn", "runs/both", "scenes-prior"}.intersection(words) and "--upsampler" not in words
+    base_alone = BASES.intersection(words) and "--upsampler" not in words
     if words[0] == "translate" and not base_alone and not {"--base-only", "--upsampler-steps"}.intersection(words):
         words = [*words, "--upsampler-steps", "2"]
     return words

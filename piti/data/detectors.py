@@ -78,11 +78,11 @@ def _built_in(spec: LineSpec) -> LineSource:
     return lambda photograph: draw_lines(photograph, spec)
 
 
-def _learned(network: str) -> Callable[[LearnedSpec], LineSource]:
-    """How to make a line source of a class of `controlnet_aux`."""
+def _learned(name: str, network: str) -> Callable[[LearnedSpec], LineSource]:
+    """How to make the line source `name` of a class of `controlnet_aux`."""
 
     def source(spec: LearnedSpec) -> LineSource:
-        detect = _loaded(network, spec)
+        detect = _loaded(name, network, spec)
 
         def draw(photograph: UInt8[np.ndarray, "h w 3"]) -> Bool[Tensor, "h w"]:
             lines = binarised(_strength(detect, photograph, spec.side), spec.threshold, spec.thin)
@@ -105,27 +105,27 @@ def _strength(detect: Callable[..., Any], photograph: UInt8[np.ndarray, "h w 3"]
     return F.interpolate(soft[None, None], (height, width), mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
 
 
-def _loaded(network: str, spec: LearnedSpec) -> Callable[..., Any]:
+def _loaded(name: str, network: str, spec: LearnedSpec) -> Callable[..., Any]:
     """A class of `controlnet_aux` with its weights. Raises DetectorError."""
     try:
         kind = getattr(importlib.import_module("controlnet_aux"), network)
     except (ImportError, AttributeError, RuntimeError) as error:  # a torchvision of another torch: RuntimeError
         raise DetectorError(
-            f"{network}: needs the package controlnet-aux, which cannot be imported ({error}); pip install "
+            f"--detector {name}: needs the package controlnet-aux, which cannot be imported ({error}); pip install "
             "controlnet-aux, with a torchvision that fits this torch, or take --detector lines, which needs neither"
         ) from error
     try:
         return kind.from_pretrained(spec.weights).to(spec.device)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise DetectorError(
-            f"{network}: cannot load its weights from {spec.weights} ({error}); check the connection, or give a "
-            "folder with its file as --weights, or take --detector lines, which needs none"
+            f"--detector {name}: cannot load its weights from {spec.weights} ({error}); check the connection, or give "
+            "a folder with its file as --weights, or take --detector lines, which needs none"
         ) from error
 
 
 DETECTORS: dict[str, Detector] = {
     "lines": Detector(LineSpec, _built_in),
-    "hed": Detector(LearnedSpec, _learned("HEDdetector")),
-    "pidinet": Detector(LearnedSpec, _learned("PidiNetDetector")),
+    "hed": Detector(LearnedSpec, _learned("hed", "HEDdetector")),
+    "pidinet": Detector(LearnedSpec, _learned("pidinet", "PidiNetDetector")),
 }
 """Every line source by its name: `lines` is built in; `hed` (Xie and Tu 2015) and `pidinet` (Su et al. 2021)."""

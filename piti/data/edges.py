@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +34,15 @@ class LineSpec(Spec):
     thin: bool = False
     """Thin the lines to one pixel; they are wider where they were enlarged."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> LineSpec:
+        if self.low > self.high:
+            raise ValueError(
+                f"low = {self.low} is above high = {self.high}; gradients above high begin a line, those above low "
+                "continue it: lower low, or raise high"
+            )
+        return self
+
 
 def draw_lines(photograph: UInt8[np.ndarray, "h w 3"], spec: LineSpec | None = None) -> Bool[Tensor, "h w"]:
     """Lines of a photograph, True on a line: Canny's edges (1986) after L0 smoothing (Xu et al. 2011).
@@ -53,7 +62,7 @@ def draw_lines(photograph: UInt8[np.ndarray, "h w 3"], spec: LineSpec | None = N
     image = F.pad(image, (0, max(0, _SMALLEST - inner[1]), 0, max(0, _SMALLEST - inner[0])), mode="replicate")
     if spec.smoothing:
         image = l0_smooth(image, spec.smoothing).clamp(0, 1)
-    _, edges = canny(image, min(spec.low, spec.high), spec.high, *_SOFT)  # [1, 1, h', w']
+    _, edges = canny(image, spec.low, spec.high, *_SOFT)  # [1, 1, h', w']
     lines = without_short(edges[..., : inner[0], : inner[1]] > 0, spec.shortest)
     if shrink < 1:
         lines = F.interpolate(lines.float(), (height, width), mode="nearest-exact") > 0

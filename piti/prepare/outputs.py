@@ -56,6 +56,12 @@ def claim(out: Path, command: str, settings: Mapping[str, Any], folders: Sequenc
     write_json(record, wanted)
 
 
+def refuse_inside(out: Path, source: Path) -> None:
+    """Raises PrepareError if `out` lies inside `source`, a folder that is read."""
+    if source.resolve() in out.resolve().parents:
+        raise PrepareError(f"{out}: lies inside {source}, which is only read; give an OUT beside it")
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

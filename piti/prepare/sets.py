@@ -14,7 +14,17 @@ from piti.conditions import ClassTable
 from piti.data.layouts import Entry, Fault, Layout
 from piti.data.problems import Problems
 from piti.data.splits import SPLITS_FILE
-from piti.prepare.outputs import PrepareError, beside, claim, in_order, mark_of, place, write_json, write_skipped
+from piti.prepare.outputs import (
+    PrepareError,
+    beside,
+    claim,
+    in_order,
+    mark_of,
+    place,
+    refuse_inside,
+    write_json,
+    write_skipped,
+)
 
 IMAGES = "images"
 CLASSES_FILE = "classes.json"
@@ -26,11 +36,13 @@ Progress = Callable[[int, int], None]
 class SetReport:
     """What looking through a data set showed.
 
-    listed: pairs of every split. good: those without a fault. unknown: pixels of labels that are not in the table.
+    listed: pairs of every split. splits: those that there are files of at all. good: pairs without a fault.
+    unknown: pixels of labels that are not in the table.
     """
 
     layout: Layout
     listed: Counter[str] = field(default_factory=Counter)
+    splits: set[str] = field(default_factory=set)
     good: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     classes: dict[str, set[int]] = field(default_factory=dict)
@@ -79,7 +91,7 @@ def check_set(layout: Layout, progress: Progress | None = None) -> SetReport:
     progress: called with (done, total). Raises DataError if there is nothing to prepare at all.
     """
     listing = layout.listing()
-    report = SetReport(layout, faults=list(listing.faults))
+    report = SetReport(layout, splits=listing.splits, faults=list(listing.faults))
     if not listing.entries:
         report.problems().raise_if_any(layout.root)
         raise PrepareError(f"{layout.root}: no pairs of photograph and annotation there; give the data set's folder")
@@ -118,16 +130,18 @@ def write_set(
 
     Photographs, and masks that need no change, are hard-linked where possible (`link`), else copied. Files that are
     there already are kept; the class table and the splits are written last. Returns what was done, for a person.
-    Raises DataError for faults unless `skip_bad` (then they are listed in `skipped.txt`), OutputError if `out` is not
-    ours to write to.
+    Raises DataError for faults unless `skip_bad` (then they are listed in `skipped.txt`), PrepareError if that leaves
+    nothing of a split, OutputError if `out` is not ours to write to.
     """
     layout = report.layout
     if not skip_bad:
         report.problems().raise_if_any(layout.root)
     if not report.good:
         raise PrepareError(f"{layout.root}: no pair is good; get the data set again")
+    _refuse_empty(report)
     if out.resolve() in [layout.root.resolve(), *layout.root.resolve().parents]:
         raise PrepareError(f"{out}: holds the data set itself; give another OUT")
+    refuse_inside(out, layout.root)
     claim(out, layout.name, layout.settings(), [IMAGES, layout.folder], overwrite)
     made, threads = 0, os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
@@ -143,6 +157,17 @@ def write_set(
     kept = f", {len(report.good) - made} kept" if made < len(report.good) else ""
     bad = f", {len(report.faults)} problems skipped (named in skipped.txt)" if report.faults else ""
     return f"{made} pairs made{kept}{bad}"
+
+
+def _refuse_empty(report: SetReport) -> None:
+    """Raises PrepareError if leaving out what is bad leaves nothing of a split."""
+    empty = sorted(report.splits - {entry.split for entry in report.good} - {""})
+    if empty:
+        counts = ", ".join(f"{split} ({report.listed[split]} pairs, all bad)" for split in empty)
+        raise PrepareError(
+            f"{report.layout.root}: nothing would be left of the split {counts}; mend it (--check names what is "
+            "wrong), or remove its files to do without it"
+        )
 
 
 def _write_pair(layout: Layout, out: Path, link: bool, overwrite: bool, entry: Entry) -> bool:

@@ -25,12 +25,13 @@ from piti.conditions.sketch import INK
 from piti.data.archives import Archived, list_archived
 from piti.data.detectors import LineSource, detector_spec
 from piti.data.problems import Problems
-from piti.images import ImageError, list_images, open_image, read_rgb, save_png
+from piti.images import IMAGE_SUFFIXES, ImageError, list_images, open_image, read_rgb, save_png
 from piti.prepare.outputs import PrepareError, claim, in_order, mark_of, place, write_skipped
 from piti.spec import Spec
 
 IMAGES, SKETCHES = "images", "sketches"
 _MARK = "piti-sketch"  # the PNG text that says what a sketch was made with
+_SMALL = 64  # the least short side, in pixels, that the recipes' own size trains on
 _ENOUGH = 8  # photographs that make starting one more process worth while
 
 
@@ -74,11 +75,28 @@ class SketchJob:
 
 @dataclass
 class SketchReport:
-    """What was made, what was there already, and what was left out, each as (key or file, why)."""
+    """What was made, what was there already, and what was left out, each as (key or file, why).
+
+    small: pairs with a side below 64 px. others: files that are no pictures. broken: links that lead nowhere.
+    """
 
     made: int = 0
     kept: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    small: int = 0
+    others: list[Path] = field(default_factory=list)
+    broken: list[Path] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """What else a person should know."""
+        notes = []
+        if self.others:
+            notes.append(f"left out: {len(self.others)} files that are no pictures, such as {self.others[0]}")
+        if self.broken:
+            notes.append(f"left out: {len(self.broken)} links that lead nowhere, such as {self.broken[0]}")
+        if self.small:
+            notes.append(f"{self.small} are smaller than {_SMALL} px, which training at that size refuses")
+        return notes
 
     def __str__(self) -> str:
         kept = f", {self.kept} kept" if self.kept else ""
@@ -91,6 +109,7 @@ class _Done:
     key: str
     made: bool
     fault: str | None = None
+    small: bool = False
 
 
 def prepare_sketches(
@@ -102,20 +121,22 @@ def prepare_sketches(
 ) -> SketchReport:
     """Draw every photograph: `OUT/images/KEY.jpg` is the photograph, `OUT/sketches/KEY.png` its lines.
 
-    places: folders, in any depth, and tar archives. A key is the path inside a folder; of archives, and of folders
-    if there are several places, their name stands before it. Pairs that are there already, drawn with these settings
-    from these files, are kept. processes: how many draw; every core by default. max_bad: the share of photographs
-    that may be unreadable; these are skipped, named in `OUT/skipped.txt`, and if they are more, the rest is made and
-    PrepareError is raised. progress: called with (done, total). Raises DetectorError and OutputError before anything
-    is written; DataError and ImageError for places without photographs.
+    places: folders, in any depth, tar archives, and single pictures. A key is the path inside a folder, or a single
+    picture's name; of archives, and of folders if there are several places, their name stands before it. Pairs that
+    are there already, drawn with these settings from these files, are kept. processes: how many draw; every core by
+    default. max_bad: the share of photographs that may be unreadable; these are skipped, named in `OUT/skipped.txt`,
+    and if they are more, the rest is made and DataError is raised. progress: called with (done, total). Raises
+    DetectorError and OutputError before anything is written; PrepareError and ImageError for places without
+    photographs.
     """
     photographs, skipped = list_photographs(places, job.out)
     if not photographs:
-        raise PrepareError(f"{', '.join(map(str, places))}: no photographs there; give a folder or tar archives")
+        raise PrepareError(f"{', '.join(map(str, places))}: no photographs there; give folders, tar archives or files")
     job.source()  # what cannot be loaded fails here, once
     made_of_itself = [place.resolve() for place in places] == [(job.out / IMAGES).resolve()]
     claim(job.out, "sketch", job.settings, [SKETCHES] if made_of_itself else [IMAGES, SKETCHES], job.overwrite)
-    report = SketchReport(skipped=list(skipped))
+    others, broken = _no_pictures(places)
+    report = SketchReport(skipped=list(skipped), others=others, broken=broken)
     for count, done in enumerate(_drawn(photographs, job, processes), start=1):
         if done.fault is not None:
             report.skipped.append((done.key, done.fault))
@@ -123,6 +144,7 @@ def prepare_sketches(
             report.made += 1
         else:
             report.kept += 1
+        report.small += done.small
         if progress is not None:
             progress(count, len(photographs))
     write_skipped(job.out, [f"{key}\t{why}" for key, why in report.skipped])
@@ -164,11 +186,30 @@ def list_photographs(places: Sequence[Path], out: Path) -> tuple[list[Photograph
 
 
 def _inside(place: Path, alone: bool) -> list[Photograph]:
+    if place.suffix.lower() in IMAGE_SUFFIXES and not place.is_dir():
+        if not place.is_file():
+            raise ImageError(f"{place}: no such file; check the path")
+        return [Photograph(place.stem, place)]
     if not place.is_dir():
         return [Photograph(f"{place.stem}/{member.key}", member) for member in list_archived(place)]
     before = "" if alone else f"{place.resolve().name}/"
     paths = list_images(place, recursive=True)
     return [Photograph(before + path.relative_to(place).with_suffix("").as_posix(), path) for path in paths]
+
+
+def _no_pictures(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files in folders that are no pictures by their suffix, and links that lead nowhere; hidden ones aside."""
+    others: list[Path] = []
+    broken: list[Path] = []
+    for folder in places:
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if any(part.startswith(".") for part in path.relative_to(folder).parts):
+                continue
+            if path.is_symlink() and not path.exists():
+                broken.append(path)
+            elif path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+                others.append(path)
+    return others, broken
 
 
 def _unusable(photograph: Photograph, others: dict[str, Photograph]) -> str | None:
@@ -203,6 +244,7 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(count, mp_context=context, initializer=_begin) as pool:
+            _start(pool, count)
             yield pool
     except BrokenProcessPool as error:
         raise PrepareError(
@@ -211,9 +253,24 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
         ) from error
 
 
+def _start(pool: ProcessPoolExecutor, count: int) -> None:
+    """Start every worker, deaf from the first to what ends the whole group: blocked signals stay so in children."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        for _ in range(count):
+            pool.submit(os.getpid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin() -> None:
-    """A worker's first act."""
+    """A worker's first act: leave the group, whose signals the parent acts on, and listen to the parent's alone."""
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came = signal.sigtimedwait({signal.SIGTERM}, 0)
+    if came is not None and came.si_pid == os.getppid():
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -226,24 +283,26 @@ def _draw(job: SketchJob, photograph: Photograph) -> _Done:
     image = job.out / IMAGES / f"{photograph.key}{photograph.suffix}"
     try:
         mark = mark_of(job.settings, photograph.source)
-        kept = not job.overwrite and _is_good(target, mark)
-        pixels = None if kept else np.asarray(read_rgb(photograph.source))
+        sides = None if job.overwrite else _sides_of_good(target, mark)
+        pixels = None if sides else np.asarray(read_rgb(photograph.source))
     except (ImageError, OSError) as error:
         return _Done(photograph.key, made=False, fault=str(error))
     if pixels is not None:
+        sides = pixels.shape[:2]
         save_png(picture_of(job.source()(pixels)), target, {_MARK: mark})
     placed = place(photograph.source, image, job.link)
-    return _Done(photograph.key, made=placed or not kept)
+    return _Done(photograph.key, made=placed or pixels is not None, small=min(sides or (_SMALL,)) < _SMALL)
 
 
-def _is_good(path: Path, mark: str) -> bool:
-    """Whether a sketch is there, whole, and made with these settings from this file."""
+def _sides_of_good(path: Path, mark: str) -> tuple[int, int] | None:
+    """The sides of a sketch that is there, whole, and made with these settings from this file; None of any other."""
     if not path.is_file():
-        return False
+        return None
     try:
-        return open_image(path).info.get(_MARK) == mark
+        sketch = open_image(path)
     except ImageError:
-        return False
+        return None
+    return sketch.size if sketch.info.get(_MARK) == mark else None
 
 
 def picture_of(lines: Bool[Tensor, "h w"]) -> Image.Image:

@@ -51,10 +51,14 @@ class Fault(NamedTuple):
 
 @dataclass
 class Listing:
-    """A layout's pairs, before any file is opened, and what is without its other half."""
+    """A layout's pairs, before any file is opened, and what is without its other half.
+
+    splits: every split that there are files of, or that a splits file names, with pairs or without.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    splits: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def matched(images: Mapping[str, Path], conditions: Mapping[str, Path], split_of
     entries = [Entry(key, split_of(key), images[key], conditions[key]) for key in sorted(images.keys() & conditions)]
     faults = [Fault(key, ALONE, str(images[key])) for key in sorted(images.keys() - conditions.keys())]
     faults += [Fault(key, ORPHANS, str(conditions[key])) for key in sorted(conditions.keys() - images.keys())]
-    return Listing(entries, faults)
+    return Listing(entries, faults, {split_of(key) for key in images.keys() | conditions.keys()})
 
 
 def files_below(folder: Path, ending: str) -> dict[str, Path]:

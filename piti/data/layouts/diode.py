@@ -68,6 +68,7 @@ class Diode(Layout):
             found = {ending: _keyed(split, files_below(folder, ending)) for ending in (".png", _DEPTH, _MASK, _NORMAL)}
             half = matched(found[".png"], found[_DEPTH], lambda key: key.partition("/")[0])
             listing.faults += half.faults
+            listing.splits |= half.splits
             for entry in half.entries:
                 if entry.key not in found[_MASK]:
                     listing.faults.append(Fault(entry.key, _NO_MASK, str(entry.condition)))

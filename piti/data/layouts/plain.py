@@ -39,7 +39,8 @@ class PlainFolder(MaskLayout):
                 faults.append(Fault(key, f"keys in {SPLITS_FILE} without files", f"{name}: {key}"))
         split_of = {key: name for name, named in (splits or split_by_hash(keys)).items() for key in named}
         entries = [Entry(e.key, split_of.get(e.key, ""), e.image, e.condition) for e in listing.entries]
-        return Listing(entries, faults + listing.faults)
+        stated = {name for name, named in (splits or {}).items() if named}
+        return Listing(entries, faults + listing.faults, stated)
 
     def _files(self, folder: str, faults: list[Fault]) -> dict[str, Path]:
         found: dict[str, Path] = {}
