@@ -82,7 +82,7 @@ def translate(
         typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER, for each that is given."),
     ] = None,
     model: Annotated[str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")] = "street",
-    num: Annotated[int, typer.Option(min=1, help="Images for each condition.")] = 4,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images for each condition.")] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance w; 0 is off. The model's own by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. The model's own by default.")] = None,

@@ -222,7 +222,7 @@ class TestFiles:
 
     def test_on_the_command_line(self, masks: Path, tmp_path: Path) -> None:
         tiny_pipeline().save_pretrained(tmp_path / "model")
-        command = ["translate", str(masks / "a.png"), "--model", str(tmp_path / "model"), "--num", "1", "--steps", "1"]
+        command = ["translate", str(masks / "a.png"), "--model", str(tmp_path / "model"), "-n", "1", "--steps", "1"]
         cases = (("p", [], (32, 16)), ("s", ["--square"], (16, 16)), ("l", ["--size", "20"], (40, 20)))
         for name, flags, size in cases:
             run = CliRunner().invoke(app, [*command, "--out", str(tmp_path / name), *flags])
