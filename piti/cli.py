@@ -102,6 +102,9 @@ def translate(
     size: Annotated[
         int | None, typer.Option(help="Short side of the images: 16 px to 4 times the model's, which is the default.")
     ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave conditions out that cannot be used, instead of stopping.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where STEM_0.png … and sheet.png go.")] = Path("out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make images anew that exist already.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,
@@ -119,7 +122,9 @@ def translate(
     pipeline = loaded.to(usable_device(device))
     pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
     count = int(upsampler_steps) if upsampler_steps and upsampler_steps.isdecimal() else upsampler_steps
-    settings = Settings(num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler, square, size)
+    settings = Settings(
+        num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler, square, size, skip_bad
+    )
     name = model if upsampler is None else f"{model} with the upsampler of {upsampler}"
     with steps_bar(log if ranks.main else Console(quiet=True), "translating") as on_step:
         report = translate_files(

@@ -53,6 +53,8 @@ class Settings:
     """Take the square at each condition's centre."""
     size: int | None = None
     """The short side of the images."""
+    skip_bad: bool = False
+    """Leave out conditions that cannot be used, instead of stopping."""
 
     def sampling(self, pipeline: PITIPipeline) -> Sampling:
         """Everything decided for this pipeline. Raises UserError for impossible settings."""
@@ -152,10 +154,10 @@ def _planned(
         sources, notes = matched_parts(pipeline.condition, parts, inputs)
     else:
         sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
-    jobs = _jobs(pipeline, sources, out, settings, sampling)
+    jobs, left_out = _jobs(pipeline, sources, out, settings, sampling)
     if not overwrite:
         _check_sizes(jobs)
-    return sampling, jobs, notes
+    return sampling, jobs, [*notes, *left_out]
 
 
 def _check_sizes(jobs: list[Job]) -> None:
@@ -323,8 +325,11 @@ def _jobs(
     out: Path,
     settings: Settings,
     sampling: Sampling,
-) -> list[Job]:
-    """All images to make, every condition read. Raises TranslationError with all problems together."""
+) -> tuple[list[Job], list[str]]:
+    """All images to make, every condition read, and a note on what was left out.
+
+    Raises TranslationError with all problems together, unless `settings.skip_bad` and there is something left.
+    """
     if settings.num < 1 or settings.batch < 1:
         raise TranslationError(f"--num {settings.num} and --batch {settings.batch} must be at least 1")
     jobs: list[Job] = []
@@ -340,9 +345,13 @@ def _jobs(
         for number in range(settings.num):
             seed = derive_seed(settings.seed, content, number)
             jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png", frame))
-    if problems:
-        raise TranslationError(f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems))
-    return jobs
+    if not problems:
+        return jobs, []
+    listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
+    if not settings.skip_bad or not jobs:
+        remedy = "" if settings.skip_bad else "\nmend or remove them, or leave them out with --skip-bad"
+        raise TranslationError(listed + remedy)
+    return jobs, [f"left out (--skip-bad): {listed}"]
 
 
 def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:

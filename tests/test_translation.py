@@ -220,3 +220,22 @@ class TestShards:
         manifest.write_text(manifest.read_text().replace('"labels": "labels"', '"labels": "masks"'))
         with pytest.raises(TranslationError, match=r"sh: the shards hold no mask \(.*KEY.masks.png"):
             self.made(tmp_path / "out", shards)
+
+
+def test_what_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    mask(1).save(masks / "good.png")
+    Image.new("L", (90, 10)).save(masks / "long.png")
+    (masks / "torn.png").write_bytes(b"no picture")
+    pipeline = tiny_pipeline()
+    with pytest.raises(TranslationError, match=r"(?s)2 of 3 inputs.*long\.png.*torn\.png.*--skip-bad"):
+        translate_files(pipeline, [masks], tmp_path / "out", Settings(steps=1), "tiny")
+    assert not (tmp_path / "out").exists()
+    report = translate_files(pipeline, [masks], tmp_path / "out", Settings(steps=1, skip_bad=True), "tiny")
+    assert [path.name for path in report.made] == ["good_0.png"]
+    assert "2 of 3 inputs" in report.notes[0]
+    assert "torn.png" in report.notes[0]
+    (masks / "good.png").unlink()
+    with pytest.raises(TranslationError, match="2 of 2 inputs"):  # nothing is left
+        translate_files(pipeline, [masks], tmp_path / "other", Settings(steps=1, skip_bad=True), "tiny")
