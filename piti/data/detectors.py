@@ -70,8 +70,7 @@ def detector_spec(name: str, settings: Mapping[str, Any] | None = None) -> tuple
     if name not in DETECTORS:
         raise DetectorError(f"--detector {name}: unknown; {choices(name, DETECTORS)}")
     detector = DETECTORS[name]
-    given = dict(settings or {})
-    return detector, detector.spec.parse(given, f"the settings of --detector {name}")
+    return detector, detector.spec.parse(settings or {}, f"the settings of --detector {name}")
 
 
 def _built_in(spec: LineSpec) -> LineSource:

@@ -19,10 +19,10 @@ from piti.data.problems import DataError
 from piti.data.shard_lists import cache_of, counted, extensions_of, list_shards
 from piti.data.shard_store import OpenShard, Shard, ShardStore
 from piti.data.skipped import BadSample, Skipped, reason_of
+from piti.data.splits import HELD_OUT
 from piti.images import IMAGE_SUFFIXES, ImageError
 from piti.seeding import derive_seed
 
-_HELD_OUT = 0.05  # the share of samples that is held out where nobody chose
 _GIB = 2**30
 
 
@@ -204,7 +204,7 @@ def _held_out(shards: Sequence[Shard], held_out: bool) -> list[Int64[np.ndarray,
     drawn = [np.random.default_rng(derive_seed("held out", one.name)).random(one.samples or 0) for one in shards]
     total = sum(map(len, drawn))
     lowest = min((float(numbers.min()) for numbers in drawn if len(numbers)), default=1.0)
-    share = 0.0 if total < 2 else max(_HELD_OUT, math.nextafter(lowest, 1.0))
+    share = 0.0 if total < 2 else max(HELD_OUT, math.nextafter(lowest, 1.0))
     return [np.flatnonzero((numbers < share) == held_out).astype(np.int64) for numbers in drawn]
 
 

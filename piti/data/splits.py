@@ -10,7 +10,8 @@ from pathlib import Path
 from piti.data.problems import DataError
 
 SPLITS_FILE = "splits.json"
-_HELD_OUT = 0.05  # the share of keys that a hash gives to "val" where there is no splits file
+HELD_OUT = 0.05
+"""The share of keys, or of samples of shards, that goes to "val" where nobody chose."""
 
 
 def read_splits(path: Path) -> dict[str, list[str]] | None:
@@ -34,7 +35,7 @@ def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:
     hash where none fell into it, and "train" never loses its last one.
     """
     order = sorted(keys, key=_hash)
-    count = sum(_hash(key) < _HELD_OUT for key in order)
+    count = sum(_hash(key) < HELD_OUT for key in order)
     held_out = min(max(1, count), len(order) - 1)
     return {"train": sorted(order[held_out:]), "val": sorted(order[:held_out])}
 

@@ -236,7 +236,8 @@ class Trainer:
         noise = noise_for(seed, numbers, x0.shape[1:]).to(self.device)
         x_t = self.schedule.q_sample(x0, t, noise)
         condition = self.run.condition.encode(batch.condition.to(self.device))  # [B, C, H, W]
-        condition = self._drop(condition, uniform_for(seed, "dropout", numbers, self.run.condition.draws))
+        uniform = uniform_for(seed, "dropout", numbers, self.run.condition.draws)
+        condition = self.run.condition.dropped(condition, uniform, self.recipe.condition_dropout)
         low_res = None if batch.low_res is None else batch.low_res.to(self.device)  # [B, 3, h, w]
         with self.accelerator.autocast():
             output, variance = model(x_t, t, condition, low_res)
@@ -249,10 +250,6 @@ class Trainer:
     def numbers(self, draw: int, size: int) -> range:
         """Numbers of the samples of this process's backward pass `draw`, a batch of that size."""
         return numbers_of(draw, size, self.rank, self.world)
-
-    def _drop(self, condition: Tensor, uniform: Tensor) -> Tensor:
-        """The null condition in place of those whose numbers in [0, 1), [B, draws], say so."""
-        return self.run.condition.dropped(condition, uniform, self.recipe.condition_dropout)
 
     def _check_finite(self, here: dict[str, float], everywhere: dict[str, float], keys: list[str]) -> None:
         """here: this process's numbers; everywhere: their means over all, so all processes judge alike."""

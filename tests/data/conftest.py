@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from piti.data import FolderSpec
+from piti.data import FolderSpec, fetching
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch) -> None:
+    """Fetching tries again at once."""
+    monkeypatch.setattr(fetching, "PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture

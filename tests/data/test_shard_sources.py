@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from piti.conditions import NoCondition
-from piti.data import FolderSpec, fetching, open_shards
+from piti.data import FolderSpec, open_shards
 from piti.data.batches import BatchStream
 from piti.data.problems import DataError
 from piti.data.shard_lists import list_shards
@@ -28,11 +28,6 @@ from tests.shards import (
     serving,
     validating,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch) -> None:
-    monkeypatch.setattr(fetching, "PAUSES", (0.0, 0.0))
 
 
 class TestRemote:

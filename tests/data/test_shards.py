@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from piti.conditions import NoCondition, SeveralCondition, SketchCondition, TextCondition
-from piti.data import FolderSpec, PairedFolder, fetching, open_shards
+from piti.data import FolderSpec, PairedFolder, open_shards
 from piti.data.archives import index_shard
 from piti.data.batches import BatchStream, centers, loader
 from piti.data.problems import DataError
@@ -25,11 +25,6 @@ from tests.shards import (
     png,
     validating,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch) -> None:
-    monkeypatch.setattr(fetching, "PAUSES", (0.0, 0.0))
 
 
 class TestCoverage:
