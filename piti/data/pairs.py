@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.data.archives import Archived, list_archived
 from piti.data.problems import DataError, Problems
 from piti.data.shard_spec import ShardSpec
-from piti.data.splits import SPLITS_FILE, read_splits, split_by_hash
+from piti.data.splits import SPLITS_FILE, key_hash, read_splits, split_by_hash
 from piti.images import IMAGE_SUFFIXES, ImageError, list_files
 from piti.spec import choices
 
@@ -53,6 +53,9 @@ class FolderSpec(ShardSpec):
     photographs: tuple[Path, ...] = ()
     """Further photographs to train on, folders or tar archives, for a model that takes no condition or text;
     the caption of `KEY.jpg` is `KEY.txt` beside it."""
+    limit: int | None = Field(default=None, ge=1)
+    """Train on this many pairs alone, those whose keys' hashes are lowest: of two limits the lower takes a part of
+    what the higher does. Validation keeps all of its own."""
     splits: str = SPLITS_FILE
     """`{"train": [keys], "val": [keys]}`; without the file a hash of each key holds out about 5%."""
     size: int = Field(default=64, ge=1)
@@ -68,6 +71,12 @@ class FolderSpec(ShardSpec):
     """Keep decoded pictures in memory if they fit."""
     cache_gib: float = Field(default=4.0, ge=0)
     """The most that the cache may take."""
+
+    @model_validator(mode="after")
+    def _limit_of_folders(self) -> FolderSpec:
+        if self.limit is not None and self.shards:
+            raise ValueError("'limit' is for folders; name fewer 'shards' instead")
+        return self
 
     @property
     def condition_side(self) -> int:
@@ -106,8 +115,18 @@ class PairList:
         if self.spec.root is None:
             kept = [pair.key for pair in further]
             kept = kept if self.split is None else self._keys_of(self.split, kept, set(kept))
-            return [pair for pair in further if pair.key in set(kept)]
-        return self._paired(self.spec.root, alone) + (further if self.split in {None, "train"} else [])
+            return self._limited([pair for pair in further if pair.key in set(kept)])
+        return self._limited(self._paired(self.spec.root, alone) + (further if self.split in {None, "train"} else []))
+
+    def _limited(self, pairs: list[Pair]) -> list[Pair]:
+        """As many training pairs as `spec.limit` says. Raises DataError where there are fewer."""
+        limit = self.spec.limit
+        if limit is None or self.split != "train":
+            return pairs
+        if limit > len(pairs):
+            raise DataError(f"data.limit: {limit}, and {self.root} has {len(pairs)} training pairs; lower it")
+        kept = {pair.key for pair in sorted(pairs, key=lambda pair: key_hash(pair.key))[:limit]}
+        return [pair for pair in pairs if pair.key in kept]
 
     def _paired(self, root: Path, alone: bool) -> list[Pair]:
         """The root's pairs; its images alone where there are no conditions."""

@@ -34,12 +34,12 @@ def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:
     A key's place does not change when others come or go, except that "val" gets the key of the lowest
     hash where none fell into it, and "train" never loses its last one.
     """
-    order = sorted(keys, key=_hash)
-    count = sum(_hash(key) < HELD_OUT for key in order)
+    order = sorted(keys, key=key_hash)
+    count = sum(key_hash(key) < HELD_OUT for key in order)
     held_out = min(max(1, count), len(order) - 1)
     return {"train": sorted(order[held_out:]), "val": sorted(order[:held_out])}
 
 
-def _hash(key: str) -> float:
+def key_hash(key: str) -> float:
     """A number in [0, 1) that depends on the key alone."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48

@@ -351,3 +351,27 @@ def test_splits_are_checked_together(root):
     lines = str(error.value).splitlines()
     for key in ("drive/0", "drive/4", "drive/5"):
         assert sum(key in line for line in lines) == 1
+
+
+class TestLimit:
+    def test_a_lower_limit_takes_a_part_of_a_higher_one(self, root):
+        for k in range(6, 30):
+            write_pair(root, f"drive/{k}", seed=k)
+        whole, some, few = (
+            [pair.key for pair in PairedFolder(spec(root, limit=limit), MASK, "train").pairs] for limit in (None, 9, 3)
+        )
+        assert (len(some), len(few)) == (9, 3)
+        assert set(few) < set(some) < set(whole)
+        assert few == sorted(few)
+
+    def test_validation_keeps_all_of_its_own(self, root):
+        keys = [[pair.key for pair in PairedFolder(spec(root, limit=n), MASK, "val").pairs] for n in (None, 1)]
+        assert keys[0] == keys[1]
+
+    def test_more_than_there_are_is_an_error(self, root):
+        with pytest.raises(DataError, match=r"data.limit: 99, and .* has 5 training pairs; lower it"):
+            PairedFolder(spec(root, limit=99), MASK, "train")
+
+    def test_it_is_for_folders(self, root):
+        with pytest.raises(SpecError, match="'limit' is for folders"):
+            FolderSpec.parse({"shards": ["a.tar"], "limit": 3}, "data")
