@@ -17,29 +17,25 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from prior import features, frechet
 from torch import Tensor
 
-from piti.conditions.sketch import SketchCondition, city_block_distance
+from piti.conditions.sketch import SketchCondition
 from piti.data import FolderSpec, PairedFolder
-from piti.data.edges import LineSpec, draw_lines, thinned
+from piti.data.edges import thinned
+from piti.evaluation.lines import compare_lines, edges_of
 from piti.images import grid, save_png, to_pil, to_tensor
 from piti.models.perceptual import PerceptualSpec, load_perceptual
 from piti.pipeline import PITIPipeline
 
-NEAR, FAR = 2, 16  # pixels
+FAR = 16  # pixels
 
 
 def agreement(image: Tensor, given: Tensor) -> tuple[float, float, float]:
     """kept, meant and chamfer, see above, of an image [3, s, s] in [-1, 1] and lines [s, s]."""
-    drawn = draw_lines(np.asarray(to_pil(image[None])[0]), LineSpec(shortest=4))
-    to_drawn, to_given = (city_block_distance(lines).clamp(max=FAR).float() for lines in (drawn, given))
-    there = to_drawn[given] if given.any() else torch.tensor([0.0])
-    back = to_given[drawn] if drawn.any() else torch.tensor([float(FAR)])
-    chamfer = (there.mean() + back.mean()) / 2
-    return (there <= NEAR).float().mean().item(), (back <= NEAR).float().mean().item(), chamfer.item()
+    scores = compare_lines(edges_of(to_pil(image)), given, FAR)
+    return scores.kept, scores.meant, scores.chamfer
 
 
 def row(name: str, images: Sequence[Tensor], lines: Sequence[Tensor], fd: float) -> str:

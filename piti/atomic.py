@@ -36,9 +36,9 @@ def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) ->
 
 
 @contextmanager
-def whole_file(target: Path, overwrite: bool) -> Iterator[Path]:
+def whole_file(target: Path, overwrite: bool, flag: str = "--out") -> Iterator[Path]:
     """The name of a file to write, which becomes `target` as a folder does in `whole_folder`."""
-    check_file(target, overwrite)
+    check_file(target, overwrite, flag)
     with _termination_raised(), _beside(target) as partial:
         yield partial
         flush(partial)
@@ -59,12 +59,12 @@ def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], fl
         raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
 
 
-def check_file(target: Path, overwrite: bool) -> None:
-    """Raises OutputError unless `whole_file` may write there."""
+def check_file(target: Path, overwrite: bool, flag: str = "--out") -> None:
+    """Raises OutputError unless `whole_file` may write there. flag: what names the file on the command line."""
     if target.is_dir():
-        raise OutputError(f"{target}: is a folder; give a file's name as --out")
+        raise OutputError(f"{target}: is a folder; give a file's name as {flag}")
     if target.exists() and not overwrite:
-        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another --out")
+        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from piti.baselines import BaselineNetwork, ImageNetwork, noise_of
 from piti.conditions import Condition, TextCondition
 from piti.diffusion.conditioning import conditioned
 from piti.diffusion.guidance import Guidance, guided
@@ -34,6 +35,10 @@ class NetworkSampling:
     """Factor on the initial noise."""
     truncates: bool = False
     """For an upsampler: see the small images cut down to 8 bits, as PITI's release does, not rounded."""
+
+
+ONE_PASS = NetworkSampling(Guidance(w=0.0), steps=1, sampler="none")
+"""How a model that makes its images in one pass is sampled."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,38 @@ class Network:
         return tokens, tokens.joined(self.translator.encode(null).picked([0] * len(raws)))
 
 
+@dataclass(frozen=True)
+class OnePass:
+    """A baseline where a base stands: its images are made in one pass, without guidance."""
+
+    translator: BaselineNetwork
+    condition: Condition
+    device: torch.device
+
+    def steps(self, settings: NetworkSampling) -> int:
+        """One. Raises UserError for settings that are not `ONE_PASS`, or its noise."""
+        if settings != ONE_PASS:
+            raise UserError(
+                "guidance, steps and sampler (--guidance, --steps, --sampler) have no meaning here: this model "
+                "makes its images in one pass; leave them out"
+            )
+        return 1
+
+    def sample(self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep) -> Tensor:
+        """The canvases of a batch, [B, 3, H, W] in [-1, 1]."""
+        network = self.translator
+        pairs = zip(batch.raws, batch.frames, strict=True)
+        sized = torch.stack([fitted(self.condition, raw, frame, network) for raw, frame in pairs])
+        condition = self.condition.encode(sized).to(self.device, network.dtype)  # [B, C, H, W]
+        noise = noise_of(network.baseline, batch.generators, self.device)
+        _bring(network)
+        images = network(condition, None if noise is None else noise.to(network.dtype)).float().clamp(-1, 1)
+        on_step(1, images)
+        return images
+
+
 def sample_cascade(
-    base: Network, upsampler: Network | None, batch: Batch, settings: Sampling, on_step: OnBatchStep
+    base: Network | OnePass, upsampler: Network | None, batch: Batch, settings: Sampling, on_step: OnBatchStep
 ) -> Tensor:
     """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both.
 
@@ -133,17 +168,20 @@ def sample_cascade(
     return upsampler.sample(second, settings.upsampler, lambda done, x0: on_step(before + done, x0), small)
 
 
-def check_cascade(condition: Condition, base: Translator, upsampler: Translator | None) -> None:
+def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translator | None) -> None:
     """Raises ModelError unless base and upsampler are what they are given as, and chain, and read the condition."""
     if base.low_res is not None:
         made = f"{base.low_res} -> {base.image_size} px"
         raise ModelError(f"the base is an upsampler ({made}); give it as the upsampler of a {base.low_res} px base")
-    if base.encoder is None:
+    if isinstance(base, BaselineNetwork):
+        if base.baseline.channels != condition.channels:
+            raise ModelError(_other_channels("base", base.baseline.channels, condition))
+    elif base.encoder is None:
         raise ModelError("the base takes no condition; give one that was trained with an encoder")
     if upsampler is not None:
         _check_chain(base, upsampler)
     for name, translator in (("base", base), ("upsampler", upsampler)):
-        if translator is None or translator.encoder is None:
+        if not isinstance(translator, Translator) or translator.encoder is None:
             continue
         _check_read(name, translator.encoder, condition)
 
@@ -164,13 +202,17 @@ def _check_read(name: str, encoder: ConditionEncoder | TextEncoder, condition: C
                 f"{condition.context} of {condition.tokenizer.size}; {remedy}"
             )
     elif encoder.spec.in_channels != condition.channels:
-        raise ModelError(
-            f"the {name} reads {encoder.spec.in_channels} channels, but the condition '{condition.kind}' has "
-            f"{condition.channels}; {remedy}"
-        )
+        raise ModelError(_other_channels(name, encoder.spec.in_channels, condition))
 
 
-def _check_chain(base: Translator, upsampler: Translator) -> None:
+def _other_channels(name: str, channels: int, condition: Condition) -> str:
+    return (
+        f"the {name} reads {channels} channels, but the condition '{condition.kind}' has {condition.channels}; give "
+        "the condition that it was trained with"
+    )
+
+
+def _check_chain(base: ImageNetwork, upsampler: Translator) -> None:
     if upsampler.low_res is None:
         raise ModelError(
             f"the upsampler is a base translator ({upsampler.image_size} px) and enlarges nothing; "
@@ -187,7 +229,7 @@ def _check_chain(base: Translator, upsampler: Translator) -> None:
 # Devices
 
 
-def _bring(translator: Translator) -> None:
+def _bring(translator: ImageNetwork) -> None:
     """Onto its device, where offloading keeps it elsewhere: its hook acts before `forward` only, not `encode`."""
     hook = getattr(translator, "_hf_hook", None)
     if hook is not None:

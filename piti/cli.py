@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from piti.cli_evaluate import evaluate
 from piti.cli_prepare import prepare_app
+from piti.cli_reproduce import reproduce
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(prepare_app, name="prepare")
@@ -136,6 +138,10 @@ def translate(
         log.print(Text.assemble(("note: ", "bold yellow"), note), soft_wrap=True)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
     typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
+
+
+app.command()(evaluate)
+app.command()(reproduce)
 
 
 @app.command()

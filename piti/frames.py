@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
@@ -13,7 +14,7 @@ from torch import Tensor
 from piti.conditions import Condition, ConditionError
 from piti.errors import UserError
 from piti.images import Box
-from piti.models import TextEncoder, Translator
+from piti.models import Translator
 
 MAX_RATIO = 4
 """How many times longer than its short side a condition may be: the networks learned from squares."""
@@ -21,6 +22,23 @@ MAX_ENLARGED = 4
 """How many times larger than a model was trained for its images may be asked for."""
 MIN_SIZE = 16
 """The least short side, in pixels, that may be asked for; or what the model was trained for, if that is less."""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What decides a frame: a network that makes images of a condition, or enlarges them."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def low_res(self) -> int | None: ...
+
+    @property
+    def granularity(self) -> int: ...
+
+    @property
+    def condition_side(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,7 @@ class Frame:
 def frame_of(
     condition: Condition,
     raw: Shaped[Tensor, "K h w"],
-    base: Translator,
+    base: Sized,
     upsampler: Translator | None,
     size: int | None = None,
     source: str = "the condition",
@@ -75,18 +93,18 @@ def frame_of(
     return Frame(height, width, canvas, scale)
 
 
-def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], frame: Frame, translator: Translator) -> Tensor:
+def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], frame: Frame, translator: Sized) -> Tensor:
     """A condition in raw form as a translator's encoder reads it, over the whole canvas; text as it is.
 
     It is resized to what the image takes up of the canvas, to the nearest pixel of the encoder's. Beyond that its
     last column and row are repeated, in raw form, so that classes stay classes and holes holes, and no
     distance to a line changes.
     """
-    if translator.encoder is None:
-        raise UserError("this translator takes no condition")
-    if isinstance(translator.encoder, TextEncoder):
+    if not condition.spatial:
         return raw
-    side, size = translator.low_res or translator.image_size, translator.encoder.spec.size  # of the same square
+    side, size = translator.low_res or translator.image_size, translator.condition_side  # of the same square
+    if size is None:
+        raise UserError("this translator takes no picture as its condition")
     whole = (frame.canvas[0] * size // side, frame.canvas[1] * size // side)
     part = (_within(frame.height, frame, size / side), _within(frame.width, frame, size / side))
     resized = condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), part)

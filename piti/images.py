@@ -105,6 +105,12 @@ def image_size(path: Source) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
+def png_text(path: Source) -> dict[str, str]:
+    """The texts that `save_png` stored in a picture, from its file's header alone. Raises ImageError."""
+    with _open_header(path) as image:
+        return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+
+
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """The pictures in `folder` (by suffix, see IMAGE_SUFFIXES), sorted; hidden files are left out."""
     return list_files(folder, IMAGE_SUFFIXES, recursive)

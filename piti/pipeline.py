@@ -15,10 +15,13 @@ from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.cascade import (
+    ONE_PASS,
     Batch,
     Network,
     NetworkSampling,
+    OnePass,
     Sampling,
     check_cascade,
     one_each,
@@ -39,6 +42,7 @@ from piti.models.checkpoints import (
     ModelError,
     ModelFolder,
     ModelInfo,
+    Saveable,
     bundled_models,
     find_model,
     list_models,
@@ -84,23 +88,24 @@ class PITIPipelineOutput(BaseOutput):
 class PITIPipeline(DiffusionPipeline):
     """Translates conditions into images (PITI, section 3): a base, and an upsampler where there is one.
 
-    base: the translator that makes the small image; scheduler: the noise schedule it was trained with;
+    base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
+    schedule that the translator was trained with, none for a baseline;
     condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small
     image, and its schedule; defaults: this model's own values for keys of `SETTINGS`.
 
     Raises ModelError for parts that do not fit each other.
     """
 
-    base: Translator
+    base: ImageNetwork
     condition: Condition
     upsampler: Translator | None
     model_cpu_offload_seq = "base->upsampler"
-    _optional_components: ClassVar[list[str]] = ["upsampler", "upsampler_scheduler"]
+    _optional_components: ClassVar[list[str]] = ["scheduler", "upsampler", "upsampler_scheduler"]
 
     def __init__(
         self,
-        base: Translator,
-        scheduler: DDPMScheduler,
+        base: ImageNetwork,
+        scheduler: DDPMScheduler | None,
         condition: Condition,
         upsampler: Translator | None = None,
         upsampler_scheduler: DDPMScheduler | None = None,
@@ -109,6 +114,8 @@ class PITIPipeline(DiffusionPipeline):
         super().__init__()
         if (upsampler is None) != (upsampler_scheduler is None):
             raise ModelError("an upsampler and its scheduler go together; give both, or neither")
+        if (scheduler is None) != isinstance(base, BaselineNetwork):
+            raise ModelError("a translator goes with its scheduler, a baseline has none; give what belongs together")
         check_cascade(condition, base, upsampler)
         self.register_modules(
             base=base,
@@ -118,7 +125,7 @@ class PITIPipeline(DiffusionPipeline):
             upsampler_scheduler=upsampler_scheduler,
         )
         self.defaults = SETTINGS | (defaults or {})
-        self.schedule = NoiseSchedule(spec_of(scheduler))
+        self.schedule = None if scheduler is None else NoiseSchedule(spec_of(scheduler))
         self.upsampler_schedule = None if upsampler_scheduler is None else NoiseSchedule(spec_of(upsampler_scheduler))
 
     @torch.no_grad()
@@ -204,10 +211,16 @@ class PITIPipeline(DiffusionPipeline):
             if key.startswith(OF_UPSAMPLER) and (base_only or self.upsampler is None):
                 why = "base_only leaves the upsampler out" if base_only else "this model has no upsampler"
                 raise UserError(f"{key} (--{key.replace('_', '-')}) has no meaning here: {why}; remove one of the two")
-        values = self.defaults | chosen
+        values = self.defaults | self._only_way() | chosen
         base = NetworkSampling(_rule(values["guidance"], "guidance"), values["steps"], values["sampler"])
         self._base().steps(base)
         return Sampling(base, None if base_only else self._upsampler_sampling(values))
+
+    def _only_way(self) -> dict[str, Any]:
+        """The settings of a base that has no choice of them."""
+        if isinstance(self.base, Translator):
+            return {}
+        return {"guidance": ONE_PASS.guidance, "steps": ONE_PASS.steps, "sampler": ONE_PASS.sampler}
 
     def _upsampler_sampling(self, values: dict[str, Any]) -> NetworkSampling | None:
         network = self._upsampler()
@@ -239,15 +252,19 @@ class PITIPipeline(DiffusionPipeline):
 
     # Networks
 
-    def _base(self) -> Network:
-        return Network(self.base, self.schedule, self.condition, self._device_of(self.base))
+    def _base(self) -> Network | OnePass:
+        device = self._device_of(self.base)
+        if isinstance(self.base, BaselineNetwork):
+            return OnePass(self.base, self.condition, device)
+        assert self.schedule is not None
+        return Network(self.base, self.schedule, self.condition, device)
 
     def _upsampler(self) -> Network | None:
         if self.upsampler is None or self.upsampler_schedule is None:
             return None
         return Network(self.upsampler, self.upsampler_schedule, self.condition, self._device_of(self.upsampler))
 
-    def _device_of(self, translator: Translator) -> torch.device:
+    def _device_of(self, translator: ImageNetwork) -> torch.device:
         return self._execution_device if hasattr(translator, "_hf_hook") else translator.device
 
     # Conditions
@@ -272,7 +289,9 @@ class PITIPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the model's folder."""
-        parts = {"base": self.base, "scheduler": self.scheduler}
+        parts: dict[str, Saveable] = {"base": self.base} | (
+            {} if self.scheduler is None else {"scheduler": self.scheduler}
+        )
         defaults = {key: value for key, value in self.defaults.items() if value != SETTINGS.get(key)}
         if self.upsampler is None:
             defaults = {key: value for key, value in defaults.items() if not key.startswith(OF_UPSAMPLER)}
@@ -313,7 +332,7 @@ class PITIPipeline(DiffusionPipeline):
             other = ModelFolder.open(find_model(upsampler, **of_hub))
         elif not base_only and folder.lender is not None:
             other = _lender_of(folder, **of_hub)
-        base = folder.load("base", torch_dtype)
+        base = _load_base(folder, torch_dtype)
         defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
         if other is None:
             return cls(*base, folder.condition, defaults=defaults)
@@ -346,6 +365,17 @@ def _without_base(folder: ModelFolder, name: str | Path) -> str:
         f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model that "
         f"has a base, and add upsampler='{name}' (--upsampler {name})"
     )
+
+
+def _load_base(folder: ModelFolder, torch_dtype: torch.dtype) -> tuple[ImageNetwork, DDPMScheduler | None]:
+    """A folder's base and its scheduler, none for a baseline. Raises ModelError."""
+    if folder.config("base").get("_class_name") != BaselineNetwork.__name__:
+        return folder.load("base", torch_dtype)
+    try:
+        network = BaselineNetwork.from_pretrained(folder.path / "base", torch_dtype=torch_dtype)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder.path}: {error}") from None
+    return network.eval(), None
 
 
 def _load_upsampler(

@@ -17,6 +17,7 @@ from piti.conditions import Condition, ConditionError, SeveralCondition, TextCon
 from piti.data.addresses import MANIFEST
 from piti.data.archives import Archived, list_archived, list_conditions
 from piti.data.manifest import Manifest, read_manifest
+from piti.diffusion.guidance import Guidance
 from piti.errors import UserError
 from piti.frames import Frame, batches_alike, enlarged
 from piti.given import PartFiles, matched_parts
@@ -41,7 +42,8 @@ class Settings:
 
     num: int = 1
     seed: int = 0
-    guidance: float | None = None
+    guidance: float | Guidance | None = None
+    """w of normalised guidance, or another rule."""
     steps: int | None = None
     sampler: str | None = None
     batch: int = 8
@@ -356,11 +358,15 @@ def _jobs(
 
 def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
     """What it takes to make the image again."""
+    values = {"condition": job.source if isinstance(job.source, str) else job.source.name, "number": job.number}
+    return made_with(settings, sampling, name) | {f"piti:{key}": str(value) for key, value in values.items()}
+
+
+def made_with(settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
+    """The metadata that all images of a translation have: the model's name, and how it was sampled."""
     values: dict[str, object] = {
         "model": name,
-        "condition": job.source if isinstance(job.source, str) else job.source.name,
         "seed": settings.seed,
-        "number": job.number,
         **_settings_of(sampling.base),
         **({"square": True} if settings.square else {}),
         **({} if settings.size is None else {"size": settings.size}),

@@ -19,10 +19,12 @@ LAYERS = [
     {"data"},
     {"models"},
     {"diffusion"},
+    {"baselines"},
     {"training"},
     {"frames", "cascade", "pipeline", "given", "translation", "exchange", "prepare"},
-    {"editing", "evaluation", "baselines"},
-    {"studio", "cli", "cli_prepare"},
+    {"editing", "evaluation"},
+    {"reproduction"},
+    {"studio", "cli", "cli_prepare", "cli_evaluate", "cli_reproduce"},
 ]
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -42,7 +42,7 @@ class Saveable(Protocol):
 
 
 def write_model_folder(
-    folder: Path, parts: dict[str, Saveable], condition: dict[str, Any], defaults: dict[str, Any]
+    folder: Path, parts: Mapping[str, Saveable], condition: dict[str, Any], defaults: dict[str, Any]
 ) -> None:
     """Write `model_index.json`, a sub-folder for each part, and the condition.
 
@@ -175,6 +175,12 @@ class ModelFolder:
 
     def load(self, network: str, torch_dtype: torch.dtype) -> tuple[Translator, DDPMScheduler]:
         """A network, ready to sample, and its scheduler. Raises ModelError."""
+        kind = self.config(network).get("_class_name", Translator.__name__)
+        if kind != Translator.__name__:
+            raise ModelError(
+                f"{self.path}: its {network} is a {kind}, no translator; translate with it, but take another model for "
+                "this"
+            )
         try:
             translator = self._translator(network, torch_dtype)
             schedule = cast(DDPMScheduler, DDPMScheduler.from_pretrained(self.path / SCHEDULERS[network]))

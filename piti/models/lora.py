@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from piti.errors import UserError
 from piti.models.translator import Translator
-from piti.models.weight_files import WEIGHTS_FILE, read_weights
+from piti.models.weight_files import WEIGHTS_FILE, file_hash, read_weights
 from piti.spec import Spec
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -123,12 +122,6 @@ def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: Lor
 def product(up: Float[Tensor, "out r *one"], down: Float[Tensor, "r *in"]) -> Float[Tensor, "out *in"]:
     """B A, also of convolutions, where B is 1 × 1."""
     return (up.flatten(1).float() @ down.flatten(1).float()).view(len(up), *down.shape[1:])
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_adapted(

@@ -213,13 +213,14 @@ def load_perceptual(spec: PerceptualSpec) -> PerceptualNetwork:
     Raises UserError for a file that is missing, unreadable or not this network's, and where the hub does
     not give it.
     """
-    path = _weights_file(spec)
+    path = weights_file(spec)
     network = PerceptualNetwork(spec)
     network.load_state_dict(_fitting(_read(path), network, spec.network, path))
     return network
 
 
-def _weights_file(spec: PerceptualSpec) -> Path:
+def weights_file(spec: PerceptualSpec) -> Path:
+    """The file of a network's weights, fetched from the hub if need be. Raises UserError."""
     architecture = NETWORKS[spec.network]
     source = spec.weights or architecture.hub
     remedy = f"give a file, such as torchvision's {architecture.file}, as 'weights'"
@@ -232,14 +233,18 @@ def _weights_file(spec: PerceptualSpec) -> Path:
         raise UserError(f"{path} is a folder; {remedy}")
     if path.suffix in {".safetensors", ".pth", ".pt", ".bin"} or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         raise UserError(f"there is no file {source} with the weights of {spec.network}; {remedy}, or a hub repository")
-    return _fetched(source, remedy)
+    return fetched(source, HUB_FILES, remedy)
 
 
-def _fetched(repository: str, remedy: str) -> Path:
+def fetched(repository: str, names: Sequence[str], remedy: str) -> Path:
+    """The first of some files that a hub repository has, fetched unless it is in the cache.
+
+    remedy: what errors say can be done instead. Raises UserError.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    for name in HUB_FILES:
+    for name in names:
         try:
             return Path(hf_hub_download(repository, name))
         except LocalEntryNotFoundError as error:
@@ -254,7 +259,7 @@ def _fetched(repository: str, remedy: str) -> Path:
                 f"there is no file '{repository}', and the hub did not give a repository of this name "
                 f"({_first_line(error)}); {remedy}"
             ) from error
-    raise UserError(f"'{repository}' on the hub has none of {', '.join(HUB_FILES)}; {remedy}")
+    raise UserError(f"'{repository}' on the hub has none of {', '.join(names)}; {remedy}")
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -129,6 +129,11 @@ class Translator(ModelMixin, ConfigMixin):
             self.encoder = ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
 
     @property
+    def condition_side(self) -> int | None:
+        """The side in pixels of what its encoder reads for a square image; none where it reads no picture."""
+        return self.encoder.spec.size if isinstance(self.encoder, ConditionEncoder) else None
+
+    @property
     def granularity(self) -> int:
         """The sides of an image are multiples of this: of what the UNet needs, and what the encoder does."""
         unet = self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)

@@ -7,18 +7,15 @@ A multiply-add is 2 FLOPs; GFLOP is 10⁹, GiB 2³⁰.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from piti.baselines import BaselineNetwork
 from piti.diffusion.image_losses import adversarial_named
 from piti.errors import UserError
 from piti.models import Translator
@@ -27,6 +24,7 @@ from piti.models.lora import inject
 from piti.models.perceptual import PerceptualNetwork
 from piti.models.text import TextEncoder
 from piti.spec import choices
+from piti.training.counting import PassCost, count_pass
 from piti.training.image_losses import AdversarialLossSpec, ImageLossSpec
 from piti.training.recipes import NETWORKS, Recipe, Stage
 from piti.training.stages import freeze_all_but
@@ -116,7 +114,12 @@ class Cost:
 
 
 def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
-    """What a recipe's run costs. config: the arguments of its `Translator`. Builds everything on the meta device."""
+    """What a recipe's run costs. Builds everything on the meta device.
+
+    config: the arguments of its `Translator` or `BaselineNetwork`.
+    """
+    if recipe.baseline is not None:
+        return _cost_of_baseline(recipe, config)
     with torch.device("meta"):
         translator = Translator(**config)
         if recipe.adapts:
@@ -165,22 +168,6 @@ def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
 
 
 # A stage
-
-
-@dataclass(frozen=True)
-class PassCost:
-    """One image through a network, there and back."""
-
-    forward: int
-    """FLOPs of the forward pass."""
-    flops: int
-    """FLOPs of all."""
-    activations: int
-    """Bytes kept for the backward pass."""
-    learning: int = 0
-    """Parameters that get gradients."""
-    weights: int = 0
-    """Parameters of networks beside the translator."""
 
 
 def _stage_cost(recipe: Recipe, stage: Stage, own: int, inner: PassCost) -> StageCost:
@@ -271,86 +258,50 @@ def _adversarial_pass(recipe: Recipe, spec: AdversarialLossSpec) -> PassCost:
     return replace(found, flops=found.flops + 2 * judged.flops + penalty, learning=size, weights=size)
 
 
-# Counting
+# A baseline
 
 
-def count_pass(run: Callable[[int], Tensor], low: torch.dtype | None) -> PassCost:
-    """Count what `run`, a function of the batch, does on meta tensors up to the sum that it returns, and back.
+def _cost_of_baseline(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
+    """Its generator's step through the discriminator, and the discriminator's own. Their largest activations, which
+    are the generator's, count; batch norms, which mix samples, are counted as other layers are."""
+    with torch.device("meta"):
+        network = BaselineNetwork(**config)
+        baseline, judge = network.baseline, network.baseline.discriminator()
+        perceptual = PerceptualNetwork(recipe.perceptual) if baseline.perceptual else None
+    side = recipe.data.size
 
-    FLOPs are those of products and convolutions, not of what acts element by element. Activations are the bytes that
-    a third image adds to the tensors saved for the backward pass, storages counted once (one image alone shares
-    storages that more do not); what is held only for a moment is not counted. low: what autocast casts to, if anything.
-    """
-    kept: list[set[torch.UntypedStorage]] = []
+    def make(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        condition = _images(batch, side, baseline.channels)
+        noise = torch.empty(batch, *baseline.noise_shape, device="meta") if baseline.noise_shape else None
+        return baseline.seen(condition), network(condition, noise), _images(batch, side)
 
-    def pack(x: Tensor) -> Tensor:
-        kept[-1].add(x.untyped_storage())
-        return x
+    def generate(batch: int) -> Tensor:
+        return _total(baseline.generator_losses(judge, *make(batch), perceptual))
 
-    def forward(batch: int) -> Tensor:
-        kept.append(set())
-        with _AsOnGPU(low), saved_tensors_hooks(pack, lambda x: x):
-            return run(batch)
+    def judged(batch: int) -> Tensor:
+        seen = baseline.seen(_images(batch, side, baseline.channels))
+        uniform = torch.empty(batch, baseline.draws, device="meta")
+        return _total(baseline.discriminator_losses(judge, seen, _images(batch, side), _images(batch, side), uniform))
 
-    with FlopCounterMode(display=False) as counter:
-        total = forward(2)
-        there = counter.get_total_flops()
-        total.backward()
-    forward(3)
-    two, three = (sum(storage.nbytes() for storage in storages) for storages in kept)
-    return PassCost(there // 2, counter.get_total_flops() // 2, three - two)
-
-
-class _AsOnGPU(TorchFunctionMode):
-    """Casts and saves on the meta device as autocast and fused attention do on a GPU.
-
-    Of autocast's lists (torch's "CUDA Op-Specific Behavior"), what these networks call: convolutions and products
-    in half precision; normalisation and interpolation in float32, so that their inputs are saved in float32.
-    """
-
-    HALF = (F.conv2d, F.linear)
-    FULL = (F.group_norm, F.layer_norm, F.interpolate)
-
-    def __init__(self, low: torch.dtype | None) -> None:
-        """low: half precision; none: no autocast."""
-        super().__init__()
-        self.low = low
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*(self.cast(x, self.low) for x in args[:3]))
-        if func in self.HALF:
-            args = tuple(self.cast(x, self.low) for x in args)
-        elif func in self.FULL:
-            args = tuple(self.cast(x, torch.float32) for x in args)
-        return func(*args, **(kwargs or {}))
-
-    def cast(self, x: Any, dtype: torch.dtype | None) -> Any:
-        """x in another precision, where autocast is on and x a tensor of floats."""
-        if self.low is None or dtype is None or not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
-        return x.to(dtype)
+    judge.requires_grad_(False)
+    made = count_pass(generate, _low(recipe))
+    alone = count_pass(lambda batch: make(batch)[1].float().sum(), _low(recipe))
+    judge.requires_grad_(True)
+    learned = count_pass(judged, _low(recipe))
+    sizes = {"generator": _size(network), "discriminator": _size(judge)}
+    half = 0 if recipe.precision == "no" else 2
+    state = (20 + half) * sizes["generator"] + (16 + half) * sizes["discriminator"]  # the generator has an average
+    activations = max(made.activations, learned.activations)
+    images = recipe.batch * recipe.accumulation
+    stages = tuple(
+        StageCost(stage.name, stage.steps * images, made.flops + learned.flops, state, activations)
+        for stage in recipe.stages
+    )
+    return Cost(sizes, alone.forward, stages)
 
 
-class _Attention(torch.autograd.Function):
-    """Attention as fused kernels do it: of the weights only the logarithms of their sums are kept (Dao et al. 2022,
-    arXiv 2205.14135). Their recomputation in the backward pass is not counted as work."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = (q @ k.transpose(-1, -2)) @ v  # [B, heads, S, D/heads]
-        out = out.transpose(1, 2).contiguous().transpose(1, 2)  # laid out by tokens: heads are joined without a copy
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = ctx.saved_tensors[:3]
-        (grad,) = grads
-        weights = q.new_empty(*q.shape[:-1], k.shape[-2])  # [B, heads, S, S']
-        grad_v = weights.transpose(-1, -2) @ grad
-        grad_weights = grad @ v.transpose(-1, -2)
-        return grad_weights @ k, grad_weights.transpose(-1, -2) @ q, grad_v
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([loss.float().sum() for loss in losses.values()]).sum()
 
 
 def _low(recipe: Recipe) -> torch.dtype | None:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from piti.diffusion.image_losses import acts_at, adversarial_named, gradient_penalty, perceptual_loss
-from piti.models.discriminator import PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.spec import Spec
 
@@ -84,20 +83,19 @@ class Critique:
     total: Tensor
     """Weighted sum to add to the translator's loss."""
     numbers: dict[str, float] = field(default_factory=dict)
-    judged: Judged | None = None
-    """What the discriminator is to learn from."""
+    judged: object = None
+    """What the discriminator is to learn from, for whoever made this; None: it does not learn now."""
 
 
 @dataclass
 class Adversary:
     """The discriminator and its optimiser, both prepared by the accelerator."""
 
-    spec: AdversarialLossSpec
     network: Any
     optimizer: Any
 
     @property
-    def bare(self) -> PatchDiscriminator:
+    def bare(self) -> nn.Module:
         """The network without what several processes wrap around it."""
         return getattr(self.network, "module", self.network)
 
@@ -106,10 +104,11 @@ class Adversary:
         return getattr(self.bare, "_original_forward", self.bare.forward)(images, low_res)
 
 
-def build_adversary(network: PatchDiscriminator, spec: AdversarialLossSpec) -> Adversary:
-    """A discriminator with its own AdamW, not yet prepared."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=spec.lr, betas=spec.betas, weight_decay=0.0)
-    return Adversary(spec, network, optimizer)
+def build_adversary(network: nn.Module, lr: float, betas: tuple[float, float], accelerator: Accelerator) -> Adversary:
+    """A discriminator with its own AdamW, on the device and prepared."""
+    network = network.to(accelerator.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=betas, weight_decay=0.0)
+    return Adversary(*accelerator.prepare(network, optimizer))
 
 
 class ImageLosses:
@@ -120,16 +119,21 @@ class ImageLosses:
         steps: int,
         accelerator: Accelerator,
         perceptual: tuple[PerceptualLossSpec, PerceptualNetwork] | None,
-        adversary: Adversary | None,
+        adversarial: tuple[AdversarialLossSpec, Adversary] | None,
     ) -> None:
         """steps: T of the noise schedule."""
         self.steps, self.accelerator = steps, accelerator
-        self.perceptual, self.adversary = perceptual, adversary
+        self.perceptual, self.adversarial = perceptual, adversarial
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """The discriminator and its optimiser."""
+        return self.adversarial[1] if self.adversarial else None
 
     def acting(self, within: int) -> bool:
         """Whether any of them acts at the stage's step `within`."""
-        specs = [self.perceptual[0] if self.perceptual else None, self.adversary.spec if self.adversary else None]
-        return any(spec is not None and within >= spec.after for spec in specs)
+        specs = [loss[0] for loss in (self.perceptual, self.adversarial) if loss is not None]
+        return any(within >= spec.after for spec in specs)
 
     def of(self, x0_hat: Tensor, x0: Tensor, low_res: Tensor | None, t: Tensor, within: int) -> Critique:
         """Judge x̂₀ [B, 3, H, W], differentiably, at the stage's step `within`."""
@@ -144,18 +148,24 @@ class ImageLosses:
             loss = _batch_mean(perceptual_loss(predicted, real, network.layer_weights), len(t))
             critique.total = critique.total + spec.weight * loss
             critique.numbers["perceptual"] = loss.item()
-        if self.adversary is not None and within >= self.adversary.spec.after:
-            self._fool(self.adversary, critique, x0_hat, x0, low_res, t)
+        if self.adversarial is not None and within >= self.adversarial[0].after:
+            self._fool(*self.adversarial, critique, x0_hat, x0, low_res, t)
         return critique
 
     def _fool(
-        self, adversary: Adversary, critique: Critique, x0_hat: Tensor, x0: Tensor, low_res: Tensor | None, t: Tensor
+        self,
+        spec: AdversarialLossSpec,
+        adversary: Adversary,
+        critique: Critique,
+        x0_hat: Tensor,
+        x0: Tensor,
+        low_res: Tensor | None,
+        t: Tensor,
     ) -> None:
         """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""
-        spec = adversary.spec
         rows = acts_at(t, self.steps, spec.noise)
         small = None if low_res is None else low_res[rows]
-        with _frozen(adversary.bare), self.accelerator.autocast():
+        with frozen(adversary.bare), self.accelerator.autocast():
             logits = adversary.bare(x0_hat[rows], small)
         loss = _batch_mean(adversarial_named(spec.kind).generator(logits.float()), len(t))
         critique.total = critique.total + spec.weight * loss
@@ -168,20 +178,20 @@ class ImageLosses:
         A sum over the rows that were judged, over as many as a batch has on average: so it is a mean of what each
         sample adds, however the samples are divided among backward passes and processes.
         """
-        assert self.adversary is not None
-        assert critique.judged is not None
+        assert self.adversarial is not None
+        assert isinstance(critique.judged, Judged)
         judged = critique.judged
-        network, spec = self.adversary.network, self.adversary.spec
+        spec, adversary = self.adversarial
         rule = adversarial_named(spec.kind)
         usual = len(judged.rows) * spec.count(self.steps) / self.steps
         both = None if judged.low_res is None else torch.cat([judged.low_res, judged.low_res])
         with self.accelerator.autocast():
-            logits = network(torch.cat([judged.real, judged.fake]), both).float()
+            logits = adversary.network(torch.cat([judged.real, judged.fake]), both).float()
         real_logits, fake_logits = logits.chunk(2)
         losses = rule.discriminator(real_logits, fake_logits)  # [K]
         weight = rule.gradient_penalty if spec.gradient_penalty is None else spec.gradient_penalty
         if weight:
-            exact, mixture = self.adversary.exact, share.to(judged.real.device)[judged.rows]
+            exact, mixture = adversary.exact, share.to(judged.real.device)[judged.rows]
             penalties = gradient_penalty(
                 lambda images: exact(images, judged.low_res), judged.real, judged.fake, mixture
             )
@@ -206,7 +216,7 @@ def _batch_mean(losses: Tensor, batch: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _frozen(network: torch.nn.Module) -> Iterator[None]:
+def frozen(network: nn.Module) -> Iterator[None]:
     """No gradients for the network's parameters; its inputs still get theirs."""
     network.requires_grad_(False)
     try:

@@ -13,8 +13,8 @@ from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.diffusion.schedulers import spec_of
 from piti.models import Translator
 from piti.models.checkpoints import ModelFolder, find_model
-from piti.models.lora import Adapted, AdapterConfig, file_hash, inject
-from piti.models.weight_files import WEIGHTS_FILE
+from piti.models.lora import Adapted, AdapterConfig, inject
+from piti.models.weight_files import WEIGHTS_FILE, file_hash
 from piti.seeding import derive_seed
 from piti.training.recipes import Recipe, RecipeError
 

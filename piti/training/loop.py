@@ -15,36 +15,26 @@ from rich.console import Console
 from torch import Tensor
 
 import piti
+from piti.baselines import ImageNetwork
 from piti.conditions import Condition
 from piti.data.batches import Batch, Batches, BatchStream, SampleSet, loader
 from piti.data.skipped import Tally
-from piti.diffusion.losses import Losses, diffusion_loss, timesteps_for
-from piti.diffusion.schedule import NoiseSchedule
-from piti.diffusion.schedulers import scheduler_of
 from piti.errors import UserError
 from piti.images import save_png
-from piti.models import Translator
-from piti.models.checkpoints import SCHEDULERS, join_base, write_model_folder
+from piti.models.checkpoints import join_base, write_model_folder
 from piti.models.lora import Adapted
 from piti.models.perceptual import PerceptualNetwork
 from piti.ranks import together
 from piti.seeding import derive_seed
-from piti.training.draws import noise_for, numbers_of, uniform_for
-from piti.training.image_losses import Critique, ImageLosses, of_the_judged
+from piti.training.draws import numbers_of
+from piti.training.image_losses import Critique, of_the_judged
+from piti.training.objectives import objective_of
 from piti.training.parallel import is_sharded, mean_of, mean_over_processes, prepared, release, unsynced
-from piti.training.preview import validation_of
 from piti.training.progress import Meter, training_bar
 from piti.training.recipe_files import write_recipe
 from piti.training.recipes import Recipe, Stage
 from piti.training.signals import StopRequest
-from piti.training.stages import (
-    build_discriminator,
-    build_optimizer,
-    freeze_all_but,
-    losses_of,
-    low_res_of,
-    weighting_of,
-)
+from piti.training.stages import build_optimizer, freeze_all_but
 from piti.training.state import RECIPE_FILE, RunFolder, RunState, matching_state
 from piti.training.weights import Weights
 
@@ -63,7 +53,7 @@ class Run:
 
     recipe: Recipe
     condition: Condition
-    translator: Translator
+    translator: ImageNetwork
     train: SampleSet
     validation: SampleSet | None
     folder: RunFolder
@@ -84,20 +74,17 @@ class Trainer:
         self.run, self.recipe, self.console, self.accelerator = run, recipe, console, run.accelerator
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self.schedule = NoiseSchedule(recipe.schedule)
-        self.weighting = weighting_of(recipe)
+        self.objective = objective_of(
+            recipe, run.condition, run.perceptual, run.translator, self.accelerator, run.train
+        )
         sharded = is_sharded(self.accelerator)
         self.translator = run.translator if sharded else run.translator.to(self.device)
         self.weights = Weights(self.translator, recipe.ema, sharded)
         self.accelerator.register_for_checkpointing(self.weights)
-        self.low_res = low_res_of(recipe)
-        seed, max_bad = recipe.seed, recipe.data.max_bad
-        self.stream = BatchStream(run.train, recipe.batch, seed, self.rank, self.world, self.low_res, max_bad)
+        low_res, seed, max_bad = self.objective.low_res, recipe.seed, recipe.data.max_bad
+        self.stream = BatchStream(run.train, recipe.batch, seed, self.rank, self.world, low_res, max_bad)
         self.tally = Tally(max_bad, run.folder.skipped_of(self.rank))
-        self.discriminator = build_discriminator(recipe)
-        self.validation = None
-        if run.validation is not None:
-            self.validation = validation_of(recipe, run.condition, run.validation, self.low_res, self.device)
+        self.validation = None if run.validation is None else self.objective.judge(run.validation)
         self.state = RunState(
             step=0,
             stage=recipe.stages[0].name,
@@ -141,8 +128,8 @@ class Trainer:
         model, optimizer = prepared(self.accelerator, self.recipe, self.translator, optimizer)
         learning = [parameter for parameter in self.translator.parameters() if parameter.requires_grad]  # or shards
         self.weights.prepared(self.device)
-        image_losses = losses_of(stage, self.run.perceptual, self.discriminator, len(self.schedule), self.accelerator)
-        adversary = image_losses.adversary
+        self.objective.begin(stage)
+        adversary = self.objective.adversary
         if resume_from is not None:
             self.accelerator.load_state(str(resume_from))
             self.write_model()  # it may lag behind the checkpoint
@@ -152,7 +139,8 @@ class Trainer:
         while within < stage.steps:
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr_at(within)
-            numbers = self.train_step(model, optimizer, learning, batches, image_losses, within)
+            self.objective.set_rates(stage.lr_at(within) / stage.lr)
+            numbers = self.train_step(model, optimizer, learning, batches, within)
             within += 1
             self._advance(stage, within, bar)
             bar.wait(batches.waited())
@@ -179,13 +167,11 @@ class Trainer:
         optimizer: Any,
         learning: list[torch.nn.Parameter],
         batches: Iterator[Batch],
-        image_losses: ImageLosses,
         within: int,
     ) -> dict[str, float]:
         """One step of the translator's optimiser and, where there is one, of the discriminator's: losses,
         backward, step, average."""
-        step, parts = self.state.step, self.recipe.accumulation
-        adversary = image_losses.adversary
+        step, parts, adversary = self.state.step, self.recipe.accumulation, self.objective.adversary
         torch.manual_seed(derive_seed(self.recipe.seed, "step", self.rank, step))  # for dropout
         rows: list[dict[str, float]] = []
         keys: list[str] = []
@@ -195,13 +181,12 @@ class Trainer:
             waits = part + 1 < parts
             networks = [model, *([adversary.network] if adversary else [])]
             with unsynced(self.accelerator, *networks) if waits else contextlib.nullcontext():
-                losses, critique = self.losses(model, batch, step * parts + part, image_losses, within)
-                self.accelerator.backward((losses.total + critique.total) / parts)
-                rows.append(_numbers(losses, critique))
+                samples = numbers_of(step * parts + part, len(batch.image), self.rank, self.world)
+                critique = self.losses(model, batch, samples, within)
+                self.accelerator.backward(critique.total / parts)
+                rows.append({"loss": critique.total.item(), **critique.numbers})
                 if critique.judged is not None:
-                    judged = self.numbers(step * parts + part, len(batch.image))
-                    share = uniform_for(self.recipe.seed, "penalty", judged).flatten()
-                    loss, numbers = image_losses.discriminator_loss(critique, share)
+                    loss, numbers = self.objective.discriminator_loss(critique, samples)
                     self.accelerator.backward(loss / parts)
                     rows[-1] |= numbers
         norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
@@ -220,36 +205,9 @@ class Trainer:
         self.weights.step()
         return of_the_judged(numbers)
 
-    def losses(
-        self, model: Any, batch: Batch, draw: int, image_losses: ImageLosses, within: int
-    ) -> tuple[Losses, Critique]:
-        """Eq. 3 with the bound on the learned variance, some conditions replaced by the null condition, and
-        eq. 4 and 5 where the stage has them.
-
-        draw: number of this backward pass within the run; it numbers the samples, and seed and number of a sample
-        decide all that is random about it. within: step of the stage.
-        """
-        seed, spec = self.recipe.seed, self.recipe.loss
-        x0 = batch.image.to(self.device)  # [B, 3, H, W]
-        numbers = self.numbers(draw, len(x0))
-        t = timesteps_for(numbers, self.schedule, seed).to(self.device)  # [B]
-        noise = noise_for(seed, numbers, x0.shape[1:]).to(self.device)
-        x_t = self.schedule.q_sample(x0, t, noise)
-        condition = self.run.condition.encode(batch.condition.to(self.device))  # [B, C, H, W]
-        uniform = uniform_for(seed, "dropout", numbers, self.run.condition.draws)
-        condition = self.run.condition.dropped(condition, uniform, self.recipe.condition_dropout)
-        low_res = None if batch.low_res is None else batch.low_res.to(self.device)  # [B, 3, h, w]
-        with self.accelerator.autocast():
-            output, variance = model(x_t, t, condition, low_res)
-        losses = diffusion_loss(output, variance, x0, x_t, t, noise, self.schedule, self.weighting, spec.vb_weight)
-        if not image_losses.acting(within):
-            return losses, Critique(losses.total.new_zeros(()))
-        x0_hat = self.schedule.to_x0(output.float(), x_t, t)
-        return losses, image_losses.of(x0_hat, x0, low_res, t, within)
-
-    def numbers(self, draw: int, size: int) -> range:
-        """Numbers of the samples of this process's backward pass `draw`, a batch of that size."""
-        return numbers_of(draw, size, self.rank, self.world)
+    def losses(self, model: Any, batch: Batch, samples: range, within: int) -> Critique:
+        """What the model minimises on a batch. samples: their numbers within the run."""
+        return self.objective.losses(model, batch, samples, within)
 
     def _check_finite(self, here: dict[str, float], everywhere: dict[str, float], keys: list[str]) -> None:
         """here: this process's numbers; everywhere: their means over all, so all processes judge alike."""
@@ -320,7 +278,7 @@ class Trainer:
             return
         with together():
             if self._takes_part:
-                with self.weights.averaged() as translator:
+                with self.averaged() as translator:
                     if self.accelerator.is_main_process:
                         # unwrapped it keeps the autocast wrapper; what is gathered from shards never had one
                         predict = translator if self.weights.sharded else self.accelerator.unwrap_model(model)
@@ -328,7 +286,7 @@ class Trainer:
                         if self.weights.sharded:
                             torch.nn.Module.to(translator, "cpu")
 
-    def _preview(self, translator: Translator, predict: Any) -> None:
+    def _preview(self, translator: ImageNetwork, predict: Any) -> None:
         assert self.validation is not None
         loss = self.validation.loss(predict)
         picture = self.validation.picture(translator, predict, self.recipe.preview)
@@ -352,19 +310,25 @@ class Trainer:
         """Bring the run's `model/` up to date."""
         with together():
             if self._takes_part:
-                with self.weights.averaged():
+                with self.averaged():
                     if self.accelerator.is_main_process:
                         self.run.folder.write_model(self._write_model)
 
     def _write_model(self, target: Path) -> None:
-        role = self.run.translator.role
-        parts = {role: self.run.adapted or self.run.translator, SCHEDULERS[role]: scheduler_of(self.recipe.schedule)}
+        network = self.run.adapted or self.run.translator
+        parts = self.objective.parts(network, self.run.translator.role)
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
         if self.run.base is not None:
             join_base(target, self.run.base)
         write_recipe(self.recipe, target / RECIPE_FILE)
 
     # Parts
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[ImageNetwork]:
+        """The whole network with its averaged weights, ready to be used; see `Weights.averaged`."""
+        with self.weights.averaged() as network, self.objective.settled(network):
+            yield network
 
     @property
     def _takes_part(self) -> bool:
@@ -375,13 +339,3 @@ class Trainer:
         parts = self.recipe.accumulation
         start = self.state.step * parts
         return loader(self.stream, start, start + steps * parts, self.recipe.workers, self.tally)
-
-
-def _numbers(losses: Losses, critique: Critique) -> dict[str, float]:
-    """What a backward pass is judged by."""
-    return {
-        "loss": (losses.total + critique.total).item(),
-        "simple": losses.simple.mean().item(),
-        "vb": losses.vb.mean().item(),
-        **critique.numbers,
-    }

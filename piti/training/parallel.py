@@ -77,8 +77,8 @@ def _why_not(accelerator: Accelerator, recipe: Recipe, world: int) -> str | None
 def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
     if not accelerator.is_fsdp2:
         return "fsdp_version 1 is not supported; set fsdp_version: 2, as recipes/accelerate/fsdp.yaml has it"
-    if any(stage.adversarial for stage in recipe.stages):
-        return "FSDP shards one network, an adversarial stage has two; take recipes/accelerate/ddp.yaml"
+    if recipe.adversarial:
+        return "FSDP shards one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
     if recipe.precision == "fp16":
         return "precision: fp16 is not supported with FSDP; take bf16"
     return None

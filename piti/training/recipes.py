@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from piti.baselines.base import baseline_spec
 from piti.data.degrade import DegradationSpec
 from piti.data.pairs import FolderSpec
 from piti.diffusion.guidance import Guidance
@@ -21,6 +22,8 @@ from piti.spec import Spec, SpecError
 from piti.training.image_losses import AdversarialLossSpec, PerceptualLossSpec
 
 NETWORKS = ("encoder", "unet")
+GENERATOR = "generator"
+"""What a baseline's stages train."""
 LORA = "lora"
 """Low-rank adapters on the UNet, trained in its place."""
 
@@ -33,7 +36,7 @@ class Stage(Spec):
     """Who trains, for how long, how fast (PITI, section 3.2 and appendix A)."""
 
     name: str = "joint"
-    trains: tuple[Literal["encoder", "unet", "lora"], ...] = NETWORKS
+    trains: tuple[Literal["encoder", "unet", "lora", "generator"], ...] = NETWORKS
     """The networks that learn, or `lora` instead of the UNet; the others are frozen: no gradients, bit-identical
     afterwards."""
     steps: int = Field(default=1000, ge=1)
@@ -53,7 +56,7 @@ class Stage(Spec):
     @classmethod
     def _someone(cls, trains: tuple[str, ...]) -> tuple[str, ...]:
         if not trains:
-            raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA))}")
+            raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
         return trains
 
     def lr_at(self, step: int) -> float:
@@ -166,6 +169,9 @@ class Recipe(Spec):
     condition: dict[str, Any] = Field(default_factory=lambda: {"kind": "mask"})
     """A condition's configuration: `kind`, and what that kind needs. A mask without `classes` takes
     `classes.json` from the data's root."""
+    baseline: dict[str, Any] | None = None
+    """A baseline instead of a translator: `kind` (pix2pixhd, spade, oasis) and its settings. Of `model` the
+    `image_size` alone is its own; `ema: 0` keeps no average."""
     model: ModelSpec = ModelSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     data: FolderSpec = FolderSpec()
@@ -208,6 +214,7 @@ class Recipe(Spec):
             raise ValueError("'stages' is empty; give at least one")
         if self.init is not None and self.prior is not None:
             raise ValueError("'init' and 'prior' are both given; a run begins from one of them: remove the other")
+        self._check_baseline()
         self._check_sizes()
         if self.model.detail is not None and self.schedule.prediction != "sample":
             raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
@@ -217,8 +224,37 @@ class Recipe(Spec):
         self._check_stages()
         return self
 
+    def _check_baseline(self) -> None:
+        """What belongs to a baseline alone is there with it alone, and what it has no use for is not there."""
+        for stage in self.stages:
+            if (GENERATOR in stage.trains) != (self.baseline is not None) or (self.baseline and len(stage.trains) > 1):
+                trains = f"[{GENERATOR}]" if self.baseline else f"some of {', '.join((*NETWORKS, LORA))}"
+                whose = "a baseline" if self.baseline else "a translator"
+                raise ValueError(f"stage '{stage.name}': 'trains' of {whose} is {trains}")
+        if self.baseline is None:
+            return
+        baseline_spec(self.baseline)
+        if self.model != ModelSpec(image_size=self.model.image_size):
+            raise ValueError("'model' of a baseline is its 'image_size' alone; its networks are set in 'baseline'")
+        for key in ("schedule", "init", "prior", "base", "loss", "discriminator", "condition_dropout"):
+            if getattr(self, key) != Recipe.model_fields[key].get_default(call_default_factory=True):
+                raise ValueError(f"'{key}' has no meaning for a baseline; leave it out")
+        if any(stage.perceptual or stage.adversarial for stage in self.stages):
+            raise ValueError("a baseline has its own losses; leave 'perceptual' and 'adversarial' of stages out")
+        if self.precision == "fp16":
+            raise ValueError("precision: fp16 scales one optimiser's gradients, a baseline has two; take bf16")
+        if self.condition.get("kind") in ("text", "none"):
+            raise ValueError(f"condition: {self.condition['kind']} is no picture, and a baseline reads one")
+
     def _check_sizes(self) -> None:
         model, size = self.model, self.data.size
+        if self.baseline is not None:
+            if not size == self.data.condition_side == model.image_size:
+                raise ValueError(
+                    f"'data.size' {size}, the conditions' {self.data.condition_side} and 'model.image_size' "
+                    f"{model.image_size} of a baseline are one; make them equal"
+                )
+            return
         if model.unet.token_width is None and model.scale is not None:
             step = math.lcm(model.patch_size * model.unet.reduction, model.scale)
             if size % step or size > model.image_size:
@@ -296,6 +332,11 @@ class Recipe(Spec):
             )
         if self.prior is None:
             raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator is trained too."""
+        return self.baseline is not None or any(stage.adversarial for stage in self.stages)
 
     @property
     def adapts(self) -> bool:

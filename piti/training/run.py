@@ -10,8 +10,18 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from piti.conditions import Condition, NoCondition, SeveralCondition, TextCondition, condition_from_config
+from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.baselines.base import baseline_spec
+from piti.conditions import (
+    Condition,
+    MaskCondition,
+    NoCondition,
+    SeveralCondition,
+    TextCondition,
+    condition_from_config,
+)
 from piti.conditions.mask import ClassTable
+from piti.conditions.palette import coco_stuff
 from piti.conditions.several import part_configs
 from piti.data.batches import SampleSet
 from piti.data.folders import PairedFolder, check_together
@@ -61,10 +71,10 @@ def _prepared(
     condition = build_condition(recipe)
     base = find_base(recipe, condition)
     perceptual = build_perceptual(recipe)
-    translator = build_translator(recipe, condition)
+    translator = build_network(recipe, condition)
     if checkpoint is None:
-        console.log(begin(translator, recipe))
-    adapted = adapt(translator, recipe) if recipe.adapts else None
+        console.log(begin(translator, recipe) if isinstance(translator, Translator) else "weights drawn anew")
+    adapted = adapt(translator, recipe) if recipe.adapts and isinstance(translator, Translator) else None
     training, validation = open_data(recipe, condition, console)
     if resume:
         found = f"going on from {checkpoint}" if checkpoint else f"{folder.root} holds no checkpoint: a new run begins"
@@ -167,6 +177,34 @@ def open_data(
     return training, validation
 
 
+def build_network(recipe: Recipe, condition: Condition) -> ImageNetwork:
+    """What the recipe trains, its weights drawn from the seed. Raises BaselineError."""
+    if recipe.baseline is None:
+        return build_translator(recipe, condition)
+    torch.manual_seed(derive_seed(recipe.seed, "weights"))
+    return BaselineNetwork(**network_config(recipe, condition))
+
+
+def network_config(recipe: Recipe, condition: Condition | None) -> dict[str, Any]:
+    """Arguments of the recipe's `Translator` or `BaselineNetwork`; see `translator_config`.
+
+    Where a baseline's condition is not known yet, it is taken for a mask of COCO-Stuff's 182 classes.
+    """
+    if recipe.baseline is None:
+        return translator_config(recipe.model, condition)
+    return {
+        "baseline": recipe.baseline,
+        "channels": coco_stuff().count if condition is None else condition.channels,
+        "classes": condition is None or reads_classes(condition),
+        "image_size": recipe.model.image_size,
+    }
+
+
+def reads_classes(condition: Condition) -> bool:
+    """Whether the channels of an encoded condition are classes, one-hot."""
+    return isinstance(condition, MaskCondition) and condition.channels == condition.classes.count
+
+
 def build_translator(recipe: Recipe, condition: Condition) -> Translator:
     """The recipe's translator with weights drawn from its seed."""
     model = recipe.model
@@ -180,7 +218,8 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
 
 def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
     """The frozen network of the perceptual losses, none where no stage has one. Raises UserError."""
-    if not any(stage.perceptual for stage in recipe.stages):
+    of_baseline = recipe.baseline is not None and baseline_spec(recipe.baseline).perceptual > 0
+    if not of_baseline and not any(stage.perceptual for stage in recipe.stages):
         return None
     return load_perceptual(recipe.perceptual)
 
@@ -249,7 +288,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
         except ModelError as error:
             found = {"begins": f"not checked: {error}"}
         found["data"] = f"not given ({_how_to_give(recipe)}): nothing of it is checked"
-    cost = cost_of(recipe, translator_config(recipe.model, condition))
+    cost = cost_of(recipe, network_config(recipe, condition))
     sizes = (f"{name} {count / 1e6:.1f}M parameters" for name, count in cost.parameters.items())
     rows = {"condition": _described(recipe, condition), "networks": ", ".join(sizes), **found}
     images = recipe.steps * recipe.batch * recipe.accumulation
@@ -273,6 +312,8 @@ def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, st
 
 def _beginning(recipe: Recipe, condition: Condition | None) -> str:
     """What the run would begin from. Raises ModelError where there is no such model, RecipeError if it does not fit."""
+    if recipe.baseline is not None:
+        return "weights drawn anew"
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, condition))
     return begin(translator, recipe, only_check=True)
@@ -287,5 +328,6 @@ def _how_to_give(recipe: Recipe) -> str:
 def _described(recipe: Recipe, condition: Condition | None) -> str:
     if condition is not None:
         return f"{condition.kind}, {condition.channels} channels"
-    assumed = recipe.model.encoder.in_channels if recipe.model.encoder else 0
+    encoder = recipe.model.encoder
+    assumed = coco_stuff().count if recipe.baseline else encoder.in_channels if encoder else 0
     return f"{recipe.condition['kind']}, {assumed} channels assumed: its classes come with the data"

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from piti.baselines import ImageNetwork
 from piti.data.batches import LowRes
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.models import Translator
@@ -16,24 +17,24 @@ from piti.models.lora import adapter_parameters
 from piti.models.perceptual import PerceptualNetwork
 from piti.seeding import derive_seed
 from piti.training.image_losses import ImageLosses, build_adversary
-from piti.training.recipes import LORA, NETWORKS, OptimizerSpec, Recipe, Stage
+from piti.training.recipes import GENERATOR, LORA, NETWORKS, OptimizerSpec, Recipe, Stage
 
 
-def freeze_all_but(translator: Translator, trains: tuple[str, ...]) -> list[nn.Parameter]:
+def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...]) -> list[nn.Parameter]:
     """Let the named networks learn and the others not; returns the parameters that learn.
 
     A frozen network collects no gradients. Gradients still flow through it to what lies before it.
     """
     learning: list[nn.Parameter] = []
-    for name in NETWORKS:
-        network = getattr(translator, name)
-        if network is None:  # an upsampler may have no encoder
+    for name in (*NETWORKS, GENERATOR):
+        part = getattr(network, name, None)
+        if part is None:  # an upsampler may have no encoder
             continue
-        network.requires_grad_(name in trains)
+        part.requires_grad_(name in trains)
         if name in trains:
-            learning += list(network.parameters())
-    if LORA in trains:
-        adapters = adapter_parameters(translator)
+            learning += list(part.parameters())
+    if LORA in trains and isinstance(network, Translator):
+        adapters = adapter_parameters(network)
         for parameter in adapters:
             parameter.requires_grad_(True)
         learning += adapters
@@ -81,6 +82,6 @@ def losses_of(
     if stage.perceptual is not None and perceptual is not None:
         compared = (stage.perceptual, perceptual.to(accelerator.device))
     if stage.adversarial is not None and discriminator is not None:
-        adversary = build_adversary(discriminator.to(accelerator.device), stage.adversarial)
-        adversary.network, adversary.optimizer = accelerator.prepare(adversary.network, adversary.optimizer)
+        spec = stage.adversarial
+        adversary = (spec, build_adversary(discriminator, spec.lr, spec.betas, accelerator))
     return ImageLosses(steps, accelerator, compared, adversary)

@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from piti.models import Translator
+from piti.baselines import ImageNetwork
 
 
 class Weights:
@@ -21,13 +21,13 @@ class Weights:
     when it was asked for, and what is gathered is gathered by all processes at once.
     """
 
-    def __init__(self, translator: Translator, decay: float, sharded: bool) -> None:
+    def __init__(self, translator: ImageNetwork, decay: float, sharded: bool) -> None:
         """translator: as the run begins, on its device; decay: of the average."""
         self.whole, self.sharded = translator, sharded
         self.trained = translator
         self.ema = EMAModel(translator.parameters(), decay=decay, foreach=True)
 
-    def begin_stage(self) -> Translator:
+    def begin_stage(self) -> ImageNetwork:
         """The translator that the next stage is to freeze, prepare and train."""
         self.trained = copy.deepcopy(self.whole) if self.sharded else self.whole
         return self.trained
@@ -51,7 +51,7 @@ class Weights:
         self.ema.shadow_params, self.trained = average, self.whole
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[Translator]:
+    def averaged(self) -> Iterator[ImageNetwork]:
         """A whole translator with the averaged weights, in evaluation mode. Where weights are sharded, all
         processes must come here."""
         if self.sharded:

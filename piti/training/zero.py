@@ -45,8 +45,8 @@ def why_not_zero(accelerator: Accelerator, recipe: Recipe) -> str | None:
         return f"zero_stage: {plugin.zero_stage} of DeepSpeed is not supported; set 1 or 2 ({other})"
     if offloaded:
         return f"DeepSpeed's {offloaded[0]} is not supported; set its device to none"
-    if any(stage.adversarial for stage in recipe.stages):
-        return "DeepSpeed holds one network, an adversarial stage has two; take recipes/accelerate/ddp.yaml"
+    if recipe.adversarial:
+        return "DeepSpeed holds one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
     halves = [key for key in ("fp16", "bf16") if (config.get(key) or {}).get("enabled") is True]
     if recipe.precision == "fp16" or halves:
         return "half-precision weights are not supported with DeepSpeed; set precision: bf16 in the recipe alone"

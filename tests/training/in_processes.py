@@ -57,9 +57,9 @@ def do(job: dict[str, Any]) -> None:
         return _train_step(self, *args)
 
     def losses(self: Trainer, *args: Any) -> Any:
-        plain, critique = _losses(self, *args)
+        critique = _losses(self, *args)
         spoilt = self.state.step + 1 == job.get("spoil_at") and RANK == WORLD - 1
-        return replace(plain, total=plain.total * float("nan")) if spoilt else plain, critique
+        return replace(critique, total=critique.total * float("nan")) if spoilt else critique
 
     def open_data(*args: Any) -> Any:
         if job.get("no_data") == RANK:

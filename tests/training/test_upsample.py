@@ -85,11 +85,11 @@ def test_both_networks_learn_and_the_perceptual_one_does_not(tiny_data: Path, tm
 
     def watched(self: Trainer, *args: Any) -> Any:
         result = step(self, *args)
-        state = {f"d.{k}": v.clone() for k, v in self.discriminator.state_dict().items()}  # type: ignore[union-attr]
+        state = {f"d.{k}": v.clone() for k, v in self.objective.discriminator.state_dict().items()}  # type: ignore[union-attr]
         state |= {f"g.{k}": v.clone() for k, v in self.translator.state_dict().items()}
         state |= {f"p.{k}": v.clone() for k, v in self.run.perceptual.state_dict().items()}  # type: ignore[union-attr]
         assert all(p.grad is None for p in self.run.perceptual.parameters())  # type: ignore[union-attr]
-        assert all(p.grad is None for p in self.discriminator.parameters())  # type: ignore[union-attr]
+        assert all(p.grad is None for p in self.objective.discriminator.parameters())  # type: ignore[union-attr]
         seen.append(state)
         return result
 

@@ -1,0 +1,22 @@
+"""What the paper compares itself with: Pix2PixHD, SPADE and OASIS, each after its own paper."""
+
+from piti.baselines.base import Baseline, BaselineError, baseline_from_config, noise_of
+from piti.baselines.network import BaselineNetwork, ImageNetwork
+from piti.baselines.oasis import Oasis, OasisSpec
+from piti.baselines.pix2pixhd import Pix2PixHD, Pix2PixHDSpec
+from piti.baselines.spade import Spade, SpadeSpec
+
+__all__ = [
+    "Baseline",
+    "BaselineError",
+    "BaselineNetwork",
+    "ImageNetwork",
+    "Oasis",
+    "OasisSpec",
+    "Pix2PixHD",
+    "Pix2PixHDSpec",
+    "Spade",
+    "SpadeSpec",
+    "baseline_from_config",
+    "noise_of",
+]

@@ -1,0 +1,173 @@
+"""What a baseline is: a generator, a discriminator, and the losses of both; one pass makes the image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float, Shaped
+from pydantic import Field
+from torch import Tensor, nn
+
+from piti.errors import UserError
+from piti.models.perceptual import PerceptualNetwork
+from piti.spec import Spec, choices
+
+
+class BaselineError(UserError):
+    """A baseline cannot be built. The message names the key and the remedy."""
+
+
+class BaselineSpec(Spec):
+    """What every method's settings have."""
+
+    perceptual: float = Field(default=0.0, ge=0)
+    """Weight of the perceptual loss; 0: none."""
+    discriminator_lr: float = Field(default=4e-4, gt=0)
+    """Learning rate of the discriminator's Adam; its betas are the generator's, those of the recipe."""
+
+
+class Baseline(ABC):
+    """A method: its networks, what they see of a condition, and its losses. It holds settings, no weights.
+
+    spec: the method's settings; channels: of the encoded condition, C; classes: whether these channels are classes,
+    one-hot; image_size: side of the images in pixels. Raises BaselineError for settings that do not fit each other.
+    """
+
+    kind: ClassVar[str]
+    spec_type: ClassVar[type[BaselineSpec]]
+
+    def __init__(self, spec: BaselineSpec, channels: int, classes: bool, image_size: int) -> None:
+        self.spec, self.channels, self.classes, self.image_size = spec, channels, classes, image_size
+
+    # What the networks see
+
+    @property
+    @abstractmethod
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of one sample's standard normal noise; () where the generator takes none."""
+
+    @abstractmethod
+    def seen(self, encoded: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b s h w"]:
+        """What both networks see of a condition as `Condition.encode` gives it."""
+
+    def check(self, encoded: Tensor) -> None:
+        """Raises BaselineError for a condition of other channels, or of sides that do not suit the generator."""
+        if encoded.ndim != 4 or encoded.shape[1] != self.channels:
+            raise BaselineError(
+                f"{self.kind}: expected a condition [B, {self.channels}, h, w], got {list(encoded.shape)}; encode it "
+                "with the condition that the model was made for"
+            )
+        height, width = encoded.shape[-2:]
+        if height % self.granularity or width % self.granularity:
+            raise BaselineError(
+                f"{self.kind}: a condition of {width} × {height} px; its sides are those of the image, multiples of "
+                f"{self.granularity}"
+            )
+
+    @property
+    @abstractmethod
+    def granularity(self) -> int:
+        """The sides of an image are multiples of this."""
+
+    # Networks, their weights drawn from torch's generator as the paper draws them
+
+    @abstractmethod
+    def generator(self) -> nn.Module:
+        """(what is seen [B, S, H, W], noise [B, …] or None) -> images in [-1, 1] [B, 3, H, W]."""
+
+    @abstractmethod
+    def discriminator(self) -> nn.Module:
+        """What judges images; only this method's losses call it."""
+
+    @property
+    def discriminator_lr(self) -> float:
+        """Learning rate of the discriminator's Adam; its betas are the generator's, those of the recipe."""
+        return self.spec.discriminator_lr
+
+    @property
+    def perceptual(self) -> float:
+        """Weight of the perceptual loss; 0 where the method has none."""
+        return self.spec.perceptual
+
+    # Losses: weighted, each [B], the mean of a sample; their sum is what is minimised
+
+    @abstractmethod
+    def generator_losses(
+        self,
+        discriminator: nn.Module,
+        seen: Float[Tensor, "b s h w"],
+        fake: Float[Tensor, "b 3 h w"],
+        real: Float[Tensor, "b 3 h w"],
+        perceptual: PerceptualNetwork | None,
+    ) -> dict[str, Tensor]:
+        """What the generator minimises, by name. fake: its images, differentiable; `perceptual`'s weights included."""
+
+    @abstractmethod
+    def discriminator_losses(
+        self,
+        discriminator: nn.Module,
+        seen: Float[Tensor, "b s h w"],
+        fake: Float[Tensor, "b 3 h w"],
+        real: Float[Tensor, "b 3 h w"],
+        uniform: Float[Tensor, "b draws"],
+    ) -> dict[str, Tensor]:
+        """What the discriminator minimises, by name. fake: without a gradient; uniform: `draws` numbers in [0, 1) a
+        sample, for what is random in the loss."""
+
+    @property
+    def draws(self) -> int:
+        """How many random numbers a sample takes in `discriminator_losses`."""
+        return 1
+
+    def to_config(self) -> dict[str, Any]:
+        """Kind and settings as plain data."""
+        return {"kind": self.kind, **self.spec.to_dict()}
+
+
+BASELINES: dict[str, type[Baseline]] = {}
+"""Every baseline by its name; `register` adds to it."""
+
+_B = TypeVar("_B", bound=Baseline)
+
+
+def register(baseline: type[_B]) -> type[_B]:
+    """Class decorator: make a baseline known to `baseline_from_config`."""
+    BASELINES[baseline.kind] = baseline
+    return baseline
+
+
+def baseline_from_config(
+    config: Mapping[str, Any], channels: int, classes: bool, image_size: int, source: str = "baseline"
+) -> Baseline:
+    """The baseline that `config["kind"]` names, its settings the rest of `config`.
+
+    source: where the data came from, for errors. Raises BaselineError, SpecError.
+    """
+    chosen, spec = _chosen(config, source)
+    return chosen(spec, channels, classes, image_size)
+
+
+def _chosen(config: Mapping[str, Any], source: str) -> tuple[type[Baseline], BaselineSpec]:
+    kind = config.get("kind")
+    if kind not in BASELINES:
+        said = f"unknown '{kind}'; {choices(str(kind), BASELINES)}"
+        raise BaselineError(
+            f"{source}: " + ("missing key 'kind'; known: " + ", ".join(BASELINES) if kind is None else said)
+        )
+    chosen = BASELINES[kind]
+    return chosen, chosen.spec_type.parse({key: value for key, value in config.items() if key != "kind"}, source)
+
+
+def noise_of(baseline: Baseline, generators: list[torch.Generator], device: torch.device) -> Tensor | None:
+    """A method's noise [B, …], each sample's from its own generator; None where it takes none."""
+    if not baseline.noise_shape:
+        return None
+    return torch.stack([torch.randn(baseline.noise_shape, generator=g, device=g.device) for g in generators]).to(device)
+
+
+def baseline_spec(config: Mapping[str, Any], source: str = "baseline") -> BaselineSpec:
+    """The settings of the baseline that `config` describes. Raises BaselineError, SpecError."""
+    return _chosen(config, source)[1]

@@ -1,0 +1,1 @@
+"""What generated images are worth: distances to real ones, diversity, agreement with their conditions."""

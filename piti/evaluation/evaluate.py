@@ -1,0 +1,176 @@
+"""Judging generated images: everything that can be measured of them, with what it takes to repeat it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piti.conditions import Condition, NoCondition
+from piti.data.pairs import parts_of
+from piti.errors import UserError
+from piti.evaluation.distances import CMMD_NETWORK, distances
+from piti.evaluation.diversity import feature_spread
+from piti.evaluation.facts import facts_of, notes_of
+from piti.evaluation.features import FeatureNetwork, features_of, open_features
+from piti.evaluation.generating import Made, Split, generate_split
+from piti.evaluation.judging import open_judges, with_intervals
+from piti.evaluation.material import Given, Material, Meter, OnStep
+from piti.evaluation.options import Options
+from piti.evaluation.pairing import (
+    PairingError,
+    check_alike,
+    conditions_by_stem,
+    generated_images,
+    is_data_root,
+    paired,
+    photographs,
+)
+from piti.evaluation.result import Evaluation, Measure
+from piti.pipeline import usable_device
+from piti.ranks import Ranks
+from piti.translation import Settings
+
+__all__ = ["Evaluation", "Measure", "Options", "evaluate_files", "evaluate_made", "evaluate_model"]
+
+
+def evaluate_files(
+    generated: Path,
+    options: Options,
+    real: Path | None = None,
+    conditions: Path | Mapping[str, Path] | None = None,
+    condition: Condition | None = None,
+    on_step: OnStep | None = None,
+    split: str = "val",
+) -> Evaluation:
+    """Judge a folder of generated PNGs, see `piti.evaluation.pairing` for which files those are.
+
+    real: a folder of photographs, or a data root of which `split` is taken; for the distances. conditions: the folder
+    of what the images were made from, `condition` its kind; for the agreement with them. For a condition of several
+    parts a folder for each. Raises UserError, in every case before anything is measured that can be told then.
+    """
+    images = generated_images(generated)
+    given = tuple(_given(images, kind, folder) for kind, folder in _folders(conditions, condition))
+    reals = [] if real is None else photographs(real, split)
+    of_split = split if real is not None and is_data_root(real) else ""
+    return _evaluate(Material(images, generated, reals, real, of_split, given), options, on_step)
+
+
+def evaluate_model(
+    model: str,
+    data: Path,
+    out: Path,
+    options: Options,
+    settings: Settings,
+    split: str = "val",
+    ranks: Ranks | None = None,
+    on_step: OnStep | None = None,
+) -> Evaluation | None:
+    """Translate a split's conditions into `out`, then judge the images against the split's photographs.
+
+    Goes on where it was interrupted; images that are there are kept if they were made in the same way. ranks: the
+    processes that share the translation; the first judges, the others get None. on_step: (denoising steps done, in
+    all). See `generate_split` and `evaluate_made` for more choice. Raises UserError.
+    """
+    ranks = ranks or Ranks()
+    made = generate_split(model, Split(data, split), out, settings, options.device, ranks=ranks, on_step=on_step)
+    return evaluate_made(made, out, options) if ranks.main else None
+
+
+def evaluate_made(
+    made: Made, out: Path, options: Options, real: Path | None = None, on_step: OnStep | None = None
+) -> Evaluation:
+    """Judge what `generate_split` made in `out`. real: photographs instead of the split's. Raises UserError."""
+    place, split = Path(made.facts["data"]), str(made.facts["split"])
+    reals = made.photographs if real is None else photographs(real, split)
+    of_split = split if real is None or is_data_root(real) else ""
+    given = tuple(
+        Given(condition, str(next(iter(files.values())).parent), files, paired(made.images, files, place))
+        for condition, files in made.conditions.values()
+        if condition.spatial and files
+    )
+    material = Material(made.images, out, reals, real or place, of_split, given)
+    found = _evaluate(material, options, on_step)
+    return Evaluation(found.measures, {"model": made.facts} | found.facts, (*made.notes, *found.notes))
+
+
+def _folders(conditions: Path | Mapping[str, Path] | None, condition: Condition | None) -> list[tuple[Condition, Path]]:
+    """Each kind of condition with its folder. Raises PairingError."""
+    if conditions is None:
+        return []
+    if condition is None or isinstance(condition, NoCondition):
+        raise PairingError(f"{conditions}: of which kind are these conditions? Give the condition too")
+    parts = parts_of(condition)
+    folders = {next(iter(parts)): conditions} if isinstance(conditions, Path) else conditions
+    if folders.keys() - parts.keys():
+        raise PairingError(f"conditions are given of {', '.join(folders)}, and the kinds are {', '.join(parts)}")
+    return [(parts[part], folder) for part, folder in folders.items()]
+
+
+def _given(images: Sequence[Path], condition: Condition, folder: Path) -> Given:
+    files = conditions_by_stem(folder, condition.suffixes)
+    return Given(condition, str(folder), files, paired(images, files, folder))
+
+
+# The whole
+
+
+def _evaluate(material: Material, options: Options, on_step: OnStep | None) -> Evaluation:
+    """Open every network, then measure."""
+    if material.real:
+        check_alike(material.images, options.resize)
+    device = usable_device(options.device)
+    networks = _networks(options, device) if material.real else []
+    judges, notes = open_judges(material, options, device)
+    if not networks and not judges:
+        raise UserError(
+            "nothing to measure: give --real for distances, --labels with --segmenter, --sketches, or --geometry with "
+            "--depth for agreement, or --perceptual for the diversity of several samples"
+        )
+    looked_at = (len(material.images) + len(material.real)) * len(networks)
+    meter = Meter(looked_at + sum(judge.images for judge in judges), on_step)
+    facts = facts_of(material, options, networks, device)
+    facts["judges"] = [{"of": judge.kind} | judge.facts for judge in judges]
+    notes += notes_of(material, options, networks)
+    measures: list[Measure] = []
+    for network, told in zip(networks, facts["networks"], strict=True):
+        found, settings = _distances(network, material, options, meter)
+        measures += found
+        told |= settings
+    for judge in judges:
+        found, more = judge.measures(options.bootstrap, options.seed, meter.part)
+        measures += found
+        notes += more
+    return Evaluation(tuple(measures), facts, tuple(notes))
+
+
+def _networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
+    """The feature networks. Raises UserError for none, and for two of one name."""
+    if not options.features:
+        raise UserError("--real is given and no --features; name a network, such as inception")
+    networks = [open_features(name, device) for name in options.features]
+    for name, count in Counter(network.name for network in networks).items():
+        if count > 1:
+            named = ", ".join(network.source for network in networks if network.name == name)
+            raise UserError(f"--features: {named} are all '{name}', and results could not be told apart; give one")
+    return networks
+
+
+def _distances(
+    network: FeatureNetwork, material: Material, options: Options, meter: Meter
+) -> tuple[list[Measure], dict[str, Any]]:
+    """What one feature network says, and with which settings."""
+    generated, real = (
+        features_of(network, images, options.resize, options.batch, meter.part(len(images)), options.cache)
+        for images in (material.images, material.real)
+    )
+    found, settings = distances(network.name, real, generated, options.bootstrap, options.seed)
+    if network.name == CMMD_NETWORK or len(material.samples) == len(material.images):
+        return found, settings
+    row = {path: k for k, path in enumerate(material.images)}
+    rows = {stem: [row[path] for path in images] for stem, images in material.samples.items()}
+    spread = feature_spread(generated, rows, network.name)
+    return [*found, *with_intervals(spread, options.bootstrap, options.seed)], settings

@@ -1,0 +1,171 @@
+"""What it takes to repeat an evaluation, and what its numbers do not show."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import piti
+from piti.evaluation.distances import NEAREST, SMALL, is_small
+from piti.evaluation.features import FeatureNetwork
+from piti.evaluation.material import Material
+from piti.evaluation.options import Options
+from piti.evaluation.pairing import described, sizes_of
+
+_BLOCK = 2**20
+
+
+def facts_of(
+    material: Material, options: Options, networks: Sequence[FeatureNetwork], device: torch.device
+) -> dict[str, Any]:
+    """Plain data: software, files with a hash of their contents, networks with theirs, settings."""
+    found: dict[str, Any] = {
+        "versions": _versions(),
+        "generated": {
+            "folder": str(material.place),
+            "images": len(material.images),
+            "sizes": described(sizes_of(material.images)),
+            "sha256": files_sha256(material.images),
+            "conditions": len(material.samples),
+            "samples": _samples(material),
+        },
+    }
+    if material.real:
+        found["real"] = {
+            "folder": str(material.real_place),
+            **({"split": material.split} if material.split else {}),
+            "images": len(material.real),
+            "sizes": described(sizes_of(material.real)),
+            "sha256": files_sha256(material.real),
+        }
+    if material.given:
+        found["conditions"] = [
+            {"kind": given.condition.kind, "folder": given.place, "files": len(given.files), "used": len(given.samples)}
+            for given in material.given
+        ]
+    found["networks"] = [network_facts(network) for network in networks]
+    found["settings"] = {
+        "resize": options.resize,
+        "bootstrap": options.bootstrap,
+        "seed": options.seed,
+        "batch": options.batch,
+        "device": str(device),
+    }
+    return found
+
+
+def network_facts(network: FeatureNetwork) -> dict[str, Any]:
+    """Which network it is, by the hash of its weights, and how images come to its size."""
+    return {
+        "name": network.name,
+        "source": network.source,
+        "sha256": network.sha256,
+        "resize": network.resize,
+        "dimensions": network.dimensions,
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides a number: ours, and what resizes and computes."""
+    others = [name for name in ("torch", "pillow", "transformers") if name != "transformers" or name in sys.modules]
+    return {"piti": piti.__version__} | {name: version(name) for name in others}
+
+
+def _samples(material: Material) -> dict[str, int]:
+    """How many conditions have how many images."""
+    counts = Counter(len(images) for images in material.samples.values())
+    return {str(samples): conditions for samples, conditions in sorted(counts.items())}
+
+
+def files_sha256(paths: Sequence[Path]) -> str:
+    """A hash over the names and contents of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: (path.name, path)):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+# Warnings
+
+
+def notes_of(material: Material, options: Options, networks: Sequence[FeatureNetwork]) -> list[str]:
+    """What a person should know who reads the numbers."""
+    if not networks:
+        return []
+    return [*_of_counts(material, options, networks), *_of_sizes(material, options)]
+
+
+def _of_counts(material: Material, options: Options, networks: Sequence[FeatureNetwork]) -> list[str]:
+    generated, real = len(material.images), len(material.real)
+    notes = []
+    small = [network for network in networks if is_small(real, generated, network.dimensions)]
+    if small:
+        most = max(SMALL, *(network.dimensions for network in small))
+        how = "intervals show how far values scatter" if options.bootstrap else "and --bootstrap 0 leaves intervals out"
+        notes.append(
+            f"small sample: {generated:,} generated and {real:,} real images, fewer than {most:,}. FD and CMMD of few "
+            f"images lie above those of many: compare only evaluations of equal counts; {how}"
+        )
+    few = min(generated, real)
+    if few <= NEAREST:
+        notes.append(f"precision and recall left out: they need more than {NEAREST} images a side")
+    several = len(material.images) - len(material.samples)
+    if several and small and options.bootstrap:
+        notes.append(
+            f"{generated:,} images are samples of {len(material.samples):,} conditions; the intervals take them as "
+            "independent and are too narrow as far as samples of one condition are alike"
+        )
+    if {path.resolve() for path in material.images} & {path.resolve() for path in material.real}:
+        notes.append("generated and real images are in part the same files: distances are lower than they should be")
+    return notes
+
+
+def _of_sizes(material: Material, options: Options) -> list[str]:
+    """Where the two sides differ by their sizes alone."""
+    generated, real = (_short_sides(paths) for paths in (material.images, material.real))
+    least, resize = min(generated + real), options.resize
+    if resize is not None:
+        enlarged = [what for what, sides in (("generated", generated), ("real", real)) if sides[0] < resize]
+        too_large = f"--resize {resize} enlarges {' and '.join(enlarged)} images; at most {least} enlarges none"
+        return [too_large] if enlarged else []
+    notes = []
+    if generated != real:
+        notes.append(
+            f"generated images have short sides of {_span(generated)}, real ones of {_span(real)}: each network brings "
+            "both to its own size, and what the smaller ones lack in detail counts as a difference; --resize "
+            f"{least} brings both to one size first"
+        )
+    ours, theirs = (_proportions(paths) for paths in (material.images, material.real))
+    if ours[1] < theirs[0] or theirs[1] < ours[0]:
+        notes.append(
+            "generated and real images differ in their proportions, and a network that takes whole images stretches "
+            f"them (see 'networks' in the result): --resize {least} takes the square at the centre of both"
+        )
+    return notes
+
+
+def _proportions(paths: Sequence[Path]) -> tuple[float, float]:
+    """The least and the largest width for a height of 1, give or take the rounding of a row or column."""
+    sizes = sizes_of(paths)
+    lows = [(width - 0.5) / (height + 0.5) for width, height in sizes]
+    highs = [(width + 0.5) / (height - 0.5) for width, height in sizes]
+    return min(lows), max(highs)
+
+
+def _short_sides(paths: Sequence[Path]) -> tuple[int, int]:
+    sides = [min(size) for size in sizes_of(paths)]
+    return min(sides), max(sides)
+
+
+def _span(sides: tuple[int, int]) -> str:
+    return f"{sides[0]} px" if sides[0] == sides[1] else f"{sides[0]} to {sides[1]} px"

@@ -1,0 +1,283 @@
+"""Features of images: which network, from where, how an image comes to it, and the features of many files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float64
+from PIL import Image
+from torch import Tensor, nn
+
+from piti.atomic import whole_file
+from piti.errors import UserError
+from piti.evaluation import inception
+from piti.evaluation.fitting import Fitting, as_it_is, centre_square, levels, normalised
+from piti.evaluation.vision import open_folder, open_repository
+from piti.images import center_box, crop_resize, read_rgb
+from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, NETWORKS, PerceptualSpec, load_perceptual
+from piti.models.weight_files import file_hash, read_weights
+from piti.spec import choices
+
+REPOSITORIES = {
+    "clip": "openai/clip-vit-base-patch32",
+    "clip-l": "openai/clip-vit-large-patch14-336",
+    "dinov2": "facebook/dinov2-large",
+}
+"""Names of networks that a hub has: FID-C's, CMMD's, FD-DINOv2's."""
+FILES = {"inception": inception.FILE, "squeezenet": NETWORKS["squeezenet1_1"].file}
+"""Names of networks whose weights are a file, looked for where `torch.hub` keeps its own; and what they are called."""
+SQUEEZENET_SIDE, SQUEEZENET_LAYER, SQUEEZENET_CHANNELS = 256, 12, 512
+SQUEEZENET_SCALE = 3.0
+"""Brings the pooled features to about unit size, as KID's kernel expects."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_SQUEEZENET_MARK = "features.12.expand3x3.weight"  # a name that no other network's file has
+_THREADS = 4  # that decode
+_CACHE_FORMAT = "1"  # of stored features; another where the same network would now give others
+
+
+@runtime_checkable
+class FeatureNetwork(Protocol):
+    """Images => features."""
+
+    @property
+    def name(self) -> str:
+        """ "inception", "clip", "clip-l", "dinov2" or "squeezenet"."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """The hub repository or the path that it was opened from, as given."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of the file of weights."""
+        ...
+
+    @property
+    def resize(self) -> str:
+        """How an image comes to the network's size, in words."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        ...
+
+    def __call__(self, images: list[Image.Image]) -> Float64[Tensor, "n d"]:
+        """RGB images, which may differ in size => pooled features, on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileNetwork:
+    """A network of ours with the weights of a file."""
+
+    name: str
+    source: str
+    sha256: str
+    dimensions: int
+    fitting: Fitting
+    model: Callable[[list[Image.Image]], Tensor]
+    """Fitted images => features [N, D]."""
+
+    @property
+    def resize(self) -> str:
+        """How an image comes to the network's size."""
+        return self.fitting.words
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image]) -> Float64[Tensor, "n d"]:
+        return self.model([self.fitting.apply(image) for image in images]).cpu().double()
+
+
+# Which network
+
+
+def open_features(name: str, device: torch.device) -> FeatureNetwork:
+    """A feature network by name ("inception", "clip", "clip-l", "dinov2", "squeezenet"), by a hub repository of CLIP
+    or DINOv2, by a local folder of one, or by a file with Inception's or SqueezeNet 1.1's weights.
+
+    Raises UserError for what is none of these, cannot be fetched, or cannot be read.
+    """
+    if name in REPOSITORIES:
+        return open_repository(REPOSITORIES[name], device)
+    if name in FILES:
+        return _open_file(_usual_file(name), str(_usual_file(name)), device)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return open_folder(path, name, device)
+    if path.is_file():
+        return _open_file(path, name, device)
+    if path.suffix not in SUFFIXES and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return open_repository(name, device)
+    known = choices(name, [*FILES, *REPOSITORIES])
+    raise UserError(
+        f"no feature network '{name}', and no such file or folder; {known}; or give a hub repository (OWNER/NAME) or a "
+        "folder of CLIP or DINOv2, or a file with weights of Inception or SqueezeNet 1.1"
+    )
+
+
+def _usual_file(name: str) -> Path:
+    """Where the file of a named network lies. Raises UserError that says how to get it."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / FILES[name]
+    if path.is_file():
+        return path
+    whose = "the pytorch-fid project publishes (release fid_weights)" if name == "inception" else "torchvision has"
+    raise UserError(
+        f"the weights of '{name}' are not at {path}, and no hub repository with them is known; put there the file of "
+        f"this name that {whose}, or give its path instead of '{name}'"
+    )
+
+
+def _open_file(path: Path, source: str, device: torch.device) -> FileNetwork:
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: features come from files of weights ({', '.join(SUFFIXES)}); give one, or a folder")
+    names = read_weights(path).keys()
+    if inception.MARK in names:
+        return _open_inception(path, source, device)
+    if _SQUEEZENET_MARK in names:
+        return _open_squeezenet(path, source, device)
+    raise UserError(
+        f"{path} does not hold FID's Inception ({inception.MARK}) nor SqueezeNet 1.1 ({_SQUEEZENET_MARK}); give "
+        f"{' or '.join(FILES.values())}, or a folder of CLIP or DINOv2"
+    )
+
+
+def _open_inception(path: Path, source: str, device: torch.device) -> FileNetwork:
+    """FID-I: pixels as TensorFlow's graph takes them, (x − 128)/128 (Heusel et al. 2017)."""
+    network = inception.load_inception(path).to(device)
+
+    def model(images: list[Image.Image]) -> Tensor:
+        small = [inception.tf1_resize(levels(image).to(device), inception.SIDE) for image in images]
+        return network((torch.stack(small) - 128) / 128)
+
+    words = f"both sides to {inception.SIDE} px, bilinear as TensorFlow 1 has it (no antialiasing, no half pixel)"
+    return FileNetwork("inception", source, file_hash(path), inception.DIMENSIONS, as_it_is(words), model)
+
+
+def _open_squeezenet(path: Path, source: str, device: torch.device) -> FileNetwork:
+    """The mean over positions of the last Fire's output, divided by `SQUEEZENET_SCALE`; not comparable with FID."""
+    spec = PerceptualSpec(network="squeezenet1_1", weights=str(path), layers=(SQUEEZENET_LAYER,))
+    layers: nn.Module = load_perceptual(spec).features.to(device)
+
+    def model(images: list[Image.Image]) -> Tensor:
+        x = normalised(images, IMAGENET_MEAN, IMAGENET_STD, device)  # [N, 3, 256, 256]
+        return layers(x).mean((2, 3)).double() / SQUEEZENET_SCALE  # [N, 512]
+
+    fitting = centre_square(SQUEEZENET_SIDE)
+    return FileNetwork("squeezenet", source, file_hash(path), SQUEEZENET_CHANNELS, fitting, model)
+
+
+# Many files
+
+
+def features_of(
+    network: FeatureNetwork,
+    images: Sequence[Path],
+    resize: int | None,
+    batch: int,
+    on_step: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
+) -> Float64[Tensor, "n d"]:
+    """The features of image files, in their order.
+
+    resize: before anything else, shrink (or enlarge) the largest centred square to this side, bicubic, so that sets of
+    different sizes are judged alike. on_step: hears (images done, images in all). cache: a folder that keeps features,
+    found again by the files' contents, the network's hash and `resize`; what is damaged there is computed again.
+    Raises ImageError for a file that is no picture, and UserError that names the file whose features are not finite.
+    """
+    if batch < 1 or (resize is not None and resize < 1):
+        raise UserError(f"batch {batch} and resize {resize}; both must be at least 1")
+    if not images:
+        return torch.empty(0, network.dimensions, dtype=torch.float64)
+    kept = cache / f"{_key(network, images, resize)}.safetensors" if cache else None
+    found = _read_kept(kept, len(images), network.dimensions) if kept else None
+    if found is None:
+        found = _computed(network, images, resize, batch, on_step)
+        if kept:
+            _keep(found, kept)
+    elif on_step:
+        on_step(len(images), len(images))
+    return found
+
+
+def _computed(
+    network: FeatureNetwork,
+    images: Sequence[Path],
+    resize: int | None,
+    batch: int,
+    on_step: Callable[[int, int], None] | None,
+) -> Float64[Tensor, "n d"]:
+    found = torch.empty(len(images), network.dimensions, dtype=torch.float64)
+    done = 0
+    for decoded in _batches(images, resize, batch):
+        features = network(decoded)
+        bad = (~features.isfinite()).any(1).nonzero()
+        if len(bad):
+            raise UserError(
+                f"{images[done + int(bad[0])]}: its features by {network.name} are NaN or infinite; check the weights "
+                f"({network.source}), or leave the image out"
+            )
+        found[done : done + len(decoded)] = features
+        done += len(decoded)
+        if on_step:
+            on_step(done, len(images))
+    return found
+
+
+def _batches(images: Sequence[Path], resize: int | None, batch: int) -> Iterator[list[Image.Image]]:
+    """Decoded images, the next ones while the network looks at these."""
+
+    def read(path: Path) -> Image.Image:
+        image = read_rgb(path)
+        return image if resize is None else crop_resize(image, center_box(*image.size), resize)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            ahead = [pool.submit(read, path) for path in images[:batch]]
+            for start in range(batch, len(images) + batch, batch):
+                now, ahead = ahead, [pool.submit(read, path) for path in images[start : start + batch]]
+                yield [job.result() for job in now]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# Features that are kept
+
+
+def _key(network: FeatureNetwork, images: Sequence[Path], resize: int | None) -> str:
+    """One name for what features depend on."""
+    facts = [_CACHE_FORMAT, network.name, network.sha256, network.resize, str(resize)]
+    try:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            facts += pool.map(file_hash, images)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check the path") from error
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _read_kept(path: Path, count: int, dimensions: int) -> Float64[Tensor, "n d"] | None:
+    """What is kept at `path`, None if nothing is that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_weights(path).get("features")
+    except UserError:
+        return None
+    usable = found is not None and found.shape == (count, dimensions) and found.dtype == torch.float64
+    return found if usable and bool(found.isfinite().all()) else None  # type: ignore[union-attr]
+
+
+def _keep(features: Float64[Tensor, "n d"], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with whole_file(path, overwrite=True) as partial:
+        save_file({"features": features}, partial)

@@ -1,0 +1,190 @@
+"""A model's images of a split, made as `piti translate` makes them: resumable, and shared by several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piti.conditions import Condition, NoCondition, SeveralCondition
+from piti.data.pairs import FolderSpec, Pair, PairList, parts_of
+from piti.data.splits import key_hash
+from piti.evaluation.pairing import PairingError, listed
+from piti.images import list_images, png_text
+from piti.pipeline import PITIPipeline, usable_device
+from piti.ranks import Ranks, together
+from piti.translation import SHEET, Settings, made_with, translate_files
+
+USUAL_FOLDERS = {"mask": "labels", "palette": "labels", "sketch": "sketches", "geometry": "depth", "text": "captions"}
+"""Where a data root keeps conditions of each kind, as the recipes have it."""
+_SHOWN = 12  # digits of a hash in an image's metadata
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a model is to be judged on."""
+
+    root: Path
+    name: str = "val"
+    conditions: tuple[str, ...] = ()
+    """The conditions' folder in `root`; for several parts `PART=FOLDER` each. None: the usual ones of their kinds."""
+    limit: int | None = None
+    """Only this many pairs, those whose keys' hashes are lowest; the photographs stay all."""
+
+    def pairs(self, condition: Condition) -> list[Pair]:
+        """The pairs, sorted by key. Raises DataError and PairingError."""
+        if isinstance(condition, NoCondition):
+            raise PairingError("this model takes no condition, so there is nothing to translate; judge its base")
+        spec = FolderSpec(root=self.root, conditions=self._folders(condition))
+        listing = PairList(spec, condition, self.name)
+        pairs = listing.pairs()
+        listing.problems.raise_if_any(self.root)
+        if self.limit is not None:
+            pairs = sorted(sorted(pairs, key=lambda pair: key_hash(pair.key))[: self.limit], key=lambda pair: pair.key)
+        _check_stems(pairs)
+        return pairs
+
+    def _folders(self, condition: Condition) -> str | dict[str, str]:
+        """The folder of the conditions, or of each part. Raises PairingError where it is not known."""
+        named = dict(text.split("=", 1) for text in self.conditions if "=" in text)
+        plain = [text for text in self.conditions if "=" not in text]
+        if not isinstance(condition, SeveralCondition):
+            if named or len(plain) > 1:
+                raise PairingError(f"--conditions {' '.join(self.conditions)}: this model reads one; name one folder")
+            return plain[0] if plain else _usual(condition.kind, condition)
+        if plain or named.keys() - condition.parts.keys():
+            parts = ", ".join(condition.parts)
+            raise PairingError(f"--conditions: give PART=FOLDER for the parts of this model ({parts})")
+        return {name: named.get(name) or _usual(name, part) for name, part in condition.parts.items()}
+
+
+def _usual(name: str, condition: Condition) -> str:
+    if condition.kind not in USUAL_FOLDERS:
+        raise PairingError(f"where the data has its {name} is not known; say it with --conditions")
+    return USUAL_FOLDERS[condition.kind]
+
+
+def _check_stems(pairs: Sequence[Pair]) -> None:
+    """Images are named after their conditions' stems, which must differ. Raises PairingError."""
+    first: dict[str, Pair] = {}
+    for pair in pairs:
+        stem = Path(pair.key).name
+        if stem in first:
+            raise PairingError(f"{first[stem].key} and {pair.key}: their images would have the same names; rename one")
+        first[stem] = pair
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model's images of a split, all of them."""
+
+    images: list[Path]
+    photographs: list[Path]
+    """Of the whole split."""
+    conditions: dict[str, tuple[Condition, dict[str, Path]]]
+    """For each part of the condition its files by stem."""
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def generate_split(
+    model: str,
+    split: Split,
+    out: Path,
+    settings: Settings,
+    device: str | None = None,
+    upsampler: str | None = None,
+    ranks: Ranks | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Made:
+    """Translate a split's conditions into `out`; images that are there already are kept.
+
+    Every process of `ranks` must call this. on_step: (denoising steps done, in all).
+    Raises PairingError if `out` holds images that were made in another way, or by other weights.
+    """
+    ranks = ranks or Ranks()
+    with together():
+        pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.base_only)
+        pipeline.to(usable_device(device))
+        pipeline.set_progress_bar_config(disable=True)
+        digest = weights_sha256(pipeline)
+        name = f"{model}{f' with the upsampler of {upsampler}' if upsampler else ''} (weights {digest[:_SHOWN]})"
+        pairs = split.pairs(pipeline.condition)
+        made = made_with(settings, settings.sampling(pipeline), name)
+        if ranks.main:
+            _check_made(out, made)
+    with _given(pipeline.condition, pairs) as (inputs, parts):
+        report = translate_files(pipeline, inputs, out, settings, name, on_step=on_step, given=parts, ranks=ranks)
+    facts = {
+        "name": model,
+        **({"upsampler": upsampler} if upsampler else {}),
+        "weights_sha256": digest,
+        "condition": pipeline.condition.kind,
+        "data": str(split.root),
+        "split": split.name,
+        **({"limit": split.limit} if split.limit is not None else {}),
+        "samples": settings.num,
+        "sampling": {key.removeprefix("piti:"): value for key, value in made.items() if key != "piti:model"},
+    }
+    whole = PairList(FolderSpec(root=split.root), NoCondition(), split.name).pairs()
+    photographs = [pair.image for pair in whole if isinstance(pair.image, Path)]
+    images = sorted([*report.made, *report.kept])
+    return Made(images, photographs, _by_part(pipeline.condition, pairs), facts, report.notes)
+
+
+def weights_sha256(pipeline: PITIPipeline) -> str:
+    """The hash of a pipeline's networks, by their tensors' names and bytes, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for part in (pipeline.base, pipeline.upsampler):
+        for key, value in sorted(part.state_dict().items()) if part is not None else []:
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_made(out: Path, wanted: Mapping[str, str]) -> None:
+    """Raises PairingError if images in `out` were not made as is `wanted` by their metadata."""
+    existing = [path for path in (list_images(out) if out.is_dir() else []) if path.name != SHEET]
+    for path in existing:
+        found = png_text(path)
+        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        if not differing:
+            continue
+        key = differing[0].removeprefix("piti:")
+        others = f" (and {listed([other.removeprefix('piti:') for other in differing[1:]])})" if differing[1:] else ""
+        raise PairingError(
+            f"{path}: is there already, made with {key} = {found.get(differing[0], 'nothing said')}, and "
+            f"{wanted[differing[0]]} is asked for{others}; give another --out, or judge what is there: "
+            f"piti evaluate {out} --real …"
+        )
+
+
+@contextmanager
+def _given(condition: Condition, pairs: Sequence[Pair]) -> Iterator[tuple[list[Path], dict[str, Path]]]:
+    """A split's conditions as `translate_files` takes them: files, or for several parts a folder of links for each."""
+    files = _by_part(condition, pairs)
+    if not isinstance(condition, SeveralCondition):
+        yield [path for _, by_stem in files.values() for path in by_stem.values()], {}
+        return
+    with tempfile.TemporaryDirectory(prefix="piti-") as folder:
+        parts = {part: Path(folder) / part for part in files}
+        for part, (_, by_stem) in files.items():
+            parts[part].mkdir()
+            for path in by_stem.values():
+                (parts[part] / path.name).symlink_to(path.resolve())
+        yield [], parts
+
+
+def _by_part(condition: Condition, pairs: Sequence[Pair]) -> dict[str, tuple[Condition, dict[str, Path]]]:
+    """Each part's condition, and its files by stem."""
+    files: dict[str, dict[str, Path]] = {part: {} for part in parts_of(condition)}
+    for pair in pairs:
+        given = pair.condition if isinstance(pair.condition, dict) else {condition.kind: pair.condition}
+        for part, path in given.items():
+            if isinstance(path, Path):
+                files[part][path.stem] = path
+    return {part: (kind, files[part]) for part, kind in parts_of(condition).items()}

@@ -1,0 +1,65 @@
+"""What an evaluation looks at: images, photographs, conditions; and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from piti.conditions import Condition
+from piti.evaluation.pairing import grouped
+
+OnStep = Callable[[int, int], None]
+"""Called with (images looked at, in all)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The conditions of one kind that images were made from."""
+
+    condition: Condition
+    place: str
+    files: Mapping[str, Path]
+    """By stem."""
+    samples: Mapping[str, list[Path]]
+    """The images of each, by its stem."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that is judged."""
+
+    images: list[Path]
+    place: Path
+    real: list[Path] = field(default_factory=list)
+    real_place: Path | None = None
+    split: str = ""
+    """Of `real_place`, where it is a data root."""
+    given: tuple[Given, ...] = ()
+
+    @property
+    def samples(self) -> Mapping[str, list[Path]]:
+        """Images by condition, as far as that can be told."""
+        if self.given:
+            return self.given[0].samples
+        return grouped(self.images, [path.stem for path in self.real])
+
+
+@dataclass
+class Meter:
+    """Progress over several parts."""
+
+    total: int
+    on_step: OnStep | None
+    before: int = 0
+
+    def part(self, count: int) -> OnStep:
+        """What a part of `count` images reports to."""
+        start = self.before
+        self.before += count
+
+        def told(done: int, _: int) -> None:
+            if self.on_step is not None:
+                self.on_step(start + done, self.total)
+
+        return told

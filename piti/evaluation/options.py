@@ -1,0 +1,49 @@
+"""What an evaluation is to measure, and how."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from piti.errors import UserError
+from piti.models.perceptual import PerceptualSpec
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how."""
+
+    features: tuple[str, ...] = ("inception", "clip")
+    """Feature networks, as `open_features` takes them."""
+    resize: int | None = None
+    """Bring the centre square of both sides to this many pixels first."""
+    batch: int = 32
+    device: str | None = None
+    """The fastest there is by default."""
+    segmenter: str | None = None
+    """A segmentation model that judges agreement with masks, by its name on a hub or its folder."""
+    aliases: Path | None = None
+    """JSON of the segmenter's labels that are named otherwise than the masks' classes."""
+    depth: str | None = None
+    """A model that predicts depth, which is compared with the given one."""
+    perceptual: PerceptualSpec | None = None
+    """The network in whose features samples of one condition are compared (diversity)."""
+    cache: Path | None = None
+    """A folder that keeps features, so that the same images are not looked at again by the same network."""
+    bootstrap: int = 200
+    """Draws for the intervals of small samples; 0 is none."""
+    seed: int = 0
+    """Of the subsets and the intervals."""
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (("--resize", self.resize, 1), ("--batch", self.batch, 1)):
+            if value is not None and value < least:
+                raise UserError(f"{flag} {value}: give at least {least}")
+        if self.bootstrap < 0 or self.bootstrap == 1:
+            raise UserError(
+                f"--bootstrap {self.bootstrap}: give 0 for no intervals, or at least 2 draws; 200 are usual"
+            )
+        repeated = [name for name, count in Counter(self.features).items() if count > 1]
+        if repeated:
+            raise UserError(f"--features {repeated[0]} is given twice; name each network once")

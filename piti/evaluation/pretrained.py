@@ -1,0 +1,200 @@
+"""Judges by name: networks of transformers from a hub or a local folder, with what prepares images for them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from piti.errors import UserError
+from piti.models.weight_files import file_hash
+
+_WANTED = ("*.json", "model*.safetensors")
+_OLDER = ("pytorch_model*.bin",)
+_WEIGHTS = (*_WANTED[1:], *_OLDER)
+_PREPARED = "preprocessor_config.json"
+
+
+class JudgeError(UserError):
+    """A network that is to judge images cannot be had or used. The message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network with its weights, frozen, and the processor that its `preprocessor_config.json` describes."""
+
+    network: Any
+    processor: Any
+    source: str
+    """The hub repository or folder, as it was given."""
+    sha256: str
+    """Of the weights' file; of several, the hash of their hashes, one after the other, sorted by name."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the source."""
+        return Path(self.source).name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def prepared(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Images of one size as the network reads them, by its preprocessing, but for a centre crop: all is judged.
+
+        Raises JudgeError for images of several sizes.
+        """
+        sizes = sorted({image.size for image in images})
+        if len(sizes) != 1:
+            raise JudgeError(f"images of one size are judged at a time, got {sizes}; give each size by itself")
+        settings = {"do_center_crop": False} if getattr(self.processor, "do_center_crop", False) else {}
+        inputs = self.processor(images=list(images), return_tensors="pt", **settings)
+        return {key: value.to(self.device) for key, value in inputs.items() if isinstance(value, Tensor)}
+
+
+def load_pretrained(
+    source: str, tasks: Mapping[str, Sequence[str]], what: str, flag: str, device: torch.device
+) -> Pretrained:
+    """A network for one of these tasks, float32, frozen, in evaluation mode.
+
+    source: a hub repository or a local folder; tasks: as in transformers' AutoModelFor…, of which the first that its
+    kind of network serves is taken, each with the kinds that can be used, all where there are none; what, flag: what
+    it is and how it is given, for errors. No code of a repository is run.
+    Raises JudgeError where transformers, the folder, its files, or some of the weights are missing.
+    """
+    transformers = _transformers(flag)
+    folder = _folder(source, what, flag)
+    files = _weights(folder, source, flag)
+    with _explained(source, flag), _quietly():
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        task = _task(transformers, tasks, config, what, f"{flag} {source}")
+        network, report = task.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
+            dtype=torch.float32,
+        )
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, config=config, local_files_only=True, backend="pil"
+        )
+    _check_complete(report, f"{flag} {source}", type(network).__name__, what)
+    network.requires_grad_(False).eval().to(device)
+    return Pretrained(network, processor, source, _hash(files))
+
+
+def _check_complete(report: Mapping[str, Any], given: str, network: str, what: str) -> None:
+    """Raises JudgeError where weights were missing or of other shapes, and so are random."""
+    missing = {str(key) for key in report["missing_keys"]} | {str(key[0]) for key in report["mismatched_keys"]}
+    if missing:
+        named = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
+        raise JudgeError(
+            f"{given}: its weights lack {len(missing)} tensors of {network} ({named}), or have them in other shapes, "
+            f"so it was not trained as {what}; give one that was"
+        )
+
+
+def _transformers(flag: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise JudgeError(f"{flag} needs another package; pip install 'piti[eval]'") from None
+    return transformers
+
+
+def _folder(source: str, what: str, flag: str) -> Path:
+    """Where the files are, fetched from the hub if `source` is no folder."""
+    place = Path(source).expanduser()
+    if place.is_dir():
+        return place
+    remedy = f"give a hub repository, OWNER/NAME, or a folder with a model of transformers that is {what}"
+    if place.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        raise JudgeError(f"{flag} {source}: there is no such folder; {remedy}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        fetched = Path(snapshot_download(source, allow_patterns=list(_WANTED)))
+        if not list(fetched.glob(_WANTED[1])):
+            fetched = Path(snapshot_download(source, allow_patterns=[*_WANTED, *_OLDER]))
+        return fetched
+    except Exception as error:  # the hub raises errors of many libraries
+        raise JudgeError(
+            f"{flag} {source}: there is no such folder, and the hub did not give a repository of this name "
+            f"({_first_line(error)}); {remedy}"
+        ) from error
+
+
+def _weights(folder: Path, source: str, flag: str) -> list[Path]:
+    """The files of weights. Raises JudgeError where they, or others that are needed, are missing."""
+    for name in ("config.json", _PREPARED):
+        if not (folder / name).is_file():
+            raise JudgeError(f"{flag} {source}: has no {name}; save the model and its image processor there together")
+    for pattern in _WEIGHTS:
+        files = sorted(folder.glob(pattern))
+        if files:
+            return files
+    raise JudgeError(f"{flag} {source}: has no weights ({', '.join(_WEIGHTS)}); save the model there again")
+
+
+def _task(transformers: Any, tasks: Mapping[str, Sequence[str]], config: Any, what: str, given: str) -> Any:
+    """The AutoModel class of the first task that a kind of network serves."""
+    for task, kinds in tasks.items():
+        words = re.sub(r"(?<!^)(?=[A-Z])", "_", task).upper()
+        serves = type(config) in getattr(transformers, f"MODEL_FOR_{words}_MAPPING")
+        if serves and (not kinds or config.model_type in kinds):
+            return getattr(transformers, f"AutoModelFor{task}")
+    usable = [f"AutoModelFor{task}" + (f" ({', '.join(kinds)} only)" if kinds else "") for task, kinds in tasks.items()]
+    raise JudgeError(
+        f"{given}: holds a network of the kind {config.model_type}, which cannot serve as {what}; give one of "
+        f"transformers' {' or '.join(usable)}"
+    )
+
+
+@contextmanager
+def _explained(source: str, flag: str) -> Iterator[None]:
+    """What transformers says of files that it cannot use, with their place."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    wrong = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise JudgeError(f"{flag} {source}: {_first_line(error)}; or give another network") from error
+    except (*wrong, SafetensorError, StrictDataclassError) as error:
+        raise JudgeError(f"{flag} {source}: cannot be loaded ({_first_line(error)}); save or fetch it again") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' bars, which would mix with ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _hash(files: Sequence[Path]) -> str:
+    hashes = [file_hash(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return ((str(error).strip() or type(error).__name__).splitlines()[0])[:200]

@@ -1,0 +1,172 @@
+"""What an evaluation found: measures with their intervals, the facts that it takes to repeat it, and warnings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from piti.atomic import whole_file
+from piti.errors import UserError
+
+FORMAT = 1
+"""Of the JSON file; raised when a reader of older files would misread it."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of measure, for tables."""
+
+    title: str
+    unit: str
+    better: str
+    """ "low" or "high"; empty where neither is."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "fd": Kind("Fréchet distance", "", "low"),
+    "kid": Kind("kernel distance (KID)", "× 1000", "low"),
+    "kid_spread": Kind("… its spread over subsets", "× 1000", ""),
+    "cmmd": Kind("CMMD", "× 1000", "low"),
+    "precision": Kind("precision", "share", "high"),
+    "recall": Kind("recall", "share", "high"),
+    "spread": Kind("spread of samples", "in features", "high"),
+    "diversity": Kind("diversity of samples", "perceptual", "high"),
+    "miou": Kind("mIoU", "%", "high"),
+    "pixel_accuracy": Kind("pixel accuracy", "%", "high"),
+    "iou": Kind("IoU", "%", "high"),
+    "small_regions": Kind("small objects", "number", ""),
+    "small_recall": Kind("small objects: pixel accuracy", "%", "high"),
+    "small_iou": Kind("small objects: mIoU", "%", "high"),
+    "small_found": Kind("small objects: half of it right", "%", "high"),
+    "line_distance": Kind("chamfer distance of lines", "% of diagonal", "low"),
+    "line_distance_px": Kind("chamfer distance of lines", "px", "low"),
+    "lines_to_edges_px": Kind("… from given lines to edges", "px", "low"),
+    "edges_to_lines_px": Kind("… from edges to given lines", "px", "low"),
+    "lines_kept": Kind("lines kept", "%", "high"),
+    "edges_meant": Kind("edges on a line", "%", "high"),
+    "depth_error": Kind("depth error", "AbsRel", "low"),
+    "depth_rmse_log": Kind("depth error", "RMSE, log", "low"),
+    "depth_close": Kind("depth within 25%", "%", "high"),
+    "real_miou": Kind("photographs: mIoU", "%", ""),
+    "real_pixel_accuracy": Kind("photographs: pixel accuracy", "%", ""),
+    "real_small_recall": Kind("photographs: small objects", "%", ""),
+    "real_line_distance": Kind("photographs: chamfer distance", "% of diagonal", ""),
+    "real_depth_error": Kind("photographs: depth error", "AbsRel", ""),
+}
+"""Every measure by the name that it has in JSON; those that are not here are shown by their names."""
+
+
+class ResultError(UserError):
+    """A result cannot be made, written or read. The message names the measure or the file."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number."""
+
+    name: str
+    """A key of `KINDS`."""
+    value: float
+    low: float | None = None
+    """The ends of its 95% interval, where there is one."""
+    high: float | None = None
+    of: str = ""
+    """The feature network, the class, or the judge."""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = [self.value, *(end for end in (self.low, self.high) if end is not None)]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ResultError(f"{self.label} came out as {numbers}; look at the images and the network's weights")
+
+    @property
+    def label(self) -> str:
+        """What it is of what, for a person."""
+        kind = KINDS.get(self.name)
+        title = kind.title if kind else self.name
+        return f"{title}, {self.of}" if self.of else title
+
+    def row(self) -> dict[str, str]:
+        """For a table."""
+        interval = "" if self.low is None or self.high is None else f"{rounded(self.low)} … {rounded(self.high)}"
+        return {
+            "measure": KINDS[self.name].title if self.name in KINDS else self.name,
+            "of": self.of,
+            "value": rounded(self.value),
+            "95% interval": interval,
+            "unit": self.unit,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was found."""
+
+    measures: tuple[Measure, ...]
+    facts: dict[str, Any]
+    """Counts, sizes, networks with their hashes, settings: plain data, enough to repeat the evaluation."""
+    notes: tuple[str, ...] = ()
+    """Warnings: what the numbers do not show."""
+
+    def value(self, name: str, of: str = "") -> float:
+        """A measure's value. Raises ResultError where it was not taken."""
+        return self.measure(name, of).value
+
+    def measure(self, name: str, of: str = "") -> Measure:
+        """A measure by name; `of` may be left out where there is one alone. Raises ResultError."""
+        named = [measure for measure in self.measures if measure.name == name]
+        found = [measure for measure in named if measure.of == of] or (named if not of else [])
+        if len(found) != 1:
+            there = ", ".join(f"{one.name} of {one.of}" if one.of else one.name for one in self.measures)
+            raise ResultError(f"no measure '{name}'{f' of {of!r}' if of else ''} alone; there are: {there or 'none'}")
+        return found[0]
+
+    def rows(self) -> list[dict[str, str]]:
+        """A table's rows."""
+        return [measure.row() for measure in self.measures]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` makes an equal evaluation."""
+        return {
+            "format": FORMAT,
+            "measures": [asdict(measure) for measure in self.measures],
+            "facts": self.facts,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> Evaluation:
+        """What `to_dict` gave. Raises ResultError that names `source`."""
+        try:
+            if values["format"] != FORMAT:
+                raise ResultError(f"{source}: format {values['format']}, and this version reads {FORMAT}")
+            measures = tuple(Measure(**measure) for measure in values["measures"])
+            return cls(measures, dict(values["facts"]), tuple(values["notes"]))
+        except (KeyError, TypeError) as error:
+            raise ResultError(f"{source}: is no result of piti evaluate ({error})") from None
+
+    def write(self, path: Path, overwrite: bool = False) -> None:
+        """Write JSON, whole or not at all. Raises OutputError."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        with whole_file(path, overwrite, "--json") as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Read what `write` wrote. Raises ResultError."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResultError(f"{path}: cannot be read ({error}); evaluate again") from None
+        if not isinstance(values, Mapping):
+            raise ResultError(f"{path}: is no result of piti evaluate")
+        return cls.from_dict(values, str(path))
+
+
+def rounded(value: float) -> str:
+    """A number with four significant digits, for a table."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"

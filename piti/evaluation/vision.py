@@ -1,0 +1,191 @@
+"""CLIP and DINOv2 as feature networks, through transformers, from a folder or a hub repository."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from PIL import Image
+from torch import Tensor, nn
+
+from piti.errors import UserError
+from piti.evaluation.fitting import BICUBIC, Fitting, centre_square, normalised, shorter_side, stretched
+from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD, fetched
+from piti.models.weight_files import file_hash
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of CLIP's training images in [0, 1] (Radford et al. 2021)."""
+DINOV2_SIDE = 224
+"""At which FD-DINOv2 is taken (Stein et al. 2023, arXiv 2306.04675); DINOv2 itself takes any multiple of its patch."""
+REMEDY = "give a folder with config.json and model.safetensors, as transformers saves them"
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class VisionNetwork:
+    """RGB images of any size => features [N, D], float64, not normalised."""
+
+    name: str
+    source: str
+    sha256: str
+    dimensions: int
+    fitting: Fitting
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    model: nn.Module
+    output: str
+    """Which of the model's outputs the features are."""
+    device: torch.device
+
+    @property
+    def resize(self) -> str:
+        """How an image comes to the network's size."""
+        return self.fitting.words
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image]) -> Float64[Tensor, "n d"]:
+        x = normalised([self.fitting.apply(image) for image in images], self.mean, self.std, self.device)
+        return getattr(self.model(pixel_values=x), self.output).double().cpu()
+
+
+def open_repository(repository: str, device: torch.device) -> VisionNetwork:
+    """From the hub, or its cache. Raises UserError."""
+    fetched(repository, [_PREPROCESSOR, _CONFIG], REMEDY)  # not every repository has the first
+    fetched(repository, [_CONFIG], REMEDY)
+    return open_folder(fetched(repository, HUB_FILES, REMEDY).parent, repository, device)
+
+
+def open_folder(folder: Path, source: str, device: torch.device) -> VisionNetwork:
+    """From a folder as transformers saves one: CLIP (whole, or its vision half) or DINOv2, by its config.json.
+
+    source: what the result names. Raises UserError.
+    """
+    config = _read_json(folder / _CONFIG)
+    found = [folder / name for name in HUB_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder} holds no weights ({' or '.join(HUB_FILES)}, in one piece); {REMEDY}")
+    kind = config.get("model_type")
+    if kind not in _OPENERS:
+        raise UserError(f"{folder / _CONFIG}: model_type {kind!r}; features come from {', '.join(_OPENERS)}")
+    prepared = _read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else {}
+    try:
+        return _OPENERS[kind](folder, source, file_hash(found[0]), prepared, device)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: {_CONFIG} or {_PREPROCESSOR} is not as expected ({error}); {REMEDY}") from error
+
+
+def _open_clip(
+    folder: Path, source: str, sha256: str, prepared: Mapping[str, Any], device: torch.device
+) -> VisionNetwork:
+    """CLIP's image embeddings: for FID-C (Kynkäänniemi et al. 2022), and those of ViT-L/14 at 336 px for CMMD."""
+    model = _load("CLIPVisionModelWithProjection", folder).to(device)
+    config: Any = model.config
+    side = int(config.image_size)
+    resample = Image.Resampling(prepared.get("resample", BICUBIC))
+    of_cmmd = (side, int(config.patch_size)) == (336, 14)
+    short, crop = _side(prepared.get("size", side), "shortest_edge"), _side(prepared.get("crop_size", side), "height")
+    if crop != side:
+        raise UserError(f"{folder / _PREPROCESSOR}: crop_size {crop}, but the network's image_size is {side}")
+    return VisionNetwork(
+        name="clip-l" if of_cmmd else "clip",
+        source=source,
+        sha256=sha256,
+        dimensions=int(config.projection_dim),
+        fitting=centre_square(side, resample) if of_cmmd else shorter_side(short, crop, resample),
+        mean=_three(prepared.get("image_mean", CLIP_MEAN)),
+        std=_three(prepared.get("image_std", CLIP_STD)),
+        model=model,
+        output="image_embeds",
+        device=device,
+    )
+
+
+def _open_dinov2(
+    folder: Path, source: str, sha256: str, prepared: Mapping[str, Any], device: torch.device
+) -> VisionNetwork:
+    """DINOv2's class token after the last norm, as FD-DINOv2 takes it, of images stretched to 224 px."""
+    model = _load("Dinov2Model", folder).to(device)
+    config: Any = model.config
+    if DINOV2_SIDE % int(config.patch_size):
+        raise UserError(f"{folder / _CONFIG}: patch_size {config.patch_size} does not divide {DINOV2_SIDE} px")
+    return VisionNetwork(
+        name="dinov2",
+        source=source,
+        sha256=sha256,
+        dimensions=int(config.hidden_size),
+        fitting=stretched(DINOV2_SIDE),
+        mean=_three(prepared.get("image_mean", IMAGENET_MEAN)),
+        std=_three(prepared.get("image_std", IMAGENET_STD)),
+        model=model,
+        output="pooler_output",
+        device=device,
+    )
+
+
+_OPENERS = {"clip": _open_clip, "clip_vision_model": _open_clip, "dinov2": _open_dinov2}
+"""By config.json's model_type."""
+
+
+def _load(kind: str, folder: Path) -> nn.Module:
+    """A model of transformers with every weight from the folder, in float32, frozen. Raises UserError."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(f"{kind} needs transformers, which is not installed; pip install 'piti[eval]'") from error
+    with _quiet(transformers):
+        try:
+            model, report = getattr(transformers, kind).from_pretrained(
+                folder, output_loading_info=True, local_files_only=True
+            )
+        except Exception as error:  # of many libraries
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{folder}: {kind} cannot be read from it ({first}); {REMEDY}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(f"{folder}: {len(missing)} weights are missing (such as {missing[0]}); fetch it again")
+    return model.float().eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the report on the weights that are left over, such as CLIP's text half, and without bars."""
+    log = transformers.utils.logging
+    before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _side(value: Any, key: str) -> int:
+    """A side in pixels, as preprocessors have it: a number, or one in a dictionary."""
+    return int(value[key] if isinstance(value, Mapping) else value)
+
+
+def _three(values: Any) -> tuple[float, ...]:
+    """One number a channel."""
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} holds no {path.name}; {REMEDY}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {REMEDY}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object; {REMEDY}")
+    return values

@@ -1,0 +1,149 @@
+"""What a table would take, told before it starts: a row a run, with where it stands and the hours it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from piti.errors import UserError
+from piti.reproduction.plans import SETS, Plan, Row, Training
+from piti.reproduction.runs import Shop, progress_of, recipe_of
+from piti.training import Recipe, RunFolder, read_recipe
+from piti.training.cost import DEFAULT_GPU, GPU, cost_of, gpu_named
+from piti.training.run import known_condition, network_config
+from piti.training.state import RECIPE_FILE, read_state
+
+ASSUMED = 30.0
+"""Training images a second of the small scale's networks where nothing was measured: about what two CPU cores do."""
+FORWARD = 1 / 3
+"""Work of a network's forward pass by that of a training step, for estimates of sampling."""
+UPSAMPLER_STEPS = 27
+_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How fast a run trains."""
+
+    rate: float
+    """Training images a second."""
+    basis: str
+
+
+@dataclass
+class Tally:
+    """What was found on the way through a plan."""
+
+    hours: float
+    rates: dict[Training, float]
+    counted: dict[str, Estimate]
+    """By what the work depends on, since counting takes seconds."""
+    bases: dict[str, None]
+    unknown: list[str]
+
+
+def dry_run(plan: Plan, shop: Shop, gpu: str = DEFAULT_GPU) -> tuple[list[dict[str, str]], list[str]]:
+    """A row for each run, and notes on the hours of all. Trains nothing and writes nothing.
+
+    gpu: a name in `piti.training.cost.GPUS`, for the paper's scale.
+    """
+    chosen = gpu_named(gpu)
+    tally = Tally(0.0, {}, {}, {}, [])
+    rows = [
+        _run(plan, training, seed, shop, chosen, tally) for training in plan.trainings for seed in range(shop.seeds)
+    ]
+    sampling = sum(_sampling(row, tally.rates) for row in plan.rows) * shop.seeds / _HOUR
+    left_out = f", without {', '.join(tally.unknown)}" if tally.unknown else ""
+    notes = [
+        f"about {_hours(tally.hours)} hours of training to go{left_out}, and {_hours(sampling)} of sampling in all; "
+        "judging comes on top"
+    ]
+    if tally.bases:
+        notes.append(f"hours are of {'; '.join(tally.bases)}")
+    return rows, notes
+
+
+def _run(plan: Plan, training: Training, seed: int, shop: Shop, gpu: GPU, tally: Tally) -> dict[str, str]:
+    """A run's row."""
+    name = f"{training.name}-{seed}"
+    try:
+        recipe = recipe_of(plan, training, seed, shop)
+        now = progress_of(shop.run(training, seed), recipe)
+    except UserError as error:
+        tally.unknown.append(name)
+        return {"run": name, "state": "cannot be made", "images": "", "hours left": "", "what": str(error)}
+    row = {"run": name, "state": str(now), "images": f"{_images(recipe):,}", "hours left": "?", "what": _what(recipe)}
+    try:
+        estimate = _measured(recipe, shop) if plan.scale == "small" else _counted(recipe, gpu, tally.counted)
+    except (UserError, TypeError, NotImplementedError):  # a network whose work is not counted
+        tally.unknown.append(name)
+        return row
+    hours = 0.0 if now.finished else _images(recipe) * (1 - now.step / recipe.steps) / estimate.rate / _HOUR
+    tally.hours += hours
+    tally.rates[training] = estimate.rate
+    tally.bases[estimate.basis] = None
+    return row | {"hours left": _hours(hours)}
+
+
+def _what(recipe: Recipe) -> str:
+    """What a run trains, in words."""
+    begins = f"from {recipe.prior}" if recipe.prior else "weights drawn anew"
+    stages = ", then ".join(f"{' and '.join(stage.trains)} for {stage.steps:,} steps" for stage in recipe.stages)
+    limit = f", {recipe.data.limit} pairs" if recipe.data.limit else ""
+    return f"{begins}{limit}: {stages} of {recipe.batch * recipe.accumulation}"
+
+
+def _images(recipe: Recipe) -> int:
+    return recipe.steps * recipe.batch * recipe.accumulation
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
+
+
+# Speeds
+
+
+def _counted(recipe: Recipe, gpu: GPU, known: dict[str, Estimate]) -> Estimate:
+    """By the work of a training step, on one GPU. known: what was counted before."""
+    condition = known_condition(recipe)
+    keys = ("model", "baseline", "stages", "batch", "accumulation", "precision", "perceptual", "discriminator")
+    values = recipe.to_dict()
+    key = repr([values.get(name) for name in keys] + [condition.channels if condition else 0])
+    if key not in known:
+        cost = cost_of(recipe, network_config(recipe, condition))
+        rate = _images(recipe) / (cost.hours(gpu) * _HOUR)
+        known[key] = Estimate(rate, f"one {gpu.name}, at the speed that piti train --dry-run takes")
+    return known[key]
+
+
+def _measured(recipe: Recipe, shop: Shop) -> Estimate:
+    """By runs of the same networks in the same folder, or of any; else by an assumption."""
+    runs = list(_finished(shop.out / "runs"))
+    speeds = [rate for other, rate in runs if _networks(other) == _networks(recipe)] or [rate for _, rate in runs]
+    if not speeds:
+        return Estimate(ASSUMED, f"a machine that trains {ASSUMED:.0f} images a second, which is assumed")
+    return Estimate(sum(speeds) / len(speeds), f"the machine on which the runs in {shop.out / 'runs'} were made")
+
+
+def _networks(recipe: Recipe) -> object:
+    return recipe.baseline, recipe.model, recipe.data.size
+
+
+def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
+    """The runs with a checkpoint, and their images a second."""
+    for folder in sorted(place.iterdir()) if place.is_dir() else []:
+        newest = RunFolder(folder).newest()
+        if newest is None:
+            continue
+        state = read_state(newest)
+        if state.seconds > 0 and state.images_seen > 0:
+            yield read_recipe(newest / RECIPE_FILE), state.images_seen / state.seconds
+
+
+def _sampling(row: Row, rates: Mapping[Training, float]) -> float:
+    """Seconds for a row's images of a seed: two forward passes of the base for a guided step, one of the upsampler."""
+    images = row.sampling.num * SETS[row.data].validation
+    passes = {row.base: 2 * (row.sampling.steps or 1)} | ({row.upsampler: UPSAMPLER_STEPS} if row.upsampler else {})
+    return sum(images * count * FORWARD / rates[one] for one, count in passes.items() if one in rates)

@@ -1,0 +1,207 @@
+"""Figure 6: plain against normalised guidance (eq. 7 and 8) as w grows, of the same noise, with numbers beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from piti.atomic import whole_file
+from piti.data.pairs import FolderSpec
+from piti.data.splits import key_hash
+from piti.diffusion.guidance import Guidance
+from piti.errors import UserError
+from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256
+from piti.evaluation.result import Evaluation, Measure
+from piti.images import grid, open_image, read_rgb
+from piti.pipeline import PITIPipeline, usable_device
+from piti.progress import steps_bar
+from piti.reproduction.files import Chosen, choose, contents_sha256
+from piti.reproduction.looks import Look, look_of, mean_look
+from piti.reproduction.make import check_alone, check_judges
+from piti.reproduction.paper import ABOUT
+from piti.reproduction.pictures import SIDE, preview_of, save_jpeg, square
+from piti.reproduction.runs import Shop, begin_folder, judged
+from piti.reproduction.tables import Cell, compact, title_of
+from piti.translation import Settings, translate_files
+
+STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+RULES = {"plain": "plain (eq. 7)", "normalized": "normalised (eq. 8)"}
+SHOWN = 3
+"""Conditions in the picture."""
+BATCH = 16
+MEASURES = ("fd", "kid", "miou", "pixel_accuracy")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rule at one strength."""
+
+    rule: str
+    w: float
+    folder: Path
+    """Of its images. At w = 0 both rules are one."""
+    look: Look
+    evaluation: Evaluation | None
+
+
+def data_folder(given: Sequence[str]) -> Path:
+    """The data's root of values of --data. Raises UserError unless it is one folder."""
+    if len(given) != 1:
+        raise UserError(
+            "--data: give one folder with labels/ and images/, whose validation conditions the model's guidance is "
+            "shown on" + (f"; there are {len(given)}" if given else "")
+        )
+    folder = Path(given[0].partition("=")[2] or given[0])
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: no such folder; check the path")
+    return folder
+
+
+def plan_rows(model: str) -> list[dict[str, str]]:
+    """What would be done, a row a line."""
+    settings = 1 + len(RULES) * (len(STRENGTHS) - 1)
+    return [
+        {"what": "model", "plan": f"{model}, its base alone; nothing is trained"},
+        {"what": "guidance", "plan": f"{' and '.join(RULES.values())} at w = {', '.join(f'{w:g}' for w in STRENGTHS)}"},
+        {
+            "what": "images",
+            "plan": f"one of each validation condition at each of {settings} settings, of the same noise",
+        },
+        {"what": "hours", "plan": "for 31 conditions and a base of 64 px about 0.1 to 0.3 on two CPU cores"},
+    ]
+
+
+def reproduce(model: str, data: Path, shop: Shop, judges: bool, console: Console) -> Path:
+    """Write `figure6.md`, `.json` and `.jpg`; the former's path. judges: whether `shop.judges.features` were asked for.
+
+    Raises UserError.
+    """
+    check_alone()
+    features = shop.judges.features if judges else ()
+    shop = replace(shop, judges=replace(shop.judges, features=features))
+    judging = bool(features or shop.judges.segmenter)
+    if judging:
+        check_judges(shop.judges, shop.device, console)
+    pipeline = PITIPipeline.from_pretrained(model, base_only=True).to(usable_device(shop.device))
+    pipeline.set_progress_bar_config(disable=True)
+    condition = pipeline.condition
+    spec = FolderSpec(root=data, conditions=USUAL_FOLDERS.get(condition.kind, "labels"))
+    chosen = choose(condition, spec, "train", shop.out / "data" / "figure6")
+    side = int(pipeline.base.image_size)
+    points = []
+    for rule in RULES:
+        for w in STRENGTHS:
+            folder, made_of = _sampled(pipeline, model, Guidance(kind=rule, w=w), shop, chosen, console)  # type: ignore[arg-type]
+            whole = {"images": made_of, "judges": shop.judges.made_of(), "side": side}
+            found = judged(folder, json.loads(json.dumps(whole)), side, shop, chosen, console) if judging else None
+            points.append(Point(rule, w, folder, _look(folder, chosen), found))
+    photographs = mean_look(
+        look_of(np.asarray(square(read_rgb(path), side))) for path in sorted(chosen.photographs.iterdir())
+    )
+    save_jpeg(picture(points, chosen), shop.out / "figure6.jpg")
+    return _write(model, points, photographs, len(chosen.stems), side, shop.out)
+
+
+def _sampled(
+    pipeline: PITIPipeline, model: str, guidance: Guidance, shop: Shop, chosen: Chosen, console: Console
+) -> tuple[Path, dict[str, Any]]:
+    """The images of one setting, and what they were made of."""
+    name = f"figure6-{guidance.kind}-{guidance.w:g}" if guidance.w else "figure6-0"
+    folder = shop.out / "images" / name
+    made_of = {
+        "model": weights_sha256(pipeline),
+        "conditions": contents_sha256(chosen.conditions),
+        "guidance": guidance.to_dict() if guidance.w else None,
+    }
+    begin_folder(folder, made_of)
+    settings = Settings(1, guidance=guidance, batch=BATCH, square=True)
+    with steps_bar(console, f"images of {name}") as on_step:
+        translate_files(pipeline, [chosen.conditions], folder, settings, model, on_step=on_step)
+    return folder, made_of
+
+
+def _look(folder: Path, chosen: Chosen) -> Look:
+    return mean_look(look_of(np.asarray(read_rgb(folder / f"{stem}_0.png"))) for stem in chosen.stems)
+
+
+def picture(points: Sequence[Point], chosen: Chosen) -> Image.Image:
+    """For some conditions a row of each rule, a column a strength, beside the condition and its photograph."""
+    rows = []
+    for stem in sorted(sorted(chosen.stems, key=key_hash)[:SHOWN]):
+        beside = (preview_of(chosen, stem, SIDE), square(read_rgb(chosen.photograph(stem)), SIDE))
+        for rule, first in zip(RULES, beside, strict=True):
+            own = [point for point in points if point.rule == rule]
+            rows.append([first, *(square(open_image(point.folder / f"{stem}_0.png"), SIDE) for point in own)])
+    return grid(rows, headings=["condition, photograph", *(f"w = {w:g}" for w in STRENGTHS)])
+
+
+# Writing
+
+
+def _write(model: str, points: Sequence[Point], photographs: Look, count: int, side: int, out: Path) -> Path:
+    values = {
+        "figure": "figure6",
+        "model": model,
+        "conditions": count,
+        "side": side,
+        "photographs": asdict(photographs),
+        "points": [_point_dict(point) for point in points],
+        "networks": next((p.evaluation.facts.get("networks", []) for p in points if p.evaluation), []),
+    }
+    texts = {
+        ".json": json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        ".md": markdown(model, points, photographs, count, side),
+    }
+    for suffix, text in texts.items():
+        with whole_file(out / f"figure6{suffix}", overwrite=True) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return out / "figure6.md"
+
+
+def _point_dict(point: Point) -> dict[str, Any]:
+    measures = [asdict(measure) for measure in _measures(point).values()]
+    return {"rule": point.rule, "w": point.w, **asdict(point.look), "measures": measures}
+
+
+def _measures(point: Point) -> Mapping[tuple[str, str], Measure]:
+    found = point.evaluation.measures if point.evaluation else ()
+    return {(one.name, one.of): one for one in found if one.name in MEASURES}
+
+
+def markdown(model: str, points: Sequence[Point], photographs: Look, count: int, side: int) -> str:
+    """The numbers for a person, a row a setting."""
+    keys = list(dict.fromkeys(key for point in points for key in _measures(point)))
+    titles = ["guidance", "w", "clipped pixels, %", "saturation, %", "contrast, %", *map(title_of, keys)]
+    rows = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
+    rows.append(["*photographs*", "", *_look_cells(photographs), *[""] * len(keys)])
+    for point in points:
+        measures = _measures(point)
+        cells = [_cell(measures[key]) if key in measures else "" for key in keys]
+        rows.append([RULES[point.rule], f"{point.w:g}", *_look_cells(point.look), *cells])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    notes = [
+        f"Model `{model}`, its base's images of {side} px; one image of each of {count} validation conditions, for "
+        "every setting of the same noise. At w = 0 both rules are the same images.",
+        "Clipped: pixels with a channel at 0 or 255. Saturation: HSV's, mean over pixels. Contrast: standard deviation "
+        "of luma within a picture. All are means over pictures; photographs are those of the same conditions, their "
+        f"centre squares at {side} px. Nearest to the photographs, not largest or smallest, is best.",
+        ABOUT["figure6"],
+    ]
+    notes += dict.fromkeys(note for point in points if point.evaluation for note in point.evaluation.notes)
+    listed = "\n".join(f"- {note}" for note in notes)
+    return f"# Figure 6: plain and normalised guidance\n\n![samples](figure6.jpg)\n\n{table}\n\n{listed}\n"
+
+
+def _look_cells(look: Look) -> list[str]:
+    return [compact(look.clipped), compact(look.saturation), compact(look.contrast)]
+
+
+def _cell(measure: Measure) -> str:
+    return str(Cell((measure.value,), measure.low, measure.high))

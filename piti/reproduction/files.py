@@ -1,0 +1,119 @@
+"""The files of a data set that a table is made with: conditions, their photographs, and those to compare with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from piti.conditions import Condition
+from piti.data.pairs import FolderSpec, Pair, PairList
+from piti.errors import UserError
+from piti.images import read_rgb, save_png
+
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A data set as a table sees it; folders hold links, each named after its key."""
+
+    condition: Condition
+    conditions: Path
+    """Of the validation split."""
+    photographs: Path
+    """Of the validation split, the same stems."""
+    reference: Path | None
+    """To which the distance of the images is taken."""
+    stems: tuple[str, ...]
+    training: int
+    """Training pairs."""
+
+    @property
+    def kind(self) -> str:
+        """Of the condition."""
+        return self.condition.kind
+
+    def photograph(self, stem: str) -> Path:
+        """Of a condition."""
+        return _named(self.photographs, stem)
+
+    def conditioned(self, stem: str) -> Path:
+        """The file of a condition."""
+        return _named(self.conditions, stem)
+
+
+def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) -> Chosen:
+    """Gather a data set's files in `out`. reference: the split of the photographs to compare with. Raises DataError."""
+    spec = spec.model_copy(update={"limit": None})
+    pairs = _pairs(spec, condition, "val")
+    conditions = linked({_stem(pair.key): pair.condition for pair in pairs}, out / "conditions")
+    photographs = linked({_stem(pair.key): pair.image for pair in pairs}, out / "photographs")
+    training = _pairs(spec, condition, "train")
+    compared = photographs
+    if reference != "val":
+        of_split = _pairs(spec, condition, reference)
+        compared = linked({_stem(pair.key): pair.image for pair in of_split}, out / f"photographs-{reference}")
+    stems = tuple(sorted(_stem(pair.key) for pair in pairs))
+    return Chosen(condition, conditions, photographs, compared, stems, len(training))
+
+
+def _pairs(spec: FolderSpec, condition: Condition, split: str) -> list[Pair]:
+    listing = PairList(spec, condition, split)
+    pairs = listing.pairs()
+    listing.problems.raise_if_any(listing.root)
+    return pairs
+
+
+def _named(folder: Path, stem: str) -> Path:
+    return next(path for path in folder.iterdir() if path.stem == stem)
+
+
+def _stem(key: str) -> str:
+    return key.replace("/", "-")
+
+
+def linked(files: Mapping[str, object], folder: Path) -> Path:
+    """A folder of links to these files, by their stems; made anew unless it is that already. Raises UserError."""
+    wanted: dict[str, Path] = {}
+    for stem, path in files.items():
+        if not isinstance(path, Path):
+            raise UserError(f"{path}: lies in an archive; tables are made of folders, so unpack it")
+        wanted[f"{stem}{path.suffix}"] = path.resolve()
+    there = {path.name: path.resolve() for path in folder.iterdir()} if folder.is_dir() else {}
+    if there == wanted:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, path in wanted.items():
+        (folder / name).symlink_to(path)
+    return folder
+
+
+def as_png(photographs: Path, folder: Path) -> Path:
+    """Photographs as they are judged like results: PNG, which takes nothing away from what JPEG left."""
+    for path in sorted(photographs.iterdir()):
+        target = folder / f"{path.stem}.png"
+        if not target.exists():
+            save_png(read_rgb(path), target)
+    return folder
+
+
+def contents_sha256(place: Path) -> str:
+    """A hash of a file's contents, or of the names and contents of all files of a folder."""
+    digest = hashlib.sha256()
+    for path in _files(place):
+        digest.update((os.path.relpath(path, place) if path != place else "").encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(place: Path) -> Iterable[Path]:
+    if place.is_file():
+        return [place]
+    return sorted(path for path in place.rglob("*") if path.is_file())

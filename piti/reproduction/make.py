@@ -1,0 +1,163 @@
+"""A table from its plan: every row trained, sampled and judged, what fails named, and the table written as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from piti.errors import UserError
+from piti.evaluation.features import open_features
+from piti.evaluation.result import Evaluation
+from piti.evaluation.segmentation import open_segmenter
+from piti.pipeline import usable_device
+from piti.ranks import started
+from piti.reproduction import pictures, tables
+from piti.reproduction.files import Chosen, as_png, choose, contents_sha256
+from piti.reproduction.plans import Plan, Row, Training
+from piti.reproduction.runs import Judges, Shop, begin_folder, evaluated, recipe_of, sampled, trained
+from piti.reproduction.tables import Line, Table
+from piti.training import TrainingInterrupted
+from piti.training.run import build_condition
+
+Work = tuple[int, Row]
+"""A seed and a row."""
+
+
+@dataclass
+class Found:
+    """What was found so far."""
+
+    evaluations: dict[Work, Evaluation] = field(default_factory=dict)
+    failures: dict[Work, str] = field(default_factory=dict)
+    broken: dict[tuple[Training, int], str] = field(default_factory=dict)
+    """Trainings that failed, and why; they are not tried again for the next row that needs them."""
+    photographs: dict[str, Evaluation] = field(default_factory=dict)
+    """Of the photographs themselves."""
+
+
+def reproduce(plan: Plan, shop: Shop, console: Console) -> Table:
+    """Make a table; it is written anew whenever one of its rows is done, as `TABLE.md`, `.json` and `.jpg`.
+
+    A row that fails does not lose the others: it is named in the table. Raises UserError for what no row can do
+    without: the data, the judges.
+    """
+    check_alone()
+    shop.out.mkdir(parents=True, exist_ok=True)
+    check_judges(shop.judges, shop.device, console)
+    chosen = {name: _choose(plan, name, shop) for name in plan.sets}
+    found = Found()
+    for name, files in chosen.items():
+        _judge_photographs(plan, name, files, shop, console, found)
+    for seed in range(shop.seeds):
+        for row in plan.rows:
+            _finish(plan, (seed, row), shop, chosen[row.data], console, found)
+            table = _table(plan, shop, found)
+            tables.write(table, shop.out)
+            _draw(plan, shop, chosen, found)
+    return _table(plan, shop, found)
+
+
+def check_alone() -> None:
+    """Raises UserError in one of several processes."""
+    if started().world > 1:
+        raise UserError(
+            "piti reproduce runs in one process. Train the runs with several first, each by torchrun … piti train "
+            "RECIPE --out OUT/runs/NAME-SEED as --dry-run names them (batch is that of one process: divide it by their "
+            "number), then start piti reproduce without torchrun: finished runs are taken as they are"
+        )
+
+
+def check_judges(judges: Judges, device: str | None, console: Console) -> None:
+    """Open every network that judges, before anything is trained for them. Raises UserError."""
+    chosen: torch.device = usable_device(device)
+    if not judges.features and judges.segmenter is None:
+        raise UserError("nothing would judge the images; give --features or --segmenter")
+    for name in judges.features:
+        network = open_features(name, chosen)
+        console.log(f"features: {network.name}, {network.dimensions} numbers an image")
+    if judges.segmenter is not None:
+        console.log(f"segmenter: {open_segmenter(judges.segmenter, chosen).name}")
+
+
+def _choose(plan: Plan, name: str, shop: Shop) -> Chosen:
+    """A data set's files, by the recipe of a row that reads its conditions."""
+    failures = []
+    for training in dict.fromkeys(row.base for row in plan.rows if row.data == name):
+        try:
+            recipe = recipe_of(plan, training, 0, shop)
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        return choose(build_condition(recipe), recipe.data, plan.reference, shop.out / "data" / name)
+    raise UserError("; ".join(failures))
+
+
+def _finish(plan: Plan, work: Work, shop: Shop, chosen: Chosen, console: Console, found: Found) -> None:
+    """Bring a row of a seed to its evaluation, or note why there is none."""
+    seed, row = work
+    try:
+        runs = [_trained(plan, training, seed, shop, console, found) for training in row.trainings]
+        folder, made_of = sampled(row, runs, seed, shop, chosen, console)
+        found.evaluations[work] = evaluated(folder, made_of, plan, shop, chosen, console)
+    except TrainingInterrupted:
+        raise
+    except (UserError, OSError, RuntimeError) as error:
+        found.failures[work] = f"seed {seed}: {error}"
+        console.log(f"{row.images}-{seed} is missing: {error}", markup=False)
+    else:
+        console.log(f"{row.images}-{seed}: done")
+
+
+def _trained(plan: Plan, training: Training, seed: int, shop: Shop, console: Console, found: Found) -> Path:
+    known = found.broken.get((training, seed))
+    if known is not None:
+        raise UserError(known)
+    try:
+        return trained(plan, training, seed, shop, console)
+    except TrainingInterrupted:
+        raise
+    except (UserError, OSError, RuntimeError) as error:
+        found.broken[training, seed] = str(error)
+        raise
+
+
+def _judge_photographs(plan: Plan, name: str, files: Chosen, shop: Shop, console: Console, found: Found) -> None:
+    """Judge the held-out photographs in the place of results, where they are not what results are compared with."""
+    if plan.reference == "val":
+        return
+    folder = shop.out / "images" / f"photographs-{name}"
+    made_of = {"photographs": contents_sha256(files.photographs)}
+    try:
+        begin_folder(folder, made_of)
+        as_png(files.photographs, folder)
+        found.photographs[name] = evaluated(folder, made_of, plan, shop, files, console)
+    except (UserError, OSError, RuntimeError) as error:
+        console.log(f"the photographs of {name} are not judged: {error}", markup=False)
+
+
+def _table(plan: Plan, shop: Shop, found: Found) -> Table:
+    lines = []
+    for row in plan.rows:
+        works = [(seed, row) for seed in range(shop.seeds)]
+        evaluations = tuple(found.evaluations[work] for work in works if work in found.evaluations)
+        missing = tuple(found.failures.get(work, f"seed {work[0]}: not made yet") for work in _missing(works, found))
+        lines.append(Line(row, evaluations, missing))
+    return Table(plan, shop.seeds, tuple(lines), found.photographs)
+
+
+def _missing(works: Iterable[Work], found: Found) -> list[Work]:
+    return [work for work in works if work not in found.evaluations]
+
+
+def _draw(plan: Plan, shop: Shop, chosen: dict[str, Chosen], found: Found) -> None:
+    """Samples of the first seed side by side, a picture a data set."""
+    for name, files in chosen.items():
+        columns = [
+            (row.method, shop.images(row, 0)) for row in plan.rows if row.data == name and (0, row) in found.evaluations
+        ]
+        if columns:
+            pictures.save_jpeg(pictures.samples(files, columns), shop.out / tables.picture_name(plan, name))

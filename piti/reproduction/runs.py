@@ -1,0 +1,302 @@
+"""A row's work: its runs trained, its images made, its evaluation taken; what is done already is left as it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from piti.atomic import OutputError, whole_file
+from piti.evaluation.evaluate import evaluate_files
+from piti.evaluation.options import Options
+from piti.evaluation.result import Evaluation
+from piti.pipeline import PITIPipeline, usable_device
+from piti.progress import steps_bar
+from piti.reproduction.files import Chosen, contents_sha256
+from piti.reproduction.plans import Plan, Row, Training
+from piti.training import Recipe, RunError, RunFolder, read_recipe, train
+from piti.training.state import RECIPE_FILE, read_state
+from piti.translation import SHEET, Settings, translate_files
+
+IRRELEVANT = {
+    "name", "workers", "log_every", "tensorboard", "preview", "checkpoint", "batch", "accumulation", "base",
+    "data.root", "data.cache", "data.cache_gib", "data.max_bad", "perceptual.weights",
+}  # fmt: skip
+"""Keys of a recipe in which a finished run may differ from the plan: they do not change what it learned, or say where
+files lie. Batch and accumulation are compared as their product with the number of processes."""
+OURS = "made_of"
+"""What an evaluation's facts call that of which it was made."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """By what the images are judged, as `Options` takes it."""
+
+    features: tuple[str, ...] = ("inception", "clip")
+    segmenter: str | None = None
+    aliases: Path | None = None
+    bootstrap: int = 200
+
+    def options(self, side: int, device: str | None, cache: Path) -> Options:
+        """For images whose centre squares are brought to `side` pixels. cache: a folder that keeps features."""
+        return Options(
+            self.features,
+            side,
+            device=device,
+            segmenter=self.segmenter,
+            aliases=self.aliases,
+            bootstrap=self.bootstrap,
+            cache=cache,
+        )
+
+    def made_of(self) -> dict[str, Any]:
+        """What a result of these judges depends on, files by their contents."""
+        named = {"features": list(self.features), "segmenter": self.segmenter, "aliases": self.aliases}
+        return {"bootstrap": self.bootstrap} | {key: _identity(value) for key, value in named.items()}
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Where a table is made, and what for."""
+
+    out: Path
+    data: Mapping[str, Path] = field(default_factory=dict)
+    """Each data set's folder."""
+    judges: Judges = Judges()
+    seeds: int = 2
+    device: str | None = None
+    """Of sampling and judging; training takes what accelerate finds."""
+    train: bool = True
+    """Whether what is not trained is to be; else it is missing from the table."""
+    changes: tuple[str, ...] = ()
+    """On top of every recipe."""
+
+    def run(self, training: Training, seed: int) -> Path:
+        """A training's folder."""
+        return self.out / "runs" / f"{training.name}-{seed}"
+
+    def images(self, row: Row, seed: int) -> Path:
+        """A row's images."""
+        return self.out / "images" / f"{row.images}-{seed}"
+
+    def result(self, name: str) -> Path:
+        """An evaluation's file. name: a row's images' with the seed."""
+        return self.out / "results" / f"{name}.json"
+
+
+# Training
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training run has come."""
+
+    step: int
+    steps: int
+    seconds: float = 0.0
+    """Spent on it so far."""
+    images: int = 0
+    whole: bool = False
+    """Whether the model of its last step is there."""
+
+    @property
+    def finished(self) -> bool:
+        return self.whole and self.step == self.steps
+
+    def __str__(self) -> str:
+        if self.finished:
+            return "finished"
+        return f"step {self.step:,} of {self.steps:,}" if self.step else "new"
+
+
+def recipe_of(plan: Plan, training: Training, seed: int, shop: Shop) -> Recipe:
+    """The recipe of a run, its data named where `shop` has it. Raises RecipeError."""
+    recipe = read_recipe(plan.recipe_file(training), [*training.changes, *shop.changes, f"seed={seed}"])
+    root = shop.data.get(training.data)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+
+
+def progress_of(folder: Path, recipe: Recipe) -> Progress:
+    """How far a run has come. Raises RunError if its folder holds a run of another recipe."""
+    run = RunFolder(folder)
+    newest = run.newest()
+    if newest is None:
+        return Progress(0, recipe.steps)
+    state = read_state(newest)
+    before, now = read_recipe(newest / RECIPE_FILE), recipe
+    changed = _differences(_essence(before, state.processes), _essence(now, 1))
+    if changed:
+        raise RunError(
+            f"{folder} holds a run of another recipe; remove it, or give another --out. It has "
+            + "; ".join(f"{key} = {old!r} where {new!r} is planned" for key, old, new in changed[:5])
+        )
+    index = run.model / "model_index.json"
+    whole = index.is_file() and index.stat().st_mtime >= (newest / RECIPE_FILE).stat().st_mtime
+    return Progress(state.step, recipe.steps, state.seconds, state.images_seen, whole)
+
+
+def trained(plan: Plan, training: Training, seed: int, shop: Shop, console: Console) -> Path:
+    """A finished run's folder; trains what is missing. Raises what `train` does, and RunError."""
+    recipe, folder = recipe_of(plan, training, seed, shop), shop.run(training, seed)
+    with _alone(folder, shop.train):
+        now = progress_of(folder, recipe)
+        if now.finished:
+            return folder
+        if not shop.train:
+            raise RunError(f"{folder.name} is not trained ({now}), and --no-train was given")
+        console.log(f"{folder.name}: training, {now}")
+        train(recipe, folder, resume=True, console=console)
+    return folder
+
+
+@contextmanager
+def _alone(folder: Path, writes: bool) -> Iterator[None]:
+    """Keep other processes of this kind out of a run's folder. Raises RunError where one is in it."""
+    if not writes:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder.name} is being trained by another process; start again when it is done") from None
+        yield
+
+
+def _essence(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """What decides what a run learns, key by key."""
+    values = _flat(recipe.to_dict())
+    kept = {
+        key: value
+        for key, value in values.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in IRRELEVANT)
+    }
+    return kept | {"batch of all processes": recipe.batch * recipe.accumulation * processes}
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    keys = sorted(old.keys() | new.keys())
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+# Images
+
+
+def sampled(
+    row: Row, runs: Sequence[Path], seed: int, shop: Shop, chosen: Chosen, console: Console, square: bool = True
+) -> tuple[Path, dict[str, Any]]:
+    """A row's images of all validation conditions, and what they were made of. runs: of base and upsampler."""
+    sampling, folder = row.sampling, shop.images(row, seed)
+    made_of = {
+        "models": [contents_sha256(run / "model") for run in runs],
+        "conditions": contents_sha256(chosen.conditions),
+        "sampling": _plain(sampling),
+        "seed": seed,
+        "square": square,
+    }
+    begin_folder(folder, made_of)
+    settings = Settings(
+        sampling.num,
+        seed,
+        sampling.guidance,
+        sampling.steps,
+        sampling.sampler,
+        sampling.batch,
+        upsampler_steps=sampling.upsampler_steps,
+        square=square,
+    )
+    expected = sampling.num * len(chosen.stems)
+    if _count(folder) == expected and (folder / SHEET).is_file():
+        return folder, made_of
+    pipeline = PITIPipeline.from_pretrained(runs[0], upsampler=runs[1] if len(runs) > 1 else None)
+    pipeline = pipeline.to(usable_device(shop.device))
+    pipeline.set_progress_bar_config(disable=True)
+    console.log(f"{folder.name}: making {expected} images, {_count(folder)} are there")
+    with steps_bar(console, f"images of {folder.name}") as on_step:
+        translate_files(pipeline, [chosen.conditions], folder, settings, folder.name, on_step=on_step)
+    return folder, made_of
+
+
+def begin_folder(folder: Path, made_of: Mapping[str, Any]) -> None:
+    """Make a folder of images ready: what was made of something else is removed. Raises OutputError for other files."""
+    mark = folder.with_name(f"{folder.name}.json")
+    text = json.dumps(made_of, indent=1, sort_keys=True)
+    if mark.is_file() and mark.read_text(encoding="utf-8") == text:
+        return
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.is_file():
+            raise OutputError(f"{folder}: holds other things, which would be lost; give another --out")
+        shutil.rmtree(folder)
+    with whole_file(mark, overwrite=True) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _count(folder: Path) -> int:
+    return sum(path.name != SHEET for path in folder.glob("*.png"))
+
+
+# Evaluation
+
+
+def evaluated(
+    folder: Path, made_of: Mapping[str, Any], plan: Plan, shop: Shop, chosen: Chosen, console: Console
+) -> Evaluation:
+    """What the judges say of a folder of images; taken from disk where it was taken before."""
+    reference = None if chosen.reference is None else contents_sha256(chosen.reference)
+    whole = {"images": dict(made_of), "judges": shop.judges.made_of(), "reference": reference, "side": plan.side}
+    return judged(folder, json.loads(json.dumps(whole)), plan.side, shop, chosen, console)
+
+
+def judged(
+    folder: Path, made_of: dict[str, Any], side: int, shop: Shop, chosen: Chosen, console: Console
+) -> Evaluation:
+    """An evaluation by all that it is made of, which is plain data; see `evaluated`."""
+    place = shop.result(folder.name)
+    if place.is_file():
+        found = Evaluation.read(place)
+        if found.facts.get(OURS) == made_of:
+            return found
+    options = shop.judges.options(side, shop.device, shop.out / "features")
+    conditions = chosen.conditions if shop.judges.segmenter or chosen.kind != "mask" else None
+    with steps_bar(console, f"judging {folder.name}") as on_step:
+        real = chosen.reference if shop.judges.features else None
+        found = evaluate_files(folder, options, real, conditions, chosen.condition, on_step)
+    found = replace(found, facts={**found.facts, OURS: made_of})
+    place.parent.mkdir(parents=True, exist_ok=True)
+    found.write(place, overwrite=True)
+    return found
+
+
+def _identity(value: Any) -> Any:
+    """A judge by its name, or where that is a file or a folder by its contents."""
+    if isinstance(value, list):
+        return [_identity(item) for item in value]
+    path = Path(value) if value is not None else None
+    return contents_sha256(path) if path is not None and path.exists() else value
+
+
+def _plain(sampling: Any) -> dict[str, Any]:
+    guidance = sampling.guidance
+    values = asdict(replace(sampling, guidance=None)) | {"guidance": guidance.to_dict() if guidance else None}
+    del values["batch"]  # on which images do not depend
+    return values

@@ -1,0 +1,109 @@
+"""FLOPs and activations of networks, counted on the meta device as a GPU would spend them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """One image through a network, there and back."""
+
+    forward: int
+    """FLOPs of the forward pass."""
+    flops: int
+    """FLOPs of all."""
+    activations: int
+    """Bytes kept for the backward pass."""
+    learning: int = 0
+    """Parameters that get gradients."""
+    weights: int = 0
+    """Parameters of networks beside the translator."""
+
+
+def count_pass(run: Callable[[int], Tensor], low: torch.dtype | None) -> PassCost:
+    """Count what `run`, a function of the batch, does on meta tensors up to the sum that it returns, and back.
+
+    FLOPs are those of products and convolutions, not of what acts element by element. Activations are the bytes that
+    a third image adds to the tensors saved for the backward pass, storages counted once (one image alone shares
+    storages that more do not); what is held only for a moment is not counted. low: what autocast casts to, if anything.
+    """
+    kept: list[set[torch.UntypedStorage]] = []
+
+    def pack(x: Tensor) -> Tensor:
+        kept[-1].add(x.untyped_storage())
+        return x
+
+    def forward(batch: int) -> Tensor:
+        kept.append(set())
+        with _AsOnGPU(low), saved_tensors_hooks(pack, lambda x: x):
+            return run(batch)
+
+    with FlopCounterMode(display=False) as counter:
+        total = forward(2)
+        there = counter.get_total_flops()
+        total.backward()
+    forward(3)
+    two, three = (sum(storage.nbytes() for storage in storages) for storages in kept)
+    return PassCost(there // 2, counter.get_total_flops() // 2, three - two)
+
+
+class _AsOnGPU(TorchFunctionMode):
+    """Casts and saves on the meta device as autocast and fused attention do on a GPU.
+
+    Of autocast's lists (torch's "CUDA Op-Specific Behavior"), what these networks call: convolutions and products
+    in half precision; normalisation and interpolation in float32, so that their inputs are saved in float32.
+    """
+
+    HALF = (F.conv2d, F.linear)
+    FULL = (F.group_norm, F.layer_norm, F.interpolate)
+
+    def __init__(self, low: torch.dtype | None) -> None:
+        """low: half precision; none: no autocast."""
+        super().__init__()
+        self.low = low
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*(self.cast(x, self.low) for x in args[:3]))
+        if func in self.HALF:
+            args = tuple(self.cast(x, self.low) for x in args)
+        elif func in self.FULL:
+            args = tuple(self.cast(x, torch.float32) for x in args)
+        return func(*args, **(kwargs or {}))
+
+    def cast(self, x: Any, dtype: torch.dtype | None) -> Any:
+        """x in another precision, where autocast is on and x a tensor of floats."""
+        if self.low is None or dtype is None or not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x.to(dtype)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as fused kernels do it: of the weights only the logarithms of their sums are kept (Dao et al. 2022,
+    arXiv 2205.14135). Their recomputation in the backward pass is not counted as work."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = (q @ k.transpose(-1, -2)) @ v  # [B, heads, S, D/heads]
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)  # laid out by tokens: heads are joined without a copy
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = ctx.saved_tensors[:3]
+        (grad,) = grads
+        weights = q.new_empty(*q.shape[:-1], k.shape[-2])  # [B, heads, S, S']
+        grad_v = weights.transpose(-1, -2) @ grad
+        grad_weights = grad @ v.transpose(-1, -2)
+        return grad_weights @ k, grad_weights.transpose(-1, -2) @ q, grad_v

@@ -1,0 +1,234 @@
+"""A table from end to end with tiny networks: what is done is not repeated, what fails is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from piti.atomic import OutputError
+from piti.errors import UserError
+from piti.evaluation.result import Evaluation, Measure
+from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
+from piti.reproduction import costs, make, plans, runs
+from piti.reproduction.plans import Plan, Row, Sampling, Training
+from piti.reproduction.runs import Judges, Shop, begin_folder, progress_of, recipe_of, trained
+from piti.training import RunError, RunFolder, TrainingInterrupted
+from tests.conftest import tiny_recipe
+from tests.evaluation.tiny_judges import segformer
+
+QUIET = Console(quiet=True)
+TINY = Training("tiny", "tiny", "camvid")
+LACKING = Training("lacking", "lacking", "camvid")
+FAST = Sampling(steps=2, sampler="ddim")
+PLAN = Plan("table1", "Table 1: tiny", "small", (Row("tiny", "piti", TINY, sampling=FAST),), 16, "train")
+
+
+@pytest.fixture
+def shop(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A place to work, with one tiny recipe, and its judge's weights."""
+    recipes = tmp_path / "recipes"
+    (recipes / "small").mkdir(parents=True)
+    recipe = tiny_recipe(tiny_data, stages=[{"name": "joint", "steps": 4, "lr": 1e-3}])
+    (recipes / "small/tiny.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(plans, "FOLDER", recipes)
+    torch.manual_seed(0)
+    network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
+    weights = tmp_path / "squeezenet.safetensors"
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+    return Shop(tmp_path / "out", {"camvid": tiny_data}, Judges((str(weights),), bootstrap=0), seeds=1, device="cpu")
+
+
+def judged_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations without a network, for tests of everything else."""
+
+    def fake(folder: Path, *rest: object) -> Evaluation:
+        return Evaluation((Measure("fd", float(len(list(folder.glob("*.png")))), of="nobody"),), {})
+
+    monkeypatch.setattr(runs, "evaluate_files", fake)
+    monkeypatch.setattr(make, "check_judges", lambda *rest: None)
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    """When each file was written last, tables and logs aside."""
+    inside = (folder / name for name in ("runs", "images", "results"))
+    files = (path for place in inside for path in place.rglob("*") if path.is_file())
+    return {path: path.stat().st_mtime_ns for path in files if not path.name.endswith(".lock")}
+
+
+def test_a_table_is_made_once(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(PLAN, rows=(*PLAN.rows, Row("lacking", "spade", LACKING)))
+    shop = replace(shop, judges=replace(shop.judges, segmenter=str(segformer(tmp_path / "segmenter"))))
+    table = make.reproduce(plan, shop, QUIET)
+    line, other = table.lines
+    assert line.found[0].value("fd") > 0
+    assert 0 <= line.found[0].value("miou") <= 100
+    assert table.photographs["camvid"].value("fd") > 0
+    assert "lacking.yaml: cannot be read" in other.missing[0]
+    text = (shop.out / "table1.md").read_text()
+    assert "| tiny | " in text
+    assert "† lacking: seed 0: " in text
+    assert json.loads((shop.out / "table1.json").read_text())["networks"][0]["name"] == "squeezenet"
+    assert (shop.out / "table1.jpg").stat().st_size > 0
+    newest = RunFolder(shop.out / "runs/tiny-0").newest()
+    assert newest is not None
+    assert newest.name == "step-00000004"
+
+    def never(*rest: object, **more: object) -> None:
+        raise AssertionError("nothing is to be done again")
+
+    before = stamps(shop.out)
+    for name in ("train", "translate_files", "evaluate_files"):
+        monkeypatch.setattr(runs, name, never)
+    again = make.reproduce(plan, shop, QUIET)
+    assert stamps(shop.out) == before
+    assert again.lines[0].found == line.found
+    assert (shop.out / "table1.md").read_text() == text
+
+
+def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(shop: Shop) -> None:
+    run = trained(PLAN, TINY, 0, shop, QUIET)
+    finished = RunFolder(run).newest()
+    assert finished is not None
+    recipe = recipe_of(PLAN, TINY, 0, shop)
+    assert progress_of(run, recipe).finished
+    shutil.rmtree(finished)  # as if it had been stopped at step 3
+    now = progress_of(run, recipe)
+    assert (str(now), now.finished) == ("step 3 of 4", False)
+    with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and --no-train"):
+        trained(PLAN, TINY, 0, replace(shop, train=False), QUIET)
+    trained(PLAN, TINY, 0, shop, QUIET)
+    assert progress_of(run, recipe).finished
+    (run / "model/model_index.json").unlink()  # killed between checkpoint and model
+    assert not progress_of(run, recipe).finished
+    trained(PLAN, TINY, 0, shop, QUIET)
+    assert progress_of(run, recipe).finished
+    other = replace(shop, changes=("stages.0.lr=0.5", "workers=3"))
+    with pytest.raises(RunError, match=r"another recipe; .*stages\.0\.lr = 0\.001 where 0\.5 is planned"):
+        trained(PLAN, TINY, 0, other, QUIET)
+    halved = recipe.model_copy(update={"batch": 2})  # of one of two processes
+    values = json.loads((finished / "run.json").read_text()) | {"processes": 2}
+    (finished / "run.json").write_text(json.dumps(values))
+    with pytest.raises(RunError, match="batch of all processes = 8 where 4"):
+        progress_of(run, recipe)
+    (finished / "recipe.yaml").write_text(yaml.safe_dump(halved.to_dict()))
+    assert progress_of(run, recipe).step == 4
+
+
+def test_results_of_other_images_are_made_anew(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged_by_nobody(monkeypatch)
+    make.reproduce(PLAN, shop, QUIET)
+    before = stamps(shop.out)
+    slower = replace(PLAN, rows=(replace(PLAN.rows[0], sampling=replace(FAST, steps=3, num=2)),))
+    found = make.reproduce(slower, shop, QUIET).lines[0].found[0]
+    assert found.value("fd") == 7  # two of each of three conditions, and their sheet
+    after = stamps(shop.out)
+    changed = {path for path in after if before.get(path) != after[path]}
+    assert {path.parent.name for path in changed} == {"tiny-0", "images", "results"}
+    assert not any("runs" in path.parts for path in changed)
+
+
+def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged_by_nobody(monkeypatch)
+    tried = []
+
+    def failing(*rest: object, **more: object) -> None:
+        tried.append(rest)
+        raise UserError("the loss is not a number")
+
+    monkeypatch.setattr(runs, "train", failing)
+    plan = replace(PLAN, rows=(*PLAN.rows, replace(PLAN.rows[0], method="again", name="again")))
+    table = make.reproduce(plan, shop, QUIET)
+    assert [line.missing for line in table.lines] == [("seed 0: the loss is not a number",)] * 2
+    assert len(tried) == 1
+    assert "missing" in (shop.out / "table1.md").read_text()
+
+    def interrupted(*rest: object, **more: object) -> None:
+        raise TrainingInterrupted("saved")
+
+    monkeypatch.setattr(runs, "train", interrupted)
+    with pytest.raises(TrainingInterrupted):
+        make.reproduce(PLAN, shop, QUIET)
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/mine.png").write_bytes(b"")
+    with pytest.raises(OutputError, match="holds other things"):
+        begin_folder(tmp_path / "images", {"seed": 0})
+    assert (tmp_path / "images/mine.png").exists()
+
+
+def test_judges_are_opened_before_anything_is_trained(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
+    for judges, message in (
+        (Judges((str(shop.out / "nothing.safetensors"),)), "nothing.safetensors"),
+        (Judges(()), "give --features or --segmenter"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make.reproduce(PLAN, replace(shop, judges=judges), QUIET)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="runs in one process"):
+        make.reproduce(PLAN, shop, QUIET)
+
+
+class TestDryRun:
+    def test_it_tells_states_and_hours(self, shop: Shop) -> None:
+        plan = replace(PLAN, rows=(*PLAN.rows, Row("lacking", "spade", LACKING)))
+        rows, notes = costs.dry_run(plan, shop)
+        assert [row["state"] for row in rows] == ["new", "cannot be made"]
+        assert rows[0]["images"] == "16"
+        assert "without lacking-0" in notes[0]
+        assert "which is assumed" in notes[1]
+        assert not shop.out.exists()
+        trained(PLAN, TINY, 0, shop, QUIET)
+        rows, notes = costs.dry_run(PLAN, replace(shop, seeds=2))
+        assert [row["state"] for row in rows] == ["finished", "new"]
+        assert "were made" in notes[1]
+
+    def test_at_the_papers_scale_hours_are_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Cost:
+            def hours(self, gpu: object) -> float:
+                return 12.0
+
+        monkeypatch.setattr(costs, "cost_of", lambda *rest: Cost())
+        plan = plans.plan_of("table3a", "paper")
+        rows, notes = costs.dry_run(plan, Shop(tmp_path, seeds=1), "h100")
+        assert {row["hours left"] for row in rows} == {"12.0"}
+        assert len(rows) == len(plan.trainings)
+        assert notes[0].startswith("about 60.0 hours of training")
+        assert "H100" in notes[1]
+        with pytest.raises(UserError, match="--gpu abacus: unknown"):
+            costs.dry_run(plan, Shop(tmp_path), "abacus")
+
+
+def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    from piti.cli_reproduce import reproduce
+
+    app = typer.Typer()
+    app.command()(reproduce)
+    monkeypatch.setattr(plans, "_SMALL", {"table1": lambda: PLAN})
+    run = CliRunner()
+    data, out = str(shop.data["camvid"]), str(shop.out)
+    told = run.invoke(app, ["table1", "--dry-run", "--out", out, "--seeds", "1"])
+    assert told.exit_code == 0, told.output
+    assert "tiny-0" in told.output
+    assert "normalised (eq. 8)" in run.invoke(app, ["figure6", "--dry-run"]).output
+    refused = run.invoke(app, ["table1", "--out", out])
+    assert "--data is missing for camvid" in str(refused.exception)
+    given = ["--features", shop.judges.features[0], "--bootstrap", "0", "--seeds", "1", "--device", "cpu"]
+    missing = run.invoke(app, ["table1", "--data", data, "--out", out, "--no-train", *given])
+    assert missing.exit_code == 1
+    assert "missing: tiny (seed 0: tiny-0 is not trained (new), and --no-train was given)" in missing.output
+    assert (shop.out / "table1.md").exists()

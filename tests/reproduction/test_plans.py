@@ -1,0 +1,109 @@
+"""Plans are whole: every recipe reads, rows share what they should, and data is asked for in the user's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from piti.reproduction import paper
+from piti.reproduction.plans import SCALES, SETS, TABLES, PlanError, data_folders, plan_of
+from piti.training import read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("table", TABLES)
+def test_every_recipe_of_every_table_reads(table: str, scale: str) -> None:
+    plan = plan_of(table, scale)
+    assert plan.rows
+    seen: dict[str, tuple[str, ...]] = {}
+    for training in plan.trainings:
+        recipe = read_recipe(plan.recipe_file(training), [*training.changes, "seed=3"])
+        assert recipe.seed == 3
+        assert training.data in SETS
+        kinds = {"coco-sketch": "sketch", "diode": "geometry"}
+        assert recipe.condition["kind"] in (kinds.get(training.data, "mask"), "none")
+        assert seen.setdefault(training.name, training.changes) == training.changes  # a name is one run
+    assert len({(row.images, row.data) for row in plan.rows}) == len(plan.rows)
+
+
+def test_at_small_scale_all_rows_see_as_many_images() -> None:
+    for table in TABLES:
+        plan = plan_of(table, "small")
+        recipes = [read_recipe(plan.recipe_file(training), training.changes) for training in plan.trainings]
+        assert {recipe.steps * recipe.batch * recipe.accumulation for recipe in recipes} == {16_384}
+
+
+def test_the_tables_share_runs() -> None:
+    names = {table: {training.name for training in plan_of(table, "small").trainings} for table in TABLES}
+    assert {"piti", "scratch"} <= names["table1"] & names["table3a"] & names["table4"]
+    assert {"piti-31", "scratch-31", "piti-125", "scratch-125"} <= names["table4"]
+
+
+def test_of_the_ablations_one_thing_changes_at_a_time() -> None:
+    for scale in SCALES:
+        plan = plan_of("table3b", scale)
+        found = []
+        for row in plan.rows:
+            assert row.upsampler is not None
+            assert row.sampling.guidance is not None
+            recipe = read_recipe(plan.recipe_file(row.upsampler), row.upsampler.changes)
+            last = recipe.stages[-1]
+            parts = (recipe.degradation, last.perceptual, last.adversarial)
+            found.append([*(part is not None for part in parts), row.sampling.guidance.kind == "normalized"])
+        assert found == [[k > n for n in range(4)] for k in range(5)]
+        assert len({row.base for row in plan.rows}) == 1
+
+
+def test_the_baselines_of_the_papers_scale_are_those_of_the_recipes() -> None:
+    for name in ("pix2pixhd", "spade", "oasis"):
+        mine = read_recipe(ROOT / f"piti/reproduction/paper/{name}.yaml")
+        assert mine == read_recipe(ROOT / f"recipes/baselines/{name}.yaml")
+
+
+def test_the_papers_base_is_that_of_the_full_recipe() -> None:
+    mine = read_recipe(ROOT / "piti/reproduction/paper/piti.yaml").to_dict()
+    full = read_recipe(ROOT / "recipes/full.yaml").to_dict()
+    assert {key for key in full if mine[key] != full[key]} == {"name"}
+    assert [(stage["lr"], stage["steps"]) for stage in mine["stages"]] == [(3.5e-5, 200_000), (3e-5, 200_000)]
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"table5: no such table; .*known: table1, table3a"):
+        plan_of("table5", "small")
+    with pytest.raises(PlanError, match=r"table 2 is a study"):
+        plan_of("table2", "small")
+    with pytest.raises(PlanError, match=r"--scale large: unknown; .*small, paper"):
+        plan_of("table1", "large")
+
+
+def test_data_is_one_folder_or_one_for_each_name(tmp_path: Path) -> None:
+    for name in ("ade20k", "diode"):
+        (tmp_path / name).mkdir()
+    sets = ("ade20k", "diode")
+    both = {"ade20k": tmp_path / "ade20k", "diode": tmp_path / "diode"}
+    assert data_folders(sets, [str(tmp_path)]) == both
+    assert data_folders(sets, [f"{name}={folder}" for name, folder in both.items()]) == both
+    assert data_folders(("camvid",), [str(tmp_path)]) == {"camvid": tmp_path}
+    for given, message in (
+        ([], "--data is missing for ade20k, diode"),
+        ([f"ade20k={tmp_path}"], "--data is missing for diode: give --data FOLDER"),
+        ([f"ade={tmp_path}"], "--data ade=…: this table takes ade20k, diode"),
+        ([str(tmp_path), str(tmp_path)], "2 folders without a name"),
+        ([str(tmp_path), f"diode={tmp_path}"], "others are named"),
+        ([str(tmp_path / "nowhere")], "no such folder: .*nowhere/ade20k"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            data_folders(sets, given)
+
+
+def test_published_numbers_have_a_source_and_a_row() -> None:
+    for quote in paper.QUOTES:
+        assert "arXiv" in quote.source
+        assert quote.data in SETS
+        assert quote.method in {row.key for row in plan_of(quote.table, "paper").rows}
+    assert set(paper.ABOUT) == {*TABLES, "figure6"}
+    assert [q.value for q in paper.quotes("table1", "piti", "ade20k")] == [29.4, 27.9]
+    assert not paper.quotes("table1", "scratch")

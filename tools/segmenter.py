@@ -1,0 +1,130 @@
+"""A small judge of agreement with masks, where none can be fetched: `python tools/segmenter.py DATA OUT`.
+
+Trains a UPerNet (Xiao et al. 2018, arXiv 1807.10221) on a ConvNeXt of four small levels from drawn weights, on DATA's
+training split at 64 px, and writes it to OUT as transformers does: `piti evaluate … --segmenter OUT`. At the end it
+tells pixel accuracy and mIoU on photographs of the validation split. It never sees what it is to judge; photographs
+that were blurred, darkened or noised by its augmentation are all it knows of bad images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+from piti.conditions import MaskCondition
+from piti.conditions.mask import ClassTable
+from piti.data import FolderSpec, PairedFolder
+from piti.data.batches import BatchStream
+from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD
+
+SIDE, BATCH, RATE = 64, 16, 2e-3
+
+
+def build(classes: ClassTable) -> UperNetForSemanticSegmentation:
+    """The network, its weights drawn from torch's generator."""
+    backbone = ConvNextConfig(
+        patch_size=2,
+        hidden_sizes=[32, 64, 128, 192],
+        depths=[2, 2, 2, 2],
+        drop_path_rate=0.1,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = UperNetConfig(
+        backbone_config=backbone,
+        hidden_size=64,
+        pool_scales=[1, 2, 4],
+        use_auxiliary_head=False,
+        num_labels=classes.count,
+        id2label=dict(enumerate(classes.names)),
+        label2id={name: k for k, name in enumerate(classes.names)},
+    )
+    return UperNetForSemanticSegmentation(config)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """[-1, 1] => ImageNet's mean and deviation, as the preprocessor below says."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images + 1) / 2 - mean) / std
+
+
+def worsened(images: Tensor) -> Tensor:
+    """Each picture a little darker or lighter, flatter, of another tint, blurred or noisy."""
+    count = len(images)
+    gain, shift = 1 + 0.3 * (torch.rand(count, 3, 1, 1) - 0.5), 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
+    blurred = F.interpolate(F.avg_pool2d(images, 2), images.shape[-2:], mode="bilinear")
+    share = torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.5)
+    noise = 0.1 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
+    return (images.lerp(blurred, share) * gain + shift + noise).clamp(-1, 1)
+
+
+def confusion(network: UperNetForSemanticSegmentation, folder: PairedFolder, count: int) -> Tensor:
+    """Pixels [N, N] of each class that were taken for each class."""
+    found = torch.zeros(count, count)
+    for k in range(len(folder)):
+        sample = folder.center(k)
+        with torch.no_grad():
+            guess = network(normalised(sample.image[None])).logits.argmax(1)[0]
+        truth = sample.condition[0].long()
+        kept = truth < count
+        found += torch.bincount(truth[kept] * count + guess[kept], minlength=count**2).view(count, count)
+    return found
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("data", type=Path)
+    ask.add_argument("out", type=Path)
+    ask.add_argument("--steps", type=int, default=1200)
+    given = ask.parse_args()
+    torch.manual_seed(0)
+    condition = MaskCondition(ClassTable.read(given.data / "classes.json"))
+    count = condition.classes.count
+    spec = FolderSpec(root=given.data, size=SIDE, crop_scale=(0.6, 1.0))
+    training, held_out = PairedFolder(spec, condition, "train"), PairedFolder(spec, condition, "val")
+    network = build(condition.classes).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
+    stream = BatchStream(training, BATCH, seed=0)
+    for step in range(given.steps):
+        rate = RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / given.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = stream[step]
+        labels = batch.condition[:, 0].long()
+        labels = torch.where(labels < count, labels, 255)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = network(normalised(worsened(batch.image))).logits
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=255)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 99:
+            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
+    network.eval().save_pretrained(given.out)
+    preprocessor = {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": True,
+        "size": {"height": SIDE, "width": SIDE},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    }
+    (given.out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
+    found = confusion(network, held_out, count)
+    hit, union = found.diag(), found.sum(0) + found.sum(1) - found.diag()
+    present = found.sum(1) > 0
+    print(f"pixel accuracy {100 * hit.sum() / found.sum():.1f}, mIoU {100 * (hit / union)[present].mean():.1f}")
+
+
+if __name__ == "__main__":
+    main()
