@@ -159,6 +159,7 @@ def test_timesteps_are_embedded_as_recorded(golden: Path, width: int) -> None:
 class Given:
     """Stands in for a condition: what the network sees is what it is given, and ones say nothing."""
 
+    spatial = True
     encode = staticmethod(lambda raw: raw)
     crop_resize = staticmethod(lambda raw, box, size: raw)
 

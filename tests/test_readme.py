@@ -37,15 +37,16 @@ UPSAMPLER = ["stages.1.steps=1", "stages.2.steps=1"]
 
 @pytest.fixture
 def my_data(tmp_path: Path) -> Path:
-    """Four random pairs, large enough for the recipe, in the classes of the examples."""
+    """Six random pairs, large enough for the recipe, in the classes of the examples."""
     rng = np.random.default_rng(0)
     root = tmp_path / "my-data"
     for folder, shape in (("images", (256, 300, 3)), ("labels", (256, 300))):
         (root / folder).mkdir(parents=True)
-        for k in range(4):
+        for k in range(6):
             values = rng.integers(0, 11, shape).astype(np.uint8)
             Image.fromarray(values).save(root / folder / f"{k}.png")
     (root / "classes.json").write_bytes((ROOT / "examples/street/classes.json").read_bytes())
+    (root / "splits.json").write_text(json.dumps({"train": ["0", "1", "2", "3"], "val": ["4", "5"]}))
     return root
 
 
@@ -71,7 +72,8 @@ def downloads(tmp_path: Path) -> None:
 def in_a_hurry(words: list[str]) -> list[str]:
     """The same command with little work."""
     if words[0] == "train":
-        further = UPSAMPLER if "upsampler" in words[1] else UPSAMPLER[:1] if "prior" not in words[1] else []
+        further = UPSAMPLER if "upsampler" in words[1] else UPSAMPLER[:1]
+        further = [] if "prior" in words[1] or "baselines" in words[1] else further
         changes = [*QUICK, "stages.0.steps=1", *further]
         return [*words, *(part for change in changes for part in ("--set", change))]
     if words[0] == "translate" and "--steps" not in words:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -221,9 +222,17 @@ def load_perceptual(spec: PerceptualSpec) -> PerceptualNetwork:
 
 def weights_file(spec: PerceptualSpec) -> Path:
     """The file of a network's weights, fetched from the hub if need be. Raises UserError."""
-    architecture = NETWORKS[spec.network]
-    source = spec.weights or architecture.hub
-    remedy = f"give a file, such as torchvision's {architecture.file}, as 'weights'"
+    source = weights_source(spec)
+    return source if isinstance(source, Path) else fetched(source, HUB_FILES, _remedy(spec))
+
+
+def _remedy(spec: PerceptualSpec) -> str:
+    return f"give a file, such as torchvision's {NETWORKS[spec.network].file}, as 'weights' (perceptual.weights)"
+
+
+def weights_source(spec: PerceptualSpec) -> Path | str:
+    """Where a network's weights come from: a file that is there, or a hub repository. Raises UserError."""
+    source, remedy = spec.weights or NETWORKS[spec.network].hub, _remedy(spec)
     if source is None:
         raise UserError(f"{spec.network}: no hub repository with its weights is known; {remedy}")
     path = Path(source).expanduser()
@@ -233,7 +242,7 @@ def weights_file(spec: PerceptualSpec) -> Path:
         raise UserError(f"{path} is a folder; {remedy}")
     if path.suffix in {".safetensors", ".pth", ".pt", ".bin"} or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         raise UserError(f"there is no file {source} with the weights of {spec.network}; {remedy}, or a hub repository")
-    return fetched(source, HUB_FILES, remedy)
+    return source
 
 
 def fetched(repository: str, names: Sequence[str], remedy: str) -> Path:
@@ -241,25 +250,48 @@ def fetched(repository: str, names: Sequence[str], remedy: str) -> Path:
 
     remedy: what errors say can be done instead. Raises UserError.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     for name in names:
-        try:
-            return Path(hf_hub_download(repository, name))
-        except LocalEntryNotFoundError as error:
-            raise UserError(
-                f"there is no file '{repository}', and the hub cannot be reached for a repository of this name "
-                f"(nor is it in the cache); {remedy}"
-            ) from error
-        except EntryNotFoundError:
-            continue
-        except Exception as error:  # the hub raises errors of many libraries
-            raise UserError(
-                f"there is no file '{repository}', and the hub did not give a repository of this name "
-                f"({_first_line(error)}); {remedy}"
-            ) from error
+        path = hub_folder(repository, [name], remedy) / name
+        if path.is_file():
+            return path
     raise UserError(f"'{repository}' on the hub has none of {', '.join(names)}; {remedy}")
+
+
+def hub_folder(repository: str, patterns: Sequence[str], remedy: str) -> Path:
+    """The folder with those files of a hub repository that fit the patterns, fetched unless they are in the cache.
+
+    Of a hub that cannot be reached the cache is taken at once: of a single file the hub's client would ask again for
+    half a minute. remedy: what errors say can be done instead. Raises UserError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        with _hub_quiet():
+            return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"there is no file or folder '{repository}', and the hub cannot be reached for a repository of this name "
+            f"(nor is it in the cache); {remedy}"
+        ) from error
+    except Exception as error:  # the hub raises errors of many libraries
+        raise UserError(
+            f"there is no file or folder '{repository}', and the hub did not give a repository of this name "
+            f"({_first_line(error)}); {remedy}"
+        ) from error
+
+
+@contextmanager
+def _hub_quiet() -> Iterator[None]:
+    """Without the hub client's warnings, beside which our error would be lost."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ from piti.training.draws import noise_for, uniform_for
 from piti.training.image_losses import Adversary, Critique, build_adversary, frozen
 from piti.training.recipes import PreviewSpec, Recipe, Stage
 
-SETTLING = 8
-"""Batches over which the statistics of batch norms are taken anew for averaged weights."""
+SETTLING = 512
+"""Training images over which the statistics of batch norms are taken anew for averaged weights."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,8 @@ class BaselineObjective:
 
     @contextlib.contextmanager
     def settled(self, network: nn.Module) -> Iterator[None]:
-        """Averaged weights were never run: their batch norms' statistics are taken anew, as OASIS's release does.
-
-        Afterwards those of the training go on.
+        """Averaged weights were never run: their batch norms' statistics are taken anew, as OASIS's release does, and
+        their spectral norms' largest directions are followed on the way. Afterwards those of the training go on.
         """
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if not norms or not self.recipe.ema:
@@ -116,14 +116,17 @@ class BaselineObjective:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over all batches
-            norm.train()
+        learning = [*norms, *(module for module in network.modules() if hasattr(module, "_power_method"))]
+        for module in learning:
+            module.train()
         stream = BatchStream(self.train, self.recipe.batch, derive_seed(self.recipe.seed, "statistics"))
         with torch.no_grad(), self.accelerator.autocast():
-            for k in range(SETTLING):
+            for k in range(math.ceil(SETTLING / self.recipe.batch)):
                 self._run(network, stream[k], k * self.recipe.batch)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.eval()
+        for module in learning:
+            module.eval()
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ from piti.data.shards import open_shards
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
 from piti.models.checkpoints import ModelError, ModelFolder, find_model
-from piti.models.perceptual import PerceptualNetwork, load_perceptual
+from piti.models.perceptual import PerceptualNetwork, load_perceptual, weights_source
 from piti.progress import steps_bar
 from piti.ranks import together
 from piti.seeding import derive_seed
@@ -218,10 +218,14 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
 
 def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
     """The frozen network of the perceptual losses, none where no stage has one. Raises UserError."""
-    of_baseline = recipe.baseline is not None and baseline_spec(recipe.baseline).perceptual > 0
-    if not of_baseline and not any(stage.perceptual for stage in recipe.stages):
-        return None
-    return load_perceptual(recipe.perceptual)
+    return load_perceptual(recipe.perceptual) if compares_features(recipe) else None
+
+
+def compares_features(recipe: Recipe) -> bool:
+    """Whether a loss of the recipe's compares features of its perceptual network."""
+    if recipe.baseline is not None:
+        return baseline_spec(recipe.baseline).perceptual > 0
+    return any(stage.perceptual for stage in recipe.stages)
 
 
 def find_base(recipe: Recipe, condition: Condition) -> Path | None:
@@ -303,11 +307,22 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
 def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, str]:
     """Check all that a run needs beside its recipe; what was found, a row each. begins: there is no checkpoint."""
     find_base(recipe, condition)
-    build_perceptual(recipe)
     rows = {"begins": _beginning(recipe, condition)} if begins else {}
+    if compares_features(recipe):
+        rows["perceptual"] = _features(recipe)
     training, validation = open_data(recipe, condition)
     rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
     return rows
+
+
+def _features(recipe: Recipe) -> str:
+    """Where the weights of the perceptual network come from. Checks a file, and fetches nothing. Raises UserError."""
+    spec = recipe.perceptual
+    source = weights_source(spec)
+    if isinstance(source, str):
+        return f"{spec.network}, from the hub's {source} or its cache when the run begins"
+    load_perceptual(spec)
+    return f"{spec.network}, {source}"
 
 
 def _beginning(recipe: Recipe, condition: Condition | None) -> str:

@@ -47,6 +47,14 @@ def upsampler(root: Path, **changes: Any) -> dict[str, Any]:
     return recipe(root, **values, data=data, condition_dropout=0.0, **changes)
 
 
+def baseline(root: Path, **changes: Any) -> dict[str, Any]:
+    """Pix2PixHD: it has no batch norms, whose statistics each process takes of its own images."""
+    narrow = {"channels": 4, "blocks": 1, "downsamplings": 1, "layers": 1, "discriminator_channels": 4}
+    stages = [{"name": "adversarial", "trains": ["generator"], "steps": 5, "lr": 1e-3}]
+    values = {"baseline": {"kind": "pix2pixhd", "perceptual": 0, **narrow}, "model": {"image_size": 32}}
+    return recipe(root, **values, data={"root": str(root), "size": 32}, stages=stages, **changes)
+
+
 def environment(config: Path) -> dict[str, str]:
     """What `accelerate launch` sets for a config."""
     args = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
@@ -113,6 +121,7 @@ def jobs_of(place: Path, data: Path, model: Path) -> list[dict[str, Any]]:
         {"recipe": two, "out": "cut", "stop_at": 3},
         {"recipe": two, "out": "cut", "resume": True},
         {"recipe": large, "out": "upsampler"},
+        {"recipe": baseline(data, batch=2), "out": "baseline"},
         {"recipe": two, "out": "sharded", **sharded},
         {"recipe": two, "out": "sharded-cut", "stop_at": 3, **sharded},
         {"recipe": two, "out": "sharded-cut", "resume": True, **sharded},
@@ -195,6 +204,14 @@ def test_two_processes_have_the_curve_of_one_with_twice_the_batch(place: Path, o
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
+def test_a_baseline_has_the_curve_of_one_process_or_one_pass(place: Path, data: Path, two: Any, tmp_path: Path) -> None:
+    assert (place / "baseline/metrics.jsonl").exists(), two[2]
+    for name, batch, parts in (("one", 4, 1), ("parts", 2, 2)):
+        train(Recipe.parse(baseline(data, batch=batch, accumulation=parts), "test"), tmp_path / name)
+    assert_same_curve(tmp_path / "parts", tmp_path / "one", grad_norm=1e-4)
+    assert_same_curve(place / "baseline", tmp_path / "one", grad_norm=1e-4)
+
+
 def test_accumulation_has_the_curve_of_the_whole_batch(data: Path, one: Path, tmp_path: Path) -> None:
     train(Recipe.parse(recipe(data, batch=2, accumulation=2), "test"), tmp_path / "run")
     assert_same_curve(tmp_path / "run", one)
@@ -260,7 +277,7 @@ def test_what_deepspeed_cannot_do_ends_before_anything_is_written(place: Path, z
     status, _, said = zero
     assert status == 1
     assert said.count("zero_stage: 3 of DeepSpeed is not supported") == 1
-    assert said.count("DeepSpeed holds one network, an adversarial stage has two") == 1
+    assert said.count("DeepSpeed holds one network, an adversary is a second") == 1
     assert not (place / "zero-none").exists()
 
 
@@ -276,7 +293,7 @@ def test_what_one_process_alone_cannot_do_is_said_once_and_ends_both(place: Path
     status, _, said = two
     assert status == 1
     assert said.count("no data in process 1") == 1
-    assert said.count("FSDP shards one network, an adversarial stage has two") == 1
+    assert said.count("FSDP shards one network, an adversary is a second") == 1
     assert said.count("no space left for process 1") == 1
     assert "[rank0]: Traceback" not in said
     assert "[rank1]: Traceback" not in said
