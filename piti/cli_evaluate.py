@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piti.cli_flags import all_said, is_said, refuse_others
+
 if TYPE_CHECKING:
     from piti.conditions import Condition, MaskCondition
     from piti.evaluation.result import Evaluation
@@ -24,6 +26,8 @@ _MEANT = {
     _VOTES: {"votes", "generated", "key", "seed", "json", "overwrite"},
 }
 """Which parameters mean something in each of the four uses."""
+_NUM = 4
+"""Images a condition, of a model whose images of one condition differ."""
 _MODELS, _STUDIES, _CONDITIONS = "With --model", "Preference studies", "With GENERATED: its conditions"
 
 
@@ -70,7 +74,9 @@ def evaluate(
         list[str] | None, typer.Option(help="Their folder in it, or PART=FOLDER.", rich_help_panel=_MODELS)
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many conditions, or pairs of a study.")] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images a condition.", rich_help_panel=_MODELS)] = 4,
+    num: Annotated[
+        int | None, typer.Option("--num", "-n", min=1, help="Images a condition (4).", rich_help_panel=_MODELS)
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance w.", rich_help_panel=_MODELS)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=_MODELS)] = None,
     sampler: Annotated[str | None, typer.Option(help="As in piti translate.", rich_help_panel=_MODELS)] = None,
@@ -130,7 +136,8 @@ def evaluate(
         cache=cache, bootstrap=bootstrap, seed=seed,
     )  # fmt: skip
     if use == _FILES:
-        found = _judge_files(generated or [], options, real, split, kinds, classes)
+        said_split = split if is_said(ctx, "split") else None
+        found = _judge_files(generated or [], options, real, said_split, kinds, classes)
     else:
         assert model is not None
         count = int(upsampler_steps) if upsampler_steps and upsampler_steps.isdecimal() else upsampler_steps
@@ -151,7 +158,7 @@ def _use(ctx: typer.Context) -> str:
     """Which of the four uses is meant. Raises UserError for none, and for options that mean nothing in it."""
     from piti.errors import UserError
 
-    said = [name for name in ctx.params if _is_said(ctx, name)]
+    said = all_said(ctx)
     uses = [use for use in (_STUDY, _VOTES, _MODEL) if use.removeprefix("--") in said]
     if len(uses) > 1:
         raise UserError(f"{uses[0]} and {uses[1]} are two things; give one of them")
@@ -161,16 +168,8 @@ def _use(ctx: typer.Context) -> str:
             "nothing to evaluate: give a folder of generated PNGs, --model with --data, --study with two folders, or "
             "--votes with files"
         )
-    odd = [name for name in said if name not in _MEANT[use]]
-    if odd:
-        named = ", ".join("GENERATED" if name == "generated" else f"--{name.replace('_', '-')}" for name in odd)
-        raise UserError(f"{named} means nothing with {use}; leave it out")
+    refuse_others(said, _MEANT[use], use, arguments=("generated",))
     return use
-
-
-def _is_said(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE" and ctx.params[name] not in (None, (), [])
 
 
 def _check_json(json: Path | None, overwrite: bool) -> None:
@@ -199,7 +198,7 @@ def _judge_files(
     generated: list[Path],
     options: Any,
     real: Path | None,
-    split: str,
+    split: str | None,
     kinds: dict[str, Path | None],
     classes: Path | None,
 ) -> Evaluation:
@@ -229,7 +228,7 @@ def _judge_model(
     options: Any,
     real: Path | None,
 ) -> Evaluation | None:
-    """In the first process, what was found."""
+    """In the first process, what was found. settings: of `Settings`, `num` None where it was not said."""
     from rich.console import Console
 
     from piti.cli import log
@@ -244,8 +243,10 @@ def _judge_model(
         raise UserError("--model needs --data, the root of the data whose conditions are translated")
     ranks = joined()
     with steps_bar(log if ranks.main else Console(quiet=True), "translating") as on_step:
-        chosen = Split(data, *of_data)
-        made = generate_split(model, chosen, out, Settings(**settings), options.device, upsampler, ranks, on_step)
+        num_given = settings["num"] is not None
+        sampled = Settings(**(settings if num_given else {**settings, "num": _NUM}))
+        chosen, device = Split(data, *of_data), options.device
+        made = generate_split(model, chosen, out, sampled, device, upsampler, ranks, on_step, num_given)
     if not ranks.main:
         return None
     typer.echo(f"{len(made.images)} images of {model} are in {out}", err=True)

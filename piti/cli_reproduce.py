@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from piti.cli_flags import all_said, is_said, refuse_others
+
 if TYPE_CHECKING:
     from piti.reproduction.runs import Shop
 
 
+_ALWAYS = {"table", "data", "out", "features", "segmenter", "aliases", "bootstrap", "device", "dry_run"}
+_OF_FIGURES = _ALWAYS | {"model"}
+_OF_TABLES = _ALWAYS | {"scale", "seeds", "perceptual", "no_train", "gpu"}
+"""Which parameters mean something."""
+
+
 def reproduce(
+    ctx: typer.Context,
     table: Annotated[str, typer.Argument(help="table1, table3a, table3b, table4 or figure6.")],
     scale: Annotated[
         str, typer.Option(help="small: 64 px, narrow networks, hours on a CPU; paper: the paper's settings.")
@@ -55,39 +64,47 @@ def reproduce(
 
     What is done already is not repeated, so the same command goes on where it was interrupted.
     """
+    from piti.errors import UserError
     from piti.reproduction.plans import FIGURES
     from piti.reproduction.runs import Judges, Shop
 
+    refuse_others(all_said(ctx), _OF_FIGURES if table in FIGURES else _OF_TABLES, f"piti reproduce {table}")
+    if aliases is not None and segmenter is None:
+        raise UserError("--aliases without --segmenter: name the model whose labels they are")
     judges = Judges(tuple(features or ("inception", "clip")), segmenter, aliases, bootstrap)
     changes = () if perceptual is None else (f"perceptual.weights={perceptual}",)
     shop = Shop(out, {}, judges, seeds, device, not no_train, changes)
     if table in FIGURES:
         _figure(shop, data or [], model, dry_run, bool(features))
     else:
-        _table(table, scale, shop, data or [], dry_run, gpu)
+        _table(table, scale, shop, data or [], dry_run, gpu, is_said(ctx, "gpu"))
 
 
-def _table(table: str, scale: str, shop: Shop, data: list[str], dry_run: bool, gpu: str) -> None:
+def _table(table: str, scale: str, shop: Shop, data: list[str], dry_run: bool, gpu: str, gpu_given: bool) -> None:
     """Make a table, or tell what it would take."""
+    from rich.markup import escape
+
     from piti.cli import log, print_rows
+    from piti.errors import UserError
     from piti.reproduction import costs, make
     from piti.reproduction.plans import data_folders, plan_of
 
     plan = plan_of(table, scale)
+    if gpu_given and (plan.own_speed or not dry_run):
+        raise UserError("--gpu means nothing but with --dry-run --scale paper, whose hours it tells; leave it out")
     if data or not dry_run:
         shop = replace(shop, data=data_folders(plan.sets, data))
     if dry_run:
         rows, notes = costs.dry_run(plan, shop, gpu)
-        print_rows(rows)
+        print_rows([{name: escape(text) for name, text in row.items()} for row in rows])
         for note in notes:
             typer.echo(f"note: {note}")
         return
     made = make.reproduce(plan, shop, log)
-    missing = [f"{line.row.method} ({what})" for line in made.lines for what in line.missing]
-    for what in missing:
+    for what in made.missing:
         typer.echo(f"missing: {what}", err=True)
     typer.echo(f"{plan.title}: {shop.out / f'{table}.md'}, .json and .jpg")
-    if missing:
+    if made.missing:
         raise typer.Exit(1)
 
 
@@ -97,6 +114,6 @@ def _figure(shop: Shop, data: list[str], model: str, dry_run: bool, judged: bool
     from piti.reproduction import figure6
 
     if dry_run:
-        print_rows(figure6.plan_rows(model))
+        print_rows(figure6.plan_rows(model, figure6.data_folder(data) if data else None))
         return
     typer.echo(f"figure 6: {figure6.reproduce(model, figure6.data_folder(data), shop, judged, log)}, .json and .jpg")

@@ -135,10 +135,7 @@ def agreement(
     for images that do not fit their masks, and for masks that hold nothing that can be judged.
     """
     count = condition.classes.count
-    if (labels.labels, labels.classes) != (segmenter.labels, condition.classes.names):
-        raise AlignmentError(
-            f"{segmenter.source}: its labels are matched with other classes than the masks'; do it anew"
-        )
+    _check_matched(labels, segmenter, condition)
     row_of = {stem: row for row, stem in enumerate(stem for stem, paths in groups.items() if paths)}
     rows = torch.zeros(len(row_of), 8, count, dtype=torch.int64)
     confusion = torch.zeros(count, count + 1, dtype=torch.int64)
@@ -157,12 +154,23 @@ def agreement(
             rows[row_of[one.stem]] += counts
             confusion += pixels
         images += len(found)
+    _check_judged(rows, images, segmenter)
+    return Agreement(condition.classes.names, tuple(row_of), rows, confusion, labels, images)
+
+
+def _check_matched(labels: LabelMap, segmenter: Segmenter, condition: MaskCondition) -> None:
+    if (labels.labels, labels.classes) != (segmenter.labels, condition.classes.names):
+        raise AlignmentError(
+            f"{segmenter.source}: its labels are matched with other classes than the masks'; do it anew"
+        )
+
+
+def _check_judged(rows: Integer[Tensor, "conditions 8 K"], images: int, segmenter: Segmenter) -> None:
     if not rows[:, TRUTH].any():
         raise AlignmentError(
             f"the masks of {images} images hold no pixel of a class that {segmenter.source} has a label for; give "
             "masks with classes, or aliases for its labels"
         )
-    return Agreement(condition.classes.names, tuple(row_of), rows, confusion, labels, images)
 
 
 def _laid_under(

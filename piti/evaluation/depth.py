@@ -21,7 +21,7 @@ from piti.conditions import GeometryCondition
 from piti.conditions.depth_files import read_depth
 from piti.conditions.mask import nearest_positions
 from piti.evaluation.per_condition import AlignmentError, Found, Framed, Groups, OnStep, batches, condition_file
-from piti.evaluation.pretrained import JudgeError, Pretrained, load_pretrained
+from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
 
 _WHAT = "a network for estimating depth"
 _FLAG = "--depth"
@@ -31,23 +31,8 @@ _CLOSE = 1.25
 
 
 @runtime_checkable
-class DepthEstimator(Protocol):
+class DepthEstimator(Named, Protocol):
     """Images of one size => depth, or its inverse, up to scale and shift."""
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """The hub repository or folder."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Of the weights."""
-        ...
 
     @property
     def inverse(self) -> bool:
@@ -60,26 +45,10 @@ class DepthEstimator(Protocol):
 
 
 @dataclass(frozen=True)
-class TransformersDepth:
+class TransformersDepth(ByPretrained):
     """A network of AutoModelForDepthEstimation, with the preprocessing that its `preprocessor_config.json` states."""
 
-    judge: Pretrained
     inverse: bool
-
-    @property
-    def name(self) -> str:
-        """The last part of the source."""
-        return self.judge.name
-
-    @property
-    def source(self) -> str:
-        """The hub repository or folder."""
-        return self.judge.source
-
-    @property
-    def sha256(self) -> str:
-        """Of the weights."""
-        return self.judge.sha256
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> Float[Tensor, "N h w"]:

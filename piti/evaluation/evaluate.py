@@ -14,7 +14,7 @@ from piti.data.pairs import parts_of
 from piti.errors import UserError
 from piti.evaluation.distances import CMMD_NETWORK, distances
 from piti.evaluation.diversity import feature_spread
-from piti.evaluation.facts import facts_of, notes_of
+from piti.evaluation.facts import Contents, facts_of, notes_of
 from piti.evaluation.features import FeatureNetwork, features_of, open_features
 from piti.evaluation.generating import Made, Split, generate_split
 from piti.evaluation.judging import open_judges, with_intervals
@@ -44,18 +44,22 @@ def evaluate_files(
     conditions: Path | Mapping[str, Path] | None = None,
     condition: Condition | None = None,
     on_step: OnStep | None = None,
-    split: str = "val",
+    split: str | None = None,
 ) -> Evaluation:
     """Judge a folder of generated PNGs, see `piti.evaluation.pairing` for which files those are.
 
-    real: a folder of photographs, or a data root of which `split` is taken; for the distances. conditions: the folder
-    of what the images were made from, `condition` its kind; for the agreement with them. For a condition of several
-    parts a folder for each. Raises UserError, in every case before anything is measured that can be told then.
+    real: a folder of photographs, or a data root of which `split` is taken (by default "val"); for the distances.
+    conditions: the folder of what the images were made from, `condition` its kind; for the agreement with them. For a
+    condition of several parts a folder for each. Raises UserError, in every case before anything is measured that can
+    be told then.
     """
     images = generated_images(generated)
     given = tuple(_given(images, kind, folder) for kind, folder in _folders(conditions, condition))
-    reals = [] if real is None else photographs(real, split)
-    of_split = split if real is not None and is_data_root(real) else ""
+    reals = [] if real is None else photographs(real, split or "val")
+    of_split = (split or "val") if real is not None and is_data_root(real) else ""
+    if split is not None and not of_split:
+        what = "no --real is given" if real is None else f"{real} is a folder of photographs, not laid out as data"
+        raise PairingError(f"--split {split}: {what}; leave it out, or give --real a data root (with images/)")
     return _evaluate(Material(images, generated, reals, real, of_split, given), options, on_step)
 
 
@@ -126,15 +130,17 @@ def _evaluate(material: Material, options: Options, on_step: OnStep | None) -> E
     networks = _networks(options, device) if material.real else []
     judges, notes = open_judges(material, options, device)
     if not networks and not judges:
+        why = f" ({'; '.join(notes)})" if notes else ""
         raise UserError(
             "nothing to measure: give --real for distances, --labels with --segmenter, --sketches, or --geometry with "
-            "--depth for agreement, or --perceptual for the diversity of several samples"
+            f"--depth for agreement, or --perceptual for the diversity of several samples{why}"
         )
     looked_at = (len(material.images) + len(material.real)) * len(networks)
     meter = Meter(looked_at + sum(judge.images for judge in judges), on_step)
-    facts = facts_of(material, options, networks, device)
+    contents = Contents.of(material.images), Contents.of(material.real)
+    facts = facts_of(material, options, networks, device, contents)
     facts["judges"] = [{"of": judge.kind} | judge.facts for judge in judges]
-    notes += notes_of(material, options, networks)
+    notes += notes_of(material, options, networks, contents)
     measures: list[Measure] = []
     for network, told in zip(networks, facts["networks"], strict=True):
         found, settings = _distances(network, material, options, meter)

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 import piti
-from piti.evaluation.distances import NEAREST, SMALL, is_small
+from piti.evaluation.distances import CMMD_NETWORK, LEAST_FOR_SHARES, NOISE, SMALL, is_small
 from piti.evaluation.features import FeatureNetwork
 from piti.evaluation.material import Material
 from piti.evaluation.options import Options
@@ -22,29 +23,47 @@ from piti.evaluation.pairing import described, sizes_of
 _BLOCK = 2**20
 
 
+@dataclass(frozen=True)
+class Contents:
+    """Hashes of files' contents."""
+
+    sha256: str
+    """Over the names and contents, in the order of the names."""
+    each: tuple[str, ...]
+    """Of every file's contents alone, in the order of the names."""
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> Contents:
+        """Reads every file once."""
+        whole, each = hashlib.sha256(), []
+        for path in sorted(paths, key=lambda path: (path.name, path)):
+            whole.update(path.name.encode() + b"\0")
+            own = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    whole.update(block)
+                    own.update(block)
+            each.append(own.hexdigest())
+        return cls(whole.hexdigest(), tuple(each))
+
+
 def facts_of(
-    material: Material, options: Options, networks: Sequence[FeatureNetwork], device: torch.device
+    material: Material,
+    options: Options,
+    networks: Sequence[FeatureNetwork],
+    device: torch.device,
+    contents: tuple[Contents, Contents],
 ) -> dict[str, Any]:
-    """Plain data: software, files with a hash of their contents, networks with theirs, settings."""
-    found: dict[str, Any] = {
-        "versions": _versions(),
-        "generated": {
-            "folder": str(material.place),
-            "images": len(material.images),
-            "sizes": described(sizes_of(material.images)),
-            "sha256": files_sha256(material.images),
-            "conditions": len(material.samples),
-            "samples": _samples(material),
-        },
-    }
+    """Plain data: software, files with a hash of their contents, networks with theirs, settings.
+
+    contents: of the generated and the real images.
+    """
+    generated, real = contents
+    told = _images(material.images, generated) | {"conditions": len(material.samples), "samples": _samples(material)}
+    found: dict[str, Any] = {"versions": _versions(), "generated": {"folder": str(material.place)} | told}
     if material.real:
-        found["real"] = {
-            "folder": str(material.real_place),
-            **({"split": material.split} if material.split else {}),
-            "images": len(material.real),
-            "sizes": described(sizes_of(material.real)),
-            "sha256": files_sha256(material.real),
-        }
+        split = {"split": material.split} if material.split else {}
+        found["real"] = {"folder": str(material.real_place)} | split | _images(material.real, real)
     if material.given:
         found["conditions"] = [
             {"kind": given.condition.kind, "folder": given.place, "files": len(given.files), "used": len(given.samples)}
@@ -59,6 +78,10 @@ def facts_of(
         "device": str(device),
     }
     return found
+
+
+def _images(paths: Sequence[Path], contents: Contents) -> dict[str, Any]:
+    return {"images": len(paths), "sizes": described(sizes_of(paths)), "sha256": contents.sha256}
 
 
 def network_facts(network: FeatureNetwork) -> dict[str, Any]:
@@ -84,25 +107,16 @@ def _samples(material: Material) -> dict[str, int]:
     return {str(samples): conditions for samples, conditions in sorted(counts.items())}
 
 
-def files_sha256(paths: Sequence[Path]) -> str:
-    """A hash over the names and contents of files, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: (path.name, path)):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 # Warnings
 
 
-def notes_of(material: Material, options: Options, networks: Sequence[FeatureNetwork]) -> list[str]:
-    """What a person should know who reads the numbers."""
+def notes_of(
+    material: Material, options: Options, networks: Sequence[FeatureNetwork], contents: tuple[Contents, Contents]
+) -> list[str]:
+    """What a person should know who reads the numbers. contents: of the generated and the real images."""
     if not networks:
         return []
-    return [*_of_counts(material, options, networks), *_of_sizes(material, options)]
+    return [*_of_counts(material, options, networks), *_of_copies(*contents), *_of_sizes(material, options)]
 
 
 def _of_counts(material: Material, options: Options, networks: Sequence[FeatureNetwork]) -> list[str]:
@@ -112,22 +126,30 @@ def _of_counts(material: Material, options: Options, networks: Sequence[FeatureN
     if small:
         most = max(SMALL, *(network.dimensions for network in small))
         how = "intervals show how far values scatter" if options.bootstrap else "and --bootstrap 0 leaves intervals out"
+        noise = f". Below about {NOISE} images a side numbers are noise" if min(generated, real) < NOISE else ""
         notes.append(
             f"small sample: {generated:,} generated and {real:,} real images, fewer than {most:,}. FD and CMMD of few "
-            f"images lie above those of many: compare only evaluations of equal counts; {how}"
+            f"images lie above those of many: compare only evaluations of equal counts; {how}{noise}"
         )
-    few = min(generated, real)
-    if few <= NEAREST:
-        notes.append(f"precision and recall left out: they need more than {NEAREST} images a side")
+    if min(generated, real) < LEAST_FOR_SHARES and any(network.name != CMMD_NETWORK for network in networks):
+        notes.append(f"precision and recall left out: they need at least {LEAST_FOR_SHARES} images a side")
     several = len(material.images) - len(material.samples)
     if several and small and options.bootstrap:
         notes.append(
             f"{generated:,} images are samples of {len(material.samples):,} conditions; the intervals take them as "
             "independent and are too narrow as far as samples of one condition are alike"
         )
-    if {path.resolve() for path in material.images} & {path.resolve() for path in material.real}:
-        notes.append("generated and real images are in part the same files: distances are lower than they should be")
     return notes
+
+
+def _of_copies(generated: Contents, real: Contents) -> list[str]:
+    """Where files on both sides have the same contents."""
+    there = set(real.each)
+    count = sum(one in there for one in generated.each)
+    if not count:
+        return []
+    what = f"{count:,} of {len(generated.each):,} generated images are the same files as real ones, by their contents"
+    return [f"{what}: distances are lower than they should be"]
 
 
 def _of_sizes(material: Material, options: Options) -> list[str]:

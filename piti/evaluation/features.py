@@ -19,6 +19,7 @@ from piti.atomic import whole_file
 from piti.errors import UserError
 from piti.evaluation import inception
 from piti.evaluation.fitting import Fitting, as_it_is, centre_square, levels, normalised
+from piti.evaluation.pretrained import Named
 from piti.evaluation.vision import open_folder, open_repository
 from piti.images import center_box, crop_resize, read_rgb
 from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, NETWORKS, PerceptualSpec, load_perceptual
@@ -43,23 +44,8 @@ _CACHE_FORMAT = "1"  # of stored features; another where the same network would 
 
 
 @runtime_checkable
-class FeatureNetwork(Protocol):
-    """Images => features."""
-
-    @property
-    def name(self) -> str:
-        """ "inception", "clip", "clip-l", "dinov2" or "squeezenet"."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """The hub repository or the path that it was opened from, as given."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Of the file of weights."""
-        ...
+class FeatureNetwork(Named, Protocol):
+    """Images => features. Names are "inception", "clip", "clip-l", "dinov2" and "squeezenet"."""
 
     @property
     def resize(self) -> str:

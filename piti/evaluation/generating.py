@@ -6,10 +6,11 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from piti.baselines import BaselineNetwork
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.data.pairs import FolderSpec, Pair, PairList, parts_of
 from piti.data.splits import key_hash
@@ -100,19 +101,22 @@ def generate_split(
     upsampler: str | None = None,
     ranks: Ranks | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    num_given: bool = True,
 ) -> Made:
     """Translate a split's conditions into `out`; images that are there already are kept.
 
-    Every process of `ranks` must call this. on_step: (denoising steps done, in all).
-    Raises PairingError if `out` holds images that were made in another way, or by other weights.
+    Every process of `ranks` must call this. on_step: (denoising steps done, in all). num_given: whether `settings.num`
+    is what a person wants, else a model without noise makes one image a condition. Raises PairingError if `out` holds
+    images made in another way or by other weights, and if several images are wanted of such a model.
     """
     ranks = ranks or Ranks()
     with together():
         pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.base_only)
         pipeline.to(usable_device(device))
         pipeline.set_progress_bar_config(disable=True)
+        settings, notes = _of_one_image(pipeline, settings, num_given)
         digest = weights_sha256(pipeline)
-        name = f"{model}{f' with the upsampler of {upsampler}' if upsampler else ''} (weights {digest[:_SHOWN]})"
+        name = _named(model, upsampler, digest)
         pairs = split.pairs(pipeline.condition)
         made = made_with(settings, settings.sampling(pipeline), name)
         if ranks.main:
@@ -124,16 +128,39 @@ def generate_split(
         **({"upsampler": upsampler} if upsampler else {}),
         "weights_sha256": digest,
         "condition": pipeline.condition.kind,
-        "data": str(split.root),
-        "split": split.name,
-        **({"limit": split.limit} if split.limit is not None else {}),
+        **_split_facts(split),
         "samples": settings.num,
         "sampling": {key.removeprefix("piti:"): value for key, value in made.items() if key != "piti:model"},
     }
+    images, given = sorted([*report.made, *report.kept]), _by_part(pipeline.condition, pairs)
+    return Made(images, _photographs(split), given, facts, [*notes, *report.notes])
+
+
+def _named(model: str, upsampler: str | None, digest: str) -> str:
+    """For images' metadata."""
+    return f"{model}{f' with the upsampler of {upsampler}' if upsampler else ''} (weights {digest[:_SHOWN]})"
+
+
+def _split_facts(split: Split) -> dict[str, Any]:
+    limit = {} if split.limit is None else {"limit": split.limit}
+    return {"data": str(split.root), "split": split.name, **limit}
+
+
+def _photographs(split: Split) -> list[Path]:
+    """Of the whole split."""
     whole = PairList(FolderSpec(root=split.root), NoCondition(), split.name).pairs()
-    photographs = [pair.image for pair in whole if isinstance(pair.image, Path)]
-    images = sorted([*report.made, *report.kept])
-    return Made(images, photographs, _by_part(pipeline.condition, pairs), facts, report.notes)
+    return [pair.image for pair in whole if isinstance(pair.image, Path)]
+
+
+def _of_one_image(pipeline: PITIPipeline, settings: Settings, num_given: bool) -> tuple[Settings, list[str]]:
+    """One image a condition, and a note, where every sample would be the same. Raises PairingError."""
+    base, noisy = pipeline.base, pipeline.upsampler is not None and not settings.base_only
+    if settings.num == 1 or noisy or not isinstance(base, BaselineNetwork) or base.baseline.noise_shape:
+        return settings, []
+    why = "this model reads no noise, so all images of one condition would be the same"
+    if num_given:
+        raise PairingError(f"--num {settings.num}: {why}, and would count as several; leave --num out, or give 1")
+    return replace(settings, num=1), [f"one image a condition was made: {why}"]
 
 
 def weights_sha256(pipeline: PITIPipeline) -> str:

@@ -16,6 +16,7 @@ from piti.evaluation.diversity import diversity, open_perceptual
 from piti.evaluation.labels import LabelMap, match_labels, read_aliases
 from piti.evaluation.lines import LineAgreement, line_distance
 from piti.evaluation.material import Given, Material, OnStep
+from piti.evaluation.metrics import percentiles
 from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition
 from piti.evaluation.result import KINDS, Measure
@@ -92,6 +93,11 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
         )
     elif several and options.perceptual is not None:
         judges.append(_of_diversity(several, options, device))
+    elif options.perceptual is not None:
+        notes.append(
+            "--perceptual measures nothing here: no condition has several samples, between which diversity is measured "
+            "(make more with --num 4)"
+        )
     return judges, notes
 
 
@@ -167,7 +173,8 @@ def with_intervals(found: PerCondition, draws: int, seed: int) -> list[Measure]:
     """What was found, each with its 95% interval: percentiles over draws of conditions, with repetition.
 
     Samples of one condition stay together. What a draw does not have (a class that none of its masks holds) is left
-    out of it. draws: 0 for no intervals, which fewer than two conditions do not get either.
+    out of it. draws: 0 for no intervals, which fewer than two conditions do not get either, nor what is the same in
+    all draws, such as a class that is never seen right.
     """
     generator, count = torch.Generator().manual_seed(seed), len(found.stems)
     drawn: dict[tuple[str, str], list[float]] = {}
@@ -175,13 +182,13 @@ def with_intervals(found: PerCondition, draws: int, seed: int) -> list[Measure]:
         chosen = torch.randint(count, (count,), generator=generator)
         for key, value in found.measures(chosen).items():
             drawn.setdefault(key, []).append(value)
-    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
     measures = []
     for (name, of), value in found.measures().items():
-        low = high = None
+        interval = None
         if name not in _UNCERTAIN and (name, of) in drawn:
-            low, high = torch.tensor(drawn[name, of], dtype=torch.float64).quantile(quantiles).tolist()
-        measures.append(Measure(name, value, low, high, of, KINDS[name].unit if name in KINDS else ""))
+            interval = percentiles(torch.tensor(drawn[name, of], dtype=torch.float64))
+        ends = (interval.low, interval.high) if interval else (None, None)
+        measures.append(Measure(name, value, *ends, of, KINDS[name].unit if name in KINDS else ""))
     return measures
 
 

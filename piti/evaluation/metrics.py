@@ -27,6 +27,8 @@ CMMD_SIGMA = 10.0
 """The Gaussian kernel's width in CMMD (Jayasumana et al. 2024, section 4)."""
 LEAST_FOR_INTERVAL = 4
 """Of fewer images no two halves of two can be drawn."""
+_WIDTH = 1e-12  # of an interval that has none but for rounding
+_Z = 1.959963984540054  # two-sided 95%
 _ROWS = 2048  # of a matrix of pairs that are held at once
 
 
@@ -169,13 +171,13 @@ def precision_recall(real: Features, fake: Features, k: int = 3) -> tuple[float,
 
     Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1 and 2: a set's manifold is the union of balls around its rows,
     each as large as the distance to its k-th nearest other row. Compare only values of equal numbers of images.
-    Raises UserError, also for sets of k or fewer.
+    Raises UserError, also for sets of k + 1 or fewer, whose balls reach as far as the whole set.
     """
     real, fake = _comparable(real, fake)
-    if k < 1 or min(len(real), len(fake)) <= k:
+    if k < 1 or min(len(real), len(fake)) < k + 2:
         raise UserError(
             f"precision and recall with k = {k} and {len(real)} real and {len(fake)} generated images; "
-            f"more than k images a side are needed, and k of at least 1"
+            f"at least k + 2 images a side are needed, and k of at least 1"
         )
     centre = real.mean(0)  # distances are as they were, and round less
     real, fake = real - centre, fake - centre
@@ -211,7 +213,7 @@ def bootstrap(
     draws: int,
     generator: torch.Generator,
     within: tuple[float, float] = (-math.inf, math.inf),
-) -> Interval:
+) -> Interval | None:
     """A 95% interval of `measure(a, b)` by half-sampling, both sides at once; `within`: the values it may have.
 
     The usual bootstrap misleads here. It draws with repetition; repeated images are pairs at distance 0 and lower a
@@ -224,7 +226,8 @@ def bootstrap(
 
     What it says: how far the value scatters for sets of these sizes; models compared must have equal numbers of images.
     It does not say how far FD of so few images lies above FD of very many. Of an odd number of images it is somewhat
-    wider; sets that are paired are resampled as if they were not, which makes it wider too.
+    wider; sets that are paired are resampled as if they were not, which makes it wider too. None where the draws do
+    not differ: that a share is 0 in all of them does not make it sure.
 
     generator: on the CPU. Raises UserError for fewer than `LEAST_FOR_INTERVAL` images a side.
     """
@@ -237,9 +240,25 @@ def bootstrap(
     found = torch.empty(draws, dtype=torch.float64)
     for k in range(draws):
         found[k] = measure(_some(a, len(a) // 2, generator), _some(b, len(b) // 2, generator))
-    ends = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)) - found.mean() + measure(a, b)
-    low, high = (min(max(float(end), within[0]), within[1]) for end in ends)
-    return Interval(low, high)
+    drawn = percentiles(found - found.mean() + measure(a, b))
+    if drawn is None:
+        return None
+    low, high = (min(max(end, within[0]), within[1]) for end in (drawn.low, drawn.high))
+    return Interval(low, high) if high - low > _WIDTH else None
+
+
+def percentiles(draws: Float[Tensor, " draws"]) -> Interval | None:
+    """The 2.5 and 97.5 percentiles, float64; None where these are one number: nothing was learned of its scatter."""
+    low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(low, high) if high - low > _WIDTH * max(1.0, abs(low), abs(high)) else None
+
+
+def wilson(wins: float, count: int, z: float = _Z) -> tuple[float, float]:
+    """Score interval of a share (Wilson, 1927), 95% for the default z. wins: of `count`, halves allowed."""
+    share = wins / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - half if wins > 0 else 0.0), (centre + half if wins < count else 1.0)
 
 
 def _some(a: Features, size: int, generator: torch.Generator) -> Features:

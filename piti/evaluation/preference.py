@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from rich.markup import escape
 from torch import Tensor
 
+from piti.evaluation.metrics import wilson
 from piti.evaluation.votes import Key, StudyError, Vote, Votes, read_study
 from piti.seeding import generator_for
 
-_Z = 1.959963984540054  # two-sided 95%
 _FEW_RATERS = 5
 _SUSPECT = 0.01  # p of the sides' share below which a rater, or all, are named
 
@@ -134,33 +134,18 @@ def count_votes(
     found, by_file = read_study(files, key)
     votes = list(by_file.values())
     scores = _scores(votes, found, ties_half)  # [R, P]
-    counted = int((~scores.isnan()).sum())
-    if not counted:
-        raise StudyError("every vote is without preference, and these are left out; count them as halves")
-    total = float(scores.nansum())
-    by_votes = wilson(total, counted)
-    by_draws = _bootstrap(scores, draws, seed) if len(votes) > 1 else None
-    low, high, interval = *by_votes, "Wilson's, over votes"
-    if by_draws is not None and by_draws[0] < by_draws[1]:
-        low, high, interval = *by_draws, "bootstrap over raters and pairs"
+    rated = _rated(scores, draws, seed)
     wins_a, wins_b, ties = _counts(votes, found)
     p_value, p_value_of = _tested(votes, found)
     raters = tuple(_rater(path, one, row) for (path, one), row in zip(by_file.items(), scores, strict=True))
     return Preference(
-        rate=total / counted,
-        low=low,
-        high=high,
-        interval=interval,
-        votes=counted,
+        **rated._asdict(),
         wins_a=wins_a,
         wins_b=wins_b,
         ties=ties,
         ties_are="each half a vote for both" if ties_half else "left out",
-        pairs=int((~scores.isnan()).any(dim=0).sum()),
         pairs_in_study=len(found.pairs),
         raters=len(votes),
-        wilson=by_votes,
-        bootstrap=by_draws,
         p_value=p_value,
         p_value_of=p_value_of,
         consistency=_ratio(sum(r.consistent for r in raters), sum(r.repeats for r in raters)),
@@ -174,12 +159,31 @@ def count_votes(
     )
 
 
-def wilson(wins: float, count: int, z: float = _Z) -> tuple[float, float]:
-    """Score interval of a share (Wilson, 1927), 95% for the default z. wins: of `count`, halves allowed."""
-    share = wins / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+class _Rated(NamedTuple):
+    """Fields of `Preference` that follow from the scores alone."""
+
+    rate: float
+    low: float
+    high: float
+    interval: str
+    votes: int
+    pairs: int
+    wilson: tuple[float, float]
+    bootstrap: tuple[float, float] | None
+
+
+def _rated(scores: Float[Tensor, "R P"], draws: int, seed: int) -> _Rated:
+    """The rate and its intervals. Raises StudyError where there is no score."""
+    counted = int((~scores.isnan()).sum())
+    if not counted:
+        raise StudyError("every vote is without preference, and these are left out; count them as halves")
+    total, pairs = float(scores.nansum()), int((~scores.isnan()).any(dim=0).sum())
+    by_votes = wilson(total, counted)
+    by_draws = _bootstrap(scores, draws, seed) if len(scores) > 1 else None
+    ends, interval = by_votes, "Wilson's, over votes"
+    if by_draws is not None and by_draws[0] < by_draws[1]:
+        ends, interval = by_draws, "bootstrap over raters and pairs"
+    return _Rated(total / counted, *ends, interval, counted, pairs, by_votes, by_draws)
 
 
 def sign_test(wins_a: int, wins_b: int) -> float:

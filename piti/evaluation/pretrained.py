@@ -1,4 +1,4 @@
-"""Judges by name: networks of transformers from a hub or a local folder, with what prepares images for them."""
+"""Networks of transformers from a hub or a local folder; judges by name, with what prepares images for them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from piti.errors import UserError
+from piti.models.perceptual import hub_folder
 from piti.models.weight_files import file_hash
 
 _WANTED = ("*.json", "model*.safetensors")
@@ -25,6 +26,26 @@ _PREPARED = "preprocessor_config.json"
 
 class JudgeError(UserError):
     """A network that is to judge images cannot be had or used. The message names it and the remedy."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A network that judges images, and what it takes to find the same one again."""
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """The hub repository, folder or file that it was opened from, as given."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,28 @@ class Pretrained:
         return {key: value.to(self.device) for key, value in inputs.items() if isinstance(value, Tensor)}
 
 
+@dataclass(frozen=True)
+class ByPretrained:
+    """A judge that is a network of transformers."""
+
+    judge: Pretrained
+
+    @property
+    def name(self) -> str:
+        """The last part of the source."""
+        return self.judge.name
+
+    @property
+    def source(self) -> str:
+        """The hub repository or folder."""
+        return self.judge.source
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights."""
+        return self.judge.sha256
+
+
 def load_pretrained(
     source: str, tasks: Mapping[str, Sequence[str]], what: str, flag: str, device: torch.device
 ) -> Pretrained:
@@ -71,10 +114,10 @@ def load_pretrained(
     it is and how it is given, for errors. No code of a repository is run.
     Raises JudgeError where transformers, the folder, its files, or some of the weights are missing.
     """
-    transformers = _transformers(flag)
+    transformers = import_transformers(flag)
     folder = _folder(source, what, flag)
     files = _weights(folder, source, flag)
-    with _explained(source, flag), _quietly():
+    with _explained(source, flag), quietly(transformers):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         task = _task(transformers, tasks, config, what, f"{flag} {source}")
         network, report = task.from_pretrained(
@@ -104,12 +147,37 @@ def _check_complete(report: Mapping[str, Any], given: str, network: str, what: s
         )
 
 
-def _transformers(flag: str) -> Any:
+def import_transformers(what: str) -> Any:
+    """The package. what: needs it. Raises JudgeError that says how to get it."""
     try:
         import transformers
     except ImportError:
-        raise JudgeError(f"{flag} needs another package; pip install 'piti[eval]'") from None
+        raise JudgeError(f"{what} needs transformers, which is not installed; pip install 'piti[eval]'") from None
     return transformers
+
+
+@contextmanager
+def quietly(transformers: Any) -> Iterator[None]:
+    """Without transformers' reports, such as on weights that are left over, and without its bars beside ours."""
+    log = transformers.utils.logging
+    before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+        if bars:
+            log.enable_progress_bar()
+
+
+def repository_folder(repository: str, remedy: str) -> Path:
+    """A model's folder from the hub or its cache: configs and weights, pickles only where there is nothing better.
+
+    remedy: what errors say can be done instead. Raises UserError.
+    """
+    found = hub_folder(repository, _WANTED, remedy)
+    return found if list(found.glob(_WANTED[1])) else hub_folder(repository, [*_WANTED, *_OLDER], remedy)
 
 
 def _folder(source: str, what: str, flag: str) -> Path:
@@ -120,18 +188,10 @@ def _folder(source: str, what: str, flag: str) -> Path:
     remedy = f"give a hub repository, OWNER/NAME, or a folder with a model of transformers that is {what}"
     if place.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         raise JudgeError(f"{flag} {source}: there is no such folder; {remedy}")
-    from huggingface_hub import snapshot_download
-
     try:
-        fetched = Path(snapshot_download(source, allow_patterns=list(_WANTED)))
-        if not list(fetched.glob(_WANTED[1])):
-            fetched = Path(snapshot_download(source, allow_patterns=[*_WANTED, *_OLDER]))
-        return fetched
-    except Exception as error:  # the hub raises errors of many libraries
-        raise JudgeError(
-            f"{flag} {source}: there is no such folder, and the hub did not give a repository of this name "
-            f"({_first_line(error)}); {remedy}"
-        ) from error
+        return repository_folder(source, remedy)
+    except UserError as error:
+        raise JudgeError(f"{flag}: {error}") from error
 
 
 def _weights(folder: Path, source: str, flag: str) -> list[Path]:
@@ -172,23 +232,9 @@ def _explained(source: str, flag: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise JudgeError(f"{flag} {source}: {_first_line(error)}; or give another network") from error
+        raise JudgeError(f"{flag} {source}: {first_line(error)}; or give another network") from error
     except (*wrong, SafetensorError, StrictDataclassError) as error:
-        raise JudgeError(f"{flag} {source}: cannot be loaded ({_first_line(error)}); save or fetch it again") from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' bars, which would mix with ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        raise JudgeError(f"{flag} {source}: cannot be loaded ({first_line(error)}); save or fetch it again") from error
 
 
 def _hash(files: Sequence[Path]) -> str:
@@ -196,5 +242,6 @@ def _hash(files: Sequence[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, short."""
     return ((str(error).strip() or type(error).__name__).splitlines()[0])[:200]

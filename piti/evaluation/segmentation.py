@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from piti.evaluation.pretrained import JudgeError, Pretrained, load_pretrained
+from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
 
 _WHAT = "a network for semantic segmentation"
 _FLAG = "--segmenter"
@@ -22,23 +22,8 @@ _BY_QUERIES = ("mask2former", "maskformer")
 
 
 @runtime_checkable
-class Segmenter(Protocol):
+class Segmenter(Named, Protocol):
     """Images of one size => the number of a label for every pixel."""
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """The hub repository or folder."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Of the weights."""
-        ...
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -51,30 +36,14 @@ class Segmenter(Protocol):
 
 
 @dataclass(frozen=True)
-class TransformersSegmenter:
+class TransformersSegmenter(ByPretrained):
     """One score a label and position (AutoModelForSemanticSegmentation), or queries (Mask2Former, MaskFormer).
 
     Preprocessing is what its `preprocessor_config.json` states. Scores are brought to the image's own size
     bilinearly; the label with the highest is taken.
     """
 
-    judge: Pretrained
     labels: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The last part of the source."""
-        return self.judge.name
-
-    @property
-    def source(self) -> str:
-        """The hub repository or folder."""
-        return self.judge.source
-
-    @property
-    def sha256(self) -> str:
-        """Of the weights."""
-        return self.judge.sha256
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> Integer[Tensor, "N h w"]:

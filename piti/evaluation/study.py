@@ -117,12 +117,17 @@ def write_study(
     page = _page(shown, key, seed)
     _check_size(len(page), len(shown))
     notes = [*_notes(shown, chosen, len(page), condition), *_replaced(key_file, key)]
+    _write(out, page, key_file, key, overwrite)
+    return Study(out, key_file, key.study, len(shown), len(pairs), repeats, len(page), tuple(notes))
+
+
+def _write(out: Path, page: bytes, key_file: Path, key: Key, overwrite: bool) -> None:
+    """Both or neither."""
     with whole_file(out, overwrite) as page_part, whole_file(key_file, overwrite) as key_part:
         page_part.write_bytes(page)
         key_part.write_text(json.dumps(key.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         flush(page_part)  # so that a full disk is met before the first of the two takes its place
         flush(key_part)
-    return Study(out, key_file, key.study, len(shown), len(pairs), repeats, len(page), tuple(notes))
 
 
 def _places(out: Path, overwrite: bool) -> tuple[Path, Path]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from piti.errors import UserError
 from piti.evaluation.fitting import BICUBIC, Fitting, centre_square, normalised, shorter_side, stretched
-from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD, fetched
+from piti.evaluation.pretrained import first_line, import_transformers, quietly, repository_folder
+from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD
 from piti.models.weight_files import file_hash
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -57,9 +57,7 @@ class VisionNetwork:
 
 def open_repository(repository: str, device: torch.device) -> VisionNetwork:
     """From the hub, or its cache. Raises UserError."""
-    fetched(repository, [_PREPROCESSOR, _CONFIG], REMEDY)  # not every repository has the first
-    fetched(repository, [_CONFIG], REMEDY)
-    return open_folder(fetched(repository, HUB_FILES, REMEDY).parent, repository, device)
+    return open_folder(repository_folder(repository, REMEDY), repository, device)
 
 
 def open_folder(folder: Path, source: str, device: torch.device) -> VisionNetwork:
@@ -135,37 +133,18 @@ _OPENERS = {"clip": _open_clip, "clip_vision_model": _open_clip, "dinov2": _open
 
 def _load(kind: str, folder: Path) -> nn.Module:
     """A model of transformers with every weight from the folder, in float32, frozen. Raises UserError."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(f"{kind} needs transformers, which is not installed; pip install 'piti[eval]'") from error
-    with _quiet(transformers):
+    transformers = import_transformers(kind)
+    with quietly(transformers):
         try:
             model, report = getattr(transformers, kind).from_pretrained(
                 folder, output_loading_info=True, local_files_only=True
             )
         except Exception as error:  # of many libraries
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder}: {kind} cannot be read from it ({first}); {REMEDY}") from error
+            raise UserError(f"{folder}: {kind} cannot be read from it ({first_line(error)}); {REMEDY}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"{folder}: {len(missing)} weights are missing (such as {missing[0]}); fetch it again")
     return model.float().eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the report on the weights that are left over, such as CLIP's text half, and without bars."""
-    log = transformers.utils.logging
-    before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(before)
-        if bars:
-            log.enable_progress_bar()
 
 
 def _side(value: Any, key: str) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from piti.errors import UserError
+from piti.pipeline import SETTINGS
+from piti.reproduction.cells import decimals_for, number
+from piti.reproduction.checks import Checker
+from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import SETS, Plan, Row, Training
 from piti.reproduction.runs import Shop, progress_of, recipe_of
 from piti.training import Recipe, RunFolder, read_recipe
 from piti.training.cost import DEFAULT_GPU, GPU, cost_of, gpu_named
-from piti.training.run import known_condition, network_config
+from piti.training.run import build_condition, known_condition, network_config
 from piti.training.state import RECIPE_FILE, read_state
 
 ASSUMED = 30.0
@@ -35,12 +39,15 @@ class Estimate:
 class Tally:
     """What was found on the way through a plan."""
 
+    checker: Checker
     hours: float
     rates: dict[Training, float]
     counted: dict[str, Estimate]
     """By what the work depends on, since counting takes seconds."""
     bases: dict[str, None]
     unknown: list[str]
+    one_pass: set[Training]
+    """Those whose network makes an image in one pass."""
 
 
 def dry_run(plan: Plan, shop: Shop, gpu: str = DEFAULT_GPU) -> tuple[list[dict[str, str]], list[str]]:
@@ -49,11 +56,12 @@ def dry_run(plan: Plan, shop: Shop, gpu: str = DEFAULT_GPU) -> tuple[list[dict[s
     gpu: a name in `piti.training.cost.GPUS`, for the paper's scale.
     """
     chosen = gpu_named(gpu)
-    tally = Tally(0.0, {}, {}, {}, [])
-    rows = [
+    tally = Tally(Checker(plan, shop), 0.0, {}, {}, {}, [], set())
+    found = [
         _run(plan, training, seed, shop, chosen, tally) for training in plan.trainings for seed in range(shop.seeds)
     ]
-    sampling = sum(_sampling(row, tally.rates) for row in plan.rows) * shop.seeds / _HOUR
+    counts = {name: _validation(plan, name, shop) for name in plan.sets}
+    sampling = sum(counts[row.data] * _sampling(row, tally) for row in plan.rows) * shop.seeds / _HOUR
     left_out = f", without {', '.join(tally.unknown)}" if tally.unknown else ""
     notes = [
         f"about {_hours(tally.hours)} hours of training to go{left_out}, and {_hours(sampling)} of sampling in all; "
@@ -61,37 +69,55 @@ def dry_run(plan: Plan, shop: Shop, gpu: str = DEFAULT_GPU) -> tuple[list[dict[s
     ]
     if tally.bases:
         notes.append(f"hours are of {'; '.join(tally.bases)}")
-    return rows, notes
+    decimals = min(2, decimals_for(hours for _, hours in found if hours is not None))
+    rows = [row if hours is None else row | {"hours left": number(hours, decimals)} for row, hours in found]
+    return rows, notes + [f"cannot be made: {problem}" for problem in tally.checker.told]
 
 
-def _run(plan: Plan, training: Training, seed: int, shop: Shop, gpu: GPU, tally: Tally) -> dict[str, str]:
-    """A run's row."""
+def _run(
+    plan: Plan, training: Training, seed: int, shop: Shop, gpu: GPU, tally: Tally
+) -> tuple[dict[str, str], float | None]:
+    """A run's row, and its hours where they are known."""
     name = f"{training.name}-{seed}"
-    try:
-        recipe = recipe_of(plan, training, seed, shop)
-        now = progress_of(shop.run(training, seed), recipe)
-    except UserError as error:
+    problem = tally.checker.problem(training, seed)
+    if problem:
         tally.unknown.append(name)
-        return {"run": name, "state": "cannot be made", "images": "", "hours left": "", "what": str(error)}
+        return {"run": name, "state": "cannot be made", "images": "", "hours left": "", "what": problem}, None
+    recipe = recipe_of(plan, training, seed, shop)
+    now = progress_of(shop.run(training, seed), recipe)
     row = {"run": name, "state": str(now), "images": f"{_images(recipe):,}", "hours left": "?", "what": _what(recipe)}
+    if recipe.baseline is not None:
+        tally.one_pass.add(training)
     try:
-        estimate = _measured(recipe, shop) if plan.scale == "small" else _counted(recipe, gpu, tally.counted)
+        estimate = _measured(recipe, shop) if plan.own_speed else _counted(recipe, gpu, tally.counted)
     except (UserError, TypeError, NotImplementedError):  # a network whose work is not counted
         tally.unknown.append(name)
-        return row
+        return row, None
     hours = 0.0 if now.finished else _images(recipe) * (1 - now.step / recipe.steps) / estimate.rate / _HOUR
     tally.hours += hours
     tally.rates[training] = estimate.rate
     tally.bases[estimate.basis] = None
-    return row | {"hours left": _hours(hours)}
+    return row, hours
+
+
+def _validation(plan: Plan, name: str, shop: Shop) -> int:
+    """Validation conditions of a data set: counted where it is there, else about those that it should have."""
+    if name in shop.data:
+        for training in (row.base for row in plan.rows if row.data == name):
+            try:
+                recipe = recipe_of(plan, training, 0, shop)
+                return count_pairs(build_condition(recipe), recipe.data)[1]
+            except UserError:  # which is told with the runs
+                continue
+    return SETS[name].validation
 
 
 def _what(recipe: Recipe) -> str:
     """What a run trains, in words."""
     begins = f"from {recipe.prior}" if recipe.prior else "weights drawn anew"
     stages = ", then ".join(f"{' and '.join(stage.trains)} for {stage.steps:,} steps" for stage in recipe.stages)
-    limit = f", {recipe.data.limit} pairs" if recipe.data.limit else ""
-    return f"{begins}{limit}: {stages} of {recipe.batch * recipe.accumulation}"
+    limit = f", {recipe.data.limit:,} pairs" if recipe.data.limit else ""
+    return f"{begins}{limit}, batches of {recipe.batch * recipe.accumulation}: {stages}"
 
 
 def _images(recipe: Recipe) -> int:
@@ -99,7 +125,7 @@ def _images(recipe: Recipe) -> int:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
+    return number(hours, min(2, decimals_for([hours])))
 
 
 # Speeds
@@ -142,8 +168,10 @@ def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
             yield read_recipe(newest / RECIPE_FILE), state.images_seen / state.seconds
 
 
-def _sampling(row: Row, rates: Mapping[Training, float]) -> float:
-    """Seconds for a row's images of a seed: two forward passes of the base for a guided step, one of the upsampler."""
-    images = row.sampling.num * SETS[row.data].validation
-    passes = {row.base: 2 * (row.sampling.steps or 1)} | ({row.upsampler: UPSAMPLER_STEPS} if row.upsampler else {})
-    return sum(images * count * FORWARD / rates[one] for one, count in passes.items() if one in rates)
+def _sampling(row: Row, tally: Tally) -> float:
+    """Seconds for a row's images of one condition: a pass of a baseline's generator; else two forward passes of the
+    base for a guided step, and one of the upsampler."""
+    base = 1 if row.base in tally.one_pass else 2 * (row.sampling.steps or int(SETTINGS["steps"]))
+    passes = {row.base: base} | ({row.upsampler: UPSAMPLER_STEPS} if row.upsampler else {})
+    known = {one: count for one, count in passes.items() if one in tally.rates}
+    return sum(row.sampling.num * count * FORWARD / tally.rates[one] for one, count in known.items())

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from piti.atomic import whole_file
+from piti.conditions import Condition
 from piti.data.pairs import FolderSpec
 from piti.data.splits import key_hash
 from piti.diffusion.guidance import Guidance
@@ -20,15 +21,17 @@ from piti.errors import UserError
 from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256
 from piti.evaluation.result import Evaluation, Measure
 from piti.images import grid, open_image, read_rgb
+from piti.models.checkpoints import ModelFolder, find_model
 from piti.pipeline import PITIPipeline, usable_device
 from piti.progress import steps_bar
-from piti.reproduction.files import Chosen, choose, contents_sha256
-from piti.reproduction.looks import Look, look_of, mean_look
+from piti.reproduction.cells import cell_of, decimals_for, number
+from piti.reproduction.files import Chosen, choose, contents_sha256, count_pairs
+from piti.reproduction.looks import LOOKS, Look, look_of, mean_look
 from piti.reproduction.make import check_alone, check_judges
 from piti.reproduction.paper import ABOUT
 from piti.reproduction.pictures import SIDE, preview_of, save_jpeg, square
 from piti.reproduction.runs import Shop, begin_folder, judged
-from piti.reproduction.tables import Cell, compact, title_of
+from piti.reproduction.tables import title_of
 from piti.translation import Settings, translate_files
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -36,6 +39,9 @@ RULES = {"plain": "plain (eq. 7)", "normalized": "normalised (eq. 8)"}
 SHOWN = 3
 """Conditions in the picture."""
 BATCH = 16
+SEED = 0
+SECONDS = (1.0, 3.0)
+"""For an image of a base of 64 px on two CPU cores: from and to."""
 MEASURES = ("fd", "kid", "miou", "pixel_accuracy")
 
 
@@ -64,18 +70,29 @@ def data_folder(given: Sequence[str]) -> Path:
     return folder
 
 
-def plan_rows(model: str) -> list[dict[str, str]]:
-    """What would be done, a row a line."""
+def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
+    """What would be done, a row a line. data: its root, whose conditions are counted. Raises ModelError, DataError."""
+    condition = ModelFolder.open(find_model(model)).condition
     settings = 1 + len(RULES) * (len(STRENGTHS) - 1)
+    if data is None:
+        conditions, hours = "each validation condition (--data is not given: they are not counted)", "unknown"
+    else:
+        count = count_pairs(condition, _spec(condition, data))[1]
+        low, high = (f"{count * settings * seconds / 3600:.1f}" for seconds in SECONDS)
+        conditions, hours = f"each of {count:,} validation conditions", f"about {low} to {high}"
     return [
         {"what": "model", "plan": f"{model}, its base alone; nothing is trained"},
         {"what": "guidance", "plan": f"{' and '.join(RULES.values())} at w = {', '.join(f'{w:g}' for w in STRENGTHS)}"},
         {
             "what": "images",
-            "plan": f"one of each validation condition at each of {settings} settings, of the same noise",
+            "plan": f"one of {conditions} at each of {settings} settings, of the same noise",
         },
-        {"what": "hours", "plan": "for 31 conditions and a base of 64 px about 0.1 to 0.3 on two CPU cores"},
+        {"what": "hours", "plan": f"{hours}, for a base of 64 px on two CPU cores"},
     ]
+
+
+def _spec(condition: Condition, data: Path) -> FolderSpec:
+    return FolderSpec(root=data, conditions=USUAL_FOLDERS.get(condition.kind, "labels"))
 
 
 def reproduce(model: str, data: Path, shop: Shop, judges: bool, console: Console) -> Path:
@@ -92,14 +109,15 @@ def reproduce(model: str, data: Path, shop: Shop, judges: bool, console: Console
     pipeline = PITIPipeline.from_pretrained(model, base_only=True).to(usable_device(shop.device))
     pipeline.set_progress_bar_config(disable=True)
     condition = pipeline.condition
-    spec = FolderSpec(root=data, conditions=USUAL_FOLDERS.get(condition.kind, "labels"))
-    chosen = choose(condition, spec, "train", shop.out / "data" / "figure6")
+    chosen = choose(condition, _spec(condition, data), "train", shop.out / "data" / "figure6")
     side = int(pipeline.base.image_size)
+    assert chosen.reference is not None  # it is that of the split named above
+    reference = contents_sha256(chosen.reference)
     points = []
     for rule in RULES:
         for w in STRENGTHS:
             folder, made_of = _sampled(pipeline, model, Guidance(kind=rule, w=w), shop, chosen, console)  # type: ignore[arg-type]
-            whole = {"images": made_of, "judges": shop.judges.made_of(), "side": side}
+            whole = {"images": made_of, "judges": shop.judges.made_of(), "reference": reference, "side": side}
             found = judged(folder, json.loads(json.dumps(whole)), side, shop, chosen, console) if judging else None
             points.append(Point(rule, w, folder, _look(folder, chosen), found))
     photographs = mean_look(
@@ -115,13 +133,18 @@ def _sampled(
     """The images of one setting, and what they were made of."""
     name = f"figure6-{guidance.kind}-{guidance.w:g}" if guidance.w else "figure6-0"
     folder = shop.out / "images" / name
+    settings = Settings(1, SEED, guidance, batch=BATCH, square=True)
+    base = settings.sampling(pipeline).base
     made_of = {
         "model": weights_sha256(pipeline),
         "conditions": contents_sha256(chosen.conditions),
         "guidance": guidance.to_dict() if guidance.w else None,
+        "sampler": base.sampler,
+        "steps": base.steps,
+        "seed": SEED,
+        "square": settings.square,
     }
     begin_folder(folder, made_of)
-    settings = Settings(1, guidance=guidance, batch=BATCH, square=True)
     with steps_bar(console, f"images of {name}") as on_step:
         translate_files(pipeline, [chosen.conditions], folder, settings, model, on_step=on_step)
     return folder, made_of
@@ -180,18 +203,26 @@ def markdown(model: str, points: Sequence[Point], photographs: Look, count: int,
     keys = list(dict.fromkeys(key for point in points for key in _measures(point)))
     titles = ["guidance", "w", "clipped pixels, %", "saturation, %", "contrast, %", *map(title_of, keys)]
     rows = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
-    rows.append(["*photographs*", "", *_look_cells(photographs), *[""] * len(keys)])
+    looks = [photographs, *(point.look for point in points)]
+    digits = {name: decimals_for(getattr(look, name) for look in looks) for name in LOOKS}
+    rows.append(["*photographs*", "", *_look_cells(photographs, digits), *[""] * len(keys)])
     for point in points:
-        measures = _measures(point)
-        cells = [_cell(measures[key]) if key in measures else "" for key in keys]
-        rows.append([RULES[point.rule], f"{point.w:g}", *_look_cells(point.look), *cells])
+        cells = [_cell(points, point, key) for key in keys]
+        rows.append([RULES[point.rule], f"{point.w:g}", *_look_cells(point.look, digits), *cells])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = [
+        "Of each condition the upper row is plain guidance, beside the condition; the lower one normalised, beside the "
+        "photograph.",
         f"Model `{model}`, its base's images of {side} px; one image of each of {count} validation conditions, for "
         "every setting of the same noise. At w = 0 both rules are the same images.",
         "Clipped: pixels with a channel at 0 or 255. Saturation: HSV's, mean over pixels. Contrast: standard deviation "
         "of luma within a picture. All are means over pictures; photographs are those of the same conditions, their "
         f"centre squares at {side} px. Nearest to the photographs, not largest or smallest, is best.",
+        *(
+            ["[low to high] is the 95% bootstrap interval over images; none is shown where draws do not differ."]
+            if keys
+            else []
+        ),
         ABOUT["figure6"],
     ]
     notes += dict.fromkeys(note for point in points if point.evaluation for note in point.evaluation.notes)
@@ -199,9 +230,12 @@ def markdown(model: str, points: Sequence[Point], photographs: Look, count: int,
     return f"# Figure 6: plain and normalised guidance\n\n![samples](figure6.jpg)\n\n{table}\n\n{listed}\n"
 
 
-def _look_cells(look: Look) -> list[str]:
-    return [compact(look.clipped), compact(look.saturation), compact(look.contrast)]
+def _look_cells(look: Look, digits: Mapping[str, int]) -> list[str]:
+    return [number(getattr(look, name), digits[name]) for name in LOOKS]
 
 
-def _cell(measure: Measure) -> str:
-    return str(Cell((measure.value,), measure.low, measure.high))
+def _cell(points: Sequence[Point], point: Point, key: tuple[str, str]) -> str:
+    """A measure of a point, with as many digits as all of its column."""
+    column = [_measures(one)[key].value for one in points if key in _measures(one)]
+    cell = cell_of([_measures(point)[key]] if key in _measures(point) else [])
+    return "" if cell is None else cell.text(decimals_for(column))

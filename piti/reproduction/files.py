@@ -61,6 +61,12 @@ def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) ->
     return Chosen(condition, conditions, photographs, compared, stems, len(training))
 
 
+def count_pairs(condition: Condition, spec: FolderSpec) -> tuple[int, int]:
+    """How many training pairs and validation conditions there are. Raises DataError."""
+    spec = spec.model_copy(update={"limit": None})
+    return len(_pairs(spec, condition, "train")), len(_pairs(spec, condition, "val"))
+
+
 def _pairs(spec: FolderSpec, condition: Condition, split: str) -> list[Pair]:
     listing = PairList(spec, condition, split)
     pairs = listing.pairs()

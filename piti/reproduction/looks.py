@@ -25,6 +25,10 @@ class Look:
     """Standard deviation of luma within a picture, in % of the range."""
 
 
+LOOKS = ("clipped", "saturation", "contrast")
+"""The statistics, by their names."""
+
+
 def look_of(pixels: UInt8[np.ndarray, "h w 3"]) -> Look:
     """The statistics of one picture."""
     low, high = pixels.min(-1).astype(np.float64), pixels.max(-1).astype(np.float64)
@@ -37,5 +41,4 @@ def look_of(pixels: UInt8[np.ndarray, "h w 3"]) -> Look:
 def mean_look(looks: Iterable[Look]) -> Look:
     """The mean of each statistic over pictures."""
     listed = list(looks)
-    names = ("clipped", "saturation", "contrast")
-    return Look(*(statistics.fmean(getattr(look, name) for look in listed) for name in names))
+    return Look(*(statistics.fmean(getattr(look, name) for look in listed) for name in LOOKS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from piti.evaluation.segmentation import open_segmenter
 from piti.pipeline import usable_device
 from piti.ranks import started
 from piti.reproduction import pictures, tables
+from piti.reproduction.checks import Checker, minimised
 from piti.reproduction.files import Chosen, as_png, choose, contents_sha256
-from piti.reproduction.plans import Plan, Row, Training
+from piti.reproduction.plans import Plan, Row, Training, described
 from piti.reproduction.runs import Judges, Shop, begin_folder, evaluated, recipe_of, sampled, trained
-from piti.reproduction.tables import Line, Table
+from piti.reproduction.tables import Facts, Line, Table
 from piti.training import TrainingInterrupted
 from piti.training.run import build_condition
 
@@ -37,17 +38,19 @@ class Found:
     """Trainings that failed, and why; they are not tried again for the next row that needs them."""
     photographs: dict[str, Evaluation] = field(default_factory=dict)
     """Of the photographs themselves."""
+    unjudged: dict[str, str] = field(default_factory=dict)
+    """Data sets whose photographs could not be judged, and why."""
 
 
 def reproduce(plan: Plan, shop: Shop, console: Console) -> Table:
     """Make a table; it is written anew whenever one of its rows is done, as `TABLE.md`, `.json` and `.jpg`.
 
-    A row that fails does not lose the others: it is named in the table. Raises UserError for what no row can do
-    without: the data, the judges.
+    A row that fails in training does not lose the others: it is named in the table. Raises UserError before anything
+    is trained for all that can be known then: the data, the judges, and what a run to be trained needs.
     """
     check_alone()
+    check_all(plan, shop, console)
     shop.out.mkdir(parents=True, exist_ok=True)
-    check_judges(shop.judges, shop.device, console)
     chosen = {name: _choose(plan, name, shop) for name in plan.sets}
     found = Found()
     for name, files in chosen.items():
@@ -55,10 +58,10 @@ def reproduce(plan: Plan, shop: Shop, console: Console) -> Table:
     for seed in range(shop.seeds):
         for row in plan.rows:
             _finish(plan, (seed, row), shop, chosen[row.data], console, found)
-            table = _table(plan, shop, found)
+            table = _table(plan, shop, chosen, found)
             tables.write(table, shop.out)
             _draw(plan, shop, chosen, found)
-    return _table(plan, shop, found)
+    return _table(plan, shop, chosen, found)
 
 
 def check_alone() -> None:
@@ -69,6 +72,21 @@ def check_alone() -> None:
             "RECIPE --out OUT/runs/NAME-SEED as --dry-run names them (batch is that of one process: divide it by their "
             "number), then start piti reproduce without torchrun: finished runs are taken as they are"
         )
+
+
+def check_all(plan: Plan, shop: Shop, console: Console) -> None:
+    """Raises UserError with everything that is known to stop the judges or a run, before anything is trained."""
+    checker, found = Checker(plan, shop), []
+    for training in plan.trainings:
+        for seed in range(shop.seeds):
+            checker.problem(training, seed)
+    try:
+        check_judges(shop.judges, shop.device, console)
+    except UserError as error:
+        found.append(str(error))
+    found += checker.told
+    if found:
+        raise UserError("nothing was trained; it takes:\n  " + "\n  ".join(found))
 
 
 def check_judges(judges: Judges, device: str | None, console: Console) -> None:
@@ -136,17 +154,22 @@ def _judge_photographs(plan: Plan, name: str, files: Chosen, shop: Shop, console
         as_png(files.photographs, folder)
         found.photographs[name] = evaluated(folder, made_of, plan, shop, files, console)
     except (UserError, OSError, RuntimeError) as error:
+        found.unjudged[name] = str(error)
         console.log(f"the photographs of {name} are not judged: {error}", markup=False)
 
 
-def _table(plan: Plan, shop: Shop, found: Found) -> Table:
+def _table(plan: Plan, shop: Shop, chosen: Mapping[str, Chosen], found: Found) -> Table:
     lines = []
     for row in plan.rows:
         works = [(seed, row) for seed in range(shop.seeds)]
         evaluations = tuple(found.evaluations[work] for work in works if work in found.evaluations)
         missing = tuple(found.failures.get(work, f"seed {work[0]}: not made yet") for work in _missing(works, found))
-        lines.append(Line(row, evaluations, missing))
-    return Table(plan, shop.seeds, tuple(lines), found.photographs)
+        lines.append(Line(row, evaluations, missing, minimised(plan, row, shop)))
+    facts = {
+        name: Facts(described(name, shop.data[name]), files.training, len(files.stems))
+        for name, files in chosen.items()
+    }
+    return Table(plan, shop.seeds, tuple(lines), found.photographs, facts, found.unjudged)
 
 
 def _missing(works: Iterable[Work], found: Found) -> list[Work]:

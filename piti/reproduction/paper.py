@@ -53,7 +53,7 @@ ABOUT = {
     "table3a": f"The numbers of the paper's table 3a are {NOT_AT_HAND}.",
     "table3b": f"The numbers of the paper's table 3b are {NOT_AT_HAND}.",
     "table4": f"The numbers of the paper's table 4, and the shares of the data that it takes, are {NOT_AT_HAND}; the "
-    "shares here are all, a quarter and a sixteenth of the training pairs.",
+    "numbers of pairs here are ours.",
     "figure6": "The paper's figure 6 is a picture; it states no numbers.",
 }
 """What to say of the published numbers below each table."""

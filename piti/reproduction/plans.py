@@ -93,12 +93,14 @@ class Row:
     method: str
     """For a person."""
     key: str
-    """In `piti.reproduction.paper`."""
+    """In `piti.reproduction.paper`; empty where no paper has such a row."""
     base: Training
     upsampler: Training | None = None
     sampling: Sampling = Sampling()
     name: str = ""
     """Of its images; by default that of its base."""
+    pairs: int | None = None
+    """How many training pairs its method is said to have; 0: all that there are; none: not said."""
 
     @property
     def data(self) -> str:
@@ -129,6 +131,10 @@ class Plan:
     reference: str
     """The split whose photographs the Fréchet distance is to. Conditions are always those of `val`."""
     notes: tuple[str, ...] = field(default=())
+    own_data: bool = False
+    """Whether the data is nobody else's: published numbers of every data set stand beside, to compare orders alone."""
+    own_speed: bool = False
+    """Whether hours are told by runs made here; else they are counted for a GPU."""
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -152,8 +158,7 @@ def plan_of(table: str, scale: str) -> Plan:
     if table not in TABLES:
         study = "table 2 is a study with raters, see piti evaluate --study; " if table == "table2" else ""
         raise PlanError(f"{table}: no such table; {study}{choices(table, (*TABLES, *FIGURES))}")
-    makers = _SMALL if scale == "small" else _PAPER
-    return makers[table]()
+    return _PLANS[scale][table]()
 
 
 def data_folders(plan_sets: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
@@ -182,6 +187,14 @@ def data_folders(plan_sets: Sequence[str], given: Sequence[str]) -> dict[str, Pa
     return {name: named[name] for name in plan_sets}
 
 
+def described(name: str, folder: Path) -> str:
+    """The title of a data set by its folder: that of a known one, else the folder's name and for what it stands."""
+    own = folder.resolve().name
+    if own.lower() in SETS:
+        return SETS[own.lower()].title
+    return f"`{own}` (in the place of {SETS[name].title})"
+
+
 def _wanted(names: Sequence[str]) -> str:
     flag = "--data FOLDER" if len(names) == 1 else f"--data {names[0]}=FOLDER and so on, or one folder that holds them"
     return f"give {flag}; made by " + "; ".join(f"{SETS[name].prepared} ({name})" for name in names)
@@ -196,11 +209,18 @@ _SMALL_NOTES = (
     "validation masks. It shows how methods compare when little is trained, not what they reach.",
     "One image a condition, so that every row has as many, also of methods that know one image alone.",
 )
-
+_ABOUT_OASIS = (
+    "OASIS has its adversary alone to learn from, without a perceptual loss; 16,384 images are far too few for that. "
+    "Its learning rate falls over the second half of the run here, which its paper's does not."
+)
+_ABOUT_ALONE = (
+    "Without its perceptual loss: the same recipe with that loss's weight at 0, so that nothing which judges took part "
+    "in training."
+)
 
 _ABOUT_3A = (
-    "Encoder alone: the prior's UNet, which is the decoder, stays frozen. Both at once: encoder and UNet learn from the "
-    "first step. Two stages: the encoder first, then both."
+    "Encoder alone: the prior's UNet, which is the decoder, stays frozen. Both at once: encoder and UNet learn from "
+    "the first step. Two stages: the encoder first, then both."
 )
 
 
@@ -208,15 +228,28 @@ def _small(name: str, recipe: str = "", *changes: str) -> Training:
     return Training(name, recipe or name, "camvid", changes)
 
 
+_ALONE = ("baseline.perceptual=0",)
+
+
+def _small_plan(
+    table: str, title: str, rows: tuple[Row, ...], side: int = 64, notes: tuple[str, ...] = _SMALL_NOTES
+) -> Plan:
+    """Judged by the distance to the training photographs, since few are held out."""
+    return Plan(table, title, "small", rows, side, "train", notes, own_data=True, own_speed=True)
+
+
 def _small_table1() -> Plan:
     rows = (
         Row("Pix2PixHD", "pix2pixhd", _small("pix2pixhd")),
+        Row("Pix2PixHD without its perceptual loss", "", _small("pix2pixhd-alone", "pix2pixhd", *_ALONE)),
         Row("SPADE", "spade", _small("spade")),
+        Row("SPADE without its perceptual loss", "", _small("spade-alone", "spade", *_ALONE)),
         Row("OASIS", "oasis", _small("oasis")),
         Row("from scratch", "scratch", _small("scratch"), sampling=_GUIDED),
         Row("PITI", "piti", _small("piti"), sampling=_GUIDED),
     )
-    return Plan("table1", "Table 1: comparison of methods", "small", rows, 64, "train", _SMALL_NOTES)
+    notes = (*_SMALL_NOTES, _ABOUT_OASIS, _ABOUT_ALONE)
+    return _small_plan("table1", "Table 1: comparison of methods", rows, notes=notes)
 
 
 def _small_table3a() -> Plan:
@@ -227,19 +260,18 @@ def _small_table3a() -> Plan:
         Row("two stages (PITI)", "piti", _small("piti"), sampling=_GUIDED),
     )
     notes = (*_SMALL_NOTES, _ABOUT_3A)
-    return Plan("table3a", "Table 3a: pretraining and finetuning", "small", rows, 64, "train", notes)
+    return _small_plan("table3a", "Table 3a: pretraining and finetuning", rows, notes=notes)
 
 
 def _small_table4() -> Plan:
     rows = []
     for limit in (None, 125, 31):
-        pairs = "all 499" if limit is None else str(limit)
         for method, key in (("from scratch", "scratch"), ("PITI", "piti")):
             end = "" if limit is None else f"-{limit}"
             changes = () if limit is None else (f"data.limit={limit}",)
             training = _small(f"{key}{end}", key, *changes)
-            rows.append(Row(f"{method}, {pairs} pairs", f"{key}{end}", training, sampling=_GUIDED))
-    return Plan("table4", "Table 4: small training data", "small", tuple(rows), 64, "train", _SMALL_NOTES)
+            rows.append(Row(method, f"{key}{end}", training, sampling=_GUIDED, pairs=limit or 0))
+    return _small_plan("table4", "Table 4: small training data", tuple(rows))
 
 
 def _small_table3b() -> Plan:
@@ -249,7 +281,7 @@ def _small_table3b() -> Plan:
         "The upsampler takes 64 px to 256 px, needs no condition, and is trained without a prior; the base is that of "
         "PITI in table 1.",
     )
-    return Plan("table3b", "Table 3b: the upsampler", "small", rows, 256, "train", notes)
+    return _small_plan("table3b", "Table 3b: the upsampler", rows, 256, notes)
 
 
 def _upsampler_rows(
@@ -344,13 +376,15 @@ def _paper_table3b() -> Plan:
 
 def _paper_table4() -> Plan:
     rows = []
-    for limit, pairs in ((None, "all 20,210"), (5052, "5,052"), (1263, "1,263")):
+    for limit in (None, 5052, 1263):
         end = "" if limit is None else f"-{limit}"
         changes = () if limit is None else (f"data.limit={limit}",)
         for method, key, upsampler in (("from scratch", "scratch", "scratch-upsampler"), ("PITI", "piti", "upsampler")):
-            row = _cascade(f"{method}, {pairs} pairs", f"{key}{end}", "ade20k", key, upsampler, *changes, end=end)
-            rows.append(row)
+            row = _cascade(method, f"{key}{end}", "ade20k", key, upsampler, *changes, end=end)
+            rows.append(replace(row, pairs=limit or 0))
     return Plan("table4", "Table 4: small training data", "paper", tuple(rows), 256, "val", _PAPER_NOTES)
 
 
 _PAPER = {"table1": _paper_table1, "table3a": _paper_table3a, "table3b": _paper_table3b, "table4": _paper_table4}
+
+_PLANS = {"small": _SMALL, "paper": _PAPER}

@@ -21,6 +21,7 @@ from piti.pipeline import PITIPipeline, usable_device
 from piti.progress import steps_bar
 from piti.reproduction.files import Chosen, contents_sha256
 from piti.reproduction.plans import Plan, Row, Training
+from piti.reproduction.saved import is_of
 from piti.training import Recipe, RunError, RunFolder, read_recipe, train
 from piti.training.state import RECIPE_FILE, read_state
 from piti.translation import SHEET, Settings, translate_files
@@ -104,11 +105,11 @@ class Progress:
     """Spent on it so far."""
     images: int = 0
     whole: bool = False
-    """Whether the model of its last step is there."""
+    """Whether the run is at its last step, and the model of that is there."""
 
     @property
     def finished(self) -> bool:
-        return self.whole and self.step == self.steps
+        return self.whole
 
     def __str__(self) -> str:
         if self.finished:
@@ -137,8 +138,7 @@ def progress_of(folder: Path, recipe: Recipe) -> Progress:
             f"{folder} holds a run of another recipe; remove it, or give another --out. It has "
             + "; ".join(f"{key} = {old!r} where {new!r} is planned" for key, old, new in changed[:5])
         )
-    index = run.model / "model_index.json"
-    whole = index.is_file() and index.stat().st_mtime >= (newest / RECIPE_FILE).stat().st_mtime
+    whole = state.step == recipe.steps and is_of(run.model, newest)
     return Progress(state.step, recipe.steps, state.seconds, state.images_seen, whole)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from piti.atomic import whole_file
-from piti.evaluation.result import KINDS, Evaluation, Measure
+from piti.evaluation.result import KINDS, Evaluation
+from piti.reproduction.cells import Cell, best_of, cell_of, decimals_for, number
 from piti.reproduction.paper import ABOUT, NOT_AT_HAND, Quote, quotes
 from piti.reproduction.plans import SETS, Plan, Row
 
@@ -20,37 +20,22 @@ SHOWN = (
 )  # fmt: skip
 """Measures that have a column, in order; the others are in the evaluations' own files."""
 _REFERENCE = "photographs (held out)"
+_NO_COUNTERPART = "–"
+_MARK = "‡"
 
 Key = tuple[str, str]
 """A measure's name, and of what it is."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A measure of a row over its seeds."""
+class Facts:
+    """A data set as it is."""
 
-    values: tuple[float, ...]
-    """One a seed."""
-    low: float | None = None
-    """The ends of the interval over images, as a mean over the seeds."""
-    high: float | None = None
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation between seeds; none for one alone."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __str__(self) -> str:
-        text = compact(self.mean)
-        if self.spread is not None:
-            text += f" ± {compact(self.spread)}"
-        if self.low is not None and self.high is not None:
-            text += f" [{compact(self.low)}, {compact(self.high)}]"
-        return text
+    title: str
+    training: int
+    """Training pairs."""
+    validation: int
+    """Validation conditions."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +47,20 @@ class Line:
     """One a seed that is done."""
     missing: tuple[str, ...] = ()
     """What is not there, and why."""
+    minimised: frozenset[str] = frozenset()
+    """Feature networks whose features its training compared with photographs': judges that took part in it."""
 
     def cell(self, key: Key) -> Cell | None:
         """A measure over the seeds that have it."""
-        measures = [one for evaluation in self.found for one in evaluation.measures if (one.name, one.of) == key]
-        return _cell(measures)
+        return _cell(self.found, key)
+
+    def marked(self, key: Key) -> bool:
+        """Whether a measure is of a network that took part in training."""
+        return key[1] in self.minimised
 
 
-def _cell(measures: Sequence[Measure]) -> Cell | None:
-    if not measures:
-        return None
-    lows = [one.low for one in measures if one.low is not None]
-    highs = [one.high for one in measures if one.high is not None]
-    whole = len(lows) == len(highs) == len(measures)
-    ends = (statistics.fmean(lows), statistics.fmean(highs)) if whole else (None, None)
-    return Cell(tuple(one.value for one in measures), *ends)
+def _cell(found: Sequence[Evaluation], key: Key) -> Cell | None:
+    return cell_of([one for evaluation in found for one in evaluation.measures if (one.name, one.of) == key])
 
 
 @dataclass(frozen=True)
@@ -88,6 +72,10 @@ class Table:
     lines: tuple[Line, ...]
     photographs: dict[str, Evaluation]
     """Of the held-out photographs themselves, judged as results are, by data set."""
+    data: Mapping[str, Facts] = field(default_factory=dict)
+    """What is known of each data set."""
+    unjudged: Mapping[str, str] = field(default_factory=dict)
+    """Data sets whose photographs could not be judged, and why."""
 
     @property
     def keys(self) -> list[Key]:
@@ -98,17 +86,36 @@ class Table:
         return sorted((key for key in there if key[0] in order), key=lambda key: (order[key[0]], key[1]))
 
     @property
-    def complete(self) -> bool:
-        """Whether nothing is missing."""
-        return not any(line.missing for line in self.lines)
+    def missing(self) -> list[str]:
+        """What is not there, and why; empty where the table is complete."""
+        rows = [f"{self.method(line.row)}: {what}" for line in self.lines for what in line.missing]
+        return [*rows, *(f"photographs of {self.title(name)}: {why}" for name, why in self.unjudged.items())]
+
+    def title(self, data: str) -> str:
+        """A data set's, as it is where that is known."""
+        return self.data[data].title if data in self.data else SETS[data].title
+
+    def method(self, row: Row) -> str:
+        """A row's method, with its training pairs where these tell rows apart."""
+        facts = self.data.get(row.data)
+        if row.pairs is None:
+            return row.method
+        if row.pairs and (facts is None or row.pairs < facts.training):
+            return f"{row.method}, {row.pairs:,} pairs"
+        return f"{row.method}, all {facts.training:,} pairs" if facts else f"{row.method}, all pairs"
 
     def best(self, data: str, key: Key) -> float | None:
-        """The best mean of a measure on a data set; none where no row is better than another."""
-        better = KINDS[key[0]].better if key[0] in KINDS else ""
-        means = [cell.mean for line in self.lines if line.row.data == data and (cell := line.cell(key)) is not None]
-        if not better or len(set(means)) < 2:
-            return None
-        return min(means) if better == "low" else max(means)
+        """The best mean of a measure on a data set, of rows without a mark; see `best_of`."""
+        lines = (line for line in self.lines if line.row.data == data and not line.marked(key))
+        cells = [cell for line in lines if (cell := line.cell(key)) is not None]
+        return best_of(cells, KINDS[key[0]].better if key[0] in KINDS else "")
+
+    def decimals(self, data: str) -> dict[Key, int]:
+        """Digits after the point of each column."""
+        found = [list(line.found) for line in self.lines if line.row.data == data]
+        found += [[self.photographs[data]]] if data in self.photographs else []
+        cells = {key: [cell for one in found if (cell := _cell(one, key)) is not None] for key in self.keys}
+        return {key: decimals_for(cell.mean for cell in column) for key, column in cells.items()}
 
 
 def markdown(table: Table) -> str:
@@ -116,8 +123,10 @@ def markdown(table: Table) -> str:
     plan = table.plan
     parts = [f"# {plan.title}, {plan.scale} scale\n"]
     for data in plan.sets:
-        described = SETS[data]
-        parts.append(f"## {described.title}, {described.task}\n" if len(plan.sets) > 1 else f"{described.title}.\n")
+        title, facts = table.title(data), table.data.get(data)
+        parts.append(f"## {title}, {SETS[data].task}\n" if len(plan.sets) > 1 else f"{title}, {SETS[data].task}.\n")
+        if facts is not None:
+            parts.append(f"{facts.training:,} training pairs, {facts.validation:,} validation conditions.\n")
         parts.append(_grid(table, data))
         if any(line.found for line in table.lines if line.row.data == data):
             parts.append(f"![samples]({picture_name(plan, data)})\n")
@@ -132,28 +141,44 @@ def picture_name(plan: Plan, data: str) -> str:
 
 def _grid(table: Table, data: str) -> str:
     """The rows of one data set."""
-    lines = [line for line in table.lines if line.row.data == data]
-    published = {line.row.key: _published(table.plan, line.row) for line in lines}
-    columns = list(dict.fromkeys((q.data, q.measure) for found in published.values() for q in found))
+    lines, decimals = [line for line in table.lines if line.row.data == data], table.decimals(data)
+    published = [_published(table.plan, line.row) for line in lines]
+    columns = list(dict.fromkeys((q.data, q.measure) for found in published for q in found))
     titles = ["method", *map(title_of, table.keys), *(f"published: {m}, {SETS[d].title}" for d, m in columns)]
     titles = titles if columns else [*titles, "published"]
     rows = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
-    if data in table.photographs:
-        cells = [_cell([m for m in table.photographs[data].measures if (m.name, m.of) == key]) for key in table.keys]
-        rows.append([f"*{_REFERENCE}*", *(f"{cell}" if cell else "" for cell in cells), *[""] * max(1, len(columns))])
-    for line in lines:
-        quoted = {(q.data, q.measure): compact(q.value) for q in published[line.row.key]}
-        ours = [_shown(table, line, key) for key in table.keys]
-        theirs = [quoted.get(column, NOT_AT_HAND) for column in columns] or [NOT_AT_HAND]
-        rows.append([line.row.method + (" †" if line.missing else ""), *ours, *theirs])
+    if data in table.photographs or data in table.unjudged:
+        found = [table.photographs[data]] if data in table.photographs else []
+        cells = [_text(_cell(found, key), decimals[key]) or ("" if found else "missing") for key in table.keys]
+        mark = " †" if data in table.unjudged else ""
+        rows.append([f"*{_REFERENCE}*{mark}", *cells, *[""] * max(1, len(columns))])
+    for line, quotes_of_it in zip(lines, published, strict=True):
+        quoted = {(q.data, q.measure): _quoted(q, published) for q in quotes_of_it}
+        ours = [_shown(table, line, key, decimals[key]) for key in table.keys]
+        lacking = NOT_AT_HAND if line.row.key else _NO_COUNTERPART
+        theirs = [quoted.get(column, lacking) for column in columns] or [lacking]
+        rows.append([table.method(line.row) + (" †" if line.missing else ""), *ours, *theirs])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def _shown(table: Table, line: Line, key: Key) -> str:
+def _text(cell: Cell | None, decimals: int) -> str:
+    return "" if cell is None else cell.text(decimals)
+
+
+def _quoted(quote: Quote, published: Iterable[Sequence[Quote]]) -> str:
+    """A published number, with as many digits as any of its column has."""
+    column = [q.value for found in published for q in found if (q.data, q.measure) == (quote.data, quote.measure)]
+    return number(quote.value, max(len(f"{value!r}".partition(".")[2]) for value in column))
+
+
+def _shown(table: Table, line: Line, key: Key, decimals: int) -> str:
     cell = line.cell(key)
     if cell is None:
         return "missing" if line.missing else ""
-    return f"**{cell}**" if cell.mean == table.best(line.row.data, key) else str(cell)
+    if line.marked(key):
+        return f"{cell.text(decimals)} {_MARK}"
+    text = cell.text(decimals)
+    return f"**{text}**" if cell.mean == table.best(line.row.data, key) else text
 
 
 def title_of(key: Key) -> str:
@@ -166,8 +191,8 @@ def title_of(key: Key) -> str:
 
 
 def _published(plan: Plan, row: Row) -> Sequence[Quote]:
-    """At small scale, whose data set no paper has, those of every data set."""
-    return quotes(plan.table, row.key, None if plan.scale == "small" else row.data)
+    """Those of the row's data set, or of every one where no paper has it."""
+    return quotes(plan.table, row.key, None if plan.own_data else row.data)
 
 
 def _notes(table: Table) -> list[str]:
@@ -175,22 +200,54 @@ def _notes(table: Table) -> list[str]:
     seeds = "one seed" if table.seeds == 1 else f"{table.seeds} seeds, each a training run of its own"
     notes = [
         f"Ours: mean over {seeds}" + ("; ± is the standard deviation between them" if table.seeds > 1 else "") + ".",
-        "[low, high] is the 95% bootstrap interval over the images of a seed, as a mean over the seeds. Bold: best.",
+        "[low to high] is the 95% bootstrap interval over the images of a seed, as a mean over the seeds; where draws "
+        "do not differ, or the sample is large, none is shown. Bold: best. Nothing is bold where the intervals of the "
+        "best two overlap.",
         f"Images are made from the validation conditions; distances are to the photographs of the {plan.reference} "
         f"split, the centre squares of both at {plan.side} px.",
+        *_about_marks(table),
+        *_about_photographs(table),
+        *plan.notes,
     ]  # fmt: skip
-    if table.photographs:
-        notes.append(
-            f"*{_REFERENCE}* are the validation photographs judged in the place of results: what is within reach."
-        )
-    notes += plan.notes
-    if plan.scale == "small":
+    if plan.own_data:
         notes.append(
             "Published numbers are of other data, at 256 px, by other judges: compare the order, not the values."
         )
     notes.append(ABOUT[plan.table])
-    notes += [f"† {line.row.method}: {what}" for line in table.lines for what in line.missing]
-    return [*notes, *_warnings(table)]
+    return [*notes, *(f"† {what}" for what in table.missing), *_warnings(table)]
+
+
+def _about_marks(table: Table) -> list[str]:
+    """Which values are of a network that took part in training."""
+    marked = [line for line in table.lines if any(line.marked(key) and line.cell(key) for key in table.keys)]
+    if not marked:
+        return []
+    networks = sorted({key[1] for line in marked for key in table.keys if line.marked(key)})
+    rows = ", ".join(dict.fromkeys(table.method(line.row) for line in marked))
+    return [
+        f"{_MARK} {rows}: trained by a perceptual loss on features of {' and '.join(networks)}, the very network that "
+        "judges in these columns, which favours these rows. They are left out where the best is chosen: bold compares "
+        "the others."
+    ]
+
+
+def _about_photographs(table: Table) -> list[str]:
+    """What the row of photographs is, and why distances are not to these."""
+    if table.plan.reference == "val":
+        return []
+    counts = " or ".join(f"{facts.validation:,}" for facts in table.data.values())
+    few = f"the held-out photographs ({counts}) are" if counts else "the held-out photographs are"
+    notes = [
+        f"Distances are to the photographs of the {table.plan.reference} split because {few} too few for a distance. "
+        "That favours methods which remember what they were trained on: no number here tells that from making new ones."
+    ]  # fmt: skip
+    if table.photographs:
+        notes.append(
+            f"*{_REFERENCE}* are the validation photographs judged in the place of results: what these judges say of "
+            "real photographs. It is no bound, results may exceed it: an image made from a mask can show the mask's "
+            "classes more plainly than the street did."
+        )
+    return notes
 
 
 def _warnings(table: Table) -> list[str]:
@@ -208,8 +265,10 @@ def to_dict(table: Table) -> dict[str, Any]:
         "seeds": table.seeds,
         "side": plan.side,
         "reference": plan.reference,
+        "data": {name: asdict(facts) for name, facts in table.data.items()},
         "rows": [_line_dict(table, line) for line in table.lines],
         "photographs": {data: found.to_dict()["measures"] for data, found in table.photographs.items()},
+        "photographs_missing": dict(table.unjudged),
         "networks": _networks(table),
         "notes": _notes(table),
     }
@@ -218,11 +277,19 @@ def to_dict(table: Table) -> dict[str, Any]:
 def _line_dict(table: Table, line: Line) -> dict[str, Any]:
     cells = {key: line.cell(key) for key in table.keys}
     return {
-        "method": line.row.method,
+        "method": table.method(line.row),
         "data": line.row.data,
         "runs": [training.name for training in line.row.trainings],
         "measures": [
-            {"name": name, "of": of, "mean": cell.mean, "spread": cell.spread, **asdict(cell), "values": [*cell.values]}
+            {
+                "name": name,
+                "of": of,
+                "mean": cell.mean,
+                "spread": cell.spread,
+                **asdict(cell),
+                "values": [*cell.values],
+                "judge_took_part": line.marked((name, of)),
+            }
             for (name, of), cell in cells.items()
             if cell is not None
         ],
@@ -249,9 +316,3 @@ def write(table: Table, out: Path) -> Path:
         with whole_file(out / f"{table.plan.table}{suffix}", overwrite=True) as partial:
             partial.write_text(text, encoding="utf-8")
     return out / f"{table.plan.table}.md"
-
-
-def compact(value: float) -> str:
-    """A number with three significant digits, or as many as it has before the point."""
-    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else None
-    return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"

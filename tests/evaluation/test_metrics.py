@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +14,26 @@ from torch import Tensor, nn
 from piti.errors import UserError
 from piti.evaluation import metrics
 from piti.evaluation.metrics import (
+    Interval,
     bootstrap,
     cmmd,
     frechet_distance,
     kernel_distance,
     kernel_estimate,
+    percentiles,
     precision_recall,
 )
 
 
 def drawn(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def interval_of(*arguments: Any, **options: Any) -> Interval:
+    """`bootstrap`'s, of which there is one."""
+    found = bootstrap(*arguments, **options)
+    assert found is not None
+    return found
 
 
 def normal(n: int, d: int, seed: int = 0) -> Tensor:
@@ -153,10 +163,10 @@ def test_halves_of_one_set_are_at_no_kernel_distance() -> None:
     x = normal(200, 10)
     a, b = x[:100], x[100:]
     found = kernel_distance(a, b)
-    interval = bootstrap(kernel_estimate, a, b, 60, drawn())
+    interval = interval_of(kernel_estimate, a, b, 60, drawn())
     assert interval.low < 0 < interval.high
     assert abs(found.mean) < found.spread
-    apart = bootstrap(kernel_estimate, a, b + 0.5, 60, drawn())
+    apart = interval_of(kernel_estimate, a, b + 0.5, 60, drawn())
     assert apart.low > 0  # and others are at some
 
 
@@ -231,18 +241,19 @@ def test_precision_by_brute_force() -> None:
 
 def test_the_interval_repeats_and_stays_within() -> None:
     a, b = normal(20, 4), normal(20, 4, 1)
-    interval = bootstrap(frechet_distance, a, b, 30, drawn(3))
+    interval = interval_of(frechet_distance, a, b, 30, drawn(3))
     assert interval == bootstrap(frechet_distance, a, b, 30, drawn(3))
     assert interval != bootstrap(frechet_distance, a, b, 30, drawn(4))
     assert interval.low <= frechet_distance(a, b) <= interval.high
-    floor = bootstrap(lambda x, y: 0.01 * frechet_distance(x, y), a, b, 30, drawn(3), within=(0.02, 0.03))
-    assert 0.02 <= floor.low <= floor.high <= 0.03
+    ends = (interval.low, (interval.low + interval.high) / 2)
+    cut = interval_of(frechet_distance, a, b, 30, drawn(3), within=ends)
+    assert (cut.low, cut.high) == ends
 
 
 def test_its_width_is_the_mean_s_standard_error() -> None:
     """Of a difference of means, where that is known: ±1.96 √(σ_a²/n + σ_b²/m)."""
     a, b = 2 * normal(100, 1), normal(50, 1, 1)
-    interval = bootstrap(lambda x, y: float(x.mean() - y.mean()), a, b, 2000, drawn())
+    interval = interval_of(lambda x, y: float(x.mean() - y.mean()), a, b, 2000, drawn())
     error = 1.96 * math.sqrt(float(a.var() / 100 + b.var() / 50))
     assert interval.high - interval.low == pytest.approx(2 * error, rel=0.1)
     assert (interval.high + interval.low) / 2 == pytest.approx(float(a.mean() - b.mean()), abs=0.1 * error)
@@ -253,8 +264,19 @@ def test_it_covers_what_other_samples_of_its_size_give() -> None:
     spread = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
     sets = [(spread * normal(40, 6, 2 * k), 1.2 * normal(40, 6, 2 * k + 1) + 0.3) for k in range(60)]
     usual = sum(frechet_distance(a, b) for a, b in sets) / len(sets)
-    intervals = [bootstrap(frechet_distance, a, b, 60, drawn(k)) for k, (a, b) in enumerate(sets[:30])]
+    intervals = [interval_of(frechet_distance, a, b, 60, drawn(k)) for k, (a, b) in enumerate(sets[:30])]
     assert sum(interval.low <= usual <= interval.high for interval in intervals) >= 24
+
+
+def test_draws_that_do_not_differ_give_no_interval() -> None:
+    a = normal(20, 4)
+    assert bootstrap(lambda x, y: precision_recall(x, y)[0], a, a + 1000, 30, drawn()) is None
+    assert bootstrap(frechet_distance, torch.ones(20, 4), torch.ones(20, 4) + 1, 30, drawn()) is None
+    rounding = torch.tensor([3.0, 3.0 + 4e-16, 3.0], dtype=torch.float64)
+    assert percentiles(rounding) is None
+    found = percentiles(torch.linspace(0, 1, 401, dtype=torch.float64))
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(0.025), pytest.approx(0.975))
 
 
 # Bad input
@@ -278,8 +300,10 @@ def test_sets_that_cannot_be_compared(measure) -> None:
 
 def test_numbers_that_make_no_sense() -> None:
     a = normal(8, 4)
-    with pytest.raises(UserError, match="k = 8 and 8 real"):
-        precision_recall(a, a, k=8)
+    for k in (7, 8):
+        with pytest.raises(UserError, match=rf"k = {k} and 8 real .* at least k \+ 2 images"):
+            precision_recall(a, a, k=k)
+    assert precision_recall(a, a, k=6) == (1, 1)
     with pytest.raises(UserError, match="0 subsets"):
         kernel_distance(a, a, subsets=0)
     with pytest.raises(UserError, match="at least 4 images a side, got 3"):

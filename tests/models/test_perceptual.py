@@ -10,7 +10,6 @@ import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import EntryNotFoundError
 from PIL import ImageFilter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -340,10 +339,10 @@ def test_the_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_hub_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> str:
+    def refuse(*_: Any, **__: Any) -> str:
         raise RuntimeError("401: no access\nto this repository")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError, match=r"the hub did not give .* \(401: no access\); give a file"):
         load_perceptual(spec(weights="someone/private"))
 
@@ -352,16 +351,17 @@ def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """safetensors first, a pickle where there are none, an error where there is neither."""
     held, asked = [], []
 
-    def give(repository: str, name: str) -> str:
+    def give(repository: str, allow_patterns: list[str]) -> str:
+        (name,) = allow_patterns
         asked.append((repository, name))
-        if name not in held:
-            raise EntryNotFoundError(f"no {name}")
-        return str(tmp_path / name)
+        folder = tmp_path / ("fetched" if name in held else "nothing")
+        return str(folder)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
+    (tmp_path / "fetched").mkdir()
     shallow = network(network="vgg19", layers=[1]).state_dict() | {"head.fc.bias": torch.zeros(3)}
-    save_file(shallow, tmp_path / "model.safetensors")
-    torch.save(shallow, tmp_path / "pytorch_model.bin")
+    save_file(shallow, tmp_path / "fetched" / "model.safetensors")
+    torch.save(shallow, tmp_path / "fetched" / "pytorch_model.bin")
     usual = PerceptualSpec(layers=(1,))
     with pytest.raises(UserError, match=r"has none of model\.safetensors, pytorch_model\.bin"):
         load_perceptual(usual)

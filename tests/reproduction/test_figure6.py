@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from piti.errors import UserError
+from piti.evaluation.result import Evaluation, Measure
 from piti.reproduction import figure6
 from piti.reproduction.looks import Look, look_of, mean_look
 from piti.reproduction.runs import Shop
@@ -67,6 +70,62 @@ def test_the_figure(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.png") if path.name != "sheet.png"}
     made()
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    monkeypatch.setattr(figure6, "SEED", 1)  # and so of other noise
+    made()
+    assert not any(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
+def test_other_photographs_or_settings_make_results_stale(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figure6, "STRENGTHS", (0.0, 4.0))
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    data = shutil.copytree(tiny_data, tmp_path / "copied")
+    told: list[dict[str, Any]] = []
+
+    def judged(folder: Path, made_of: dict[str, Any], *rest: object) -> Evaluation:
+        told.append(made_of)
+        return Evaluation((), {})
+
+    monkeypatch.setattr(figure6, "judged", judged)
+    monkeypatch.setattr(figure6, "check_judges", lambda *rest: None)
+
+    def made() -> dict[str, Any]:
+        told.clear()
+        shop = Shop(tmp_path / "out", device="cpu")
+        figure6.reproduce(str(tmp_path / "model"), data, shop, True, Console(quiet=True))
+        return told[1]
+
+    first = made()
+    assert {"sampler", "steps", "seed"} <= first["images"].keys()
+    key = json.loads((data / "splits.json").read_text())["train"][0]
+    Image.new("RGB", (40, 32)).save(data / "images" / f"{key}.png")
+    second = made()
+    assert first["images"] == second["images"]
+    assert first["reference"] != second["reference"]
+
+
+def test_the_plan_counts_conditions(tiny_data: Path, tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    told = {row["what"]: row["plan"] for row in figure6.plan_rows(str(tmp_path / "model"), tiny_data)}
+    assert told["images"].startswith("one of each of 3 validation conditions at each of 11 settings")
+    assert told["hours"].startswith("about 0.0 to 0.0")
+    told = {row["what"]: row["plan"] for row in figure6.plan_rows(str(tmp_path / "model"), None)}
+    assert "not counted" in told["images"]
+    assert told["hours"].startswith("unknown")
+    (tiny_data / "labels").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError):
+        figure6.plan_rows(str(tmp_path / "model"), tiny_data)
+
+
+def test_digits_are_those_of_the_column() -> None:
+    evaluations = [
+        Evaluation((Measure("kid", v, v - 1, v + 1, "n"), Measure("miou", 0.0, 0.0, 0.0)), {}) for v in (9, 1634)
+    ]
+    points = [figure6.Point("plain", w, Path(), Look(1, 2, 3), one) for w, one in zip((0, 1), evaluations, strict=True)]
+    text = figure6.markdown("m", points, Look(11, 2, 3), 2, 64)
+    assert "| plain (eq. 7) | 0 | 1.0 | 2.00 | 3.00 | 9 [8 to 10] | 0.000 |" in text
+    assert "| plain (eq. 7) | 1 | 1.0 | 2.00 | 3.00 | 1,634 [1,633 to 1,635] | 0.000 |" in text
 
 
 def test_its_data_is_one_folder(tmp_path: Path) -> None:

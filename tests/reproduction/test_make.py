@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +20,10 @@ from piti.atomic import OutputError
 from piti.errors import UserError
 from piti.evaluation.result import Evaluation, Measure
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.reproduction import costs, make, plans, runs
+from piti.reproduction import checks, costs, make, plans, runs
 from piti.reproduction.plans import Plan, Row, Sampling, Training
 from piti.reproduction.runs import Judges, Shop, begin_folder, progress_of, recipe_of, trained
+from piti.reproduction.saved import is_of
 from piti.training import RunError, RunFolder, TrainingInterrupted
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_judges import segformer
@@ -28,8 +31,10 @@ from tests.evaluation.tiny_judges import segformer
 QUIET = Console(quiet=True)
 TINY = Training("tiny", "tiny", "camvid")
 LACKING = Training("lacking", "lacking", "camvid")
+DIVERGING = Training("diverging", "tiny", "camvid", ("stages.0.lr=1e+30",))
 FAST = Sampling(steps=2, sampler="ddim")
-PLAN = Plan("table1", "Table 1: tiny", "small", (Row("tiny", "piti", TINY, sampling=FAST),), 16, "train")
+ROW = Row("tiny", "piti", TINY, sampling=FAST)
+PLAN = Plan("table1", "Table 1: tiny", "small", (ROW,), 16, "train", own_data=True, own_speed=True)
 
 
 @pytest.fixture
@@ -57,6 +62,12 @@ def judged_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "check_judges", lambda *rest: None)
 
 
+def touched_in_another_order(run: Path) -> None:
+    """As copying a run may leave it: the model seems to be older than the checkpoint."""
+    for path in (run / "model").rglob("*"):
+        os.utime(path, (0, 0))
+
+
 def stamps(folder: Path) -> dict[Path, int]:
     """When each file was written last, tables and logs aside."""
     inside = (folder / name for name in ("runs", "images", "results"))
@@ -65,17 +76,18 @@ def stamps(folder: Path) -> dict[Path, int]:
 
 
 def test_a_table_is_made_once(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = replace(PLAN, rows=(*PLAN.rows, Row("lacking", "spade", LACKING)))
+    plan = replace(PLAN, rows=(*PLAN.rows, Row("diverging", "spade", DIVERGING)))
     shop = replace(shop, judges=replace(shop.judges, segmenter=str(segformer(tmp_path / "segmenter"))))
     table = make.reproduce(plan, shop, QUIET)
     line, other = table.lines
     assert line.found[0].value("fd") > 0
     assert 0 <= line.found[0].value("miou") <= 100
     assert table.photographs["camvid"].value("fd") > 0
-    assert "lacking.yaml: cannot be read" in other.missing[0]
+    assert "the last good checkpoint" in other.missing[0] or "no checkpoint yet" in other.missing[0]
+    assert (table.data["camvid"].training, table.data["camvid"].validation) == (9, 3)
     text = (shop.out / "table1.md").read_text()
     assert "| tiny | " in text
-    assert "† lacking: seed 0: " in text
+    assert "† diverging: seed 0: " in text
     assert json.loads((shop.out / "table1.json").read_text())["networks"][0]["name"] == "squeezenet"
     assert (shop.out / "table1.jpg").stat().st_size > 0
     newest = RunFolder(shop.out / "runs/tiny-0").newest()
@@ -85,8 +97,13 @@ def test_a_table_is_made_once(shop: Shop, tmp_path: Path, monkeypatch: pytest.Mo
     def never(*rest: object, **more: object) -> None:
         raise AssertionError("nothing is to be done again")
 
+    def failing(recipe: object, folder: Path, **more: object) -> None:
+        assert folder.name == "diverging-0"
+        raise UserError(other.missing[0].removeprefix("seed 0: "))
+
     before = stamps(shop.out)
-    for name in ("train", "translate_files", "evaluate_files"):
+    monkeypatch.setattr(runs, "train", failing)
+    for name in ("translate_files", "evaluate_files"):
         monkeypatch.setattr(runs, name, never)
     again = make.reproduce(plan, shop, QUIET)
     assert stamps(shop.out) == before
@@ -100,6 +117,11 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(shop: Shop) -> 
     assert finished is not None
     recipe = recipe_of(PLAN, TINY, 0, shop)
     assert progress_of(run, recipe).finished
+    touched_in_another_order(run)
+    assert progress_of(run, recipe).finished
+    lagging = shutil.copytree(run / "checkpoints/step-00000003", run.parent / "step-00000003")
+    assert not is_of(run / "model", lagging)  # whatever the files' dates say
+    assert is_of(run / "model", finished)
     shutil.rmtree(finished)  # as if it had been stopped at step 3
     now = progress_of(run, recipe)
     assert (str(now), now.finished) == ("step 3 of 4", False)
@@ -181,10 +203,80 @@ def test_judges_are_opened_before_anything_is_trained(shop: Shop, monkeypatch: p
         make.reproduce(PLAN, shop, QUIET)
 
 
+def test_photographs_that_cannot_be_judged_are_told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged_by_nobody(monkeypatch)
+
+    def failing(*rest: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(make, "as_png", failing)
+    table = make.reproduce(PLAN, shop, QUIET)
+    assert table.lines[0].found
+    assert table.missing == [f"photographs of `{shop.data['camvid'].name}` (in the place of CamVid): the disk is full"]
+    assert "| *photographs (held out)* † | missing |" in (shop.out / "table1.md").read_text()
+
+
+class TestBeforeTraining:
+    """All that is known to stop a run is told together, and nothing is trained."""
+
+    PERCEPTUAL = Training("perceptual", "baseline", "camvid")
+    PRIOR = Training("prior", "tiny", "camvid", ("prior=./nowhere",))
+
+    @pytest.fixture
+    def plan(self, shop: Shop) -> Plan:
+        recipe = tiny_recipe(shop.data["camvid"], stages=[{"name": "joint", "trains": ["generator"], "steps": 4}])
+        recipe |= {
+            "model": {"image_size": 16},
+            "baseline": {"kind": "pix2pixhd", "channels": 4, "blocks": 1, "discriminator_channels": 4},
+            "perceptual": {"network": "squeezenet1_1"},
+        }
+        (plans.FOLDER / "small/baseline.yaml").write_text(yaml.safe_dump(recipe))
+        others = (Row("a", "", self.PERCEPTUAL), Row("b", "", self.PRIOR), Row("c", "", LACKING))
+        return replace(PLAN, rows=(*PLAN.rows, *others))
+
+    def test_all_of_it_at_once(self, shop: Shop, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
+        shop = replace(shop, seeds=2, judges=Judges((str(shop.out / "nothing.safetensors"),)))
+        with pytest.raises(UserError, match="nothing was trained") as error:
+            make.reproduce(plan, shop, QUIET)
+        told = str(error.value)
+        assert re.search(r"perceptual-0, perceptual-1: squeezenet1_1: no hub .*give --perceptual FILE", told)
+        assert re.search(r"prior-0, prior-1: .*nowhere", told)
+        assert "lacking.yaml: cannot be read" in told
+        assert "nothing.safetensors" in told
+        assert "tiny-0" not in told
+        assert not shop.out.exists()
+
+    def test_the_dry_run_tells_it_too(self, shop: Shop, plan: Plan) -> None:
+        rows, notes = costs.dry_run(plan, shop)
+        states = {row["run"]: row["state"] for row in rows}
+        assert [states[name] for name in ("tiny-0", "perceptual-0", "prior-0", "lacking-0")] == [
+            "new", *["cannot be made"] * 3,
+        ]  # fmt: skip
+        assert sum(note.startswith("cannot be made: ") for note in notes) == 3
+        given = replace(shop, changes=(f"perceptual.weights={shop.judges.features[0]}",))
+        rows, _ = costs.dry_run(plan, given)
+        assert {row["run"]: row["state"] for row in rows}["perceptual-0"] == "new"
+
+    def test_data_that_does_not_pair(self, shop: Shop, tmp_path: Path) -> None:
+        data = shutil.copytree(shop.data["camvid"], tmp_path / "copied")
+        sorted((data / "labels").iterdir())[0].unlink()
+        with pytest.raises(UserError, match=r"(?s)tiny-0: .*give --data another folder"):
+            make.reproduce(PLAN, replace(shop, data={"camvid": data}), QUIET)
+
+    def test_what_is_trained_needs_nothing(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        trained(PLAN, TINY, 0, shop, QUIET)
+        monkeypatch.setattr(checks, "begin", lambda *rest, **more: pytest.fail("is not needed"))
+        monkeypatch.setattr(checks, "count_pairs", lambda *rest: pytest.fail("is not needed"))
+        assert not checks.Checker(PLAN, shop).problem(TINY, 0)
+        assert not checks.Checker(PLAN, replace(shop, train=False)).problem(self.PRIOR, 0)
+
+
 class TestDryRun:
     def test_it_tells_states_and_hours(self, shop: Shop) -> None:
         plan = replace(PLAN, rows=(*PLAN.rows, Row("lacking", "spade", LACKING)))
         rows, notes = costs.dry_run(plan, shop)
+        assert ", batches of 4: encoder and unet for 4 steps" in rows[0]["what"]
         assert [row["state"] for row in rows] == ["new", "cannot be made"]
         assert rows[0]["images"] == "16"
         assert "without lacking-0" in notes[0]
@@ -195,12 +287,20 @@ class TestDryRun:
         assert [row["state"] for row in rows] == ["finished", "new"]
         assert "were made" in notes[1]
 
+    def test_a_baseline_samples_in_one_pass(self) -> None:
+        tally = costs.Tally(checks.Checker(PLAN, Shop(Path())), 0.0, {TINY: 10.0}, {}, {}, [], set())
+        assert costs._sampling(ROW, tally) == pytest.approx(2 * 2 * costs.FORWARD / 10)  # guided, of two steps
+        tally.one_pass.add(TINY)
+        assert costs._sampling(ROW, tally) == pytest.approx(costs.FORWARD / 10)
+
     def test_at_the_papers_scale_hours_are_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Cost:
             def hours(self, gpu: object) -> float:
                 return 12.0
 
         monkeypatch.setattr(costs, "cost_of", lambda *rest: Cost())
+        monkeypatch.setattr(checks, "load_perceptual", lambda *rest: None)
+        monkeypatch.setattr(checks, "begin", lambda *rest, **more: "")
         plan = plans.plan_of("table3a", "paper")
         rows, notes = costs.dry_run(plan, Shop(tmp_path, seeds=1), "h100")
         assert {row["hours left"] for row in rows} == {"12.0"}
@@ -218,7 +318,7 @@ def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
 
     app = typer.Typer()
     app.command()(reproduce)
-    monkeypatch.setattr(plans, "_SMALL", {"table1": lambda: PLAN})
+    monkeypatch.setitem(plans._SMALL, "table1", lambda: PLAN)
     run = CliRunner()
     data, out = str(shop.data["camvid"]), str(shop.out)
     told = run.invoke(app, ["table1", "--dry-run", "--out", out, "--seeds", "1"])
@@ -230,5 +330,20 @@ def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["--features", shop.judges.features[0], "--bootstrap", "0", "--seeds", "1", "--device", "cpu"]
     missing = run.invoke(app, ["table1", "--data", data, "--out", out, "--no-train", *given])
     assert missing.exit_code == 1
-    assert "missing: tiny (seed 0: tiny-0 is not trained (new), and --no-train was given)" in missing.output
+    assert "missing: tiny: seed 0: tiny-0 is not trained (new), and --no-train was given" in missing.output
     assert (shop.out / "table1.md").exists()
+    for words, message in (
+        (
+            ["figure6", "--scale", "small", "--no-train"],
+            "--scale, --no-train means nothing with piti reproduce figure6",
+        ),
+        (
+            ["figure6", "--seeds", "2", "--perceptual", "x", "--gpu", "h100"],
+            "--seeds, --perceptual, --gpu means nothing",
+        ),
+        (["table1", "--model", "street"], "--model means nothing with piti reproduce table1"),
+        (["table1", "--dry-run", "--gpu", "h100"], "--gpu means nothing but with --dry-run --scale paper"),
+        (["table1", "--scale", "paper", "--gpu", "h100"], "--gpu means nothing but with --dry-run"),
+        (["table1", "--aliases", "a.json"], "--aliases without --segmenter"),
+    ):
+        assert message in str(run.invoke(app, words).exception)

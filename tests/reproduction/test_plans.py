@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from piti.reproduction import paper
-from piti.reproduction.plans import SCALES, SETS, TABLES, PlanError, data_folders, plan_of
+from piti.reproduction.checks import minimised
+from piti.reproduction.plans import SCALES, SETS, TABLES, PlanError, data_folders, described, plan_of
+from piti.reproduction.runs import Shop
 from piti.training import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +44,42 @@ def test_the_tables_share_runs() -> None:
     assert {"piti-31", "scratch-31", "piti-125", "scratch-125"} <= names["table4"]
 
 
+def test_a_baseline_without_its_perceptual_loss_differs_in_nothing_else() -> None:
+    plan = plan_of("table1", "small")
+    by_name = {row.base.name: row for row in plan.rows}
+    for name in ("spade", "pix2pixhd"):
+        row = by_name[f"{name}-alone"]
+        whole = read_recipe(plan.recipe_file(by_name[name].base)).to_dict()
+        alone = read_recipe(plan.recipe_file(row.base), row.base.changes).to_dict()
+        assert {key for key in whole if whole[key] != alone[key]} == {"baseline"}
+        assert alone["baseline"] == {**whole["baseline"], "perceptual": 0}
+        shop = Shop(ROOT)
+        assert minimised(plan, by_name[name], shop) == {"squeezenet"}
+        assert not minimised(plan, row, shop)
+    assert not minimised(plan, by_name["piti"], Shop(ROOT))
+
+
+def test_the_upsamplers_perceptual_loss_marks_its_rows() -> None:
+    plan = plan_of("table3b", "small")
+    assert [bool(minimised(plan, row, Shop(ROOT))) for row in plan.rows] == [False, False, True, True, True]
+    whole = plan_of("table1", "paper")  # VGG-19, which judges nothing
+    assert not any(minimised(whole, row, Shop(ROOT)) for row in whole.rows)
+
+
+def test_oasis_is_told_to_be_at_a_disadvantage() -> None:
+    notes = " ".join(plan_of("table1", "small").notes)
+    assert "far too few" in notes
+    assert "its paper's does not" in notes
+    oasis = read_recipe(ROOT / "piti/reproduction/small/oasis.yaml").stages[0]
+    assert oasis.decay == 0.5  # "over the second half"
+    assert read_recipe(ROOT / "piti/reproduction/paper/oasis.yaml").stages[0].decay == 0
+
+
+def test_data_sets_are_called_by_their_folders(tmp_path: Path) -> None:
+    assert described("camvid", tmp_path / "CamVid") == "CamVid"
+    assert described("camvid", tmp_path / "streets") == "`streets` (in the place of CamVid)"
+
+
 def test_of_the_ablations_one_thing_changes_at_a_time() -> None:
     for scale in SCALES:
         plan = plan_of("table3b", scale)
@@ -59,8 +97,11 @@ def test_of_the_ablations_one_thing_changes_at_a_time() -> None:
 
 def test_the_baselines_of_the_papers_scale_are_those_of_the_recipes() -> None:
     for name in ("pix2pixhd", "spade", "oasis"):
-        mine = read_recipe(ROOT / f"piti/reproduction/paper/{name}.yaml")
-        assert mine == read_recipe(ROOT / f"recipes/baselines/{name}.yaml")
+        link = ROOT / f"recipes/baselines/{name}.yaml"
+        assert link.is_symlink()
+        assert not link.readlink().is_absolute()  # as git keeps it
+        assert link.resolve() == (ROOT / f"piti/reproduction/paper/{name}.yaml").resolve()
+        assert read_recipe(link).baseline
 
 
 def test_the_papers_base_is_that_of_the_full_recipe() -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from piti.evaluation.result import Evaluation, Measure
+from piti.reproduction.cells import Cell, best_of, cell_of, decimals_for, number
 from piti.reproduction.plans import Plan, Row, Training
-from piti.reproduction.tables import Cell, Line, Table, compact, markdown, to_dict, write
+from piti.reproduction.tables import Facts, Line, Table, markdown, to_dict, write
 
 PITI = Row("PITI", "piti", Training("piti", "piti", "camvid"))
 SPADE = Row("SPADE", "spade", Training("spade", "spade", "camvid"))
 SCRATCH = Row("from scratch", "scratch", Training("scratch", "scratch", "camvid"))
-PLAN = Plan("table1", "Table 1: methods", "small", (SPADE, SCRATCH, PITI), 64, "train", ("a note",))
+PLAN = Plan("table1", "Table 1: methods", "small", (SPADE, SCRATCH, PITI), 64, "train", ("a note",), own_data=True)
+DATA = {"camvid": Facts("CamVid", 1499, 31)}
 
 
 def found(fd: float, miou: float, note: str = "few images") -> Evaluation:
@@ -33,7 +35,7 @@ def table(**changes: object) -> Table:
         Line(SCRATCH, (found(50, 10),), ("seed 1: it diverged",)),
         Line(PITI, (found(20, 21), found(22, 21))),
     )
-    return replace(Table(PLAN, 2, lines, {"camvid": found(5, 60)}), **changes)  # type: ignore[arg-type]
+    return replace(Table(PLAN, 2, lines, {"camvid": found(5, 60)}, DATA), **changes)  # type: ignore[arg-type]
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -43,16 +45,42 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_a_cell_is_a_mean_with_its_spread_and_interval() -> None:
-    assert str(Cell((30.0, 32.0), 29.5, 33.5)) == "31 ± 1.41 [29.5, 33.5]"
-    assert str(Cell((30.0,))) == "30"
+    assert Cell((30.0, 32.0), 29.5, 33.5).text(1) == "31.0 ± 1.4 [29.5 to 33.5]"
+    assert Cell((1630.0,), 1120.4, 1908).text(0) == "1,630 [1,120 to 1,908]"
+    assert Cell((30.0,)).text(2) == "30.00"
     assert Cell((1.0,)).spread is None
 
 
+def test_an_interval_without_a_width_is_none() -> None:
+    for low, high in ((0.0, 0.0), (None, None)):
+        cell = cell_of([Measure("precision", 0.0, low, high), Measure("precision", 0.0, 0.0, 0.2)])
+        assert cell is not None
+        assert cell == Cell((0.0, 0.0))
+        assert cell.text(3) == "0.000 ± 0.000"
+    assert cell_of([Measure("fd", 1, 0, 3), Measure("fd", 2, 1, 4)]) == Cell((1, 2), 0.5, 3.5)
+    assert cell_of([]) is None
+
+
+def test_the_best_is_none_where_intervals_overlap() -> None:
+    apart, near, far = Cell((5.0,), 4, 6), Cell((7.0,), 6.5, 8), Cell((7.0,), 5.5, 8)
+    assert best_of([near, apart], "low") == 5
+    assert best_of([near, apart], "high") == 7
+    assert best_of([far, apart], "low") is None
+    assert best_of([far, apart, Cell((4.5,), 1, 9)], "low") is None  # the best two alone decide
+    assert best_of([Cell((7.0,)), apart], "low") == 5  # one without an interval stands for itself
+    assert best_of([Cell((5.5,)), apart], "low") is None
+    assert best_of([Cell((5.0,)), Cell((5.0,))], "low") is None
+    assert best_of([near, apart], "") is None
+    assert best_of([apart], "low") is None
+
+
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (0.04567, "0.0457"), (12.345, "12.3"), (345.67, "345.7"), (12345.6, "12,346")]
+    ("values", "decimals"), [((0.0, 0.0882), 3), ((0.2, 1.5), 2), ((-12.3, 4), 1), ((345.6, 3), 1), ((999, 12345), 0)]
 )
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert compact(value) == text
+def test_a_column_has_as_many_digits(values: tuple[float, ...], decimals: int) -> None:
+    assert decimals_for(values) == decimals
+    assert number(12345.678, decimals).startswith("12,34")
+    assert "-" not in number(-1e-9, decimals)
 
 
 def test_rows_hold_ours_and_what_is_published() -> None:
@@ -65,17 +93,57 @@ def test_rows_hold_ours_and_what_is_published() -> None:
         "published: mIoU, COCO-Stuff",
         "published: FID, COCO-Stuff",
     ]
-    assert cells["*photographs (held out)*"][:2] == ["5 [4, 7]", "60"]
-    assert cells["SPADE"] == ["31 ± 1.41 [30, 33]", "**21 ± 1.41**", "38.5", "33.9", "37.4", "22.6"]
-    assert cells["PITI"][:2] == ["**21 ± 1.41 [20, 23]**", "**21 ± 0**"]
-    assert cells["from scratch †"] == ["50 [49, 52]", "10", *["not at hand"] * 4]
+    assert cells["*photographs (held out)*"][:2] == ["5.0 [4.0 to 7.0]", "60.0"]
+    assert cells["SPADE"] == ["31.0 ± 1.4 [30.0 to 33.0]", "21.0 ± 1.4", "38.5", "33.9", "37.4", "22.6"]
+    assert cells["PITI"] == ["**21.0 ± 1.4 [20.0 to 23.0]**", "21.0 ± 0.0", "29.4", "27.9", "34.1", "16.1"]
+    assert cells["from scratch †"] == ["50.0 [49.0 to 52.0]", "10.0", *["not at hand"] * 4]
+    oasis = Row("OASIS", "oasis", Training("oasis", "oasis", "camvid"))
+    alone = Row("SPADE alone", "", Training("alone", "spade", "camvid"))
+    lines = (Line(oasis, (found(1, 1),)), Line(alone, (found(2, 2),)))
+    cells = rows(markdown(table(lines=lines)))
+    assert cells["OASIS"][-4:] == ["48.3", "28.3", "44.1", "17.0"]
+    assert cells["SPADE alone"][-4:] == ["–"] * 4
 
 
-def test_the_best_is_by_the_measures_direction_and_ties_share_it() -> None:
-    assert table().best("camvid", ("fd", "squeezenet")) == 21
-    assert table().best("camvid", ("miou", "judge")) == 21
-    lines = tuple(replace(line, found=(found(7, 7),)) for line in table().lines)
-    assert table(lines=lines).best("camvid", ("fd", "squeezenet")) is None  # nobody is better
+def test_rows_that_the_judge_trained_are_marked_and_stand_aside() -> None:
+    lines = (
+        Line(SPADE, (found(10, 50),), minimised=frozenset({"squeezenet"})),
+        Line(SCRATCH, (found(40, 10),)),
+        Line(PITI, (found(20, 21),)),
+    )
+    text = markdown(table(lines=lines))
+    cells = rows(text)
+    assert cells["SPADE"][:2] == ["10.0 [9.0 to 12.0] ‡", "**50.0**"]  # another judge, which took no part
+    assert cells["PITI"][:2] == ["**20.0 [19.0 to 22.0]**", "21.0"]
+    assert "- ‡ SPADE: trained by a perceptual loss on features of squeezenet" in text
+    assert [one["judge_took_part"] for one in to_dict(table(lines=lines))["rows"][0]["measures"]] == [True, False]
+    assert "‡" not in markdown(table())
+    assert rows(markdown(table(lines=lines[:2])))["from scratch"][0] == "40.0 [39.0 to 42.0]"  # nobody to compare with
+
+
+def test_names_and_counts_are_those_of_the_data() -> None:
+    few, more, every = (replace(PITI, pairs=pairs) for pairs in (31, 2000, 0))
+    lines = tuple(Line(row, (found(5, 5),)) for row in (few, more, every, SPADE))
+    text = markdown(table(lines=lines[:1] + lines[2:], data={"camvid": Facts("`streets`", 1499, 77)}))
+    assert "`streets`, mask to image.\n\n1,499 training pairs, 77 validation conditions.\n" in text
+    assert {"PITI, 31 pairs", "PITI, all 1,499 pairs", "SPADE"} <= rows(text).keys()
+    assert "CamVid" not in text
+    assert "499" not in text.replace("1,499", "")
+    assert "(77) are too few" in text
+    assert table().method(more) == "PITI, all 1,499 pairs"  # there are no more
+    assert table(data={}).method(every) == "PITI, all pairs"
+
+
+def test_photographs_are_no_bound() -> None:
+    text = markdown(table())
+    assert "within reach" not in text
+    assert "what these judges say of real photographs. It is no bound, results may exceed it" in text
+    assert "(31) are too few for a distance. That favours methods which remember" in text
+    text = markdown(table(photographs={}, unjudged={"camvid": "the disk is full"}))
+    assert rows(text)["*photographs (held out)* †"][:2] == ["missing", "missing"]
+    assert "- † photographs of CamVid: the disk is full\n" in text
+    assert "It is no bound" not in text
+    assert table(lines=(), unjudged={"camvid": "x"}).missing == ["photographs of CamVid: x"]
 
 
 def test_what_is_missing_is_named_and_notes_come_once() -> None:
@@ -86,17 +154,20 @@ def test_what_is_missing_is_named_and_notes_come_once() -> None:
     assert "PLACE" in text
     nothing = table(lines=(Line(PITI, (), ("seed 0: not made yet",)), Line(SPADE, (found(1, 1),))))
     assert rows(markdown(nothing))["PITI †"][:2] == ["missing", "missing"]
-    assert not nothing.complete
+    assert nothing.missing == ["PITI: seed 0: not made yet"]
+    assert not replace(nothing, lines=nothing.lines[1:]).missing
 
 
 def test_at_the_papers_scale_numbers_of_the_same_data_stand_beside() -> None:
     row = Row("PITI", "piti", Training("piti-ade20k", "piti", "ade20k"))
     other = Row("PITI", "piti", Training("piti-diode", "piti", "diode"))
-    plan = replace(PLAN, scale="paper", rows=(row, other), reference="val")
+    plan = replace(PLAN, scale="paper", rows=(row, other), reference="val", own_data=False)
     text = markdown(Table(plan, 1, (Line(row, (found(9, 9),)), Line(other, (found(8, 8),))), {}))
     assert "## ADE20K, mask to image" in text
-    assert "| PITI | 9 [8, 11] | 9 | 29.4 | 27.9 |" in text
-    assert "| PITI | 8 [7, 10] | 8 | not at hand |" in text
+    assert "| PITI | 9.00 [8.00 to 11.00] | 9.00 | 29.4 | 27.9 |" in text
+    assert "| PITI | 8.00 [7.00 to 10.00] | 8.00 | not at hand |" in text
+    assert "other data" not in text
+    assert "too few" not in text
     assert "![samples](table1-diode.jpg)" in text
 
 
@@ -108,7 +179,7 @@ def test_files_hold_the_same(tmp_path: Path) -> None:
     piti = values["rows"][2]
     assert piti["measures"][0] == {
         "name": "fd", "of": "squeezenet", "mean": 21, "spread": pytest.approx(2**0.5),
-        "values": [20, 22], "low": 20, "high": 23,
+        "values": [20, 22], "low": 20, "high": 23, "judge_took_part": False,
     }  # fmt: skip
     assert piti["published"][0]["source"].startswith("Lv et al.")
     assert values["networks"] == [{"name": "squeezenet", "sha256": "ab"}]

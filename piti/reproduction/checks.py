@@ -1,0 +1,118 @@
+"""What would stop a row, looked for before anything is trained: recipes, runs, data, priors, perceptual weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from piti.baselines.base import baseline_spec
+from piti.errors import UserError
+from piti.models import Translator
+from piti.models.perceptual import PerceptualSpec, load_perceptual
+from piti.reproduction.files import count_pairs
+from piti.reproduction.plans import Plan, Row, Training
+from piti.reproduction.runs import Shop, progress_of, recipe_of
+from piti.training import Recipe
+from piti.training.initial import begin
+from piti.training.run import build_condition, known_condition, translator_config
+
+JUDGES = {"squeezenet1_1": "squeezenet"}
+"""Perceptual networks that are feature networks too, by the latter's names."""
+
+
+def perceptual_of(recipe: Recipe) -> PerceptualSpec | None:
+    """The network of a recipe's perceptual loss; none where no loss with a weight uses it."""
+    of_baseline = recipe.baseline is not None and baseline_spec(recipe.baseline).perceptual > 0
+    of_stages = any(stage.perceptual is not None and stage.perceptual.weight > 0 for stage in recipe.stages)
+    return recipe.perceptual if of_baseline or of_stages else None
+
+
+def minimised(plan: Plan, row: Row, shop: Shop) -> frozenset[str]:
+    """The feature networks that take part in training a row; none for one whose recipe cannot be read."""
+    found = set()
+    for training in row.trainings:
+        try:
+            spec = perceptual_of(recipe_of(plan, training, 0, shop))
+        except UserError:
+            continue
+        if spec is not None and spec.network in JUDGES:
+            found.add(JUDGES[spec.network])
+    return frozenset(found)
+
+
+@dataclass
+class Checker:
+    """What was checked; each thing that several runs need is looked at once."""
+
+    plan: Plan
+    shop: Shop
+    known: dict[str, str] = field(default_factory=dict)
+    """What is wrong, by what was looked at; empty where nothing is."""
+    stopped: dict[str, list[str]] = field(default_factory=dict)
+    """The runs found so far that each problem stops."""
+
+    def problem(self, training: Training, seed: int) -> str:
+        """What would stop a run before its first step; empty where nothing would, or nothing is to be trained."""
+        what = self._problem(training, seed)
+        if what:
+            self.stopped.setdefault(what, []).append(f"{training.name}-{seed}")
+        return what
+
+    @property
+    def told(self) -> list[str]:
+        """The problems found so far, each with the runs that it stops."""
+        return [f"{', '.join(runs)}: {what}" for what, runs in self.stopped.items()]
+
+    def _problem(self, training: Training, seed: int) -> str:
+        try:
+            recipe = recipe_of(self.plan, training, seed, self.shop)
+            if not self.shop.train or progress_of(self.shop.run(training, seed), recipe).finished:
+                return ""
+        except (UserError, OSError) as error:
+            return str(error)
+        return "; ".join(filter(None, (self._data(recipe), self._prior(recipe), self._perceptual(recipe))))
+
+    def _data(self, recipe: Recipe) -> str:
+        """Of the pairs, as far as their names tell; training looks into each file."""
+        if recipe.data.root is None:
+            return ""
+        return self._once(
+            f"data {recipe.data.root} {recipe.data.conditions} {recipe.condition}",
+            lambda: count_pairs(build_condition(recipe), recipe.data),
+            "give --data another folder",
+        )
+
+    def _prior(self, recipe: Recipe) -> str:
+        """Whether it is there and fits."""
+        if recipe.prior is None and recipe.init is None:
+            return ""
+        return self._once(
+            f"prior {recipe.prior} {recipe.init} {recipe.model} {recipe.schedule} {recipe.data.root}",
+            lambda: _begins(recipe),
+            "have a model of this name in the working folder; docs/reproduce.md says how priors are made",
+        )
+
+    def _perceptual(self, recipe: Recipe) -> str:
+        spec = perceptual_of(recipe)
+        if spec is None:
+            return ""
+        return self._once(f"perceptual {spec}", lambda: load_perceptual(spec), "give --perceptual FILE")
+
+    def _once(self, what: str, look: Callable[[], object], remedy: str) -> str:
+        if what not in self.known:
+            try:
+                look()
+                self.known[what] = ""
+            except (UserError, OSError) as error:
+                self.known[what] = f"{error}. Remedy: {remedy}"
+        return self.known[what]
+
+
+def _begins(recipe: Recipe) -> str:
+    """What a run begins from. Raises ModelError, RecipeError."""
+    condition = known_condition(recipe) if recipe.data.root is None else build_condition(recipe)
+    with torch.device("meta"):
+        translator = Translator(**translator_config(recipe.model, condition))
+    return begin(translator, recipe, only_check=True)

@@ -1,0 +1,126 @@
+"""Models over a split of data: what is made, kept, judged and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piti.errors import UserError
+from piti.evaluation.evaluate import Options, evaluate_made, evaluate_model
+from piti.evaluation.generating import Split, generate_split
+from piti.evaluation.pairing import PairingError
+from piti.images import save_png
+from piti.translation import Settings
+from tests.evaluation.seen import NOISELESS, OPTIONS, baseline_pipeline
+from tests.test_given import several_pipeline
+from tests.test_pipeline import tiny_pipeline
+
+pytestmark = pytest.mark.usefixtures("colour_networks")
+
+
+class TestModel:
+    settings = Settings(num=2, steps=2)
+
+    def test_a_split_is_translated_once(self, model: Path, tiny_data: Path, tmp_path: Path, aliases: Path) -> None:
+        out, steps = tmp_path / "out", []
+        options = Options(("colours",), segmenter="nearest", aliases=aliases, bootstrap=4, device="cpu")
+        arguments = (str(model), tiny_data, out, options, self.settings)
+        first = evaluate_model(*arguments, on_step=lambda *told: steps.append(told))
+        assert steps[-1] == (2, 2)
+        assert sorted(path.name for path in out.iterdir()) == [
+            *(f"scene-{k:02d}_{n}.png" for k in (9, 10, 11) for n in range(2)),
+            "sheet.png",
+        ]
+        times = {path.name: path.stat().st_mtime_ns for path in out.glob("scene-*.png")}
+        (out / "scene-10_1.png").unlink()
+        second = evaluate_model(*arguments)
+        assert first == second
+        again = {path.name: path.stat().st_mtime_ns for path in out.glob("scene-*.png")}
+        assert {name for name in times if again[name] != times[name]} == {"scene-10_1.png"}
+
+        assert first is not None
+        assert (first.facts["generated"]["images"], first.facts["real"]["images"]) == (6, 3)
+        assert first.facts["real"]["split"] == "val"
+        told = first.facts["model"]
+        assert (told["condition"], told["split"], told["samples"]) == ("mask", "val", 2)
+        assert told["sampling"]["steps"] == "2"
+        assert len(told["weights_sha256"]) == 64
+        assert {"fd", "kid", "spread", "miou", "real_miou"} <= {measure.name for measure in first.measures}
+
+    def test_images_made_otherwise_are_not_taken(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        generate_split(str(model), Split(tiny_data), out, Settings(num=1, steps=2), "cpu")
+        with pytest.raises(PairingError, match=r"scene-09_0\.png: is there already, made with steps = 2, and 3"):
+            generate_split(str(model), Split(tiny_data), out, Settings(num=1, steps=3), "cpu")
+        more = generate_split(str(model), Split(tiny_data), out, Settings(num=2, steps=2), "cpu")
+        assert len(more.images) == 6
+        pipeline = tiny_pipeline()
+        with torch.no_grad():
+            next(pipeline.base.parameters()).add_(1)
+        pipeline.save_pretrained(model)
+        with pytest.raises(PairingError, match=r"made with model = .*weights"):
+            generate_split(str(model), Split(tiny_data), out, Settings(num=1, steps=2), "cpu")
+
+    def test_of_a_limited_split_other_images_in_the_folder_are_not_judged(
+        self, model: Path, tiny_data: Path, tmp_path: Path
+    ) -> None:
+        out, settings = tmp_path / "out", Settings(num=1, steps=1)
+        generate_split(str(model), Split(tiny_data), out, settings, "cpu")
+        made = generate_split(str(model), Split(tiny_data, limit=2), out, settings, "cpu")
+        assert (len(made.images), len(made.photographs)) == (2, 3)
+        found = evaluate_made(made, out, OPTIONS, tiny_data / "images")
+        assert (found.facts["generated"]["images"], found.facts["real"]["images"]) == (2, 12)
+        assert "split" not in found.facts["real"]
+
+    def test_a_model_without_noise_makes_one_image_a_condition(self, tiny_data: Path, tmp_path: Path) -> None:
+        baseline_pipeline(NOISELESS).save_pretrained(tmp_path / "pix")
+        arguments = (str(tmp_path / "pix"), Split(tiny_data), tmp_path / "out", Settings(num=4), "cpu")
+        with pytest.raises(PairingError, match=r"--num 4: this model reads no noise.*leave --num out, or give 1"):
+            generate_split(*arguments)
+        assert not (tmp_path / "out").exists()
+        made = generate_split(*arguments, num_given=False)
+        assert sorted(path.name for path in made.images) == [f"scene-{k:02d}_0.png" for k in (9, 10, 11)]
+        assert made.facts["samples"] == 1
+        found = evaluate_made(made, tmp_path / "out", OPTIONS)
+        assert any("one image a condition was made: this model reads no noise" in note for note in found.notes)
+
+    def test_a_baseline_with_noise_makes_several(self, tiny_data: Path, tmp_path: Path) -> None:
+        baseline_pipeline({"kind": "oasis", "channels": 4, "discriminator_channels": 4}).save_pretrained(
+            tmp_path / "oasis"
+        )
+        split = Split(tiny_data, limit=1)
+        made = generate_split(str(tmp_path / "oasis"), split, tmp_path / "out", Settings(num=2), "cpu")
+        first, second = (path.read_bytes() for path in made.images)
+        assert first != second
+
+    def test_several_conditions(self, tiny_data: Path, tmp_path: Path, aliases: Path) -> None:
+        several_pipeline().save_pretrained(tmp_path / "several")
+        for path in (tiny_data / "images").iterdir():
+            lines = np.full((32, 40), 255, np.uint8)
+            lines[16] = 0
+            save_png(Image.fromarray(lines), tiny_data / "lines" / path.name)
+        split = Split(tiny_data, conditions=("sketch=lines",))
+        made = generate_split(str(tmp_path / "several"), split, tmp_path / "out", Settings(num=1, steps=1), "cpu")
+        options = Options(("colours",), segmenter="nearest", aliases=aliases, bootstrap=0, device="cpu")
+        found = evaluate_made(made, tmp_path / "out", options)
+        assert {"fd", "miou", "line_distance", "real_line_distance"} <= {measure.name for measure in found.measures}
+        assert [judge["of"] for judge in found.facts["judges"]] == ["mask", "sketch"]
+
+    def test_what_is_wrong_with_the_data(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
+        settings = Settings(num=1, steps=1)
+
+        def mistaken(said: str, **values: Any) -> None:
+            with pytest.raises(UserError, match=said):
+                generate_split(str(model), Split(tiny_data, **values), tmp_path / "out", settings, "cpu")
+
+        mistaken("masks: no such folder", conditions=("masks",))
+        mistaken("this model reads one", conditions=("mask=labels",))
+        mistaken("no split 'test'", name="test")
+        (tiny_data / "labels" / "scene-10.png").unlink()
+        mistaken("scene-10")
+        assert not (tmp_path / "out").exists()
