@@ -28,6 +28,7 @@ from piti.cascade import (
     sample_cascade,
 )
 from piti.conditions import Condition, Given, TextCondition
+from piti.devices import usable_device
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import OnStep
 from piti.diffusion.schedule import NoiseSchedule
@@ -222,6 +223,11 @@ class PITIPipeline(DiffusionPipeline):
             return {}
         return {"guidance": ONE_PASS.guidance, "steps": ONE_PASS.steps, "sampler": ONE_PASS.sampler}
 
+    def draws_noise(self, base_only: bool = False) -> bool:
+        """Whether several images of one condition differ. base_only: without the upsampler."""
+        alone = base_only or self.upsampler is None
+        return not (alone and isinstance(self.base, BaselineNetwork) and not self.base.baseline.noise_shape)
+
     def _upsampler_sampling(self, values: dict[str, Any]) -> NetworkSampling | None:
         network = self._upsampler()
         if network is None:
@@ -289,9 +295,9 @@ class PITIPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the model's folder."""
-        parts: dict[str, Saveable] = {"base": self.base} | (
-            {} if self.scheduler is None else {"scheduler": self.scheduler}
-        )
+        parts: dict[str, Saveable] = {"base": self.base}
+        if self.scheduler is not None:
+            parts["scheduler"] = self.scheduler
         defaults = {key: value for key, value in self.defaults.items() if value != SETTINGS.get(key)}
         if self.upsampler is None:
             defaults = {key: value for key, value in defaults.items() if not key.startswith(OF_UPSAMPLER)}
@@ -391,19 +397,3 @@ def _load_upsampler(
             "give one that was trained with the same, or with none"
         )
     return upsampler, scheduler
-
-
-def usable_device(name: str | None = None) -> torch.device:
-    """The named device, or the fastest kind that torch sees here. Raises UserError for one that is not there."""
-    try:
-        device = torch.device(name or _fastest_kind())
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; cpu always works") from None
-    return device
-
-
-def _fastest_kind() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -157,6 +157,8 @@ def _planned(
     else:
         sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
     jobs, left_out = _jobs(pipeline, sources, out, settings, sampling)
+    if settings.num > 1 and not pipeline.draws_noise(settings.base_only):
+        notes = [*notes, "this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
     if not overwrite:
         _check_sizes(jobs)
     return sampling, jobs, [*notes, *left_out]

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "piti"
 
 # Each layer imports only from those above it; modules on one line form one layer.
 LAYERS = [
-    {"errors", "spec", "seeding", "ranks", "atomic", "images", "progress"},
+    {"errors", "spec", "seeding", "ranks", "atomic", "images", "progress", "devices"},
     {"conditions"},
     {"data"},
     {"models"},

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from piti.baselines import BaselineNetwork
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.data.pairs import FolderSpec, Pair, PairList, parts_of
 from piti.data.splits import key_hash
@@ -154,8 +153,7 @@ def _photographs(split: Split) -> list[Path]:
 
 def _of_one_image(pipeline: PITIPipeline, settings: Settings, num_given: bool) -> tuple[Settings, list[str]]:
     """One image a condition, and a note, where every sample would be the same. Raises PairingError."""
-    base, noisy = pipeline.base, pipeline.upsampler is not None and not settings.base_only
-    if settings.num == 1 or noisy or not isinstance(base, BaselineNetwork) or base.baseline.noise_shape:
+    if settings.num == 1 or pipeline.draws_noise(settings.base_only):
         return settings, []
     why = "this model reads no noise, so all images of one condition would be the same"
     if num_given:

@@ -17,6 +17,7 @@ from piti.spec import SpecError
 from piti.training import Recipe, RunFolder, TrainingInterrupted, plan, train
 from piti.training.baseline_objective import BaselineObjective
 from piti.training.loop import Trainer
+from piti.translation import Settings, translate_files
 from tests.conftest import tiny_recipe
 
 WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
@@ -156,6 +157,16 @@ def test_a_baseline_has_no_guidance_steps_or_sampler(tiny_data: Path, tmp_path: 
     for setting in ({"guidance": 2.0}, {"steps": 5}, {"sampler": "ddim"}):
         with pytest.raises(ValueError, match="in one pass; leave them out"):
             pipeline(mask, **setting)  # type: ignore[arg-type]
+
+
+def test_images_that_cannot_differ_are_told(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
+    pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
+    masks = [tiny_data / "labels/scene-00.png"]
+    notes = [translate_files(pipeline, masks, tmp_path / f"out-{num}", Settings(num), "run").notes for num in (1, 2)]
+    assert not notes[0]
+    assert notes[1] == ["this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
+    assert not pipeline.draws_noise()
 
 
 def test_it_is_no_prior(tiny_data: Path, tmp_path: Path, features: Path) -> None:
