@@ -24,7 +24,7 @@ LAYERS = [
     {"frames", "cascade", "pipeline", "given", "translation", "exchange", "prepare"},
     {"editing", "evaluation"},
     {"reproduction"},
-    {"studio", "cli", "cli_prepare", "cli_evaluate", "cli_reproduce"},
+    {"studio", "cli", "cli_prepare", "cli_evaluate", "cli_reproduce", "cli_flags"},
 ]
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}}
 

@@ -80,12 +80,15 @@ def _run(
     """A run's row, and its hours where they are known."""
     name = f"{training.name}-{seed}"
     problem = tally.checker.problem(training, seed)
-    if problem:
+    state = "cannot be made" if problem else ""
+    try:
+        recipe = recipe_of(plan, training, seed, shop)
+        now = progress_of(shop.run(training, seed), recipe)
+    except (UserError, OSError):
         tally.unknown.append(name)
-        return {"run": name, "state": "cannot be made", "images": "", "hours left": "", "what": problem}, None
-    recipe = recipe_of(plan, training, seed, shop)
-    now = progress_of(shop.run(training, seed), recipe)
-    row = {"run": name, "state": str(now), "images": f"{_images(recipe):,}", "hours left": "?", "what": _what(recipe)}
+        return {"run": name, "state": state, "images": "", "hours left": "", "what": "see below"}, None
+    row = {"run": name, "state": state or str(now), "images": f"{_images(recipe):,}", "hours left": "?"}
+    row["what"] = _what(recipe)
     if recipe.baseline is not None:
         tally.one_pass.add(training)
     try:

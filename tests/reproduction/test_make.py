@@ -254,6 +254,9 @@ class TestBeforeTraining:
             "new", *["cannot be made"] * 3,
         ]  # fmt: skip
         assert sum(note.startswith("cannot be made: ") for note in notes) == 3
+        hours = {row["run"]: row["hours left"] for row in rows}
+        assert hours["prior-0"]  # what it would take is told all the same
+        assert "without lacking-0," in notes[0]
         given = replace(shop, changes=(f"perceptual.weights={shop.judges.features[0]}",))
         rows, _ = costs.dry_run(plan, given)
         assert {row["run"]: row["state"] for row in rows}["perceptual-0"] == "new"
