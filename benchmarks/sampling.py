@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from piti.models import Prediction
+from piti.models import Prediction, Translator
 from piti.pipeline import PITIPipeline
 
 UPSAMPLER_RUNS = (("ddpm", "fast27"), ("ddim", 10), ("ddim", 5), ("dpm++", 10), ("dpm++sde", 10))
@@ -37,7 +37,9 @@ def fastest(run: Callable[[], object], times: int = 3) -> float:
 
 def encode_every_step(pipeline: PITIPipeline) -> None:
     """Make the base encode its condition anew at every step, as the released code does."""
-    base, real = pipeline.base, pipeline.base.forward
+    base = pipeline.base
+    assert isinstance(base, Translator)
+    real = base.forward
     raw = pipeline.read(MASK, square=True)
     encoded = pipeline.condition.encode(pipeline.fitted(raw, pipeline.frame(raw, pipeline.sampling()))[None])
     null = pipeline.condition.null(1, encoded.shape[-2], encoded.shape[-1])

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,23 +30,22 @@ SIDE, BATCH, RATE = 64, 16, 2e-3
 
 def build(classes: ClassTable) -> UperNetForSemanticSegmentation:
     """The network, its weights drawn from torch's generator."""
-    backbone = ConvNextConfig(
-        patch_size=2,
-        hidden_sizes=[32, 64, 128, 192],
-        depths=[2, 2, 2, 2],
-        drop_path_rate=0.1,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    config = UperNetConfig(
-        backbone_config=backbone,
-        hidden_size=64,
-        pool_scales=[1, 2, 4],
-        use_auxiliary_head=False,
-        num_labels=classes.count,
-        id2label=dict(enumerate(classes.names)),
-        label2id={name: k for k, name in enumerate(classes.names)},
-    )
-    return UperNetForSemanticSegmentation(config)
+    levels: dict[str, Any] = {
+        "patch_size": 2,
+        "hidden_sizes": [32, 64, 128, 192],
+        "depths": [2, 2, 2, 2],
+        "drop_path_rate": 0.1,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+    head: dict[str, Any] = {
+        "hidden_size": 64,
+        "pool_scales": [1, 2, 4],
+        "use_auxiliary_head": False,
+        "num_labels": classes.count,
+        "id2label": dict(enumerate(classes.names)),
+        "label2id": {name: k for k, name in enumerate(classes.names)},
+    }
+    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=ConvNextConfig(**levels), **head))
 
 
 def normalised(images: Tensor) -> Tensor:
