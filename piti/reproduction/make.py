@@ -179,8 +179,7 @@ def _missing(works: Iterable[Work], found: Found) -> list[Work]:
 def _draw(plan: Plan, shop: Shop, chosen: dict[str, Chosen], found: Found) -> None:
     """Samples of the first seed side by side, a picture a data set."""
     for name, files in chosen.items():
-        columns = [
-            (row.method, shop.images(row, 0)) for row in plan.rows if row.data == name and (0, row) in found.evaluations
-        ]
+        rows = [row for row in plan.rows if row.data == name and (0, row) in found.evaluations]
+        columns = [(row.heading, shop.images(row, 0)) for row in rows]
         if columns:
             pictures.save_jpeg(pictures.samples(files, columns), shop.out / tables.picture_name(plan, name))

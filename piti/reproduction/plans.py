@@ -103,6 +103,11 @@ class Row:
     """How many training pairs its method is said to have; 0: all that there are; none: not said."""
 
     @property
+    def heading(self) -> str:
+        """Above its samples."""
+        return self.method if self.pairs is None else f"{self.method}, {self.pairs or 'all'}"
+
+    @property
     def data(self) -> str:
         """Its data set's name."""
         return self.base.data

@@ -148,3 +148,10 @@ def test_published_numbers_have_a_source_and_a_row() -> None:
     assert set(paper.ABOUT) == {*TABLES, "figure6"}
     assert [q.value for q in paper.quotes("table1", "piti", "ade20k")] == [29.4, 27.9]
     assert not paper.quotes("table1", "scratch")
+
+
+def test_rows_of_few_pairs_are_told_apart_above_their_samples() -> None:
+    headings = [row.heading for row in plan_of("table4", "small").rows]
+    assert headings[:4] == ["from scratch, all", "PITI, all", "from scratch, 125", "PITI, 125"]
+    assert len(set(headings)) == len(headings)
+    assert [row.heading for row in plan_of("table3a", "small").rows][-1] == "two stages (PITI)"
