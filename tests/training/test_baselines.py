@@ -14,7 +14,7 @@ from piti.baselines import BaselineNetwork
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipeline import ModelError, PITIPipeline
 from piti.spec import SpecError
-from piti.training import Recipe, RunFolder, TrainingInterrupted, plan, train
+from piti.training import Recipe, RunFolder, TrainingInterrupted, baseline_objective, plan, train
 from piti.training.baseline_objective import BaselineObjective
 from piti.training.loop import Trainer
 from piti.translation import Settings, translate_files
@@ -35,6 +35,12 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("features") / "squeezenet.safetensors"
     save_file(PerceptualNetwork(PerceptualSpec(network="squeezenet1_1")).state_dict(), path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def quick_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of averaged weights are taken of few images."""
+    monkeypatch.setattr(baseline_objective, "SETTLING", 16)
 
 
 def recipe_of(root: Path, kind: str, features: Path, **changes: Any) -> Recipe:
