@@ -76,6 +76,8 @@ def in_a_hurry(words: list[str]) -> list[str]:
         further = [] if "prior" in words[1] or "baselines" in words[1] else further
         changes = [*QUICK, "stages.0.steps=1", *further]
         return [*words, *(part for change in changes for part in ("--set", change))]
+    if words[0] == "evaluate" and "--model" in words:
+        words = [*words, "--num", "1", "--steps", "2", "--bootstrap", "0"]
     if words[0] == "translate" and "--steps" not in words:
         words = [*words, "--steps", "2"]
     base_alone = BASES.intersection(words) and "--upsampler" not in words
