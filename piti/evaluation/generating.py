@@ -13,7 +13,7 @@ from typing import Any
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.data.pairs import FolderSpec, Pair, PairList, parts_of
 from piti.data.splits import key_hash
-from piti.evaluation.pairing import PairingError, listed
+from piti.evaluation.pairing import PairingError, listed, photographs_of
 from piti.images import list_images, png_text
 from piti.pipeline import PITIPipeline, usable_device
 from piti.ranks import Ranks, together
@@ -132,7 +132,7 @@ def generate_split(
         "sampling": {key.removeprefix("piti:"): value for key, value in made.items() if key != "piti:model"},
     }
     images, given = sorted([*report.made, *report.kept]), _by_part(pipeline.condition, pairs)
-    return Made(images, _photographs(split), given, facts, [*notes, *report.notes])
+    return Made(images, photographs_of(split.root, split.name), given, facts, [*notes, *report.notes])
 
 
 def _named(model: str, upsampler: str | None, digest: str) -> str:
@@ -143,12 +143,6 @@ def _named(model: str, upsampler: str | None, digest: str) -> str:
 def _split_facts(split: Split) -> dict[str, Any]:
     limit = {} if split.limit is None else {"limit": split.limit}
     return {"data": str(split.root), "split": split.name, **limit}
-
-
-def _photographs(split: Split) -> list[Path]:
-    """Of the whole split."""
-    whole = PairList(FolderSpec(root=split.root), NoCondition(), split.name).pairs()
-    return [pair.image for pair in whole if isinstance(pair.image, Path)]
 
 
 def _of_one_image(pipeline: PITIPipeline, settings: Settings, num_given: bool) -> tuple[Settings, list[str]]:

@@ -91,7 +91,7 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
             f"{len(several)} conditions have several samples; name a network with --perceptual to measure how much "
             "these differ"
         )
-    elif several and options.perceptual is not None:
+    elif several:
         judges.append(_of_diversity(several, options, device))
     elif options.perceptual is not None:
         notes.append(

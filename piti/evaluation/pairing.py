@@ -67,13 +67,18 @@ def photographs(place: Path, split: str = "val") -> list[Path]:
     if not place.is_dir():
         raise PairingError(f"{place}: no such folder; give --real photographs, or a data root with images/")
     if is_data_root(place):
-        pairs = PairList(FolderSpec(root=place), NoCondition(), split).pairs()
-        found = [pair.image for pair in pairs if isinstance(pair.image, Path)]
+        found = photographs_of(place, split)
     else:
         found = [path for path in list_images(place, recursive=True) if path.name != SHEET]
     if len(found) < LEAST:
         raise PairingError(f"{place}: {_count(found)}; at least {LEAST} photographs are needed")
     return found
+
+
+def photographs_of(root: Path, split: str) -> list[Path]:
+    """All photographs of a split of a data root, sorted. Raises DataError."""
+    pairs = PairList(FolderSpec(root=root), NoCondition(), split).pairs()
+    return [pair.image for pair in pairs if isinstance(pair.image, Path)]
 
 
 def is_data_root(place: Path) -> bool:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 from piti.baselines.base import baseline_spec
 from piti.errors import UserError
-from piti.models import Translator
 from piti.models.perceptual import PerceptualSpec, load_perceptual
 from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import Plan, Row, Training
 from piti.reproduction.runs import Shop, progress_of, recipe_of
 from piti.training import Recipe
-from piti.training.initial import begin
-from piti.training.run import build_condition, known_condition, translator_config
+from piti.training.run import beginning, build_condition, known_condition
 
 JUDGES = {"squeezenet1_1": "squeezenet"}
 """Perceptual networks that are feature networks too, by the latter's names."""
@@ -113,6 +109,4 @@ class Checker:
 def _begins(recipe: Recipe) -> str:
     """What a run begins from. Raises ModelError, RecipeError."""
     condition = known_condition(recipe) if recipe.data.root is None else build_condition(recipe)
-    with torch.device("meta"):
-        translator = Translator(**translator_config(recipe.model, condition))
-    return begin(translator, recipe, only_check=True)
+    return beginning(recipe, condition)

@@ -25,7 +25,7 @@ from piti.models.checkpoints import ModelFolder, find_model
 from piti.pipeline import PITIPipeline, usable_device
 from piti.progress import steps_bar
 from piti.reproduction.cells import cell_of, decimals_for, number
-from piti.reproduction.files import Chosen, choose, contents_sha256, count_pairs
+from piti.reproduction.files import Chosen, choose, count_pairs
 from piti.reproduction.looks import LOOKS, Look, look_of, mean_look
 from piti.reproduction.make import check_alone, check_judges
 from piti.reproduction.paper import ABOUT
@@ -111,13 +111,17 @@ def reproduce(model: str, data: Path, shop: Shop, judges: bool, console: Console
     condition = pipeline.condition
     chosen = choose(condition, _spec(condition, data), "train", shop.out / "data" / "figure6")
     side = int(pipeline.base.image_size)
-    assert chosen.reference is not None  # it is that of the split named above
-    reference = contents_sha256(chosen.reference)
+    weights = weights_sha256(pipeline)
     points = []
     for rule in RULES:
         for w in STRENGTHS:
-            folder, made_of = _sampled(pipeline, model, Guidance(kind=rule, w=w), shop, chosen, console)  # type: ignore[arg-type]
-            whole = {"images": made_of, "judges": shop.judges.made_of(), "reference": reference, "side": side}
+            folder, made_of = _sampled(pipeline, weights, model, Guidance(kind=rule, w=w), shop, chosen, console)  # type: ignore[arg-type]
+            whole = {
+                "images": made_of,
+                "judges": shop.judges.made_of,
+                "reference": chosen.reference_sha256,
+                "side": side,
+            }
             found = judged(folder, json.loads(json.dumps(whole)), side, shop, chosen, console) if judging else None
             points.append(Point(rule, w, folder, _look(folder, chosen), found))
     photographs = mean_look(
@@ -128,16 +132,16 @@ def reproduce(model: str, data: Path, shop: Shop, judges: bool, console: Console
 
 
 def _sampled(
-    pipeline: PITIPipeline, model: str, guidance: Guidance, shop: Shop, chosen: Chosen, console: Console
+    pipeline: PITIPipeline, weights: str, model: str, guidance: Guidance, shop: Shop, chosen: Chosen, console: Console
 ) -> tuple[Path, dict[str, Any]]:
-    """The images of one setting, and what they were made of."""
+    """The images of one setting, and what they were made of. weights: the hash of the pipeline's."""
     name = f"figure6-{guidance.kind}-{guidance.w:g}" if guidance.w else "figure6-0"
     folder = shop.out / "images" / name
     settings = Settings(1, SEED, guidance, batch=BATCH, square=True)
     base = settings.sampling(pipeline).base
     made_of = {
-        "model": weights_sha256(pipeline),
-        "conditions": contents_sha256(chosen.conditions),
+        "model": weights,
+        "conditions": chosen.conditions_sha256,
         "guidance": guidance.to_dict() if guidance.w else None,
         "sampler": base.sampler,
         "steps": base.steps,

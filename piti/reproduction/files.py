@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from piti.conditions import Condition
@@ -26,11 +27,21 @@ class Chosen:
     """Of the validation split."""
     photographs: Path
     """Of the validation split, the same stems."""
-    reference: Path | None
+    reference: Path
     """To which the distance of the images is taken."""
     stems: tuple[str, ...]
     training: int
     """Training pairs."""
+
+    @cached_property
+    def conditions_sha256(self) -> str:
+        """Of the conditions' contents, read once."""
+        return contents_sha256(self.conditions)
+
+    @cached_property
+    def reference_sha256(self) -> str:
+        """Of the contents of the photographs to compare with, read once."""
+        return contents_sha256(self.reference)
 
     @property
     def kind(self) -> str:

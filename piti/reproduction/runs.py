@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from piti.reproduction.files import Chosen, contents_sha256
 from piti.reproduction.plans import Plan, Row, Training
 from piti.reproduction.saved import is_of
 from piti.training import Recipe, RunError, RunFolder, read_recipe, train
+from piti.training.recipe_files import flat
 from piti.training.state import RECIPE_FILE, read_state
 from piti.translation import SHEET, Settings, translate_files
 
@@ -57,6 +59,7 @@ class Judges:
             cache=cache,
         )
 
+    @cached_property
     def made_of(self) -> dict[str, Any]:
         """What a result of these judges depends on, files by their contents."""
         named = {"features": list(self.features), "segmenter": self.segmenter, "aliases": self.aliases}
@@ -104,12 +107,8 @@ class Progress:
     seconds: float = 0.0
     """Spent on it so far."""
     images: int = 0
-    whole: bool = False
+    finished: bool = False
     """Whether the run is at its last step, and the model of that is there."""
-
-    @property
-    def finished(self) -> bool:
-        return self.whole
 
     def __str__(self) -> str:
         if self.finished:
@@ -138,8 +137,8 @@ def progress_of(folder: Path, recipe: Recipe) -> Progress:
             f"{folder} holds a run of another recipe; remove it, or give another --out. It has "
             + "; ".join(f"{key} = {old!r} where {new!r} is planned" for key, old, new in changed[:5])
         )
-    whole = state.step == recipe.steps and is_of(run.model, newest)
-    return Progress(state.step, recipe.steps, state.seconds, state.images_seen, whole)
+    finished = state.step == recipe.steps and is_of(run.model, newest)
+    return Progress(state.step, recipe.steps, state.seconds, state.images_seen, finished)
 
 
 def trained(plan: Plan, training: Training, seed: int, shop: Shop, console: Console) -> Path:
@@ -174,24 +173,13 @@ def _alone(folder: Path, writes: bool) -> Iterator[None]:
 
 def _essence(recipe: Recipe, processes: int) -> dict[str, Any]:
     """What decides what a run learns, key by key."""
-    values = _flat(recipe.to_dict())
+    values = flat(recipe.to_dict())
     kept = {
         key: value
         for key, value in values.items()
         if not any(key == name or key.startswith(f"{name}.") for name in IRRELEVANT)
     }
     return kept | {"batch of all processes": recipe.batch * recipe.accumulation * processes}
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, list):
-        values = dict(enumerate(values))
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -209,7 +197,7 @@ def sampled(
     sampling, folder = row.sampling, shop.images(row, seed)
     made_of = {
         "models": [contents_sha256(run / "model") for run in runs],
-        "conditions": contents_sha256(chosen.conditions),
+        "conditions": chosen.conditions_sha256,
         "sampling": _plain(sampling),
         "seed": seed,
         "square": square,
@@ -262,8 +250,12 @@ def evaluated(
     folder: Path, made_of: Mapping[str, Any], plan: Plan, shop: Shop, chosen: Chosen, console: Console
 ) -> Evaluation:
     """What the judges say of a folder of images; taken from disk where it was taken before."""
-    reference = None if chosen.reference is None else contents_sha256(chosen.reference)
-    whole = {"images": dict(made_of), "judges": shop.judges.made_of(), "reference": reference, "side": plan.side}
+    whole = {
+        "images": dict(made_of),
+        "judges": shop.judges.made_of,
+        "reference": chosen.reference_sha256,
+        "side": plan.side,
+    }
     return judged(folder, json.loads(json.dumps(whole)), plan.side, shop, chosen, console)
 
 

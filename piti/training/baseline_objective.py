@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from piti.baselines import Baseline, BaselineNetwork, noise_of
 from piti.conditions import Condition
-from piti.data.batches import Batch, BatchStream, LowRes, SampleSet, centers, collate
+from piti.data.batches import Batch, BatchStream, LowRes, SampleSet
 from piti.images import grid, to_pil
 from piti.models.checkpoints import Saveable
 from piti.models.perceptual import PerceptualNetwork
 from piti.seeding import derive_seed, generator_for
 from piti.training.draws import noise_for, uniform_for
 from piti.training.image_losses import Adversary, Critique, build_adversary, frozen
+from piti.training.preview import fixed_batches
 from piti.training.recipes import PreviewSpec, Recipe, Stage
 
 SETTLING = 512
@@ -81,9 +82,7 @@ class BaselineObjective:
             fake = model(condition, noise).float()  # [B, 3, H, W]
             with frozen(self.opponent.bare):
                 losses = self.baseline.generator_losses(self.opponent.bare, seen, fake, real, self.perceptual)
-        means = {name: loss.float().mean() for name, loss in losses.items()}
-        total = torch.stack(list(means.values())).sum()
-        told = {name: mean.item() for name, mean in means.items()}
+        total, told = _total(losses)
         return Critique(total, told, Made(seen, fake.detach(), real))
 
     def discriminator_loss(self, critique: Critique, numbers: range) -> tuple[Tensor, dict[str, float]]:
@@ -93,9 +92,8 @@ class BaselineObjective:
         uniform = uniform_for(self.recipe.seed, "discriminator", numbers, self.baseline.draws).to(made.real.device)
         with self.accelerator.autocast():
             losses = self.baseline.discriminator_losses(self.opponent.network, made.seen, made.fake, made.real, uniform)
-        means = {name: loss.float().mean() for name, loss in losses.items()}
-        total = torch.stack(list(means.values())).sum()
-        return total, {"discriminator": total.item()} | {name: mean.item() for name, mean in means.items()}
+        total, told = _total(losses)
+        return total, {"discriminator": total.item()} | told
 
     def set_rates(self, share: float) -> None:
         assert self.opponent is not None
@@ -140,14 +138,17 @@ class BaselineObjective:
         return network(condition, noise_of(self.baseline, generators, device))
 
     def judge(self, samples: SampleSet) -> BaselineJudge:
-        found = centers(samples, self.recipe.preview.judged)
-        device = self.accelerator.device
-        size = max(self.recipe.batch, self.recipe.preview.count)
-        batches = [collate(found[k : k + size]).to(device) for k in range(0, len(found), size)]
+        batches = fixed_batches(self.recipe, samples, self.low_res, self.accelerator.device)
         return BaselineJudge(self.condition, batches, self.baseline, self.recipe.seed)
 
     def parts(self, network: Saveable, role: str) -> dict[str, Saveable]:
         return {role: network}
+
+
+def _total(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """What to differentiate, the sum of the losses' means over the batch, and each mean by its name."""
+    means = {name: loss.float().mean() for name, loss in losses.items()}
+    return torch.stack(list(means.values())).sum(), {name: mean.item() for name, mean in means.items()}
 
 
 @dataclass

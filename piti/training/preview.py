@@ -98,13 +98,17 @@ def validation_of(
     recipe: Recipe, condition: Condition, folder: SampleSet, low_res: LowRes | None, device: torch.device
 ) -> Validation:
     """The first samples of a set, at most `preview.judged`; low_res: makes the small images of an upsampler."""
+    return Validation(
+        condition, fixed_batches(recipe, folder, low_res, device), NoiseSchedule(recipe.schedule), recipe.seed
+    )
+
+
+def fixed_batches(recipe: Recipe, folder: SampleSet, low_res: LowRes | None, device: torch.device) -> list[Batch]:
+    """The first samples of a set, each centre-cropped, at most `preview.judged`, with their small images if any."""
     samples = centers(folder, recipe.preview.judged)
-    count = len(samples)
     small = []
     if low_res is not None:
         small = [low_res(one.image, generator_for(recipe.seed, "validation", k)) for k, one in enumerate(samples)]
     size = max(recipe.batch, recipe.preview.count)  # one batch holds all that are shown
-    starts = range(0, count, size)
-    stops = [start + size for start in starts]
-    batches = [collate(samples[a:b], small[a:b]).to(device) for a, b in zip(starts, stops, strict=True)]
-    return Validation(condition, batches, NoiseSchedule(recipe.schedule), recipe.seed)
+    starts = range(0, len(samples), size)
+    return [collate(samples[k : k + size], small[k : k + size]).to(device) for k in starts]

@@ -87,7 +87,7 @@ def _number_or(value: Any) -> Any:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The keys in which two recipes differ and which a continued run may not change, with both values."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    before, after = flat(old.to_dict()), flat(new.to_dict())
     found = []
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not _free(key):
@@ -95,15 +95,16 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return found
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as one level, its keys joined by dots; what is empty stays as it is."""
     if isinstance(values, list):
         values = dict(enumerate(values))
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not values:
         return {prefix: values}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _free(key: str) -> bool:

@@ -288,7 +288,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
         found = _checked(recipe, condition, newest is None)
     else:
         try:
-            found = {"begins": _beginning(recipe, condition)}
+            found = {"begins": beginning(recipe, condition)}
         except ModelError as error:
             found = {"begins": f"not checked: {error}"}
         found["data"] = f"not given ({_how_to_give(recipe)}): nothing of it is checked"
@@ -307,7 +307,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
 def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, str]:
     """Check all that a run needs beside its recipe; what was found, a row each. begins: there is no checkpoint."""
     find_base(recipe, condition)
-    rows = {"begins": _beginning(recipe, condition)} if begins else {}
+    rows = {"begins": beginning(recipe, condition)} if begins else {}
     if compares_features(recipe):
         rows["perceptual"] = _features(recipe)
     training, validation = open_data(recipe, condition)
@@ -325,7 +325,7 @@ def _features(recipe: Recipe) -> str:
     return f"{spec.network}, {source}"
 
 
-def _beginning(recipe: Recipe, condition: Condition | None) -> str:
+def beginning(recipe: Recipe, condition: Condition | None) -> str:
     """What the run would begin from. Raises ModelError where there is no such model, RecipeError if it does not fit."""
     if recipe.baseline is not None:
         return "weights drawn anew"

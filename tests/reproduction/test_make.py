@@ -269,7 +269,7 @@ class TestBeforeTraining:
 
     def test_what_is_trained_needs_nothing(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         trained(PLAN, TINY, 0, shop, QUIET)
-        monkeypatch.setattr(checks, "begin", lambda *rest, **more: pytest.fail("is not needed"))
+        monkeypatch.setattr(checks, "beginning", lambda *rest, **more: pytest.fail("is not needed"))
         monkeypatch.setattr(checks, "count_pairs", lambda *rest: pytest.fail("is not needed"))
         assert not checks.Checker(PLAN, shop).problem(TINY, 0)
         assert not checks.Checker(PLAN, replace(shop, train=False)).problem(self.PRIOR, 0)
@@ -303,7 +303,7 @@ class TestDryRun:
 
         monkeypatch.setattr(costs, "cost_of", lambda *rest: Cost())
         monkeypatch.setattr(checks, "load_perceptual", lambda *rest: None)
-        monkeypatch.setattr(checks, "begin", lambda *rest, **more: "")
+        monkeypatch.setattr(checks, "beginning", lambda *rest, **more: "")
         plan = plans.plan_of("table3a", "paper")
         rows, notes = costs.dry_run(plan, Shop(tmp_path, seeds=1), "h100")
         assert {row["hours left"] for row in rows} == {"12.0"}
