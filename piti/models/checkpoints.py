@@ -123,7 +123,7 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
     return _download(str(name), known, **kwargs)
 
 
-_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*"]
+_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", "examples/*.png"]
 
 
 def _download(name: str, known: str, **kwargs: Any) -> Path:
