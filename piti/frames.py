@@ -78,10 +78,17 @@ def frame_of(
     a square. Raises ConditionError, naming `source`, for what is more than `MAX_RATIO` times as long as it is
     wide, and UserError for an impossible size.
     """
+    rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
+    return frame_over(rows, columns, base, upsampler, size, source)
+
+
+def frame_over(
+    rows: int, columns: int, base: Sized, upsampler: Translator | None, size: int | None = None, source: str = "it"
+) -> Frame:
+    """The frame of what has the proportions of rows and columns; as `frame_of`."""
     last = base if upsampler is None else upsampler
     scale = last.image_size // base.image_size
     short = last.image_size if size is None else _checked(size, last.image_size, upsampler is None)
-    rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise ConditionError(
             f"{source}: is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated: cut it into pieces, or "
@@ -102,13 +109,20 @@ def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], frame: Frame, tra
     """
     if not condition.spatial:
         return raw
-    side, size = translator.low_res or translator.image_size, translator.condition_side  # of the same square
-    if size is None:
-        raise UserError("this translator takes no picture as its condition")
+    side, size = _read_sides(translator)
     whole = (frame.canvas[0] * size // side, frame.canvas[1] * size // side)
-    part = (_within(frame.height, frame, size / side), _within(frame.width, frame, size / side))
+    part = part_of(frame, translator)
     resized = condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), part)
     return resized if part == whole else extended(resized, whole)
+
+
+def part_of(frame: Frame, translator: Sized) -> tuple[int, int]:
+    """(height, width) to which a translator's encoder has a condition resized: what the image takes up of its canvas.
+
+    Raises UserError for one that reads no picture.
+    """
+    side, size = _read_sides(translator)
+    return _within(frame.height, frame, size / side), _within(frame.width, frame, size / side)
 
 
 def extended(raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Shaped[Tensor, "K h2 w2"]:
@@ -145,6 +159,13 @@ def _checked(size: int, trained: int, alone: bool) -> int:
 def _unit_of(upsampler: Translator) -> int:
     """The least sides of small images that an upsampler can enlarge are multiples of this."""
     return upsampler.granularity // math.gcd(upsampler.granularity, upsampler.scale)
+
+
+def _read_sides(translator: Sized) -> tuple[int, int]:
+    """Sides of the same square: of the base's image, and of what the encoder reads for it. Raises UserError."""
+    if translator.condition_side is None:
+        raise UserError("this translator takes no picture as its condition")
+    return translator.low_res or translator.image_size, translator.condition_side
 
 
 def _within(length: int, frame: Frame, zoom: float) -> int:

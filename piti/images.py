@@ -5,6 +5,7 @@ The only place where uint8 pixels and tensors in [-1, 1] meet, and where files a
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import uuid
@@ -290,6 +291,16 @@ def _write_headings(sheet: Image.Image, headings: Sequence[str], widths: Sequenc
 # Writing
 
 
+def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """A picture as a PNG file's contents; text: metadata, read back by `png_text`. Raises ValueError for odd modes."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
 def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None) -> None:
     """Write a PNG so that `path` holds the whole new picture or what it held before, never half of one.
 
@@ -299,14 +310,12 @@ def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | Non
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ImageError(f"{path}: pictures are written as PNG; end the name in .png")
-    info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        info.add_text(key, value)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        contents = png_bytes(image, text)
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
-            image.save(file, format="PNG", pnginfo=info)
+            file.write(contents)
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be written ({error}); check the folder and the free space") from error

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from piti.cascade import NetworkSampling, Sampling
+from piti.cascade import Sampling
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
 from piti.data.addresses import MANIFEST
 from piti.data.archives import Archived, list_archived, list_conditions
 from piti.data.manifest import Manifest, read_manifest
-from piti.diffusion.guidance import Guidance
 from piti.errors import UserError
 from piti.frames import Frame, batches_alike, enlarged
 from piti.given import PartFiles, matched_parts
 from piti.images import IMAGE_SUFFIXES, ImageError, grid, image_size, list_files, open_image, save_png
+from piti.making import Wanted, make_batch, stem_of_text
 from piti.pipeline import PITIPipeline
+from piti.provenance import made_with, surroundings
 from piti.ranks import Ranks, together
-from piti.seeding import derive_seed
+from piti.remake import Record
+from piti.settings import Settings, seed_of
 
-Item = Path | Archived | str | PartFiles
 SHEET = "sheet.png"
 SHEET_ROWS = 64
 SHEET_SIDE = 192
@@ -36,33 +34,19 @@ class TranslationError(UserError):
     """The inputs of a translation cannot be used. The message lists every one of them."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to sample; None takes the model's default."""
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """The condition that an image itself holds."""
 
-    num: int = 1
-    seed: int = 0
-    guidance: float | Guidance | None = None
-    """w of normalised guidance, or another rule."""
-    steps: int | None = None
-    sampler: str | None = None
-    batch: int = 8
-    base_only: bool = False
-    """Stop at the base's small images."""
-    upsampler_steps: int | str | None = None
-    upsampler_sampler: str | None = None
-    square: bool = False
-    """Take the square at each condition's centre."""
-    size: int | None = None
-    """The short side of the images."""
-    skip_bad: bool = False
-    """Leave out conditions that cannot be used, instead of stopping."""
+    name: str
+    raw: Tensor
+    file: str
 
-    def sampling(self, pipeline: PITIPipeline) -> Sampling:
-        """Everything decided for this pipeline. Raises UserError for impossible settings."""
-        return pipeline.sampling(
-            self.guidance, self.steps, self.sampler, self.base_only, self.upsampler_steps, self.upsampler_sampler
-        )
+    def __str__(self) -> str:
+        return f"the condition in {self.file}"
+
+
+Item = Path | Archived | str | PartFiles | Recalled
 
 
 @dataclass(frozen=True)
@@ -74,6 +58,13 @@ class Job:
     seed: int
     target: Path
     frame: Frame
+    stem: str
+    """What the target is named after."""
+
+    @property
+    def condition(self) -> str:
+        """What a person calls the condition."""
+        return self.source if isinstance(self.source, str) else self.source.name
 
 
 @dataclass(frozen=True)
@@ -100,6 +91,7 @@ def translate_files(
     texts: Sequence[str] = (),
     given: Mapping[str, Path] | None = None,
     ranks: Ranks | None = None,
+    like: Record | None = None,
 ) -> Report:
     """Translate condition files and folders of them into `out/STEM_0.png` … and `out/sheet.png`.
 
@@ -110,19 +102,23 @@ def translate_files(
     does not depend on the file's name, the other files, or the batch. Existing images are kept unless
     `overwrite`; they must have the size that is asked for. name: of the model, for the PNG's
     metadata. on_step: (denoising steps done, in all). ranks: the processes that share the work, see `joined`;
-    each makes every world-th batch of what is missing, and when all are done the first makes the sheet.
+    each makes every world-th batch of what is missing, and when all are done the first makes the sheet. like: the
+    image whose settings and pipeline (`Record.applied`) these are; without inputs, texts and `given` its own
+    condition is translated.
 
-    Raises TranslationError for unreadable inputs before anything is made or written.
+    Raises TranslationError for unreadable inputs, RemakeError for an image that holds no condition, before anything is
+    made or written.
     """
     ranks = ranks or Ranks()
     with together():
-        sampling, jobs, notes = _planned(pipeline, inputs, out, settings, overwrite, texts, given)
+        sampling, jobs, notes = _planned(pipeline, inputs, out, settings, overwrite, texts, given, like)
         missing = [job.target for job in jobs if overwrite or not job.target.exists()]
     made = ranks.told(missing)  # as the first process saw it, before any image was made
     todo = set(made)
     with together():
         out.mkdir(parents=True, exist_ok=True)
-        _make(pipeline, [job for job in jobs if job.target in todo], settings, sampling, name, on_step, ranks)
+        common = made_with(settings, sampling, name) | surroundings(pipeline)
+        _make(pipeline, [job for job in jobs if job.target in todo], settings, common, on_step, ranks)
     sheet = out / SHEET
     with together():
         if ranks.main:
@@ -141,6 +137,7 @@ def _planned(
     overwrite: bool,
     texts: Sequence[str],
     given: Mapping[str, Path] | None,
+    like: Record | None,
 ) -> tuple[Sampling, list[Job], list[str]]:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
     sampling = settings.sampling(pipeline)
@@ -152,7 +149,9 @@ def _planned(
         kind = " or a ".join(condition.parts) if isinstance(condition, SeveralCondition) else condition.kind
         raise TranslationError(f"--text: this model reads a {kind}; give a file, or name a prior with --model")
     texts = list(dict.fromkeys(" ".join(text.split()) for text in texts))
-    if parts or isinstance(pipeline.condition, SeveralCondition):
+    if like is not None and not (inputs or texts or parts):
+        sources, notes = {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
+    elif parts or isinstance(pipeline.condition, SeveralCondition):
         sources, notes = matched_parts(pipeline.condition, parts, inputs)
     else:
         sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
@@ -161,7 +160,31 @@ def _planned(
         notes = [*notes, "this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
     if not overwrite:
         _check_sizes(jobs)
-    return sampling, jobs, [*notes, *left_out]
+        _check_not_itself(jobs, like)
+    return sampling, jobs, [*notes, *left_out, *([] if like is None else _differences(pipeline, jobs, settings, like))]
+
+
+def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
+    """Raises TranslationError if an image would be kept as the result that `--like` was to be made of."""
+    if like is not None and Path(like.file).resolve() in {job.target.resolve() for job in jobs}:
+        raise TranslationError(
+            f"{like.file}: the image would be made in the place of this one; give another --out, or add --overwrite"
+        )
+
+
+def _differences(pipeline: PITIPipeline, jobs: list[Job], settings: Settings, like: Record) -> list[str]:
+    """What a person should know of images that are made like another."""
+    notes, sources = like.differences(pipeline), list(dict.fromkeys(job.source for job in jobs))
+    if any(isinstance(source, Recalled) for source in sources):
+        changed = (settings.size, settings.base_only) != (like.said.size, like.said.base_only)
+        if like.reduced and changed:
+            notes.append(
+                f"{like.file} holds its condition only as small as it was read then; give the file for all of it"
+            )
+    elif all(like.is_other(_read(pipeline, source, settings.square)) for source in sources[:SHEET_ROWS]):
+        what = sources[0] if len(sources) == 1 else "what is translated"
+        notes.append(f"{what} is another condition than that of {like.file}: other images come of it")
+    return notes
 
 
 def _check_sizes(jobs: list[Job]) -> None:
@@ -180,8 +203,7 @@ def _make(
     pipeline: PITIPipeline,
     jobs: list[Job],
     settings: Settings,
-    sampling: Sampling,
-    name: str,
+    common: Mapping[str, str],
     on_step: Callable[[int, int], None] | None,
     ranks: Ranks,
 ) -> None:
@@ -190,6 +212,7 @@ def _make(
     Batches are those of one process, dealt out whole, so that every image is the same to the bit.
     """
     batches = ranks.own(batches_alike([job.frame for job in jobs], settings.batch))
+    alone = settings if len(jobs) == 1 else replace(settings, place=None)
     for index, batch in enumerate([jobs[k] for k in rows] for rows in batches):
 
         def stepped(done: int, total: int, _: Tensor, index: int = index) -> None:
@@ -197,22 +220,15 @@ def _make(
                 on_step(index * total + done, len(batches) * total)
 
         sources = {job.source for job in batch}
-        raws = {source: pipeline.read(source, settings.square) for source in sources}  # large ones, held briefly
-        images = pipeline(
-            [raws[job.source] for job in batch],
-            guidance=sampling.base.guidance,
-            steps=sampling.base.steps,
-            sampler=sampling.base.sampler,
-            base_only=settings.base_only,
-            upsampler_steps=settings.upsampler_steps,
-            upsampler_sampler=settings.upsampler_sampler,
-            generator=[torch.Generator().manual_seed(job.seed) for job in batch],
-            batch_size=len(batch),
-            on_step=stepped,
-            size=settings.size,
-        ).images
-        for job, image in zip(batch, images, strict=True):
-            save_png(image, job.target, _metadata(job, settings, sampling, name))
+        raws = {source: _read(pipeline, source, settings.square) for source in sources}  # large ones, held briefly
+        wanted = [Wanted(raws[job.source], job.frame, job.number, job.seed, job.condition, job.stem) for job in batch]
+        for job, made in zip(batch, make_batch(pipeline, wanted, alone, common, stepped), strict=True):
+            save_png(made.image, job.target, made.text)
+
+
+def _read(pipeline: PITIPipeline, source: Item, square: bool) -> Tensor:
+    """A condition in raw form. Raises ConditionError, ImageError."""
+    return pipeline.read(source.raw if isinstance(source, Recalled) else source, square)
 
 
 def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job], square: bool = False) -> Image.Image:
@@ -223,7 +239,7 @@ def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job], square: bool = Fa
         if job.source not in rows:
             if len(rows) == SHEET_ROWS:
                 break
-            previews = pipeline.condition.previews(pipeline.read(job.source, square))
+            previews = pipeline.condition.previews(_read(pipeline, job.source, square))
             rows[job.source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
         rows[job.source].append(open_image(job.target).resize(size, Image.Resampling.BICUBIC))
     return grid(list(rows.values()))
@@ -251,7 +267,7 @@ def _sources(inputs: Sequence[Path], texts: Sequence[str], condition: Condition)
     by_stem: dict[str, Item] = {}
     named: list[tuple[str, Item]] = [(path.stem, path) for path in found]
     named += [(file.key.replace("/", "-"), file) for file in archived]
-    for stem, source in [*named, *((_stem(text), text) for text in texts)]:
+    for stem, source in [*named, *((stem_of_text(text), text) for text in texts)]:
         other = by_stem.setdefault(stem, source)
         if other != source:
             raise TranslationError(f"{other} and {source} would write the same files; use two --out")
@@ -317,12 +333,6 @@ def _cut(pipeline: PITIPipeline, texts: Sequence[str]) -> list[str]:
     return [f"--text: {note}" for note in found if note]
 
 
-def _stem(text: str) -> str:
-    """A file's name for a text: its words, as far as they are letters and digits."""
-    words = re.findall(r"\w+", text.lower())
-    return "-".join(words)[:60] or "text"
-
-
 def _jobs(
     pipeline: PITIPipeline,
     sources: Mapping[str, Item],
@@ -340,15 +350,15 @@ def _jobs(
     problems: list[str] = []
     for stem, source in sources.items():
         try:
-            raw = pipeline.read(source, settings.square)
+            raw = _read(pipeline, source, settings.square)
             frame = pipeline.frame(raw, sampling, settings.size, str(source))
         except (ConditionError, ImageError) as error:
             problems.append(str(error))
             continue
-        content = hashlib.sha256(pipeline.fitted(raw, frame).numpy().tobytes()).hexdigest()
-        for number in range(settings.num):
-            seed = derive_seed(settings.seed, content, number)
-            jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png", frame))
+        fitted = pipeline.fitted(raw, frame)
+        for number in settings.wanted():
+            seed = seed_of(settings.seed, fitted, number)
+            jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png", frame, stem))
     if not problems:
         return jobs, []
     listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
@@ -356,30 +366,3 @@ def _jobs(
         remedy = "" if settings.skip_bad else "\nmend or remove them, or leave them out with --skip-bad"
         raise TranslationError(listed + remedy)
     return jobs, [f"left out (--skip-bad): {listed}"]
-
-
-def _metadata(job: Job, settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
-    """What it takes to make the image again."""
-    values = {"condition": job.source if isinstance(job.source, str) else job.source.name, "number": job.number}
-    return made_with(settings, sampling, name) | {f"piti:{key}": str(value) for key, value in values.items()}
-
-
-def made_with(settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
-    """The metadata that all images of a translation have: the model's name, and how it was sampled."""
-    values: dict[str, object] = {
-        "model": name,
-        "seed": settings.seed,
-        **_settings_of(sampling.base),
-        **({"square": True} if settings.square else {}),
-        **({} if settings.size is None else {"size": settings.size}),
-    }
-    if sampling.upsampler is None:
-        values["base_only"] = settings.base_only
-    else:
-        upsampler = _settings_of(sampling.upsampler) | {"noise": sampling.upsampler.noise}
-        values |= {f"upsampler_{key}": value for key, value in upsampler.items()}
-    return {f"piti:{key}": str(value) for key, value in values.items()}
-
-
-def _settings_of(network: NetworkSampling) -> dict[str, object]:
-    return {"sampler": network.sampler, "steps": network.steps, "guidance": network.guidance.model_dump_json()}

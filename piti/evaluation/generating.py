@@ -16,8 +16,9 @@ from piti.data.splits import key_hash
 from piti.evaluation.pairing import PairingError, listed, photographs_of
 from piti.images import list_images, png_text
 from piti.pipeline import PITIPipeline, usable_device
+from piti.provenance import made_with, model_name
 from piti.ranks import Ranks, together
-from piti.translation import SHEET, Settings, made_with, translate_files
+from piti.translation import SHEET, Settings, translate_files
 
 USUAL_FOLDERS = {"mask": "labels", "palette": "labels", "sketch": "sketches", "geometry": "depth", "text": "captions"}
 """Where a data root keeps conditions of each kind, as the recipes have it."""
@@ -115,7 +116,7 @@ def generate_split(
         pipeline.set_progress_bar_config(disable=True)
         settings, notes = _of_one_image(pipeline, settings, num_given)
         digest = weights_sha256(pipeline)
-        name = _named(model, upsampler, digest)
+        name = model_name(model, upsampler, digest[:_SHOWN])
         pairs = split.pairs(pipeline.condition)
         made = made_with(settings, settings.sampling(pipeline), name)
         if ranks.main:
@@ -133,11 +134,6 @@ def generate_split(
     }
     images, given = sorted([*report.made, *report.kept]), _by_part(pipeline.condition, pairs)
     return Made(images, photographs_of(split.root, split.name), given, facts, [*notes, *report.notes])
-
-
-def _named(model: str, upsampler: str | None, digest: str) -> str:
-    """For images' metadata."""
-    return f"{model}{f' with the upsampler of {upsampler}' if upsampler else ''} (weights {digest[:_SHOWN]})"
 
 
 def _split_facts(split: Split) -> dict[str, Any]:

@@ -39,11 +39,12 @@ class TestModel:
         times = {path.name: path.stat().st_mtime_ns for path in out.glob("scene-*.png")}
         (out / "scene-10_1.png").unlink()
         second = evaluate_model(*arguments)
-        assert first == second
+        assert first is not None
+        assert second is not None
+        assert first.measures == second.measures  # the image that was made alone says so: its file is another
         again = {path.name: path.stat().st_mtime_ns for path in out.glob("scene-*.png")}
         assert {name for name in times if again[name] != times[name]} == {"scene-10_1.png"}
 
-        assert first is not None
         assert (first.facts["generated"]["images"], first.facts["real"]["images"]) == (6, 3)
         assert first.facts["real"]["split"] == "val"
         told = first.facts["model"]
