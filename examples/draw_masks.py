@@ -1,11 +1,13 @@
 """Draw the example masks: `python examples/draw_masks.py [FOLDER]`, into street/ beside this file if none is given.
 
-Four streets in the colours of street/classes.json, the same at every run (seeds are fixed).
+Four streets in the colours of street/classes.json, the same at every run (seeds are fixed); in edits/ one of them
+without the car in front, to edit a photograph with.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from street_world import BUS, HATCHBACK, RIDER, SALOON, STANDER, VAN, WALLS, Street
@@ -16,7 +18,10 @@ from piti.images import save_png
 HERE = Path(__file__).parent
 
 
-def high_street(table: ClassTable) -> Street:
+PARKED = ((10.5, HATCHBACK), (19.5, SALOON), (29, VAN), (40, SALOON))
+
+
+def high_street(table: ClassTable, parked: Sequence[tuple[float, list[tuple[float, float]]]] = PARKED) -> Street:
     """Shops on both sides, people, parked cars and a bus."""
     street = Street(table, seed=1, horizon=0.5, vanishing=0.5)
     street.ground(-3.2, 4.6, pavement=2.6)
@@ -30,7 +35,7 @@ def high_street(table: ClassTable) -> Street:
         street.lamp(5.1, z)
     for x, y, z in ((-5.7, 2.9, 12), (-5.7, 3.0, 19), (6.4, 3.0, 15), (6.4, 3.2, 23)):
         street.board(x, y, z, 0.8, 0.7)
-    for z, kind in ((10.5, HATCHBACK), (19.5, SALOON), (29, VAN), (40, SALOON)):
+    for z, kind in parked:
         street.vehicle(kind, -2.2, z)
     street.vehicle(BUS, 0.6, 34, width=2.5)
     street.vehicle(SALOON, 2.9, 19, oncoming=True)
@@ -151,6 +156,7 @@ def main() -> None:
     table = ClassTable.read(HERE / "street" / "classes.json")
     for scene in SCENES:
         save_png(scene(table).mask(), folder / f"{scene.__name__}.png")
+    save_png(high_street(table, PARKED[1:]).mask(), folder / "edits" / "high_street_car_gone.png")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from piti.conditions import Condition, TextCondition
 from piti.diffusion.conditioning import conditioned
 from piti.diffusion.guidance import Guidance, guided
 from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
-from piti.diffusion.schedule import NoiseSchedule
+from piti.diffusion.schedule import Denoise, NoiseSchedule
 from piti.errors import UserError
 from piti.frames import Frame, fitted
 from piti.images import quantized, truncated
@@ -87,21 +87,38 @@ class Network:
         self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, low_res: Tensor | None = None
     ) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
-        dtype, (height, width) = self.translator.dtype, (side * self.translator.scale for side in batch.canvas)
+        height, width = (side * self.translator.scale for side in batch.canvas)
         small = None if low_res is None else low_res.to(self.device)
         tokens, both = self.encode(batch, with_null=settings.guidance.w != 0)
-
-        def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
-            # a guided pair is a batch of 2 B: both halves see the small images
-            seen = None if small is None else small.repeat(len(x_t) // len(small), 1, 1, 1)
-            return self.translator(x_t.to(dtype), t, given, seen)
 
         def report(done: int, total: int, x0: Tensor) -> None:
             on_step(done, x0)
 
-        denoise = guided(conditioned(predict, tokens, both, self.schedule), settings.guidance, self.schedule)
+        denoise = self.denoiser(tokens, both, settings.guidance, small)
         x_T = settings.noise * initial_noise((len(batch.raws), 3, height, width), batch.generators, device=self.device)
         return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, batch.generators, report)
+
+    def denoiser(
+        self,
+        tokens: Tokens,
+        both: Tokens | None,
+        guidance: Guidance,
+        low_res: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Denoise:
+        """The guided network of B encoded conditions, as samplers call it; a fresh one for each run.
+
+        tokens, both: see `encode`. low_res: the B small images that an upsampler enlarges, on its device; known:
+        [B, 4, H, W], for a translator that inpaints.
+        """
+        dtype = self.translator.dtype
+
+        def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
+            # a guided pair is a batch of 2 B: both halves see the small images, and what is known
+            seen, told = (None if x is None else x.repeat(len(x_t) // len(x), 1, 1, 1) for x in (low_res, known))
+            return self.translator(x_t.to(dtype), t, given, seen, **({} if told is None else {"known": told}))
+
+        return guided(conditioned(predict, tokens, both, self.schedule), guidance, self.schedule)
 
     def encode(self, batch: Batch, with_null: bool) -> tuple[Tokens, Tokens | None]:
         """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""

@@ -183,7 +183,8 @@ class PITIPipeline(DiffusionPipeline):
 
             for rows in batches:
                 batch = Batch([raws[k] for k in rows], [generators[k] for k in rows], [frames[k] for k in rows])
-                x0 = sample_cascade(self._base(), self._upsampler(), batch, settings, stepped).float().cpu()
+                networks = self.base_network(), self.upsampler_network()
+                x0 = sample_cascade(*networks, batch, settings, stepped).float().cpu()
                 images |= {k: to_pil(frames[k].cut(canvas)) for k, canvas in zip(rows, x0, strict=True)}
         self.maybe_free_model_hooks()
         return PITIPipelineOutput(images=[images[k] for k in range(len(raws))])
@@ -214,7 +215,7 @@ class PITIPipeline(DiffusionPipeline):
                 raise UserError(f"{key} (--{key.replace('_', '-')}) has no meaning here: {why}; remove one of the two")
         values = self.defaults | self._only_way() | chosen
         base = NetworkSampling(_rule(values["guidance"], "guidance"), values["steps"], values["sampler"])
-        self._base().steps(base)
+        self.base_network().steps(base)
         return Sampling(base, None if base_only else self._upsampler_sampling(values))
 
     def _only_way(self) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class PITIPipeline(DiffusionPipeline):
         return not (alone and isinstance(self.base, BaselineNetwork) and not self.base.baseline.noise_shape)
 
     def _upsampler_sampling(self, values: dict[str, Any]) -> NetworkSampling | None:
-        network = self._upsampler()
+        network = self.upsampler_network()
         if network is None:
             return None
         rule, noise = _rule(values["upsampler_guidance"], "upsampler_guidance"), values["upsampler_noise"]
@@ -248,8 +249,8 @@ class PITIPipeline(DiffusionPipeline):
 
     def _steps(self, settings: Sampling) -> int:
         """Denoising steps of a batch, over both networks."""
-        upsampler, second = self._upsampler(), settings.upsampler
-        return self._base().steps(settings.base) + (upsampler.steps(second) if upsampler and second else 0)
+        upsampler, second = self.upsampler_network(), settings.upsampler
+        return self.base_network().steps(settings.base) + (upsampler.steps(second) if upsampler and second else 0)
 
     def frame(self, raw: Tensor, settings: Sampling, size: int | None = None, source: str = "the condition") -> Frame:
         """The image that these settings make of a condition in raw form; see `frame_of`."""
@@ -258,14 +259,16 @@ class PITIPipeline(DiffusionPipeline):
 
     # Networks
 
-    def _base(self) -> Network | OnePass:
+    def base_network(self) -> Network | OnePass:
+        """The base as it is sampled."""
         device = self._device_of(self.base)
         if isinstance(self.base, BaselineNetwork):
             return OnePass(self.base, self.condition, device)
         assert self.schedule is not None
         return Network(self.base, self.schedule, self.condition, device)
 
-    def _upsampler(self) -> Network | None:
+    def upsampler_network(self) -> Network | None:
+        """The upsampler as it is sampled, where there is one."""
         if self.upsampler is None or self.upsampler_schedule is None:
             return None
         return Network(self.upsampler, self.upsampler_schedule, self.condition, self._device_of(self.upsampler))

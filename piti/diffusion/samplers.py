@@ -185,19 +185,6 @@ def with_variance(x0: Images, estimate: Estimate) -> Float[Tensor, "b 2*c h w"]:
     return torch.cat([x0, variance], dim=1)
 
 
-@torch.no_grad()
-def ddim_reverse_step(x_t: Images, t: Timesteps, eps: Images, schedule: NoiseSchedule) -> Images:
-    """One deterministic step towards noise, x_t -> x_{t+1}, [B, C, H, W] (DDIM, section 4.3).
-
-    t counts steps of `schedule` (respace it for a shorter inversion); x̂₀ is clipped as in sampling.
-    """
-    x0 = clipped_x0(schedule, x_t, t, eps)
-    eps = schedule.eps_from_x0(x_t, t, x0)
-    alphas_cumprod = schedule.at("alphas_cumprod_next", t, x_t)
-    # DDIM, eq. 13, taken backwards: x_{t+1} = √ᾱ_{t+1} x̂₀ + √(1−ᾱ_{t+1}) ε
-    return alphas_cumprod.sqrt() * x0 + (1 - alphas_cumprod).sqrt() * eps
-
-
 def _step_options(kind: Sampler, name: str, generators: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
     if not 0 <= eta <= 1:
         raise UserError(f"eta = {eta}: give 0 (deterministic) … 1 (as noisy as 'ddpm')")

@@ -13,7 +13,6 @@ from torch import Tensor
 from piti.diffusion.samplers import (
     SAMPLERS,
     clipped_x0,
-    ddim_reverse_step,
     initial_noise,
     sample,
     sampling_timesteps,
@@ -62,23 +61,6 @@ def test_ddim_steps_equal_the_recorded_ones(golden: Path, betas: str, spacing: s
         row = slice(i, i + 1)
         ours = scheduler.step(case.x0[row], k, case.x_t[row], eta=eta, variance_noise=case.noise[row]).prev_sample
         torch.testing.assert_close(ours[0], case.want[f"ddim_sample.eta{eta}"][i], atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("betas", "spacing"), PROCESSES)
-def test_ddim_reverse_steps_equal_the_recorded_ones(golden: Path, betas: str, spacing: str) -> None:
-    case = Recorded(golden, betas, spacing)
-    ours = ddim_reverse_step(case.x_t, case.t, case.estimate.eps, case.schedule)
-    torch.testing.assert_close(ours, case.want["ddim_reverse_sample"], atol=1e-4, rtol=0)
-
-
-def test_ddim_reverse_undoes_a_ddim_step() -> None:
-    """For an estimate that does not change between the two timesteps."""
-    spaced = SCHEDULE.respaced(space_timesteps(1000, 50))
-    x0, noise = (0.3 * draw_ for draw_ in torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-    now, after = torch.tensor([20]), torch.tensor([21])
-    x_t = spaced.q_sample(x0.clamp(-1, 1), after, noise)
-    back = SAMPLERS["ddim"].build(spaced).step(clipped_x0(spaced, x_t, after, noise), 21, x_t).prev_sample
-    torch.testing.assert_close(ddim_reverse_step(back, now, noise, spaced), x_t, atol=1e-5, rtol=0)
 
 
 def test_the_schedulers_know_the_previous_timestep() -> None:
