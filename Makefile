@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= out/demo
 
-.PHONY: demo test check format clean
+.PHONY: demo studio test test-browser check format clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/piti translate examples/street/high_street.png --model street --num 4 --seed 0 --out $(DEMO)/street --overwrite
@@ -12,8 +12,14 @@ demo: $(VENV)/.ready
 	@echo "One prior, two tasks: a mask beside four photographs made from it in $(DEMO)/street/sheet.png,"
 	@echo "a sketch beside its four in $(DEMO)/sketch/sheet.png."
 
+studio: $(VENV)/.ready-ui
+	@$(BIN)/piti studio
+
 test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2   # two processes of one thread each: two of two fight
+
+test-browser: $(VENV)/.ready-dev   # the pages in Chromium; skipped by name where it is not installed
+	$(BIN)/python -m pytest -m browser -rs
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -32,6 +38,10 @@ $(BIN)/python:
 
 $(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.ready-ui: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ui]"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

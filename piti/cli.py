@@ -12,9 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from piti.cli_edit import edit
 from piti.cli_evaluate import evaluate
+from piti.cli_flags import all_said
 from piti.cli_prepare import prepare_app
 from piti.cli_reproduce import reproduce
+from piti.cli_studio import studio
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(prepare_app, name="prepare")
@@ -77,11 +80,16 @@ def train(
 
 @app.command()
 def translate(
+    ctx: typer.Context,
     inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, or folders of them.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="For a prior: what the picture is to show.")] = None,
     given: Annotated[
         list[str] | None,
         typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER, for each that is given."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Make this image of piti's again, or another like it: flags beside it win."),
     ] = None,
     model: Annotated[str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")] = "street",
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images for each condition.")] = 4,
@@ -92,7 +100,9 @@ def translate(
     batch: Annotated[
         int, typer.Option(min=1, help="Images made at once, small and large; less takes less memory.")
     ] = 8,
-    base_only: Annotated[bool, typer.Option("--base-only", help="Stop at the base's small images.")] = False,
+    base_only: Annotated[
+        bool, typer.Option("--base-only/--no-base-only", help="Stop at the base's small images.")
+    ] = False,
     upsampler: Annotated[str | None, typer.Option(help="Take the upsampler of this model, folder or run.")] = None,
     upsampler_steps: Annotated[
         str | None, typer.Option(help="Steps of the upsampler: a number, or fast27 as released.")
@@ -115,22 +125,31 @@ def translate(
     from piti.given import parsed_given
     from piti.pipeline import PITIPipeline, usable_device
     from piti.progress import steps_bar
+    from piti.provenance import model_name
     from piti.ranks import joined
+    from piti.remake import read_record
     from piti.translation import Settings, translate_files
 
     parts = parsed_given(given or [])
-    ranks = joined()
-    loaded = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only)
-    pipeline = loaded.to(usable_device(device))
-    pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
+    again = None if like is None else read_record(like)
     count = int(upsampler_steps) if upsampler_steps and upsampler_steps.isdecimal() else upsampler_steps
     settings = Settings(
         num, seed, guidance, steps, sampler, batch, base_only, count, upsampler_sampler, square, size, skip_bad
     )
-    name = model if upsampler is None else f"{model} with the upsampler of {upsampler}"
+    ranks = joined()
+    if again is None:
+        loaded = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only)
+    else:
+        said = all_said(ctx)
+        settings = again.settings(settings, said)
+        model, upsampler = again.networks(model, upsampler, settings.base_only, said)
+        loaded = again.loaded(model, upsampler, settings.base_only, said)
+    pipeline = loaded.to(usable_device(device))
+    pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
+    name = model_name(model, upsampler)
     with steps_bar(log if ranks.main else Console(quiet=True), "translating") as on_step:
         report = translate_files(
-            pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [], parts, ranks
+            pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [], parts, ranks, again
         )
     if not ranks.main:
         return
@@ -140,8 +159,10 @@ def translate(
     typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
 
 
+app.command()(edit)
 app.command()(evaluate)
 app.command()(reproduce)
+app.command()(studio)
 
 
 @app.command()

@@ -21,10 +21,12 @@ LAYERS = [
     {"diffusion"},
     {"baselines"},
     {"training"},
-    {"frames", "cascade", "pipeline", "given", "translation", "exchange", "prepare"},
+    {"frames", "cascade", "pipeline", "settings", "provenance", "making", "remake", "given", "translation"}
+    | {"exchange", "prepare"},
     {"editing", "evaluation"},
     {"reproduction"},
-    {"studio", "cli", "cli_prepare", "cli_evaluate", "cli_reproduce", "cli_flags"},
+    {"studio"},
+    {"cli", "cli_prepare", "cli_evaluate", "cli_reproduce", "cli_edit", "cli_studio", "cli_flags"},
 ]
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from typer.testing import CliRunner
 from piti.cli import app
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipeline import bundled_models
+from piti.studio.engine import Studio
 from tests.conftest import ROOT
 from tests.released import tiny_weights
+from tests.studio.serving import answering
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -26,9 +30,12 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("piti ")
 ]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+STUDIO = "http://127.0.0.1:7860/"
 QUICK = ["log_every=1", "workers=0", "preview.every=1", "preview.count=1", "preview.steps=1", "batch=3"]
 MADE = [
-    "street", "sketch", "avenue", "small", "released", "forest", "scenes", "mine", "drawn", "both", "large", "beside",
+    "again", "others", "first", "edits", "street", "sketch", "avenue",
+    "small", "released", "forest", "scenes", "mine", "drawn", "both", "large", "beside",
     "lora", "piti", "glide",
 ]  # fmt: skip
 BASES = {"runs/mine", "runs/lora", "runs/drawn", "runs/both", "scenes-prior"}
@@ -78,10 +85,14 @@ def in_a_hurry(words: list[str]) -> list[str]:
         return [*words, *(part for change in changes for part in ("--set", change))]
     if words[0] == "evaluate" and "--model" in words:
         words = [*words, "--num", "1", "--steps", "2", "--bootstrap", "0"]
-    if words[0] == "translate" and "--steps" not in words:
+    if words[0] in ("translate", "edit") and "--steps" not in words:
         words = [*words, "--steps", "2"]
     base_alone = BASES.intersection(words) and "--upsampler" not in words
-    if words[0] == "translate" and not base_alone and not {"--base-only", "--upsampler-steps"}.intersection(words):
+    if (
+        words[0] in ("translate", "edit")
+        and not base_alone
+        and not {"--base-only", "--upsampler-steps"}.intersection(words)
+    ):
         words = [*words, "--upsampler-steps", "2"]
     return words
 
@@ -105,10 +116,28 @@ def test_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = next(code for code in PYTHON if "httpx" not in code)
     exec(compile(code, "README.md", "exec"), {})
     with Image.open(tmp_path / "photograph.png") as image:
         assert image.size == (341, 256)  # 4:3, as the mask
+
+
+def test_the_studio_is_asked_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the Python and by the curl line, with little work."""
+    pytest.importorskip("fastapi_offline", reason="the extra 'ui' is not installed")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    code = next(code for code in PYTHON if "httpx" in code)
+    (line,) = re.findall(r"^curl .*", README, re.MULTILINE)
+    with answering(Studio(("street",))) as address:
+        quick = code.replace(STUDIO, address).replace('"num": 4', '"num": 2, "steps": 2, "upsampler_steps": 2')
+        exec(compile(quick, "README.md", "exec"), {})
+        if shutil.which("curl") is not None:
+            words = shlex.split(line.replace(STUDIO, address))
+            subprocess.run([*words, "-sS", "-F", "steps=2", "-F", "upsampler_steps=2"], check=True)
+            with Image.open(tmp_path / "avenue.png") as image:
+                assert image.size == (341, 256)
+    assert sorted(path.name for path in tmp_path.glob("avenue_*.png")) == ["avenue_0.png", "avenue_1.png"]
 
 
 def test_every_path_that_is_named_exists() -> None:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, chromium
 from studies import folders, page_data
 
 from piti.evaluation.preference import count_votes
 from piti.evaluation.study import Study, write_study
 from piti.evaluation.votes import read_key
+from tests.browser import Browser, chromium
 
 PAIRS, REPEATS = 12, 3
 SEEDS = itertools.count()

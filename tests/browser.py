@@ -16,7 +16,18 @@ from typing import Any
 
 import pytest
 
-KEYS = {"left": "\ue012", "up": "\ue013", "right": "\ue014", "back": "\ue003"}
+KEYS = {
+    "left": "\ue012",
+    "up": "\ue013",
+    "right": "\ue014",
+    "down": "\ue015",
+    "back": "\ue003",
+    "tab": "\ue004",
+    "enter": "\ue007",
+    "escape": "\ue00c",
+    "shift": "\ue008",
+    "control": "\ue009",
+}
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -26,21 +37,48 @@ class Browser:
     def __init__(self, session: str) -> None:
         self._session = session
 
-    def open(self, page: Path) -> None:
-        self._ask("url", {"url": page.absolute().as_uri()})
+    def open(self, page: Path | str) -> None:
+        """A file, or an address."""
+        self._ask("url", {"url": page if isinstance(page, str) else page.absolute().as_uri()})
 
     def run(self, script: str, *arguments: object) -> Any:
         """What a function body in JavaScript returns; promises are waited for."""
         return self._ask("execute/sync", {"script": script, "args": list(arguments)})
 
     def click(self, element: str) -> None:
-        found = self._ask("element", {"using": "css selector", "value": element})[_ELEMENT]
-        self._ask(f"element/{found}/click", {})
+        self._ask(f"element/{self._find(element)}/click", {})
 
-    def press(self, key: str) -> None:
-        """A key of the keyboard, down and up."""
-        actions = [{"type": kind, "value": KEYS.get(key, key)} for kind in ("keyDown", "keyUp")]
+    def press(self, key: str, *held: str) -> None:
+        """A key of the keyboard, down and up, while others are held down."""
+        keys = [KEYS.get(one, one) for one in (*held, key)]
+        actions = [{"type": "keyDown", "value": one} for one in keys]
+        actions += [{"type": "keyUp", "value": one} for one in reversed(keys)]
         self._ask("actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+
+    def type(self, element: str, text: str) -> None:
+        """Into a field, after what it holds."""
+        self._ask(f"element/{self._find(element)}/value", {"text": text})
+
+    def choose_file(self, element: str, *files: Path) -> None:
+        """Into an `input` of type file, hidden or not."""
+        self.type(element, "\n".join(str(file.absolute()) for file in files))
+
+    def drag(self, element: str, *points: tuple[float, float], finger: bool = False) -> None:
+        """With the pointer down along points, as shares of the element's width and height; one point is a click.
+
+        What is out of view is scrolled to first.
+        """
+        box = """const shown = document.querySelector(arguments[0]);
+            shown.scrollIntoViewIfNeeded();
+            const { x, y, width, height } = shown.getBoundingClientRect();
+            return [x, y, width, height];"""
+        left, top, width, height = self.run(box, element)
+        places = [(round(left + x * width), round(top + y * height)) for x, y in points]
+        moves = [{"type": "pointerMove", "duration": 0, "x": x, "y": y, "origin": "viewport"} for x, y in places]
+        kind = "touch" if finger else "mouse"
+        actions = [moves[0], {"type": "pointerDown", "button": 0}, *moves[1:], {"type": "pointerUp", "button": 0}]
+        pointer = {"type": "pointer", "id": kind, "parameters": {"pointerType": kind}, "actions": actions}
+        self._ask("actions", {"actions": [pointer]})
 
     def wait(self, condition: str) -> None:
         """Until an expression in JavaScript is true."""
@@ -54,12 +92,24 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", {"features": [scheme]})
 
+    def messages(self) -> list[str]:
+        """What the page and the browser wrote to the console since it was last asked for, with its level."""
+        return [f"{entry['level']}: {entry['message']}" for entry in self._ask("se/log", {"type": "browser"})]
+
+    def requests(self) -> list[str]:
+        """The addresses that were asked for, of pages and of everything on them, since they were last asked for."""
+        events = [json.loads(entry["message"])["message"] for entry in self._ask("se/log", {"type": "performance"})]
+        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+
     def devtools(self, command: str, values: dict[str, object]) -> Any:
         return self._ask("goog/cdp/execute", {"cmd": command, "params": values})
 
     def screenshot(self, path: Path) -> None:
         with urllib.request.urlopen(f"{self._session}/screenshot") as answer:
             path.write_bytes(base64.b64decode(json.load(answer)["value"]))
+
+    def _find(self, element: str) -> str:
+        return self._ask("element", {"using": "css selector", "value": element})[_ELEMENT]
 
     def _ask(self, what: str, values: dict[str, object]) -> Any:
         return _post(f"{self._session}/{what}", values)
@@ -90,7 +140,8 @@ def chromium(downloads: Path) -> Iterator[Browser]:
             ],
             "prefs": {"download.default_directory": str(downloads), "download.prompt_for_download": False},
         }
-        wanted = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}
+        logs = {"browser": "ALL", "performance": "ALL"}
+        wanted = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}}
         root = f"http://127.0.0.1:{port}/session"
         session = f"{root}/{_post(root, {'capabilities': wanted})['sessionId']}"
         yield Browser(session)

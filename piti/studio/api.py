@@ -1,0 +1,277 @@
+"""The studio over HTTP: routes, what they take and answer, and errors in words."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from piti import __version__
+from piti.errors import UserError
+from piti.spec import Spec
+from piti.studio.answers import ErrorAnswer, Health, ModelInfo, PictureAnswer, ResultAnswer
+from piti.studio.engine import Result, Studio, UnknownModel
+from piti.studio.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
+from piti.studio.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
+from piti.studio.requests import EditRequest, LimitError, TooLarge, TranslateRequest
+from piti.studio.store import NotKept
+from piti.studio.uploads import NoPicture
+
+T = TypeVar("T")
+
+CODES: tuple[tuple[type[UserError], int], ...] = (
+    (WrongFields, 422),
+    (WrongBody, 415),
+    (NoPicture, 415),
+    (TooLarge, 413),
+    (LimitError, 422),
+    (FormError, 400),
+    (UnknownModel, 404),
+    (NotKept, 404),
+    (QueueFull, 429),
+    (TimeOver, 504),
+    (Cancelled, 503),
+    (JobFailed, 500),
+    (UserError, 400),
+)
+"""The status of an answer by the first kind that its error is of."""
+_MEANINGS = {
+    400: "A picture or a setting that the model cannot use, or a broken form.",
+    404: "No such model, or no such picture any longer.",
+    408: "The body took too long to arrive.",
+    413: "A body or a picture that is too large.",
+    415: "The body is no form, or a file no picture.",
+    422: "Fields that are missing, unknown, of a wrong type or beyond a limit; one line each in `details`.",
+    429: "As many jobs wait as may; try again after `Retry-After` seconds.",
+    500: "The model failed.",
+    503: "The studio is closing, or the job was cancelled.",
+    504: "The job took too long.",
+}
+_RETRY = 10  # seconds
+_GONE = 499  # the status of an answer that nobody reads: the client left
+_PNG = "image/png"
+
+
+def add_api(app: FastAPI, studio: Studio) -> None:
+    """The routes of a studio, and its errors as answers."""
+    app.include_router(_Api(studio).router())
+
+    async def in_words(request: Request, error: Exception) -> Response:
+        return refusal(error)
+
+    for kind in (UserError, HTTPException):
+        app.add_exception_handler(kind, in_words)
+
+
+def refusal(error: Exception) -> Response:
+    """The answer that an error becomes."""
+    if isinstance(error, HTTPException):
+        words = {
+            404: "there is nothing at this address; /docs lists what there is",
+            405: "use another method; see /docs",
+        }
+        said = words.get(error.status_code, str(error.detail))
+        return JSONResponse(ErrorAnswer(error=said).model_dump(), error.status_code, headers=error.headers)
+    code = next(code for kind, code in CODES if isinstance(error, kind))
+    details = error.details if isinstance(error, WrongFields) else []
+    headers = {"Retry-After": str(_RETRY)} if code == 429 else None
+    return JSONResponse(ErrorAnswer(error=str(error), details=details).model_dump(), code, headers)
+
+
+class _Api:
+    """Routes of one studio."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._reading = anyio.CapacityLimiter(1)  # one picture is decoded at a time, in the order of arrival
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        codes = _responses(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+        made: dict[str, Any] = {"response_model": ResultAnswer, "responses": codes, "tags": ["make"]}
+        router.post("/api/translate", openapi_extra=_body(TranslateRequest, _TRANSLATED), **made)(self.translate)
+        router.post("/api/edit", openapi_extra=_body(EditRequest, _EDITED), **made)(self.edit)
+        router.get("/api/models", tags=["look"])(self.models)
+        router.get("/healthz", tags=["look"])(self.healthz)
+        router.get(
+            "/pictures/{picture_id}.png",
+            response_class=Response,
+            responses={200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404),
+            tags=["look"],
+        )(self.picture)
+        router.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)(
+            _nowhere
+        )
+        return router
+
+    async def translate(self, request: Request) -> Response:
+        """Pictures of a condition: a file `condition`, or `text` for a prior.
+
+        The answer is JSON with the pictures in base64, or with `Accept: image/png` the picture itself, where `num`
+        is 1. The same condition, settings and seed make the pictures that `piti translate` makes. A client that
+        goes away cancels its job.
+        """
+        form = await read_form(request, ("condition",))
+        text = form.fields.pop("text", None)
+        asked = parsed(TranslateRequest, _with_num(request, form))
+        self.studio.model(asked.model)
+        self.studio.limits.check(asked)
+
+        def submitted() -> Job[Result]:
+            if text is not None:
+                if form.files:
+                    raise WrongFields(["'text' and 'condition' are both given; give the one that the model reads"])
+                return self.studio.translate(asked, self.studio.read_text(asked.model, text))
+            file = _needed(form, "condition")
+            raw = self.studio.read_condition(asked.model, file.data, file.name)
+            return self.studio.translate(asked, raw, file.name)
+
+        return await self._answered(request, submitted)
+
+    async def edit(self, request: Request) -> Response:
+        """A picture changed where its condition changes.
+
+        Files: `image`; `condition`, what it is to show; `from`, what it shows now (a PNG that piti made carries
+        that); `region`, white where it is repainted, instead of where the conditions differ.
+        """
+        form = await read_form(request, ("image", "condition", "from", "region"))
+        asked = parsed(EditRequest, _with_num(request, form))
+        self.studio.model(asked.model)
+        self.studio.limits.check(asked)
+
+        def submitted() -> Job[Result]:
+            studio, files = self.studio, form.files
+            file = _needed(form, "image")
+            image, before = studio.read_photograph(asked.model, file.data, file.name)
+            told = _needed(form, "condition")
+            to = studio.read_condition(asked.model, told.data, told.name)
+            if "from" in files:
+                before = studio.read_condition(asked.model, files["from"].data, files["from"].name)
+            region = studio.read_region(files["region"].data, files["region"].name) if "region" in files else None
+            return studio.edit(asked, image, to, before, region)
+
+        return await self._answered(request, submitted)
+
+    async def models(self) -> list[ModelInfo]:
+        """The models that are served, what they read, and what may be asked for."""
+        return [loaded.info for loaded in self.studio.models.values()]
+
+    async def healthz(self) -> Health:
+        """That the studio answers, and how many jobs it has."""
+        return Health(version=__version__, models=list(self.studio.models), jobs=len(self.studio.queue))
+
+    async def picture(self, picture_id: str, download: bool = False) -> Response:
+        """A picture that was made lately. download: as a file to save."""
+        kept = self.studio.kept(picture_id)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        if download:
+            headers["Content-Disposition"] = f'attachment; filename="piti-{picture_id[:8]}.png"'
+        return Response(kept.png, media_type=_PNG, headers=headers)
+
+    async def _answered(self, request: Request, submitted: Callable[[], Job[Result]]) -> Response:
+        """What a job makes; it is cancelled if the client goes away."""
+        gone = asyncio.create_task(_gone(request))
+        try:
+            job = await anyio.to_thread.run_sync(submitted, limiter=self._reading)
+            try:
+                result = await _first(job.result(), gone)
+            finally:
+                job.cancel()
+            if result is None:
+                return Response(status_code=_GONE)
+            return await anyio.to_thread.run_sync(_answer, result, _wants_png(request))
+        finally:
+            gone.cancel()
+
+
+async def _nowhere(rest: str) -> Response:
+    allowed = {"translate": "POST", "edit": "POST", "models": "GET"}.get(rest)
+    raise HTTPException(404) if allowed is None else HTTPException(405, headers={"Allow": allowed})
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has gone away. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(result: Any, gone: asyncio.Task[None]) -> Any:
+    """The result, or None if the client goes away before."""
+    task = asyncio.ensure_future(result)
+    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        return task.result()
+    task.cancel()
+    return None
+
+
+def _answer(result: Result, png: bool) -> Response:
+    if png:
+        return Response(result.pictures[0].png, media_type=_PNG)
+    pictures = [
+        PictureAnswer(
+            number=picture.number,
+            width=picture.width,
+            height=picture.height,
+            address=f"/pictures/{picture.id}.png",
+            png=base64.b64encode(picture.png).decode(),
+        )
+        for picture in result.pictures
+    ]
+    answer = ResultAnswer(
+        model=result.model, seed=result.seed, seconds=result.seconds, pictures=pictures, notes=list(result.notes)
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _wants_png(request: Request) -> bool:
+    accepted = request.headers.get("accept", "").lower()
+    return _PNG in accepted and "json" not in accepted
+
+
+def _with_num(request: Request, form: Form) -> dict[str, str]:
+    """The form's fields; one picture where a picture itself is asked for. Raises WrongFields for more."""
+    if not _wants_png(request):
+        return form.fields
+    fields = {"num": "1"} | form.fields
+    if fields["num"].strip() != "1":
+        raise WrongFields([f"'num' = {fields['num'][:20]!r}: image/png holds one picture; ask for 1, or accept JSON"])
+    return fields
+
+
+def _needed(form: Form, name: str) -> Any:
+    if name not in form.files:
+        raise WrongFields([f"file '{name}' is missing; send a picture (curl -F {name}=@FILE.png)"])
+    return form.files[name]
+
+
+# The OpenAPI page
+
+_TRANSLATED = {"condition": "A mask, a sketch or a depth map, as the model reads it; PNG or another format."}
+_EDITED = {
+    "image": "The photograph.",
+    "condition": "What it is to show: a mask or a sketch.",
+    "from": "What it shows now. A PNG that piti made carries that.",
+    "region": "White is repainted; by default it is where the two conditions differ.",
+}
+
+
+def _body(kind: type[Spec], files: dict[str, str]) -> dict[str, Any]:
+    """How a form is described."""
+    schema = kind.model_json_schema()
+    pictures = {name: {"type": "string", "format": "binary", "description": said} for name, said in files.items()}
+    properties = schema["properties"] | pictures
+    if kind is TranslateRequest:
+        properties["text"] = {"type": "string", "description": "For a prior, instead of a file."}
+    schema |= {"properties": properties, "required": schema.get("required", []) + [n for n in ("image",) if n in files]}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": ErrorAnswer, "description": _MEANINGS[code]} for code in codes}

@@ -1,0 +1,203 @@
+"""The studio behind its page and its HTTP interface: models that stay loaded, what they read, jobs, kept pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from piti.conditions import ConditionError, TextCondition
+from piti.data.edges import draw_lines
+from piti.devices import usable_device
+from piti.errors import UserError
+from piti.images import list_images, png_bytes
+from piti.making import MadeImage, make_images
+from piti.provenance import model_name
+from piti.remake import carried_condition
+from piti.settings import Settings
+from piti.spec import choices
+from piti.studio.edits import Edit
+from piti.studio.jobs import Job, Queue
+from piti.studio.loading import Loaded, load
+from piti.studio.previews import drawn_previews
+from piti.studio.reading import read_painted, read_picture, shown
+from piti.studio.requests import EditRequest, Limits, TranslateRequest
+from piti.studio.store import Picture, Store
+from piti.studio.uploads import checked_upload, opened, photograph
+
+__all__ = ["Loaded", "Picture", "Result", "Studio", "UnknownModel"]
+
+_LINES_SIDE = 1024  # photographs are drawn no longer than this
+
+
+class UnknownModel(UserError):
+    """A request names a model that is not served."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job made."""
+
+    model: str
+    seed: int
+    condition: Image.Image
+    """As the painter shows it."""
+    pictures: tuple[Picture, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Studio:
+    """Models that are loaded once, one queue for all of them, and the pictures that were made lately.
+
+    names: bundled models, folders, runs or hub ids. device: as `usable_device` takes it.
+    Raises UserError for a model that cannot be loaded or is not of a kind that is served.
+    """
+
+    def __init__(
+        self, names: Sequence[str] = ("street", "sketch"), limits: Limits | None = None, device: str | None = None
+    ) -> None:
+        self.limits = limits or Limits()
+        where = usable_device(device)
+        if not names:
+            raise UserError("no model is named; give one with --model, such as street")
+        self.models: Mapping[str, Loaded] = {name: load(name, where, self.limits) for name in dict.fromkeys(names)}
+        self.queue = Queue(self.limits.waiting, self.limits.seconds)
+        self._store = Store(self.limits.kept_results, self.limits.kept_bytes)
+
+    def close(self, wait: bool = True) -> None:
+        """Cancel every job and take no more."""
+        self.queue.close(wait)
+
+    def model(self, name: str) -> Loaded:
+        """A model that is served. Raises UnknownModel."""
+        if name not in self.models:
+            raise UnknownModel(f"model '{name}' is not served here; {choices(name, self.models)}")
+        return self.models[name]
+
+    # What is handed in
+
+    def read_condition(self, model: str, image: Image.Image | bytes | Path, source: str) -> Tensor:
+        """A condition in raw form, from a file, its bytes, or a picture that the painter shows.
+
+        Masks may be class ids, palette pictures or colours; colours that are not exact are brought to the nearest
+        class, see `snapped`. Sketches may be dark on light or light on dark; the painter's are dark on light. source:
+        names it in errors. Raises ConditionError or ImageError in words, TooLarge before anything is decoded.
+        """
+        condition = self.model(model).condition
+        read = read_painted if isinstance(image, Image.Image) else read_picture
+        return read(condition, opened(image, source, self.limits.pixels), source)
+
+    def read_text(self, model: str, text: str) -> str:
+        """A text for a prior, white space made single. Raises ConditionError for another kind of model, or none."""
+        loaded = self.model(model)
+        if not isinstance(loaded.condition, TextCondition):
+            raise ConditionError(f"text: model '{model}' reads a {loaded.kind}; hand in a picture as 'condition'")
+        text = " ".join(text.split())
+        loaded.condition.tokens(text, "text")
+        return text
+
+    def lines_of_photograph(self, image: Image.Image | bytes | Path, source: str = "the photograph") -> Image.Image:
+        """Lines of a photograph, black on white. Raises ImageError."""
+        picture = photograph(image, source, self.limits.pixels)
+        picture.thumbnail((_LINES_SIDE, _LINES_SIDE))
+        lines = draw_lines(np.asarray(picture)).numpy()
+        return Image.fromarray(np.where(lines, 0, 255).astype(np.uint8)).convert("RGB")
+
+    def read_photograph(
+        self, model: str, data: Image.Image | bytes | Path, source: str = "the photograph"
+    ) -> tuple[Image.Image, Tensor | None]:
+        """A photograph to edit, RGB, and its condition where the file was made here and the model reads that."""
+        loaded, most = self.model(model), self.limits.pixels
+        picture = photograph(data, source, most)
+        if isinstance(data, Image.Image):
+            return picture, None
+        return picture, carried_condition(checked_upload(data, source, most), loaded.condition)
+
+    def read_region(self, data: bytes, source: str) -> Image.Image:
+        """What of a photograph is repainted: white. Raises ImageError."""
+        return photograph(data, source, self.limits.pixels).convert("L")
+
+    def drawn(self, model: str, raw: Tensor) -> Image.Image:
+        """A condition as the painter shows it: RGB in class colours, or black on white."""
+        return shown(self.model(model).condition, raw)
+
+    def examples(self, model: str) -> dict[str, Image.Image]:
+        """Conditions to begin with, as the painter shows them, by name; those that came with the model."""
+        loaded = self.model(model)
+        folder = loaded.folder / "examples"
+        files = list_images(folder) if folder.is_dir() else []
+        return {file.stem: shown(loaded.condition, loaded.condition.load(file)) for file in files}
+
+    # Jobs
+
+    def translate(self, request: TranslateRequest, raw: Tensor | str, source: str = "drawing.png") -> Job[Result]:
+        """Hand in a translation: the images of `piti translate` for the same condition, settings and seed.
+
+        raw: what `read_condition` or `read_text` returned. source: what the condition is called in the metadata.
+        Raises QueueFull, LimitError, and UserError for settings or a condition that the model cannot use.
+        """
+        loaded = self.model(request.model)
+        self.limits.check(request)
+        pipeline, settings = loaded.pipeline, Settings(**request.model_dump(exclude={"model"}))
+        tensor = pipeline.read(raw)
+        frame = pipeline.frame(tensor, settings.sampling(pipeline), request.size)
+        said, notes = raw if isinstance(raw, str) else source, _notes(loaded, raw, request)
+
+        def work(job: Job[Result]) -> Result:
+            made = make_images(pipeline, tensor, settings, model_name(loaded.name), said, job.stepped)
+            pictures = tuple(self._store.add(_picture(image, loaded.name, tensor)) for image in made)
+            drawing = shown(loaded.condition, tensor)
+            return Result(loaded.name, request.seed, drawing, pictures, job.snapshot().seconds, notes)
+
+        return self.queue.submit(work, partial(drawn_previews, frame))
+
+    def edit(
+        self,
+        request: EditRequest,
+        image: Image.Image,
+        to: Tensor,
+        from_: Tensor | None = None,
+        region: Image.Image | None = None,
+        source: str = "photograph.png",
+    ) -> Job[Result]:
+        """Hand in an edit: `image`, which shows `from_` (None: not known), is to show `to`; see `piti.editing.edit`.
+
+        region: white is repainted, instead of where the conditions differ. source: what the photograph is called in
+        the metadata. Raises as `translate`; what only editing itself finds, the job raises.
+        """
+        loaded = self.model(request.model)
+        self.limits.check(request)
+        asked = Edit(loaded, request, image, to, from_, region, source)
+
+        def work(job: Job[Result]) -> Result:
+            made, notes = asked.made(job.stepped)
+            pictures = tuple(self._store.add(picture) for picture in made)
+            drawing = shown(loaded.condition, to)
+            return Result(loaded.name, request.seed, drawing, pictures, job.snapshot().seconds, notes)
+
+        return self.queue.submit(work, partial(drawn_previews, asked.frame))
+
+    def kept(self, picture_id: str) -> Picture:
+        """A picture that was made lately. Raises NotKept in words."""
+        return self._store.get(picture_id)
+
+
+def _picture(made: MadeImage, model: str, raw: Tensor) -> Picture:
+    width, height = made.image.size
+    return Picture(png_bytes(made.image, made.text), made.number, width, height, model, raw)
+
+
+def _notes(loaded: Loaded, raw: Tensor | str, request: TranslateRequest) -> tuple[str, ...]:
+    """What else a person should know."""
+    notes = []
+    if isinstance(raw, str) and isinstance(loaded.condition, TextCondition):
+        notes.append(loaded.condition.cut(raw))
+    if request.num > 1 and not loaded.pipeline.draws_noise(request.base_only):
+        notes.append("this model takes no noise: all pictures of one condition are the same")
+    return tuple(note for note in notes if note)

@@ -1,0 +1,120 @@
+"""The results on the page: how far a job is, the emerging pictures, then each picture with its condition."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from piti.studio.element import Element
+from piti.studio.engine import Picture, Result
+from piti.studio.jobs import Snapshot, State
+
+SHOWN_SIDE = 512
+"""The longest side, in pixels, of a condition beside its pictures."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What pictures are made from, as it is shown beside them."""
+
+    name: str
+    picture: Image.Image
+
+    def to_dict(self) -> dict[str, str]:
+        """For the page."""
+        return {"name": self.name, "source": data_address(self.picture)}
+
+
+def nothing_yet(words: str) -> dict[str, Any]:
+    """Before there are pictures."""
+    return {"state": "empty", "status": words}
+
+
+def refused(problem: str) -> dict[str, Any]:
+    """Why there are no pictures, in words."""
+    return {"state": "failed", "problem": problem}
+
+
+def on_the_way(snapshot: Snapshot, sources: Sequence[Source], expected: int) -> dict[str, Any]:
+    """A job that has not ended. expected: how many pictures it makes."""
+    waiting = snapshot.state is State.WAITING
+    return {
+        "state": snapshot.state.value,
+        "status": _place(snapshot.before) if waiting else _steps(snapshot),
+        "done": snapshot.done,
+        "total": snapshot.total,
+        "conditions": [source.to_dict() for source in sources],
+        "previews": [f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in snapshot.preview],
+        "expected": expected,
+        "shape": sources[-1].picture.width / sources[-1].picture.height,
+    }
+
+
+def finished(result: Result, sources: Sequence[Source]) -> dict[str, Any]:
+    """Every picture, where it can be looked at and downloaded."""
+    count = len(result.pictures)
+    made = "One photograph" if count == 1 else f"{count} photographs"
+    return {
+        "state": "done",
+        "status": f"{made} by {result.model}, seed {result.seed}, in {result.seconds:.1f} s",
+        "conditions": [source.to_dict() for source in sources],
+        "pictures": [_addressed(picture, result) for picture in result.pictures],
+        "notes": list(result.notes),
+    }
+
+
+def _addressed(picture: Picture, result: Result) -> dict[str, Any]:
+    return {
+        "id": picture.id,
+        "address": f"pictures/{picture.id}.png",
+        "file": f"{result.model.replace('/', '-')}-{result.seed}-{picture.number}.png",
+        "editable": picture.raw is not None,
+    }
+
+
+def _place(before: int) -> str:
+    if before <= 1:
+        return "Waiting: one job before yours"
+    return f"Waiting: {before} jobs before yours"
+
+
+def _steps(snapshot: Snapshot) -> str:
+    return f"Step {snapshot.done} of {snapshot.total}" if snapshot.total else "Beginning …"
+
+
+def data_address(picture: Image.Image, side: int = SHOWN_SIDE) -> str:
+    """A picture, at most `side` pixels long, as a PNG inside an address; not smoothed, as masks need it."""
+    shrink = min(1.0, side / max(picture.size))
+    size = (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink)))
+    file = BytesIO()
+    picture.resize(size, Image.Resampling.NEAREST).save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+class Strip(Element):
+    """Small pictures to begin with; its event `select` says which one, as `event.name`."""
+
+    stem = "strip"
+
+    def __init__(self, pictures: Mapping[str, Image.Image], **options: Any) -> None:
+        shown = [{"name": name, "source": data_address(picture, 160)} for name, picture in pictures.items()]
+        super().__init__(pictures=shown, **options)
+
+
+class Gallery(Element):
+    """Shows what `nothing_yet`, `refused`, `on_the_way` and `finished` return.
+
+    Its event `select` says which picture is to be edited, as `event.id`.
+    """
+
+    stem = "gallery"
+
+    def postprocess(self, value: Any) -> str | None:
+        """As one text: of a dictionary Gradio sends what differs, key by key, and the page would show half of it."""
+        return None if value is None else json.dumps(value)

@@ -1,0 +1,73 @@
+"""Pictures that were made, kept for a while under names that nobody can guess."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from io import BytesIO
+
+from PIL import Image
+from torch import Tensor
+
+from piti.errors import UserError
+
+
+class NotKept(UserError):
+    """A picture is not kept any longer, or never was."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was made."""
+
+    png: bytes
+    """With what it takes to make it again, as PNG text."""
+    number: int
+    width: int
+    height: int
+    model: str
+    raw: Tensor | None = None
+    """The condition that it was made of, in raw form."""
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    def image(self) -> Image.Image:
+        """Its pixels, RGB."""
+        return Image.open(BytesIO(self.png)).convert("RGB")
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return len(self.png) + (0 if self.raw is None else self.raw.nbytes)
+
+
+class Store:
+    """The newest pictures, at most so many and so many bytes, from whatever thread."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._kept: OrderedDict[str, Picture] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, picture: Picture) -> Picture:
+        """Keep a picture; the oldest go where there is no room, the new one stays."""
+        with self._lock:
+            self._kept[picture.id] = picture
+            self._bytes += picture.size
+            while len(self._kept) > 1 and (len(self._kept) > self._most or self._bytes > self._most_bytes):
+                self._bytes -= self._kept.popitem(last=False)[1].size
+        return picture
+
+    def get(self, picture_id: str) -> Picture:
+        """The picture. Raises NotKept."""
+        with self._lock:
+            found = self._kept.get(picture_id)
+        if found is None:
+            raise NotKept("this picture is not kept any longer; make it again, or upload the file that you saved")
+        return found
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._kept)

@@ -1,0 +1,87 @@
+"""Pictures that strangers send: known formats alone, their size told from the header before anything is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from piti.errors import UserError
+from piti.images import IMAGE_SUFFIXES, ImageError, open_image, read_rgb
+from piti.studio.requests import TooLarge
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""What Pillow decodes itself; it would hand some others to programs of the system."""
+
+
+class NoPicture(ImageError):
+    """The data are no picture of a known format."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture in memory; its text names it in errors."""
+
+    data: bytes
+    name: str
+
+    def open(self) -> BinaryIO:
+        """Its bytes as a file."""
+        return BytesIO(self.data)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
+    """A picture whose header says that it may be decoded. most: pixels.
+
+    Raises NoPicture for other data, TooLarge for more pixels, ImageError for a file that cannot be read.
+    """
+    if isinstance(data, Path):
+        try:
+            data = data.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror}); upload it again") from None
+    if not data:
+        raise NoPicture(f"{name}: is empty; choose a picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as header:
+            width, height = header.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise TooLarge(f"{name}: has more pixels than can be decoded safely; make it smaller") from None
+    except UnidentifiedImageError:
+        raise NoPicture(f"{name}: is no picture that is known here; save it as PNG or JPEG") from None
+    except Exception as error:  # noqa: BLE001  # decoders raise whatever comes to them of hostile headers
+        what = str(error).partition("\n")[0][:100]
+        raise ImageError(f"{name}: is damaged ({what}); copy or export the file again") from None
+    if width * height > most:
+        raise TooLarge(f"{name}: has {width} x {height} pixels, at most {most} are taken; make it smaller")
+    return Upload(data, name)
+
+
+def opened(given: Image.Image | bytes | Path, name: str, most: int) -> Image.Image:
+    """A picture decoded upright, in its own mode. Raises NoPicture, TooLarge, or ImageError for a damaged one."""
+    return _safely(open_image, given, name, most)
+
+
+def photograph(given: Image.Image | bytes | Path, name: str, most: int) -> Image.Image:
+    """The same as 8-bit RGB."""
+    return _safely(read_rgb, given, name, most)
+
+
+def _safely(read, given: Image.Image | bytes | Path, name: str, most: int) -> Image.Image:  # type: ignore[no-untyped-def]
+    if isinstance(given, Image.Image):
+        if given.width * given.height > most:
+            raise TooLarge(f"{name}: has {given.width} x {given.height} pixels, at most {most} are taken")
+        return given.convert("RGB") if read is read_rgb else given
+    try:
+        return read(checked_upload(given, name, most))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        what = str(error).partition("\n")[0][:100]
+        raise ImageError(f"{name}: is damaged ({what}); copy or export the file again") from None

@@ -1,0 +1,360 @@
+"""The studio as a visitor has it: `piti studio` in a process of its own, its page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser import Browser, chromium
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.browser
+
+SHOTS = os.environ.get("PITI_SCREENSHOTS")
+"""A folder into which the pictures of docs/ are taken anew; nothing is written without it."""
+_FOCUS = """const e = document.activeElement, seen = (n) => {
+    const s = getComputedStyle(n);
+    return s.outlineStyle !== "none" || s.boxShadow !== "none";
+};
+return [e.id || e.className, [e, e.parentElement, e.parentElement?.parentElement].some((n) => n && seen(n))]"""
+"""What is in focus, and whether that shows on it or around it."""
+LAPTOP, PHONE = (1366, 800), (390, 844)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a studio with `street` and `sketch`."""
+    command = [sys.executable, "-m", "piti.cli", "studio", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield next(word for line in server.stdout if "http" in line for word in line.split() if "http" in word)
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+    assert server.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("downloads")) as browser:
+        yield browser
+
+
+class Visitor:
+    """Somebody at the page."""
+
+    def __init__(self, browser: Browser, address: str) -> None:
+        self.browser, self.address = browser, address
+
+    def open(self, size: tuple[int, int] = LAPTOP, dark: bool = False) -> None:
+        self.browser.resize(*size, dark=dark)
+        self.browser.open(self.address)
+        self.browser.wait(
+            "document.querySelector('#street-make') && document.querySelector('#street-drawing .picture')"
+        )
+
+    def stroke(self, name: str, *points: tuple[float, float], width: int = 40, model: str = "street") -> None:
+        """Of a class or a tool, by its name in the palette."""
+        self.browser.run(
+            "const s = document.querySelector(arguments[0]); s.value = arguments[1];"
+            "s.dispatchEvent(new Event('input', { bubbles: true }))",
+            f"#{model}-drawing .size input", width,
+        )  # fmt: skip
+        if name:
+            self.browser.click(f'#{model}-drawing [role=radio][aria-label="{name}"]')
+        self.browser.drag(f"#{model}-drawing .surface", *points)
+
+    def set(self, field: str, value: float) -> None:
+        """A slider's or a number's value."""
+        self.browser.run(
+            "const i = document.querySelector(arguments[0]);"
+            "Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(i, arguments[1]);"
+            "for (const kind of ['input', 'change', 'blur']) i.dispatchEvent(new Event(kind, { bubbles: true }))",
+            f"#{field} input[type=number]", str(value),
+        )  # fmt: skip
+
+    def slowly(self, steps: int = 250) -> None:
+        """With many steps."""
+        self.browser.click("#street-more button")
+        self.browser.wait("document.querySelector('#street-steps input[type=number]')")
+        self.set("street-steps", steps)
+
+    def state(self, model: str = "street") -> str:
+        script = "return document.querySelector(arguments[0])?.closest('[data-state]')?.dataset.state ?? ''"
+        return self.browser.run(script, f"#{model}-gallery .gallery")
+
+    def until(self, test: Callable[[], object], what: str) -> None:
+        give_up = time.monotonic() + 120
+        while not test():
+            assert time.monotonic() < give_up, f"{what} did not come; the page says: {self.words()}"
+            time.sleep(0.02)
+
+    def words(self, model: str = "street") -> str:
+        return self.browser.run("return document.querySelector(arguments[0]).innerText", f"#{model}-gallery")
+
+    def made(self, model: str = "street", then: str = "done") -> list[np.ndarray]:
+        """Press the button, and wait for the pictures, each as it is downloaded."""
+        self.browser.click(f"#{model}-make")
+        self.until(lambda: self.state(model) in ("waiting", "running"), "the job")
+        self.until(lambda: self.state(model) == then, then)
+        return [np.asarray(Image.open(BytesIO(file))) for file in self.files(model)]
+
+    def files(self, model: str = "street") -> list[bytes]:
+        script = "return [...document.querySelectorAll(arguments[0])].map((link) => link.href)"
+        files = []
+        for link in self.browser.run(script, f"#{model}-gallery .download"):
+            with urllib.request.urlopen(link) as answer:
+                assert answer.headers["Content-Disposition"].startswith("attachment")
+                files.append(answer.read())
+        return files
+
+    def shown(self, model: str = "street") -> list[list[int]]:
+        """Sizes of the pictures as the browser decoded them."""
+        script = f"""const images = [...document.querySelectorAll("#{model}-gallery .pictures img")];
+            await Promise.all(images.map((image) => image.decode()));
+            return images.map((image) => [image.naturalWidth, image.naturalHeight])"""
+        return self.browser.run(f"return (async () => {{ {script} }})()")
+
+    def example(self, k: int = 0, model: str = "street") -> None:
+        self.browser.run(
+            "document.querySelectorAll(arguments[0])[arguments[1]].click()", f"#{model}-examples button", k
+        )
+        self.until(lambda: "480 × 360" in self.below(model), "the example")
+
+    def below(self, model: str = "street") -> str:
+        return self.browser.run("return document.querySelector(arguments[0]).innerText", f"#{model}-drawing .below")
+
+    def shot(self, name: str) -> None:
+        """A picture for docs/, where they are asked for."""
+        if SHOTS is None:
+            return
+        time.sleep(0.4)  # transitions
+        target = Path(SHOTS) / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.browser.screenshot(target)
+        Image.open(target).convert("RGB").save(target.with_suffix(".jpg"), quality=88, optimize=True)
+        target.unlink()
+
+
+@pytest.fixture
+def visitor(window: Browser, address: str) -> Visitor:
+    """At the page, freshly loaded."""
+    visitor = Visitor(window, address)
+    visitor.open()
+    return visitor
+
+
+def jobs(address: str) -> int:
+    with urllib.request.urlopen(f"{address}healthz") as answer:
+        return json.load(answer)["jobs"]
+
+
+def post(address: str, fields: dict[str, Any], file: Path) -> subprocess.Popen[bytes]:
+    """A request by another visitor, who uses curl."""
+    form = [part for key, value in fields.items() for part in ("-F", f"{key}={value}")]
+    command = ["curl", "-s", "-o", os.devnull, *form, "-F", f"condition=@{file}", f"{address}api/translate"]
+    return subprocess.Popen(command)
+
+
+class TestMask:
+    def test_paint_a_stroke_and_see_four_pictures(self, visitor: Visitor, tmp_path: Path) -> None:
+        """One of them is then made again, to the bit, of its file alone."""
+        visitor.example()
+        visitor.stroke("car", (0.3, 0.85), (0.6, 0.85), width=60)
+        pictures = visitor.made()
+        assert [picture.shape for picture in pictures] == [(256, 341, 3)] * 4
+        assert visitor.shown() == [[341, 256]] * 4
+        assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 2
+        assert "4 photographs by street, seed 0" in visitor.words()
+        visitor.shot("studio-mask")
+
+        file = tmp_path / "kept.png"
+        file.write_bytes(visitor.files()[2])
+        again = [sys.executable, "-m", "piti.cli", "translate", "--like", str(file), "--out", str(tmp_path / "again")]
+        subprocess.run(again, check=True, cwd=ROOT)
+        (copy,) = (path for path in (tmp_path / "again").glob("*.png") if path.name != "sheet.png")
+        assert np.array_equal(np.asarray(Image.open(copy)), pictures[2])
+
+    def test_the_stroke_is_in_the_condition(self, visitor: Visitor) -> None:
+        """The picture differs from that without it."""
+        visitor.example()
+        visitor.set("street-num", 1)
+        (before,) = visitor.made()
+        visitor.stroke("tree", (0.2, 0.8), (0.5, 0.7), (0.8, 0.8), width=90)
+        (after,) = visitor.made()
+        assert np.abs(before.astype(int) - after).mean() > 5
+
+    def test_pictures_emerge_and_another_seed_makes_others(self, visitor: Visitor) -> None:
+        visitor.example(1)
+        visitor.set("street-num", 2)
+        visitor.slowly(60)
+        first = visitor.made()
+        visitor.browser.click("#street-another")
+        previews = "document.querySelectorAll('#street-gallery img[src^=\"data:image/jpeg\"]').length"
+        visitor.until(lambda: visitor.browser.run(f"return {previews}") == 2, "previews")
+        visitor.until(lambda: visitor.state() == "done", "the pictures")
+        second = [np.asarray(Image.open(BytesIO(file))) for file in visitor.files()]
+        assert np.abs(first[0].astype(int) - second[0]).mean() > 2
+        assert "seed 0," not in visitor.words()
+
+    def test_cancel(self, visitor: Visitor, address: str) -> None:
+        visitor.example()
+        visitor.set("street-num", 8)
+        visitor.slowly()
+        visitor.browser.click("#street-make")
+        visitor.until(lambda: "Step " in visitor.words(), "progress")
+        visitor.browser.click("#street-cancel")
+        visitor.until(lambda: "Cancelled" in visitor.words(), "the end")
+        visitor.until(lambda: jobs(address) == 0, "an idle studio")
+        assert not visitor.files()
+
+    def test_who_leaves_cancels(self, visitor: Visitor, address: str) -> None:
+        visitor.example()
+        visitor.set("street-num", 8)
+        visitor.slowly()
+        visitor.browser.click("#street-make")
+        visitor.until(lambda: jobs(address) == 1, "the job")
+        visitor.browser.open("about:blank")
+        visitor.until(lambda: jobs(address) == 0, "an idle studio")
+
+    def test_a_second_visitor_sees_the_place_in_the_queue(self, visitor: Visitor, address: str) -> None:
+        visitor.example()
+        mask = ROOT / "examples/street/avenue.png"
+        others = [post(address, {"model": "street", "num": 8, "steps": 250, "seed": k}, mask) for k in range(2)]
+        visitor.until(lambda: jobs(address) == 2, "the others' jobs")
+        visitor.browser.click("#street-make")
+        visitor.until(lambda: "2 jobs before yours" in visitor.words(), "the place")
+        others[1].kill()
+        visitor.until(lambda: "one job before yours" in visitor.words(), "the next place")
+        others[0].kill()
+        visitor.until(lambda: visitor.state() == "done", "the pictures")
+        assert len(visitor.files()) == 4
+
+
+class TestUploads:
+    def test_a_file_that_is_no_picture_is_told_in_words(self, visitor: Visitor, tmp_path: Path) -> None:
+        broken = tmp_path / "broken.png"
+        broken.write_text("no picture")
+        visitor.browser.choose_file("input:has(+ #street-upload)", broken)
+        problem = "return document.querySelector('#street-gallery .problem').innerText"
+        visitor.until(lambda: "broken.png" in visitor.browser.run(problem), "the error")
+        assert "picture" in visitor.browser.run(problem)
+        visitor.shot("studio-error")
+
+    def test_a_map_of_class_ids_is_recognised(self, visitor: Visitor, tmp_path: Path) -> None:
+        ids = np.full((90, 120), 3, np.uint8)
+        ids[:40] = 0
+        Image.fromarray(ids).save(tmp_path / "ids.png")
+        visitor.browser.choose_file("input:has(+ #street-upload)", tmp_path / "ids.png")
+        visitor.until(lambda: "120 × 90" in visitor.below(), "the mask")
+        script = """const canvas = document.querySelector('#street-drawing .picture');
+            const at = (x, y) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3);
+            return [at(5, 5), at(5, 80)]"""
+        assert visitor.browser.run(script) == [[128, 128, 128], [128, 64, 128]]
+
+
+class TestEditing:
+    def test_a_result_is_changed_where_its_mask_is(self, visitor: Visitor) -> None:
+        visitor.example()
+        visitor.set("street-num", 1)
+        (before,) = visitor.made()
+        visitor.browser.click("#street-gallery .edit")
+        visitor.browser.wait("document.querySelector('#street-editing')?.offsetHeight > 0")
+        visitor.browser.wait("!document.querySelector('#street-drawing .underlay').hidden")
+        visitor.stroke("car", (0.35, 0.8), (0.6, 0.8), width=70)
+        visitor.browser.click("#street-exact input")
+        visitor.set("street-num", 2)
+        after = visitor.made()
+        visitor.shot("studio-edit")
+        changed = [np.abs(before.astype(int) - image).max(axis=-1) for image in after]
+        for difference in changed:
+            assert difference.shape == (256, 341)
+            assert not difference[:100].any()  # kept to the bit
+            assert difference[190:220, 130:190].mean() > 10
+        visitor.browser.click("#street-stop")
+        visitor.browser.wait("document.querySelector('#street-make').innerText === 'Make photographs'")
+
+    def test_nothing_changed_is_told_in_words(self, visitor: Visitor) -> None:
+        visitor.example()
+        visitor.set("street-num", 1)
+        visitor.made()
+        visitor.browser.click("#street-gallery .edit")
+        visitor.browser.wait("!document.querySelector('#street-drawing .underlay').hidden")
+        visitor.browser.click("#street-make")
+        visitor.until(lambda: visitor.state() == "failed", "the error")
+        assert "differ" in visitor.words() or "change" in visitor.words()
+
+    def test_a_photograph_from_elsewhere_needs_its_mask(self, visitor: Visitor, tmp_path: Path) -> None:
+        photograph = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
+        Image.fromarray(photograph).save(tmp_path / "photograph.png")
+        chooser = "input:has(+ #street-photograph)"
+        visitor.browser.choose_file(chooser, tmp_path / "photograph.png")
+        visitor.until(lambda: "carries no mask" in visitor.words(), "what is missing")
+
+
+class TestSketch:
+    def test_draw_lines_and_see_four_pictures(self, visitor: Visitor) -> None:
+        visitor.browser.click("[role=tab]:nth-of-type(2)")
+        visitor.browser.wait("document.querySelector('#sketch-drawing .surface')?.offsetHeight > 0")
+        visitor.stroke("", (0.02, 0.6), (0.3, 0.3), (0.5, 0.55), (0.7, 0.25), (0.98, 0.6), width=3, model="sketch")
+        assert len(visitor.made("sketch")) == 4
+        assert visitor.shown("sketch") == [[341, 256]] * 4
+        visitor.shot("studio-sketch")
+
+
+class TestManners:
+    def test_nothing_is_asked_of_other_machines(self, visitor: Visitor, address: str) -> None:
+        """Neither when the page loads, nor when pictures are made, nor by the page of the interface."""
+        visitor.browser.messages()
+        visitor.browser.requests()
+        visitor.open()
+        visitor.set("street-num", 1)
+        visitor.example()
+        visitor.made()
+        visitor.browser.open(f"{address}docs")
+        visitor.browser.wait("document.querySelector('.opblock')")
+        asked = visitor.browser.requests()
+        assert len(asked) > 20
+        assert not [a for a in asked if not a.startswith((address, "data:", "blob:", "about:", "chrome:"))]
+        loud = [message for message in visitor.browser.messages() if message.startswith("SEVERE")]
+        assert not loud
+
+    @pytest.mark.parametrize("dark", [False, True])
+    def test_a_phone(self, visitor: Visitor, dark: bool) -> None:
+        """Nothing is wider than the screen, and a finger paints."""
+        visitor.open(PHONE, dark)
+        visitor.example(2)
+        assert visitor.browser.run("return document.documentElement.scrollWidth") <= PHONE[0]
+        visitor.set("street-num", 2)
+        visitor.made()
+        assert visitor.browser.run("return document.documentElement.scrollWidth") <= PHONE[0]
+        visitor.browser.run("window.scrollTo(0, 0)")
+        visitor.shot(f"studio-phone{'-dark' if dark else ''}")
+
+    def test_the_keyboard_alone(self, visitor: Visitor) -> None:
+        """From the top of the page to the button, which Enter presses; every stop shows where it is."""
+        visitor.set("street-num", 1)
+        stops = []
+        for _ in range(60):
+            visitor.browser.press("tab")
+            stop, visible = visitor.browser.run(_FOCUS)
+            stops.append(str(stop))
+            assert visible, stop
+            if stop == "street-make":
+                break
+        assert stops[-1] == "street-make"
+        assert any("surface" in stop for stop in stops)
+        visitor.browser.press("enter")
+        visitor.until(lambda: visitor.state() == "done", "the picture")
