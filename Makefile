@@ -19,7 +19,7 @@ test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2   # two processes of one thread each: two of two fight
 
 test-browser: $(VENV)/.ready-dev   # the pages in Chromium; skipped by name where it is not installed
-	$(BIN)/python -m pytest -m browser -rs
+	$(BIN)/python -m pytest -m browser -rs --durations=5
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -27,11 +27,11 @@ from torch import Tensor
 from piti.cascade import Batch, Network, NetworkSampling
 from piti.conditions import MaskCondition
 from piti.data import FolderSpec, PairedFolder
+from piti.data.regions import connected
 from piti.diffusion.inversion import SAMPLER
 from piti.editing import EditSettings, edit
 from piti.editing.resynthesis import canvas_of, psnr, reduced
 from piti.editing.walks import UNGUIDED, Progress, Walk
-from piti.evaluation.regions import connected
 from piti.frames import Frame
 from piti.images import grid, quantized, read_rgb
 from piti.pipeline import PITIPipeline

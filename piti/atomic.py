@@ -67,6 +67,15 @@ def check_file(target: Path, overwrite: bool, flag: str = "--out") -> None:
         raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
 
 
+def check_place(folder: Path, flag: str = "--out") -> None:
+    """Raises OutputError unless a folder is there, or can be made, and written into."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise OutputError(f"{folder}: {there} is a file, no folder; give another {flag}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: {there} may not be written into; give another {flag}")
+
+
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A name beside `target` that is not taken; what is left there at the end is removed."""

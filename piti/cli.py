@@ -92,7 +92,12 @@ def translate(
         typer.Option(help="Make this image of piti's again, or another like it: flags beside it win."),
     ] = None,
     model: Annotated[str, typer.Option(help="A bundled model, a folder, a training run, or a hub id.")] = "street",
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images for each condition.")] = 4,
+    num: Annotated[
+        int,
+        typer.Option(
+            "--num", "-n", min=1, help="Images for each condition, from number 0 on; with --like its own alone."
+        ),
+    ] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance w; 0 is off. The model's own by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. The model's own by default.")] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from piti.editing.files import EditCondition
@@ -29,7 +30,7 @@ def edit(
     from_: Annotated[
         list[str] | None,
         typer.Option(
-            "--from", help="The condition that it shows now; PNGs of piti's say it. Unknown, all is repainted."
+            "--from", help="The condition that it shows now; PNGs of piti's say it. Unknown, all of it is repainted."
         ),
     ] = None,
     text: Annotated[str | None, typer.Option(help="For a prior, instead of --to: what it is to show.")] = None,
@@ -65,6 +66,9 @@ def edit(
     keep: Annotated[
         Keep | None, typer.Option(help="exact: the input in its own size, to the bit outside the region.")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also sample the inverted image back, and say how much of it returns.")
+    ] = False,
     base_only: Annotated[bool, typer.Option("--base-only", help="Edit at the base's small size.")] = False,
     size: Annotated[
         int | None, typer.Option(help="Short side at which it is edited: up to 4 times the model's, the default.")
@@ -97,12 +101,15 @@ def edit(
         "size": size,
     }
     said = {key: value for key, value in chosen.items() if value is not None}
-    settings = EditSettings(**said, keep_exact=keep is Keep.EXACT, base_only=base_only, measure=True)  # type: ignore[arg-type]
+    settings = EditSettings(**said, keep_exact=keep is Keep.EXACT, base_only=base_only, measure=measure)  # type: ignore[arg-type]
     loaded = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only)
     pipeline = loaded.to(usable_device(device))
     name = model_name(model, upsampler)
-    with steps_bar(Console(stderr=True), "editing") as on_step:
+    log = Console(stderr=True)
+    with steps_bar(log, "editing") as on_step:
         report = edit_file(pipeline, files, out, settings, name, num, seed, overwrite, on_step)
+    for note in report.notes:
+        log.print(Text.assemble(("note: ", "bold yellow"), note), soft_wrap=True)
     look = report.sheet or report.made[0]
     typer.echo(f"{len(report.made)} images made: {report.words()}; look at {look}")
 

@@ -11,6 +11,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
@@ -39,6 +40,7 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_RGB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"})  # each value has one in 8-bit RGB
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 
 
@@ -87,15 +89,46 @@ def read_rgb(path: Source) -> Image.Image:
 
     Transparent parts are laid on white, 16-bit greys are scaled to 8 bits. Raises ImageError.
     """
-    image = open_image(path)
+    return as_rgb(open_image(path), str(path))
+
+
+def as_rgb(image: Image.Image, source: str, behind: str = "white") -> Image.Image:
+    """A decoded picture as 8-bit RGB, upright, as `read_rgb` has it. behind: the colour under transparent parts.
+
+    Raises ImageError, naming `source`, for floating-point pixels.
+    """
+    image = _upright(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode == "F":
-        raise ImageError(f"{path}: floating-point pixels have no fixed range; export as 8-bit PNG or JPEG")
+        raise ImageError(f"{source}: floating-point pixels have no fixed range; export as 8-bit PNG or JPEG")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
     return image.convert("RGB")
+
+
+def loss_as_rgb(picture: Image.Image | Source) -> str:
+    """What `as_rgb` loses of a picture, in words; empty where every pixel keeps its value. Raises ImageError.
+
+    Of a picture that is decoded already nobody can say how many bits its file had.
+    """
+    if not isinstance(picture, Image.Image):
+        with _open_header(picture) as header:
+            return _bits_lost(header) or loss_as_rgb(open_image(picture))
+    lost = _bits_lost(picture)
+    if not lost and picture.has_transparency_data:
+        lost = "" if picture.convert("RGBA").getchannel("A").getextrema() == (255, 255) else "its transparency"
+    return lost
+
+
+def _bits_lost(image: Image.Image) -> str:
+    """What 8 bits of RGB cannot hold of an image of this mode, or of this file where it is not decoded yet."""
+    raw = [tile[3] for tile in getattr(image, "tile", [])]  # how the file's pixels are stored, such as "RGB;16B"
+    stored = [args[0] if isinstance(args, tuple) and args else args for args in raw]
+    if image.mode[0] in "IF" or any(isinstance(mode, str) and ";16" in mode for mode in stored):
+        return "what it has beyond 8 bits"
+    return "" if image.mode in _RGB_MODES else f"its colours as {image.mode}"
 
 
 def image_size(path: Source) -> tuple[int, int]:
@@ -137,6 +170,8 @@ def _open_header(path: Source) -> Image.Image:
         image = Image.open(path if isinstance(path, str | Path) else path.open())
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path}: is a folder; give a picture's file") from None
     except _BOMBS as error:
         raise ImageError(f"{path}: refused before decoding ({error}); make it smaller") from None
     except _DECODER_ERRORS as error:
@@ -317,7 +352,10 @@ def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | Non
         with temporary.open("xb") as file:
             file.write(contents)
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be written ({error}); check the folder and the free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | ValueError):
+            raise
+        what = getattr(error, "strerror", None) or error  # without the temporary file's name
+        raise ImageError(f"{path}: cannot be written ({what}); check the folder and the free space") from error

@@ -95,8 +95,9 @@ def make_batch(
     One alone is made in `settings.place`, where there is one. Raises as `PITIPipeline.__call__`.
     """
     place = settings.place if len(wanted) == 1 else None
-    raws, places = ([one.raw for one in wanted], _places(wanted)) if place is None else _filled(wanted[0].raw, place)
-    seeds = [one.seed for one in wanted] if place is None else [wanted[0].seed] * len(raws)
+    raws, places, seeds = [one.raw for one in wanted], _places(wanted), [one.seed for one in wanted]
+    if place is not None:
+        raws, places, seeds = place.filled(raws[0]), [place], seeds * place.rows
     images = pipeline(
         raws,
         guidance=settings.guidance,
@@ -145,7 +146,3 @@ def _places(wanted: Sequence[Wanted]) -> list[Place]:
     for one in wanted:
         order.setdefault(id(one.raw), len(order))
     return [Place(row, len(wanted), order[id(one.raw)], len(order)) for row, one in enumerate(wanted)]
-
-
-def _filled(raw: Tensor, place: Place) -> tuple[list[Tensor], list[Place]]:
-    return place.filled(raw), [place]

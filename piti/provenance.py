@@ -23,7 +23,7 @@ from piti.frames import Frame, fitted, frame_of, part_of
 from piti.images import Box
 from piti.models import Translator
 from piti.pipeline import PITIPipeline
-from piti.settings import Place, Settings
+from piti.settings import MAX_ROWS, Place, Settings
 
 PREFIX = "piti:"
 MAX_TEXT = 256 * 1024
@@ -115,10 +115,11 @@ def image_text(
 
     common: `made_with` and `surroundings`; of_condition: `condition_text`; number: of the image among those of its
     condition; source: what a person calls the condition, a file's name or the text itself; stem: what the image is
-    named after; place: the row of the batch that it was made in.
+    named after; place: the row of the batch that it was made in, left out if that has more than `MAX_ROWS`.
     """
     batch = json.dumps([place.row, place.rows, place.order, place.distinct])
-    return {**common, **_text({"condition": source, "number": number, "name": stem, "batch": batch}), **of_condition}
+    told = {"batch": batch} if place.rows <= MAX_ROWS else {}
+    return {**common, **_text({"condition": source, "number": number, "name": stem, **told}), **of_condition}
 
 
 def condition_text(pipeline: PITIPipeline, raw: Shaped[Tensor, "K h w"], frame: Frame, source: str) -> dict[str, str]:

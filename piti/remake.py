@@ -7,7 +7,8 @@ import binascii
 import copy
 import json
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -21,17 +22,19 @@ from torch import Tensor
 from piti import __version__
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
 from piti.diffusion.guidance import Guidance
-from piti.errors import UserError
+from piti.errors import UserError, in_few_lines, quoted
 from piti.images import MAX_PIXELS, ImageError, Source, png_text
-from piti.pipeline import ModelError, PITIPipeline
+from piti.pipeline import PITIPipeline
 from piti.provenance import MAX_TEXT, PREFIX, enlarged_to, made_on, meaning_hash, named_model, raw_hash, weights_mark
-from piti.settings import Place, Settings
+from piti.settings import MAX_ROWS, SHEET, Place, Settings
 from piti.spec import Spec
 
 _LONG = frozenset({"condition", "text", "raw"})  # keys whose values may be long
 _MOST = 4096  # characters of any other
 _STEM = 200  # bytes of a name
-_MOST_ROWS = 1024
+_NAME = 400  # characters of a model's name
+_KEY = 64  # characters of a key
+_STRONGEST = 1e9  # guidance and noise beyond it leave the range of float32
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EDITED = "edit"  # what the keys of edited images begin with
 _ONE_PASS = "none"  # the sampler of a model that makes its images in one pass
@@ -88,7 +91,7 @@ class Carried(Spec):
 class Said(Carried):
     """All that a PNG of piti's says. The first keys every version wrote."""
 
-    model: str = Field(min_length=1)
+    model: str = Field(min_length=1, max_length=_NAME)
     seed: int = Field(ge=0)
     number: int = Field(ge=0, lt=1_000_000)
     condition: str
@@ -101,7 +104,7 @@ class Said(Carried):
     upsampler_sampler: str | None = None
     upsampler_steps: int | str | None = None
     upsampler_guidance: Guidance | None = None
-    upsampler_noise: float | None = Field(None, ge=0, allow_inf_nan=False)
+    upsampler_noise: float | None = Field(None, ge=0, le=_STRONGEST, allow_inf_nan=False)
     upsampler_truncates: bool = False
     name: str | None = None
     batch: tuple[int, int, int, int] | None = None
@@ -114,6 +117,20 @@ class Said(Carried):
     def _values_from_json(cls, value: Any) -> Any:
         return _from_json(value)
 
+    @field_validator("model")
+    @classmethod
+    def _a_name(cls, model: str) -> str:
+        if not model.isprintable():
+            raise ValueError("holds characters that cannot be shown")
+        return model
+
+    @field_validator("guidance", "upsampler_guidance")
+    @classmethod
+    def _of_some_strength(cls, rule: Guidance | None) -> Guidance | None:
+        if rule is not None and max(rule.w, rule.eta) > _STRONGEST:
+            raise ValueError(f"expected a strength of at most {_STRONGEST:g}")
+        return rule
+
     @field_validator("steps", "upsampler_steps")
     @classmethod
     def _counted(cls, steps: int | str | None) -> int | str | None:
@@ -124,8 +141,8 @@ class Said(Carried):
     def _a_place(cls, batch: tuple[int, int, int, int] | None) -> tuple[int, int, int, int] | None:
         if batch is not None:
             row, rows, order, distinct = batch
-            if not (0 <= order <= row < rows <= _MOST_ROWS and order < distinct <= rows - (row > order)):
-                raise ValueError("expected [row, rows, order, distinct conditions] of a batch")
+            if not (0 <= order <= row < rows <= MAX_ROWS and order < distinct <= rows - (row > order)):
+                raise ValueError(f"expected [row, rows, order, distinct conditions] of a batch of at most {MAX_ROWS}")
         return batch
 
 
@@ -190,10 +207,10 @@ class Record:
             return self.applied(PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only))
         try:
             found = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only, local_files_only=True)
-        except ModelError as error:
+        except (OSError, ValueError) as error:  # a ModelError, or what no file can be called
             raise RemakeError(
-                f"{error}; {self.file} was made with {self.said.model}: go to the folder where that name holds, or say "
-                "with --model where the model is now, or what to download"
+                f"{in_few_lines(str(error))}; {self.file} was made with {self.said.model}: go to the folder where that "
+                "name holds, or say with --model where the model is now, or what to download"
             ) from None
         return self.applied(found)
 
@@ -216,6 +233,25 @@ class Record:
         again.defaults = pipeline.defaults | {key: value for key, value in defaults.items() if value is not None}
         return again
 
+    @contextmanager
+    def blamed(self, given: Settings, *keys: str) -> Iterator[None]:
+        """What is impossible within the block is the file's fault where it says one of these keys, and `given` does
+        not say another: a RemakeError that names the file and the keys.
+        """
+        try:
+            yield
+        except (ConditionError, ImageError):
+            raise
+        except UserError as error:
+            upper = str(error).startswith("upsampler_")
+            said = {key: getattr(self.said, key) for key in keys if key.startswith("upsampler_") == upper}
+            own = {key: value for key, value in said.items() if value is not None and value == _said(given, key, value)}
+            if not own:
+                raise
+            values = ", ".join(f"{PREFIX}{key} = {quoted(str(value))}" for key, value in own.items())
+            why = in_few_lines(str(error))
+            raise RemakeError(f"{self.file}: {values}: {why} (a flag beside --like wins)") from None
+
     # The condition
 
     def raw(self, pipeline: PITIPipeline) -> Shaped[Tensor, "K h w"]:
@@ -223,7 +259,9 @@ class Record:
         try:
             return self.said.unpacked(pipeline.condition)
         except (RemakeError, ConditionError) as error:
-            raise RemakeError(f"{self.file}: {error}; give {_wanted(pipeline.condition)} beside --like") from None
+            raise RemakeError(
+                f"{self.file}: {in_few_lines(str(error))}; give {_wanted(pipeline.condition)} beside --like"
+            ) from None
 
     @property
     def reduced(self) -> bool:
@@ -239,10 +277,14 @@ class Record:
         if any(then != now for then, now in marks):
             notes.append(f"{self.file} was made with other weights than this model has now; the image will differ")
         here = f"piti {__version__}, {made_on(pipeline)}"
-        then = f"piti {told.version}, {told.made_on}"
+        then = f"piti {quoted(told.version)}, {quoted(told.made_on)}"
         if told.version and then != here:
             notes.append(
                 f"{self.file} was made by {then}; here it is {here}: the image may differ in its last bits, or more"
+            )
+        if told.version and told.batch is None:
+            notes.append(
+                f"{self.file} was made in a batch of more than {MAX_ROWS}; the image may differ in its last bits"
             )
         if not told.version:
             notes.append(f"{self.file} was made by an earlier version of piti; the image may differ in its last bits")
@@ -267,6 +309,8 @@ def read_record(path: Source) -> Record:
         )
     if not _is_png(path):
         raise RemakeError(f"{path}: is no PNG, and only piti's own PNGs say how they were made; give one of those")
+    if not said and isinstance(path, str | Path) and Path(path).name == SHEET:
+        raise RemakeError(f"{path}: is a contact sheet, and no single image; give one of the images that it shows")
     if not said:
         raise RemakeError(
             f"{path}: was not made by piti, or its metadata was stripped (by an editor, or on its way); give a PNG as "
@@ -275,7 +319,23 @@ def read_record(path: Source) -> Record:
     try:
         return Record(str(path), Said.parse(said, f"{path}: its metadata is damaged, or of a later version of piti"))
     except UserError as error:
-        raise RemakeError(str(error)) from None
+        raise RemakeError(in_few_lines(str(error))) from None
+
+
+def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]:
+    """What a PNG of piti's shows, an edited one too, in raw form.
+
+    Raises ImageError for what is no picture, RemakeError, with the reason, where it does not say, or not in this kind.
+    """
+    texts = _texts(path)
+    if not texts:
+        raise RemakeError(f"{path}: does not say what it shows")
+    try:
+        said = {key: value for key, value in texts.items() if key in Carried.model_fields}
+        return Carried.parse(said, str(path)).unpacked(condition)
+    except UserError as error:
+        why = " ".join(str(error).removeprefix(f"{path}:").split())
+        raise RemakeError(f"{path}: {in_few_lines(why)}") from None
 
 
 def carried_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"] | None:
@@ -284,11 +344,8 @@ def carried_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h
     Raises ImageError for what is no picture.
     """
     try:
-        said = {key: value for key, value in _texts(path).items() if key in Carried.model_fields}
-        return Carried.parse(said, str(path)).unpacked(condition)
-    except ImageError:
-        raise
-    except UserError:
+        return own_condition(path, condition)
+    except RemakeError:
         return None
 
 
@@ -299,9 +356,17 @@ def _texts(path: Source) -> dict[str, str]:
     """What a picture's file says under keys that begin with `PREFIX`, without that. Raises RemakeError."""
     said = {key.removeprefix(PREFIX): text for key, text in png_text(path).items() if key.startswith(PREFIX)}
     for key, value in said.items():
+        if len(key) > _KEY or not key.isprintable():
+            raise RemakeError(f"{path}: unknown key {quoted(PREFIX + key)}; its metadata is damaged")
         if len(value) > (MAX_TEXT if key in _LONG else _MOST):
             raise RemakeError(f"{path}: {PREFIX}{key} holds {len(value)} characters; its metadata is damaged")
     return said
+
+
+def _said(given: Settings, key: str, value: object) -> object:
+    """What is said of a setting: the file's value where nothing else is given."""
+    now = getattr(given, key, None)
+    return value if now is None else now
 
 
 def _from_json(value: Any) -> Any:

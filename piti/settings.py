@@ -14,6 +14,11 @@ from piti.diffusion.guidance import Guidance
 from piti.pipeline import PITIPipeline
 from piti.seeding import derive_seed
 
+SHEET = "sheet.png"
+"""What a contact sheet beside results is called."""
+MAX_ROWS = 64
+"""Of a batch that an image's place is told in; one that is made again takes the time and memory of all of them."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -26,8 +31,8 @@ class Place:
     distinct: int = 1
 
     def filled(self, raw: Shaped[Tensor, "K h w"]) -> list[Tensor]:
-        """A batch with the condition in this place; what fills it is the same condition, as other tensors."""
-        others = [raw.clone() for _ in range(self.distinct - 1)]
+        """A batch with the condition in this place; what fills it is the same condition, as other views."""
+        others = [raw[:] for _ in range(self.distinct - 1)]
         batch = [*others[: self.order], raw]
         rest = iter(others[self.order :])
         while len(batch) < self.rows:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from piti.atomic import check_place
 from piti.cascade import Sampling
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
 from piti.data.addresses import MANIFEST
@@ -23,11 +25,11 @@ from piti.pipeline import PITIPipeline
 from piti.provenance import made_with, surroundings
 from piti.ranks import Ranks, together
 from piti.remake import Record
-from piti.settings import Settings, seed_of
+from piti.settings import SHEET, Settings, seed_of
 
-SHEET = "sheet.png"
 SHEET_ROWS = 64
 SHEET_SIDE = 192
+_SAMPLED = ("sampler", "steps", "upsampler_sampler", "upsampler_steps", "upsampler_guidance")
 
 
 class TranslationError(UserError):
@@ -116,7 +118,6 @@ def translate_files(
     made = ranks.told(missing)  # as the first process saw it, before any image was made
     todo = set(made)
     with together():
-        out.mkdir(parents=True, exist_ok=True)
         common = made_with(settings, sampling, name) | surroundings(pipeline)
         _make(pipeline, [job for job in jobs if job.target in todo], settings, common, on_step, ranks)
     sheet = out / SHEET
@@ -140,7 +141,9 @@ def _planned(
     like: Record | None,
 ) -> tuple[Sampling, list[Job], list[str]]:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
-    sampling = settings.sampling(pipeline)
+    with nullcontext() if like is None else like.blamed(settings, *_SAMPLED):
+        sampling = settings.sampling(pipeline)
+    check_place(out)
     parts = given or {}
     if out.resolve() in {path.resolve() for path in (*inputs, *parts.values())}:
         raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
@@ -155,7 +158,8 @@ def _planned(
         sources, notes = matched_parts(pipeline.condition, parts, inputs)
     else:
         sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
-    jobs, left_out = _jobs(pipeline, sources, out, settings, sampling)
+    with nullcontext() if like is None else like.blamed(settings, "size"):
+        jobs, left_out = _jobs(pipeline, sources, out, settings, sampling)
     if settings.num > 1 and not pipeline.draws_noise(settings.base_only):
         notes = [*notes, "this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
     if not overwrite:

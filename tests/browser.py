@@ -28,7 +28,12 @@ KEYS = {
     "shift": "\ue008",
     "control": "\ue009",
 }
+_PATIENCE = 120  # seconds after which a test has failed instead of hanging
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+
+
+FORGET = "try { sessionStorage.clear() } catch {}"
+"""A script: what the last page kept of what was drawn is forgotten."""
 
 
 class Browser:
@@ -81,8 +86,10 @@ class Browser:
         self._ask("actions", {"actions": [pointer]})
 
     def wait(self, condition: str) -> None:
-        """Until an expression in JavaScript is true."""
+        """Until an expression in JavaScript is true; long before a person would give up."""
+        give_up = time.monotonic() + _PATIENCE
         while not self.run(f"return Boolean({condition})"):
+            assert time.monotonic() < give_up, f"{condition} did not become true"
             time.sleep(0.01)
 
     def resize(self, width: int, height: int, density: float = 1.0, dark: bool = False) -> None:
@@ -137,6 +144,11 @@ def chromium(downloads: Path) -> Iterator[Browser]:
                 "--disable-gpu",
                 "--disable-dev-shm-usage",
                 "--disable-extensions",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
             ],
             "prefs": {"download.default_directory": str(downloads), "download.prompt_for_download": False},
         }

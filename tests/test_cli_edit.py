@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli import app
 from piti.cli_edit import _given
 from piti.errors import UserError
-from piti.images import png_text
+from piti.images import png_text, save_png
+from piti.pipeline import PITIPipeline
+from piti.remake import RemakeError, carried_condition, own_condition
 from tests.test_cascade import tiny_cascade
 from tests.test_editing import photograph, two_masks
 from tests.test_given import several_pipeline
@@ -29,6 +34,13 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def said_in_all(*arguments: str) -> str:
+    """The same, notes included."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
 
 
 def mistake(*arguments: str) -> str:
@@ -63,9 +75,10 @@ def command(model: Path, files: dict[str, Path], out: Path, *more: str) -> list[
 
 def test_into_a_file(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "made/edited.png"
-    said = run(*command(model, files, out, "--keep", "exact", "--guidance", "1.5", "--seed", "3"))
+    exact = ["--keep", "exact", "--guidance", "1.5", "--seed", "3", "--measure"]
+    said = run(*command(model, files, out, *exact))
     assert "1 images made" in said
-    for word in ("of the image repainted", "inversion and return", "outside the region exact", str(out)):
+    for word in ("of the picture was repainted", "inversion and return", "as it was, to the bit", str(out)):
         assert word in said
     made, image = (np.asarray(Image.open(path).convert("RGB"), np.int16) for path in (out, files["image"]))
     assert made.shape == image.shape
@@ -81,15 +94,18 @@ def test_into_a_file(model: Path, files: dict[str, Path], tmp_path: Path) -> Non
     settings = json.loads(text["piti:edit"])
     assert settings["keep_exact"] is True
     assert (settings["steps"], settings["upsampler_steps"], settings["guidance"]["w"]) == (2, 2, 1.5)
+    assert (settings["variety"], settings["size"]) == (0.7, 32)  # as they came out, not as they were left out
     assert (text["piti:model"], text["piti:seed"], text["piti:number"]) == (str(model), "3", "0")
-    again = run(*command(model, files, out, "--keep", "exact", "--guidance", "1.5", "--seed", "3", "--overwrite"))
+    again = run(*command(model, files, out, *exact, "--overwrite"))
     assert again == said
     assert np.array_equal(np.asarray(Image.open(out)), made)
 
 
 def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "made"
-    assert "sheet.png" in run(*command(model, files, out, "--num", "2", "--variety", "1"))
+    said = run(*command(model, files, out, "--num", "2", "--variety", "1"))
+    assert "sheet.png" in said
+    assert "inversion and return" not in said  # which takes half as long again, and is measured when asked for
     assert sorted(path.name for path in out.iterdir()) == ["image_0.png", "image_1.png", "sheet.png"]
     assert {Image.open(out / f"image_{k}.png").size for k in (0, 1)} == {(32, 32)}
     assert (out / "image_0.png").read_bytes() != (out / "image_1.png").read_bytes()
@@ -97,7 +113,7 @@ def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> N
 
 def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     """So that it is edited again without --from; an image that does not say is repainted as a whole."""
-    share = re.search(r"[\d.]+% of the image", run(*command(model, files, tmp_path / "one.png")))
+    share = re.search(r"[\d.]+% of the picture", run(*command(model, files, tmp_path / "one.png")))
     given = ["--to", str(files["before"]), "--model", str(model), *FAST]
     again = run("edit", str(tmp_path / "one.png"), *given, "--out", str(tmp_path / "two.png"))
     assert share is not None
@@ -105,8 +121,63 @@ def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path],
     assert not share[0].startswith("100")
     assert png_text(tmp_path / "two.png")["piti:edit_from"] == "the image's own"
     Image.open(tmp_path / "one.png").convert("RGB").save(tmp_path / "bare.jpg")
-    bare = run("edit", str(tmp_path / "bare.jpg"), *given, "--out", str(tmp_path / "three.png"))
-    assert "100.0% of the image repainted" in bare
+    bare = ["edit", str(tmp_path / "bare.jpg"), *given, "--num", "2", "--out", str(tmp_path / "three")]
+    said = said_in_all(*bare)
+    assert "100.0% of the picture was repainted" in said
+    assert "bare.jpg: does not say what it shows: all of it is repainted; give --from" in said
+    assert "no fresh noise was drawn (variety 0), so all images are the same" in said
+    nothing = mistake(*bare[:-2], "--keep", "exact", "--out", str(tmp_path / "four"))
+    assert "nothing of it kept, as --keep exact asks" in nothing
+    assert not (tmp_path / "four").exists()
+
+
+def test_a_region(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """What was repainted of a region shows the change inside it; of an image that is not known, nobody can say."""
+    region = Image.new("L", (40, 40))
+    region.paste(255, (0, 0, 8, 40))  # half of the car
+    region.save(tmp_path / "region.png")
+    more, first, second = (
+        ["--region", str(tmp_path / "region.png"), "--size", "40"],
+        tmp_path / "1.png",
+        tmp_path / "2.png",
+    )
+    run(*command(model, files, first, *more))
+    assert Image.open(first).size == (40, 40)
+    assert png_text(first)["piti:edit_region"] == "region.png"
+    before, after = two_masks()
+    shows = carried_condition(first, PITIPipeline.from_pretrained(model).condition)
+    assert shows is not None
+    assert torch.equal(shows[..., :8], after[..., :8])
+    assert torch.equal(shows[..., 8:], before[..., 8:])
+    unknown = [word for word in command(model, files, second, *more) if word not in ("--from", str(files["before"]))]
+    assert "does not say what it shows: it is inverted without a condition" in said_in_all(*unknown)
+    assert not {"piti:raw", "piti:condition_sha256"} & png_text(second).keys()
+    assert "sheet.png: is there already" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
+
+
+def sheet_in(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "sheet.png").write_bytes(b"old")
+    return folder
+
+
+def test_why_it_is_not_known_what_an_image_shows(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    run(*command(model, files, tmp_path / "one.png"))
+    text = png_text(tmp_path / "one.png")
+    form = json.loads(text["piti:raw_form"]) | {"reads": "0123"}
+    condition = PITIPipeline.from_pretrained(model).condition
+    for changes, why in (
+        ({"piti:raw_form": json.dumps(form)}, "holds the condition of another model"),
+        ({"piti:raw": "%%\x1b[31m%%"}, "cannot be unpacked"),
+        ({"piti:raw_form": "{" + "\x1b[2J" * 900}, "is no JSON"),
+        ({"piti:\x1b[2J": "1"}, r"unknown key piti:.x1b\[2J"),
+    ):
+        save_png(Image.open(tmp_path / "one.png"), tmp_path / "bad.png", text | changes)
+        with pytest.raises(RemakeError, match=rf"bad\.png: .*{why}") as error:
+            own_condition(tmp_path / "bad.png", condition)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 900
+        assert carried_condition(tmp_path / "bad.png", condition) is None
 
 
 def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
@@ -125,6 +196,40 @@ def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) ->
     assert "broken.png" in mistake(*command(model, files | {"image": broken}, tmp_path / "new"))
     assert not (tmp_path / "new").exists()
     assert "Give --to FILE" in mistake("edit", str(files["image"]), "--model", str(model))
+    assert "is a folder; give a picture's file" in mistake(
+        *command(model, files | {"image": tmp_path}, tmp_path / "new")
+    )
+    (tmp_path / "taken").write_bytes(b"old")
+    for inside in ("taken/deep/a.png", "taken/deep"):
+        assert "taken is a file, no folder; give another --out" in mistake(*command(model, files, tmp_path / inside))
+
+
+def test_values_out_of_range(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    for flag, value, message in (
+        ("--dilate", "1.5", r"dilate 1.5 (--dilate): is a share"),
+        ("--feather", "-0.1", r"feather -0.1 (--feather): is a share"),
+        ("--size", "5000", "size 5000 (--size)"),
+        ("--from-text", "a wood", "--from and --from-text say the same thing twice"),
+    ):
+        assert message in mistake(*command(model, files, tmp_path / "a.png", flag, value))
+    words = [word for word in command(model, files, tmp_path / "a.png") if word not in ("--from", str(files["before"]))]
+    assert "--from-text: this model reads a mask; give --from FILE" in mistake(*words, "--from-text", "a wood")
+    deep = tmp_path / "deep.png"
+    deep.write_bytes(png_of_16_bits(40, 40))
+    lost = mistake(*command(model, files | {"image": deep}, tmp_path / "a.png", "--keep", "exact"))
+    assert "deep.png: images are written as 8-bit RGB, where what it has beyond 8 bits would be lost" in lost
+    assert not (tmp_path / "a.png").exists()
+
+
+def png_of_16_bits(width: int, height: int) -> bytes:
+    """Grey, RGB, 16 bits a channel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\x12\x34" * 3 * width) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_texts_and_parts(files: dict[str, Path], tmp_path: Path) -> None:
@@ -132,7 +237,9 @@ def test_texts_and_parts(files: dict[str, Path], tmp_path: Path) -> None:
         pipeline.save_pretrained(tmp_path / name)
     image, steps = str(files["image"]), ["--steps", "2"]
     text = ["edit", image, "--model", str(tmp_path / "text"), *steps, "--out"]
-    run(*text, str(tmp_path / "a.png"), "--text", "the sea", "--from-text", "a wood")
+    said = said_in_all(*text, str(tmp_path / "a.png"), "--text", "the sea", "--from-text", "a wood, and more of it")
+    assert "note: --from-text: " in said
+    assert "note: --text: " not in said
     assert png_text(tmp_path / "a.png")["piti:edit_to"] == "the sea"
     several = ["edit", image, "--model", str(tmp_path / "several"), *steps, "--out"]
     parts = ["--from", f"mask={files['before']}", "--to", f"mask={files['after']}"]

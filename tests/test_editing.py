@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition, GeometryCondition, SketchCondition, TextCondition
-from piti.editing import Edited, EditError, EditSettings, edit
-from piti.editing.regions import changed, derived, distance, softened
+from piti.editing import VARIETY, Edited, EditError, EditSettings, edit
+from piti.editing.regions import changed, derived, distance, mixed, softened
 from piti.errors import UserError
 from piti.models import Translator
 from piti.pipeline import PITIPipeline
@@ -120,6 +120,96 @@ def test_a_region_may_be_given(unknown: bool) -> None:
     assert apart(result.images[0], photograph())[:, 21:].max() > 10
 
 
+def test_with_a_region_the_image_shows_the_change_inside_and_the_rest_outside() -> None:
+    before, after = two_masks()
+    after[:, 30:, 30:] = 2  # a change that the region leaves out
+    region = Image.new("L", (80, 80))
+    region.paste(255, (0, 0, 40, 80))
+    settings, pipeline = EditSettings(steps=2, base_only=True), tiny_cascade()
+    shows = edit(pipeline, photograph(), after, before, region, settings).shows
+    assert shows is not None
+    assert torch.equal(shows[..., :20], after[..., :20])
+    assert torch.equal(shows[..., 20:], before[..., 20:])
+    assert edit(pipeline, photograph(), after, None, region, settings).shows is None
+    assert torch.equal(edit(pipeline, photograph(), after, before, None, settings).shows, after)  # type: ignore[arg-type]
+    assert torch.equal(edit(pipeline, photograph(), after, None, None, settings).shows, after)  # type: ignore[arg-type]
+
+
+def test_of_texts_and_of_different_parts_nothing_is_mixed() -> None:
+    inside, text = torch.ones(4, 4, dtype=torch.bool), TextCondition()
+    assert mixed(text, text.tokens("a"), text.tokens("b"), inside) is None
+    both: Condition = several_pipeline().condition
+    lines = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
+    one, two = both.load({"mask": mask(1)}), both.load({"mask": mask(1), "sketch": lines})
+    assert mixed(both, one, two, inside) is None
+    assert torch.equal(mixed(both, one, both.load({"mask": mask(2)}), ~inside), one)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", [120, 240, 60])
+def test_nothing_outside_a_thin_white_line_changes(side: int) -> None:
+    """Whatever the sizes of image and region are; and the line itself does not vanish."""
+    region, image = Image.new("L", (240, 240)), photograph(side, side)
+    region.paste(255, (100, 0, 101, 240))
+    result = edited(tiny_cascade(), image, region=region, keep_exact=True)
+    kept = np.ones((side, side), bool)
+    kept[:, 100 * side // 240] = False
+    difference = apart(result.images[0], image)
+    assert (difference[kept] == 0).all()
+    assert difference[~kept].max() > 5
+    assert result.outside == [math.inf]
+
+
+def test_what_is_transparent_is_not_white() -> None:
+    region = Image.new("RGBA", (80, 80), (255, 255, 255, 0))
+    with pytest.raises(EditError, match="black all over"):
+        edited(tiny_cascade(), region=region)
+    region.paste((255, 255, 255, 255), (40, 0, 80, 80))
+    assert edited(tiny_cascade(), region=region).share == pytest.approx(0.5, abs=0.03)
+
+
+def test_images_are_seen_as_files_are() -> None:
+    """Upright, and on white where they are transparent."""
+    image = photograph().convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 40, 10))
+    white = photograph()
+    white.paste("white", (0, 0, 40, 10))
+    turned = white.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be turned clockwise
+    first, *others = (edited(tiny_cascade(), one, variety=0.0).images[0] for one in (white, image, turned))
+    assert all(apart(first, other).max() == 0 for other in others)
+
+
+def test_what_eight_bits_cannot_hold_is_not_kept_exactly() -> None:
+    opaque = photograph().convert("RGBA")
+    clear = opaque.copy()
+    clear.putpixel((3, 3), (0, 0, 0, 254))
+    assert edited(tiny_cascade(), opaque, keep_exact=True).outside == [math.inf]
+    deep = Image.fromarray(np.full((40, 40), 700, np.uint16))
+    for image, lost in ((clear, "its transparency"), (deep, "beyond 8 bits"), (opaque.convert("CMYK"), "as CMYK")):
+        with pytest.raises(EditError, match=f"{lost}.* would be lost.*leave --keep exact out"):
+            edited(tiny_cascade(), image, keep_exact=True)
+
+
+def test_nothing_kept_is_not_kept_exactly() -> None:
+    with pytest.raises(EditError, match=r"all of the image would be repainted.*\(--from, --from-text\), or a region"):
+        edited(tiny_cascade(), unknown=True, keep_exact=True)
+    with pytest.raises(EditError, match="paint less of the region white"):
+        edited(tiny_cascade(), region=Image.new("L", (40, 40), 255), keep_exact=True)
+
+
+def test_what_is_too_long_is_to_be_cut() -> None:
+    before, after = two_masks(200, 40)
+    with pytest.raises(EditError, match=r"200 x 40 pixels; at most 4:1 is edited: cut the same piece") as error:
+        edit(tiny_pipeline(), photograph(200, 40), after, before)
+    assert "--square" not in str(error.value)
+
+
+def test_the_variety_and_the_size_that_came_out_are_told() -> None:
+    assert (edited(tiny_cascade()).variety, edited(tiny_cascade()).size) == (VARIETY, 32)
+    result = edited(tiny_cascade(), unknown=True, base_only=True)
+    assert (result.variety, result.size) == (0.0, 16)
+
+
 def test_other_proportions_and_sizes() -> None:
     before, after = two_masks(64, 48)
     image = photograph(128, 96)
@@ -167,7 +257,7 @@ def test_the_inversion_is_under_the_own_condition_without_guidance(monkeypatch: 
 
     def watched(x_t: Tensor, t: Tensor, tokens: Any, low_res: Any = None) -> Any:
         seen.append((x_t, tokens))
-        return forward(x_t, t, tokens, low_res)
+        return forward(x_t, t, tokens, low_res)  # pyright: ignore[reportCallIssue]
 
     monkeypatch.setattr(pipeline.base, "forward", watched)
     edited(pipeline, guidance=2.0, num=2)

@@ -86,7 +86,7 @@ class TestOpen:
     def test_missing_and_folder(self, tmp_path):
         with pytest.raises(ImageError, match=r"none\.png: no such file"):
             open_image(tmp_path / "none.png")
-        with pytest.raises(ImageError, match="directory"):
+        with pytest.raises(ImageError, match="is a folder; give a picture's file"):
             open_image(tmp_path)
 
     @pytest.mark.parametrize("side", [9_000, 60_000])
@@ -246,6 +246,13 @@ class TestSave:
         with pytest.raises(KeyboardInterrupt):
             save_png(noise(8, 8), tmp_path / "a.png")
         assert list(tmp_path.iterdir()) == []
+
+    def test_no_place_to_write(self, tmp_path):
+        (tmp_path / "taken").write_bytes(b"old")
+        with pytest.raises(ImageError, match=r"a\.png: cannot be written") as error:
+            save_png(noise(8, 8), tmp_path / "taken/a.png")
+        assert ".tmp" not in str(error.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
     def test_ordinary_permissions(self, tmp_path):
         """Not those of a private temporary file: others of the group may read results."""

@@ -19,6 +19,7 @@ from piti.conditions import condition_from_config
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of
+from piti.errors import UserError
 from piti.images import ImageError, png_bytes, png_text, save_png
 from piti.making import make_images
 from piti.models import Translator
@@ -277,6 +278,8 @@ class TestCommandLine:
         assert "was not made by piti, or its metadata was stripped" in wrong(tmp_path / "street.png")
         Image.open(made).convert("RGB").save(tmp_path / "photo.jpg")
         assert "photo.jpg: is no PNG" in wrong(tmp_path / "photo.jpg")
+        assert "a: is a folder; give a picture's file" in wrong(made.parent)
+        assert "sheet.png: is a contact sheet, and no single image" in wrong(made.parent / "sheet.png")
         assert "is an edit of another image" in wrong(with_text(made, tmp_path / "e.png", edited="True"))
         assert "in the place of this one" in wrong(made, "--out", made.parent)
         model.rename(tmp_path / "moved")
@@ -285,6 +288,32 @@ class TestCommandLine:
         assert "--model" in said
         assert not (tmp_path / "b").exists()
         assert run("translate", "--like", made, "--model", tmp_path / "moved", "--out", tmp_path / "b")[0] == 0
+
+    def test_another_upsampler(self, model: Path, tmp_path: Path) -> None:
+        """A flag that wins: the base's image of then, enlarged by another model."""
+        tiny_cascade(upsampler_steps=1).save_pretrained(tmp_path / "other")
+        like = ["translate", "--like", tmp_path / "a/street_2.png", "--upsampler", tmp_path / "other"]
+        assert run(*like, "--out", tmp_path / "b")[0] == 0
+        text = png_text(tmp_path / "b/street_2.png")
+        assert text["piti:model"] == f"{model} with the upsampler of {tmp_path / 'other'}"
+        assert run("translate", "--like", tmp_path / "b/street_2.png", "--out", tmp_path / "c")[0] == 0
+        assert (tmp_path / "c/street_2.png").read_bytes() == (tmp_path / "b/street_2.png").read_bytes()
+
+
+class TestLargeBatches:
+    def test_the_place_is_left_out_and_that_is_said(self, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+        monkeypatch.setattr("piti.provenance.MAX_ROWS", 3)
+        mask(1).save(tmp_path / "m.png")
+        translate_files(tiny_pipeline(), [tmp_path / "m.png"], tmp_path / "a", replace(FAST, batch=4), "tiny")
+        assert "piti:batch" not in png_text(tmp_path / "a/m_3.png")
+        notes = again(tiny_pipeline(), tmp_path / "a/m_3.png", tmp_path / "out")
+        assert "made in a batch of more than 64; the image may differ in its last bits" in notes[0]
+        one, other = (np.asarray(Image.open(tmp_path / name), np.int16) for name in ("a/m_3.png", "out/m_3.png"))
+        assert np.abs(one - other).max() <= 1
+
+    def test_a_place_takes_no_memory(self) -> None:
+        raw = torch.zeros(1, 8, 8)
+        assert {one.data_ptr() for one in Place(63, 64, 63, 64).filled(raw)} == {raw.data_ptr()}
 
 
 class TestNotes:
@@ -335,6 +364,8 @@ class TestHostile:
             ({"guidance": '{"w": 1e400}'}, "guidance.w"),
             ({"batch": "[5, 3, 0, 1]"}, r"expected \[row, rows"),
             ({"batch": "[0, 100000000, 0, 1]"}, r"expected \[row, rows"),
+            ({"batch": "[0, 65, 0, 1]"}, "of a batch of at most 64"),
+            ({"upsampler_noise": "1e308"}, "upsampler_noise"),
             ({"batch": "[1, 2, 0, 2]"}, r"expected \[row, rows"),
             ({"model": "x" * 5000}, "piti:model holds 5000 characters"),
             ({"raw": "x" * (MAX_TEXT + 1)}, "piti:raw holds 262145 characters"),
@@ -386,15 +417,60 @@ class TestHostile:
         with pytest.raises(RemakeError, match="was made of a text, and this model reads a mask"):
             read_record(text).raw(tiny_pipeline())
 
-    def test_impossible_settings_and_names_write_nothing_elsewhere(self, made: Path, tmp_path: Path) -> None:
-        for changes in ({"steps": "99999999999"}, {"sampler": "magic"}, {"size": "100000"}):
-            bad = with_text(made, tmp_path / "bad.png", **changes)
-            with pytest.raises(ValueError, match=r"steps|sampler|size"):
-                again(tiny_pipeline(), bad, tmp_path / "out")
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("steps", "99999999999"),
+            ("steps", "9,9,,"),
+            ("sampler", "magic" * 500),
+            ("size", "100000"),
+            ("guidance", '{"w": 1e308}'),
+        ],
+    )
+    def test_impossible_settings(self, key: str, value: str, made: Path, tmp_path: Path) -> None:
+        bad = with_text(made, tmp_path / "bad.png", **{key: value})
+        with pytest.raises(RemakeError, match=rf"(?s)bad\.png: .*{key}") as error:
+            again(tiny_pipeline(), bad, tmp_path / "out")
+        assert len(str(error.value)) < 1500
         assert not (tmp_path / "out").exists()
+
+    def test_those_of_an_upsampler(self, made: Path, tmp_path: Path) -> None:
+        mask(1).save(tmp_path / "m.png")
+        translate_files(tiny_cascade(), [tmp_path / "m.png"], tmp_path / "first", Settings(num=1), "tiny")
+        bad = with_text(tmp_path / "first/m_0.png", tmp_path / "bad.png", upsampler_steps="5000")
+        with pytest.raises(RemakeError, match=r"bad\.png: piti:upsampler_sampler = .*, piti:upsampler_steps = 5000"):
+            again(tiny_cascade(), bad, tmp_path / "out")
+        with pytest.raises(UserError, match="steps = 5000") as error:  # a flag's fault is not the file's
+            again(tiny_cascade(), tmp_path / "first/m_0.png", tmp_path / "out", sampler="ddim", steps=5000)
+        assert "m_0.png" not in str(error.value)
+
+    def test_names_write_nothing_elsewhere(self, made: Path, tmp_path: Path) -> None:
         for name in ("../../up", "/etc/up", "..\\up", "u\tp"):
             bad = with_text(made, tmp_path / "bad.png", name=name)
             assert read_record(bad).stem == "up"
+
+    def test_what_is_quoted_is_plain_and_short(self, made: Path, tmp_path: Path) -> None:
+        nasty = "\x1b]0;owned\x07\n\u202e" * 200
+        for changes in (
+            {"model": nasty[:300]},
+            {"model": "x" * 401},
+            {"seed": nasty},
+            {"guidance": nasty},
+            {nasty[:10]: "1"},
+            {"k" * 65: "1"},
+            {f"key{k}": nasty for k in range(30)},
+        ):
+            with pytest.raises(RemakeError) as error:
+                read_record(with_text(made, tmp_path / "bad.png", **changes))
+            said = str(error.value)
+            assert said.replace("\n", "").isprintable(), said
+            assert len(said) < 6000
+        for name in ("m" * 350, "m/" * 180):  # what no file can be called
+            record = read_record(with_text(made, tmp_path / "bad.png", model=name))
+            with pytest.raises(RemakeError, match=r"bad\.png was made with"):
+                record.loaded(record.model, None, False)
+        told = with_text(made, tmp_path / "told.png", version=nasty, made_on=nasty)
+        assert all(note.isprintable() and len(note) < 1000 for note in read_record(told).differences(tiny_pipeline()))
 
     def test_a_model_that_only_the_file_names_is_not_downloaded(self, made: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         asked = {}

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from piti.atomic import check_file
+from piti.atomic import check_file, check_place
 from piti.conditions import Given, SeveralCondition, TextCondition
-from piti.diffusion.guidance import Guidance
+from piti.editing.making import Edits, Names, make_edits
 from piti.editing.regions import EditError
-from piti.editing.resynthesis import Edited, EditSettings, edit
+from piti.editing.settings import EditSettings, check_exact
 from piti.images import grid, open_image, read_rgb, save_png
 from piti.pipeline import PITIPipeline
-from piti.provenance import PREFIX, condition_text, surroundings
-from piti.remake import carried_condition
-from piti.settings import seed_of
+from piti.remake import RemakeError, own_condition
+from piti.settings import SHEET
 
-SHEET = "sheet.png"
 _SIDE = 256  # of a picture on the sheet, its longer side
 
 EditCondition = Path | str | Mapping[str, Given]
@@ -45,18 +40,13 @@ class EditReport:
     """What was written, and what a person should know of it."""
 
     made: list[Path]
-    edited: Edited
+    edits: Edits
     sheet: Path | None
+    notes: list[str]
 
     def words(self) -> str:
         """How much was repainted, and how exactly the rest came back."""
-        parts = [f"{100 * self.edited.share:.1f}% of the image repainted"]
-        if self.edited.returned is not None:
-            parts.append(f"inversion and return {_decibels(self.edited.returned)}")
-        outside = [value for value in self.edited.outside if value is not None]
-        if outside:
-            parts.append(f"outside the region {_decibels(min(outside))}")
-        return ", ".join(parts)
+        return self.edits.words()
 
 
 def edit_file(
@@ -73,88 +63,63 @@ def edit_file(
     """Edit an image into `out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`.
 
     name: of the model, for the metadata. seed: with the condition that is to be shown and an image's number it decides
-    the fresh noise. on_step: (steps done, steps in all). Nothing is written before all is made. Raises EditError
-    for what cannot be edited or written there, ImageError and ConditionError for files, UserError for settings.
+    the fresh noise. on_step: (steps done, steps in all). Nothing is written before all is made. Raises EditError and
+    OutputError for what cannot be edited or written there, ImageError and ConditionError for files, UserError for
+    settings.
     """
     targets, sheet = _targets(files, out, num)
     for target in targets if sheet is None else [*targets, sheet]:
         _check_target(target, files, overwrite)
+    check_place(targets[0].parent)
+    if settings.keep_exact:
+        check_exact(files.image, str(files.image))
     image = read_rgb(files.image)
     region = None if files.region is None else open_image(files.region)
-    before = _before(pipeline, files)
+    before, unknown = _before(pipeline, files)
     after = pipeline.read(_named(pipeline, files.to, "to"))
-    frame = pipeline.frame(after, settings.sampling(pipeline), settings.size, _words(files.to))
-    fitted = pipeline.fitted(after, frame)
-    generators = [torch.Generator().manual_seed(seed_of(seed, fitted, k)) for k in range(num)]
-    edited = edit(
-        pipeline,
-        image,
-        after,
-        before,
-        region,
-        settings,
-        num,
-        generators,
-        on_step=None if on_step is None else lambda done, total, _: on_step(done, total),
-    )
-    told = "the image's own" if files.from_ is None and before is not None else None
-    names = Names(
-        files.image.name,
-        _words(files.to),
-        told if files.from_ is None else _words(files.from_),
-        None if files.region is None else files.region.name,
-    )
-    for number, (made, target) in enumerate(zip(edited.images, targets, strict=True)):
-        save_png(made, target, edit_text(pipeline, settings, name, seed, number, names, after))
+    stepped = None if on_step is None else lambda done, total, _: on_step(done, total)
+    names = _names(files, before is not None)
+    edits = make_edits(pipeline, image, after, before, region, settings, name, names, num, seed, stepped)
+    for made, target in zip(edits.images, targets, strict=True):
+        save_png(made.image, target, made.text)
     if sheet is not None:
         conditions = [raw for raw in (before, after) if raw is not None]
         shown = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
-        save_png(grid([[_fit(picture) for picture in (image, *shown, edited.region, *edited.images)]]), sheet)
-    return EditReport(targets, edited, sheet)
+        pictures = [image, *shown, edits.edited.region, *edits.edited.images]
+        save_png(grid([[_fit(picture) for picture in pictures]]), sheet)
+    return EditReport(targets, edits, sheet, [*unknown, *_cut(pipeline, files), *edits.notes])
 
 
-@dataclass(frozen=True)
-class Names:
-    """What a person calls an edit's image and conditions."""
-
-    image: str
-    to: str
-    from_: str | None = None
-    region: str | None = None
-
-
-def edit_text(
-    pipeline: PITIPipeline, settings: EditSettings, name: str, seed: int, number: int, names: Names, after: Tensor
-) -> dict[str, str]:
-    """The metadata of an edited image: the model, names, every setting, and what it shows.
-
-    after: that condition in raw form; with it the image can be edited again.
-    """
-    sampling = settings.sampling(pipeline)
-    values = {key: value for key, value in vars(settings).items() if key != "measure"}
-    values |= {"guidance": sampling.base.guidance}
-    if sampling.upsampler is not None:
-        values |= {"upsampler_steps": sampling.upsampler.steps}
-    plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in values.items()}
-    said = {
-        "edited": names.image,
-        "edit": json.dumps(plain, sort_keys=True),
-        "edit_to": names.to,
-        **({} if names.from_ is None else {"edit_from": names.from_}),
-        **({} if names.region is None else {"edit_region": names.region}),
-        "model": name,
-        "seed": seed,
-        "number": number,
-    }
-    text = {f"{PREFIX}{key}": str(value) for key, value in said.items()} | surroundings(pipeline)
-    return text | condition_text(pipeline, after, pipeline.frame(after, sampling, settings.size), names.to)
-
-
-def _before(pipeline: PITIPipeline, files: EditFiles) -> Tensor | None:
-    """What the image shows: as given, else as a PNG of piti's says itself; None where nobody says."""
+def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, list[str]]:
+    """What the image shows: as given, else as a PNG of piti's says itself; None where nobody says, and a note why."""
     if files.from_ is not None:
-        return pipeline.read(_named(pipeline, files.from_, "from"))
-    return carried_condition(files.image, pipeline.condition)
+        return pipeline.read(_named(pipeline, files.from_, "from")), []
+    try:
+        return own_condition(files.image, pipeline.condition), []
+    except RemakeError as error:
+        done = "all of it is repainted" if files.region is None else "it is inverted without a condition"
+        flag = "--from-text" if isinstance(pipeline.condition, TextCondition) else "--from"
+        return None, [f"{error}: {done}; give {flag}, what it shows now"]
+
+
+def _names(files: EditFiles, known: bool) -> Names:
+    own = "the image's own" if known else None
+    return Names(
+        files.image.name,
+        _words(files.to),
+        own if files.from_ is None else _words(files.from_),
+        None if files.region is None else files.region.name,
+    )
+
+
+def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
+    """What to say of texts that are longer than what is read."""
+    condition = pipeline.condition
+    if not isinstance(condition, TextCondition):
+        return []
+    given = {"--text": files.to, "--from-text": files.from_}
+    found = {flag: condition.cut(text) for flag, text in given.items() if isinstance(text, str)}
+    return [f"{flag}: {note}" for flag, note in found.items() if note]
 
 
 def _targets(files: EditFiles, out: Path, num: int) -> tuple[list[Path], Path | None]:
@@ -205,10 +170,6 @@ def _words(given: EditCondition) -> str:
     if isinstance(given, Mapping):
         return ", ".join(f"{part}={_words(item)}" for part, item in given.items() if isinstance(item, Path | str))
     return given.name if isinstance(given, Path) else given
-
-
-def _decibels(value: float) -> str:
-    return "exact" if math.isinf(value) else f"{value:.1f} dB"
 
 
 def _fit(picture: Image.Image) -> Image.Image:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
+from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition, GeometryCondition, SeveralCondition, SketchCondition
+from piti.data.regions import connected
 from piti.errors import UserError
-from piti.evaluation.regions import connected
+from piti.images import as_rgb
 
 _SAME = 0.02  # of the range of log depth and of normals, [-1, 1]: what differs by less is the same
 _GAP = 0.06  # of the short side: lines of two sketches that are nearer to each other bound one change
@@ -53,9 +56,39 @@ def derived(
     No changed pixel is lost where the image is smaller. dilate: by how much it is grown, where it is still 1; feather:
     the width of the ramp around that; both as shares of the image's short side.
     """
-    resized = F.adaptive_max_pool2d(differs[None].float(), size)[0] > 0
+    resized = resized_to(differs, size)
     grown, end = (_pixels(share, size) for share in (dilate, dilate + feather))
     return _smooth((end + 1 - distance(resized, end)) / (end + 1 - grown))
+
+
+def white_of(region: Image.Image) -> Bool[Tensor, "h w"]:
+    """Where a picture is white rather than black, at its own size; what is transparent is not. Raises ImageError."""
+    return torch.from_numpy(np.asarray(as_rgb(region, "the region", behind="black").convert("L")) > 127)
+
+
+def resized_to(inside: Bool[Tensor, "h w"], size: tuple[int, int]) -> Bool[Tensor, "h2 w2"]:
+    """The same at another size (height, width): a smaller pixel is inside if anything in it is, so no line is lost."""
+    if size[0] >= inside.shape[0] and size[1] >= inside.shape[1]:
+        return F.interpolate(inside[None, None].float(), size, mode="nearest-exact")[0, 0] > 0
+    return F.adaptive_max_pool2d(inside[None].float(), size)[0] > 0
+
+
+def mixed(
+    condition: Condition,
+    before: Shaped[Tensor, "K h w"],
+    after: Shaped[Tensor, "K h w"],
+    inside: Bool[Tensor, "h2 w2"],
+) -> Shaped[Tensor, "K h w"] | None:
+    """`after` inside, at whatever size that is said, and `before` outside.
+
+    None where that is no condition: of texts, and of different parts.
+    """
+    if not condition.spatial:
+        return None
+    if isinstance(condition, SeveralCondition) and not torch.equal(condition.given(before), condition.given(after)):
+        return None
+    whole = resized_to(inside, (after.shape[-2], after.shape[-1]))
+    return torch.where(whole, after, before.to(after.dtype))
 
 
 def softened(inside: Bool[Tensor, "h w"], width: int) -> Float[Tensor, "h w"]:

@@ -12,85 +12,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from piti.cascade import Batch, Network, NetworkSampling, OnePass, Sampling, one_each
-from piti.diffusion.guidance import Guidance
-from piti.diffusion.inversion import SAMPLER
+from piti.cascade import Batch, Network, NetworkSampling, OnePass, one_each
 from piti.diffusion.samplers import OnStep
-from piti.editing.regions import EditError, changed, derived, softened
+from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
+from piti.editing.settings import DEFAULTS, VARIETY, Edited, EditSettings, check_exact, frame_to_edit
 from piti.editing.walks import Progress, Walk
-from piti.frames import Frame, extended, frame_over
-from piti.images import Box, quantized, to_pil, to_tensor, truncated
+from piti.frames import Frame, extended
+from piti.images import Box, as_rgb, quantized, to_pil, to_tensor, truncated
 from piti.models import Tokens
 from piti.pipeline import ConditionInput, PITIPipeline
-
-VARIETY = 0.7
-"""The share of fresh noise in a region, where a caller says nothing."""
-UPSAMPLER_STEPS = 10
-"""Of the upsampler, up and down, where a caller says nothing."""
-
-
-@dataclass(frozen=True)
-class EditSettings:
-    """How to edit."""
-
-    guidance: float | Guidance | None = None
-    """The paper's w, or a rule, of the base under the changed condition; the model's own by default."""
-    steps: int | str = 25
-    """DDIM steps of the base, up to noise and down again."""
-    upsampler_steps: int | str | None = None
-    """Those of the upsampler; `UPSAMPLER_STEPS` by default."""
-    refinements: int = 1
-    """Of every step of the inversion, see `invert`."""
-    variety: float | None = None
-    """The share of fresh noise in the base where it is repainted, 0 … 1; at 0, the paper's, all images are the same.
-    By default `VARIETY` in a region, and 0 where everything is repainted, so that the image is known again."""
-    dilate: float = 0.03
-    """By how much the region goes beyond what differs; a share of the short side."""
-    feather: float = 0.04
-    """Over how much it fades into what is kept; a share of the short side."""
-    keep_exact: bool = False
-    """Give the input back in its own size, to the bit outside the region."""
-    base_only: bool = False
-    """Edit at the base's size."""
-    size: int | None = None
-    """The short side at which it is edited; the model's own by default."""
-    measure: bool = False
-    """Also sample the inverted image back under its own condition, and say how much of it returns."""
-
-    def __post_init__(self) -> None:
-        """Raises EditError for shares that are out of range."""
-        for name in ("variety", "dilate", "feather"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
-                raise EditError(f"{name} {value} (--{name}): is a share; give 0 to 1")
-        if self.refinements < 0:
-            raise EditError(f"refinements {self.refinements} (--refinements): give 0 (plain inversion) or more")
-
-    def sampling(self, pipeline: PITIPipeline) -> Sampling:
-        """Everything decided for this pipeline. Raises UserError for impossible settings."""
-        alone, steps = self.base_only or pipeline.upsampler is None, self.upsampler_steps
-        if steps is None and not alone:
-            steps = UPSAMPLER_STEPS
-        sampler = None if alone else SAMPLER
-        return pipeline.sampling(self.guidance, self.steps, SAMPLER, self.base_only, steps, sampler)
-
-
-DEFAULTS = EditSettings()
-
-
-@dataclass(frozen=True)
-class Edited:
-    """What an edit made."""
-
-    images: list[Image.Image]
-    region: Image.Image
-    """Grey, of the size of the images: 0 is kept, 255 repainted."""
-    share: float
-    """Of the image that is repainted, at least in part."""
-    outside: list[float | None]
-    """PSNR against the input outside the region in dB, of each image; infinite where exact, None without outside."""
-    returned: float | None = None
-    """PSNR in dB of the input inverted and sampled back under its own condition, where that was measured."""
 
 
 @torch.no_grad()
@@ -108,21 +38,24 @@ def edit(
 ) -> Edited:
     """Show `to` in an image that shows `from_`, and keep the rest (PITI, appendix B, figure 20).
 
-    image: of any size, in the conditions' proportions. to, from_: as the pipeline takes conditions; without `from_`
-    the image is inverted under the null condition. region: white where it is repainted, in the same proportions; by
-    default where the conditions differ, dilated and feathered, and everything without `from_`. generator: decides
+    image: of any size, in the conditions' proportions, seen as `as_rgb` has it. to, from_: as the pipeline takes
+    conditions; without `from_` the image is inverted under the null condition. region: white where it is repainted, in
+    the same proportions; by default where the conditions differ, dilated and feathered, and everything without
+    `from_`. generator: decides
     the fresh noise, as the pipeline's does. on_step(done, total, x̂₀): over all inversions and samplings of both
     networks; an error that it raises ends the edit.
 
     Images have the size at which they are made, or with `settings.keep_exact` the input's own. Raises EditError where
-    nothing differs, proportions do not agree, or the model is no diffusion model; ConditionError, ImageError for a
-    condition, UserError for a setting.
+    nothing differs, proportions do not agree, what is to be exact cannot be kept so, or the model is no diffusion
+    model; ConditionError, ImageError for a condition, UserError for a setting.
     """
     if num_images < 1 or batch_size < 1:
         raise EditError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
     if isinstance(pipeline.base_network(), OnePass):
         raise EditError("this model makes its images in one pass and inverts nothing; edit with a diffusion model")
-    work = _Work.of(pipeline, image.convert("RGB"), to, from_, region, settings)
+    if settings.keep_exact:
+        check_exact(image, "the image")
+    work = _Work.of(pipeline, as_rgb(image, "the image"), to, from_, region, settings)
     generators = one_each(generator, num_images)
     progress = Progress(on_step, work.steps(math.ceil(num_images / batch_size)))
     try:
@@ -143,6 +76,10 @@ class _Work:
     """The input in its own size."""
     region: Tensor
     """[h, w] over the image, 0 outside."""
+    white: Tensor | None
+    """[h, w] where it was given, at its own size: nothing else may change."""
+    shows: Tensor | None
+    variety: float
     settings: EditSettings
     truncates: bool
 
@@ -159,15 +96,13 @@ class _Work:
         condition, sampling = pipeline.condition, settings.sampling(pipeline)
         after = pipeline.read(to)
         before = None if from_ is None else _like(pipeline, pipeline.read(from_), after)
-        upsampler = None if sampling.upsampler is None else pipeline.upsampler
+        frame = frame_to_edit(pipeline, image, after, settings)
         if condition.spatial:
             _check_proportions("the image", image.size, "the condition", (after.shape[-1], after.shape[-2]))
-            frame = pipeline.frame(after, sampling, settings.size)
-        else:
-            frame = frame_over(image.height, image.width, pipeline.base, upsampler, settings.size, "the image")
-        if region is not None:
-            _check_proportions("the region", region.size, "the image", image.size)
-        soft = _region_of(pipeline, before, after, region, frame, settings)  # [h, w]
+        white = None if region is None else white_of(region)
+        if white is not None:
+            _check_proportions("the region", (white.shape[1], white.shape[0]), "the image", image.size)
+        soft = _region_of(pipeline, before, after, white, frame, settings)  # [h, w]
         everything = bool((soft == 1).all())
         variety = settings.variety if settings.variety is not None else (0.0 if everything else VARIETY)
         large = canvas_of(image, frame)  # [1, 3, H, W]
@@ -183,10 +118,13 @@ class _Work:
         base, second = pipeline.base_network(), pipeline.upsampler_network()
         assert isinstance(base, Network)
         small = walk(base, sampling.base, frame.scale)
-        if sampling.upsampler is None or second is None:
-            return cls(small, None, frame, image, soft, settings, False)
-        truncates = sampling.upsampler.truncates
-        return cls(small, walk(second, sampling.upsampler, 1), frame, image, soft, settings, truncates)
+        large_walk, truncates = None, False
+        if sampling.upsampler is not None and second is not None:
+            large_walk, truncates = walk(second, sampling.upsampler, 1), sampling.upsampler.truncates
+        shows = after
+        if white is not None and not everything:
+            shows = None if before is None else mixed(condition, before, after, white)
+        return cls(small, large_walk, frame, image, soft, white, shows, variety, settings, truncates)
 
     def steps(self, batches: int) -> int:
         """Steps of all runs: an inversion, the samplings, and perhaps the return, of both networks."""
@@ -231,11 +169,19 @@ class _Work:
         like = _sized(self.original, size)
         if self.settings.keep_exact:
             like, size = self.original, self.original.size
-            grey = grey.resize(size, Image.Resampling.BILINEAR)  # 0 stays 0 but for a pixel of the region's rim
+            grey = self._within_white(grey.resize(size, Image.Resampling.BILINEAR))  # 0 stays 0 but for the rim
             images = [Image.composite(_sized(made, size), like, grey) for made in images]
         outside = np.asarray(grey) == 0
         found = [_psnr_outside(made, like, outside) for made in images]
-        return Edited(images, grey, 1 - float(outside.mean()), found, returned)
+        short = min(frame.height, frame.width)
+        return Edited(images, grey, 1 - float(outside.mean()), found, self.shows, self.variety, short, returned)
+
+    def _within_white(self, grey: Image.Image) -> Image.Image:
+        """A region over the image in its own size, cleared where the one that was given is not white."""
+        if self.white is None:
+            return grey
+        inside = resized_to(self.white, (grey.height, grey.width)).numpy()
+        return Image.fromarray(np.where(inside, np.asarray(grey), 0).astype(np.uint8))
 
 
 # Preparing
@@ -264,18 +210,36 @@ def _region_of(
     pipeline: PITIPipeline,
     before: Tensor | None,
     after: Tensor,
-    given: Image.Image | None,
+    white: Tensor | None,
     frame: Frame,
     settings: EditSettings,
 ) -> Tensor:
-    """The region [h, w] over the frame's image. Raises EditError where nothing would be repainted."""
-    size = (frame.height, frame.width)
-    if given is not None:
-        white = given.convert("L").resize((frame.width, frame.height), Image.Resampling.BOX)
-        inside = torch.from_numpy(np.asarray(white) > 127)
-        if not inside.any():
+    """The region [h, w] over the frame's image. Raises EditError where nothing would be repainted, or nothing kept
+    that is to be kept exactly."""
+    soft = _soft_region(pipeline, before, after, white, (frame.height, frame.width), settings)
+    if settings.keep_exact and bool((soft > 0).all()) and (white is None or bool(white.all())):
+        remedy = "paint less of the region white" if white is not None else "give a region (--region)"
+        if white is None and before is None:
+            remedy = f"give what the image shows now (--from, --from-text), or {remedy.removeprefix('give ')}"
+        raise EditError(
+            f"all of the image would be repainted, and nothing of it kept, as --keep exact asks; {remedy}, or leave "
+            "--keep exact out"
+        )
+    return soft
+
+
+def _soft_region(
+    pipeline: PITIPipeline,
+    before: Tensor | None,
+    after: Tensor,
+    white: Tensor | None,
+    size: tuple[int, int],
+    settings: EditSettings,
+) -> Tensor:
+    if white is not None:
+        if not white.any():
             raise EditError("the region is black all over: nothing would be repainted; paint white what is to change")
-        return softened(inside, round(settings.feather * min(size)))
+        return softened(resized_to(white, size), round(settings.feather * min(size)))
     if before is None:
         return torch.ones(size)
     differs = changed(pipeline.condition, before, after)

@@ -19,9 +19,10 @@ from piti.studio.answers import ErrorAnswer, Health, ModelInfo, PictureAnswer, R
 from piti.studio.engine import Result, Studio, UnknownModel
 from piti.studio.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
 from piti.studio.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
+from piti.studio.plain import NOWHERE, WRONG_METHOD
 from piti.studio.requests import EditRequest, LimitError, TooLarge, TranslateRequest
 from piti.studio.store import NotKept
-from piti.studio.uploads import NoPicture
+from piti.studio.uploads import NoPicture, Upload
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ _MEANINGS = {
 _RETRY = 10  # seconds
 _GONE = 499  # the status of an answer that nobody reads: the client left
 _PNG = "image/png"
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def add_api(app: FastAPI, studio: Studio) -> None:
@@ -65,19 +67,19 @@ def add_api(app: FastAPI, studio: Studio) -> None:
     async def in_words(request: Request, error: Exception) -> Response:
         return refusal(error)
 
-    for kind in (UserError, HTTPException):
+    for kind in (UserError, HTTPException, Exception):
         app.add_exception_handler(kind, in_words)
 
 
 def refusal(error: Exception) -> Response:
     """The answer that an error becomes."""
     if isinstance(error, HTTPException):
-        words = {
-            404: "there is nothing at this address; /docs lists what there is",
-            405: "use another method; see /docs",
-        }
-        said = words.get(error.status_code, str(error.detail))
+        said = {404: NOWHERE, 405: WRONG_METHOD}.get(error.status_code, str(error.detail))
         return JSONResponse(ErrorAnswer(error=said).model_dump(), error.status_code, headers=error.headers)
+    if not isinstance(error, UserError):
+        return JSONResponse(
+            ErrorAnswer(error="the studio failed, by a mistake of its own; see its log").model_dump(), 500
+        )
     code = next(code for kind, code in CODES if isinstance(error, kind))
     details = error.details if isinstance(error, WrongFields) else []
     headers = {"Retry-After": str(_RETRY)} if code == 429 else None
@@ -97,18 +99,22 @@ class _Api:
         made: dict[str, Any] = {"response_model": ResultAnswer, "responses": codes, "tags": ["make"]}
         router.post("/api/translate", openapi_extra=_body(TranslateRequest, _TRANSLATED), **made)(self.translate)
         router.post("/api/edit", openapi_extra=_body(EditRequest, _EDITED), **made)(self.edit)
-        router.get("/api/models", tags=["look"])(self.models)
-        router.get("/healthz", tags=["look"])(self.healthz)
-        router.get(
-            "/pictures/{picture_id}.png",
-            response_class=Response,
-            responses={200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404),
-            tags=["look"],
-        )(self.picture)
-        router.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)(
-            _nowhere
-        )
+        picture: dict[str, Any] = {
+            "response_class": Response,
+            "responses": {200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404),
+        }
+        self._look(router, "/api/models", self.models)
+        self._look(router, "/healthz", self.healthz)
+        self._look(router, "/pictures/{picture_id}.png", self.picture, **picture)
+        for path in ("/api/{rest:path}", "/healthz", "/pictures/{picture_id}.png"):  # else they were the page's
+            router.api_route(path, methods=_METHODS, include_in_schema=False)(_nowhere)
         return router
+
+    @staticmethod
+    def _look(router: APIRouter, path: str, answer: Callable[..., Any], **described: Any) -> None:
+        """A route that shows something, with HEAD too."""
+        router.get(path, tags=["look"], **described)(answer)
+        router.head(path, include_in_schema=False, **described)(answer)
 
     async def translate(self, request: Request) -> Response:
         """Pictures of a condition: a file `condition`, or `text` for a prior.
@@ -120,15 +126,17 @@ class _Api:
         form = await read_form(request, ("condition",))
         text = form.fields.pop("text", None)
         asked = parsed(TranslateRequest, _with_num(request, form))
-        self.studio.model(asked.model)
+        loaded = self.studio.model(asked.model)
         self.studio.limits.check(asked)
+        if text is not None and form.files:
+            raise WrongFields(["'text' and 'condition' are both given; give the one that the model reads"])
+        if text is None and not form.files and loaded.kind == "text":
+            raise WrongFields([f"'text' is {'empty' if 'text' in form.blank else 'missing'}; say what is to be seen"])
 
         def submitted() -> Job[Result]:
             if text is not None:
-                if form.files:
-                    raise WrongFields(["'text' and 'condition' are both given; give the one that the model reads"])
                 return self.studio.translate(asked, self.studio.read_text(asked.model, text))
-            file = _needed(form, "condition")
+            file = form.taken("condition")
             raw = self.studio.read_condition(asked.model, file.data, file.name)
             return self.studio.translate(asked, raw, file.name)
 
@@ -147,14 +155,15 @@ class _Api:
 
         def submitted() -> Job[Result]:
             studio, files = self.studio, form.files
-            file = _needed(form, "image")
+            file, told = form.taken("image"), form.taken("condition")
             image, before = studio.read_photograph(asked.model, file.data, file.name)
-            told = _needed(form, "condition")
             to = studio.read_condition(asked.model, told.data, told.name)
             if "from" in files:
-                before = studio.read_condition(asked.model, files["from"].data, files["from"].name)
-            region = studio.read_region(files["region"].data, files["region"].name) if "region" in files else None
-            return studio.edit(asked, image, to, before, region)
+                shown = form.taken("from")
+                before = studio.read_condition(asked.model, shown.data, shown.name)
+            white = form.taken("region") if "region" in files else None
+            region = None if white is None else studio.read_region(white.data, white.name)
+            return studio.edit(asked, image, to, before, region, upload=Upload(file.data, file.name))
 
         return await self._answered(request, submitted)
 
@@ -190,9 +199,11 @@ class _Api:
             gone.cancel()
 
 
-async def _nowhere(rest: str) -> Response:
-    allowed = {"translate": "POST", "edit": "POST", "models": "GET"}.get(rest)
-    raise HTTPException(404) if allowed is None else HTTPException(405, headers={"Allow": allowed})
+async def _nowhere(request: Request) -> Response:
+    path = request.url.path
+    look = path in ("/api/models", "/healthz") or path.startswith("/pictures/")
+    allowed = "POST" if path in ("/api/translate", "/api/edit") else "GET, HEAD" if look else ""
+    raise HTTPException(405, headers={"Allow": allowed}) if allowed else HTTPException(404)
 
 
 async def _gone(request: Request) -> None:
@@ -243,12 +254,6 @@ def _with_num(request: Request, form: Form) -> dict[str, str]:
     if fields["num"].strip() != "1":
         raise WrongFields([f"'num' = {fields['num'][:20]!r}: image/png holds one picture; ask for 1, or accept JSON"])
     return fields
-
-
-def _needed(form: Form, name: str) -> Any:
-    if name not in form.files:
-        raise WrongFields([f"file '{name}' is missing; send a picture (curl -F {name}=@FILE.png)"])
-    return form.files[name]
 
 
 # The OpenAPI page

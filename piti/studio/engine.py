@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from piti.conditions import ConditionError, TextCondition
+from piti.conditions import ConditionError, SketchCondition, TextCondition
 from piti.data.edges import draw_lines
 from piti.devices import usable_device
+from piti.diffusion.samplers import OnStep
 from piti.errors import UserError
+from piti.frames import Frame
 from piti.images import list_images, png_bytes
 from piti.making import MadeImage, make_images
 from piti.provenance import model_name
@@ -22,16 +24,23 @@ from piti.remake import carried_condition
 from piti.settings import Settings
 from piti.spec import choices
 from piti.studio.edits import Edit
+from piti.studio.holding import held_edit, held_tensor
 from piti.studio.jobs import Job, Queue
 from piti.studio.loading import Loaded, load
+from piti.studio.plain import in_plain_words
 from piti.studio.previews import drawn_previews
 from piti.studio.reading import read_painted, read_picture, shown
 from piti.studio.requests import EditRequest, Limits, TranslateRequest
 from piti.studio.store import Picture, Store
-from piti.studio.uploads import checked_upload, opened, photograph
+from piti.studio.uploads import Upload, checked_upload, opened, photograph
+
+Made = tuple[list[Picture], tuple[str, ...]]
+"""What a job makes, and notes on it."""
 
 __all__ = ["Loaded", "Picture", "Result", "Studio", "UnknownModel"]
 
+_MUCH = 0.2  # share of ink, and of middle greys, in a sketch from a file
+_LOOKED = 256  # side to which it is reduced for that
 _LINES_SIDE = 1024  # photographs are drawn no longer than this
 
 
@@ -45,8 +54,6 @@ class Result:
 
     model: str
     seed: int
-    condition: Image.Image
-    """As the painter shows it."""
     pictures: tuple[Picture, ...]
     seconds: float
     notes: tuple[str, ...] = ()
@@ -67,7 +74,7 @@ class Studio:
         if not names:
             raise UserError("no model is named; give one with --model, such as street")
         self.models: Mapping[str, Loaded] = {name: load(name, where, self.limits) for name in dict.fromkeys(names)}
-        self.queue = Queue(self.limits.waiting, self.limits.seconds)
+        self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
         self._store = Store(self.limits.kept_results, self.limits.kept_bytes)
 
     def close(self, wait: bool = True) -> None:
@@ -82,6 +89,7 @@ class Studio:
 
     # What is handed in
 
+    @in_plain_words()
     def read_condition(self, model: str, image: Image.Image | bytes | Path, source: str) -> Tensor:
         """A condition in raw form, from a file, its bytes, or a picture that the painter shows.
 
@@ -89,10 +97,16 @@ class Studio:
         class, see `snapped`. Sketches may be dark on light or light on dark; the painter's are dark on light. source:
         names it in errors. Raises ConditionError or ImageError in words, TooLarge before anything is decoded.
         """
-        condition = self.model(model).condition
-        read = read_painted if isinstance(image, Image.Image) else read_picture
-        return read(condition, opened(image, source, self.limits.pixels), source)
+        pipeline, painted = self.model(model).pipeline, isinstance(image, Image.Image)
+        read = read_painted if painted else read_picture
+        picture = opened(image, source, self.limits.pixels)
+        raw = read(pipeline.condition, picture, source)
+        pipeline.frame(raw, pipeline.sampling(), source=source)
+        if not painted and isinstance(pipeline.condition, SketchCondition):
+            _check_lines(raw, picture, source)
+        return raw
 
+    @in_plain_words()
     def read_text(self, model: str, text: str) -> str:
         """A text for a prior, white space made single. Raises ConditionError for another kind of model, or none."""
         loaded = self.model(model)
@@ -102,6 +116,7 @@ class Studio:
         loaded.condition.tokens(text, "text")
         return text
 
+    @in_plain_words()
     def lines_of_photograph(self, image: Image.Image | bytes | Path, source: str = "the photograph") -> Image.Image:
         """Lines of a photograph, black on white. Raises ImageError."""
         picture = photograph(image, source, self.limits.pixels)
@@ -109,19 +124,21 @@ class Studio:
         lines = draw_lines(np.asarray(picture)).numpy()
         return Image.fromarray(np.where(lines, 0, 255).astype(np.uint8)).convert("RGB")
 
+    @in_plain_words()
     def read_photograph(
         self, model: str, data: Image.Image | bytes | Path, source: str = "the photograph"
     ) -> tuple[Image.Image, Tensor | None]:
         """A photograph to edit, RGB, and its condition where the file was made here and the model reads that."""
         loaded, most = self.model(model), self.limits.pixels
-        picture = photograph(data, source, most)
         if isinstance(data, Image.Image):
-            return picture, None
-        return picture, carried_condition(checked_upload(data, source, most), loaded.condition)
+            return photograph(data, source, most), None
+        upload = checked_upload(data, source, most)
+        return photograph(upload, source, most), carried_condition(upload, loaded.condition)
 
+    @in_plain_words()
     def read_region(self, data: bytes, source: str) -> Image.Image:
-        """What of a photograph is repainted: white. Raises ImageError."""
-        return photograph(data, source, self.limits.pixels).convert("L")
+        """What of a photograph is repainted: white, and not transparent; in its own mode. Raises ImageError."""
+        return opened(data, source, self.limits.pixels)
 
     def drawn(self, model: str, raw: Tensor) -> Image.Image:
         """A condition as the painter shows it: RGB in class colours, or black on white."""
@@ -136,6 +153,7 @@ class Studio:
 
     # Jobs
 
+    @in_plain_words()
     def translate(self, request: TranslateRequest, raw: Tensor | str, source: str = "drawing.png") -> Job[Result]:
         """Hand in a translation: the images of `piti translate` for the same condition, settings and seed.
 
@@ -148,15 +166,16 @@ class Studio:
         tensor = pipeline.read(raw)
         frame = pipeline.frame(tensor, settings.sampling(pipeline), request.size)
         said, notes = raw if isinstance(raw, str) else source, _notes(loaded, raw, request)
+        held = held_tensor(tensor)
 
-        def work(job: Job[Result]) -> Result:
-            made = make_images(pipeline, tensor, settings, model_name(loaded.name), said, job.stepped)
-            pictures = tuple(self._store.add(_picture(image, loaded.name, tensor)) for image in made)
-            drawing = shown(loaded.condition, tensor)
-            return Result(loaded.name, request.seed, drawing, pictures, job.snapshot().seconds, notes)
+        def made(on_step: OnStep) -> Made:
+            raw = held.out()
+            images = make_images(pipeline, raw, settings, model_name(loaded.name), said, on_step)
+            return [_picture(image, loaded.name, raw) for image in images], notes
 
-        return self.queue.submit(work, partial(drawn_previews, frame))
+        return self._submitted(request, made, frame, held.size)
 
+    @in_plain_words()
     def edit(
         self,
         request: EditRequest,
@@ -165,27 +184,52 @@ class Studio:
         from_: Tensor | None = None,
         region: Image.Image | None = None,
         source: str = "photograph.png",
+        upload: Upload | None = None,
     ) -> Job[Result]:
         """Hand in an edit: `image`, which shows `from_` (None: not known), is to show `to`; see `piti.editing.edit`.
 
         region: white is repainted, instead of where the conditions differ. source: what the photograph is called in
-        the metadata. Raises as `translate`; what only editing itself finds, the job raises.
+        the metadata. upload: the file that it was read from, which takes less room while the job waits. Raises as
+        `translate`; what only editing itself finds, the job raises.
         """
         loaded = self.model(request.model)
         self.limits.check(request)
         asked = Edit(loaded, request, image, to, from_, region, source)
+        held, size = held_edit(asked, upload)
+        return self._submitted(request, lambda on_step: held().made(on_step), asked.frame, size)
+
+    def _submitted(
+        self, request: TranslateRequest | EditRequest, made: Callable[[OnStep], Made], frame: Frame, size: int
+    ) -> Job[Result]:
+        """A job that keeps the pictures that `made` makes. size: bytes that it holds. Raises QueueFull."""
 
         def work(job: Job[Result]) -> Result:
-            made, notes = asked.made(job.stepped)
-            pictures = tuple(self._store.add(picture) for picture in made)
-            drawing = shown(loaded.condition, to)
-            return Result(loaded.name, request.seed, drawing, pictures, job.snapshot().seconds, notes)
+            with in_plain_words():
+                pictures, notes = made(job.stepped)
+            kept = tuple(self._store.add(picture) for picture in pictures)
+            return Result(request.model, request.seed, kept, job.snapshot().seconds, tuple(notes))
 
-        return self.queue.submit(work, partial(drawn_previews, asked.frame))
+        return self.queue.submit(work, partial(drawn_previews, frame), size)
 
     def kept(self, picture_id: str) -> Picture:
         """A picture that was made lately. Raises NotKept in words."""
         return self._store.get(picture_id)
+
+
+def _check_lines(raw: Tensor, picture: Image.Image, source: str) -> None:
+    """Raises ConditionError for a sketch with much ink and many greys, such as becomes of a photograph.
+
+    Of 40 photographs every one had 27% of ink or more, and 38 had 24% of middle greys; drawings have far less.
+    """
+    share = float((raw != 0).float().mean())
+    grey = np.asarray(picture.convert("RGB").convert("L").resize((_LOOKED, _LOOKED), Image.Resampling.NEAREST), float)
+    low, high = np.percentile(grey, [1, 99])
+    middle = np.abs(grey - (low + high) / 2) < 0.35 * (high - low)
+    if share > _MUCH and middle.mean() > _MUCH:
+        raise ConditionError(
+            f"{source}: {round(100 * share)}% of it would be lines, as of a photograph; take its lines first "
+            "(“Lines of a photograph” on the page), or give lines on an even ground"
+        )
 
 
 def _picture(made: MadeImage, model: str, raw: Tensor) -> Picture:

@@ -52,6 +52,14 @@ class Form:
 
     fields: dict[str, str]
     files: dict[str, File]
+    blank: frozenset[str] = frozenset()
+    """Fields that say nothing."""
+
+    def taken(self, name: str) -> File:
+        """A file, which is not kept here. Raises WrongFields where it is missing."""
+        if name not in self.files:
+            raise WrongFields([f"file '{name}' is missing; send a picture (curl -F {name}=@FILE.png)"])
+        return self.files.pop(name)
 
 
 async def read_form(request: Request, files: Collection[str]) -> Form:
@@ -81,6 +89,7 @@ async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
     fields: dict[str, str] = {}
     found: dict[str, File] = {}
     wrong: list[str] = []
+    blank: set[str] = set()
     for key, value in items:
         if key in fields or key in found:
             wrong.append(f"'{key}' is given twice; give it once")
@@ -92,11 +101,13 @@ async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
                 found[key] = File(name[:100] or key, await value.read())
         elif key in files and value:
             wrong.append(f"'{key}' is a text; send a file (curl -F {key}=@FILE.png)")
-        elif value:
+        elif value.strip():
             fields[key] = value
+        else:
+            blank.add(key)
     if wrong:
         raise WrongFields(wrong)
-    return Form(fields, found)
+    return Form(fields, found, frozenset(blank))
 
 
 def parsed(kind: type[R], fields: dict[str, str]) -> R:
@@ -104,13 +115,34 @@ def parsed(kind: type[R], fields: dict[str, str]) -> R:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise WrongFields([_said(kind, item) for item in error.errors()]) from None
+        by_key: dict[str, list[Any]] = {}
+        for item in error.errors():
+            by_key.setdefault(str(item["loc"][0]) if item["loc"] else "request", []).append(item)
+        raise WrongFields([_said(kind, key, items) for key, items in by_key.items()]) from None
 
 
-def _said(kind: type[Spec], item: Any) -> str:
-    key = str(item["loc"][0]) if item["loc"] else "request"
+_PLAIN = {
+    "int_parsing": "is no whole number",
+    "int_from_float": "is no whole number",
+    "int_parsing_size": "is too large a number",
+    "float_parsing": "is no number",
+    "bool_parsing": "is neither true nor false",
+    "greater_than_equal": "is too small; give at least {ge}",
+    "greater_than": "is too small; give more than {gt}",
+    "less_than_equal": "is too large; give at most {le}",
+    "less_than": "is too large; give less than {lt}",
+    "finite_number": "is not finite",
+    "literal_error": "is none of {expected}",
+}
+"""What is said of a value, by pydantic's word for what is wrong with it."""
+
+
+def _said(kind: type[Spec], key: str, items: list[Any]) -> str:
+    """What is wrong with a field; of one that may be of several types, with each."""
+    item = items[0]
     if item["type"] == "extra_forbidden":
         return f"unknown field '{key}'; {choices(key, kind.model_fields)}"
     if item["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}' = {str(item.get('input'))[:80]!r}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+    words = [_PLAIN.get(one["type"], "{msg}").format(**{"msg": one["msg"]} | one.get("ctx", {})) for one in items]
+    return f"'{key}' = {str(item.get('input'))[:80]!r}: {', and '.join(words)}"

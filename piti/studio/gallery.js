@@ -59,12 +59,22 @@ function view(pictures, place) {
     if (event.key === "ArrowLeft") show(place - 1);
     if (event.key === "ArrowRight") show(place + 1);
   };
+  part("previous").hidden = part("next").hidden = pictures.length < 2;
   show(place);
   dialog.showModal();
 }
 
-function render() {
+let shown = {};
+
+// What arrived as "settled" only takes an earlier problem away: pictures stay.
+function arrived() {
   const value = JSON.parse(props.value || "{}");
+  if (value.state === "settled" && shown.state !== "failed") return;
+  shown = value.state === "settled" ? { ...value, state: "empty" } : value;
+  render(shown);
+}
+
+function render(value) {
   const running = value.state === "waiting" || value.state === "running";
   if (running && element.dataset.state !== "running" && element.dataset.state !== "waiting") come();
   element.dataset.state = value.state;
@@ -84,5 +94,5 @@ function render() {
   part("notes").replaceChildren(...(value.notes || []).map((note) => made("li", {}, note)));
 }
 
-watch("value", render);
-render();
+watch("value", arrived);
+arrived();

@@ -36,6 +36,11 @@ def nothing_yet(words: str) -> dict[str, Any]:
     return {"state": "empty", "status": words}
 
 
+def settled(words: str) -> dict[str, Any]:
+    """An earlier problem is over; pictures that are shown stay. words: what stands where the problem stood."""
+    return {"state": "settled", "status": words}
+
+
 def refused(problem: str) -> dict[str, Any]:
     """Why there are no pictures, in words."""
     return {"state": "failed", "problem": problem}
@@ -56,25 +61,25 @@ def on_the_way(snapshot: Snapshot, sources: Sequence[Source], expected: int) -> 
     }
 
 
-def finished(result: Result, sources: Sequence[Source]) -> dict[str, Any]:
-    """Every picture, where it can be looked at and downloaded."""
+def finished(result: Result, sources: Sequence[Source], editable: bool) -> dict[str, Any]:
+    """Every picture, where it can be looked at and downloaded. editable: on this page."""
     count = len(result.pictures)
     made = "One photograph" if count == 1 else f"{count} photographs"
     return {
         "state": "done",
         "status": f"{made} by {result.model}, seed {result.seed}, in {result.seconds:.1f} s",
         "conditions": [source.to_dict() for source in sources],
-        "pictures": [_addressed(picture, result) for picture in result.pictures],
+        "pictures": [_addressed(picture, result, editable) for picture in result.pictures],
         "notes": list(result.notes),
     }
 
 
-def _addressed(picture: Picture, result: Result) -> dict[str, Any]:
+def _addressed(picture: Picture, result: Result, editable: bool) -> dict[str, Any]:
     return {
         "id": picture.id,
         "address": f"pictures/{picture.id}.png",
         "file": f"{result.model.replace('/', '-')}-{result.seed}-{picture.number}.png",
-        "editable": picture.raw is not None,
+        "editable": editable and picture.raw is not None,
     }
 
 

@@ -1,18 +1,20 @@
-"""Who may speak to a studio, and what its pages may load: nothing of other servers, nothing for other pages."""
+"""Who may speak to a studio, and what its pages and Gradio may load: nothing of other servers."""
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import re
 import socket
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from piti.errors import UserError
 from piti.studio.plain import answer_in_words
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -48,6 +50,16 @@ _CLOSED = re.compile(
     re.IGNORECASE,
 )
 """What Gradio offers that this page does not use, and that would reach other servers or tell of other visitors."""
+_FETCHERS = (
+    ("gradio", "async_ssrf_protected_get"),
+    ("gradio", "async_ssrf_protected_download"),
+    ("gradio", "ssrf_protected_download"),
+    ("gradio", "save_url_to_cache"),
+    ("gradio", "unsafe_download"),
+    ("safehttpx", "get"),
+    ("safehttpx", "async_validate_url"),
+)
+"""Where Gradio fetches files that a visitor's message names."""
 _META = re.compile(rb"<meta\b[^>]*\b(?:property|name)=\"(?:og|twitter):[^>]*>\s*", re.IGNORECASE)
 _EXAMPLE = re.compile(rb"https://github\.com/gradio-app/[^\"\\]*/", re.IGNORECASE)
 _MANIFEST = re.compile(rb"<link rel=\"manifest\"[^>]*>\s*", re.IGNORECASE)
@@ -110,7 +122,10 @@ class Guard:
         origin = headers.get("origin")
         if origin is None:
             return method in ("GET", "HEAD") or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # such as of a bracket that does not close
+            return False
         return parts.netloc.lower() == host.lower() or (parts.hostname or "") in self._hosts.trusted
 
 
@@ -173,14 +188,43 @@ class _Page:
         await self._send({"type": "http.response.body", "body": body})
 
 
+class Fetching(UserError):
+    """Something was to be fetched from another server. The studio never does."""
+
+
+def shut_downloads() -> None:
+    """From now on nothing that Gradio has for fetching files fetches any, in this whole process: it raises Fetching.
+
+    `BodyLimits` refuses messages that ask for it; this holds where one should get past.
+    """
+    import safehttpx
+    from gradio import processing_utils
+
+    def refused(url: object, *rest: object, **more: object) -> NoReturn:
+        raise Fetching(f"{str(url)[:100]}: is on another server, and the studio fetches nothing; upload the file")
+
+    async def refused_later(url: object, *rest: object, **more: object) -> NoReturn:
+        refused(url)
+
+    for module, name in _FETCHERS:
+        place = {"gradio": processing_utils, "safehttpx": safehttpx}[module]
+        found = getattr(place, name)  # an AttributeError here tells that this Gradio has another way
+        setattr(place, name, refused_later if inspect.iscoroutinefunction(found) else refused)
+
+
 def cleaned(page: bytes) -> bytes:
     """Gradio's page without descriptions for other sites, which name servers of theirs."""
     return _EXAMPLE.sub(b"", _MANIFEST.sub(b"", _META.sub(b"", page)))
 
 
 def _name_of(host: str) -> str:
-    """A Host header without its port, lower case."""
-    return (urlsplit(f"//{host}").hostname or "") if host and "/" not in host and "@" not in host else ""
+    """A Host header without its port, lower case; nothing where it is none."""
+    if not host or "/" in host or "@" in host:
+        return ""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # such as of a bracket that does not close
+        return ""
 
 
 def _is_address(name: str) -> bool:

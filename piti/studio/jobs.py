@@ -40,7 +40,7 @@ class TimeOver(UserError):
 
 
 class QueueFull(UserError):
-    """As many jobs wait as may."""
+    """As many jobs wait as may, or as large ones."""
 
 
 class JobFailed(UserError):
@@ -90,10 +90,12 @@ class Snapshot:
 class Job(Generic[T]):
     """Work that waits in a queue, runs, and ends. Its methods may be called from any thread."""
 
-    def __init__(self, queue: Queue, work: Callable[[Job[T]], T], draw: Draw | None) -> None:
+    def __init__(self, queue: Queue, work: Callable[[Job[T]], T], draw: Draw | None, size: int = 0) -> None:
         self.id = secrets.token_urlsafe(16)
         self.future: Future[T] = Future()
         self.future.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it by mistake
+        self.size = size
+        """Bytes that it holds."""
         self._queue, self._work, self._draw = queue, work, draw
         self._state, self._error = State.WAITING, ""
         self._done = self._total = 0
@@ -179,7 +181,7 @@ class Job(Generic[T]):
         """The end, with nothing kept but the result."""
         self._ended = time.monotonic()
         self._error = "" if error is None else str(error)
-        self._work, self._draw = _nothing, None
+        self._work, self._draw, self.size = _nothing, None, 0
         if error is not None:
             self._preview = ()
         self._state = state
@@ -208,11 +210,11 @@ def _seen(future: asyncio.Future[Any]) -> None:
 class Queue:
     """One worker thread that does jobs one after the other, first come, first served.
 
-    waiting: how many jobs may wait; seconds: how long one may run.
+    waiting: how many jobs may wait; seconds: how long one may run; most_bytes: what all may hold, but one alone always.
     """
 
-    def __init__(self, waiting: int = 32, seconds: float = 120.0) -> None:
-        self.waiting, self.seconds = waiting, seconds
+    def __init__(self, waiting: int = 32, seconds: float = 120.0, most_bytes: int | None = None) -> None:
+        self.waiting, self.seconds, self.most_bytes = waiting, seconds, most_bytes
         self._jobs: deque[Job[Any]] = deque()
         self._running: Job[Any] | None = None
         self._closed = False
@@ -220,17 +222,22 @@ class Queue:
         self._thread = threading.Thread(target=self._work, name="piti-studio", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Job[T]], T], draw: Draw | None = None) -> Job[T]:
+    def submit(self, work: Callable[[Job[T]], T], draw: Draw | None = None, size: int = 0) -> Job[T]:
         """A job at the queue's end. work: called with it; hands its `stepped` to a pipeline. draw: makes previews.
+
+        size: bytes that it holds until it ends.
 
         Raises QueueFull.
         """
-        job = Job(self, work, draw)
+        job = Job(self, work, draw, size)
         with self._changed:
             if self._closed:
                 raise Cancelled("the studio is closing; start it again")
             if len(self._jobs) + (self._running is not None) > self.waiting:
                 raise QueueFull(f"{len(self._jobs)} jobs wait already, and no more may; try again in a minute")
+            held = self._held()
+            if self.most_bytes is not None and held and held + size > self.most_bytes:
+                raise QueueFull(f"jobs that wait hold {held // 2**20} MiB of pictures already; try again in a minute")
             self._jobs.append(job)
             self._changed.notify()
         return job
@@ -239,6 +246,16 @@ class Queue:
         """How many jobs wait or run."""
         with self._changed:
             return len(self._jobs) + (self._running is not None)
+
+    @property
+    def held(self) -> int:
+        """Bytes that jobs hold which wait or run."""
+        with self._changed:
+            return self._held()
+
+    def _held(self) -> int:
+        running = [self._running] if self._running is not None else []
+        return sum(job.size for job in (*self._jobs, *running))
 
     def before(self, job: Job[Any]) -> int:
         """How many jobs come before this one; 0 if it does not wait."""

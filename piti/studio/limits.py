@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -16,7 +17,13 @@ from piti.studio.requests import Limits
 
 _DRAINED_BYTES = 4  # times what is allowed: read and thrown away, so that the client gets to see the answer
 _DRAINED_SECONDS = 5.0
-_PAGE = "/gradio_api/"
+_PAGE_BYTES = 8 * 2**20
+"""Of a message of the page; a painting is at most 5.4 MB of them."""
+_PAGE_PARTS = 20_000
+"""Of a message of the page: values, keys and escapes. More would hold everybody up while they are taken apart."""
+_PARTS = (b",", b":", b"[", b"{", b"\\")
+_FORMS = re.compile(r"/api/|/gradio_api/upload/?$")
+"""Where forms are sent, which no one takes for messages of the page."""
 _ADDRESSES = ("http://", "https://", "//", "ftp:", "file:")
 
 
@@ -31,8 +38,9 @@ class _Stopped(Exception):
 class BodyLimits:
     """Counts every request's body as it arrives, whatever length it said that it has (ASGI middleware).
 
-    More than `limits.upload_bytes` gets 413, more than `limits.upload_seconds` 408. Messages of the page that name
-    files at addresses of other servers, which Gradio would fetch, get 400.
+    More than `limits.upload_bytes` gets 413, more than `limits.upload_seconds` 408. Whatever type it says that it has,
+    every body that is no form is looked through as a message of the page: it may be smaller, and gets 400 where it is
+    no JSON or names files at addresses of other servers, which Gradio would fetch.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
@@ -42,14 +50,13 @@ class BodyLimits:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        headers, most = Headers(scope=scope), self._limits.upload_bytes
-        if headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")) > most:
-            await _drain(receive, _DRAINED_BYTES * most)
-            await answer_in_words(send, 413, _too_large(most))
+        headers, most, message = Headers(scope=scope), self._limits.upload_bytes, not _FORMS.match(scope["path"])
+        most = min(most, _PAGE_BYTES) if message else most
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > most:
+            await _refuse(send, receive, 413, _too_large(most), _DRAINED_BYTES * most)
             return
-        body = _Body(receive, self._limits, headers.get("host", ""))
-        if scope["path"].startswith(_PAGE) and "json" in headers.get("content-type", ""):
-            body.whole = True
+        body = _Body(receive, most, self._limits.upload_seconds, headers.get("host", "") if message else None)
         await self._guarded(scope, body, send)
 
     async def _guarded(self, scope: Scope, body: _Body, send: Send) -> None:
@@ -69,9 +76,8 @@ class BodyLimits:
             stopped = body.stopped
             if stopped is None or begun:
                 raise
-            if stopped.status == 413 and not body.done:
-                await _drain(body.source, _DRAINED_BYTES * self._limits.upload_bytes)
-            await answer_in_words(send, stopped.status, stopped.words)
+            rest = _DRAINED_BYTES * body.most if stopped.status == 413 and not body.done else 0
+            await _refuse(send, body.source, stopped.status, stopped.words, rest)
             if not isinstance(error, _Stopped):
                 raise
 
@@ -79,20 +85,20 @@ class BodyLimits:
 class _Body:
     """A request's body, counted and timed."""
 
-    def __init__(self, source: Receive, limits: Limits, host: str) -> None:
-        self.source, self._limits, self._host = source, limits, host
-        self.whole = False
-        """Whether the body is looked through as JSON before any of it is handed on."""
+    def __init__(self, source: Receive, most: int, seconds: float, host: str | None) -> None:
+        """most: bytes; seconds: until all of it is here. host: of the page whose message it is; None: it is a form."""
+        self.source, self.most = source, most
+        self._host, self._seconds = host, seconds
         self.stopped: _Stopped | None = None
         self.done = False
         """Whether all of it has arrived."""
-        self._seen, self._ends = 0, time.monotonic() + limits.upload_seconds
+        self._seen, self._ends = 0, time.monotonic() + seconds
 
     async def receive(self) -> Message:
         """The next part. Raises _Stopped."""
         if self.done:
             return await self.source()  # which tells that the client has gone, whenever that is
-        if not self.whole:
+        if self._host is None:
             return await self._next()
         parts = []
         while not self.done:
@@ -101,8 +107,9 @@ class _Body:
                 return message
             parts.append(message.get("body", b""))
         data = b"".join(parts)
-        if _names_address(data, self._host):
-            self._stop(400, "the message names a file on another server; upload the file itself")
+        problem = await asyncio.to_thread(_problem_of, data, self._host)
+        if problem:
+            self._stop(400, problem)
         return {"type": "http.request", "body": data, "more_body": False}
 
     async def _next(self) -> Message:
@@ -110,11 +117,11 @@ class _Body:
         try:
             message = await asyncio.wait_for(self.source(), max(left, 0.001))
         except TimeoutError:
-            self._stop(408, f"the request took longer than {self._limits.upload_seconds:g} s to arrive; send it again")
+            self._stop(408, f"the request took longer than {self._seconds:g} s to arrive; send it again")
         self._seen += len(message.get("body", b""))
         self.done = message["type"] != "http.request" or not message.get("more_body", False)
-        if self._seen > self._limits.upload_bytes:
-            self._stop(413, _too_large(self._limits.upload_bytes))
+        if self._seen > self.most:
+            self._stop(413, _too_large(self.most))
         return message
 
     def _stop(self, status: int, words: str) -> NoReturn:
@@ -124,6 +131,17 @@ class _Body:
 
 def _too_large(most: int) -> str:
     return f"the request is larger than the {most} bytes that are taken; send a smaller picture"
+
+
+async def _refuse(send: Send, receive: Receive, status: int, words: str, rest: int) -> None:
+    """Answer at once, then take what the client still sends, up to so many bytes.
+
+    A connection that is closed with a body under way would take the answer with it.
+    """
+    await answer_in_words(send, status, words, last=rest == 0)
+    if rest:
+        await _drain(receive, rest)
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def _drain(receive: Receive, most: int) -> None:
@@ -139,15 +157,25 @@ async def _drain(receive: Receive, most: int) -> None:
         seen += len(message.get("body", b""))
 
 
-def _names_address(data: bytes, host: str) -> bool:
+def _problem_of(data: bytes, host: str) -> str:
+    """Why a message of the page goes no further; nothing where it may. host: under which the page asks."""
+    if not data:
+        return ""
+    if sum(data.count(part) for part in _PARTS) > _PAGE_PARTS:
+        return "the message has too many parts; no message of the page has"
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        return "the message is no JSON; pages send that, and forms go to /api"
+    return "the message names a file on another server; upload the file itself" if _names_address(message, host) else ""
+
+
+def _names_address(message: Any, host: str) -> bool:
     """Whether JSON holds an object whose "path" or "url" leads to another server; Gradio takes such for files.
 
     host: under which the page asks; files that it uploaded have addresses there.
     """
-    try:
-        waiting = [json.loads(data)]
-    except (ValueError, RecursionError):
-        return False  # which Gradio will refuse
+    waiting = [message]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):

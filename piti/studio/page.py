@@ -24,6 +24,8 @@ _STYLE = """
 :is(button, a, input, select, summary, [tabindex]):focus-visible {
   outline: 3px solid var(--color-accent) !important; outline-offset: 2px;
 }
+[role=tab][aria-selected=true] { color: var(--primary-700) !important; }
+.dark [role=tab][aria-selected=true] { color: var(--primary-300) !important; }
 .masthead { align-items: baseline; display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; padding: 0.3rem 0 0.1rem; }
 .masthead h1 { font-size: 1.35rem; font-weight: 650; margin: 0; }
 .masthead p { color: var(--body-text-color-subdued); margin: 0; }
@@ -37,7 +39,15 @@ _TITLES = {"mask": "Paint a mask", "palette": "Paint a mask", "sketch": "Draw a 
 
 def page_options() -> dict[str, Any]:
     """What the page is mounted with: no servers of others, system fonts."""
-    theme = Base(font=_FONTS, font_mono=["monospace"], primary_hue="teal", neutral_hue="slate")
+    plain = Base(font=_FONTS, font_mono=["monospace"], primary_hue="teal", neutral_hue="slate")
+    theme = plain.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+    )
     return {"theme": theme, "css": _STYLE, "footer_links": [], "ssr_mode": False, "show_error": True}
 
 
@@ -47,9 +57,11 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="piti studio", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.HTML(_HEAD)
         with gr.Tabs(elem_id="models"):
-            for name, loaded in studio.models.items():
-                with gr.Tab(titles[name], id=slug(name)):
-                    Panel(studio, loaded).build()
+            for number, (name, loaded) in enumerate(studio.models.items()):
+                taken = [slug(other) for other in list(studio.models)[:number]]
+                panel_id = f"{slug(name)}-{number}" if slug(name) in taken else slug(name)
+                with gr.Tab(titles[name], id=panel_id):
+                    Panel(studio, loaded, panel_id).build()
     return page
 
 

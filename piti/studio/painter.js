@@ -1,7 +1,7 @@
 // A tool to paint masks and draw sketches: its state, what it shows, and its exchange with the server. One script
 // with painter_pixels.js and painter_parts.js before it, and painter_hands.js after. `element`, `props` and `watch` are
 // Gradio's. props.kind: "mask" or "sketch"; props.colours: [{ name, colour }]; BUILT: both as they were at first.
-// props.value: { picture, underlay, load } from the server, { picture, load } of our own.
+// props.value: { picture, underlay, before, load } from the server, { picture, load } of our own.
 const part = (name) => element.querySelector("." + name);
 const surface = part("surface");
 const LARGEST = 100;
@@ -9,6 +9,7 @@ const editable = (globalThis.pitiEditable ??= new Map()); // by `load`: what a p
 
 let colours = []; // the classes, then colours of the loaded picture that are no class's
 let picture = blank(1, 1, 0);
+let passed; // the `load` of a picture that gave way to a restored one
 let original = null; // the loaded indices, where a photograph lies beneath
 let load = null;
 let before = new Uint16Array(1); // what a gesture began with
@@ -245,20 +246,42 @@ async function send() {
       if (number !== latest) continue;
       sent = file;
       props.value = { picture: file, load };
+      if (!original) store(file);
     }
   } finally {
     exporting = false;
   }
 }
 
-async function take({ picture: address, underlay, load: name }) {
+// What was drawn outlives a reload of the page, in this tab alone.
+const NAMED = ":not([id='']):not([id^='html-'])"; // html-…: Gradio's own, another at every load
+const KEY = "piti-painting-" + (element.closest("[id]" + NAMED)?.id ?? "");
+
+function store(file) {
+  try {
+    sessionStorage.setItem(KEY, file);
+  } catch {} // no room, or not allowed: then it does not
+}
+
+function restored() {
+  const seen = (window.pitiPainters ??= new Set());
+  if (seen.has(KEY)) return null;
+  seen.add(KEY);
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+async function take({ picture: address, underlay, before, load: name }) {
   const number = ++latest;
   abort();
   const known = editable.get(name);
   const table = colours.filter((one) => !one.foreign);
   const loaded = await fromAddress(address, table, !sketching());
   if (number !== latest) return;
-  const base = known || (underlay && { underlay, address });
+  const base = known || (underlay && { underlay, address: before || address });
   const first = base && base.address !== address ? await fromAddress(base.address, table, !sketching()) : loaded;
   if (number !== latest) return;
   abort();
@@ -278,6 +301,7 @@ function remember(name, base) {
 function showLoaded() {
   const below = original && editable.get(load);
   part("underlay").hidden = part("veil").hidden = !below;
+  part("new").hidden = !!original; // a photograph has its size
   if (below) part("underlay").src = below.underlay;
   else part("underlay").removeAttribute("src");
   build();
@@ -316,7 +340,13 @@ function setUp() {
 
 function arrived() {
   const anew = setUp();
-  const { value } = props;
+  const { value } = props, kept = restored();
+  if (kept) {
+    passed = value?.load;
+    take({ picture: kept, load: null }).catch(() => sessionStorage.removeItem(KEY));
+    return;
+  }
+  if (value && value.picture && value.load && value.load === passed) return; // what a restored drawing stands instead of
   if (value && value.picture && (value.picture !== sent || value.underlay)) {
     take(value).catch(() => say("The picture cannot be shown"));
   } else if (anew) {

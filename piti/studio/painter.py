@@ -60,11 +60,13 @@ class Canvas:
     """What the painter is to show.
 
     picture: a mask in class colours (others are kept, but cannot be painted), or dark lines on white. underlay: a
-    photograph beneath a mask, of the same framing; then what is painted is marked and can be put back.
+    photograph beneath a mask, of the same framing; then what is painted is marked and can be put back. before: what
+    the photograph shows, where that is not `picture` itself; of the same framing.
     """
 
     picture: Image.Image
     underlay: Image.Image | None = None
+    before: Image.Image | None = None
 
 
 class PaintingError(UserError):
@@ -157,6 +159,9 @@ class Painter(Element):
         }
         if value.underlay is not None:
             sent["underlay"] = _address(_shrunk(value.underlay, Image.Resampling.LANCZOS), "JPEG")
+        if value.before is not None:
+            like = _shrunk(value.picture, Image.Resampling.NEAREST).size
+            sent["before"] = _address(value.before.convert("RGB").resize(like, Image.Resampling.NEAREST), "PNG")
         return sent
 
 

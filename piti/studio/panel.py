@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from piti.editing import VARIETY, EditSettings
 from piti.errors import UserError
 from piti.studio.engine import Loaded, Studio
-from piti.studio.gallery import Gallery, Source, Strip, finished, nothing_yet, on_the_way, refused
+from piti.studio.gallery import Gallery, Source, Strip, finished, nothing_yet, on_the_way, refused, settled
 from piti.studio.painter import Canvas
 from piti.studio.requests import EditRequest, TranslateRequest
 from piti.studio.surfaces import BLANK, surface_of
@@ -44,12 +44,15 @@ def slug(name: str) -> str:
 
 
 class Panel:
-    """What one model can do on the page. `build` lays it out inside the present gr.Tab."""
+    """What one model can do on the page. `build` lays it out inside the present gr.Tab.
 
-    def __init__(self, studio: Studio, loaded: Loaded) -> None:
+    panel_id: what the ids of its elements begin with; the model's name by default.
+    """
+
+    def __init__(self, studio: Studio, loaded: Loaded, panel_id: str | None = None) -> None:
         self.studio, self.loaded = studio, loaded
         self.surface = surface_of(studio, loaded)
-        self.id = slug(loaded.name)
+        self.id = panel_id or slug(loaded.name)
         own = loaded.pipeline.sampling().base
         self.own = {
             "guidance": own.guidance.w,
@@ -95,16 +98,17 @@ class Panel:
             self.words = gr.Markdown(self.surface.editing)
             with gr.Row():
                 self.variety = gr.Slider(
-                    0, 1, value=VARIETY, step=0.05, label="Freedom", elem_id=f"{self.id}-variety",
+                    0, 1, value=VARIETY, step=0.05, label="How freely", elem_id=f"{self.id}-variety",
                     info="0 keeps what the photograph had there as far as it fits; 1 invents it anew",
                 )  # fmt: skip
                 self.edit_steps = gr.Slider(
-                    1, self.studio.limits.steps, value=int(_EDITS.steps), step=1, label="Steps there and back",
+                    1, self.studio.limits.steps, value=int(_EDITS.steps), step=1, label="Editing steps",
                     elem_id=f"{self.id}-edit-steps", info="more keep the rest more exactly",
                 )  # fmt: skip
             self.exact = gr.Checkbox(False, label="Keep the rest pixel for pixel", elem_id=f"{self.id}-exact")
             with gr.Row():
                 self.traced = gr.Button(_TRACED, size="sm", visible=False, elem_id=f"{self.id}-traced")
+                self.own_lines = gr.Button("Take its lines", size="sm", visible=False, elem_id=f"{self.id}-own-lines")
                 self.stop = gr.Button("Stop editing", size="sm", elem_id=f"{self.id}-stop")
 
     def _build_settings(self) -> None:
@@ -114,10 +118,7 @@ class Panel:
             self.num = gr.Slider(
                 1, most, value=min(4, most), step=1, label="Photographs", elem_id=f"{self.id}-num", min_width=140
             )
-            self.seed = gr.Number(
-                0, precision=0, minimum=0, maximum=_LARGEST_SEED, label="Seed", elem_id=f"{self.id}-seed",
-                min_width=100,
-            )  # fmt: skip
+            self.seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{self.id}-seed", min_width=100)
         with gr.Accordion("More settings", open=False, elem_id=f"{self.id}-more"):
             self.guidance = gr.Slider(
                 0, 8, value=own["guidance"], step=0.25, label="Guidance w", elem_id=f"{self.id}-guidance",
@@ -135,7 +136,7 @@ class Panel:
             self.make = gr.Button("Make photographs", variant="primary", size="md", scale=3, elem_id=f"{self.id}-make")
             self.another = gr.Button("Another seed", size="md", scale=2, elem_id=f"{self.id}-another", min_width=120)
             self.cancel = gr.Button(
-                "Cancel", size="md", scale=1, interactive=False, elem_id=f"{self.id}-cancel", min_width=90
+                "Cancel", size="md", scale=1, visible=False, elem_id=f"{self.id}-cancel", min_width=90
             )
 
     # What happens when
@@ -145,43 +146,49 @@ class Panel:
             self.drawing, self.editing, self.num, self.seed, self.guidance, self.sampler, self.steps, self.variety,
             self.edit_steps, self.exact,
         ]  # fmt: skip
-        outputs = [self.gallery, self.cancel]
+        outputs = [self.gallery, self.cancel, self.make, self.another]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         running: dict[str, Any] = {**quiet, "concurrency_limit": None}
         made = self.make.click(self._made, inputs, outputs, **running)
         reseeded = self.another.click(_other_seed, self.seed, self.seed, **quiet)
         again = reseeded.then(self._made, inputs, outputs, **running)
-        stopped = nothing_yet("Cancelled.")
-        self.cancel.click(
-            lambda: (stopped, gr.update(interactive=False)), None, outputs, cancels=[made, reseeded, again], **quiet
-        )
+        stopped = self.cancel.click(
+            lambda: (nothing_yet("Cancelled."), gr.update(visible=False)),
+            None, outputs[:2], cancels=[made, reseeded, again], **quiet,
+        )  # fmt: skip
+        # not before the page knows that the job is gone: until then it takes no click
+        stopped.then(lambda: _buttons(running=False)[1:], None, outputs[2:], **quiet)
 
     def _connect_beginnings(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "concurrency_limit": None}
         if not self.surface.drawn:
             return
-        begun = [self.drawing, self.editing, self.banner, self.traced, self.make, self.gallery]
+        begun = [
+            self.drawing, self.editing, self.banner, self.words, self.traced, self.own_lines, self.make, self.sampler,
+            self.steps, self.gallery,
+        ]  # fmt: skip
         if self.strip is not None:
-            self.strip.select(self._example, None, begun, **quiet)
+            self.strip.select(self._example, self.editing, begun, **quiet)
         self.upload.upload(self._uploaded, [self.upload, self.editing], begun, **quiet)
         if self.lines is not None:
             self.lines.upload(self._lines_drawn, [self.lines, self.editing], begun, **quiet)
         self.photograph.upload(self._photograph_given, self.photograph, begun, **quiet)
         self.gallery.select(self._picked, None, begun, **quiet)
         self.traced.click(self._traced, [self.drawing, self.editing], begun, **quiet)
+        self.own_lines.click(self._own_lines, self.editing, begun, **quiet)
         self.stop.click(self._stopped, self.drawing, begun, **quiet)
 
-    async def _made(self, drawn: Any, editing: Editing | None, *values: Any) -> AsyncIterator[tuple[Any, Any]]:
+    async def _made(self, drawn: Any, editing: Editing | None, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
         """Pictures of what is drawn; first how far they are. Ends its job when the visitor cancels, or goes away."""
         job = None
         try:
             sources, count, job = await asyncio.to_thread(self._begin, drawn, editing, *values)
             async for snapshot in job.changes():
                 if not snapshot.state.ended:
-                    yield on_the_way(snapshot, sources, count), gr.update(interactive=True)
-            yield finished(await job.result(), sources), gr.update(interactive=False)
+                    yield on_the_way(snapshot, sources, count), *_buttons(running=True)
+            yield finished(await job.result(), sources, self.surface.drawn), *_buttons(running=False)
         except UserError as error:
-            yield refused(str(error)), gr.update(interactive=False)
+            yield refused(str(error)), *_buttons(running=False)
         finally:
             if job is not None:
                 job.cancel()
@@ -211,25 +218,39 @@ class Panel:
 
     # What is begun with; each returns what changes on the page
 
-    def _example(self, event: gr.EventData) -> Changes:
-        return self._laid(self.studio.examples(self.loaded.name)[event.name], None)
+    def _example(self, editing: Editing | None, event: gr.EventData) -> Changes:
+        return self._put(lambda: self.studio.examples(self.loaded.name)[event.name], editing)
 
     def _uploaded(self, path: str, editing: Editing | None) -> Changes:
         """A drawing from a file; while a photograph of unknown content is edited, what that shows."""
-        try:
+
+        def drawn() -> Image.Image:
             raw = self.studio.read_condition(self.loaded.name, Path(path), Path(path).name)
-        except UserError as error:
-            return self._refused(error)
-        if editing is not None and editing.raw is None:
-            editing = Editing(editing.photograph, raw)
-        return self._laid(self.studio.drawn(self.loaded.name, raw), editing)
+            return self.studio.drawn(self.loaded.name, raw)
+
+        return self._put(drawn, editing, describes=True)
 
     def _lines_drawn(self, path: str, editing: Editing | None) -> Changes:
+        return self._put(lambda: self.studio.lines_of_photograph(Path(path), Path(path).name), editing)
+
+    def _own_lines(self, editing: Editing | None) -> Changes:
+        """The lines of the photograph that is edited are what it shows."""
+        if editing is None:
+            return {}
+        return self._put(lambda: self.studio.lines_of_photograph(editing.photograph), editing, describes=True)
+
+    def _put(self, drawn: Callable[[], Image.Image], editing: Editing | None, describes: bool = False) -> Changes:
+        """Another drawing on the painter. describes: a photograph of unknown content shows this."""
         try:
-            drawn = self.studio.lines_of_photograph(Path(path), Path(path).name)
+            picture = drawn()
+            if editing is not None:
+                _check_framing(picture.size, editing.photograph.size)
+            if editing is not None and editing.raw is None and describes:
+                raw = self.studio.read_condition(self.loaded.name, picture, "the drawing")
+                editing = Editing(editing.photograph, raw)
         except UserError as error:
             return self._refused(error)
-        return self._laid(drawn, editing)
+        return self._laid(picture, editing)
 
     def _photograph_given(self, path: str) -> Changes:
         """A photograph to edit; made here before, it carries its condition."""
@@ -260,23 +281,31 @@ class Panel:
     def _begun(self, editing: Editing) -> Changes:
         if editing.raw is not None:
             return self._laid(self.studio.drawn(self.loaded.name, editing.raw), editing)
-        blank = Image.new("RGB", editing.photograph.size, self.surface.empty)
-        words = (
-            f"This photograph carries no {self.loaded.kind}: upload one of it, or draw over it what it shows and press "
-            f"“{_TRACED}”. Then change that."
-        )
-        return self._laid(blank, editing) | {self.gallery: nothing_yet(words)}
+        return self._laid(Image.new("RGB", editing.photograph.size, self.surface.empty), editing)
 
     def _laid(self, drawn: Image.Image, editing: Editing | None) -> Changes:
         """A drawing on the painter, over the photograph that is edited, if one is."""
-        edits = editing is not None
+        edits, photograph, raw = editing is not None, editing and editing.photograph, editing and editing.raw
+        before, unknown = None if raw is None else self.studio.drawn(self.loaded.name, raw), edits and raw is None
         return {
-            self.drawing: Canvas(drawn, editing.photograph if edits else None),
+            self.drawing: Canvas(drawn, photograph, before),
             self.editing: editing,
             self.banner: gr.update(visible=edits),
-            self.traced: gr.update(visible=edits and editing.raw is None),
+            self.words: self._unknown() if unknown else self.surface.editing,
+            self.traced: gr.update(visible=unknown),
+            self.own_lines: gr.update(visible=unknown and self.surface.takes_lines),
             self.make: gr.update(value="Apply the change" if edits else "Make photographs"),
+            self.sampler: gr.update(visible=not edits),
+            self.steps: gr.update(visible=not edits),
+            self.gallery: settled(self.surface.invitation),
         }
+
+    def _unknown(self) -> str:
+        kind = self.loaded.kind
+        return (
+            f"**This photograph carries no {kind}.** Upload its {kind}, or draw over it what it shows and press "
+            f"“{_TRACED}”. Then change that, and the rest is kept."
+        )
 
     def _stopped(self, drawn: Any) -> Changes:
         """The photograph is put aside; the drawing stays."""
@@ -284,6 +313,21 @@ class Panel:
 
     def _refused(self, error: UserError) -> Changes:
         return {self.gallery: refused(str(error))}
+
+
+def _buttons(running: bool) -> tuple[Any, Any, Any]:
+    """Cancel, make, and another seed; while a job runs there is no second one."""
+    return gr.update(visible=running), gr.update(interactive=not running), gr.update(interactive=not running)
+
+
+def _check_framing(size: tuple[int, int], photograph: tuple[int, int]) -> None:
+    """Raises UserError unless a drawing and a photograph lie over each other."""
+    (width, height), (columns, rows) = size, photograph
+    if abs(width * rows - height * columns) > max(width, height, columns, rows):
+        raise UserError(
+            f"This drawing is {width} x {height} and the photograph {columns} x {rows}: they show the same picture, "
+            "so give both the same proportions, or stop editing first"
+        )
 
 
 def _other_seed(seed: float | None) -> int:

@@ -42,6 +42,8 @@ class Limits:
     """Short side of the pictures that may be asked for."""
     waiting: int = 32
     """Jobs that wait."""
+    waiting_bytes: int = 256 * 2**20
+    """What waiting jobs may hold together, in bytes of pictures and conditions."""
     seconds: float = 120.0
     """How long a job may run."""
     kept_results: int = 200

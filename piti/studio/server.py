@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _GRACE = 0.5  # seconds that answers under way have when the server ends; then streams are ended
 _PATIENCE = 5  # seconds until whatever does not end is left alone
+_KEEP_ALIVE = 5  # seconds that a connection may stay open with nothing asked
 _CONNECTIONS = 256  # at once; more are told to come again
 _TAKEN = (errno.EADDRINUSE,)
 _ABOUT = """Masks, sketches and texts to photographs, and photographs edited; what the page does goes through the same
@@ -50,12 +51,14 @@ def build_app(studio: Studio, host: str = "127.0.0.1", allow_hosts: Collection[s
     from piti.studio.api import add_api
     from piti.studio.guard import Guard, Sealed, hosts_of
     from piti.studio.limits import BodyLimits
+    from piti.studio.plain import InWords
 
     app = FastAPIOffline(redoc_url=None, title="piti studio", version=__version__, description=_ABOUT)
     add_api(app, studio)
     if page:
         app = _with_page(app, studio)
-    app.add_middleware(BodyLimits, limits=studio.limits)  # the last that is added stands first
+    app.add_middleware(InWords)  # the last that is added stands first
+    app.add_middleware(BodyLimits, limits=studio.limits)
     app.add_middleware(Guard, hosts=hosts_of(host, allow_hosts))
     app.add_middleware(Sealed)
     return app
@@ -65,8 +68,10 @@ def _with_page(app: FastAPI, studio: Studio) -> FastAPI:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     import gradio
 
+    from piti.studio.guard import shut_downloads
     from piti.studio.page import build_page, page_options
 
+    shut_downloads()
     options: dict[str, Any] = {"max_file_size": studio.limits.upload_bytes, "run_history": False} | page_options()
     return gradio.mount_gradio_app(app, build_page(studio), "/", **options)
 
@@ -126,6 +131,7 @@ def serve(
     import uvicorn
 
     from piti.studio.ending import Ending
+    from piti.studio.patience import Patient
 
     ended = asyncio.Event()
 
@@ -151,6 +157,8 @@ def serve(
         access_log=False,
         server_header=False,
         ws="none",
+        http=Patient,
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_PATIENCE,
         limit_concurrency=_CONNECTIONS,
     )

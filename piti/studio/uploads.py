@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from piti.errors import UserError
-from piti.images import IMAGE_SUFFIXES, ImageError, open_image, read_rgb
+from piti.images import ImageError, Source, open_image, read_rgb
 from piti.studio.requests import TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """What Pillow decodes itself; it would hand some others to programs of the system."""
+_KNOWN = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 
 
 class NoPicture(ImageError):
@@ -36,6 +38,10 @@ class Upload:
         return self.name
 
 
+Handed = Image.Image | Upload | bytes | Path
+"""A picture as it is handed in: decoded, checked, or neither."""
+
+
 def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
     """A picture whose header says that it may be decoded. most: pixels.
 
@@ -47,7 +53,7 @@ def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror}); upload it again") from None
     if not data:
-        raise NoPicture(f"{name}: is empty; choose a picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise NoPicture(f"{name}: is empty; choose a picture ({_KNOWN})")
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as header:
             width, height = header.size
@@ -63,23 +69,23 @@ def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
     return Upload(data, name)
 
 
-def opened(given: Image.Image | bytes | Path, name: str, most: int) -> Image.Image:
+def opened(given: Handed, name: str, most: int) -> Image.Image:
     """A picture decoded upright, in its own mode. Raises NoPicture, TooLarge, or ImageError for a damaged one."""
     return _safely(open_image, given, name, most)
 
 
-def photograph(given: Image.Image | bytes | Path, name: str, most: int) -> Image.Image:
+def photograph(given: Handed, name: str, most: int) -> Image.Image:
     """The same as 8-bit RGB."""
     return _safely(read_rgb, given, name, most)
 
 
-def _safely(read, given: Image.Image | bytes | Path, name: str, most: int) -> Image.Image:  # type: ignore[no-untyped-def]
+def _safely(read: Callable[[Source], Image.Image], given: Handed, name: str, most: int) -> Image.Image:
     if isinstance(given, Image.Image):
         if given.width * given.height > most:
             raise TooLarge(f"{name}: has {given.width} x {given.height} pixels, at most {most} are taken")
         return given.convert("RGB") if read is read_rgb else given
     try:
-        return read(checked_upload(given, name, most))
+        return read(given if isinstance(given, Upload) else checked_upload(given, name, most))
     except (UserError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001

@@ -16,6 +16,8 @@ from piti.evaluation.study import Study, write_study
 from piti.evaluation.votes import read_key
 from tests.browser import Browser, chromium
 
+pytestmark = pytest.mark.browser
+
 PAIRS, REPEATS = 12, 3
 SEEDS = itertools.count()
 SIDES = "return ['left', 'right'].map((id) => document.querySelector(`#${id} img`).src)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from piti.studio import patience
 from piti.studio.engine import Studio
 from piti.studio.jobs import Job
 from tests.studio.tiny import file_of, ids, painted
@@ -91,20 +93,23 @@ def test_the_page_of_the_interface_needs_no_other_server(client: httpx.Client) -
     ("fields", "status", "words"),
     [
         ({"model": "masks"}, 404, "did you mean 'mask'"),
-        ({"num": "0"}, 422, "'num' = '0': input should be greater"),
-        ({"num": "two"}, 422, "'num' = 'two'"),
+        ({"num": "0"}, 422, "'num' = '0': is too small; give at least 1"),
+        ({"num": "two"}, 422, "'num' = 'two': is no whole number"),
         ({"num": "5"}, 422, "num = 5: this studio allows at most 4"),
-        ({"num": "1.5"}, 422, "'num'"),
+        ({"num": "1.5"}, 422, "'num' = '1.5': is no whole number"),
+        ({"base_only": "maybe"}, 422, "'base_only' = 'maybe': is neither true nor false"),
+        ({"guidance": "much"}, 422, "'guidance' = 'much': is no number"),
+        ({"upsampler_steps": "few"}, 422, "'few': is no whole number, and is none of 'fast27'"),
         ({"seed": "-1"}, 422, "'seed'"),
         ({"seed": "nan"}, 422, "'seed'"),
-        ({"seed": str(2**63)}, 422, "'seed'"),
+        ({"seed": str(2**63)}, 422, "is too large; give less than 9223372036854775808"),
         ({"guidance": "nan"}, 422, "finite"),
         ({"guidance": "inf"}, 422, "'guidance'"),
         ({"guidance": "1e400"}, 422, "'guidance'"),
         ({"steps": "501"}, 422, "steps = 501"),
         ({"size": "100000"}, 422, "size = 100000"),
-        ({"size": "5"}, 400, "size 5"),
-        ({"sampler": "euler"}, 422, "'sampler' = 'euler'"),
+        ({"size": "5"}, 400, "size 5: this model was trained"),
+        ({"sampler": "euler"}, 422, "'sampler' = 'euler': is none of 'ddpm'"),
         ({"upsampler_steps": "3"}, 400, "no upsampler"),
         ({"nmu": "3"}, 422, "unknown field 'nmu'; did you mean 'num'"),
         ({"text": "a street"}, 422, "both given"),
@@ -128,7 +133,7 @@ def test_every_wrong_field_is_told(client: httpx.Client) -> None:
     ("condition", "status", "words"),
     [
         (None, 422, "file 'condition' is missing"),
-        (b"", 415, "is empty"),
+        (b"", 415, "is empty; choose a picture (PNG, JPEG, WebP, BMP, TIFF or GIF)"),
         (b"not a picture", 415, "is no picture that is known"),
         (MASK[:80], 400, "damaged"),
         (file_of(Image.new("RGB", (30, 30), (255, 0, 200))), 400, "far from the colour of every class"),
@@ -180,9 +185,17 @@ def test_other_methods_addresses_and_pages(client: httpx.Client) -> None:
         ("GET", "/api/nothing", 404),
         ("GET", "/pictures/nothing.png", 404),
         ("GET", "/nothing", 404),
+        ("PUT", "/healthz", 405),
+        ("PATCH", "/api/models", 405),
+        ("DELETE", "/api/nothing", 404),
+        ("POST", "/pictures/nothing.png", 405),
     ):
         answer = client.request(method, path)
         assert (answer.status_code, bool(answer.json()["error"])) == (status, True), path
+        assert ("allow" in answer.headers) == (status == 405)
+    assert client.head("/healthz").status_code == client.head("/api/models").status_code == 200
+    assert client.get("/healthz", headers={"Host": "[::1"}).status_code == 421
+    assert client.post("/api/translate", headers={"Origin": "http://[::1"}).status_code == 403
     assert translated(client, num=2, accept="image/png").status_code == 422
     text = client.post("/api/translate", files={"model": (None, "mask"), "condition": (None, "a text")})
     assert (text.status_code, "'condition' is a text" in text.json()["error"]) == (422, True)
@@ -190,6 +203,38 @@ def test_other_methods_addresses_and_pages(client: httpx.Client) -> None:
     assert foreign.status_code == 403
     assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
     assert client.get("/healthz", headers={"Host": "studio.example"}).status_code == 200
+
+
+def test_a_bug_is_told_in_words_too(client: httpx.Client, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studio, "translate", lambda *values: {}["nothing"])
+    answer = translated(client)
+    assert (answer.status_code, "mistake of its own" in answer.json()["error"]) == (500, True)
+
+
+@pytest.mark.parametrize(("text", "what"), [(None, "missing"), ("", "empty"), (" \n", "empty")])
+def test_a_text_that_says_nothing(
+    client: httpx.Client, studio: Studio, monkeypatch: pytest.MonkeyPatch, text: str | None, what: str
+) -> None:
+    loaded = studio.models["mask"]
+    reads_text = dataclasses.replace(loaded, info=loaded.info.model_copy(update={"kind": "text"}))
+    monkeypatch.setitem(studio.models, "mask", reads_text)  # type: ignore[arg-type]
+    answer = translated(client, None, **({} if text is None else {"text": text}))
+    assert (answer.status_code, answer.json()["error"]) == (422, f"'text' is {what}; say what is to be seen")
+
+
+def test_a_request_whose_headers_never_end_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "HEADERS", 0.05)
+    host, port = address.removeprefix("http://").split(":")
+    for sent in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "):
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(sent)
+            assert slow.recv(100) == b""  # closed
+    with socket.create_connection((host, int(port))) as twice:  # the second on the same connection too
+        twice.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert twice.recv(15).startswith(b"HTTP/1.1 200")
+        twice.sendall(b"GET /healthz")
+        while twice.recv(1000):
+            pass
 
 
 def test_a_chunked_body_is_counted(client: httpx.Client) -> None:

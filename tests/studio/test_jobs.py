@@ -193,3 +193,23 @@ def test_whoever_stops_waiting_stops_nothing(queue: Queue) -> None:
     asyncio.run(impatient())
     gate.may.set()
     assert result(job) == "made"
+
+
+def test_what_jobs_hold_is_bounded(queue: Queue) -> None:
+    queue.most_bytes = 3 * 2**20
+    gate = Gate()
+    jobs = [queue.submit(gate, size=9 * 2**20)]  # one alone always may
+    gate.begun.wait()
+    with pytest.raises(QueueFull, match="hold 9 MiB of pictures already"):
+        queue.submit(gate, size=1)
+    gate.may.set()
+    assert result(jobs[0]) == "made"
+    queue.submit(lambda job: None)
+    jobs = [queue.submit(Gate(), size=2**20) for _ in range(3)]
+    with pytest.raises(QueueFull):
+        queue.submit(gate, size=1)
+    for job in jobs:
+        job.cancel()
+    assert result(queue.submit(gate, size=2**20)) == "made"
+    while queue.held:
+        time.sleep(0.002)

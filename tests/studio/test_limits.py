@@ -13,7 +13,8 @@ import pytest
 
 from piti.studio.guard import Guard, Sealed, cleaned, hosts_of
 from piti.studio.limits import BodyLimits
-from piti.studio.requests import Limits
+from piti.studio.plain import NOWHERE, WRONG_METHOD, InWords, in_plain_words, reworded
+from piti.studio.requests import LimitError, Limits
 
 LIMITS = Limits(upload_bytes=1000, upload_seconds=1)
 Answer = tuple[int, dict[str, str], bytes]
@@ -111,7 +112,74 @@ def test_messages_of_the_page_that_name_other_servers_are_refused() -> None:
     fine = json.dumps({"data": [own, "https://example.com", {"url": None}]}).encode()
     sent = asked(limited, [fine[:20], fine[20:]], path=path, content_type="application/json")
     assert sent[::2] == (200, str(len(fine)).encode())
-    assert asked(limited, [b"not json"], path=path, content_type="application/json")[0] == 200
+    assert asked(limited, [], path=path)[::2] == (200, b"0")
+
+
+FAR = json.dumps({"data": [{"path": "http://93.184.216.34:81/x.png", "meta": {"_type": "gradio.FileData"}}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json",
+        "application/JSON",
+        " Application/Json;x=y",
+        "application/x+json",
+        "text/plain",
+        "",
+        None,
+        "multipart/form-data; boundary=x",
+    ],
+)
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/x", "/gradio_api/component_server", "/x"])
+def test_no_name_of_its_type_gets_a_message_past(kind: str | None, path: str) -> None:
+    headers = {} if kind is None else {"content_type": kind}
+    for body in (FAR, FAR.decode().encode("utf-16"), b" " + FAR):
+        assert asked(BodyLimits(echo, LIMITS), [body], path=path, **headers)[0] == 400
+    for path in ("/gradio_api/upload", "/api/edit"):  # a file, whatever it holds
+        assert asked(BodyLimits(echo, LIMITS), [FAR], path=path, **headers)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"not json", 400, "no JSON"),
+        (b"[" * 19_000, 400, "no JSON"),
+        (b"[" + b"{}," * 50_000 + b"{}]", 400, "too many parts"),
+        (b'"' + rb"\u0041" * 50_000 + b'"', 400, "too many parts"),
+        (b'"' + bytes(9 * 2**20) + b'"', 413, "larger than the 8388608 bytes"),
+        (b'{"data": "' + b"A" * 6 * 2**20 + b'"}', 200, ""),
+    ],
+)
+def test_messages_of_the_page_are_bounded(body: bytes, status: int, words: str) -> None:
+    limited = BodyLimits(echo, Limits())
+    for headers in ({}, {"content_length": str(len(body))}):
+        found, _, answer = asked(limited, [body[:1000], body[1000:]], path="/gradio_api/queue/join", **headers)
+        assert found == status
+        assert words.encode() in answer
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content_length": "1001"}, {"content_length": "9" * 20, "expect": "100-continue"}]
+)
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(headers: dict[str, str]) -> None:
+    order: list[str] = []
+
+    async def run() -> None:
+        async def receive() -> dict:
+            order.append("read")
+            return {"type": "http.request", "body": b"x" * 500, "more_body": len(order) < 6}
+
+        async def send(message: dict) -> None:
+            order.append(f"{message['type']} {message.get('more_body', '')}".strip())
+
+        raw = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
+        scope = {"type": "http", "method": "POST", "path": "/api/edit", "headers": raw}
+        await BodyLimits(echo, LIMITS)(scope, receive, send)
+
+    asyncio.run(run())
+    assert order[:3] == ["http.response.start", "http.response.body True", "read"]
+    assert order[-2:] == ["read", "http.response.body"]
 
 
 def test_an_error_of_the_application_stays_its_own() -> None:
@@ -137,6 +205,9 @@ def test_an_error_of_the_application_stays_its_own() -> None:
         ("127.0.0.1", (), "192.168.0.7:7860", 421),
         ("127.0.0.1", (), "evil@localhost", 421),
         ("127.0.0.1", (), "", 421),
+        ("127.0.0.1", (), "[::1", 421),
+        ("0.0.0.0", (), "[", 421),
+        ("127.0.0.1", (), "[nonsense]:80", 421),
         ("127.0.0.1", ("Studio.example",), "studio.example", 200),
         ("0.0.0.0", (), "192.168.0.7:7860", 200),
         ("0.0.0.0", (), "[fe80::1]:7860", 200),
@@ -160,6 +231,9 @@ def test_a_studio_answers_to_its_names_alone(host: str, more: tuple[str, ...], n
         ("POST", {"origin": "http://evil.example"}, 403),
         ("GET", {"origin": "http://evil.example"}, 403),
         ("POST", {"origin": "null"}, 403),
+        ("POST", {"origin": "http://[::1"}, 403),
+        ("GET", {"origin": "http://[nonsense]"}, 403),
+        ("POST", {"origin": ""}, 403),
         ("POST", {"sec_fetch_site": "cross-site"}, 403),
         ("POST", {"sec_fetch_site": "same-site"}, 403),
         ("POST", {"sec_fetch_site": "same-origin"}, 200),
@@ -186,6 +260,52 @@ def test_pages_of_other_sites_are_refused(method: str, headers: dict[str, str], 
 def test_what_gradio_offers_beyond_the_page_is_closed(path: str) -> None:
     assert asked(Guard(echo, hosts_of("127.0.0.1")), method="GET", path=path)[0] == 403
     assert asked(Guard(echo, hosts_of("127.0.0.1")), method="GET", path="/gradio_api/file=/tmp/a.png")[0] == 200
+
+
+async def foreign(scope: dict, receive: Callable, send: Callable) -> None:
+    """Refuses as its path says, in a form of its own, in parts."""
+    status, body = scope["path"][-3:], b'{"error": "ours"}' if "ours" in scope["path"] else b'{"detail":"Not Found"}'
+    headers = [(b"content-length", str(len(body)).encode()), (b"allow", b"GET")]
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": body[:5], "more_body": True})
+    await send({"type": "http.response.body", "body": body[5:]})
+
+
+def test_addresses_and_methods_that_nobody_knows_are_told_in_words() -> None:
+    for path, words in (("/404", NOWHERE), ("/405", WRONG_METHOD), ("/ours404", "ours")):
+        status, headers, body = asked(InWords(foreign), path=path)
+        assert (status, json.loads(body)["error"]) == (int(path[-3:]), words)
+        assert (headers["content-length"], headers["allow"]) == (str(len(body)), "GET")
+    for path in ("/gradio_api/404", "/403"):
+        assert asked(InWords(foreign), path=path)[2] == b'{"detail":"Not Found"}'
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("size 5 (--size): this model was", "size 5: this model was"),
+        ("64 px, its base alone (because of --base-only, or because it has none); give", "64 px, its base alone; give"),
+        ("a, b (--upsampler-sampler, --upsampler-steps): no", "a, b: no"),
+        ("cut it into pieces, or take the square at its centre (square=True, --square)", "cut it into pieces"),
+        (
+            "id 77; add the class to classes.json, or relabel these pixels (or so)",
+            "id 77; relabel these pixels (or so)",
+        ),
+        ("add the colour to classes.json, or save the mask as PNG", "save the mask as PNG"),
+        ("this model reads text; give --text, or a .txt file", "this model reads text; write what is to be seen"),
+        (
+            "give another one to show, or a region (--region) to repaint",
+            "give another one to show, or a region to repaint",
+        ),
+        ("choose another --model, or", "choose another model, or"),
+        ("my--photo.png: is damaged (at 5); copy it", "my--photo.png: is damaged (at 5); copy it"),
+    ],
+)
+def test_no_flag_is_told_to_people_without_a_terminal(said: str, told: str) -> None:
+    assert reworded(said) == told
+    with pytest.raises(LimitError) as caught, in_plain_words():
+        raise LimitError(said)
+    assert str(caught.value) == told
 
 
 def test_every_answer_is_sealed_and_the_page_names_no_other_server() -> None:

@@ -43,7 +43,7 @@ def made(panel: Panel, drawn: Any, editing: Editing | None = None, **changes: An
 
     async def run() -> list[dict[str, Any]]:
         values = (SETTINGS | {"exact": False} | changes).values()
-        return [shown async for shown, _ in panel._made(drawn, editing, *values)]
+        return [shown async for shown, *_ in panel._made(drawn, editing, *values)]
 
     return asyncio.run(run())
 
@@ -119,7 +119,7 @@ class TestEditing:
         changes = panel._photograph_given(str(tmp_path / "photo.jpg"))
         editing = changes[panel.editing]
         assert editing.raw is None
-        assert "carries no mask" in changes[panel.gallery]["status"]
+        assert "carries no mask" in changes[panel.words]
         assert "not known" in made(panel, painted(ids()), editing)[-1]["problem"]
         described = panel._traced(painted(ids()), editing)
         assert described[panel.editing].raw is not None
@@ -127,6 +127,30 @@ class TestEditing:
         stopped = panel._stopped(painted(ids()))
         assert stopped[panel.editing] is None
         assert stopped[panel.drawing].underlay is None
+
+    def test_another_mask_while_editing_is_the_change(self, panel: Panel, studio: Studio, tmp_path: Path) -> None:
+        """What it differs in from the photograph's own is what the painter marks."""
+        raw = studio.read_condition("mask", painted(ids()), "mask")
+        editing = Editing(Image.new("RGB", (40, 30)), raw)
+        Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "sky.png")
+        changes = panel._uploaded(str(tmp_path / "sky.png"), editing)
+        canvas = changes[panel.drawing]
+        assert np.array_equal(np.asarray(canvas.before), np.asarray(painted(ids())))
+        assert not np.array_equal(np.asarray(canvas.picture), np.asarray(canvas.before))
+        assert changes[panel.editing] is editing
+        Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "square.png")
+        refused = panel._uploaded(str(tmp_path / "square.png"), editing)
+        assert set(refused) == {panel.gallery}
+        assert "40 x 40 and the photograph 40 x 30" in refused[panel.gallery]["problem"]
+
+    def test_a_photographs_own_lines(self, studio: Studio) -> None:
+        photograph = Image.new("RGB", (64, 48), "white")
+        photograph.paste("black", (16, 12, 48, 36))
+        panel = laid_out(studio, "lines")
+        begun = panel._begun(Editing(photograph, None))
+        assert begun[panel.own_lines]["visible"]
+        described = panel._own_lines(begun[panel.editing])
+        assert described[panel.editing].raw.any()
 
     def test_a_picture_that_is_no_longer_kept(self, panel: Panel) -> None:
         changes = panel._picked(SimpleNamespace(id="gone"))  # type: ignore[arg-type]
@@ -159,6 +183,7 @@ def test_text_has_a_line_to_write_on() -> None:
         assert "Nothing is written yet" in made(panel, "  ")[-1]["problem"]
         done = made(panel, "a photo of a forest", num=1, steps=2, sampler="ddim")[-1]
         assert done["conditions"][0]["name"] == "a photo of a forest"
+        assert not done["pictures"][0]["editable"]
         assert len(done["pictures"]) == 1
     finally:
         studio.close()

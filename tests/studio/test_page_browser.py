@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser import Browser, chromium
+from tests.browser import FORGET, Browser, chromium
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.browser
@@ -60,6 +60,7 @@ class Visitor:
 
     def open(self, size: tuple[int, int] = LAPTOP, dark: bool = False) -> None:
         self.browser.resize(*size, dark=dark)
+        self.browser.run(FORGET)
         self.browser.open(self.address)
         self.browser.wait(
             "document.querySelector('#street-make') && document.querySelector('#street-drawing .picture')"
@@ -196,6 +197,20 @@ class TestMask:
         (after,) = visitor.made()
         assert np.abs(before.astype(int) - after).mean() > 5
 
+    def test_a_reload_keeps_the_drawing(self, visitor: Visitor) -> None:
+        visitor.example()
+        visitor.stroke("car", (0.3, 0.85), (0.6, 0.85), width=60)
+        pixel = (
+            "return [...document.querySelector('#street-drawing .picture').getContext('2d')"
+            ".getImageData(216, 306, 1, 1).data].slice(0, 3)"
+        )
+        visitor.until(lambda: visitor.browser.run(pixel) == [64, 0, 128], "the stroke")
+        visitor.browser.wait("Object.keys(sessionStorage).length")
+        time.sleep(0.3)  # the stroke's export
+        visitor.browser.open(visitor.address)
+        visitor.browser.wait("document.querySelector('#street-drawing .picture')")
+        visitor.until(lambda: visitor.browser.run(pixel) == [64, 0, 128], "the stroke again")
+
     def test_pictures_emerge_and_another_seed_makes_others(self, visitor: Visitor) -> None:
         visitor.example(1)
         visitor.set("street-num", 2)
@@ -251,7 +266,9 @@ class TestUploads:
         problem = "return document.querySelector('#street-gallery .problem').innerText"
         visitor.until(lambda: "broken.png" in visitor.browser.run(problem), "the error")
         assert "picture" in visitor.browser.run(problem)
-        visitor.shot("studio-error")
+        visitor.example()
+        visitor.until(lambda: visitor.state() == "empty", "the end of the error")
+        assert not visitor.browser.run(problem)
 
     def test_a_map_of_class_ids_is_recognised(self, visitor: Visitor, tmp_path: Path) -> None:
         ids = np.full((90, 120), 3, np.uint8)
@@ -286,6 +303,26 @@ class TestEditing:
         visitor.browser.click("#street-stop")
         visitor.browser.wait("document.querySelector('#street-make').innerText === 'Make photographs'")
 
+    def test_another_mask_is_marked_as_a_change(self, visitor: Visitor, tmp_path: Path) -> None:
+        """An upload while editing; and there is one job at a time."""
+        visitor.example()
+        visitor.set("street-num", 1)
+        visitor.made()
+        visitor.browser.click("#street-gallery .edit")
+        visitor.browser.wait("!document.querySelector('#street-drawing .underlay').hidden")
+        marked = """const c = document.querySelector('#street-drawing .changes');
+            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"""
+        assert visitor.browser.run(marked) == 0
+        visitor.browser.choose_file("input:has(+ #street-upload)", ROOT / "examples/street/crossing.png")
+        visitor.until(lambda: visitor.browser.run(marked) > 1000, "the changes")
+        assert visitor.browser.run("return document.querySelector('#street-drawing .new').hidden")
+        visitor.browser.click("#street-make")
+        visitor.browser.wait("document.querySelector('#street-make').disabled")
+        assert visitor.browser.run("return document.querySelector('#street-another').disabled")
+        visitor.until(lambda: visitor.state() == "done", "the change")
+        visitor.browser.wait("!document.querySelector('#street-make').disabled")
+
     def test_nothing_changed_is_told_in_words(self, visitor: Visitor) -> None:
         visitor.example()
         visitor.set("street-num", 1)
@@ -301,7 +338,7 @@ class TestEditing:
         Image.fromarray(photograph).save(tmp_path / "photograph.png")
         chooser = "input:has(+ #street-photograph)"
         visitor.browser.choose_file(chooser, tmp_path / "photograph.png")
-        visitor.until(lambda: "carries no mask" in visitor.words(), "what is missing")
+        visitor.browser.wait("document.querySelector('#street-editing')?.innerText.includes('carries no mask')")
 
 
 class TestSketch:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from piti.studio.painter import SKETCH_COLOURS, Canvas, Colour, Kind, Painter
-from tests.browser import Browser, chromium
+from tests.browser import FORGET, Browser, chromium
 
 pytestmark = pytest.mark.browser
 
@@ -110,6 +110,7 @@ def page(browser: Browser, served: tuple[str, Received]) -> Page:
     """Loaded anew."""
     address, received = served
     browser.resize(1366, 1400)
+    browser.run(FORGET)
     browser.open(address)
     browser.wait("document.querySelectorAll('.surface[aria-describedby]').length === 2")
     received.clear()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
-from piti.studio.server import ServerError, address_of, listening, warning_of
+from piti.studio.engine import Studio
+from piti.studio.guard import Fetching
+from piti.studio.server import ServerError, address_of, build_app, listening, warning_of
 from tests.conftest import ROOT
 from tests.studio.tiny import file_of, ids, painted, tiny_model
 
@@ -67,6 +73,67 @@ def test_others_may_come_in_only_with_a_warning() -> None:
         assert "no password" in warning_of(host)
     with listening("0.0.0.0", 0) as bound:
         assert address_of(bound).startswith("http://127.0.0.1:")
+
+
+@pytest.fixture(scope="module")
+def whole(studio: Studio) -> FastAPI:
+    """The application with its page."""
+    return build_app(studio)
+
+
+def answered(app: FastAPI, method: str, path: str, **more: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.request(method, path, **more)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/JSON", "Application/Json", "text/plain", None])
+def test_gradio_is_not_sent_elsewhere(whole: FastAPI, kind: str | None) -> None:
+    file = {"path": "http://93.184.216.34:81/x.png", "meta": {"_type": "gradio.FileData"}}
+    message = json.dumps({"data": [file, None], "fn_index": 1, "session_hash": "x", "event_data": None})
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = answered(whole, "POST", "/gradio_api/queue/join", content=message, headers=headers)
+    assert (answer.status_code, "another server" in answer.json()["error"]) == (400, True)
+    fine = answered(
+        whole,
+        "POST",
+        "/gradio_api/queue/join",
+        content=message.replace("http://93.184.216.34:81", "/tmp"),
+        headers=headers,
+    )
+    assert "another server" not in fine.text  # whatever Gradio says of it
+
+
+def test_gradio_fetches_nothing_whoever_asks_it(whole: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gradio
+    import safehttpx
+    from gradio import processing_utils
+
+    monkeypatch.setattr(socket.socket, "connect", lambda self, where: pytest.fail(f"connects to {where}"))
+    far = "http://93.184.216.34:81/x.png"
+    block = gradio.UploadButton()
+    for fetch in (block.async_move_resource_to_block_cache, processing_utils.async_ssrf_protected_get, safehttpx.get):
+        with pytest.raises(Fetching, match="fetches nothing"):
+            asyncio.run(fetch(far))
+    with pytest.raises(Fetching, match="fetches nothing"):
+        block.move_resource_to_block_cache(far)
+
+
+def test_whatever_nobody_knows_beside_the_page_is_told_in_words(whole: FastAPI) -> None:
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("PUT", "/healthz", 405),
+        ("PATCH", "/api/models", 405),
+        ("POST", "/", 405),
+        ("GET", "/gradio_api/runs", 403),
+    ):
+        answer = answered(whole, method, path)
+        assert (answer.status_code, set(answer.json())) == (status, {"error", "details"}), path
+    assert answered(whole, "HEAD", "/healthz").status_code == 200
+    assert "<gradio-app" in answered(whole, "GET", "/").text
 
 
 @pytest.mark.browser

@@ -1,0 +1,90 @@
+"""What a waiting job holds: everything that it needs, to the bit, in as few bytes as that takes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from piti.studio.edits import Edit
+from piti.studio.uploads import Upload, photograph
+
+T = TypeVar("T")
+
+_NONE = Image.new("RGB", (1, 1))
+_QUICK = 1  # zlib's level: conditions are areas and lines, which it makes small at any
+
+
+@dataclass(frozen=True)
+class Held(Generic[T]):
+    """Something that is put away until it is needed."""
+
+    size: int
+    """Bytes that it takes meanwhile."""
+    out: Callable[[], T]
+    """It again, equal to the bit."""
+
+
+def held_tensor(raw: Tensor) -> Held[Tensor]:
+    """A condition in raw form, packed."""
+    values = raw.cpu().contiguous().numpy()
+    data, dtype, shape = zlib.compress(values.tobytes(), _QUICK), values.dtype, values.shape
+    return Held(
+        len(data), lambda: torch.from_numpy(np.frombuffer(bytearray(zlib.decompress(data)), dtype).reshape(shape))
+    )
+
+
+def held_image(image: Image.Image) -> Held[Image.Image]:
+    """A picture without noise, such as a region, packed."""
+    data, mode, size = zlib.compress(image.tobytes(), _QUICK), image.mode, image.size
+    return Held(len(data), lambda: Image.frombytes(mode, size, zlib.decompress(data)))
+
+
+def held_edit(edit: Edit, upload: Upload | None = None) -> tuple[Callable[[], Edit], int]:
+    """An edit that is put away, and the bytes that it takes meanwhile. upload: see `held_photograph`."""
+    image, to = held_photograph(edit, upload), held_tensor(edit.to)
+    before = None if edit.from_ is None else held_tensor(edit.from_)
+    region = None if edit.region is None else held_image(edit.region)
+    bare = replace(edit, image=_NONE, to=torch.empty(0), from_=None, region=None)
+
+    def out() -> Edit:
+        return replace(
+            bare,
+            image=image.out(),
+            to=to.out(),
+            from_=None if before is None else before.out(),
+            region=None if region is None else region.out(),
+        )
+
+    return out, sum(part.size for part in (image, to, before, region) if part is not None)
+
+
+def held_photograph(edit: Edit, upload: Upload | None = None) -> Held[Image.Image]:
+    """The photograph of an edit. upload: the file that it was read from, where it was.
+
+    Where its size is to be kept it stays as it came, an upload as compressed as it is. Else it is brought to the size
+    at which it is edited, as editing itself would bring it there; one of other proportions than its condition is
+    left for editing to refuse.
+    """
+    image, size = edit.image, (edit.frame.width, edit.frame.height)
+    pixels = image.width * image.height
+    if edit.request.keep_exact and upload is not None:
+        return Held(len(upload.data), lambda: photograph(upload, upload.name, pixels))
+    large = pixels > size[0] * size[1] and image.mode == "RGB"
+    if large and not edit.request.keep_exact and _agree(image.size, edit):
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return Held(image.width * image.height * len(image.getbands()), lambda: image)
+
+
+def _agree(size: tuple[int, int], edit: Edit) -> bool:
+    """Whether a photograph has its condition's proportions, to the rounding of a pixel."""
+    if not edit.loaded.condition.spatial:
+        return False
+    (width, height), (rows, columns) = size, edit.to.shape[-2:]
+    return abs(width * rows - height * columns) <= max(width, height, columns, rows)
