@@ -143,7 +143,12 @@ def test_the_whole_studio_reaches_nobody_and_ends_when_told(tmp_path: Path, sent
     command = [sys.executable, "-c", RECORDED, str(tmp_path / "met"), "studio", "--model", str(tmp_path / "tiny")]
     surroundings = os.environ | {"PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
     process = subprocess.Popen(
-        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings
+        [*command, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=surroundings,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     try:
         assert process.stdout is not None
