@@ -17,7 +17,7 @@ from piti.diffusion.samplers import OnStep
 from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
 from piti.editing.settings import DEFAULTS, VARIETY, Edited, EditSettings, check_exact, frame_to_edit
 from piti.editing.walks import Progress, Walk
-from piti.frames import Frame, extended
+from piti.frames import Frame, extended, same_proportions
 from piti.images import Box, as_rgb, quantized, to_pil, to_tensor, truncated
 from piti.models import Tokens
 from piti.pipeline import ConditionInput, PITIPipeline
@@ -41,9 +41,8 @@ def edit(
     image: of any size, in the conditions' proportions, seen as `as_rgb` has it. to, from_: as the pipeline takes
     conditions; without `from_` the image is inverted under the null condition. region: white where it is repainted, in
     the same proportions; by default where the conditions differ, dilated and feathered, and everything without
-    `from_`. generator: decides
-    the fresh noise, as the pipeline's does. on_step(done, total, x̂₀): over all inversions and samplings of both
-    networks; an error that it raises ends the edit.
+    `from_`. generator: decides the fresh noise, as the pipeline's does. on_step(done, total, x̂₀): over all
+    inversions and samplings of both networks; an error that it raises ends the edit.
 
     Images have the size at which they are made, or with `settings.keep_exact` the input's own. Raises EditError where
     nothing differs, proportions do not agree, what is to be exact cannot be kept so, or the model is no diffusion
@@ -198,8 +197,8 @@ def _like(pipeline: PITIPipeline, before: Tensor, after: Tensor) -> Tensor:
 
 def _check_proportions(one: str, size: tuple[int, int], other: str, like: tuple[int, int]) -> None:
     """Raises EditError unless two (width, height) agree to the rounding of a pixel."""
-    (width, height), (columns, rows) = size, like
-    if abs(width * rows - height * columns) > max(width, height, columns, rows):
+    if not same_proportions(size, like):
+        (width, height), (columns, rows) = size, like
         raise EditError(
             f"{one} is {width} x {height} and {other} is {columns} x {rows}: they lie over the same picture; give "
             "both the same proportions"

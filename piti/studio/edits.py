@@ -13,7 +13,6 @@ from piti.editing import EditSettings
 from piti.editing.making import Names, make_edits
 from piti.editing.settings import frame_to_edit
 from piti.frames import Frame
-from piti.images import png_bytes
 from piti.studio.loading import Loaded
 from piti.studio.requests import EditRequest
 from piti.studio.store import Picture
@@ -59,11 +58,7 @@ class Edit:
             asked.seed,
             on_step,
         )
-        shows = edits.edited.shows
-        pictures = [
-            Picture(png_bytes(made.image, made.text), made.number, *made.image.size, name, shows)
-            for made in edits.images
-        ]
+        pictures = [Picture.of(made, name, edits.edited.shows) for made in edits.images]
         unknown = self.from_ is None and self.region is None
         notes = ["what the photograph shows is not known, so all of it was repainted"] if unknown else []
         return pictures, (edits.words(), *notes, *edits.notes)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from abc import ABCMeta
 from importlib.resources import files
+from io import BytesIO
 from typing import Any, ClassVar
 
 import gradio as gr
+import numpy as np
 from gradio.component_meta import ComponentMeta, updateable
+from PIL import Image
 
 _PARTS = ("html", "css", "js")
 
@@ -33,3 +37,19 @@ class Element(gr.HTML, metaclass=_NoInterfaceFile):
     def api_info(self) -> dict[str, Any]:
         """What its value is, for Gradio."""
         return {"type": "object"}
+
+
+def shrunk(picture: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
+    """RGB, at most `side` pixels long, without the file's metadata; by default not smoothed, as masks need it."""
+    scale = min(1.0, side / max(picture.size))
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    small = picture.convert("RGB")
+    small = small if scale == 1 else small.resize((width, height), resample)
+    return Image.fromarray(np.asarray(small))
+
+
+def address_of(picture: Image.Image, form: str = "PNG") -> str:
+    """A picture inside an address, as scripts read it. form: PNG or JPEG."""
+    file = BytesIO()
+    picture.save(file, format=form, **({"quality": 90} if form == "JPEG" else {}))
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -17,9 +17,8 @@ from piti.devices import usable_device
 from piti.diffusion.samplers import OnStep
 from piti.errors import UserError
 from piti.frames import Frame
-from piti.images import list_images, png_bytes
-from piti.making import MadeImage, make_images
-from piti.provenance import model_name
+from piti.images import list_images
+from piti.making import make_images
 from piti.remake import carried_condition
 from piti.settings import Settings
 from piti.spec import choices
@@ -170,8 +169,8 @@ class Studio:
 
         def made(on_step: OnStep) -> Made:
             raw = held.out()
-            images = make_images(pipeline, raw, settings, model_name(loaded.name), said, on_step)
-            return [_picture(image, loaded.name, raw) for image in images], notes
+            images = make_images(pipeline, raw, settings, loaded.name, said, on_step)
+            return [Picture.of(image, loaded.name, raw) for image in images], notes
 
         return self._submitted(request, made, frame, held.size)
 
@@ -230,11 +229,6 @@ def _check_lines(raw: Tensor, picture: Image.Image, source: str) -> None:
             f"{source}: {round(100 * share)}% of it would be lines, as of a photograph; take its lines first "
             "(“Lines of a photograph” on the page), or give lines on an even ground"
         )
-
-
-def _picture(made: MadeImage, model: str, raw: Tensor) -> Picture:
-    width, height = made.image.size
-    return Picture(png_bytes(made.image, made.text), made.number, width, height, model, raw)
 
 
 def _notes(loaded: Loaded, raw: Tensor | str, request: TranslateRequest) -> tuple[str, ...]:

@@ -6,12 +6,12 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
 
-from piti.studio.element import Element
+from piti.studio.element import Element, address_of, shrunk
 from piti.studio.engine import Picture, Result
 from piti.studio.jobs import Snapshot, State
 
@@ -26,9 +26,10 @@ class Source:
     name: str
     picture: Image.Image
 
-    def to_dict(self) -> dict[str, str]:
-        """For the page."""
-        return {"name": self.name, "source": data_address(self.picture)}
+    @cached_property
+    def shown(self) -> dict[str, str]:
+        """For the page, which is told again at every step."""
+        return {"name": self.name, "source": address_of(shrunk(self.picture, SHOWN_SIDE))}
 
 
 def nothing_yet(words: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def on_the_way(snapshot: Snapshot, sources: Sequence[Source], expected: int) -> 
         "status": _place(snapshot.before) if waiting else _steps(snapshot),
         "done": snapshot.done,
         "total": snapshot.total,
-        "conditions": [source.to_dict() for source in sources],
+        "conditions": [source.shown for source in sources],
         "previews": [f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in snapshot.preview],
         "expected": expected,
         "shape": sources[-1].picture.width / sources[-1].picture.height,
@@ -68,7 +69,7 @@ def finished(result: Result, sources: Sequence[Source], editable: bool) -> dict[
     return {
         "state": "done",
         "status": f"{made} by {result.model}, seed {result.seed}, in {result.seconds:.1f} s",
-        "conditions": [source.to_dict() for source in sources],
+        "conditions": [source.shown for source in sources],
         "pictures": [_addressed(picture, result, editable) for picture in result.pictures],
         "notes": list(result.notes),
     }
@@ -93,22 +94,13 @@ def _steps(snapshot: Snapshot) -> str:
     return f"Step {snapshot.done} of {snapshot.total}" if snapshot.total else "Beginning …"
 
 
-def data_address(picture: Image.Image, side: int = SHOWN_SIDE) -> str:
-    """A picture, at most `side` pixels long, as a PNG inside an address; not smoothed, as masks need it."""
-    shrink = min(1.0, side / max(picture.size))
-    size = (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink)))
-    file = BytesIO()
-    picture.resize(size, Image.Resampling.NEAREST).save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 class Strip(Element):
     """Small pictures to begin with; its event `select` says which one, as `event.name`."""
 
     stem = "strip"
 
     def __init__(self, pictures: Mapping[str, Image.Image], **options: Any) -> None:
-        shown = [{"name": name, "source": data_address(picture, 160)} for name, picture in pictures.items()]
+        shown = [{"name": name, "source": address_of(shrunk(picture, 160))} for name, picture in pictures.items()]
         super().__init__(pictures=shown, **options)
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from piti.frames import same_proportions
 from piti.studio.edits import Edit
 from piti.studio.uploads import Upload, photograph
 
@@ -77,14 +78,7 @@ def held_photograph(edit: Edit, upload: Upload | None = None) -> Held[Image.Imag
     if edit.request.keep_exact and upload is not None:
         return Held(len(upload.data), lambda: photograph(upload, upload.name, pixels))
     large = pixels > size[0] * size[1] and image.mode == "RGB"
-    if large and not edit.request.keep_exact and _agree(image.size, edit):
+    over = edit.loaded.condition.spatial and same_proportions(image.size, (edit.to.shape[-1], edit.to.shape[-2]))
+    if large and over and not edit.request.keep_exact:
         image = image.resize(size, Image.Resampling.BICUBIC)
     return Held(image.width * image.height * len(image.getbands()), lambda: image)
-
-
-def _agree(size: tuple[int, int], edit: Edit) -> bool:
-    """Whether a photograph has its condition's proportions, to the rounding of a pixel."""
-    if not edit.loaded.condition.spatial:
-        return False
-    (width, height), (rows, columns) = size, edit.to.shape[-2:]
-    return abs(width * rows - height * columns) <= max(width, height, columns, rows)

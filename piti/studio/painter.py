@@ -17,13 +17,12 @@ from importlib.resources import files
 from io import BytesIO
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import Image
 
 from piti.conditions.sketch import INK
 from piti.errors import UserError
 from piti.images import ImageError, read_rgb
-from piti.studio.element import Element
+from piti.studio.element import Element, address_of, shrunk
 
 LARGEST_SIDE = 1024
 """The longest side, in pixels, of what is painted; larger pictures are shown smaller."""
@@ -154,28 +153,12 @@ class Painter(Element):
         if value is None:
             return None
         sent = {
-            "picture": _address(_shrunk(value.picture, Image.Resampling.NEAREST), "PNG"),
+            "picture": address_of(shrunk(value.picture, LARGEST_SIDE)),
             "load": secrets.token_hex(8),
         }
         if value.underlay is not None:
-            sent["underlay"] = _address(_shrunk(value.underlay, Image.Resampling.LANCZOS), "JPEG")
+            sent["underlay"] = address_of(shrunk(value.underlay, LARGEST_SIDE, Image.Resampling.LANCZOS), "JPEG")
         if value.before is not None:
-            like = _shrunk(value.picture, Image.Resampling.NEAREST).size
-            sent["before"] = _address(value.before.convert("RGB").resize(like, Image.Resampling.NEAREST), "PNG")
+            like = shrunk(value.picture, LARGEST_SIDE).size
+            sent["before"] = address_of(value.before.convert("RGB").resize(like, Image.Resampling.NEAREST))
         return sent
-
-
-def _shrunk(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
-    """RGB, at most LARGEST_SIDE long, without the file's metadata."""
-    scale = min(1.0, LARGEST_SIDE / max(picture.size))
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    small = picture.convert("RGB")
-    small = small if scale == 1 else small.resize((width, height), resample)
-    return Image.fromarray(np.asarray(small))
-
-
-def _address(picture: Image.Image, form: str) -> str:
-    """A picture inside an address, as the script reads it."""
-    file = BytesIO()
-    picture.save(file, format=form, **({"quality": 90} if form == "JPEG" else {}))
-    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from piti.editing import VARIETY, EditSettings
 from piti.errors import UserError
+from piti.frames import same_proportions
 from piti.studio.engine import Loaded, Studio
 from piti.studio.gallery import Gallery, Source, Strip, finished, nothing_yet, on_the_way, refused, settled
 from piti.studio.painter import Canvas
@@ -77,14 +78,14 @@ class Panel:
         self._connect_making()
 
     def _build_beginnings(self) -> None:
-        examples = self.studio.examples(self.loaded.name)
+        self.examples = self.studio.examples(self.loaded.name)
         self.strip = None
         if not self.surface.drawn:
             return
         with gr.Row(equal_height=False):
-            if examples:
+            if self.examples:
                 with gr.Column(scale=3, min_width=300):
-                    self.strip = Strip(examples, elem_id=f"{self.id}-examples")
+                    self.strip = Strip(self.examples, elem_id=f"{self.id}-examples")
             with gr.Column(scale=1, min_width=170, elem_classes="uploads"):
                 self.upload = self._upload_button(self.surface.upload_label, "upload")
                 self.lines = self._upload_button("Lines of a photograph", "lines") if self.surface.takes_lines else None
@@ -219,38 +220,36 @@ class Panel:
     # What is begun with; each returns what changes on the page
 
     def _example(self, editing: Editing | None, event: gr.EventData) -> Changes:
-        return self._put(lambda: self.studio.examples(self.loaded.name)[event.name], editing)
+        return self._put(lambda: self.surface.read(self.examples[event.name]), editing)
 
     def _uploaded(self, path: str, editing: Editing | None) -> Changes:
         """A drawing from a file; while a photograph of unknown content is edited, what that shows."""
-
-        def drawn() -> Image.Image:
-            raw = self.studio.read_condition(self.loaded.name, Path(path), Path(path).name)
-            return self.studio.drawn(self.loaded.name, raw)
-
-        return self._put(drawn, editing, describes=True)
+        file = Path(path)
+        return self._put(lambda: self.studio.read_condition(self.loaded.name, file, file.name), editing, describes=True)
 
     def _lines_drawn(self, path: str, editing: Editing | None) -> Changes:
-        return self._put(lambda: self.studio.lines_of_photograph(Path(path), Path(path).name), editing)
+        file = Path(path)
+        return self._put(lambda: self.surface.read(self.studio.lines_of_photograph(file, file.name)), editing)
 
     def _own_lines(self, editing: Editing | None) -> Changes:
         """The lines of the photograph that is edited are what it shows."""
         if editing is None:
             return {}
-        return self._put(lambda: self.studio.lines_of_photograph(editing.photograph), editing, describes=True)
+        lines = self.studio.lines_of_photograph
+        return self._put(lambda: self.surface.read(lines(editing.photograph)), editing, describes=True)
 
-    def _put(self, drawn: Callable[[], Image.Image], editing: Editing | None, describes: bool = False) -> Changes:
-        """Another drawing on the painter. describes: a photograph of unknown content shows this."""
+    def _put(self, read: Callable[[], Any], editing: Editing | None, describes: bool = False) -> Changes:
+        """Another condition, in raw form, on the painter. describes: a photograph of unknown content shows this."""
         try:
-            picture = drawn()
+            raw = read()
+            drawn = self.studio.drawn(self.loaded.name, raw)
             if editing is not None:
-                _check_framing(picture.size, editing.photograph.size)
-            if editing is not None and editing.raw is None and describes:
-                raw = self.studio.read_condition(self.loaded.name, picture, "the drawing")
-                editing = Editing(editing.photograph, raw)
+                _check_framing(drawn.size, editing.photograph.size)
         except UserError as error:
             return self._refused(error)
-        return self._laid(picture, editing)
+        if editing is not None and editing.raw is None and describes:
+            editing = Editing(editing.photograph, raw)
+        return self._laid(drawn, editing)
 
     def _photograph_given(self, path: str) -> Changes:
         """A photograph to edit; made here before, it carries its condition."""
@@ -322,8 +321,8 @@ def _buttons(running: bool) -> tuple[Any, Any, Any]:
 
 def _check_framing(size: tuple[int, int], photograph: tuple[int, int]) -> None:
     """Raises UserError unless a drawing and a photograph lie over each other."""
-    (width, height), (columns, rows) = size, photograph
-    if abs(width * rows - height * columns) > max(width, height, columns, rows):
+    if not same_proportions(size, photograph):
+        (width, height), (columns, rows) = size, photograph
         raise UserError(
             f"This drawing is {width} x {height} and the photograph {columns} x {rows}: they show the same picture, "
             "so give both the same proportions, or stop editing first"

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from piti.errors import UserError
+from piti.images import png_bytes
+from piti.making import MadeImage
 
 
 class NotKept(UserError):
@@ -31,6 +33,11 @@ class Picture:
     raw: Tensor | None = None
     """The condition that it was made of, in raw form."""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    @classmethod
+    def of(cls, made: MadeImage, model: str, raw: Tensor | None) -> Picture:
+        """Of an image that was made, as the file that it is saved as."""
+        return cls(png_bytes(made.image, made.text), made.number, *made.image.size, model, raw)
 
     def image(self) -> Image.Image:
         """Its pixels, RGB."""
