@@ -19,12 +19,12 @@ from PIL import Image
 from quality import AT_64, judge, links, split_of
 from upsampling import translate
 
+from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
+from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
 from piti.data import Pair
-from piti.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
-from piti.models.checkpoints import ModelFolder, find_model
-from piti.pipeline import PITIPipeline
-from piti.translation import Settings
+from piti.generation.translate import Settings
+from piti.pipelines.pipeline import PITIPipeline
 
 SHOWN = 128  # side of a picture on the sheet
 

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piti.core.images import center_box, crop_resize, list_images, read_rgb, to_tensor
+from piti.core.seeding import generator_for
 from piti.data.degrade import (
     AnisotropicBlur,
     AntialiasedResize,
@@ -36,8 +38,6 @@ from piti.data.degrade import (
     downsample,
 )
 from piti.data.filters import anisotropic_kernel, blur, resize
-from piti.images import center_box, crop_resize, list_images, read_rgb, to_tensor
-from piti.seeding import generator_for
 
 SIDES = (256, 128)
 COUNT = 100

@@ -24,17 +24,17 @@ from PIL import Image
 from sampling import fastest
 from torch import Tensor
 
-from piti.cascade import Batch, Network, NetworkSampling
 from piti.conditions import MaskCondition
+from piti.core.connected_components import connected
+from piti.core.images import grid, quantized, read_rgb
 from piti.data import FolderSpec, PairedFolder
-from piti.data.regions import connected
 from piti.diffusion.inversion import SAMPLER
 from piti.editing import EditSettings, edit
-from piti.editing.resynthesis import canvas_of, psnr, reduced
-from piti.editing.walks import UNGUIDED, Progress, Walk
-from piti.frames import Frame
-from piti.images import grid, quantized, read_rgb
-from piti.pipeline import PITIPipeline
+from piti.editing.edit import canvas_of, psnr, reduced
+from piti.editing.trajectory import UNGUIDED, Progress, Walk
+from piti.pipelines.canvas import Frame
+from piti.pipelines.cascade import Batch, Network, NetworkSampling
+from piti.pipelines.pipeline import PITIPipeline
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "street"
 SCENES = ("avenue", "crossing", "high_street", "ring_road")

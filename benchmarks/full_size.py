@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from piti.exchange import import_release
+from piti.checkpoints.convert import import_release
 from piti.models import Translator
 from tests.recorded import recipe_weights
 

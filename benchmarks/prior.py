@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from piti.conditions import TextCondition
+from piti.core.images import grid, save_png, to_tensor
 from piti.data import FolderSpec, PairedFolder
-from piti.images import grid, save_png, to_tensor
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perceptual
-from piti.pipeline import PITIPipeline
+from piti.pipelines.pipeline import PITIPipeline
 
 RIDGE = 1.0
 SIDE = 128  # at which features are taken

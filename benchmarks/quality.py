@@ -22,8 +22,8 @@ from pathlib import Path
 
 from piti.conditions import Condition
 from piti.data import FolderSpec, PairedFolder
-from piti.pipeline import PITIPipeline
-from piti.translation import Settings, translate_files
+from piti.generation.translate import Settings, translate_files
+from piti.pipelines.pipeline import PITIPipeline
 
 AT_64 = ("--no-256", "--shrink", "64")
 

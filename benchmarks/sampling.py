@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from piti.models import Prediction, Translator
-from piti.pipeline import PITIPipeline
+from piti.pipelines.pipeline import PITIPipeline
 
 UPSAMPLER_RUNS = (("ddpm", "fast27"), ("ddim", 10), ("ddim", 5), ("dpm++", 10), ("dpm++sde", 10))
 MASK = Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png"

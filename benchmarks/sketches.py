@@ -22,12 +22,12 @@ from prior import features, frechet
 from torch import Tensor
 
 from piti.conditions.sketch import SketchCondition
+from piti.core.images import grid, save_png, to_pil, to_tensor
 from piti.data import FolderSpec, PairedFolder
 from piti.data.edges import thinned
-from piti.evaluation.lines import compare_lines, edges_of
-from piti.images import grid, save_png, to_pil, to_tensor
+from piti.evaluation.sketches import compare_lines, edges_of
 from piti.models.perceptual import PerceptualSpec, load_perceptual
-from piti.pipeline import PITIPipeline
+from piti.pipelines.pipeline import PITIPipeline
 
 FAR = 16  # pixels
 

@@ -12,7 +12,7 @@ import time
 CASES = {
     "torch and diffusers": "import torch; from diffusers import UNet2DConditionModel, DDPMScheduler, DiffusionPipeline",
     "piti": "import piti",
-    "piti's pipeline": "import piti.pipeline",
+    "piti's pipeline": "import piti.pipelines.pipeline",
     "piti's command line": "import piti.cli",
 }
 

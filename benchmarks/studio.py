@@ -64,8 +64,8 @@ def ask(address: str, mask: bytes, model: str = "street", **fields: object) -> f
 
 def previews(mask: Path) -> None:
     """From the click to the first preview and the result, and what a step costs in the queue's thread."""
-    from piti.studio.engine import Studio
-    from piti.studio.requests import TranslateRequest
+    from piti.studio.service.schema import TranslateRequest
+    from piti.studio.service.service import Studio
 
     studio = Studio(("street",))
     raw = studio.read_condition("street", mask, mask.name)

@@ -19,9 +19,9 @@ from pathlib import Path
 from PIL import Image
 from quality import judge, links, split_of
 
-from piti.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
-from piti.pipeline import PITIPipeline
-from piti.translation import Settings, translate_files
+from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
+from piti.generation.translate import Settings, translate_files
+from piti.pipelines.pipeline import PITIPipeline
 
 SIDE = 256
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from street_world import BUS, HATCHBACK, RIDER, SALOON, STANDER, VAN, WALLS, Street
 
 from piti.conditions import ClassTable
-from piti.images import save_png
+from piti.core.images import save_png
 
 HERE = Path(__file__).parent
 

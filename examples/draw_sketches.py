@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from piti.conditions.sketch import INK
-from piti.images import save_png
+from piti.core.images import save_png
 
 HERE = Path(__file__).parent
 SIDE = 512

@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 # Shapes and types in the signatures of these are checked at every call.
-CHECKED = ["piti.conditions", "piti.data", "piti.models", "piti.diffusion"]
+CHECKED = ["piti.conditions", "piti.data", "piti.models", "piti.diffusion", "piti.checkpoints", "piti.prepare.layouts"]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piti.models.release import as_released, expected_shapes, our_tensors
+from piti.checkpoints.release import as_released, expected_shapes, our_tensors
 
 
 def recipe_tensor(name: str, shape: tuple[int, ...]) -> Tensor:

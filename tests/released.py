@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piti.models.release import as_released, expected_shapes, our_tensors
+from piti.checkpoints.release import as_released, expected_shapes, our_tensors
 
 _BASE = {"channels": [32, 64], "layers": 1, "attention": [False, True], "head_dim": 32, "token_width": 32}
 _LARGE = {"channels": [32, 32, 32, 64], "layers": 1, "attention": [False] * 3 + [True], "head_dim": 32}

@@ -1,4 +1,4 @@
-"""The direction of imports, the README's file map, and what importing costs."""
+"""The direction of imports, the file map of docs/architecture.md, and what importing costs."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "piti"
 
-# Each layer imports only from those above it; modules on one line form one layer.
+# Each layer imports only from itself and from those above it.
 LAYERS = [
-    {"errors", "spec", "seeding", "ranks", "atomic", "images", "progress", "devices"},
-    {"conditions"},
-    {"data"},
-    {"models"},
-    {"diffusion"},
-    {"baselines"},
-    {"training"},
-    {"frames", "cascade", "pipeline", "settings", "provenance", "making", "remake", "given", "translation"}
-    | {"exchange", "prepare"},
-    {"editing", "evaluation"},
+    {"core"},
+    {"conditions", "models", "diffusion"},
+    {"data", "baselines"},
+    {"prepare", "checkpoints"},
+    {"training", "pipelines"},
+    {"editing"},
+    {"generation"},
+    {"evaluation", "studio"},
     {"reproduction"},
-    {"studio"},
-    {"cli", "cli_prepare", "cli_evaluate", "cli_reproduce", "cli_edit", "cli_studio", "cli_flags"},
+    {"cli"},
 ]
-FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}}
+FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}, "models": {"conditions"}, "conditions": {"models"}}
+EXCEPTIONS = {("checkpoints/convert.py", "pipelines")}  # whether the networks that were read fit each other
 
 
 def layer_of(module: str) -> int:
@@ -60,7 +58,9 @@ def sources() -> list[Path]:
 def test_imports_go_one_way(path: Path) -> None:
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for other in imports_of(path):
-        assert layer_of(other) <= layer_of(own), f"{path} imports piti.{other}, which lies to its right"
+        if (path.relative_to(PACKAGE).as_posix(), other) in EXCEPTIONS:
+            continue
+        assert layer_of(other) <= layer_of(own), f"{path} imports piti.{other}, which lies in a later layer"
         assert other not in FOREIGN_TO.get(own, set()), f"{path} imports piti.{other}"
 
 
@@ -89,11 +89,11 @@ def test_torchvision_is_never_imported() -> None:
         }, f"{path} imports torchvision"
 
 
-def test_the_readme_maps_every_file() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.split("<!-- map -->")[1]
-    mapped = {line.split("  ")[0].strip() for line in block.splitlines() if line.startswith(("piti/", "recipes/"))}
-    tree = {str(p.relative_to(ROOT)) for p in sources()} | {"piti/__init__.py"}
-    tree |= {str(p.relative_to(ROOT)) for p in (ROOT / "recipes").rglob("*.yaml")}
-    tree = {name for name in tree if not name.endswith("/__init__.py") or name == "piti/__init__.py"}
+def test_the_architecture_page_maps_every_file() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = page.split("<!-- map -->")[1]
+    mapped = {line.split("  ")[0].strip() for line in block.splitlines() if line.startswith("piti/")}
+    tree = {str(p.relative_to(ROOT)) for p in sources() if p.name != "__init__.py"} | {"piti/__init__.py"}
+    tree |= {str(p.relative_to(ROOT)) for p in (PACKAGE / "recipes").rglob("*.yaml")}
     assert mapped == tree
+    assert "docs/architecture.md" in (ROOT / "README.md").read_text(encoding="utf-8")

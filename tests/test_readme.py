@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from piti.cli import app
+from piti.cli.app import app
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.pipeline import bundled_models
-from piti.studio.engine import Studio
+from piti.pipelines.pipeline import bundled_models
+from piti.studio.service.service import Studio
 from tests.conftest import ROOT
 from tests.released import tiny_weights
 from tests.studio.serving import answering

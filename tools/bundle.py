@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from piti.models.checkpoints import share_upsampler
-from piti.pipeline import PITIPipeline
+from piti.checkpoints.folder import share_upsampler
+from piti.pipelines.pipeline import PITIPipeline
 
 EXAMPLES = {
     "mask": Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png",

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from piti.images import grid
-from piti.pipeline import PITIPipeline
-from piti.translation import Settings, translate_files
+from piti.core.images import grid
+from piti.generation.translate import Settings, translate_files
+from piti.pipelines.pipeline import PITIPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 QUALITY = 86

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions.sketch import INK
+from piti.core.images import open_image, read_rgb, save_png
 from piti.data.archives import Archived, list_archived
 from piti.data.edges import binarised, draw_lines
-from piti.data.splits import SPLITS_FILE, split_by_hash
-from piti.images import open_image, read_rgb, save_png
+from piti.data.pairs import SPLITS_FILE, split_by_hash
 
 THRESHOLD = 0.35
 KINDS = "abc"

@@ -1,7 +1,6 @@
 """What the paper compares itself with: Pix2PixHD, SPADE and OASIS, each after its own paper."""
 
-from piti.baselines.base import Baseline, BaselineError, baseline_from_config, noise_of
-from piti.baselines.network import BaselineNetwork, ImageNetwork
+from piti.baselines.base import Baseline, BaselineError, BaselineNetwork, ImageNetwork, baseline_from_config, noise_of
 from piti.baselines.oasis import Oasis, OasisSpec
 from piti.baselines.pix2pixhd import Pix2PixHD, Pix2PixHDSpec
 from piti.baselines.spade import Spade, SpadeSpec

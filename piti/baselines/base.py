@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.spec import Spec, choices
+from piti.models import Translator
 from piti.models.perceptual import PerceptualNetwork
-from piti.spec import Spec, choices
 
 
 class BaselineError(UserError):
@@ -171,3 +174,54 @@ def noise_of(baseline: Baseline, generators: list[torch.Generator], device: torc
 def baseline_spec(config: Mapping[str, Any], source: str = "baseline") -> BaselineSpec:
     """The settings of the baseline that `config` describes. Raises BaselineError, SpecError."""
     return _chosen(config, source)[1]
+
+
+class BaselineNetwork(ModelMixin, ConfigMixin):
+    """The generator of a baseline: a condition and noise => an image, in one pass.
+
+    baseline: `kind`, and settings of that kind; channels, classes: of the encoded condition, see `Baseline`;
+    image_size: side of the images in pixels. Raises BaselineError, SpecError.
+    """
+
+    config_name = "config.json"
+
+    role = "base"
+    low_res: int | None = None
+    scale = 1
+    """As a base translator's."""
+
+    @register_to_config
+    def __init__(
+        self,
+        baseline: Mapping[str, Any] | None = None,
+        channels: int = 1,
+        classes: bool = False,
+        image_size: int = 256,
+    ) -> None:
+        super().__init__()
+        self.baseline = baseline_from_config(baseline or {}, channels, classes, image_size)
+        self.image_size = image_size
+        self.generator = self.baseline.generator()
+
+    @property
+    def condition_side(self) -> int:
+        """The side in pixels of what it reads for a square image: the image's own."""
+        return self.image_size
+
+    @property
+    def granularity(self) -> int:
+        """The sides of an image are multiples of this."""
+        return self.baseline.granularity
+
+    def forward(
+        self, condition: Shaped[Tensor, "b c h w"], noise: Float[Tensor, "b ..."] | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """condition: as `Condition.encode` gives it; noise: standard normal, `baseline.noise_shape` a sample.
+
+        Returns images in [-1, 1].
+        """
+        return self.generator(self.baseline.seen(condition), noise)
+
+
+ImageNetwork = Translator | BaselineNetwork
+"""What makes images from conditions."""

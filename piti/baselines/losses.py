@@ -1,7 +1,7 @@
 """Losses of the baselines, each [B], the mean of a sample.
 
 Least squares: Mao et al. 2017 (arXiv 1611.04076). Feature matching: Wang et al. 2018 (arXiv 1711.11585). N+1 classes
-and LabelMix: Schönfeld et al. 2021 (arXiv 2012.04781). The hinge is in `piti.diffusion.image_losses`.
+and LabelMix: Schönfeld et al. 2021 (arXiv 2012.04781). The hinge is in `piti.diffusion.losses`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from piti.diffusion.image_losses import AdversarialLoss, perceptual_loss
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.diffusion.losses import AdversarialLoss, perceptual_loss
 from piti.models.perceptual import PerceptualNetwork
 
 Logits = Float[Tensor, "b ..."]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from piti.baselines.base import Baseline, BaselineError, BaselineSpec, register
 from piti.baselines.discriminators import SegmentationDiscriminator
-from piti.baselines.layouts import labels_of, with_ignored
+from piti.baselines.layers import labels_of, with_ignored
 from piti.baselines.losses import (
     check_sizes,
     class_loss,

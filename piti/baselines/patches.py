@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from piti.baselines.base import Baseline, BaselineError, BaselineSpec
-from piti.baselines.layouts import edges_of, labels_of, with_ignored
+from piti.baselines.layers import edges_of, labels_of, with_ignored
 from piti.baselines.losses import check_sizes, feature_matching, perceptual_difference
-from piti.diffusion.image_losses import AdversarialLoss
+from piti.diffusion.losses import AdversarialLoss
 from piti.models.perceptual import PerceptualNetwork
 
 

@@ -16,7 +16,7 @@ from piti.baselines.discriminators import MultiScaleDiscriminator
 from piti.baselines.layers import conv, normal
 from piti.baselines.losses import LEAST_SQUARES
 from piti.baselines.patches import PatchBaseline, PatchSpec, patch_widths
-from piti.diffusion.image_losses import AdversarialLoss
+from piti.diffusion.losses import AdversarialLoss
 
 
 class Pix2PixHDSpec(PatchSpec):

@@ -14,7 +14,7 @@ from piti.baselines.base import BaselineSpec, register
 from piti.baselines.discriminators import MultiScaleDiscriminator
 from piti.baselines.modulated import ModulatedGenerator, level_widths, upsamplings_to
 from piti.baselines.patches import PatchBaseline, PatchSpec, patch_widths
-from piti.diffusion.image_losses import AdversarialLoss, adversarial_named
+from piti.diffusion.losses import AdversarialLoss, adversarial_named
 
 
 class SpadeSpec(PatchSpec):

@@ -1,11 +1,10 @@
 """What the user hands in: each condition knows its channels, its files, its null and its picture."""
 
-from piti.conditions.base import CONDITIONS, Condition, ConditionError, Files, Given, condition_from_config
+from piti.conditions.base import CONDITIONS, Condition, ConditionError, Files, Given, NoCondition, condition_from_config
+from piti.conditions.composite import SeveralCondition
 from piti.conditions.geometry import GeometryCondition
 from piti.conditions.mask import ClassTable, MaskCondition
-from piti.conditions.nothing import NoCondition
 from piti.conditions.palette import PaletteCondition, bit_colours, coco_stuff
-from piti.conditions.several import SeveralCondition
 from piti.conditions.sketch import SketchCondition
 from piti.conditions.text import TextCondition
 

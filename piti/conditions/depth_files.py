@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 
 from piti.conditions.base import ConditionError
-from piti.errors import UserError
-from piti.images import MAX_PIXELS, ImageError, Source, open_image
+from piti.core.errors import UserError
+from piti.core.images import MAX_PIXELS, ImageError, Source, open_image
 
 PICTURES = frozenset({".png", ".tif", ".tiff"})
 DEPTH_SUFFIXES = PICTURES | {".exr", ".npy", ".npz"}

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
-from piti.images import Box
-from piti.spec import Spec, SpecError
+from piti.core.images import Box
+from piti.core.spec import Spec, SpecError
 
 Colour = tuple[int, int, int]
 

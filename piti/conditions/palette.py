@@ -13,7 +13,7 @@ from torch import Tensor
 
 from piti.conditions.base import register
 from piti.conditions.mask import ClassTable, Colour, MaskCondition
-from piti.images import from_uint8
+from piti.core.images import from_uint8
 
 
 def bit_colours(count: int) -> tuple[Colour, ...]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
 from piti.conditions.mask import Colour, nearest_positions
-from piti.images import Box
-from piti.spec import Spec, SpecError
+from piti.core.images import Box
+from piti.core.spec import Spec, SpecError
 
 INK: Colour = (24, 24, 40)
 """What previews draw lines in: a picture of this and pure white alone is read as lines on paper, however dense."""

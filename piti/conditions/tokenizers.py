@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from piti.conditions.base import ConditionError
-from piti.spec import choices
+from piti.core.spec import choices
 
 GLIDE_VOCABULARY = 50257
 """Ids of GPT-2's and GLIDE's tokenizer; the last ends a text."""

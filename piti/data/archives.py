@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from piti.conditions.depth_files import DEPTH_SUFFIXES
+from piti.core.images import IMAGE_SUFFIXES, ImageError
 from piti.data.problems import DataError
-from piti.images import IMAGE_SUFFIXES, ImageError
 
 _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

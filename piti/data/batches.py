@@ -13,13 +13,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piti.data.cutting import Sample
+from piti.core.errors import UserError
+from piti.core.seeding import generator_for
+from piti.data.crops import Sample
 from piti.data.degrade import DegradationSpec, degrade, downsample
 from piti.data.order import Order, Place
-from piti.data.problems import DataError
-from piti.data.skipped import BadSample, Skipped, Tally
-from piti.errors import UserError
-from piti.seeding import generator_for
+from piti.data.problems import BadSample, DataError, Skipped, Tally
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,9 @@ from PIL import Image
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from piti.core.errors import UserError
+from piti.core.images import quantized, to_pil, to_tensor
+from piti.core.spec import Spec
 from piti.data.filters import (
     RESIZES,
     anisotropic_kernel,
@@ -29,9 +32,6 @@ from piti.data.filters import (
     resize_antialiased,
     shifted_kernel,
 )
-from piti.errors import UserError
-from piti.images import quantized, to_pil, to_tensor
-from piti.spec import Spec
 
 Picture = Float[Tensor, "3 h w"]
 Probability = Annotated[float, Field(ge=0, le=1)]

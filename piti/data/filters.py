@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from piti.errors import UserError
-from piti.spec import choices
+from piti.core.errors import UserError
+from piti.core.spec import choices
 
 Images = Float[Tensor, "*batch c h w"]
 Resized = Float[Tensor, "*batch c H W"]

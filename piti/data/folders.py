@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from piti.conditions import Condition, ConditionError
+from piti.core.images import ImageError, image_size, read_rgb
 from piti.data.archives import Archived
-from piti.data.cutting import Cutter, Decoded, Sample
+from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
 from piti.data.pairs import FolderSpec, PairList
 from piti.data.problems import Problems
-from piti.images import ImageError, image_size, read_rgb
 
 log = logging.getLogger(__name__)
 

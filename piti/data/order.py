@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from piti.seeding import generator_for
+from piti.core.seeding import generator_for
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 
 _NAMED = 5  # how many files of each kind of problem a report names
 
@@ -33,3 +37,88 @@ class Problems:
             if len(found) > _NAMED:
                 lines.append(f"    … and {len(found) - _NAMED} more")
         raise DataError("\n".join(lines))
+
+
+log = logging.getLogger(__name__)
+
+SETTLED = 500
+"""Of so many samples at least a share is taken: that one of the first three is bad says little."""
+
+_OBJECT = re.compile(r" <\S+ object at 0x[0-9a-f]+>")
+_LOGGED = 5  # how many are named in the log and in the error
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def reason_of(error: Exception, source: str) -> str:
+    """What an error about `source` says, without its name, and without what differs from run to run."""
+    return _OBJECT.sub("", " ".join(str(error).split())).removeprefix(f"{source}:").strip()
+
+
+class BadSample(UserError):
+    """A sample cannot be used; the others can."""
+
+    def __init__(self, skipped: Skipped) -> None:
+        super().__init__(str(skipped))
+        self.skipped = skipped
+
+
+class Tally:
+    """Counts samples that were read and that were skipped, over a run.
+
+    most: the share that may be bad. file: where each is named, once, a line each; its earlier lines are kept. The
+    first few are also logged. Without a file they are only counted.
+    """
+
+    def __init__(self, most: float, file: Path | None = None) -> None:
+        self.most, self.file = most, file
+        self.read = self.bad = self._told = 0
+        self._first: list[Skipped] = []
+        self._names: set[str] = set()
+        if file is not None and file.exists():
+            self._names.update(file.read_text(encoding="utf-8", errors="replace").splitlines())
+
+    def add(self, read: int, skipped: Sequence[Skipped]) -> None:
+        """Count `read` more samples, of which some were skipped; name those that have not been."""
+        self.read += read
+        self.bad += len(skipped)
+        for one in skipped:
+            line = " ".join(str(one).split())
+            if line in self._names:
+                continue
+            self._names.add(line)
+            if len(self._first) < _LOGGED:
+                self._first.append(one)
+            if self.file is not None:
+                self._tell(line, self.file)
+
+    def _tell(self, line: str, file: Path) -> None:
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(line + "\n")
+        self._told += 1
+        if self._told <= _LOGGED:
+            log.warning("left out: %s%s", line, f" (further ones are named in {file})" if self._told == _LOGGED else "")
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the share of bad ones is above what is allowed."""
+        return self.bad > self.most * max(self.read, SETTLED)
+
+    def check(self) -> None:
+        """Raises DataError if there are too many."""
+        if not self.too_many:
+            return
+        where = f"\n  … all in {self.file}" if self.file is not None else ""
+        raise DataError(
+            f"{self.bad} of {self.read} samples read cannot be used, more than data.max_bad = {self.most:g} allows; "
+            "mend the data, or raise data.max_bad:\n  " + "\n  ".join(map(str, self._first)) + where
+        )

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from piti.core.errors import UserError
 from piti.diffusion.samplers import OnStep, clipped_x0, sampling_timesteps
 from piti.diffusion.schedule import Denoise, Images, NoiseSchedule
-from piti.errors import UserError
 
 SAMPLER = "ddim"
 """Whose steps are inverted: deterministic, and each follows from where it begins alone."""

@@ -24,9 +24,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
+from piti.core.errors import UserError
+from piti.core.spec import choices
 from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps
-from piti.errors import UserError
-from piti.spec import choices
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
 

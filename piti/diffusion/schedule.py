@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from piti.errors import UserError
-from piti.spec import Spec
+from piti.core.errors import UserError
+from piti.core.spec import Spec
 
 Images = Float[Tensor, "b c h w"]
 Timesteps = Int[Tensor, " b"]
@@ -281,3 +282,28 @@ def _strided(steps: int, spec: str) -> list[int]:
             f"nearest possible: {', '.join(f'ddim{n}' for n in sorted(near))}"
         )
     return list(range(0, steps, possible[int(count)]))
+
+
+def scheduler_of(spec: ScheduleSpec) -> DDPMScheduler:
+    """The ancestral scheduler with learned variance that a model of this schedule is sampled with."""
+    return DDPMScheduler(
+        num_train_timesteps=spec.steps,
+        beta_start=0.1 / spec.steps,
+        beta_end=20 / spec.steps,
+        beta_schedule=spec.betas,
+        prediction_type=spec.prediction,
+        variance_type="learned_range",
+        timestep_spacing="linspace",
+        clip_sample=True,
+    )
+
+
+def spec_of(scheduler: DDPMScheduler) -> ScheduleSpec:
+    """The spec of a scheduler's configuration. Raises SpecError for a schedule that is not one of ours."""
+    config = scheduler.config
+    values = {
+        "betas": config["beta_schedule"],
+        "steps": config["num_train_timesteps"],
+        "prediction": config["prediction_type"],
+    }
+    return ScheduleSpec.parse(values, "scheduler/scheduler_config.json")

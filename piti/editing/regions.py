@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition, GeometryCondition, SeveralCondition, SketchCondition
-from piti.data.regions import connected
-from piti.errors import UserError
-from piti.images import as_rgb
+from piti.core.connected_components import connected
+from piti.core.errors import UserError
+from piti.core.images import as_rgb
 
 _SAME = 0.02  # of the range of log depth and of normals, [-1, 1]: what differs by less is the same
 _GAP = 0.06  # of the short side: lines of two sketches that are nearer to each other bound one change

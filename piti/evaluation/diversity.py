@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from piti.checkpoints.weights import file_hash
+from piti.core.images import to_tensor
 from piti.evaluation.per_condition import AlignmentError, Found, Framed, Groups, OnStep, batches
-from piti.images import to_tensor
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perceptual, weights_file
-from piti.models.weight_files import file_hash
 
 _TINY = 1e-10  # beside the length of a feature, which may be 0
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from piti.conditions import Condition, NoCondition
+from piti.core.distributed import Ranks
+from piti.core.errors import UserError
 from piti.data.pairs import parts_of
-from piti.errors import UserError
 from piti.evaluation.distances import CMMD_NETWORK, distances
 from piti.evaluation.diversity import feature_spread
-from piti.evaluation.facts import Contents, facts_of, notes_of
 from piti.evaluation.features import FeatureNetwork, features_of, open_features
 from piti.evaluation.generating import Made, Split, generate_split
-from piti.evaluation.judging import open_judges, with_intervals
+from piti.evaluation.judges import open_judges, with_intervals
 from piti.evaluation.material import Given, Material, Meter, OnStep
 from piti.evaluation.options import Options
 from piti.evaluation.pairing import (
@@ -30,9 +30,9 @@ from piti.evaluation.pairing import (
     photographs,
 )
 from piti.evaluation.result import Evaluation, Measure
-from piti.pipeline import usable_device
-from piti.ranks import Ranks
-from piti.translation import Settings
+from piti.evaluation.run_facts import Contents, facts_of, notes_of
+from piti.generation.translate import Settings
+from piti.pipelines.pipeline import usable_device
 
 __all__ = ["Evaluation", "Measure", "Options", "evaluate_files", "evaluate_made", "evaluate_model"]
 

@@ -15,16 +15,16 @@ from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.atomic import whole_file
-from piti.errors import UserError
+from piti.checkpoints.weights import file_hash, read_weights
+from piti.core.errors import UserError
+from piti.core.files import whole_file
+from piti.core.images import center_box, crop_resize, read_rgb
+from piti.core.spec import choices
 from piti.evaluation import inception
 from piti.evaluation.fitting import Fitting, as_it_is, centre_square, levels, normalised
 from piti.evaluation.pretrained import Named
 from piti.evaluation.vision import open_folder, open_repository
-from piti.images import center_box, crop_resize, read_rgb
 from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, NETWORKS, PerceptualSpec, load_perceptual
-from piti.models.weight_files import file_hash, read_weights
-from piti.spec import choices
 
 REPOSITORIES = {
     "clip": "openai/clip-vit-base-patch32",

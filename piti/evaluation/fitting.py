@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from piti.images import center_box, crop_resize
+from piti.core.images import center_box, crop_resize
 
 BICUBIC = Image.Resampling.BICUBIC
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
-from piti.data.pairs import FolderSpec, Pair, PairList, parts_of
-from piti.data.splits import key_hash
+from piti.core.distributed import Ranks, together
+from piti.core.images import list_images, png_text
+from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, listed, photographs_of
-from piti.images import list_images, png_text
-from piti.pipeline import PITIPipeline, usable_device
-from piti.provenance import made_with, model_name
-from piti.ranks import Ranks, together
-from piti.translation import SHEET, Settings, translate_files
+from piti.generation.metadata import made_with, model_name
+from piti.generation.translate import SHEET, Settings, translate_files
+from piti.pipelines.pipeline import PITIPipeline, usable_device
 
 USUAL_FOLDERS = {"mask": "labels", "palette": "labels", "sketch": "sketches", "geometry": "depth", "text": "captions"}
 """Where a data root keeps conditions of each kind, as the recipes have it."""

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from piti.errors import UserError
-from piti.models.weight_files import check_finite, read_weights
+from piti.checkpoints.weights import check_finite, read_weights
+from piti.core.errors import UserError
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 """What the port's file is called; the end is how its SHA-256 begins."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 
 Features = Float[Tensor, "n d"]
 Kernel = Callable[[Features, Features], Float[Tensor, "n m"]]

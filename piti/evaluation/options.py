@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.models.perceptual import PerceptualSpec
 
 

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 
 from piti.conditions import NoCondition
+from piti.core.errors import UserError
+from piti.core.images import IMAGE_SUFFIXES, ImageError, image_size, list_files, list_images, png_text
 from piti.data.pairs import FolderSpec, PairList
-from piti.errors import UserError
-from piti.images import IMAGE_SUFFIXES, ImageError, image_size, list_files, list_images, png_text
-from piti.translation import SHEET
+from piti.generation.translate import SHEET
 
 NAMED = 5
 """How many files an error names."""

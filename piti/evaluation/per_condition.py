@@ -11,8 +11,8 @@ from jaxtyping import Integer, Shaped
 from PIL import Image
 from torch import Tensor
 
-from piti.errors import UserError
-from piti.images import Box, center_box, crop_resize, read_rgb
+from piti.core.errors import UserError
+from piti.core.images import Box, center_box, crop_resize, read_rgb
 
 OnStep = Callable[[int, int], None]
 """Told (images done, in all)."""

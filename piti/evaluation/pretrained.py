@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piti.errors import UserError
+from piti.checkpoints.weights import file_hash
+from piti.core.errors import UserError
 from piti.models.perceptual import hub_folder
-from piti.models.weight_files import file_hash
 
 _WANTED = ("*.json", "model*.safetensors")
 _OLDER = ("pytorch_model*.bin",)

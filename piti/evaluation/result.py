@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from piti.atomic import whole_file
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.files import whole_file
 
 FORMAT = 1
 """Of the JSON file; raised when a reader of older files would misread it."""

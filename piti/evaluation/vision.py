@@ -13,11 +13,11 @@ from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.errors import UserError
+from piti.checkpoints.weights import file_hash
+from piti.core.errors import UserError
 from piti.evaluation.fitting import BICUBIC, Fitting, centre_square, normalised, shorter_side, stretched
 from piti.evaluation.pretrained import first_line, import_transformers, quietly, repository_folder
 from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD
-from piti.models.weight_files import file_hash
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

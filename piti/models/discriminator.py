@@ -12,8 +12,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from piti.errors import UserError
-from piti.spec import Spec
+from piti.core.errors import UserError
+from piti.core.spec import Spec
 
 KERNEL = 4  # of every convolution; padding 1
 

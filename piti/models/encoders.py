@@ -11,8 +11,8 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from piti.errors import UserError
-from piti.spec import Spec
+from piti.core.errors import UserError
+from piti.core.spec import Spec
 
 
 class Tokens(NamedTuple):

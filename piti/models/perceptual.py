@@ -21,8 +21,8 @@ from jaxtyping import Float
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
-from piti.errors import UserError
-from piti.spec import Spec, choices
+from piti.core.errors import UserError
+from piti.core.spec import Spec, choices
 
 # Mean and standard deviation of ImageNet's pixels in [0, 1], with which both networks were trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -7,9 +7,9 @@ from jaxtyping import Integer
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.spec import Spec
 from piti.models.encoders import Tokens, TransformerBlock
-from piti.spec import Spec
 
 
 class TextEncoderSpec(Spec):

@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.models.encoders import ConditionEncoder, EncoderSpec, Tokens
 from piti.models.text import TextEncoder, TextEncoderSpec
 from piti.models.unet import UNetSpec, build_unet

@@ -7,8 +7,8 @@ from typing import Any
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
 
-from piti.errors import UserError
-from piti.spec import Spec
+from piti.core.errors import UserError
+from piti.core.spec import Spec
 
 
 class UNetSpec(Spec):

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from piti.conditions import CONDITIONS
-from piti.data.problems import DataError, Problems
-from piti.data.skipped import Skipped
-from piti.data.splits import SPLITS_FILE, read_splits, split_by_hash
-from piti.images import IMAGE_SUFFIXES, list_files
+from piti.core.images import IMAGE_SUFFIXES, list_files
+from piti.data.pairs import SPLITS_FILE, read_splits, split_by_hash
+from piti.data.problems import DataError, Problems, Skipped
 
 CAPTIONS = "captions"
 CAPTION = ".txt"

@@ -15,15 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from piti.atomic import check_folder, flush, flush_all
 from piti.conditions import ClassTable
-from piti.data.addresses import MANIFEST
-from piti.data.manifest import Manifest, ShardEntry, read_manifest
-from piti.data.problems import DataError, Problems
-from piti.data.skipped import Skipped, reason_of
-from piti.images import IMAGE_SUFFIXES, ImageError, open_image
-from piti.prepare.outputs import SKIPPED_FILE, beside
+from piti.core.files import check_folder, flush, flush_all
+from piti.core.images import IMAGE_SUFFIXES, ImageError, open_image
+from piti.data.problems import DataError, Problems, Skipped, reason_of
+from piti.data.shards.index import Manifest, ShardEntry, read_manifest
+from piti.data.shards.sources import MANIFEST
 from piti.prepare.packable import CAPTION, MIB, PackItem, PackJob, ShardPlan, find_samples, shard_plans
+from piti.prepare.writer import SKIPPED_FILE, beside
 
 CLASSES_FILE = "classes.json"
 _CHUNK = 1 << 20

@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions.sketch import INK
+from piti.core.images import IMAGE_SUFFIXES, ImageError, list_images, open_image, read_rgb, save_png
+from piti.core.spec import Spec
 from piti.data.archives import Archived, list_archived
-from piti.data.detectors import LineSource, detector_spec
+from piti.data.edges import LineSource, detector_spec
 from piti.data.problems import Problems
-from piti.images import IMAGE_SUFFIXES, ImageError, list_images, open_image, read_rgb, save_png
-from piti.prepare.outputs import PrepareError, claim, in_order, mark_of, place, write_skipped
-from piti.spec import Spec
+from piti.prepare.writer import PrepareError, claim, in_order, mark_of, place, write_skipped
 
 IMAGES, SKETCHES = "images", "sketches"
 _MARK = "piti-sketch"  # the PNG text that says what a sketch was made with

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from piti.baselines.base import baseline_spec
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.models.perceptual import PerceptualSpec, load_perceptual
 from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import Plan, Row, Training

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from piti.errors import UserError
-from piti.pipeline import SETTINGS
-from piti.reproduction.cells import decimals_for, number
+from piti.core.errors import UserError
+from piti.pipelines.pipeline import SETTINGS
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import SETS, Plan, Row, Training
 from piti.reproduction.runs import Shop, progress_of, recipe_of
+from piti.reproduction.tables import decimals_for, number
 from piti.training import Recipe, RunFolder, read_recipe
 from piti.training.cost import DEFAULT_GPU, GPU, cost_of, gpu_named
 from piti.training.run import build_condition, known_condition, network_config
-from piti.training.state import RECIPE_FILE, read_state
+from piti.training.run_folder import RECIPE_FILE, read_state
 
 ASSUMED = 30.0
 """Training images a second of the small scale's networks where nothing was measured: about what two CPU cores do."""

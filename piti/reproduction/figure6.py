@@ -12,27 +12,25 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from piti.atomic import whole_file
+from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
-from piti.data.pairs import FolderSpec
-from piti.data.splits import key_hash
+from piti.core.errors import UserError
+from piti.core.files import whole_file
+from piti.core.images import grid, open_image, read_rgb
+from piti.core.progress import steps_bar
+from piti.data.pairs import FolderSpec, key_hash
 from piti.diffusion.guidance import Guidance
-from piti.errors import UserError
 from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256
 from piti.evaluation.result import Evaluation, Measure
-from piti.images import grid, open_image, read_rgb
-from piti.models.checkpoints import ModelFolder, find_model
-from piti.pipeline import PITIPipeline, usable_device
-from piti.progress import steps_bar
-from piti.reproduction.cells import cell_of, decimals_for, number
+from piti.generation.translate import Settings, translate_files
+from piti.pipelines.pipeline import PITIPipeline, usable_device
 from piti.reproduction.files import Chosen, choose, count_pairs
-from piti.reproduction.looks import LOOKS, Look, look_of, mean_look
+from piti.reproduction.image_statistics import LOOKS, Look, look_of, mean_look
 from piti.reproduction.make import check_alone, check_judges
-from piti.reproduction.paper import ABOUT
 from piti.reproduction.pictures import SIDE, preview_of, save_jpeg, square
+from piti.reproduction.published import ABOUT
 from piti.reproduction.runs import Shop, begin_folder, judged
-from piti.reproduction.tables import title_of
-from piti.translation import Settings, translate_files
+from piti.reproduction.tables import cell_of, decimals_for, number, title_of
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 RULES = {"plain": "plain (eq. 7)", "normalized": "normalised (eq. 8)"}

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from piti.conditions import Condition
+from piti.core.errors import UserError
+from piti.core.images import read_rgb, save_png
 from piti.data.pairs import FolderSpec, Pair, PairList
-from piti.errors import UserError
-from piti.images import read_rgb, save_png
 
 _BLOCK = 2**20
 

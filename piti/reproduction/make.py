@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from piti.errors import UserError
+from piti.core.distributed import started
+from piti.core.errors import UserError
 from piti.evaluation.features import open_features
 from piti.evaluation.result import Evaluation
 from piti.evaluation.segmentation import open_segmenter
-from piti.pipeline import usable_device
-from piti.ranks import started
+from piti.pipelines.pipeline import usable_device
 from piti.reproduction import pictures, tables
 from piti.reproduction.checks import Checker, minimised
 from piti.reproduction.files import Chosen, as_png, choose, contents_sha256

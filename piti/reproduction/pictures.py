@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from piti.atomic import whole_file
-from piti.data.splits import key_hash
-from piti.images import Box, center_box, crop_resize, grid, open_image, read_rgb
+from piti.core.files import whole_file
+from piti.core.images import Box, center_box, crop_resize, grid, open_image, read_rgb
+from piti.data.pairs import key_hash
 from piti.reproduction.files import Chosen
 
 ROWS = 6

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from piti.core.errors import UserError
+from piti.core.spec import choices
 from piti.diffusion.guidance import Guidance
-from piti.errors import UserError
-from piti.spec import choices
 
 FOLDER = Path(__file__).parent
 SCALES = ("small", "paper")
@@ -93,7 +93,7 @@ class Row:
     method: str
     """For a person."""
     key: str
-    """In `piti.reproduction.paper`; empty where no paper has such a row."""
+    """In `piti.reproduction.published`; empty where no paper has such a row."""
     base: Training
     upsampler: Training | None = None
     sampling: Sampling = Sampling()

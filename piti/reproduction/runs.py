@@ -3,30 +3,67 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import math
+import pickle
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from piti.atomic import OutputError, whole_file
+from piti.core.files import OutputError, whole_file
+from piti.core.progress import steps_bar
 from piti.evaluation.evaluate import evaluate_files
 from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
-from piti.pipeline import PITIPipeline, usable_device
-from piti.progress import steps_bar
+from piti.generation.translate import SHEET, Settings, translate_files
+from piti.pipelines.pipeline import PITIPipeline, usable_device
 from piti.reproduction.files import Chosen, contents_sha256
 from piti.reproduction.plans import Plan, Row, Training
-from piti.reproduction.saved import is_of
 from piti.training import Recipe, RunError, RunFolder, read_recipe, train
-from piti.training.recipe_files import flat
-from piti.training.state import RECIPE_FILE, read_state
-from piti.translation import SHEET, Settings, translate_files
+from piti.training.recipe_io import flat
+from piti.training.run_folder import RECIPE_FILE, read_state
+
+AVERAGE = "custom_checkpoint_0.pkl"
+"""A checkpoint's file of averaged weights, which are what a model is made of."""
+SMALL = 2**16
+"""Tensors of more numbers are not compared: a step of training changes the small ones too."""
+
+
+def is_of(model: Path, checkpoint: Path) -> bool:
+    """Whether a model holds the averaged weights of a checkpoint; False where one of them cannot be read."""
+    if not (model / "model_index.json").is_file():
+        return False
+    try:
+        average = torch.load(checkpoint / AVERAGE, map_location="cpu", weights_only=True, mmap=True)
+        wanted = _digests(average["shadow_params"])
+        return any(wanted and wanted <= _digests(_weights(file)) for file in sorted(model.rglob("*.safetensors")))
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError):
+        return False
+
+
+def _weights(path: Path) -> Iterable[Tensor]:
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if math.prod(file.get_slice(key).get_shape()) <= SMALL:
+                yield file.get_tensor(key)
+
+
+def _digests(tensors: Iterable[Tensor]) -> Counter[str]:
+    """The small tensors' contents: networks list them in another order than files do."""
+    small = (tensor.detach().float().contiguous() for tensor in tensors if tensor.numel() <= SMALL)
+    return Counter(hashlib.sha256(repr(tuple(x.shape)).encode() + x.numpy().tobytes()).hexdigest() for x in small)
+
 
 IRRELEVANT = {
     "name", "workers", "log_every", "tensorboard", "preview", "checkpoint", "batch", "accumulation", "base",

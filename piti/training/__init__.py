@@ -1,10 +1,10 @@
 """Training: recipes, stages, the loop, and runs that survive being killed."""
 
 from piti.training.loop import TrainingDiverged, TrainingInterrupted
-from piti.training.recipe_files import read_recipe, write_recipe
-from piti.training.recipes import Recipe, RecipeError, Stage
+from piti.training.recipe import Recipe, RecipeError, Stage
+from piti.training.recipe_io import read_recipe, write_recipe
 from piti.training.run import plan, train
-from piti.training.state import RunError, RunFolder
+from piti.training.run_folder import RunError, RunFolder
 
 __all__ = [
     "Recipe",

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork
-from piti.diffusion.image_losses import adversarial_named
-from piti.errors import UserError
+from piti.checkpoints.lora import inject
+from piti.core.errors import UserError
+from piti.core.spec import choices
+from piti.diffusion.losses import adversarial_named
 from piti.models import Translator
 from piti.models.discriminator import PatchDiscriminator
-from piti.models.lora import inject
 from piti.models.perceptual import PerceptualNetwork
 from piti.models.text import TextEncoder
-from piti.spec import choices
-from piti.training.counting import PassCost, count_pass
-from piti.training.image_losses import AdversarialLossSpec, ImageLossSpec
-from piti.training.recipes import NETWORKS, Recipe, Stage
+from piti.training.adversarial import AdversarialLossSpec, ImageLossSpec
+from piti.training.flops import PassCost, count_pass
+from piti.training.recipe import NETWORKS, Recipe, Stage
 from piti.training.stages import freeze_all_but
 
 GIB = 2**30

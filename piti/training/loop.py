@@ -16,27 +16,26 @@ from torch import Tensor
 
 import piti
 from piti.baselines import ImageNetwork
+from piti.checkpoints.folder import join_base, write_model_folder
+from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
+from piti.core.distributed import together
+from piti.core.errors import UserError
+from piti.core.images import save_png
+from piti.core.seeding import derive_seed
 from piti.data.batches import Batch, Batches, BatchStream, SampleSet, loader
-from piti.data.skipped import Tally
-from piti.errors import UserError
-from piti.images import save_png
-from piti.models.checkpoints import join_base, write_model_folder
-from piti.models.lora import Adapted
+from piti.data.problems import Tally
 from piti.models.perceptual import PerceptualNetwork
-from piti.ranks import together
-from piti.seeding import derive_seed
-from piti.training.draws import numbers_of
-from piti.training.image_losses import Critique, of_the_judged
+from piti.training.adversarial import Critique, of_the_judged
+from piti.training.distributed import is_sharded, mean_of, mean_over_processes, prepared, release, unsynced
+from piti.training.ema import Weights
+from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import objective_of
-from piti.training.parallel import is_sharded, mean_of, mean_over_processes, prepared, release, unsynced
-from piti.training.progress import Meter, training_bar
-from piti.training.recipe_files import write_recipe
-from piti.training.recipes import Recipe, Stage
-from piti.training.signals import StopRequest
+from piti.training.recipe import Recipe, Stage
+from piti.training.recipe_io import write_recipe
+from piti.training.run_folder import RECIPE_FILE, RunFolder, RunState, matching_state
+from piti.training.sample_noise import numbers_of
 from piti.training.stages import build_optimizer, freeze_all_but
-from piti.training.state import RECIPE_FILE, RunFolder, RunState, matching_state
-from piti.training.weights import Weights
 
 
 class TrainingDiverged(UserError):

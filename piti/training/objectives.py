@@ -12,18 +12,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.checkpoints.folder import SCHEDULERS, Saveable
 from piti.conditions import Condition
 from piti.data.batches import Batch, LowRes, SampleSet
 from piti.diffusion.losses import diffusion_loss, timesteps_for
-from piti.diffusion.schedule import NoiseSchedule
-from piti.diffusion.schedulers import scheduler_of
-from piti.models.checkpoints import SCHEDULERS, Saveable
+from piti.diffusion.schedule import NoiseSchedule, scheduler_of
 from piti.models.perceptual import PerceptualNetwork
-from piti.training.baseline_objective import BaselineObjective
-from piti.training.draws import noise_for, uniform_for
-from piti.training.image_losses import Adversary, Critique, ImageLosses
+from piti.training.adversarial import Adversary, Critique, ImageLosses
+from piti.training.baseline import BaselineObjective
 from piti.training.preview import validation_of
-from piti.training.recipes import PreviewSpec, Recipe, Stage
+from piti.training.recipe import PreviewSpec, Recipe, Stage
+from piti.training.sample_noise import noise_for, uniform_for
 from piti.training.stages import build_discriminator, losses_of, low_res_of, weighting_of
 
 

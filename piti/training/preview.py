@@ -10,16 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition
+from piti.core.images import grid, to_pil
+from piti.core.seeding import derive_seed, generator_for
 from piti.data.batches import Batch, LowRes, SampleSet, centers, collate
-from piti.diffusion.conditioning import conditioned
-from piti.diffusion.guidance import guided
+from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
-from piti.images import grid, to_pil
 from piti.models import Prediction, Tokens, Translator
-from piti.seeding import derive_seed, generator_for
-from piti.training.draws import noise_for
-from piti.training.recipes import PreviewSpec, Recipe
+from piti.training.recipe import PreviewSpec, Recipe
+from piti.training.sample_noise import noise_for
 
 LOSS_TIMESTEPS = 8  # evenly spread; every validation image is judged at each
 

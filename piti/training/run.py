@@ -12,6 +12,7 @@ from rich.console import Console
 
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.baselines.base import baseline_spec
+from piti.checkpoints.folder import ModelError, ModelFolder, find_model
 from piti.conditions import (
     Condition,
     MaskCondition,
@@ -20,27 +21,26 @@ from piti.conditions import (
     TextCondition,
     condition_from_config,
 )
+from piti.conditions.composite import part_configs
 from piti.conditions.mask import ClassTable
 from piti.conditions.palette import coco_stuff
-from piti.conditions.several import part_configs
+from piti.core.distributed import together
+from piti.core.progress import steps_bar
+from piti.core.seeding import derive_seed
 from piti.data.batches import SampleSet
 from piti.data.folders import PairedFolder, check_together
 from piti.data.pairs import ALONE
-from piti.data.shard_lists import check_reached, list_shards
-from piti.data.shards import open_shards
+from piti.data.shards.dataset import open_shards
+from piti.data.shards.index import check_reached, list_shards
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
-from piti.models.checkpoints import ModelError, ModelFolder, find_model
 from piti.models.perceptual import PerceptualNetwork, load_perceptual, weights_source
-from piti.progress import steps_bar
-from piti.ranks import together
-from piti.seeding import derive_seed
 from piti.training.cost import DEFAULT_GPU, cost_of, cost_rows, gpu_named
-from piti.training.initial import adapt, begin
+from piti.training.distributed import build_accelerator
+from piti.training.init import adapt, begin
 from piti.training.loop import Run, Trainer
-from piti.training.parallel import build_accelerator
-from piti.training.recipes import ModelSpec, Recipe, RecipeError
-from piti.training.state import RunFolder
+from piti.training.recipe import ModelSpec, Recipe, RecipeError
+from piti.training.run_folder import RunFolder
 
 
 def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Console | None = None) -> Path:

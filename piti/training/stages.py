@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from piti.baselines import ImageNetwork
+from piti.checkpoints.lora import adapter_parameters
+from piti.core.seeding import derive_seed
 from piti.data.batches import LowRes
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.models import Translator
 from piti.models.discriminator import PatchDiscriminator
-from piti.models.lora import adapter_parameters
 from piti.models.perceptual import PerceptualNetwork
-from piti.seeding import derive_seed
-from piti.training.image_losses import ImageLosses, build_adversary
-from piti.training.recipes import GENERATOR, LORA, NETWORKS, OptimizerSpec, Recipe, Stage
+from piti.training.adversarial import ImageLosses, build_adversary
+from piti.training.recipe import GENERATOR, LORA, NETWORKS, OptimizerSpec, Recipe, Stage
 
 
 def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...]) -> list[nn.Parameter]:

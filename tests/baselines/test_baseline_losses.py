@@ -21,7 +21,7 @@ from piti.baselines.losses import (
     mix,
     perceptual_difference,
 )
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 
 

@@ -15,8 +15,8 @@ from piti.baselines.base import baseline_spec
 from piti.baselines.discriminators import PatchDiscriminator
 from piti.baselines.layers import SpectralConv2d
 from piti.baselines.modulated import ModulatedNorm, level_widths
+from piti.core.spec import SpecError
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.spec import SpecError
 
 KINDS = ("pix2pixhd", "spade", "oasis")
 TINY: dict[str, dict[str, Any]] = {

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import ConditionError, GeometryCondition, condition_from_config
-from piti.conditions.depth_colours import HOLE, depth_colours
 from piti.conditions.depth_files import read_depth
-from piti.conditions.surfaces import Camera, jumps, merged, normals_of_depth, towards_camera
+from piti.conditions.geometry import HOLE, depth_colours
+from piti.conditions.normals import Camera, jumps, merged, normals_of_depth, towards_camera
+from piti.core.images import Box, ImageError
 from piti.data.archives import list_archived
-from piti.images import Box, ImageError
 
 GEOMETRY = GeometryCondition()
 HEIGHT, WIDTH = 24, 32

@@ -12,7 +12,7 @@ from PIL import Image
 
 from piti.conditions import ClassTable, ConditionError, MaskCondition, condition_from_config
 from piti.conditions.base import CONDITIONS
-from piti.images import Box, center_box, open_image
+from piti.core.images import Box, center_box, open_image
 
 TABLE = ClassTable(
     names=("sky", "road", "car"),

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from piti.conditions import ConditionError, NoCondition, condition_from_config
-from piti.images import Box
+from piti.core.images import Box
 
 NOTHING = NoCondition()
 

@@ -16,7 +16,7 @@ from piti.conditions import (
     coco_stuff,
     condition_from_config,
 )
-from piti.images import Box, to_tensor
+from piti.core.images import Box, to_tensor
 
 TABLE = ClassTable(
     names=("sky", "road", "car"), ids=(7, 0, 12), colours=((128, 128, 128), (128, 64, 128), (64, 0, 128)), ignore=255

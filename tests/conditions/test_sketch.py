@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from piti.conditions import ConditionError, SketchCondition, condition_from_config
 from piti.conditions.sketch import city_block_distance
+from piti.core.images import Box, open_image
 from piti.data.archives import list_archived
-from piti.images import Box, open_image
 
 SKETCH = SketchCondition()
 BITMAPS = arrays.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))

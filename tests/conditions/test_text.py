@@ -16,7 +16,7 @@ from PIL import Image
 from piti.conditions import ConditionError, TextCondition, condition_from_config
 from piti.conditions.text import NO_TOKEN
 from piti.conditions.tokenizers import BytePairTokenizer, ByteTokenizer, tokenizer_from_config
-from piti.images import Box
+from piti.core.images import Box
 
 TEXT = TextCondition(context=16)
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition, NoCondition
+from piti.core.images import IMAGE_SUFFIXES, ImageError, image_size, read_rgb
 from piti.data import DataError, FolderSpec, PairedFolder
 from piti.data.archives import list_archived, list_conditions
-from piti.images import IMAGE_SUFFIXES, ImageError, image_size, read_rgb
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
+from piti.core.images import to_pil, to_tensor
 from piti.data import FolderSpec, PairedFolder
 from piti.data.batches import Batch, BatchStream, LowRes, loader
 from piti.data.degrade import DegradationSpec, downsample
 from piti.data.problems import DataError
-from piti.images import to_pil, to_tensor
 
 COUNT = 10
 

@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from piti.core.images import list_images, quantized, read_rgb, to_tensor, to_uint8
+from piti.core.seeding import generator_for
+from piti.core.spec import SpecError
 from piti.data.degrade import (
     AnisotropicBlur,
     AntialiasedResize,
@@ -44,9 +47,6 @@ from piti.data.filters import (
     resize_antialiased,
     shifted_kernel,
 )
-from piti.images import list_images, quantized, read_rgb, to_tensor, to_uint8
-from piti.seeding import generator_for
-from piti.spec import SpecError
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,19 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from piti.core.images import read_rgb
+from piti.core.spec import SpecError
 from piti.data.archives import list_archived
-from piti.data.detectors import DetectorError, detector_spec, line_source
-from piti.data.edges import LineSpec, binarised, draw_lines, thinned, without_short
-from piti.images import read_rgb
-from piti.spec import SpecError
+from piti.data.edges import (
+    DetectorError,
+    LineSpec,
+    binarised,
+    detector_spec,
+    draw_lines,
+    line_source,
+    thinned,
+    without_short,
+)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:

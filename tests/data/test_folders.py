@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
-from piti.data import FolderSpec, PairedFolder, cutting, folders
+from piti.core.images import center_box, to_uint8
+from piti.core.seeding import generator_for
+from piti.core.spec import SpecError
+from piti.data import FolderSpec, PairedFolder, crops, folders
+from piti.data.pairs import split_by_hash
 from piti.data.problems import DataError
-from piti.data.splits import split_by_hash
-from piti.images import center_box, to_uint8
-from piti.seeding import generator_for
-from piti.spec import SpecError
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10))
 MASK = MaskCondition(ClassTable(names=tuple("abcd"), ids=range(4), colours=COLOURS, ignore=255))
@@ -182,8 +182,8 @@ class TestCache:
     def decoded(self, folder, monkeypatch) -> int:
         """How many pictures are read from disk for two rounds through the folder."""
         reads = []
-        read = cutting.read_rgb
-        monkeypatch.setattr(cutting, "read_rgb", lambda path: reads.append(path) or read(path))
+        read = crops.read_rgb
+        monkeypatch.setattr(crops, "read_rgb", lambda path: reads.append(path) or read(path))
         for _ in range(2):
             for k in range(len(folder)):
                 folder.center(k)

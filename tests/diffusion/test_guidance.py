@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from piti.core.spec import SpecError
 from piti.diffusion.guidance import (
     Guidance,
     Momentum,
@@ -19,7 +20,6 @@ from piti.diffusion.guidance import (
     sample_statistics,
 )
 from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec
-from piti.spec import SpecError
 
 SCHEDULE = NoiseSchedule(ScheduleSpec())
 KINDS = ["normalized", "plain", "rescaled", "apg"]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piti.diffusion.image_losses import ADVERSARIAL, acts_at, adversarial_named, gradient_penalty, perceptual_loss
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.diffusion.losses import ADVERSARIAL, acts_at, adversarial_named, gradient_penalty, perceptual_loss
 
 FORMS = sorted(ADVERSARIAL)
 

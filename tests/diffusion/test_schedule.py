@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from piti.core.spec import SpecError
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, space_timesteps
-from piti.spec import SpecError
 
 PROCESSES = [(betas, spacing) for betas in ("squaredcos_cap_v2", "linear") for spacing in ("1000", "250", "fast27")]
 COSINE = NoiseSchedule(ScheduleSpec())

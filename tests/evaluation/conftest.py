@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
-from piti.evaluation import evaluate, judging
-from piti.images import save_png
+from piti.core.images import save_png
+from piti.evaluation import evaluate, judges
 from tests.conftest import SHARED
 from tests.evaluation.seen import Colours, NearestColour
-from tests.test_pipeline import tiny_pipeline
+from tests.pipelines.test_pipeline import tiny_pipeline
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def squeezenet() -> Path:
 def colour_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked for, networks that see colours."""
     monkeypatch.setattr(evaluate, "open_features", lambda name, device: Colours(name))
-    monkeypatch.setattr(judging, "open_segmenter", lambda source, device: NearestColour())
+    monkeypatch.setattr(judges, "open_segmenter", lambda source, device: NearestColour())
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from piti.baselines import BaselineNetwork
 from piti.evaluation.options import Options
-from piti.pipeline import PITIPipeline
-from tests.test_pipeline import tiny_pipeline
+from piti.pipelines.pipeline import PITIPipeline
+from tests.pipelines.test_pipeline import tiny_pipeline
 
 COLOURS = np.array([[120, 170, 230], [90, 90, 95], [200, 30, 40]], np.int64)  # of tiny_data's photographs
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.images import read_rgb, to_tensor
 from piti.evaluation.diversity import (
     PerceptualJudge,
     diversity,
@@ -21,7 +22,6 @@ from piti.evaluation.diversity import (
     unit_features,
 )
 from piti.evaluation.per_condition import AlignmentError, PerCondition
-from piti.images import read_rgb, to_tensor
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from tests.conftest import SHARED
 from tests.evaluation.tiny_judges import noise

@@ -9,14 +9,14 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.images import save_png
 from piti.evaluation import evaluate as module
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.evaluation.features import open_features
 from piti.evaluation.metrics import wilson
 from piti.evaluation.pairing import PairingError
 from piti.evaluation.result import Evaluation
-from piti.images import save_png
 from tests.evaluation.seen import OPTIONS, Colours
 
 pytestmark = pytest.mark.usefixtures("colour_networks")

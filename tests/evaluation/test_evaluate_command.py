@@ -10,10 +10,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from piti.cli_evaluate import evaluate
-from piti.errors import UserError
+from piti.cli.evaluate import evaluate
+from piti.core.errors import UserError
+from piti.core.images import save_png
 from piti.evaluation.result import Evaluation
-from piti.images import save_png
 from tests.evaluation.seen import NOISELESS, baseline_pipeline
 
 pytestmark = pytest.mark.usefixtures("colour_networks")

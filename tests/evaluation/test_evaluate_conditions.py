@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from piti.conditions import ClassTable, ConditionError, MaskCondition, SketchCondition
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.images import save_png
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.evaluation.pairing import PairingError
-from piti.images import save_png
 from piti.models.perceptual import PerceptualSpec
 from tests.conftest import TINY_CLASSES
 from tests.evaluation.seen import OPTIONS

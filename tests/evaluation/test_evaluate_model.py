@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.images import save_png
 from piti.evaluation.evaluate import Options, evaluate_made, evaluate_model
 from piti.evaluation.generating import Split, generate_split
 from piti.evaluation.pairing import PairingError
-from piti.images import save_png
-from piti.translation import Settings
+from piti.generation.translate import Settings
 from tests.evaluation.seen import NOISELESS, OPTIONS, baseline_pipeline
-from tests.test_given import several_pipeline
-from tests.test_pipeline import tiny_pipeline
+from tests.generation.test_inputs import several_pipeline
+from tests.pipelines.test_pipeline import tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("colour_networks")
 

@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from piti.errors import UserError
+from piti.checkpoints.weights import file_hash
+from piti.core.errors import UserError
+from piti.core.images import ImageError, list_images
 from piti.evaluation import features
 from piti.evaluation.features import features_of, open_features
 from piti.evaluation.fitting import centre_square
 from piti.evaluation.metrics import frechet_distance, kernel_estimate
-from piti.images import ImageError, list_images
-from piti.models.weight_files import file_hash
 from tests.evaluation.tiny_features import CPU, picture, saved, squeezenet_file
 
 

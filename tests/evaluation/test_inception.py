@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piti.errors import UserError
+from piti.checkpoints.weights import file_hash
+from piti.core.errors import UserError
 from piti.evaluation import inception
 from piti.evaluation.features import FILES, FeatureNetwork, open_features
 from piti.evaluation.inception import Inception, load_inception, tf1_resize
-from piti.models.weight_files import file_hash
 from tests.evaluation.tiny_features import CPU, picture
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from piti.evaluation.labels import OTHER, match_labels, read_aliases
 from piti.evaluation.per_condition import AlignmentError
+from piti.evaluation.segmentation import OTHER, match_labels, read_aliases
 
 
 def test_case_spaces_and_marks_do_not_matter() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.evaluation import metrics
 from piti.evaluation.metrics import (
     Interval,

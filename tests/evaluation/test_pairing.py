@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from piti.core.images import ImageError, save_png
 from piti.data.problems import DataError
 from piti.evaluation.pairing import (
     PairingError,
@@ -18,7 +19,6 @@ from piti.evaluation.pairing import (
     paired,
     photographs,
 )
-from piti.images import ImageError, save_png
 
 
 def made(folder: Path, *names: str, size: tuple[int, int] = (4, 4)) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piti.atomic import OutputError
+from piti.core.files import OutputError
 from piti.evaluation.result import Evaluation, Measure, ResultError
 
 FOUND = Evaluation(

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from piti.errors import UserError
+from piti.checkpoints.weights import file_hash
+from piti.core.errors import UserError
 from piti.evaluation import vision
 from piti.evaluation.features import FeatureNetwork, open_features
 from piti.evaluation.fitting import centre_square
 from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD
-from piti.models.weight_files import file_hash
 from tests.evaluation.tiny_features import CPU, clip_folder, dinov2_folder, picture
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from piti.diffusion.image_losses import ADVERSARIAL, gradient_penalty
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.spec import SpecError
+from piti.diffusion.losses import ADVERSARIAL, gradient_penalty
 from piti.models.discriminator import DiscriminatorSpec, PatchDiscriminator
-from piti.spec import SpecError
 
 
 def tiny(**changes: object) -> PatchDiscriminator:

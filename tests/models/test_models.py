@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from piti.core.spec import SpecError
 from piti.models import ConditionEncoder, EncoderSpec, Tokens, Translator, UNetSpec
-from piti.spec import SpecError
 from tests.conftest import TINY_MODEL
 
 

@@ -14,9 +14,10 @@ from PIL import ImageFilter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from piti.diffusion.image_losses import perceptual_loss
-from piti.errors import UserError
-from piti.images import center_box, crop_resize, list_images, read_rgb, to_tensor
+from piti.core.errors import UserError
+from piti.core.images import center_box, crop_resize, list_images, read_rgb, to_tensor
+from piti.core.spec import SpecError
+from piti.diffusion.losses import perceptual_loss
 from piti.models.perceptual import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,7 +27,6 @@ from piti.models.perceptual import (
     PerceptualSpec,
     load_perceptual,
 )
-from piti.spec import SpecError
 from tests.conftest import SHARED
 
 VGG19_CONVS = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]

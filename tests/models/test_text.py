@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.models import TextEncoder, TextEncoderSpec, Translator
 from tests.conftest import TINY_MODEL
 

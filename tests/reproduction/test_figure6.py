@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.evaluation.result import Evaluation, Measure
 from piti.reproduction import figure6
-from piti.reproduction.looks import Look, look_of, mean_look
+from piti.reproduction.image_statistics import Look, look_of, mean_look
 from piti.reproduction.runs import Shop
-from tests.test_pipeline import tiny_pipeline
+from tests.pipelines.test_pipeline import tiny_pipeline
 
 
 def flat(*colour: int) -> np.ndarray:

@@ -16,14 +16,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from piti.atomic import OutputError
-from piti.errors import UserError
+from piti.core.errors import UserError
+from piti.core.files import OutputError
 from piti.evaluation.result import Evaluation, Measure
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.reproduction import checks, costs, make, plans, runs
 from piti.reproduction.plans import Plan, Row, Sampling, Training
-from piti.reproduction.runs import Judges, Shop, begin_folder, progress_of, recipe_of, trained
-from piti.reproduction.saved import is_of
+from piti.reproduction.runs import Judges, Shop, begin_folder, is_of, progress_of, recipe_of, trained
 from piti.training import RunError, RunFolder, TrainingInterrupted
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_judges import segformer
@@ -317,7 +316,7 @@ class TestDryRun:
 def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 
-    from piti.cli_reproduce import reproduce
+    from piti.cli.reproduce import reproduce
 
     app = typer.Typer()
     app.command()(reproduce)

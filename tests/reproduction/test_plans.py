@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from piti.reproduction import paper
+from piti.reproduction import published
 from piti.reproduction.checks import minimised
 from piti.reproduction.plans import SCALES, SETS, TABLES, PlanError, data_folders, described, plan_of
 from piti.reproduction.runs import Shop
@@ -141,13 +141,13 @@ def test_data_is_one_folder_or_one_for_each_name(tmp_path: Path) -> None:
 
 
 def test_published_numbers_have_a_source_and_a_row() -> None:
-    for quote in paper.QUOTES:
+    for quote in published.QUOTES:
         assert "arXiv" in quote.source
         assert quote.data in SETS
         assert quote.method in {row.key for row in plan_of(quote.table, "paper").rows}
-    assert set(paper.ABOUT) == {*TABLES, "figure6"}
-    assert [q.value for q in paper.quotes("table1", "piti", "ade20k")] == [29.4, 27.9]
-    assert not paper.quotes("table1", "scratch")
+    assert set(published.ABOUT) == {*TABLES, "figure6"}
+    assert [q.value for q in published.quotes("table1", "piti", "ade20k")] == [29.4, 27.9]
+    assert not published.quotes("table1", "scratch")
 
 
 def test_rows_of_few_pairs_are_told_apart_above_their_samples() -> None:

@@ -9,9 +9,20 @@ from pathlib import Path
 import pytest
 
 from piti.evaluation.result import Evaluation, Measure
-from piti.reproduction.cells import Cell, best_of, cell_of, decimals_for, number
 from piti.reproduction.plans import Plan, Row, Training
-from piti.reproduction.tables import Facts, Line, Table, markdown, to_dict, write
+from piti.reproduction.tables import (
+    Cell,
+    Facts,
+    Line,
+    Table,
+    best_of,
+    cell_of,
+    decimals_for,
+    markdown,
+    number,
+    to_dict,
+    write,
+)
 
 PITI = Row("PITI", "piti", Training("piti", "piti", "camvid"))
 SPADE = Row("SPADE", "spade", Training("spade", "spade", "camvid"))

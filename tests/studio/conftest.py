@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from piti.studio.engine import Studio
-from piti.studio.requests import Limits
+from piti.studio.service.schema import Limits
+from piti.studio.service.service import Studio
 from tests.studio.serving import answering
 from tests.studio.tiny import tiny_model, tiny_sketcher
 

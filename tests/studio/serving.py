@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from piti.studio.engine import Studio
-from piti.studio.server import address_of, build_app, listening
+from piti.studio.http.app import address_of, build_app, listening
+from piti.studio.service.service import Studio
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def answering(studio: Studio, allow_hosts: Sequence[str] = ()) -> Iterator[str]:
     """Its address, without its page."""
     import uvicorn
 
-    from piti.studio.patience import Patient
+    from piti.studio.http.lifecycle import Patient
 
     bound = listening("127.0.0.1", 0)
     app = build_app(studio, allow_hosts=allow_hosts, page=False)

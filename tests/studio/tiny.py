@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 
 from piti.conditions import condition_from_config
-from piti.diffusion.schedule import ScheduleSpec
-from piti.diffusion.schedulers import scheduler_of
+from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.models import Translator
-from piti.pipeline import PITIPipeline
+from piti.pipelines.pipeline import PITIPipeline
 from tests.conftest import TINY_MODEL
-from tests.test_pipeline import tiny_pipeline
+from tests.pipelines.test_pipeline import tiny_pipeline
 
 COLOURS = np.array([[128, 128, 128], [128, 64, 128], [64, 0, 128]], np.uint8)
 

@@ -22,14 +22,15 @@ from unittest import mock
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from piti import cli, translation
+from piti.cli import app as cli
 from piti.data import DataError
+from piti.generation import translate
 from piti.training import Recipe, TrainingInterrupted, run, train
 from piti.training.loop import Trainer
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 _plain_init, _train_step, _open_data = AcceleratorState.__init__, Trainer.train_step, run.open_data
-_save_png, _losses = translation.save_png, Trainer.losses
+_save_png, _losses = translate.save_png, Trainer.losses
 
 
 def sharded_init(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +80,7 @@ def do(job: dict[str, Any]) -> None:
         mock.patch.object(Trainer, "train_step", step),
         mock.patch.object(Trainer, "losses", losses),
         mock.patch.object(run, "open_data", open_data),
-        mock.patch.object(translation, "save_png", save_png),
+        mock.patch.object(translate, "save_png", save_png),
         mock.patch.object(AcceleratorState, "__init__", sharded_init),
     ):
         if "argv" in job:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from piti.errors import UserError
+from piti.core.errors import UserError
 from piti.models import Translator
 from piti.models.encoders import TransformerBlock
 from piti.training import Recipe, RecipeError, plan

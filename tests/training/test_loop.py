@@ -19,10 +19,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from piti import atomic
+from piti.core import files as atomic
+from piti.core.spec import SpecError
 from piti.models import Translator
-from piti.spec import SpecError
-from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, state, train
+from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, run_folder, train
 from piti.training.loop import Trainer
 from piti.training.run import build_condition, build_translator
 from tests.conftest import tiny_recipe
@@ -210,7 +210,7 @@ def test_killed_at_any_file_operation_of_the_last_save(tiny_data: Path, tmp_path
     recipe = recipe_of(tiny_data, stages=stages, checkpoint={"every": 1, "keep": 1}, preview={"every": 9, "steps": 1})
     train(recipe, tmp_path / "whole")
     operations = [(Path, "rename"), (Path, "write_text"), (Path, "mkdir"), (shutil, "rmtree")]
-    operations += [(atomic, "flush"), (state, "flush")]
+    operations += [(atomic, "flush"), (run_folder, "flush")]
     save, cuts = Trainer.save, 0
     for k in range(60):
         out, count = tmp_path / f"cut-{k}", [0]

@@ -14,13 +14,13 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
+from piti.checkpoints.folder import ModelError
+from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, LoraSpec, inject, merged, product
+from piti.core.errors import UserError
+from piti.core.spec import SpecError
 from piti.data import DataError
 from piti.diffusion.schedule import ScheduleSpec
-from piti.errors import UserError
-from piti.models.checkpoints import ModelError
-from piti.models.lora import ADAPTER_CONFIG, ADAPTER_FILE, LoraSpec, inject, merged, product
-from piti.pipeline import PITIPipeline
-from piti.spec import SpecError
+from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, RunError, plan, train
 from tests.conftest import TINY_MODEL, tiny_recipe
 

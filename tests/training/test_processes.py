@@ -20,11 +20,11 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from PIL import Image
 from safetensors.torch import load_file
 
-from piti.pipeline import PITIPipeline
+from piti.generation.translate import Settings, translate_files
+from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, train
-from piti.training.draws import noise_for, numbers_of, uniform_for
-from piti.training.state import RunFolder
-from piti.translation import Settings, translate_files
+from piti.training.run_folder import RunFolder
+from piti.training.sample_noise import noise_for, numbers_of, uniform_for
 from tests.conftest import ROOT, tiny_recipe
 from tests.training.test_upsample import MODEL
 

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from piti.checkpoints.folder import ModelError, ModelFolder
+from piti.core.errors import UserError
+from piti.core.spec import SpecError
 from piti.data import DataError
-from piti.errors import UserError
 from piti.models import Translator
-from piti.models.checkpoints import ModelError, ModelFolder
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.pipeline import PITIPipeline
-from piti.spec import SpecError
+from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, TrainingInterrupted, plan, train
 from piti.training.loop import Trainer
-from piti.training.recipes import RecipeError
+from piti.training.recipe import RecipeError
 from tests.conftest import TINY_MODEL, tiny_recipe
 
 MODEL = {
@@ -153,10 +153,10 @@ def _tensors(path: Path) -> list[Any]:
 
 
 def test_the_range_of_noise_decides_which_rows_are_judged(tiny_data: Path, tmp_path: Path, features: Any) -> None:
-    from piti.training import image_losses
+    from piti.training import adversarial
 
     seen = []
-    real = image_losses.acts_at
+    real = adversarial.acts_at
 
     def watched(t: torch.Tensor, steps: int, share: tuple[float, float]) -> torch.Tensor:
         rows = real(t, steps, share)
@@ -165,7 +165,7 @@ def test_the_range_of_noise_decides_which_rows_are_judged(tiny_data: Path, tmp_p
 
     stage = STAGE | {"perceptual": {"noise": [0.25, 0.5], "after": 0}, "adversarial": None}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_losses, "acts_at", watched)
+        patch.setattr(adversarial, "acts_at", watched)
         train(upsampler_recipe(tiny_data, features, stages=[stage]), tmp_path / "run")
     batches = [(t, rows) for t, rows in seen if len(t) == 4]  # the recipe counts all timesteps beforehand
     assert len(batches) == 6
@@ -214,11 +214,11 @@ def test_a_base_with_an_upsampler_of_its_own_keeps_its_settings_to_itself(
 
 
 def test_the_gradient_penalty_is_exact_whatever_the_precision(tiny_data: Path, tmp_path: Path, features: Any) -> None:
-    from piti.training import image_losses
+    from piti.training import adversarial
 
     dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     inside = [False]
-    penalty, conv2d = image_losses.gradient_penalty, torch.nn.functional.conv2d
+    penalty, conv2d = adversarial.gradient_penalty, torch.nn.functional.conv2d
 
     def convolved(*args: Any, **kwargs: Any) -> torch.Tensor:
         out = conv2d(*args, **kwargs)
@@ -233,7 +233,7 @@ def test_the_gradient_penalty_is_exact_whatever_the_precision(tiny_data: Path, t
 
     stage = STAGE | {"adversarial": {"kind": "wgan_gp", "after": 0, "noise": [0.0, 1.0]}, "steps": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_losses, "gradient_penalty", watched)
+        patch.setattr(adversarial, "gradient_penalty", watched)
         patch.setattr(torch.nn.functional, "conv2d", convolved)
         train(upsampler_recipe(tiny_data, features, stages=[stage], precision="bf16"), tmp_path / "run")
     assert dtypes[True] == {torch.float32}

@@ -1,0 +1,1 @@
+"""Models on disk: folders, weight files, adapters, and released checkpoints both ways."""

@@ -1,0 +1,429 @@
+"""GLIDE's and PITI's released files to model folders, and back, without a bit changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from piti.checkpoints.folder import (
+    CONDITION_FILE,
+    INDEX_FILE,
+    SCHEDULERS,
+    ModelFolder,
+    Saveable,
+    find_model,
+    write_model_folder,
+)
+from piti.checkpoints.lora import ADAPTER_CONFIG
+from piti.checkpoints.release import Heads, Released, as_released, identify, is_released, our_tensors
+from piti.checkpoints.release_keys import Rule, same
+from piti.checkpoints.weights import WEIGHTS_FILE, check_finite, check_sums, read_weights, write_weights
+from piti.conditions import (
+    ClassTable,
+    Condition,
+    PaletteCondition,
+    SeveralCondition,
+    SketchCondition,
+    TextCondition,
+    coco_stuff,
+)
+from piti.conditions.tokenizers import TOKENIZER_FOLDER, BytePairTokenizer
+from piti.core.errors import UserError
+from piti.core.files import check_folder, whole_file, whole_folder
+from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
+from piti.models import EncoderSpec, TextEncoderSpec, Translator
+from piti.pipelines.cascade import check_cascade
+
+SCHEDULES = {
+    "base": ScheduleSpec(betas="squaredcos_cap_v2", prediction="epsilon"),
+    "upsampler": ScheduleSpec(betas="linear", prediction="epsilon"),
+}
+"""What every released network was trained with."""
+
+# How the releases sample: family => network => settings. Their guidance_scale is 1 + w.
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "PITI": {
+        "base": {"sampler": "ddpm", "steps": 250, "guidance": {"kind": "plain", "w": 0.3}},
+        "upsampler": {"upsampler_sampler": "ddpm", "upsampler_truncates": True},
+    },
+    "GLIDE": {
+        "base": {"sampler": "ddpm", "steps": 100, "guidance": {"kind": "plain", "w": 2.0}},
+        "upsampler": {"upsampler_sampler": "ddim", "upsampler_truncates": False},
+    },
+}
+_UPSAMPLING = {"upsampler_steps": "fast27", "upsampler_noise": 0.997, "upsampler_guidance": 0.0}
+
+RELEASED_THRESHOLD = 0.6
+"""Where PITI's edge maps were cut into lines."""
+
+_FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
+_EXPORTED = {network: f"{network}.pt" for network in SCHEDULERS}
+_MODEL_HOLDS = {
+    INDEX_FILE,
+    CONDITION_FILE,
+    TOKENIZER_FOLDER,
+    *SCHEDULERS,
+    *SCHEDULERS.values(),
+    "README.md",
+    "recipe.yaml",
+}
+_READS_NOTHING = "cannot read text yet: import again with --tokenizer FOLDER --overwrite"
+_KNOWS_NOTHING = "samples as if nothing of the picture were known"
+
+
+class ExchangeError(UserError):
+    """A model cannot be imported or exported as asked. The message names the file or flag and the remedy."""
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """What the files do not tell."""
+
+    prior: str | Path | None = None
+    """Whose UNet an encoder alone takes: a released base, or a model of ours."""
+    classes: Path | None = None
+    """A classes.json instead of COCO-Stuff's."""
+    tokenizer: Path | None = None
+    """A folder with GPT-2's tokenizer, for GLIDE."""
+    heads: Heads = field(default_factory=Heads)
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What was read or written, for a person."""
+
+    what: str
+    """Such as "PITI base"."""
+    source: Path
+    target: Path
+    parameters: int
+    notes: tuple[str, ...] = ()
+    """What to know of it, such as "GLIDE base cannot read text yet: …"."""
+
+    def row(self) -> dict[str, str]:
+        """For a table."""
+        return {
+            "what": self.what,
+            "from": str(self.source),
+            "to": str(self.target),
+            "parameters": f"{self.parameters / 1e6:.1f}M",
+        }
+
+
+# Import
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file, and the tensors of a network that it holds."""
+
+    path: Path
+    rules: list[Rule]
+
+    def kinds(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors without their contents, by name, in the order of `tensors`; weights: what the file holds."""
+        found: dict[str, Tensor] = {}
+        for rule in self.rules:
+            kind = torch.empty_like(weights[rule.source], device="meta")
+            found |= dict(zip(rule.targets, rule.split(kind), strict=True))
+        return found
+
+    def tensors(self, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Our tensors, one at a time. Raises WeightsError for one that is not finite."""
+        for rule in self.rules:
+            check_finite(self.path, rule.source, weights[rule.source])
+            yield from rule.split(weights[rule.source])
+
+
+class _Network:
+    """A network that is still in the files it came with; saved as a `Translator` is, a tensor at a time."""
+
+    saved_as: ClassVar[type] = Translator
+
+    def __init__(self, what: str, config: Mapping[str, Any], schedule: ScheduleSpec, parts: list[_Part]) -> None:
+        self.what, self.schedule, self.parts = what, schedule, parts
+        with torch.device("meta"):
+            self.translator = Translator(**config)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write configuration and weights. Raises WeightsError, OSError."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True)
+        self.translator.save_config(folder)
+        held = [(part, read_weights(part.path)) for part in self.parts]
+        kinds: dict[str, Tensor] = {}
+        for part, weights in held:
+            kinds |= part.kinds(weights)
+        assert kinds.keys() == self.translator.state_dict().keys()
+        tensors = (tensor for part, weights in held for tensor in part.tensors(weights))
+        write_weights(folder / WEIGHTS_FILE, kinds, tensors)
+
+    def exchanged(self, target: Path, reads: bool) -> Exchanged:
+        """What was written to `target`; reads: whether a condition can be given to it as it is."""
+        told = [] if reads else [_READS_NOTHING]
+        told += [_KNOWS_NOTHING] if self.translator.config["inpaint"] else []
+        notes = tuple(f"{self.what} {note}" for note in told)
+        return Exchanged(self.what, self.parts[0].path, target, self.translator.num_parameters(), notes)
+
+
+def import_release(
+    base: Path, out: Path, upsampler: Path | None = None, settings: ImportSettings | None = None
+) -> list[Exchanged]:
+    """Write the model folder `out` from a released base, and an upsampler where there is one.
+
+    What the files are is read off their keys and shapes (`piti.checkpoints.release.identify`); the weights keep their
+    type. `out` is written whole or not at all. Raises UserError: WeightsError for a file that cannot be read or
+    holds NaN, ReleaseError for one in another layout, ExchangeError and ModelError for files that do not fit each
+    other, OutputError for `out`.
+    """
+    chosen = settings or ImportSettings()
+    _check_outside(out, base, upsampler, chosen.prior)
+    check_folder(out, chosen.overwrite, is_model)
+    found = _released(base, chosen.heads)
+    networks, families = {"base": _base(found, base, chosen)}, {"base": found.family}
+    if upsampler is not None:
+        second = _released(upsampler, chosen.heads)
+        networks["upsampler"], families["upsampler"] = _upsampler(second, upsampler), second.family
+    condition = _condition(found, base, chosen)
+    _check_together(condition, networks, base, upsampler)
+    with whole_folder(out, chosen.overwrite, is_model) as folder:
+        parts: dict[str, Saveable] = {}
+        defaults: dict[str, Any] = {}
+        for name, network in networks.items():
+            parts |= {name: network, SCHEDULERS[name]: scheduler_of(network.schedule)}
+            defaults |= DEFAULTS[families[name]][name] | (_UPSAMPLING if name == "upsampler" else {})
+        write_model_folder(folder, parts, condition.saved_in(folder).to_config(), defaults)
+    reads = not isinstance(condition, TextCondition) or chosen.tokenizer is not None
+    return [network.exchanged(out / name, reads or name != "base") for name, network in networks.items()]
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is one that an import may replace: a model of ours, and nothing beside it."""
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    is_ours = isinstance(index, dict) and index.get("_class_name") == "PITIPipeline"
+    return is_ours and {path.name for path in folder.iterdir()} <= _MODEL_HOLDS
+
+
+def _check_outside(out: Path, *inputs: str | Path | None) -> None:
+    """Raises ExchangeError if replacing `out` would remove what is read."""
+    for path in inputs:
+        if path is not None and Path(path).resolve().is_relative_to(out.resolve()):
+            raise ExchangeError(f"{out}: holds {path}, which is read; give another --out")
+
+
+def _check_together(condition: Condition, networks: Mapping[str, _Network], base: Path, upsampler: Path | None) -> None:
+    """Raises ModelError, or ExchangeError, unless the networks fit each other and the condition."""
+    check_cascade(condition, networks["base"].translator, None)
+    if upsampler is None:
+        return
+    try:
+        check_cascade(condition, networks["base"].translator, networks["upsampler"].translator)
+    except UserError as error:
+        fault = str(error).partition(";")[0]  # its remedy is for those who choose the condition
+        raise ExchangeError(
+            f"--upsampler {upsampler}: {fault}; give the upsampler that was released with {base}"
+        ) from None
+
+
+def _released(path: Path, heads: Heads) -> Released:
+    """What a file is. Raises WeightsError, also for a damaged one, and ReleaseError."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
+    check_sums(path)
+    return identify(shapes, str(path), heads)
+
+
+def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
+    if found.config.get("low_res") is not None:
+        raise ExchangeError(f"{path}: is a {found.name}; give it as --upsampler, beside a base")
+    if found.unet is not None:
+        if chosen.prior is not None:
+            raise ExchangeError(f"--prior {chosen.prior}: {path} is a {found.name} and has a UNet; leave --prior out")
+        return _Network(found.name, found.config, SCHEDULES["base"], [_Part(path, found.rules)])
+    if chosen.prior is None:
+        raise ExchangeError(
+            f"{path}: is an encoder alone, as PITI's first stage saves it; name the base whose UNet it was trained "
+            "with: --prior GLIDE_BASE.pt, or a model's folder"
+        )
+    return _joined(found, path, chosen.prior, chosen.heads)
+
+
+def _upsampler(found: Released, path: Path) -> _Network:
+    if found.config.get("low_res") is None:
+        alone = " alone, and an upsampler needs its UNet too" if found.unet is None else "; give it as BASE"
+        raise ExchangeError(f"--upsampler {path}: is a {found.name}{alone}")
+    return _Network(found.name, found.config, SCHEDULES["upsampler"], [_Part(path, found.rules)])
+
+
+# An encoder with another's UNet
+
+
+def _joined(found: Released, path: Path, prior: str | Path, heads: Heads) -> _Network:
+    config, schedule, part = _prior_file(Path(prior), heads) if Path(prior).is_file() else _prior_folder(prior)
+    if config.get("low_res") is not None:
+        raise ExchangeError(f"--prior {prior}: is an upsampler; name a base")
+    width = config["unet_spec"]["token_width"]
+    if width != found.encoder.width:
+        raise ExchangeError(
+            f"--prior {prior}: its UNet takes tokens of width {width}, {path} makes {found.encoder.width}; name the "
+            "base that the encoder was trained with"
+        )
+    merged = {**config, **found.config, "text_spec": None}
+    what = f"{found.name} with the UNet of {Path(prior).name}"
+    return _Network(what, merged, schedule, [_Part(path, found.rules), part])
+
+
+def _prior_file(path: Path, heads: Heads) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
+    found = _released(path, heads)
+    if found.unet is None:
+        raise ExchangeError(f"--prior {path}: is an encoder alone as well; name a base")
+    rules = [rule for rule in found.rules if rule.targets[0].startswith("unet.")]
+    return found.config, SCHEDULES["base"], _Part(path, rules)
+
+
+def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
+    folder = ModelFolder.open(find_model(name))
+    config, schedule, weights = _saved_network(folder, "base", f"--prior {name}")
+    expected, held = our_tensors(config, "unet."), read_weights(weights)
+    odd = next((key for key, kind in expected.items() if key not in held or held[key].shape != kind.shape), None)
+    if odd is not None:
+        raise ExchangeError(f"{weights}: holds no '{odd}' of the size that config.json says; write the model anew")
+    return config, schedule, _Part(weights, [same(key) for key in expected])
+
+
+def _saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict[str, Any], ScheduleSpec, Path]:
+    """A network's configuration, schedule and file of weights. Raises ExchangeError, ModelError."""
+    if network not in folder:
+        raise ExchangeError(f"{source}: has no {network}; give a model that does")
+    path = folder.path / network
+    if (path / ADAPTER_CONFIG).is_file():
+        raise ExchangeError(f"{source}: its {network} is a set of adapters on another model; give a model of its own")
+    return folder.arguments(network), _schedule(folder.path / SCHEDULERS[network]), path / WEIGHTS_FILE
+
+
+def _schedule(folder: Path) -> ScheduleSpec:
+    try:
+        return spec_of(cast(DDPMScheduler, DDPMScheduler.from_pretrained(folder)))
+    except OSError as error:
+        raise ExchangeError(f"{folder}: {error}; the model's folder is not complete") from None
+
+
+# The condition
+
+
+def _condition(found: Released, path: Path, chosen: ImportSettings) -> Condition:
+    """What the base reads. Raises ExchangeError, ConditionError."""
+    encoder, flags = found.encoder, {"palette": chosen.classes, "text": chosen.tokenizer}
+    if isinstance(encoder, TextEncoderSpec):
+        condition: Condition = TextCondition(encoder.context, BytePairTokenizer(chosen.tokenizer, encoder.vocabulary))
+    else:
+        condition = _picture_condition(encoder, path, chosen.classes)
+    for kind, value in flags.items():
+        if value is not None and kind != condition.kind:
+            flag = {"palette": "--classes", "text": "--tokenizer"}[kind]
+            raise ExchangeError(f"{flag} {value}: has no meaning here, {path} reads '{condition.kind}'; leave it out")
+    return condition
+
+
+def _picture_condition(encoder: EncoderSpec, path: Path, classes: Path | None) -> Condition:
+    if encoder.in_channels == 3:
+        return PaletteCondition(coco_stuff() if classes is None else ClassTable.read(classes))
+    if encoder.in_channels == 1:
+        return SketchCondition(threshold=RELEASED_THRESHOLD)
+    raise ExchangeError(
+        f"{path}: its encoder reads {encoder.in_channels} channels; PITI's read 3 (a mask in colours) or 1 (a sketch)"
+    )
+
+
+# Export
+
+
+@dataclass(frozen=True)
+class _Export:
+    """A network of ours that has a released layout."""
+
+    what: str
+    rules: list[Rule]
+    weights: Path
+
+    def write(self, path: Path) -> int:
+        """Write the released file; returns how many parameters it has. Raises WeightsError, OSError."""
+        ours = read_weights(self.weights)
+        if ours.keys() != {name for rule in self.rules for name in rule.targets}:
+            raise ExchangeError(f"{self.weights}: holds other tensors than its config.json says; write the model anew")
+        released = {rule.source: _alone(rule.join(tuple(ours.pop(t) for t in rule.targets))) for rule in self.rules}
+        try:
+            with path.open("xb") as file:  # of its own files, torch does not say what went wrong
+                torch.save(released, file)
+        except RuntimeError as error:  # of its archive, which a failing write left without an end
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        return sum(tensor.numel() for tensor in released.values())
+
+
+def export_release(model: str | Path, out: Path, overwrite: bool = False) -> list[Exchanged]:
+    """Write a model's networks in GLIDE's or PITI's released layout, as `torch.save` does.
+
+    out: a file, for a model of one network (it ends in .pt, .pth or .ckpt), or a folder, in which base.pt and
+    upsampler.pt will lie. Written whole or not at all; weights keep their type, and what was imported comes out
+    as it was, to the bit and in the same order. Raises ReleaseError for a network that has no released layout,
+    ExchangeError, ModelError and OutputError.
+    """
+    folder = ModelFolder.open(find_model(model))
+    exports = {network: _export(folder, network) for network in SCHEDULERS if network in folder}
+    _check_outside(out, *(folder.path / network for network in exports))
+    if out.suffix in _FILE_SUFFIXES:
+        if len(exports) != 1:
+            raise ExchangeError(f"--out {out}: {folder.path} has {' and '.join(exports)}; give a folder for both")
+        with whole_file(out, overwrite) as partial:
+            return [_exchanged(export, partial, out) for export in exports.values()]
+    with whole_folder(out, overwrite, _is_export) as partial:
+        return [
+            _exchanged(export, partial / _EXPORTED[name], out / _EXPORTED[name]) for name, export in exports.items()
+        ]
+
+
+def _exchanged(export: _Export, path: Path, final: Path) -> Exchanged:
+    return Exchanged(export.what, export.weights.parent, final, export.write(path))
+
+
+def _export(folder: ModelFolder, network: str) -> _Export:
+    source = str(folder.path / network)
+    config, schedule, weights = _saved_network(folder, network, str(folder.path))
+    if isinstance(folder.condition, SeveralCondition) and config.get("encoder_spec") is not None:
+        raise ExchangeError(
+            f"{source}: reads {', '.join(folder.condition.parts)} at once; the layout has no place to say which "
+            "channels are whose, and its readers know one condition: only models of one can be exported"
+        )
+    try:
+        found = as_released(config)
+    except UserError as error:
+        raise ExchangeError(f"{source}: {error}") from None
+    if schedule != SCHEDULES[network]:
+        have, want = (", ".join(map(str, spec.to_dict().values())) for spec in (schedule, SCHEDULES[network]))
+        raise ExchangeError(
+            f"{source}: was trained with {have}; the layout stands for {want}, and has no place to say otherwise"
+        )
+    told = f" (to import: {found.flags})" if found.flags else ""
+    return _Export(found.name + told, found.rules, weights)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor with a storage of its own, so that `torch.save` writes it alone."""
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone() if shares else tensor
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds nothing but what an earlier export wrote: base.pt and upsampler.pt, in the layout."""
+    paths = list(folder.iterdir())
+    return {path.name for path in paths} <= set(_EXPORTED.values()) and all(map(is_released, paths))

@@ -1,0 +1,273 @@
+"""Model folders on disk, in the layout of diffusers' pipelines: writing, finding, opening and listing them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
+from piti.conditions import Condition, condition_from_config
+from piti.conditions.tokenizers import TOKENIZER_FOLDER
+from piti.core.errors import UserError
+from piti.core.files import whole_file
+from piti.models.translator import Translator
+
+INDEX_FILE = "model_index.json"
+CONDITION_FILE = "condition.json"
+SCHEDULERS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
+"""The networks of a model, and where their noise schedules are."""
+OF_UPSAMPLER = "upsampler_"
+"""How the settings of an upsampler begin."""
+SHARED_UPSAMPLER = "shares_upsampler_of"
+"""The key of a model's index that names the model whose upsampler it uses, so that its weights lie there alone."""
+
+
+class ModelError(UserError):
+    """A model cannot be found, loaded or put together. The message says what was looked for and what there is."""
+
+
+@runtime_checkable
+class Saveable(Protocol):
+    """What diffusers can save into a folder: models and schedulers; or what saves itself as one, `saved_as` a class."""
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any: ...
+
+
+def write_model_folder(
+    folder: Path, parts: Mapping[str, Saveable], condition: dict[str, Any], defaults: dict[str, Any]
+) -> None:
+    """Write `model_index.json`, a sub-folder for each part, and the condition.
+
+    parts: name => what is saved there: `base` and `scheduler`, `upsampler` and `upsampler_scheduler`, or all
+    four; condition: a condition's configuration; defaults: settings with which the model is sampled where a
+    caller gives none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {"_class_name": "PITIPipeline"}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+        _forget_origin(folder / name)
+        kind = getattr(part, "saved_as", type(part))
+        index[name] = [kind.__module__.partition(".")[0], kind.__name__]
+    index["defaults"] = defaults
+    (folder / CONDITION_FILE).write_text(json.dumps(condition, indent=1), encoding="utf-8")
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def join_base(folder: Path, base: Path) -> None:
+    """Make of an upsampler's folder a whole model: add another model's base, condition and defaults."""
+    index, other = _read_json(folder, INDEX_FILE), _read_json(base, INDEX_FILE)
+    for part in ("base", "scheduler"):
+        shutil.copytree(base / part, folder / part)
+        index[part] = other[part]
+    settings = {key: value for key, value in other.get("defaults", {}).items() if not key.startswith(OF_UPSAMPLER)}
+    index["defaults"] = settings | index["defaults"]
+    shutil.copy(base / CONDITION_FILE, folder / CONDITION_FILE)
+    if (base / TOKENIZER_FOLDER).is_dir():
+        shutil.copytree(base / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER, dirs_exist_ok=True)
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def share_upsampler(folder: Path, lender: str) -> None:
+    """Make a model without an upsampler use that of another, by name. Raises ModelError where either does not fit."""
+    index, other = _read_json(folder, INDEX_FILE), find_model(lender)
+    if "upsampler" in index or "base" not in index:
+        raise ModelError(f"{folder}: is to share an upsampler, but is no base alone; leave its own out")
+    if "upsampler" not in _read_json(other, INDEX_FILE):
+        raise ModelError(f"{lender}: has no upsampler to share; name a model that has")
+    with whole_file(folder / INDEX_FILE, overwrite=True) as partial:
+        partial.write_text(json.dumps(index | {SHARED_UPSAMPLER: lender}, indent=1), encoding="utf-8")
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop the path that a part was loaded from, which diffusers saves with it."""
+    for path in folder.glob("*.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# Finding
+
+
+def bundled_models() -> dict[str, Path]:
+    """The models that come with the package, by name."""
+    root = Path(str(files("piti") / "assets"))
+    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / INDEX_FILE).is_file()}
+
+
+def find_model(name: str | Path, **kwargs: Any) -> Path:
+    """The folder of a bundled model, of a path (also a training run's), or of a model of the hub.
+
+    kwargs: passed on to the hub's download. Raises ModelError that lists what there is.
+    """
+    path, bundled = Path(name), bundled_models()
+    if str(name) in bundled:
+        return bundled[str(name)]
+    for folder in (path, path / "model"):
+        if (folder / INDEX_FILE).is_file():
+            return folder
+    known = f"bundled models: {', '.join(bundled) or 'none'}"
+    if path.exists():
+        raise ModelError(f"{path} holds no {INDEX_FILE}; give a model's folder or a training run's ({known})")
+    if str(name).count("/") != 1:
+        raise ModelError(f"there is no model '{name}': neither bundled, nor a folder, nor an id of the hub ({known})")
+    return _download(str(name), known, **kwargs)
+
+
+_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", "examples/*.png"]
+
+
+def _download(name: str, known: str, **kwargs: Any) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
+    except Exception as error:  # the hub raises errors of many libraries
+        raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error} ({known})") from error
+
+
+# Opening
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk: what its index and its condition say; weights are loaded one network at a time."""
+
+    path: Path
+    index: dict[str, Any]
+    condition: Condition
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFolder:
+        """Read index and condition. Raises ModelError, and ConditionError for a condition that is not known."""
+        condition = condition_from_config(_read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
+        return cls(path, _read_json(path, INDEX_FILE), condition.found_in(path))
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.index
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The settings with which the model is sampled where a caller gives none."""
+        return self.index.get("defaults") or {}
+
+    @property
+    def lender(self) -> str | None:
+        """The model whose upsampler this one uses, none where it has its own, or none at all."""
+        return None if "upsampler" in self else self.index.get(SHARED_UPSAMPLER)
+
+    def config(self, network: str) -> dict[str, Any]:
+        """A network's configuration. Raises ModelError."""
+        return _read_json(self.path / network, "config.json")
+
+    def arguments(self, network: str) -> dict[str, Any]:
+        """The arguments of a network's `Translator`. Raises ModelError."""
+        return {key: value for key, value in self.config(network).items() if not key.startswith("_")}
+
+    def load(self, network: str, torch_dtype: torch.dtype) -> tuple[Translator, DDPMScheduler]:
+        """A network, ready to sample, and its scheduler. Raises ModelError."""
+        kind = self.config(network).get("_class_name", Translator.__name__)
+        if kind != Translator.__name__:
+            raise ModelError(
+                f"{self.path}: its {network} is a {kind}, no translator; translate with it, but take another model for "
+                "this"
+            )
+        try:
+            translator = self._translator(network, torch_dtype)
+            schedule = cast(DDPMScheduler, DDPMScheduler.from_pretrained(self.path / SCHEDULERS[network]))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.path}: {error}") from None
+        return translator.eval(), schedule
+
+    def _translator(self, network: str, torch_dtype: torch.dtype) -> Translator:
+        folder = self.path / network
+        if not (folder / ADAPTER_CONFIG).is_file():
+            return Translator.from_pretrained(folder, torch_dtype=torch_dtype)
+        config = read_adapter_config(folder)
+        prior = find_model(config.prior) / network
+        return load_adapted(folder, config, self.arguments(network), prior, torch_dtype)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: {error}; the model's folder is not complete") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{folder / name}: expected an object, got {type(values).__name__}; write the folder anew")
+    return values
+
+
+# Listing
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that is at hand."""
+
+    name: str
+    where: str
+    folder: Path
+
+    def row(self) -> dict[str, str]:
+        """For a table. Raises ModelError where a file is missing."""
+        size = sum(p.stat().st_size for p in self.folder.rglob("*.safetensors"))
+        return {
+            "model": self.name,
+            "condition": _read_json(self.folder, CONDITION_FILE)["kind"],
+            "image": self._image(),
+            "weights": f"{size / 1e6:.1f} MB",
+            "where": self.where,
+        }
+
+    def _image(self) -> str:
+        """The side of its images, "64 -> 256 px" for a cascade, also one that shares an upsampler, and for an
+        upsampler alone."""
+        index = _read_json(self.folder, INDEX_FILE)
+        configs = [_read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
+        if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
+            configs.append(_read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
+        sides = [config["image_size"] for config in configs]
+        if "base" in index:
+            return f"{' -> '.join(map(str, sides))} px"
+        return f"{configs[0]['low_res']} -> {sides[0]} px, upsampler alone"
+
+
+def list_models() -> list[ModelInfo]:
+    """Bundled models, then those in the hub's cache."""
+    found = [ModelInfo(name, "bundled", folder) for name, folder in bundled_models().items()]
+    return found + [ModelInfo(name, "hub cache", folder) for name, folder in _cached_models()]
+
+
+def _cached_models() -> Iterator[tuple[str, Path]]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda repo: repo.repo_id):
+        for revision in repository.revisions:
+            if _is_whole(Path(revision.snapshot_path)):
+                yield repository.repo_id, Path(revision.snapshot_path)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder holds a model of this package with every configuration that listing it reads."""
+    try:
+        index = _read_json(folder, INDEX_FILE)
+    except ModelError:
+        return False
+    parts = [part for part in ("base", "upsampler") if part in index]
+    needed = [CONDITION_FILE, *(f"{part}/config.json" for part in parts)]
+    return index.get("_class_name") == "PITIPipeline" and bool(parts) and all((folder / n).is_file() for n in needed)

@@ -1,0 +1,145 @@
+"""Low-rank adapters on a prior's UNet (LoRA; Hu et al. 2021, arXiv 2106.09685), saved beside the prior's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
+from piti.core.errors import UserError
+from piti.core.spec import Spec
+from piti.models.translator import Translator
+
+ADAPTER_FILE = "adapter.safetensors"
+ADAPTER_CONFIG = "adapter.json"
+_ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0")
+_RESIDUAL = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
+_A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+class LoraSpec(Spec):
+    """Adapters W + (alpha / rank) B A on the UNet's layers."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale of what the adapters add, times rank; none: the rank itself."""
+    convolutions: bool = False
+    """Also on the residual blocks, not on the attention alone."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+class AdapterConfig(Spec):
+    """What an adapter's folder says of itself."""
+
+    prior: str
+    """The model whose UNet it belongs to: a bundled name, a folder, a training run, or an id of the hub."""
+    sha256: str
+    """Of that model's weights file."""
+    lora: LoraSpec
+
+
+def inject(translator: Translator, spec: LoraSpec) -> None:
+    """Put adapters into a translator's UNet by peft. They add nothing until they are trained.
+
+    Raises UserError where peft is not installed, or no layer is to be adapted.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("low-rank adapters need peft; install it with pip install 'piti[lora]'") from None
+    targets = [*_ATTENTION, *(_RESIDUAL if spec.convolutions else ())]
+    names = [name for name, layer in translator.unet.named_modules() if name.endswith(tuple(f".{t}" for t in targets))]
+    if not names:
+        raise UserError("lora: this UNet attends nowhere; set lora.convolutions: true")
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.scale * spec.rank, target_modules=names)  # pyright: ignore[reportArgumentType]
+    inject_adapter_in_model(config, translator.unet)
+
+
+def adapter_parameters(translator: Translator) -> list[nn.Parameter]:
+    """The adapters' parameters."""
+    return [p for name, p in translator.unet.named_parameters() if ".lora_" in name]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A translator with adapters, as it is saved: its encoder, its adapters, and the name of its prior."""
+
+    translator: Translator
+    config: AdapterConfig
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write `config.json`, `adapter.json` and `adapter.safetensors`."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.translator.save_config(folder)
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(self.config.to_dict(), indent=1), encoding="utf-8")
+        state = self.translator.state_dict()
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith("unet.") or ".lora_" in name}
+        save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / ADAPTER_FILE)
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """What an adapter's folder says of itself. Raises UserError that names the file."""
+    path = folder / ADAPTER_CONFIG
+    try:
+        return AdapterConfig.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy the folder again") from None
+
+
+def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: LoraSpec) -> dict[str, Tensor]:
+    """A whole translator's weights: the adapter's encoder, and the prior's UNet with the adapters added in.
+
+    Raises UserError if an adapter does not fit its layer.
+    """
+    weights = {name: tensor for name, tensor in prior.items() if not name.startswith("encoder.")}
+    weights |= {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
+    for name in adapter:
+        if not name.endswith(_A):
+            continue
+        layer = name.removesuffix(_A)
+        down, up = adapter[name], adapter.get(layer + _B)
+        weight = weights.get(f"{layer}.weight")
+        if weight is None or up is None or (len(weight), *weight.shape[1:]) != (len(up), *down.shape[1:]):
+            raise UserError(f"the adapter of {layer} does not fit the prior's UNet; name the prior it was trained on")
+        weights[f"{layer}.weight"] = weight.float() + spec.scale * product(up, down)  # not rounded to the prior's
+    return weights
+
+
+def product(up: Float[Tensor, "out r *one"], down: Float[Tensor, "r *in"]) -> Float[Tensor, "out *in"]:
+    """B A, also of convolutions, where B is 1 × 1."""
+    return (up.flatten(1).float() @ down.flatten(1).float()).view(len(up), *down.shape[1:])
+
+
+def load_adapted(
+    folder: Path, config: AdapterConfig, arguments: Mapping[str, Any], prior: Path, torch_dtype: torch.dtype
+) -> Translator:
+    """A translator whose UNet is a prior's with the adapter of `folder` added in.
+
+    config: of the adapter; arguments: of its `Translator`; prior: the folder of the prior's network. Raises UserError
+    if its weights are not those that were adapted.
+    """
+    if file_hash(prior / WEIGHTS_FILE) != config.sha256:
+        raise UserError(
+            f"{prior}: its weights have changed since {folder} was trained on them; give the prior as it was "
+            f"('prior' in {folder / ADAPTER_CONFIG})"
+        )
+    translator = Translator(**arguments)
+    adapter = read_weights(folder / ADAPTER_FILE)
+    translator.load_state_dict(merged(read_weights(prior / WEIGHTS_FILE), adapter, config.lora))
+    for parameter in translator.parameters():
+        parameter.data = parameter.data.to(torch_dtype)
+    return translator

@@ -1,0 +1,174 @@
+"""Weights on disk: read without running any code, written one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from piti.core.errors import UserError
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+"""Where diffusers keeps a model's weights, in the model's folder."""
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys that training scripts put around the weights
+_PARALLEL = "module."  # what DataParallel puts before every key
+_CHUNK = 2**20  # bytes that are read at once
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+
+
+class WeightsError(UserError):
+    """A file of weights cannot be used. The message names the file, the key, and what was expected."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `torch.save` file or a .safetensors file, by name, in the file's order.
+
+    They are maps of the file where its format allows it, so that memory is taken as they are read. Tensors alone
+    are unpickled (`weights_only`). A dictionary around the state dict and "module." before every key are taken off.
+    Raises WeightsError for a file that is missing, cut short, no such file, or holds anything but weights.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file; give a checkpoint (.pt or .safetensors)")
+    values: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
+            values = values[wrapper]
+    if not isinstance(values, Mapping) or not values:
+        raise WeightsError(f"{path}: expected a state dict (names and tensors), got {_what(values)}")
+    for name, value in values.items():
+        _check_weight(path, name, value)
+    if all(name.startswith(_PARALLEL) for name in values):
+        values = {name.removeprefix(_PARALLEL): value for name, value in values.items()}
+    return dict(values)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: is no whole .safetensors file ({error}); fetch it again") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    zipped = is_archive(path)
+    if zipped and not zipfile.is_zipfile(path):
+        raise WeightsError(f"{path}: is cut short or damaged (its archive has no end); fetch it again")
+    try:
+        with warnings.catch_warnings():  # of other pickles than torch.save's, of which the error below says enough
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path}: {_unpickling(str(error))}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"{path}: cannot be read as weights, it is damaged or cut short ({first}); fetch it again"
+        ) from None
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as a zip, which is what torch.save writes since version 1.6."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sums(path: Path) -> None:
+    """Raises WeightsError if an archive's records are not what its checksums say; reads the file once.
+
+    Older `torch.save` files and .safetensors files hold no sums, and pass; so do records written without (sum 0).
+    """
+    if not is_archive(path):
+        return
+    name = "its list of records"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                name = f"'{record.filename}'"
+                with archive.open(record) as file:
+                    while record.CRC and file.read(_CHUNK):
+                        pass
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise WeightsError(f"{path}: is damaged, {name} is not as it was saved ({error}); fetch it again") from None
+
+
+def _unpickling(message: str) -> str:
+    """What to say of a pickle that torch refuses."""
+    wanted = re.search(r"(?:GLOBAL|class|function)\s+([\w.]+\.\w+)", message)
+    if wanted or "weights_only" not in message:
+        asks = f" (it asks for {wanted[1]})" if wanted else ""
+        return (
+            f"holds more than weights{asks}, and nothing in it was run; have its author save the state dict alone, "
+            "or as .safetensors"
+        )
+    return (
+        "is no checkpoint of torch.save, or is cut short, or holds code, which was not run; give a .pt or .safetensors "
+        "file, or fetch it again"
+    )
+
+
+def _check_weight(path: Path, name: Any, value: Any) -> None:
+    """Raises WeightsError unless name and value are those of a weight."""
+    if not isinstance(name, str):
+        raise WeightsError(f"{path}: expected names of tensors, got the key {name!r}; give the state dict alone")
+    if not isinstance(value, Tensor):
+        raise WeightsError(f"{path}: '{name}' is {_what(value)}, not a tensor; give the state dict alone")
+    if value.dtype not in _DTYPES or value.layout != torch.strided:
+        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        got = str(value.dtype).removeprefix("torch.")
+        got += "" if value.layout == torch.strided else f" ({value.layout})"
+        raise WeightsError(f"{path}: '{name}' is {got}; weights are dense tensors of {kinds}")
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "an empty dictionary" if not value else f"a dictionary of {len(value)}"
+    return f"a value of type {type(value).__name__}"
+
+
+def check_finite(path: Path, name: str, value: Tensor) -> None:
+    """Raises WeightsError if a tensor holds NaN or an infinity."""
+    finite = value.isfinite()
+    if not bool(finite.all()):
+        count = int((~finite).sum())
+        raise WeightsError(
+            f"{path}: '{name}' has {count} of {value.numel()} values that are NaN or infinite; the file is of no use"
+        )
+
+
+def write_weights(path: Path, kinds: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> None:
+    """Write a .safetensors file, holding one tensor at a time.
+
+    kinds: name => a tensor of the shape and dtype to come (on "meta", say), in the order of the file;
+    tensors: those tensors themselves, in the same order. Raises OSError.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, kind in kinds.items():
+        start, end = end, end + kind.numel() * kind.element_size()
+        header[name] = {"dtype": _DTYPES[kind.dtype], "shape": list(kind.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data begins at a multiple of 8
+    with path.open("xb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for (name, kind), tensor in zip(kinds.items(), tensors, strict=True):
+            assert (tensor.shape, tensor.dtype) == (kind.shape, kind.dtype), name
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,182 @@
+"""Files and folders that are whole or absent: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from piti.core.errors import UserError
+
+
+class OutputError(UserError):
+    """A result cannot be written where it was asked for. The message says what is there and what to do."""
+
+
+@contextmanager
+def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `target` when the block ends without an error.
+
+    An empty `target` is taken; one with contents only if `overwrite`, and if `ours` says that it is a result of the
+    same kind. However the block ends, by SIGTERM too (which is then SystemExit), nothing else remains beside it, and
+    until it ends well `target` is as it was. Raises OutputError, also for a full disk.
+    """
+    check_folder(target, overwrite, ours)
+    with _termination_raised(), _beside(target) as partial:
+        partial.mkdir()
+        yield partial
+        flush_all(partial)
+        _swap(partial, target)
+
+
+@contextmanager
+def whole_file(target: Path, overwrite: bool, flag: str = "--out") -> Iterator[Path]:
+    """The name of a file to write, which becomes `target` as a folder does in `whole_folder`."""
+    check_file(target, overwrite, flag)
+    with _termination_raised(), _beside(target) as partial:
+        yield partial
+        flush(partial)
+        os.replace(partial, target)
+
+
+def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], flag: str = "--out") -> None:
+    """Raises OutputError unless `whole_folder` may write there. flag: what names the folder on the command line."""
+    if not (target.exists() or target.is_symlink()):
+        return
+    if not target.is_dir() or target.is_symlink():
+        raise OutputError(f"{target}: is there already and is no folder; give another {flag}")
+    if not any(target.iterdir()):
+        return
+    if not ours(target):
+        raise OutputError(f"{target}: holds other things, which would be lost; give another {flag}")
+    if not overwrite:
+        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
+
+
+def check_file(target: Path, overwrite: bool, flag: str = "--out") -> None:
+    """Raises OutputError unless `whole_file` may write there. flag: what names the file on the command line."""
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; give a file's name as {flag}")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
+
+
+def check_place(folder: Path, flag: str = "--out") -> None:
+    """Raises OutputError unless a folder is there, or can be made, and written into."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise OutputError(f"{folder}: {there} is a file, no folder; give another {flag}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: {there} may not be written into; give another {flag}")
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A name beside `target` that is not taken; what is left there at the end is removed."""
+    target = target.absolute()
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    missing = [parent for parent in target.parents if not parent.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+    except BaseException as error:
+        with _interrupts_held():
+            _remove(partial)
+            for parent in missing:  # the innermost first
+                parent.rmdir() if parent.is_dir() and not any(parent.iterdir()) else None
+        if isinstance(error, OSError):
+            what = error.strerror or str(error)
+            raise OutputError(
+                f"{target}: cannot be written ({what}); nothing was changed: check the folder and the free space"
+            ) from error
+        raise
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Rename a finished folder to `target`; what was there is put back if that fails, and else removed."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = partial.with_suffix(".old")
+    with _interrupts_held():
+        target.rename(old)
+        try:
+            partial.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            raise OutputError(
+                f"{target}: is written, but what it replaces cannot be removed ({error}); remove {old} yourself"
+            ) from error
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Within the block, SIGTERM raises SystemExit(143), unless something else answers it, or in another thread."""
+    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """SIGINT and SIGTERM that come within the block are answered at its end; for what must not stop half-way."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if not _in_main_thread() or None in handlers.values():  # none: set by no Python, and not to be put back by it
+        yield
+        return
+    came: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _in_main_thread() -> bool:
+    """Signals are answered, and answers set, in no other thread."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush_all(folder: Path) -> None:
+    """Bring a folder, with all that is in it, onto the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Bring a file's contents, or a folder's names, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,361 @@
+"""Pictures in and out: decode safely, crop, resize, lay out, save.
+
+The only place where uint8 pixels and tensors in [-1, 1] meet, and where files are decoded or written.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from piti.core.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused before they are decoded (a decompression bomb is a few kB on disk)."""
+
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_RGB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"})  # each value has one in 8-bit RGB
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
+
+
+class ImageError(UserError):
+    """A picture cannot be read, converted or written. The message names the file and the remedy."""
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """A picture that is no file of its own, such as one inside an archive; its text names it in errors."""
+
+    def open(self) -> BinaryIO: ...
+
+
+Source = str | Path | Opened
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+# Reading
+
+
+def open_image(path: Source) -> Image.Image:
+    """Decode the picture at `path` completely, upright (EXIF orientation applied), in its own mode.
+
+    The mode is kept, so that label maps (L, P, I;16) stay what they are. Of an animation, the first
+    frame. Raises ImageError if the file is missing, not a picture, damaged, or above MAX_PIXELS.
+    """
+    with _open_header(path) as image:
+        try:
+            image.load()
+        except _DECODER_ERRORS as error:
+            raise ImageError(f"{path}: damaged or incomplete ({error}); copy or export the file again") from error
+        return _upright(image)
+
+
+def read_rgb(path: Source) -> Image.Image:
+    """Decode a photograph as 8-bit RGB.
+
+    Transparent parts are laid on white, 16-bit greys are scaled to 8 bits. Raises ImageError.
+    """
+    return as_rgb(open_image(path), str(path))
+
+
+def as_rgb(image: Image.Image, source: str, behind: str = "white") -> Image.Image:
+    """A decoded picture as 8-bit RGB, upright, as `read_rgb` has it. behind: the colour under transparent parts.
+
+    Raises ImageError, naming `source`, for floating-point pixels.
+    """
+    image = _upright(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ImageError(f"{source}: floating-point pixels have no fixed range; export as 8-bit PNG or JPEG")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
+    return image.convert("RGB")
+
+
+def loss_as_rgb(picture: Image.Image | Source) -> str:
+    """What `as_rgb` loses of a picture, in words; empty where every pixel keeps its value. Raises ImageError.
+
+    Of a picture that is decoded already nobody can say how many bits its file had.
+    """
+    if not isinstance(picture, Image.Image):
+        with _open_header(picture) as header:
+            return _bits_lost(header) or loss_as_rgb(open_image(picture))
+    lost = _bits_lost(picture)
+    if not lost and picture.has_transparency_data:
+        lost = "" if picture.convert("RGBA").getchannel("A").getextrema() == (255, 255) else "its transparency"
+    return lost
+
+
+def _bits_lost(image: Image.Image) -> str:
+    """What 8 bits of RGB cannot hold of an image of this mode, or of this file where it is not decoded yet."""
+    raw = [tile[3] for tile in getattr(image, "tile", [])]  # how the file's pixels are stored, such as "RGB;16B"
+    stored = [args[0] if isinstance(args, tuple) and args else args for args in raw]
+    if image.mode[0] in "IF" or any(isinstance(mode, str) and ";16" in mode for mode in stored):
+        return "what it has beyond 8 bits"
+    return "" if image.mode in _RGB_MODES else f"its colours as {image.mode}"
+
+
+def image_size(path: Source) -> tuple[int, int]:
+    """(width, height) of the upright picture, from the file's header alone. Raises ImageError."""
+    with _open_header(path) as image:
+        width, height = image.size
+        turned = image.format != "TIFF" and _orientation(image) in _TURNED  # PIL turns TIFFs itself
+        return (height, width) if turned else (width, height)
+
+
+def png_text(path: Source) -> dict[str, str]:
+    """The texts that `save_png` stored in a picture, from its file's header alone. Raises ImageError."""
+    with _open_header(path) as image:
+        return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """The pictures in `folder` (by suffix, see IMAGE_SUFFIXES), sorted; hidden files are left out."""
+    return list_files(folder, IMAGE_SUFFIXES, recursive)
+
+
+def list_files(folder: str | Path, suffixes: Set[str], recursive: bool = False) -> list[Path]:
+    """The files in `folder` with one of these suffixes, sorted; hidden ones are left out. Raises ImageError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder; give a folder that holds pictures")
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(path for path in found if _is_meant(path, folder, suffixes))
+
+
+def _is_meant(path: Path, folder: Path, suffixes: Set[str]) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in suffixes and not hidden and path.is_file()
+
+
+def _open_header(path: Source) -> Image.Image:
+    """Open without decoding; refuse what is missing, unknown or too large."""
+    try:
+        image = Image.open(path if isinstance(path, str | Path) else path.open())
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path}: is a folder; give a picture's file") from None
+    except _BOMBS as error:
+        raise ImageError(f"{path}: refused before decoding ({error}); make it smaller") from None
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"{path}: not a readable picture ({error}); save it as PNG or JPEG") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise ImageError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS} are decoded; make it smaller")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) if there is none or the tags are broken."""
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
+        return 1  # PIL would decode the pixels to look behind them
+    try:
+        return image.getexif().get(0x0112, 1)
+    except _DECODER_ERRORS:
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+# uint8 <-> [-1, 1]
+
+
+def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    """Pixels 0..255 to float32 in [-1, 1]; `to_uint8` undoes it exactly."""
+    if isinstance(image, Image.Image):
+        image = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ImageError(f"expected uint8 pixels [h, w, 3], got {image.dtype} {list(image.shape)}")
+    pixels = torch.tensor(np.ascontiguousarray(image))  # [h, w, 3]
+    return from_uint8(pixels.permute(2, 0, 1).contiguous())
+
+
+def from_uint8(pixels: UInt8[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Values 0..255 to float32 in [-1, 1]; `to_uint8` undoes it exactly."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def to_uint8(tensor: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
+    """Values in [-1, 1] to 0..255, rounded to nearest; what lies outside is clipped.
+
+    Raises ImageError for NaN or infinite values: they have no colour.
+    """
+    if not torch.isfinite(tensor).all():
+        raise ImageError("NaN or infinite values cannot be shown; the sampling or training diverged")
+    return tensor.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def quantized(tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Values in [-1, 1] to the nearest of the 256 levels that 8-bit pixels have there, float32.
+
+    What an image is after it was saved and read again. Raises ImageError as `to_uint8` does.
+    """
+    return from_uint8(to_uint8(tensor))
+
+
+def truncated(tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Values in [-1, 1] to the next lower of the 256 levels of 8-bit pixels, float32, as PITI's release has it."""
+    return tensor.float().clamp(-1, 1).add(1).mul(127.5).int().float().div_(127.5).sub_(1)
+
+
+def to_pil(tensor: Float[Tensor, "*batch 3 h w"]) -> Any:
+    """[3, h, w] in [-1, 1] to one PIL image, [B, 3, h, w] to a list of them."""
+    if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3:
+        raise ImageError(f"expected [3, h, w] or [B, 3, h, w], got {list(tensor.shape)}")
+    if tensor.ndim == 4:
+        return [to_pil(image) for image in tensor]
+    return Image.fromarray(to_uint8(tensor.detach()).permute(1, 2, 0).cpu().numpy())
+
+
+# Cropping
+
+
+def center_box(width: int, height: int) -> Box:
+    """The largest centred square."""
+    side = min(width, height)
+    return Box((width - side) // 2, (height - side) // 2, side, side)
+
+
+def crop_resize(
+    image: Image.Image | UInt8[np.ndarray, "h w 3"],
+    box: Box,
+    size: int | tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """Cut `box` out, then resize it to `size` (a side, or width and height), antialiased.
+
+    The filter never looks beyond the box (unlike PIL's `resize(box=...)`), so the result is that of
+    `image.crop(...).resize(...)` to the pixel.
+    """
+    left, top, width, height = box
+    if isinstance(image, Image.Image):
+        cut = image.crop((left, top, left + width, top + height))
+    else:
+        cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    return cut.resize((size, size) if isinstance(size, int) else size, resample)
+
+
+# Sheets
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    gap: int = 4,
+    background: str | tuple[int, int, int] = "white",
+    headings: Sequence[str] | None = None,
+) -> Image.Image:
+    """A contact sheet: rows of pictures, each centred in its cell, `gap` pixels around every cell.
+
+    headings: a word above each column. Rows may differ in length and pictures in size.
+    """
+    if not any(rows):
+        raise ImageError("a sheet needs at least one picture")
+    columns = max(len(row) for row in rows)
+    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(columns)]
+    heights = [max((image.height for image in row), default=0) for row in rows]
+    y = gap + (_HEADING_SIZE + gap if headings else 0)
+    size = (sum(widths) + gap * (columns + 1), y + sum(heights) + gap * len(rows))
+    sheet = Image.new("RGB", size, background)
+    for row, height in zip(rows, heights, strict=True):
+        x = gap
+        for image, width in zip(row, widths, strict=False):
+            corner = (x + (width - image.width) // 2, y + (height - image.height) // 2)
+            sheet.paste(image.convert("RGB"), corner)
+            x += width + gap
+        y += height + gap
+    _write_headings(sheet, headings or [], widths, gap)
+    return sheet
+
+
+_HEADING_SIZE = 12
+
+
+def _write_headings(sheet: Image.Image, headings: Sequence[str], widths: Sequence[int], gap: int) -> None:
+    """Words above the columns, shortened to their width, dark on light or light on dark."""
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_HEADING_SIZE)
+    colour = "black" if np.asarray(sheet.crop((0, 0, 1, 1))).mean() > 127 else "white"
+    x = gap
+    for word, width in zip(headings, widths, strict=False):
+        while word and draw.textlength(word, font) > width:
+            word = word[:-2] + "…" if len(word) > 2 else ""
+        draw.text((x + width / 2, gap), word, fill=colour, font=font, anchor="ma")
+        x += width + gap
+
+
+# Writing
+
+
+def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """A picture as a PNG file's contents; text: metadata, read back by `png_text`. Raises ValueError for odd modes."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None) -> None:
+    """Write a PNG so that `path` holds the whole new picture or what it held before, never half of one.
+
+    text: metadata, stored as PNG text and read back as `PIL.Image.open(path).text`. Missing folders
+    are made. Raises ImageError if the picture cannot be written; no temporary file remains.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ImageError(f"{path}: pictures are written as PNG; end the name in .png")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        contents = png_bytes(image, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(contents)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | ValueError):
+            raise
+        what = getattr(error, "strerror", None) or error  # without the temporary file's name
+        raise ImageError(f"{path}: cannot be written ({what}); check the folder and the free space") from error

@@ -1,0 +1,1 @@
+"""Training data in tar archives, near or far: found, fetched, cached, read."""

@@ -1,0 +1,245 @@
+"""Shards at hand: local ones where they lie, remote ones in a bounded folder, fetched ahead, each with its index."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from piti.data.archives import ShardIndex, ShardSample, index_shard
+from piti.data.problems import DataError
+from piti.data.shards.fetch import Expected, fetch
+from piti.data.shards.sources import is_remote, name_of, shown
+
+_GIB = 2**30
+_AT_ONCE = 4  # shards that one process fetches side by side
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar, and what a manifest says of it."""
+
+    address: str
+    samples: int | None = None
+    expected: Expected | None = None
+
+    @property
+    def name(self) -> str:
+        """Its own name, with which the keys of its samples begin."""
+        return name_of(self.address)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is to be fetched."""
+        return is_remote(self.address)
+
+    def __str__(self) -> str:
+        return shown(self.address)
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard that can be read, also after its file is gone from the cache."""
+
+    shard: Shard
+    handle: io.BufferedReader
+    index: ShardIndex
+
+
+class ShardCache:
+    """A folder that holds at most so much, shared by all processes of a machine.
+
+    Whatever lies there under a shard's name is whole. A shard is fetched by one process at a time; the others wait.
+    """
+
+    def __init__(self, folder: Path | None, gib: float, timeout: float) -> None:
+        self.folder = folder or Path(tempfile.gettempdir()) / f"piti-shards-{os.getuid()}"
+        self.most, self.timeout = int(gib * _GIB), timeout
+        self._own = folder is None
+
+    def path_of(self, shard: Shard) -> Path:
+        """Where it lies when it is there; another name where the manifest expects something else."""
+        if not shard.remote:
+            return Path(shard.address)
+        mark = hashlib.sha256(f"{shard.address}\n{shard.expected}".encode()).hexdigest()[:20]
+        return self.folder / f"{shard.name[:80]}-{mark}.tar"
+
+    def opened(self, shard: Shard) -> io.BufferedReader:
+        """The shard's file, fetched if need be. Raises DataError."""
+        path = self.path_of(shard)
+        if not shard.remote:
+            try:
+                return path.open("rb")
+            except OSError as error:
+                raise DataError(f"{path}: cannot be opened ({error.strerror}); check data.shards") from None
+        self.make()
+        with _locked(path.with_suffix(".lock")):
+            fetched = False
+            while True:
+                try:
+                    handle = path.open("rb")
+                    break
+                except FileNotFoundError:  # not there, or evicted by another thread before it was opened
+                    fetch(shard.address, path, self.timeout, shard.expected)
+                    fetched = True
+            with contextlib.suppress(FileNotFoundError):  # evicted since; the handle still reads it
+                os.utime(path)
+            if fetched:
+                self._evict(path)
+            return handle
+
+    def index_of(self, shard: Shard, handle: io.BufferedReader | None = None) -> ShardIndex:
+        """What lies where in a shard, of whose file a handle may be at hand; remembered. Raises DataError."""
+        kept = self._index_path(shard)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return _index_from(json.loads(kept.read_bytes()))
+        with contextlib.nullcontext(handle) if handle else self.opened(shard) as file:
+            index = index_shard(file, str(shard))
+        self.make()
+        with contextlib.suppress(OSError):  # it is only quicker with it
+            partial = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
+            partial.write_text(json.dumps(_index_to(index)), encoding="utf-8")
+            os.replace(partial, kept)
+        return index
+
+    def knows(self, shard: Shard) -> bool:
+        """Whether a shard's index is remembered."""
+        return self._index_path(shard).is_file()
+
+    def _index_path(self, shard: Shard) -> Path:
+        """Where a shard's index is kept; another name for a local file that has changed."""
+        path = self.path_of(shard).absolute()
+        state = ""
+        if not shard.remote:
+            with contextlib.suppress(OSError):
+                state = f"\n{path.stat().st_size}\n{path.stat().st_mtime_ns}"
+        return self.folder / f"index-{hashlib.sha256(f'{path}{state}'.encode()).hexdigest()[:24]}.json"
+
+    def make(self) -> None:
+        """Make the folder. Raises DataError where it cannot be, or belongs to somebody else."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._own and self.folder.stat().st_uid != os.getuid():
+                raise PermissionError(0, "it belongs to another user")
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot hold fetched shards ({error.strerror}); set data.shard_cache to another folder"
+            ) from None
+
+    def _evict(self, but: Path) -> None:
+        """Remove what was used longest ago until the rest fits, and what killed processes left."""
+        with _locked(self.folder / ".lock"):
+            for partial in self.folder.glob("*.partial"):
+                _remove_unlocked(partial)
+            found = []
+            for path in self.folder.glob("*.tar"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    found.append((status.st_mtime_ns, status.st_size, path))
+            total = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if total <= self.most:
+                    break
+                if path != but:
+                    path.unlink(missing_ok=True)
+                    total -= size
+
+
+class ShardStore:
+    """The shards of a set, opened when they are needed and fetched before that.
+
+    Of one process: after a fork it begins anew, and so does a copy in another process.
+    """
+
+    def __init__(self, shards: Sequence[Shard], cache: ShardCache, keep: int) -> None:
+        self.shards, self.cache, self.keep = list(shards), cache, keep
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[int, Future[OpenShard]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._turns = threading.Semaphore(_AT_ONCE)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"shards": self.shards, "cache": self.cache, "keep": self.keep}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def opened(self, number: int) -> OpenShard:
+        """Shard `number`, fetched if it is not there. Raises DataError."""
+        return self._future(number).result()
+
+    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+        """Begin to fetch what is needed now, then what will be, and keep these."""
+        for number in (*now, *soon):
+            self._future(number)
+
+    def _future(self, number: int) -> Future[OpenShard]:
+        if self._process != os.getpid():
+            self._begin()
+        with self._lock:
+            future = self._open.get(number)
+            if future is None or (future.done() and future.exception() is not None):
+                future = self._open[number] = Future()
+                threading.Thread(target=self._work, args=(number, future), name="shards", daemon=True).start()
+            self._open.move_to_end(number)
+            while len(self._open) > self.keep:
+                self._open.popitem(last=False)
+            return future
+
+    def _work(self, number: int, future: Future[OpenShard]) -> None:
+        """In a thread of its own, which nobody waits for at the end."""
+        try:
+            with self._turns:
+                shard = self.shards[number]
+                handle = self.cache.opened(shard)
+                future.set_result(OpenShard(shard, handle, self.cache.index_of(shard, handle)))
+        except BaseException as error:  # noqa: BLE001  for who asks for the result
+            future.set_exception(error)
+
+
+def _index_to(index: ShardIndex) -> dict[str, object]:
+    return {"damage": index.damage, "samples": [[one.key, one.files, one.twice] for one in index.samples]}
+
+
+def _index_from(values: dict[str, list[tuple[str, dict[str, list[int]], list[str]]]]) -> ShardIndex:
+    damage: object = values["damage"]
+    samples = [
+        ShardSample(key, {name: (place[0], place[1]) for name, place in files.items()}, tuple(twice))
+        for key, files, twice in values["samples"]
+    ]
+    return ShardIndex(samples, None if damage is None else str(damage))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock; other processes and threads wait for it."""
+    import fcntl
+
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_unlocked(partial: Path) -> None:
+    """Remove a half-fetched file that nobody fetches any more."""
+    import fcntl
+
+    with partial.with_name(partial.name.removesuffix(".tar.partial") + ".lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""Fetching a shard whole, from HTTP or from a command's output: retried, checked, and there only when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from piti.data.problems import DataError
+from piti.data.shards.sources import PIPE, shown
+
+log = logging.getLogger(__name__)
+
+PAUSES = (1.0, 4.0, 15.0, 60.0)
+"""Seconds before each further attempt."""
+
+_CHUNK = 1 << 20
+_AT_ONCE = 1.0  # seconds within which a command that wrote nothing fails by a mistake rather than by the network
+_TRANSIENT = frozenset({408, 421, 425, 429})  # besides 5xx: what a server may answer otherwise the next time
+
+
+class FetchFailed(Exception):
+    """One attempt failed. final: another would fail likewise. early: at once, before a byte came."""
+
+    def __init__(self, reason: str, final: bool = False, early: bool = False) -> None:
+        super().__init__(reason)
+        self.final, self.early = final, early
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a manifest says of a file; none: unknown."""
+
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+def fetch(address: str, target: Path, timeout: float, expected: Expected | None = None) -> None:
+    """Bring what an address gives into the file `target`, which is then whole, or not there.
+
+    timeout: seconds without a byte after which an attempt has failed. Raises DataError after the last attempt, or at
+    once where another would not help (HTTP 404, no such command, no space), naming address, cause and remedy. A command
+    that twice fails at once without output is not tried again.
+    """
+    partial = target.with_name(target.name + ".partial")
+    failures: list[FetchFailed] = []
+    try:
+        for pause in (*PAUSES, None):
+            try:
+                _attempt(address, partial, timeout, expected or Expected())
+                os.replace(partial, target)
+                return
+            except FetchFailed as failure:
+                failures.append(failure)
+                if failure.final or sum(one.early for one in failures) > 1:
+                    break
+            if pause is not None:
+                log.warning("%s: %s; trying again in %g s", shown(address), failures[-1], pause)
+                time.sleep(pause)
+    finally:
+        partial.unlink(missing_ok=True)
+    times = f" after {len(failures)} attempts" if len(failures) > 1 else ""
+    raise DataError(
+        f"{shown(address)}: cannot be fetched{times}: {failures[-1]}; check the address and the connection, "
+        "or copy the shards to this machine and name their paths in data.shards"
+    )
+
+
+def read_small(address: str, timeout: float) -> bytes:
+    """What an address gives, in memory; for manifests. Raises DataError."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "fetched"
+        fetch(address, target, timeout)
+        return target.read_bytes()
+
+
+def _attempt(address: str, partial: Path, timeout: float, expected: Expected) -> None:
+    """Write the file and compare it with what is expected. Raises FetchFailed."""
+    digest, size = hashlib.sha256(), 0
+    chunks = _from_pipe(address, timeout) if address.startswith(PIPE) else _from_http(address, timeout)
+    try:
+        file = partial.open("wb")
+    except OSError as error:
+        raise _unwritable(partial, error) from None
+    with contextlib.closing(chunks), file:
+        for chunk in chunks:
+            try:
+                file.write(chunk)
+                file.flush()
+            except OSError as error:
+                raise _unwritable(partial, error) from None
+            digest.update(chunk)
+            size += len(chunk)
+    if not size:
+        raise FetchFailed("nothing came")
+    if expected.bytes is not None and size != expected.bytes:
+        raise FetchFailed(f"{size} bytes came, the manifest says {expected.bytes}")
+    if expected.sha256 is not None and digest.hexdigest() != expected.sha256:
+        raise FetchFailed(f"its sha256 is {digest.hexdigest()}, the manifest says {expected.sha256}")
+
+
+def _unwritable(partial: Path, error: OSError) -> FetchFailed:
+    return FetchFailed(f"{partial.parent} cannot be written ({error.strerror}); see data.shard_cache", final=True)
+
+
+def _from_http(address: str, timeout: float) -> Generator[bytes, None, None]:
+    """The body of a response, all of it. Raises FetchFailed."""
+    request = urllib.request.Request(address, headers={"User-Agent": "piti", "Accept-Encoding": "identity"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            length, size = response.headers.get("Content-Length"), 0
+            while chunk := response.read(_CHUNK):
+                size += len(chunk)
+                yield chunk
+            if length is not None and size != int(length):
+                raise FetchFailed(f"the connection ended after {size} of {length} bytes")
+    except urllib.error.HTTPError as error:
+        final = error.code < 500 and error.code not in _TRANSIENT
+        raise FetchFailed(f"HTTP {error.code} {error.reason}", final) from None
+    except TimeoutError:
+        raise FetchFailed(f"nothing came for {timeout:g} s (data.shard_timeout)") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise FetchFailed(str(getattr(error, "reason", "") or error or type(error).__name__)) from None
+    except ValueError as error:
+        raise FetchFailed(f"no HTTP address ({error})", final=True) from None
+
+
+def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
+    """What a shell's command writes, if it then ends well. Raises FetchFailed."""
+    command = address.removeprefix(PIPE)
+    bash = shutil.which("bash")  # which can tell when a command within a pipeline failed
+    shell = [bash, "-o", "pipefail", "-c", command] if bash else ["/bin/sh", "-c", command]
+    began, came = time.monotonic(), False
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+        try:
+            assert process.stdout is not None
+            for chunk in _chunks(process.stdout, timeout):
+                came = True
+                yield chunk
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise FetchFailed(f"the command closed its output and did not end within {timeout:g} s") from None
+        finally:
+            _end(process)
+        said = f"the command ended with exit code {code}{_last_line(errors)}"
+        early = not came and time.monotonic() - began < _AT_ONCE
+        if code:
+            raise FetchFailed(said, final=code in (126, 127), early=early)
+        if not came:
+            raise FetchFailed(f"nothing came; {said}", early=early)
+
+
+def _chunks(output: IO[bytes], timeout: float) -> Iterator[bytes]:
+    poll = select.poll()
+    poll.register(output, select.POLLIN | select.POLLHUP)
+    while True:
+        if not poll.poll(timeout * 1000):
+            raise FetchFailed(f"the command wrote nothing for {timeout:g} s (data.shard_timeout)")
+        chunk = os.read(output.fileno(), _CHUNK)
+        if not chunk:
+            return
+        yield chunk
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a command that still runs, with all that it started."""
+    if process.stdout is not None:
+        process.stdout.close()
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _last_line(errors: IO[bytes]) -> str:
+    """The last thing that a command said."""
+    errors.seek(0)
+    lines = errors.read()[-2000:].decode(errors="replace").strip().splitlines()
+    return f": {lines[-1].strip()}" if lines else ""

@@ -1,0 +1,223 @@
+"""From a recipe's addresses to shards with their numbers of samples, and which of their files are conditions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from piti.conditions import Condition, NoCondition, SeveralCondition
+from piti.core.spec import Spec, SpecError, choices
+from piti.data.pairs import FolderSpec, condition_folders, parts_of
+from piti.data.problems import DataError
+from piti.data.shards.cache import Shard, ShardCache
+from piti.data.shards.fetch import Expected, read_small
+from piti.data.shards.sources import MANIFEST, beside, expanded, is_manifest, is_remote, shown
+
+
+class ShardEntry(Spec):
+    """One shard."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[^/]+\.tar$")]
+    """Its file, beside the manifest."""
+    samples: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(Spec):
+    """All shards of a data set."""
+
+    version: Literal[1] = 1
+    conditions: dict[str, str] = Field(default_factory=dict)
+    """Extension of each kind of condition, without its suffix, by the name of the folder that was packed."""
+    classes: dict[str, Any] | None = None
+    """The class table, where there is one, as the recipe's `condition.classes`."""
+    splits: dict[str, tuple[ShardEntry, ...]]
+    """Shards by split."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Manifest:
+        names = [entry.name for entries in self.splits.values() for entry in entries]
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if twice:
+            raise ValueError(f"names {twice[0]} more than once")
+        return self
+
+    @property
+    def entries(self) -> list[ShardEntry]:
+        """The shards of all splits."""
+        return [entry for entries in self.splits.values() for entry in entries]
+
+    def to_json(self) -> str:
+        """As it is written."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+
+def read_manifest(address: str, timeout: float = 60.0) -> Manifest:
+    """Read a manifest from a path, by HTTP or from a `pipe:`. Raises DataError."""
+    try:
+        data = read_small(address, timeout) if is_remote(address) else Path(address).read_bytes()
+        values = json.loads(data)
+    except OSError as error:
+        raise DataError(f"{address}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise DataError(f"{shown(address)}: no valid JSON ({error}); pack the shards again") from None
+    if not isinstance(values, dict) or "splits" not in values:
+        raise DataError(f"{shown(address)}: is no manifest of shards; name the {MANIFEST} of `piti prepare shards`")
+    try:
+        return Manifest.parse(values, shown(address))
+    except SpecError as error:
+        raise DataError(f"{error}\n  pack the shards again, or correct the file") from None
+
+
+log = logging.getLogger(__name__)
+
+_NAMED = 5  # how many shards an error names
+_AT_ONCE = 4  # shards that are counted side by side
+
+
+@dataclass(frozen=True)
+class ShardList:
+    """What a recipe's addresses come to."""
+
+    train: tuple[Shard, ...]
+    val: tuple[Shard, ...]
+    """Empty where nobody chose any."""
+    conditions: dict[str, str]
+    """Extensions of conditions by the folders that they were packed from, as manifests say."""
+    classes: dict[str, Any] | None
+    """The class table of a manifest."""
+
+
+def cache_of(spec: FolderSpec) -> ShardCache:
+    """Where fetched shards and indices are kept."""
+    return ShardCache(spec.shard_cache, spec.shard_cache_gib, spec.shard_timeout)
+
+
+def list_shards(spec: FolderSpec) -> ShardList:
+    """The shards that a recipe names, and what their manifests say. Raises DataError."""
+    given = _given(spec.shards, spec, "data.shards")
+    further = _given(spec.val_shards, spec, "data.val_shards")
+    train = [shard for one in given for shard in one.of("train", "data.shards")]
+    val = [shard for one in further for shard in one.of("val", "data.val_shards")]
+    if not further:
+        both = [one for one in given if one.manifest is not None and {"train", "val"} <= one.manifest.splits.keys()]
+        val = [shard for one in both for shard in one.of("val", "data.shards")]
+    _check_places([*train, *val])
+    manifests = [one.manifest for one in (*given, *further) if one.manifest is not None]
+    conditions = {folder: extension for one in manifests for folder, extension in one.conditions.items()}
+    classes = next((one.classes for one in manifests if one.classes is not None), None)
+    return ShardList(tuple(train), tuple(val), conditions, classes)
+
+
+def check_reached(spec: FolderSpec, listed: ShardList) -> None:
+    """Fetch the first remote shard, which is kept. Raises DataError where it cannot be had, or is no tar."""
+    remote = [shard for shard in listed.train if shard.remote]
+    if remote:
+        counted([replace(remote[0], samples=None)], cache_of(spec))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """One address of a recipe."""
+
+    address: str
+    manifest: Manifest | None
+
+    def of(self, split: str, key: str) -> list[Shard]:
+        """Its shards of a split; of a manifest with one split alone all. Raises DataError."""
+        if self.manifest is None:
+            return [Shard(self.address)]
+        splits = self.manifest.splits
+        if split not in splits and len(splits) != 1:
+            raise DataError(f"{key}: {shown(self.address)} has no split '{split}'; {choices(split, splits)}")
+        entries = splits[split] if split in splits else next(iter(splits.values()))
+        return [
+            Shard(beside(self.address, entry.name), entry.samples, Expected(entry.bytes, entry.sha256))
+            for entry in entries
+        ]
+
+
+def _given(addresses: Sequence[str], spec: FolderSpec, key: str) -> list[_Given]:
+    single = [one for address in addresses for one in expanded(address, key)]
+    return [_Given(one, read_manifest(one, spec.shard_timeout) if is_manifest(one) else None) for one in single]
+
+
+def _check_places(shards: Sequence[Shard]) -> None:
+    """Raises DataError for what is named twice, or not there."""
+    twice = [shard for shard, count in Counter(shard.address for shard in shards).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"data.shards: {shown(twice[0])} is named more than once; name it once, to train or to validate"
+        )
+    gone = [str(shard) for shard in shards if not shard.remote and not Path(shard.address).is_file()]
+    if gone:
+        more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+        raise DataError(
+            f"data.shards: {', '.join(gone[:_NAMED])}{more}: named by the manifest, but not there; copy them again"
+        )
+
+
+def counted(
+    shards: Sequence[Shard], cache: ShardCache, progress: Callable[[int, int], None] | None = None
+) -> list[Shard]:
+    """The shards with their numbers of samples.
+
+    Where no manifest tells it, each is indexed once, and fetched for that. The unreadable rest of a damaged shard
+    counts as one sample. progress: called with (done, total). Raises DataError.
+    """
+    unknown = [shard for shard in shards if shard.samples is None]
+    remote = sum(shard.remote and not cache.knows(shard) for shard in unknown)
+    if remote:
+        log.warning(
+            "no manifest tells how many samples %d of the shards have, so each is fetched once before training begins; "
+            "name the shards.json of `piti prepare shards` instead",
+            remote,
+        )
+    counts: dict[str, int] = {}
+    readable, damaged = len(shards) - len(unknown), ""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        indices = zip(unknown, pool.map(cache.index_of, unknown), strict=True)
+        for done, (shard, index) in enumerate(indices, start=1):
+            if index.damage is not None:
+                log.warning("%s: %s", shard, index.damage)
+                damaged = damaged or f"{shard}: {index.damage}"
+            readable += len(index.samples)
+            counts[shard.address] = len(index.samples) + (index.damage is not None)
+            if progress is not None:
+                progress(done, len(unknown))
+    if damaged and not readable:
+        raise DataError(f"{damaged}; no sample of the shards can be read: check data.shards")
+    return [replace(one, samples=counts[one.address]) if one.samples is None else one for one in shards]
+
+
+def extensions_of(spec: FolderSpec, condition: Condition, packed: dict[str, str]) -> dict[str, str]:
+    """The extension of each part of a condition (see `parts_of`), with or without its suffix.
+
+    packed: extensions by folder, as a manifest says. Raises DataError where `spec` does not fit the parts.
+    """
+    if isinstance(condition, NoCondition):
+        return {}
+    parts, named = parts_of(condition), spec.shard_condition
+    if isinstance(named, str):
+        if isinstance(condition, SeveralCondition):
+            example = ", ".join(f"{name}: EXTENSION" for name in parts)
+            raise DataError(f"data.shard_condition: names one extension for several parts; write {{{example}}}")
+        return {condition.kind: named.removeprefix(".").lower()}
+    if named is not None:
+        if named.keys() != parts.keys():
+            raise DataError(f"data.shard_condition: names {', '.join(named)}; the parts are {', '.join(parts)}")
+        return {name: extension.removeprefix(".").lower() for name, extension in named.items()}
+    if len(packed) == 1 and len(parts) == 1:
+        return {condition.kind: next(iter(packed.values()))}
+    folders = condition_folders(spec, condition)
+    usual = {name: "txt" if part.suffixes == {".txt"} else folders[name] for name, part in parts.items()}
+    return {name: packed.get(folders[name], usual[name]) for name in parts}

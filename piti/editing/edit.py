@@ -1,0 +1,305 @@
+"""One image again under a changed condition: inverted, then sampled beside its own trajectory, at both sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from piti.core.images import Box, as_rgb, quantized, to_pil, to_tensor, truncated
+from piti.diffusion.samplers import OnStep
+from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact, frame_to_edit
+from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
+from piti.editing.trajectory import Progress, Walk
+from piti.models import Tokens
+from piti.pipelines.canvas import Frame, extended, same_proportions
+from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, one_each
+from piti.pipelines.pipeline import ConditionInput, PITIPipeline
+
+
+@torch.no_grad()
+def edit(
+    pipeline: PITIPipeline,
+    image: Image.Image,
+    to: ConditionInput,
+    from_: ConditionInput | None = None,
+    region: Image.Image | None = None,
+    settings: EditSettings = DEFAULTS,
+    num_images: int = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Edited:
+    """Show `to` in an image that shows `from_`, and keep the rest (PITI, appendix B, figure 20).
+
+    image: of any size, in the conditions' proportions, seen as `as_rgb` has it. to, from_: as the pipeline takes
+    conditions; without `from_` the image is inverted under the null condition. region: white where it is repainted, in
+    the same proportions; by default where the conditions differ, dilated and feathered, and everything without
+    `from_`. generator: decides the fresh noise, as the pipeline's does. on_step(done, total, x̂₀): over all
+    inversions and samplings of both networks; an error that it raises ends the edit.
+
+    Images have the size at which they are made, or with `settings.keep_exact` the input's own. Raises EditError where
+    nothing differs, proportions do not agree, what is to be exact cannot be kept so, or the model is no diffusion
+    model; ConditionError, ImageError for a condition, UserError for a setting.
+    """
+    if num_images < 1 or batch_size < 1:
+        raise EditError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+    if isinstance(pipeline.base_network(), OnePass):
+        raise EditError("this model makes its images in one pass and inverts nothing; edit with a diffusion model")
+    if settings.keep_exact:
+        check_exact(image, "the image")
+    work = _Work.of(pipeline, as_rgb(image, "the image"), to, from_, region, settings)
+    generators = one_each(generator, num_images)
+    progress = Progress(on_step, work.steps(math.ceil(num_images / batch_size)))
+    try:
+        canvases, returned = work.made(generators, batch_size, progress)
+    finally:
+        pipeline.maybe_free_model_hooks()
+    return work.finished(canvases, returned)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An edit, everything read, checked and encoded."""
+
+    base: Walk
+    upsampler: Walk | None
+    frame: Frame
+    original: Image.Image
+    """The input in its own size."""
+    region: Tensor
+    """[h, w] over the image, 0 outside."""
+    white: Tensor | None
+    """[h, w] where it was given, at its own size: nothing else may change."""
+    shows: Tensor | None
+    variety: float
+    settings: EditSettings
+    truncates: bool
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: PITIPipeline,
+        image: Image.Image,
+        to: ConditionInput,
+        from_: ConditionInput | None,
+        region: Image.Image | None,
+        settings: EditSettings,
+    ) -> _Work:
+        condition, sampling = pipeline.condition, settings.sampling(pipeline)
+        after = pipeline.read(to)
+        before = None if from_ is None else _like(pipeline, pipeline.read(from_), after)
+        frame = frame_to_edit(pipeline, image, after, settings)
+        if condition.spatial:
+            _check_proportions("the image", image.size, "the condition", (after.shape[-1], after.shape[-2]))
+        white = None if region is None else white_of(region)
+        if white is not None:
+            _check_proportions("the region", (white.shape[1], white.shape[0]), "the image", image.size)
+        soft = _region_of(pipeline, before, after, white, frame, settings)  # [h, w]
+        everything = bool((soft == 1).all())
+        variety = settings.variety if settings.variety is not None else (0.0 if everything else VARIETY)
+        large = canvas_of(image, frame)  # [1, 3, H, W]
+        raws = (after if before is None else before, after, before is None)
+
+        def walk(network: Network, chosen: NetworkSampling, scale: int) -> Walk:
+            own, new = _encoded(network, frame, *raws, guided=chosen.guidance.w != 0)
+            pixels = large if scale == 1 else reduced(large, scale)
+            part = None if everything else _region_canvas(soft, frame, scale).to(network.device)
+            fresh = variety if network.translator.low_res is None else 0.0
+            return Walk(network, chosen, settings.refinements, fresh, pixels.to(network.device), part, own, new)
+
+        base, second = pipeline.base_network(), pipeline.upsampler_network()
+        assert isinstance(base, Network)
+        small = walk(base, sampling.base, frame.scale)
+        large_walk, truncates = None, False
+        if sampling.upsampler is not None and second is not None:
+            large_walk, truncates = walk(second, sampling.upsampler, 1), sampling.upsampler.truncates
+        shows = after
+        if white is not None and not everything:
+            shows = None if before is None else mixed(condition, before, after, white)
+        return cls(small, large_walk, frame, image, soft, white, shows, variety, settings, truncates)
+
+    def steps(self, batches: int) -> int:
+        """Steps of all runs: an inversion, the samplings, and perhaps the return, of both networks."""
+        walks = [walk for walk in (self.base, self.upsampler) if walk is not None]
+        return sum(walk.steps for walk in walks) * (1 + batches + self.settings.measure)
+
+    def made(
+        self, generators: list[torch.Generator], batch_size: int, progress: Progress
+    ) -> tuple[Tensor, float | None]:
+        """Whole canvases [N, 3, H, W] in [-1, 1] on the CPU, and the PSNR of what returns, where it is measured."""
+        base, upsampler = self.base, self.upsampler
+        up = base.invert(progress)
+        large = None if upsampler is None else upsampler.invert(progress, base.image)
+        returned = None
+        if self.settings.measure:
+            back = base.back(up, progress)
+            if upsampler is not None and large is not None:
+                back = upsampler.back(large, progress, self._seen(back))
+            target = base if upsampler is None else upsampler
+            returned = psnr(self.frame.cut(quantized(back)), self.frame.cut(target.image))
+        canvases = []
+        for start in range(0, len(generators), batch_size):
+            batch = Batch([], generators[start : start + batch_size], [self.frame])
+            second = batch.upsampled()  # before the base draws
+            images = base.walk(up, batch, progress)
+            if upsampler is not None and large is not None:
+                images = upsampler.walk(large, second, progress, self._seen(images))
+            canvases.append(images.float().cpu())
+        return torch.cat(canvases), returned
+
+    def _seen(self, small: Tensor) -> Tensor:
+        """Small images in 8 bits, as the upsampler sees them."""
+        to_8_bits = truncated if self.truncates else quantized
+        assert self.upsampler is not None
+        return to_8_bits(small).to(self.upsampler.network.device)
+
+    def finished(self, canvases: Tensor, returned: float | None) -> Edited:
+        """The images cut out, laid over the input if that was asked for, and compared with it."""
+        frame, size = self.frame, (self.frame.width, self.frame.height)
+        images = [to_pil(frame.cut(canvas)) for canvas in canvases]
+        grey = Image.fromarray((self.region * 255).ceil().to(torch.uint8).numpy())
+        like = _sized(self.original, size)
+        if self.settings.keep_exact:
+            like, size = self.original, self.original.size
+            grey = self._within_white(grey.resize(size, Image.Resampling.BILINEAR))  # 0 stays 0 but for the rim
+            images = [Image.composite(_sized(made, size), like, grey) for made in images]
+        outside = np.asarray(grey) == 0
+        found = [_psnr_outside(made, like, outside) for made in images]
+        short = min(frame.height, frame.width)
+        return Edited(images, grey, 1 - float(outside.mean()), found, self.shows, self.variety, short, returned)
+
+    def _within_white(self, grey: Image.Image) -> Image.Image:
+        """A region over the image in its own size, cleared where the one that was given is not white."""
+        if self.white is None:
+            return grey
+        inside = resized_to(self.white, (grey.height, grey.width)).numpy()
+        return Image.fromarray(np.where(inside, np.asarray(grey), 0).astype(np.uint8))
+
+
+# Preparing
+
+
+def _like(pipeline: PITIPipeline, before: Tensor, after: Tensor) -> Tensor:
+    """The image's own condition in the size of the changed one. Raises EditError where they are no two of one image."""
+    if before.shape == after.shape or not pipeline.condition.spatial:
+        return before
+    (rows, columns), size = before.shape[-2:], (after.shape[-2], after.shape[-1])
+    _check_proportions("the image's own condition", (columns, rows), "the changed one", (size[1], size[0]))
+    return pipeline.condition.crop_resize(before, Box(0, 0, columns, rows), size)
+
+
+def _check_proportions(one: str, size: tuple[int, int], other: str, like: tuple[int, int]) -> None:
+    """Raises EditError unless two (width, height) agree to the rounding of a pixel."""
+    if not same_proportions(size, like):
+        (width, height), (columns, rows) = size, like
+        raise EditError(
+            f"{one} is {width} x {height} and {other} is {columns} x {rows}: they lie over the same picture; give "
+            "both the same proportions"
+        )
+
+
+def _region_of(
+    pipeline: PITIPipeline,
+    before: Tensor | None,
+    after: Tensor,
+    white: Tensor | None,
+    frame: Frame,
+    settings: EditSettings,
+) -> Tensor:
+    """The region [h, w] over the frame's image. Raises EditError where nothing would be repainted, or nothing kept
+    that is to be kept exactly."""
+    soft = _soft_region(pipeline, before, after, white, (frame.height, frame.width), settings)
+    if settings.keep_exact and bool((soft > 0).all()) and (white is None or bool(white.all())):
+        remedy = "paint less of the region white" if white is not None else "give a region (--region)"
+        if white is None and before is None:
+            remedy = f"give what the image shows now (--from, --from-text), or {remedy.removeprefix('give ')}"
+        raise EditError(
+            f"all of the image would be repainted, and nothing of it kept, as --keep exact asks; {remedy}, or leave "
+            "--keep exact out"
+        )
+    return soft
+
+
+def _soft_region(
+    pipeline: PITIPipeline,
+    before: Tensor | None,
+    after: Tensor,
+    white: Tensor | None,
+    size: tuple[int, int],
+    settings: EditSettings,
+) -> Tensor:
+    if white is not None:
+        if not white.any():
+            raise EditError("the region is black all over: nothing would be repainted; paint white what is to change")
+        return softened(resized_to(white, size), round(settings.feather * min(size)))
+    if before is None:
+        return torch.ones(size)
+    differs = changed(pipeline.condition, before, after)
+    if not differs.any():
+        raise EditError(
+            "the two conditions are the same: nothing would change; give another one to show, or a region (--region) "
+            "to repaint under the same condition"
+        )
+    return derived(differs, size, settings.dilate, settings.feather)
+
+
+def _encoded(
+    network: Network, frame: Frame, before: Tensor, after: Tensor, null: bool, guided: bool
+) -> tuple[tuple[Tokens, None], tuple[Tokens, Tokens | None]]:
+    """Tokens of the image's own condition (null: of the null condition), and of the changed one."""
+    tokens, both = network.encode(Batch([after], [], [frame]), with_null=guided or null)
+    if not null:
+        own, _ = network.encode(Batch([before], [], [frame]), with_null=False)
+    else:
+        own = tokens if both is None else both.picked([1])
+    return (own, None), (tokens, both if guided else None)
+
+
+def canvas_of(image: Image.Image, frame: Frame) -> Tensor:
+    """An image over the whole canvas at the frame's scale, [1, 3, H, W] in [-1, 1]; its edges repeated beyond it."""
+    resized = to_tensor(_sized(image, (frame.width, frame.height)))
+    height, width = (side * frame.scale for side in frame.canvas)
+    return extended(resized, (height, width))[None]
+
+
+def reduced(canvas: Tensor, scale: int) -> Tensor:
+    """The base's size of a canvas, [1, 3, H / scale, W / scale], in 8 bits."""
+    height, width = canvas.shape[-2:]
+    small = to_pil(canvas[0]).resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+    return to_tensor(small)[None]
+
+
+def _region_canvas(soft: Tensor, frame: Frame, scale: int) -> Tensor:
+    """A region [h, w] over the whole canvas, [1, 1, H, W]; averaged to the base's pixels."""
+    height, width = (side * frame.scale for side in frame.canvas)
+    whole = extended(soft[None], (height, width))[None]
+    return F.avg_pool2d(whole, scale) if scale > 1 else whole
+
+
+# Finishing
+
+
+def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image in a size (width, height)."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _psnr_outside(made: Image.Image, like: Image.Image, outside: np.ndarray) -> float | None:
+    """PSNR where `outside`, [h, w], is true; None if that is nowhere."""
+    if not outside.any():
+        return None
+    one, other = (torch.from_numpy(np.asarray(image)[outside]).float() / 127.5 for image in (made, like))
+    return psnr(one, other)
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images whose values span 2; infinite where they are equal."""
+    error = float((one - other).square().mean(dtype=torch.float64))
+    return math.inf if error == 0 else 10 * math.log10(2**2 / error)

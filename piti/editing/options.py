@@ -1,0 +1,119 @@
+"""How an image is edited, in which frame, and what an edit made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from piti.core.images import Source, loss_as_rgb
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.inversion import SAMPLER
+from piti.editing.regions import EditError
+from piti.pipelines.canvas import MAX_RATIO, Frame, frame_over
+from piti.pipelines.cascade import Sampling
+from piti.pipelines.pipeline import PITIPipeline
+
+VARIETY = 0.7
+"""The share of fresh noise in a region, where a caller says nothing."""
+UPSAMPLER_STEPS = 10
+"""Of the upsampler, up and down, where a caller says nothing."""
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """How to edit."""
+
+    guidance: float | Guidance | None = None
+    """The paper's w, or a rule, of the base under the changed condition; the model's own by default."""
+    steps: int | str = 25
+    """DDIM steps of the base, up to noise and down again."""
+    upsampler_steps: int | str | None = None
+    """Those of the upsampler; `UPSAMPLER_STEPS` by default."""
+    refinements: int = 1
+    """Of every step of the inversion, see `invert`."""
+    variety: float | None = None
+    """The share of fresh noise in the base where it is repainted, 0 … 1; at 0, the paper's, all images are the same.
+    By default `VARIETY` in a region, and 0 where everything is repainted, so that the image is known again."""
+    dilate: float = 0.03
+    """By how much the region goes beyond what differs; a share of the short side."""
+    feather: float = 0.04
+    """Over how much it fades into what is kept; a share of the short side."""
+    keep_exact: bool = False
+    """Give the input back in its own size, to the bit outside the region."""
+    base_only: bool = False
+    """Edit at the base's size."""
+    size: int | None = None
+    """The short side at which it is edited; the model's own by default."""
+    measure: bool = False
+    """Also sample the inverted image back under its own condition, and say how much of it returns."""
+
+    def __post_init__(self) -> None:
+        """Raises EditError for shares that are out of range."""
+        for name in ("variety", "dilate", "feather"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
+                raise EditError(f"{name} {value} (--{name}): is a share; give 0 to 1")
+        if self.refinements < 0:
+            raise EditError(f"refinements {self.refinements} (--refinements): give 0 (plain inversion) or more")
+
+    def sampling(self, pipeline: PITIPipeline) -> Sampling:
+        """Everything decided for this pipeline. Raises UserError for impossible settings."""
+        alone, steps = self.base_only or pipeline.upsampler is None, self.upsampler_steps
+        if steps is None and not alone:
+            steps = UPSAMPLER_STEPS
+        sampler = None if alone else SAMPLER
+        return pipeline.sampling(self.guidance, self.steps, SAMPLER, self.base_only, steps, sampler)
+
+
+DEFAULTS = EditSettings()
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edit made."""
+
+    images: list[Image.Image]
+    region: Image.Image
+    """Grey, of the size of the images: 0 is kept, 255 repainted."""
+    share: float
+    """Of the image that is repainted, at least in part."""
+    outside: list[float | None]
+    """PSNR against the input outside the region in dB, of each image; infinite where exact, None without outside."""
+    shows: Tensor | None
+    """The condition that the images show now, raw; None where nobody can say: of a region in what is not known."""
+    variety: float
+    """The share of fresh noise in the region that was drawn."""
+    size: int
+    """The short side at which it was edited."""
+    returned: float | None = None
+    """PSNR in dB of the input inverted and sampled back under its own condition, where that was measured."""
+
+
+def frame_to_edit(pipeline: PITIPipeline, image: Image.Image, after: Tensor, settings: EditSettings) -> Frame:
+    """The frame in which an image is edited: of its changed condition's proportions, of its own under a text.
+
+    Raises EditError for what is longer than `MAX_RATIO` times its width, UserError for impossible settings.
+    """
+    sampling = settings.sampling(pipeline)
+    spatial = pipeline.condition.spatial
+    columns, rows = (after.shape[-1], after.shape[-2]) if spatial else image.size
+    if min(rows, columns) * MAX_RATIO < max(rows, columns):
+        raise EditError(
+            f"the {'condition' if spatial else 'image'} is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is edited: "
+            "cut the same piece out of the image and of its conditions"
+        )
+    upsampler = None if sampling.upsampler is None else pipeline.upsampler
+    return frame_over(rows, columns, pipeline.base, upsampler, settings.size)
+
+
+def check_exact(picture: Image.Image | Source, source: str) -> None:
+    """Raises EditError, naming `source`, for a picture that 8-bit RGB does not hold to the bit."""
+    lost = loss_as_rgb(picture)
+    if lost:
+        raise EditError(
+            f"{source}: images are written as 8-bit RGB, where {lost} would be lost, and --keep exact promises every "
+            "bit; export it as 8-bit RGB without transparency, or leave --keep exact out"
+        )

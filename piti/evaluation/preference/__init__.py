@@ -1,0 +1,1 @@
+"""Preference studies: the page, its votes, and what they say."""

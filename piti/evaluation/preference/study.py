@@ -1,0 +1,340 @@
+"""Make a preference study: one page that shows pairs of pictures blind, and the key that tells whose is whose."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from piti.conditions import Condition
+from piti.core.files import check_file, flush, whole_file
+from piti.core.images import IMAGE_SUFFIXES, Box, crop_resize, grid, list_images, read_rgb
+from piti.core.seeding import derive_seed
+from piti.evaluation.pairing import LEAST, conditions_by_stem, listed, paired
+from piti.evaluation.preference.votes import KEY_SUFFIX, Key, PairKey, StudyError, read_key, study_id
+from piti.generation.translate import SHEET
+
+QUESTION = "Which picture looks more like a photograph?"
+LARGEST_MB = 150
+"""A larger page is refused: browsers, phones above all, would not open it."""
+LARGE_MB = 20
+"""A larger page is warned of: mail servers would not carry it."""
+_CONDITION_SIDE = 512
+_MARK = '<meta name="generator" content="piti study">'
+_PLACE = "STUDY_DATA"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was written."""
+
+    page: Path
+    key: Path
+    id: str
+    pairs: int
+    available: int
+    """Pairs that the folders hold."""
+    repeats: int
+    """Pairs that every rater sees twice."""
+    bytes: int
+    """Of the page."""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        of = "" if self.pairs == self.available else f" of {self.available}"
+        return (
+            f"{self.page}: {self.pairs}{of} pairs, {self.repeats} of them shown twice, {self.bytes / 1e6:.1f} MB; "
+            f"send it to the raters and keep {self.key.name} to count their votes"
+        )
+
+
+class _Pair(NamedTuple):
+    """The files of a pair by their stem."""
+
+    stem: str
+    a: Path
+    b: Path
+    condition: Path | None
+
+
+class _Shown(NamedTuple):
+    """A pair as the page has it: PNG files' bytes."""
+
+    stem: str
+    a: bytes
+    b: bytes
+    condition: bytes | None
+
+
+def write_study(
+    a: Path,
+    b: Path,
+    out: Path,
+    seed: int = 0,
+    conditions: Path | None = None,
+    question: str = QUESTION,
+    limit: int | None = None,
+    *,
+    condition: Condition | None = None,
+    ties: bool = False,
+    repeats: int | None = None,
+    overwrite: bool = False,
+    on_step: Progress | None = None,
+) -> Study:
+    """Write `out`, a page that compares the pictures of two folders, and its key beside it (`OUT.key.json`).
+
+    a, b: folders of pictures that are paired by their stems; `sheet.png` is left out. A pair's sizes may differ if
+    its proportions do not: the page shows both at one size, enlarged by whole numbers without smoothing. conditions: a
+    folder with what they were made from, STEM of STEM_0.png, shown above; condition: draws these files, which are
+    else taken as pictures. limit: so many pairs, drawn by `seed`, which also decides the ids. ties: raters may have
+    no preference. repeats: pairs that every rater sees again with sides exchanged, a tenth if None. on_step: (pairs
+    read, in all).
+
+    The page holds the pictures and loads nothing. Which is of A stands in the key alone. The same pictures, seed and
+    options give the same files. Raises StudyError, ImageError, OutputError; then nothing was written or changed.
+    """
+    out, key_file = _places(Path(out), overwrite)
+    if not question.strip() or len(question) > 300:
+        raise StudyError(f"--question: {len(question)} characters; ask in 1 to 300")
+    pairs = _paired(Path(a), Path(b), conditions, condition)
+    chosen = _limited(pairs, limit, seed)
+    repeats = _repeats(len(chosen), repeats)
+    shown = _read(chosen, condition, on_step)
+    key = _key(shown, str(a), str(b), seed, question, ties, repeats)
+    page = _page(shown, key, seed)
+    _check_size(len(page), len(shown))
+    notes = [*_notes(shown, chosen, len(page), condition), *_replaced(key_file, key)]
+    _write(out, page, key_file, key, overwrite)
+    return Study(out, key_file, key.study, len(shown), len(pairs), repeats, len(page), tuple(notes))
+
+
+def _write(out: Path, page: bytes, key_file: Path, key: Key, overwrite: bool) -> None:
+    """Both or neither."""
+    with whole_file(out, overwrite) as page_part, whole_file(key_file, overwrite) as key_part:
+        page_part.write_bytes(page)
+        key_part.write_text(json.dumps(key.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        flush(page_part)  # so that a full disk is met before the first of the two takes its place
+        flush(key_part)
+
+
+def _places(out: Path, overwrite: bool) -> tuple[Path, Path]:
+    """Where the page and its key go. Raises StudyError, OutputError."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise StudyError(f"{out}: a study is a page; end the name in .html")
+    key_file = out.with_name(out.stem + KEY_SUFFIX)
+    for path in (out, key_file):
+        check_file(path, overwrite)
+    if out.exists() and _MARK.encode() not in out.read_bytes()[:2000]:
+        raise StudyError(f"{out}: is no study and would be lost; give another --out")
+    if key_file.exists():
+        read_key(key_file)
+    return out, key_file
+
+
+def _replaced(key_file: Path, key: Key) -> list[str]:
+    """A word on the study that is there, if it is another."""
+    if not key_file.exists() or read_key(key_file).study == key.study:
+        return []
+    return [f"{key_file} was the key of another study, whose votes cannot be counted without a copy of it"]
+
+
+# Pairs
+
+
+def _paired(a: Path, b: Path, conditions: Path | None, condition: Condition | None) -> list[_Pair]:
+    """The pairs by their stems, sorted. Raises StudyError with the files that have no partner."""
+    if a.resolve() == b.resolve():
+        raise StudyError(f"{a} and {b} are one folder; give two to compare")
+    ours, theirs = _by_stem(a), _by_stem(b)
+    alone = sorted((ours | theirs)[stem] for stem in ours.keys() ^ theirs.keys())
+    if alone:
+        raise StudyError(
+            f"{a}, {b}: {len(alone)} pictures are in one folder only: {listed(alone)}; "
+            "give folders with the same names, as the same conditions and --num make them"
+        )
+    if len(ours) < LEAST:
+        raise StudyError(f"{a}, {b}: {len(ours)} pairs are too few; give at least {LEAST}")
+    given: dict[Path, Path] = {}
+    if conditions is not None:
+        files = conditions_by_stem(conditions, condition.suffixes if condition else IMAGE_SUFFIXES)
+        groups = paired(list(ours.values()), files, conditions)
+        given = {image: files[stem] for stem, images in groups.items() for image in images}
+    return [_Pair(stem, ours[stem], theirs[stem], given.get(ours[stem])) for stem in sorted(ours)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Pictures by their stems, but for the contact sheet."""
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.name == SHEET:
+            continue
+        other = found.setdefault(path.stem, path)
+        if other != path:
+            raise StudyError(f"{other} and {path} have one stem; keep one of them")
+    return found
+
+
+def _limited(pairs: Sequence[_Pair], limit: int | None, seed: int) -> list[_Pair]:
+    """`limit` of the pairs, drawn without replacement, in their order."""
+    if limit is not None and limit < LEAST:
+        raise StudyError(f"--limit {limit}: a study has at least {LEAST} pairs")
+    if limit is None or limit >= len(pairs):
+        return list(pairs)
+    picked = random.Random(derive_seed(seed, "study limit")).sample(range(len(pairs)), limit)
+    return [pairs[index] for index in sorted(picked)]
+
+
+def _repeats(pairs: int, repeats: int | None) -> int:
+    """How many pairs come again: a tenth, from 2 to 10; none in a study of less than 4 pairs."""
+    if repeats is None:
+        return 0 if pairs < 4 else min(max(round(pairs / 10), 2), 10)
+    most = math.ceil(pairs / 2)
+    if not 0 <= repeats <= most:
+        raise StudyError(f"--repeats {repeats}: of {pairs} pairs 0 to {most} can come again")
+    return repeats
+
+
+# Pictures
+
+
+def _read(pairs: Sequence[_Pair], condition: Condition | None, on_step: Progress | None) -> list[_Shown]:
+    """Every picture as a PNG without metadata. Raises StudyError, also as soon as the page would be too large."""
+    shown: list[_Shown] = []
+    total = 0
+    for pair in pairs:
+        one, other = read_rgb(pair.a), read_rgb(pair.b)
+        if abs(one.width * other.height - other.width * one.height) > max(*one.size, *other.size):
+            raise StudyError(
+                f"{pair.a} is {one.width} x {one.height} and {pair.b} {other.width} x {other.height}: they cannot be "
+                "shown at one size; make both with the same proportions"
+            )
+        size = max(one.size, other.size)
+        drawn = None if pair.condition is None else _png(_drawn(pair.condition, condition, size))
+        shown.append(_Shown(pair.stem, _png(one), _png(other), drawn))
+        total += sum(len(png) * 4 // 3 for png in shown[-1][1:] if png is not None)
+        _check_size(total * len(pairs) // len(shown) if total > LARGEST_MB * 1e6 else 0, len(pairs))
+        if on_step is not None:
+            on_step(len(shown), len(pairs))
+    if all(one.a == one.b for one in shown):
+        raise StudyError("both folders hold the same pictures, pixel for pixel; give two to compare")
+    return shown
+
+
+def _drawn(path: Path, condition: Condition | None, size: tuple[int, int]) -> Image.Image:
+    """A condition as a picture: what lies at its centre in the proportions of `size` (width, height)."""
+    if condition is None:
+        image = read_rgb(path)
+        return crop_resize(image, *_framed(image.size, size))
+    raw = condition.load(path)
+    if condition.spatial:
+        box, (width, height) = _framed((raw.shape[-1], raw.shape[-2]), size)
+        raw = condition.crop_resize(raw, box, (height, width))
+    return grid([condition.previews(raw)], gap=0)
+
+
+def _framed(given: tuple[int, int], size: tuple[int, int]) -> tuple[Box, tuple[int, int]]:
+    """The largest centred box of the proportions of `size`, and the size, enlarged at most, at which it is shown."""
+    width, height = given
+    scale = min(width / size[0], height / size[1])
+    box_width, box_height = min(width, round(size[0] * scale)), min(height, round(size[1] * scale))
+    box = Box((width - box_width) // 2, (height - box_height) // 2, box_width, box_height)
+    shrink = min(1.0, _CONDITION_SIDE / max(box_width, box_height))
+    return box, (max(1, round(box_width * shrink)), max(1, round(box_height * shrink)))
+
+
+def _png(image: Image.Image) -> bytes:
+    """The pixels alone: no metadata that would tell where they are from."""
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(image.convert("RGB"))).save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+# Page and key
+
+
+def _key(shown: Sequence[_Shown], a: str, b: str, seed: int, question: str, ties: bool, repeats: int) -> Key:
+    """Ids that say nothing, drawn from the seed and the pictures."""
+    sums = [(hashlib.sha256(one.a).hexdigest(), hashlib.sha256(one.b).hexdigest()) for one in shown]
+    ids = _ids(3 * len(shown), derive_seed(seed, "study ids", *(word for pair in sums for word in pair)))
+    pairs = tuple(
+        PairKey(id=ids[3 * k], name=one.stem, a=ids[3 * k + 1], b=ids[3 * k + 2], sha256=sums[k])
+        for k, one in enumerate(shown)
+    )
+    study = study_id(question, ties, repeats, pairs)
+    return Key(study=study, a=a, b=b, seed=seed, question=question, ties=ties, repeats=repeats, pairs=pairs)
+
+
+def _ids(count: int, seed: int) -> list[str]:
+    """Distinct ids of 12 digits."""
+    draw = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[f"{draw.getrandbits(48):012x}"] = None
+    return list(found)
+
+
+def _page(shown: Sequence[_Shown], key: Key, seed: int) -> bytes:
+    """The page: its template with the pairs, in an order and on sides that are random here and again for each rater."""
+    draw = random.Random(derive_seed(seed, "study page", key.study))
+    pairs = []
+    for one, ids in zip(shown, key.pairs, strict=True):
+        images = [{"id": ids.a, "src": _address(one.a)}, {"id": ids.b, "src": _address(one.b)}]
+        draw.shuffle(images)
+        pairs.append({"id": ids.id, "images": images, "condition": _address(one.condition) if one.condition else None})
+    draw.shuffle(pairs)
+    data: Mapping[str, object] = {
+        "id": key.study,
+        "question": key.question,
+        "ties": key.ties,
+        "repeats": key.repeats,
+        "pairs": pairs,
+    }
+    template = resources.files("piti.evaluation.preference").joinpath("study.html").read_text(encoding="utf-8")
+    return template.replace(_PLACE, json.dumps(data).replace("<", "\\u003c")).encode()
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _check_size(size: int, pairs: int) -> None:
+    """Raises StudyError for a page that browsers would not open. size: in bytes."""
+    if size > LARGEST_MB * 1e6:
+        fit = max(2, int(pairs * LARGEST_MB * 0.9e6 / size))
+        raise StudyError(
+            f"the page of {pairs} pairs would have {size / 1e6:.0f} MB, at most {LARGEST_MB} can be opened safely; "
+            f"take fewer (--limit {fit}), or smaller pictures"
+        )
+
+
+def _notes(shown: Sequence[_Shown], pairs: Sequence[_Pair], size: int, condition: Condition | None) -> list[str]:
+    """What a person should know of the study."""
+    found = []
+    same = [one.stem for one in shown if one.a == one.b]
+    if same:
+        found.append(f"{len(same)} pairs show the same picture twice: {listed(same)}")
+    if size > LARGE_MB * 1e6:
+        found.append(
+            f"the page has {size / 1e6:.0f} MB, which mail servers may refuse; share it as a link, or --limit it"
+        )
+    named = {pair.condition for pair in pairs if pair.condition is not None}
+    if condition is None and any(_looks_like_labels(path) for path in sorted(named)[:5]):
+        found.append("the conditions are nearly black, as label numbers are; give the condition that draws them")
+    return found
+
+
+def _looks_like_labels(path: Path) -> bool:
+    return int(np.asarray(read_rgb(path)).max()) < 64

@@ -1,0 +1,178 @@
+"""A file in, files out: an image and its conditions on disk to edited images on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from piti.conditions import Given, SeveralCondition, TextCondition
+from piti.core.files import check_file, check_place
+from piti.core.images import grid, open_image, read_rgb, save_png
+from piti.editing.options import EditSettings, check_exact
+from piti.editing.regions import EditError
+from piti.generation.edits import Edits, Names, make_edits
+from piti.generation.recreate import RemakeError, own_condition
+from piti.pipelines.options import SHEET
+from piti.pipelines.pipeline import PITIPipeline
+
+_SIDE = 256  # of a picture on the sheet, its longer side
+
+EditCondition = Path | str | Mapping[str, Given]
+"""A file, a text, or a file of each part by its name."""
+
+
+@dataclass(frozen=True)
+class EditFiles:
+    """What is edited."""
+
+    image: Path
+    to: EditCondition
+    from_: EditCondition | None = None
+    region: Path | None = None
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What was written, and what a person should know of it."""
+
+    made: list[Path]
+    edits: Edits
+    sheet: Path | None
+    notes: list[str]
+
+    def words(self) -> str:
+        """How much was repainted, and how exactly the rest came back."""
+        return self.edits.words()
+
+
+def edit_file(
+    pipeline: PITIPipeline,
+    files: EditFiles,
+    out: Path,
+    settings: EditSettings,
+    name: str,
+    num: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> EditReport:
+    """Edit an image into `out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`.
+
+    name: of the model, for the metadata. seed: with the condition that is to be shown and an image's number it decides
+    the fresh noise. on_step: (steps done, steps in all). Nothing is written before all is made. Raises EditError and
+    OutputError for what cannot be edited or written there, ImageError and ConditionError for files, UserError for
+    settings.
+    """
+    targets, sheet = _targets(files, out, num)
+    for target in targets if sheet is None else [*targets, sheet]:
+        _check_target(target, files, overwrite)
+    check_place(targets[0].parent)
+    if settings.keep_exact:
+        check_exact(files.image, str(files.image))
+    image = read_rgb(files.image)
+    region = None if files.region is None else open_image(files.region)
+    before, unknown = _before(pipeline, files)
+    after = pipeline.read(_named(pipeline, files.to, "to"))
+    stepped = None if on_step is None else lambda done, total, _: on_step(done, total)
+    names = _names(files, before is not None)
+    edits = make_edits(pipeline, image, after, before, region, settings, name, names, num, seed, stepped)
+    for made, target in zip(edits.images, targets, strict=True):
+        save_png(made.image, target, made.text)
+    if sheet is not None:
+        conditions = [raw for raw in (before, after) if raw is not None]
+        shown = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
+        pictures = [image, *shown, edits.edited.region, *edits.edited.images]
+        save_png(grid([[_fit(picture) for picture in pictures]]), sheet)
+    return EditReport(targets, edits, sheet, [*unknown, *_cut(pipeline, files), *edits.notes])
+
+
+def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, list[str]]:
+    """What the image shows: as given, else as a PNG of piti's says itself; None where nobody says, and a note why."""
+    if files.from_ is not None:
+        return pipeline.read(_named(pipeline, files.from_, "from")), []
+    try:
+        return own_condition(files.image, pipeline.condition), []
+    except RemakeError as error:
+        done = "all of it is repainted" if files.region is None else "it is inverted without a condition"
+        flag = "--from-text" if isinstance(pipeline.condition, TextCondition) else "--from"
+        return None, [f"{error}: {done}; give {flag}, what it shows now"]
+
+
+def _names(files: EditFiles, known: bool) -> Names:
+    own = "the image's own" if known else None
+    return Names(
+        files.image.name,
+        _words(files.to),
+        own if files.from_ is None else _words(files.from_),
+        None if files.region is None else files.region.name,
+    )
+
+
+def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
+    """What to say of texts that are longer than what is read."""
+    condition = pipeline.condition
+    if not isinstance(condition, TextCondition):
+        return []
+    given = {"--text": files.to, "--from-text": files.from_}
+    found = {flag: condition.cut(text) for flag, text in given.items() if isinstance(text, str)}
+    return [f"{flag}: {note}" for flag, note in found.items() if note]
+
+
+def _targets(files: EditFiles, out: Path, num: int) -> tuple[list[Path], Path | None]:
+    """Where the images go, and the sheet, if `out` is a folder. Raises EditError."""
+    if num < 1:
+        raise EditError(f"--num {num} must be at least 1")
+    if out.suffix.lower() == ".png" and not out.is_dir():
+        if num > 1:
+            raise EditError(f"--out {out}: is one file and --num {num} makes more; give a folder")
+        return [out], None
+    if out.suffix and not out.is_dir():
+        raise EditError(f"--out {out}: images are written as PNG; end the name in .png, or give a folder")
+    return [out / f"{files.image.stem}_{number}.png" for number in range(num)], out / SHEET
+
+
+def _check_target(target: Path, files: EditFiles, overwrite: bool) -> None:
+    """Raises EditError where a target is an input, OutputError where it is there already."""
+    inputs = [files.image, *_files_of(files.to), *_files_of(files.from_), *_files_of(files.region)]
+    if target.resolve() in {path.resolve() for path in inputs}:
+        raise EditError(f"{target}: is an input, which would be lost; give another --out")
+    check_file(target, overwrite)
+
+
+def _files_of(given: EditCondition | None) -> list[Path]:
+    items = given.values() if isinstance(given, Mapping) else [given]
+    return [item for item in items if isinstance(item, Path)]
+
+
+def _named(pipeline: PITIPipeline, given: EditCondition, flag: str) -> EditCondition:
+    """What is given, if the model reads its like. Raises EditError that names the flag."""
+    condition = pipeline.condition
+    if isinstance(given, Mapping) and not isinstance(condition, SeveralCondition):
+        raise EditError(f"--{flag} {next(iter(given))}=…: this model reads one {condition.kind}; give a file alone")
+    if isinstance(condition, SeveralCondition) and not isinstance(given, Mapping):
+        first = next(iter(condition.parts))
+        raise EditError(
+            f"--{flag} {given}: of which part is it? This model reads {', '.join(condition.parts)}: --{flag} "
+            f"{first}=FILE, once for each part that is given"
+        )
+    if isinstance(given, str) and not isinstance(condition, TextCondition):
+        text = "text" if flag == "to" else "from-text"
+        raise EditError(f"--{text}: this model reads a {condition.kind}; give --{flag} FILE, or name a prior")
+    return given
+
+
+def _words(given: EditCondition) -> str:
+    """What a condition is called: its file's name, the parts' names, or the text itself."""
+    if isinstance(given, Mapping):
+        return ", ".join(f"{part}={_words(item)}" for part, item in given.items() if isinstance(item, Path | str))
+    return given.name if isinstance(given, Path) else given
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    factor = _SIDE / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC if factor < 1 else Image.Resampling.NEAREST)

@@ -1,0 +1,109 @@
+"""Edits of what is in memory, each image with the metadata that says how it was made and what it shows."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from PIL import Image
+from torch import Tensor
+
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.samplers import OnStep
+from piti.editing.edit import edit
+from piti.editing.options import Edited, EditSettings, frame_to_edit
+from piti.generation.generate import MadeImage, narrowed
+from piti.generation.metadata import PREFIX, condition_text, surroundings
+from piti.pipelines.options import seed_of
+from piti.pipelines.pipeline import PITIPipeline
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a person calls an edit's image and conditions."""
+
+    image: str
+    to: str
+    from_: str | None = None
+    region: str | None = None
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What was made, and what a person should know of it."""
+
+    images: list[MadeImage]
+    edited: Edited
+    notes: list[str]
+
+    def words(self) -> str:
+        """How much was repainted, and how exactly the rest came back."""
+        edited = self.edited
+        parts = [f"{100 * edited.share:.1f}% of the picture was repainted"]
+        outside = [value for value in edited.outside if value is not None]
+        if outside:
+            worst = min(outside)
+            exact = math.isinf(worst)
+            parts.append("the rest is as it was, to the bit" if exact else f"the rest came back within {worst:.1f} dB")
+        if edited.returned is not None:
+            whole = "exact" if math.isinf(edited.returned) else f"{edited.returned:.1f} dB"
+            parts.append(f"inversion and return of the whole: {whole}")
+        return "; ".join(parts)
+
+
+def make_edits(
+    pipeline: PITIPipeline,
+    image: Image.Image,
+    to: Shaped[Tensor, "K h w"],
+    from_: Shaped[Tensor, "K h w"] | None,
+    region: Image.Image | None,
+    settings: EditSettings,
+    name: str,
+    names: Names,
+    num: int = 1,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Edits:
+    """Edit an image `num` times; to, from_: raw, see `edit`.
+
+    name: of the model, for the metadata; names: of what is given. seed: with the condition that is to be shown and an
+    image's number it decides the fresh noise. Raises as `edit`, and what `on_step` raises.
+    """
+    to = narrowed(pipeline, pipeline.read(to))
+    frame = frame_to_edit(pipeline, image, to, settings)
+    fitted = pipeline.fitted(to, frame)
+    generators = [torch.Generator().manual_seed(seed_of(seed, fitted, k)) for k in range(num)]
+    edited = edit(pipeline, image, to, from_, region, settings, num, generators, on_step=on_step)
+    common = _text(pipeline, settings, edited, name, seed, names)
+    if edited.shows is not None:
+        common |= condition_text(pipeline, edited.shows, frame, names.to)
+    images = [MadeImage(made, common | {f"{PREFIX}number": str(k)}, k) for k, made in enumerate(edited.images)]
+    notes = []
+    if num > 1 and edited.variety == 0:
+        notes.append("no fresh noise was drawn (variety 0), so all images are the same; more variety makes them differ")
+    return Edits(images, edited, notes)
+
+
+def _text(
+    pipeline: PITIPipeline, settings: EditSettings, edited: Edited, name: str, seed: int, names: Names
+) -> dict[str, str]:
+    """The metadata that all images of an edit have: the model, names and every setting, as it came out."""
+    sampling = settings.sampling(pipeline)
+    values = {key: value for key, value in vars(settings).items() if key != "measure"}
+    values |= {"guidance": sampling.base.guidance, "variety": edited.variety, "size": edited.size}
+    if sampling.upsampler is not None:
+        values |= {"upsampler_steps": sampling.upsampler.steps}
+    plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in values.items()}
+    said = {
+        "edited": names.image,
+        "edit": json.dumps(plain, sort_keys=True),
+        "edit_to": names.to,
+        **({} if names.from_ is None else {"edit_from": names.from_}),
+        **({} if names.region is None else {"edit_region": names.region}),
+        "model": name,
+        "seed": seed,
+    }
+    return {f"{PREFIX}{key}": str(value) for key, value in said.items()} | surroundings(pipeline)

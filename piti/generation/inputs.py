@@ -1,0 +1,133 @@
+"""Files of a condition's parts, as `--given PART=FILE` names them, put together by what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from piti.conditions import Condition, SeveralCondition
+from piti.core.errors import UserError
+from piti.core.images import list_files
+from piti.core.spec import choices
+from piti.data.shards.sources import MANIFEST
+
+_NAMED = 3  # how many pictures a note names
+
+
+class GivenError(UserError):
+    """What `--given` names cannot be used. The message names the part and the file or folder."""
+
+
+@dataclass(frozen=True)
+class PartFiles(Mapping[str, Path]):
+    """The files of those parts of one condition that are given, by name."""
+
+    files: tuple[tuple[str, Path], ...]
+
+    def __getitem__(self, part: str) -> Path:
+        return dict(self.files)[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return (part for part, _ in self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def name(self) -> str:
+        """Each part with its file's name, without the folder."""
+        return ", ".join(f"{part}={path.name}" for part, path in self.files)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part}={path}" for part, path in self.files)
+
+
+def parsed_given(values: Sequence[str]) -> dict[str, Path]:
+    """PART=PATH texts by part. Raises GivenError."""
+    given: dict[str, Path] = {}
+    for value in values:
+        part, equals, path = value.partition("=")
+        if not (part and equals and path):
+            raise GivenError(f"--given {value}: expected PART=FILE or PART=FOLDER, such as mask=street.png")
+        if part in given:
+            raise GivenError(
+                f"--given {value}: '{part}' is given before as {given[part]}; give each part once, a file or a folder"
+            )
+        given[part] = Path(path)
+    return given
+
+
+def matched_parts(
+    condition: Condition, given: Mapping[str, Path], inputs: Sequence[Path] = ()
+) -> tuple[dict[str, PartFiles], list[str]]:
+    """What to translate, by the stem of what it becomes, and what a person should know.
+
+    given: a file for each part, which make one picture, named after the first; or a folder for each, whose files
+    are matched by their names without suffix: a part that has no such file is absent there. inputs: what was
+    handed in without saying of which part. Raises GivenError where that does not fit the condition.
+    """
+    if not isinstance(condition, SeveralCondition):
+        raise GivenError(
+            f"--given {next(iter(given))}: this model reads one {condition.kind} and no parts; give files or folders "
+            "without --given"
+        )
+    first = next(iter(condition.parts))
+    for path in (*inputs, *given.values()):
+        if path.suffix.lower() == ".tar" or path.name == MANIFEST or (path / MANIFEST).is_file():
+            raise GivenError(
+                f"{path}: a model of several conditions does not translate shards; unpack the conditions into a folder "
+                f"for each part and name them: --given {first}=FOLDER"
+            )
+    if inputs or not given:
+        what = f"{inputs[0]}: of which part is it" if inputs else "nothing to translate"
+        raise GivenError(
+            f"{what}? This model reads {', '.join(condition.parts)}, each alone or together; name them: --given "
+            f"{first}=FILE_OR_FOLDER"
+        )
+    for part in given:
+        if part not in condition.parts:
+            raise GivenError(f"--given {part}={given[part]}: unknown part; {choices(part, condition.parts)}")
+    ordered = {part: given[part] for part in condition.parts if part in given}
+    folders = [part for part, path in ordered.items() if path.is_dir()]
+    if not folders:
+        files = PartFiles(tuple(ordered.items()))
+        return {next(iter(files.values())).stem: files}, []
+    for part, path in ordered.items():
+        if part not in folders:
+            folder = f"{folders[0]}={ordered[folders[0]]}"
+            raise GivenError(
+                f"--given {part}={path}: is no folder, but {folder} is; give files alone, or folders alone"
+            )
+    return _of_folders(condition, ordered)
+
+
+def _of_folders(condition: SeveralCondition, folders: Mapping[str, Path]) -> tuple[dict[str, PartFiles], list[str]]:
+    """The files of a folder for each part, matched by stem, and how many lack which part."""
+    found = {part: _by_stem(part, folder, condition.parts[part]) for part, folder in folders.items()}
+    stems = sorted({stem for files in found.values() for stem in files})
+    notes = []
+    for part, files in found.items():
+        lacking = [stem for stem in stems if stem not in files]
+        if lacking:
+            named = ", ".join(lacking[:_NAMED]) + (", …" if len(lacking) > _NAMED else "")
+            notes.append(f"--given: {len(lacking)} of {len(stems)} have no {part} ({named}), only what else is given")
+    matched = {
+        stem: PartFiles(tuple((part, files[stem]) for part, files in found.items() if stem in files)) for stem in stems
+    }
+    return matched, notes
+
+
+def _by_stem(part: str, folder: Path, condition: Condition) -> dict[str, Path]:
+    """A folder's files of a part. Raises GivenError if there are none, or two of one stem."""
+    files: dict[str, Path] = {}
+    for path in list_files(folder, condition.suffixes):
+        if path.stem in files:
+            raise GivenError(
+                f"--given {part}={folder}: {files[path.stem]} and {path.name} have the same stem; keep one"
+            )
+        files[path.stem] = path
+    if not files:
+        known = ", ".join(sorted(condition.suffixes))
+        raise GivenError(f"--given {part}={folder}: the folder holds no {part} ({known}); give one that does")
+    return files

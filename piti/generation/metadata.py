@@ -1,0 +1,232 @@
+"""What a PNG says of how it was made: enough to make it again; `piti.generation.recreate` reads it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from piti import __version__
+from piti.conditions import Condition, TextCondition
+from piti.core.images import Box
+from piti.models import Translator
+from piti.pipelines.canvas import Frame, fitted, frame_of, part_of
+from piti.pipelines.cascade import NetworkSampling, Sampling
+from piti.pipelines.options import MAX_ROWS, Place, Settings
+from piti.pipelines.pipeline import PITIPipeline
+
+PREFIX = "piti:"
+MAX_TEXT = 256 * 1024
+"""Characters of an embedded condition; what needs more is left out."""
+
+_MOST_BYTES = 32_000_000  # of a raw tensor that is compressed to see whether it fits
+_PIECE = 1 << 20  # bytes that are compressed before looking whether it fits
+_MARKED = 16  # hexadecimal digits of a hash
+_SAMPLED = 256  # values of a tensor that its mark looks at
+_NO_MEANING = frozenset(
+    {"threshold", "unit", "camera", "field_of_view", "normal_axes", "jump", "null_value", "clip"}
+)  # settings of conditions that say how files are read, or what networks see, and not what raw values mean
+_NAMED = re.compile(r"(?P<model>.*?)( with the upsampler of (?P<upsampler>.*?))?( \(weights [0-9a-f]+\))?", re.DOTALL)
+
+
+# Names
+
+
+def model_name(model: str, upsampler: str | None = None, digest: str = "") -> str:
+    """A model as an image names it. upsampler: the other model whose upsampler it took; digest: of its weights."""
+    lender = "" if upsampler is None else f" with the upsampler of {upsampler}"
+    return f"{model}{lender}{f' (weights {digest})' if digest else ''}"
+
+
+def named_model(name: str) -> tuple[str, str | None]:
+    """The model and the upsampler's model that `model_name` was given."""
+    found = _NAMED.fullmatch(name)
+    return (found["model"], found["upsampler"]) if found else (name, None)
+
+
+# Of all images of a translation
+
+
+def made_with(settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
+    """The metadata that all images of a translation have: the model's name, and how it was sampled."""
+    values: dict[str, object] = {
+        "model": name,
+        "seed": settings.seed,
+        **_settings_of(sampling.base),
+        **({"square": True} if settings.square else {}),
+        **({} if settings.size is None else {"size": settings.size}),
+    }
+    if sampling.upsampler is None:
+        values["base_only"] = settings.base_only
+    else:
+        upsampler = _settings_of(sampling.upsampler) | {"noise": sampling.upsampler.noise}
+        upsampler |= {"truncates": True} if sampling.upsampler.truncates else {}
+        values |= {f"upsampler_{key}": value for key, value in upsampler.items()}
+    return _text(values)
+
+
+def surroundings(pipeline: PITIPipeline) -> dict[str, str]:
+    """What else decides an image's last bits: weights, versions and the device. The same for a whole translation."""
+    return _text({"weights": weights_mark(pipeline), "version": __version__, "made_on": made_on(pipeline)})
+
+
+def weights_mark(pipeline: PITIPipeline) -> str:
+    """Quick marks of the base's weights and the upsampler's: hashes of names, shapes and some values of every tensor.
+
+    Training changes them, a device or half precision of the file does not. Empty where weights are kept elsewhere
+    (offloaded one by one).
+    """
+    parts = [part for part in (pipeline.base, pipeline.upsampler) if part is not None]
+    if any(value.is_meta for part in parts for value in part.state_dict().values()):
+        return ""
+    return " ".join(_mark(part) for part in parts)
+
+
+def made_on(pipeline: PITIPipeline) -> str:
+    """Libraries, precision and device. Where they are the same, so are the images to the bit."""
+    device = pipeline.device
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        where = f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    else:
+        where = device.type
+    dtype = str(pipeline.base.dtype).removeprefix("torch.")
+    return f"torch {torch.__version__}, diffusers {importlib.metadata.version('diffusers')}, {dtype} on {where}"
+
+
+# Of one image
+
+
+def image_text(
+    common: Mapping[str, str], of_condition: Mapping[str, str], number: int, source: str, stem: str, place: Place
+) -> dict[str, str]:
+    """All metadata of an image.
+
+    common: `made_with` and `surroundings`; of_condition: `condition_text`; number: of the image among those of its
+    condition; source: what a person calls the condition, a file's name or the text itself; stem: what the image is
+    named after; place: the row of the batch that it was made in, left out if that has more than `MAX_ROWS`.
+    """
+    batch = json.dumps([place.row, place.rows, place.order, place.distinct])
+    told = {"batch": batch} if place.rows <= MAX_ROWS else {}
+    return {**common, **_text({"condition": source, "number": number, "name": stem, **told}), **of_condition}
+
+
+def condition_text(pipeline: PITIPipeline, raw: Shaped[Tensor, "K h w"], frame: Frame, source: str) -> dict[str, str]:
+    """A condition's hash, and the condition itself where it fits: a text verbatim, else its raw tensor.
+
+    The tensor is compressed (zlib, base64). Where the whole is too large, what the networks read of it is kept
+    instead, if that makes the same image. source: as in `image_text`.
+    """
+    condition, values = pipeline.condition, {"condition_sha256": raw_hash(raw)}
+    if isinstance(condition, TextCondition):
+        text = next((text for text in (source, condition.text(raw)) if _says(condition, text, raw)), None)
+        if text is not None and len(text) <= MAX_TEXT:
+            return _text(values | {"text": text})
+    whole, data = raw, packed(raw)
+    kept = whole
+    if data is None and condition.spatial:
+        kept, whole = _as_read(pipeline, raw, frame)
+        data = packed(kept) if kept.shape != raw.shape else None
+    if data is None:
+        return _text(values)
+    form = {
+        "dtype": str(kept.dtype).removeprefix("torch."),
+        "shape": list(kept.shape),
+        "of": list(whole.shape[-2:]),
+        "reads": meaning_hash(condition),
+        **({} if kept is raw else {"reduced": True}),
+    }
+    return _text(values | {"raw_form": json.dumps(form), "raw": data})
+
+
+def packed(raw: Shaped[Tensor, "K h w"]) -> str | None:
+    """Values in memory order, little-endian, zlib, base64; None above `MAX_TEXT` characters."""
+    if raw.nbytes > _MOST_BYTES:
+        return None
+    values = raw.cpu().numpy()
+    plain = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    stream, data = zlib.compressobj(9), b""
+    for start in range(0, len(plain), _PIECE):
+        data += stream.compress(plain[start : start + _PIECE])
+        if len(data) > MAX_TEXT // 4 * 3:
+            return None
+    data += stream.flush()
+    return base64.b64encode(data).decode("ascii") if len(data) <= MAX_TEXT // 4 * 3 else None
+
+
+def enlarged_to(condition: Condition, raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Tensor:
+    """A reduced condition in the size (height, width) of the one that it was made of."""
+    return raw if raw.shape[-2:] == size else condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), size)
+
+
+def raw_hash(raw: Shaped[Tensor, "K h w"]) -> str:
+    """The hash of a condition's shape and values."""
+    values = np.ascontiguousarray(raw.cpu().numpy())
+    return hashlib.sha256(f"{values.dtype}{list(values.shape)}".encode() + values.tobytes()).hexdigest()
+
+
+def meaning_hash(condition: Condition) -> str:
+    """A mark of what raw values mean, such as a mask's classes; the same for conditions that may exchange them."""
+    return hashlib.sha256(json.dumps(_meaning(condition.to_config()), sort_keys=True).encode()).hexdigest()[:_MARKED]
+
+
+# Small parts
+
+
+def _mark(network: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(f"{key}{list(value.shape)}".encode())
+        flat = value.detach().reshape(-1)
+        digest.update(flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:_MARKED]
+
+
+def _meaning(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _meaning(value) for key, value in config.items() if key not in _NO_MEANING}
+    return [_meaning(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def _says(condition: TextCondition, text: str, raw: Tensor) -> bool:
+    """Whether a text becomes exactly these tokens."""
+    return bool(text.strip()) and torch.equal(condition.tokens(text), raw)
+
+
+def _as_read(pipeline: PITIPipeline, raw: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+    """A condition as small as the finest network reads it, and what stands for the whole when it is made again: the
+    small one, enlarged to the whole's size or as it is. The whole itself, twice, if neither makes the same image.
+    """
+    condition = pipeline.condition
+    upsampler = pipeline.upsampler if frame.scale > 1 else None
+    networks = [network for network in (pipeline.base, upsampler) if network is not None]
+    reading = [one for one in networks if not isinstance(one, Translator) or one.encoder is not None]
+    size, whole = max(part_of(frame, network) for network in reading), (raw.shape[-2], raw.shape[-1])
+    if size[0] > whole[0] or size[1] > whole[1]:
+        return raw, raw
+    small = condition.crop_resize(raw, Box(0, 0, whole[1], whole[0]), size)
+    seen = [raw_hash(fitted(condition, raw, frame, network)) for network in reading]
+    for again in (enlarged_to(condition, small, whole), small):
+        framed = frame_of(condition, again, pipeline.base, upsampler, min(frame.height, frame.width))
+        if framed == frame and seen == [raw_hash(fitted(condition, again, frame, network)) for network in reading]:
+            return small, again
+    return raw, raw
+
+
+def _settings_of(network: NetworkSampling) -> dict[str, object]:
+    return {"sampler": network.sampler, "steps": network.steps, "guidance": network.guidance.model_dump_json()}
+
+
+def _text(values: Mapping[str, object]) -> dict[str, str]:
+    return {f"{PREFIX}{key}": str(value) for key, value in values.items()}

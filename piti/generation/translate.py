@@ -1,0 +1,372 @@
+"""Files in, files out: conditions on disk to images on disk, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
+from piti.core.distributed import Ranks, together
+from piti.core.errors import UserError
+from piti.core.files import check_place
+from piti.core.images import IMAGE_SUFFIXES, ImageError, grid, image_size, list_files, open_image, save_png
+from piti.data.archives import Archived, list_archived, list_conditions
+from piti.data.shards.index import Manifest, read_manifest
+from piti.data.shards.sources import MANIFEST
+from piti.generation.generate import Wanted, make_batch, stem_of_text
+from piti.generation.inputs import PartFiles, matched_parts
+from piti.generation.metadata import made_with, surroundings
+from piti.generation.recreate import Record
+from piti.pipelines.canvas import Frame, batches_alike, enlarged
+from piti.pipelines.cascade import Sampling
+from piti.pipelines.options import SHEET, Settings, seed_of
+from piti.pipelines.pipeline import PITIPipeline
+
+SHEET_ROWS = 64
+SHEET_SIDE = 192
+_SAMPLED = ("sampler", "steps", "upsampler_sampler", "upsampler_steps", "upsampler_guidance")
+
+
+class TranslationError(UserError):
+    """The inputs of a translation cannot be used. The message lists every one of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """The condition that an image itself holds."""
+
+    name: str
+    raw: Tensor
+    file: str
+
+    def __str__(self) -> str:
+        return f"the condition in {self.file}"
+
+
+Item = Path | Archived | str | PartFiles | Recalled
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make, of a file, of a text, or of the files of several parts."""
+
+    source: Item
+    number: int
+    seed: int
+    target: Path
+    frame: Frame
+    stem: str
+    """What the target is named after."""
+
+    @property
+    def condition(self) -> str:
+        """What a person calls the condition."""
+        return self.source if isinstance(self.source, str) else self.source.name
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a translation did."""
+
+    made: list[Path]
+    kept: list[Path]
+    sheet: Path
+    notes: list[str]
+    """What else a person should know, such as which texts were too long."""
+    left_out: str
+    """What to say where the sheet does not show every condition; else nothing."""
+
+
+def translate_files(
+    pipeline: PITIPipeline,
+    inputs: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    name: str,
+    overwrite: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+    texts: Sequence[str] = (),
+    given: Mapping[str, Path] | None = None,
+    ranks: Ranks | None = None,
+    like: Record | None = None,
+) -> Report:
+    """Translate condition files and folders of them into `out/STEM_0.png` … and `out/sheet.png`.
+
+    texts: for a prior; their images are named after their words. given: for a condition of several parts, a file
+    or a folder of each that is given, see `matched_parts`.
+
+    The noise of an image follows from the seed, the condition's content and the image's number, so it
+    does not depend on the file's name, the other files, or the batch. Existing images are kept unless
+    `overwrite`; they must have the size that is asked for. name: of the model, for the PNG's
+    metadata. on_step: (denoising steps done, in all). ranks: the processes that share the work, see `joined`;
+    each makes every world-th batch of what is missing, and when all are done the first makes the sheet. like: the
+    image whose settings and pipeline (`Record.applied`) these are; without inputs, texts and `given` its own
+    condition is translated.
+
+    Raises TranslationError for unreadable inputs, RemakeError for an image that holds no condition, before anything is
+    made or written.
+    """
+    ranks = ranks or Ranks()
+    with together():
+        sampling, jobs, notes = _planned(pipeline, inputs, out, settings, overwrite, texts, given, like)
+        missing = [job.target for job in jobs if overwrite or not job.target.exists()]
+    made = ranks.told(missing)  # as the first process saw it, before any image was made
+    todo = set(made)
+    with together():
+        common = made_with(settings, sampling, name) | surroundings(pipeline)
+        _make(pipeline, [job for job in jobs if job.target in todo], settings, common, on_step, ranks)
+    sheet = out / SHEET
+    with together():
+        if ranks.main:
+            save_png(contact_sheet(pipeline, jobs, settings.square), sheet)
+    kept = [job.target for job in jobs if job.target not in todo]
+    conditions = len({job.source for job in jobs})
+    left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
+    return Report(made, kept, sheet, notes, left_out)
+
+
+def _planned(
+    pipeline: PITIPipeline,
+    inputs: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    overwrite: bool,
+    texts: Sequence[str],
+    given: Mapping[str, Path] | None,
+    like: Record | None,
+) -> tuple[Sampling, list[Job], list[str]]:
+    """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
+    with nullcontext() if like is None else like.blamed(settings, *_SAMPLED):
+        sampling = settings.sampling(pipeline)
+    check_place(out)
+    parts = given or {}
+    if out.resolve() in {path.resolve() for path in (*inputs, *parts.values())}:
+        raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
+    if texts and not isinstance(pipeline.condition, TextCondition):
+        condition = pipeline.condition
+        kind = " or a ".join(condition.parts) if isinstance(condition, SeveralCondition) else condition.kind
+        raise TranslationError(f"--text: this model reads a {kind}; give a file, or name a prior with --model")
+    texts = list(dict.fromkeys(" ".join(text.split()) for text in texts))
+    if like is not None and not (inputs or texts or parts):
+        sources, notes = {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
+    elif parts or isinstance(pipeline.condition, SeveralCondition):
+        sources, notes = matched_parts(pipeline.condition, parts, inputs)
+    else:
+        sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
+    with nullcontext() if like is None else like.blamed(settings, "size"):
+        jobs, left_out = _jobs(pipeline, sources, out, settings, sampling)
+    if settings.num > 1 and not pipeline.draws_noise(settings.base_only):
+        notes = [*notes, "this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
+    if not overwrite:
+        _check_sizes(jobs)
+        _check_not_itself(jobs, like)
+    return sampling, jobs, [*notes, *left_out, *([] if like is None else _differences(pipeline, jobs, settings, like))]
+
+
+def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
+    """Raises TranslationError if an image would be kept as the result that `--like` was to be made of."""
+    if like is not None and Path(like.file).resolve() in {job.target.resolve() for job in jobs}:
+        raise TranslationError(
+            f"{like.file}: the image would be made in the place of this one; give another --out, or add --overwrite"
+        )
+
+
+def _differences(pipeline: PITIPipeline, jobs: list[Job], settings: Settings, like: Record) -> list[str]:
+    """What a person should know of images that are made like another."""
+    notes, sources = like.differences(pipeline), list(dict.fromkeys(job.source for job in jobs))
+    if any(isinstance(source, Recalled) for source in sources):
+        changed = (settings.size, settings.base_only) != (like.said.size, like.said.base_only)
+        if like.reduced and changed:
+            notes.append(
+                f"{like.file} holds its condition only as small as it was read then; give the file for all of it"
+            )
+    elif all(like.is_other(_read(pipeline, source, settings.square)) for source in sources[:SHEET_ROWS]):
+        what = sources[0] if len(sources) == 1 else "what is translated"
+        notes.append(f"{what} is another condition than that of {like.file}: other images come of it")
+    return notes
+
+
+def _check_sizes(jobs: list[Job]) -> None:
+    """Raises TranslationError if an image that would be kept has another size."""
+    for job in jobs:
+        wanted = (job.frame.width, job.frame.height)
+        width, height = image_size(job.target) if job.target.exists() else wanted
+        if (width, height) != wanted:
+            raise TranslationError(
+                f"{job.target}: is there already, {width} x {height}, where {wanted[0]} x {wanted[1]} are to be made; "
+                "add --overwrite to make it anew, or give another --out"
+            )
+
+
+def _make(
+    pipeline: PITIPipeline,
+    jobs: list[Job],
+    settings: Settings,
+    common: Mapping[str, str],
+    on_step: Callable[[int, int], None] | None,
+    ranks: Ranks,
+) -> None:
+    """Make the images of this process's jobs, a batch of one shape at a time, written as soon as the batch is done.
+
+    Batches are those of one process, dealt out whole, so that every image is the same to the bit.
+    """
+    batches = ranks.own(batches_alike([job.frame for job in jobs], settings.batch))
+    alone = settings if len(jobs) == 1 else replace(settings, place=None)
+    for index, batch in enumerate([jobs[k] for k in rows] for rows in batches):
+
+        def stepped(done: int, total: int, _: Tensor, index: int = index) -> None:
+            if on_step is not None:
+                on_step(index * total + done, len(batches) * total)
+
+        sources = {job.source for job in batch}
+        raws = {source: _read(pipeline, source, settings.square) for source in sources}  # large ones, held briefly
+        wanted = [Wanted(raws[job.source], job.frame, job.number, job.seed, job.condition, job.stem) for job in batch]
+        for job, made in zip(batch, make_batch(pipeline, wanted, alone, common, stepped), strict=True):
+            save_png(made.image, job.target, made.text)
+
+
+def _read(pipeline: PITIPipeline, source: Item, square: bool) -> Tensor:
+    """A condition in raw form. Raises ConditionError, ImageError."""
+    return pipeline.read(source.raw if isinstance(source, Recalled) else source, square)
+
+
+def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job], square: bool = False) -> Image.Image:
+    """Each condition beside its images, the first `SHEET_ROWS` conditions; square: they were cropped to squares."""
+    rows: dict[Item, list[Image.Image]] = {}
+    for job in jobs:
+        size = enlarged(job.frame, SHEET_SIDE)
+        if job.source not in rows:
+            if len(rows) == SHEET_ROWS:
+                break
+            previews = pipeline.condition.previews(_read(pipeline, job.source, square))
+            rows[job.source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
+        rows[job.source].append(open_image(job.target).resize(size, Image.Resampling.BICUBIC))
+    return grid(list(rows.values()))
+
+
+def _sources(inputs: Sequence[Path], texts: Sequence[str], condition: Condition) -> dict[str, Item]:
+    """Files, files inside tar archives and packed shards, and texts by the stem of what they become."""
+    found: list[Path] = []
+    archived: list[Archived] = []
+    suffixes = condition.suffixes
+    for path in inputs:
+        packed = _packed(path)
+        if packed is not None:
+            archived += _packed_conditions(*packed, path, condition)
+        elif path.is_dir():
+            inside = list_files(path, suffixes)
+            if not inside:
+                what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
+                raise TranslationError(f"{path}: the folder holds no {what}; give one that does, or files")
+            found += inside
+        elif path.suffix.lower() == ".tar":
+            archived += _archived(path, suffixes)
+        else:
+            found.append(path)
+    by_stem: dict[str, Item] = {}
+    named: list[tuple[str, Item]] = [(path.stem, path) for path in found]
+    named += [(file.key.replace("/", "-"), file) for file in archived]
+    for stem, source in [*named, *((stem_of_text(text), text) for text in texts)]:
+        other = by_stem.setdefault(stem, source)
+        if other != source:
+            raise TranslationError(f"{other} and {source} would write the same files; use two --out")
+    if not by_stem:
+        raise TranslationError("nothing to translate; give files, folders, or --text")
+    return by_stem
+
+
+def _packed(path: Path) -> tuple[Manifest, list[Path]] | None:
+    """The manifest and shards that a manifest, its folder or a shard beside it stands for. Raises DataError."""
+    place = path / MANIFEST if path.is_dir() else path.with_name(MANIFEST)
+    tar = path.suffix.lower() == ".tar" and not path.is_dir()
+    if not (tar or path.is_dir() or path == place) or not place.is_file():
+        return None
+    manifest = read_manifest(str(place))
+    names = [entry.name for entry in manifest.entries]
+    if tar:
+        return (manifest, [path]) if path.name in names else None
+    return manifest, [place.with_name(name) for name in names]
+
+
+def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, condition: Condition) -> list[Archived]:
+    """The conditions of packed shards, by what their manifest says. given: what a person named.
+
+    Of several kinds of conditions that of the folder that is named as the model's. Raises TranslationError.
+    """
+    suffixes, kinds = condition.suffixes, manifest.conditions
+    if len(kinds) > 1:
+        usual = (condition.kind, "labels") if condition.kind == "mask" else (condition.kind,)
+        kinds = {folder: extension for folder, extension in kinds.items() if folder.startswith(usual)} or kinds
+    extensions: list[str | None] = list(kinds.values())
+    if not kinds and isinstance(condition, TextCondition):
+        extensions = [None]  # captions, KEY.txt, which are no photographs
+    if len(extensions) != 1:
+        what = f"which of {', '.join(kinds)} is the model's {condition.kind} cannot be told from"
+        what = what if kinds else "no conditions were packed, only photographs, says"
+        raise TranslationError(f"{given}: {what} the shards' {MANIFEST}; unpack the conditions and give their folder")
+    try:
+        inside = [file for shard in shards for file in list_archived(shard, suffixes, extensions[0])]
+    except ImageError as error:
+        raise TranslationError(str(error)) from None
+    if not inside:
+        named = [f"KEY.{extensions[0]}{suffix}" if extensions[0] else f"KEY{suffix}" for suffix in sorted(suffixes)]
+        raise TranslationError(f"{given}: the shards hold no {condition.kind} ({', '.join(named)}); give others")
+    return inside
+
+
+def _archived(archive: Path, suffixes: Set[str]) -> list[Archived]:
+    """The conditions of a tar archive. Raises TranslationError."""
+    try:
+        inside = list_conditions(archive, suffixes)
+    except ImageError as error:
+        raise TranslationError(str(error)) from None
+    if not inside:
+        raise TranslationError(f"{archive}: holds no {', '.join(sorted(suffixes))} files; give one that does")
+    return inside
+
+
+def _cut(pipeline: PITIPipeline, texts: Sequence[str]) -> list[str]:
+    """What to say of texts that are longer than what is read."""
+    condition = pipeline.condition
+    found = [condition.cut(text) for text in texts] if isinstance(condition, TextCondition) else []
+    return [f"--text: {note}" for note in found if note]
+
+
+def _jobs(
+    pipeline: PITIPipeline,
+    sources: Mapping[str, Item],
+    out: Path,
+    settings: Settings,
+    sampling: Sampling,
+) -> tuple[list[Job], list[str]]:
+    """All images to make, every condition read, and a note on what was left out.
+
+    Raises TranslationError with all problems together, unless `settings.skip_bad` and there is something left.
+    """
+    if settings.num < 1 or settings.batch < 1:
+        raise TranslationError(f"--num {settings.num} and --batch {settings.batch} must be at least 1")
+    jobs: list[Job] = []
+    problems: list[str] = []
+    for stem, source in sources.items():
+        try:
+            raw = _read(pipeline, source, settings.square)
+            frame = pipeline.frame(raw, sampling, settings.size, str(source))
+        except (ConditionError, ImageError) as error:
+            problems.append(str(error))
+            continue
+        fitted = pipeline.fitted(raw, frame)
+        for number in settings.wanted():
+            seed = seed_of(settings.seed, fitted, number)
+            jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png", frame, stem))
+    if not problems:
+        return jobs, []
+    listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
+    if not settings.skip_bad or not jobs:
+        remedy = "" if settings.skip_bad else "\nmend or remove them, or leave them out with --skip-bad"
+        raise TranslationError(listed + remedy)
+    return jobs, [f"left out (--skip-bad): {listed}"]

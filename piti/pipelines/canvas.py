@@ -1,0 +1,187 @@
+"""Conditions of any proportions: the images they become, and the canvas that the networks work on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from piti.conditions import Condition, ConditionError
+from piti.core.errors import UserError
+from piti.core.images import Box
+from piti.models import Translator
+
+MAX_RATIO = 4
+"""How many times longer than its short side a condition may be: the networks learned from squares."""
+MAX_ENLARGED = 4
+"""How many times larger than a model was trained for its images may be asked for."""
+MIN_SIZE = 16
+"""The least short side, in pixels, that may be asked for; or what the model was trained for, if that is less."""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What decides a frame: a network that makes images of a condition, or enlarges them."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def low_res(self) -> int | None: ...
+
+    @property
+    def granularity(self) -> int: ...
+
+    @property
+    def condition_side(self) -> int | None: ...
+
+
+def same_proportions(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are of one picture, to the rounding of a pixel."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The image that a condition becomes, and the canvas that it is made on.
+
+    The image has the condition's proportions, to the rounding of its last row or column. It lies in the canvas's
+    upper left corner; what is beyond it is made too, then cut off.
+    """
+
+    height: int
+    """Of the image in pixels."""
+    width: int
+    canvas: tuple[int, int]
+    """(height, width) in pixels of the base's images, multiples of what the networks need."""
+    scale: int = 1
+    """Pixels of the image for one of the base's, along a side."""
+
+    def cut(self, images: Shaped[Tensor, "*batch h w"]) -> Shaped[Tensor, "*batch h2 w2"]:
+        """The image out of a canvas of its scale."""
+        return images[..., : self.height, : self.width]
+
+
+def frame_of(
+    condition: Condition,
+    raw: Shaped[Tensor, "K h w"],
+    base: Sized,
+    upsampler: Translator | None,
+    size: int | None = None,
+    source: str = "the condition",
+) -> Frame:
+    """The frame of a condition in raw form.
+
+    upsampler: if one enlarges the base's images. size: the image's short side; by default what the networks were
+    trained at, so that things have the size that they had in training; from `MIN_SIZE` to `MAX_ENLARGED` times
+    that. What lies over no image (a text) becomes
+    a square. Raises ConditionError, naming `source`, for what is more than `MAX_RATIO` times as long as it is
+    wide, and UserError for an impossible size.
+    """
+    rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
+    return frame_over(rows, columns, base, upsampler, size, source)
+
+
+def frame_over(
+    rows: int, columns: int, base: Sized, upsampler: Translator | None, size: int | None = None, source: str = "it"
+) -> Frame:
+    """The frame of what has the proportions of rows and columns; as `frame_of`."""
+    last = base if upsampler is None else upsampler
+    scale = last.image_size // base.image_size
+    short = last.image_size if size is None else _checked(size, last.image_size, upsampler is None)
+    if min(rows, columns) * MAX_RATIO < max(rows, columns):
+        raise ConditionError(
+            f"{source}: is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated: cut it into pieces, or "
+            "take the square at its centre (square=True, --square)"
+        )
+    height, width = (max(short, _rounded(short * side / min(rows, columns))) for side in (rows, columns))
+    unit = math.lcm(base.granularity, 1 if upsampler is None else _unit_of(upsampler))
+    canvas = (_up(height, unit * scale) // scale, _up(width, unit * scale) // scale)
+    return Frame(height, width, canvas, scale)
+
+
+def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], frame: Frame, translator: Sized) -> Tensor:
+    """A condition in raw form as a translator's encoder reads it, over the whole canvas; text as it is.
+
+    It is resized to what the image takes up of the canvas, to the nearest pixel of the encoder's. Beyond that its
+    last column and row are repeated, in raw form, so that classes stay classes and holes holes, and no
+    distance to a line changes.
+    """
+    if not condition.spatial:
+        return raw
+    side, size = _read_sides(translator)
+    whole = (frame.canvas[0] * size // side, frame.canvas[1] * size // side)
+    part = part_of(frame, translator)
+    resized = condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), part)
+    return resized if part == whole else extended(resized, whole)
+
+
+def part_of(frame: Frame, translator: Sized) -> tuple[int, int]:
+    """(height, width) to which a translator's encoder has a condition resized: what the image takes up of its canvas.
+
+    Raises UserError for one that reads no picture.
+    """
+    side, size = _read_sides(translator)
+    return _within(frame.height, frame, size / side), _within(frame.width, frame, size / side)
+
+
+def extended(raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Shaped[Tensor, "K h2 w2"]:
+    """Grown to the right and downwards to `size` (height, width) by repeating the last column and row."""
+    rows, columns = (torch.arange(n).clamp(max=have - 1) for n, have in zip(size, raw.shape[-2:], strict=True))
+    return raw[:, rows[:, None], columns]
+
+
+def batches_alike(frames: Sequence[Frame], most: int) -> list[list[int]]:
+    """Positions of frames that can be made at once, at most `most`, in the order in which canvases first occur."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for position, frame in enumerate(frames):
+        alike.setdefault(frame.canvas, []).append(position)
+    return [rows[k : k + most] for rows in alike.values() for k in range(0, len(rows), most)]
+
+
+def enlarged(frame: Frame, least: int) -> tuple[int, int]:
+    """(width, height) of a frame's image, enlarged if need be until its short side is `least`."""
+    factor = max(1.0, least / min(frame.width, frame.height))
+    return round(frame.width * factor), round(frame.height * factor)
+
+
+def _checked(size: int, trained: int, alone: bool) -> int:
+    """The size itself. alone: without an upsampler. Raises UserError if it is out of range."""
+    least, most = min(MIN_SIZE, trained), MAX_ENLARGED * trained
+    if not least <= size <= most:
+        why = ", its base alone (because of --base-only, or because it has no upsampler)" if alone else ""
+        raise UserError(
+            f"size {size} (--size): this model was trained to make {trained} px{why}; give {least} to {most}"
+        )
+    return size
+
+
+def _unit_of(upsampler: Translator) -> int:
+    """The least sides of small images that an upsampler can enlarge are multiples of this."""
+    return upsampler.granularity // math.gcd(upsampler.granularity, upsampler.scale)
+
+
+def _read_sides(translator: Sized) -> tuple[int, int]:
+    """Sides of the same square: of the base's image, and of what the encoder reads for it. Raises UserError."""
+    if translator.condition_side is None:
+        raise UserError("this translator takes no picture as its condition")
+    return translator.low_res or translator.image_size, translator.condition_side
+
+
+def _within(length: int, frame: Frame, zoom: float) -> int:
+    """Pixels of the encoder's that `length` pixels of the image take up; zoom: encoder's for one of the base's."""
+    return max(1, _rounded(length / frame.scale * zoom))
+
+
+def _rounded(value: float) -> int:
+    """To the nearest, halves up."""
+    return math.floor(value + 0.5)
+
+
+def _up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit

@@ -1,0 +1,275 @@
+"""The networks of a cascade as they are sampled: a base, and an upsampler that enlarges its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piti.baselines import BaselineNetwork, ImageNetwork, noise_of
+from piti.checkpoints.folder import ModelError
+from piti.conditions import Condition, TextCondition
+from piti.core.errors import UserError
+from piti.core.images import quantized, truncated
+from piti.core.seeding import generator_for
+from piti.diffusion.guidance import Guidance, conditioned, guided
+from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
+from piti.diffusion.schedule import Denoise, NoiseSchedule
+from piti.models import ConditionEncoder, TextEncoder, Tokens, Translator
+from piti.pipelines.canvas import Frame, fitted
+
+OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, 3, H, W])
+
+
+@dataclass(frozen=True)
+class NetworkSampling:
+    """How one network is sampled, everything decided."""
+
+    guidance: Guidance
+    steps: int | str
+    sampler: str
+    noise: float = 1.0
+    """Factor on the initial noise."""
+    truncates: bool = False
+    """For an upsampler: see the small images cut down to 8 bits, as PITI's release does, not rounded."""
+
+
+ONE_PASS = NetworkSampling(Guidance(w=0.0), steps=1, sampler="none")
+"""How a model that makes its images in one pass is sampled."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a cascade is sampled; without an upsampler the base's images are the result."""
+
+    base: NetworkSampling
+    upsampler: NetworkSampling | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to make at once."""
+
+    raws: list[Tensor]
+    """Each image's condition in raw form, [K, h, w]; the same tensor where it is the same condition."""
+    generators: list[torch.Generator]
+    """Each image's noise."""
+    frames: list[Frame]
+    """Each image's place in its canvas; all canvases are equal."""
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) of the base's images."""
+        return self.frames[0].canvas
+
+    def upsampled(self) -> Batch:
+        """The same images with the upsampler's noise, which the generators' present state decides."""
+        return Batch(self.raws, [_second(generator) for generator in self.generators], self.frames)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A translator, the noise schedule it was trained with, the condition it reads, and where it runs."""
+
+    translator: Translator
+    schedule: NoiseSchedule
+    condition: Condition
+    device: torch.device
+
+    def steps(self, settings: NetworkSampling) -> int:
+        """How many denoising steps these settings take. Raises UserError for impossible ones."""
+        return len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
+
+    def sample(
+        self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, low_res: Tensor | None = None
+    ) -> Tensor:
+        """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
+        height, width = (side * self.translator.scale for side in batch.canvas)
+        small = None if low_res is None else low_res.to(self.device)
+        tokens, both = self.encode(batch, with_null=settings.guidance.w != 0)
+
+        def report(done: int, total: int, x0: Tensor) -> None:
+            on_step(done, x0)
+
+        denoise = self.denoiser(tokens, both, settings.guidance, small)
+        x_T = settings.noise * initial_noise((len(batch.raws), 3, height, width), batch.generators, device=self.device)
+        return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, batch.generators, report)
+
+    def denoiser(
+        self,
+        tokens: Tokens,
+        both: Tokens | None,
+        guidance: Guidance,
+        low_res: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Denoise:
+        """The guided network of B encoded conditions, as samplers call it; a fresh one for each run.
+
+        tokens, both: see `encode`. low_res: the B small images that an upsampler enlarges, on its device; known:
+        [B, 4, H, W], for a translator that inpaints.
+        """
+        dtype = self.translator.dtype
+
+        def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
+            # a guided pair is a batch of 2 B: both halves see the small images, and what is known
+            seen, told = (None if x is None else x.repeat(len(x_t) // len(x), 1, 1, 1) for x in (low_res, known))
+            return self.translator(x_t.to(dtype), t, given, seen, **({} if told is None else {"known": told}))
+
+        return guided(conditioned(predict, tokens, both, self.schedule), guidance, self.schedule)
+
+    def encode(self, batch: Batch, with_null: bool) -> tuple[Tokens, Tokens | None]:
+        """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
+        raws = batch.raws
+        if self.translator.encoder is None:
+            nothing = torch.empty(len(raws), 0, 0, 0, device=self.device, dtype=self.translator.dtype)
+            return self.translator.encode(nothing), None
+        distinct = {id(raw): (raw, frame) for raw, frame in zip(raws, batch.frames, strict=True)}
+        place = {key: k for k, key in enumerate(distinct)}
+        sized = torch.stack([fitted(self.condition, *pair, self.translator) for pair in distinct.values()])
+        encoded = self.condition.encode(sized).to(self.device)
+        if encoded.is_floating_point():  # tokens of a text stay whole numbers
+            encoded = encoded.to(self.translator.dtype)
+        _bring(self.translator)
+        tokens = self.translator.encode(encoded).picked([place[id(raw)] for raw in raws])
+        if not with_null:
+            return tokens, None
+        null = self.condition.null(1, *encoded.shape[-2:], device=encoded.device, dtype=encoded.dtype)
+        return tokens, tokens.joined(self.translator.encode(null).picked([0] * len(raws)))
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """A baseline where a base stands: its images are made in one pass, without guidance."""
+
+    translator: BaselineNetwork
+    condition: Condition
+    device: torch.device
+
+    def steps(self, settings: NetworkSampling) -> int:
+        """One. Raises UserError for settings that are not `ONE_PASS`, or its noise."""
+        if settings != ONE_PASS:
+            raise UserError(
+                "guidance, steps and sampler (--guidance, --steps, --sampler) have no meaning here: this model "
+                "makes its images in one pass; leave them out"
+            )
+        return 1
+
+    def sample(self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep) -> Tensor:
+        """The canvases of a batch, [B, 3, H, W] in [-1, 1]."""
+        network = self.translator
+        pairs = zip(batch.raws, batch.frames, strict=True)
+        sized = torch.stack([fitted(self.condition, raw, frame, network) for raw, frame in pairs])
+        condition = self.condition.encode(sized).to(self.device, network.dtype)  # [B, C, H, W]
+        noise = noise_of(network.baseline, batch.generators, self.device)
+        _bring(network)
+        images = network(condition, None if noise is None else noise.to(network.dtype)).float().clamp(-1, 1)
+        on_step(1, images)
+        return images
+
+
+def sample_cascade(
+    base: Network | OnePass, upsampler: Network | None, batch: Batch, settings: Sampling, on_step: OnBatchStep
+) -> Tensor:
+    """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both.
+
+    The upsampler sees the small images in 8 bits, as the release does and as they are when they are saved.
+    """
+    if upsampler is None or settings.upsampler is None:
+        return base.sample(batch, settings.base, on_step)
+    second, before = batch.upsampled(), base.steps(settings.base)
+    to_8_bits = truncated if settings.upsampler.truncates else quantized
+    small = to_8_bits(base.sample(batch, settings.base, on_step))  # [B, 3, h, w]
+    return upsampler.sample(second, settings.upsampler, lambda done, x0: on_step(before + done, x0), small)
+
+
+def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translator | None) -> None:
+    """Raises ModelError unless base and upsampler are what they are given as, and chain, and read the condition."""
+    if base.low_res is not None:
+        made = f"{base.low_res} -> {base.image_size} px"
+        raise ModelError(f"the base is an upsampler ({made}); give it as the upsampler of a {base.low_res} px base")
+    if isinstance(base, BaselineNetwork):
+        if base.baseline.channels != condition.channels:
+            raise ModelError(_other_channels("base", base.baseline.channels, condition))
+    elif base.encoder is None:
+        raise ModelError("the base takes no condition; give one that was trained with an encoder")
+    if upsampler is not None:
+        _check_chain(base, upsampler)
+    for name, translator in (("base", base), ("upsampler", upsampler)):
+        if not isinstance(translator, Translator) or translator.encoder is None:
+            continue
+        _check_read(name, translator.encoder, condition)
+
+
+def _check_read(name: str, encoder: ConditionEncoder | TextEncoder, condition: Condition) -> None:
+    remedy = "give the condition that it was trained with"
+    if isinstance(encoder, TextEncoder) != isinstance(condition, TextCondition):
+        what = "text" if isinstance(encoder, TextEncoder) else "pictures"
+        raise ModelError(f"the {name} reads {what}, not the condition '{condition.kind}'; {remedy}")
+    if isinstance(encoder, TextEncoder):
+        spec = encoder.spec
+        if isinstance(condition, TextCondition) and (spec.context, spec.vocabulary) != (
+            condition.context,
+            condition.tokenizer.size,
+        ):
+            raise ModelError(
+                f"the {name} reads {spec.context} tokens of {spec.vocabulary}, but the condition has "
+                f"{condition.context} of {condition.tokenizer.size}; {remedy}"
+            )
+    elif encoder.spec.in_channels != condition.channels:
+        raise ModelError(_other_channels(name, encoder.spec.in_channels, condition))
+
+
+def _other_channels(name: str, channels: int, condition: Condition) -> str:
+    return (
+        f"the {name} reads {channels} channels, but the condition '{condition.kind}' has {condition.channels}; give "
+        "the condition that it was trained with"
+    )
+
+
+def _check_chain(base: ImageNetwork, upsampler: Translator) -> None:
+    if upsampler.low_res is None:
+        raise ModelError(
+            f"the upsampler is a base translator ({upsampler.image_size} px) and enlarges nothing; "
+            f"give an upsampler of {base.image_size} px images"
+        )
+    if upsampler.low_res != base.image_size:
+        raise ModelError(
+            f"the base makes {base.image_size} px images, but the upsampler enlarges {upsampler.low_res} px ones "
+            f"to {upsampler.image_size} px; give an upsampler of {base.image_size} px images, or a base of "
+            f"{upsampler.low_res} px"
+        )
+
+
+# Devices
+
+
+def _bring(translator: ImageNetwork) -> None:
+    """Onto its device, where offloading keeps it elsewhere: its hook acts before `forward` only, not `encode`."""
+    hook = getattr(translator, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(translator)
+
+
+# Noise
+
+
+def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """One generator an image, its seed drawn from the given one in the order of the images."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise UserError(f"{len(generator)} generators for {count} images; give one, or one an image")
+        return list(generator)
+    seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device if generator else "cpu")
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def _second(generator: torch.Generator) -> torch.Generator:
+    """A generator that follows from the state of this one, which stays as it is.
+
+    However many numbers the base's sampler takes, the upsampler's noise is the same.
+    """
+    peek = torch.Generator(device=generator.device)
+    peek.set_state(generator.get_state())
+    return generator_for(int(torch.randint(0, 2**62, (1,), generator=peek, device=generator.device)), "upsampler")

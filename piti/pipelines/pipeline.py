@@ -1,0 +1,401 @@
+"""The pipeline: conditions in, images out, through a base and an upsampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.utils.outputs import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.checkpoints.folder import (
+    INDEX_FILE,
+    OF_UPSAMPLER,
+    ModelError,
+    ModelFolder,
+    ModelInfo,
+    Saveable,
+    bundled_models,
+    find_model,
+    list_models,
+    write_model_folder,
+)
+from piti.conditions import Condition, Given, TextCondition
+from piti.core.distributed import usable_device
+from piti.core.errors import UserError
+from piti.core.images import Source, to_pil
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.samplers import OnStep
+from piti.diffusion.schedule import NoiseSchedule, spec_of
+from piti.models import Translator
+from piti.pipelines.canvas import Frame, batches_alike, fitted, frame_of
+from piti.pipelines.cascade import (
+    ONE_PASS,
+    Batch,
+    Network,
+    NetworkSampling,
+    OnePass,
+    Sampling,
+    check_cascade,
+    one_each,
+    sample_cascade,
+)
+
+__all__ = [
+    "ModelError",
+    "ModelInfo",
+    "PITIPipeline",
+    "PITIPipelineOutput",
+    "bundled_models",
+    "find_model",
+    "list_models",
+    "usable_device",
+]
+
+ConditionInput = Source | Image.Image | Tensor | Mapping[str, Given]
+
+SETTINGS = {
+    "sampler": "ddpm",
+    "steps": 50,
+    "guidance": 1.0,
+    "upsampler_sampler": "ddpm",
+    "upsampler_steps": "fast27",
+    "upsampler_noise": 0.997,
+    "upsampler_guidance": 0.0,
+    "upsampler_truncates": False,
+}
+"""How a model is sampled where neither the caller nor the model's own defaults say; the upsampler as released."""
+
+HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
+
+
+@dataclass
+class PITIPipelineOutput(BaseOutput):
+    """What a pipeline returns."""
+
+    images: list[Image.Image]
+    """`num_images` for each condition, in the order of the conditions."""
+
+
+class PITIPipeline(DiffusionPipeline):
+    """Translates conditions into images (PITI, section 3): a base, and an upsampler where there is one.
+
+    base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
+    schedule that the translator was trained with, none for a baseline;
+    condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small
+    image, and its schedule; defaults: this model's own values for keys of `SETTINGS`.
+
+    Raises ModelError for parts that do not fit each other.
+    """
+
+    base: ImageNetwork
+    condition: Condition
+    upsampler: Translator | None
+    model_cpu_offload_seq = "base->upsampler"
+    _optional_components: ClassVar[list[str]] = ["scheduler", "upsampler", "upsampler_scheduler"]
+
+    def __init__(
+        self,
+        base: ImageNetwork,
+        scheduler: DDPMScheduler | None,
+        condition: Condition,
+        upsampler: Translator | None = None,
+        upsampler_scheduler: DDPMScheduler | None = None,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if (upsampler is None) != (upsampler_scheduler is None):
+            raise ModelError("an upsampler and its scheduler go together; give both, or neither")
+        if (scheduler is None) != isinstance(base, BaselineNetwork):
+            raise ModelError("a translator goes with its scheduler, a baseline has none; give what belongs together")
+        check_cascade(condition, base, upsampler)
+        self.register_modules(
+            base=base,
+            scheduler=scheduler,
+            condition=condition,
+            upsampler=upsampler,
+            upsampler_scheduler=upsampler_scheduler,
+        )
+        self.defaults = SETTINGS | (defaults or {})
+        self.schedule = None if scheduler is None else NoiseSchedule(spec_of(scheduler))
+        self.upsampler_schedule = None if upsampler_scheduler is None else NoiseSchedule(spec_of(upsampler_scheduler))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        condition: ConditionInput | Sequence[ConditionInput],
+        num_images: int = 1,
+        guidance: float | Guidance | None = None,
+        steps: int | str | None = None,
+        sampler: str | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        batch_size: int = 8,
+        on_step: OnStep | None = None,
+        base_only: bool = False,
+        upsampler_steps: int | str | None = None,
+        upsampler_sampler: str | None = None,
+        square: bool = False,
+        size: int | None = None,
+    ) -> PITIPipelineOutput:
+        """Translate one condition or several, `num_images` times each.
+
+        condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]. Its image has its
+        proportions, see `Frame`. For a prior: the text itself, a `Path` of a text file, or tokens.
+        For several conditions at once: one of these for each part that is given, by the part's name.
+        guidance: the paper's w for normalised guidance, 0 for none, or a `Guidance`, for the base.
+        steps, sampler, upsampler_steps, upsampler_sampler: see
+        `piti.diffusion.samplers`. generator: decides the noise; the same generator gives the same images,
+        whatever the batch; several: one an image. batch_size: images made at once, by either network.
+        on_step: called with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]), counted over both
+        networks; x̂₀ is the whole canvas. base_only: stop at the small images, those that the upsampler would
+        enlarge. square: take the square at the condition's centre. size: the short side of the images; the
+        model's own by default.
+
+        Raises ConditionError or ImageError for a condition, ValueError for a setting.
+        """
+        inputs = list(condition) if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
+        if num_images < 1 or batch_size < 1:
+            raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+        settings = self.sampling(guidance, steps, sampler, base_only, upsampler_steps, upsampler_sampler)
+        total = self._steps(settings)
+        read = {id(item): self.read(item, square) for item in inputs}  # one given twice is read and encoded once
+        framed = {key: self.frame(raw, settings, size) for key, raw in read.items()}
+        keys = [id(item) for item in inputs for _ in range(num_images)]
+        raws, frames = [read[key] for key in keys], [framed[key] for key in keys]
+        generators = one_each(generator, len(raws))
+        batches = batches_alike(frames, batch_size)
+        images: dict[int, Image.Image] = {}
+        with self.progress_bar(total=total * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
+
+            def stepped(done: int, x0: Tensor) -> None:
+                bar.update()
+                if on_step is not None:
+                    on_step(done, total, x0)
+
+            for rows in batches:
+                batch = Batch([raws[k] for k in rows], [generators[k] for k in rows], [frames[k] for k in rows])
+                networks = self.base_network(), self.upsampler_network()
+                x0 = sample_cascade(*networks, batch, settings, stepped).float().cpu()
+                images |= {k: to_pil(frames[k].cut(canvas)) for k, canvas in zip(rows, x0, strict=True)}
+        self.maybe_free_model_hooks()
+        return PITIPipelineOutput(images=[images[k] for k in range(len(raws))])
+
+    # Settings
+
+    def sampling(
+        self,
+        guidance: float | Guidance | None = None,
+        steps: int | str | None = None,
+        sampler: str | None = None,
+        base_only: bool = False,
+        upsampler_steps: int | str | None = None,
+        upsampler_sampler: str | None = None,
+    ) -> Sampling:
+        """These settings, and the model's own where they are None. Raises UserError for impossible ones."""
+        chosen = {
+            "guidance": guidance,
+            "steps": steps,
+            "sampler": sampler,
+            "upsampler_steps": upsampler_steps,
+            "upsampler_sampler": upsampler_sampler,
+        }
+        chosen = {key: value for key, value in chosen.items() if value is not None}
+        for key in chosen:
+            if key.startswith(OF_UPSAMPLER) and (base_only or self.upsampler is None):
+                why = "base_only leaves the upsampler out" if base_only else "this model has no upsampler"
+                raise UserError(f"{key} (--{key.replace('_', '-')}) has no meaning here: {why}; remove one of the two")
+        values = self.defaults | self._only_way() | chosen
+        base = NetworkSampling(_rule(values["guidance"], "guidance"), values["steps"], values["sampler"])
+        self.base_network().steps(base)
+        return Sampling(base, None if base_only else self._upsampler_sampling(values))
+
+    def _only_way(self) -> dict[str, Any]:
+        """The settings of a base that has no choice of them."""
+        if isinstance(self.base, Translator):
+            return {}
+        return {"guidance": ONE_PASS.guidance, "steps": ONE_PASS.steps, "sampler": ONE_PASS.sampler}
+
+    def draws_noise(self, base_only: bool = False) -> bool:
+        """Whether several images of one condition differ. base_only: without the upsampler."""
+        alone = base_only or self.upsampler is None
+        return not (alone and isinstance(self.base, BaselineNetwork) and not self.base.baseline.noise_shape)
+
+    def _upsampler_sampling(self, values: dict[str, Any]) -> NetworkSampling | None:
+        network = self.upsampler_network()
+        if network is None:
+            return None
+        rule, noise = _rule(values["upsampler_guidance"], "upsampler_guidance"), values["upsampler_noise"]
+        if rule.w != 0 and network.translator.encoder is None:
+            raise UserError(f"upsampler_guidance {rule.w}: this upsampler takes no condition to follow; make it 0")
+        if not isinstance(noise, int | float) or not (math.isfinite(noise) and noise >= 0):
+            raise UserError(f"upsampler_noise {noise!r} is no factor; give a number of at least 0, such as 0.997")
+        steps, sampler = values["upsampler_steps"], values["upsampler_sampler"]
+        chosen = NetworkSampling(rule, steps, sampler, float(noise), bool(values["upsampler_truncates"]))
+        try:
+            network.steps(chosen)
+        except UserError as error:
+            asked = f"upsampler_sampler {chosen.sampler!r}, upsampler_steps {chosen.steps!r}"
+            raise UserError(f"{asked} (--upsampler-sampler, --upsampler-steps): {error}") from None
+        return chosen
+
+    def _steps(self, settings: Sampling) -> int:
+        """Denoising steps of a batch, over both networks."""
+        upsampler, second = self.upsampler_network(), settings.upsampler
+        return self.base_network().steps(settings.base) + (upsampler.steps(second) if upsampler and second else 0)
+
+    def frame(self, raw: Tensor, settings: Sampling, size: int | None = None, source: str = "the condition") -> Frame:
+        """The image that these settings make of a condition in raw form; see `frame_of`."""
+        upsampler = None if settings.upsampler is None else self.upsampler
+        return frame_of(self.condition, raw, self.base, upsampler, size, source)
+
+    # Networks
+
+    def base_network(self) -> Network | OnePass:
+        """The base as it is sampled."""
+        device = self._device_of(self.base)
+        if isinstance(self.base, BaselineNetwork):
+            return OnePass(self.base, self.condition, device)
+        assert self.schedule is not None
+        return Network(self.base, self.schedule, self.condition, device)
+
+    def upsampler_network(self) -> Network | None:
+        """The upsampler as it is sampled, where there is one."""
+        if self.upsampler is None or self.upsampler_schedule is None:
+            return None
+        return Network(self.upsampler, self.upsampler_schedule, self.condition, self._device_of(self.upsampler))
+
+    def _device_of(self, translator: ImageNetwork) -> torch.device:
+        return self._execution_device if hasattr(translator, "_hf_hook") else translator.device
+
+    # Conditions
+
+    def read(self, item: ConditionInput, square: bool = False) -> Tensor:
+        """A condition in raw form, in its own resolution, [K, h, w]; square: cropped at its centre."""
+        if isinstance(item, str) and isinstance(self.condition, TextCondition):
+            raw = self.condition.tokens(item)
+        elif isinstance(item, Tensor):
+            raw = self.condition.checked(item, "the given tensor")
+        elif isinstance(item, Image.Image):
+            raw = self.condition.read(item, "the given image")
+        else:
+            raw = self.condition.load(item)
+        return self.condition.squared(raw) if square else raw
+
+    def fitted(self, raw: Tensor, frame: Frame) -> Tensor:
+        """What `read` returns as the base's encoder sees it; see `piti.pipelines.canvas.fitted`."""
+        return fitted(self.condition, raw, frame, self.base)
+
+    # On disk
+
+    def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Write the model's folder."""
+        parts: dict[str, Saveable] = {"base": self.base}
+        if self.scheduler is not None:
+            parts["scheduler"] = self.scheduler
+        defaults = {key: value for key, value in self.defaults.items() if value != SETTINGS.get(key)}
+        if self.upsampler is None:
+            defaults = {key: value for key, value in defaults.items() if not key.startswith(OF_UPSAMPLER)}
+        else:
+            parts |= {"upsampler": self.upsampler, "upsampler_scheduler": self.upsampler_scheduler}
+        plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in defaults.items()}
+        condition = self.condition.saved_in(Path(save_directory))
+        write_model_folder(Path(save_directory), parts, condition.to_config(), plain)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        name: str | Path,
+        torch_dtype: torch.dtype = torch.float32,
+        upsampler: str | Path | None = None,
+        base_only: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
+
+        upsampler: a model, as `name`, whose upsampler and its settings replace the model's own, or the one of
+        another model that it shares. base_only:
+        load no upsampler. kwargs: passed on to the hub's download (`revision`, which is of `name` alone,
+        `cache_dir`, `local_files_only`, `token`). Raises ModelError.
+        """
+        unknown = kwargs.keys() - HUB_ARGUMENTS
+        if unknown:
+            known = ", ".join(sorted({"torch_dtype", "upsampler", "base_only", *HUB_ARGUMENTS}))
+            raise ModelError(f"from_pretrained: unknown argument {', '.join(sorted(unknown))}; known are {known}")
+        if base_only and upsampler is not None:
+            raise ModelError(f"upsampler {upsampler} with base_only (--base-only): leave one of the two out")
+        folder = ModelFolder.open(find_model(name, **kwargs))
+        if "base" not in folder:
+            raise ModelError(_without_base(folder, name))
+        other = None if base_only or "upsampler" not in folder else folder
+        of_hub = {key: value for key, value in kwargs.items() if key != "revision"}
+        if upsampler is not None:
+            other = ModelFolder.open(find_model(upsampler, **of_hub))
+        elif not base_only and folder.lender is not None:
+            other = _lender_of(folder, **of_hub)
+        base = _load_base(folder, torch_dtype)
+        defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
+        if other is None:
+            return cls(*base, folder.condition, defaults=defaults)
+        defaults |= {key: value for key, value in other.defaults.items() if key.startswith(OF_UPSAMPLER)}
+        return cls(*base, folder.condition, *_load_upsampler(other, folder.condition, torch_dtype), defaults=defaults)
+
+
+def _rule(value: float | dict[str, Any] | Guidance, source: str) -> Guidance:
+    if isinstance(value, Guidance):
+        return value
+    return Guidance.parse(value if isinstance(value, dict) else {"w": value}, source)
+
+
+def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
+    """The model whose upsampler this one shares. Raises ModelError."""
+    try:
+        return ModelFolder.open(find_model(str(folder.lender), **of_hub))
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; {folder.path} shares its upsampler: take it without (base_only=True, --base-only), or "
+            "name another upsampler"
+        ) from None
+
+
+def _without_base(folder: ModelFolder, name: str | Path) -> str:
+    """What to say of a folder that is no model by itself."""
+    if "upsampler" not in folder:
+        return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; the folder is no model of piti's"
+    return (
+        f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model that "
+        f"has a base, and add upsampler='{name}' (--upsampler {name})"
+    )
+
+
+def _load_base(folder: ModelFolder, torch_dtype: torch.dtype) -> tuple[ImageNetwork, DDPMScheduler | None]:
+    """A folder's base and its scheduler, none for a baseline. Raises ModelError."""
+    if folder.config("base").get("_class_name") != BaselineNetwork.__name__:
+        return folder.load("base", torch_dtype)
+    try:
+        network = BaselineNetwork.from_pretrained(folder.path / "base", torch_dtype=torch_dtype)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder.path}: {error}") from None
+    return network.eval(), None
+
+
+def _load_upsampler(
+    folder: ModelFolder, condition: Condition, torch_dtype: torch.dtype
+) -> tuple[Translator, DDPMScheduler]:
+    """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
+    if "upsampler" not in folder:
+        raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")
+    upsampler, scheduler = folder.load("upsampler", torch_dtype)
+    if upsampler.encoder is not None and not folder.condition.reads_like(condition):
+        raise ModelError(
+            f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "
+            "give one that was trained with the same, or with none"
+        )
+    return upsampler, scheduler

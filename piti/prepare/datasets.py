@@ -1,0 +1,210 @@
+"""A downloaded data set to the folders that training reads: looked through as a whole, then written."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from piti.conditions import ClassTable
+from piti.data.pairs import SPLITS_FILE
+from piti.data.problems import Problems
+from piti.prepare.layouts import Entry, Fault, Layout
+from piti.prepare.writer import (
+    PrepareError,
+    beside,
+    claim,
+    in_order,
+    mark_of,
+    place,
+    refuse_inside,
+    write_json,
+    write_skipped,
+)
+
+IMAGES = "images"
+CLASSES_FILE = "classes.json"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class SetReport:
+    """What looking through a data set showed.
+
+    listed: pairs of every split. splits: those that there are files of at all. good: pairs without a fault.
+    unknown: pixels of labels that are not in the table.
+    """
+
+    layout: Layout
+    listed: Counter[str] = field(default_factory=Counter)
+    splits: set[str] = field(default_factory=set)
+    good: list[Entry] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    classes: dict[str, set[int]] = field(default_factory=dict)
+    unknown: Counter[int] = field(default_factory=Counter)
+
+    def rows(self) -> list[dict[str, str]]:
+        """A table: a row a split, and one for what has no other half."""
+        good = Counter(entry.split for entry in self.good)
+        rows = [
+            {
+                "split": split or "(none)",
+                "pairs": f"{count:,}",
+                "good": f"{good[split]:,}",
+                "bad": f"{count - good[split]:,}",
+                "classes seen": str(len(self.classes.get(split, ()))) if self.layout.classes() else "-",
+            }
+            for split, count in sorted(self.listed.items())
+        ]
+        bad = len({fault.key for fault in self.faults}) - sum(self.listed.values()) + len(self.good)
+        if bad > 0:
+            rows.append({"split": "(no pair)", "pairs": "-", "good": "-", "bad": f"{bad:,}", "classes seen": "-"})
+        return rows
+
+    def notes(self) -> list[str]:
+        """What else a person should know."""
+        notes = []
+        if self.unknown:
+            labels = ", ".join(f"{label} ({count:,} pixels)" for label, count in sorted(self.unknown.items())[:20])
+            notes.append(f"unknown labels: {labels}{', …' if len(self.unknown) > 20 else ''}")
+        splits = {entry.split for entry in self.good}
+        if self.good and not {"train", "val"} <= splits:
+            notes.append(f"only {' and '.join(sorted(splits))} is there: 5% are held out by a hash of their names")
+        return notes
+
+    def problems(self) -> Problems:
+        """The faults by kind."""
+        problems = Problems()
+        for fault in self.faults:
+            problems.add(fault.kind, fault.what)
+        return problems
+
+
+def check_set(layout: Layout, progress: Progress | None = None) -> SetReport:
+    """Decode every file of a data set, in parallel, and report; nothing is written.
+
+    progress: called with (done, total). Raises DataError if there is nothing to prepare at all.
+    """
+    listing = layout.listing()
+    report = SetReport(layout, splits=listing.splits, faults=list(listing.faults))
+    if not listing.entries:
+        report.problems().raise_if_any(layout.root)
+        raise PrepareError(f"{layout.root}: no pairs of photograph and annotation there; give the data set's folder")
+    threads = os.cpu_count() or 1
+    examined = []
+    with ThreadPoolExecutor(threads) as pool:
+        for count, one in enumerate(in_order(pool, layout.examine, listing.entries, 4 * threads), start=1):
+            examined.append(one)
+            if progress is not None:
+                progress(count, len(listing.entries))
+    if all(one.faults for one in examined):
+        report.faults += [fault for one in examined for fault in one.faults]
+        report.problems().raise_if_any(layout.root)
+    layout.settle(one for one in examined if not one.faults)
+    ignored = table.ignore if (table := layout.classes()) else None
+    doubtful = {fault.key for fault in listing.faults}
+    for entry, one in zip(listing.entries, examined, strict=True):
+        report.listed[entry.split] += 1
+        report.faults += one.faults
+        report.unknown.update(one.unknown)
+        if not one.faults and entry.key not in doubtful:
+            report.good.append(entry)
+            report.classes.setdefault(entry.split, set()).update(set(one.labels) - {ignored})
+    return report
+
+
+def write_set(
+    report: SetReport,
+    out: Path,
+    link: bool = True,
+    overwrite: bool = False,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write what `check_set` found good: `images/`, the conditions, `classes.json`, `splits.json`.
+
+    Photographs, and masks that need no change, are hard-linked where possible (`link`), else copied. Files that are
+    there already are kept; the class table and the splits are written last. Returns what was done, for a person.
+    Raises DataError for faults unless `skip_bad` (then they are listed in `skipped.txt`), PrepareError if that leaves
+    nothing of a split, OutputError if `out` is not ours to write to.
+    """
+    layout = report.layout
+    if not skip_bad:
+        report.problems().raise_if_any(layout.root)
+    if not report.good:
+        raise PrepareError(f"{layout.root}: no pair is good; get the data set again")
+    _refuse_empty(report)
+    if out.resolve() in [layout.root.resolve(), *layout.root.resolve().parents]:
+        raise PrepareError(f"{out}: holds the data set itself; give another OUT")
+    refuse_inside(out, layout.root)
+    claim(out, layout.name, layout.settings(), [IMAGES, layout.folder], overwrite)
+    made, threads = 0, os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        work = partial(_write_pair, layout, out, link, overwrite)
+        for count, new in enumerate(in_order(pool, work, report.good, 4 * threads), start=1):
+            made += new
+            if progress is not None:
+                progress(count, len(report.good))
+    if (table := layout.classes()) is not None:
+        write_json(out / CLASSES_FILE, _table_data(table))
+    _write_splits(report.good, out)
+    write_skipped(out, [f"{fault.key}\t{fault.kind}: {fault.what}" for fault in report.faults])
+    kept = f", {len(report.good) - made} kept" if made < len(report.good) else ""
+    bad = f", {len(report.faults)} problems skipped (named in skipped.txt)" if report.faults else ""
+    return f"{made} pairs made{kept}{bad}"
+
+
+def _refuse_empty(report: SetReport) -> None:
+    """Raises PrepareError if leaving out what is bad leaves nothing of a split."""
+    empty = sorted(report.splits - {entry.split for entry in report.good} - {""})
+    if empty:
+        counts = ", ".join(f"{split} ({report.listed[split]} pairs, all bad)" for split in empty)
+        raise PrepareError(
+            f"{report.layout.root}: nothing would be left of the split {counts}; mend it (--check names what is "
+            "wrong), or remove its files to do without it"
+        )
+
+
+def _write_pair(layout: Layout, out: Path, link: bool, overwrite: bool, entry: Entry) -> bool:
+    """Write a pair, the condition first; whether there was anything to do."""
+    target = out / layout.folder / entry.key
+    if layout.as_it_is(entry):
+        made = place(entry.condition, _with_ending(target, entry.condition.suffix), link)
+    else:
+        target = _with_ending(target, layout.suffix)
+        mark = mark_of({"layout": layout.name, **layout.settings()}, *entry.sources)
+        made = overwrite or not target.is_file() or layout.marked(target) != mark
+        if made:
+            with beside(target) as unfinished:
+                layout.write(entry, unfinished, mark)
+    return place(entry.image, _with_ending(out / IMAGES / entry.key, entry.image.suffix), link) or made
+
+
+def _with_ending(path: Path, ending: str) -> Path:
+    """The name with this behind it, dots or none in the name."""
+    return path.with_name(path.name + ending)
+
+
+def _table_data(table: ClassTable) -> dict[str, object]:
+    """A class table as `classes.json` has it."""
+    rows = zip(table.ids, table.names, table.colours, strict=True)
+    classes = [{"id": number, "name": name, "color": list(colour)} for number, name, colour in rows]
+    ignore_colour = list(table.ignore_colour) if table.ignore_colour else None
+    return {"classes": classes, "ignore": table.ignore, "ignore_color": ignore_colour}
+
+
+def _write_splits(entries: Sequence[Entry], out: Path) -> None:
+    """`splits.json`, unless there is only one split: a hash of the keys then holds some out."""
+    splits: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.split:
+            splits.setdefault(entry.split, []).append(entry.key)
+    if {"train", "val"} <= splits.keys():
+        write_json(out / SPLITS_FILE, splits)
+    else:
+        (out / SPLITS_FILE).unlink(missing_ok=True)

@@ -1,0 +1,247 @@
+"""What a layout is: which files belong together, what is wrong with them, and how a condition is written."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image
+
+from piti.conditions import ClassTable, ConditionError
+from piti.core.images import ImageError, Source, open_image, read_rgb, save_png
+from piti.data.problems import DataError
+
+UNREADABLE = "unreadable files (replace or remove them)"
+UNEQUAL = "pairs whose sizes differ (the photograph and its annotation must lie over each other)"
+UNKNOWN = "annotations with unknown labels (another data set, or damaged files)"
+ALONE = "images without an annotation"
+ORPHANS = "annotations without an image"
+TWICE = "keys with several files (keep one)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A photograph and the files that say what is in it; `key` is its path in the layout, without suffix."""
+
+    key: str
+    split: str
+    image: Path
+    condition: Path
+    further: tuple[Path, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that the condition is made of."""
+        return (self.condition, *self.further)
+
+
+class Fault(NamedTuple):
+    """What is wrong: the pair's key, the kind of fault as a heading, and the detail."""
+
+    key: str
+    kind: str
+    what: str
+
+
+@dataclass
+class Listing:
+    """A layout's pairs, before any file is opened, and what is without its other half.
+
+    splits: every split that there are files of, or that a splits file names, with pairs or without.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    splits: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What the files of one pair show.
+
+    labels, unknown: pixels of every label that is known, or not. names: of labels, where the files give them.
+    """
+
+    faults: tuple[Fault, ...] = ()
+    labels: Mapping[int, int] = field(default_factory=dict)
+    unknown: Mapping[int, int] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
+
+
+class Layout(ABC):
+    """A data set as it is downloaded, below `root`. Raises DataError where nothing of it is there."""
+
+    name: ClassVar[str]
+    """The command that prepares it."""
+    recipe: ClassVar[str] = "recipes/street.yaml"
+    """An example of what trains on it."""
+    folder: ClassVar[str] = "labels"
+    """Where its conditions go."""
+    suffix: ClassVar[str] = ".png"
+    """How their names end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @abstractmethod
+    def listing(self) -> Listing:
+        """Every pair, sorted by key, and every file without its other half."""
+
+    @abstractmethod
+    def examine(self, entry: Entry) -> Examined:
+        """Decode a pair's files and say what is in them and what is wrong."""
+
+    def settle(self, examined: Iterable[Examined]) -> None:  # noqa: B027 - most layouts know beforehand
+        """Take what the whole set showed into account, such as which classes there are."""
+
+    @abstractmethod
+    def classes(self) -> ClassTable | None:
+        """The class table, if its conditions are masks."""
+
+    @abstractmethod
+    def as_it_is(self, entry: Entry) -> bool:
+        """Whether the condition's file can be taken without a change."""
+
+    @abstractmethod
+    def write(self, entry: Entry, target: Path, mark: str) -> None:
+        """Convert the condition's file into a new one that carries `mark`."""
+
+    @abstractmethod
+    def marked(self, target: Path) -> str | None:
+        """The mark of a converted file; None if it is not whole."""
+
+    def settings(self) -> dict[str, Any]:
+        """What converted files depend on, as plain data."""
+        return {}
+
+
+class MaskLayout(Layout):
+    """A layout whose annotations are pictures of labels."""
+
+    @abstractmethod
+    def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
+        """The labels of a mask, as the prepared set numbers them. Raises ImageError or ConditionError."""
+
+    @abstractmethod
+    def known(self) -> set[int]:
+        """The labels that may occur, with the ignored one."""
+
+    def names(self, entry: Entry) -> Mapping[int, str]:
+        """Names of labels that stand beside the mask."""
+        return {}
+
+    def examine(self, entry: Entry) -> Examined:
+        """See `Layout`: both files are decoded, and labels counted."""
+        faults: list[Fault] = []
+        size = size_of_photograph(entry, faults)
+        try:
+            ids = self.ids(entry)
+        except ImageError as error:
+            return Examined((*faults, Fault(entry.key, UNREADABLE, str(error))))
+        except ConditionError as error:
+            return Examined((*faults, Fault(entry.key, UNKNOWN, str(error))))
+        if size is not None and size != ids.shape[::-1]:
+            faults.append(unequal(entry, size, (ids.shape[1], ids.shape[0])))
+        values, counts = np.unique(ids, return_counts=True)
+        found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        known = self.known()
+        unknown = {value: count for value, count in found.items() if value not in known}
+        if unknown:
+            listed = ", ".join(f"{value} on {count} pixels" for value, count in list(unknown.items())[:5])
+            faults.append(Fault(entry.key, UNKNOWN, f"{entry.condition}: label {listed}"))
+        labels = {value: count for value, count in found.items() if value in known}
+        return Examined(tuple(faults), labels, unknown, self.names(entry))
+
+    def as_it_is(self, entry: Entry) -> bool:
+        """See `Layout`: grey PNGs hold the labels themselves; a palette could be taken for class colours."""
+        with Image.open(entry.condition) as image:
+            return image.format == "PNG" and image.mode in ("L", "I;16")
+
+    def write(self, entry: Entry, target: Path, mark: str) -> None:
+        """See `Layout`: a grey PNG of 8 bits, or of 16 where the table has larger labels."""
+        table = self.classes()
+        largest = max(*table.ids, table.ignore or 0) if table else 0
+        ids = self.ids(entry)
+        save_png(Image.fromarray(ids.astype(np.uint8 if largest < 256 else np.uint16)), target, {_MARK: mark})
+
+    def marked(self, target: Path) -> str | None:
+        """See `Layout`."""
+        try:
+            return open_image(target).info.get(_MARK)
+        except ImageError:
+            return None
+
+
+_MARK = "piti-labels"  # the PNG text that says what a mask was made with
+
+
+def size_of_photograph(entry: Entry, faults: list[Fault]) -> tuple[int, int] | None:
+    """(width, height), once it is decoded; a photograph that cannot be is added to `faults`."""
+    try:
+        return read_rgb(entry.image).size
+    except ImageError as error:
+        faults.append(Fault(entry.key, UNREADABLE, str(error)))
+        return None
+
+
+def unequal(entry: Entry, image: tuple[int, int], condition: tuple[int, int]) -> Fault:
+    """The fault of a pair whose sizes, as (width, height), differ."""
+    sizes = f"image {image[0]} x {image[1]}, annotation {condition[0]} x {condition[1]}"
+    return Fault(entry.key, UNEQUAL, f"{entry.key}: {sizes}")
+
+
+def grey_ids(path: Source) -> Integer[np.ndarray, "h w"]:
+    """The pixel values of a grey or palette picture of 8 or 16 bits. Raises ImageError or ConditionError."""
+    image = open_image(path)
+    if image.mode not in ("L", "P") and not image.mode.startswith("I"):
+        raise ConditionError(f"{path}: a {image.mode} picture, expected labels as a grey PNG; get the file again")
+    return np.asarray(image).astype(np.int64)
+
+
+def matched(images: Mapping[str, Path], conditions: Mapping[str, Path], split_of: Callable[[str], str]) -> Listing:
+    """Pairs of equal key, and what has no other half as faults."""
+    entries = [Entry(key, split_of(key), images[key], conditions[key]) for key in sorted(images.keys() & conditions)]
+    faults = [Fault(key, ALONE, str(images[key])) for key in sorted(images.keys() - conditions.keys())]
+    faults += [Fault(key, ORPHANS, str(conditions[key])) for key in sorted(conditions.keys() - images.keys())]
+    return Listing(entries, faults, {split_of(key) for key in images.keys() | conditions.keys()})
+
+
+def files_below(folder: Path, ending: str) -> dict[str, Path]:
+    """Files in any depth whose names end so, by their path without the ending; hidden ones are left out."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob(f"*{ending}")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            found[inside.as_posix().removesuffix(ending)] = path
+    return found
+
+
+def photographs_below(folder: Path) -> dict[str, Path]:
+    """JPEG photographs in any depth, by path without suffix."""
+    found = {
+        key: path for ending in (".JPG", ".JPEG", ".jpeg", ".jpg") for key, path in files_below(folder, ending).items()
+    }
+    return dict(sorted(found.items()))
+
+
+def place_of(root: Path, parts: Sequence[str], roots: Sequence[str], expected: str) -> Path:
+    """`root`, or the folder in it of one of the names in `roots`, that holds all of `parts`. Raises DataError."""
+    inside = [path for pattern in roots for path in sorted(root.glob(pattern))] if root.is_dir() else []
+    for place in (root, *inside):
+        if all((place / part).is_dir() for part in parts):
+            return place
+    raise DataError(f"{root}: not the layout that was expected: {expected}; give the folder that holds these")
+
+
+def labels_seen(examined: Iterable[Examined]) -> Counter[int]:
+    """Pixels of every known label over many pairs."""
+    total: Counter[int] = Counter()
+    for one in examined:
+        total.update(one.labels)
+    return total

@@ -1,0 +1,76 @@
+"""Plain folders: `images/`, `labels/`, `classes.json` and perhaps `splits.json`, as training reads them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from piti.conditions import ClassTable, ConditionError, MaskCondition
+from piti.core.images import list_images, open_image
+from piti.data.pairs import SPLITS_FILE, read_splits, split_by_hash
+from piti.data.problems import DataError
+from piti.prepare.layouts.base import TWICE, Entry, Fault, Listing, MaskLayout, matched, place_of
+
+
+class PlainFolder(MaskLayout):
+    """Photographs and masks of one name; masks may be ids or colours of the table."""
+
+    name = "folder"
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(place_of(root, ("images", "labels"), (), "images/, labels/ and classes.json"))
+        try:
+            self._condition = MaskCondition(ClassTable.read(self.root / "classes.json"))
+        except ConditionError as error:
+            raise DataError(str(error)) from None
+
+    def listing(self) -> Listing:
+        """See `Layout`; what the splits file names without files is a fault too."""
+        faults: list[Fault] = []
+        images, labels = (self._files(folder, faults) for folder in ("images", "labels"))
+        listing = matched(images, labels, lambda key: "")
+        keys = [entry.key for entry in listing.entries]
+        splits = read_splits(self.root / SPLITS_FILE)
+        for name, named in (splits or {}).items():
+            for key in sorted(set(named) - (images.keys() | labels.keys())):
+                faults.append(Fault(key, f"keys in {SPLITS_FILE} without files", f"{name}: {key}"))
+        split_of = {key: name for name, named in (splits or split_by_hash(keys)).items() for key in named}
+        entries = [Entry(e.key, split_of.get(e.key, ""), e.image, e.condition) for e in listing.entries]
+        stated = {name for name, named in (splits or {}).items() if named}
+        return Listing(entries, faults + listing.faults, stated)
+
+    def _files(self, folder: str, faults: list[Fault]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in list_images(self.root / folder, recursive=True):
+            key = path.relative_to(self.root / folder).with_suffix("").as_posix()
+            if key in found:
+                faults.append(Fault(key, TWICE, f"{found[key]} and {path.name}"))
+            found[key] = path
+        return found
+
+    def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
+        """See `MaskLayout`: whatever a mask condition reads, as ids. Raises ConditionError for others."""
+        indices = self._condition.read(open_image(entry.condition), str(entry.condition))[0].numpy()
+        return self._id_of_index[indices]
+
+    @cached_property
+    def _id_of_index(self) -> Integer[np.ndarray, "*indices"]:
+        table = self._condition.classes
+        ids = np.full(self._condition.ignore_index + 1, -1 if table.ignore is None else table.ignore)
+        ids[: table.count] = table.ids
+        return ids
+
+    def known(self) -> set[int]:
+        """See `MaskLayout`: the condition has refused all others."""
+        return set(self._id_of_index.tolist())
+
+    def classes(self) -> ClassTable:
+        """The folder's own."""
+        return self._condition.classes
+
+    def as_it_is(self, entry: Entry) -> bool:
+        """See `Layout`: always."""
+        return True

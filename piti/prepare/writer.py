@@ -1,0 +1,164 @@
+"""What preparing writes: each file whole or absent, marked by what made it, so that a run can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from piti.core.errors import UserError
+from piti.core.files import OutputError
+from piti.data.archives import Archived
+
+SETTINGS_FILE = "prepare.json"
+SKIPPED_FILE = "skipped.txt"
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class PrepareError(UserError):
+    """Data cannot be prepared. The message says what is wrong and what to do."""
+
+
+def claim(out: Path, command: str, settings: Mapping[str, Any], folders: Sequence[str], overwrite: bool) -> None:
+    """Make `out` the place of what `command` writes, with these settings, unless it is another's.
+
+    folders: what the command fills; where there is no record of a run, they must be empty or absent. Raises
+    OutputError for a folder of other things, or of other settings unless `overwrite`.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is there already and is no folder; give another OUT")
+    wanted = {"command": command, "settings": dict(settings)}
+    record = out / SETTINGS_FILE
+    if record.exists():
+        found = _read_record(record)
+        if found.get("command") != command:
+            raise OutputError(f"{out}: was made by piti prepare {found.get('command')}; give another OUT")
+        changed = _changed(found.get("settings", {}), wanted["settings"])
+        if changed and not overwrite:
+            raise OutputError(
+                f"{out}: was begun with other settings ({changed}); add --overwrite to make everything anew, or give "
+                "another OUT"
+            )
+    else:
+        for folder in folders:
+            if (out / folder).is_dir() and any((out / folder).iterdir()):
+                raise OutputError(f"{out}: {folder}/ holds other things; give another OUT")
+    write_json(record, wanted)
+
+
+def refuse_inside(out: Path, source: Path) -> None:
+    """Raises PrepareError if `out` lies inside `source`, a folder that is read."""
+    if source.resolve() in out.resolve().parents:
+        raise PrepareError(f"{out}: lies inside {source}, which is only read; give an OUT beside it")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error}); remove it, or give another OUT") from error
+    if not isinstance(found, dict) or not isinstance(found.get("settings", {}), dict):
+        raise OutputError(f"{path}: is no record of piti prepare; remove it, or give another OUT")
+    return found
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ, for a person."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return ", ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in keys)
+
+
+def mark_of(settings: Mapping[str, Any], *sources: Path | Archived) -> str:
+    """What a result is marked with: the same as long as settings and source files are."""
+    states: list[object] = [dict(settings)]
+    for source in sources:
+        path = source.archive if isinstance(source, Archived) else source
+        found = path.stat()
+        states.append([found.st_size, found.st_mtime_ns, source.offset if isinstance(source, Archived) else 0])
+    return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """The name of a file to write, hidden and of the same suffix, which then becomes `target` in one step.
+
+    However the block ends, nothing else remains.
+    """
+    partial = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    with beside(path) as partial:
+        partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def place(source: Path | Archived, target: Path, link: bool) -> bool:
+    """Bring a file to `target` as it is: by a hard link where that is possible and wanted, else as a copy.
+
+    Returns whether there was anything to do. What lies at `target` already is replaced unless it is the same.
+    """
+    if isinstance(source, Archived):
+        content = source.open().getvalue()
+        if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
+            return False
+        with beside(target) as partial:
+            partial.write_bytes(content)
+        return True
+    source = source.resolve()
+    if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
+        return False
+    with beside(target) as partial:
+        if not (link and _linked(source, partial)):
+            shutil.copyfile(source, partial)
+    return True
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Whether a hard link could be made: not across file systems, and not on all of them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def write_skipped(out: Path, lines: Sequence[str]) -> None:
+    """List what was skipped in a file of its own, or remove an earlier run's list."""
+    path = out / SKIPPED_FILE
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    with beside(path) as partial:
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def in_order(pool: Executor, work: Callable[[_T], _R], items: Sequence[_T], ahead: int) -> Iterator[_R]:
+    """`work` on each item by a pool, results in order, at most `ahead` under way; what waits is dropped on errors."""
+    waiting: list[Future[_R]] = []
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        for future in waiting:
+            future.cancel()

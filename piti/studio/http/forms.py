@@ -1,0 +1,148 @@
+"""Multipart forms: fields checked as requests, files in memory, every mistake told in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from piti.core.errors import UserError
+from piti.core.spec import Spec, choices
+
+R = TypeVar("R", bound=Spec)
+
+_MOST_FIELDS = 40
+_TEXT_BYTES = 64 * 1024  # of a field that is no file
+
+
+class FormError(UserError):
+    """A request's body is no form, or a broken one."""
+
+
+class WrongBody(FormError):
+    """The body is of another type."""
+
+
+class WrongFields(UserError):
+    """Fields or files that are missing, unknown or impossible, one line each in `details`."""
+
+    def __init__(self, details: list[str]) -> None:
+        self.details = details
+        super().__init__(details[0] if len(details) == 1 else f"{len(details)} fields cannot be used: {details[0]}")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a form."""
+
+    name: str
+    """What it is called where it came from, without folders."""
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form as it came, empty fields left out."""
+
+    fields: dict[str, str]
+    files: dict[str, File]
+    blank: frozenset[str] = frozenset()
+    """Fields that say nothing."""
+
+    def taken(self, name: str) -> File:
+        """A file, which is not kept here. Raises WrongFields where it is missing."""
+        if name not in self.files:
+            raise WrongFields([f"file '{name}' is missing; send a picture (curl -F {name}=@FILE.png)"])
+        return self.files.pop(name)
+
+
+async def read_form(request: Request, files: Collection[str]) -> Form:
+    """The body of a multipart form. files: names of the fields that may hold one.
+
+    Raises WrongBody for a body of another type, FormError for a broken one, WrongFields for what is given twice, or
+    is no file where one is meant.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise WrongBody(f"the body is of type '{kind or 'none'}'; send a form, multipart/form-data (curl -F)")
+    try:
+        form = await request.form(max_files=len(files) + 1, max_fields=_MOST_FIELDS, max_part_size=_TEXT_BYTES)
+    except (MultiPartException, HTTPException) as error:
+        what = getattr(error, "message", None) or getattr(error, "detail", error)
+        raise FormError(f"the form cannot be read ({what}); send multipart/form-data") from None
+    except (ValueError, KeyError, LookupError) as error:  # of broken boundaries, headers and character sets
+        raise FormError(f"the form cannot be read ({error}); send multipart/form-data") from None
+    try:
+        return await _sorted(form.multi_items(), files)
+    finally:
+        await form.close()
+
+
+async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
+    """Fields and files apart. Raises WrongFields."""
+    fields: dict[str, str] = {}
+    found: dict[str, File] = {}
+    wrong: list[str] = []
+    blank: set[str] = set()
+    for key, value in items:
+        if key in fields or key in found:
+            wrong.append(f"'{key}' is given twice; give it once")
+        elif isinstance(value, UploadFile):
+            if key not in files:
+                wrong.append(f"unknown file '{key}'; {choices(key, files)}")
+            elif value.size or value.filename:
+                name = (value.filename or key).replace("\\", "/").rpartition("/")[2]
+                found[key] = File(name[:100] or key, await value.read())
+        elif key in files and value:
+            wrong.append(f"'{key}' is a text; send a file (curl -F {key}=@FILE.png)")
+        elif value.strip():
+            fields[key] = value
+        else:
+            blank.add(key)
+    if wrong:
+        raise WrongFields(wrong)
+    return Form(fields, found, frozenset(blank))
+
+
+def parsed(kind: type[R], fields: dict[str, str]) -> R:
+    """The request that a form's fields say. Raises WrongFields."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        by_key: dict[str, list[Any]] = {}
+        for item in error.errors():
+            by_key.setdefault(str(item["loc"][0]) if item["loc"] else "request", []).append(item)
+        raise WrongFields([_said(kind, key, items) for key, items in by_key.items()]) from None
+
+
+_PLAIN = {
+    "int_parsing": "is no whole number",
+    "int_from_float": "is no whole number",
+    "int_parsing_size": "is too large a number",
+    "float_parsing": "is no number",
+    "bool_parsing": "is neither true nor false",
+    "greater_than_equal": "is too small; give at least {ge}",
+    "greater_than": "is too small; give more than {gt}",
+    "less_than_equal": "is too large; give at most {le}",
+    "less_than": "is too large; give less than {lt}",
+    "finite_number": "is not finite",
+    "literal_error": "is none of {expected}",
+}
+"""What is said of a value, by pydantic's word for what is wrong with it."""
+
+
+def _said(kind: type[Spec], key: str, items: list[Any]) -> str:
+    """What is wrong with a field; of one that may be of several types, with each."""
+    item = items[0]
+    if item["type"] == "extra_forbidden":
+        return f"unknown field '{key}'; {choices(key, kind.model_fields)}"
+    if item["type"] == "missing":
+        return f"'{key}' is missing"
+    words = [_PLAIN.get(one["type"], "{msg}").format(**{"msg": one["msg"]} | one.get("ctx", {})) for one in items]
+    return f"'{key}' = {str(item.get('input'))[:80]!r}: {', and '.join(words)}"

@@ -1,0 +1,291 @@
+"""The studio over HTTP: routes, what they take and answer, and errors in words."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from piti import __version__
+from piti.core.errors import UserError
+from piti.core.spec import Spec
+from piti.studio.http.errors import NOWHERE, WRONG_METHOD
+from piti.studio.http.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
+from piti.studio.service.inputs import NoPicture, Upload
+from piti.studio.service.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
+from piti.studio.service.schema import (
+    EditRequest,
+    ErrorAnswer,
+    Health,
+    LimitError,
+    ModelInfo,
+    PictureAnswer,
+    ResultAnswer,
+    TooLarge,
+    TranslateRequest,
+)
+from piti.studio.service.service import Result, Studio, UnknownModel
+from piti.studio.service.storage import NotKept
+
+T = TypeVar("T")
+
+CODES: tuple[tuple[type[UserError], int], ...] = (
+    (WrongFields, 422),
+    (WrongBody, 415),
+    (NoPicture, 415),
+    (TooLarge, 413),
+    (LimitError, 422),
+    (FormError, 400),
+    (UnknownModel, 404),
+    (NotKept, 404),
+    (QueueFull, 429),
+    (TimeOver, 504),
+    (Cancelled, 503),
+    (JobFailed, 500),
+    (UserError, 400),
+)
+"""The status of an answer by the first kind that its error is of."""
+_MEANINGS = {
+    400: "A picture or a setting that the model cannot use, or a broken form.",
+    404: "No such model, or no such picture any longer.",
+    408: "The body took too long to arrive.",
+    413: "A body or a picture that is too large.",
+    415: "The body is no form, or a file no picture.",
+    422: "Fields that are missing, unknown, of a wrong type or beyond a limit; one line each in `details`.",
+    429: "As many jobs wait as may; try again after `Retry-After` seconds.",
+    500: "The model failed.",
+    503: "The studio is closing, or the job was cancelled.",
+    504: "The job took too long.",
+}
+_RETRY = 10  # seconds
+_GONE = 499  # the status of an answer that nobody reads: the client left
+_PNG = "image/png"
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+def add_api(app: FastAPI, studio: Studio) -> None:
+    """The routes of a studio, and its errors as answers."""
+    app.include_router(_Api(studio).router())
+
+    async def in_words(request: Request, error: Exception) -> Response:
+        return refusal(error)
+
+    for kind in (UserError, HTTPException, Exception):
+        app.add_exception_handler(kind, in_words)
+
+
+def refusal(error: Exception) -> Response:
+    """The answer that an error becomes."""
+    if isinstance(error, HTTPException):
+        said = {404: NOWHERE, 405: WRONG_METHOD}.get(error.status_code, str(error.detail))
+        return JSONResponse(ErrorAnswer(error=said).model_dump(), error.status_code, headers=error.headers)
+    if not isinstance(error, UserError):
+        return JSONResponse(
+            ErrorAnswer(error="the studio failed, by a mistake of its own; see its log").model_dump(), 500
+        )
+    code = next(code for kind, code in CODES if isinstance(error, kind))
+    details = error.details if isinstance(error, WrongFields) else []
+    headers = {"Retry-After": str(_RETRY)} if code == 429 else None
+    return JSONResponse(ErrorAnswer(error=str(error), details=details).model_dump(), code, headers)
+
+
+class _Api:
+    """Routes of one studio."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._reading = anyio.CapacityLimiter(1)  # one picture is decoded at a time, in the order of arrival
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        codes = _responses(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+        made: dict[str, Any] = {"response_model": ResultAnswer, "responses": codes, "tags": ["make"]}
+        router.post("/api/translate", openapi_extra=_body(TranslateRequest, _TRANSLATED), **made)(self.translate)
+        router.post("/api/edit", openapi_extra=_body(EditRequest, _EDITED), **made)(self.edit)
+        picture: dict[str, Any] = {
+            "response_class": Response,
+            "responses": {200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404),
+        }
+        self._look(router, "/api/models", self.models)
+        self._look(router, "/healthz", self.healthz)
+        self._look(router, "/pictures/{picture_id}.png", self.picture, **picture)
+        for path in ("/api/{rest:path}", "/healthz", "/pictures/{picture_id}.png"):  # else they were the page's
+            router.api_route(path, methods=_METHODS, include_in_schema=False)(_nowhere)
+        return router
+
+    @staticmethod
+    def _look(router: APIRouter, path: str, answer: Callable[..., Any], **described: Any) -> None:
+        """A route that shows something, with HEAD too."""
+        router.get(path, tags=["look"], **described)(answer)
+        router.head(path, include_in_schema=False, **described)(answer)
+
+    async def translate(self, request: Request) -> Response:
+        """Pictures of a condition: a file `condition`, or `text` for a prior.
+
+        The answer is JSON with the pictures in base64, or with `Accept: image/png` the picture itself, where `num`
+        is 1. The same condition, settings and seed make the pictures that `piti translate` makes. A client that
+        goes away cancels its job.
+        """
+        form = await read_form(request, ("condition",))
+        text = form.fields.pop("text", None)
+        asked = parsed(TranslateRequest, _with_num(request, form))
+        loaded = self.studio.model(asked.model)
+        self.studio.limits.check(asked)
+        if text is not None and form.files:
+            raise WrongFields(["'text' and 'condition' are both given; give the one that the model reads"])
+        if text is None and not form.files and loaded.kind == "text":
+            raise WrongFields([f"'text' is {'empty' if 'text' in form.blank else 'missing'}; say what is to be seen"])
+
+        def submitted() -> Job[Result]:
+            if text is not None:
+                return self.studio.translate(asked, self.studio.read_text(asked.model, text))
+            file = form.taken("condition")
+            raw = self.studio.read_condition(asked.model, file.data, file.name)
+            return self.studio.translate(asked, raw, file.name)
+
+        return await self._answered(request, submitted)
+
+    async def edit(self, request: Request) -> Response:
+        """A picture changed where its condition changes.
+
+        Files: `image`; `condition`, what it is to show; `from`, what it shows now (a PNG that piti made carries
+        that); `region`, white where it is repainted, instead of where the conditions differ.
+        """
+        form = await read_form(request, ("image", "condition", "from", "region"))
+        asked = parsed(EditRequest, _with_num(request, form))
+        self.studio.model(asked.model)
+        self.studio.limits.check(asked)
+
+        def submitted() -> Job[Result]:
+            studio, files = self.studio, form.files
+            file, told = form.taken("image"), form.taken("condition")
+            image, before = studio.read_photograph(asked.model, file.data, file.name)
+            to = studio.read_condition(asked.model, told.data, told.name)
+            if "from" in files:
+                shown = form.taken("from")
+                before = studio.read_condition(asked.model, shown.data, shown.name)
+            white = form.taken("region") if "region" in files else None
+            region = None if white is None else studio.read_region(white.data, white.name)
+            return studio.edit(asked, image, to, before, region, upload=Upload(file.data, file.name))
+
+        return await self._answered(request, submitted)
+
+    async def models(self) -> list[ModelInfo]:
+        """The models that are served, what they read, and what may be asked for."""
+        return [loaded.info for loaded in self.studio.models.values()]
+
+    async def healthz(self) -> Health:
+        """That the studio answers, and how many jobs it has."""
+        return Health(version=__version__, models=list(self.studio.models), jobs=len(self.studio.queue))
+
+    async def picture(self, picture_id: str, download: bool = False) -> Response:
+        """A picture that was made lately. download: as a file to save."""
+        kept = self.studio.kept(picture_id)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        if download:
+            headers["Content-Disposition"] = f'attachment; filename="piti-{picture_id[:8]}.png"'
+        return Response(kept.png, media_type=_PNG, headers=headers)
+
+    async def _answered(self, request: Request, submitted: Callable[[], Job[Result]]) -> Response:
+        """What a job makes; it is cancelled if the client goes away."""
+        gone = asyncio.create_task(_gone(request))
+        try:
+            job = await anyio.to_thread.run_sync(submitted, limiter=self._reading)
+            try:
+                result = await _first(job.result(), gone)
+            finally:
+                job.cancel()
+            if result is None:
+                return Response(status_code=_GONE)
+            return await anyio.to_thread.run_sync(_answer, result, _wants_png(request))
+        finally:
+            gone.cancel()
+
+
+async def _nowhere(request: Request) -> Response:
+    path = request.url.path
+    look = path in ("/api/models", "/healthz") or path.startswith("/pictures/")
+    allowed = "POST" if path in ("/api/translate", "/api/edit") else "GET, HEAD" if look else ""
+    raise HTTPException(405, headers={"Allow": allowed}) if allowed else HTTPException(404)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has gone away. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(result: Any, gone: asyncio.Task[None]) -> Any:
+    """The result, or None if the client goes away before."""
+    task = asyncio.ensure_future(result)
+    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        return task.result()
+    task.cancel()
+    return None
+
+
+def _answer(result: Result, png: bool) -> Response:
+    if png:
+        return Response(result.pictures[0].png, media_type=_PNG)
+    pictures = [
+        PictureAnswer(
+            number=picture.number,
+            width=picture.width,
+            height=picture.height,
+            address=f"/pictures/{picture.id}.png",
+            png=base64.b64encode(picture.png).decode(),
+        )
+        for picture in result.pictures
+    ]
+    answer = ResultAnswer(
+        model=result.model, seed=result.seed, seconds=result.seconds, pictures=pictures, notes=list(result.notes)
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _wants_png(request: Request) -> bool:
+    accepted = request.headers.get("accept", "").lower()
+    return _PNG in accepted and "json" not in accepted
+
+
+def _with_num(request: Request, form: Form) -> dict[str, str]:
+    """The form's fields; one picture where a picture itself is asked for. Raises WrongFields for more."""
+    if not _wants_png(request):
+        return form.fields
+    fields = {"num": "1"} | form.fields
+    if fields["num"].strip() != "1":
+        raise WrongFields([f"'num' = {fields['num'][:20]!r}: image/png holds one picture; ask for 1, or accept JSON"])
+    return fields
+
+
+# The OpenAPI page
+
+_TRANSLATED = {"condition": "A mask, a sketch or a depth map, as the model reads it; PNG or another format."}
+_EDITED = {
+    "image": "The photograph.",
+    "condition": "What it is to show: a mask or a sketch.",
+    "from": "What it shows now. A PNG that piti made carries that.",
+    "region": "White is repainted; by default it is where the two conditions differ.",
+}
+
+
+def _body(kind: type[Spec], files: dict[str, str]) -> dict[str, Any]:
+    """How a form is described."""
+    schema = kind.model_json_schema()
+    pictures = {name: {"type": "string", "format": "binary", "description": said} for name, said in files.items()}
+    properties = schema["properties"] | pictures
+    if kind is TranslateRequest:
+        properties["text"] = {"type": "string", "description": "For a prior, instead of a file."}
+    schema |= {"properties": properties, "required": schema.get("required", []) + [n for n in ("image",) if n in files]}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": ErrorAnswer, "description": _MEANINGS[code]} for code in codes}

@@ -1,0 +1,1 @@
+"""What the studio does, whoever asks: models, jobs, inputs, pictures that are kept."""

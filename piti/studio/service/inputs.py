@@ -1,0 +1,150 @@
+"""Pictures that strangers send: known formats alone, their size told from the header before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from piti.conditions import Condition, ConditionError, MaskCondition, SketchCondition
+from piti.core.errors import UserError
+from piti.core.images import ImageError, Source, open_image, read_rgb
+from piti.studio.service.palette_matching import snapped
+from piti.studio.service.schema import TooLarge
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""What Pillow decodes itself; it would hand some others to programs of the system."""
+_KNOWN = "PNG, JPEG, WebP, BMP, TIFF or GIF"
+
+
+class NoPicture(ImageError):
+    """The data are no picture of a known format."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture in memory; its text names it in errors."""
+
+    data: bytes
+    name: str
+
+    def open(self) -> BinaryIO:
+        """Its bytes as a file."""
+        return BytesIO(self.data)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Handed = Image.Image | Upload | bytes | Path
+"""A picture as it is handed in: decoded, checked, or neither."""
+
+
+def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
+    """A picture whose header says that it may be decoded. most: pixels.
+
+    Raises NoPicture for other data, TooLarge for more pixels, ImageError for a file that cannot be read.
+    """
+    if isinstance(data, Path):
+        try:
+            data = data.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror}); upload it again") from None
+    if not data:
+        raise NoPicture(f"{name}: is empty; choose a picture ({_KNOWN})")
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as header:
+            width, height = header.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise TooLarge(f"{name}: has more pixels than can be decoded safely; make it smaller") from None
+    except UnidentifiedImageError:
+        raise NoPicture(f"{name}: is no picture that is known here; save it as PNG or JPEG") from None
+    except Exception as error:  # noqa: BLE001  # decoders raise whatever comes to them of hostile headers
+        what = str(error).partition("\n")[0][:100]
+        raise ImageError(f"{name}: is damaged ({what}); copy or export the file again") from None
+    if width * height > most:
+        raise TooLarge(f"{name}: has {width} x {height} pixels, at most {most} are taken; make it smaller")
+    return Upload(data, name)
+
+
+def opened(given: Handed, name: str, most: int) -> Image.Image:
+    """A picture decoded upright, in its own mode. Raises NoPicture, TooLarge, or ImageError for a damaged one."""
+    return _safely(open_image, given, name, most)
+
+
+def photograph(given: Handed, name: str, most: int) -> Image.Image:
+    """The same as 8-bit RGB."""
+    return _safely(read_rgb, given, name, most)
+
+
+def _safely(read: Callable[[Source], Image.Image], given: Handed, name: str, most: int) -> Image.Image:
+    if isinstance(given, Image.Image):
+        if given.width * given.height > most:
+            raise TooLarge(f"{name}: has {given.width} x {given.height} pixels, at most {most} are taken")
+        return given.convert("RGB") if read is read_rgb else given
+    try:
+        return read(given if isinstance(given, Upload) else checked_upload(given, name, most))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        what = str(error).partition("\n")[0][:100]
+        raise ImageError(f"{name}: is damaged ({what}); copy or export the file again") from None
+
+
+_INKED = 128  # what is darker than this was drawn, on a page that is known to be white
+
+
+def read_picture(condition: Condition, picture: Image.Image, source: str) -> Tensor:
+    """A condition in raw form, of a decoded picture. Raises ConditionError in words.
+
+    A mask's colours that are not exact are brought to the nearest class, see `snapped`; ids have no nearest.
+    """
+    if not isinstance(condition, MaskCondition):
+        return condition.read(picture, source)
+    try:
+        return condition.read(picture, source)
+    except ConditionError:
+        if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
+            raise
+    return _read_colours(condition, picture, source)
+
+
+def read_painted(condition: Condition, picture: Image.Image, source: str) -> Tensor:
+    """The same of a picture that the painter shows: a sketch is dark on light there, however dense."""
+    if not isinstance(condition, SketchCondition):
+        return read_picture(condition, picture, source)
+    return torch.from_numpy((np.asarray(picture.convert("L")) < _INKED).astype(np.uint8))[None]
+
+
+def shown(condition: Condition, raw: Tensor) -> Image.Image:
+    """A condition as the painter shows it: RGB in class colours, or black on white."""
+    if not isinstance(condition, SketchCondition):
+        return condition.preview(raw)
+    return Image.fromarray(np.where(raw[0].numpy() != 0, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _read_colours(condition: MaskCondition, picture: Image.Image, source: str) -> Tensor:
+    """A mask of nearly right colours; what is mostly transparent is unlabelled."""
+    table, unlabelled = condition.classes, condition.ignore_index
+    colours, indices = list(table.colours), list(range(table.count))
+    if table.ignore_colour is not None:
+        colours.append(table.ignore_colour)
+        indices.append(unlabelled)
+    pixels = picture.convert("RGBA") if picture.has_transparency_data else picture.convert("RGB")
+    values = np.asarray(pixels)
+    hidden = values[..., 3] < 128 if values.shape[-1] == 4 else None
+    opaque = values[..., :3] if hidden is None else np.where(hidden[..., None], np.uint8(0), values[..., :3])
+    if hidden is not None and table.ignore_colour is None:
+        opaque = np.where(hidden[..., None], np.array(colours[0], np.uint8), opaque)
+    found = np.array(indices)[snapped(np.ascontiguousarray(opaque), colours, source)]
+    if hidden is not None:
+        found = np.where(hidden, unlabelled, found)
+    raw = torch.from_numpy(found.astype(np.uint8 if unlabelled == 255 else np.int16))[None]
+    return condition.checked(raw, source)

@@ -1,0 +1,296 @@
+"""Work in line: one thread owns the networks, jobs wait their turn, and may be cancelled at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from piti.core.errors import UserError
+
+T = TypeVar("T")
+
+Draw = Callable[[Tensor], tuple[bytes, ...]]
+"""x̂₀ [B, 3, H, W] in [-1, 1] to a small JPEG an image."""
+
+PREVIEW_EVERY = 0.25
+"""Least seconds between two previews."""
+_JOIN = 5.0  # seconds that closing waits for the step in hand
+
+log = logging.getLogger(__name__)
+
+
+class Cancelled(UserError):
+    """The job was cancelled."""
+
+
+class TimeOver(UserError):
+    """The job ran longer than a job may."""
+
+
+class QueueFull(UserError):
+    """As many jobs wait as may, or as large ones."""
+
+
+class JobFailed(UserError):
+    """A job stopped for a reason that is not the asker's."""
+
+
+class State(Enum):
+    """What became of a job."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it stays so."""
+        return self not in (State.WAITING, State.RUNNING)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a job is."""
+
+    state: State
+    before: int = 0
+    """Jobs that come before it, the running one included."""
+    done: int = 0
+    """Denoising steps."""
+    total: int = 0
+    seconds: float = 0.0
+    """Since it began to run."""
+    preview: tuple[bytes, ...] = ()
+    """A small JPEG of each image as it emerges."""
+    error: str = ""
+    """Why it failed, in words."""
+
+    def same(self, other: Snapshot | None) -> bool:
+        """Whether there is nothing to tell but the time."""
+        if other is None:
+            return False
+        ours, theirs = ((s.state, s.before, s.done, s.total, s.preview, s.error) for s in (self, other))
+        return ours == theirs
+
+
+class Job(Generic[T]):
+    """Work that waits in a queue, runs, and ends. Its methods may be called from any thread."""
+
+    def __init__(self, queue: Queue, work: Callable[[Job[T]], T], draw: Draw | None, size: int = 0) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.future: Future[T] = Future()
+        self.future.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it by mistake
+        self.size = size
+        """Bytes that it holds."""
+        self._queue, self._work, self._draw = queue, work, draw
+        self._state, self._error = State.WAITING, ""
+        self._done = self._total = 0
+        self._preview: tuple[bytes, ...] = ()
+        self._began = self._ended = self._drawn = 0.0
+        self._stop = threading.Event()
+
+    # From outside
+
+    def cancel(self) -> None:
+        """Out of the queue at once if it waits; else it stops after the step in hand. An ended job stays as it is."""
+        self._stop.set()
+        if self._queue.forget(self):
+            self._end(State.CANCELLED, Cancelled("the job was cancelled while it waited"))
+
+    def snapshot(self) -> Snapshot:
+        """How far it is now."""
+        before = self._queue.before(self)  # first: if it begins meanwhile, it is not said to wait behind itself
+        state = self._state
+        ran = (self._ended or time.monotonic()) - self._began if self._began else 0.0
+        before = before if state is State.WAITING else 0
+        return Snapshot(state, before, self._done, self._total, ran, self._preview, self._error)
+
+    async def changes(self, every: float = 0.25) -> AsyncIterator[Snapshot]:
+        """The present snapshot, then each that differs, looked for every so many seconds; the last when it ended."""
+        ended = asyncio.wrap_future(self.future)
+        ended.add_done_callback(_seen)
+        told: Snapshot | None = None
+        while True:
+            now = self.snapshot()
+            if not now.same(told):
+                yield now
+                told = now
+            if now.state.ended:
+                return
+            await asyncio.wait([ended], timeout=every)
+
+    async def result(self) -> T:
+        """What the work returned, when it has ended. Raises its error: a UserError of whatever kind."""
+        ended = asyncio.wrap_future(self.future)
+        ended.add_done_callback(_seen)
+        return await asyncio.shield(ended)  # whoever stops waiting stops nothing else
+
+    # From the work
+
+    def stepped(self, done: int, total: int, x0: Tensor) -> None:
+        """Note a denoising step, and now and then its pictures; for pipelines as `on_step`.
+
+        x0: x̂₀ [B, 3, H, W] in [-1, 1]. Raises Cancelled or TimeOver where the work is to stop.
+        """
+        self.check()
+        self._done, self._total = done, total
+        now = time.monotonic()
+        if self._draw is not None and now - self._drawn >= PREVIEW_EVERY and done < total:
+            self._preview, self._drawn = self._draw(x0), now
+
+    def check(self) -> None:
+        """Raises Cancelled or TimeOver where the work is to stop."""
+        if self._stop.is_set():
+            raise Cancelled("the job was cancelled")
+        most = self._queue.seconds
+        if time.monotonic() - self._began > most:
+            raise TimeOver(f"the job took longer than {most:g} s; ask for fewer pictures, fewer steps, or smaller ones")
+
+    def run(self) -> None:
+        """Do the work, in the queue's thread. Never raises."""
+        self._began, self._state = time.monotonic(), State.RUNNING
+        try:
+            self.check()
+            result = self._work(self)
+        except Cancelled as error:
+            self._end(State.CANCELLED, _bare(error))
+        except UserError as error:
+            self._end(State.FAILED, _bare(error))
+        except Exception as error:  # noqa: BLE001  # whatever the networks raise, the next job is to run
+            log.error("a job failed\n%s", traceback.format_exc())  # as text: a record would keep tensors alive
+            what = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            self._end(State.FAILED, JobFailed(f"the model failed ({what}); try other settings, or a smaller size"))
+        else:
+            self._end(State.DONE, None, result)
+
+    def _end(self, state: State, error: UserError | None, result: Any = None) -> None:
+        """The end, with nothing kept but the result."""
+        self._ended = time.monotonic()
+        self._error = "" if error is None else str(error)
+        self._work, self._draw, self.size = _nothing, None, 0
+        if error is not None:
+            self._preview = ()
+        self._state = state
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+def _nothing(job: Job[Any]) -> Any:
+    raise AssertionError("the job has ended")
+
+
+def _bare(error: UserError) -> UserError:
+    """The error without its traceback, whose frames hold tensors."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Keep asyncio from telling of an error that nobody waits for here."""
+    if not future.cancelled():
+        future.exception()
+
+
+class Queue:
+    """One worker thread that does jobs one after the other, first come, first served.
+
+    waiting: how many jobs may wait; seconds: how long one may run; most_bytes: what all may hold, but one alone always.
+    """
+
+    def __init__(self, waiting: int = 32, seconds: float = 120.0, most_bytes: int | None = None) -> None:
+        self.waiting, self.seconds, self.most_bytes = waiting, seconds, most_bytes
+        self._jobs: deque[Job[Any]] = deque()
+        self._running: Job[Any] | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="piti-studio", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[Job[T]], T], draw: Draw | None = None, size: int = 0) -> Job[T]:
+        """A job at the queue's end. work: called with it; hands its `stepped` to a pipeline. draw: makes previews.
+
+        size: bytes that it holds until it ends.
+
+        Raises QueueFull.
+        """
+        job = Job(self, work, draw, size)
+        with self._changed:
+            if self._closed:
+                raise Cancelled("the studio is closing; start it again")
+            if len(self._jobs) + (self._running is not None) > self.waiting:
+                raise QueueFull(f"{len(self._jobs)} jobs wait already, and no more may; try again in a minute")
+            held = self._held()
+            if self.most_bytes is not None and held and held + size > self.most_bytes:
+                raise QueueFull(f"jobs that wait hold {held // 2**20} MiB of pictures already; try again in a minute")
+            self._jobs.append(job)
+            self._changed.notify()
+        return job
+
+    def __len__(self) -> int:
+        """How many jobs wait or run."""
+        with self._changed:
+            return len(self._jobs) + (self._running is not None)
+
+    @property
+    def held(self) -> int:
+        """Bytes that jobs hold which wait or run."""
+        with self._changed:
+            return self._held()
+
+    def _held(self) -> int:
+        running = [self._running] if self._running is not None else []
+        return sum(job.size for job in (*self._jobs, *running))
+
+    def before(self, job: Job[Any]) -> int:
+        """How many jobs come before this one; 0 if it does not wait."""
+        with self._changed:
+            place = next((k for k, other in enumerate(self._jobs) if other is job), None)
+            return 0 if place is None else place + (self._running is not None)
+
+    def forget(self, job: Job[Any]) -> bool:
+        """Take a waiting job out; whether it waited."""
+        with self._changed:
+            try:
+                self._jobs.remove(job)
+            except ValueError:
+                return False
+            return True
+
+    def close(self, wait: bool = True) -> None:
+        """Cancel every job, and take no more. wait: until the step in hand is done, a few seconds at most."""
+        with self._changed:
+            self._closed = True
+            every = [*self._jobs, *([self._running] if self._running is not None else [])]
+            self._changed.notify()
+        for job in every:
+            job.cancel()
+        if wait and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._running = None
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+                job = self._running = self._jobs.popleft()
+            job.run()
+            del job  # an ended job is not kept until the next one comes

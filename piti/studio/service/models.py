@@ -1,0 +1,89 @@
+"""Models that the studio serves: loaded once, and described for whoever asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from piti.baselines import BaselineNetwork
+from piti.conditions import Condition, MaskCondition
+from piti.core.errors import UserError
+from piti.pipelines.pipeline import PITIPipeline, find_model
+from piti.studio.service.schema import Bounds, ClassInfo, Defaults, Limits, ModelInfo, SamplerName
+
+KINDS = ("mask", "palette", "sketch", "geometry", "text")
+"""The kinds of conditions that are served."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is served."""
+
+    name: str
+    pipeline: PITIPipeline
+    info: ModelInfo
+    folder: Path
+    """Where it lies."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of its condition."""
+        return self.info.kind
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Which can be chosen; none of a baseline."""
+        return tuple(self.info.samplers)
+
+    @property
+    def condition(self) -> Condition:
+        """How it reads its input."""
+        return self.pipeline.condition
+
+
+def load(name: str, device: torch.device, limits: Limits) -> Loaded:
+    """A model by name, on its device. Raises UserError where it cannot be loaded, or is not of a kind in `KINDS`."""
+    pipeline = PITIPipeline.from_pretrained(name)
+    kind = pipeline.condition.kind
+    if kind not in KINDS:
+        raise UserError(
+            f"--model {name}: reads {kind}, and the studio serves models that read one {', '.join(KINDS[:-1])} or "
+            f"{KINDS[-1]}; use it with piti translate"
+        )
+    pipeline = pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return Loaded(name, pipeline, _described(name, pipeline, limits), find_model(name).absolute())
+
+
+def _described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
+    condition, sampling = pipeline.condition, pipeline.sampling()
+    upsampler, second = pipeline.upsampler, sampling.upsampler
+    table = condition.classes if isinstance(condition, MaskCondition) else None
+    entries = () if table is None else zip(table.ids, table.names, table.colours, strict=True)
+    return ModelInfo(
+        name=name,
+        kind=condition.kind,
+        image_size=(pipeline.base if upsampler is None else upsampler).image_size,
+        small_size=pipeline.base.image_size,
+        classes=[ClassInfo(id=number, name=word, colour=colour) for number, word, colour in entries],
+        unlabelled=None if table is None else table.ignore_colour,
+        samplers=[] if isinstance(pipeline.base, BaselineNetwork) else list(get_args(SamplerName)),
+        defaults=Defaults(
+            guidance=sampling.base.guidance.w,
+            steps=sampling.base.steps,
+            sampler=sampling.base.sampler,
+            upsampler_steps=None if second is None else second.steps,
+            upsampler_sampler=None if second is None else second.sampler,
+        ),
+        limits=Bounds(
+            num=limits.samples,
+            steps=limits.steps,
+            size=limits.size,
+            upload_bytes=limits.upload_bytes,
+            pixels=limits.pixels,
+            seconds=limits.seconds,
+        ),
+    )

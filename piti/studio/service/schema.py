@@ -1,0 +1,189 @@
+"""What may be asked of the studio, by its page and over HTTP alike, and how much of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from piti.core.errors import UserError
+from piti.core.spec import Spec
+
+SamplerName = Literal["ddpm", "ddim", "dpm++", "dpm++sde", "unipc"]
+Strength = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class LimitError(UserError):
+    """More is asked for than this studio allows. The message names what, the bound, and the flag that raises it."""
+
+
+class TooLarge(LimitError):
+    """A body or a picture is larger than this studio takes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a studio takes on; each is a flag of `piti studio`."""
+
+    upload_bytes: int = 24 * 2**20
+    """Bytes of a request, all its files together."""
+    upload_seconds: float = 60.0
+    """How long a request's body may take to arrive."""
+    pixels: int = 16_000_000
+    """Of an uploaded picture, told from its header before it is decoded."""
+    samples: int = 8
+    """Pictures of one request."""
+    steps: int = 250
+    """Denoising steps that may be asked for, of base and upsampler each."""
+    size: int = 1024
+    """Short side of the pictures that may be asked for."""
+    waiting: int = 32
+    """Jobs that wait."""
+    waiting_bytes: int = 256 * 2**20
+    """What waiting jobs may hold together, in bytes of pictures and conditions."""
+    seconds: float = 120.0
+    """How long a job may run."""
+    kept_results: int = 200
+    """Pictures that can be fetched again, and edited; the oldest go first."""
+    kept_bytes: int = 256 * 2**20
+    """The same, in bytes of PNG and conditions."""
+
+    def __post_init__(self) -> None:
+        """Raises LimitError for limits with which nothing can be done."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value >= 1:
+                raise LimitError(f"limit {field.name} = {value}: nothing could be made; give at least 1")
+
+    def check(self, request: TranslateRequest | EditRequest) -> None:
+        """Raises LimitError for a request that asks for more."""
+        asked = {"num": (request.num, "samples"), "size": (request.size, "size")}
+        for key in ("steps", "upsampler_steps"):
+            asked[key] = (getattr(request, key), "steps")
+        for key, (value, limit) in asked.items():
+            most = getattr(self, limit)
+            if isinstance(value, int) and value > most:
+                raise LimitError(f"{key} = {value}: this studio allows at most {most}")
+
+
+class _Request(Spec):
+    """What translations and edits have in common; what is not given is the model's own."""
+
+    model: str = Field(description="Which model; GET /api/models lists them.", examples=["street"])
+    num: Count = Field(4, description="How many pictures.", examples=[1])
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="The same seed, input and settings make the same pictures."
+    )
+    guidance: Strength | None = Field(None, description="Guidance w, 0 is off; the model's own by default.")
+    steps: Count | None = Field(None, description="Denoising steps of the base.")
+    upsampler_steps: Count | Literal["fast27"] | None = Field(
+        None, description="Denoising steps of the upsampler: a number, or fast27 as released."
+    )
+    size: Count | None = Field(None, description="Short side of the pictures in pixels; the model's own by default.")
+    base_only: bool = Field(False, description="Stop at the base's small pictures.")
+
+
+class TranslateRequest(_Request):
+    """Pictures of a condition."""
+
+    sampler: SamplerName | None = Field(None, description="Sampler of the base; the model's own by default.")
+    upsampler_sampler: SamplerName | None = Field(None, description="Sampler of the upsampler.")
+
+
+class EditRequest(_Request):
+    """A picture changed where its condition changes."""
+
+    num: Count = Field(1, description="How many versions; with variety 0 all are the same.")
+    keep_exact: bool = Field(False, description="Keep the input's size, and every pixel outside the region to the bit.")
+    variety: Share | None = Field(None, description="Share of fresh noise inside the region, 0 to 1.")
+    dilate: Share | None = Field(None, description="How far the region grows, as a share of the short side.")
+    feather: Share | None = Field(None, description="How softly it ends, as a share of the short side.")
+
+
+Colour = tuple[int, int, int]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ClassInfo(_Answer):
+    """A class of a mask."""
+
+    id: int = Field(description="Its value in pictures of class ids.")
+    name: str
+    colour: Colour = Field(description="Red, green and blue in 0..255, in pictures of colours.")
+
+
+class Defaults(_Answer):
+    """How a model is sampled where a request does not say."""
+
+    guidance: float
+    steps: int | str
+    sampler: str
+    upsampler_steps: int | str | None = Field(description="None: no upsampler.")
+    upsampler_sampler: str | None
+
+
+class Bounds(_Answer):
+    """The most that a request may ask for."""
+
+    num: int
+    steps: int
+    size: int
+    upload_bytes: int
+    pixels: int
+    seconds: float
+
+
+class ModelInfo(_Answer):
+    """A model that is served."""
+
+    name: str = Field(examples=["street"])
+    kind: str = Field(description="What it reads: mask, palette (a mask too), sketch, geometry or text.")
+    image_size: int = Field(description="Short side of its pictures in pixels.")
+    small_size: int = Field(description="The same with base_only.")
+    classes: list[ClassInfo] = Field(description="Of a mask; else empty.")
+    unlabelled: Colour | None = Field(description="Of a mask: the colour that stands for no class.")
+    samplers: list[str] = Field(description="Empty for a baseline, which makes its pictures in one pass.")
+    defaults: Defaults
+    limits: Bounds
+
+
+class PictureAnswer(_Answer):
+    """A picture that was made."""
+
+    number: int = Field(description="0 for the first; with the seed it decides the noise.")
+    width: int
+    height: int
+    address: str = Field(description="Where it can be fetched for a while.", examples=["/pictures/7Yz….png"])
+    png: str = Field(description="The file in base64; its text says how it was made (piti translate --like).")
+
+
+class ResultAnswer(_Answer):
+    """The pictures of a request."""
+
+    model: str
+    seed: int
+    seconds: float = Field(description="Since the job began to run.")
+    pictures: list[PictureAnswer]
+    notes: list[str] = Field(description="What else a person should know.")
+
+
+class ErrorAnswer(_Answer):
+    """What was wrong, and what to do."""
+
+    error: str = Field(examples=["num = 99: this studio allows at most 8"])
+    details: list[str] = Field(default=[], description="One line for each mistake, where there are several.")
+
+
+class Health(_Answer):
+    """That the studio answers."""
+
+    status: str = "ok"
+    version: str
+    models: list[str]
+    jobs: int = Field(description="Waiting and running.")

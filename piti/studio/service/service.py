@@ -1,0 +1,264 @@
+"""The studio behind its page and its HTTP interface: models that stay loaded, what they read, jobs, kept pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from piti.conditions import ConditionError, SketchCondition, TextCondition
+from piti.core.distributed import usable_device
+from piti.core.errors import UserError
+from piti.core.images import list_images, to_pil
+from piti.core.spec import choices
+from piti.data.edges import draw_lines
+from piti.diffusion.samplers import OnStep
+from piti.generation.generate import make_images
+from piti.generation.recreate import carried_condition
+from piti.pipelines.canvas import Frame
+from piti.pipelines.options import Settings
+from piti.studio.http.errors import in_plain_words
+from piti.studio.service.edits import Edit
+from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
+from piti.studio.service.jobs import Job, Queue
+from piti.studio.service.models import Loaded, load
+from piti.studio.service.schema import EditRequest, Limits, TranslateRequest
+from piti.studio.service.storage import Picture, Store, held_edit, held_tensor
+
+Made = tuple[list[Picture], tuple[str, ...]]
+"""What a job makes, and notes on it."""
+
+__all__ = ["Loaded", "Picture", "Result", "Studio", "UnknownModel"]
+
+_MUCH = 0.2  # share of ink, and of middle greys, in a sketch from a file
+_LOOKED = 256  # side to which it is reduced for that
+_LINES_SIDE = 1024  # photographs are drawn no longer than this
+
+
+class UnknownModel(UserError):
+    """A request names a model that is not served."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job made."""
+
+    model: str
+    seed: int
+    pictures: tuple[Picture, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Studio:
+    """Models that are loaded once, one queue for all of them, and the pictures that were made lately.
+
+    names: bundled models, folders, runs or hub ids. device: as `usable_device` takes it.
+    Raises UserError for a model that cannot be loaded or is not of a kind that is served.
+    """
+
+    def __init__(
+        self, names: Sequence[str] = ("street", "sketch"), limits: Limits | None = None, device: str | None = None
+    ) -> None:
+        self.limits = limits or Limits()
+        where = usable_device(device)
+        if not names:
+            raise UserError("no model is named; give one with --model, such as street")
+        self.models: Mapping[str, Loaded] = {name: load(name, where, self.limits) for name in dict.fromkeys(names)}
+        self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
+        self._store = Store(self.limits.kept_results, self.limits.kept_bytes)
+
+    def close(self, wait: bool = True) -> None:
+        """Cancel every job and take no more."""
+        self.queue.close(wait)
+
+    def model(self, name: str) -> Loaded:
+        """A model that is served. Raises UnknownModel."""
+        if name not in self.models:
+            raise UnknownModel(f"model '{name}' is not served here; {choices(name, self.models)}")
+        return self.models[name]
+
+    # What is handed in
+
+    @in_plain_words()
+    def read_condition(self, model: str, image: Image.Image | bytes | Path, source: str) -> Tensor:
+        """A condition in raw form, from a file, its bytes, or a picture that the painter shows.
+
+        Masks may be class ids, palette pictures or colours; colours that are not exact are brought to the nearest
+        class, see `snapped`. Sketches may be dark on light or light on dark; the painter's are dark on light. source:
+        names it in errors. Raises ConditionError or ImageError in words, TooLarge before anything is decoded.
+        """
+        pipeline, painted = self.model(model).pipeline, isinstance(image, Image.Image)
+        read = read_painted if painted else read_picture
+        picture = opened(image, source, self.limits.pixels)
+        raw = read(pipeline.condition, picture, source)
+        pipeline.frame(raw, pipeline.sampling(), source=source)
+        if not painted and isinstance(pipeline.condition, SketchCondition):
+            _check_lines(raw, picture, source)
+        return raw
+
+    @in_plain_words()
+    def read_text(self, model: str, text: str) -> str:
+        """A text for a prior, white space made single. Raises ConditionError for another kind of model, or none."""
+        loaded = self.model(model)
+        if not isinstance(loaded.condition, TextCondition):
+            raise ConditionError(f"text: model '{model}' reads a {loaded.kind}; hand in a picture as 'condition'")
+        text = " ".join(text.split())
+        loaded.condition.tokens(text, "text")
+        return text
+
+    @in_plain_words()
+    def lines_of_photograph(self, image: Image.Image | bytes | Path, source: str = "the photograph") -> Image.Image:
+        """Lines of a photograph, black on white. Raises ImageError."""
+        picture = photograph(image, source, self.limits.pixels)
+        picture.thumbnail((_LINES_SIDE, _LINES_SIDE))
+        lines = draw_lines(np.asarray(picture)).numpy()
+        return Image.fromarray(np.where(lines, 0, 255).astype(np.uint8)).convert("RGB")
+
+    @in_plain_words()
+    def read_photograph(
+        self, model: str, data: Image.Image | bytes | Path, source: str = "the photograph"
+    ) -> tuple[Image.Image, Tensor | None]:
+        """A photograph to edit, RGB, and its condition where the file was made here and the model reads that."""
+        loaded, most = self.model(model), self.limits.pixels
+        if isinstance(data, Image.Image):
+            return photograph(data, source, most), None
+        upload = checked_upload(data, source, most)
+        return photograph(upload, source, most), carried_condition(upload, loaded.condition)
+
+    @in_plain_words()
+    def read_region(self, data: bytes, source: str) -> Image.Image:
+        """What of a photograph is repainted: white, and not transparent; in its own mode. Raises ImageError."""
+        return opened(data, source, self.limits.pixels)
+
+    def drawn(self, model: str, raw: Tensor) -> Image.Image:
+        """A condition as the painter shows it: RGB in class colours, or black on white."""
+        return shown(self.model(model).condition, raw)
+
+    def examples(self, model: str) -> dict[str, Image.Image]:
+        """Conditions to begin with, as the painter shows them, by name; those that came with the model."""
+        loaded = self.model(model)
+        folder = loaded.folder / "examples"
+        files = list_images(folder) if folder.is_dir() else []
+        return {file.stem: shown(loaded.condition, loaded.condition.load(file)) for file in files}
+
+    # Jobs
+
+    @in_plain_words()
+    def translate(self, request: TranslateRequest, raw: Tensor | str, source: str = "drawing.png") -> Job[Result]:
+        """Hand in a translation: the images of `piti translate` for the same condition, settings and seed.
+
+        raw: what `read_condition` or `read_text` returned. source: what the condition is called in the metadata.
+        Raises QueueFull, LimitError, and UserError for settings or a condition that the model cannot use.
+        """
+        loaded = self.model(request.model)
+        self.limits.check(request)
+        pipeline, settings = loaded.pipeline, Settings(**request.model_dump(exclude={"model"}))
+        tensor = pipeline.read(raw)
+        frame = pipeline.frame(tensor, settings.sampling(pipeline), request.size)
+        said, notes = raw if isinstance(raw, str) else source, _notes(loaded, raw, request)
+        held = held_tensor(tensor)
+
+        def made(on_step: OnStep) -> Made:
+            raw = held.out()
+            images = make_images(pipeline, raw, settings, loaded.name, said, on_step)
+            return [Picture.of(image, loaded.name, raw) for image in images], notes
+
+        return self._submitted(request, made, frame, held.size)
+
+    @in_plain_words()
+    def edit(
+        self,
+        request: EditRequest,
+        image: Image.Image,
+        to: Tensor,
+        from_: Tensor | None = None,
+        region: Image.Image | None = None,
+        source: str = "photograph.png",
+        upload: Upload | None = None,
+    ) -> Job[Result]:
+        """Hand in an edit: `image`, which shows `from_` (None: not known), is to show `to`; see `piti.editing.edit`.
+
+        region: white is repainted, instead of where the conditions differ. source: what the photograph is called in
+        the metadata. upload: the file that it was read from, which takes less room while the job waits. Raises as
+        `translate`; what only editing itself finds, the job raises.
+        """
+        loaded = self.model(request.model)
+        self.limits.check(request)
+        asked = Edit(loaded, request, image, to, from_, region, source)
+        held, size = held_edit(asked, upload)
+        return self._submitted(request, lambda on_step: held().made(on_step), asked.frame, size)
+
+    def _submitted(
+        self, request: TranslateRequest | EditRequest, made: Callable[[OnStep], Made], frame: Frame, size: int
+    ) -> Job[Result]:
+        """A job that keeps the pictures that `made` makes. size: bytes that it holds. Raises QueueFull."""
+
+        def work(job: Job[Result]) -> Result:
+            with in_plain_words():
+                pictures, notes = made(job.stepped)
+            kept = tuple(self._store.add(picture) for picture in pictures)
+            return Result(request.model, request.seed, kept, job.snapshot().seconds, tuple(notes))
+
+        return self.queue.submit(work, partial(drawn_previews, frame), size)
+
+    def kept(self, picture_id: str) -> Picture:
+        """A picture that was made lately. Raises NotKept in words."""
+        return self._store.get(picture_id)
+
+
+def _check_lines(raw: Tensor, picture: Image.Image, source: str) -> None:
+    """Raises ConditionError for a sketch with much ink and many greys, such as becomes of a photograph.
+
+    Of 40 photographs every one had 27% of ink or more, and 38 had 24% of middle greys; drawings have far less.
+    """
+    share = float((raw != 0).float().mean())
+    grey = np.asarray(picture.convert("RGB").convert("L").resize((_LOOKED, _LOOKED), Image.Resampling.NEAREST), float)
+    low, high = np.percentile(grey, [1, 99])
+    middle = np.abs(grey - (low + high) / 2) < 0.35 * (high - low)
+    if share > _MUCH and middle.mean() > _MUCH:
+        raise ConditionError(
+            f"{source}: {round(100 * share)}% of it would be lines, as of a photograph; take its lines first "
+            "(“Lines of a photograph” on the page), or give lines on an even ground"
+        )
+
+
+def _notes(loaded: Loaded, raw: Tensor | str, request: TranslateRequest) -> tuple[str, ...]:
+    """What else a person should know."""
+    notes = []
+    if isinstance(raw, str) and isinstance(loaded.condition, TextCondition):
+        notes.append(loaded.condition.cut(raw))
+    if request.num > 1 and not loaded.pipeline.draws_noise(request.base_only):
+        notes.append("this model takes no noise: all pictures of one condition are the same")
+    return tuple(note for note in notes if note)
+
+
+SIDE = 256
+"""The longest side of a preview, in pixels."""
+_QUALITY = 80
+
+
+def drawn_previews(frame: Frame, x0: Float[Tensor, "B 3 H W"]) -> tuple[bytes, ...]:
+    """A JPEG of each image, cut out of the canvas of either network. x0: x̂₀ in [-1, 1].
+
+    What is not finite is drawn grey: whether it is an error is for the pipeline to say.
+    """
+    zoom = x0.shape[-1] / (frame.canvas[1] * frame.scale)  # 1, or less for the base's canvas
+    height, width = (max(1, round(side * zoom)) for side in (frame.height, frame.width))
+    cut = torch.nan_to_num(x0[..., :height, :width].detach().float().cpu(), 0.0, 1.0, -1.0)
+    return tuple(_jpeg(image) for image in to_pil(cut))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    image.thumbnail((SIDE, SIDE))
+    file = BytesIO()
+    image.save(file, format="JPEG", quality=_QUALITY)
+    return file.getvalue()

@@ -1,0 +1,165 @@
+"""The painter: masks in class colours and sketches, painted in the browser, as a component of the page.
+
+The script holds class indices and writes its own PNG, so a picture arrives in exactly the colours of the classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import secrets
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.resources import files
+from io import BytesIO
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from piti.conditions.sketch import INK
+from piti.core.errors import UserError
+from piti.core.images import ImageError, read_rgb
+from piti.studio.ui.element import Element, address_of, shrunk
+
+LARGEST_SIDE = 1024
+"""The longest side, in pixels, of what is painted; larger pictures are shown smaller."""
+LARGEST_FILE = 4_000_000
+"""The most bytes that a painting may have as a PNG; one of the largest size, every pixel of chance, has 3.1 million."""
+
+_STATIC = files("piti.studio.ui") / "static"
+_PARTS = ("pixels", "parts", "hands")
+_BEGINNING = "data:image/png;base64,"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = struct.Struct(">8s8xII")  # how a PNG begins: signature, a length and a name, width, height
+
+
+class Kind(StrEnum):
+    """What is painted."""
+
+    MASK = "mask"
+    SKETCH = "sketch"
+
+
+@dataclass(frozen=True)
+class Colour:
+    """A class to paint, and its RGB."""
+
+    name: str
+    colour: tuple[int, int, int]
+
+
+SKETCH_COLOURS = (Colour("paper", (255, 255, 255)), Colour("line", INK))
+"""What a sketch is drawn in: such a picture is read as lines on paper, however dense."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What the painter is to show.
+
+    picture: a mask in class colours (others are kept, but cannot be painted), or dark lines on white. underlay: a
+    photograph beneath a mask, of the same framing; then what is painted is marked and can be put back. before: what
+    the photograph shows, where that is not `picture` itself; of the same framing.
+    """
+
+    picture: Image.Image
+    underlay: Image.Image | None = None
+    before: Image.Image | None = None
+
+
+class PaintingError(UserError):
+    """What came from the browser is no painting."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """The bytes of a painting, as `piti.core.images` reads them."""
+
+    content: bytes
+
+    def open(self) -> BinaryIO:
+        """A fresh stream."""
+        return BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return "the painting"
+
+
+class Painter(Element):
+    """A tool to paint a mask or draw a sketch.
+
+    As an input of an event: the painting, an RGB picture in exactly the given colours, or None before anything was
+    painted. As an output: a Canvas to go on from (undo starts anew), None for a blank one, or `gr.update(kind=…,
+    colours=…, value=…)` for another model. Its event `change` comes after every stroke.
+
+    kind: mask or sketch. colours: the classes, in the order of the palette; left out for a sketch.
+    """
+
+    stem = "painter"
+
+    def __init__(
+        self,
+        kind: Kind = Kind.MASK,
+        colours: Sequence[Colour] = (),
+        value: Canvas | None = None,
+        label: str = "Painter",
+        **options: Any,
+    ) -> None:
+        kind = Kind(kind)
+        shown = [asdict(colour) for colour in (SKETCH_COLOURS if kind is Kind.SKETCH else colours)]
+        if not shown:
+            raise ValueError("a mask is painted in the colours of its classes: give at least one")
+        super().__init__(value, kind=kind.value, colours=shown, label=label, **{"apply_default_css": False, **options})
+        # Gradio forgets the properties of a component that was hidden, and keeps its script.
+        built = f"const BUILT = {json.dumps({'kind': kind.value, 'colours': shown})};"
+        pixels, parts, hands = ((_STATIC / f"painter_{part}.js").read_text("utf-8") for part in _PARTS)
+        self.js_on_load = "\n".join([built, pixels, parts, str(self.js_on_load), hands])
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing beyond what is defined: Gradio would take every word that the script quotes for an event."""
+        raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
+
+    def preprocess(self, payload: Any) -> Image.Image | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The painting, RGB. Raises PaintingError for what no painter sends, before decoding where it is too large."""
+        if not payload:
+            return None
+        address = payload.get("picture") if isinstance(payload, dict) else None
+        if not isinstance(address, str) or not address.startswith(_BEGINNING):
+            raise PaintingError("the painting did not arrive as a PNG; load the page again")
+        if len(address) > len(_BEGINNING) + LARGEST_FILE * 4 // 3 + 4:
+            raise PaintingError(f"the painting has more than {LARGEST_FILE} bytes; simplify it")
+        try:
+            content = base64.b64decode(address[len(_BEGINNING) :], validate=True)
+            start, width, height = _HEADER.unpack(content[: _HEADER.size])
+        except (binascii.Error, ValueError, struct.error):
+            raise PaintingError("the painting arrived damaged; load the page again") from None
+        if start != _SIGNATURE:
+            raise PaintingError("the painting did not arrive as a PNG; load the page again")
+        if max(width, height) > LARGEST_SIDE:
+            most = f"{LARGEST_SIDE} x {LARGEST_SIDE}"
+            raise PaintingError(
+                f"the painting has {width} x {height} pixels, at most {most} are taken; make it smaller"
+            )
+        try:
+            return read_rgb(_File(content))
+        except ImageError:
+            raise PaintingError("the painting arrived damaged; load the page again") from None
+
+    def postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, value: Canvas | None
+    ) -> dict[str, Any] | None:
+        """What the script loads; its `load` differs each time, so that the same picture can be loaded again."""
+        if value is None:
+            return None
+        sent = {
+            "picture": address_of(shrunk(value.picture, LARGEST_SIDE)),
+            "load": secrets.token_hex(8),
+        }
+        if value.underlay is not None:
+            sent["underlay"] = address_of(shrunk(value.underlay, LARGEST_SIDE, Image.Resampling.LANCZOS), "JPEG")
+        if value.before is not None:
+            like = shrunk(value.picture, LARGEST_SIDE).size
+            sent["before"] = address_of(value.before.convert("RGB").resize(like, Image.Resampling.NEAREST))
+        return sent

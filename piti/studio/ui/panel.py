@@ -1,0 +1,335 @@
+"""One model's tab: what its condition is drawn on, its settings, its results, and editing them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+from torch import Tensor
+
+from piti.core.errors import UserError
+from piti.editing import VARIETY, EditSettings
+from piti.pipelines.canvas import same_proportions
+from piti.studio.service.schema import EditRequest, TranslateRequest
+from piti.studio.service.service import Loaded, Studio
+from piti.studio.ui.gallery import Gallery, Source, Strip, finished, nothing_yet, on_the_way, refused, settled
+from piti.studio.ui.inputs import BLANK, surface_of
+from piti.studio.ui.painter import Canvas
+
+_LARGEST_SEED = 2**31 - 1
+_EDITS = EditSettings()
+_TRACED = "My drawing shows the photograph"
+
+Changes = dict[Any, Any]
+"""New values by component; others stay as they are."""
+
+
+@dataclass(frozen=True)
+class Editing:
+    """A photograph that is being edited, and the condition that describes it, where one is known."""
+
+    photograph: Image.Image
+    raw: Tensor | None
+
+
+def slug(name: str) -> str:
+    """A model's name as it stands in the ids of the page's elements."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+class Panel:
+    """What one model can do on the page. `build` lays it out inside the present gr.Tab.
+
+    panel_id: what the ids of its elements begin with; the model's name by default.
+    """
+
+    def __init__(self, studio: Studio, loaded: Loaded, panel_id: str | None = None) -> None:
+        self.studio, self.loaded = studio, loaded
+        self.surface = surface_of(studio, loaded)
+        self.id = panel_id or slug(loaded.name)
+        own = loaded.pipeline.sampling().base
+        self.own = {
+            "guidance": own.guidance.w,
+            "sampler": own.sampler,
+            "steps": loaded.pipeline.base_network().steps(own),
+        }
+
+    # Layout
+
+    def build(self) -> None:
+        """Lay out everything, and say what happens when."""
+        self.editing = gr.State(None)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=6, min_width=320):
+                self._build_beginnings()
+                self.drawing = self.surface.build(f"{self.id}-drawing")
+            with gr.Column(scale=5, min_width=320):
+                self._build_banner()
+                self._build_settings()
+                self.gallery = Gallery(nothing_yet(self.surface.invitation), elem_id=f"{self.id}-gallery")
+        self._connect_beginnings()
+        self._connect_making()
+
+    def _build_beginnings(self) -> None:
+        self.examples = self.studio.examples(self.loaded.name)
+        self.strip = None
+        if not self.surface.drawn:
+            return
+        with gr.Row(equal_height=False):
+            if self.examples:
+                with gr.Column(scale=3, min_width=300):
+                    self.strip = Strip(self.examples, elem_id=f"{self.id}-examples")
+            with gr.Column(scale=1, min_width=170, elem_classes="uploads"):
+                self.upload = self._upload_button(self.surface.upload_label, "upload")
+                self.lines = self._upload_button("Lines of a photograph", "lines") if self.surface.takes_lines else None
+                self.photograph = self._upload_button("Edit a photograph", "photograph")
+
+    def _upload_button(self, label: str, name: str) -> gr.UploadButton:
+        return gr.UploadButton(label, file_types=["image"], size="sm", elem_id=f"{self.id}-{name}", min_width=130)
+
+    def _build_banner(self) -> None:
+        with gr.Column(visible=False, elem_classes="editing", elem_id=f"{self.id}-editing") as self.banner:
+            self.words = gr.Markdown(self.surface.editing)
+            with gr.Row():
+                self.variety = gr.Slider(
+                    0, 1, value=VARIETY, step=0.05, label="How freely", elem_id=f"{self.id}-variety",
+                    info="0 keeps what the photograph had there as far as it fits; 1 invents it anew",
+                )  # fmt: skip
+                self.edit_steps = gr.Slider(
+                    1, self.studio.limits.steps, value=int(_EDITS.steps), step=1, label="Editing steps",
+                    elem_id=f"{self.id}-edit-steps", info="more keep the rest more exactly",
+                )  # fmt: skip
+            self.exact = gr.Checkbox(False, label="Keep the rest pixel for pixel", elem_id=f"{self.id}-exact")
+            with gr.Row():
+                self.traced = gr.Button(_TRACED, size="sm", visible=False, elem_id=f"{self.id}-traced")
+                self.own_lines = gr.Button("Take its lines", size="sm", visible=False, elem_id=f"{self.id}-own-lines")
+                self.stop = gr.Button("Stop editing", size="sm", elem_id=f"{self.id}-stop")
+
+    def _build_settings(self) -> None:
+        limits, own = self.studio.limits, self.own
+        with gr.Row(equal_height=True):
+            most = limits.samples
+            self.num = gr.Slider(
+                1, most, value=min(4, most), step=1, label="Photographs", elem_id=f"{self.id}-num", min_width=140
+            )
+            self.seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{self.id}-seed", min_width=100)
+        with gr.Accordion("More settings", open=False, elem_id=f"{self.id}-more"):
+            self.guidance = gr.Slider(
+                0, 8, value=own["guidance"], step=0.25, label="Guidance w", elem_id=f"{self.id}-guidance",
+                info="how strongly the photographs follow the drawing; 0 is off",
+            )  # fmt: skip
+            self.sampler = gr.Dropdown(
+                list(self.loaded.samplers), value=own["sampler"], label="Sampler", elem_id=f"{self.id}-sampler",
+                interactive=bool(self.loaded.samplers),
+            )  # fmt: skip
+            self.steps = gr.Slider(
+                1, limits.steps, value=own["steps"], step=1, label="Steps", elem_id=f"{self.id}-steps",
+                info="fewer are quicker, more are finer",
+            )  # fmt: skip
+        with gr.Row(elem_classes="actions"):
+            self.make = gr.Button("Make photographs", variant="primary", size="md", scale=3, elem_id=f"{self.id}-make")
+            self.another = gr.Button("Another seed", size="md", scale=2, elem_id=f"{self.id}-another", min_width=120)
+            self.cancel = gr.Button(
+                "Cancel", size="md", scale=1, visible=False, elem_id=f"{self.id}-cancel", min_width=90
+            )
+
+    # What happens when
+
+    def _connect_making(self) -> None:
+        inputs = [
+            self.drawing, self.editing, self.num, self.seed, self.guidance, self.sampler, self.steps, self.variety,
+            self.edit_steps, self.exact,
+        ]  # fmt: skip
+        outputs = [self.gallery, self.cancel, self.make, self.another]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        running: dict[str, Any] = {**quiet, "concurrency_limit": None}
+        made = self.make.click(self._made, inputs, outputs, **running)
+        reseeded = self.another.click(_other_seed, self.seed, self.seed, **quiet)
+        again = reseeded.then(self._made, inputs, outputs, **running)
+        stopped = self.cancel.click(
+            lambda: (nothing_yet("Cancelled."), gr.update(visible=False)),
+            None, outputs[:2], cancels=[made, reseeded, again], **quiet,
+        )  # fmt: skip
+        # not before the page knows that the job is gone: until then it takes no click
+        stopped.then(lambda: _buttons(running=False)[1:], None, outputs[2:], **quiet)
+
+    def _connect_beginnings(self) -> None:
+        quiet: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "concurrency_limit": None}
+        if not self.surface.drawn:
+            return
+        begun = [
+            self.drawing, self.editing, self.banner, self.words, self.traced, self.own_lines, self.make, self.sampler,
+            self.steps, self.gallery,
+        ]  # fmt: skip
+        if self.strip is not None:
+            self.strip.select(self._example, self.editing, begun, **quiet)
+        self.upload.upload(self._uploaded, [self.upload, self.editing], begun, **quiet)
+        if self.lines is not None:
+            self.lines.upload(self._lines_drawn, [self.lines, self.editing], begun, **quiet)
+        self.photograph.upload(self._photograph_given, self.photograph, begun, **quiet)
+        self.gallery.select(self._picked, None, begun, **quiet)
+        self.traced.click(self._traced, [self.drawing, self.editing], begun, **quiet)
+        self.own_lines.click(self._own_lines, self.editing, begun, **quiet)
+        self.stop.click(self._stopped, self.drawing, begun, **quiet)
+
+    async def _made(self, drawn: Any, editing: Editing | None, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
+        """Pictures of what is drawn; first how far they are. Ends its job when the visitor cancels, or goes away."""
+        job = None
+        try:
+            sources, count, job = await asyncio.to_thread(self._begin, drawn, editing, *values)
+            async for snapshot in job.changes():
+                if not snapshot.state.ended:
+                    yield on_the_way(snapshot, sources, count), *_buttons(running=True)
+            yield finished(await job.result(), sources, self.surface.drawn), *_buttons(running=False)
+        except UserError as error:
+            yield refused(str(error)), *_buttons(running=False)
+        finally:
+            if job is not None:
+                job.cancel()
+
+    def _begin(
+        self, drawn: Any, editing: Editing | None, num: float, seed: float | None, guidance: float, sampler: str | None,
+        steps: float, variety: float, edit_steps: float, exact: bool,
+    ) -> Any:  # fmt: skip
+        """Hand the job in. Raises UserError for what cannot be drawn or made."""
+        if seed is None:
+            raise UserError("Seed: is empty; give a whole number, or press 'Another seed'")
+        asked = {"guidance": guidance, "sampler": sampler, "steps": int(steps)}
+        chosen = {key: value for key, value in asked.items() if value != self.own[key]}  # else the model's own
+        shared: dict[str, Any] = {"model": self.loaded.name, "num": int(num), "seed": int(seed)}
+        raw = self.surface.read(drawn)
+        if editing is None:
+            request = TranslateRequest.parse(shared | (chosen if self.loaded.samplers else {}), "settings")
+            return [self.surface.source(raw)], request.num, self.studio.translate(request, raw)
+        if editing.raw is None or isinstance(raw, str):
+            kind = self.loaded.kind
+            raise UserError(f"What the photograph shows is not known: first upload its {kind}, or draw it and say so")
+        if "guidance" in chosen:
+            shared["guidance"] = guidance
+        shared |= {"steps": int(edit_steps), "variety": variety, "keep_exact": exact}
+        job = self.studio.edit(EditRequest.parse(shared, "settings"), editing.photograph, raw, editing.raw)
+        return [Source("before", editing.photograph), self.surface.source(raw)], int(num), job
+
+    # What is begun with; each returns what changes on the page
+
+    def _example(self, editing: Editing | None, event: gr.EventData) -> Changes:
+        return self._put(lambda: self.surface.read(self.examples[event.name]), editing)
+
+    def _uploaded(self, path: str, editing: Editing | None) -> Changes:
+        """A drawing from a file; while a photograph of unknown content is edited, what that shows."""
+        file = Path(path)
+        return self._put(lambda: self.studio.read_condition(self.loaded.name, file, file.name), editing, describes=True)
+
+    def _lines_drawn(self, path: str, editing: Editing | None) -> Changes:
+        file = Path(path)
+        return self._put(lambda: self.surface.read(self.studio.lines_of_photograph(file, file.name)), editing)
+
+    def _own_lines(self, editing: Editing | None) -> Changes:
+        """The lines of the photograph that is edited are what it shows."""
+        if editing is None:
+            return {}
+        lines = self.studio.lines_of_photograph
+        return self._put(lambda: self.surface.read(lines(editing.photograph)), editing, describes=True)
+
+    def _put(self, read: Callable[[], Any], editing: Editing | None, describes: bool = False) -> Changes:
+        """Another condition, in raw form, on the painter. describes: a photograph of unknown content shows this."""
+        try:
+            raw = read()
+            drawn = self.studio.drawn(self.loaded.name, raw)
+            if editing is not None:
+                _check_framing(drawn.size, editing.photograph.size)
+        except UserError as error:
+            return self._refused(error)
+        if editing is not None and editing.raw is None and describes:
+            editing = Editing(editing.photograph, raw)
+        return self._laid(drawn, editing)
+
+    def _photograph_given(self, path: str) -> Changes:
+        """A photograph to edit; made here before, it carries its condition."""
+        try:
+            photograph, raw = self.studio.read_photograph(self.loaded.name, Path(path), Path(path).name)
+        except UserError as error:
+            return self._refused(error)
+        return self._begun(Editing(photograph, raw))
+
+    def _picked(self, event: gr.EventData) -> Changes:
+        """One of the results is to be edited."""
+        try:
+            picture = self.studio.kept(event.id)
+        except UserError as error:
+            return self._refused(error)
+        return self._begun(Editing(picture.image(), picture.raw))
+
+    def _traced(self, drawn: Any, editing: Editing | None) -> Changes:
+        """What is drawn is what the photograph shows; from now on it is changed."""
+        try:
+            raw = self.surface.read(drawn)
+        except UserError as error:
+            return self._refused(error)
+        if editing is None or isinstance(raw, str):
+            return {}
+        return self._laid(drawn, Editing(editing.photograph, raw))
+
+    def _begun(self, editing: Editing) -> Changes:
+        if editing.raw is not None:
+            return self._laid(self.studio.drawn(self.loaded.name, editing.raw), editing)
+        return self._laid(Image.new("RGB", editing.photograph.size, self.surface.empty), editing)
+
+    def _laid(self, drawn: Image.Image, editing: Editing | None) -> Changes:
+        """A drawing on the painter, over the photograph that is edited, if one is."""
+        edits, photograph, raw = editing is not None, editing and editing.photograph, editing and editing.raw
+        before, unknown = None if raw is None else self.studio.drawn(self.loaded.name, raw), edits and raw is None
+        return {
+            self.drawing: Canvas(drawn, photograph, before),
+            self.editing: editing,
+            self.banner: gr.update(visible=edits),
+            self.words: self._unknown() if unknown else self.surface.editing,
+            self.traced: gr.update(visible=unknown),
+            self.own_lines: gr.update(visible=unknown and self.surface.takes_lines),
+            self.make: gr.update(value="Apply the change" if edits else "Make photographs"),
+            self.sampler: gr.update(visible=not edits),
+            self.steps: gr.update(visible=not edits),
+            self.gallery: settled(self.surface.invitation),
+        }
+
+    def _unknown(self) -> str:
+        kind = self.loaded.kind
+        return (
+            f"**This photograph carries no {kind}.** Upload its {kind}, or draw over it what it shows and press "
+            f"“{_TRACED}”. Then change that, and the rest is kept."
+        )
+
+    def _stopped(self, drawn: Any) -> Changes:
+        """The photograph is put aside; the drawing stays."""
+        return self._laid(drawn or Image.new("RGB", BLANK, self.surface.empty), None)
+
+    def _refused(self, error: UserError) -> Changes:
+        return {self.gallery: refused(str(error))}
+
+
+def _buttons(running: bool) -> tuple[Any, Any, Any]:
+    """Cancel, make, and another seed; while a job runs there is no second one."""
+    return gr.update(visible=running), gr.update(interactive=not running), gr.update(interactive=not running)
+
+
+def _check_framing(size: tuple[int, int], photograph: tuple[int, int]) -> None:
+    """Raises UserError unless a drawing and a photograph lie over each other."""
+    if not same_proportions(size, photograph):
+        (width, height), (columns, rows) = size, photograph
+        raise UserError(
+            f"This drawing is {width} x {height} and the photograph {columns} x {rows}: they show the same picture, "
+            "so give both the same proportions, or stop editing first"
+        )
+
+
+def _other_seed(seed: float | None) -> int:
+    """Another one than the present, by chance."""
+    other = random.randrange(_LARGEST_SEED)
+    return other if other != seed else other + 1

@@ -1,0 +1,184 @@
+"""Training a baseline: its generator against its discriminator, by the losses of its paper."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from piti.baselines import Baseline, BaselineNetwork, noise_of
+from piti.checkpoints.folder import Saveable
+from piti.conditions import Condition
+from piti.core.images import grid, to_pil
+from piti.core.seeding import derive_seed, generator_for
+from piti.data.batches import Batch, BatchStream, LowRes, SampleSet
+from piti.models.perceptual import PerceptualNetwork
+from piti.training.adversarial import Adversary, Critique, build_adversary, frozen
+from piti.training.preview import fixed_batches
+from piti.training.recipe import PreviewSpec, Recipe, Stage
+from piti.training.sample_noise import noise_for, uniform_for
+
+SETTLING = 512
+"""Training images over which the statistics of batch norms are taken anew for averaged weights."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a discriminator learns from: one batch's images, made and real, and what it sees of their conditions."""
+
+    seen: Tensor
+    fake: Tensor
+    """[B, 3, H, W], without a gradient."""
+    real: Tensor
+
+
+class BaselineObjective:
+    """A baseline's losses; see `piti.training.objectives.Objective`."""
+
+    low_res: LowRes | None = None
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        condition: Condition,
+        baseline: Baseline,
+        perceptual: PerceptualNetwork | None,
+        accelerator: Accelerator,
+        train: SampleSet,
+    ) -> None:
+        """train: what the statistics of batch norms are taken from."""
+        self.recipe, self.condition, self.baseline, self.accelerator = recipe, condition, baseline, accelerator
+        self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
+        self.train = train
+        torch.manual_seed(derive_seed(recipe.seed, "discriminator"))
+        self.discriminator = baseline.discriminator()
+        self.opponent: Adversary | None = None
+
+    @property
+    def adversary(self) -> Adversary | None:
+        return self.opponent
+
+    def begin(self, stage: Stage) -> None:
+        rate, betas = self.baseline.discriminator_lr, self.recipe.optimizer.betas
+        self.opponent = build_adversary(self.discriminator, rate, betas, self.accelerator)
+
+    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> Critique:
+        """The generator's side. Seed and number of a sample decide its noise."""
+        assert self.opponent is not None
+        device = self.accelerator.device
+        real, condition = batch.image.to(device), self.condition.encode(batch.condition.to(device))  # [B, C, H, W]
+        noise = None
+        if self.baseline.noise_shape:
+            noise = noise_for(self.recipe.seed, numbers, self.baseline.noise_shape).to(device)
+        seen = self.baseline.seen(condition)
+        with self.accelerator.autocast():
+            fake = model(condition, noise).float()  # [B, 3, H, W]
+            with frozen(self.opponent.bare):
+                losses = self.baseline.generator_losses(self.opponent.bare, seen, fake, real, self.perceptual)
+        total, told = _total(losses)
+        return Critique(total, told, Made(seen, fake.detach(), real))
+
+    def discriminator_loss(self, critique: Critique, numbers: range) -> tuple[Tensor, dict[str, float]]:
+        assert self.opponent is not None
+        assert isinstance(critique.judged, Made)
+        made = critique.judged
+        uniform = uniform_for(self.recipe.seed, "discriminator", numbers, self.baseline.draws).to(made.real.device)
+        with self.accelerator.autocast():
+            losses = self.baseline.discriminator_losses(self.opponent.network, made.seen, made.fake, made.real, uniform)
+        total, told = _total(losses)
+        return total, {"discriminator": total.item()} | told
+
+    def set_rates(self, share: float) -> None:
+        assert self.opponent is not None
+        for group in self.opponent.optimizer.param_groups:
+            group["lr"] = self.baseline.discriminator_lr * share
+
+    @contextlib.contextmanager
+    def settled(self, network: nn.Module) -> Iterator[None]:
+        """Averaged weights were never run: their batch norms' statistics are taken anew, as OASIS's release does, and
+        their spectral norms' largest directions are followed on the way. Afterwards those of the training go on.
+        """
+        norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if not norms or not self.recipe.ema:
+            yield
+            return
+        kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+        learning = [*norms, *(module for module in network.modules() if hasattr(module, "_power_method"))]
+        for module in learning:
+            module.train()
+        stream = BatchStream(self.train, self.recipe.batch, derive_seed(self.recipe.seed, "statistics"))
+        with torch.no_grad(), self.accelerator.autocast():
+            for k in range(math.ceil(SETTLING / self.recipe.batch)):
+                self._run(network, stream[k], k * self.recipe.batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module in learning:
+            module.eval()
+        try:
+            yield
+        finally:
+            for name, buffer in network.named_buffers():
+                buffer.copy_(kept[name])
+
+    def _run(self, network: nn.Module, batch: Batch, first: int) -> Tensor:
+        device = self.accelerator.device
+        generators = [generator_for(self.recipe.seed, "statistics", first + k) for k in range(len(batch.image))]
+        condition = self.condition.encode(batch.condition.to(device))
+        return network(condition, noise_of(self.baseline, generators, device))
+
+    def judge(self, samples: SampleSet) -> BaselineJudge:
+        batches = fixed_batches(self.recipe, samples, self.low_res, self.accelerator.device)
+        return BaselineJudge(self.condition, batches, self.baseline, self.recipe.seed)
+
+    def parts(self, network: Saveable, role: str) -> dict[str, Saveable]:
+        return {role: network}
+
+
+def _total(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """What to differentiate, the sum of the losses' means over the batch, and each mean by its name."""
+    means = {name: loss.float().mean() for name, loss in losses.items()}
+    return torch.stack(list(means.values())).sum(), {name: mean.item() for name, mean in means.items()}
+
+
+@dataclass
+class BaselineJudge:
+    """Fixed pairs, each centre-cropped, and fixed noise to judge a run on."""
+
+    condition: Condition
+    batches: list[Batch]
+    baseline: Baseline
+    seed: int
+
+    @torch.no_grad()
+    def loss(self, predict: Callable[..., Any]) -> float:
+        """Mean absolute difference between the images and the photographs, in [0, 2]: that of colours, mostly."""
+        total = count = 0.0
+        for batch in self.batches:
+            made = self._images(predict, batch, int(count))
+            total += (made.float() - batch.image).abs().mean(dim=(1, 2, 3)).sum().item()
+            count += len(made)
+        return total / count
+
+    @torch.no_grad()
+    def picture(self, translator: BaselineNetwork, predict: Callable[..., Any], spec: PreviewSpec) -> Image.Image:
+        """Condition, image and photograph of the first `spec.count` pairs, in three rows."""
+        first = self.batches[0]
+        given = [self.condition.preview(one.cpu()) for one in first.condition[: spec.count]]
+        made = self._images(predict, first, 0)[: spec.count].float()
+        return grid([given, to_pil(made), to_pil(first.image[: spec.count])])
+
+    def _images(self, predict: Callable[..., Any], batch: Batch, number: int) -> Tensor:
+        generators = [generator_for(self.seed, "preview", number + k) for k in range(len(batch.image))]
+        noise = noise_of(self.baseline, generators, batch.image.device)
+        return predict(self.condition.encode(batch.condition), noise).clamp(-1, 1)

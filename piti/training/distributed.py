@@ -1,0 +1,245 @@
+"""Several processes at one run, through accelerate: what is taken, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, convert_outputs_to_fp32
+from torch import Tensor, nn
+
+from piti.core.distributed import FailedElsewhere, leave_at_exit, started
+from piti.training.recipe import Recipe, RecipeError
+
+STAGES = (1, 2)
+
+
+def is_zero(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed holds the optimiser."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def why_not_installed() -> str | None:
+    """Why there can be no DeepSpeed here."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return "DeepSpeed is not installed; pip install 'piti[deepspeed]', or take recipes/accelerate/fsdp.yaml"
+    return None
+
+
+def why_not_zero(accelerator: Accelerator, recipe: Recipe) -> str | None:
+    """Why DeepSpeed as it is set cannot train this recipe."""
+    plugin: Any = accelerator.state.deepspeed_plugin
+    config = plugin.deepspeed_config
+    offloaded = [
+        key
+        for key in ("offload_optimizer", "offload_param")
+        if (config["zero_optimization"].get(key) or {}).get("device") not in (None, "none")
+    ]
+    if plugin.zero_stage not in STAGES:
+        other = "recipes/accelerate/fsdp.yaml shards the weights too" if plugin.zero_stage == 3 else "take ddp.yaml"
+        return f"zero_stage: {plugin.zero_stage} of DeepSpeed is not supported; set 1 or 2 ({other})"
+    if offloaded:
+        return f"DeepSpeed's {offloaded[0]} is not supported; set its device to none"
+    if recipe.adversarial:
+        return "DeepSpeed holds one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
+    halves = [key for key in ("fp16", "bf16") if (config.get(key) or {}).get("enabled") is True]
+    if recipe.precision == "fp16" or halves:
+        return "half-precision weights are not supported with DeepSpeed; set precision: bf16 in the recipe alone"
+    if "optimizer" in config or "scheduler" in config:
+        return "the recipe sets optimiser and learning rate; take them out of DeepSpeed's config"
+    return None
+
+
+def settle(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Give DeepSpeed the recipe's batch, accumulation and clipping."""
+    plugin: Any = accelerator.state.deepspeed_plugin
+    plugin.deepspeed_config |= {
+        "train_micro_batch_size_per_gpu": recipe.batch,
+        "gradient_accumulation_steps": recipe.accumulation,
+        "train_batch_size": recipe.batch * recipe.accumulation * accelerator.num_processes,
+        "gradient_clipping": recipe.optimizer.clip if math.isfinite(recipe.optimizer.clip) else 0.0,
+    }
+    accelerator.gradient_accumulation_steps = recipe.accumulation
+
+
+def prepare_zero(accelerator: Accelerator, recipe: Recipe, network: nn.Module, optimizer: Any) -> tuple[Any, Any]:
+    """The network's engine and its optimiser, whose step is taken in the last backward pass of a step. Weights are
+    float32; in precision bf16 the forward pass is under autocast, as accelerate has it without DeepSpeed."""
+    if recipe.precision == "bf16":
+        _under_autocast(network, accelerator.device.type)
+    engine, optimizer = accelerator.prepare(network, optimizer)
+    accelerator.deepspeed_engine_wrapped = Engine(engine)  # type: ignore[assignment]
+    return engine, optimizer
+
+
+class Engine:
+    """What accelerate's `backward`, `clip_grad_norm_` and `free_memory` ask, in place of its own
+    `DeepSpeedEngineWrapper`: with accumulation as the loop has it, and a norm that tells an overflow."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.waiting = False
+        """Whether more backward passes of the same step follow."""
+
+    def backward(self, loss: Tensor, sync_gradients: bool = True) -> None:
+        """Add the gradients of a loss that is divided by the passes of the step; in the last pass clip, and step
+        unless a gradient is not finite."""
+        self.engine.set_gradient_accumulation_boundary(not self.waiting)
+        self.engine.backward(loss, scale_wrt_gas=False)
+        if not self.waiting:
+            self.engine.step()
+
+    def get_global_grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping; NaN or infinite where it was not finite."""
+        norm = float(self.engine.get_global_grad_norm())
+        return norm if norm >= 0 else math.nan  # -1 stands for both
+
+
+@contextlib.contextmanager
+def waiting(accelerator: Accelerator) -> Iterator[None]:
+    """For the backward passes that are not the last of a step."""
+    handle: Any = accelerator.deepspeed_engine_wrapped
+    handle.waiting = True
+    try:
+        yield
+    finally:
+        handle.waiting = False
+
+
+def unhook(engine: Any) -> None:
+    """Take an engine's hooks from the network, which would keep the optimiser in memory beside the next stage's."""
+    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+        hook = getattr(engine, name, None)
+        if hook is not None:
+            hook.remove()
+
+
+def _under_autocast(network: nn.Module, device: str) -> None:
+    """Products in bfloat16, outputs in float32; `unwrap_model(keep_fp32_wrapper=False)` undoes it."""
+    plain = network.forward
+    network.__dict__["_original_forward"] = plain
+    cast = torch.autocast(device, dtype=torch.bfloat16)(getattr(plain, "__func__", plain))
+    wrapped = MethodType(cast, network)
+    network.forward = MethodType(convert_outputs_to_fp32(wrapped.__func__), network)
+
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another before the run is given up: longer than rank 0 takes for a preview."""
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """An accelerator of the recipe's precision, also where the process had one of another.
+
+    Raises RecipeError where the processes that were started do not become one run, or where their way of sharing it
+    cannot do what the recipe asks for; in the first process alone, the others raise FailedElsewhere.
+    """
+    ranks = started()
+    AcceleratorState._reset_state()
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    zero = _wants("DEEPSPEED")
+    _unless(why_not_installed() if zero else None, ranks.main)
+    precision = "no" if zero else recipe.precision  # DeepSpeed's own halves the weights too
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    leave_at_exit()
+    _unless(_why_not(accelerator, recipe, ranks.world), ranks.main)
+    if is_zero(accelerator):
+        settle(accelerator, recipe)
+    if is_sharded(accelerator):
+        # as with whole weights: float32, and products in half precision by autocast
+        cast(Any, accelerator.state.fsdp_plugin).mixed_precision_policy = None
+    return accelerator
+
+
+def _unless(reason: str | None, main: bool) -> None:
+    """Raises RecipeError for a reason in the main process, in the others FailedElsewhere."""
+    if reason is not None:
+        raise RecipeError(reason) if main else FailedElsewhere(reason)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each process holds a part of the weights alone (FSDP)."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def _why_not(accelerator: Accelerator, recipe: Recipe, world: int) -> str | None:
+    """Why these processes cannot train this recipe."""
+    if world != accelerator.num_processes:
+        return (
+            f"{world} processes were started, but each sees {accelerator.num_processes}; where there is no GPU, "
+            "set ACCELERATE_USE_CPU=1 before torchrun"
+        )
+    if recipe.precision == "fp16" and accelerator.device.type == "cpu":
+        return "precision: fp16 needs a GPU; take bf16 or no"
+    if _wants("FSDP") and not is_sharded(accelerator):
+        return "FSDP shards over two or more GPUs, and here are not; leave its config file out"
+    if is_sharded(accelerator):
+        return _why_not_sharded(accelerator, recipe)
+    if _wants("DEEPSPEED") and not is_zero(accelerator):
+        return "DeepSpeed shards over GPUs, and here are none; leave its config file out"
+    return why_not_zero(accelerator, recipe) if is_zero(accelerator) else None
+
+
+def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
+    if not accelerator.is_fsdp2:
+        return "fsdp_version 1 is not supported; set fsdp_version: 2, as recipes/accelerate/fsdp.yaml has it"
+    if recipe.adversarial:
+        return "FSDP shards one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
+    if recipe.precision == "fp16":
+        return "precision: fp16 is not supported with FSDP; take bf16"
+    return None
+
+
+def _wants(what: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() == "true"
+
+
+def prepared(accelerator: Accelerator, recipe: Recipe, network: nn.Module, optimizer: Any) -> tuple[Any, Any]:
+    """A stage's network and optimiser as accelerate or DeepSpeed trains them."""
+    if is_zero(accelerator):
+        return prepare_zero(accelerator, recipe, network, optimizer)
+    return accelerator.prepare(network, optimizer)
+
+
+@contextlib.contextmanager
+def unsynced(accelerator: Accelerator, *models: Any) -> Iterator[None]:
+    """Gradients stay in this process until the last backward pass of a step."""
+    with contextlib.ExitStack() as stack:
+        if is_zero(accelerator):
+            stack.enter_context(waiting(accelerator))
+        else:
+            for model in models:
+                stack.enter_context(accelerator.no_sync(model))
+        yield
+
+
+def release(accelerator: Accelerator, *models: Any) -> None:
+    """Undo `prepared`, so that the next stage can prepare the networks anew, autocast included."""
+    for model in models:
+        if is_zero(accelerator):
+            unhook(model)
+        bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        bare.__dict__.pop("_is_accelerate_prepared", None)
+    accelerator.free_memory()
+
+
+def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means over a step's backward passes."""
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def mean_over_processes(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:
+    """Means over all processes, which have the same keys."""
+    if accelerator.num_processes == 1:
+        return numbers
+    values = torch.tensor(list(numbers.values()), device=accelerator.device)  # [K]
+    means = cast(Tensor, accelerator.reduce(values, "mean"))
+    return dict(zip(numbers, means.tolist(), strict=True))

@@ -1,0 +1,118 @@
+"""Weights to begin from: all of another model's, or a prior's UNet behind a new encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from piti.checkpoints.folder import ModelFolder, find_model
+from piti.checkpoints.lora import Adapted, AdapterConfig, inject
+from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
+from piti.core.seeding import derive_seed
+from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
+from piti.models import Translator
+from piti.training.recipe import Recipe, RecipeError
+
+UNET = "unet."
+ENCODER = "encoder."
+
+
+def begin(translator: Translator, recipe: Recipe, only_check: bool = False) -> str:
+    """Load what the recipe's `init` or `prior` names, and say so in a line; neither: the weights stay as drawn.
+
+    only_check: see that everything fits, and load nothing. Raises ModelError if there is no such model, RecipeError
+    if it does not fit.
+    """
+    if recipe.init is not None:
+        load_weights(translator, recipe.init, None if only_check else NoiseSchedule(recipe.schedule))
+        return f"all weights of {recipe.init}"
+    if recipe.prior is not None:
+        return load_prior(translator, recipe.prior, recipe.schedule, only_check)
+    first = recipe.stages[0]
+    if "unet" not in first.trains:
+        return f"weights drawn anew: stage '{first.name}' freezes a UNet that has learnt nothing; name a 'prior'"
+    return "weights drawn anew"
+
+
+def adapt(translator: Translator, recipe: Recipe) -> Adapted:
+    """Put the recipe's low-rank adapters into a translator that has its prior's UNet. Raises UserError, ModelError."""
+    assert recipe.prior is not None  # the recipe sees to it
+    folder = _network_of(translator, recipe.prior, "prior")
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise RecipeError(f"prior: {folder} holds no {WEIGHTS_FILE}; adapters need a prior in one file")
+    named = Path(recipe.prior)
+    prior = str(named.resolve()) if named.exists() else recipe.prior
+    torch.manual_seed(derive_seed(recipe.seed, "adapters"))
+    inject(translator, recipe.lora)
+    return Adapted(translator, AdapterConfig(prior=prior, sha256=file_hash(path), lora=recipe.lora))
+
+
+def load_weights(translator: Translator, name: str, schedule: NoiseSchedule | None = None) -> None:
+    """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit.
+
+    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps; none: only check what fits.
+    """
+    folder = _network_of(translator, name, "init")
+    given, own = _load(folder)[0].state_dict(), translator.state_dict()
+    _check_shapes("init", folder, own, given, own.keys() | given.keys())
+    if schedule is None:
+        return
+    translator.load_state_dict(given)
+    if translator.preconditioning is not None:
+        translator.preconditioning.set_noise(schedule.alphas_cumprod)
+
+
+def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_check: bool = False) -> str:
+    """Take a prior's UNet and keep one's own encoder (PITI, section 3.1).
+
+    Returns what was taken and what dropped, in a line. Raises ModelError if there is no such model; RecipeError if a
+    weight of the UNet is missing or has another shape, or if the prior was trained with another schedule or another
+    kind of prediction.
+    """
+    folder = _network_of(translator, name, "prior")
+    loaded, scheduler = _load(folder)
+    given, own = loaded.state_dict(), translator.state_dict()
+    unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
+    _check_shapes("prior", folder, own, given, unet)
+    learned = spec_of(scheduler)
+    if learned != schedule:
+        raise RecipeError(
+            f"prior: {folder.parent} was trained with schedule {learned.to_dict()}, the recipe has "
+            f"{schedule.to_dict()}; its UNet knows no other, so copy its schedule into the recipe"
+        )
+    if not only_check:
+        translator.load_state_dict({key: given[key] for key in unet}, strict=False)
+    left = sorted(key for key in given if key.startswith(ENCODER))
+    named = f" ({', '.join(left[:2])}, …)" if left else ""
+    return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}"
+
+
+def _network_of(translator: Translator, name: str, key: str) -> Path:
+    """The folder of the network of a translator's kind within a model. Raises ModelError, RecipeError."""
+    folder = find_model(name) / translator.role
+    if not folder.is_dir():
+        raise RecipeError(f"{key}: {folder.parent} holds no {translator.role}; name a model that does")
+    return folder
+
+
+def _load(folder: Path) -> tuple[Translator, DDPMScheduler]:
+    """A network and its scheduler from the network's folder. Raises ModelError."""
+    return ModelFolder.open(folder.parent).load(folder.name, torch.float32)
+
+
+def _check_shapes(
+    key: str, folder: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor], names: Iterable[str]
+) -> None:
+    wrong = sorted(name for name in names if _shape(own, name) != _shape(given, name))
+    if wrong:
+        named = ", ".join(f"{name}: {_shape(given, name)} there, {_shape(own, name)} here" for name in wrong[:3])
+        raise RecipeError(f"{key}: {len(wrong)} weights of {folder} do not fit this recipe's model ({named} …)")
+
+
+def _shape(weights: Mapping[str, Tensor], key: str) -> list[int] | None:
+    return list(weights[key].shape) if key in weights else None

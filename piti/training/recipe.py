@@ -1,0 +1,359 @@
+"""Recipes: everything needed to repeat a run, in one YAML file."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from piti.baselines.base import baseline_spec
+from piti.checkpoints.lora import LoraSpec
+from piti.core.spec import Spec, SpecError
+from piti.data.degrade import DegradationSpec
+from piti.data.pairs import FolderSpec
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.losses import weighting_named
+from piti.diffusion.samplers import sampler_named, sampling_timesteps
+from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
+from piti.models import EncoderSpec, TextEncoderSpec, UNetSpec
+from piti.models.discriminator import DiscriminatorSpec
+from piti.models.perceptual import PerceptualSpec
+from piti.training.adversarial import AdversarialLossSpec, PerceptualLossSpec
+
+NETWORKS = ("encoder", "unet")
+GENERATOR = "generator"
+"""What a baseline's stages train."""
+LORA = "lora"
+"""Low-rank adapters on the UNet, trained in its place."""
+
+
+class RecipeError(SpecError):
+    """A recipe cannot be read or does not fit the run that it is to continue."""
+
+
+class Stage(Spec):
+    """Who trains, for how long, how fast (PITI, section 3.2 and appendix A)."""
+
+    name: str = "joint"
+    trains: tuple[Literal["encoder", "unet", "lora", "generator"], ...] = NETWORKS
+    """The networks that learn, or `lora` instead of the UNet; the others are frozen: no gradients, bit-identical
+    afterwards."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimiser steps."""
+    lr: float = Field(default=3e-5, gt=0)
+    """Learning rate of AdamW after the warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    decay: float = Field(default=0.0, ge=0, le=1)
+    """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
+    perceptual: PerceptualLossSpec | None = None
+    """Eq. 4 on x̂₀, by the recipe's `perceptual` network."""
+    adversarial: AdversarialLossSpec | None = None
+    """Eq. 5 on x̂₀, by the recipe's `discriminator`."""
+
+    @field_validator("trains")
+    @classmethod
+    def _someone(cls, trains: tuple[str, ...]) -> tuple[str, ...]:
+        if not trains:
+            raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
+        return trains
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of this stage's step `step`, counted from 0."""
+        rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
+        start = self.steps * (1 - self.decay)
+        if step > start:
+            rate *= 0.5 * (1 + math.cos(math.pi * (step - start) / (self.steps - start)))
+        return rate
+
+
+class ModelSpec(Spec):
+    """The translator to train. The encoder's channels follow from the condition."""
+
+    image_size: int = Field(default=64, ge=8)
+    patch_size: int = Field(default=1, ge=1)
+    low_res: int | None = Field(default=None, ge=1)
+    """Side of the small image that an upsampler enlarges; none: a base."""
+    learned_variance: bool = True
+    detail: float | None = Field(default=None, gt=0)
+    """For an upsampler that predicts the image: preconditioned for what its small image lacks, of this deviation."""
+    encoder: EncoderSpec | None = EncoderSpec()
+    """None where the UNet takes no condition (`token_width` null), or text."""
+    text: TextEncoderSpec | None = None
+    """The encoder of a prior. Its vocabulary and context follow from the condition."""
+    unet: UNetSpec = UNetSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_encoder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("text") is not None and "encoder" not in values:
+            return {**values, "encoder": None}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        if self.encoder is not None and self.text is not None:
+            raise ValueError("'encoder' and 'text' are both given; a translator has one encoder: remove one")
+        if (self.encoder is None and self.text is None) != (self.unet.token_width is None):
+            raise ValueError("'encoder' and 'unet.token_width' go together: give both, or make both null")
+        if self.low_res is not None and (self.image_size % self.low_res or self.image_size == self.low_res):
+            raise ValueError(
+                f"'low_res' {self.low_res} does not chain with 'image_size' {self.image_size}; "
+                "the large side is a multiple of the small one"
+            )
+        if self.detail is not None and self.low_res is None:
+            raise ValueError("'detail' is for upsamplers; set 'low_res', or leave it out")
+        return self
+
+    @property
+    def scale(self) -> int | None:
+        """By how much an upsampler enlarges; none for a base."""
+        return None if self.low_res is None else self.image_size // self.low_res
+
+
+class LossSpec(Spec):
+    """How eq. 3 weighs the timesteps and the variational bound."""
+
+    weighting: str = "uniform"
+    vb_weight: float | None = None
+    """Weight of the bound; none: T / 1000, as GLIDE trains."""
+
+    @field_validator("weighting")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        weighting_named(name)
+        return name
+
+
+class OptimizerSpec(Spec):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+
+
+class PreviewSpec(Spec):
+    """Validation: the loss on fixed timesteps and noise, and samples of fixed conditions."""
+
+    every: int = Field(default=1000, ge=1)
+    count: int = Field(default=8, ge=1)
+    """Pairs that are shown."""
+    judged: int = Field(default=64, ge=1)
+    """Pairs over which the loss is taken, at most."""
+    sampler: str = "ddim"
+    steps: int = Field(default=20, ge=1)
+    guidance: Guidance = Guidance()
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        sampler_named(name)
+        return name
+
+
+class CheckpointSpec(Spec):
+    """How often a run is saved and how many of the newest checkpoints are kept."""
+
+    every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class Recipe(Spec):
+    """A run: condition, networks, noise schedule, data, stages, and how they are trained."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    condition: dict[str, Any] = Field(default_factory=lambda: {"kind": "mask"})
+    """A condition's configuration: `kind`, and what that kind needs. A mask without `classes` takes
+    `classes.json` from the data's root."""
+    baseline: dict[str, Any] | None = None
+    """A baseline instead of a translator: `kind` (pix2pixhd, spade, oasis) and its settings. Of `model` the
+    `image_size` alone is its own; `ema: 0` keeps no average."""
+    model: ModelSpec = ModelSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    data: FolderSpec = FolderSpec()
+    init: str | None = None
+    """A model to begin from: a bundled one, a folder, a training run. Every weight must fit."""
+    prior: str | None = None
+    """A model, named likewise, whose UNet is taken and whose encoder is not: adaptation (PITI, section 3.1)."""
+    lora: LoraSpec = LoraSpec()
+    """The adapters of stages that train `lora`; the run's model is saved beside the name of its `prior`."""
+    base: str | None = None
+    """For an upsampler: the model whose images it is to enlarge; the run's model is then both together."""
+    degradation: DegradationSpec | None = DegradationSpec()
+    """For an upsampler: how its small images are degraded in training; null: shrunk and nothing else."""
+    perceptual: PerceptualSpec = PerceptualSpec()
+    """The frozen network behind a stage's `perceptual` loss."""
+    discriminator: DiscriminatorSpec = DiscriminatorSpec()
+    """The network behind a stage's `adversarial` loss."""
+    stages: tuple[Stage, ...] = (Stage(),)
+    batch: int = Field(default=32, ge=1)
+    """Images of one process in one backward pass."""
+    accumulation: int = Field(default=1, ge=1)
+    """Backward passes to one optimiser step."""
+    condition_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of conditions replaced by the null condition, for classifier-free guidance."""
+    loss: LossSpec = LossSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    ema: float = Field(default=0.9999, ge=0, lt=1)
+    """Decay of the running average of the weights."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    workers: int = Field(default=1, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too (needs the extra `track`)."""
+    preview: PreviewSpec = PreviewSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if not self.stages:
+            raise ValueError("'stages' is empty; give at least one")
+        if self.init is not None and self.prior is not None:
+            raise ValueError("'init' and 'prior' are both given; a run begins from one of them: remove the other")
+        self._check_baseline()
+        self._check_sizes()
+        if self.model.detail is not None and self.schedule.prediction != "sample":
+            raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
+        if self.loss.weighting == "detail" and self.model.detail is None:
+            raise ValueError("loss.weighting: detail is for an upsampler with 'model.detail'; set it, or take uniform")
+        sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
+        self._check_stages()
+        return self
+
+    def _check_baseline(self) -> None:
+        """What belongs to a baseline alone is there with it alone, and what it has no use for is not there."""
+        for stage in self.stages:
+            if (GENERATOR in stage.trains) != (self.baseline is not None) or (self.baseline and len(stage.trains) > 1):
+                trains = f"[{GENERATOR}]" if self.baseline else f"some of {', '.join((*NETWORKS, LORA))}"
+                whose = "a baseline" if self.baseline else "a translator"
+                raise ValueError(f"stage '{stage.name}': 'trains' of {whose} is {trains}")
+        if self.baseline is None:
+            return
+        baseline_spec(self.baseline)
+        if self.model != ModelSpec(image_size=self.model.image_size):
+            raise ValueError("'model' of a baseline is its 'image_size' alone; its networks are set in 'baseline'")
+        for key in ("schedule", "init", "prior", "base", "loss", "discriminator", "condition_dropout"):
+            if getattr(self, key) != Recipe.model_fields[key].get_default(call_default_factory=True):
+                raise ValueError(f"'{key}' has no meaning for a baseline; leave it out")
+        if any(stage.perceptual or stage.adversarial for stage in self.stages):
+            raise ValueError("a baseline has its own losses; leave 'perceptual' and 'adversarial' of stages out")
+        if self.precision == "fp16":
+            raise ValueError("precision: fp16 scales one optimiser's gradients, a baseline has two; take bf16")
+        if self.condition.get("kind") in ("text", "none"):
+            raise ValueError(f"condition: {self.condition['kind']} is no picture, and a baseline reads one")
+
+    def _check_sizes(self) -> None:
+        model, size = self.model, self.data.size
+        if self.baseline is not None:
+            if not size == self.data.condition_side == model.image_size:
+                raise ValueError(
+                    f"'data.size' {size}, the conditions' {self.data.condition_side} and 'model.image_size' "
+                    f"{model.image_size} of a baseline are one; make them equal"
+                )
+            return
+        if model.unet.token_width is None and model.scale is not None:
+            step = math.lcm(model.patch_size * model.unet.reduction, model.scale)
+            if size % step or size > model.image_size:
+                raise ValueError(
+                    f"'data.size' {size}: crops for this upsampler are multiples of {step} up to {model.image_size}"
+                )
+        elif size != model.image_size:
+            raise ValueError(f"'data.size' {size} is not 'model.image_size' {model.image_size}; make them equal")
+        if model.encoder is not None and self.data.condition_side != model.encoder.size:
+            raise ValueError(
+                f"conditions of {self.data.condition_side} px ('data.condition_size', or else 'data.size') do not fit "
+                f"'model.encoder.size' {model.encoder.size}; make them equal"
+            )
+        kind = self.condition.get("kind")
+        if (kind == "text") != (model.text is not None):
+            raise ValueError("condition: {kind: text} goes with 'model.text', the text encoder; give both, or neither")
+        if (kind == "none") != (model.unet.token_width is None):
+            raise ValueError("condition: {kind: none} goes with 'model.encoder' null; give both, or neither")
+
+    def _check_image_losses(self, stage: Stage) -> None:
+        for name in ("perceptual", "adversarial"):
+            loss = getattr(stage, name)
+            if loss is None:
+                continue
+            self._check_side(name)
+            if self.batch * loss.count(self.schedule.steps) < self.schedule.steps:
+                raise ValueError(
+                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "
+                    f"{self.batch}; widen it, or raise 'batch'"
+                )
+
+    def _check_side(self, name: str) -> None:
+        key, network = (
+            ("perceptual", self.perceptual) if name == "perceptual" else ("discriminator", self.discriminator)
+        )
+        if self.data.size < network.min_side:
+            raise ValueError(
+                f"'data.size' {self.data.size} is less than the {network.min_side} px that the '{key}' network needs; "
+                "take larger samples, or fewer of its layers"
+            )
+
+    def _check_stages(self) -> None:
+        for stage in self.stages:
+            self._check_image_losses(stage)
+            if "encoder" in stage.trains and self.model.unet.token_width is None and stage.trains != NETWORKS:
+                raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
+        if self.precision == "fp16" and any(stage.adversarial for stage in self.stages):
+            raise ValueError("precision: fp16 scales one optimiser's gradients, an adversary has its own; take bf16")
+        if self.adapts:
+            self._check_lora()
+        elif self.lora != LoraSpec():
+            raise ValueError("'lora' is set, but no stage trains it: put lora in a stage's 'trains' instead of unet")
+        trained: set[str] = set()
+        adversarial = ""
+        for stage in self.stages:
+            frozen = trained.difference(stage.trains)
+            if frozen:
+                raise ValueError(
+                    f"stage '{stage.name}' freezes {', '.join(sorted(frozen))}, which an earlier stage trained; its "
+                    "running average would be lost. Put the stage first, or train it in a run of its own"
+                )
+            trained.update(stage.trains)
+            if adversarial and stage.adversarial is None:
+                raise ValueError(
+                    f"stage '{stage.name}' has no adversary, but '{adversarial}' before it has; its discriminator "
+                    "would be lost. Put the stage first, or train it in a run of its own"
+                )
+            adversarial = stage.name if stage.adversarial else ""
+
+    def _check_lora(self) -> None:
+        whole = next((stage.name for stage in self.stages if "unet" in stage.trains), None)
+        if whole is not None:
+            raise ValueError(
+                f"stage '{whole}' trains the UNet whole and another adapts it; take 'unet' or 'lora', not both"
+            )
+        if self.prior is None:
+            raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator is trained too."""
+        return self.baseline is not None or any(stage.adversarial for stage in self.stages)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a stage trains low-rank adapters."""
+        return any(LORA in stage.trains for stage in self.stages)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stages_left(self, step: int) -> list[tuple[Stage, int]]:
+        """The stages from the one that made optimiser step `step`, each with how many of its steps are done."""
+        left, before = [], 0
+        for stage in self.stages:
+            done = max(0, step - before)
+            before += stage.steps
+            if step <= before:
+                left.append((stage, min(done, stage.steps)))
+        return left

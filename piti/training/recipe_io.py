@@ -1,0 +1,114 @@
+"""Recipes on disk: reading, changing by a flag, writing, and telling two apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from piti.training.recipe import Recipe, RecipeError
+
+# What may differ between a checkpoint's recipe and the one that goes on with it: what acts only on the steps
+# still to come, so that a run can be made longer, or tamed after it diverged.
+FREE_KEYS = {
+    "workers", "log_every", "tensorboard", "preview", "checkpoint", "optimizer.clip",
+    "data.root", "data.photographs", "data.cache", "data.cache_gib", "data.shards", "data.val_shards",
+    "data.shard_cache", "data.shard_cache_gib", "data.shard_timeout", "data.max_bad", "perceptual.weights",
+    "base", "init", "prior",
+}  # fmt: skip
+FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
+
+
+def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, with `changes` of the form `stages.0.lr=1e-4` on top.
+
+    Raises SpecError that names the file and key, what was expected, and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected keys such as 'name' and 'stages', got {type(values).__name__}")
+    for change in changes:
+        _apply(values, change)
+    return Recipe.parse(values, str(path))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe that `read_recipe` reads back as an equal one."""
+    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    """Set one value, `key.of.it=value` with the value in YAML."""
+    key, sign, text = change.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"--set {change}: expected KEY=VALUE, such as stages.0.lr=1e-4")
+    place: Any = values
+    *parents, last = key.split(".")
+    for part in parents:
+        place = _inside(place, part, change)
+    try:
+        value = _number_or(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {change}: '{text}' is not YAML; quote it if it is text") from None
+    if isinstance(place, list):
+        _inside(place, last, change)
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise RecipeError(f"--set {change}: '{'.'.join(parents)}' is a single value and holds no '{last}'")
+
+
+def _inside(place: Any, part: str, change: str) -> Any:
+    if isinstance(place, list):
+        if not part.isdigit() or int(part) >= len(place):
+            raise RecipeError(f"--set {change}: '{part}' is none of the indices 0 to {len(place) - 1}")
+        return place[int(part)]
+    if isinstance(place, dict):
+        return place.setdefault(part, {})
+    raise RecipeError(f"--set {change}: '{part}' lies inside a single value")
+
+
+def _number_or(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; a person means a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The keys in which two recipes differ and which a continued run may not change, with both values."""
+    before, after = flat(old.to_dict()), flat(new.to_dict())
+    found = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not _free(key):
+            found.append(f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now")
+    return found
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as one level, its keys joined by dots; what is empty stays as it is."""
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _free(key: str) -> bool:
+    parts = key.split(".")
+    if parts[0] == "stages":
+        return len(parts) == 3 and parts[2] in FREE_STAGE_KEYS
+    return any(".".join(parts[:n]) in FREE_KEYS for n in range(1, len(parts) + 1))

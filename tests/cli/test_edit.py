@@ -1,0 +1,266 @@
+"""`piti edit`: files in, files out, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from piti.cli.app import app
+from piti.cli.edit import _given
+from piti.core.errors import UserError
+from piti.core.images import png_text, save_png
+from piti.generation.recreate import RemakeError, carried_condition, own_condition
+from piti.pipelines.pipeline import PITIPipeline
+from tests.editing.test_edit import photograph, two_masks
+from tests.generation.test_inputs import several_pipeline
+from tests.generation.test_translate import text_pipeline
+from tests.pipelines.test_cascade import tiny_cascade
+
+FAST = ["--steps", "2", "--upsampler-steps", "2"]
+
+
+def run(*arguments: str) -> str:
+    """What is printed."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def said_in_all(*arguments: str) -> str:
+    """The same, notes included."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def mistake(*arguments: str) -> str:
+    """What is said of a command that fails."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_cascade().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    before, after = two_masks()
+    pictures = {"image": photograph(), "before": before, "after": after}
+    paths = {name: tmp_path / f"{name}.png" for name in pictures}
+    for name, picture in pictures.items():
+        shown = picture if isinstance(picture, Image.Image) else Image.fromarray(picture[0].numpy())
+        shown.save(paths[name])
+    return paths
+
+
+def command(model: Path, files: dict[str, Path], out: Path, *more: str) -> list[str]:
+    given = ["edit", str(files["image"]), "--from", str(files["before"]), "--to", str(files["after"])]
+    return [*given, "--model", str(model), "--out", str(out), *FAST, *more]
+
+
+def test_into_a_file(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "made/edited.png"
+    exact = ["--keep", "exact", "--guidance", "1.5", "--seed", "3", "--measure"]
+    said = run(*command(model, files, out, *exact))
+    assert "1 images made" in said
+    for word in ("of the picture was repainted", "inversion and return", "as it was, to the bit", str(out)):
+        assert word in said
+    made, image = (np.asarray(Image.open(path).convert("RGB"), np.int16) for path in (out, files["image"]))
+    assert made.shape == image.shape
+    kept = (made == image).all(axis=-1)
+    assert 0.5 < kept.mean() < 1
+    assert list(out.parent.iterdir()) == [out]
+    text = png_text(out)
+    assert (text["piti:edited"], text["piti:edit_to"], text["piti:edit_from"]) == (
+        "image.png",
+        "after.png",
+        "before.png",
+    )
+    settings = json.loads(text["piti:edit"])
+    assert settings["keep_exact"] is True
+    assert (settings["steps"], settings["upsampler_steps"], settings["guidance"]["w"]) == (2, 2, 1.5)
+    assert (settings["variety"], settings["size"]) == (0.7, 32)  # as they came out, not as they were left out
+    assert (text["piti:model"], text["piti:seed"], text["piti:number"]) == (str(model), "3", "0")
+    again = run(*command(model, files, out, *exact, "--overwrite"))
+    assert again == said
+    assert np.array_equal(np.asarray(Image.open(out)), made)
+
+
+def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    said = run(*command(model, files, out, "--num", "2", "--variety", "1"))
+    assert "sheet.png" in said
+    assert "inversion and return" not in said  # which takes half as long again, and is measured when asked for
+    assert sorted(path.name for path in out.iterdir()) == ["image_0.png", "image_1.png", "sheet.png"]
+    assert {Image.open(out / f"image_{k}.png").size for k in (0, 1)} == {(32, 32)}
+    assert (out / "image_0.png").read_bytes() != (out / "image_1.png").read_bytes()
+
+
+def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """So that it is edited again without --from; an image that does not say is repainted as a whole."""
+    share = re.search(r"[\d.]+% of the picture", run(*command(model, files, tmp_path / "one.png")))
+    given = ["--to", str(files["before"]), "--model", str(model), *FAST]
+    again = run("edit", str(tmp_path / "one.png"), *given, "--out", str(tmp_path / "two.png"))
+    assert share is not None
+    assert share[0] in again
+    assert not share[0].startswith("100")
+    assert png_text(tmp_path / "two.png")["piti:edit_from"] == "the image's own"
+    Image.open(tmp_path / "one.png").convert("RGB").save(tmp_path / "bare.jpg")
+    bare = ["edit", str(tmp_path / "bare.jpg"), *given, "--num", "2", "--out", str(tmp_path / "three")]
+    said = said_in_all(*bare)
+    assert "100.0% of the picture was repainted" in said
+    assert "bare.jpg: does not say what it shows: all of it is repainted; give --from" in said
+    assert "no fresh noise was drawn (variety 0), so all images are the same" in said
+    nothing = mistake(*bare[:-2], "--keep", "exact", "--out", str(tmp_path / "four"))
+    assert "nothing of it kept, as --keep exact asks" in nothing
+    assert not (tmp_path / "four").exists()
+
+
+def test_a_region(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """What was repainted of a region shows the change inside it; of an image that is not known, nobody can say."""
+    region = Image.new("L", (40, 40))
+    region.paste(255, (0, 0, 8, 40))  # half of the car
+    region.save(tmp_path / "region.png")
+    more, first, second = (
+        ["--region", str(tmp_path / "region.png"), "--size", "40"],
+        tmp_path / "1.png",
+        tmp_path / "2.png",
+    )
+    run(*command(model, files, first, *more))
+    assert Image.open(first).size == (40, 40)
+    assert png_text(first)["piti:edit_region"] == "region.png"
+    before, after = two_masks()
+    shows = carried_condition(first, PITIPipeline.from_pretrained(model).condition)
+    assert shows is not None
+    assert torch.equal(shows[..., :8], after[..., :8])
+    assert torch.equal(shows[..., 8:], before[..., 8:])
+    unknown = [word for word in command(model, files, second, *more) if word not in ("--from", str(files["before"]))]
+    assert "does not say what it shows: it is inverted without a condition" in said_in_all(*unknown)
+    assert not {"piti:raw", "piti:condition_sha256"} & png_text(second).keys()
+    assert "sheet.png: is there already" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
+
+
+def sheet_in(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "sheet.png").write_bytes(b"old")
+    return folder
+
+
+def test_why_it_is_not_known_what_an_image_shows(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    run(*command(model, files, tmp_path / "one.png"))
+    text = png_text(tmp_path / "one.png")
+    form = json.loads(text["piti:raw_form"]) | {"reads": "0123"}
+    condition = PITIPipeline.from_pretrained(model).condition
+    for changes, why in (
+        ({"piti:raw_form": json.dumps(form)}, "holds the condition of another model"),
+        ({"piti:raw": "%%\x1b[31m%%"}, "cannot be unpacked"),
+        ({"piti:raw_form": "{" + "\x1b[2J" * 900}, "is no JSON"),
+        ({"piti:\x1b[2J": "1"}, r"unknown key piti:.x1b\[2J"),
+    ):
+        save_png(Image.open(tmp_path / "one.png"), tmp_path / "bad.png", text | changes)
+        with pytest.raises(RemakeError, match=rf"bad\.png: .*{why}") as error:
+            own_condition(tmp_path / "bad.png", condition)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 900
+        assert carried_condition(tmp_path / "bad.png", condition) is None
+
+
+def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "old.png").write_bytes(b"old")
+    assert "is there already" in mistake(*command(model, files, tmp_path / "old.png"))
+    assert (tmp_path / "old.png").read_bytes() == b"old"
+    before = files["image"].read_bytes()
+    assert "is an input" in mistake(*command(model, files, files["image"], "--overwrite"))
+    assert files["image"].read_bytes() == before
+    assert "give a folder" in mistake(*command(model, files, tmp_path / "two.png", "--num", "2"))
+    assert "end the name in .png" in mistake(*command(model, files, tmp_path / "two.jpg"))
+    same = files | {"after": files["before"]}
+    assert "nothing would change" in mistake(*command(model, same, tmp_path / "new/same.png"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(files["image"].read_bytes()[:200])
+    assert "broken.png" in mistake(*command(model, files | {"image": broken}, tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+    assert "Give --to FILE" in mistake("edit", str(files["image"]), "--model", str(model))
+    assert "is a folder; give a picture's file" in mistake(
+        *command(model, files | {"image": tmp_path}, tmp_path / "new")
+    )
+    (tmp_path / "taken").write_bytes(b"old")
+    for inside in ("taken/deep/a.png", "taken/deep"):
+        assert "taken is a file, no folder; give another --out" in mistake(*command(model, files, tmp_path / inside))
+
+
+def test_values_out_of_range(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    for flag, value, message in (
+        ("--dilate", "1.5", r"dilate 1.5 (--dilate): is a share"),
+        ("--feather", "-0.1", r"feather -0.1 (--feather): is a share"),
+        ("--size", "5000", "size 5000 (--size)"),
+        ("--from-text", "a wood", "--from and --from-text say the same thing twice"),
+    ):
+        assert message in mistake(*command(model, files, tmp_path / "a.png", flag, value))
+    words = [word for word in command(model, files, tmp_path / "a.png") if word not in ("--from", str(files["before"]))]
+    assert "--from-text: this model reads a mask; give --from FILE" in mistake(*words, "--from-text", "a wood")
+    deep = tmp_path / "deep.png"
+    deep.write_bytes(png_of_16_bits(40, 40))
+    lost = mistake(*command(model, files | {"image": deep}, tmp_path / "a.png", "--keep", "exact"))
+    assert "deep.png: images are written as 8-bit RGB, where what it has beyond 8 bits would be lost" in lost
+    assert not (tmp_path / "a.png").exists()
+
+
+def png_of_16_bits(width: int, height: int) -> bytes:
+    """Grey, RGB, 16 bits a channel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\x12\x34" * 3 * width) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_texts_and_parts(files: dict[str, Path], tmp_path: Path) -> None:
+    for name, pipeline in (("text", text_pipeline()), ("several", several_pipeline())):
+        pipeline.save_pretrained(tmp_path / name)
+    image, steps = str(files["image"]), ["--steps", "2"]
+    text = ["edit", image, "--model", str(tmp_path / "text"), *steps, "--out"]
+    said = said_in_all(*text, str(tmp_path / "a.png"), "--text", "the sea", "--from-text", "a wood, and more of it")
+    assert "note: --from-text: " in said
+    assert "note: --text: " not in said
+    assert png_text(tmp_path / "a.png")["piti:edit_to"] == "the sea"
+    several = ["edit", image, "--model", str(tmp_path / "several"), *steps, "--out"]
+    parts = ["--from", f"mask={files['before']}", "--to", f"mask={files['after']}"]
+    assert "repainted" in run(*several, str(tmp_path / "b.png"), *parts)
+    assert "--to mask=FILE" in mistake(*several, str(tmp_path / "c.png"), "--to", str(files["after"]))
+    assert "of which part is it" in mistake(*several, str(tmp_path / "c.png"), "--text", "the sea")
+    picture = mistake(*text, str(tmp_path / "c.png"), "--to", str(files["after"]))
+    assert "is a picture, and this model reads text" in picture
+    assert not (tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "message"),
+    [(["a.png"], "sea", "twice"), (["a.png", "b.png"], None, "one file"), (["mask=a.png", "b.png"], None, "one file")],
+)
+def test_what_is_given_twice(values: list[str], text: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _given("to", values, "text", text)
+
+
+def test_what_is_given() -> None:
+    assert _given("to", None, "text", None) is None
+    both: Any = {"mask": Path("a.png"), "sketch": Path("b.png")}
+    assert _given("to", ["mask=a.png", "sketch=b.png"], "text", None) == both

@@ -1,0 +1,402 @@
+"""Editing: what is repainted, what is kept, and through which networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from piti.conditions import Condition, GeometryCondition, SketchCondition, TextCondition
+from piti.core.errors import UserError
+from piti.editing import VARIETY, Edited, EditError, EditSettings, edit
+from piti.editing.regions import changed, derived, distance, mixed, softened
+from piti.models import Translator
+from piti.pipelines.pipeline import PITIPipeline
+from tests.conftest import TINY_MODEL
+from tests.evaluation.seen import NOISELESS, baseline_pipeline
+from tests.generation.test_inputs import several_pipeline
+from tests.generation.test_translate import text_pipeline
+from tests.pipelines.test_cascade import tiny_cascade
+from tests.pipelines.test_pipeline import arrays, mask, seeded, tiny_pipeline
+
+FAST = {"steps": 3, "upsampler_steps": 2, "dilate": 0.05, "feather": 0.05}
+
+
+def photograph(width: int = 40, height: int = 40, seed: int = 0) -> Image.Image:
+    rough = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def two_masks(width: int = 40, height: int = 40) -> tuple[Tensor, Tensor]:
+    """Sky above a road; and the same with a car on the left."""
+    before = torch.zeros(1, height, width, dtype=torch.uint8)
+    before[:, height // 2 :] = 1
+    after = before.clone()
+    after[:, height // 2 : height // 2 + 8, 4:12] = 2
+    return before, after
+
+
+def edited(pipeline: PITIPipeline, image: Image.Image | None = None, num: int = 1, **given: Any) -> Edited:
+    before, after = two_masks()
+    kept = {key: given.pop(key) for key in ("batch_size", "on_step", "region") if key in given}
+    alone = pipeline.upsampler is None or given.get("base_only")
+    fast = {key: value for key, value in FAST.items() if not (alone and key == "upsampler_steps")}
+    from_ = None if given.pop("unknown", False) else before
+    settings = EditSettings(**{**fast, **given})
+    return edit(
+        pipeline, image or photograph(), after, from_, settings=settings, num_images=num, generator=seeded(), **kept
+    )
+
+
+def apart(one: Image.Image, other: Image.Image) -> np.ndarray:
+    """The largest difference of each pixel."""
+    first, second = arrays([one, other])
+    return np.abs(first - second).max(axis=-1)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_what_is_outside_comes_back_to_the_bit(conditional: bool) -> None:
+    image = photograph(120, 120)
+    result = edited(tiny_cascade(conditional), image, keep_exact=True)
+    assert result.images[0].size == result.region.size == (120, 120)
+    outside = np.asarray(result.region) == 0
+    difference = apart(result.images[0], image)
+    assert (difference[outside] == 0).all()
+    assert (difference[~outside] > 5).mean() > 0.5
+    assert result.outside == [math.inf]
+    assert result.share == pytest.approx((~outside).mean())
+    car = np.zeros((120, 120), bool)
+    car[60:84, 12:36] = True
+    assert (np.asarray(result.region)[car] == 255).all()
+    assert 0.04 < result.share < 0.2
+
+
+def test_without_it_the_image_has_the_models_size_and_says_how_well_it_came_back() -> None:
+    result = edited(tiny_cascade(), measure=True)
+    image = photograph().resize((32, 32), Image.Resampling.BICUBIC)
+    outside = np.asarray(result.region) == 0
+    one, other = arrays([result.images[0], image])
+    error = ((one[outside] - other[outside]) ** 2).mean()
+    assert result.images[0].size == result.region.size == (32, 32)
+    assert result.outside[0] == pytest.approx(10 * math.log10(255**2 / error), rel=1e-4)
+    assert result.returned is not None
+    assert edited(tiny_cascade()).returned is None
+    assert edited(tiny_cascade(), measure=True, steps=60, refinements=3).returned > result.returned  # type: ignore[operator]
+
+
+def test_fresh_noise_is_for_the_region_alone() -> None:
+    pipeline = tiny_pipeline()
+    same = edited(pipeline, num=3, variety=0.0).images
+    assert apart(same[0], same[1]).max() <= 1
+    result = edited(pipeline, num=3, variety=1.0)
+    inside = np.asarray(result.region) > 0
+    difference = apart(result.images[0], result.images[1])
+    assert difference[inside].max() > 10
+    again = edited(pipeline, num=3, variety=1.0, batch_size=2).images
+    assert np.abs(arrays(again) - arrays(result.images)).max() <= 1
+
+
+def test_without_the_images_own_condition_everything_is_repainted() -> None:
+    result = edited(tiny_cascade(), unknown=True, num=2)
+    assert result.share == 1
+    assert result.outside == [None, None]
+    assert apart(*result.images).max() <= 1  # no fresh noise unless asked for: else nothing of the image is left
+    assert apart(*edited(tiny_cascade(), unknown=True, num=2, variety=0.5).images).max() > 10
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_region_may_be_given(unknown: bool) -> None:
+    region = Image.new("L", (80, 80))
+    region.paste(255, (40, 0, 80, 80))
+    result = edited(tiny_cascade(), region=region, unknown=unknown, keep_exact=True)
+    assert result.share == pytest.approx(0.5, abs=0.03)
+    assert (np.asarray(result.region)[:, :19] == 0).all()
+    assert (apart(result.images[0], photograph())[:, :19] == 0).all()
+    assert apart(result.images[0], photograph())[:, 21:].max() > 10
+
+
+def test_with_a_region_the_image_shows_the_change_inside_and_the_rest_outside() -> None:
+    before, after = two_masks()
+    after[:, 30:, 30:] = 2  # a change that the region leaves out
+    region = Image.new("L", (80, 80))
+    region.paste(255, (0, 0, 40, 80))
+    settings, pipeline = EditSettings(steps=2, base_only=True), tiny_cascade()
+    shows = edit(pipeline, photograph(), after, before, region, settings).shows
+    assert shows is not None
+    assert torch.equal(shows[..., :20], after[..., :20])
+    assert torch.equal(shows[..., 20:], before[..., 20:])
+    assert edit(pipeline, photograph(), after, None, region, settings).shows is None
+    assert torch.equal(edit(pipeline, photograph(), after, before, None, settings).shows, after)  # type: ignore[arg-type]
+    assert torch.equal(edit(pipeline, photograph(), after, None, None, settings).shows, after)  # type: ignore[arg-type]
+
+
+def test_of_texts_and_of_different_parts_nothing_is_mixed() -> None:
+    inside, text = torch.ones(4, 4, dtype=torch.bool), TextCondition()
+    assert mixed(text, text.tokens("a"), text.tokens("b"), inside) is None
+    both: Condition = several_pipeline().condition
+    lines = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
+    one, two = both.load({"mask": mask(1)}), both.load({"mask": mask(1), "sketch": lines})
+    assert mixed(both, one, two, inside) is None
+    assert torch.equal(mixed(both, one, both.load({"mask": mask(2)}), ~inside), one)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", [120, 240, 60])
+def test_nothing_outside_a_thin_white_line_changes(side: int) -> None:
+    """Whatever the sizes of image and region are; and the line itself does not vanish."""
+    region, image = Image.new("L", (240, 240)), photograph(side, side)
+    region.paste(255, (100, 0, 101, 240))
+    result = edited(tiny_cascade(), image, region=region, keep_exact=True)
+    kept = np.ones((side, side), bool)
+    kept[:, 100 * side // 240] = False
+    difference = apart(result.images[0], image)
+    assert (difference[kept] == 0).all()
+    assert difference[~kept].max() > 5
+    assert result.outside == [math.inf]
+
+
+def test_what_is_transparent_is_not_white() -> None:
+    region = Image.new("RGBA", (80, 80), (255, 255, 255, 0))
+    with pytest.raises(EditError, match="black all over"):
+        edited(tiny_cascade(), region=region)
+    region.paste((255, 255, 255, 255), (40, 0, 80, 80))
+    assert edited(tiny_cascade(), region=region).share == pytest.approx(0.5, abs=0.03)
+
+
+def test_images_are_seen_as_files_are() -> None:
+    """Upright, and on white where they are transparent."""
+    image = photograph().convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 40, 10))
+    white = photograph()
+    white.paste("white", (0, 0, 40, 10))
+    turned = white.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be turned clockwise
+    first, *others = (edited(tiny_cascade(), one, variety=0.0).images[0] for one in (white, image, turned))
+    assert all(apart(first, other).max() == 0 for other in others)
+
+
+def test_what_eight_bits_cannot_hold_is_not_kept_exactly() -> None:
+    opaque = photograph().convert("RGBA")
+    clear = opaque.copy()
+    clear.putpixel((3, 3), (0, 0, 0, 254))
+    assert edited(tiny_cascade(), opaque, keep_exact=True).outside == [math.inf]
+    deep = Image.fromarray(np.full((40, 40), 700, np.uint16))
+    for image, lost in ((clear, "its transparency"), (deep, "beyond 8 bits"), (opaque.convert("CMYK"), "as CMYK")):
+        with pytest.raises(EditError, match=f"{lost}.* would be lost.*leave --keep exact out"):
+            edited(tiny_cascade(), image, keep_exact=True)
+
+
+def test_nothing_kept_is_not_kept_exactly() -> None:
+    with pytest.raises(EditError, match=r"all of the image would be repainted.*\(--from, --from-text\), or a region"):
+        edited(tiny_cascade(), unknown=True, keep_exact=True)
+    with pytest.raises(EditError, match="paint less of the region white"):
+        edited(tiny_cascade(), region=Image.new("L", (40, 40), 255), keep_exact=True)
+
+
+def test_what_is_too_long_is_to_be_cut() -> None:
+    before, after = two_masks(200, 40)
+    with pytest.raises(EditError, match=r"200 x 40 pixels; at most 4:1 is edited: cut the same piece") as error:
+        edit(tiny_pipeline(), photograph(200, 40), after, before)
+    assert "--square" not in str(error.value)
+
+
+def test_the_variety_and_the_size_that_came_out_are_told() -> None:
+    assert (edited(tiny_cascade()).variety, edited(tiny_cascade()).size) == (VARIETY, 32)
+    result = edited(tiny_cascade(), unknown=True, base_only=True)
+    assert (result.variety, result.size) == (0.0, 16)
+
+
+def test_other_proportions_and_sizes() -> None:
+    before, after = two_masks(64, 48)
+    image = photograph(128, 96)
+    for settings, size in (
+        (EditSettings(steps=2, upsampler_steps=2), (43, 32)),
+        (EditSettings(steps=2, upsampler_steps=2, size=48), (64, 48)),
+        (EditSettings(steps=2, base_only=True), (21, 16)),
+        (EditSettings(steps=2, base_only=True, keep_exact=True), (128, 96)),
+    ):
+        result = edit(tiny_cascade(), image, after, before, settings=settings)
+        assert result.images[0].size == result.region.size == size
+    larger = before.repeat_interleave(2, 1).repeat_interleave(2, 2)  # the same mask at twice the size
+    first = edit(tiny_pipeline(), image, after, larger, settings=EditSettings(steps=2), generator=seeded())
+    second = edit(tiny_pipeline(), image, after, before, settings=EditSettings(steps=2), generator=seeded())
+    assert apart(first.images[0], second.images[0]).max() == 0
+
+
+def test_steps_are_counted_and_an_error_ends_it() -> None:
+    told: list[tuple[int, int, int]] = []
+
+    def on_step(done: int, total: int, x0: Tensor) -> None:
+        told.append((done, total, x0.shape[-1]))
+        if len(told) == 12:
+            raise KeyError("cancelled")
+
+    with pytest.raises(KeyError):
+        edited(tiny_cascade(), num=3, batch_size=2, on_step=on_step)
+    sides = [16] * 3 + [32] * 2 + [16] * 3 + [32] * 2 + [16] * 2  # inverted, then two batches
+    assert told == [(k + 1, 15, side) for k, side in enumerate(sides)]
+
+
+def test_conditions_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = tiny_cascade(conditional=True)
+    counts = []
+    for network in (pipeline.base, pipeline.upsampler):
+        encode = network.encode  # type: ignore[union-attr]
+        monkeypatch.setattr(network, "encode", lambda c, encode=encode: counts.append(len(c)) or encode(c))
+    edited(pipeline, num=4, batch_size=2)
+    assert counts == [1, 1, 1, 1, 1]  # changed, null and own of the base; changed and own of the unguided upsampler
+
+
+def test_the_inversion_is_under_the_own_condition_without_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, seen = tiny_pipeline(), []
+    forward = pipeline.base.forward
+
+    def watched(x_t: Tensor, t: Tensor, tokens: Any, low_res: Any = None) -> Any:
+        seen.append((x_t, tokens))
+        return forward(x_t, t, tokens, low_res)  # pyright: ignore[reportCallIssue]
+
+    monkeypatch.setattr(pipeline.base, "forward", watched)
+    edited(pipeline, guidance=2.0, num=2)
+    assert [len(x_t) for x_t, _ in seen] == [1, 1, 1, 4, 4, 4]
+    assert not torch.equal(seen[0][1].pooled[0], seen[3][1].pooled[0])
+    assert torch.equal(seen[3][1].pooled[0], seen[3][1].pooled[1])
+
+
+def test_an_inpainting_network_is_told_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, seen = tiny_pipeline(), []
+    torch.manual_seed(0)
+    specs: Any = {"encoder_spec": TINY_MODEL["encoder"], "unet_spec": TINY_MODEL["unet"]}
+    base = Translator(**specs, image_size=16, patch_size=2, inpaint=True).eval()
+    pipeline = PITIPipeline(base, plain.scheduler, plain.condition)
+    joined = base.join_low_res
+    monkeypatch.setattr(base, "join_low_res", lambda x, low, t, known: seen.append(known) or joined(x, low, t, known))
+    result = edited(pipeline, guidance=1.0)
+    outside = torch.from_numpy(np.asarray(result.region) == 0)
+    for known in seen:
+        assert torch.equal(known[:, 3] == 1, outside.expand(len(known), -1, -1))
+    assert {len(known) for known in seen} == {1, 2}
+
+
+def test_texts_and_several_conditions() -> None:
+    pipeline = text_pipeline()
+    settings = EditSettings(steps=2)
+    result = edit(pipeline, photograph(64, 48), "the sea", "a wood", settings=settings)
+    assert result.images[0].size == (21, 16)  # the image's proportions: a text has none
+    assert result.share == 1
+    with pytest.raises(EditError, match="the same"):
+        edit(pipeline, photograph(), "the sea", "the sea", settings=settings)
+    before, after = two_masks()
+    both = several_pipeline()
+    result = edit(both, photograph(), {"mask": after}, {"mask": before}, settings=settings)
+    assert 0 < result.share < 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image": photograph(60, 40)}, r"the image is 60 x 40 and the condition is 40 x 40.*the same proportions"),
+        ({"region": Image.new("L", (60, 40), 255)}, r"the region is 60 x 40 and the image is 40 x 40"),
+        ({"region": Image.new("L", (40, 40))}, r"black all over"),
+        ({"variety": 1.5}, r"variety 1.5 \(--variety\)"),
+        ({"refinements": -1}, r"refinements -1"),
+        ({"num": 0}, r"at least 1"),
+        ({"steps": 0}, r"steps"),
+        ({"upsampler_steps": 5000}, r"upsampler_steps 5000"),
+    ],
+)
+def test_what_cannot_be_edited(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        edited(tiny_cascade(), **given)
+
+
+def test_equal_conditions_change_nothing() -> None:
+    before, _ = two_masks()
+    with pytest.raises(EditError, match=r"the same: nothing would change"):
+        edit(tiny_pipeline(), photograph(), before, before.clone())
+    with pytest.raises(EditError, match=r"own condition is 64 x 48 and the changed one is 40 x 40"):
+        edit(tiny_pipeline(), photograph(), before, two_masks(64, 48)[0])
+
+
+def test_a_baseline_inverts_nothing() -> None:
+    before, after = two_masks()
+    with pytest.raises(EditError, match="in one pass and inverts nothing"):
+        edit(baseline_pipeline(NOISELESS), photograph(), after, before)
+
+
+class TestRegions:
+    def test_distances_are_euclidean(self) -> None:
+        inside = torch.rand(23, 17, generator=seeded()) < 0.02
+        points = inside.nonzero().float()
+        grid = torch.stack(torch.meshgrid(torch.arange(23.0), torch.arange(17.0), indexing="ij"), dim=-1)
+        want = torch.cdist(grid.view(-1, 2), points).amin(dim=1).view(23, 17)
+        torch.testing.assert_close(distance(inside, 40), want)
+        torch.testing.assert_close(distance(inside, 4), torch.where(want <= 4, want, 5.0))
+        assert (distance(torch.zeros(5, 5, dtype=torch.bool), 3) == 4).all()
+
+    def test_outside_is_zero_and_the_change_is_whole(self) -> None:
+        differs = torch.zeros(100, 100, dtype=torch.bool)
+        differs[40:50, 40:50] = True
+        region = derived(differs, (100, 100), dilate=0.05, feather=0.1)
+        far = distance(differs, 99)
+        assert (region[far <= 5] == 1).all()
+        assert (region[far > 15] == 0).all()
+        ring = (far > 7) & (far < 13)
+        assert ((region[ring] > 0) & (region[ring] < 1)).all()
+        assert torch.equal(derived(differs, (100, 100), 0, 0) == 1, differs)
+
+    def test_a_thin_change_survives_shrinking(self) -> None:
+        differs = torch.zeros(480, 640, dtype=torch.bool)
+        differs[:, 321] = True
+        region = derived(differs, (48, 64), 0, 0)
+        assert (region[:, 32] == 1).all()
+        assert region.sum() == 48
+
+    def test_a_thin_region_is_repainted_too(self) -> None:
+        inside = torch.zeros(40, 40, dtype=torch.bool)
+        inside[:, 20] = True
+        assert torch.equal(softened(inside, 10) == 1, inside)
+        assert (softened(torch.ones(8, 8, dtype=torch.bool), 3) == 1).all()
+
+    def test_of_a_sketch_what_lines_enclose_changes(self) -> None:
+        before = torch.zeros(1, 100, 100, dtype=torch.uint8)
+        after = before.clone()
+        after[0, 20:61, [20, 60]] = 1
+        after[0, [20, 60], 20:61] = 1
+        found = changed(SketchCondition(), before, after)
+        assert found[20:61, 20:61].all()
+        assert not found[:15].any()
+        lines = torch.zeros_like(before)
+        lines[0, 50:52] = 1
+        moved = lines.roll(3, 1)
+        found = changed(SketchCondition(), lines, moved)
+        assert found[50:55].all()  # and between them
+        assert not found[:47].any()
+        assert not changed(SketchCondition(), lines, lines).any()
+
+    def test_of_geometry_holes_are_equal_and_grain_is_none(self) -> None:
+        before = torch.zeros(4, 8, 8, dtype=torch.float16)
+        before[:, 0] = torch.nan
+        after = before + 0.01
+        after[0, 5, 5] = 0.5
+        after[:, 6, 6] = torch.nan
+        found = changed(GeometryCondition(), before, after)
+        assert found.nonzero().tolist() == [[5, 5], [6, 6]]
+
+    def test_of_several_parts_any(self) -> None:
+        both: Condition = several_pipeline().condition
+        lines = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
+        one, other = mask(1), mask(1)
+        other.putpixel((3, 4), (other.getpixel((3, 4)) + 1) % 3)  # type: ignore[operator]
+        first, second = both.load({"mask": one, "sketch": lines}), both.load({"mask": other, "sketch": lines})
+        assert changed(both, first, second).nonzero().tolist() == [[4, 3]]
+        assert not changed(both, first, first).any()
+        assert changed(both, first, both.load({"mask": one})).all()
+
+    def test_of_texts_all_or_nothing(self) -> None:
+        text = TextCondition()
+        assert changed(text, text.tokens("a"), text.tokens("b")).all()
+        assert not changed(text, text.tokens("a"), text.tokens("a")).any()

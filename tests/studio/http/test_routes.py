@@ -1,0 +1,394 @@
+"""The HTTP interface with a real client against a real server: answers, errors in words, crowds, clients that leave."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from piti.studio.http import lifecycle
+from piti.studio.service.jobs import Job
+from piti.studio.service.service import Studio
+from tests.studio.tiny import file_of, ids, painted
+
+MASK = file_of(painted(ids()))
+
+
+@pytest.fixture(scope="module")
+def client(address: str):  # type: ignore[no-untyped-def]
+    with httpx.Client(base_url=address, timeout=60) as made:
+        yield made
+
+
+def translated(
+    client: httpx.Client, condition: bytes | None = MASK, accept: str = "*/*", **fields: Any
+) -> httpx.Response:
+    files = {} if condition is None else {"condition": ("street.png", condition)}
+    fields = {"model": "mask"} | fields
+    body = {"files": files} if files else {"files": {key: (None, str(value)) for key, value in fields.items()}}
+    values = {key: str(value) for key, value in fields.items()} if files else {}
+    return client.post("/api/translate", data=values, headers={"Accept": accept}, **body)
+
+
+def test_pictures_of_a_condition(client: httpx.Client, studio: Studio) -> None:
+    answer = translated(client, num=2, seed=3)
+    assert answer.status_code == 200
+    values = answer.json()
+    assert (values["model"], values["seed"], values["notes"]) == ("mask", 3, [])
+    assert [picture["number"] for picture in values["pictures"]] == [0, 1]
+    for picture in values["pictures"]:
+        png = base64.b64decode(picture["png"])
+        with Image.open(BytesIO(png)) as image:
+            assert image.size == (picture["width"], picture["height"]) == (21, 16)
+            assert image.info["piti:condition"] == "street.png"
+        fetched = client.get(picture["address"], params={"download": "1"})
+        assert fetched.content == png
+        assert fetched.headers["content-disposition"].startswith("attachment")
+        assert "immutable" in fetched.headers["cache-control"]
+    alone = translated(client, accept="image/png", seed=3)
+    assert alone.headers["content-type"] == "image/png"
+    first = Image.open(BytesIO(base64.b64decode(values["pictures"][0]["png"])))
+    difference = np.asarray(Image.open(BytesIO(alone.content)), int) - np.asarray(first, int)
+    assert np.abs(difference).max() <= 1  # made in a batch of another size
+
+
+def test_models_and_health(client: httpx.Client) -> None:
+    mask, sketch = client.get("/api/models").json()
+    assert (mask["name"], mask["kind"], mask["image_size"], mask["unlabelled"]) == ("mask", "mask", 16, [0, 0, 0])
+    assert mask["classes"][1] == {"id": 1, "name": "road", "colour": [128, 64, 128]}
+    assert mask["defaults"]["steps"] == 3
+    assert mask["limits"]["num"] == 4
+    assert sketch["classes"] == []
+    health = client.get("/healthz").json()
+    assert (health["status"], health["models"], health["jobs"]) == ("ok", ["mask", "lines"], 0)
+
+
+def test_the_page_of_the_interface_needs_no_other_server(client: httpx.Client) -> None:
+    page = client.get("/docs").text
+    for address in ("/static-offline-docs/swagger-ui-bundle.js", "/static-offline-docs/swagger-ui.css"):
+        assert address in page
+        assert client.get(address).status_code == 200
+    assert "http" not in page.replace("http-equiv", "")
+    schema = client.get("/openapi.json").json()
+    assert {"/api/translate", "/api/edit", "/api/models", "/healthz"} <= set(schema["paths"])
+    post = schema["paths"]["/api/translate"]["post"]
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["properties"]["condition"]["format"] == "binary"
+    assert form["required"] == ["model"]
+    assert {"200", "400", "413", "415", "422", "429", "504"} <= set(post["responses"])
+    assert all(field.get("description") for field in form["properties"].values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"model": "masks"}, 404, "did you mean 'mask'"),
+        ({"num": "0"}, 422, "'num' = '0': is too small; give at least 1"),
+        ({"num": "two"}, 422, "'num' = 'two': is no whole number"),
+        ({"num": "5"}, 422, "num = 5: this studio allows at most 4"),
+        ({"num": "1.5"}, 422, "'num' = '1.5': is no whole number"),
+        ({"base_only": "maybe"}, 422, "'base_only' = 'maybe': is neither true nor false"),
+        ({"guidance": "much"}, 422, "'guidance' = 'much': is no number"),
+        ({"upsampler_steps": "few"}, 422, "'few': is no whole number, and is none of 'fast27'"),
+        ({"seed": "-1"}, 422, "'seed'"),
+        ({"seed": "nan"}, 422, "'seed'"),
+        ({"seed": str(2**63)}, 422, "is too large; give less than 9223372036854775808"),
+        ({"guidance": "nan"}, 422, "finite"),
+        ({"guidance": "inf"}, 422, "'guidance'"),
+        ({"guidance": "1e400"}, 422, "'guidance'"),
+        ({"steps": "501"}, 422, "steps = 501"),
+        ({"size": "100000"}, 422, "size = 100000"),
+        ({"size": "5"}, 400, "size 5: this model was trained"),
+        ({"sampler": "euler"}, 422, "'sampler' = 'euler': is none of 'ddpm'"),
+        ({"upsampler_steps": "3"}, 400, "no upsampler"),
+        ({"nmu": "3"}, 422, "unknown field 'nmu'; did you mean 'num'"),
+        ({"text": "a street"}, 422, "both given"),
+    ],
+)
+def test_wrong_fields_are_told_in_words(client: httpx.Client, fields: dict[str, str], status: int, words: str) -> None:
+    answer = translated(client, **fields)
+    assert answer.status_code == status, answer.text
+    error = answer.json()
+    assert set(error) == {"error", "details"}
+    assert words in error["error"]
+
+
+def test_every_wrong_field_is_told(client: httpx.Client) -> None:
+    error = translated(client, num="x", seed="y", odd="z").json()
+    assert len(error["details"]) == 3
+    assert error["error"].startswith("3 fields cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("condition", "status", "words"),
+    [
+        (None, 422, "file 'condition' is missing"),
+        (b"", 415, "is empty; choose a picture (PNG, JPEG, WebP, BMP, TIFF or GIF)"),
+        (b"not a picture", 415, "is no picture that is known"),
+        (MASK[:80], 400, "damaged"),
+        (file_of(Image.new("RGB", (30, 30), (255, 0, 200))), 400, "far from the colour of every class"),
+        (file_of(Image.new("L", (800, 800))), 413, "800 x 800 pixels, at most 200000"),
+        (file_of(painted(ids(100, 20))), 400, "at most 4:1"),
+        (np.random.default_rng(0).bytes(500_000), 413, "larger than the 400000 bytes"),
+    ],
+)
+def test_unusable_files_are_told_in_words(
+    client: httpx.Client, condition: bytes | None, status: int, words: str
+) -> None:
+    answer = translated(client, condition)
+    assert (answer.status_code, words in answer.json()["error"]) == (status, True), answer.text
+
+
+def part(name: str, value: bytes) -> bytes:
+    """A field of a form whose boundary is x."""
+    return b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), value)
+
+
+FORM = "multipart/form-data; boundary=x"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "statuses"),
+    [
+        ("application/json", b'{"model": "mask"}', {415}),
+        ("text/plain", b"hello", {415}),
+        ("multipart/form-data", b"hello", {400}),
+        (FORM, b"--y\r\nhello", {400}),
+        (FORM, part("model", b"mask")[:-8], {400, 422}),
+        (FORM, part("model", b"a" * 80_000) + b"--x--\r\n", {400}),
+        (FORM, b"".join(part(f"f{k}", b"1") for k in range(60)) + b"--x--\r\n", {400}),
+        (FORM, part("model", b"mask") * 2 + b"--x--\r\n", {422}),
+        (FORM, part("model", b"\xff\xfe\x00") + b"--x--\r\n", {400, 404, 422}),
+        (FORM, b"", {400, 422}),
+    ],
+)
+def test_malformed_bodies(client: httpx.Client, kind: str, body: bytes, statuses: set[int]) -> None:
+    answer = client.post("/api/translate", content=body, headers={"Content-Type": kind})
+    assert answer.status_code in statuses, answer.text
+    assert answer.json()["error"]
+
+
+def test_other_methods_addresses_and_pages(client: httpx.Client) -> None:
+    for method, path, status in (
+        ("GET", "/api/translate", 405),
+        ("POST", "/api/models", 405),
+        ("GET", "/api/nothing", 404),
+        ("GET", "/pictures/nothing.png", 404),
+        ("GET", "/nothing", 404),
+        ("PUT", "/healthz", 405),
+        ("PATCH", "/api/models", 405),
+        ("DELETE", "/api/nothing", 404),
+        ("POST", "/pictures/nothing.png", 405),
+    ):
+        answer = client.request(method, path)
+        assert (answer.status_code, bool(answer.json()["error"])) == (status, True), path
+        assert ("allow" in answer.headers) == (status == 405)
+    assert client.head("/healthz").status_code == client.head("/api/models").status_code == 200
+    assert client.get("/healthz", headers={"Host": "[::1"}).status_code == 421
+    assert client.post("/api/translate", headers={"Origin": "http://[::1"}).status_code == 403
+    assert translated(client, num=2, accept="image/png").status_code == 422
+    text = client.post("/api/translate", files={"model": (None, "mask"), "condition": (None, "a text")})
+    assert (text.status_code, "'condition' is a text" in text.json()["error"]) == (422, True)
+    foreign = client.post("/api/translate", headers={"Origin": "http://evil.example"})
+    assert foreign.status_code == 403
+    assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
+    assert client.get("/healthz", headers={"Host": "studio.example"}).status_code == 200
+
+
+def test_a_bug_is_told_in_words_too(client: httpx.Client, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studio, "translate", lambda *values: {}["nothing"])
+    answer = translated(client)
+    assert (answer.status_code, "mistake of its own" in answer.json()["error"]) == (500, True)
+
+
+@pytest.mark.parametrize(("text", "what"), [(None, "missing"), ("", "empty"), (" \n", "empty")])
+def test_a_text_that_says_nothing(
+    client: httpx.Client, studio: Studio, monkeypatch: pytest.MonkeyPatch, text: str | None, what: str
+) -> None:
+    loaded = studio.models["mask"]
+    reads_text = dataclasses.replace(loaded, info=loaded.info.model_copy(update={"kind": "text"}))
+    monkeypatch.setitem(studio.models, "mask", reads_text)  # type: ignore[arg-type]
+    answer = translated(client, None, **({} if text is None else {"text": text}))
+    assert (answer.status_code, answer.json()["error"]) == (422, f"'text' is {what}; say what is to be seen")
+
+
+def test_a_request_whose_headers_never_end_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "HEADERS", 0.05)
+    host, port = address.removeprefix("http://").split(":")
+    for sent in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "):
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(sent)
+            assert slow.recv(100) == b""  # closed
+    with socket.create_connection((host, int(port))) as twice:  # the second on the same connection too
+        twice.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert twice.recv(15).startswith(b"HTTP/1.1 200")
+        twice.sendall(b"GET /healthz")
+        while twice.recv(1000):
+            pass
+
+
+def test_a_chunked_body_is_counted(client: httpx.Client) -> None:
+    def parts():  # type: ignore[no-untyped-def]
+        yield b'--x\r\nContent-Disposition: form-data; name="condition"; filename="m.png"\r\n\r\n'
+        for _ in range(60):
+            yield b"x" * 10_000
+
+    answer = client.post("/api/translate", content=parts(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413
+
+
+def test_an_edit(client: httpx.Client) -> None:
+    before, after = ids(64, 48), ids(64, 48)
+    after[30:44, 40:60] = 2
+    photograph = translated(client, file_of(painted(before)), "image/png", num=1).content
+    files = {"image": ("photograph.png", photograph), "condition": ("after.png", file_of(painted(after)))}
+    fields = {"model": "mask", "steps": "4", "keep_exact": "true"}
+    answer = client.post("/api/edit", data=fields, files=files)  # what it shows now is in the photograph itself
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["pictures"]) == 1
+    assert "was repainted" in answer.json()["notes"][0]
+    png = base64.b64decode(answer.json()["pictures"][0]["png"])
+    assert Image.open(BytesIO(png)).info["piti:model"] == "mask"
+    with Image.open(BytesIO(photograph)) as plain:
+        files["image"] = ("photograph.png", file_of(Image.fromarray(np.asarray(plain))))
+    files |= {"from": ("before.png", file_of(painted(before)))}
+    told = client.post("/api/edit", data=fields, files=files, headers={"Accept": "image/png"})
+    assert np.array_equal(np.asarray(Image.open(BytesIO(told.content))), np.asarray(Image.open(BytesIO(png))))
+    for missing in ("image", "condition"):
+        some = {key: file for key, file in files.items() if key != missing}
+        refused = client.post("/api/edit", data=fields, files=some)
+        assert (refused.status_code, f"file '{missing}' is missing" in refused.json()["error"]) == (422, True)
+    wrong = client.post("/api/edit", data=fields | {"variety": "1.5", "sampler": "ddim"}, files=files)
+    assert (wrong.status_code, len(wrong.json()["details"])) == (422, 2)
+    other = client.post("/api/edit", data=fields, files=files | {"mask": ("m.png", MASK)})
+    assert (other.status_code, "unknown file 'mask'" in other.json()["error"]) == (422, True)
+
+
+# Crowds
+
+
+class Held:
+    """Holds the worker until it is let go."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.go = threading.Event()
+        self.job: Job[None] = studio.queue.submit(self._wait)
+
+    def _wait(self, job: Job[None]) -> None:
+        while not self.go.wait(0.002):
+            job.check()
+
+
+def waiting(studio: Studio, count: int) -> None:
+    """Until so many jobs wait or run."""
+    while len(studio.queue) != count:
+        time.sleep(0.002)
+
+
+def test_twenty_at_once_are_answered_in_their_order(client: httpx.Client, studio: Studio) -> None:
+    held, done, before = Held(studio), [], len(studio._store)
+
+    def one(k: int) -> int:
+        answer = translated(client, num=1, seed=k, steps=2)
+        done.append(answer.json()["seed"])
+        return answer.status_code
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = []
+        for k in range(20):
+            answers.append(pool.submit(one, k))
+            waiting(studio, k + 2)
+        held.go.set()
+        assert [answer.result() for answer in answers] == [200] * 20
+    # Answers are sent at once, but two may overtake each other on the way to their threads.
+    assert all(abs(k - place) <= 2 for place, k in enumerate(done))
+    assert len(studio._store) - before == 20
+    waiting(studio, 0)
+
+
+def test_a_full_queue_says_when_to_come_again(client: httpx.Client, studio: Studio) -> None:
+    held = [Held(studio) for _ in range(studio.limits.waiting + 1)]
+    answer = translated(client)
+    for one in held:
+        one.go.set()
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) > 0
+    assert "24 jobs wait" in answer.json()["error"]
+    waiting(studio, 0)
+
+
+# Clients that leave
+
+
+def left(address: str, fields: dict[str, str]) -> socket.socket:
+    """A connection on which a whole translation was asked for."""
+    request = httpx.Request("POST", f"{address}/api/translate", data=fields, files={"condition": ("m.png", MASK)})
+    body = request.read()
+    head = "".join(f"{key}: {value}\r\n" for key, value in request.headers.items())
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f"POST /api/translate HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return connection
+
+
+def test_a_client_that_leaves_while_it_waits_gives_its_place_up(address: str, studio: Studio) -> None:
+    held = Held(studio)
+    connection = left(address, {"model": "mask"})
+    waiting(studio, 2)
+    connection.close()
+    waiting(studio, 1)
+    assert held.job.snapshot().state.value == "running"
+    held.go.set()
+
+
+def test_a_client_that_leaves_stops_its_job(address: str, studio: Studio) -> None:
+    waiting(studio, 0)
+    before = len(studio._store)
+    connection = left(address, {"model": "mask", "num": "4", "steps": "500", "sampler": "ddpm"})
+    waiting(studio, 1)
+    job = studio.queue._running
+    while job is None or job.snapshot().done < 2:
+        time.sleep(0.002)
+        job = studio.queue._running
+    connection.close()
+    waiting(studio, 0)
+    assert job.snapshot().state.value == "cancelled"
+    assert job.snapshot().done < 500
+    assert len(studio._store) == before
+
+
+def test_an_upload_that_never_ends_holds_nobody_up(address: str, client: httpx.Client, studio: Studio) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    slow = socket.create_connection((host, int(port)))
+    slow.sendall(
+        b"POST /api/translate HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: 5000\r\n\r\n--x\r\n"
+    )
+    assert translated(client, num=1).status_code == 200
+    answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the studio closes the connection
+    slow.close()
+    assert b" 408 " in answer.split(b"\r\n")[0]
+    assert b"longer than 1 s to arrive" in answer
+
+
+def test_nothing_is_looked_up_or_connected_to(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[Any] = []
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+    monkeypatch.setattr(socket.socket, "connect", lambda self, where: met.append(where) or connect(self, where))
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: met.append((host,)) or lookup(host, *rest, **more)
+    )
+    assert translated(client, num=1).status_code == 200
+    for path in ("/docs", "/openapi.json", "/api/models", "/healthz"):
+        assert client.get(path).status_code == 200
+    assert {where[0] for where in met if isinstance(where, tuple)} <= {"127.0.0.1"}

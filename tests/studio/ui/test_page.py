@@ -1,0 +1,214 @@
+"""The page without a browser: what its handlers answer to what a visitor hands in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piti.studio.service.service import Studio
+from piti.studio.ui.gallery import Gallery
+from piti.studio.ui.inputs import FileSurface, TextSurface
+from piti.studio.ui.page import build_page
+from piti.studio.ui.panel import Editing, Panel, slug
+from tests.studio.tiny import file_of, ids, painted
+
+SETTINGS = {"num": 2, "seed": 0, "guidance": 1.0, "sampler": "ddim", "steps": 3, "variety": 0.5, "edit_steps": 3}
+
+
+@pytest.fixture
+def panel(studio: Studio) -> Panel:
+    """Of the masks' model, laid out."""
+    return laid_out(studio, "mask")
+
+
+def laid_out(studio: Studio, name: str) -> Panel:
+    import gradio as gr
+
+    panel = Panel(studio, studio.models[name])
+    with gr.Blocks(analytics_enabled=False), gr.Tab(name):
+        panel.build()
+    return panel
+
+
+def made(panel: Panel, drawn: Any, editing: Editing | None = None, **changes: Any) -> list[dict[str, Any]]:
+    """Every value that the gallery is given."""
+
+    async def run() -> list[dict[str, Any]]:
+        values = (SETTINGS | {"exact": False} | changes).values()
+        return [shown async for shown, *_ in panel._made(drawn, editing, *values)]
+
+    return asyncio.run(run())
+
+
+class TestMaking:
+    def test_a_drawing_becomes_pictures(self, panel: Panel, studio: Studio) -> None:
+        shown = made(panel, painted(ids()))
+        assert {value["state"] for value in shown[:-1]} <= {"waiting", "running"}
+        done = shown[-1]
+        assert (done["state"], len(done["pictures"]), len(done["conditions"])) == ("done", 2, 1)
+        assert "2 photographs by mask, seed 0" in done["status"]
+        kept = studio.kept(done["pictures"][0]["id"])
+        assert (kept.width, kept.height) == (21, 16)
+        assert all(picture["editable"] for picture in done["pictures"])
+
+    def test_the_models_own_settings_are_its_own(self, panel: Panel, studio: Studio) -> None:
+        """What the visitor leaves alone is not said again, so that the metadata is that of `piti translate`."""
+        own = studio.models["mask"].pipeline.sampling().base
+        changes = {"guidance": own.guidance.w, "sampler": own.sampler, "steps": panel.own["steps"]}
+        done = made(panel, painted(ids()), **changes)[-1]
+        text = Image.open(__import__("io").BytesIO(studio.kept(done["pictures"][0]["id"]).png)).info
+        assert own.guidance.model_dump_json() in text.values()
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [({"seed": None}, "Seed: is empty"), ({"num": 99}, "at most 4"), ({"steps": 9999}, "at most 500")],
+    )
+    def test_impossible_settings_are_told(self, panel: Panel, changes: dict[str, Any], words: str) -> None:
+        (shown,) = made(panel, painted(ids()), **changes)
+        assert shown["state"] == "failed"
+        assert words in shown["problem"]
+
+    def test_nothing_drawn_is_told(self, panel: Panel) -> None:
+        (shown,) = made(panel, None)
+        assert "Nothing is drawn yet" in shown["problem"]
+
+    def test_who_leaves_ends_the_job(self, panel: Panel, studio: Studio) -> None:
+        async def run() -> None:
+            values = (SETTINGS | {"exact": False, "steps": 500, "num": 4}).values()
+            stream: AsyncIterator[Any] = panel._made(painted(ids()), None, *values)
+            await anext(stream)
+            await stream.aclose()  # type: ignore[attr-defined]
+
+        asyncio.run(run())
+        while len(studio.queue):
+            time.sleep(0.01)
+
+
+class TestEditing:
+    def test_a_result_is_edited(self, panel: Panel, studio: Studio) -> None:
+        picture = made(panel, painted(ids()))[-1]["pictures"][0]
+        changes = panel._picked(SimpleNamespace(id=picture["id"]))  # type: ignore[arg-type]
+        editing = changes[panel.editing]
+        assert changes[panel.drawing].underlay.size == (21, 16)
+        assert np.array_equal(np.asarray(changes[panel.drawing].picture), np.asarray(painted(ids())))
+        other = ids()
+        other[18:28, 22:36] = 2
+        done = made(panel, painted(other), editing, exact=True)[-1]
+        assert [source["name"] for source in done["conditions"]] == ["before", "mask"]
+        before, after = (
+            np.asarray(image) for image in (editing.photograph, studio.kept(done["pictures"][0]["id"]).image())
+        )
+        assert np.array_equal(before[:6], after[:6])
+        assert not np.array_equal(before, after)
+
+    def test_nothing_changed_is_told(self, panel: Panel, studio: Studio) -> None:
+        raw = studio.read_condition("mask", painted(ids()), "mask")
+        shown = made(panel, painted(ids()), Editing(Image.new("RGB", (40, 30)), raw))[-1]
+        assert "the same" in shown["problem"]
+
+    def test_a_photograph_of_unknown_content_is_first_described(self, panel: Panel, tmp_path: Path) -> None:
+        (tmp_path / "photo.jpg").write_bytes(file_of(Image.new("RGB", (40, 30), "grey"), "JPEG"))
+        changes = panel._photograph_given(str(tmp_path / "photo.jpg"))
+        editing = changes[panel.editing]
+        assert editing.raw is None
+        assert "carries no mask" in changes[panel.words]
+        assert "not known" in made(panel, painted(ids()), editing)[-1]["problem"]
+        described = panel._traced(painted(ids()), editing)
+        assert described[panel.editing].raw is not None
+        assert described[panel.traced]["visible"] is False
+        stopped = panel._stopped(painted(ids()))
+        assert stopped[panel.editing] is None
+        assert stopped[panel.drawing].underlay is None
+
+    def test_another_mask_while_editing_is_the_change(self, panel: Panel, studio: Studio, tmp_path: Path) -> None:
+        """What it differs in from the photograph's own is what the painter marks."""
+        raw = studio.read_condition("mask", painted(ids()), "mask")
+        editing = Editing(Image.new("RGB", (40, 30)), raw)
+        Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "sky.png")
+        changes = panel._uploaded(str(tmp_path / "sky.png"), editing)
+        canvas = changes[panel.drawing]
+        assert np.array_equal(np.asarray(canvas.before), np.asarray(painted(ids())))
+        assert not np.array_equal(np.asarray(canvas.picture), np.asarray(canvas.before))
+        assert changes[panel.editing] is editing
+        Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "square.png")
+        refused = panel._uploaded(str(tmp_path / "square.png"), editing)
+        assert set(refused) == {panel.gallery}
+        assert "40 x 40 and the photograph 40 x 30" in refused[panel.gallery]["problem"]
+
+    def test_a_photographs_own_lines(self, studio: Studio) -> None:
+        photograph = Image.new("RGB", (64, 48), "white")
+        photograph.paste("black", (16, 12, 48, 36))
+        panel = laid_out(studio, "lines")
+        begun = panel._begun(Editing(photograph, None))
+        assert begun[panel.own_lines]["visible"]
+        described = panel._own_lines(begun[panel.editing])
+        assert described[panel.editing].raw.any()
+
+    def test_a_picture_that_is_no_longer_kept(self, panel: Panel) -> None:
+        changes = panel._picked(SimpleNamespace(id="gone"))  # type: ignore[arg-type]
+        assert "not kept any longer" in changes[panel.gallery]["problem"]
+        assert set(changes) == {panel.gallery}
+
+
+class TestUploads:
+    def test_ids_and_rubbish(self, panel: Panel, tmp_path: Path) -> None:
+        Image.fromarray(ids()).save(tmp_path / "ids.png")
+        loaded = panel._uploaded(str(tmp_path / "ids.png"), None)[panel.drawing]
+        assert np.array_equal(np.asarray(loaded.picture), np.asarray(painted(ids())))
+        (tmp_path / "x.png").write_text("no picture")
+        assert "x.png" in panel._uploaded(str(tmp_path / "x.png"), None)[panel.gallery]["problem"]
+
+    def test_lines_of_a_photograph(self, studio: Studio, tmp_path: Path) -> None:
+        photograph = Image.new("RGB", (64, 48), "white")
+        photograph.paste("black", (16, 12, 48, 36))
+        photograph.save(tmp_path / "p.png")
+        panel = laid_out(studio, "lines")
+        drawn = np.asarray(panel._lines_drawn(str(tmp_path / "p.png"), None)[panel.drawing].picture)
+        assert {tuple(colour) for colour in drawn.reshape(-1, 3)} == {(0, 0, 0), (255, 255, 255)}
+
+
+def test_text_has_a_line_to_write_on() -> None:
+    studio = Studio(("scenes-prior",))
+    try:
+        panel = laid_out(studio, "scenes-prior")
+        assert isinstance(panel.surface, TextSurface)
+        assert "Nothing is written yet" in made(panel, "  ")[-1]["problem"]
+        done = made(panel, "a photo of a forest", num=1, steps=2, sampler="ddim")[-1]
+        assert done["conditions"][0]["name"] == "a photo of a forest"
+        assert not done["pictures"][0]["editable"]
+        assert len(done["pictures"]) == 1
+    finally:
+        studio.close()
+
+
+def test_other_kinds_are_files(studio: Studio) -> None:
+    surface = FileSurface(studio, studio.models["mask"])
+    with pytest.raises(Exception, match="upload a mask"):
+        surface.read(None)
+
+
+def test_the_page_has_a_tab_a_model(studio: Studio) -> None:
+    page = build_page(studio)
+    labels = [block.label for block in page.blocks.values() if type(block).__name__ == "Tab"]  # type: ignore[attr-defined]
+    assert labels == ["Paint a mask", "Draw a sketch"]
+    assert slug("someone/Model_2") == "someone-model-2"
+
+
+def test_the_gallery_gets_whole_values() -> None:
+    """As text; of a dictionary Gradio would send parts."""
+    assert Gallery().postprocess({"state": "done"}) == '{"state": "done"}'
+    assert Gallery().postprocess(None) is None
+
+
+def test_components_write_no_files_beside_themselves() -> None:
+    import piti.studio
+
+    assert not list(Path(piti.studio.__path__[0]).glob("*.pyi"))

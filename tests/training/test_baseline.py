@@ -1,0 +1,234 @@
+"""Baselines in the loop that translators are trained in, and in the pipeline that they are sampled by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from piti.baselines import BaselineNetwork
+from piti.core.spec import SpecError
+from piti.generation.translate import Settings, translate_files
+from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
+from piti.pipelines.pipeline import ModelError, PITIPipeline
+from piti.training import Recipe, RunFolder, TrainingInterrupted, baseline, plan, train
+from piti.training.baseline import BaselineObjective
+from piti.training.loop import Trainer
+from tests.conftest import tiny_recipe
+
+WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
+KINDS: dict[str, dict[str, Any]] = {
+    "pix2pixhd": {"channels": 4, "blocks": 1, "downsamplings": 1, "layers": 1, "discriminator_channels": 4},
+    "spade": {"channels": 2, "start": 4, "hidden": 4, "layers": 2, "discriminator_channels": 4},
+    "oasis": {"channels": 2, "start": 4, "hidden": 4, "noise": 4, "discriminator_channels": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights of the perceptual network."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("features") / "squeezenet.safetensors"
+    save_file(PerceptualNetwork(PerceptualSpec(network="squeezenet1_1")).state_dict(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of averaged weights are taken of few images."""
+    monkeypatch.setattr(baseline, "SETTLING", 16)
+
+
+def recipe_of(root: Path, kind: str, features: Path, **changes: Any) -> Recipe:
+    values = tiny_recipe(root) | {
+        "baseline": {"kind": kind, **KINDS[kind]},
+        "model": {"image_size": 32},
+        "data": {"root": str(root), "size": 32},
+        "perceptual": {"network": "squeezenet1_1", "weights": str(features), "layers": [1, 4]},
+        "stages": [{"name": "adversarial", "trains": ["generator"], "steps": 4, "lr": 1e-3, "decay": 0.5}],
+        "ema": 0.5,
+    }
+    for key in ("condition_dropout", "schedule", "loss", "prior", "init"):
+        values.pop(key, None)
+    return Recipe.parse(values | changes, "test")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / WEIGHTS)
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_baseline_is_trained_resumed_and_translates(
+    tiny_data: Path, tmp_path: Path, features: Path, kind: str
+) -> None:
+    """Stopped after two steps and resumed, it is the run that was never stopped; its images depend on seed and mask."""
+    recipe = recipe_of(tiny_data, kind, features, log_every=1)
+    train(recipe, tmp_path / "whole")
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer, *args: Any) -> Any:
+        self.stop.asked |= self.state.step == 2
+        return step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, tmp_path / "parts")
+    train(recipe, tmp_path / "parts", resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert all(row["discriminator"] > 0 and row["grad_norm"] > 0 for row in rows if "loss" in row)
+
+    pipeline = PITIPipeline.from_pretrained(tmp_path / "whole")
+    mask = next((tiny_data / "labels").glob("*.png"))
+    first, again = (pipeline(mask, 2, generator=torch.Generator().manual_seed(1)).images for _ in range(2))
+    assert [image.tobytes() for image in first] == [image.tobytes() for image in again]
+    assert min(first[0].size) == 32
+    assert (first[0].tobytes() != first[1].tobytes()) == (kind == "oasis")  # the others take no noise
+    pipeline.save_pretrained(tmp_path / "copy")
+    saved = PITIPipeline.from_pretrained(tmp_path / "copy")(mask, 2, generator=torch.Generator().manual_seed(1)).images
+    assert [image.tobytes() for image in saved] == [image.tobytes() for image in first]
+
+
+def test_both_networks_learn(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    rates: list[float] = []
+    step = Trainer.train_step
+
+    def watched(self: Trainer, *args: Any) -> Any:
+        result = step(self, *args)
+        assert isinstance(self.objective, BaselineObjective)
+        assert self.objective.opponent is not None
+        rates.append(self.objective.opponent.optimizer.param_groups[0]["lr"])
+        state = {f"d.{k}": v.clone() for k, v in self.objective.discriminator.named_parameters()}
+        seen.append(state | {f"g.{k}": v.clone() for k, v in self.translator.named_parameters()})
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", watched)
+        train(recipe_of(tiny_data, "spade", features), tmp_path / "run")
+    for which in ("d.", "g."):
+        assert any(not torch.equal(seen[0][k], seen[1][k]) for k in seen[0] if k.startswith(which))
+    assert rates[0] == pytest.approx(4e-4)
+    assert rates[-1] < rates[1]  # it decays as the generator's does
+
+
+def test_averaged_weights_get_their_own_statistics(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    """Those that are saved are of the averaged weights; the training's own go on untouched."""
+    live: list[dict[str, torch.Tensor]] = []
+    write = Trainer._write_model
+
+    def watched(self: Trainer, target: Path) -> None:
+        write(self, target)
+        live.append({k: v.clone() for k, v in self.translator.state_dict().items() if "running_mean" in k})
+
+    before: list[dict[str, torch.Tensor]] = []
+    save = Trainer.save
+
+    def saved(self: Trainer) -> None:
+        before.append({k: v.clone() for k, v in self.translator.state_dict().items() if "running_mean" in k})
+        save(self)
+        after = {k: v for k, v in self.translator.state_dict().items() if "running_mean" in k}
+        assert before[-1]
+        assert equal(before[-1], after)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_write_model", watched)
+        patch.setattr(Trainer, "save", saved)
+        train(recipe_of(tiny_data, "oasis", features), tmp_path / "run")
+    assert any(not torch.equal(before[-1][key], live[-1][key]) for key in before[-1])
+    assert all(torch.equal(value, weights(tmp_path / "run")[key]) for key, value in live[-1].items())
+
+
+def test_without_an_average_the_training_s_statistics_are_kept(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    train(recipe_of(tiny_data, "spade", features, ema=0), tmp_path / "run")
+    newest = RunFolder(tmp_path / "run").newest()
+    assert newest is not None
+    trained = load_file(newest / "model.safetensors")
+    assert equal(trained, weights(tmp_path / "run"))
+
+
+def test_a_baseline_has_no_guidance_steps_or_sampler(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
+    pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
+    mask = next((tiny_data / "labels").glob("*.png"))
+    for setting in ({"guidance": 2.0}, {"steps": 5}, {"sampler": "ddim"}):
+        with pytest.raises(ValueError, match="in one pass; leave them out"):
+            pipeline(mask, **setting)  # type: ignore[arg-type]
+
+
+def test_images_that_cannot_differ_are_told(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
+    pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
+    masks = [tiny_data / "labels/scene-00.png"]
+    notes = [translate_files(pipeline, masks, tmp_path / f"out-{num}", Settings(num), "run").notes for num in (1, 2)]
+    assert not notes[0]
+    assert notes[1] == ["this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
+    assert not pipeline.draws_noise()
+
+
+def test_it_is_no_prior(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
+    values = tiny_recipe(tiny_data) | {"prior": str(tmp_path / "run")}
+    with pytest.raises(ModelError, match="BaselineNetwork, no translator"):
+        train(Recipe.parse(values, "test"), tmp_path / "other")
+
+
+def test_other_channels_than_the_condition_s_are_refused() -> None:
+    from piti.conditions import SketchCondition
+    from piti.pipelines.cascade import check_cascade
+
+    network = BaselineNetwork({"kind": "spade", **KINDS["spade"]}, channels=3, image_size=32)
+    with pytest.raises(ModelError, match="reads 3 channels, but the condition 'sketch' has 1"):
+        check_cascade(SketchCondition(), network, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_tells_sizes_and_costs(tiny_data: Path, tmp_path: Path, features: Path, kind: str) -> None:
+    rows = {row["what"]: row["plan"] for row in plan(recipe_of(tiny_data, kind, features), tmp_path / "run")}
+    assert rows["networks"].startswith("generator ")
+    assert "discriminator" in rows["networks"]
+    assert "GFLOP forward" in rows["FLOPs"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": {"kind": "spad"}}, "did you mean 'spade'"),
+        ({"baseline": {"kind": "spade", "chanels": 3}}, "did you mean 'channels'"),
+        ({"model": {"image_size": 32, "patch_size": 2}}, "'model' of a baseline is its 'image_size' alone"),
+        ({"data": {"size": 16}}, "are one; make them equal"),
+        ({"stages": [{"trains": ["unet"]}]}, r"'trains' of a baseline is \[generator\]"),
+        ({"stages": [{"trains": ["generator"], "perceptual": {}}]}, "has its own losses"),
+        ({"prior": "street"}, "'prior' has no meaning for a baseline"),
+        ({"schedule": {"steps": 10}}, "'schedule' has no meaning for a baseline"),
+        ({"condition_dropout": 0.1}, "'condition_dropout' has no meaning for a baseline"),
+        ({"precision": "fp16"}, "take bf16"),
+        ({"condition": {"kind": "none"}}, "is no picture"),
+    ],
+)
+def test_what_has_no_meaning_for_a_baseline_is_refused(
+    tiny_data: Path, tmp_path: Path, features: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe_of(tiny_data, "spade", features, **changes)
+
+
+def test_a_translator_trains_no_generator(tiny_data: Path) -> None:
+    values = tiny_recipe(tiny_data) | {"stages": [{"trains": ["generator"]}]}
+    with pytest.raises(SpecError, match="'trains' of a translator is some of encoder, unet, lora"):
+        Recipe.parse(values, "test")
+
+
+def test_oasis_takes_masks_alone(tiny_data: Path, tmp_path: Path, features: Path) -> None:
+    recipe = recipe_of(tiny_data, "oasis", features, condition={"kind": "sketch"})
+    with pytest.raises(ValueError, match="oasis judges images by their classes"):
+        train(recipe, tmp_path / "run")

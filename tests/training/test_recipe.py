@@ -1,0 +1,106 @@
+"""Recipes: parsing, changes on top, errors in the user's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from piti.core.spec import SpecError
+from piti.training.recipe import Recipe, RecipeError, Stage
+from piti.training.recipe_io import differences, read_recipe, write_recipe
+from tests.conftest import ROOT, tiny_recipe
+
+
+def written(tmp_path: Path, values: object) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_that_is_shipped_parses(path: Path) -> None:
+    assert read_recipe(path).name == path.stem
+
+
+def test_written_and_read_back(tmp_path: Path) -> None:
+    recipe = Recipe.parse(tiny_recipe(tmp_path), "test")
+    write_recipe(recipe, tmp_path / "again.yaml")
+    assert read_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_changes_on_top(tmp_path: Path) -> None:
+    path = written(tmp_path, tiny_recipe(tmp_path))
+    recipe = read_recipe(
+        path, ["stages.0.lr=1e-4", "data.flip=false", "preview.guidance.w=2", "loss.weighting=min_snr"]
+    )
+    assert recipe.stages[0].lr == 1e-4
+    assert recipe.data.flip is False
+    assert recipe.preview.guidance.w == 2
+    assert recipe.loss.weighting == "min_snr"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("bach=3", "unknown key 'bach'; did you mean 'batch'"),
+        ("stages.0.step=3", "unknown key 'stages.0.step'; did you mean 'steps'"),
+        ("model.unet.layer=3", "unknown key 'model.unet.layer'; did you mean 'layers'"),
+        ("batch=none", "'batch' = 'none'"),
+        ("batch=0", "'batch' = 0"),
+        ("stages.3.lr=1", "'3' is none of the indices 0 to 0"),
+        ("stages", "expected KEY=VALUE"),
+        ("batch.size=3", "'batch' is a single value"),
+        ("preview.sampler=dmpp", "known: ddpm, ddim"),
+        ("loss.weighting=min_snrr", "did you mean 'min_snr'"),
+        ("data.size=32", "make them equal"),
+        ("stages.0.trains=[]", "nothing trains"),
+        ("preview={sampler: dpm++, steps: 1000}", "steps = 1000"),
+        ("name=[", "is not YAML"),
+        ("stages=[{name: joint, steps: 1}, {name: tail, trains: [unet], steps: 1}]", "stage 'tail' freezes encoder"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, message: str) -> None:
+    path = written(tmp_path, tiny_recipe(tmp_path))
+    with pytest.raises(SpecError, match=message.replace("(", r"\(")):
+        read_recipe(path, [change])
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
+        read_recipe(tmp_path / "nowhere.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        read_recipe(tmp_path / "bad.yaml")
+    with pytest.raises(RecipeError, match="got list"):
+        read_recipe(written(tmp_path, [1]))
+
+
+def test_the_learning_rate_rises_holds_and_falls() -> None:
+    stage = Stage(steps=100, lr=1.0, warmup=9, decay=0.5)
+    assert stage.lr_at(0) == pytest.approx(0.1)
+    assert stage.lr_at(9) == stage.lr_at(50) == 1.0
+    assert stage.lr_at(75) == pytest.approx(0.5)
+    assert 0 < stage.lr_at(99) < 0.001
+    assert Stage(steps=10, lr=0.5).lr_at(9) == 0.5
+
+
+def test_stages_follow_one_another(tmp_path: Path) -> None:
+    stages = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 2}]
+    recipe = Recipe.parse(tiny_recipe(tmp_path, stages=stages), "test")
+    adapt, joint = recipe.stages
+    assert recipe.stages_left(0) == [(adapt, 0), (joint, 0)]
+    assert recipe.stages_left(2) == [(adapt, 2), (joint, 0)]
+    assert recipe.stages_left(3) == [(adapt, 3), (joint, 0)]  # its checkpoint is of the first stage
+    assert recipe.stages_left(4) == [(joint, 1)]
+    assert recipe.stages_left(5) == [(joint, 2)]
+    assert recipe.steps == 5
+
+
+def test_what_a_continued_run_may_change(tmp_path: Path) -> None:
+    old = Recipe.parse(tiny_recipe(tmp_path), "test")
+    free = {"log_every": 1, "stages": [{"name": "joint", "steps": 99, "lr": 1e-3}]}
+    assert differences(old, Recipe.parse(tiny_recipe(tmp_path, **free), "test")) == []
+    changed = differences(old, Recipe.parse(tiny_recipe(tmp_path, seed=5, batch=8), "test"))
+    assert changed == ["batch: 4 in the checkpoint, 8 now", "seed: 0 in the checkpoint, 5 now"]
