@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from piti.studio.engine import Studio
-from piti.studio.requests import Limits
-from piti.studio.server import build_app
+from piti.studio.http.app import build_app
+from piti.studio.service.schema import Limits
+from piti.studio.service.service import Studio
 from tests.unchanged.recordings import check_images, skip_if_changed, weights_of
 from tests.unchanged.tiny import mask_file, photograph_file, piti, sketch_file, street_file
 

@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from piti.cli import app
+from piti.cli.app import app
 from piti.conditions import TextCondition, condition_from_config
-from piti.diffusion.schedule import ScheduleSpec
-from piti.diffusion.schedulers import scheduler_of
+from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.models import Translator
-from piti.pipeline import PITIPipeline
+from piti.pipelines.pipeline import PITIPipeline
 from tests.evaluation.seen import NOISELESS, baseline_pipeline
 from tests.recorded import recipe_tensor
 
