@@ -26,13 +26,19 @@ def least_squares_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
     return _per_sample((fake_logits.float() - 1).square())
 
 
-def least_squares_discriminator(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Real images shall get 1, fake ones 0 (Mao et al., eq. 2)."""
-    # ½ (D(x) − 1)² + ½ D(x̂)²
-    return (_per_sample((real_logits.float() - 1).square()) + _per_sample(fake_logits.float().square())) / 2
+def least_squares_real(real_logits: Logits) -> Float[Tensor, " b"]:
+    """Real images shall get 1 (Mao et al., eq. 2)."""
+    # ½ (D(x) − 1)²
+    return _per_sample((real_logits.float() - 1).square()) / 2
 
 
-LEAST_SQUARES = AdversarialLoss(least_squares_generator, least_squares_discriminator)
+def least_squares_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
+    """Fake images shall get 0 (Mao et al., eq. 2)."""
+    # ½ D(x̂)²
+    return _per_sample(fake_logits.float().square()) / 2
+
+
+LEAST_SQUARES = AdversarialLoss(least_squares_generator, least_squares_real, least_squares_fake)
 
 
 def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Float[Tensor, " b"]:

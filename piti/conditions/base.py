@@ -5,6 +5,8 @@ K is the number of raw planes, C the number of encoded channels.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,6 +189,24 @@ def condition_from_config(config: Mapping[str, Any], source: str = "condition") 
     if kind not in CONDITIONS:
         raise ConditionError(f"{source}: unknown condition '{kind}'; {choices(str(kind), known)}")
     return CONDITIONS[kind].from_config(config, source)
+
+
+# What values mean
+
+_NO_MEANING = frozenset(
+    {"threshold", "unit", "camera", "field_of_view", "normal_axes", "jump", "null_value", "clip"}
+)  # settings of conditions that say how files are read, or what networks see, and not what raw values mean
+
+
+def meaning_hash(condition: Condition) -> str:
+    """A mark of what raw values mean, such as a mask's classes; the same for conditions that may exchange them."""
+    return hashlib.sha256(json.dumps(_meaning(condition.to_config()), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _meaning(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _meaning(value) for key, value in config.items() if key not in _NO_MEANING}
+    return [_meaning(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 @register

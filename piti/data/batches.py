@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,6 +32,8 @@ class Batch:
     keys: list[str]
     low_res: Float[Tensor, "B 3 l l"] | None = None
     """What an upsampler enlarges, in [-1, 1]."""
+    paired: Bool[Tensor, " B"] | None = None
+    """Which rows have a photograph; the small images of the others were generated. None: all have."""
     read: int = 0
     """Samples that were read for it, and those of them that could not be used."""
     skipped: list[Skipped] = field(default_factory=list)
@@ -138,10 +140,18 @@ class BatchStream(Dataset[Batch]):
         small = []
         if self.low_res is not None:
             pairs = zip(samples, places, strict=True)
-            small = [self.low_res(one.image, generator_for(self.seed, "low_res", place.number)) for one, place in pairs]
+            small = [self._small(self.low_res, one, place) for one, place in pairs]
         batch = collate(samples, small)
+        if any(one.low_res is not None for one in samples):
+            batch.paired = torch.tensor([one.low_res is None for one in samples])
         batch.read, batch.skipped = len(samples) + len(skipped), skipped
         return batch
+
+    def _small(self, low_res: LowRes, sample: Sample, place: Place) -> Tensor:
+        """What an upsampler enlarges of a sample."""
+        if sample.low_res is not None:
+            return sample.low_res
+        return low_res(sample.image, generator_for(self.seed, "low_res", place.number))
 
     def _sample(self, place: Place, skipped: list[Skipped]) -> Sample:
         """The sample of a place, or the first that can stand in for it."""

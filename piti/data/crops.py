@@ -21,6 +21,8 @@ class Sample:
     image: Float[Tensor, "3 s s"]
     condition: Shaped[Tensor, "K hc wc"]
     key: str
+    low_res: Float[Tensor, "3 l l"] | None = None
+    """A small image that a base generated: there is no photograph, and the image is grey."""
 
 
 Decoded = tuple[UInt8[np.ndarray, "h w 3"], Shaped[Tensor, "K h2 w2"]]

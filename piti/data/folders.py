@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from piti.conditions import Condition, ConditionError
 from piti.core.images import ImageError, image_size, read_rgb
@@ -82,6 +84,10 @@ class PairedFolder:
     def files_of(self, keys: Sequence[str]) -> list[str]:
         """The files of these keys, a line each, for a person."""
         return [str(pair) for pair in self.pairs if pair.key in set(keys)]
+
+    def raw(self, index: int) -> Shaped[Tensor, "K h w"]:
+        """A pair's raw condition in its own resolution."""
+        return self._read(index)[1]
 
     # Reading
 

@@ -231,6 +231,7 @@ def conditioned(
     def estimate(x_t: Tensor, t: Tensor, given: Any) -> Estimate:
         output, variance = predict(x_t, t, given)
         eps = schedule.to_epsilon(output.float(), x_t, t)
-        return Estimate(eps, None if variance is None else variance.float())
+        x0 = output.float() if schedule.spec.prediction == "sample" else None
+        return Estimate(eps, None if variance is None else variance.float(), x0)
 
     return denoise

@@ -134,6 +134,6 @@ def _predictor(denoise: Denoise, spaced: NoiseSchedule) -> Callable[[Tensor, int
 
     def predict(x: Tensor, k: int) -> Tensor:
         step = torch.full((len(x),), k, device=x.device)
-        return clipped_x0(spaced, x, step, denoise(x, torch.full_like(step, int(spaced.timesteps[k]))).eps)
+        return clipped_x0(spaced, x, step, denoise(x, torch.full_like(step, int(spaced.timesteps[k]))))
 
     return predict

@@ -191,10 +191,16 @@ class AdversarialLoss:
 
     generator: Callable[[Tensor], Tensor]
     """(logits of x̂₀) -> what the upsampler minimises."""
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    """(logits of x₀, logits of x̂₀) -> what the discriminator minimises."""
+    real: Callable[[Tensor], Tensor]
+    """(logits of x₀) -> the first of two terms that the discriminator minimises."""
+    fake: Callable[[Tensor], Tensor]
+    """(logits of x̂₀) -> the second."""
     gradient_penalty: float = 0.0
     """The usual weight of `gradient_penalty`; 0 where the form has none."""
+
+    def discriminator(self, real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " b"]:
+        """Both terms, for as many real images as made ones."""
+        return self.real(real_logits) + self.fake(fake_logits)
 
 
 def non_saturating_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
@@ -203,16 +209,28 @@ def non_saturating_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
     return _per_sample(F.softplus(-_precise(fake_logits)))
 
 
-def non_saturating_discriminator(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Cross-entropy of real against fake (Goodfellow et al., eq. 1; PITI, eq. 5)."""
-    # −log D(x₀) − log(1 − D(x̂₀))
-    return _per_sample(F.softplus(-_precise(real_logits))) + _per_sample(F.softplus(_precise(fake_logits)))
+def non_saturating_real(real_logits: Logits) -> Float[Tensor, " b"]:
+    """Cross-entropy of what is real (Goodfellow et al., eq. 1; PITI, eq. 5)."""
+    # −log D(x₀)
+    return _per_sample(F.softplus(-_precise(real_logits)))
 
 
-def hinge_discriminator(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Real logits above 1, fake ones below −1, and no further (Miyato et al., eq. 16)."""
-    # max(0, 1 − D(x₀)) + max(0, 1 + D(x̂₀))
-    return _per_sample(F.relu(1 - _precise(real_logits))) + _per_sample(F.relu(1 + _precise(fake_logits)))
+def non_saturating_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
+    """Cross-entropy of what is made (Goodfellow et al., eq. 1; PITI, eq. 5)."""
+    # −log(1 − D(x̂₀))
+    return _per_sample(F.softplus(_precise(fake_logits)))
+
+
+def hinge_real(real_logits: Logits) -> Float[Tensor, " b"]:
+    """Real logits above 1 and no further (Miyato et al., eq. 16)."""
+    # max(0, 1 − D(x₀))
+    return _per_sample(F.relu(1 - _precise(real_logits)))
+
+
+def hinge_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
+    """Fake logits below −1 and no further (Miyato et al., eq. 16)."""
+    # max(0, 1 + D(x̂₀))
+    return _per_sample(F.relu(1 + _precise(fake_logits)))
 
 
 def critic_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
@@ -221,16 +239,22 @@ def critic_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
     return -_per_sample(_precise(fake_logits))
 
 
-def wasserstein_discriminator(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Real logits high, fake ones low, the slope bound elsewhere (Gulrajani et al., eq. 3 less its penalty)."""
-    # D(x̂₀) − D(x₀)
-    return _per_sample(_precise(fake_logits)) - _per_sample(_precise(real_logits))
+def wasserstein_real(real_logits: Logits) -> Float[Tensor, " b"]:
+    """Real logits high, the slope bound elsewhere (Gulrajani et al., eq. 3 less its penalty)."""
+    # −D(x₀)
+    return -_per_sample(_precise(real_logits))
+
+
+def wasserstein_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
+    """Fake logits low (Gulrajani et al., eq. 3 less its penalty)."""
+    # D(x̂₀)
+    return _per_sample(_precise(fake_logits))
 
 
 ADVERSARIAL: dict[str, AdversarialLoss] = {
-    "non_saturating": AdversarialLoss(non_saturating_generator, non_saturating_discriminator),
-    "hinge": AdversarialLoss(critic_generator, hinge_discriminator),
-    "wgan_gp": AdversarialLoss(critic_generator, wasserstein_discriminator, gradient_penalty=10.0),
+    "non_saturating": AdversarialLoss(non_saturating_generator, non_saturating_real, non_saturating_fake),
+    "hinge": AdversarialLoss(critic_generator, hinge_real, hinge_fake),
+    "wgan_gp": AdversarialLoss(critic_generator, wasserstein_real, wasserstein_fake, gradient_penalty=10.0),
 }
 
 
@@ -261,6 +285,20 @@ def gradient_penalty(
         (slope,) = torch.autograd.grad(critic, mixed, create_graph=True)  # [B, C, H, W]
     # Gulrajani et al., eq. 3: (‖∇_x̂ D(x̂)‖₂ − 1)², x̂ = u x + (1 − u) x̃, u ~ U[0, 1]
     return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square()
+
+
+def real_gradient_penalty(logits_of: Callable[[Tensor], Tensor], real: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """The squared slope of the discriminator at real images, for each sample (R1; Mescheder et al. 2018, eq. 9).
+
+    logits_of: images -> logits [B, …]. Differentiable in the discriminator's parameters; no gradient flows to the
+    images. Without the weight γ/2. Computed in float32 also under autocast.
+    """
+    images = _precise(real.detach()).requires_grad_()
+    with torch.autocast(real.device.type, enabled=False):
+        logits = _per_sample(logits_of(images)).sum()
+        (slope,) = torch.autograd.grad(logits, images, create_graph=True)  # [B, C, H, W]
+    # Mescheder et al., eq. 9: ‖∇D(x)‖²
+    return slope.flatten(1).square().sum(dim=1)
 
 
 def acts_at(t: Int[Tensor, " b"], steps: int, share: tuple[float, float]) -> Bool[Tensor, " b"]:

@@ -33,6 +33,7 @@ class Estimate(NamedTuple):
 
     eps: Float[Tensor, "b c h w"]  # the noise in x_t
     variance: Float[Tensor, "b c h w"] | None  # raw output, −1 … 1 between the variance's two bounds
+    x0: Float[Tensor, "b c h w"] | None = None  # x̂₀ where the model predicts it: exact also where ε hardly knows it
 
 
 Denoise = Callable[[Tensor, Tensor], Estimate]  # (x_t [B, C, H, W], t [B]) -> Estimate

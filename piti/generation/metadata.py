@@ -9,7 +9,6 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from piti import __version__
 from piti.conditions import Condition, TextCondition
+from piti.conditions.base import meaning_hash
 from piti.core.images import Box
 from piti.models import Translator
 from piti.pipelines.canvas import Frame, fitted, frame_of, part_of
@@ -33,9 +33,6 @@ _MOST_BYTES = 32_000_000  # of a raw tensor that is compressed to see whether it
 _PIECE = 1 << 20  # bytes that are compressed before looking whether it fits
 _MARKED = 16  # hexadecimal digits of a hash
 _SAMPLED = 256  # values of a tensor that its mark looks at
-_NO_MEANING = frozenset(
-    {"threshold", "unit", "camera", "field_of_view", "normal_axes", "jump", "null_value", "clip"}
-)  # settings of conditions that say how files are read, or what networks see, and not what raw values mean
 _NAMED = re.compile(r"(?P<model>.*?)( with the upsampler of (?P<upsampler>.*?))?( \(weights [0-9a-f]+\))?", re.DOTALL)
 
 
@@ -176,11 +173,6 @@ def raw_hash(raw: Shaped[Tensor, "K h w"]) -> str:
     return hashlib.sha256(f"{values.dtype}{list(values.shape)}".encode() + values.tobytes()).hexdigest()
 
 
-def meaning_hash(condition: Condition) -> str:
-    """A mark of what raw values mean, such as a mask's classes; the same for conditions that may exchange them."""
-    return hashlib.sha256(json.dumps(_meaning(condition.to_config()), sort_keys=True).encode()).hexdigest()[:_MARKED]
-
-
 # Small parts
 
 
@@ -191,12 +183,6 @@ def _mark(network: torch.nn.Module) -> str:
         flat = value.detach().reshape(-1)
         digest.update(flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:_MARKED]
-
-
-def _meaning(config: Any) -> Any:
-    if isinstance(config, dict):
-        return {key: _meaning(value) for key, value in config.items() if key not in _NO_MEANING}
-    return [_meaning(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def _says(condition: TextCondition, text: str, raw: Tensor) -> bool:

@@ -21,20 +21,12 @@ from torch import Tensor
 
 from piti import __version__
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
+from piti.conditions.base import meaning_hash
 from piti.core.errors import UserError, in_few_lines, quoted
 from piti.core.images import MAX_PIXELS, ImageError, Source, png_text
 from piti.core.spec import Spec
 from piti.diffusion.guidance import Guidance
-from piti.generation.metadata import (
-    MAX_TEXT,
-    PREFIX,
-    enlarged_to,
-    made_on,
-    meaning_hash,
-    named_model,
-    raw_hash,
-    weights_mark,
-)
+from piti.generation.metadata import MAX_TEXT, PREFIX, enlarged_to, made_on, named_model, raw_hash, weights_mark
 from piti.pipelines.options import MAX_ROWS, SHEET, Place, Settings
 from piti.pipelines.pipeline import PITIPipeline
 

@@ -1,19 +1,21 @@
-"""The adversary of the upsampler: a discriminator of patches (PITI, eq. 5)."""
+"""The adversary of the upsampler (PITI, eq. 5): a discriminator of patches, and heads on frozen features."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from piti.core.errors import UserError
 from piti.core.spec import Spec
+from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 
 KERNEL = 4  # of every convolution; padding 1
 
@@ -27,11 +29,21 @@ class DiscriminatorSpec(Spec):
     """Spectral: of every weight (Miyato et al. 2018). Instance: of every map but the first, as Isola et al."""
     conditional: bool = True
     """Whether it also sees the small image that is being enlarged."""
+    condition: bool = False
+    """Whether it also sees the task's condition, at the image's size."""
+    pixels: bool = True
+    """Whether pixels are judged, by patches; else `features` alone."""
+    features: PerceptualSpec | None = None
+    """A frozen network whose features are judged too, at each of its layers (Sauer et al. 2021)."""
+    feature_width: int = Field(default=64, ge=1)
+    """Width of the heads on those features."""
 
     @model_validator(mode="after")
     def _widths(self) -> DiscriminatorSpec:
         if not self.channels or min(self.channels) < 1:
             raise UserError(f"'channels' = {list(self.channels)}; give one or more widths, such as [64, 128, 256, 512]")
+        if not self.pixels and self.features is None:
+            raise UserError("'pixels' is false and 'features' are not given: nothing would be judged; give one of them")
         return self
 
     @property
@@ -41,11 +53,14 @@ class DiscriminatorSpec(Spec):
 
     @property
     def min_side(self) -> int:
-        """The smallest side of an image that gives a logit."""
+        """The smallest side of an image that gives every logit."""
+        deepest = 1 if self.features is None else self.features.min_side
+        if not self.pixels:
+            return deepest
         side = 1
         for stride in reversed(self.strides):
             side = (side - 1) * stride + KERNEL - 2
-        return side
+        return max(side, deepest)
 
     @property
     def receptive_field(self) -> int:
@@ -59,27 +74,33 @@ class DiscriminatorSpec(Spec):
 class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017, arXiv 1611.07004): images => one logit a patch, high for real.
 
-    in_channels: of the images. A conditional one is also given the small image, enlarged bilinearly.
+    in_channels: of the images. A conditional one also sees the small image, enlarged bilinearly;
+    condition_channels: of the task's condition, which it sees where the spec says so.
     """
 
-    def __init__(self, spec: DiscriminatorSpec, in_channels: int = 3) -> None:
+    def __init__(self, spec: DiscriminatorSpec, in_channels: int = 3, condition_channels: int = 0) -> None:
         super().__init__()
         self.spec = spec
-        widths = (in_channels + (3 if spec.conditional else 0), *spec.channels, 1)
+        told = (3 if spec.conditional else 0) + (condition_channels if spec.condition else 0)
+        widths = (in_channels + told, *spec.channels, 1)
         self.convs = nn.ModuleList(
             _conv(c_in, c_out, stride, spec.norm == "spectral")
             for (c_in, c_out), stride in zip(pairwise(widths), spec.strides, strict=True)
         )
 
     def forward(
-        self, images: Float[Tensor, "b c h w"], low_res: Float[Tensor, "b 3 hl wl"] | None = None
+        self,
+        images: Float[Tensor, "b c h w"],
+        low_res: Float[Tensor, "b 3 hl wl"] | None = None,
+        condition: Float[Tensor, "b k h w"] | None = None,
     ) -> Float[Tensor, "b 1 hp wp"]:
-        """images, low_res: in [-1, 1]. In training mode a spectral norm's estimate moves with every call."""
-        self._check(images, low_res)
-        x = images
-        if low_res is not None:
-            large = F.interpolate(low_res, images.shape[-2:], mode="bilinear", align_corners=False)
-            x = torch.cat([x, large.to(x.dtype)], dim=1)  # [B, C+3, H, W]
+        """images, low_res: in [-1, 1]; condition: encoded, of the images' size. In training mode a spectral norm's
+        estimate moves with every call.
+        """
+        _check_seen(self.spec, images, low_res, condition)
+        seen = [] if low_res is None else [enlarged_to(low_res, images)]
+        seen += [] if condition is None else [condition]
+        x = torch.cat([images, *(one.to(images.dtype) for one in seen)], dim=1) if seen else images  # [B, C+3+K, H, W]
         for index, conv in enumerate(self.convs[:-1]):
             x = _convolved(conv, x)  # [B, C_k, H/2^k, W/2^k]
             if self.spec.norm == "instance" and index:
@@ -87,17 +108,100 @@ class PatchDiscriminator(nn.Module):
             x = F.leaky_relu(x, 0.2)
         return _convolved(self.convs[-1], x)  # [B, 1, hp, wp]
 
-    def _check(self, images: Tensor, low_res: Tensor | None) -> None:
-        if self.spec.conditional and low_res is None:
-            raise UserError("this discriminator is conditional: it needs the small image 'low_res', got none")
-        if not self.spec.conditional and low_res is not None:
-            raise UserError("this discriminator is not conditional: it takes no small image 'low_res', got one")
-        if min(images.shape[-2:]) < self.spec.min_side:
-            raise UserError(
-                f"a discriminator of {len(self.spec.channels)} 'channels' needs images of at least "
-                f"{self.spec.min_side} px a side, got {images.shape[-1]} × {images.shape[-2]}; give larger images "
-                "or fewer 'channels'"
-            )
+
+class FeatureHead(nn.Module):
+    """Judges one layer's features: they, and the condition at their size, => one logit a place.
+
+    Features enter with unit length at every place, as LPIPS compares them (Zhang et al. 2018, section 3), and the
+    logarithm of their length as one more channel: so no layer drowns another.
+    """
+
+    def __init__(self, channels: int, width: int, told: int) -> None:
+        super().__init__()
+        self.features = spectral_norm(nn.Conv2d(channels + 1, width, 1))
+        self.told = spectral_norm(nn.Conv2d(told, width, 1)) if told else None
+        self.mix = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
+        self.out = spectral_norm(nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, features: Float[Tensor, "b c h w"], told: Tensor | None) -> Float[Tensor, "b 1 h w"]:
+        length = features.float().square().mean(dim=1, keepdim=True).add(1e-6).sqrt()  # root mean square
+        x = torch.cat([features.float() / length, length.log()], dim=1)  # [B, C+1, h, w]
+        x = _convolved(self.features, x)  # [B, D, h, w]
+        if self.told is not None and told is not None:
+            x = x + _convolved(self.told, F.adaptive_avg_pool2d(told, (x.shape[-2], x.shape[-1])))
+        x = F.leaky_relu(x, 0.2)
+        x = x + F.leaky_relu(_convolved(self.mix, x), 0.2)
+        return _convolved(self.out, x)
+
+
+class DiscriminatorEnsemble(nn.Module):
+    """Patches of pixels, and heads on a frozen network's features at several depths, each with its own logits.
+
+    A projected discriminator (Sauer et al. 2021, arXiv 2111.01007): the network's layers see at scales from edges to
+    objects, and only the heads learn. frozen: its weights are not part of this module, so that they are neither
+    saved nor optimised.
+    """
+
+    def __init__(self, spec: DiscriminatorSpec, frozen: PerceptualNetwork | None, condition_channels: int = 0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.pixels = PatchDiscriminator(spec, condition_channels=condition_channels) if spec.pixels else None
+        told = (3 if spec.conditional else 0) + (condition_channels if spec.condition else 0)
+        widths = [] if frozen is None else frozen.widths
+        self.heads = nn.ModuleList(FeatureHead(width, spec.feature_width, told) for width in widths)
+        self._frozen = (frozen,)  # in a tuple: not registered
+
+    @property
+    def frozen(self) -> PerceptualNetwork | None:
+        """The network whose features are judged."""
+        return self._frozen[0]
+
+    def forward(
+        self,
+        images: Float[Tensor, "b c h w"],
+        low_res: Float[Tensor, "b 3 hl wl"] | None = None,
+        condition: Float[Tensor, "b k h w"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """images, low_res: in [-1, 1]; condition: encoded, of the images' size. Returns logits [B, 1, h, w], those of
+        pixels first, then one map a layer of the frozen network.
+        """
+        _check_seen(self.spec, images, low_res, condition)
+        logits = [] if self.pixels is None else [self.pixels(images, low_res, condition)]
+        if self.frozen is None:
+            return tuple(logits)
+        told = ([] if low_res is None else [enlarged_to(low_res, images)]) + ([] if condition is None else [condition])
+        seen = torch.cat([one.float() for one in told], dim=1) if told else None  # [B, 3+K, H, W]
+        self.frozen.to(images.device)
+        features = self.frozen(images)
+        return (*logits, *(head(x, seen) for head, x in zip(self.heads, features, strict=True)))
+
+
+def all_logits(judged: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a discriminator returned, as several maps of logits."""
+    return (judged,) if isinstance(judged, Tensor) else tuple(judged)
+
+
+def enlarged_to(low_res: Float[Tensor, "b 3 hl wl"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+    """The small image, bilinearly, at the size of the images."""
+    if low_res.shape[-2:] == images.shape[-2:]:
+        return low_res
+    return F.interpolate(low_res, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _check_seen(spec: DiscriminatorSpec, images: Tensor, low_res: Tensor | None, condition: Tensor | None) -> None:
+    if spec.conditional and low_res is None:
+        raise UserError("this discriminator is conditional: it needs the small image 'low_res', got none")
+    if not spec.conditional and low_res is not None:
+        raise UserError("this discriminator is not conditional: it takes no small image 'low_res', got one")
+    if spec.condition != (condition is not None):
+        needs, got = ("needs a", "none") if spec.condition else ("takes no", "one")
+        raise UserError(f"this discriminator {needs} condition, got {got}; see 'condition' in its spec")
+    if min(images.shape[-2:]) < spec.min_side:
+        raise UserError(
+            f"a discriminator of {len(spec.channels)} 'channels' needs images of at least "
+            f"{spec.min_side} px a side, got {images.shape[-1]} × {images.shape[-2]}; give larger images "
+            "or fewer 'channels'"
+        )
 
 
 def _conv(c_in: int, c_out: int, stride: int, spectral: bool) -> nn.Module:

@@ -24,20 +24,25 @@ class Tokens(NamedTuple):
     """The tokens that attention reads."""
     residuals: tuple[Tensor, ...] | None = None
     """The aligned path: one map for each skip connection of the UNet and, last, one for its middle."""
+    maps: tuple[Tensor, ...] | None = None
+    """The condition's own maps, finest first, for a pixel head."""
 
     def picked(self, rows: list[int]) -> Tokens:
         """A batch of these rows, each as often as it is named."""
-        residuals = None if self.residuals is None else tuple(x[rows] for x in self.residuals)
-        return Tokens(self.pooled[rows], self.sequence[rows], residuals)
+        residuals, maps = (None if group is None else tuple(x[rows] for x in group) for group in self[2:])
+        return Tokens(self.pooled[rows], self.sequence[rows], residuals, maps)
 
     def joined(self, other: Tokens) -> Tokens:
         """The rows of both, these first."""
-        residuals = None
-        if self.residuals is not None and other.residuals is not None:
-            pairs = zip(self.residuals, other.residuals, strict=True)
-            residuals = tuple(torch.cat(pair) for pair in pairs)
+        residuals, maps = (_joined(ours, theirs) for ours, theirs in zip(self[2:], other[2:], strict=True))
         pooled = torch.cat([self.pooled, other.pooled])
-        return Tokens(pooled, torch.cat([self.sequence, other.sequence]), residuals)
+        return Tokens(pooled, torch.cat([self.sequence, other.sequence]), residuals, maps)
+
+
+def _joined(ours: tuple[Tensor, ...] | None, theirs: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    if ours is None or theirs is None:
+        return None
+    return tuple(torch.cat(pair) for pair in zip(ours, theirs, strict=True))
 
 
 class EncoderSpec(Spec):
@@ -78,6 +83,40 @@ class EncoderSpec(Spec):
     def stride(self) -> int:
         """Pixels of the condition to one token, along a side."""
         return 2 ** (len(self.channels) - 1)
+
+
+class AlignedEncoderSpec(Spec):
+    """Convolutions that keep a condition in place: maps for the UNet's skips and for a pixel head, no tokens.
+
+    It works at any size of image, as the UNet does that attends nowhere.
+    """
+
+    in_channels: int = Field(default=3, ge=1)
+    """Channels of the condition."""
+    size: int = Field(default=256, ge=1)
+    """Side of the condition in pixels for an image of the model's size."""
+    channels: tuple[int, ...] = (16, 32, 48, 64, 96)
+    """Widths of the maps; the first keeps the resolution, each further one halves it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AlignedEncoderSpec:
+        if not self.channels or min(self.channels) < 1:
+            raise UserError(f"'channels' = {list(self.channels)}; give one or more widths, such as [16, 32, 48]")
+        if self.size % self.stride:
+            raise UserError(
+                f"'size' {self.size} is not a multiple of {self.stride}, by which {len(self.channels)} "
+                "'channels' reduce it"
+            )
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the condition to one of the coarsest map, along a side."""
+        return 2 ** (len(self.channels) - 1)
+
+    def map_shapes(self) -> list[tuple[int, int]]:
+        """(channels, side) of every map at the trained size, finest first."""
+        return [(width, self.size // 2**k) for k, width in enumerate(self.channels)]
 
 
 class TransformerBlock(nn.Module):
@@ -134,28 +173,26 @@ class AlignedResiduals(nn.Module):
     information. This path carries it. At the start of training it adds nothing.
     """
 
-    def __init__(self, spec: EncoderSpec, skips: list[tuple[int, int]], sample_size: int) -> None:
+    def __init__(self, maps: list[tuple[int, int]], skips: list[tuple[int, int]], sample_size: int) -> None:
+        """maps: (channels, side) of the encoder's maps at the trained size, finest first; skips: (channels, level) of
+        the UNet's skip connections; sample_size: side of the UNet's first level at the trained size.
+        """
         super().__init__()
-        self.sources = [self._source(spec, sample_size // 2**level) for _, level in skips]
-        self.sources.append(self._source(spec, sample_size // 2 ** skips[-1][1]))
         self.sides = [sample_size // 2**level for _, level in [*skips, skips[-1]]]
-        widths = [*spec.channels, spec.width]
+        self.sources = [self._source(maps, side) for side in self.sides]
         targets = [channels for channels, _ in skips] + [skips[-1][0]]
-        self.size = spec.size
+        self.size = maps[0][1]
         self.convs = nn.ModuleList(
-            _zero_conv(widths[source], target) for source, target in zip(self.sources, targets, strict=True)
+            _zero_conv(maps[source][0], target) for source, target in zip(self.sources, targets, strict=True)
         )
 
     @staticmethod
-    def _source(spec: EncoderSpec, side: int) -> int:
-        """The coarsest of the stem's maps that is at least `side` wide; the transformer's below that."""
-        if spec.size // spec.stride >= side:
-            return len(spec.channels)
-        finer = [i for i in range(len(spec.channels)) if spec.size // 2**i >= side]
-        return finer[-1] if finer else 0
+    def _source(maps: list[tuple[int, int]], wanted: int) -> int:
+        """The last of the maps that is at least `wanted` wide."""
+        return max((index for index, (_, side) in enumerate(maps) if side >= wanted), default=0)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """maps: the stem's, finest first, and last the transformer's tokens as a grid [B, D, h, w]."""
+        """maps: the encoder's, finest first; of a `ConditionEncoder` the last are its tokens as a grid [B, D, h, w]."""
         height, width = maps[0].shape[-2:]
         scaled: dict[tuple[int, int], Tensor] = {}
         residuals = []
@@ -204,11 +241,12 @@ class ConditionEncoder(nn.Module):
         if spec.residuals:
             if skips is None or sample_size is None:
                 raise UserError("residuals: true needs the UNet's skip connections; build a Translator")
-            self.residuals = AlignedResiduals(spec, skips, sample_size)
+            maps = [(width, spec.size // 2**k) for k, width in enumerate(spec.channels)]
+            self.residuals = AlignedResiduals([*maps, (spec.width, self.grid)], skips, sample_size)
 
     def forward(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
         """condition: [B, in_channels, H, W], its sides multiples of the spec's `stride`; S = H·W/stride² tokens."""
-        self._check(condition)
+        _check_condition(condition, self.spec.in_channels, self.spec.stride, self.spec.size)
         grid, maps = self.stem(condition)  # [B, D, H/stride, W/stride]
         x = grid.flatten(2).transpose(1, 2) + self.positions_on(*grid.shape[-2:])  # [B, S, D]
         pooled = (self.pooled_token + self.positions[:, :1]).expand(len(x), -1, -1)
@@ -235,10 +273,38 @@ class ConditionEncoder(nn.Module):
         fitted = F.interpolate(square, (height, width), mode="bicubic", align_corners=False)
         return fitted.to(trained.dtype).flatten(2).transpose(1, 2)
 
-    def _check(self, condition: Tensor) -> None:
-        channels, stride, sides = self.spec.in_channels, self.spec.stride, condition.shape[2:]
-        if condition.ndim != 4 or condition.shape[1] != channels or any(n < 1 or n % stride for n in sides):
-            raise UserError(
-                f"the encoder expects a condition of shape [B, {channels}, H, W], H and W multiples of {stride} "
-                f"(trained at {self.spec.size}), got {list(condition.shape)}; resize it, or load the model that fits it"
-            )
+
+class AlignedEncoder(nn.Module):
+    """Condition [B, C, H, W] => Tokens(empty, empty, residuals, maps): the aligned path alone, at any size.
+
+    For an upsampler: what it needs of a condition (edges of classes, poles, signs) lies in place and is finer than
+    tokens can say. The maps have no normalisation, so a crop's are those of the whole.
+    """
+
+    def __init__(self, spec: AlignedEncoderSpec, skips: list[tuple[int, int]], sample_size: int) -> None:
+        super().__init__()
+        self.spec = spec
+        widths = (spec.in_channels, *spec.channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, 3, stride=2 if k else 1, padding=1)
+            for k, (c_in, c_out) in enumerate(pairwise(widths))
+        )
+        self.residuals = AlignedResiduals(spec.map_shapes(), skips, sample_size)
+
+    def forward(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
+        """condition: [B, in_channels, H, W], its sides multiples of the spec's `stride`."""
+        _check_condition(condition, self.spec.in_channels, self.spec.stride, self.spec.size)
+        maps, x = [], condition
+        for conv in self.convs:
+            x = F.silu(conv(x))  # [B, C_k, H/2^k, W/2^k]
+            maps.append(x)
+        empty, sequence = condition.new_empty(len(condition), 0), condition.new_empty(len(condition), 0, 0)
+        return Tokens(empty, sequence, self.residuals(maps), tuple(maps))
+
+
+def _check_condition(condition: Tensor, channels: int, stride: int, size: int) -> None:
+    if condition.ndim != 4 or condition.shape[1] != channels or any(n < 1 or n % stride for n in condition.shape[2:]):
+        raise UserError(
+            f"the encoder expects a condition of shape [B, {channels}, H, W], H and W multiples of {stride} "
+            f"(trained at {size}), got {list(condition.shape)}; resize it, or load the model that fits it"
+        )

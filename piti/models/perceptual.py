@@ -1,6 +1,6 @@
 """A frozen classifier whose features compare images (psi_m of PITI, eq. 4).
 
-VGG-19 (Simonyan & Zisserman 2015, arXiv 1409.1556) and SqueezeNet 1.1 (Iandola et al. 2016, arXiv
+VGG-16 and VGG-19 (Simonyan & Zisserman 2015, arXiv 1409.1556) and SqueezeNet 1.1 (Iandola et al. 2016, arXiv
 1602.07360), in torchvision's numbering and key names: files that torchvision wrote load as they are.
 """
 
@@ -60,10 +60,11 @@ class Fire(nn.Module):
         return torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1).relu()
 
 
-def _vgg19_features() -> list[nn.Module]:
+def _vgg_features(depths: Sequence[int]) -> list[nn.Module]:
+    """depths: convolutions of each of the five blocks."""
     modules: list[nn.Module] = []
     widths = (3, 64, 128, 256, 512, 512)
-    for (c_in, c_out), depth in zip(pairwise(widths), (2, 2, 4, 4, 4), strict=True):
+    for (c_in, c_out), depth in zip(pairwise(widths), depths, strict=True):
         for k in range(depth):
             modules += [nn.Conv2d(c_out if k else c_in, c_out, 3, padding=1), nn.ReLU()]
         modules.append(nn.MaxPool2d(2, 2))
@@ -81,8 +82,16 @@ def _squeezenet1_1_features() -> list[nn.Module]:
 
 
 NETWORKS: dict[str, Architecture] = {
+    "vgg16": Architecture(
+        features=lambda: _vgg_features((2, 2, 3, 3, 3)),
+        modules=31,
+        layers=(1, 6, 11, 18, 25),  # relu1_1 … relu5_1
+        layer_weights=(1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
+        hub="timm/vgg16.tv_in1k",
+        file="vgg16-397923af.pth",
+    ),
     "vgg19": Architecture(
-        features=_vgg19_features,
+        features=lambda: _vgg_features((2, 2, 4, 4, 4)),
         modules=37,
         layers=(1, 6, 11, 20, 29),  # relu1_1 … relu5_1, and their weights: pix2pixHD (Wang et al. 2018), SPADE
         layer_weights=(1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
@@ -170,6 +179,7 @@ class PerceptualNetwork(nn.Module):
         self.layers, self.layer_weights = spec.chosen_layers, spec.chosen_weights
         self.features = nn.Sequential(*NETWORKS[spec.network].features()[: self.layers[-1] + 1])
         self.min_side = _smallest_side(self.features)
+        self.widths = _widths(self.features, self.layers)
         # (x + 1)/2 has ImageNet's mean where x has 2 mean − 1
         self.register_buffer("mean", 2 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) - 1, persistent=False)
         self.register_buffer("std", 2 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -194,6 +204,19 @@ class PerceptualNetwork(nn.Module):
             if index in self.layers:
                 found.append(x)
         return found
+
+
+def _widths(features: nn.Sequential, layers: Sequence[int]) -> list[int]:
+    """Channels after each of the chosen layers."""
+    widths, width = [], 3
+    for index, module in enumerate(features):
+        if isinstance(module, nn.Conv2d):
+            width = module.out_channels
+        elif isinstance(module, Fire):
+            width = module.expand1x1.out_channels + module.expand3x3.out_channels
+        if index in layers:
+            widths.append(width)
+    return widths
 
 
 def _smallest_side(features: Sequence[nn.Module] | nn.Sequential) -> int:

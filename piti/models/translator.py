@@ -14,7 +14,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from piti.core.errors import UserError
-from piti.models.encoders import ConditionEncoder, EncoderSpec, Tokens
+from piti.models.encoders import AlignedEncoder, AlignedEncoderSpec, ConditionEncoder, EncoderSpec, Tokens
+from piti.models.pixel_head import PixelHead, PixelHeadSpec
 from piti.models.text import TextEncoder, TextEncoderSpec
 from piti.models.unet import UNetSpec, build_unet
 
@@ -77,7 +78,10 @@ class Translator(ModelMixin, ConfigMixin):
     learned_variance: whether the UNet also predicts the variance.
     detail: an upsampler that predicts the image ("sample") may be preconditioned for what its small image lacks,
     of this standard deviation in [-1, 1]; see `DetailPreconditioning`. steps: of its noise schedule.
-    inpaint: the UNet is also told which pixels are known, and what they are, as GLIDE's inpainting nets are.
+    inpaint: the UNet also sees which pixels are known, and what they are, as GLIDE's inpainting nets do.
+    aligned_spec: fields of `AlignedEncoderSpec` instead of encoder_spec's, for a UNet without `token_width`: the
+    condition reaches it through its skip connections alone. head_spec: fields of `PixelHeadSpec`, how pixels are made
+    of the UNet's features; none: by one pixel shuffle.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -98,14 +102,23 @@ class Translator(ModelMixin, ConfigMixin):
         steps: int = 1000,
         text_spec: Mapping[str, Any] | None = None,
         inpaint: bool = False,
+        aligned_spec: Mapping[str, Any] | None = None,
+        head_spec: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
-        encoder = _encoder_for(unet, encoder_spec, text_spec)
+        encoder = _encoder_for(unet, encoder_spec, text_spec, aligned_spec)
+        head = None if head_spec is None else PixelHeadSpec.parse(head_spec, "head_spec")
+        if head is not None and 2 ** len(head.channels) != patch_size:
+            raise UserError(
+                f"'head_spec' has {len(head.channels)} 'channels' and 'patch_size' is {patch_size}; each of them "
+                "doubles the sides, so give log2(patch_size) of them"
+            )
         if patch_size < 1 or image_size % patch_size:
             raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
         self.learned_variance, self.inpaint = learned_variance, inpaint
+        self.takes_tokens = unet.token_width is not None
         if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
             raise UserError(
                 f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"
@@ -116,14 +129,22 @@ class Translator(ModelMixin, ConfigMixin):
             raise UserError("'detail' and 'inpaint' do not go together; leave one of them out")
         self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
         sample_size, pixels = image_size // patch_size, patch_size**2
-        self.unet = build_unet(
-            unet,
-            sample_size,
-            in_channels=(3 + (4 if inpaint else 0) + (0 if low_res is None else 3)) * pixels,
-            out_channels=(6 if learned_variance else 3) * pixels,
-        )
-        self.encoder: ConditionEncoder | TextEncoder | None = None
-        if isinstance(encoder, TextEncoderSpec):
+        seen, made = 3 + (4 if inpaint else 0) + (0 if low_res is None else 3), 6 if learned_variance else 3
+        out_channels = made * pixels if head is None else unet.channels[0]
+        self.unet = build_unet(unet, sample_size, in_channels=seen * pixels, out_channels=out_channels)
+        self.head: PixelHead | None = None
+        if head is not None:
+            maps = encoder.channels if isinstance(encoder, AlignedEncoderSpec) else ()
+            self.head = PixelHead(head, unet.channels[0], made, seen, maps)
+        self.encoder: ConditionEncoder | TextEncoder | AlignedEncoder | None = None
+        if isinstance(encoder, AlignedEncoderSpec):
+            if encoder.size != image_size:
+                raise UserError(
+                    f"'aligned_spec.size' {encoder.size} is not 'image_size' {image_size}; an aligned condition has "
+                    "the image's own size: make them equal"
+                )
+            self.encoder = AlignedEncoder(encoder, unet.skip_shapes(), sample_size)
+        elif isinstance(encoder, TextEncoderSpec):
             self.encoder = TextEncoder(encoder)
         elif encoder is not None:
             self.encoder = ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
@@ -131,12 +152,14 @@ class Translator(ModelMixin, ConfigMixin):
     @property
     def condition_side(self) -> int | None:
         """The side in pixels of what its encoder reads for a square image; none where it reads no picture."""
-        return self.encoder.spec.size if isinstance(self.encoder, ConditionEncoder) else None
+        return self.encoder.spec.size if isinstance(self.encoder, ConditionEncoder | AlignedEncoder) else None
 
     @property
     def granularity(self) -> int:
         """The sides of an image are multiples of this: of what the UNet needs, and what the encoder does."""
         unet = self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        if isinstance(self.encoder, AlignedEncoder):
+            return math.lcm(unet, self.encoder.spec.stride)
         if not isinstance(self.encoder, ConditionEncoder):
             return unet
         spec, side = self.encoder.spec, self.low_res or self.image_size
@@ -174,9 +197,9 @@ class Translator(ModelMixin, ConfigMixin):
         """
         tokens = condition if isinstance(condition, Tokens) else self.encode(condition)
         self._check_sides(x_t, tokens)
-        x, large = self.join_low_res(x_t, low_res, t, known)  # [B, 3|6|7|10, H, W]
-        x = F.pixel_unshuffle(x, self.patch_size)  # [B, C·p², H/p, W/p]
-        residuals, conditional = tokens.residuals, self.encoder is not None
+        seen, large = self.join_low_res(x_t, low_res, t, known)  # [B, 3|6|7|10, H, W]
+        x = F.pixel_unshuffle(seen, self.patch_size)  # [B, C·p², H/p, W/p]
+        residuals, conditional = tokens.residuals, self.takes_tokens
         out = self.unet(
             x,
             t,
@@ -185,12 +208,18 @@ class Translator(ModelMixin, ConfigMixin):
             down_block_additional_residuals=None if residuals is None else residuals[:-1],
             mid_block_additional_residual=None if residuals is None else residuals[-1],
             return_dict=False,
-        )[0]  # [B, 6·p², H/p, W/p]
-        out = F.pixel_shuffle(out, self.patch_size)  # [B, 6, H, W]
+        )[0]  # [B, 6·p² | F, H/p, W/p]
+        out = self.unfolded(out, seen, tokens)  # [B, 3|6, H, W]
         output, variance = out.chunk(2, dim=1) if self.learned_variance else (out, None)
         if self.preconditioning is not None and large is not None:
             output = self.preconditioning.image(output, x_t, large, t)
         return Prediction(output, variance)
+
+    def unfolded(self, features: Tensor, seen: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:
+        """The UNet's output at every pixel: by its head, where it has one."""
+        if self.head is None:
+            return F.pixel_shuffle(features, self.patch_size)
+        return self.head(features, seen, tokens.maps or ())
 
     def _check_sides(self, x_t: Tensor, tokens: Tokens) -> None:
         """Raises UserError where images are of no size that the UNet works at, or not of their condition's shape."""
@@ -241,15 +270,22 @@ class Translator(ModelMixin, ConfigMixin):
 
 
 def _encoder_for(
-    unet: UNetSpec, fields: Mapping[str, Any] | None, text: Mapping[str, Any] | None
-) -> EncoderSpec | TextEncoderSpec | None:
+    unet: UNetSpec,
+    fields: Mapping[str, Any] | None,
+    text: Mapping[str, Any] | None,
+    aligned: Mapping[str, Any] | None,
+) -> EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None:
     """The encoder's spec, none where the UNet takes no condition. Raises UserError unless the two fit."""
+    given = {"encoder_spec": fields, "text_spec": text, "aligned_spec": aligned}
+    named = [f"'{name}'" for name, value in given.items() if value]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} are given; a translator has one encoder: remove the others")
     if unet.token_width is None:
         if fields or text:
             raise UserError("an encoder is given, but the UNet's 'token_width' is null; leave one of them out")
-        return None
-    if fields and text:
-        raise UserError("'encoder_spec' and 'text_spec' are both given; a translator has one encoder: remove one")
+        return AlignedEncoderSpec.parse(aligned, "aligned_spec") if aligned else None
+    if aligned:
+        raise UserError("'aligned_spec' has no tokens, but the UNet's 'token_width' is set; make it null")
     encoder = TextEncoderSpec.parse(text, "text_spec") if text else EncoderSpec.parse(fields or {}, "encoder_spec")
     if encoder.width != unet.token_width:
         raise UserError(

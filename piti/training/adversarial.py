@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,21 +12,29 @@ from accelerate import Accelerator
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from piti.core.spec import Spec
-from piti.diffusion.losses import acts_at, adversarial_named, gradient_penalty, perceptual_loss
+from piti.core.spec import Spec, choices
+from piti.data.degrade import resize_antialiased
+from piti.diffusion.augmentation import DRAWS, KINDS, augmented
+from piti.diffusion.losses import (
+    AdversarialLoss,
+    acts_at,
+    adversarial_named,
+    gradient_penalty,
+    perceptual_loss,
+    real_gradient_penalty,
+)
+from piti.models.discriminator import all_logits, enlarged_to
 from piti.models.perceptual import PerceptualNetwork
+from piti.training.metrics import Mean
+from piti.training.sample_noise import uniform_for
 
 
-class ImageLossSpec(Spec):
-    """When a loss on x̂₀ acts, and how much it counts."""
+class RangedLossSpec(Spec):
+    """How much a loss counts, and at which timesteps."""
 
-    weight: float = Field(default=0.004, ge=0)
-    after: int = Field(default=1000, ge=0)
-    """Steps of the stage before it acts: until then x̂₀ is not yet worth judging."""
-    noise: tuple[float, float] = (0.0, 0.5)
-    """The timesteps at which it acts, as shares of T, from and below. At large t x̂₀ is the mean of many images:
-    of a photograph's detail the plain street upsampler's x̂₀ has 85% at 0.2 T, 55% at 0.5 T, 42% at 0.9 T (bicubic:
-    32%; `benchmarks/predicted_images.py`). Where less than half is left, sharpness would be made up."""
+    weight: float = Field(default=1.0, ge=0)
+    noise: tuple[float, float] = (0.0, 1.0)
+    """The timesteps at which it acts, as shares of T, from and below."""
 
     @field_validator("noise")
     @classmethod
@@ -38,6 +46,34 @@ class ImageLossSpec(Spec):
     def count(self, steps: int) -> int:
         """At how many of `steps` timesteps it acts."""
         return int(acts_at(torch.arange(steps), steps, self.noise).sum())
+
+
+class DiffusionLossSpec(RangedLossSpec):
+    """Eq. 3 within a stage."""
+
+
+class PixelLossSpec(RangedLossSpec):
+    """The mean absolute difference of x̂₀ and x₀, beyond the paper."""
+
+
+class ConsistencyLossSpec(RangedLossSpec):
+    """The mean absolute difference of the shrunk x̂₀ and the small image that it was made of, beyond the paper.
+
+    For small images that are what shrinking a photograph gives: with a recipe's `degradation` only those that a base
+    generated are held to it.
+    """
+
+
+class ImageLossSpec(RangedLossSpec):
+    """When a loss on x̂₀ acts, and how much it counts."""
+
+    weight: float = Field(default=0.004, ge=0)
+    after: int = Field(default=1000, ge=0)
+    """Steps of the stage before it acts: until then x̂₀ is not yet worth judging."""
+    noise: tuple[float, float] = (0.0, 0.5)
+    """The timesteps at which it acts, as shares of T, from and below. At large t x̂₀ is the mean of many images:
+    of a photograph's detail the plain street upsampler's x̂₀ has 85% at 0.2 T, 55% at 0.5 T, 42% at 0.9 T (bicubic:
+    32%; `benchmarks/predicted_images.py`). Where less than half is left, sharpness would be made up."""
 
 
 class PerceptualLossSpec(ImageLossSpec):
@@ -55,6 +91,18 @@ class AdversarialLossSpec(ImageLossSpec):
     betas: tuple[float, float] = (0.5, 0.9)
     gradient_penalty: float | None = Field(default=None, ge=0)
     """Weight of the penalty on the discriminator's gradient; none: the loss's own."""
+    r1: float = Field(default=0.0, ge=0)
+    """γ of the penalty on the discriminator's slope at photographs (R1), γ/2 ‖∇D‖²; 0: none."""
+    augment: tuple[str, ...] = ()
+    """How all that a discriminator sees is changed, differentiably (Zhao et al. 2020): colour, shift, cutout."""
+
+    @field_validator("augment")
+    @classmethod
+    def _kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"unknown augmentation '{kind}'; {choices(kind, KINDS)}")
+        return kinds
 
     @field_validator("kind")
     @classmethod
@@ -64,27 +112,76 @@ class AdversarialLossSpec(ImageLossSpec):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The rows of a batch whose timestep an adversary judges, perhaps none."""
+class Seen:
+    """What a discriminator sees of some samples."""
 
-    fake: Tensor
-    """x̂₀ [K, 3, H, W], without a gradient."""
-    real: Tensor
-    """x₀."""
+    images: Tensor
+    """[K, 3, H, W]."""
     low_res: Tensor | None
-    rows: Tensor
-    """Which rows of the batch these are, [B] booleans."""
+    """[K, 3, h, w]; none where it is not conditional."""
+    condition: Tensor | None
+    """[K, C, H, W], encoded; none where it does not see it."""
+
+    @property
+    def others(self) -> tuple[Tensor | None, Tensor | None]:
+        """What it sees beside the images, as it takes them."""
+        return self.low_res, self.condition
+
+    def rows(self, rows: Tensor) -> Seen:
+        """Those samples alone. rows: [K] booleans."""
+        return Seen(*(None if x is None else x[rows] for x in (self.images, self.low_res, self.condition)))  # type: ignore[arg-type]
+
+    def with_images(self, images: Tensor) -> Seen:
+        """Other images with the same small images and conditions."""
+        return Seen(images, self.low_res, self.condition)
+
+    def joined(self, other: Seen) -> Seen:
+        """The samples of both, these first."""
+        low_res = None if self.low_res is None or other.low_res is None else torch.cat([self.low_res, other.low_res])
+        both = None
+        if self.condition is not None and other.condition is not None:
+            both = torch.cat([self.condition, other.condition])
+        return Seen(torch.cat([self.images, other.images]), low_res, both)
+
+    def augmented(self, kinds: tuple[str, ...], uniform: Tensor) -> Seen:
+        """All of it changed alike; see `piti.diffusion.augmentation`."""
+        if not kinds:
+            return self
+        over = [] if self.low_res is None else [enlarged_to(self.low_res, self.images)]
+        over += [] if self.condition is None else [self.condition]
+        images, changed = augmented(self.images, over, kinds, uniform)
+        low_res = None if self.low_res is None else changed[0]
+        return Seen(images, low_res, None if self.condition is None else changed[-1])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a discriminator is to learn from: the rows of a batch whose timestep it judges, perhaps none."""
+
+    fake: Seen
+    """x̂₀, without a gradient, of all these rows."""
+    real: Seen
+    """x₀, of those of them that have one."""
+    fake_rows: Tensor
+    """Which rows of the batch are judged, [B] booleans."""
+    real_rows: Tensor
+    """Which of the batch's photographs."""
 
 
 @dataclass
-class Critique:
-    """What one batch's predicted images are worth."""
+class LossOutput:
+    """What one batch's images are worth."""
 
     total: Tensor
-    """Weighted sum to add to the translator's loss."""
-    numbers: dict[str, float] = field(default_factory=dict)
-    judged: object = None
-    """What the discriminator is to learn from, for whoever made this; None: it does not learn now."""
+    """The sum to differentiate for the network that makes them."""
+    metrics: dict[str, Mean] = field(default_factory=dict)
+    adversarial: Any = None
+    """What the discriminator is to learn from, for the objective that made this; None: it does not learn now."""
+
+    def add(self, name: str, weight: float, loss: Tensor) -> None:
+        """One more loss, a scalar, and its value before the weight among the metrics."""
+        self.total = self.total + weight * loss
+        self.metrics[name] = Mean.of(loss)
 
 
 @dataclass
@@ -99,9 +196,9 @@ class Adversary:
         """The network without what several processes wrap around it."""
         return getattr(self.network, "module", self.network)
 
-    def exact(self, images: Tensor, low_res: Tensor | None) -> Tensor:
+    def exact(self, images: Tensor, *seen: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         """The logits without the autocast that the accelerator put around the network."""
-        return getattr(self.bare, "_original_forward", self.bare.forward)(images, low_res)
+        return getattr(self.bare, "_original_forward", self.bare.forward)(images, *seen)
 
 
 def build_adversary(network: nn.Module, lr: float, betas: tuple[float, float], accelerator: Accelerator) -> Adversary:
@@ -109,6 +206,25 @@ def build_adversary(network: nn.Module, lr: float, betas: tuple[float, float], a
     network = network.to(accelerator.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=betas, weight_decay=0.0)
     return Adversary(*accelerator.prepare(network, optimizer))
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A batch's predicted images and all that they are compared with."""
+
+    x0_hat: Tensor
+    """x̂₀ [B, 3, H, W], differentiable."""
+    x0: Tensor
+    """x₀; rows that are not `paired` hold nothing of meaning."""
+    t: Tensor
+    """[B]."""
+    numbers: range
+    """Of the samples within the run."""
+    low_res: Tensor | None
+    condition: Tensor | None
+    """Encoded, [B, C, H, W]."""
+    paired: Tensor
+    """Which rows have a photograph, [B] booleans; the others enlarge what a base generated."""
 
 
 class ImageLosses:
@@ -120,10 +236,18 @@ class ImageLosses:
         accelerator: Accelerator,
         perceptual: tuple[PerceptualLossSpec, PerceptualNetwork] | None,
         adversarial: tuple[AdversarialLossSpec, Adversary] | None,
+        pixel: PixelLossSpec | None = None,
+        consistency: tuple[ConsistencyLossSpec, bool] | None = None,
+        seed: int = 0,
+        share_of: Callable[[RangedLossSpec, int], float] | None = None,
     ) -> None:
-        """steps: T of the noise schedule."""
-        self.steps, self.accelerator = steps, accelerator
+        """steps: T of the noise schedule; consistency: and whether samples with a photograph are held to it too; seed:
+        the run's; share_of: (loss, T) -> the share of samples on which it acts, see `Stage.share_of`.
+        """
+        self.steps, self.accelerator, self.seed = steps, accelerator, seed
         self.perceptual, self.adversarial = perceptual, adversarial
+        self.pixel, self.consistency = pixel, consistency
+        self.share_of = share_of or (lambda spec, count: spec.count(count) / count)
 
     @property
     def adversary(self) -> Adversary | None:
@@ -132,81 +256,137 @@ class ImageLosses:
 
     def acting(self, within: int) -> bool:
         """Whether any of them acts at the stage's step `within`."""
+        if self.pixel is not None or self.consistency is not None:
+            return True
         specs = [loss[0] for loss in (self.perceptual, self.adversarial) if loss is not None]
         return any(within >= spec.after for spec in specs)
 
-    def of(self, x0_hat: Tensor, x0: Tensor, low_res: Tensor | None, t: Tensor, within: int) -> Critique:
-        """Judge x̂₀ [B, 3, H, W], differentiably, at the stage's step `within`."""
-        critique = Critique(x0_hat.new_zeros(()))
+    def of(self, batch: Predicted, within: int) -> LossOutput:
+        """Judge a batch's predicted images, differentiably, at the stage's step `within`."""
+        found = LossOutput(batch.x0_hat.new_zeros(()))
+        if self.pixel is not None:
+            rows = acts_at(batch.t, self.steps, self.pixel.noise) & batch.paired
+            difference = (batch.x0_hat[rows] - batch.x0[rows]).abs().flatten(1).mean(1)
+            found.add("pixel", self.pixel.weight, _batch_mean(difference, len(batch.t)))
+        if self.consistency is not None:
+            self._hold_to_small(*self.consistency, found, batch)
         if self.perceptual is not None and within >= self.perceptual[0].after:
-            spec, network = self.perceptual
-            rows = acts_at(t, self.steps, spec.noise)
-            with self.accelerator.autocast():
-                predicted = network(x0_hat[rows])
-                with torch.no_grad():
-                    real = network(x0[rows])
-            loss = _batch_mean(perceptual_loss(predicted, real, network.layer_weights), len(t))
-            critique.total = critique.total + spec.weight * loss
-            critique.numbers["perceptual"] = loss.item()
+            self._compare_features(*self.perceptual, found, batch)
         if self.adversarial is not None and within >= self.adversarial[0].after:
-            self._fool(*self.adversarial, critique, x0_hat, x0, low_res, t)
-        return critique
+            self._fool(*self.adversarial, found, batch)
+        return found
 
-    def _fool(
-        self,
-        spec: AdversarialLossSpec,
-        adversary: Adversary,
-        critique: Critique,
-        x0_hat: Tensor,
-        x0: Tensor,
-        low_res: Tensor | None,
-        t: Tensor,
+    def _hold_to_small(self, spec: ConsistencyLossSpec, all_rows: bool, found: LossOutput, batch: Predicted) -> None:
+        assert batch.low_res is not None
+        rows = acts_at(batch.t, self.steps, spec.noise)
+        rows = rows if all_rows else rows & ~batch.paired
+        size = (int(batch.low_res.shape[-2]), int(batch.low_res.shape[-1]))
+        difference = (resize_antialiased(batch.x0_hat[rows], size) - batch.low_res[rows]).abs().flatten(1).mean(1)
+        found.add("consistency", spec.weight, _batch_mean(difference, len(batch.t)))
+
+    def _compare_features(
+        self, spec: PerceptualLossSpec, network: PerceptualNetwork, found: LossOutput, batch: Predicted
     ) -> None:
-        """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""
-        rows = acts_at(t, self.steps, spec.noise)
-        small = None if low_res is None else low_res[rows]
-        with frozen(adversary.bare), self.accelerator.autocast():
-            logits = adversary.bare(x0_hat[rows], small)
-        loss = _batch_mean(adversarial_named(spec.kind).generator(logits.float()), len(t))
-        critique.total = critique.total + spec.weight * loss
-        critique.numbers["adversarial"] = loss.item()
-        critique.judged = Judged(x0_hat[rows].detach(), x0[rows], small, rows)
+        rows = acts_at(batch.t, self.steps, spec.noise) & batch.paired
+        with self.accelerator.autocast():
+            predicted = network(batch.x0_hat[rows])
+            with torch.no_grad():
+                real = network(batch.x0[rows])
+        loss = perceptual_loss(predicted, real, network.layer_weights)
+        found.add("perceptual", spec.weight, _batch_mean(loss, len(batch.t)))
 
-    def discriminator_loss(self, critique: Critique, share: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The discriminator's side of eq. 5 on what `of` judged. share: [B] in [0, 1), for the gradient penalty.
+    def _fool(self, spec: AdversarialLossSpec, adversary: Adversary, found: LossOutput, batch: Predicted) -> None:
+        """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""
+        rows = acts_at(batch.t, self.steps, spec.noise)
+        sees = getattr(adversary.bare, "spec", None)
+        low_res = batch.low_res if sees is None or sees.conditional else None
+        condition = batch.condition if sees is not None and sees.condition else None
+        seen = Seen(batch.x0_hat, low_res, condition).rows(rows)
+        uniform = self._uniform("augment", batch.numbers)[rows] if spec.augment else rows
+        shown = seen.augmented(spec.augment, uniform)
+        with frozen(adversary.bare), self.accelerator.autocast():
+            logits = all_logits(_judge(adversary.bare, shown))
+        rule = adversarial_named(spec.kind)
+        loss = _total([rule.generator(one.float()) for one in logits])
+        found.add("adversarial", spec.weight, _batch_mean(loss, len(batch.t)))
+        paired = rows & batch.paired
+        real = Seen(batch.x0, low_res, condition).rows(paired)
+        found.adversarial = Judged(seen.with_images(seen.images.detach()), real, rows, paired)
+
+    def _uniform(self, purpose: str, numbers: range) -> Tensor:
+        return uniform_for(self.seed, purpose, numbers, DRAWS).to(self.accelerator.device)
+
+    def discriminator_loss(self, judged: Judged, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
+        """The discriminator's side of eq. 5 on what `of` judged. numbers: of the batch's samples.
 
         A sum over the rows that were judged, over as many as a batch has on average: so it is a mean of what each
         sample adds, however the samples are divided among backward passes and processes.
         """
         assert self.adversarial is not None
-        assert isinstance(critique.judged, Judged)
-        judged = critique.judged
         spec, adversary = self.adversarial
         rule = adversarial_named(spec.kind)
-        usual = len(judged.rows) * spec.count(self.steps) / self.steps
-        both = None if judged.low_res is None else torch.cat([judged.low_res, judged.low_res])
+        usual = len(judged.fake_rows) * self.share_of(spec, self.steps)
+        real, fake = self._shown(spec, judged, numbers)
         with self.accelerator.autocast():
-            logits = adversary.network(torch.cat([judged.real, judged.fake]), both).float()
-        real_logits, fake_logits = logits.chunk(2)
-        losses = rule.discriminator(real_logits, fake_logits)  # [K]
-        weight = rule.gradient_penalty if spec.gradient_penalty is None else spec.gradient_penalty
-        if weight:
-            exact, mixture = adversary.exact, share.to(judged.real.device)[judged.rows]
-            penalties = gradient_penalty(
-                lambda images: exact(images, judged.low_res), judged.real, judged.fake, mixture
-            )
-            losses = losses + weight * penalties
+            logits = all_logits(_judge(adversary.network, real.joined(fake)))
+        pairs = [(one[: len(real.images)].float(), one[len(real.images) :].float()) for one in logits]
+        losses = _total([_both_sides(rule, real_logits, fake_logits, judged) for real_logits, fake_logits in pairs])
         loss = losses.sum() / usual
-        right = ((real_logits > 0).float() + (fake_logits < 0).float()).flatten(1).mean(1).sum() / 2
-        return loss, {"discriminator": loss.item(), "told_apart": right.item(), "judged": float(len(judged.real))}
+        for weight, penalties in self._penalties(spec, rule, adversary, judged, numbers):
+            loss = loss + weight * penalties.sum() / usual
+        return loss, {"discriminator": Mean.of(loss), "discriminator_accuracy": _accuracy(pairs)}
+
+    def _shown(self, spec: AdversarialLossSpec, judged: Judged, numbers: range) -> tuple[Seen, Seen]:
+        """The photographs and the made images as the discriminator sees them, augmented by other draws than `of`'s."""
+        if not spec.augment:
+            return judged.real, judged.fake
+        real, fake = self._uniform("augment-real", numbers), self._uniform("augment-fake", numbers)
+        return (
+            judged.real.augmented(spec.augment, real[judged.real_rows]),
+            judged.fake.augmented(spec.augment, fake[judged.fake_rows]),
+        )
+
+    def _penalties(
+        self, spec: AdversarialLossSpec, rule: AdversarialLoss, adversary: Adversary, judged: Judged, numbers: range
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Penalties on the discriminator's gradient, [K] each, and their weights."""
+
+        def exact(images: Tensor) -> Tensor:
+            logits = all_logits(adversary.exact(images, *judged.real.others))
+            return torch.stack([one.flatten(1).mean(1) for one in logits]).sum(0)
+
+        weight = rule.gradient_penalty if spec.gradient_penalty is None else spec.gradient_penalty
+        if weight:  # the recipe sees to it that every made image has its photograph
+            share = uniform_for(self.seed, "penalty", numbers).flatten().to(judged.real.images.device)
+            yield weight, gradient_penalty(exact, judged.real.images, judged.fake.images, share[judged.real_rows])
+        if spec.r1:
+            yield spec.r1 / 2, real_gradient_penalty(exact, judged.real.images)
 
 
-def of_the_judged(numbers: dict[str, float]) -> dict[str, float]:
-    """The numbers of a step with `told_apart` as a share of the rows that were judged, where there were any."""
-    if "judged" not in numbers:
-        return numbers
-    told_apart = {"told_apart": numbers["told_apart"] / numbers["judged"]} if numbers["judged"] else {}
-    return {key: value for key, value in numbers.items() if key not in ("told_apart", "judged")} | told_apart
+def _judge(network: Any, seen: Seen) -> Any:
+    return network(seen.images, *seen.others)
+
+
+def _both_sides(rule: AdversarialLoss, real: Tensor, fake: Tensor, judged: Judged) -> Tensor:
+    """The discriminator's loss, a row a judged image. Where fewer photographs than made images are, they count more."""
+    if len(real) == len(fake):
+        return rule.discriminator(real, fake)
+    losses = rule.fake(fake)  # [K]
+    if not len(real):
+        return losses
+    return losses + rule.real(real).mean()
+
+
+def _accuracy(pairs: Sequence[tuple[Tensor, Tensor]]) -> Mean:
+    """The share of logits on the right side of 0, over as many images as were judged."""
+    right = [((real > 0).float().flatten(1).mean(1), (fake < 0).float().flatten(1).mean(1)) for real, fake in pairs]
+    values = torch.stack([torch.cat(sides) for sides in right])  # [heads, images]
+    return Mean(values.mean(0).sum().item(), values.shape[1])
+
+
+def _total(losses: Sequence[Tensor]) -> Tensor:
+    """Their sum; one alone stays as it is."""
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum(0)
 
 
 def _batch_mean(losses: Tensor, batch: int) -> Tensor:
@@ -218,8 +398,11 @@ def _batch_mean(losses: Tensor, batch: int) -> Tensor:
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """No gradients for the network's parameters; its inputs still get theirs."""
-    network.requires_grad_(False)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for parameter in learning:
+            parameter.requires_grad_(True)

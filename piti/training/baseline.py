@@ -20,7 +20,8 @@ from piti.core.images import grid, to_pil
 from piti.core.seeding import derive_seed, generator_for
 from piti.data.batches import Batch, BatchStream, LowRes, SampleSet
 from piti.models.perceptual import PerceptualNetwork
-from piti.training.adversarial import Adversary, Critique, build_adversary, frozen
+from piti.training.adversarial import Adversary, LossOutput, build_adversary, frozen
+from piti.training.metrics import Mean
 from piti.training.preview import fixed_batches
 from piti.training.recipe import PreviewSpec, Recipe, Stage
 from piti.training.sample_noise import noise_for, uniform_for
@@ -69,7 +70,7 @@ class BaselineObjective:
         rate, betas = self.baseline.discriminator_lr, self.recipe.optimizer.betas
         self.opponent = build_adversary(self.discriminator, rate, betas, self.accelerator)
 
-    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> Critique:
+    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> LossOutput:
         """The generator's side. Seed and number of a sample decide its noise."""
         assert self.opponent is not None
         device = self.accelerator.device
@@ -82,18 +83,17 @@ class BaselineObjective:
             fake = model(condition, noise).float()  # [B, 3, H, W]
             with frozen(self.opponent.bare):
                 losses = self.baseline.generator_losses(self.opponent.bare, seen, fake, real, self.perceptual)
-        total, told = _total(losses)
-        return Critique(total, told, Made(seen, fake.detach(), real))
+        total, metrics = _total(losses)
+        return LossOutput(total, metrics, Made(seen, fake.detach(), real))
 
-    def discriminator_loss(self, critique: Critique, numbers: range) -> tuple[Tensor, dict[str, float]]:
+    def discriminator_loss(self, adversarial: Made, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
         assert self.opponent is not None
-        assert isinstance(critique.judged, Made)
-        made = critique.judged
+        made = adversarial
         uniform = uniform_for(self.recipe.seed, "discriminator", numbers, self.baseline.draws).to(made.real.device)
         with self.accelerator.autocast():
             losses = self.baseline.discriminator_losses(self.opponent.network, made.seen, made.fake, made.real, uniform)
-        total, told = _total(losses)
-        return total, {"discriminator": total.item()} | told
+        total, metrics = _total(losses)
+        return total, {"discriminator": Mean.of(total)} | metrics
 
     def set_rates(self, share: float) -> None:
         assert self.opponent is not None
@@ -145,10 +145,10 @@ class BaselineObjective:
         return {role: network}
 
 
-def _total(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+def _total(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Mean]]:
     """What to differentiate, the sum of the losses' means over the batch, and each mean by its name."""
     means = {name: loss.float().mean() for name, loss in losses.items()}
-    return torch.stack(list(means.values())).sum(), {name: mean.item() for name, mean in means.items()}
+    return torch.stack(list(means.values())).sum(), {name: Mean.of(mean) for name, mean in means.items()}
 
 
 @dataclass

@@ -20,14 +20,14 @@ from piti.checkpoints.lora import inject
 from piti.core.errors import UserError
 from piti.core.spec import choices
 from piti.diffusion.losses import adversarial_named
-from piti.models import Translator
-from piti.models.discriminator import PatchDiscriminator
+from piti.models import AlignedEncoder, Translator
+from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator, all_logits
 from piti.models.perceptual import PerceptualNetwork
 from piti.models.text import TextEncoder
 from piti.training.adversarial import AdversarialLossSpec, ImageLossSpec
 from piti.training.flops import PassCost, count_pass
 from piti.training.recipe import NETWORKS, Recipe, Stage
-from piti.training.stages import freeze_all_but
+from piti.training.stages import freeze_all_but, parts_named
 
 GIB = 2**30
 UTILISATION = 0.35
@@ -124,16 +124,16 @@ def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
         translator = Translator(**config)
         if recipe.adapts:
             inject(translator, recipe.lora)
-    networks = {name: getattr(translator, name) for name in NETWORKS}
-    parameters = {name: _size(network) for name, network in networks.items() if network is not None}
+    networks = {name: parts_named(translator, name) for name in NETWORKS}
+    parameters = {name: sum(map(_size, parts)) for name, parts in networks.items() if parts}
     own = sum(parameters.values())
     passes: dict[tuple[str, ...], PassCost] = {}
     for trains in dict.fromkeys(stage.trains for stage in recipe.stages):
         passes[trains] = _translator_pass(translator, recipe, trains)
-    stages = tuple(_stage_cost(recipe, stage, own, passes[stage.trains]) for stage in recipe.stages)
+    channels = _condition_channels(config)
+    stages = tuple(_stage_cost(recipe, stage, own, passes[stage.trains], channels) for stage in recipe.stages)
     if any(stage.adversarial for stage in recipe.stages):
-        with torch.device("meta"):
-            parameters["discriminator"] = _size(PatchDiscriminator(recipe.discriminator))
+        parameters["discriminator"] = _size(_discriminator(recipe, channels))
     return Cost(parameters, passes[recipe.stages[0].trains].forward, stages)
 
 
@@ -170,14 +170,14 @@ def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
 # A stage
 
 
-def _stage_cost(recipe: Recipe, stage: Stage, own: int, inner: PassCost) -> StageCost:
+def _stage_cost(recipe: Recipe, stage: Stage, own: int, inner: PassCost, condition_channels: int) -> StageCost:
     """own: parameters of the translator; inner: its pass. The losses on x̂₀ count by the share of images and steps
     on which they act, and in memory by the share of images."""
     half = 0 if recipe.precision == "no" else 2  # autocast's copy of every weight
     flops, activations = float(inner.flops), float(inner.activations)
     state = (8 + half) * own + 12 * inner.learning  # weights and average; gradients and two moments
-    for spec, outer in _outer_passes(recipe, stage):
-        acting = spec.count(recipe.schedule.steps) / recipe.schedule.steps
+    for spec, outer in _outer_passes(recipe, stage, condition_channels):
+        acting = stage.share_of(spec, recipe.schedule.steps)
         flops += outer.flops * acting * max(0, stage.steps - spec.after) / stage.steps
         activations += outer.activations * acting
         state += (4 + half) * outer.weights + 12 * outer.learning
@@ -193,7 +193,7 @@ def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, 
     def run(batch: int) -> Tensor:
         low_res = None if translator.low_res is None else _images(batch, side // translator.scale)
         t = torch.empty(batch, device="meta", dtype=torch.long)
-        output, variance = translator(_images(batch, side), t, _condition(translator, batch), low_res)
+        output, variance = translator(_images(batch, side), t, _condition(translator, batch, side), low_res)
         total = output.float().sum()
         return total if variance is None else total + variance.float().sum()
 
@@ -203,8 +203,10 @@ def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, 
     return found
 
 
-def _condition(translator: Translator, batch: int) -> Tensor:
+def _condition(translator: Translator, batch: int, side: int) -> Tensor:
     encoder = translator.encoder
+    if isinstance(encoder, AlignedEncoder):
+        return _images(batch, side, encoder.spec.in_channels)
     if encoder is None:
         return _images(batch, 1, channels=0)
     if isinstance(encoder, TextEncoder):
@@ -212,13 +214,13 @@ def _condition(translator: Translator, batch: int) -> Tensor:
     return _images(batch, encoder.spec.size, encoder.spec.in_channels)
 
 
-def _outer_passes(recipe: Recipe, stage: Stage) -> list[tuple[ImageLossSpec, PassCost]]:
+def _outer_passes(recipe: Recipe, stage: Stage, condition_channels: int) -> list[tuple[ImageLossSpec, PassCost]]:
     """What a stage's losses on x̂₀ add for an image on which they act."""
     found: list[tuple[ImageLossSpec, PassCost]] = []
     if stage.perceptual is not None:
         found.append((stage.perceptual, _perceptual_pass(recipe)))
     if stage.adversarial is not None:
-        found.append((stage.adversarial, _adversarial_pass(recipe, stage.adversarial)))
+        found.append((stage.adversarial, _adversarial_pass(recipe, stage.adversarial, condition_channels)))
     return found
 
 
@@ -235,25 +237,41 @@ def _perceptual_pass(recipe: Recipe) -> PassCost:
     return replace(found, flops=found.flops + found.forward, weights=_size(network))
 
 
-def _adversarial_pass(recipe: Recipe, spec: AdversarialLossSpec) -> PassCost:
+def _condition_channels(config: Mapping[str, Any]) -> int:
+    """Channels of the condition that a translator of this configuration reads; 0 where it reads no picture."""
+    return ((config.get("encoder_spec") or config.get("aligned_spec")) or {"in_channels": 0})["in_channels"]
+
+
+def _discriminator(recipe: Recipe, condition_channels: int) -> PatchDiscriminator | DiscriminatorEnsemble:
+    """The recipe's, on the meta device."""
+    spec = recipe.discriminator
+    with torch.device("meta"):
+        if spec.features is None:
+            return PatchDiscriminator(spec, condition_channels=condition_channels)
+        return DiscriminatorEnsemble(spec, PerceptualNetwork(spec.features), condition_channels)
+
+
+def _adversarial_pass(recipe: Recipe, spec: AdversarialLossSpec, condition_channels: int) -> PassCost:
     """The translator's side with gradients to x̂₀ alone; the discriminator's, of x₀ and x̂₀, with its penalty.
 
     The penalty is taken for six forward passes: one, its gradient to the images, and twice both to go back through
     them. The discriminator's own backward pass comes when the translator's activations are gone: not added to memory.
     """
-    with torch.device("meta"):
-        network = PatchDiscriminator(recipe.discriminator)
+    network = _discriminator(recipe, condition_channels)
     side, scale = recipe.data.size, recipe.model.scale
 
     def run(batch: int, fooled: bool = False) -> Tensor:
         small = _images(batch, side // scale) if scale is not None and recipe.discriminator.conditional else None
-        return network(_images(batch, side).requires_grad_(fooled), small).float().sum()
+        seen = _images(batch, side, condition_channels) if recipe.discriminator.condition else None
+        logits = all_logits(network(_images(batch, side).requires_grad_(fooled), small, seen))
+        return torch.stack([one.float().sum() for one in logits]).sum()
 
     judged = count_pass(run, _low(recipe))
     network.requires_grad_(False)
     found = count_pass(partial(run, fooled=True), _low(recipe))
     usual = adversarial_named(spec.kind).gradient_penalty
-    penalty = 6 * judged.forward if (usual if spec.gradient_penalty is None else spec.gradient_penalty) else 0
+    penalised = (usual if spec.gradient_penalty is None else spec.gradient_penalty) or spec.r1
+    penalty = 6 * judged.forward if penalised else 0
     size = _size(network)
     return replace(found, flops=found.flops + 2 * judged.flops + penalty, learning=size, weights=size)
 

@@ -229,17 +229,3 @@ def release(accelerator: Accelerator, *models: Any) -> None:
         bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         bare.__dict__.pop("_is_accelerate_prepared", None)
     accelerator.free_memory()
-
-
-def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over a step's backward passes."""
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-
-
-def mean_over_processes(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:
-    """Means over all processes, which have the same keys."""
-    if accelerator.num_processes == 1:
-        return numbers
-    values = torch.tensor(list(numbers.values()), device=accelerator.device)  # [K]
-    means = cast(Tensor, accelerator.reduce(values, "mean"))
-    return dict(zip(numbers, means.tolist(), strict=True))

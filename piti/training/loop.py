@@ -26,9 +26,10 @@ from piti.core.seeding import derive_seed
 from piti.data.batches import Batch, Batches, BatchStream, SampleSet, loader
 from piti.data.problems import Tally
 from piti.models.perceptual import PerceptualNetwork
-from piti.training.adversarial import Critique, of_the_judged
-from piti.training.distributed import is_sharded, mean_of, mean_over_processes, prepared, release, unsynced
+from piti.training.adversarial import LossOutput
+from piti.training.distributed import is_sharded, prepared, release, unsynced
 from piti.training.ema import Weights
+from piti.training.metrics import Mean, mean_over_processes, sum_of, values_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import objective_of
 from piti.training.recipe import Recipe, Stage
@@ -63,6 +64,8 @@ class Run:
     """For an upsampler: the folder of the model whose images it enlarges."""
     adapted: Adapted | None = None
     """The translator as it is saved where low-rank adapters are trained on its prior."""
+    judging: PerceptualNetwork | None = None
+    """The frozen network behind the heads of a discriminator."""
 
 
 class Trainer:
@@ -74,7 +77,7 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.objective = objective_of(
-            recipe, run.condition, run.perceptual, run.translator, self.accelerator, run.train
+            recipe, run.condition, run.perceptual, run.translator, self.accelerator, run.train, run.judging
         )
         sharded = is_sharded(self.accelerator)
         self.translator = run.translator if sharded else run.translator.to(self.device)
@@ -172,7 +175,7 @@ class Trainer:
         backward, step, average."""
         step, parts, adversary = self.state.step, self.recipe.accumulation, self.objective.adversary
         torch.manual_seed(derive_seed(self.recipe.seed, "step", self.rank, step))  # for dropout
-        rows: list[dict[str, float]] = []
+        rows: list[dict[str, Mean]] = []
         keys: list[str] = []
         for part in range(parts):
             batch = next(batches)
@@ -181,30 +184,30 @@ class Trainer:
             networks = [model, *([adversary.network] if adversary else [])]
             with unsynced(self.accelerator, *networks) if waits else contextlib.nullcontext():
                 samples = numbers_of(step * parts + part, len(batch.image), self.rank, self.world)
-                critique = self.losses(model, batch, samples, within)
-                self.accelerator.backward(critique.total / parts)
-                rows.append({"loss": critique.total.item(), **critique.numbers})
-                if critique.judged is not None:
-                    loss, numbers = self.objective.discriminator_loss(critique, samples)
+                output = self.losses(model, batch, samples, within)
+                self.accelerator.backward(output.total / parts)
+                rows.append({"loss": Mean.of(output.total), **output.metrics})
+                if output.adversarial is not None:
+                    loss, metrics = self.objective.discriminator_loss(output.adversarial, samples)
                     self.accelerator.backward(loss / parts)
-                    rows[-1] |= numbers
+                    rows[-1] |= metrics
         norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
-        numbers = mean_of(rows) | {"grad_norm": float(norm if norm is not None else 0.0)}
-        critic = adversary if "discriminator" in numbers else None  # it has gradients from when it acts
+        metrics = sum_of(rows) | {"grad_norm": Mean(float(norm if norm is not None else 0.0))}
+        critic = adversary if "discriminator" in metrics else None  # it has gradients from when it acts
         if critic is not None:
             norm = self.accelerator.clip_grad_norm_(critic.network.parameters(), math.inf)
-            numbers["discriminator_grad_norm"] = float(norm if norm is not None else 0.0)
-        here, numbers = numbers, mean_over_processes(self.accelerator, numbers)
-        self._check_finite(here, numbers, keys)
+            metrics["discriminator_grad_norm"] = Mean(float(norm if norm is not None else 0.0))
+        numbers = mean_over_processes(self.accelerator, metrics)
+        self._check_finite(values_of(metrics), numbers, keys)
         optimizer.step()
         optimizer.zero_grad()
         if critic is not None:
             critic.optimizer.step()
             critic.optimizer.zero_grad()
         self.weights.step()
-        return of_the_judged(numbers)
+        return numbers
 
-    def losses(self, model: Any, batch: Batch, samples: range, within: int) -> Critique:
+    def losses(self, model: Any, batch: Batch, samples: range, within: int) -> LossOutput:
         """What the model minimises on a batch. samples: their numbers within the run."""
         return self.objective.losses(model, batch, samples, within)
 

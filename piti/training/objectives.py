@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
@@ -15,11 +16,12 @@ from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import SCHEDULERS, Saveable
 from piti.conditions import Condition
 from piti.data.batches import Batch, LowRes, SampleSet
-from piti.diffusion.losses import diffusion_loss, timesteps_for
+from piti.diffusion.losses import acts_at, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
 from piti.models.perceptual import PerceptualNetwork
-from piti.training.adversarial import Adversary, Critique, ImageLosses
+from piti.training.adversarial import Adversary, DiffusionLossSpec, ImageLosses, LossOutput, Predicted
 from piti.training.baseline import BaselineObjective
+from piti.training.metrics import Mean
 from piti.training.preview import validation_of
 from piti.training.recipe import PreviewSpec, Recipe, Stage
 from piti.training.sample_noise import noise_for, uniform_for
@@ -57,12 +59,12 @@ class Objective(Protocol):
         """Make the networks of a stage's losses ready."""
         ...
 
-    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> Critique:
+    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> LossOutput:
         """What the model minimises on a batch whose samples have these numbers, at a stage's step `within`."""
         ...
 
-    def discriminator_loss(self, critique: Critique, numbers: range) -> tuple[Tensor, dict[str, float]]:
-        """What the adversary minimises on what `losses` judged."""
+    def discriminator_loss(self, adversarial: Any, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
+        """What the adversary minimises. adversarial: `LossOutput.adversarial` of what `losses` returned."""
         ...
 
     def set_rates(self, share: float) -> None:
@@ -90,52 +92,77 @@ class DiffusionObjective:
     condition: Condition
     perceptual: PerceptualNetwork | None
     accelerator: Accelerator
+    judging: PerceptualNetwork | None = None
+    """The frozen network whose features a discriminator judges."""
     schedule: NoiseSchedule = field(init=False)
     low_res: LowRes | None = field(init=False)
     image_losses: ImageLosses = field(init=False)
+    stage: Stage = field(init=False)
 
     def __post_init__(self) -> None:
         self.schedule, self.low_res = NoiseSchedule(self.recipe.schedule), low_res_of(self.recipe)
         self.weighting = weighting_of(self.recipe)
-        self.discriminator = build_discriminator(self.recipe)
+        self.discriminator = build_discriminator(self.recipe, self.condition, self.judging)
         self.image_losses = ImageLosses(len(self.schedule), self.accelerator, None, None)
+        self.stage = self.recipe.stages[0]
 
     @property
     def adversary(self) -> Adversary | None:
         return self.image_losses.adversary
 
     def begin(self, stage: Stage) -> None:
-        steps = len(self.schedule)
-        self.image_losses = losses_of(stage, self.perceptual, self.discriminator, steps, self.accelerator)
+        self.stage, steps = stage, len(self.schedule)
+        self.image_losses = losses_of(self.recipe, stage, self.perceptual, self.discriminator, steps, self.accelerator)
 
-    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> Critique:
+    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> LossOutput:
         """Some conditions are replaced by the null condition. Seed and number of a sample decide all that is random
         about it."""
         recipe, device = self.recipe, self.accelerator.device
         x0 = batch.image.to(device)  # [B, 3, H, W]
-        t = timesteps_for(numbers, self.schedule, recipe.seed).to(device)  # [B]
+        paired = torch.ones(len(x0), dtype=torch.bool) if batch.paired is None else batch.paired
+        t = self._timesteps(numbers, paired).to(device)  # [B]
         noise = noise_for(recipe.seed, numbers, x0.shape[1:]).to(device)
         x_t = self.schedule.q_sample(x0, t, noise)
-        condition = self.condition.encode(batch.condition.to(device))  # [B, C, H, W]
+        encoded = self.condition.encode(batch.condition.to(device))  # [B, C, H, W]
         uniform = uniform_for(recipe.seed, "dropout", numbers, self.condition.draws)
-        condition = self.condition.dropped(condition, uniform, recipe.condition_dropout)
+        condition = self.condition.dropped(encoded, uniform, recipe.condition_dropout)
         low_res = None if batch.low_res is None else batch.low_res.to(device)  # [B, 3, h, w]
         with self.accelerator.autocast():
             output, variance = model(x_t, t, condition, low_res)
-        losses = diffusion_loss(
-            output, variance, x0, x_t, t, noise, self.schedule, self.weighting, recipe.loss.vb_weight
-        )
-        critique = Critique(losses.total.new_zeros(()))
+        found = LossOutput(x0.new_zeros(()))
         if self.image_losses.acting(within):
             x0_hat = self.schedule.to_x0(output.float(), x_t, t)
-            critique = self.image_losses.of(x0_hat, x0, low_res, t, within)
-        critique.total = losses.total + critique.total
-        critique.numbers = {"simple": losses.simple.mean().item(), "vb": losses.vb.mean().item()} | critique.numbers
-        return critique
+            predicted = Predicted(x0_hat, x0, t, numbers, low_res, encoded, paired.to(device))
+            found = self.image_losses.of(predicted, within)
+        rows = self._diffusion_rows(t, paired)
+        if rows is None or rows.any():
+            terms = (output, variance, x0, x_t, t, noise)
+            picked = terms if rows is None else tuple(None if x is None else x[rows] for x in terms)
+            losses = diffusion_loss(*picked, self.schedule, self.weighting, recipe.loss.vb_weight)  # type: ignore[arg-type]
+            share = 1.0 if rows is None else self.stage.diffusion.weight * rows.float().mean().item()
+            found.total = (losses.total if share == 1 else share * losses.total) + found.total
+            eq3 = {"simple": Mean(losses.simple.sum().item(), len(losses.simple)), "vb": Mean.of(losses.vb.mean())}
+            found.metrics = eq3 | found.metrics
+        return found
 
-    def discriminator_loss(self, critique: Critique, numbers: range) -> tuple[Tensor, dict[str, float]]:
-        share = uniform_for(self.recipe.seed, "penalty", numbers).flatten()
-        return self.image_losses.discriminator_loss(critique, share)
+    def _timesteps(self, numbers: range, paired: Tensor) -> Tensor:
+        """One for each sample, [B]. Where there is no photograph there is no x_t but noise: the last."""
+        t, last = timesteps_for(numbers, self.schedule, self.recipe.seed), len(self.schedule) - 1
+        if self.stage.from_noise:
+            # the share begins at the top of the sequence, the rest is spread over all
+            rest = t / ((1 - self.stage.from_noise) * len(self.schedule)) if self.stage.from_noise < 1 else t + 1
+            t = torch.where(rest < 1, (rest * len(self.schedule)).long().clamp(max=last), last)
+        return torch.where(paired, t, last)
+
+    def _diffusion_rows(self, t: Tensor, paired: Tensor) -> Tensor | None:
+        """The rows on which eq. 3 acts, [B] booleans; None: on all, unweighted."""
+        spec = self.stage.diffusion
+        if paired.all() and spec == DiffusionLossSpec():
+            return None
+        return acts_at(t, len(self.schedule), spec.noise) & paired.to(t.device) & bool(spec.weight)
+
+    def discriminator_loss(self, adversarial: Any, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
+        return self.image_losses.discriminator_loss(adversarial, numbers)
 
     def set_rates(self, share: float) -> None:
         """The discriminator's stays as it is."""
@@ -157,8 +184,10 @@ def objective_of(
     network: ImageNetwork,
     accelerator: Accelerator,
     train: SampleSet,
+    judging: PerceptualNetwork | None = None,
 ) -> Objective:
-    """What a recipe's run minimises. network: what it trains; train: what it trains on."""
+    """What a recipe's run minimises. network: what it trains; train: what it trains on; judging: the frozen network
+    behind the heads of its discriminator."""
     if isinstance(network, BaselineNetwork):
         return BaselineObjective(recipe, condition, network.baseline, perceptual, accelerator, train)
-    return DiffusionObjective(recipe, condition, perceptual, accelerator)
+    return DiffusionObjective(recipe, condition, perceptual, accelerator, judging)

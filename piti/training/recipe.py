@@ -5,21 +5,30 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, field_validator, model_validator
 
 from piti.baselines.base import baseline_spec
 from piti.checkpoints.lora import LoraSpec
 from piti.core.spec import Spec, SpecError
 from piti.data.degrade import DegradationSpec
+from piti.data.generated import GeneratedSpec
 from piti.data.pairs import FolderSpec
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.losses import weighting_named
+from piti.diffusion.losses import acts_at, adversarial_named, weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
-from piti.models import EncoderSpec, TextEncoderSpec, UNetSpec
+from piti.models import AlignedEncoderSpec, EncoderSpec, PixelHeadSpec, TextEncoderSpec, UNetSpec
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
-from piti.training.adversarial import AdversarialLossSpec, PerceptualLossSpec
+from piti.training.adversarial import (
+    AdversarialLossSpec,
+    ConsistencyLossSpec,
+    DiffusionLossSpec,
+    PerceptualLossSpec,
+    PixelLossSpec,
+    RangedLossSpec,
+)
 
 NETWORKS = ("encoder", "unet")
 GENERATOR = "generator"
@@ -47,6 +56,14 @@ class Stage(Spec):
     """Steps over which the learning rate rises linearly."""
     decay: float = Field(default=0.0, ge=0, le=1)
     """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
+    from_noise: float = Field(default=0.0, ge=0, le=1)
+    """The share of samples whose timestep is the last, T − 1, where a sampler begins: all that one step ever sees."""
+    diffusion: DiffusionLossSpec = DiffusionLossSpec()
+    """Eq. 3: its weight, and the timesteps at which it acts."""
+    pixel: PixelLossSpec | None = None
+    """The mean absolute difference on x̂₀, beyond the paper."""
+    consistency: ConsistencyLossSpec | None = None
+    """For an upsampler: the shrunk x̂₀ is the small image again, beyond the paper."""
     perceptual: PerceptualLossSpec | None = None
     """Eq. 4 on x̂₀, by the recipe's `perceptual` network."""
     adversarial: AdversarialLossSpec | None = None
@@ -58,6 +75,11 @@ class Stage(Spec):
         if not trains:
             raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
         return trains
+
+    def share_of(self, loss: RangedLossSpec, timesteps: int) -> float:
+        """The share of samples on whose timesteps a loss acts, of a schedule of so many."""
+        last = 1.0 if acts_at(torch.tensor([timesteps - 1]), timesteps, loss.noise).item() else 0.0
+        return self.from_noise * last + (1 - self.from_noise) * loss.count(timesteps) / timesteps
 
     def lr_at(self, step: int) -> float:
         """The learning rate of this stage's step `step`, counted from 0."""
@@ -82,19 +104,31 @@ class ModelSpec(Spec):
     """None where the UNet takes no condition (`token_width` null), or text."""
     text: TextEncoderSpec | None = None
     """The encoder of a prior. Its vocabulary and context follow from the condition."""
+    aligned: AlignedEncoderSpec | None = None
+    """Instead of an encoder of tokens, for a UNet without them: the condition's own maps, at the image's size."""
     unet: UNetSpec = UNetSpec()
+    head: PixelHeadSpec | None = None
+    """How pixels are made of the UNet's features; none: by one pixel shuffle of `patch_size`."""
 
     @model_validator(mode="before")
     @classmethod
     def _one_encoder(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("text") is not None and "encoder" not in values:
-            return {**values, "encoder": None}
-        return values
+        other = isinstance(values, dict) and (values.get("text") is not None or values.get("aligned") is not None)
+        return {**values, "encoder": None} if other and "encoder" not in values else values
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
         if self.encoder is not None and self.text is not None:
             raise ValueError("'encoder' and 'text' are both given; a translator has one encoder: remove one")
+        if self.aligned is not None and (self.encoder is not None or self.text is not None):
+            raise ValueError("'aligned' takes the place of 'encoder' and 'text'; give one of them")
+        if self.aligned is not None and self.aligned.size != self.image_size:
+            raise ValueError(f"'aligned.size' {self.aligned.size} is 'image_size' {self.image_size}; make them equal")
+        if self.head is not None and 2 ** len(self.head.channels) != self.patch_size:
+            raise ValueError(
+                f"'head.channels' are {len(self.head.channels)} and 'patch_size' is {self.patch_size}; each of them "
+                "doubles the sides, so give log2(patch_size) of them"
+            )
         if (self.encoder is None and self.text is None) != (self.unet.token_width is None):
             raise ValueError("'encoder' and 'unet.token_width' go together: give both, or make both null")
         if self.low_res is not None and (self.image_size % self.low_res or self.image_size == self.low_res):
@@ -183,6 +217,8 @@ class Recipe(Spec):
     """The adapters of stages that train `lora`; the run's model is saved beside the name of its `prior`."""
     base: str | None = None
     """For an upsampler: the model whose images it is to enlarge; the run's model is then both together."""
+    generated: GeneratedSpec | None = None
+    """For an upsampler: small images that a base made, mixed into training."""
     degradation: DegradationSpec | None = DegradationSpec()
     """For an upsampler: how its small images are degraded in training; null: shrunk and nothing else."""
     perceptual: PerceptualSpec = PerceptualSpec()
@@ -216,6 +252,8 @@ class Recipe(Spec):
             raise ValueError("'init' and 'prior' are both given; a run begins from one of them: remove the other")
         self._check_baseline()
         self._check_sizes()
+        if self.generated is not None and self.model.low_res is None:
+            raise ValueError("'generated' is for upsamplers; set model.low_res, or remove it")
         if self.model.detail is not None and self.schedule.prediction != "sample":
             raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
         if self.loss.weighting == "detail" and self.model.detail is None:
@@ -271,8 +309,13 @@ class Recipe(Spec):
         kind = self.condition.get("kind")
         if (kind == "text") != (model.text is not None):
             raise ValueError("condition: {kind: text} goes with 'model.text', the text encoder; give both, or neither")
-        if (kind == "none") != (model.unet.token_width is None):
+        if (kind == "none") != (model.unet.token_width is None and model.aligned is None):
             raise ValueError("condition: {kind: none} goes with 'model.encoder' null; give both, or neither")
+        if model.aligned is not None and (self.data.condition_side != size or size % model.aligned.stride):
+            raise ValueError(
+                f"crops of {size} px with conditions of {self.data.condition_side} px: 'model.aligned' needs both "
+                f"equal, and multiples of {model.aligned.stride}"
+            )
 
     def _check_image_losses(self, stage: Stage) -> None:
         for name in ("perceptual", "adversarial"):
@@ -280,11 +323,34 @@ class Recipe(Spec):
             if loss is None:
                 continue
             self._check_side(name)
-            if self.batch * loss.count(self.schedule.steps) < self.schedule.steps:
+            if self.batch * stage.share_of(loss, self.schedule.steps) < 1:
                 raise ValueError(
                     f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "
                     f"{self.batch}; widen it, or raise 'batch'"
                 )
+
+    def _check_upsampling(self, stage: Stage) -> None:
+        """What belongs to upsamplers alone."""
+        if stage.consistency is not None and self.model.low_res is None:
+            raise ValueError(f"stage '{stage.name}': 'consistency' is for upsamplers; set model.low_res, or remove it")
+        if stage.consistency is not None and self.degradation is not None and self.generated is None:
+            raise ValueError(
+                f"stage '{stage.name}': 'consistency' holds images to clean small ones; set degradation: null, or "
+                "'generated'"
+            )
+        adversarial = stage.adversarial
+        if self.generated is None or adversarial is None:
+            return
+        usual = adversarial_named(adversarial.kind).gradient_penalty
+        if usual if adversarial.gradient_penalty is None else adversarial.gradient_penalty:
+            raise ValueError(
+                f"stage '{stage.name}': the gradient penalty mixes each image with its photograph, and 'generated' "
+                "ones have none; set adversarial.gradient_penalty: 0, or take r1"
+            )
+        if adversarial.noise[1] < 1:
+            raise ValueError(
+                f"stage '{stage.name}': 'generated' images are made of noise alone; 'adversarial.noise' must reach 1"
+            )
 
     def _check_side(self, name: str) -> None:
         key, network = (
@@ -299,6 +365,7 @@ class Recipe(Spec):
     def _check_stages(self) -> None:
         for stage in self.stages:
             self._check_image_losses(stage)
+            self._check_upsampling(stage)
             if "encoder" in stage.trains and self.model.unet.token_width is None and stage.trains != NETWORKS:
                 raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
         if self.precision == "fp16" and any(stage.adversarial for stage in self.stages):

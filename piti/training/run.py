@@ -29,12 +29,13 @@ from piti.core.progress import steps_bar
 from piti.core.seeding import derive_seed
 from piti.data.batches import SampleSet
 from piti.data.folders import PairedFolder, check_together
+from piti.data.generated import WithGenerated
 from piti.data.pairs import ALONE
 from piti.data.shards.dataset import open_shards
 from piti.data.shards.index import check_reached, list_shards
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
-from piti.models.perceptual import PerceptualNetwork, load_perceptual, weights_source
+from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perceptual, weights_source
 from piti.training.cost import DEFAULT_GPU, cost_of, cost_rows, gpu_named
 from piti.training.distributed import build_accelerator
 from piti.training.init import adapt, begin
@@ -76,10 +77,13 @@ def _prepared(
         console.log(begin(translator, recipe) if isinstance(translator, Translator) else "weights drawn anew")
     adapted = adapt(translator, recipe) if recipe.adapts and isinstance(translator, Translator) else None
     training, validation = open_data(recipe, condition, console)
+    judging = build_judging(recipe)
     if resume:
         found = f"going on from {checkpoint}" if checkpoint else f"{folder.root} holds no checkpoint: a new run begins"
         console.log(found)
-    run = Run(recipe, condition, translator, training, validation, folder, accelerator, perceptual, base, adapted)
+    run = Run(
+        recipe, condition, translator, training, validation, folder, accelerator, perceptual, base, adapted, judging
+    )
     return run, checkpoint
 
 
@@ -174,7 +178,9 @@ def open_data(
     validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
     with steps_bar(console or Console(quiet=True), "checking the data") as on_step:
         check_together([training, validation] if validation else [training], on_step)
-    return training, validation
+    if recipe.generated is None or recipe.model.scale is None:
+        return training, validation
+    return WithGenerated(training, recipe.generated, condition, recipe.model.scale), validation
 
 
 def build_network(recipe: Recipe, condition: Condition) -> ImageNetwork:
@@ -221,6 +227,12 @@ def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
     return load_perceptual(recipe.perceptual) if compares_features(recipe) else None
 
 
+def build_judging(recipe: Recipe) -> PerceptualNetwork | None:
+    """The frozen network whose features the discriminator judges, none where it judges none. Raises UserError."""
+    features = recipe.discriminator.features
+    return load_perceptual(features) if features is not None and recipe.adversarial else None
+
+
 def compares_features(recipe: Recipe) -> bool:
     """Whether a loss of the recipe's compares features of its perceptual network."""
     if recipe.baseline is not None:
@@ -254,7 +266,10 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
 
     Where the condition is not known yet, the encoder's own `in_channels` stand.
     """
-    encoder = text = None
+    encoder = text = aligned = None
+    if model.aligned is not None:
+        channels = model.aligned.in_channels if condition is None else condition.channels
+        aligned = model.aligned.model_copy(update={"in_channels": channels}).to_dict()
     if model.encoder is not None:
         channels = model.encoder.in_channels if condition is None else condition.channels
         encoder = model.encoder.model_copy(update={"in_channels": channels}).to_dict()
@@ -270,6 +285,8 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
         "low_res": model.low_res,
         "learned_variance": model.learned_variance,
         "detail": model.detail,
+        "aligned_spec": aligned,
+        "head_spec": None if model.head is None else model.head.to_dict(),
     }
 
 
@@ -309,15 +326,16 @@ def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, st
     find_base(recipe, condition)
     rows = {"begins": beginning(recipe, condition)} if begins else {}
     if compares_features(recipe):
-        rows["perceptual"] = _features(recipe)
+        rows["perceptual"] = _features(recipe.perceptual)
+    if recipe.discriminator.features is not None:
+        rows["discriminator"] = f"also judges features of {_features(recipe.discriminator.features)}"
     training, validation = open_data(recipe, condition)
     rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
     return rows
 
 
-def _features(recipe: Recipe) -> str:
-    """Where the weights of the perceptual network come from. Checks a file, and fetches nothing. Raises UserError."""
-    spec = recipe.perceptual
+def _features(spec: PerceptualSpec) -> str:
+    """Where the weights of a frozen network come from. Checks a file, and fetches nothing. Raises UserError."""
     source = weights_source(spec)
     if isinstance(source, str):
         return f"{spec.network}, from the hub's {source} or its cache when the run begins"

@@ -10,11 +10,12 @@ from torch import nn
 
 from piti.baselines import ImageNetwork
 from piti.checkpoints.lora import adapter_parameters
+from piti.conditions import Condition
 from piti.core.seeding import derive_seed
 from piti.data.batches import LowRes
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.models import Translator
-from piti.models.discriminator import PatchDiscriminator
+from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import ImageLosses, build_adversary
 from piti.training.recipe import GENERATOR, LORA, NETWORKS, OptimizerSpec, Recipe, Stage
@@ -27,18 +28,23 @@ def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...]) -> list[nn.Pa
     """
     learning: list[nn.Parameter] = []
     for name in (*NETWORKS, GENERATOR):
-        part = getattr(network, name, None)
-        if part is None:  # an upsampler may have no encoder
-            continue
-        part.requires_grad_(name in trains)
-        if name in trains:
-            learning += list(part.parameters())
+        for part in parts_named(network, name):
+            part.requires_grad_(name in trains)
+            if name in trains:
+                learning += list(part.parameters())
     if LORA in trains and isinstance(network, Translator):
         adapters = adapter_parameters(network)
         for parameter in adapters:
             parameter.requires_grad_(True)
         learning += adapters
     return learning
+
+
+def parts_named(network: ImageNetwork, name: str) -> list[nn.Module]:
+    """The modules that a recipe calls by a name of `NETWORKS`: a pixel head belongs to its UNet. An upsampler may
+    have no encoder."""
+    names = (name, "head") if name == "unet" else (name,)
+    return [part for part in (getattr(network, one, None) for one in names) if part is not None]
 
 
 def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: OptimizerSpec) -> torch.optim.AdamW:
@@ -62,26 +68,36 @@ def weighting_of(recipe: Recipe) -> Weighting:
     return weighting_named(recipe.loss.weighting)
 
 
-def build_discriminator(recipe: Recipe) -> PatchDiscriminator | None:
-    """One for all adversarial stages, its weights drawn from the recipe's seed; none where there are none."""
+def build_discriminator(
+    recipe: Recipe, condition: Condition, judging: PerceptualNetwork | None = None
+) -> PatchDiscriminator | DiscriminatorEnsemble | None:
+    """One for all adversarial stages, its weights drawn from the recipe's seed; none where there are none.
+
+    judging: the frozen network of `discriminator.features`, where the recipe has them.
+    """
     if not any(stage.adversarial for stage in recipe.stages):
         return None
     torch.manual_seed(derive_seed(recipe.seed, "discriminator"))
-    return PatchDiscriminator(recipe.discriminator)
+    if recipe.discriminator.features is None:
+        return PatchDiscriminator(recipe.discriminator, condition_channels=condition.channels)
+    return DiscriminatorEnsemble(recipe.discriminator, judging, condition.channels)
 
 
 def losses_of(
+    recipe: Recipe,
     stage: Stage,
     perceptual: PerceptualNetwork | None,
-    discriminator: PatchDiscriminator | None,
+    discriminator: nn.Module | None,
     steps: int,
     accelerator: Accelerator,
 ) -> ImageLosses:
     """The stage's losses on x̂₀, their networks on the device and prepared. steps: T of the noise schedule."""
-    compared = adversary = None
+    compared = adversary = consistency = None
     if stage.perceptual is not None and perceptual is not None:
         compared = (stage.perceptual, perceptual.to(accelerator.device))
     if stage.adversarial is not None and discriminator is not None:
         spec = stage.adversarial
         adversary = (spec, build_adversary(discriminator, spec.lr, spec.betas, accelerator))
-    return ImageLosses(steps, accelerator, compared, adversary)
+    if stage.consistency is not None:
+        consistency = (stage.consistency, recipe.degradation is None)
+    return ImageLosses(steps, accelerator, compared, adversary, stage.pixel, consistency, recipe.seed, stage.share_of)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from piti.baselines.losses import (
+    LEAST_SQUARES,
     check_sizes,
     class_loss,
     class_weights,
@@ -16,7 +17,6 @@ from piti.baselines.losses import (
     feature_matching,
     label_mix,
     label_mix_consistency,
-    least_squares_discriminator,
     least_squares_generator,
     mix,
     perceptual_difference,
@@ -32,8 +32,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def test_least_squares() -> None:
     logits = torch.tensor([[[1.0, 3.0]], [[0.0, -2.0]]])
     assert least_squares_generator(logits).tolist() == [2.0, 5.0]  # (0 + 4)/2, (1 + 9)/2
-    assert least_squares_discriminator(logits, 1 - logits).tolist() == [2.0, 5.0]  # both halves alike
-    assert least_squares_discriminator(torch.ones(2, 1), torch.zeros(2, 1)).tolist() == [0.0, 0.0]
+    assert LEAST_SQUARES.discriminator(logits, 1 - logits).tolist() == [2.0, 5.0]  # both halves alike
+    assert LEAST_SQUARES.discriminator(torch.ones(2, 1), torch.zeros(2, 1)).tolist() == [0.0, 0.0]
 
 
 def test_feature_matching_sums_mean_differences_of_layers() -> None:

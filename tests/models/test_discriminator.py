@@ -14,7 +14,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.diffusion.losses import ADVERSARIAL, gradient_penalty
-from piti.models.discriminator import DiscriminatorSpec, PatchDiscriminator
+from piti.models.discriminator import DiscriminatorEnsemble, DiscriminatorSpec, PatchDiscriminator, all_logits
+from piti.models.perceptual import PerceptualNetwork
 
 
 def tiny(**changes: object) -> PatchDiscriminator:
@@ -218,3 +219,77 @@ def test_wrong_specs_say_what_is_wrong() -> None:
             tiny(channels=channels)
     with pytest.raises(SpecError, match="'norm' = 'batch'"):
         tiny(norm="batch")
+
+
+# Heads on frozen features
+
+
+FEATURES = {"network": "squeezenet1_1", "layers": [1, 3]}
+
+
+def ensemble(condition_channels: int = 4, **changes: object) -> DiscriminatorEnsemble:
+    torch.manual_seed(0)
+    values = {"channels": [8, 12], "features": FEATURES, "feature_width": 8, "condition": True} | changes
+    spec = DiscriminatorSpec.parse(values, "test")
+    assert spec.features is not None
+    return DiscriminatorEnsemble(spec, PerceptualNetwork(spec.features), condition_channels)
+
+
+def test_an_ensemble_judges_pixels_and_every_layer() -> None:
+    condition = torch.rand(2, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    logits = ensemble()(images(side=64), images(side=16), condition)
+    assert [list(one.shape) for one in logits] == [[2, 1, 30, 30], [2, 1, 31, 31], [2, 1, 15, 15]]
+    assert [list(one.shape) for one in ensemble(pixels=False)(images(side=64), images(side=16), condition)] == [
+        [2, 1, 31, 31],
+        [2, 1, 15, 15],
+    ]
+    assert all_logits(logits[0]) == (logits[0],)
+
+
+def test_every_logit_sees_the_condition_and_the_small_image() -> None:
+    network = ensemble().eval()
+    image, small = images(side=64), images(side=16)
+    condition = torch.rand(2, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    before = network(image, small, condition)
+    for other in (network(image, small.flip(-1), condition), network(image, small, condition.flip(-1))):
+        assert all(not torch.allclose(a, b) for a, b in zip(before, other, strict=True))
+
+
+def test_the_frozen_network_is_neither_trained_nor_saved_and_passes_gradients() -> None:
+    network = ensemble()
+    assert network.frozen is not None
+    assert not any(key.startswith(("_frozen", "frozen")) for key in network.state_dict())
+    assert {id(p) for p in network.parameters()}.isdisjoint({id(p) for p in network.frozen.parameters()})
+    image = images(side=64).requires_grad_()
+    for one in network(image, images(side=16), torch.zeros(2, 4, 64, 64))[1:]:
+        (slope,) = torch.autograd.grad(one.sum(), image, retain_graph=True)
+        assert slope.abs().sum() > 0
+    assert all(p.grad is None for p in network.frozen.parameters())
+
+
+def test_features_of_any_size_are_judged_alike() -> None:
+    """They enter with unit length: only the last channel knows how large they were."""
+    head = ensemble().heads[0]
+    features = torch.rand(1, 64, 5, 5, generator=torch.Generator().manual_seed(0)) + 0.1
+    with torch.no_grad():
+        head.features.parametrizations.weight.original[:, -1] = 0  # type: ignore[union-attr, index]
+        told = torch.zeros(1, 7, 10, 10)
+        torch.testing.assert_close(head.eval()(features, told), head(50 * features, told), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "says"),
+    [
+        ({}, (images(side=64), images(side=16), None), "needs a condition, got none"),
+        ({"condition": False}, (images(side=64), images(side=16), torch.zeros(2, 4, 64, 64)), "takes no condition"),
+        ({}, (images(side=4), images(side=1), torch.zeros(2, 4, 4, 4)), "images of at least 6 px"),
+    ],
+)
+def test_an_ensemble_refuses_what_it_cannot_see(changes: dict[str, object], given: tuple, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ensemble(**changes)(*given)
+
+
+def test_something_must_be_judged() -> None:
+    with pytest.raises(SpecError, match="nothing would be judged"):
+        DiscriminatorSpec.parse({"pixels": False}, "test")

@@ -377,8 +377,8 @@ def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_wrong_specs_say_what_is_wrong() -> None:
-    with pytest.raises(SpecError, match="unknown perceptual network 'vgg16'; did you mean 'vgg19'"):
-        spec(network="vgg16")
+    with pytest.raises(SpecError, match="unknown perceptual network 'vgg18'; did you mean 'vgg1"):
+        spec(network="vgg18")
     for layers in ([], [4, 1], [1, 1], [-1], [13]):
         with pytest.raises(SpecError, match="ascending numbers from 0 to 12"):
             spec(layers=layers)

@@ -18,11 +18,14 @@ from piti.checkpoints.folder import ModelError, ModelFolder
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.data import DataError
+from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
+from piti.pipelines.options import Settings
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, TrainingInterrupted, plan, train
 from piti.training.loop import Trainer
+from piti.training.objectives import DiffusionObjective
 from piti.training.recipe import RecipeError
 from tests.conftest import TINY_MODEL, tiny_recipe
 
@@ -395,9 +398,187 @@ def test_perceptual_weights_with_wrong_keys_stop_before_the_data(
         ({"perceptual": {"network": "vgg19", "layers": [1], "layer_weights": [1, 2]}}, "give one of each"),
         ({"loss": {"weighting": "detail"}}, "is for an upsampler with 'model.detail'"),
         ({"degradation": {"blurr": 1}}, "did you mean 'blur'"),
-        ({"perceptual": {"network": "vgg16"}}, "did you mean 'vgg19'"),
+        ({"perceptual": {"network": "vgg18"}}, "did you mean 'vgg1"),
     ],
 )
 def test_impossible_recipes(tiny_data: Path, features: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message.replace("[", r"\[")):
         upsampler_recipe(tiny_data, features, **changes)
+
+
+# Beyond the paper: a condition at the large size, heads on features, generated small images
+
+
+ALIGNED = {
+    "image_size": 32,
+    "low_res": 16,
+    "patch_size": 2,
+    "aligned": {"size": 32, "channels": [4, 8, 8]},
+    "head": {"channels": [8], "layers": 0},
+    "learned_variance": False,
+    "detail": 0.2,
+    "unet": MODEL["unet"],
+}
+MIXED = {
+    "name": "adversarial",
+    "trains": ["encoder", "unet"],
+    "steps": 4,
+    "lr": 1e-3,
+    "from_noise": 1.0,
+    "diffusion": {"weight": 0.0},
+    "pixel": {"weight": 1.0},
+    "consistency": {"weight": 0.5},
+    "perceptual": {"weight": 0.01, "after": 0, "noise": [0.0, 1.0]},
+    "adversarial": {
+        "kind": "hinge", "weight": 0.1, "after": 1, "noise": [0.0, 1.0], "augment": ["colour", "shift"], "r1": 0.1,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def generated(tiny_data: Path, tmp_path: Path) -> Path:
+    """What a base made of the training masks."""
+    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
+    pipeline = PITIPipeline.from_pretrained(tmp_path / "base")
+    pipeline.set_progress_bar_config(disable=True)
+    translate_files(
+        pipeline, [tiny_data / "labels"], tmp_path / "generated", Settings(steps=2, base_only=True), name="base"
+    )
+    return tmp_path / "generated"
+
+
+def mixed_recipe(root: Path, features: dict[str, Any], generated: Path | None, **changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "condition": {"kind": "mask"},
+        "model": ALIGNED,
+        "degradation": None,
+        "schedule": {"prediction": "sample"},
+        "discriminator": {"channels": [4, 8], "condition": True, "features": features, "feature_width": 8},
+        "generated": None if generated is None else {"root": str(generated), "share": 0.5},
+        "stages": [MIXED],
+        "log_every": 1,
+        "preview": {"every": 4, "count": 2, "steps": 1, "guidance": {"w": 0.0}},
+    }
+    return upsampler_recipe(root, features, **(values | changes))
+
+
+def test_an_upsampler_learns_from_all_its_losses_at_once(
+    tiny_data: Path, tmp_path: Path, features: Any, generated: Path
+) -> None:
+    recipe = mixed_recipe(tiny_data, features, generated, base=str(tmp_path / "base"))
+    model = train(recipe, tmp_path / "run")
+    logged = [row for row in rows(tmp_path / "run") if "loss" in row]
+    assert all("simple" not in row for row in logged)  # eq. 3 has no weight
+    for row in logged[1:]:
+        parts = row["pixel"] + 0.5 * row["consistency"] + 0.01 * row["perceptual"] + 0.1 * row["adversarial"]
+        assert row["loss"] == pytest.approx(parts, rel=1e-4)
+        assert 0 <= row["discriminator_accuracy"] <= 1
+    pipeline = PITIPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    mask = next((tiny_data / "labels").iterdir())
+    assert pipeline(mask, steps=2, upsampler_steps=1, upsampler_sampler="ddim").images[0].size == (40, 32)
+
+
+def test_a_mixed_run_resumed_is_as_if_never_stopped(
+    tiny_data: Path, tmp_path: Path, features: Any, generated: Path
+) -> None:
+    recipe = mixed_recipe(tiny_data, features, generated)
+    train(recipe, tmp_path / "whole")
+    real = Trainer.train_step
+
+    def interrupted(self: Trainer, *args: Any) -> Any:
+        if self.state.step == 2:
+            self.stop.asked = True
+        return real(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, tmp_path / "parts")
+    train(recipe, tmp_path / "parts", resume=True)
+    whole, parts = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "parts" / WEIGHTS)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def timesteps_of(tiny_data: Path, tmp_path: Path, features: Any, **stage: Any) -> list[int]:
+    seen: list[int] = []
+    real = DiffusionObjective._timesteps
+
+    def watched(self: DiffusionObjective, numbers: range, paired: torch.Tensor) -> torch.Tensor:
+        t = real(self, numbers, paired)
+        seen.extend(t.tolist())
+        return t
+
+    plain = {key: MIXED[key] for key in ("name", "trains", "lr", "pixel")} | {"steps": 50} | stage
+    recipe = mixed_recipe(tiny_data, features, None, stages=[plain], preview={"every": 100, "steps": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionObjective, "_timesteps", watched)
+        train(recipe, tmp_path / "run")
+    return seen
+
+
+def test_a_share_of_samples_begins_from_noise(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    t = timesteps_of(tiny_data, tmp_path, features, from_noise=0.75)
+    last = sum(x == 999 for x in t) / len(t)
+    assert last == pytest.approx(0.75, abs=0.02)
+    others = [x for x in t if x < 999]
+    assert min(others) < 40
+    assert max(others) > 950
+    assert sum(others) / len(others) == pytest.approx(500, abs=40)
+
+
+def test_eq_3_acts_in_its_range_with_its_weight(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    stage = {key: MIXED[key] for key in ("name", "trains", "lr")} | {"steps": 1}
+    for name, diffusion in (("whole", {}), ("half", {"weight": 0.5}), ("low", {"noise": [0.0, 0.5]})):
+        recipe = mixed_recipe(tiny_data, features, None, stages=[stage | {"diffusion": diffusion}])
+        train(recipe, tmp_path / name)
+    whole, half, low = (rows(tmp_path / name)[0] for name in ("whole", "half", "low"))
+    assert half["loss"] == pytest.approx(0.5 * whole["loss"], rel=1e-4)
+    assert half["simple"] == pytest.approx(whole["simple"], rel=1e-4)
+    assert 0 < low["loss"] < whole["loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"discriminator": {"features": {"network": "vgg16", "layers": [30]}}}, "'data.size' 16 is less than the"),
+        ({"data": {"condition_size": 16}}, "'model.aligned' needs both"),
+        ({"condition": {"kind": "none"}}, "'model.encoder' null"),
+        ({"stages": [MIXED | {"adversarial": {"kind": "wgan_gp", "noise": [0.0, 1.0]}}]}, "mixes each image with its"),
+        (
+            {"stages": [MIXED | {"from_noise": 0.5, "adversarial": {"kind": "hinge", "noise": [0, 0.9]}}]},
+            "must reach 1",
+        ),
+        ({"stages": [MIXED | {"adversarial": {"augment": ["colors"]}}]}, "did you mean 'colour'"),
+    ],
+)
+def test_recipes_that_cannot_be(tiny_data: Path, features: Any, changes: dict[str, Any], says: str) -> None:
+    data = {"root": str(tiny_data), "size": 32, "crop_scale": [1.0, 1.0]} | changes.get("data", {})
+    if "features" in changes.get("discriminator", {}):
+        data["size"] = 16
+    with pytest.raises(SpecError, match=says):
+        mixed_recipe(tiny_data, features, Path("generated"), **(changes | {"data": data}))
+
+
+def test_consistency_needs_clean_small_images(tiny_data: Path, features: Any) -> None:
+    with pytest.raises(SpecError, match="'consistency' holds images to clean small ones"):
+        mixed_recipe(tiny_data, features, None, degradation={})
+
+
+def test_generated_images_of_another_condition_end_before_the_first_step(
+    tiny_data: Path, tmp_path: Path, features: Any, generated: Path
+) -> None:
+    classes = json.loads((tiny_data / "classes.json").read_text())
+    classes["classes"][0]["name"] = "ceiling"
+    (tiny_data / "classes.json").write_text(json.dumps(classes))
+    with pytest.raises(DataError, match="another condition than this recipe's"):
+        train(mixed_recipe(tiny_data, features, generated), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_upsampler_with_a_condition_needs_one(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    plain = {key: MIXED[key] for key in ("name", "trains", "lr", "pixel")} | {"steps": 1}
+    model = train(mixed_recipe(tiny_data, features, None, stages=[plain]), tmp_path / "run")
+    upsampler = Translator.from_pretrained(model / "upsampler")
+    with pytest.raises(UserError, match=r"expects a condition of shape \[B, 3, H, W\]"):
+        upsampler(torch.zeros(1, 3, 32, 32), torch.tensor(5), torch.zeros(1, 0, 0, 0), torch.zeros(1, 3, 16, 16))

@@ -1,0 +1,122 @@
+"""Small images of a base in an upsampler's training: whose they are, how they are cut, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piti.conditions import ClassTable, MaskCondition
+from piti.conditions.base import meaning_hash
+from piti.core.images import save_png
+from piti.core.seeding import generator_for
+from piti.data.batches import BatchStream, LowRes
+from piti.data.folders import PairedFolder
+from piti.data.generated import GeneratedSpec, WithGenerated
+from piti.data.pairs import FolderSpec
+from piti.data.problems import DataError
+
+
+@pytest.fixture
+def condition(tiny_data: Path) -> MaskCondition:
+    return MaskCondition(ClassTable.read(tiny_data / "classes.json"))
+
+
+def said(condition: MaskCondition, **changes: str) -> dict[str, str]:
+    values = {"base_only": "True", "raw_form": json.dumps({"reads": meaning_hash(condition)})} | changes
+    return {f"piti:{key}": value for key, value in values.items()}
+
+
+def write(folder: Path, name: str, text: dict[str, str], size: tuple[int, int] = (20, 16)) -> None:
+    """A small image whose red is 10 times its column's number."""
+    columns = np.broadcast_to(np.arange(size[0], dtype=np.uint8) * 10, size[::-1])
+    pixels = np.stack([columns, np.zeros_like(columns), np.zeros_like(columns)], axis=-1)
+    folder.mkdir(exist_ok=True)
+    save_png(Image.fromarray(pixels), folder / name, text)
+
+
+def pairs_of(root: Path, condition: MaskCondition, flip: bool = False) -> PairedFolder:
+    spec = FolderSpec(root=root, size=16, crop_scale=(0.5, 0.5), flip=flip)
+    return PairedFolder(spec, condition, "train")
+
+
+def test_generated_samples_lie_over_their_condition(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
+    write(tmp_path / "g", "scene-03_0.png", said(condition))
+    pairs = pairs_of(tiny_data, condition)
+    mixed = WithGenerated(pairs, GeneratedSpec(root=tmp_path / "g", share=0.999), condition, 2)
+    raw = np.asarray(Image.open(tiny_data / "labels/scene-03.png"))  # 32 x 40, twice the small image
+    seen = set()
+    for n in range(40):
+        sample = mixed.sample(0, generator_for(0, "test", n))
+        assert sample.key == "scene-03"
+        assert sample.low_res is not None
+        assert sample.low_res.shape == (3, 8, 8)
+        left = round(float((sample.low_res[0, 0, 0] + 1) * 127.5)) // 10
+        seen.add(left)
+        tops = [top for top in range(9) if np.array_equal(raw[2 * top :][:16, 2 * left :][:, :16], sample.condition[0])]
+        assert tops, "the condition is not what lies over the small image"
+        assert not sample.image.any()
+    assert min(seen) == 0
+    assert max(seen) == 12
+
+
+def test_mirrored_ones_mirror_both(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
+    write(tmp_path / "g", "scene-03_0.png", said(condition))
+    spec = GeneratedSpec(root=tmp_path / "g", share=0.999)
+    plain = WithGenerated(pairs_of(tiny_data, condition), spec, condition, 2)
+    flipping = WithGenerated(pairs_of(tiny_data, condition, flip=True), spec, condition, 2)
+    mirrored = 0
+    for n in range(20):
+        one, other = (each.sample(0, generator_for(0, "test", n)) for each in (plain, flipping))
+        assert one.low_res is not None
+        assert other.low_res is not None
+        if not torch.equal(one.low_res, other.low_res):
+            mirrored += 1
+            assert torch.equal(one.low_res.flip(-1), other.low_res)
+            assert torch.equal(one.condition.flip(-1), other.condition)
+    assert 0 < mirrored < 20
+
+
+def test_a_batch_says_which_rows_have_a_photograph(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
+    for k in range(3):
+        write(tmp_path / "g", f"scene-0{k}_{k}.png", said(condition))
+    pairs = pairs_of(tiny_data, condition)
+    mixed = WithGenerated(pairs, GeneratedSpec(root=tmp_path / "g", share=0.5), condition, 2)
+    stream = BatchStream(mixed, 8, seed=0, low_res=LowRes(2, None))
+    paired = [batch.paired for batch in (stream[k] for k in range(12)) if batch.paired is not None]
+    share = torch.cat(paired).float().mean().item()
+    assert 0.3 < share < 0.7
+    batch = stream[0]
+    assert batch.low_res is not None
+    assert batch.paired is not None
+    assert all(bool(image.any()) == has for image, has in zip(batch.image, batch.paired.tolist(), strict=True))
+    assert torch.equal(stream[0].low_res, batch.low_res)  # type: ignore[arg-type]
+    assert BatchStream(pairs, 8, seed=0, low_res=LowRes(2, None))[0].paired is None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "size", "says"),
+    [
+        ("scene-00_0.png", {"base_only": "False"}, (20, 16), "images that no base generated"),
+        ("scene-00_0.png", {"raw_form": '{"reads": "another"}'}, (20, 16), "another condition than this recipe's"),
+        ("scene-00_0.png", {}, (20, 7), "smaller than the 8 px of a crop"),
+        ("scene-11_0.png", {}, (20, 16), "holds no STEM_NUMBER.png of the training conditions"),  # validation's
+        ("scene-00.png", {}, (20, 16), "such as scene-00_0.png"),
+    ],
+)
+def test_images_that_cannot_be_used_are_named(
+    tiny_data: Path, tmp_path: Path, condition: MaskCondition, name: str, changes: Any, size: Any, says: str
+) -> None:
+    write(tmp_path / "g", name, said(condition, **changes), size)
+    with pytest.raises(DataError, match=says):
+        WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "g"), condition, 2)
+
+
+def test_a_folder_that_is_not_there(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
+    with pytest.raises(DataError, match=r"generated\.root: .* is no folder; make it by piti translate"):
+        WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "none"), condition, 2)
