@@ -17,7 +17,7 @@ from piti.core.seeding import generator_for
 from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
-from piti.models import ConditionEncoder, TextEncoder, Tokens, Translator
+from piti.models import AlignedEncoder, ConditionEncoder, TextEncoder, Tokens, Translator
 from piti.pipelines.canvas import Frame, fitted
 
 OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, 3, H, W])
@@ -202,7 +202,7 @@ def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translato
         _check_read(name, translator.encoder, condition)
 
 
-def _check_read(name: str, encoder: ConditionEncoder | TextEncoder, condition: Condition) -> None:
+def _check_read(name: str, encoder: ConditionEncoder | TextEncoder | AlignedEncoder, condition: Condition) -> None:
     remedy = "give the condition that it was trained with"
     if isinstance(encoder, TextEncoder) != isinstance(condition, TextCondition):
         what = "text" if isinstance(encoder, TextEncoder) else "pictures"

@@ -38,6 +38,7 @@ def mean_over_processes(accelerator: Accelerator, metrics: Mapping[str, Mean]) -
     """Means over all processes, which have the same names, as numbers."""
     if accelerator.num_processes == 1:
         return values_of(metrics)
-    values = torch.tensor([list(mean) for mean in metrics.values()], device=accelerator.device)  # [K, 2]
+    rows = [list(mean) for mean in metrics.values()]
+    values = torch.tensor(rows, dtype=torch.float64, device=accelerator.device)  # [K, 2]
     sums = cast(Tensor, accelerator.reduce(values, "sum"))
     return values_of({name: Mean(*row) for name, row in zip(metrics, sums.tolist(), strict=True)})

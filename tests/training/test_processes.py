@@ -230,7 +230,7 @@ def test_an_adversary_sees_the_samples_as_one_process_does(place: Path, data: Pa
     # the discriminator's first steps by AdamW are signs of gradients, also of those that are all but 0
     logits = dict.fromkeys(["adversarial", "discriminator", "discriminator_grad_norm"], 1e-4)
     assert_same_curve(place / "upsampler", tmp_path / "run", **logits)
-    assert "told_apart" in rows(tmp_path / "run")[-2]
+    assert "discriminator_accuracy" in rows(tmp_path / "run")[-2]
 
 
 def test_sharded_weights_have_the_curve_of_whole_ones(place: Path, one: Path, two: Any) -> None:
