@@ -32,7 +32,7 @@ from piti.diffusion.schedule import NoiseSchedule
 from piti.prepare.packable import PackJob
 from piti.prepare.shards import pack_shards
 from piti.training import Recipe, read_recipe
-from piti.training.run import build_condition, build_translator
+from piti.training.build import build_condition, build_translator
 
 TURNS = 3
 WARM_UP = 3

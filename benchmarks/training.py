@@ -23,9 +23,8 @@ from piti.data.batches import BatchStream
 from piti.diffusion.losses import diffusion_loss
 from piti.diffusion.schedule import NoiseSchedule
 from piti.training import Recipe, read_recipe, train
-from piti.training.recipe import Stage
-from piti.training.run import build_condition, build_translator, open_data
-from piti.training.stages import low_res_of
+from piti.training.build import build_condition, build_translator, low_res_of, open_data
+from piti.training.stages import Stage
 
 WARM_UP = 5
 

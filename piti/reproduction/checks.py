@@ -12,7 +12,8 @@ from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import Plan, Row, Training
 from piti.reproduction.runs import Shop, progress_of, recipe_of
 from piti.training import Recipe
-from piti.training.run import beginning, build_condition, known_condition
+from piti.training.build import build_condition, known_condition
+from piti.training.plan import beginning
 
 JUDGES = {"squeezenet1_1": "squeezenet"}
 """Perceptual networks that are feature networks too, by the latter's names."""

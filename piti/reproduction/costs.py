@@ -14,8 +14,8 @@ from piti.reproduction.plans import SETS, Plan, Row, Training
 from piti.reproduction.runs import Shop, progress_of, recipe_of
 from piti.reproduction.tables import decimals_for, number
 from piti.training import Recipe, RunFolder, read_recipe
+from piti.training.build import build_condition, known_condition, network_config
 from piti.training.cost import DEFAULT_GPU, GPU, cost_of, gpu_named
-from piti.training.run import build_condition, known_condition, network_config
 from piti.training.run_folder import RECIPE_FILE, read_state
 
 ASSUMED = 30.0

@@ -22,7 +22,7 @@ from piti.reproduction.plans import Plan, Row, Training, described
 from piti.reproduction.runs import Judges, Shop, begin_folder, evaluated, recipe_of, sampled, trained
 from piti.reproduction.tables import Facts, Line, Table
 from piti.training import TrainingInterrupted
-from piti.training.run import build_condition
+from piti.training.build import build_condition
 
 Work = tuple[int, Row]
 """A seed and a row."""

@@ -1,10 +1,12 @@
 """Training: recipes, stages, the loop, and runs that survive being killed."""
 
 from piti.training.loop import TrainingDiverged, TrainingInterrupted
-from piti.training.recipe import Recipe, RecipeError, Stage
+from piti.training.plan import plan
+from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import read_recipe, write_recipe
-from piti.training.run import plan, train
+from piti.training.run import train
 from piti.training.run_folder import RunError, RunFolder
+from piti.training.stages import Stage
 
 __all__ = [
     "Recipe",

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from piti.core.spec import Spec, choices
 from piti.data.degrade import resize_antialiased
-from piti.diffusion.augmentation import DRAWS, KINDS, augmented
+from piti.diffusion.augmentation import DRAWS, augmented
 from piti.diffusion.losses import (
     AdversarialLoss,
     acts_at,
@@ -25,90 +23,15 @@ from piti.diffusion.losses import (
 )
 from piti.models.discriminator import all_logits, enlarged_to
 from piti.models.perceptual import PerceptualNetwork
+from piti.training.losses import (
+    AdversarialLossSpec,
+    ConsistencyLossSpec,
+    PerceptualLossSpec,
+    PixelLossSpec,
+    RangedLossSpec,
+)
 from piti.training.metrics import Mean
 from piti.training.sample_noise import uniform_for
-
-
-class RangedLossSpec(Spec):
-    """How much a loss counts, and at which timesteps."""
-
-    weight: float = Field(default=1.0, ge=0)
-    noise: tuple[float, float] = (0.0, 1.0)
-    """The timesteps at which it acts, as shares of T, from and below."""
-
-    @field_validator("noise")
-    @classmethod
-    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < value[1] <= 1:
-            raise ValueError("expected [from, below] with 0 <= from < below <= 1, shares of the timesteps")
-        return value
-
-    def count(self, steps: int) -> int:
-        """At how many of `steps` timesteps it acts."""
-        return int(acts_at(torch.arange(steps), steps, self.noise).sum())
-
-
-class DiffusionLossSpec(RangedLossSpec):
-    """Eq. 3 within a stage."""
-
-
-class PixelLossSpec(RangedLossSpec):
-    """The mean absolute difference of x̂₀ and x₀, beyond the paper."""
-
-
-class ConsistencyLossSpec(RangedLossSpec):
-    """The mean absolute difference of the shrunk x̂₀ and the small image that it was made of, beyond the paper.
-
-    For small images that are what shrinking a photograph gives: with a recipe's `degradation` only those that a base
-    generated are held to it.
-    """
-
-
-class ImageLossSpec(RangedLossSpec):
-    """When a loss on x̂₀ acts, and how much it counts."""
-
-    weight: float = Field(default=0.004, ge=0)
-    after: int = Field(default=1000, ge=0)
-    """Steps of the stage before it acts: until then x̂₀ is not yet worth judging."""
-    noise: tuple[float, float] = (0.0, 0.5)
-    """The timesteps at which it acts, as shares of T, from and below. At large t x̂₀ is the mean of many images:
-    of a photograph's detail the plain street upsampler's x̂₀ has 85% at 0.2 T, 55% at 0.5 T, 42% at 0.9 T (bicubic:
-    32%; `benchmarks/predicted_images.py`). Where less than half is left, sharpness would be made up."""
-
-
-class PerceptualLossSpec(ImageLossSpec):
-    """Eq. 4. The network whose features are compared is the recipe's `perceptual`."""
-
-
-class AdversarialLossSpec(ImageLossSpec):
-    """Eq. 5. The discriminator is the recipe's `discriminator`."""
-
-    weight: float = Field(default=0.01, ge=0)
-    kind: str = "non_saturating"
-    """non_saturating, hinge or wgan_gp."""
-    lr: float = Field(default=1e-4, gt=0)
-    """Learning rate of the discriminator's AdamW."""
-    betas: tuple[float, float] = (0.5, 0.9)
-    gradient_penalty: float | None = Field(default=None, ge=0)
-    """Weight of the penalty on the discriminator's gradient; none: the loss's own."""
-    r1: float = Field(default=0.0, ge=0)
-    """γ of the penalty on the discriminator's slope at photographs (R1), γ/2 ‖∇D‖²; 0: none."""
-    augment: tuple[str, ...] = ()
-    """How all that a discriminator sees is changed, differentiably (Zhao et al. 2020): colour, shift, cutout."""
-
-    @field_validator("augment")
-    @classmethod
-    def _kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        for kind in kinds:
-            if kind not in KINDS:
-                raise ValueError(f"unknown augmentation '{kind}'; {choices(kind, KINDS)}")
-        return kinds
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        adversarial_named(kind)
-        return kind
 
 
 @dataclass(frozen=True)

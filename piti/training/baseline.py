@@ -23,8 +23,9 @@ from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, LossOutput, build_adversary, frozen
 from piti.training.metrics import Mean
 from piti.training.preview import fixed_batches
-from piti.training.recipe import PreviewSpec, Recipe, Stage
+from piti.training.recipe import PreviewSpec, Recipe
 from piti.training.sample_noise import noise_for, uniform_for
+from piti.training.stages import Stage
 
 SETTLING = 512
 """Training images over which the statistics of batch norms are taken anew for averaged weights."""

@@ -24,10 +24,10 @@ from piti.models import AlignedEncoder, Translator
 from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator, all_logits
 from piti.models.perceptual import PerceptualNetwork
 from piti.models.text import TextEncoder
-from piti.training.adversarial import AdversarialLossSpec, ImageLossSpec
 from piti.training.flops import PassCost, count_pass
-from piti.training.recipe import NETWORKS, Recipe, Stage
-from piti.training.stages import freeze_all_but, parts_named
+from piti.training.losses import AdversarialLossSpec, ImageLossSpec
+from piti.training.recipe import Recipe
+from piti.training.stages import NETWORKS, Stage, freeze_all_but, parts_named
 
 GIB = 2**30
 UTILISATION = 0.35

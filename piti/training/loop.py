@@ -32,11 +32,11 @@ from piti.training.ema import Weights
 from piti.training.metrics import Mean, mean_over_processes, sum_of, values_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import objective_of
-from piti.training.recipe import Recipe, Stage
+from piti.training.recipe import Recipe
 from piti.training.recipe_io import write_recipe
 from piti.training.run_folder import RECIPE_FILE, RunFolder, RunState, matching_state
 from piti.training.sample_noise import numbers_of
-from piti.training.stages import build_optimizer, freeze_all_but
+from piti.training.stages import Stage, build_optimizer, freeze_all_but
 
 
 class TrainingDiverged(UserError):

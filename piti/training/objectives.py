@@ -19,13 +19,15 @@ from piti.data.batches import Batch, LowRes, SampleSet
 from piti.diffusion.losses import acts_at, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
 from piti.models.perceptual import PerceptualNetwork
-from piti.training.adversarial import Adversary, DiffusionLossSpec, ImageLosses, LossOutput, Predicted
+from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted
 from piti.training.baseline import BaselineObjective
+from piti.training.build import build_discriminator, losses_of, low_res_of, weighting_of
+from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
 from piti.training.preview import validation_of
-from piti.training.recipe import PreviewSpec, Recipe, Stage
+from piti.training.recipe import PreviewSpec, Recipe
 from piti.training.sample_noise import noise_for, uniform_for
-from piti.training.stages import build_discriminator, losses_of, low_res_of, weighting_of
+from piti.training.stages import Stage
 
 
 @runtime_checkable

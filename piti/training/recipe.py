@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from piti.baselines.base import baseline_spec
@@ -15,79 +14,17 @@ from piti.data.degrade import DegradationSpec
 from piti.data.generated import GeneratedSpec
 from piti.data.pairs import FolderSpec
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.losses import acts_at, adversarial_named, weighting_named
+from piti.diffusion.losses import adversarial_named, weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.models import AlignedEncoderSpec, EncoderSpec, PixelHeadSpec, TextEncoderSpec, UNetSpec
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
-from piti.training.adversarial import (
-    AdversarialLossSpec,
-    ConsistencyLossSpec,
-    DiffusionLossSpec,
-    PerceptualLossSpec,
-    PixelLossSpec,
-    RangedLossSpec,
-)
-
-NETWORKS = ("encoder", "unet")
-GENERATOR = "generator"
-"""What a baseline's stages train."""
-LORA = "lora"
-"""Low-rank adapters on the UNet, trained in its place."""
+from piti.training.stages import GENERATOR, LORA, NETWORKS, OptimizerSpec, Stage
 
 
 class RecipeError(SpecError):
     """A recipe cannot be read or does not fit the run that it is to continue."""
-
-
-class Stage(Spec):
-    """Who trains, for how long, how fast (PITI, section 3.2 and appendix A)."""
-
-    name: str = "joint"
-    trains: tuple[Literal["encoder", "unet", "lora", "generator"], ...] = NETWORKS
-    """The networks that learn, or `lora` instead of the UNet; the others are frozen: no gradients, bit-identical
-    afterwards."""
-    steps: int = Field(default=1000, ge=1)
-    """Optimiser steps."""
-    lr: float = Field(default=3e-5, gt=0)
-    """Learning rate of AdamW after the warm-up."""
-    warmup: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly."""
-    decay: float = Field(default=0.0, ge=0, le=1)
-    """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
-    from_noise: float = Field(default=0.0, ge=0, le=1)
-    """The share of samples whose timestep is the last, T − 1, where a sampler begins: all that one step ever sees."""
-    diffusion: DiffusionLossSpec = DiffusionLossSpec()
-    """Eq. 3: its weight, and the timesteps at which it acts."""
-    pixel: PixelLossSpec | None = None
-    """The mean absolute difference on x̂₀, beyond the paper."""
-    consistency: ConsistencyLossSpec | None = None
-    """For an upsampler: the shrunk x̂₀ is the small image again, beyond the paper."""
-    perceptual: PerceptualLossSpec | None = None
-    """Eq. 4 on x̂₀, by the recipe's `perceptual` network."""
-    adversarial: AdversarialLossSpec | None = None
-    """Eq. 5 on x̂₀, by the recipe's `discriminator`."""
-
-    @field_validator("trains")
-    @classmethod
-    def _someone(cls, trains: tuple[str, ...]) -> tuple[str, ...]:
-        if not trains:
-            raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
-        return trains
-
-    def share_of(self, loss: RangedLossSpec, timesteps: int) -> float:
-        """The share of samples on whose timesteps a loss acts, of a schedule of so many."""
-        last = 1.0 if acts_at(torch.tensor([timesteps - 1]), timesteps, loss.noise).item() else 0.0
-        return self.from_noise * last + (1 - self.from_noise) * loss.count(timesteps) / timesteps
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of this stage's step `step`, counted from 0."""
-        rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
-        start = self.steps * (1 - self.decay)
-        if step > start:
-            rate *= 0.5 * (1 + math.cos(math.pi * (step - start) / (self.steps - start)))
-        return rate
 
 
 class ModelSpec(Spec):
@@ -158,15 +95,6 @@ class LossSpec(Spec):
     def _known(cls, name: str) -> str:
         weighting_named(name)
         return name
-
-
-class OptimizerSpec(Spec):
-    """AdamW."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient."""
 
 
 class PreviewSpec(Spec):

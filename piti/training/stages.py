@@ -1,24 +1,91 @@
-"""Stages put to work: what learns, by which optimisers, from which losses and small images."""
+"""Stages: what learns, for how long and how fast, by which losses; and that put to work on a network."""
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from pydantic import Field, field_validator
 from torch import nn
 
 from piti.baselines import ImageNetwork
 from piti.checkpoints.lora import adapter_parameters
-from piti.conditions import Condition
-from piti.core.seeding import derive_seed
-from piti.data.batches import LowRes
-from piti.diffusion.losses import Weighting, detail, weighting_named
+from piti.core.spec import Spec
+from piti.diffusion.losses import acts_at
 from piti.models import Translator
-from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator
-from piti.models.perceptual import PerceptualNetwork
-from piti.training.adversarial import ImageLosses, build_adversary
-from piti.training.recipe import GENERATOR, LORA, NETWORKS, OptimizerSpec, Recipe, Stage
+from piti.training.losses import (
+    AdversarialLossSpec,
+    ConsistencyLossSpec,
+    DiffusionLossSpec,
+    PerceptualLossSpec,
+    PixelLossSpec,
+    RangedLossSpec,
+)
+
+NETWORKS = ("encoder", "unet")
+GENERATOR = "generator"
+"""What a baseline's stages train."""
+LORA = "lora"
+"""Low-rank adapters on the UNet, trained in its place."""
+
+
+class Stage(Spec):
+    """Who trains, for how long, how fast (PITI, section 3.2 and appendix A)."""
+
+    name: str = "joint"
+    trains: tuple[Literal["encoder", "unet", "lora", "generator"], ...] = NETWORKS
+    """The networks that learn, or `lora` instead of the UNet; the others are frozen: no gradients, bit-identical
+    afterwards."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimiser steps."""
+    lr: float = Field(default=3e-5, gt=0)
+    """Learning rate of AdamW after the warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    decay: float = Field(default=0.0, ge=0, le=1)
+    """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
+    from_noise: float = Field(default=0.0, ge=0, le=1)
+    """The share of samples whose timestep is the last, T − 1, where a sampler begins: all that one step ever sees."""
+    diffusion: DiffusionLossSpec = DiffusionLossSpec()
+    """Eq. 3: its weight, and the timesteps at which it acts."""
+    pixel: PixelLossSpec | None = None
+    """The mean absolute difference on x̂₀, beyond the paper."""
+    consistency: ConsistencyLossSpec | None = None
+    """For an upsampler: the shrunk x̂₀ is the small image again, beyond the paper."""
+    perceptual: PerceptualLossSpec | None = None
+    """Eq. 4 on x̂₀, by the recipe's `perceptual` network."""
+    adversarial: AdversarialLossSpec | None = None
+    """Eq. 5 on x̂₀, by the recipe's `discriminator`."""
+
+    @field_validator("trains")
+    @classmethod
+    def _someone(cls, trains: tuple[str, ...]) -> tuple[str, ...]:
+        if not trains:
+            raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
+        return trains
+
+    def share_of(self, loss: RangedLossSpec, timesteps: int) -> float:
+        """The share of samples on whose timesteps a loss acts, of a schedule of so many."""
+        last = 1.0 if acts_at(torch.tensor([timesteps - 1]), timesteps, loss.noise).item() else 0.0
+        return self.from_noise * last + (1 - self.from_noise) * loss.count(timesteps) / timesteps
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of this stage's step `step`, counted from 0."""
+        rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
+        start = self.steps * (1 - self.decay)
+        if step > start:
+            rate *= 0.5 * (1 + math.cos(math.pi * (step - start) / (self.steps - start)))
+        return rate
+
+
+class OptimizerSpec(Spec):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
 
 
 def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...]) -> list[nn.Parameter]:
@@ -53,51 +120,3 @@ def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: Optimize
     return torch.optim.AdamW(
         parameters, lr=stage.lr_at(0), betas=spec.betas, weight_decay=spec.weight_decay, fused=fused
     )
-
-
-def low_res_of(recipe: Recipe) -> LowRes | None:
-    """What makes the recipe's small images; none for a base."""
-    scale = recipe.model.scale
-    return None if scale is None else LowRes(scale, recipe.degradation)
-
-
-def weighting_of(recipe: Recipe) -> Weighting:
-    """How the recipe's loss weighs the timesteps; "detail" is meant for the deviation of the recipe's model."""
-    if recipe.loss.weighting == "detail" and recipe.model.detail is not None:
-        return partial(detail, std=recipe.model.detail)
-    return weighting_named(recipe.loss.weighting)
-
-
-def build_discriminator(
-    recipe: Recipe, condition: Condition, judging: PerceptualNetwork | None = None
-) -> PatchDiscriminator | DiscriminatorEnsemble | None:
-    """One for all adversarial stages, its weights drawn from the recipe's seed; none where there are none.
-
-    judging: the frozen network of `discriminator.features`, where the recipe has them.
-    """
-    if not any(stage.adversarial for stage in recipe.stages):
-        return None
-    torch.manual_seed(derive_seed(recipe.seed, "discriminator"))
-    if recipe.discriminator.features is None:
-        return PatchDiscriminator(recipe.discriminator, condition_channels=condition.channels)
-    return DiscriminatorEnsemble(recipe.discriminator, judging, condition.channels)
-
-
-def losses_of(
-    recipe: Recipe,
-    stage: Stage,
-    perceptual: PerceptualNetwork | None,
-    discriminator: nn.Module | None,
-    steps: int,
-    accelerator: Accelerator,
-) -> ImageLosses:
-    """The stage's losses on x̂₀, their networks on the device and prepared. steps: T of the noise schedule."""
-    compared = adversary = consistency = None
-    if stage.perceptual is not None and perceptual is not None:
-        compared = (stage.perceptual, perceptual.to(accelerator.device))
-    if stage.adversarial is not None and discriminator is not None:
-        spec = stage.adversarial
-        adversary = (spec, build_adversary(discriminator, spec.lr, spec.betas, accelerator))
-    if stage.consistency is not None:
-        consistency = (stage.consistency, recipe.degradation is None)
-    return ImageLosses(steps, accelerator, compared, adversary, stage.pixel, consistency, recipe.seed, stage.share_of)

@@ -17,7 +17,7 @@ from piti.data.problems import DataError
 from piti.models import ConditionEncoder
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RunError, plan, read_recipe, train
-from piti.training.run import build_condition, build_translator, known_condition
+from piti.training.build import build_condition, build_translator, known_condition
 from tests.conftest import ROOT, tiny_recipe
 
 PARTS = {"mask": {"kind": "mask"}, "sketch": {"kind": "sketch", "clip": 32}}

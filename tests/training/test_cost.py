@@ -14,8 +14,8 @@ from piti.core.errors import UserError
 from piti.models import Translator
 from piti.models.encoders import TransformerBlock
 from piti.training import Recipe, RecipeError, plan
+from piti.training.build import known_condition, translator_config
 from piti.training.cost import DEFAULT_GPU, GIB, GPUS, Cost, StageCost, cost_of, cost_rows, count_pass, gpu_named
-from piti.training.run import known_condition, translator_config
 from tests.conftest import tiny_recipe
 
 ADAPT_AND_JOINT = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 2}]

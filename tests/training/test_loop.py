@@ -23,8 +23,8 @@ from piti.core import files as atomic
 from piti.core.spec import SpecError
 from piti.models import Translator
 from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, run_folder, train
+from piti.training.build import build_condition, build_translator
 from piti.training.loop import Trainer
-from piti.training.run import build_condition, build_translator
 from tests.conftest import tiny_recipe
 
 WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"

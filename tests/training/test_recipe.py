@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from piti.core.spec import SpecError
-from piti.training.recipe import Recipe, RecipeError, Stage
+from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, read_recipe, write_recipe
+from piti.training.stages import Stage
 from tests.conftest import ROOT, tiny_recipe
 
 

@@ -14,8 +14,8 @@ from piti.prepare.packable import PackJob
 from piti.prepare.shards import pack_shards
 from piti.training import Recipe, TrainingInterrupted, train
 from piti.training.loop import Trainer
+from piti.training.plan import plan
 from piti.training.recipe import RecipeError
-from piti.training.run import plan
 from tests.conftest import tiny_recipe
 
 WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"

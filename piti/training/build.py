@@ -1,0 +1,295 @@
+"""From a recipe to what a run works with: its condition, its data, its networks, its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import nn
+
+from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.baselines.base import baseline_spec
+from piti.checkpoints.folder import ModelFolder, find_model
+from piti.conditions import (
+    Condition,
+    MaskCondition,
+    NoCondition,
+    SeveralCondition,
+    TextCondition,
+    condition_from_config,
+)
+from piti.conditions.composite import part_configs
+from piti.conditions.mask import ClassTable
+from piti.conditions.palette import coco_stuff
+from piti.core.progress import steps_bar
+from piti.core.seeding import derive_seed
+from piti.data.batches import LowRes, SampleSet
+from piti.data.folders import PairedFolder, check_together
+from piti.data.generated import WithGenerated
+from piti.data.pairs import ALONE
+from piti.data.shards.dataset import open_shards
+from piti.data.shards.index import check_reached, list_shards
+from piti.diffusion.losses import Weighting, detail, weighting_named
+from piti.diffusion.schedule import NoiseSchedule
+from piti.models import Translator
+from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator
+from piti.models.perceptual import PerceptualNetwork, load_perceptual
+from piti.training.adversarial import ImageLosses, build_adversary
+from piti.training.recipe import ModelSpec, Recipe, RecipeError
+from piti.training.stages import Stage
+
+
+def build_condition(recipe: Recipe) -> Condition:
+    """The recipe's condition; classes named by a path, or by none, are read from the data's root."""
+    config: dict[str, Any] = dict(recipe.condition)
+    if not has_data(recipe):
+        raise RecipeError(f"data.root: not given; add {how_to_give(recipe)}, or set it in the recipe")
+    if recipe.data.root is None:
+        packed = _with_classes(config, _packed_classes(recipe)) if recipe.data.shards else config
+        return condition_from_config(packed, "condition")
+    if not recipe.data.root.is_dir():
+        raise RecipeError(f"data.root: {recipe.data.root} is no folder; check the path (--data)")
+    root = recipe.data.root
+    return condition_from_config(_with_classes(config, lambda name: _classes_in(root, name)), "condition")
+
+
+def has_data(recipe: Recipe) -> bool:
+    """Whether the recipe says where its data is; not whether it is there."""
+    alone = recipe.condition.get("kind") in ALONE and bool(recipe.data.photographs)
+    return recipe.data.root is not None or alone or bool(recipe.data.shards)
+
+
+def _with_classes(config: dict[str, Any], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """A condition's configuration, or that of its parts, with classes where it lacks them.
+
+    read: a class table by the name of its file, which may be empty.
+    """
+    if config.get("kind") == SeveralCondition.kind:
+        parts = part_configs(config, "condition")
+        return {**config, "parts": {name: _with_classes(part, read) for name, part in parts.items()}}
+    if not wants_classes(config):
+        return config
+    return {**config, "classes": read(str(config.get("classes") or ""))}
+
+
+def _classes_in(root: Path, name: str) -> dict[str, Any]:
+    """A class table in the data's root."""
+    return ClassTable.read(root / (name or "classes.json")).to_dict()
+
+
+def _packed_classes(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
+    """What reads the classes of shards: from a file that is named, or else from their manifest."""
+
+    def read(name: str) -> dict[str, Any]:
+        if name:
+            return ClassTable.read(Path(name)).to_dict()
+        listed = list_shards(recipe.data)
+        if listed.classes is None:
+            check_reached(recipe.data, listed)  # an address that is wrong is the first to be told
+            raise RecipeError(
+                "condition.classes: the shards have no manifest that holds them; name a file: "
+                "--set condition.classes=classes.json"
+            )
+        return listed.classes
+
+    return read
+
+
+def wants_classes(config: dict[str, Any]) -> bool:
+    """Whether classes of a condition, or of one of its parts, are to be read from a file."""
+    if config.get("kind") == SeveralCondition.kind:
+        return any(map(wants_classes, part_configs(config, "condition").values()))
+    return config.get("kind") in ("mask", "palette") and not isinstance(config.get("classes"), dict)
+
+
+def known_condition(recipe: Recipe) -> Condition | None:
+    """The condition as far as it is known without data: none for a mask whose classes come with them."""
+    if wants_classes(recipe.condition):
+        return None
+    return condition_from_config(recipe.condition, "condition")
+
+
+def open_data(
+    recipe: Recipe, condition: Condition, console: Console | None = None
+) -> tuple[SampleSet, SampleSet | None]:
+    """Training and validation pairs; every file of a folder is checked, of shards what they hold is counted.
+
+    Raises DataError with all problems together.
+    """
+    sharp = recipe.model.low_res is not None
+    if recipe.data.shards:
+        with steps_bar(console or Console(quiet=True), "counting the shards' samples") as on_step:
+            return open_shards(recipe.data, condition, sharp, on_step)
+    training = PairedFolder(recipe.data, condition, "train", sharp)
+    validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
+    with steps_bar(console or Console(quiet=True), "checking the data") as on_step:
+        check_together([training, validation] if validation else [training], on_step)
+    if recipe.generated is None or recipe.model.scale is None:
+        return training, validation
+    return WithGenerated(training, recipe.generated, condition, recipe.model.scale), validation
+
+
+def build_network(recipe: Recipe, condition: Condition) -> ImageNetwork:
+    """What the recipe trains, its weights drawn from the seed. Raises BaselineError."""
+    if recipe.baseline is None:
+        return build_translator(recipe, condition)
+    torch.manual_seed(derive_seed(recipe.seed, "weights"))
+    return BaselineNetwork(**network_config(recipe, condition))
+
+
+def network_config(recipe: Recipe, condition: Condition | None) -> dict[str, Any]:
+    """Arguments of the recipe's `Translator` or `BaselineNetwork`; see `translator_config`.
+
+    Where a baseline's condition is not known yet, it is taken for a mask of COCO-Stuff's 182 classes.
+    """
+    if recipe.baseline is None:
+        return translator_config(recipe.model, condition)
+    return {
+        "baseline": recipe.baseline,
+        "channels": coco_stuff().count if condition is None else condition.channels,
+        "classes": condition is None or reads_classes(condition),
+        "image_size": recipe.model.image_size,
+    }
+
+
+def reads_classes(condition: Condition) -> bool:
+    """Whether the channels of an encoded condition are classes, one-hot."""
+    return isinstance(condition, MaskCondition) and condition.channels == condition.classes.count
+
+
+def build_translator(recipe: Recipe, condition: Condition) -> Translator:
+    """The recipe's translator with weights drawn from its seed."""
+    model = recipe.model
+    torch.manual_seed(derive_seed(recipe.seed, "weights"))
+    schedule = NoiseSchedule(recipe.schedule)
+    translator = Translator(**translator_config(model, condition), steps=len(schedule))
+    if translator.preconditioning is not None:
+        translator.preconditioning.set_noise(schedule.alphas_cumprod)
+    return translator
+
+
+def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
+    """The frozen network of the perceptual losses, none where no stage has one. Raises UserError."""
+    return load_perceptual(recipe.perceptual) if compares_features(recipe) else None
+
+
+def build_judging(recipe: Recipe) -> PerceptualNetwork | None:
+    """The frozen network whose features the discriminator judges, none where it judges none. Raises UserError."""
+    features = recipe.discriminator.features
+    return load_perceptual(features) if features is not None and recipe.adversarial else None
+
+
+def compares_features(recipe: Recipe) -> bool:
+    """Whether a loss of the recipe's compares features of its perceptual network."""
+    if recipe.baseline is not None:
+        return baseline_spec(recipe.baseline).perceptual > 0
+    return any(stage.perceptual for stage in recipe.stages)
+
+
+def find_base(recipe: Recipe, condition: Condition) -> Path | None:
+    """The folder of the model whose images the recipe's upsampler enlarges. Raises RecipeError, ModelError."""
+    if recipe.base is None:
+        return None
+    if recipe.model.low_res is None:
+        raise RecipeError("base: is for upsamplers alone; remove it, or set model.low_res")
+    folder = find_model(recipe.base)
+    model = ModelFolder.open(folder)
+    if "base" not in model:
+        raise RecipeError(f"base: {folder} holds an upsampler alone; name a model that makes images")
+    side = model.config("base")["image_size"]
+    if side != recipe.model.low_res:
+        raise RecipeError(
+            f"base: {folder} makes images of {side} px, the upsampler enlarges images of 'model.low_res' "
+            f"{recipe.model.low_res} px; make them equal"
+        )
+    if not isinstance(condition, NoCondition) and not model.condition.reads_like(condition):
+        raise RecipeError(f"base: {folder} takes another condition than this recipe; both networks see the same one")
+    return folder
+
+
+def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str, Any]:
+    """Arguments of `Translator` for a recipe's model and condition, which decides what the encoder reads.
+
+    Where the condition is not known yet, the encoder's own `in_channels` stand.
+    """
+    encoder = text = aligned = None
+    if model.aligned is not None:
+        channels = model.aligned.in_channels if condition is None else condition.channels
+        aligned = model.aligned.model_copy(update={"in_channels": channels}).to_dict()
+    if model.encoder is not None:
+        channels = model.encoder.in_channels if condition is None else condition.channels
+        encoder = model.encoder.model_copy(update={"in_channels": channels}).to_dict()
+    if model.text is not None and isinstance(condition, TextCondition):
+        read = {"vocabulary": condition.tokenizer.size, "context": condition.context}
+        text = model.text.model_copy(update=read).to_dict()
+    return {
+        "encoder_spec": encoder,
+        "text_spec": text,
+        "unet_spec": model.unet.to_dict(),
+        "image_size": model.image_size,
+        "patch_size": model.patch_size,
+        "low_res": model.low_res,
+        "learned_variance": model.learned_variance,
+        "detail": model.detail,
+        "aligned_spec": aligned,
+        "head_spec": None if model.head is None else model.head.to_dict(),
+    }
+
+
+def how_to_give(recipe: Recipe) -> str:
+    """How to tell where the data is."""
+    either = recipe.condition.get("kind") in ALONE
+    return "--data FOLDER, or --set data.shards='[TARS]'" + (" or data.photographs" if either else "")
+
+
+def low_res_of(recipe: Recipe) -> LowRes | None:
+    """What makes the recipe's small images; none for a base."""
+    scale = recipe.model.scale
+    return None if scale is None else LowRes(scale, recipe.degradation)
+
+
+def weighting_of(recipe: Recipe) -> Weighting:
+    """How the recipe's loss weighs the timesteps; "detail" is meant for the deviation of the recipe's model."""
+    if recipe.loss.weighting == "detail" and recipe.model.detail is not None:
+        return partial(detail, std=recipe.model.detail)
+    return weighting_named(recipe.loss.weighting)
+
+
+def build_discriminator(
+    recipe: Recipe, condition: Condition, judging: PerceptualNetwork | None = None
+) -> PatchDiscriminator | DiscriminatorEnsemble | None:
+    """One for all adversarial stages, its weights drawn from the recipe's seed; none where there are none.
+
+    judging: the frozen network of `discriminator.features`, where the recipe has them.
+    """
+    if not any(stage.adversarial for stage in recipe.stages):
+        return None
+    torch.manual_seed(derive_seed(recipe.seed, "discriminator"))
+    if recipe.discriminator.features is None:
+        return PatchDiscriminator(recipe.discriminator, condition_channels=condition.channels)
+    return DiscriminatorEnsemble(recipe.discriminator, judging, condition.channels)
+
+
+def losses_of(
+    recipe: Recipe,
+    stage: Stage,
+    perceptual: PerceptualNetwork | None,
+    discriminator: nn.Module | None,
+    steps: int,
+    accelerator: Accelerator,
+) -> ImageLosses:
+    """The stage's losses on x̂₀, their networks on the device and prepared. steps: T of the noise schedule."""
+    compared = adversary = consistency = None
+    if stage.perceptual is not None and perceptual is not None:
+        compared = (stage.perceptual, perceptual.to(accelerator.device))
+    if stage.adversarial is not None and discriminator is not None:
+        spec = stage.adversarial
+        adversary = (spec, build_adversary(discriminator, spec.lr, spec.betas, accelerator))
+    if stage.consistency is not None:
+        consistency = (stage.consistency, recipe.degradation is None)
+    return ImageLosses(steps, accelerator, compared, adversary, stage.pixel, consistency, recipe.seed, stage.share_of)

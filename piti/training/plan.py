@@ -1,0 +1,100 @@
+"""What a run would do and cost, after the same checks that it makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from piti.checkpoints.folder import ModelError
+from piti.conditions import (
+    Condition,
+)
+from piti.conditions.palette import coco_stuff
+from piti.models import Translator
+from piti.models.perceptual import PerceptualSpec, load_perceptual, weights_source
+from piti.training.build import (
+    build_condition,
+    compares_features,
+    find_base,
+    has_data,
+    how_to_give,
+    known_condition,
+    network_config,
+    open_data,
+    translator_config,
+)
+from piti.training.cost import DEFAULT_GPU, cost_of, cost_rows, gpu_named
+from piti.training.init import begin
+from piti.training.recipe import Recipe
+from piti.training.run_folder import RunFolder
+
+
+def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:
+    """What `train` would do and cost, a row a line, after the same checks of recipe, data and folder.
+
+    gpu: a name in `cost.GPUS`, of the GPU whose hours and memory are told. Without data the costs are told, and
+    whether the prior fits if it is there.
+    """
+    chosen = gpu_named(gpu)
+    newest = RunFolder(out).newest()
+    RunFolder(out).check(recipe, resume=newest is not None)
+    given = has_data(recipe)
+    condition = build_condition(recipe) if given else known_condition(recipe)
+    if given and condition is not None:
+        found = _checked(recipe, condition, newest is None)
+    else:
+        try:
+            found = {"begins": beginning(recipe, condition)}
+        except ModelError as error:
+            found = {"begins": f"not checked: {error}"}
+        found["data"] = f"not given ({how_to_give(recipe)}): nothing of it is checked"
+    cost = cost_of(recipe, network_config(recipe, condition))
+    sizes = (f"{name} {count / 1e6:.1f}M parameters" for name, count in cost.parameters.items())
+    rows = {"condition": _described(recipe, condition), "networks": ", ".join(sizes), **found}
+    images = recipe.steps * recipe.batch * recipe.accumulation
+    rows["images"] = f"{images:,} of one process: {recipe.steps:,} steps of {recipe.batch} × {recipe.accumulation}"
+    for stage in recipe.stages:
+        rows[f"stage {stage.name}"] = f"{' and '.join(stage.trains)}, {stage.steps:,} steps at {stage.lr:g}"
+    rows |= cost_rows(cost, recipe, chosen)
+    rows["folder"] = f"{out}: " + (f"holds {newest.name}, --resume goes on from there" if newest else "new")
+    return [{"what": key, "plan": value} for key, value in rows.items()]
+
+
+def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, str]:
+    """Check all that a run needs beside its recipe; what was found, a row each. begins: there is no checkpoint."""
+    find_base(recipe, condition)
+    rows = {"begins": beginning(recipe, condition)} if begins else {}
+    if compares_features(recipe):
+        rows["perceptual"] = _features(recipe.perceptual)
+    if recipe.discriminator.features is not None:
+        rows["discriminator"] = f"also judges features of {_features(recipe.discriminator.features)}"
+    training, validation = open_data(recipe, condition)
+    rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
+    return rows
+
+
+def _features(spec: PerceptualSpec) -> str:
+    """Where the weights of a frozen network come from. Checks a file, and fetches nothing. Raises UserError."""
+    source = weights_source(spec)
+    if isinstance(source, str):
+        return f"{spec.network}, from the hub's {source} or its cache when the run begins"
+    load_perceptual(spec)
+    return f"{spec.network}, {source}"
+
+
+def beginning(recipe: Recipe, condition: Condition | None) -> str:
+    """What the run would begin from. Raises ModelError where there is no such model, RecipeError if it does not fit."""
+    if recipe.baseline is not None:
+        return "weights drawn anew"
+    with torch.device("meta"):
+        translator = Translator(**translator_config(recipe.model, condition))
+    return begin(translator, recipe, only_check=True)
+
+
+def _described(recipe: Recipe, condition: Condition | None) -> str:
+    if condition is not None:
+        return f"{condition.kind}, {condition.channels} channels"
+    encoder = recipe.model.encoder
+    assumed = coco_stuff().count if recipe.baseline else encoder.in_channels if encoder else 0
+    return f"{recipe.condition['kind']}, {assumed} channels assumed: its classes come with the data"
