@@ -11,7 +11,7 @@ import typer
 from piti.cli.options import all_said, is_said, refuse_others
 
 if TYPE_CHECKING:
-    from piti.reproduction.runs import Shop
+    from piti.reproduction.runs import Workspace
 
 
 _ALWAYS = {"table", "data", "out", "features", "segmenter", "aliases", "bootstrap", "device", "dry_run"}
@@ -66,21 +66,23 @@ def reproduce(
     """
     from piti.core.errors import UserError
     from piti.reproduction.plans import FIGURES
-    from piti.reproduction.runs import Judges, Shop
+    from piti.reproduction.runs import Judges, Workspace
 
     refuse_others(all_said(ctx), _OF_FIGURES if table in FIGURES else _OF_TABLES, f"piti reproduce {table}")
     if aliases is not None and segmenter is None:
         raise UserError("--aliases without --segmenter: name the model whose labels they are")
     judges = Judges(tuple(features or ("inception", "clip")), segmenter, aliases, bootstrap)
     changes = () if perceptual is None else (f"perceptual.weights={perceptual}",)
-    shop = Shop(out, {}, judges, seeds, device, not no_train, changes)
+    workspace = Workspace(out, {}, judges, seeds, device, not no_train, changes)
     if table in FIGURES:
-        _figure(shop, data or [], model, dry_run, bool(features))
+        _figure(workspace, data or [], model, dry_run, bool(features))
     else:
-        _table(table, scale, shop, data or [], dry_run, gpu, is_said(ctx, "gpu"))
+        _table(table, scale, workspace, data or [], dry_run, gpu, is_said(ctx, "gpu"))
 
 
-def _table(table: str, scale: str, shop: Shop, data: list[str], dry_run: bool, gpu: str, gpu_given: bool) -> None:
+def _table(
+    table: str, scale: str, workspace: Workspace, data: list[str], dry_run: bool, gpu: str, gpu_given: bool
+) -> None:
     """Make a table, or tell what it would take."""
     from rich.markup import escape
 
@@ -93,22 +95,22 @@ def _table(table: str, scale: str, shop: Shop, data: list[str], dry_run: bool, g
     if gpu_given and (plan.own_speed or not dry_run):
         raise UserError("--gpu means nothing but with --dry-run --scale paper, whose hours it tells; leave it out")
     if data or not dry_run:
-        shop = replace(shop, data=data_folders(plan.sets, data))
+        workspace = replace(workspace, data=data_folders(plan.sets, data))
     if dry_run:
-        rows, notes = costs.dry_run(plan, shop, gpu)
+        rows, notes = costs.dry_run(plan, workspace, gpu)
         print_rows([{name: escape(text) for name, text in row.items()} for row in rows])
         for note in notes:
             typer.echo(f"note: {note}")
         return
-    made = make.reproduce(plan, shop, log)
+    made = make.reproduce(plan, workspace, log)
     for what in made.missing:
         typer.echo(f"missing: {what}", err=True)
-    typer.echo(f"{plan.title}: {shop.out / f'{table}.md'}, .json and .jpg")
+    typer.echo(f"{plan.title}: {workspace.out / f'{table}.md'}, .json and .jpg")
     if made.missing:
         raise typer.Exit(1)
 
 
-def _figure(shop: Shop, data: list[str], model: str, dry_run: bool, judged: bool) -> None:
+def _figure(workspace: Workspace, data: list[str], model: str, dry_run: bool, judged: bool) -> None:
     """Make figure 6, or tell what it would take."""
     from piti.cli.app import log, print_rows
     from piti.reproduction import figure6
@@ -116,4 +118,6 @@ def _figure(shop: Shop, data: list[str], model: str, dry_run: bool, judged: bool
     if dry_run:
         print_rows(figure6.plan_rows(model, figure6.data_folder(data) if data else None))
         return
-    typer.echo(f"figure 6: {figure6.reproduce(model, figure6.data_folder(data), shop, judged, log)}, .json and .jpg")
+    typer.echo(
+        f"figure 6: {figure6.reproduce(model, figure6.data_folder(data), workspace, judged, log)}, .json and .jpg"
+    )

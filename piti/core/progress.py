@@ -1,4 +1,4 @@
-"""A progress bar over denoising steps."""
+"""Progress: how work reports it, and a bar that shows it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+OnProgress = Callable[[int, int], None]
+"""Called with (parts of the work done, parts in all)."""
+
 
 @contextlib.contextmanager
-def steps_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def steps_bar(console: Console, what: str) -> Iterator[OnProgress]:
     """A bar to which (steps done, steps in all) is reported; it appears with the first report."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console)

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from piti.conditions import GeometryCondition
 from piti.conditions.depth_files import read_depth
 from piti.conditions.mask import nearest_positions
-from piti.evaluation.per_condition import AlignmentError, Found, Framed, Groups, OnStep, batches, condition_file
+from piti.core.progress import OnProgress
+from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches, condition_file
 from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
 
 _WHAT = "a network for estimating depth"
@@ -140,7 +141,7 @@ class DepthAgreement:
     """Conditions whose part in the image has no known depth, which are left out."""
     images: int
 
-    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> Found:
+    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
         """Means over the conditions: `depth_error` (AbsRel), `depth_rmse_log`, and `depth_close` in percent."""
         rows = self.rows if chosen is None else self.rows[chosen]
         abs_rel, rmse_log, close = rows.mean(0).tolist()
@@ -154,7 +155,7 @@ def depth_error(
     estimator: DepthEstimator,
     resize: int | None = None,
     batch: int = 8,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
 ) -> DepthAgreement:
     """Errors of the depth that is estimated for images, against that which they were made from.
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from piti.checkpoints.weights import file_hash
 from piti.core.images import to_tensor
-from piti.evaluation.per_condition import AlignmentError, Found, Framed, Groups, OnStep, batches
+from piti.core.progress import OnProgress
+from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perceptual, weights_file
 
 _TINY = 1e-10  # beside the length of a feature, which may be 0
@@ -71,7 +72,7 @@ class Distances:
         """The mean distance in each condition."""
         return self.rows[:, 0] / self.rows[:, 1]
 
-    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> Found:
+    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
         """The mean over all twos of all conditions."""
         total, twos = (self.rows if chosen is None else self.rows[chosen]).sum(0).tolist()
         return {(self.measure, self.of): total / twos}
@@ -82,7 +83,7 @@ def diversity(
     judge: PerceptualJudge,
     resize: int | None = None,
     batch: int = 8,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
 ) -> Distances:
     """The mean perceptual distance between samples of one condition, see `perceptual_distance`.
 

@@ -12,13 +12,14 @@ import torch
 from piti.conditions import Condition, NoCondition
 from piti.core.distributed import Ranks
 from piti.core.errors import UserError
+from piti.core.progress import OnProgress
 from piti.data.pairs import parts_of
 from piti.evaluation.distances import CMMD_NETWORK, distances
 from piti.evaluation.diversity import feature_spread
 from piti.evaluation.features import FeatureNetwork, features_of, open_features
 from piti.evaluation.generating import Made, Split, generate_split
 from piti.evaluation.judges import open_judges, with_intervals
-from piti.evaluation.material import Given, Material, Meter, OnStep
+from piti.evaluation.material import ConditionFiles, Material, ProgressMeter
 from piti.evaluation.options import Options
 from piti.evaluation.pairing import (
     PairingError,
@@ -43,7 +44,7 @@ def evaluate_files(
     real: Path | None = None,
     conditions: Path | Mapping[str, Path] | None = None,
     condition: Condition | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
     split: str | None = None,
 ) -> Evaluation:
     """Judge a folder of generated PNGs, see `piti.evaluation.pairing` for which files those are.
@@ -71,7 +72,7 @@ def evaluate_model(
     settings: Settings,
     split: str = "val",
     ranks: Ranks | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
 ) -> Evaluation | None:
     """Translate a split's conditions into `out`, then judge the images against the split's photographs.
 
@@ -85,14 +86,14 @@ def evaluate_model(
 
 
 def evaluate_made(
-    made: Made, out: Path, options: Options, real: Path | None = None, on_step: OnStep | None = None
+    made: Made, out: Path, options: Options, real: Path | None = None, on_step: OnProgress | None = None
 ) -> Evaluation:
     """Judge what `generate_split` made in `out`. real: photographs instead of the split's. Raises UserError."""
     place, split = Path(made.facts["data"]), str(made.facts["split"])
     reals = made.photographs if real is None else photographs(real, split)
     of_split = split if real is None or is_data_root(real) else ""
     given = tuple(
-        Given(condition, str(next(iter(files.values())).parent), files, paired(made.images, files, place))
+        ConditionFiles(condition, str(next(iter(files.values())).parent), files, paired(made.images, files, place))
         for condition, files in made.conditions.values()
         if condition.spatial and files
     )
@@ -114,15 +115,15 @@ def _folders(conditions: Path | Mapping[str, Path] | None, condition: Condition 
     return [(parts[part], folder) for part, folder in folders.items()]
 
 
-def _given(images: Sequence[Path], condition: Condition, folder: Path) -> Given:
+def _given(images: Sequence[Path], condition: Condition, folder: Path) -> ConditionFiles:
     files = conditions_by_stem(folder, condition.suffixes)
-    return Given(condition, str(folder), files, paired(images, files, folder))
+    return ConditionFiles(condition, str(folder), files, paired(images, files, folder))
 
 
 # The whole
 
 
-def _evaluate(material: Material, options: Options, on_step: OnStep | None) -> Evaluation:
+def _evaluate(material: Material, options: Options, on_step: OnProgress | None) -> Evaluation:
     """Open every network, then measure."""
     if material.real:
         check_alike(material.images, options.resize)
@@ -136,7 +137,7 @@ def _evaluate(material: Material, options: Options, on_step: OnStep | None) -> E
             f"--depth for agreement, or --perceptual for the diversity of several samples{why}"
         )
     looked_at = (len(material.images) + len(material.real)) * len(networks)
-    meter = Meter(looked_at + sum(judge.images for judge in judges), on_step)
+    meter = ProgressMeter(looked_at + sum(judge.images for judge in judges), on_step)
     contents = Contents.of(material.images), Contents.of(material.real)
     facts = facts_of(material, options, networks, device, contents)
     facts["judges"] = [{"of": judge.kind} | judge.facts for judge in judges]
@@ -166,7 +167,7 @@ def _networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
 
 
 def _distances(
-    network: FeatureNetwork, material: Material, options: Options, meter: Meter
+    network: FeatureNetwork, material: Material, options: Options, meter: ProgressMeter
 ) -> tuple[list[Measure], dict[str, Any]]:
     """What one feature network says, and with which settings."""
     generated, real = (

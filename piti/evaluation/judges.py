@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from piti.conditions import GeometryCondition, MaskCondition, SketchCondition
+from piti.core.progress import OnProgress
 from piti.evaluation.depth import DepthAgreement, depth_error, open_depth
 from piti.evaluation.diversity import diversity, open_perceptual
 from piti.evaluation.masks import Agreement, agreement
-from piti.evaluation.material import Given, Material, OnStep
+from piti.evaluation.material import ConditionFiles, Material
 from piti.evaluation.metrics import percentiles
 from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition
@@ -38,7 +39,7 @@ class Judge:
     kind: str
     """Of the conditions, or "diversity"."""
     facts: dict[str, Any]
-    judged: Callable[[Samples, OnStep], PerCondition]
+    judged: Callable[[Samples, OnProgress], PerCondition]
     samples: Samples
     real: Samples
     """The photograph of each condition, or nothing."""
@@ -48,7 +49,7 @@ class Judge:
         """How many it looks at."""
         return sum(map(len, self.samples.values())) + len(self.real)
 
-    def measures(self, draws: int, seed: int, part: Callable[[int], OnStep]) -> tuple[list[Measure], list[str]]:
+    def measures(self, draws: int, seed: int, part: Callable[[int], OnProgress]) -> tuple[list[Measure], list[str]]:
         """What it says, and what a person should know. draws: for the intervals, 0 for none. Raises UserError."""
         found = self.judged(self.samples, part(sum(map(len, self.samples.values()))))
         measures = with_intervals(found, draws, seed)
@@ -100,7 +101,7 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
     return judges, notes
 
 
-def _judge_of(given: Given, material: Material, options: Options, device: torch.device) -> Judge | str:
+def _judge_of(given: ConditionFiles, material: Material, options: Options, device: torch.device) -> Judge | str:
     """Who judges one kind of condition, or why nobody does."""
     photographs = {path.stem: [path] for path in material.real}
     real = {stem: photographs[stem] for stem in given.samples if stem in photographs}
@@ -122,7 +123,7 @@ def _judge_of(given: Given, material: Material, options: Options, device: torch.
         estimator = open_depth(options.depth, device)
         facts = _facts(estimator) | {"inverse": estimator.inverse}
 
-        def judged(samples: Samples, on_step: OnStep) -> PerCondition:
+        def judged(samples: Samples, on_step: OnProgress) -> PerCondition:
             return depth_error(samples, given.files, condition, estimator, options.resize, options.batch, on_step)
 
         return Judge("geometry", facts, judged, given.samples, real)
@@ -132,14 +133,16 @@ def _judge_of(given: Given, material: Material, options: Options, device: torch.
     return f"agreement with the {condition.kind} conditions is not measured{remedy}"
 
 
-def _lines(given: Given, condition: SketchCondition, options: Options) -> Callable[[Samples, OnStep], PerCondition]:
+def _lines(
+    given: ConditionFiles, condition: SketchCondition, options: Options
+) -> Callable[[Samples, OnProgress], PerCondition]:
     return lambda samples, on_step: line_distance(samples, given.files, condition, options.resize, on_step)
 
 
 def _masks(
-    given: Given, condition: MaskCondition, segmenter: Segmenter, labels: LabelMap, options: Options
-) -> Callable[[Samples, OnStep], PerCondition]:
-    def judged(samples: Samples, on_step: OnStep) -> PerCondition:
+    given: ConditionFiles, condition: MaskCondition, segmenter: Segmenter, labels: LabelMap, options: Options
+) -> Callable[[Samples, OnProgress], PerCondition]:
+    def judged(samples: Samples, on_step: OnProgress) -> PerCondition:
         return agreement(samples, given.files, condition, segmenter, labels, options.resize, options.batch, on_step)
 
     return judged
@@ -150,7 +153,7 @@ def _of_diversity(several: Samples, options: Options, device: torch.device) -> J
     judge = open_perceptual(options.perceptual, device)
     facts = _facts(judge) | {"layers": list(options.perceptual.chosen_layers)}
 
-    def judged(samples: Samples, on_step: OnStep) -> PerCondition:
+    def judged(samples: Samples, on_step: OnProgress) -> PerCondition:
         return diversity(samples, judge, options.resize, options.batch, on_step)
 
     return Judge("diversity", facts, judged, several, {})

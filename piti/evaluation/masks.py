@@ -15,7 +15,8 @@ from torch import Tensor
 
 from piti.conditions import MaskCondition
 from piti.core.connected_components import connected
-from piti.evaluation.per_condition import AlignmentError, Found, Framed, Groups, OnStep, batches, condition_file
+from piti.core.progress import OnProgress
+from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches, condition_file
 from piti.evaluation.segmentation import LabelMap, Segmenter
 
 SMALL = 0.01
@@ -83,7 +84,7 @@ class Agreement:
         """Classes that the network has no label for."""
         return self.labels.unnamed_classes
 
-    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> Found:
+    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
         """In percent: `miou` over the classes that the masks hold, `iou` of each of these, `pixel_accuracy`.
 
         Of small objects alone: `small_recall`, the share of their pixels that is seen right; `small_iou`, mIoU of the
@@ -94,10 +95,10 @@ class Agreement:
         return measures_of(rows.sum(0), self.classes)
 
 
-def measures_of(counts: Integer[Tensor, "8 K"], classes: tuple[str, ...]) -> Found:
+def measures_of(counts: Integer[Tensor, "8 K"], classes: tuple[str, ...]) -> ConditionValues:
     """The numbers of added rows, see `Agreement.measures`; those without any pixel are left out."""
     each = intersection_over_union(counts[HIT], counts[TRUTH], counts[GUESS])
-    found: Found = {}
+    found: ConditionValues = {}
     if each:
         found["miou", ""] = 100 * sum(each.values()) / len(each)
         found["pixel_accuracy", ""] = 100 * int(counts[HIT].sum()) / int(counts[TRUTH].sum())
@@ -161,7 +162,7 @@ def agreement(
     labels: LabelMap,
     resize: int | None = None,
     batch: int = 8,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
 ) -> Agreement:
     """Agreement of images with their masks.
 

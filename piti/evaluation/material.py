@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from piti.conditions import Condition
+from piti.core.progress import OnProgress
 from piti.evaluation.pairing import grouped
-
-OnStep = Callable[[int, int], None]
-"""Called with (images looked at, in all)."""
 
 
 @dataclass(frozen=True)
-class Given:
+class ConditionFiles:
     """The conditions of one kind that images were made from."""
 
     condition: Condition
@@ -35,7 +33,7 @@ class Material:
     real_place: Path | None = None
     split: str = ""
     """Of `real_place`, where it is a data root."""
-    given: tuple[Given, ...] = ()
+    given: tuple[ConditionFiles, ...] = ()
 
     @property
     def samples(self) -> Mapping[str, list[Path]]:
@@ -46,14 +44,14 @@ class Material:
 
 
 @dataclass
-class Meter:
+class ProgressMeter:
     """Progress over several parts."""
 
     total: int
-    on_step: OnStep | None
+    on_step: OnProgress | None
     before: int = 0
 
-    def part(self, count: int) -> OnStep:
+    def part(self, count: int) -> OnProgress:
         """What a part of `count` images reports to."""
         start = self.before
         self.before += count

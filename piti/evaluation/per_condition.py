@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.images import Box, center_box, crop_resize, read_rgb
+from piti.core.progress import OnProgress
 
-OnStep = Callable[[int, int], None]
-"""Told (images done, in all)."""
 Groups = Mapping[str, Sequence[Path]]
 """The samples of each condition, by its stem."""
-Found = dict[tuple[str, str], float]
+ConditionValues = dict[tuple[str, str], float]
 """Numbers by measure and, for some, class or network, as in `piti.evaluation.result.Measure`; what is not
 defined is not there."""
 
@@ -41,7 +40,7 @@ class PerCondition(Protocol):
         """What was counted for each."""
         ...
 
-    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> Found:
+    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
         """The numbers over all conditions, or over these rows, which may repeat."""
         ...
 
@@ -89,7 +88,7 @@ def framed(stem: str, path: Path, resize: int | None) -> Framed:
     return Framed(path, stem, image, original)
 
 
-def batches(groups: Groups, resize: int | None, batch: int, on_step: OnStep | None) -> Iterator[list[Framed]]:
+def batches(groups: Groups, resize: int | None, batch: int, on_step: OnProgress | None) -> Iterator[list[Framed]]:
     """All samples, condition by condition, at most `batch` at a time, those of one batch of one size.
 
     Raises AlignmentError where there are none, or one is given twice.

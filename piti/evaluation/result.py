@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Kind:
+class MetricKind:
     """A kind of measure, for tables."""
 
     title: str
@@ -26,36 +26,36 @@ class Kind:
     """ "low" or "high"; empty where neither is."""
 
 
-KINDS: Mapping[str, Kind] = {
-    "fd": Kind("Fréchet distance", "", "low"),
-    "kid": Kind("kernel distance (KID)", "× 1000", "low"),
-    "kid_spread": Kind("… its spread over subsets", "× 1000", ""),
-    "cmmd": Kind("CMMD", "× 1000", "low"),
-    "precision": Kind("precision", "share", "high"),
-    "recall": Kind("recall", "share", "high"),
-    "spread": Kind("spread of samples", "in features", "high"),
-    "diversity": Kind("diversity of samples", "perceptual", "high"),
-    "miou": Kind("mIoU", "%", "high"),
-    "pixel_accuracy": Kind("pixel accuracy", "%", "high"),
-    "iou": Kind("IoU", "%", "high"),
-    "small_regions": Kind("small objects", "number", ""),
-    "small_recall": Kind("small objects: pixel accuracy", "%", "high"),
-    "small_iou": Kind("small objects: mIoU", "%", "high"),
-    "small_found": Kind("small objects: half of it right", "%", "high"),
-    "line_distance": Kind("chamfer distance of lines", "% of diagonal", "low"),
-    "line_distance_px": Kind("chamfer distance of lines", "px", "low"),
-    "lines_to_edges_px": Kind("… from given lines to edges", "px", "low"),
-    "edges_to_lines_px": Kind("… from edges to given lines", "px", "low"),
-    "lines_kept": Kind("lines kept", "%", "high"),
-    "edges_meant": Kind("edges on a line", "%", "high"),
-    "depth_error": Kind("depth error", "AbsRel", "low"),
-    "depth_rmse_log": Kind("depth error", "RMSE, log", "low"),
-    "depth_close": Kind("depth within 25%", "%", "high"),
-    "real_miou": Kind("photographs: mIoU", "%", ""),
-    "real_pixel_accuracy": Kind("photographs: pixel accuracy", "%", ""),
-    "real_small_recall": Kind("photographs: small objects", "%", ""),
-    "real_line_distance": Kind("photographs: chamfer distance", "% of diagonal", ""),
-    "real_depth_error": Kind("photographs: depth error", "AbsRel", ""),
+KINDS: Mapping[str, MetricKind] = {
+    "fd": MetricKind("Fréchet distance", "", "low"),
+    "kid": MetricKind("kernel distance (KID)", "× 1000", "low"),
+    "kid_spread": MetricKind("… its spread over subsets", "× 1000", ""),
+    "cmmd": MetricKind("CMMD", "× 1000", "low"),
+    "precision": MetricKind("precision", "share", "high"),
+    "recall": MetricKind("recall", "share", "high"),
+    "spread": MetricKind("spread of samples", "in features", "high"),
+    "diversity": MetricKind("diversity of samples", "perceptual", "high"),
+    "miou": MetricKind("mIoU", "%", "high"),
+    "pixel_accuracy": MetricKind("pixel accuracy", "%", "high"),
+    "iou": MetricKind("IoU", "%", "high"),
+    "small_regions": MetricKind("small objects", "number", ""),
+    "small_recall": MetricKind("small objects: pixel accuracy", "%", "high"),
+    "small_iou": MetricKind("small objects: mIoU", "%", "high"),
+    "small_found": MetricKind("small objects: half of it right", "%", "high"),
+    "line_distance": MetricKind("chamfer distance of lines", "% of diagonal", "low"),
+    "line_distance_px": MetricKind("chamfer distance of lines", "px", "low"),
+    "lines_to_edges_px": MetricKind("… from given lines to edges", "px", "low"),
+    "edges_to_lines_px": MetricKind("… from edges to given lines", "px", "low"),
+    "lines_kept": MetricKind("lines kept", "%", "high"),
+    "edges_meant": MetricKind("edges on a line", "%", "high"),
+    "depth_error": MetricKind("depth error", "AbsRel", "low"),
+    "depth_rmse_log": MetricKind("depth error", "RMSE, log", "low"),
+    "depth_close": MetricKind("depth within 25%", "%", "high"),
+    "real_miou": MetricKind("photographs: mIoU", "%", ""),
+    "real_pixel_accuracy": MetricKind("photographs: pixel accuracy", "%", ""),
+    "real_small_recall": MetricKind("photographs: small objects", "%", ""),
+    "real_line_distance": MetricKind("photographs: chamfer distance", "% of diagonal", ""),
+    "real_depth_error": MetricKind("photographs: depth error", "AbsRel", ""),
 }
 """Every measure by the name that it has in JSON; those that are not here are shown by their names."""
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from piti.conditions import SketchCondition
 from piti.conditions.sketch import city_block_distance
+from piti.core.progress import OnProgress
 from piti.data.edges import LineSpec, draw_lines, thinned
-from piti.evaluation.per_condition import AlignmentError, Found, Groups, OnStep, batches, condition_file
+from piti.evaluation.per_condition import AlignmentError, ConditionValues, Groups, batches, condition_file
 
 NEAR = 2
 """Pixels within which a line counts as kept, an edge as meant."""
@@ -80,7 +81,7 @@ class LineAgreement:
     """Conditions without a line, which are left out."""
     images: int
 
-    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> Found:
+    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
         """Means over the conditions.
 
         `line_distance`, the chamfer distance in percent of the image's diagonal; in pixels of the images' own size
@@ -99,7 +100,7 @@ def line_distance(
     conditions: Mapping[str, Path],
     condition: SketchCondition,
     resize: int | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
 ) -> LineAgreement:
     """Distances between the lines of sketches and the edges of the images made from them.
 

@@ -37,6 +37,9 @@ class _Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)  # at the start the identity
+        assert self.second.bias is not None
+        nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x + self.second(F.silu(self.first(F.silu(x))))
@@ -61,6 +64,8 @@ class PixelHead(nn.Module):
         self.enlarge = nn.ModuleList(
             nn.Conv2d(c_in, 4 * c_out, 3, padding=1) for c_in, c_out in pairwise((in_channels, *spec.channels))
         )
+        for enlarge in self.enlarge:
+            _alike(enlarge)
         self.join = nn.ModuleList(
             nn.Conv2d(width + more, width, 3, padding=1) for width, more in zip(spec.channels, extra, strict=True)
         )
@@ -83,3 +88,13 @@ class PixelHead(nn.Module):
             given = [*told, *([seen] if step == last else [])]
             x = block(join(torch.cat([x, *(one.to(x.dtype) for one in given)], dim=1)))
         return self.out(F.silu(x))
+
+
+def _alike(enlarge: nn.Module) -> None:
+    """At the start the four pixels of a place are equal: enlarged by the nearest neighbour, without a grid (Aitken et
+    al. 2017, arXiv 1707.02937)."""
+    assert isinstance(enlarge, nn.Conv2d)
+    with torch.no_grad():
+        enlarge.weight.copy_(enlarge.weight[::4].repeat_interleave(4, dim=0))
+        if enlarge.bias is not None:
+            enlarge.bias.copy_(enlarge.bias[::4].repeat_interleave(4))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from piti.conditions import ClassTable
+from piti.core.progress import OnProgress
 from piti.data.pairs import SPLITS_FILE
 from piti.data.problems import Problems
 from piti.prepare.layouts import Entry, Fault, Layout
@@ -28,8 +29,6 @@ from piti.prepare.writer import (
 
 IMAGES = "images"
 CLASSES_FILE = "classes.json"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -85,7 +84,7 @@ class SetReport:
         return problems
 
 
-def check_set(layout: Layout, progress: Progress | None = None) -> SetReport:
+def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
     """Decode every file of a data set, in parallel, and report; nothing is written.
 
     progress: called with (done, total). Raises DataError if there is nothing to prepare at all.
@@ -124,7 +123,7 @@ def write_set(
     link: bool = True,
     overwrite: bool = False,
     skip_bad: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> str:
     """Write what `check_set` found good: `images/`, the conditions, `classes.json`, `splits.json`.
 

@@ -18,6 +18,7 @@ from typing import IO, Any, TypeVar
 from piti.conditions import ClassTable
 from piti.core.files import check_folder, flush, flush_all
 from piti.core.images import IMAGE_SUFFIXES, ImageError, open_image
+from piti.core.progress import OnProgress
 from piti.data.problems import DataError, Problems, Skipped, reason_of
 from piti.data.shards.index import Manifest, ShardEntry, read_manifest
 from piti.data.shards.sources import MANIFEST
@@ -28,7 +29,6 @@ CLASSES_FILE = "classes.json"
 _CHUNK = 1 << 20
 _AHEAD = 32  # samples that are read and decoded at once
 
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -61,7 +61,7 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
-def pack_shards(job: PackJob, progress: Progress | None = None) -> PackReport:
+def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     """Pack a folder. The same files make the same shards, to the byte; the files' own bytes are unchanged.
 
     Shards are written into a hidden folder beside `job.out`, which takes that name when all are there: a run that was
@@ -96,7 +96,7 @@ class _Packer:
     work: Path
     total: int
     skipped: list[Skipped]
-    progress: Progress | None
+    progress: OnProgress | None
     kept: int = 0
     done: int = 0
 
@@ -256,7 +256,7 @@ def _finish(job: PackJob, work: Path, manifest: Manifest, skipped: list[Skipped]
 # Checking
 
 
-def verify_shards(folder: Path, progress: Progress | None = None) -> Manifest:
+def verify_shards(folder: Path, progress: OnProgress | None = None) -> Manifest:
     """Read all shards of a folder again and compare them with its manifest. Raises DataError, naming those that differ.
 
     progress: called with (done, total) shards.

@@ -10,7 +10,7 @@ from piti.core.errors import UserError
 from piti.models.perceptual import PerceptualSpec, load_perceptual
 from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import Plan, Row, Training
-from piti.reproduction.runs import Shop, progress_of, recipe_of
+from piti.reproduction.runs import Workspace, progress_of, recipe_of
 from piti.training import Recipe
 from piti.training.build import build_condition, known_condition
 from piti.training.plan import beginning
@@ -26,12 +26,12 @@ def perceptual_of(recipe: Recipe) -> PerceptualSpec | None:
     return recipe.perceptual if of_baseline or of_stages else None
 
 
-def minimised(plan: Plan, row: Row, shop: Shop) -> frozenset[str]:
+def minimised(plan: Plan, row: Row, workspace: Workspace) -> frozenset[str]:
     """The feature networks that take part in training a row; none for one whose recipe cannot be read."""
     found = set()
     for training in row.trainings:
         try:
-            spec = perceptual_of(recipe_of(plan, training, 0, shop))
+            spec = perceptual_of(recipe_of(plan, training, 0, workspace))
         except UserError:
             continue
         if spec is not None and spec.network in JUDGES:
@@ -44,7 +44,7 @@ class Checker:
     """What was checked; each thing that several runs need is looked at once."""
 
     plan: Plan
-    shop: Shop
+    workspace: Workspace
     known: dict[str, str] = field(default_factory=dict)
     """What is wrong, by what was looked at; empty where nothing is."""
     stopped: dict[str, list[str]] = field(default_factory=dict)
@@ -64,8 +64,8 @@ class Checker:
 
     def _problem(self, training: Training, seed: int) -> str:
         try:
-            recipe = recipe_of(self.plan, training, seed, self.shop)
-            if not self.shop.train or progress_of(self.shop.run(training, seed), recipe).finished:
+            recipe = recipe_of(self.plan, training, seed, self.workspace)
+            if not self.workspace.train or progress_of(self.workspace.run(training, seed), recipe).finished:
                 return ""
         except (UserError, OSError) as error:
             return str(error)

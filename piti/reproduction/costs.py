@@ -11,7 +11,7 @@ from piti.pipelines.pipeline import SETTINGS
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import SETS, Plan, Row, Training
-from piti.reproduction.runs import Shop, progress_of, recipe_of
+from piti.reproduction.runs import Workspace, progress_of, recipe_of
 from piti.reproduction.tables import decimals_for, number
 from piti.training import Recipe, RunFolder, read_recipe
 from piti.training.build import build_condition, known_condition, network_config
@@ -27,7 +27,7 @@ _HOUR = 3600
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SpeedEstimate:
     """How fast a run trains."""
 
     rate: float
@@ -36,13 +36,13 @@ class Estimate:
 
 
 @dataclass
-class Tally:
+class CostTally:
     """What was found on the way through a plan."""
 
     checker: Checker
     hours: float
     rates: dict[Training, float]
-    counted: dict[str, Estimate]
+    counted: dict[str, SpeedEstimate]
     """By what the work depends on, since counting takes seconds."""
     bases: dict[str, None]
     unknown: list[str]
@@ -50,18 +50,20 @@ class Tally:
     """Those whose network makes an image in one pass."""
 
 
-def dry_run(plan: Plan, shop: Shop, gpu: str = DEFAULT_GPU) -> tuple[list[dict[str, str]], list[str]]:
+def dry_run(plan: Plan, workspace: Workspace, gpu: str = DEFAULT_GPU) -> tuple[list[dict[str, str]], list[str]]:
     """A row for each run, and notes on the hours of all. Trains nothing and writes nothing.
 
     gpu: a name in `piti.training.cost.GPUS`, for the paper's scale.
     """
     chosen = gpu_named(gpu)
-    tally = Tally(Checker(plan, shop), 0.0, {}, {}, {}, [], set())
+    tally = CostTally(Checker(plan, workspace), 0.0, {}, {}, {}, [], set())
     found = [
-        _run(plan, training, seed, shop, chosen, tally) for training in plan.trainings for seed in range(shop.seeds)
+        _run(plan, training, seed, workspace, chosen, tally)
+        for training in plan.trainings
+        for seed in range(workspace.seeds)
     ]
-    counts = {name: _validation(plan, name, shop) for name in plan.sets}
-    sampling = sum(counts[row.data] * _sampling(row, tally) for row in plan.rows) * shop.seeds / _HOUR
+    counts = {name: _validation(plan, name, workspace) for name in plan.sets}
+    sampling = sum(counts[row.data] * _sampling(row, tally) for row in plan.rows) * workspace.seeds / _HOUR
     left_out = f", without {', '.join(tally.unknown)}" if tally.unknown else ""
     notes = [
         f"about {_hours(tally.hours)} hours of training to go{left_out}, and {_hours(sampling)} of sampling in all; "
@@ -75,15 +77,15 @@ def dry_run(plan: Plan, shop: Shop, gpu: str = DEFAULT_GPU) -> tuple[list[dict[s
 
 
 def _run(
-    plan: Plan, training: Training, seed: int, shop: Shop, gpu: GPU, tally: Tally
+    plan: Plan, training: Training, seed: int, workspace: Workspace, gpu: GPU, tally: CostTally
 ) -> tuple[dict[str, str], float | None]:
     """A run's row, and its hours where they are known."""
     name = f"{training.name}-{seed}"
     problem = tally.checker.problem(training, seed)
     state = "cannot be made" if problem else ""
     try:
-        recipe = recipe_of(plan, training, seed, shop)
-        now = progress_of(shop.run(training, seed), recipe)
+        recipe = recipe_of(plan, training, seed, workspace)
+        now = progress_of(workspace.run(training, seed), recipe)
     except (UserError, OSError):
         tally.unknown.append(name)
         return {"run": name, "state": state, "images": "", "hours left": "", "what": "see below"}, None
@@ -92,7 +94,7 @@ def _run(
     if recipe.baseline is not None:
         tally.one_pass.add(training)
     try:
-        estimate = _measured(recipe, shop) if plan.own_speed else _counted(recipe, gpu, tally.counted)
+        estimate = _measured(recipe, workspace) if plan.own_speed else _counted(recipe, gpu, tally.counted)
     except (UserError, TypeError, NotImplementedError):  # a network whose work is not counted
         tally.unknown.append(name)
         return row, None
@@ -103,12 +105,12 @@ def _run(
     return row, hours
 
 
-def _validation(plan: Plan, name: str, shop: Shop) -> int:
+def _validation(plan: Plan, name: str, workspace: Workspace) -> int:
     """Validation conditions of a data set: counted where it is there, else about those that it should have."""
-    if name in shop.data:
+    if name in workspace.data:
         for training in (row.base for row in plan.rows if row.data == name):
             try:
-                recipe = recipe_of(plan, training, 0, shop)
+                recipe = recipe_of(plan, training, 0, workspace)
                 return count_pairs(build_condition(recipe), recipe.data)[1]
             except UserError:  # which is told with the runs
                 continue
@@ -134,7 +136,7 @@ def _hours(hours: float) -> str:
 # Speeds
 
 
-def _counted(recipe: Recipe, gpu: GPU, known: dict[str, Estimate]) -> Estimate:
+def _counted(recipe: Recipe, gpu: GPU, known: dict[str, SpeedEstimate]) -> SpeedEstimate:
     """By the work of a training step, on one GPU. known: what was counted before."""
     condition = known_condition(recipe)
     keys = ("model", "baseline", "stages", "batch", "accumulation", "precision", "perceptual", "discriminator")
@@ -143,17 +145,19 @@ def _counted(recipe: Recipe, gpu: GPU, known: dict[str, Estimate]) -> Estimate:
     if key not in known:
         cost = cost_of(recipe, network_config(recipe, condition))
         rate = _images(recipe) / (cost.hours(gpu) * _HOUR)
-        known[key] = Estimate(rate, f"one {gpu.name}, at the speed that piti train --dry-run takes")
+        known[key] = SpeedEstimate(rate, f"one {gpu.name}, at the speed that piti train --dry-run takes")
     return known[key]
 
 
-def _measured(recipe: Recipe, shop: Shop) -> Estimate:
+def _measured(recipe: Recipe, workspace: Workspace) -> SpeedEstimate:
     """By runs of the same networks in the same folder, or of any; else by an assumption."""
-    runs = list(_finished(shop.out / "runs"))
+    runs = list(_finished(workspace.out / "runs"))
     speeds = [rate for other, rate in runs if _networks(other) == _networks(recipe)] or [rate for _, rate in runs]
     if not speeds:
-        return Estimate(ASSUMED, f"a machine that trains {ASSUMED:.0f} images a second, which is assumed")
-    return Estimate(sum(speeds) / len(speeds), f"the machine on which the runs in {shop.out / 'runs'} were made")
+        return SpeedEstimate(ASSUMED, f"a machine that trains {ASSUMED:.0f} images a second, which is assumed")
+    return SpeedEstimate(
+        sum(speeds) / len(speeds), f"the machine on which the runs in {workspace.out / 'runs'} were made"
+    )
 
 
 def _networks(recipe: Recipe) -> object:
@@ -171,7 +175,7 @@ def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
             yield read_recipe(newest / RECIPE_FILE), state.images_seen / state.seconds
 
 
-def _sampling(row: Row, tally: Tally) -> float:
+def _sampling(row: Row, tally: CostTally) -> float:
     """Seconds for a row's images of one condition: a pass of a baseline's generator; else two forward passes of the
     base for a guided step, and one of the upsampler."""
     base = 1 if row.base in tally.one_pass else 2 * (row.sampling.steps or int(SETTINGS["steps"]))

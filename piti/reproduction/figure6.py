@@ -24,12 +24,12 @@ from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256
 from piti.evaluation.result import Evaluation, Measure
 from piti.generation.translate import Settings, translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
-from piti.reproduction.files import Chosen, choose, count_pairs
+from piti.reproduction.files import DatasetFiles, choose, count_pairs
 from piti.reproduction.image_statistics import LOOKS, Look, look_of, mean_look
 from piti.reproduction.make import check_alone, check_judges
 from piti.reproduction.pictures import SIDE, preview_of, save_jpeg, square
 from piti.reproduction.published import ABOUT
-from piti.reproduction.runs import Shop, begin_folder, judged
+from piti.reproduction.runs import Workspace, begin_folder, judged
 from piti.reproduction.tables import cell_of, decimals_for, number, title_of
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -93,48 +93,54 @@ def _spec(condition: Condition, data: Path) -> FolderSpec:
     return FolderSpec(root=data, conditions=USUAL_FOLDERS.get(condition.kind, "labels"))
 
 
-def reproduce(model: str, data: Path, shop: Shop, judges: bool, console: Console) -> Path:
-    """Write `figure6.md`, `.json` and `.jpg`; the former's path. judges: whether `shop.judges.features` were asked for.
+def reproduce(model: str, data: Path, workspace: Workspace, judges: bool, console: Console) -> Path:
+    """Write `figure6.md`, `.json` and `.jpg`; the former's path.
 
-    Raises UserError.
+    judges: whether `workspace.judges.features` were asked for. Raises UserError.
     """
     check_alone()
-    features = shop.judges.features if judges else ()
-    shop = replace(shop, judges=replace(shop.judges, features=features))
-    judging = bool(features or shop.judges.segmenter)
+    features = workspace.judges.features if judges else ()
+    workspace = replace(workspace, judges=replace(workspace.judges, features=features))
+    judging = bool(features or workspace.judges.segmenter)
     if judging:
-        check_judges(shop.judges, shop.device, console)
-    pipeline = PITIPipeline.from_pretrained(model, base_only=True).to(usable_device(shop.device))
+        check_judges(workspace.judges, workspace.device, console)
+    pipeline = PITIPipeline.from_pretrained(model, base_only=True).to(usable_device(workspace.device))
     pipeline.set_progress_bar_config(disable=True)
     condition = pipeline.condition
-    chosen = choose(condition, _spec(condition, data), "train", shop.out / "data" / "figure6")
+    chosen = choose(condition, _spec(condition, data), "train", workspace.out / "data" / "figure6")
     side = int(pipeline.base.image_size)
     weights = weights_sha256(pipeline)
     points = []
     for rule in RULES:
         for w in STRENGTHS:
-            folder, made_of = _sampled(pipeline, weights, model, Guidance(kind=rule, w=w), shop, chosen, console)  # type: ignore[arg-type]
+            folder, made_of = _sampled(pipeline, weights, model, Guidance(kind=rule, w=w), workspace, chosen, console)  # type: ignore[arg-type]
             whole = {
                 "images": made_of,
-                "judges": shop.judges.made_of,
+                "judges": workspace.judges.made_of,
                 "reference": chosen.reference_sha256,
                 "side": side,
             }
-            found = judged(folder, json.loads(json.dumps(whole)), side, shop, chosen, console) if judging else None
+            found = judged(folder, json.loads(json.dumps(whole)), side, workspace, chosen, console) if judging else None
             points.append(Point(rule, w, folder, _look(folder, chosen), found))
     photographs = mean_look(
         look_of(np.asarray(square(read_rgb(path), side))) for path in sorted(chosen.photographs.iterdir())
     )
-    save_jpeg(picture(points, chosen), shop.out / "figure6.jpg")
-    return _write(model, points, photographs, len(chosen.stems), side, shop.out)
+    save_jpeg(picture(points, chosen), workspace.out / "figure6.jpg")
+    return _write(model, points, photographs, len(chosen.stems), side, workspace.out)
 
 
 def _sampled(
-    pipeline: PITIPipeline, weights: str, model: str, guidance: Guidance, shop: Shop, chosen: Chosen, console: Console
+    pipeline: PITIPipeline,
+    weights: str,
+    model: str,
+    guidance: Guidance,
+    workspace: Workspace,
+    chosen: DatasetFiles,
+    console: Console,
 ) -> tuple[Path, dict[str, Any]]:
     """The images of one setting, and what they were made of. weights: the hash of the pipeline's."""
     name = f"figure6-{guidance.kind}-{guidance.w:g}" if guidance.w else "figure6-0"
-    folder = shop.out / "images" / name
+    folder = workspace.out / "images" / name
     settings = Settings(1, SEED, guidance, batch=BATCH, square=True)
     base = settings.sampling(pipeline).base
     made_of = {
@@ -152,11 +158,11 @@ def _sampled(
     return folder, made_of
 
 
-def _look(folder: Path, chosen: Chosen) -> Look:
+def _look(folder: Path, chosen: DatasetFiles) -> Look:
     return mean_look(look_of(np.asarray(read_rgb(folder / f"{stem}_0.png"))) for stem in chosen.stems)
 
 
-def picture(points: Sequence[Point], chosen: Chosen) -> Image.Image:
+def picture(points: Sequence[Point], chosen: DatasetFiles) -> Image.Image:
     """For some conditions a row of each rule, a column a strength, beside the condition and its photograph."""
     rows = []
     for stem in sorted(sorted(chosen.stems, key=key_hash)[:SHOWN]):

@@ -19,7 +19,7 @@ _BLOCK = 2**20
 
 
 @dataclass(frozen=True)
-class Chosen:
+class DatasetFiles:
     """A data set as a table sees it; folders hold links, each named after its key."""
 
     condition: Condition
@@ -57,7 +57,7 @@ class Chosen:
         return _named(self.conditions, stem)
 
 
-def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) -> Chosen:
+def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) -> DatasetFiles:
     """Gather a data set's files in `out`. reference: the split of the photographs to compare with. Raises DataError."""
     spec = spec.model_copy(update={"limit": None})
     pairs = _pairs(spec, condition, "val")
@@ -69,7 +69,7 @@ def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) ->
         of_split = _pairs(spec, condition, reference)
         compared = linked({_stem(pair.key): pair.image for pair in of_split}, out / f"photographs-{reference}")
     stems = tuple(sorted(_stem(pair.key) for pair in pairs))
-    return Chosen(condition, conditions, photographs, compared, stems, len(training))
+    return DatasetFiles(condition, conditions, photographs, compared, stems, len(training))
 
 
 def count_pairs(condition: Condition, spec: FolderSpec) -> tuple[int, int]:

@@ -17,9 +17,9 @@ from piti.evaluation.segmentation import open_segmenter
 from piti.pipelines.pipeline import usable_device
 from piti.reproduction import pictures, tables
 from piti.reproduction.checks import Checker, minimised
-from piti.reproduction.files import Chosen, as_png, choose, contents_sha256
+from piti.reproduction.files import DatasetFiles, as_png, choose, contents_sha256
 from piti.reproduction.plans import Plan, Row, Training, described
-from piti.reproduction.runs import Judges, Shop, begin_folder, evaluated, recipe_of, sampled, trained
+from piti.reproduction.runs import Judges, Workspace, begin_folder, evaluated, recipe_of, sampled, trained
 from piti.reproduction.tables import Facts, Line, Table
 from piti.training import TrainingInterrupted
 from piti.training.build import build_condition
@@ -29,7 +29,7 @@ Work = tuple[int, Row]
 
 
 @dataclass
-class Found:
+class Results:
     """What was found so far."""
 
     evaluations: dict[Work, Evaluation] = field(default_factory=dict)
@@ -42,26 +42,26 @@ class Found:
     """Data sets whose photographs could not be judged, and why."""
 
 
-def reproduce(plan: Plan, shop: Shop, console: Console) -> Table:
+def reproduce(plan: Plan, workspace: Workspace, console: Console) -> Table:
     """Make a table; it is written anew whenever one of its rows is done, as `TABLE.md`, `.json` and `.jpg`.
 
     A row that fails in training does not lose the others: it is named in the table. Raises UserError before anything
     is trained for all that can be known then: the data, the judges, and what a run to be trained needs.
     """
     check_alone()
-    check_all(plan, shop, console)
-    shop.out.mkdir(parents=True, exist_ok=True)
-    chosen = {name: _choose(plan, name, shop) for name in plan.sets}
-    found = Found()
+    check_all(plan, workspace, console)
+    workspace.out.mkdir(parents=True, exist_ok=True)
+    chosen = {name: _choose(plan, name, workspace) for name in plan.sets}
+    found = Results()
     for name, files in chosen.items():
-        _judge_photographs(plan, name, files, shop, console, found)
-    for seed in range(shop.seeds):
+        _judge_photographs(plan, name, files, workspace, console, found)
+    for seed in range(workspace.seeds):
         for row in plan.rows:
-            _finish(plan, (seed, row), shop, chosen[row.data], console, found)
-            table = _table(plan, shop, chosen, found)
-            tables.write(table, shop.out)
-            _draw(plan, shop, chosen, found)
-    return _table(plan, shop, chosen, found)
+            _finish(plan, (seed, row), workspace, chosen[row.data], console, found)
+            table = _table(plan, workspace, chosen, found)
+            tables.write(table, workspace.out)
+            _draw(plan, workspace, chosen, found)
+    return _table(plan, workspace, chosen, found)
 
 
 def check_alone() -> None:
@@ -74,14 +74,14 @@ def check_alone() -> None:
         )
 
 
-def check_all(plan: Plan, shop: Shop, console: Console) -> None:
+def check_all(plan: Plan, workspace: Workspace, console: Console) -> None:
     """Raises UserError with everything that is known to stop the judges or a run, before anything is trained."""
-    checker, found = Checker(plan, shop), []
+    checker, found = Checker(plan, workspace), []
     for training in plan.trainings:
-        for seed in range(shop.seeds):
+        for seed in range(workspace.seeds):
             checker.problem(training, seed)
     try:
-        check_judges(shop.judges, shop.device, console)
+        check_judges(workspace.judges, workspace.device, console)
     except UserError as error:
         found.append(str(error))
     found += checker.told
@@ -101,26 +101,28 @@ def check_judges(judges: Judges, device: str | None, console: Console) -> None:
         console.log(f"segmenter: {open_segmenter(judges.segmenter, chosen).name}")
 
 
-def _choose(plan: Plan, name: str, shop: Shop) -> Chosen:
+def _choose(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:
     """A data set's files, by the recipe of a row that reads its conditions."""
     failures = []
     for training in dict.fromkeys(row.base for row in plan.rows if row.data == name):
         try:
-            recipe = recipe_of(plan, training, 0, shop)
+            recipe = recipe_of(plan, training, 0, workspace)
         except UserError as error:
             failures.append(str(error))
             continue
-        return choose(build_condition(recipe), recipe.data, plan.reference, shop.out / "data" / name)
+        return choose(build_condition(recipe), recipe.data, plan.reference, workspace.out / "data" / name)
     raise UserError("; ".join(failures))
 
 
-def _finish(plan: Plan, work: Work, shop: Shop, chosen: Chosen, console: Console, found: Found) -> None:
+def _finish(
+    plan: Plan, work: Work, workspace: Workspace, chosen: DatasetFiles, console: Console, found: Results
+) -> None:
     """Bring a row of a seed to its evaluation, or note why there is none."""
     seed, row = work
     try:
-        runs = [_trained(plan, training, seed, shop, console, found) for training in row.trainings]
-        folder, made_of = sampled(row, runs, seed, shop, chosen, console)
-        found.evaluations[work] = evaluated(folder, made_of, plan, shop, chosen, console)
+        runs = [_trained(plan, training, seed, workspace, console, found) for training in row.trainings]
+        folder, made_of = sampled(row, runs, seed, workspace, chosen, console)
+        found.evaluations[work] = evaluated(folder, made_of, plan, workspace, chosen, console)
     except TrainingInterrupted:
         raise
     except (UserError, OSError, RuntimeError) as error:
@@ -130,12 +132,12 @@ def _finish(plan: Plan, work: Work, shop: Shop, chosen: Chosen, console: Console
         console.log(f"{row.images}-{seed}: done")
 
 
-def _trained(plan: Plan, training: Training, seed: int, shop: Shop, console: Console, found: Found) -> Path:
+def _trained(plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console, found: Results) -> Path:
     known = found.broken.get((training, seed))
     if known is not None:
         raise UserError(known)
     try:
-        return trained(plan, training, seed, shop, console)
+        return trained(plan, training, seed, workspace, console)
     except TrainingInterrupted:
         raise
     except (UserError, OSError, RuntimeError) as error:
@@ -143,43 +145,45 @@ def _trained(plan: Plan, training: Training, seed: int, shop: Shop, console: Con
         raise
 
 
-def _judge_photographs(plan: Plan, name: str, files: Chosen, shop: Shop, console: Console, found: Found) -> None:
+def _judge_photographs(
+    plan: Plan, name: str, files: DatasetFiles, workspace: Workspace, console: Console, found: Results
+) -> None:
     """Judge the held-out photographs in the place of results, where they are not what results are compared with."""
     if plan.reference == "val":
         return
-    folder = shop.out / "images" / f"photographs-{name}"
+    folder = workspace.out / "images" / f"photographs-{name}"
     made_of = {"photographs": contents_sha256(files.photographs)}
     try:
         begin_folder(folder, made_of)
         as_png(files.photographs, folder)
-        found.photographs[name] = evaluated(folder, made_of, plan, shop, files, console)
+        found.photographs[name] = evaluated(folder, made_of, plan, workspace, files, console)
     except (UserError, OSError, RuntimeError) as error:
         found.unjudged[name] = str(error)
         console.log(f"the photographs of {name} are not judged: {error}", markup=False)
 
 
-def _table(plan: Plan, shop: Shop, chosen: Mapping[str, Chosen], found: Found) -> Table:
+def _table(plan: Plan, workspace: Workspace, chosen: Mapping[str, DatasetFiles], found: Results) -> Table:
     lines = []
     for row in plan.rows:
-        works = [(seed, row) for seed in range(shop.seeds)]
+        works = [(seed, row) for seed in range(workspace.seeds)]
         evaluations = tuple(found.evaluations[work] for work in works if work in found.evaluations)
         missing = tuple(found.failures.get(work, f"seed {work[0]}: not made yet") for work in _missing(works, found))
-        lines.append(Line(row, evaluations, missing, minimised(plan, row, shop)))
+        lines.append(Line(row, evaluations, missing, minimised(plan, row, workspace)))
     facts = {
-        name: Facts(described(name, shop.data[name]), files.training, len(files.stems))
+        name: Facts(described(name, workspace.data[name]), files.training, len(files.stems))
         for name, files in chosen.items()
     }
-    return Table(plan, shop.seeds, tuple(lines), found.photographs, facts, found.unjudged)
+    return Table(plan, workspace.seeds, tuple(lines), found.photographs, facts, found.unjudged)
 
 
-def _missing(works: Iterable[Work], found: Found) -> list[Work]:
+def _missing(works: Iterable[Work], found: Results) -> list[Work]:
     return [work for work in works if work not in found.evaluations]
 
 
-def _draw(plan: Plan, shop: Shop, chosen: dict[str, Chosen], found: Found) -> None:
+def _draw(plan: Plan, workspace: Workspace, chosen: dict[str, DatasetFiles], found: Results) -> None:
     """Samples of the first seed side by side, a picture a data set."""
     for name, files in chosen.items():
         rows = [row for row in plan.rows if row.data == name and (0, row) in found.evaluations]
-        columns = [(row.heading, shop.images(row, 0)) for row in rows]
+        columns = [(row.heading, workspace.images(row, 0)) for row in rows]
         if columns:
-            pictures.save_jpeg(pictures.samples(files, columns), shop.out / tables.picture_name(plan, name))
+            pictures.save_jpeg(pictures.samples(files, columns), workspace.out / tables.picture_name(plan, name))

@@ -10,14 +10,16 @@ from PIL import Image
 from piti.core.files import whole_file
 from piti.core.images import Box, center_box, crop_resize, grid, open_image, read_rgb
 from piti.data.pairs import key_hash
-from piti.reproduction.files import Chosen
+from piti.reproduction.files import DatasetFiles
 
 ROWS = 6
 SIDE = 160
 QUALITY = 90
 
 
-def samples(chosen: Chosen, columns: Sequence[tuple[str, Path]], rows: int = ROWS, side: int = SIDE) -> Image.Image:
+def samples(
+    chosen: DatasetFiles, columns: Sequence[tuple[str, Path]], rows: int = ROWS, side: int = SIDE
+) -> Image.Image:
     """The first samples of some conditions, squares of `side` pixels. columns: a heading and a folder of images each.
 
     The conditions are those whose keys' hashes are lowest, so that nobody chose them.
@@ -27,7 +29,7 @@ def samples(chosen: Chosen, columns: Sequence[tuple[str, Path]], rows: int = ROW
     return grid(shown, headings=[chosen.kind, "photograph", *(heading for heading, _ in columns)])
 
 
-def _row(chosen: Chosen, stem: str, folders: Sequence[Path], side: int) -> list[Image.Image]:
+def _row(chosen: DatasetFiles, stem: str, folders: Sequence[Path], side: int) -> list[Image.Image]:
     photograph = square(read_rgb(chosen.photograph(stem)), side)
     return [
         preview_of(chosen, stem, side),
@@ -36,7 +38,7 @@ def _row(chosen: Chosen, stem: str, folders: Sequence[Path], side: int) -> list[
     ]
 
 
-def preview_of(chosen: Chosen, stem: str, side: int) -> Image.Image:
+def preview_of(chosen: DatasetFiles, stem: str, side: int) -> Image.Image:
     """A condition as a person sees it, its centre square."""
     raw = chosen.condition.squared(chosen.condition.load(chosen.conditioned(stem)))
     return chosen.condition.preview(raw).resize((side, side), Image.Resampling.NEAREST)

@@ -74,7 +74,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class RowSampling:
     """How a row's images are made; None takes the model's own."""
 
     num: int = 1
@@ -96,7 +96,7 @@ class Row:
     """In `piti.reproduction.published`; empty where no paper has such a row."""
     base: Training
     upsampler: Training | None = None
-    sampling: Sampling = Sampling()
+    sampling: RowSampling = RowSampling()
     name: str = ""
     """Of its images; by default that of its base."""
     pairs: int | None = None
@@ -208,7 +208,7 @@ def _wanted(names: Sequence[str]) -> str:
 # Small: masks of streets at 64 px, what a CPU trains in minutes
 
 _W = 1.0
-_GUIDED = Sampling(steps=50, sampler="ddpm", guidance=Guidance(w=_W))
+_GUIDED = RowSampling(steps=50, sampler="ddpm", guidance=Guidance(w=_W))
 _SMALL_NOTES = (
     "Every row saw 16,384 training images at 64 px with networks narrow enough for a CPU; nothing was tuned on the "
     "validation masks. It shows how methods compare when little is trained, not what they reach.",
@@ -290,7 +290,7 @@ def _small_table3b() -> Plan:
 
 
 def _upsampler_rows(
-    training: Callable[..., Training], base: Training, sampling: Sampling, whole: Training | None = None
+    training: Callable[..., Training], base: Training, sampling: RowSampling, whole: Training | None = None
 ) -> tuple[Row, ...]:
     """The upsampler's parts, one added after the other. training: a run of a name and changes; whole: one with all."""
     plain = replace(sampling, guidance=Guidance(kind="plain", w=_W))
@@ -316,7 +316,7 @@ _SMALL = {"table1": _small_table1, "table3a": _small_table3a, "table3b": _small_
 
 # Paper: its settings on its data sets, 64 px enlarged to 256
 
-_PAPER_SAMPLING = Sampling(num=1, steps=250, sampler="ddpm", guidance=Guidance(w=_W), upsampler_steps="fast27")
+_PAPER_SAMPLING = RowSampling(num=1, steps=250, sampler="ddpm", guidance=Guidance(w=_W), upsampler_steps="fast27")
 _PAPER_NOTES = (
     "Rates, batch, average, dropout and iterations are the paper's where it states them (section 4, appendix A); those "
     "of the baselines are their papers'.",

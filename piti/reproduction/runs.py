@@ -28,7 +28,7 @@ from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
 from piti.generation.translate import SHEET, Settings, translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
-from piti.reproduction.files import Chosen, contents_sha256
+from piti.reproduction.files import DatasetFiles, contents_sha256
 from piti.reproduction.plans import Plan, Row, Training
 from piti.training import Recipe, RunError, RunFolder, read_recipe, train
 from piti.training.recipe_io import flat
@@ -104,7 +104,7 @@ class Judges:
 
 
 @dataclass(frozen=True)
-class Shop:
+class Workspace:
     """Where a table is made, and what for."""
 
     out: Path
@@ -136,7 +136,7 @@ class Shop:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a training run has come."""
 
     step: int
@@ -153,19 +153,19 @@ class Progress:
         return f"step {self.step:,} of {self.steps:,}" if self.step else "new"
 
 
-def recipe_of(plan: Plan, training: Training, seed: int, shop: Shop) -> Recipe:
-    """The recipe of a run, its data named where `shop` has it. Raises RecipeError."""
-    recipe = read_recipe(plan.recipe_file(training), [*training.changes, *shop.changes, f"seed={seed}"])
-    root = shop.data.get(training.data)
+def recipe_of(plan: Plan, training: Training, seed: int, workspace: Workspace) -> Recipe:
+    """The recipe of a run, its data named where `workspace` has it. Raises RecipeError."""
+    recipe = read_recipe(plan.recipe_file(training), [*training.changes, *workspace.changes, f"seed={seed}"])
+    root = workspace.data.get(training.data)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
 
 
-def progress_of(folder: Path, recipe: Recipe) -> Progress:
+def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
     """How far a run has come. Raises RunError if its folder holds a run of another recipe."""
     run = RunFolder(folder)
     newest = run.newest()
     if newest is None:
-        return Progress(0, recipe.steps)
+        return RunProgress(0, recipe.steps)
     state = read_state(newest)
     before, now = read_recipe(newest / RECIPE_FILE), recipe
     changed = _differences(_essence(before, state.processes), _essence(now, 1))
@@ -175,17 +175,17 @@ def progress_of(folder: Path, recipe: Recipe) -> Progress:
             + "; ".join(f"{key} = {old!r} where {new!r} is planned" for key, old, new in changed[:5])
         )
     finished = state.step == recipe.steps and is_of(run.model, newest)
-    return Progress(state.step, recipe.steps, state.seconds, state.images_seen, finished)
+    return RunProgress(state.step, recipe.steps, state.seconds, state.images_seen, finished)
 
 
-def trained(plan: Plan, training: Training, seed: int, shop: Shop, console: Console) -> Path:
+def trained(plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console) -> Path:
     """A finished run's folder; trains what is missing. Raises what `train` does, and RunError."""
-    recipe, folder = recipe_of(plan, training, seed, shop), shop.run(training, seed)
-    with _alone(folder, shop.train):
+    recipe, folder = recipe_of(plan, training, seed, workspace), workspace.run(training, seed)
+    with _alone(folder, workspace.train):
         now = progress_of(folder, recipe)
         if now.finished:
             return folder
-        if not shop.train:
+        if not workspace.train:
             raise RunError(f"{folder.name} is not trained ({now}), and --no-train was given")
         console.log(f"{folder.name}: training, {now}")
         train(recipe, folder, resume=True, console=console)
@@ -228,10 +228,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
 
 
 def sampled(
-    row: Row, runs: Sequence[Path], seed: int, shop: Shop, chosen: Chosen, console: Console, square: bool = True
+    row: Row,
+    runs: Sequence[Path],
+    seed: int,
+    workspace: Workspace,
+    chosen: DatasetFiles,
+    console: Console,
+    square: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
     """A row's images of all validation conditions, and what they were made of. runs: of base and upsampler."""
-    sampling, folder = row.sampling, shop.images(row, seed)
+    sampling, folder = row.sampling, workspace.images(row, seed)
     made_of = {
         "models": [contents_sha256(run / "model") for run in runs],
         "conditions": chosen.conditions_sha256,
@@ -254,7 +260,7 @@ def sampled(
     if _count(folder) == expected and (folder / SHEET).is_file():
         return folder, made_of
     pipeline = PITIPipeline.from_pretrained(runs[0], upsampler=runs[1] if len(runs) > 1 else None)
-    pipeline = pipeline.to(usable_device(shop.device))
+    pipeline = pipeline.to(usable_device(workspace.device))
     pipeline.set_progress_bar_config(disable=True)
     console.log(f"{folder.name}: making {expected} images, {_count(folder)} are there")
     with steps_bar(console, f"images of {folder.name}") as on_step:
@@ -284,31 +290,31 @@ def _count(folder: Path) -> int:
 
 
 def evaluated(
-    folder: Path, made_of: Mapping[str, Any], plan: Plan, shop: Shop, chosen: Chosen, console: Console
+    folder: Path, made_of: Mapping[str, Any], plan: Plan, workspace: Workspace, chosen: DatasetFiles, console: Console
 ) -> Evaluation:
     """What the judges say of a folder of images; taken from disk where it was taken before."""
     whole = {
         "images": dict(made_of),
-        "judges": shop.judges.made_of,
+        "judges": workspace.judges.made_of,
         "reference": chosen.reference_sha256,
         "side": plan.side,
     }
-    return judged(folder, json.loads(json.dumps(whole)), plan.side, shop, chosen, console)
+    return judged(folder, json.loads(json.dumps(whole)), plan.side, workspace, chosen, console)
 
 
 def judged(
-    folder: Path, made_of: dict[str, Any], side: int, shop: Shop, chosen: Chosen, console: Console
+    folder: Path, made_of: dict[str, Any], side: int, workspace: Workspace, chosen: DatasetFiles, console: Console
 ) -> Evaluation:
     """An evaluation by all that it is made of, which is plain data; see `evaluated`."""
-    place = shop.result(folder.name)
+    place = workspace.result(folder.name)
     if place.is_file():
         found = Evaluation.read(place)
         if found.facts.get(OURS) == made_of:
             return found
-    options = shop.judges.options(side, shop.device, shop.out / "features")
-    conditions = chosen.conditions if shop.judges.segmenter or chosen.kind != "mask" else None
+    options = workspace.judges.options(side, workspace.device, workspace.out / "features")
+    conditions = chosen.conditions if workspace.judges.segmenter or chosen.kind != "mask" else None
     with steps_bar(console, f"judging {folder.name}") as on_step:
-        real = chosen.reference if shop.judges.features else None
+        real = chosen.reference if workspace.judges.features else None
         found = evaluate_files(folder, options, real, conditions, chosen.condition, on_step)
     found = replace(found, facts={**found.facts, OURS: made_of})
     place.parent.mkdir(parents=True, exist_ok=True)

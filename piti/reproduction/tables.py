@@ -92,7 +92,7 @@ _REFERENCE = "photographs (held out)"
 _NO_COUNTERPART = "–"
 _MARK = "‡"
 
-Key = tuple[str, str]
+MeasureKey = tuple[str, str]
 """A measure's name, and of what it is."""
 
 
@@ -119,16 +119,16 @@ class Line:
     minimised: frozenset[str] = frozenset()
     """Feature networks whose features its training compared with photographs': judges that took part in it."""
 
-    def cell(self, key: Key) -> Cell | None:
+    def cell(self, key: MeasureKey) -> Cell | None:
         """A measure over the seeds that have it."""
         return _cell(self.found, key)
 
-    def marked(self, key: Key) -> bool:
+    def marked(self, key: MeasureKey) -> bool:
         """Whether a measure is of a network that took part in training."""
         return key[1] in self.minimised
 
 
-def _cell(found: Sequence[Evaluation], key: Key) -> Cell | None:
+def _cell(found: Sequence[Evaluation], key: MeasureKey) -> Cell | None:
     return cell_of([one for evaluation in found for one in evaluation.measures if (one.name, one.of) == key])
 
 
@@ -147,7 +147,7 @@ class Table:
     """Data sets whose photographs could not be judged, and why."""
 
     @property
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[MeasureKey]:
         """The measures that have a column."""
         everything = [*(e for line in self.lines for e in line.found), *self.photographs.values()]
         there = dict.fromkeys((one.name, one.of) for evaluation in everything for one in evaluation.measures)
@@ -173,13 +173,13 @@ class Table:
             return f"{row.method}, {row.pairs:,} pairs"
         return f"{row.method}, all {facts.training:,} pairs" if facts else f"{row.method}, all pairs"
 
-    def best(self, data: str, key: Key) -> float | None:
+    def best(self, data: str, key: MeasureKey) -> float | None:
         """The best mean of a measure on a data set, of rows without a mark; see `best_of`."""
         lines = (line for line in self.lines if line.row.data == data and not line.marked(key))
         cells = [cell for line in lines if (cell := line.cell(key)) is not None]
         return best_of(cells, KINDS[key[0]].better if key[0] in KINDS else "")
 
-    def decimals(self, data: str) -> dict[Key, int]:
+    def decimals(self, data: str) -> dict[MeasureKey, int]:
         """Digits after the point of each column."""
         found = [list(line.found) for line in self.lines if line.row.data == data]
         found += [[self.photographs[data]]] if data in self.photographs else []
@@ -240,7 +240,7 @@ def _quoted(quote: Quote, published: Iterable[Sequence[Quote]]) -> str:
     return number(quote.value, max(len(f"{value!r}".partition(".")[2]) for value in column))
 
 
-def _shown(table: Table, line: Line, key: Key, decimals: int) -> str:
+def _shown(table: Table, line: Line, key: MeasureKey, decimals: int) -> str:
     cell = line.cell(key)
     if cell is None:
         return "missing" if line.missing else ""
@@ -250,7 +250,7 @@ def _shown(table: Table, line: Line, key: Key, decimals: int) -> str:
     return f"**{text}**" if cell.mean == table.best(line.row.data, key) else text
 
 
-def title_of(key: Key) -> str:
+def title_of(key: MeasureKey) -> str:
     """A measure's column: what it is, of what, its unit, and which way is better."""
     name, of = key
     kind = KINDS.get(name)

@@ -211,12 +211,22 @@ class ImageLosses:
         self, spec: PerceptualLossSpec, network: PerceptualNetwork, found: LossOutput, batch: Predicted
     ) -> None:
         rows = acts_at(batch.t, self.steps, spec.noise) & batch.paired
+        cut = self._jittered(spec.jitter, batch)
         with self.accelerator.autocast():
-            predicted = network(batch.x0_hat[rows])
+            predicted = network(batch.x0_hat[rows][cut])
             with torch.no_grad():
-                real = network(batch.x0[rows])
+                real = network(batch.x0[rows][cut])
         loss = perceptual_loss(predicted, real, network.layer_weights)
         found.add("perceptual", spec.weight, _batch_mean(loss, len(batch.t)))
+
+    def _jittered(self, most: int, batch: Predicted) -> tuple[slice, ...]:
+        """Which part of the images is compared: all but `most` rows and columns, at a place of the batch's own."""
+        if not most:
+            return (slice(None),)
+        height, width = batch.x0.shape[-2:]
+        draws = uniform_for(self.seed, "jitter", batch.numbers[:1], 2)[0].tolist()
+        top, left = (int(u * (most + 1)) for u in draws)
+        return (slice(None), slice(None), slice(top, height - most + top), slice(left, width - most + left))
 
     def _fool(self, spec: AdversarialLossSpec, adversary: Adversary, found: LossOutput, batch: Predicted) -> None:
         """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""

@@ -32,7 +32,7 @@ SETTLING = 512
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedBatch:
     """What a discriminator learns from: one batch's images, made and real, and what it sees of their conditions."""
 
     seen: Tensor
@@ -85,9 +85,9 @@ class BaselineObjective:
             with frozen(self.opponent.bare):
                 losses = self.baseline.generator_losses(self.opponent.bare, seen, fake, real, self.perceptual)
         total, metrics = _total(losses)
-        return LossOutput(total, metrics, Made(seen, fake.detach(), real))
+        return LossOutput(total, metrics, GeneratedBatch(seen, fake.detach(), real))
 
-    def discriminator_loss(self, adversarial: Made, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
+    def discriminator_loss(self, adversarial: GeneratedBatch, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
         assert self.opponent is not None
         made = adversarial
         uniform = uniform_for(self.recipe.seed, "discriminator", numbers, self.baseline.draws).to(made.real.device)
@@ -138,9 +138,9 @@ class BaselineObjective:
         condition = self.condition.encode(batch.condition.to(device))
         return network(condition, noise_of(self.baseline, generators, device))
 
-    def judge(self, samples: SampleSet) -> BaselineJudge:
+    def validator(self, samples: SampleSet) -> BaselineValidation:
         batches = fixed_batches(self.recipe, samples, self.low_res, self.accelerator.device)
-        return BaselineJudge(self.condition, batches, self.baseline, self.recipe.seed)
+        return BaselineValidation(self.condition, batches, self.baseline, self.recipe.seed)
 
     def parts(self, network: Saveable, role: str) -> dict[str, Saveable]:
         return {role: network}
@@ -153,7 +153,7 @@ def _total(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Mean]]:
 
 
 @dataclass
-class BaselineJudge:
+class BaselineValidation:
     """Fixed pairs, each centre-cropped, and fixed noise to judge a run on."""
 
     condition: Condition

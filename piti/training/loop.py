@@ -86,7 +86,7 @@ class Trainer:
         low_res, seed, max_bad = self.objective.low_res, recipe.seed, recipe.data.max_bad
         self.stream = BatchStream(run.train, recipe.batch, seed, self.rank, self.world, low_res, max_bad)
         self.tally = Tally(max_bad, run.folder.skipped_of(self.rank))
-        self.validation = None if run.validation is None else self.objective.judge(run.validation)
+        self.validation = None if run.validation is None else self.objective.validator(run.validation)
         self.state = RunState(
             step=0,
             stage=recipe.stages[0].name,

@@ -63,6 +63,10 @@ class ImageLossSpec(RangedLossSpec):
 class PerceptualLossSpec(ImageLossSpec):
     """Eq. 4. The network whose features are compared is the recipe's `perceptual`."""
 
+    jitter: int = Field(default=0, ge=0)
+    """By how many pixels at most both images are cut off at their edges, alike and anew for each batch: a network with
+    strides otherwise looks at the same grid of pixels, and leaves it in the image."""
+
 
 class AdversarialLossSpec(ImageLossSpec):
     """Eq. 5. The discriminator is the recipe's `discriminator`."""

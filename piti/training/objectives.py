@@ -31,7 +31,7 @@ from piti.training.stages import Stage
 
 
 @runtime_checkable
-class Judge(Protocol):
+class Validator(Protocol):
     """How a run is judged on the way, on fixed pairs and noise."""
 
     def loss(self, predict: Callable[..., Any]) -> float:
@@ -77,7 +77,7 @@ class Objective(Protocol):
         """While a network has its averaged weights: what else is needed for it to be used."""
         ...
 
-    def judge(self, samples: SampleSet) -> Judge:
+    def validator(self, samples: SampleSet) -> Validator:
         """What judges the run on a set of pairs."""
         ...
 
@@ -172,7 +172,7 @@ class DiffusionObjective:
     def settled(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def judge(self, samples: SampleSet) -> Judge:
+    def validator(self, samples: SampleSet) -> Validator:
         return validation_of(self.recipe, self.condition, samples, self.low_res, self.accelerator.device)
 
     def parts(self, network: Saveable, role: str) -> dict[str, Saveable]:

@@ -16,7 +16,7 @@ from piti.core.errors import UserError
 from piti.evaluation.result import Evaluation, Measure
 from piti.reproduction import figure6
 from piti.reproduction.image_statistics import Look, look_of, mean_look
-from piti.reproduction.runs import Shop
+from piti.reproduction.runs import Workspace
 from tests.pipelines.test_pipeline import tiny_pipeline
 
 
@@ -48,7 +48,7 @@ def test_the_figure(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     out, quiet = tmp_path / "out", Console(quiet=True)
 
     def made() -> Path:
-        return figure6.reproduce(str(tmp_path / "model"), tiny_data, Shop(out, device="cpu"), False, quiet)
+        return figure6.reproduce(str(tmp_path / "model"), tiny_data, Workspace(out, device="cpu"), False, quiet)
 
     text = made().read_text()
     values = json.loads((out / "figure6.json").read_text())
@@ -92,8 +92,8 @@ def test_other_photographs_or_settings_make_results_stale(
 
     def made() -> dict[str, Any]:
         told.clear()
-        shop = Shop(tmp_path / "out", device="cpu")
-        figure6.reproduce(str(tmp_path / "model"), data, shop, True, Console(quiet=True))
+        workspace = Workspace(tmp_path / "out", device="cpu")
+        figure6.reproduce(str(tmp_path / "model"), data, workspace, True, Console(quiet=True))
         return told[1]
 
     first = made()

@@ -21,8 +21,8 @@ from piti.core.files import OutputError
 from piti.evaluation.result import Evaluation, Measure
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.reproduction import checks, costs, make, plans, runs
-from piti.reproduction.plans import Plan, Row, Sampling, Training
-from piti.reproduction.runs import Judges, Shop, begin_folder, is_of, progress_of, recipe_of, trained
+from piti.reproduction.plans import Plan, Row, RowSampling, Training
+from piti.reproduction.runs import Judges, Workspace, begin_folder, is_of, progress_of, recipe_of, trained
 from piti.training import RunError, RunFolder, TrainingInterrupted
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_judges import segformer
@@ -31,13 +31,13 @@ QUIET = Console(quiet=True)
 TINY = Training("tiny", "tiny", "camvid")
 LACKING = Training("lacking", "lacking", "camvid")
 DIVERGING = Training("diverging", "tiny", "camvid", ("stages.0.lr=1e+30",))
-FAST = Sampling(steps=2, sampler="ddim")
+FAST = RowSampling(steps=2, sampler="ddim")
 ROW = Row("tiny", "piti", TINY, sampling=FAST)
 PLAN = Plan("table1", "Table 1: tiny", "small", (ROW,), 16, "train", own_data=True, own_speed=True)
 
 
 @pytest.fixture
-def shop(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def workspace(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A place to work, with one tiny recipe, and its judge's weights."""
     recipes = tmp_path / "recipes"
     (recipes / "small").mkdir(parents=True)
@@ -48,7 +48,9 @@ def shop(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
     network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
     weights = tmp_path / "squeezenet.safetensors"
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
-    return Shop(tmp_path / "out", {"camvid": tiny_data}, Judges((str(weights),), bootstrap=0), seeds=1, device="cpu")
+    return Workspace(
+        tmp_path / "out", {"camvid": tiny_data}, Judges((str(weights),), bootstrap=0), seeds=1, device="cpu"
+    )
 
 
 def judged_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,22 +76,22 @@ def stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files if not path.name.endswith(".lock")}
 
 
-def test_a_table_is_made_once(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_made_once(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(PLAN, rows=(*PLAN.rows, Row("diverging", "spade", DIVERGING)))
-    shop = replace(shop, judges=replace(shop.judges, segmenter=str(segformer(tmp_path / "segmenter"))))
-    table = make.reproduce(plan, shop, QUIET)
+    workspace = replace(workspace, judges=replace(workspace.judges, segmenter=str(segformer(tmp_path / "segmenter"))))
+    table = make.reproduce(plan, workspace, QUIET)
     line, other = table.lines
     assert line.found[0].value("fd") > 0
     assert 0 <= line.found[0].value("miou") <= 100
     assert table.photographs["camvid"].value("fd") > 0
     assert "the last good checkpoint" in other.missing[0] or "no checkpoint yet" in other.missing[0]
     assert (table.data["camvid"].training, table.data["camvid"].validation) == (9, 3)
-    text = (shop.out / "table1.md").read_text()
+    text = (workspace.out / "table1.md").read_text()
     assert "| tiny | " in text
     assert "† diverging: seed 0: " in text
-    assert json.loads((shop.out / "table1.json").read_text())["networks"][0]["name"] == "squeezenet"
-    assert (shop.out / "table1.jpg").stat().st_size > 0
-    newest = RunFolder(shop.out / "runs/tiny-0").newest()
+    assert json.loads((workspace.out / "table1.json").read_text())["networks"][0]["name"] == "squeezenet"
+    assert (workspace.out / "table1.jpg").stat().st_size > 0
+    newest = RunFolder(workspace.out / "runs/tiny-0").newest()
     assert newest is not None
     assert newest.name == "step-00000004"
 
@@ -100,21 +102,21 @@ def test_a_table_is_made_once(shop: Shop, tmp_path: Path, monkeypatch: pytest.Mo
         assert folder.name == "diverging-0"
         raise UserError(other.missing[0].removeprefix("seed 0: "))
 
-    before = stamps(shop.out)
+    before = stamps(workspace.out)
     monkeypatch.setattr(runs, "train", failing)
     for name in ("translate_files", "evaluate_files"):
         monkeypatch.setattr(runs, name, never)
-    again = make.reproduce(plan, shop, QUIET)
-    assert stamps(shop.out) == before
+    again = make.reproduce(plan, workspace, QUIET)
+    assert stamps(workspace.out) == before
     assert again.lines[0].found == line.found
-    assert (shop.out / "table1.md").read_text() == text
+    assert (workspace.out / "table1.md").read_text() == text
 
 
-def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(shop: Shop) -> None:
-    run = trained(PLAN, TINY, 0, shop, QUIET)
+def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Workspace) -> None:
+    run = trained(PLAN, TINY, 0, workspace, QUIET)
     finished = RunFolder(run).newest()
     assert finished is not None
-    recipe = recipe_of(PLAN, TINY, 0, shop)
+    recipe = recipe_of(PLAN, TINY, 0, workspace)
     assert progress_of(run, recipe).finished
     touched_in_another_order(run)
     assert progress_of(run, recipe).finished
@@ -125,14 +127,14 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(shop: Shop) -> 
     now = progress_of(run, recipe)
     assert (str(now), now.finished) == ("step 3 of 4", False)
     with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and --no-train"):
-        trained(PLAN, TINY, 0, replace(shop, train=False), QUIET)
-    trained(PLAN, TINY, 0, shop, QUIET)
+        trained(PLAN, TINY, 0, replace(workspace, train=False), QUIET)
+    trained(PLAN, TINY, 0, workspace, QUIET)
     assert progress_of(run, recipe).finished
     (run / "model/model_index.json").unlink()  # killed between checkpoint and model
     assert not progress_of(run, recipe).finished
-    trained(PLAN, TINY, 0, shop, QUIET)
+    trained(PLAN, TINY, 0, workspace, QUIET)
     assert progress_of(run, recipe).finished
-    other = replace(shop, changes=("stages.0.lr=0.5", "workers=3"))
+    other = replace(workspace, changes=("stages.0.lr=0.5", "workers=3"))
     with pytest.raises(RunError, match=r"another recipe; .*stages\.0\.lr = 0\.001 where 0\.5 is planned"):
         trained(PLAN, TINY, 0, other, QUIET)
     halved = recipe.model_copy(update={"batch": 2})  # of one of two processes
@@ -144,20 +146,22 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(shop: Shop) -> 
     assert progress_of(run, recipe).step == 4
 
 
-def test_results_of_other_images_are_made_anew(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_images_are_made_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     judged_by_nobody(monkeypatch)
-    make.reproduce(PLAN, shop, QUIET)
-    before = stamps(shop.out)
+    make.reproduce(PLAN, workspace, QUIET)
+    before = stamps(workspace.out)
     slower = replace(PLAN, rows=(replace(PLAN.rows[0], sampling=replace(FAST, steps=3, num=2)),))
-    found = make.reproduce(slower, shop, QUIET).lines[0].found[0]
+    found = make.reproduce(slower, workspace, QUIET).lines[0].found[0]
     assert found.value("fd") == 7  # two of each of three conditions, and their sheet
-    after = stamps(shop.out)
+    after = stamps(workspace.out)
     changed = {path for path in after if before.get(path) != after[path]}
     assert {path.parent.name for path in changed} == {"tiny-0", "images", "results"}
     assert not any("runs" in path.parts for path in changed)
 
 
-def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judged_by_nobody(monkeypatch)
     tried = []
 
@@ -167,17 +171,17 @@ def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(shop: Shop, mon
 
     monkeypatch.setattr(runs, "train", failing)
     plan = replace(PLAN, rows=(*PLAN.rows, replace(PLAN.rows[0], method="again", name="again")))
-    table = make.reproduce(plan, shop, QUIET)
+    table = make.reproduce(plan, workspace, QUIET)
     assert [line.missing for line in table.lines] == [("seed 0: the loss is not a number",)] * 2
     assert len(tried) == 1
-    assert "missing" in (shop.out / "table1.md").read_text()
+    assert "missing" in (workspace.out / "table1.md").read_text()
 
     def interrupted(*rest: object, **more: object) -> None:
         raise TrainingInterrupted("saved")
 
     monkeypatch.setattr(runs, "train", interrupted)
     with pytest.raises(TrainingInterrupted):
-        make.reproduce(PLAN, shop, QUIET)
+        make.reproduce(PLAN, workspace, QUIET)
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -188,31 +192,33 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "images/mine.png").exists()
 
 
-def test_judges_are_opened_before_anything_is_trained(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
     for judges, message in (
-        (Judges((str(shop.out / "nothing.safetensors"),)), "nothing.safetensors"),
+        (Judges((str(workspace.out / "nothing.safetensors"),)), "nothing.safetensors"),
         (Judges(()), "give --features or --segmenter"),
     ):
         with pytest.raises(UserError, match=message):
-            make.reproduce(PLAN, replace(shop, judges=judges), QUIET)
+            make.reproduce(PLAN, replace(workspace, judges=judges), QUIET)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="runs in one process"):
-        make.reproduce(PLAN, shop, QUIET)
+        make.reproduce(PLAN, workspace, QUIET)
 
 
-def test_photographs_that_cannot_be_judged_are_told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photographs_that_cannot_be_judged_are_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     judged_by_nobody(monkeypatch)
 
     def failing(*rest: object) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(make, "as_png", failing)
-    table = make.reproduce(PLAN, shop, QUIET)
+    table = make.reproduce(PLAN, workspace, QUIET)
     assert table.lines[0].found
-    assert table.missing == [f"photographs of `{shop.data['camvid'].name}` (in the place of CamVid): the disk is full"]
-    assert "| *photographs (held out)* † | missing |" in (shop.out / "table1.md").read_text()
+    assert table.missing == [
+        f"photographs of `{workspace.data['camvid'].name}` (in the place of CamVid): the disk is full"
+    ]
+    assert "| *photographs (held out)* † | missing |" in (workspace.out / "table1.md").read_text()
 
 
 class TestBeforeTraining:
@@ -222,8 +228,8 @@ class TestBeforeTraining:
     PRIOR = Training("prior", "tiny", "camvid", ("prior=./nowhere",))
 
     @pytest.fixture
-    def plan(self, shop: Shop) -> Plan:
-        recipe = tiny_recipe(shop.data["camvid"], stages=[{"name": "joint", "trains": ["generator"], "steps": 4}])
+    def plan(self, workspace: Workspace) -> Plan:
+        recipe = tiny_recipe(workspace.data["camvid"], stages=[{"name": "joint", "trains": ["generator"], "steps": 4}])
         recipe |= {
             "model": {"image_size": 16},
             "baseline": {"kind": "pix2pixhd", "channels": 4, "blocks": 1, "discriminator_channels": 4},
@@ -233,21 +239,21 @@ class TestBeforeTraining:
         others = (Row("a", "", self.PERCEPTUAL), Row("b", "", self.PRIOR), Row("c", "", LACKING))
         return replace(PLAN, rows=(*PLAN.rows, *others))
 
-    def test_all_of_it_at_once(self, shop: Shop, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_all_of_it_at_once(self, workspace: Workspace, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
-        shop = replace(shop, seeds=2, judges=Judges((str(shop.out / "nothing.safetensors"),)))
+        workspace = replace(workspace, seeds=2, judges=Judges((str(workspace.out / "nothing.safetensors"),)))
         with pytest.raises(UserError, match="nothing was trained") as error:
-            make.reproduce(plan, shop, QUIET)
+            make.reproduce(plan, workspace, QUIET)
         told = str(error.value)
         assert re.search(r"perceptual-0, perceptual-1: squeezenet1_1: no hub .*give --perceptual FILE", told)
         assert re.search(r"prior-0, prior-1: .*nowhere", told)
         assert "lacking.yaml: cannot be read" in told
         assert "nothing.safetensors" in told
         assert "tiny-0" not in told
-        assert not shop.out.exists()
+        assert not workspace.out.exists()
 
-    def test_the_dry_run_tells_it_too(self, shop: Shop, plan: Plan) -> None:
-        rows, notes = costs.dry_run(plan, shop)
+    def test_the_dry_run_tells_it_too(self, workspace: Workspace, plan: Plan) -> None:
+        rows, notes = costs.dry_run(plan, workspace)
         states = {row["run"]: row["state"] for row in rows}
         assert [states[name] for name in ("tiny-0", "perceptual-0", "prior-0", "lacking-0")] == [
             "new", *["cannot be made"] * 3,
@@ -256,41 +262,41 @@ class TestBeforeTraining:
         hours = {row["run"]: row["hours left"] for row in rows}
         assert hours["prior-0"]  # what it would take is told all the same
         assert "without lacking-0," in notes[0]
-        given = replace(shop, changes=(f"perceptual.weights={shop.judges.features[0]}",))
+        given = replace(workspace, changes=(f"perceptual.weights={workspace.judges.features[0]}",))
         rows, _ = costs.dry_run(plan, given)
         assert {row["run"]: row["state"] for row in rows}["perceptual-0"] == "new"
 
-    def test_data_that_does_not_pair(self, shop: Shop, tmp_path: Path) -> None:
-        data = shutil.copytree(shop.data["camvid"], tmp_path / "copied")
+    def test_data_that_does_not_pair(self, workspace: Workspace, tmp_path: Path) -> None:
+        data = shutil.copytree(workspace.data["camvid"], tmp_path / "copied")
         sorted((data / "labels").iterdir())[0].unlink()
         with pytest.raises(UserError, match=r"(?s)tiny-0: .*give --data another folder"):
-            make.reproduce(PLAN, replace(shop, data={"camvid": data}), QUIET)
+            make.reproduce(PLAN, replace(workspace, data={"camvid": data}), QUIET)
 
-    def test_what_is_trained_needs_nothing(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-        trained(PLAN, TINY, 0, shop, QUIET)
+    def test_what_is_trained_needs_nothing(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        trained(PLAN, TINY, 0, workspace, QUIET)
         monkeypatch.setattr(checks, "beginning", lambda *rest, **more: pytest.fail("is not needed"))
         monkeypatch.setattr(checks, "count_pairs", lambda *rest: pytest.fail("is not needed"))
-        assert not checks.Checker(PLAN, shop).problem(TINY, 0)
-        assert not checks.Checker(PLAN, replace(shop, train=False)).problem(self.PRIOR, 0)
+        assert not checks.Checker(PLAN, workspace).problem(TINY, 0)
+        assert not checks.Checker(PLAN, replace(workspace, train=False)).problem(self.PRIOR, 0)
 
 
 class TestDryRun:
-    def test_it_tells_states_and_hours(self, shop: Shop) -> None:
+    def test_it_tells_states_and_hours(self, workspace: Workspace) -> None:
         plan = replace(PLAN, rows=(*PLAN.rows, Row("lacking", "spade", LACKING)))
-        rows, notes = costs.dry_run(plan, shop)
+        rows, notes = costs.dry_run(plan, workspace)
         assert ", batches of 4: encoder and unet for 4 steps" in rows[0]["what"]
         assert [row["state"] for row in rows] == ["new", "cannot be made"]
         assert rows[0]["images"] == "16"
         assert "without lacking-0" in notes[0]
         assert "which is assumed" in notes[1]
-        assert not shop.out.exists()
-        trained(PLAN, TINY, 0, shop, QUIET)
-        rows, notes = costs.dry_run(PLAN, replace(shop, seeds=2))
+        assert not workspace.out.exists()
+        trained(PLAN, TINY, 0, workspace, QUIET)
+        rows, notes = costs.dry_run(PLAN, replace(workspace, seeds=2))
         assert [row["state"] for row in rows] == ["finished", "new"]
         assert "were made" in notes[1]
 
     def test_a_baseline_samples_in_one_pass(self) -> None:
-        tally = costs.Tally(checks.Checker(PLAN, Shop(Path())), 0.0, {TINY: 10.0}, {}, {}, [], set())
+        tally = costs.CostTally(checks.Checker(PLAN, Workspace(Path())), 0.0, {TINY: 10.0}, {}, {}, [], set())
         assert costs._sampling(ROW, tally) == pytest.approx(2 * 2 * costs.FORWARD / 10)  # guided, of two steps
         tally.one_pass.add(TINY)
         assert costs._sampling(ROW, tally) == pytest.approx(costs.FORWARD / 10)
@@ -304,16 +310,16 @@ class TestDryRun:
         monkeypatch.setattr(checks, "load_perceptual", lambda *rest: None)
         monkeypatch.setattr(checks, "beginning", lambda *rest, **more: "")
         plan = plans.plan_of("table3a", "paper")
-        rows, notes = costs.dry_run(plan, Shop(tmp_path, seeds=1), "h100")
+        rows, notes = costs.dry_run(plan, Workspace(tmp_path, seeds=1), "h100")
         assert {row["hours left"] for row in rows} == {"12.0"}
         assert len(rows) == len(plan.trainings)
         assert notes[0].startswith("about 60.0 hours of training")
         assert "H100" in notes[1]
         with pytest.raises(UserError, match="--gpu abacus: unknown"):
-            costs.dry_run(plan, Shop(tmp_path), "abacus")
+            costs.dry_run(plan, Workspace(tmp_path), "abacus")
 
 
-def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 
     from piti.cli.reproduce import reproduce
@@ -322,18 +328,18 @@ def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     app.command()(reproduce)
     monkeypatch.setitem(plans._SMALL, "table1", lambda: PLAN)
     run = CliRunner()
-    data, out = str(shop.data["camvid"]), str(shop.out)
+    data, out = str(workspace.data["camvid"]), str(workspace.out)
     told = run.invoke(app, ["table1", "--dry-run", "--out", out, "--seeds", "1"])
     assert told.exit_code == 0, told.output
     assert "tiny-0" in told.output
     assert "normalised (eq. 8)" in run.invoke(app, ["figure6", "--dry-run"]).output
     refused = run.invoke(app, ["table1", "--out", out])
     assert "--data is missing for camvid" in str(refused.exception)
-    given = ["--features", shop.judges.features[0], "--bootstrap", "0", "--seeds", "1", "--device", "cpu"]
+    given = ["--features", workspace.judges.features[0], "--bootstrap", "0", "--seeds", "1", "--device", "cpu"]
     missing = run.invoke(app, ["table1", "--data", data, "--out", out, "--no-train", *given])
     assert missing.exit_code == 1
     assert "missing: tiny: seed 0: tiny-0 is not trained (new), and --no-train was given" in missing.output
-    assert (shop.out / "table1.md").exists()
+    assert (workspace.out / "table1.md").exists()
     for words, message in (
         (
             ["figure6", "--scale", "small", "--no-train"],

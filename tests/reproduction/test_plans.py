@@ -9,7 +9,7 @@ import pytest
 from piti.reproduction import published
 from piti.reproduction.checks import minimised
 from piti.reproduction.plans import SCALES, SETS, TABLES, PlanError, data_folders, described, plan_of
-from piti.reproduction.runs import Shop
+from piti.reproduction.runs import Workspace
 from piti.training import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,17 +53,17 @@ def test_a_baseline_without_its_perceptual_loss_differs_in_nothing_else() -> Non
         alone = read_recipe(plan.recipe_file(row.base), row.base.changes).to_dict()
         assert {key for key in whole if whole[key] != alone[key]} == {"baseline"}
         assert alone["baseline"] == {**whole["baseline"], "perceptual": 0}
-        shop = Shop(ROOT)
-        assert minimised(plan, by_name[name], shop) == {"squeezenet"}
-        assert not minimised(plan, row, shop)
-    assert not minimised(plan, by_name["piti"], Shop(ROOT))
+        workspace = Workspace(ROOT)
+        assert minimised(plan, by_name[name], workspace) == {"squeezenet"}
+        assert not minimised(plan, row, workspace)
+    assert not minimised(plan, by_name["piti"], Workspace(ROOT))
 
 
 def test_the_upsamplers_perceptual_loss_marks_its_rows() -> None:
     plan = plan_of("table3b", "small")
-    assert [bool(minimised(plan, row, Shop(ROOT))) for row in plan.rows] == [False, False, True, True, True]
+    assert [bool(minimised(plan, row, Workspace(ROOT))) for row in plan.rows] == [False, False, True, True, True]
     whole = plan_of("table1", "paper")  # VGG-19, which judges nothing
-    assert not any(minimised(whole, row, Shop(ROOT)) for row in whole.rows)
+    assert not any(minimised(whole, row, Workspace(ROOT)) for row in whole.rows)
 
 
 def test_oasis_is_told_to_be_at_a_disadvantage() -> None:

@@ -428,7 +428,7 @@ MIXED = {
     "diffusion": {"weight": 0.0},
     "pixel": {"weight": 1.0},
     "consistency": {"weight": 0.5},
-    "perceptual": {"weight": 0.01, "after": 0, "noise": [0.0, 1.0]},
+    "perceptual": {"weight": 0.01, "after": 0, "noise": [0.0, 1.0], "jitter": 3},
     "adversarial": {
         "kind": "hinge", "weight": 0.1, "after": 1, "noise": [0.0, 1.0], "augment": ["colour", "shift"], "r1": 0.1,
     },

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image
 from piti.conditions import Condition
 from piti.core.files import check_file, flush, whole_file
 from piti.core.images import IMAGE_SUFFIXES, Box, crop_resize, grid, list_images, read_rgb
+from piti.core.progress import OnProgress
 from piti.core.seeding import derive_seed
 from piti.evaluation.pairing import LEAST, conditions_by_stem, listed, paired
 from piti.evaluation.preference.votes import KEY_SUFFIX, Key, PairKey, StudyError, read_key, study_id
@@ -33,8 +34,6 @@ LARGE_MB = 20
 _CONDITION_SIDE = 512
 _MARK = '<meta name="generator" content="piti study">'
 _PLACE = "STUDY_DATA"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def write_study(
     ties: bool = False,
     repeats: int | None = None,
     overwrite: bool = False,
-    on_step: Progress | None = None,
+    on_step: OnProgress | None = None,
 ) -> Study:
     """Write `out`, a page that compares the pictures of two folders, and its key beside it (`OUT.key.json`).
 
@@ -210,7 +209,7 @@ def _repeats(pairs: int, repeats: int | None) -> int:
 # Pictures
 
 
-def _read(pairs: Sequence[_Pair], condition: Condition | None, on_step: Progress | None) -> list[_Shown]:
+def _read(pairs: Sequence[_Pair], condition: Condition | None, on_step: OnProgress | None) -> list[_Shown]:
     """Every picture as a PNG without metadata. Raises StudyError, also as soon as the page would be too large."""
     shown: list[_Shown] = []
     total = 0
