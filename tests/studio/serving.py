@@ -16,12 +16,12 @@ def answering(studio: Studio, allow_hosts: Sequence[str] = ()) -> Iterator[str]:
     """Its address, without its page."""
     import uvicorn
 
-    from piti.studio.http.lifecycle import Patient
+    from piti.studio.http.lifecycle import TimedProtocol
 
     bound = listening("127.0.0.1", 0)
     app = build_app(studio, allow_hosts=allow_hosts, page=False)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", ws="none", http=Patient, timeout_graceful_shutdown=1)
+        uvicorn.Config(app, log_level="error", ws="none", http=TimedProtocol, timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()

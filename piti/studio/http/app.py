@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import gc
@@ -17,14 +16,14 @@ from piti import __version__
 from piti.core.errors import UserError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request, Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from piti.studio.service.service import Studio
 
-_GRACE = 0.5  # seconds that answers under way have when the server ends; then streams are ended
-_PATIENCE = 5  # seconds until whatever does not end is left alone
-_KEEP_ALIVE = 5  # seconds that a connection may stay open with nothing asked
-_CONNECTIONS = 256  # at once; more are told to come again
+_CONNECTIONS = 256  # at once; more are answered with 503
+_IDLE_SECONDS = 5  # between the requests of a connection
+_SHUTDOWN_SECONDS = 1  # for answers under way when the server ends
 _TAKEN = (errno.EADDRINUSE,)
 _ABOUT = """Masks, sketches and texts to photographs, and photographs edited; what the page does goes through the same
 functions. Nothing leaves this machine. Errors are `{"error": "…", "details": []}`, in words."""
@@ -44,36 +43,109 @@ def need_ui() -> None:
         raise UserError(f"piti studio needs {error.name}, which is not installed: pip install 'piti[ui]'") from None
 
 
-def build_app(studio: Studio, host: str = "127.0.0.1", allow_hosts: Collection[str] = (), page: bool = True) -> FastAPI:
-    """Routes and page of a studio. host: where it will listen; allow_hosts: other names that it answers to."""
+def build_app(
+    studio: Studio,
+    host: str = "127.0.0.1",
+    allow_hosts: Collection[str] = (),
+    page: bool = True,
+    root_path: str = "",
+) -> FastAPI:
+    """Routes and page of a studio.
+
+    host: where it will listen. allow_hosts: other names that it answers to. root_path: the path under which a proxy
+    serves it, such as "/studio"; whether the proxy passes that path on or strips it makes no difference.
+    """
     from fastapi_offline import FastAPIOffline
+    from starlette.exceptions import HTTPException
+    from starlette.middleware.exceptions import ExceptionMiddleware
+    from starlette.requests import ClientDisconnect
 
-    from piti.studio.http.errors import InWords
+    from piti.studio.http.api import add_api, error_answer
     from piti.studio.http.limits import BodyLimits
-    from piti.studio.http.routes import add_api
-    from piti.studio.http.security import Guard, Sealed, hosts_of
+    from piti.studio.http.security import Guard, SecurityHeaders, hosts_of
 
-    app = FastAPIOffline(redoc_url=None, title="piti studio", version=__version__, description=_ABOUT)
+    handlers: dict[Any, Any] = dict.fromkeys((UserError, HTTPException, ClientDisconnect), error_answer)
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="piti studio",
+        version=__version__,
+        description=_ABOUT,
+        exception_handlers={**handlers, Exception: error_answer},
+    )
+    root = checked_root(root_path)
     add_api(app, studio)
     if page:
-        app = _with_page(app, studio)
-    app.add_middleware(InWords)  # the last that is added stands first
-    app.add_middleware(BodyLimits, limits=studio.limits)
+        _add_page(app, studio, root)
+    app.add_middleware(BodyLimits, limits=studio.limits)  # the last that is added stands first
     app.add_middleware(Guard, hosts=hosts_of(host, allow_hosts))
-    app.add_middleware(Sealed)
+    app.add_middleware(ExceptionMiddleware, handlers=handlers)  # for what the two raise
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(ProxyPath, root=root)
     return app
 
 
-def _with_page(app: FastAPI, studio: Studio) -> FastAPI:
+def checked_root(path: str) -> str:
+    """The path under which a proxy serves the studio, as ASGI has it. Raises ServerError for what is no such path."""
+    plain = path.strip("/")
+    if any(letter in plain for letter in "?#%:\\ ") or "//" in plain:
+        raise ServerError(f"root path '{path}': is no path of a proxy; give one such as /studio")
+    return f"/{plain}" if plain else ""
+
+
+class ProxyPath:
+    """Serves under the path of a proxy, whether that passes it on or strips it (ASGI middleware).
+
+    Uvicorn's `root_path` adds it to every request, so it serves proxies that strip it alone; FastAPI's is deprecated.
+    """
+
+    def __init__(self, app: ASGIApp, root: str) -> None:
+        """root: as `checked_root` returns it."""
+        self._app, self._root = app, root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._root and scope["type"] == "http":
+            path = scope["path"]
+            passed_on = path == self._root or path.startswith(f"{self._root}/")
+            scope = {**scope, "root_path": self._root, "path": path if passed_on else self._root + path}
+        await self._app(scope, receive, send)
+
+
+def _add_page(app: FastAPI, studio: Studio, root: str) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     import gradio
+    from starlette.exceptions import HTTPException
 
-    from piti.studio.http.security import shut_downloads
+    from piti.studio.http.security import clean_templates, close_downloads
     from piti.studio.ui.page import build_page, page_options
 
-    shut_downloads()
-    options: dict[str, Any] = {"max_file_size": studio.limits.upload_bytes, "run_history": False} | page_options()
-    return gradio.mount_gradio_app(app, build_page(studio), "/", **options)
+    close_downloads()
+    clean_templates()
+    gradio.mount_gradio_app(
+        app,
+        build_page(studio),
+        "/",
+        root_path=root or None,
+        max_file_size=studio.limits.upload_bytes,
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        app_kwargs={"exception_handlers": {HTTPException: _page_error}},
+        **page_options(),
+    )
+
+
+async def _page_error(request: Request, error: Exception) -> Response:
+    """An address or a method that nobody knows, in words; what the page's own scripts asked, in Gradio's form."""
+    from fastapi.exception_handlers import http_exception_handler
+    from starlette._utils import get_route_path
+    from starlette.exceptions import HTTPException
+
+    from piti.studio.http.api import refusal
+
+    assert isinstance(error, HTTPException)
+    if get_route_path(request.scope).startswith("/gradio_api/"):
+        return await http_exception_handler(request, error)
+    return refusal(error)
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -120,52 +192,38 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     allow_hosts: Collection[str] = (),
-    ready: Callable[[str], None] | None = None,
+    ready: Callable[[str], None] = lambda address: None,
     bound: socket.socket | None = None,
+    root_path: str = "",
 ) -> None:
     """Answer until Ctrl-C or SIGTERM, then cancel every job.
 
-    ready: told the address when the studio answers. bound: what `listening` returned for host and port.
-    Raises ServerError where it cannot listen, KeyboardInterrupt after Ctrl-C.
+    ready: called with the address when the studio answers. bound: what `listening` returned for host and port.
+    allow_hosts, root_path: see `build_app`. Raises ServerError where it cannot listen, KeyboardInterrupt after Ctrl-C.
     """
     import uvicorn
 
-    from piti.studio.http.lifecycle import Ending, Patient
+    from piti.studio.http.lifecycle import Server, TimedProtocol
 
-    ended = asyncio.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started and ready is not None and sockets:
-                ready(address_of(sockets[0]))
-
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            studio.close(wait=False)  # so that whoever waits for a picture is told at once
-            super().handle_exit(sig, frame)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            asyncio.get_running_loop().call_later(_GRACE, ended.set)
-            await super().shutdown(sockets)
-
+    app = build_app(studio, host, allow_hosts, root_path=root_path)
     bound = bound or listening(host, port)
-    app = build_app(studio, host, allow_hosts)
     config = uvicorn.Config(
-        Ending(app, ended),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
         ws="none",
-        http=Patient,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=_PATIENCE,
+        http=TimedProtocol,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         limit_concurrency=_CONNECTIONS,
     )
+    address = address_of(bound)
     gc.collect()
     gc.freeze()  # networks and libraries stay: nothing looks through them again, not even at the end, which took 3 s
     before = signal.signal(signal.SIGTERM, _leave)  # which uvicorn sends again when it has ended
     try:
-        Server(config).run(sockets=[bound])
+        Server(config, lambda: ready(address), lambda: studio.close(wait=False)).run(sockets=[bound])
     finally:
         signal.signal(signal.SIGTERM, before)
         studio.close()

@@ -1,79 +1,97 @@
-"""Connections on which nobody asks anything, closed after a while."""
+"""How the server's connections begin and end: requests that never arrive, and a shutdown that waits for no stream.
+
+Uvicorn offers `timeout_keep_alive` between requests, `h11_max_incomplete_event_size` for the size of headers,
+`limit_concurrency` and `timeout_graceful_shutdown`; all are used (`app.serve`, h11's 16 KiB of headers by default).
+It has no timeout for the headers of a request (`test_a_request_whose_headers_never_end_is_given_up`), nor for the rest
+of a body that was answered before its end (`test_a_body_that_was_refused_is_not_awaited_for_ever`); and it reports
+each event stream that a shutdown ends as an error, with a traceback
+(`test_the_whole_studio_reaches_nobody_and_ends_when_told`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import h11
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADERS = 10.0
-"""Seconds until a request's headers are complete."""
+HEADER_SECONDS = 10.0
+"""Until a request's headers are complete."""
+REST_SECONDS = 5.0
+"""For the rest of a body that was answered already; many clients read no answer before all is sent."""
 
 
-class Patient(H11Protocol):
-    """HTTP that waits so long for a request, and no longer; bodies are `BodyLimits`' to time.
-
-    Uvicorn waits for ever for the headers of a connection's first request, and for those that were begun.
-    """
+class TimedProtocol(H11Protocol):
+    """HTTP/1.1 that closes a connection on which a request does not arrive. Bodies are timed by `BodyLimits`."""
 
     _timer: asyncio.TimerHandle | None = None
+    _awaited: float | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """As asyncio's."""
+        """Called by asyncio."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio's."""
+        """Called by asyncio."""
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        """Called by uvicorn."""
+        super().on_response_complete()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio's."""
-        self._forget()
+        """Called by asyncio."""
+        self._close_after(None)
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """The time runs from the first that is seen of a request until all its headers are there."""
-        if self.conn.their_state is not h11.IDLE:
-            self._forget()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEADERS, self._closed)
+        if self.conn.their_state is h11.IDLE:
+            self._close_after(HEADER_SECONDS)
+        elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+            self._close_after(REST_SECONDS)
+        else:
+            self._close_after(None)
 
-    def _forget(self) -> None:
+    def _close_after(self, seconds: float | None) -> None:
+        """Close the connection after so many seconds, counted from the first of several calls in a row."""
+        if seconds == self._awaited:
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-
-    def _closed(self) -> None:
-        self._timer = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self.transport.close()
+        self._awaited = seconds
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.close)
 
 
-class Ending:
-    """When `ended` is set, tells the application that its clients have gone (ASGI middleware)."""
+class Server(uvicorn.Server):
+    """A server that says when it answers, and ends quietly.
 
-    def __init__(self, app: ASGIApp, ended: asyncio.Event) -> None:
-        self._app, self._ended = app, ended
+    ready: called when it answers. ending: called when a signal asks it to end, from the signal's handler.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready, self._ending = ready, ending
 
-        async def received() -> Message:
-            if self._ended.is_set():
-                return {"type": "http.disconnect"}
-            message, ended = asyncio.ensure_future(receive()), asyncio.ensure_future(self._ended.wait())
-            try:
-                await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
-                return message.result() if message.done() else {"type": "http.disconnect"}
-            finally:
-                for task in (message, ended):
-                    task.cancel()
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
 
-        await self._app(scope, received, send)
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Called by uvicorn."""
+        self._ending()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn. Event streams of open pages are cancelled, which is not reported."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)

@@ -1,46 +1,48 @@
-"""Bodies that are too large, too slow, or that would send the server elsewhere, stopped before anything reads them."""
+"""Request bodies that are too large or too slow, and messages of the page that Gradio must not act on.
+
+What the libraries offer is used where it suffices: Starlette bounds a form's fields and files (`forms`), Gradio the
+size of each uploaded file. Three things stay here, each with the test that shows why:
+
+- The size of a whole request. Starlette's `RequestBodyLimitMiddleware` counts it too, but answers in plain text and
+  names no bound (`test_an_error_names_the_bound_that_was_exceeded`).
+- The time that a body takes. Uvicorn has timeouts between requests only
+  (`test_an_upload_that_never_ends_holds_nobody_up`).
+- What a message of the page holds. Gradio parses JSON of any size and fetches files from any public address
+  (`test_messages_of_the_page_are_bounded`, `test_gradio_is_not_sent_elsewhere`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-import time
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from piti.studio.http.errors import answer_in_words
 from piti.studio.service.schema import Limits
 
-_DRAINED_BYTES = 4  # times what is allowed: read and thrown away, so that the client gets to see the answer
-_DRAINED_SECONDS = 5.0
-_PAGE_BYTES = 8 * 2**20
+_MESSAGE_BYTES = 8 * 2**20
 """Of a message of the page; a painting is at most 5.4 MB of them."""
-_PAGE_PARTS = 20_000
-"""Of a message of the page: values, keys and escapes. More would hold everybody up while they are taken apart."""
+_MESSAGE_PARTS = 20_000
+"""Values, keys and escapes of a message of the page; parsing more would hold up every other request."""
 _PARTS = (b",", b":", b"[", b"{", b"\\")
 _FORMS = re.compile(r"/api/|/gradio_api/upload/?$")
-"""Where forms are sent, which no one takes for messages of the page."""
-_ADDRESSES = ("http://", "https://", "//", "ftp:", "file:")
-
-
-class _Stopped(Exception):
-    """The body goes no further; why."""
-
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status, self.words = status, words
+"""Paths that take forms; whatever else has a body is a message of the page."""
+_REMOTE = ("http://", "https://", "//", "ftp:", "file:")
 
 
 class BodyLimits:
-    """Counts every request's body as it arrives, whatever length it said that it has (ASGI middleware).
+    """Bounds the size and the time of every request's body, whatever length its header states (ASGI middleware).
 
-    More than `limits.upload_bytes` gets 413, more than `limits.upload_seconds` 408. Whatever type it says that it has,
-    every body that is no form is looked through as a message of the page: it may be smaller, and gets 400 where it is
-    no JSON or names files at addresses of other servers, which Gradio would fetch.
+    Raises HTTPException, either at once or when the application reads on: 413 beyond `limits.upload_bytes`, 408 after
+    `limits.upload_seconds`. A body that is no form, whatever its content type, is parsed as a message of the page:
+    8 MiB at most, and 400 if it is not JSON or names files on other servers, which Gradio would fetch.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
@@ -50,148 +52,93 @@ class BodyLimits:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        headers, most, message = Headers(scope=scope), self._limits.upload_bytes, not _FORMS.match(scope["path"])
-        most = min(most, _PAGE_BYTES) if message else most
-        length = headers.get("content-length", "0")
+        headers, is_form = Headers(scope=scope), bool(_FORMS.match(get_route_path(scope)))
+        most = self._limits.upload_bytes if is_form else min(self._limits.upload_bytes, _MESSAGE_BYTES)
+        length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > most:
-            await _refuse(send, receive, 413, _too_large(most), _DRAINED_BYTES * most)
-            return
-        body = _Body(receive, most, self._limits.upload_seconds, headers.get("host", "") if message else None)
-        await self._guarded(scope, body, send)
+            raise _too_large(most)
+        receive = _bounded(receive, most, self._limits.upload_seconds)
+        if not is_form:
+            receive = await _checked_message(scope, receive, headers.get("host", ""))
+        await self._app(scope, receive, send)
 
-    async def _guarded(self, scope: Scope, body: _Body, send: Send) -> None:
-        """Run the application; whatever it says of a body that was stopped, the answer tells why."""
-        begun = False
 
-        async def sent(message: Message) -> None:
-            nonlocal begun
-            if body.stopped is not None and not begun:
-                raise body.stopped
-            begun = True
-            await send(message)
+def _bounded(receive: Receive, most: int, seconds: float) -> Receive:
+    """The same body. It raises HTTPException after `most` bytes (413), or `seconds` from now (408)."""
+    ends = asyncio.get_running_loop().time() + seconds
+    seen, complete = 0, False
 
+    async def bounded() -> Message:
+        nonlocal seen, complete
+        if complete:
+            return await receive()  # when the client disconnects
         try:
-            await self._app(scope, body.receive, sent)
-        except Exception as error:
-            stopped = body.stopped
-            if stopped is None or begun:
-                raise
-            rest = _DRAINED_BYTES * body.most if stopped.status == 413 and not body.done else 0
-            await _refuse(send, body.source, stopped.status, stopped.words, rest)
-            if not isinstance(error, _Stopped):
-                raise
-
-
-class _Body:
-    """A request's body, counted and timed."""
-
-    def __init__(self, source: Receive, most: int, seconds: float, host: str | None) -> None:
-        """most: bytes; seconds: until all of it is here. host: of the page whose message it is; None: it is a form."""
-        self.source, self.most = source, most
-        self._host, self._seconds = host, seconds
-        self.stopped: _Stopped | None = None
-        self.done = False
-        """Whether all of it has arrived."""
-        self._seen, self._ends = 0, time.monotonic() + seconds
-
-    async def receive(self) -> Message:
-        """The next part. Raises _Stopped."""
-        if self.done:
-            return await self.source()  # which tells that the client has gone, whenever that is
-        if self._host is None:
-            return await self._next()
-        parts = []
-        while not self.done:
-            message = await self._next()
-            if message["type"] != "http.request":
-                return message
-            parts.append(message.get("body", b""))
-        data = b"".join(parts)
-        problem = await asyncio.to_thread(_problem_of, data, self._host)
-        if problem:
-            self._stop(400, problem)
-        return {"type": "http.request", "body": data, "more_body": False}
-
-    async def _next(self) -> Message:
-        left = self._ends - time.monotonic()
-        try:
-            message = await asyncio.wait_for(self.source(), max(left, 0.001))
+            async with asyncio.timeout_at(ends):
+                message = await receive()
         except TimeoutError:
-            self._stop(408, f"the request took longer than {self._seconds:g} s to arrive; send it again")
-        self._seen += len(message.get("body", b""))
-        self.done = message["type"] != "http.request" or not message.get("more_body", False)
-        if self._seen > self.most:
-            self._stop(413, _too_large(self.most))
+            words = f"the request took longer than {seconds:g} s to arrive; send it again"
+            raise HTTPException(408, words, {"Connection": "close"}) from None
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise _too_large(most)
+        complete = not message.get("more_body", False)
         return message
 
-    def _stop(self, status: int, words: str) -> NoReturn:
-        self.stopped = _Stopped(status, words)
-        raise self.stopped
+    return bounded
 
 
-def _too_large(most: int) -> str:
-    return f"the request is larger than the {most} bytes that are taken; send a smaller picture"
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"the request is larger than the {most} bytes that are taken; send a smaller picture")
 
 
-async def _refuse(send: Send, receive: Receive, status: int, words: str, rest: int) -> None:
-    """Answer at once, then take what the client still sends, up to so many bytes.
+async def _checked_message(scope: Scope, receive: Receive, host: str) -> Receive:
+    """A message of the page once all of it has arrived. host: under which the page asks. Raises HTTPException."""
+    body = await Request(scope, receive).body()
+    if problem := await asyncio.to_thread(_problem_of, body, host):
+        raise HTTPException(400, problem)
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-    A connection that is closed with a body under way would take the answer with it.
-    """
-    await answer_in_words(send, status, words, last=rest == 0)
-    if rest:
-        await _drain(receive, rest)
-        await send({"type": "http.response.body", "body": b""})
+    async def replayed() -> Message:
+        return next(messages, None) or await receive()
 
-
-async def _drain(receive: Receive, most: int) -> None:
-    """Read what is left of a body and throw it away, up to a bound."""
-    ends, seen = time.monotonic() + _DRAINED_SECONDS, 0
-    while seen <= most and (left := ends - time.monotonic()) > 0:
-        try:
-            message = await asyncio.wait_for(receive(), left)
-        except TimeoutError:
-            return
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
-        seen += len(message.get("body", b""))
+    return replayed
 
 
-def _problem_of(data: bytes, host: str) -> str:
-    """Why a message of the page goes no further; nothing where it may. host: under which the page asks."""
-    if not data:
+def _problem_of(body: bytes, host: str) -> str:
+    """Why a message of the page is refused; empty if it is not."""
+    if not body:
         return ""
-    if sum(data.count(part) for part in _PARTS) > _PAGE_PARTS:
+    if sum(body.count(part) for part in _PARTS) > _MESSAGE_PARTS:
         return "the message has too many parts; no message of the page has"
     try:
-        message = json.loads(data)
+        message = json.loads(body)
     except (ValueError, RecursionError):
         return "the message is no JSON; pages send that, and forms go to /api"
-    return "the message names a file on another server; upload the file itself" if _names_address(message, host) else ""
+    return "the message names a file on another server; upload the file itself" if _names_remote(message, host) else ""
 
 
-def _names_address(message: Any, host: str) -> bool:
-    """Whether JSON holds an object whose "path" or "url" leads to another server; Gradio takes such for files.
+def _names_remote(message: Any, host: str) -> bool:
+    """Whether JSON holds an object that Gradio takes for a file, and whose "path" or "url" is on another server.
 
-    host: under which the page asks; files that it uploaded have addresses there.
+    Files that the page itself uploaded have a "url" on `host`.
     """
-    waiting = [message]
-    while waiting:
-        value = waiting.pop()
+    remaining = [message]
+    while remaining:
+        value = remaining.pop()
         if isinstance(value, dict):
             for key in ("path", "url"):
                 named = value.get(key)
-                if isinstance(named, str) and "meta" in value and _leads_away(named, host if key == "url" else ""):
+                if isinstance(named, str) and "meta" in value and _is_remote(named, host if key == "url" else ""):
                     return True
-            waiting += value.values()
+            remaining += value.values()
         elif isinstance(value, list):
-            waiting += value
+            remaining += value
     return False
 
 
-def _leads_away(named: str, host: str) -> bool:
-    """Whether a path or an address is that of another server than `host`."""
-    if not named.strip().lower().startswith(_ADDRESSES):
+def _is_remote(named: str, host: str) -> bool:
+    """Whether a path or an address is on another server than `host`."""
+    if not named.strip().lower().startswith(_REMOTE):
         return False
     try:
         return not host or urlsplit(named.strip()).netloc.lower() != host.lower()

@@ -1,4 +1,17 @@
-"""Who may speak to a studio, and what its pages and Gradio may load: nothing of other servers."""
+"""Who may use a studio, and what its pages and Gradio may load: nothing from other servers.
+
+What the libraries offer, and where it falls short:
+
+- Host names. Starlette's `TrustedHostMiddleware` knows names and `*.example.com`, but not "every numeric address", by
+  which a studio on 0.0.0.0 is called, and its answer names no remedy (`test_a_studio_answers_to_its_names_alone`).
+- Origins. Starlette's `CORSMiddleware` and Gradio's keep a page of another site from reading an answer; the request is
+  carried out all the same (`test_pages_of_other_sites_are_refused`).
+- Content security policy. None has one (`test_every_answer_has_the_security_headers`).
+- Gradio's routes. `run_history`, `enable_monitoring` and `mcp_server` turn some off; `_CLOSED` has those that no
+  setting turns off (`test_what_gradio_offers_beyond_the_page_is_closed`).
+- Gradio's downloads. They refuse private addresses alone, and no setting turns them off
+  (`test_gradio_fetches_nothing_whoever_asks_it`).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +19,17 @@ import inspect
 import ipaddress
 import re
 import socket
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import urlsplit
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from piti.core.errors import UserError
-from piti.studio.http.errors import answer_in_words
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EVERYWHERE = frozenset({"0.0.0.0", "::", ""})
@@ -45,12 +59,10 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _CLOSED = re.compile(
-    r"/gradio_api/(proxy=|run-history|runs|deep_link|vibe|undo-vibe|mcp|process_recording|file=(https?:|//|ftp:))"
-    r"|/(monitoring|proxy=)",
-    re.IGNORECASE,
+    r"/gradio_api/(proxy=|deep_link|vibe|undo-vibe|process_recording|file=(https?:|//|ftp:))|/proxy=", re.IGNORECASE
 )
-"""What Gradio offers that this page does not use, and that would reach other servers or tell of other visitors."""
-_FETCHERS = (
+"""Routes of Gradio that the page does not use, and that reach other servers or keep what visitors send."""
+_DOWNLOADS = (
     ("gradio", "async_ssrf_protected_get"),
     ("gradio", "async_ssrf_protected_download"),
     ("gradio", "ssrf_protected_download"),
@@ -59,10 +71,13 @@ _FETCHERS = (
     ("safehttpx", "get"),
     ("safehttpx", "async_validate_url"),
 )
-"""Where Gradio fetches files that a visitor's message names."""
-_META = re.compile(rb"<meta\b[^>]*\b(?:property|name)=\"(?:og|twitter):[^>]*>\s*", re.IGNORECASE)
-_EXAMPLE = re.compile(rb"https://github\.com/gradio-app/[^\"\\]*/", re.IGNORECASE)
-_MANIFEST = re.compile(rb"<link rel=\"manifest\"[^>]*>\s*", re.IGNORECASE)
+"""The functions with which Gradio fetches files that a message names."""
+_FOREIGN = (
+    re.compile(r"<meta\b[^>]*\b(?:property|name)=\"(?:og|twitter):[^>]*>\s*", re.IGNORECASE),
+    re.compile(r"<link rel=\"manifest\"[^>]*>\s*", re.IGNORECASE),
+    re.compile(r"https://github\.com/gradio-app/[^\"\\]*/", re.IGNORECASE),
+)
+"""Parts of Gradio's page that name servers of Gradio: descriptions for other sites, and example files."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +87,16 @@ class Hosts:
     names: frozenset[str]
     """Lower case, without a port."""
     trusted: frozenset[str] = frozenset()
-    """Those that a person named: a proxy may stand before them, so their pages may have another port."""
+    """Those that the user named. A proxy may stand before them, so their pages may have another port."""
     any_address: bool = False
-    """Whether every numeric address is one of them, as where a studio listens on all of a machine's."""
+    """Whether every numeric address is one of them: the studio listens on all of the machine's."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.names or name in self.trusted or (self.any_address and _is_address(name))
 
 
 def hosts_of(host: str, more: Collection[str] = ()) -> Hosts:
-    """The names of a studio that listens on `host`. more: others that it may be called by."""
+    """The names of a studio that listens on `host`. more: other names that it answers to."""
     names = set(_LOOPBACK) | {host.lower().strip("[]")}
     everywhere = host in _EVERYWHERE
     if everywhere:
@@ -90,10 +105,11 @@ def hosts_of(host: str, more: Collection[str] = ()) -> Hosts:
 
 
 class Guard:
-    """Refuses requests that other pages make a browser send, or that come under a foreign name (ASGI middleware).
+    """Refuses requests that pages of other sites make a browser send, or under a foreign name (ASGI middleware).
 
-    A page elsewhere could otherwise drive a studio on the same machine: by posting to it (its Origin tells), or by a
-    name of its own that leads to 127.0.0.1 (DNS rebinding; the Host header tells). 403, and 421 for a name.
+    Such a page could otherwise drive a studio on the same machine: by posting to it (its Origin tells), or under a
+    name of its own that leads to 127.0.0.1 (DNS rebinding; the Host header tells). Raises HTTPException: 403, and 421
+    for a name.
     """
 
     def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
@@ -102,100 +118,79 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             return  # none are used
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        problem = (403, "this address is closed") if _CLOSED.match(scope["path"]) else None
-        if _name_of(host) not in self._hosts:
-            problem = (421, f"'{host[:100]}' is no name of this studio; start it with --allow-host to answer to it")
-        elif not self._own_page(headers, host, scope["method"]):
-            problem = (403, "the request comes from a page of another site; open the studio itself")
-        if problem is not None:
-            await answer_in_words(send, *problem)
-            return
+        if scope["type"] == "http":
+            self._check(scope)
         await self._app(scope, receive, send)
 
-    def _own_page(self, headers: Headers, host: str, method: str) -> bool:
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if _name_of(host) not in self._hosts:
+            words = f"'{host[:100]}' is no name of this studio; whoever starts it can let it answer to that"
+            raise HTTPException(421, words)
+        if not self._is_own_page(headers, host, scope["method"]):
+            raise HTTPException(403, "the request comes from a page of another site; open the studio itself")
+        if _CLOSED.match(get_route_path(scope)):
+            raise HTTPException(403, "this address is closed")
+
+    def _is_own_page(self, headers: Headers, host: str, method: str) -> bool:
         """Whether a request comes from a page of this studio, or from no page at all."""
         origin = headers.get("origin")
         if origin is None:
             return method in ("GET", "HEAD") or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
         try:
             parts = urlsplit(origin)
-        except ValueError:  # such as of a bracket that does not close
+        except ValueError:  # a bracket that does not close
             return False
         return parts.netloc.lower() == host.lower() or (parts.hostname or "") in self._hosts.trusted
 
 
-class Sealed:
-    """Headers that keep a browser to this server, and a page without addresses of others (ASGI middleware)."""
+class SecurityHeaders:
+    """Adds the headers that keep a browser to this server (ASGI middleware)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        page = scope["path"] in ("/", "") and scope["method"] == "GET"
-        if page:  # its text is changed, so it is not to be compressed before
-            kept = [(key, value) for key, value in scope["headers"] if key != b"accept-encoding"]
-            scope = {**scope, "headers": kept}
-        await self._app(scope, receive, _Page(send).send if page else _with_headers(send))
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for key, value in _HEADERS.items():
+                    headers.setdefault(key, value)
+            await send(message)
+
+        await self._app(scope, receive, sent)
 
 
-def _with_headers(send: Send) -> Send:
-    async def sent(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            _add_headers(message)
-        await send(message)
+def clean_templates() -> None:
+    """From now on Gradio's page names no other server, in this whole process."""
+    from gradio.routes import templates
+    from jinja2 import FunctionLoader
+    from markupsafe import Markup
 
-    return sent
+    environment = templates.env
+    loader, as_json = environment.loader, environment.filters["toorjson"]
+    if loader is None or isinstance(loader, FunctionLoader):
+        return  # done before
+    environment.loader = FunctionLoader(lambda name: cleaned(loader.get_source(environment, name)[0]))
+    environment.filters["toorjson"] = lambda value: Markup(cleaned(as_json(value)))
 
 
-def _add_headers(message: MutableMapping[str, Any]) -> None:
-    headers = MutableHeaders(scope=message)
-    for key, value in _HEADERS.items():
-        headers.setdefault(key, value)
-
-
-class _Page:
-    """Holds an HTML answer back until it is whole, and takes out what names other servers."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._start: Message | None = None
-        self._parts: list[bytes] = []
-
-    async def send(self, message: Message) -> None:
-        """As ASGI's."""
-        if message["type"] == "http.response.start":
-            _add_headers(message)
-            if "text/html" in Headers(raw=message["headers"]).get("content-type", ""):
-                self._start = message
-                return
-        if self._start is None:
-            await self._send(message)
-            return
-        self._parts.append(message.get("body", b""))
-        if message.get("more_body", False):
-            return
-        body = cleaned(b"".join(self._parts))
-        MutableHeaders(scope=self._start)["content-length"] = str(len(body))
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": body})
+def cleaned(page: str) -> str:
+    """A page of Gradio, or a part of it, without what `_FOREIGN` matches."""
+    for part in _FOREIGN:
+        page = part.sub("", page)
+    return page
 
 
 class Fetching(UserError):
     """Something was to be fetched from another server. The studio never does."""
 
 
-def shut_downloads() -> None:
-    """From now on nothing that Gradio has for fetching files fetches any, in this whole process: it raises Fetching.
+def close_downloads() -> None:
+    """From now on Gradio's functions for fetching files raise Fetching instead, in this whole process.
 
-    `BodyLimits` refuses messages that ask for it; this holds where one should get past.
+    `BodyLimits` refuses messages that ask for it; this holds for any that it should miss.
     """
     import safehttpx
     from gradio import processing_utils
@@ -206,15 +201,10 @@ def shut_downloads() -> None:
     async def refused_later(url: object, *rest: object, **more: object) -> NoReturn:
         refused(url)
 
-    for module, name in _FETCHERS:
+    for module, name in _DOWNLOADS:
         place = {"gradio": processing_utils, "safehttpx": safehttpx}[module]
         found = getattr(place, name)  # an AttributeError here tells that this Gradio has another way
         setattr(place, name, refused_later if inspect.iscoroutinefunction(found) else refused)
-
-
-def cleaned(page: bytes) -> bytes:
-    """Gradio's page without descriptions for other sites, which name servers of theirs."""
-    return _EXAMPLE.sub(b"", _MANIFEST.sub(b"", _META.sub(b"", page)))
 
 
 def _name_of(host: str) -> str:
@@ -223,7 +213,7 @@ def _name_of(host: str) -> str:
         return ""
     try:
         return urlsplit(f"//{host}").hostname or ""
-    except ValueError:  # such as of a bracket that does not close
+    except ValueError:  # a bracket that does not close
         return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from piti.studio.http.app import ServerError, address_of, build_app, listening, warning_of
+from piti.studio.http.app import ServerError, address_of, build_app, checked_root, listening, warning_of
 from piti.studio.http.security import Fetching
 from piti.studio.service.service import Studio
 from tests.conftest import ROOT
@@ -38,7 +39,7 @@ def noted(event, values):
     if event in ("socket.connect", "socket.sendto", "socket.gethostbyname"):
         met.write(f"{values[1][0] if event != 'socket.gethostbyname' else values[0]}\\n")
 sys.addaudithook(noted)
-from piti.cli import main
+from piti.cli.app import main
 main()
 """
 
@@ -128,12 +129,76 @@ def test_whatever_nobody_knows_beside_the_page_is_told_in_words(whole: FastAPI) 
         ("PUT", "/healthz", 405),
         ("PATCH", "/api/models", 405),
         ("POST", "/", 405),
-        ("GET", "/gradio_api/runs", 403),
+        ("TRACE", "/", 405),
+        ("TRACE", "/nothing", 404),
+        ("BREW", "/api/translate", 405),
+        ("TRACE", "/healthz", 405),
+        ("GET", "/gradio_api/deep_link", 403),
     ):
         answer = answered(whole, method, path)
         assert (answer.status_code, set(answer.json())) == (status, {"error", "details"}), path
     assert answered(whole, "HEAD", "/healthz").status_code == 200
-    assert "<gradio-app" in answered(whole, "GET", "/").text
+    assert set(answered(whole, "GET", "/gradio_api/nothing").json()) == {"detail"}  # as the page's scripts have it
+    page = answered(whole, "GET", "/").text
+    assert "<gradio-app" in page
+    assert "og:image" not in page
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/proxy=https://x.hf.space/",
+        "/proxy=https://x.hf.space/",
+        "/gradio_api/file=https://example.com/a",
+        "/gradio_api/file=//example.com",
+        "/gradio_api/run-history/connect",
+        "/gradio_api/runs",
+        "/gradio_api/deep_link",
+        "/gradio_api/process_recording",
+        "/gradio_api/vibe-edit/",
+        "/gradio_api/mcp/",
+        "/gradio_api/mcp/http",
+        "/monitoring",
+        "/monitoring/summary",
+        "/monitoring/x",
+    ],
+)
+def test_what_gradio_offers_beyond_the_page_is_closed(whole: FastAPI, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert answered(whole, method, path).status_code in (403, 404, 405), method
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_a_proxy_may_serve_the_studio_under_a_path(studio: Studio, passed_on: bool) -> None:
+    app, prefix = build_app(studio, root_path="studio/"), "/studio" if passed_on else ""
+    page = answered(app, "GET", f"{prefix}/").text
+    assert '"root":"http://127.0.0.1/studio"' in page  # where the page's scripts send their requests
+    scripts = re.findall(r'(?:src|href)="\./(assets/[^"]+)"', page)
+    assert scripts
+    for path in (*scripts, "config", "theme.css", "gradio_api/info", "docs", "healthz"):
+        assert answered(app, "GET", f"{prefix}/{path}").status_code == 200, path
+    docs = answered(app, "GET", f"{prefix}/docs").text
+    assert "'/studio/openapi.json'" in docs
+    assert '"/studio/static-offline-docs/swagger-ui-bundle.js"' in docs
+    files = {"condition": ("m.png", file_of(painted(ids())))}
+    made = answered(app, "POST", f"{prefix}/api/translate", data={"model": "mask", "num": "1"}, files=files)
+    address = made.json()["pictures"][0]["address"]
+    assert address.startswith("/studio/pictures/")
+    picture = answered(app, "GET", address if passed_on else address.removeprefix("/studio"))
+    assert picture.headers["content-type"] == "image/png"
+    for path, status in (("nothing", 404), ("api/nothing", 404), ("api/edit", 405), ("gradio_api/deep_link", 403)):
+        assert answered(app, "GET", f"{prefix}/{path}").status_code == status
+    if passed_on:
+        assert answered(app, "GET", "/studio").headers["location"] == "http://127.0.0.1/studio/"
+        assert answered(app, "GET", "/studiox/healthz").status_code == 404
+
+
+def test_paths_that_no_proxy_can_serve() -> None:
+    assert [checked_root(path) for path in ("", "/", "studio", "/a/b/")] == ["", "", "/studio", "/a/b"]
+    for path in ("/a b", "http://x/y", "/a?b", "/a//b"):
+        with pytest.raises(ServerError, match="give one such as /studio"):
+            checked_root(path)
 
 
 @pytest.mark.browser
@@ -168,9 +233,14 @@ def test_the_whole_studio_reaches_nobody_and_ends_when_told(tmp_path: Path, sent
             files = {"condition": ("m.png", file_of(painted(ids())))}
             made = client.post("/api/translate", data={"model": str(tmp_path / "tiny"), "num": "1"}, files=files)
             assert made.status_code == 200
-            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))):  # stays open
+            with (
+                socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))),  # both stay open
+                client.stream("GET", "/gradio_api/heartbeat/x"),
+            ):
                 process.send_signal(sent)
                 assert process.wait(30) == status
+                assert process.stderr is not None
+                assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
         process.communicate()

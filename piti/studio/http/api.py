@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from piti import __version__
 from piti.core.errors import UserError
@@ -32,8 +36,6 @@ from piti.studio.service.schema import (
 )
 from piti.studio.service.service import Result, Studio, UnknownModel
 from piti.studio.service.storage import NotKept
-
-T = TypeVar("T")
 
 CODES: tuple[tuple[type[UserError], int], ...] = (
     (WrongFields, 422),
@@ -66,22 +68,43 @@ _MEANINGS = {
 _RETRY = 10  # seconds
 _GONE = 499  # the status of an answer that nobody reads: the client left
 _PNG = "image/png"
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def add_api(app: FastAPI, studio: Studio) -> None:
-    """The routes of a studio, and its errors as answers."""
-    app.include_router(_Api(studio).router())
+    """Add the routes of a studio, and answers to whatever these addresses are asked beyond them.
 
-    async def in_words(request: Request, error: Exception) -> Response:
-        return refusal(error)
+    The page, if it is mounted later, takes every address that is left; it does not get these.
+    """
+    router, methods = _Api(studio).router(), defaultdict[str, set[str]](set)
+    app.include_router(router)
+    for route in router.routes:
+        assert isinstance(route, Route)
+        methods[route.path] |= route.methods or set()
+    for path, allowed in methods.items():
+        wrong_method = _Refused(405, {"Allow": ", ".join(sorted(allowed))})
+        app.router.routes.append(Route(path, wrong_method, include_in_schema=False))
+    app.router.routes.append(Route("/api/{rest:path}", _Refused(404), include_in_schema=False))
 
-    for kind in (UserError, HTTPException, Exception):
-        app.add_exception_handler(kind, in_words)
+
+class _Refused:
+    """Answers every method with an error (ASGI application)."""
+
+    def __init__(self, status: int, headers: dict[str, str] | None = None) -> None:
+        self._status, self._headers = status, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise HTTPException(self._status, headers=self._headers)
+
+
+async def error_answer(request: Request, error: Exception) -> Response:
+    """`refusal`, as Starlette takes an exception's handler."""
+    return refusal(error)
 
 
 def refusal(error: Exception) -> Response:
     """The answer that an error becomes."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=_GONE)
     if isinstance(error, HTTPException):
         said = {404: NOWHERE, 405: WRONG_METHOD}.get(error.status_code, str(error.detail))
         return JSONResponse(ErrorAnswer(error=said).model_dump(), error.status_code, headers=error.headers)
@@ -115,8 +138,6 @@ class _Api:
         self._look(router, "/api/models", self.models)
         self._look(router, "/healthz", self.healthz)
         self._look(router, "/pictures/{picture_id}.png", self.picture, **picture)
-        for path in ("/api/{rest:path}", "/healthz", "/pictures/{picture_id}.png"):  # else they were the page's
-            router.api_route(path, methods=_METHODS, include_in_schema=False)(_nowhere)
         return router
 
     @staticmethod
@@ -203,16 +224,10 @@ class _Api:
                 job.cancel()
             if result is None:
                 return Response(status_code=_GONE)
-            return await anyio.to_thread.run_sync(_answer, result, _wants_png(request))
+            root = request.scope.get("root_path", "")
+            return await anyio.to_thread.run_sync(_answer, result, _wants_png(request), root)
         finally:
             gone.cancel()
-
-
-async def _nowhere(request: Request) -> Response:
-    path = request.url.path
-    look = path in ("/api/models", "/healthz") or path.startswith("/pictures/")
-    allowed = "POST" if path in ("/api/translate", "/api/edit") else "GET, HEAD" if look else ""
-    raise HTTPException(405, headers={"Allow": allowed}) if allowed else HTTPException(404)
 
 
 async def _gone(request: Request) -> None:
@@ -231,7 +246,8 @@ async def _first(result: Any, gone: asyncio.Task[None]) -> Any:
     return None
 
 
-def _answer(result: Result, png: bool) -> Response:
+def _answer(result: Result, png: bool, root: str) -> Response:
+    """root: the path under which a proxy serves the studio."""
     if png:
         return Response(result.pictures[0].png, media_type=_PNG)
     pictures = [
@@ -239,7 +255,7 @@ def _answer(result: Result, png: bool) -> Response:
             number=picture.number,
             width=picture.width,
             height=picture.height,
-            address=f"/pictures/{picture.id}.png",
+            address=f"{root}/pictures/{picture.id}.png",
             png=base64.b64encode(picture.png).decode(),
         )
         for picture in result.pictures
@@ -280,11 +296,20 @@ def _body(kind: type[Spec], files: dict[str, str]) -> dict[str, Any]:
     """How a form is described."""
     schema = kind.model_json_schema()
     pictures = {name: {"type": "string", "format": "binary", "description": said} for name, said in files.items()}
-    properties = schema["properties"] | pictures
+    properties = {name: _without_null(field) for name, field in schema["properties"].items()} | pictures
     if kind is TranslateRequest:
         properties["text"] = {"type": "string", "description": "For a prior, instead of a file."}
     schema |= {"properties": properties, "required": schema.get("required", []) + [n for n in ("image",) if n in files]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """A form's field as it can be sent: a form has no null, a field without a value is left out."""
+    if "anyOf" not in field:
+        return field
+    types = [one for one in field["anyOf"] if one != {"type": "null"}]
+    rest = {key: value for key, value in field.items() if key != "anyOf" and (key, value) != ("default", None)}
+    return rest | (types[0] if len(types) == 1 else {"anyOf": types})
 
 
 def _responses(*codes: int) -> dict[int | str, dict[str, Any]]:

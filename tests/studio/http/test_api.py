@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
+import json
 import socket
 import threading
 import time
@@ -87,6 +89,20 @@ def test_the_page_of_the_interface_needs_no_other_server(client: httpx.Client) -
     assert form["required"] == ["model"]
     assert {"200", "400", "413", "415", "422", "429", "504"} <= set(post["responses"])
     assert all(field.get("description") for field in form["properties"].values())
+
+
+def test_a_form_has_no_null(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/api/translate", "/api/edit"):
+        form = paths[path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+        assert "null" not in json.dumps(form), path
+        assert form["properties"]["guidance"] == {
+            "description": "Guidance w, 0 is off; the model's own by default.",
+            "maximum": 50, "minimum": 0, "title": "Guidance", "type": "number",
+        }  # fmt: skip
+        assert {"type": "integer", "minimum": 1} in form["properties"]["upsampler_steps"]["anyOf"]
+    assert translated(client, guidance="null").status_code == 422
+    assert translated(client, guidance="", num=1, steps=2).status_code == 200  # left out
 
 
 @pytest.mark.parametrize(
@@ -189,6 +205,12 @@ def test_other_methods_addresses_and_pages(client: httpx.Client) -> None:
         ("PATCH", "/api/models", 405),
         ("DELETE", "/api/nothing", 404),
         ("POST", "/pictures/nothing.png", 405),
+        ("TRACE", "/api/translate", 405),
+        ("BREW", "/api/edit", 405),
+        ("TRACE", "/healthz", 405),
+        ("BREW", "/pictures/nothing.png", 405),
+        ("TRACE", "/api/nothing", 404),
+        ("TRACE", "/docs", 405),
     ):
         answer = client.request(method, path)
         assert (answer.status_code, bool(answer.json()["error"])) == (status, True), path
@@ -223,7 +245,7 @@ def test_a_text_that_says_nothing(
 
 
 def test_a_request_whose_headers_never_end_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "HEADERS", 0.05)
+    monkeypatch.setattr(lifecycle, "HEADER_SECONDS", 0.05)
     host, port = address.removeprefix("http://").split(":")
     for sent in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "):
         with socket.create_connection((host, int(port))) as slow:
@@ -235,6 +257,43 @@ def test_a_request_whose_headers_never_end_is_given_up(address: str, monkeypatch
         twice.sendall(b"GET /healthz")
         while twice.recv(1000):
             pass
+
+
+def test_a_body_that_was_refused_is_not_awaited_for_ever(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "REST_SECONDS", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(b"POST /api/translate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\nx")
+        assert slow.recv(15).startswith(b"HTTP/1.1 413")
+        sent = 0
+        with contextlib.suppress(OSError):  # closed, though something comes all the time
+            while sent < 200:
+                sent += slow.send(b"x")
+                time.sleep(0.02)
+        assert sent < 200
+
+
+def test_whoever_sends_a_large_body_sees_that_it_is_too_large(address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sender:  # reads nothing before all is sent, as many clients do
+        sender.sendall(b"POST /api/translate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n")
+        sender.sendall(bytes(20_000_000))
+        assert sender.recv(15).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_leaves_amid_its_upload_is_no_error(
+    address: str, client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as leaving:
+        leaving.sendall(
+            b"POST /api/translate HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Content-Length: 5000\r\n\r\n--x\r\n"
+        )
+        assert client.get("/healthz").status_code == 200  # so that the server has begun with the other
+    time.sleep(0.1)
+    assert client.get("/healthz").status_code == 200
+    assert not caplog.records
 
 
 def test_a_chunked_body_is_counted(client: httpx.Client) -> None:
