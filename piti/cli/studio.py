@@ -19,6 +19,7 @@ def studio(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Another name that the studio answers to, such as a proxy's; repeatable.")
     ] = None,
+    root_path: Annotated[str, typer.Option(help="Path under which a proxy serves the studio, such as /studio.")] = "",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     max_upload: Annotated[int, typer.Option(min=1, help="MiB of a request.", rich_help_panel=_LIMITS)] = 24,
@@ -69,4 +70,4 @@ def studio(
 
                 webbrowser.open(address)
 
-        serve(loaded, host, port, allow_host or (), ready, bound)
+        serve(loaded, host, port, allow_host or (), ready, bound, root_path)

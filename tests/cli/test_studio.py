@@ -24,13 +24,14 @@ def test_flags_become_limits_and_models(monkeypatch: pytest.MonkeyPatch) -> None
     seen: dict[str, Any] = {}
     monkeypatch.setattr(engine, "Studio", lambda *given: seen.update(studio=given))
     monkeypatch.setattr(server, "serve", lambda *given: given[4]("http://127.0.0.1:1/") or seen.update(serve=given))
-    done = run("--model", "a", "--model", "b", "--max-upload", "3", "--max-samples", "2", "--allow-host", "x.example")
+    limits = "--max-upload 3 --max-samples 2"
+    done = run(*f"--model a --model b {limits} --allow-host x.example --root-path /studio".split())
     assert done.exit_code == 0
     assert "the studio is at http://127.0.0.1:1/" in done.stdout
     names, limits, device = seen["studio"]
     assert (names, device) == (("a", "b"), None)
     assert limits == Limits(upload_bytes=3 * 2**20, samples=2)
-    assert seen["serve"][3] == ["x.example"]
+    assert (seen["serve"][3], seen["serve"][6]) == (["x.example"], "/studio")
     run()
     assert seen["studio"][:2] == (("street", "sketch"), Limits())  # the flags' defaults are the limits' own
 

@@ -1,8 +1,8 @@
 """Multipart forms: fields checked as requests, files in memory, every mistake named.
 
-Starlette parses, and bounds the number of fields and files and the size of a field. FastAPI's own `Form` and `File`
-parameters pass none of these bounds on (`test_malformed_bodies`: 60 fields, a field of 80 kB), and of a field that is
-given twice they take the last (the same test); so the form is read here.
+Starlette parses, and bounds the number of fields and files and the size of a field. FastAPI's own `Form` parameters do
+not serve: of a field that is given twice they take the last, another type of body is an empty form to them (both in
+`test_malformed_bodies`), and an empty text is as a missing one (`test_a_text_that_says_nothing`).
 """
 
 from __future__ import annotations
