@@ -1,7 +1,7 @@
 """Loading speed: images a second of one process from a folder, from tars and over HTTP, and what training waits.
 
-    python benchmarks/loading.py recipes/street.yaml --data DATA [--seconds 5] [--steps 20]
-    python benchmarks/loading.py recipes/prior-scenes.yaml --shards FOLDER
+    python benchmarks/loading.py street --data DATA [--seconds 5] [--steps 20]
+    python benchmarks/loading.py prior-scenes --shards FOLDER
 
 DATA is packed into tars as `piti prepare shards` does, FOLDER holds tars already; a server on this machine gives them
 by HTTP. Each source is read in turn, three times, and the fastest turn counts. "in memory" is after an epoch that

@@ -30,7 +30,7 @@ def running(models: list[str]) -> Iterator[tuple[str, int, float]]:
     begun = time.perf_counter()
     named = [part for model in models for part in ("--model", model)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "piti.cli", "studio", "--port", "0", *named], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "piti", "studio", "--port", "0", *named], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None

@@ -23,7 +23,7 @@ LAYERS = [
     {"generation"},
     {"evaluation", "studio"},
     {"reproduction"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}, "models": {"conditions"}, "conditions": {"models"}}
 EXCEPTIONS = {("checkpoints/convert.py", "pipelines")}  # whether the networks that were read fit each other

@@ -3,7 +3,7 @@
 The tars hold photographs `KEY.jpg` and soft edges `KEY.edge.jpg`, white on black. Of each photograph OUT gets three
 sketches: a/ the edges cut at 0.35, b/ the same thinned to one pixel, c/ what the built-in extractor draws; so that a
 model knows broad and thin, simple and busy lines. A photograph that is held out by the hash of its key is so with one
-of its three. Then: `piti train recipes/sketch.yaml --data OUT`.
+of its three. Then: `piti train sketch --data OUT`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A small judge of agreement with masks, where none can be fetched: `python tools/segmenter.py DATA OUT`.
 
 Trains a UPerNet (Xiao et al. 2018, arXiv 1807.10221) on a ConvNeXt of four small levels from drawn weights, on DATA's
-training split at 64 px, and writes it to OUT as transformers does: `piti evaluate … --segmenter OUT`. At the end it
-tells pixel accuracy and mIoU on photographs of the validation split. It never sees what it is to judge; photographs
-that were blurred, darkened or noised by its augmentation are all it knows of bad images.
+training split at 64 px, and writes it to OUT as transformers does: `piti evaluate images … --segmenter OUT`. At the
+end it prints pixel accuracy and mIoU on photographs of the validation split. It never sees what it is to judge;
+photographs that were blurred, darkened or noised by its augmentation are all it knows of bad images.
 """
 
 from __future__ import annotations

@@ -1,28 +1,275 @@
-"""Which flags were given, for commands of several uses: what means nothing in one of them is refused."""
+"""The flags that several commands share, each declared once, and groups of them.
+
+A group is a frozen dataclass whose fields are flags. A command under `@with_groups` takes the group as one parameter;
+its flags stand on the command line as if the command had declared them itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer import Option
+
+if TYPE_CHECKING:
+    from piti.conditions import Condition
+    from piti.evaluation.options import Options
+    from piti.generation.translate import Settings
+    from piti.reproduction.runs import Judges
+
+MODEL_HELP = "A bundled model, a folder, a training run, or a hub id."
+_SAMPLING, _JUDGING, _CONDITIONS, _RESULT = "Sampling", "Judging", "Conditions the images were made from", "Result"
+
+Model = Annotated[str, Option(help=MODEL_HELP)]
+Upsampler = Annotated[str | None, Option(help="Use the upsampler of this model, folder or run.")]
+Num = Annotated[int, Option("--num", "-n", min=1, help="Images to make.")]
+Seed = Annotated[int, Option(min=0, help="Seed of all random numbers.")]
+Device = Annotated[str | None, Option(help="cpu, cuda, mps …; the fastest available by default.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace what an earlier run wrote.")]
+Gpu = Annotated[str, Option(help="For --dry-run: estimate hours and memory on a100, h100 or rtx4090.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check everything, print the plan, and stop.")]
+MaxBad = Annotated[float, Option(min=0, max=1, help="Share of unusable samples that is tolerated.")]
+Link = Annotated[bool, Option("--link/--copy", help="Hard links to the files where possible, or copies.")]
+
+Guidance = Annotated[
+    float | None, Option(help="Guidance w; 0 is off. The model's own by default.", rich_help_panel=_SAMPLING)
+]
+BaseOnly = Annotated[
+    bool, Option("--base-only/--no-base-only", help="Stop at the base's small images.", rich_help_panel=_SAMPLING)
+]
 
 
-def is_said(ctx: typer.Context, name: str) -> bool:
+def steps_or_name(text: str | None) -> int | str | None:
+    """A number of steps, or the name of a released list of them such as fast27."""
+    return int(text) if text and text.isdecimal() else text
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """How images are sampled; None takes the model's own value."""
+
+    guidance: Guidance = None
+    steps: Annotated[int | None, Option(min=1, help="Denoising steps of the base.", rich_help_panel=_SAMPLING)] = None
+    sampler: Annotated[str | None, Option(help="ddpm, ddim, dpm++, dpm++sde or unipc.", rich_help_panel=_SAMPLING)] = (
+        None
+    )
+    base_only: BaseOnly = False
+    upsampler_steps: Annotated[
+        str | None,
+        Option(help="Steps of the upsampler: a number, or fast27 as released.", rich_help_panel=_SAMPLING),
+    ] = None
+    upsampler_sampler: Annotated[
+        str | None, Option(help="Sampler of the upsampler, as --sampler.", rich_help_panel=_SAMPLING)
+    ] = None
+    square: Annotated[
+        bool,
+        Option(
+            "--square", help="Translate the centre square of a condition, not all of it.", rich_help_panel=_SAMPLING
+        ),
+    ] = False
+    size: Annotated[
+        int | None,
+        Option(
+            help="Short side of the images: 16 px to 4 times the model's, which is the default.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None
+
+    def settings(self, num: int, seed: int, batch: int, skip_bad: bool = False) -> Settings:
+        """What `translate_files` takes. Raises UserError for values that are impossible together."""
+        from piti.generation.translate import Settings
+
+        values: dict[str, Any] = vars(self) | {"upsampler_steps": steps_or_name(self.upsampler_steps)}
+        return Settings(num=num, seed=seed, batch=batch, skip_bad=skip_bad, **values)
+
+
+@dataclass(frozen=True)
+class JudgeFlags:
+    """The networks that judge images."""
+
+    features: Annotated[
+        list[str] | None,
+        Option(
+            help="inception, clip, dinov2, clip-l (for CMMD), squeezenet; a hub id, or a folder, of CLIP or DINOv2; a "
+            "file of Inception's or SqueezeNet's weights. Repeatable; inception and clip by default.",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = None
+    segmenter: Annotated[
+        str | None,
+        Option(help="Model that measures agreement with masks: a hub id, or a folder.", rich_help_panel=_JUDGING),
+    ] = None
+    aliases: Annotated[
+        Path | None,
+        Option(help="JSON: labels of the segmenter that differ from the classes' names.", rich_help_panel=_JUDGING),
+    ] = None
+    bootstrap: Annotated[
+        int, Option(min=0, help="Draws for the confidence intervals; 0 is none.", rich_help_panel=_JUDGING)
+    ] = 200
+
+    def __post_init__(self) -> None:
+        from piti.core.errors import UserError
+
+        if self.aliases and not self.segmenter:
+            raise UserError("--aliases without --segmenter: name the model whose labels they are")
+
+    def judges(self) -> Judges:
+        """What `piti reproduce` takes."""
+        from piti.reproduction.runs import Judges
+
+        return Judges(tuple(self.features or Judges.features), self.segmenter, self.aliases, self.bootstrap)
+
+
+@dataclass(frozen=True)
+class MeasureFlags(JudgeFlags):
+    """All that decides how images are measured."""
+
+    resize: Annotated[
+        int | None,
+        Option(help="Scale the centre squares of both sides to this side first.", rich_help_panel=_JUDGING),
+    ] = None
+    depth: Annotated[
+        str | None, Option(help="Model that measures depth: a hub id, or a folder.", rich_help_panel=_JUDGING)
+    ] = None
+    perceptual: Annotated[
+        str | None, Option(help="Network that measures diversity: vgg19 or squeezenet1_1.", rich_help_panel=_JUDGING)
+    ] = None
+    perceptual_weights: Annotated[
+        str | None, Option(help="File of its weights, or a hub id.", rich_help_panel=_JUDGING)
+    ] = None
+    cache: Annotated[
+        Path | None, Option(help="Folder that keeps features for the next evaluation.", rich_help_panel=_JUDGING)
+    ] = None
+    batch: Annotated[int | None, Option(min=1, help="Images sampled at once (8), and judged at once (32).")] = None
+    seed: Seed = 0
+    device: Device = None
+
+    def options(self) -> Options:
+        """What `evaluate_files` takes. Raises UserError for values that are impossible together."""
+        from piti.core.errors import UserError
+        from piti.evaluation.options import Options
+        from piti.models.perceptual import PerceptualSpec
+
+        if self.perceptual_weights and not self.perceptual:
+            raise UserError("--perceptual-weights without --perceptual: say which network they are of")
+        values = {"network": self.perceptual, "weights": self.perceptual_weights}
+        return Options(
+            tuple(self.features or Options.features),
+            self.resize,
+            self.batch or Options.batch,
+            self.device,
+            self.segmenter,
+            self.aliases,
+            self.depth,
+            PerceptualSpec.parse(values, "--perceptual") if self.perceptual else None,
+            self.cache,
+            self.bootstrap,
+            self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class ConditionFlags:
+    """Folders of conditions, one for each kind."""
+
+    labels: Annotated[Path | None, Option(help="A folder of masks.", rich_help_panel=_CONDITIONS)] = None
+    classes: Annotated[
+        Path | None, Option(help="classes.json, if not in LABELS or beside it.", rich_help_panel=_CONDITIONS)
+    ] = None
+    sketches: Annotated[Path | None, Option(help="A folder of sketches.", rich_help_panel=_CONDITIONS)] = None
+    geometry: Annotated[Path | None, Option(help="A folder of depth.", rich_help_panel=_CONDITIONS)] = None
+
+    def __post_init__(self) -> None:
+        from piti.core.errors import UserError
+
+        if self.classes and not self.labels:
+            raise UserError("--classes without --labels: give the folder of masks too")
+
+    def read(self) -> dict[str, tuple[Path, Condition]]:
+        """Each folder that is given with its kind of condition, by the flag's name. Raises UserError."""
+        from piti.evaluation.condition_folders import condition_folders
+
+        return condition_folders(**vars(self))
+
+
+@dataclass(frozen=True)
+class ResultFlags:
+    """Where a result is written."""
+
+    json: Annotated[
+        Path | None, Option(help="Write the result, and all that it takes to repeat it.", rich_help_panel=_RESULT)
+    ] = None
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace --json.", rich_help_panel=_RESULT)] = False
+
+    def check(self) -> None:
+        """Before hours of work: raises OutputError if the result could not be written."""
+        from piti.core.files import check_file
+
+        if self.json is not None:
+            check_file(self.json, self.overwrite, "--json")
+
+    def write(self, result: Any) -> None:
+        """Write a result with the method `write(path, overwrite)`, if that was asked for."""
+        if self.json is not None:
+            result.write(self.json, self.overwrite)
+            typer.echo(f"written to {self.json}")
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for Typer in place of one that takes groups of flags: each group's fields become parameters."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {flag.name: flag.annotation for flag in own if is_dataclass(flag.annotation)}
+    flat = [parameter for parameter in own if parameter.name not in groups]
+    for group in groups.values():
+        flat += _parameters(group)
+
+    @wraps(command)
+    def ungrouped(**given: Any) -> None:
+        filled = {}
+        for name, group in groups.items():
+            filled[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given, **filled)
+
+    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in flat]
+    ungrouped.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword}
+    vars(ungrouped)["__signature__"] = inspect.Signature(keyword)
+    return ungrouped
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    """The fields of a group as parameters of a function."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def is_given(ctx: typer.Context, name: str) -> bool:
     """Whether a parameter was given on the command line."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE" and ctx.params[name] not in (None, (), [])
 
 
-def all_said(ctx: typer.Context) -> list[str]:
+def all_given(ctx: typer.Context) -> list[str]:
     """The parameters that were given."""
-    return [name for name in ctx.params if is_said(ctx, name)]
+    return [name for name in ctx.params if is_given(ctx, name)]
 
 
-def refuse_others(said: Sequence[str], meant: Collection[str], use: str, arguments: Collection[str] = ()) -> None:
-    """Raises UserError for parameters that mean nothing in a use. arguments: those that are no options."""
+def refuse_others(given: Sequence[str], meant: Collection[str], use: str) -> None:
+    """Raises UserError for parameters that mean nothing in a use of a command. use: in words."""
     from piti.core.errors import UserError
 
-    odd = [name for name in said if name not in meant]
+    odd = [f"--{name.replace('_', '-')}" for name in given if name not in meant]
     if odd:
-        named = ", ".join(name.upper() if name in arguments else f"--{name.replace('_', '-')}" for name in odd)
-        raise UserError(f"{named} means nothing with {use}; leave it out")
+        raise UserError(f"{', '.join(odd)} means nothing with {use}; leave it out")

@@ -7,98 +7,76 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from piti.cli.options import all_said, is_said, refuse_others
+from piti.cli.console import log, print_rows
+from piti.cli.options import Device, DryRun, Gpu, JudgeFlags, all_given, refuse_others, with_groups
 
 if TYPE_CHECKING:
     from piti.reproduction.runs import Workspace
 
-
-_ALWAYS = {"table", "data", "out", "features", "segmenter", "aliases", "bootstrap", "device", "dry_run"}
-_OF_FIGURES = _ALWAYS | {"model"}
-_OF_TABLES = _ALWAYS | {"scale", "seeds", "perceptual", "no_train", "gpu"}
-"""Which parameters mean something."""
+_OF_FIGURES = {"model"}
+_OF_TABLES = {"scale", "seeds", "perceptual", "no_train", "gpu"}
 
 
+@with_groups
 def reproduce(
     ctx: typer.Context,
-    table: Annotated[str, typer.Argument(help="table1, table3a, table3b, table4 or figure6.")],
+    table: Annotated[str, Argument(help="table1, table3a, table3b, table4 or figure6.")],
+    judged: JudgeFlags,
     scale: Annotated[
-        str, typer.Option(help="small: 64 px, narrow networks, hours on a CPU; paper: the paper's settings.")
+        str, Option(help="small: 64 px, narrow networks, hours on a CPU; paper: the paper's settings.")
     ] = "small",
     data: Annotated[
         list[str] | None,
-        typer.Option(help="The data's root; for a table of several data sets NAME=FOLDER each, or what holds them."),
+        Option(help="The data's root; for a table of several data sets NAME=FOLDER each, or what holds them."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Gets runs/, images/, results/, and TABLE.md, .json and .jpg.")] = Path(
+    out: Annotated[Path, Option(help="Gets runs/, images/, results/, and TABLE.md, .json and .jpg.")] = Path(
         "evidence"
     ),
-    features: Annotated[
-        list[str] | None,
-        typer.Option(help="Feature networks as for piti evaluate; repeatable. inception and clip by default."),
-    ] = None,
-    segmenter: Annotated[
-        str | None, typer.Option(help="A segmentation model, by name or folder, that judges agreement with masks.")
-    ] = None,
-    aliases: Annotated[
-        Path | None, typer.Option(help="JSON of the segmenter's labels that are named otherwise than the classes.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Training runs of each row, with seeds 0, 1, …")] = 2,
+    seeds: Annotated[int, Option(min=1, help="Training runs of each row, with seeds 0, 1, …")] = 2,
     perceptual: Annotated[
         str | None,
-        typer.Option(
-            help="A file of weights for perceptual losses instead of the hub's: of SqueezeNet 1.1 at small scale, of "
-            "VGG-19 at the paper's."
-        ),
+        Option(help="Weights for perceptual losses: a file of SqueezeNet 1.1 (small), of VGG-19 (paper)."),
     ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the intervals; 0 is none.")] = 200,
-    no_train: Annotated[
-        bool, typer.Option("--no-train", help="Take finished runs alone; what is not trained is missing.")
-    ] = False,
-    model: Annotated[str, typer.Option(help="figure6: the model whose guidance is shown.")] = "street",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the hours, and stop.")] = False,
-    gpu: Annotated[str, typer.Option(help="--dry-run at paper scale: whose hours; a100, h100 or rtx4090.")] = "a100",
-    device: Annotated[str | None, typer.Option(help="Of sampling and judging: cpu, cuda, …")] = None,
+    no_train: Annotated[bool, Option("--no-train", help="Use finished runs alone; report what is missing.")] = False,
+    model: Annotated[str, Option(help="figure6: the model whose guidance is shown.")] = "street",
+    dry_run: DryRun = False,
+    gpu: Gpu = "a100",
+    device: Device = None,
 ) -> None:
     """Train what a table needs, judge it, and write the table with published numbers beside ours.
 
-    What is done already is not repeated, so the same command goes on where it was interrupted.
+    What is done already is not repeated, so the same command resumes where it was interrupted.
     """
-    from piti.core.errors import UserError
     from piti.reproduction.plans import FIGURES
-    from piti.reproduction.runs import Judges, Workspace
+    from piti.reproduction.runs import Workspace
 
-    refuse_others(all_said(ctx), _OF_FIGURES if table in FIGURES else _OF_TABLES, f"piti reproduce {table}")
-    if aliases is not None and segmenter is None:
-        raise UserError("--aliases without --segmenter: name the model whose labels they are")
-    judges = Judges(tuple(features or ("inception", "clip")), segmenter, aliases, bootstrap)
+    given, figure = all_given(ctx), table in FIGURES
+    others = _OF_TABLES if figure else _OF_FIGURES
+    refuse_others(given, [name for name in ctx.params if name not in others], f"piti reproduce {table}")
     changes = () if perceptual is None else (f"perceptual.weights={perceptual}",)
-    workspace = Workspace(out, {}, judges, seeds, device, not no_train, changes)
-    if table in FIGURES:
-        _figure(workspace, data or [], model, dry_run, bool(features))
+    workspace = Workspace(out, {}, judged.judges(), seeds, device, not no_train, changes)
+    if figure:
+        _figure(workspace, data or [], model, dry_run, bool(judged.features))
     else:
-        _table(table, scale, workspace, data or [], dry_run, gpu, is_said(ctx, "gpu"))
+        _table(table, scale, workspace, data or [], dry_run, gpu if "gpu" in given else None)
 
 
-def _table(
-    table: str, scale: str, workspace: Workspace, data: list[str], dry_run: bool, gpu: str, gpu_given: bool
-) -> None:
-    """Make a table, or tell what it would take."""
-    from rich.markup import escape
-
-    from piti.cli.app import log, print_rows
+def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_run: bool, gpu: str | None) -> None:
+    """Make a table, or print what that would take."""
     from piti.core.errors import UserError
     from piti.reproduction import costs, make
     from piti.reproduction.plans import data_folders, plan_of
 
     plan = plan_of(table, scale)
-    if gpu_given and (plan.own_speed or not dry_run):
-        raise UserError("--gpu means nothing but with --dry-run --scale paper, whose hours it tells; leave it out")
+    if gpu and (plan.own_speed or not dry_run):
+        raise UserError("--gpu means nothing but with --dry-run --scale paper, whose hours it estimates; leave it out")
     if data or not dry_run:
         workspace = replace(workspace, data=data_folders(plan.sets, data))
     if dry_run:
-        rows, notes = costs.dry_run(plan, workspace, gpu)
-        print_rows([{name: escape(text) for name, text in row.items()} for row in rows])
+        rows, notes = costs.dry_run(plan, workspace, gpu or "a100")
+        print_rows(rows)
         for note in notes:
             typer.echo(f"note: {note}")
         return
@@ -111,8 +89,7 @@ def _table(
 
 
 def _figure(workspace: Workspace, data: list[str], model: str, dry_run: bool, judged: bool) -> None:
-    """Make figure 6, or tell what it would take."""
-    from piti.cli.app import log, print_rows
+    """Make figure 6, or print what that would take."""
     from piti.reproduction import figure6
 
     if dry_run:

@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
+
+from piti.cli.console import log, print_warning
+from piti.cli.options import Device, with_groups
+
+if TYPE_CHECKING:
+    from piti.studio.service.schema import Limits
 
 _LIMITS = "Limits"
+_MODELS = ("street", "sketch")
 
 
+@dataclass(frozen=True)
+class LimitFlags:
+    """How much a studio takes on."""
+
+    max_upload: Annotated[int, Option(min=1, help="MiB of a request.", rich_help_panel=_LIMITS)] = 24
+    max_pixels: Annotated[int, Option(min=1, help="Of an image.", rich_help_panel=_LIMITS)] = 16_000_000
+    max_samples: Annotated[int, Option(min=1, help="Images of a request.", rich_help_panel=_LIMITS)] = 8
+    max_steps: Annotated[int, Option(min=1, help="Steps that may be asked for.", rich_help_panel=_LIMITS)] = 250
+    max_size: Annotated[int, Option(min=1, help="Short side that may be asked for.", rich_help_panel=_LIMITS)] = 1024
+    max_waiting: Annotated[int, Option(min=1, help="Jobs that wait.", rich_help_panel=_LIMITS)] = 32
+    max_seconds: Annotated[float, Option(min=1, help="How long a job runs.", rich_help_panel=_LIMITS)] = 120
+    max_kept: Annotated[int, Option(min=1, help="Results that can be fetched again.", rich_help_panel=_LIMITS)] = 200
+
+    def limits(self) -> Limits:
+        """As `Studio` takes them."""
+        from piti.studio.service.schema import Limits
+
+        return Limits(
+            upload_bytes=self.max_upload * 2**20,
+            pixels=self.max_pixels,
+            samples=self.max_samples,
+            steps=self.max_steps,
+            size=self.max_size,
+            waiting=self.max_waiting,
+            seconds=self.max_seconds,
+            kept_results=self.max_kept,
+        )
+
+
+@with_groups
 def studio(
+    limits: LimitFlags,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A bundled model, a folder, a training run, or a hub id; repeatable. street and sketch."),
+        Option(help="A bundled model, a folder, a training run, or a hub id; repeatable. street and sketch."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any that is free.")] = 7860,
+    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on; 0 takes any that is free.")] = 7860,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another name that the studio answers to, such as a proxy's; repeatable.")
+        list[str] | None, Option(help="Another name that the studio answers to, such as a proxy's; repeatable.")
     ] = None,
-    root_path: Annotated[str, typer.Option(help="Path under which a proxy serves the studio, such as /studio.")] = "",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps …; the fastest there is by default.")] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    max_upload: Annotated[int, typer.Option(min=1, help="MiB of a request.", rich_help_panel=_LIMITS)] = 24,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.", rich_help_panel=_LIMITS)] = 16_000_000,
-    max_samples: Annotated[int, typer.Option(min=1, help="Pictures of a request.", rich_help_panel=_LIMITS)] = 8,
-    max_steps: Annotated[int, typer.Option(min=1, help="Steps that may be asked for.", rich_help_panel=_LIMITS)] = 250,
-    max_size: Annotated[
-        int, typer.Option(min=1, help="Short side that may be asked for.", rich_help_panel=_LIMITS)
-    ] = 1024,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Jobs that wait.", rich_help_panel=_LIMITS)] = 32,
-    max_seconds: Annotated[float, typer.Option(min=1, help="How long a job runs.", rich_help_panel=_LIMITS)] = 120,
-    max_kept: Annotated[
-        int, typer.Option(min=1, help="Results that can be fetched again.", rich_help_panel=_LIMITS)
-    ] = 200,
+    root_path: Annotated[str, Option(help="Path under which a proxy serves the studio, such as /studio.")] = "",
+    device: Device = None,
+    open_: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve a page on which masks are painted, sketches drawn, and photographs made of them and edited.
 
@@ -43,31 +71,18 @@ def studio(
 
     need_ui()
     with listening(host, port) as bound:  # before the models are loaded
-        from piti.cli.app import log
-        from piti.studio.service.schema import Limits
         from piti.studio.service.service import Studio
 
-        limits = Limits(
-            upload_bytes=max_upload * 2**20,
-            pixels=max_pixels,
-            samples=max_samples,
-            steps=max_steps,
-            size=max_size,
-            waiting=max_waiting,
-            seconds=max_seconds,
-            kept_results=max_kept,
-        )
         warning = warning_of(host)
         if warning:
-            log.print(f"[bold yellow]warning:[/] {warning}", soft_wrap=True)
-        log.print(f"loading {' and '.join(model or ['street', 'sketch'])} …")
-        loaded = Studio(tuple(model or ("street", "sketch")), limits, device)
+            print_warning(warning)
+        names = tuple(model or _MODELS)
+        log.print(f"loading {' and '.join(names)} …", markup=False)
+        loaded = Studio(names, limits.limits(), device)
 
         def ready(address: str) -> None:
             typer.echo(f"the studio is at {address} (Ctrl-C ends it)")
             if open_:
-                import webbrowser
-
-                webbrowser.open(address)
+                typer.launch(address)
 
         serve(loaded, host, port, allow_host or (), ready, bound, root_path)

@@ -173,7 +173,7 @@ def _check_made(out: Path, wanted: Mapping[str, str]) -> None:
         raise PairingError(
             f"{path}: is there already, made with {key} = {found.get(differing[0], 'nothing said')}, and "
             f"{wanted[differing[0]]} is asked for{others}; give another --out, or judge what is there: "
-            f"piti evaluate {out} --real …"
+            f"piti evaluate images {out} --real …"
         )
 
 

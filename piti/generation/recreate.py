@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,16 @@ from piti.core.errors import UserError, in_few_lines, quoted
 from piti.core.images import MAX_PIXELS, ImageError, Source, png_text
 from piti.core.spec import Spec
 from piti.diffusion.guidance import Guidance
-from piti.generation.metadata import MAX_TEXT, PREFIX, enlarged_to, made_on, named_model, raw_hash, weights_mark
+from piti.generation.metadata import (
+    MAX_TEXT,
+    PREFIX,
+    enlarged_to,
+    made_on,
+    model_name,
+    named_model,
+    raw_hash,
+    weights_mark,
+)
 from piti.pipelines.options import MAX_ROWS, SHEET, Place, Settings
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -321,6 +330,32 @@ def read_record(path: Source) -> Record:
         return Record(str(path), Said.parse(said, f"{path}: its metadata is damaged, or of a later version of piti"))
     except UserError as error:
         raise RemakeError(in_few_lines(str(error))) from None
+
+
+class Opened(NamedTuple):
+    """A model that is ready to translate."""
+
+    name: str
+    """For an image's metadata, see `model_name`."""
+    pipeline: PITIPipeline
+    settings: Settings
+
+
+def opened(
+    model: str, upsampler: str | None, settings: Settings, like: Record | None = None, flags: Collection[str] = ()
+) -> Opened:
+    """A model by name, with another's upsampler if that is named, and the settings to use it with.
+
+    like: the image to make again, whose model and settings are taken except for those named in `flags`.
+    Raises ModelError and RemakeError if a model is not there.
+    """
+    if like is None:
+        pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.base_only)
+        return Opened(model_name(model, upsampler), pipeline, settings)
+    settings = like.settings(settings, flags)
+    model, upsampler = like.networks(model, upsampler, settings.base_only, flags)
+    pipeline = like.loaded(model, upsampler, settings.base_only, flags)
+    return Opened(model_name(model, upsampler), pipeline, settings)
 
 
 def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]:

@@ -161,7 +161,7 @@ def plan_of(table: str, scale: str) -> Plan:
     if scale not in SCALES:
         raise PlanError(f"--scale {scale}: unknown; {choices(scale, SCALES)}")
     if table not in TABLES:
-        study = "table 2 is a study with raters, see piti evaluate --study; " if table == "table2" else ""
+        study = "table 2 is a study with raters, see piti study make; " if table == "table2" else ""
         raise PlanError(f"{table}: no such table; {study}{choices(table, (*TABLES, *FIGURES))}")
     return _PLANS[scale][table]()
 

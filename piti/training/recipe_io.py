@@ -8,7 +8,12 @@ from typing import Any
 
 import yaml
 
+from piti.core.spec import choices
 from piti.training.recipe import Recipe, RecipeError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+_LAUNCHERS = "accelerate"  # of its files, which configure processes and are no recipes
+_ENDINGS = (".yaml", ".yml")
 
 # What may differ between a checkpoint's recipe and the one that goes on with it: what acts only on the steps
 # still to come, so that a run can be made longer, or tamed after it diverged.
@@ -21,12 +26,35 @@ FREE_KEYS = {
 FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
 
 
+def recipe_names() -> list[str]:
+    """The names of the recipes in the package, such as `street` and `baselines/spade`."""
+    paths = (path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.yaml"))
+    return sorted(path.as_posix() for path in paths if path.parts[0] != _LAUNCHERS)
+
+
+def recipe_path(recipe: Path | str) -> Path:
+    """The file of a recipe: a path to one, or, where no such file is there, a name of `recipe_names`.
+
+    Raises RecipeError with the nearest known names and all of them.
+    """
+    path, names = Path(recipe), recipe_names()
+    if path.is_file():
+        return path
+    if str(recipe) in names:
+        return RECIPES / f"{recipe}.yaml"
+    if path.exists():
+        raise RecipeError(f"{path}: is no file; give the path of a recipe, or a name: {choices(path.name, names)}")
+    word = path.stem if path.suffix in _ENDINGS else str(recipe)
+    raise RecipeError(f"{path}: there is no such file or recipe; give a path, or a name: {choices(word, names)}")
+
+
 def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe, with `changes` of the form `stages.0.lr=1e-4` on top.
 
-    Raises SpecError that names the file and key, what was expected, and the nearest known key.
+    path: of its file, or the name of one in the package, see `recipe_path`. Raises RecipeError and SpecError that name
+    the file and key, what was expected, and the nearest known key.
     """
-    path = Path(path)
+    path = recipe_path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -26,7 +26,7 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
-from tests.cli.test_app import mistake
+from tests.cli.running import printed_error as mistake
 from tests.conftest import TINY_CLASSES
 from tests.released import TINY, encoder_weights, tiny_weights
 

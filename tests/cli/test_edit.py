@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli.app import app
-from piti.cli.edit import _given
+from piti.cli.edit import edit_condition
 from piti.core.errors import UserError
 from piti.core.images import png_text, save_png
 from piti.generation.recreate import RemakeError, carried_condition, own_condition
@@ -257,10 +257,10 @@ def test_texts_and_parts(files: dict[str, Path], tmp_path: Path) -> None:
 )
 def test_what_is_given_twice(values: list[str], text: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        _given("to", values, "text", text)
+        edit_condition("to", values, "text", text)
 
 
 def test_what_is_given() -> None:
-    assert _given("to", None, "text", None) is None
+    assert edit_condition("to", None, "text", None) is None
     both: Any = {"mask": Path("a.png"), "sketch": Path("b.png")}
-    assert _given("to", ["mask=a.png", "sketch=b.png"], "text", None) == both
+    assert edit_condition("to", ["mask=a.png", "sketch=b.png"], "text", None) == both

@@ -40,7 +40,7 @@ def test_a_host_that_others_reach_is_warned_of(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(engine, "Studio", lambda *given: None)
     monkeypatch.setattr(server, "serve", lambda *given: None)
     said = []
-    monkeypatch.setattr("piti.cli.app.log.print", lambda text, **how: said.append(str(text)))
+    monkeypatch.setattr("piti.cli.console.log.print", lambda text, **how: said.append(str(text)))
     run("--host", "0.0.0.0")
     assert any("no password" in line for line in said)
     said.clear()

@@ -16,7 +16,8 @@ from piti.generation.inputs import GivenError, PartFiles, matched_parts, parsed_
 from piti.generation.translate import Settings, TranslationError, translate_files
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
-from tests.cli.test_app import mistake, run
+from tests.cli.running import code_and_output as run
+from tests.cli.running import printed_error as mistake
 from tests.conftest import TINY_MODEL
 from tests.pipelines.test_pipeline import CLASSES, arrays, mask, seeded, tiny_pipeline
 

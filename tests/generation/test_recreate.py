@@ -27,7 +27,8 @@ from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
 from piti.pipelines.options import Place, Settings
 from piti.pipelines.pipeline import PITIPipeline
-from tests.cli.test_app import mistake, run
+from tests.cli.running import code_and_output as run
+from tests.cli.running import printed_error as mistake
 from tests.conftest import TINY_MODEL
 from tests.generation.test_inputs import several_pipeline, sketch
 from tests.generation.test_translate import text_pipeline

@@ -380,10 +380,11 @@ class TestCommands:
 
     def test_sketch_and_the_recipe_that_it_names(self, photos: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        code, said = self.run("sketch", photos, out, "--smoothing", 0, "--shortest", 2, "--thin", "--processes", 1)
-        assert code == 0
-        assert said.splitlines()[0] == "note: 4 are smaller than 64 px, which training at that size refuses"
-        assert said.splitlines()[1] == f"4 pairs made; train on them: piti train recipes/sketch.yaml --data {out}"
+        drawing = ["--smoothing", "0", "--shortest", "2", "--thin", "--processes", "1"]
+        run = CliRunner().invoke(cli.app, ["prepare", "sketch", str(photos), str(out), *drawing])
+        assert run.exit_code == 0
+        assert "note: 4 are smaller than 64 px, which training at that size refuses" in run.stderr
+        assert run.stdout == f"4 pairs made; train on them: piti train sketch --data {out}\n"
         recipe = yaml.safe_load((ROOT / "recipes/sketch.yaml").read_text())
         assert recipe["data"]["conditions"] == "sketches"
         assert recipe["condition"]["kind"] == "sketch"
@@ -404,7 +405,7 @@ class TestCommands:
             os.link(tmp_path / "photos/0.png", tmp_path / f"photos/{k}.png")
         out = tmp_path / "out"
         line = ["prepare", "sketch", str(tmp_path / "photos"), str(out), "--processes", "2"]
-        command = [sys.executable, "-m", "piti.cli", *line]
+        command = [sys.executable, "-m", "piti", *line]
         heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job would ignore it
         with subprocess.Popen(
             command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heard
@@ -449,7 +450,7 @@ class TestCommands:
     def test_every_layout(self, command: list[object], make, recipe: str, tmp_path: Path) -> None:
         code, said = self.run(*command, make(tmp_path / "src"), tmp_path / "out", "--copy")
         assert code == 0
-        assert f"train on them: piti train recipes/{recipe}.yaml --data {tmp_path}/out" in said
+        assert f"train on them: piti train {recipe} --data {tmp_path}/out" in said
         assert (ROOT / f"recipes/{recipe}.yaml").is_file()
         conditions = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())["data"].get("conditions", "labels")
         assert (tmp_path / "out" / conditions).is_dir()

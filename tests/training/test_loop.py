@@ -138,7 +138,7 @@ def start(root: Path, out: Path, *more: str, precision: str = "no", workers: int
     stages = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 27, "lr": 1e-3}]
     changes = {"stages": stages, "checkpoint": {"every": 2, "keep": 2}, "precision": precision, "workers": workers}
     path.write_text(yaml.safe_dump(tiny_recipe(root, **changes)))
-    command = [sys.executable, "-m", "piti.cli", "train", str(path), "--out", str(out), *more]
+    command = [sys.executable, "-m", "piti", "train", str(path), "--out", str(out), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]

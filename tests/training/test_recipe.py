@@ -9,7 +9,7 @@ import yaml
 
 from piti.core.spec import SpecError
 from piti.training.recipe import Recipe, RecipeError
-from piti.training.recipe_io import differences, read_recipe, write_recipe
+from piti.training.recipe_io import differences, read_recipe, recipe_names, recipe_path, write_recipe
 from piti.training.stages import Stage
 from tests.conftest import ROOT, tiny_recipe
 
@@ -69,13 +69,47 @@ def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, messa
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: there is no such file or recipe"):
         read_recipe(tmp_path / "nowhere.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="is not YAML"):
         read_recipe(tmp_path / "bad.yaml")
     with pytest.raises(RecipeError, match="got list"):
         read_recipe(written(tmp_path, [1]))
+
+
+def test_recipes_in_the_package_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = recipe_names()
+    assert {"street", "full-upsampler", "baselines/spade"} <= set(names)
+    assert not any("accelerate" in name or "ddp" in name for name in names)
+    for name in names:
+        assert read_recipe(name) == read_recipe(ROOT / f"piti/recipes/{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "street").mkdir()  # is no recipe
+    assert recipe_path("street").parent == ROOT / "piti/recipes"
+    own = written(tmp_path, tiny_recipe(tmp_path))
+    own.rename(tmp_path / "sketch")  # a file comes first
+    assert recipe_path("sketch") == Path("sketch")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "spade",
+            r"spade: there is no such file or recipe; .* did you mean 'baselines/spade'\? known: baselines/oasis, ",
+        ),
+        ("recipes/stret.yaml", r"recipes/stret\.yaml: there is no such file or recipe; .* did you mean 'street'\?"),
+        ("accelerate/ddp", "there is no such file or recipe"),
+        (".", "is no file"),
+    ],
+)
+def test_unknown_recipes_name_the_nearest(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(name)
 
 
 def test_the_learning_rate_rises_holds_and_falls() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from rich.markup import escape
 from torch import Tensor
 
+from piti.core.files import whole_file
 from piti.core.seeding import generator_for
 from piti.evaluation.metrics import wilson
 from piti.evaluation.preference.votes import Key, StudyError, Vote, Votes, read_study
@@ -84,13 +85,19 @@ class Preference:
         """Plain data (JSON types)."""
         return asdict(self)
 
+    def write(self, path: Path, overwrite: bool = False) -> None:
+        """Write JSON, complete or not at all. Raises OutputError."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        with whole_file(path, overwrite, "--json") as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+
     def rows(self) -> list[dict[str, str]]:
         """A table: what was counted, line by line."""
         repeats = sum(rater.repeats for rater in self.per_rater)
         values = {
-            "question": escape(self.question),
-            "A": escape(self.a),
-            "B": escape(self.b),
+            "question": self.question,
+            "A": self.a,
+            "B": self.b,
             "A preferred": f"{self.rate:.1%}  [{self.low:.1%}, {self.high:.1%}]  95% interval, {self.interval}",
             "votes": f"{self.wins_a} for A, {self.wins_b} for B, {self.ties} without preference ({self.ties_are})",
             "raters, pairs": f"{self.raters}, {self.pairs} of {self.pairs_in_study}",
@@ -104,7 +111,7 @@ class Preference:
         """A table with a row for each rater."""
         return [
             {
-                "rater": escape(rater.name),
+                "rater": rater.name,
                 "pairs": str(rater.votes),
                 "A preferred": _share(rater.rate),
                 "consistent": f"{rater.consistent} of {rater.repeats}" if rater.repeats else "-",

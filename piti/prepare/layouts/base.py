@@ -79,7 +79,7 @@ class Layout(ABC):
 
     name: ClassVar[str]
     """The command that prepares it."""
-    recipe: ClassVar[str] = "recipes/street.yaml"
+    recipe: ClassVar[str] = "street"
     """An example of what trains on it."""
     folder: ClassVar[str] = "labels"
     """Where its conditions go."""

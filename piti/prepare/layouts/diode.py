@@ -46,7 +46,7 @@ class Diode(Layout):
     """
 
     name = "diode"
-    recipe = "recipes/geometry.yaml"
+    recipe = "geometry"
     folder = "depth"
     suffix = ".npz"
 

@@ -37,7 +37,7 @@ LAPTOP, PHONE = (1366, 800), (390, 844)
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a studio with `street` and `sketch`."""
-    command = [sys.executable, "-m", "piti.cli", "studio", "--port", "0"]
+    command = [sys.executable, "-m", "piti", "studio", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield next(word for line in server.stdout if "http" in line for word in line.split() if "http" in word)
@@ -183,7 +183,7 @@ class TestMask:
 
         file = tmp_path / "kept.png"
         file.write_bytes(visitor.files()[2])
-        again = [sys.executable, "-m", "piti.cli", "translate", "--like", str(file), "--out", str(tmp_path / "again")]
+        again = [sys.executable, "-m", "piti", "translate", "--like", str(file), "--out", str(tmp_path / "again")]
         subprocess.run(again, check=True, cwd=ROOT)
         (copy,) = (path for path in (tmp_path / "again").glob("*.png") if path.name != "sheet.png")
         assert np.array_equal(np.asarray(Image.open(copy)), pictures[2])

@@ -1,4 +1,4 @@
-"""`python -m piti.cli`, as launchers start it."""
+"""`python -m piti`, as launchers such as torchrun start it."""
 
 from piti.cli.app import main
 

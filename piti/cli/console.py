@@ -1,0 +1,79 @@
+"""What the commands print: results on standard output; notes, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+log = Console(stderr=True)
+
+
+def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
+    """A table on standard output; its columns are as wide as they need to be where that is not a terminal.
+
+    rows: all with the same keys, which head the columns. Brackets in the values are text, not markup.
+    """
+    if not rows:
+        typer.echo("none")
+        return
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    console.print(table)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """One line each."""
+    for note in notes:
+        _labelled("note", "bold yellow", note)
+
+
+def print_warning(warning: str) -> None:
+    """One line."""
+    _labelled("warning", "bold yellow", warning)
+
+
+def print_error(error: Exception) -> None:
+    """The message alone, without a traceback."""
+    _labelled("error", "bold red", str(error))
+
+
+def _labelled(label: str, style: str, text: str) -> None:
+    log.print(Text.assemble((f"{label}: ", style), text), soft_wrap=True)
+
+
+def progress(what: str, shown: bool = True) -> AbstractContextManager[Callable[[int, int], None]]:
+    """A bar to which (steps done, steps in all) is reported. shown: False in all processes but the first."""
+    from piti.core.progress import steps_bar
+
+    return steps_bar(log if shown else Console(quiet=True), what)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt, it lets every process and file be closed."""
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block once the files being written are complete, and say that it can be resumed."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as stop:
+        typer.echo("stopped; the same command goes on where it was", err=True)
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,61 @@
+"""`piti models`, `piti import` and `piti export`: models on disk, and files in the released layout."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from piti.cli.console import print_notes, print_rows
+from piti.cli.options import MODEL_HELP, Overwrite
+
+
+class Layout(StrEnum):
+    """What `export` can write."""
+
+    RELEASE = "release"
+
+
+def models() -> None:
+    """List the models that are bundled or in the hub's cache."""
+    from piti.pipelines.pipeline import list_models
+
+    print_rows([model.row() for model in list_models()])
+
+
+def import_(
+    base: Annotated[Path, Argument(help="A released base, of GLIDE or PITI, or PITI's encoder alone.")],
+    out: Annotated[Path, Option(help="The model's folder.")],
+    upsampler: Annotated[Path | None, Option(help="A released upsampler.")] = None,
+    prior: Annotated[
+        str | None, Option(help="For an encoder alone: whose UNet it takes, a released base or a model.")
+    ] = None,
+    classes: Annotated[Path | None, Option(help="A classes.json instead of COCO-Stuff's, for masks.")] = None,
+    tokenizer: Annotated[Path | None, Option(help="A folder with GPT-2's tokenizer, for GLIDE.")] = None,
+    head_dim: Annotated[int | None, Option(min=1, help="Channels of a head in the UNet, for unusual files.")] = None,
+    heads: Annotated[int | None, Option(min=1, help="Heads of the transformer, for unusual files.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert checkpoints that GLIDE or PITI released, or that were finetuned in their layout, into a model."""
+    from piti.checkpoints.convert import ImportSettings, import_release
+    from piti.checkpoints.release import Heads
+
+    settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite)
+    written = import_release(base, out, upsampler, settings)
+    print_rows([done.row() for done in written])
+    print_notes(note for done in written for note in done.notes)
+
+
+def export(
+    model: Annotated[str, Argument(help=MODEL_HELP)],
+    out: Annotated[Path, Option(help="A .pt file, or a folder for base.pt and upsampler.pt.")],
+    layout: Annotated[Layout, Option(help="The keys of GLIDE and PITI.")] = Layout.RELEASE,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model's weights in the layout of the released checkpoints."""
+    from piti.checkpoints.convert import export_release
+
+    writers = {Layout.RELEASE: export_release}
+    print_rows([done.row() for done in writers[layout](model, out, overwrite)])

@@ -1,0 +1,61 @@
+"""`piti study`: which of two folders of images people prefer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from piti.cli.console import print_notes, print_rows, progress
+from piti.cli.options import ConditionFlags, Overwrite, ResultFlags, Seed, with_groups
+
+study_app = typer.Typer(no_args_is_help=True, help="Let people compare two folders of images.")
+
+
+@study_app.command()
+@with_groups
+def make(
+    a: Annotated[Path, Argument(help="A folder of images.")],
+    b: Annotated[Path, Argument(help="The folder it is compared with.")],
+    conditions: ConditionFlags,
+    out: Annotated[Path, Option(help="The page to write; its key is written beside it.")] = Path("study.html"),
+    question: Annotated[str | None, Option(help="What raters are asked.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Only so many pairs.")] = None,
+    ties: Annotated[bool, Option("--ties", help="Raters may have no preference.")] = False,
+    repeats: Annotated[int | None, Option(min=0, help="Pairs shown twice; a tenth by default.")] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a page on which raters compare two folders of images, pair by pair."""
+    from piti.evaluation.condition_folders import only_one
+    from piti.evaluation.preference.study import QUESTION, write_study
+
+    folder, condition = only_one(conditions.read())
+    with progress("reading") as on_step:
+        written = write_study(
+            a, b, out, seed, folder, question or QUESTION, limit,
+            condition=condition, ties=ties, repeats=repeats, overwrite=overwrite, on_step=on_step,
+        )  # fmt: skip
+    print_notes(written.notes)
+    typer.echo(str(written))
+
+
+@study_app.command()
+@with_groups
+def count(
+    votes: Annotated[list[Path], Argument(help="Files that raters sent back, or folders of them.")],
+    result: ResultFlags,
+    key: Annotated[Path | None, Option(help="The study's key, if it is not beside the votes.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Count the votes of a study: which folder is preferred, and how surely."""
+    from piti.evaluation.preference.statistics import count_votes
+
+    result.check()
+    found = count_votes(votes, key, seed=seed)
+    print_rows(found.rows())
+    print_rows(found.rater_rows())
+    print_notes(found.notes)
+    result.write(found)

@@ -1,0 +1,58 @@
+"""`piti translate`: conditions into images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from piti.cli.console import print_notes, progress
+from piti.cli.options import Device, Model, Overwrite, SamplingFlags, Seed, Upsampler, all_given, with_groups
+
+
+@with_groups
+def translate(
+    ctx: typer.Context,
+    sampling: SamplingFlags,
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, or folders of them.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="For a prior: what the image is to show.")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER. Repeatable."),
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Make this image, a PNG written by piti, again; flags given beside it win.")
+    ] = None,
+    model: Model = "street",
+    upsampler: Upsampler = None,
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, help="Images of each condition; with --like its number alone.")
+    ] = 4,
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images sampled at once; fewer take less memory.")] = 8,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable conditions out, do not stop.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for STEM_0.png … and sheet.png.")] = Path("out"),
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
+    """Translate conditions into images, and lay both out on a contact sheet."""
+    from piti.core.distributed import joined, usable_device
+    from piti.generation.inputs import parsed_given
+    from piti.generation.recreate import opened, read_record
+    from piti.generation.translate import translate_files
+
+    parts = parsed_given(given or [])
+    record = None if like is None else read_record(like)
+    settings = sampling.settings(num, seed, batch, skip_bad)
+    ranks = joined()
+    name, pipeline, settings = opened(model, upsampler, settings, record, all_given(ctx))
+    pipeline.to(usable_device(device)).set_progress_bar_config(disable=True)  # ours is over all batches
+    with progress("translating", ranks.main) as on_step:
+        report = translate_files(
+            pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [], parts, ranks, record
+        )
+    if ranks.main:
+        print_notes(report.notes)
+        kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
+        typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")

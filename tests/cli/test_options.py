@@ -1,0 +1,67 @@
+"""Groups of flags, and which flags were given."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from piti.cli.options import JudgeFlags, SamplingFlags, Seed, all_given, refuse_others, steps_or_name, with_groups
+from piti.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class ColourFlags:
+    hue: Annotated[str, typer.Option(help="A colour.")]
+    depth: int = 8
+
+
+@dataclass(frozen=True)
+class MoreFlags(ColourFlags):
+    names: Annotated[list[str] | None, typer.Option("--name")] = None
+
+
+def test_a_group_becomes_flags() -> None:
+    seen: list[Any] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_groups
+    def paint(ctx: typer.Context, colour: MoreFlags, seed: Seed = 0) -> None:
+        """Paint."""
+        seen.append((colour, seed, sorted(all_given(ctx))))
+
+    given = ["--hue", "red", "--name", "a", "--name", "b", "--seed", "3"]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    assert seen == [(MoreFlags("red", 8, ["a", "b"]), 3, ["hue", "names", "seed"])]
+    missing = CliRunner().invoke(app, [])
+    assert missing.exit_code == 2
+    assert "--hue" in missing.output
+    help_text = CliRunner().invoke(app, ["--help"]).output
+    assert "Paint." in help_text
+    assert "A colour." in help_text
+
+
+def test_a_signature_without_groups_stays_as_it_is() -> None:
+    def plain(seed: Seed, out: str = "out") -> None: ...
+
+    assert list(inspect.signature(with_groups(plain)).parameters) == ["seed", "out"]
+
+
+def test_sampling_flags_become_settings() -> None:
+    settings = SamplingFlags(steps=5, upsampler_steps="7", size=64).settings(num=2, seed=3, batch=4)
+    assert (settings.num, settings.seed, settings.batch, settings.steps) == (2, 3, 4, 5)
+    assert (settings.upsampler_steps, settings.size, settings.guidance) == (7, 64, None)
+    assert [steps_or_name(text) for text in (None, "12", "fast27")] == [None, 12, "fast27"]
+
+
+def test_what_means_nothing_is_refused() -> None:
+    refuse_others(["out"], ["out"], "piti paint")
+    with pytest.raises(UserError, match="--no-train, --gpu means nothing with piti paint"):
+        refuse_others(["out", "no_train", "gpu"], ["out"], "piti paint")
+    with pytest.raises(UserError, match="--aliases without --segmenter"):
+        JudgeFlags(aliases="names.json")  # type: ignore[arg-type]

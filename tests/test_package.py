@@ -1,0 +1,22 @@
+"""What an installed piti holds: every file in the package that is not Python is named by pyproject.toml."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def test_package_data_covers_every_file() -> None:
+    tracked = subprocess.run(["git", "ls-files", "piti"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout, so files of the package cannot be told from others")
+    files = {line.removeprefix("piti/") for line in tracked.stdout.splitlines() if not line.endswith(".py")}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    globs = settings["tool"]["setuptools"]["package-data"]["piti"]
+    packed = {str(path.relative_to(ROOT / "piti")) for glob in globs for path in (ROOT / "piti").glob(glob)}
+    assert "recipes/baselines/spade.yaml" in files
+    assert files <= packed
