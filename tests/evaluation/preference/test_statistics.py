@@ -129,7 +129,7 @@ def test_raters_who_do_not_look_are_named(made: tuple[Path, Key], tmp_path: Path
     assert any("chose the left picture 13 of 13 times" in note for note in found.notes)
     assert any("0 of 3 repeated pairs" in note for note in found.notes)
     assert "\x1b" not in "".join(found.notes) + found.rater_rows()[0]["rater"]
-    assert found.rater_rows()[0]["rater"].startswith(r"\[bold]Eve")
+    assert found.rater_rows()[0]["rater"].startswith("[bold]Eve")  # printed as text
 
 
 def test_one_name_in_two_files_is_told(made: tuple[Path, Key], tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""What is printed: brackets are text, and what can be resumed says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import typer
+
+from piti.cli.console import print_notes, print_rows, progress, resumable
+
+
+def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows([{"name": "[bold]Eve[/]", "pairs": "3"}])
+    assert "[bold]Eve[/]" in capsys.readouterr().out
+    print_rows([])
+    assert capsys.readouterr().out == "none\n"
+    print_notes(["[red]one[/]", "two"])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == ["note: [red]one[/]", "note: two"]
+
+
+def test_progress_of_other_processes_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("judging", shown=False) as on_step:
+        on_step(1, 2)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_is_stopped_can_be_resumed(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as stop, resumable():
+        os.kill(os.getpid(), number)
+    assert stop.value.exit_code == code
+    assert "the same command goes on where it was" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
