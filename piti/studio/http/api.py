@@ -1,4 +1,4 @@
-"""The studio over HTTP: routes, what they take and answer, and errors in words."""
+"""The HTTP interface: routes, their requests and answers, and errors as answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CODES: tuple[tuple[type[UserError], int], ...] = (
     (JobFailed, 500),
     (UserError, 400),
 )
-"""The status of an answer by the first kind that its error is of."""
+"""Status by class of error; the first match counts."""
 _MEANINGS = {
     400: "A picture or a setting that the model cannot use, or a broken form.",
     404: "No such model, or no such picture any longer.",
@@ -66,14 +66,14 @@ _MEANINGS = {
     504: "The job took too long.",
 }
 _RETRY = 10  # seconds
-_GONE = 499  # the status of an answer that nobody reads: the client left
+_GONE = 499  # status of an answer that nobody reads: the client left
 _PNG = "image/png"
 
 
 def add_api(app: FastAPI, studio: Studio) -> None:
-    """Add the routes of a studio, and answers to whatever these addresses are asked beyond them.
+    """Add the routes of a studio, and errors for other methods and for unknown addresses below /api.
 
-    The page, if it is mounted later, takes every address that is left; it does not get these.
+    Without the latter, a page that is mounted at / later would answer them.
     """
     router, methods = _Api(studio).router(), defaultdict[str, set[str]](set)
     app.include_router(router)
@@ -109,9 +109,9 @@ def refusal(error: Exception) -> Response:
         said = {404: NOWHERE, 405: WRONG_METHOD}.get(error.status_code, str(error.detail))
         return JSONResponse(ErrorAnswer(error=said).model_dump(), error.status_code, headers=error.headers)
     if not isinstance(error, UserError):
-        return JSONResponse(
-            ErrorAnswer(error="the studio failed, by a mistake of its own; see its log").model_dump(), 500
-        )
+        words = "the studio failed, by a mistake of its own; see its log"
+        headers = {"Connection": "close"}  # as uvicorn does after an exception; a client must not use it again
+        return JSONResponse(ErrorAnswer(error=words).model_dump(), 500, headers)
     code = next(code for kind, code in CODES if isinstance(error, kind))
     details = error.details if isinstance(error, WrongFields) else []
     headers = {"Retry-After": str(_RETRY)} if code == 429 else None
@@ -142,7 +142,7 @@ class _Api:
 
     @staticmethod
     def _look(router: APIRouter, path: str, answer: Callable[..., Any], **described: Any) -> None:
-        """A route that shows something, with HEAD too."""
+        """A route for GET and HEAD."""
         router.get(path, tags=["look"], **described)(answer)
         router.head(path, include_in_schema=False, **described)(answer)
 
@@ -198,15 +198,15 @@ class _Api:
         return await self._answered(request, submitted)
 
     async def models(self) -> list[ModelInfo]:
-        """The models that are served, what they read, and what may be asked for."""
+        """The served models, their kinds of conditions, and their limits."""
         return [loaded.info for loaded in self.studio.models.values()]
 
     async def healthz(self) -> Health:
-        """That the studio answers, and how many jobs it has."""
+        """Whether the studio answers, and its number of jobs."""
         return Health(version=__version__, models=list(self.studio.models), jobs=len(self.studio.queue))
 
     async def picture(self, picture_id: str, download: bool = False) -> Response:
-        """A picture that was made lately. download: as a file to save."""
+        """A recent picture. download: as an attachment."""
         kept = self.studio.kept(picture_id)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         if download:
@@ -214,7 +214,7 @@ class _Api:
         return Response(kept.png, media_type=_PNG, headers=headers)
 
     async def _answered(self, request: Request, submitted: Callable[[], Job[Result]]) -> Response:
-        """What a job makes; it is cancelled if the client goes away."""
+        """The result of a job, which is cancelled if the client disconnects."""
         gone = asyncio.create_task(_gone(request))
         try:
             job = await anyio.to_thread.run_sync(submitted, limiter=self._reading)
@@ -231,13 +231,13 @@ class _Api:
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client has gone away. The body has been read."""
+    """Returns when the client disconnects. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def _first(result: Any, gone: asyncio.Task[None]) -> Any:
-    """The result, or None if the client goes away before."""
+    """The result, or None if the client disconnects before."""
     task = asyncio.ensure_future(result)
     await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -293,7 +293,7 @@ _EDITED = {
 
 
 def _body(kind: type[Spec], files: dict[str, str]) -> dict[str, Any]:
-    """How a form is described."""
+    """The OpenAPI description of a form."""
     schema = kind.model_json_schema()
     pictures = {name: {"type": "string", "format": "binary", "description": said} for name, said in files.items()}
     properties = {name: _without_null(field) for name, field in schema["properties"].items()} | pictures
@@ -304,7 +304,7 @@ def _body(kind: type[Spec], files: dict[str, str]) -> dict[str, Any]:
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """A form's field as it can be sent: a form has no null, a field without a value is left out."""
+    """A field's schema without null, which a form cannot hold: a field without a value is left out."""
     if "anyOf" not in field:
         return field
     types = [one for one in field["anyOf"] if one != {"type": "null"}]

@@ -1,4 +1,4 @@
-"""The studio as a server: its routes, its page, and the address where both are."""
+"""The studio as a server: routes and page in one application, and the address where it listens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ functions. Nothing leaves this machine. Errors are `{"error": "…", "details": 
 
 
 class ServerError(UserError):
-    """The studio cannot listen where it was told to. The message names the flag."""
+    """The studio cannot listen at the given address, or be served under the given path."""
 
 
 def need_ui() -> None:
@@ -76,7 +76,7 @@ def build_app(
     add_api(app, studio)
     if page:
         _add_page(app, studio, root)
-    app.add_middleware(BodyLimits, limits=studio.limits)  # the last that is added stands first
+    app.add_middleware(BodyLimits, limits=studio.limits)  # the one added last is called first
     app.add_middleware(Guard, hosts=hosts_of(host, allow_hosts))
     app.add_middleware(ExceptionMiddleware, handlers=handlers)  # for what the two raise
     app.add_middleware(SecurityHeaders)
@@ -135,7 +135,7 @@ def _add_page(app: FastAPI, studio: Studio, root: str) -> None:
 
 
 async def _page_error(request: Request, error: Exception) -> Response:
-    """An address or a method that nobody knows, in words; what the page's own scripts asked, in Gradio's form."""
+    """Unknown addresses and methods as the API answers them; requests of the page's scripts in Gradio's format."""
     from fastapi.exception_handlers import http_exception_handler
     from starlette._utils import get_route_path
     from starlette.exceptions import HTTPException
@@ -149,7 +149,7 @@ async def _page_error(request: Request, error: Exception) -> Response:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address, so that nothing is loaded in vain. Raises ServerError."""
+    """A socket bound to an address, before models are loaded. Raises ServerError."""
     if not 0 <= port <= 65535:
         raise ServerError(f"--port {port}: ports are 0 (any that is free) to 65535")
     try:
@@ -170,7 +170,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """What to open in a browser."""
+    """The address to open in a browser."""
     host, port = bound.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "127.0.0.1"
@@ -178,7 +178,7 @@ def address_of(bound: socket.socket) -> str:
 
 
 def warning_of(host: str) -> str:
-    """What to say of a host that others can reach; else nothing."""
+    """A warning for a host that other machines can reach; else empty."""
     if host == "localhost":
         return ""
     with contextlib.suppress(ValueError):

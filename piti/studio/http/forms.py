@@ -27,11 +27,11 @@ _TEXT_BYTES = 64 * 1024  # of a field that is no file
 
 
 class FormError(UserError):
-    """A request's body is no form, or a broken one."""
+    """The body is not a form, or a malformed one."""
 
 
 class WrongBody(FormError):
-    """The body is of another type."""
+    """The body has another content type."""
 
 
 class WrongFields(UserError):
@@ -47,21 +47,21 @@ class File:
     """A file of a form."""
 
     name: str
-    """What it is called where it came from, without folders."""
+    """Its name at the client, without folders."""
     data: bytes
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form as it came, empty fields left out."""
+    """The fields and files of a form, without empty fields."""
 
     fields: dict[str, str]
     files: dict[str, File]
     blank: frozenset[str] = frozenset()
-    """Fields that say nothing."""
+    """Names of empty fields."""
 
     def taken(self, name: str) -> File:
-        """A file, which is not kept here. Raises WrongFields where it is missing."""
+        """Remove and return a file, so that its bytes can be freed. Raises WrongFields if it is missing."""
         if name not in self.files:
             raise WrongFields([f"file '{name}' is missing; send a picture (curl -F {name}=@FILE.png)"])
         return self.files.pop(name)
@@ -70,8 +70,8 @@ class Form:
 async def read_form(request: Request, files: Collection[str]) -> Form:
     """The body of a multipart form. files: names of the fields that may hold one.
 
-    Raises WrongBody for a body of another type, FormError for a broken one, WrongFields for what is given twice, or
-    is no file where one is meant, HTTPException where `BodyLimits` ends the body.
+    Raises WrongBody for another content type, FormError for a malformed body, WrongFields for a field that is given
+    twice or is not a file although it must be one, HTTPException if `BodyLimits` ends the body.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -92,7 +92,7 @@ async def read_form(request: Request, files: Collection[str]) -> Form:
 
 
 async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
-    """Fields and files apart. Raises WrongFields."""
+    """Separate fields and files. Raises WrongFields."""
     fields: dict[str, str] = {}
     found: dict[str, File] = {}
     wrong: list[str] = []
@@ -118,7 +118,7 @@ async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
 
 
 def parsed(kind: type[R], fields: dict[str, str]) -> R:
-    """The request that a form's fields say. Raises WrongFields."""
+    """A form's fields as a request. Raises WrongFields."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -141,11 +141,11 @@ _PLAIN = {
     "finite_number": "is not finite",
     "literal_error": "is none of {expected}",
 }
-"""What is said of a value, by pydantic's word for what is wrong with it."""
+"""Message by pydantic's type of error."""
 
 
 def _said(kind: type[Spec], key: str, items: list[Any]) -> str:
-    """What is wrong with a field; of one that may be of several types, with each."""
+    """The message for one field. items: its errors, several if it may have several types."""
     item = items[0]
     if item["type"] == "extra_forbidden":
         return f"unknown field '{key}'; {choices(key, kind.model_fields)}"

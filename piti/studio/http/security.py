@@ -184,7 +184,7 @@ def cleaned(page: str) -> str:
 
 
 class Fetching(UserError):
-    """Something was to be fetched from another server. The studio never does."""
+    """Gradio was about to fetch something from another server, which the studio never does."""
 
 
 def close_downloads() -> None:
@@ -203,7 +203,7 @@ def close_downloads() -> None:
 
     for module, name in _DOWNLOADS:
         place = {"gradio": processing_utils, "safehttpx": safehttpx}[module]
-        found = getattr(place, name)  # an AttributeError here tells that this Gradio has another way
+        found = getattr(place, name)  # an AttributeError here means that this Gradio has other functions
         setattr(place, name, refused_later if inspect.iscoroutinefunction(found) else refused)
 
 

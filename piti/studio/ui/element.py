@@ -1,4 +1,4 @@
-"""Parts of the page that Gradio lacks: HTML, CSS and JavaScript of our own, in files of one stem in static/."""
+"""Custom components of the page: HTML, CSS and JavaScript in static/, in files with one stem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTS = ("html", "css", "js")
 
 
 class _NoInterfaceFile(ComponentMeta):
-    """Gradio writes a .pyi file beside every module that defines a component; not beside ours."""
+    """Gradio writes a .pyi file beside every module that defines a component; this prevents it."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
         if "__init__" in attrs:
@@ -27,7 +27,7 @@ class _NoInterfaceFile(ComponentMeta):
 
 
 class Element(gr.HTML, metaclass=_NoInterfaceFile):
-    """`stem`.html, `stem`.css and `stem`.js as a component; options: Gradio's, and properties that the script reads."""
+    """`stem`.html, `stem`.css and `stem`.js as a component. options: Gradio's, and properties that the script reads."""
 
     stem: ClassVar[str]
 
@@ -36,12 +36,12 @@ class Element(gr.HTML, metaclass=_NoInterfaceFile):
         super().__init__(value, html_template=html, css_template=css, js_on_load=js, **options)
 
     def api_info(self) -> dict[str, Any]:
-        """What its value is, for Gradio."""
+        """Schema of the value, for Gradio."""
         return {"type": "object"}
 
 
 def shrunk(picture: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
-    """RGB, at most `side` pixels long, without the file's metadata; by default not smoothed, as masks need it."""
+    """In RGB, scaled down to at most `side` pixels, without metadata; by default not smoothed, as masks require."""
     scale = min(1.0, side / max(picture.size))
     width, height = (max(1, round(length * scale)) for length in picture.size)
     small = picture.convert("RGB")
@@ -50,7 +50,7 @@ def shrunk(picture: Image.Image, side: int, resample: Image.Resampling = Image.R
 
 
 def address_of(picture: Image.Image, form: str = "PNG") -> str:
-    """A picture inside an address, as scripts read it. form: PNG or JPEG."""
+    """A picture as a data URL. form: PNG or JPEG."""
     file = BytesIO()
     picture.save(file, format=form, **({"quality": 90} if form == "JPEG" else {}))
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""The results on the page: how far a job is, the emerging pictures, then each picture with its condition."""
+"""The results on the page: progress of a job, previews, then each picture with its condition."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from piti.studio.service.service import Picture, Result
 from piti.studio.ui.element import Element, address_of, shrunk
 
 SHOWN_SIDE = 512
-"""The longest side, in pixels, of a condition beside its pictures."""
+"""Longest side in pixels of a condition beside its pictures."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """What pictures are made from, as it is shown beside them."""
+class SourceImage:
+    """A condition or photograph that pictures are made from, shown beside them."""
 
     name: str
     picture: Image.Image
 
     @cached_property
     def shown(self) -> dict[str, str]:
-        """For the page, which is told again at every step."""
+        """As the page takes it; sent at every step."""
         return {"name": self.name, "source": address_of(shrunk(self.picture, SHOWN_SIDE))}
 
 
 def nothing_yet(words: str) -> dict[str, Any]:
-    """Before there are pictures."""
+    """The state before there are pictures."""
     return {"state": "empty", "status": words}
 
 
 def settled(words: str) -> dict[str, Any]:
-    """An earlier problem is over; pictures that are shown stay. words: what stands where the problem stood."""
+    """Clears an earlier problem; pictures stay. words: shown in place of the problem."""
     return {"state": "settled", "status": words}
 
 
 def refused(problem: str) -> dict[str, Any]:
-    """Why there are no pictures, in words."""
+    """The state after an error. problem: its message."""
     return {"state": "failed", "problem": problem}
 
 
-def on_the_way(snapshot: Snapshot, sources: Sequence[Source], expected: int) -> dict[str, Any]:
-    """A job that has not ended. expected: how many pictures it makes."""
+def on_the_way(snapshot: Snapshot, sources: Sequence[SourceImage], expected: int) -> dict[str, Any]:
+    """The state of a job that has not ended. expected: number of its pictures."""
     waiting = snapshot.state is State.WAITING
     return {
         "state": snapshot.state.value,
@@ -62,8 +62,8 @@ def on_the_way(snapshot: Snapshot, sources: Sequence[Source], expected: int) -> 
     }
 
 
-def finished(result: Result, sources: Sequence[Source], editable: bool) -> dict[str, Any]:
-    """Every picture, where it can be looked at and downloaded. editable: on this page."""
+def finished(result: Result, sources: Sequence[SourceImage], editable: bool) -> dict[str, Any]:
+    """The state of a finished job: addresses of its pictures. editable: whether this page can edit them."""
     count = len(result.pictures)
     made = "One photograph" if count == 1 else f"{count} photographs"
     return {
@@ -95,7 +95,7 @@ def _steps(snapshot: Snapshot) -> str:
 
 
 class Strip(Element):
-    """Small pictures to begin with; its event `select` says which one, as `event.name`."""
+    """Thumbnails of examples; the event `select` carries the name of one as `event.name`."""
 
     stem = "strip"
 
@@ -107,11 +107,11 @@ class Strip(Element):
 class Gallery(Element):
     """Shows what `nothing_yet`, `refused`, `on_the_way` and `finished` return.
 
-    Its event `select` says which picture is to be edited, as `event.id`.
+    The event `select` carries the id of the picture to edit as `event.id`.
     """
 
     stem = "gallery"
 
     def postprocess(self, value: Any) -> str | None:
-        """As one text: of a dictionary Gradio sends what differs, key by key, and the page would show half of it."""
+        """As one JSON text: of a dictionary Gradio sends differences key by key, and the page would show part of it."""
         return None if value is None else json.dumps(value)

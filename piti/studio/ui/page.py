@@ -1,4 +1,4 @@
-"""The studio's page: a tab for each model, in which a condition is drawn, translated, and its results edited."""
+"""The studio's page: a tab for each model, to draw a condition, translate it, and edit the results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TITLES = {"mask": "Paint a mask", "palette": "Paint a mask", "sketch": "Draw a 
 
 
 def page_options() -> dict[str, Any]:
-    """What the page is mounted with: no servers of others, system fonts."""
+    """Options to mount the page with: system fonts and nothing from other servers."""
     plain = Base(font=_FONTS, font_mono=["monospace"], primary_hue="teal", neutral_hue="slate")
     theme = plain.set(
         button_primary_background_fill="*primary_700",
@@ -66,7 +66,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def _titles(models: Mapping[str, Loaded]) -> dict[str, str]:
-    """What each tab is called: what is done there, with the model's name where two would be called the same."""
+    """Titles of the tabs: what is done there, with the model's name if two titles would be equal."""
     plain = {name: _TITLES.get(loaded.kind, f"Upload a {loaded.kind}") for name, loaded in models.items()}
     return {
         name: title if list(plain.values()).count(title) == 1 else f"{title} ({name})" for name, title in plain.items()

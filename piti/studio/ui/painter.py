@@ -1,6 +1,6 @@
 """The painter: masks in class colours and sketches, painted in the browser, as a component of the page.
 
-The script holds class indices and writes its own PNG, so a picture arrives in exactly the colours of the classes.
+The script keeps class indices and encodes the PNG itself, so that a painting arrives in exactly the class colours.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from piti.core.images import ImageError, read_rgb
 from piti.studio.ui.element import Element, address_of, shrunk
 
 LARGEST_SIDE = 1024
-"""The longest side, in pixels, of what is painted; larger pictures are shown smaller."""
+"""Longest side of a painting in pixels; larger pictures are scaled down."""
 LARGEST_FILE = 4_000_000
-"""The most bytes that a painting may have as a PNG; one of the largest size, every pixel of chance, has 3.1 million."""
+"""Most bytes of a painting as a PNG; uniform noise of the largest size has 3.1 million."""
 
 _STATIC = files("piti.studio.ui") / "static"
 _PARTS = ("pixels", "parts", "hands")
 _BEGINNING = "data:image/png;base64,"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER = struct.Struct(">8s8xII")  # how a PNG begins: signature, a length and a name, width, height
+_HEADER = struct.Struct(">8s8xII")  # start of a PNG: signature, length and type of the chunk, width, height
 
 
 class Kind(StrEnum):
-    """What is painted."""
+    """What the painter makes."""
 
     MASK = "mask"
     SKETCH = "sketch"
 
 
 @dataclass(frozen=True)
-class Colour:
-    """A class to paint, and its RGB."""
+class PaintClass:
+    """A class to paint, and its RGB in 0..255."""
 
     name: str
     colour: tuple[int, int, int]
 
 
-SKETCH_COLOURS = (Colour("paper", (255, 255, 255)), Colour("line", INK))
-"""What a sketch is drawn in: such a picture is read as lines on paper, however dense."""
+SKETCH_COLOURS = (PaintClass("paper", (255, 255, 255)), PaintClass("line", INK))
+"""Colours of a sketch; a picture in these two is read as lines on paper, however dense."""
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """What the painter is to show.
+class PainterValue:
+    """What the painter shows.
 
-    picture: a mask in class colours (others are kept, but cannot be painted), or dark lines on white. underlay: a
-    photograph beneath a mask, of the same framing; then what is painted is marked and can be put back. before: what
-    the photograph shows, where that is not `picture` itself; of the same framing.
+    picture: a mask in class colours (other colours are kept, but cannot be painted), or dark lines on white. underlay:
+    a photograph with the same framing, shown beneath; changes are then marked and can be undone by area. before: the
+    condition of that photograph, if it is not `picture`; same framing.
     """
 
     picture: Image.Image
@@ -70,7 +70,7 @@ class Canvas:
 
 
 class PaintingError(UserError):
-    """What came from the browser is no painting."""
+    """The browser sent something that is not a painting."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Painter(Element):
     """A tool to paint a mask or draw a sketch.
 
     As an input of an event: the painting, an RGB picture in exactly the given colours, or None before anything was
-    painted. As an output: a Canvas to go on from (undo starts anew), None for a blank one, or `gr.update(kind=…,
-    colours=…, value=…)` for another model. Its event `change` comes after every stroke.
+    painted. As an output: a PainterValue to continue from (undo starts anew), None for a blank one, or
+    `gr.update(kind=…, colours=…, value=…)` for another model. Its event `change` comes after every stroke.
 
     kind: mask or sketch. colours: the classes, in the order of the palette; left out for a sketch.
     """
@@ -102,8 +102,8 @@ class Painter(Element):
     def __init__(
         self,
         kind: Kind = Kind.MASK,
-        colours: Sequence[Colour] = (),
-        value: Canvas | None = None,
+        colours: Sequence[PaintClass] = (),
+        value: PainterValue | None = None,
         label: str = "Painter",
         **options: Any,
     ) -> None:
@@ -112,17 +112,17 @@ class Painter(Element):
         if not shown:
             raise ValueError("a mask is painted in the colours of its classes: give at least one")
         super().__init__(value, kind=kind.value, colours=shown, label=label, **{"apply_default_css": False, **options})
-        # Gradio forgets the properties of a component that was hidden, and keeps its script.
+        # Gradio loses the properties of a component that was hidden, but keeps its script.
         built = f"const BUILT = {json.dumps({'kind': kind.value, 'colours': shown})};"
         pixels, parts, hands = ((_STATIC / f"painter_{part}.js").read_text("utf-8") for part in _PARTS)
         self.js_on_load = "\n".join([built, pixels, parts, str(self.js_on_load), hands])
 
     def __getattr__(self, name: str) -> Any:
-        """Nothing beyond what is defined: Gradio would take every word that the script quotes for an event."""
+        """Only defined attributes: Gradio would treat every word that the script quotes as an event."""
         raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
 
     def preprocess(self, payload: Any) -> Image.Image | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The painting, RGB. Raises PaintingError for what no painter sends, before decoding where it is too large."""
+        """The painting in RGB. Raises PaintingError for invalid data; a painting that is too large is not decoded."""
         if not payload:
             return None
         address = payload.get("picture") if isinstance(payload, dict) else None
@@ -148,9 +148,9 @@ class Painter(Element):
             raise PaintingError("the painting arrived damaged; load the page again") from None
 
     def postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, value: Canvas | None
+        self, value: PainterValue | None
     ) -> dict[str, Any] | None:
-        """What the script loads; its `load` differs each time, so that the same picture can be loaded again."""
+        """What the script loads. `load` is random, so that the same picture can be loaded again."""
         if value is None:
             return None
         sent = {

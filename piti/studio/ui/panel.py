@@ -1,4 +1,4 @@
-"""One model's tab: what its condition is drawn on, its settings, its results, and editing them."""
+"""One model's tab: input, settings, results, and editing them."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from piti.editing import VARIETY, EditSettings
 from piti.pipelines.canvas import same_proportions
 from piti.studio.service.schema import EditRequest, TranslateRequest
 from piti.studio.service.service import Loaded, Studio
-from piti.studio.ui.gallery import Gallery, Source, Strip, finished, nothing_yet, on_the_way, refused, settled
+from piti.studio.ui.gallery import Gallery, SourceImage, Strip, finished, nothing_yet, on_the_way, refused, settled
 from piti.studio.ui.inputs import BLANK, surface_of
-from piti.studio.ui.painter import Canvas
+from piti.studio.ui.painter import PainterValue
 
 _LARGEST_SEED = 2**31 - 1
 _EDITS = EditSettings()
 _TRACED = "My drawing shows the photograph"
 
 Changes = dict[Any, Any]
-"""New values by component; others stay as they are."""
+"""New values by component; other components stay as they are."""
 
 
 @dataclass(frozen=True)
 class Editing:
-    """A photograph that is being edited, and the condition that describes it, where one is known."""
+    """A photograph that is being edited, and its condition in raw form if that is known."""
 
     photograph: Image.Image
     raw: Tensor | None
 
 
 def slug(name: str) -> str:
-    """A model's name as it stands in the ids of the page's elements."""
+    """A model's name as part of the ids of page elements."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 class Panel:
-    """What one model can do on the page. `build` lays it out inside the present gr.Tab.
+    """The controls of one model. `build` adds them to the current gr.Tab.
 
-    panel_id: what the ids of its elements begin with; the model's name by default.
+    panel_id: prefix of the ids of its elements; the model's name by default.
     """
 
     def __init__(self, studio: Studio, loaded: Loaded, panel_id: str | None = None) -> None:
@@ -64,7 +64,7 @@ class Panel:
     # Layout
 
     def build(self) -> None:
-        """Lay out everything, and say what happens when."""
+        """Add the components and connect their events."""
         self.editing = gr.State(None)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=320):
@@ -140,7 +140,7 @@ class Panel:
                 "Cancel", size="md", scale=1, visible=False, elem_id=f"{self.id}-cancel", min_width=90
             )
 
-    # What happens when
+    # Events
 
     def _connect_making(self) -> None:
         inputs = [
@@ -157,7 +157,7 @@ class Panel:
             lambda: (nothing_yet("Cancelled."), gr.update(visible=False)),
             None, outputs[:2], cancels=[made, reseeded, again], **quiet,
         )  # fmt: skip
-        # not before the page knows that the job is gone: until then it takes no click
+        # after the page has the cancellation; until then it ignores clicks
         stopped.then(lambda: _buttons(running=False)[1:], None, outputs[2:], **quiet)
 
     def _connect_beginnings(self) -> None:
@@ -180,7 +180,7 @@ class Panel:
         self.stop.click(self._stopped, self.drawing, begun, **quiet)
 
     async def _made(self, drawn: Any, editing: Editing | None, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
-        """Pictures of what is drawn; first how far they are. Ends its job when the visitor cancels, or goes away."""
+        """Progress, then the pictures. Cancels the job if the visitor cancels or leaves."""
         job = None
         try:
             sources, count, job = await asyncio.to_thread(self._begin, drawn, editing, *values)
@@ -198,7 +198,7 @@ class Panel:
         self, drawn: Any, editing: Editing | None, num: float, seed: float | None, guidance: float, sampler: str | None,
         steps: float, variety: float, edit_steps: float, exact: bool,
     ) -> Any:  # fmt: skip
-        """Hand the job in. Raises UserError for what cannot be drawn or made."""
+        """Submit the job. Raises UserError for an invalid drawing or settings."""
         if seed is None:
             raise UserError("Seed: is empty; give a whole number, or press 'Another seed'")
         asked = {"guidance": guidance, "sampler": sampler, "steps": int(steps)}
@@ -215,15 +215,15 @@ class Panel:
             shared["guidance"] = guidance
         shared |= {"steps": int(edit_steps), "variety": variety, "keep_exact": exact}
         job = self.studio.edit(EditRequest.parse(shared, "settings"), editing.photograph, raw, editing.raw)
-        return [Source("before", editing.photograph), self.surface.source(raw)], int(num), job
+        return [SourceImage("before", editing.photograph), self.surface.source(raw)], int(num), job
 
-    # What is begun with; each returns what changes on the page
+    # Inputs and edits; each returns what changes on the page
 
     def _example(self, editing: Editing | None, event: gr.EventData) -> Changes:
         return self._put(lambda: self.surface.read(self.examples[event.name]), editing)
 
     def _uploaded(self, path: str, editing: Editing | None) -> Changes:
-        """A drawing from a file; while a photograph of unknown content is edited, what that shows."""
+        """A drawing from a file; it describes the edited photograph if that has no condition yet."""
         file = Path(path)
         return self._put(lambda: self.studio.read_condition(self.loaded.name, file, file.name), editing, describes=True)
 
@@ -232,14 +232,14 @@ class Panel:
         return self._put(lambda: self.surface.read(self.studio.lines_of_photograph(file, file.name)), editing)
 
     def _own_lines(self, editing: Editing | None) -> Changes:
-        """The lines of the photograph that is edited are what it shows."""
+        """The lines of the edited photograph become its condition."""
         if editing is None:
             return {}
         lines = self.studio.lines_of_photograph
         return self._put(lambda: self.surface.read(lines(editing.photograph)), editing, describes=True)
 
     def _put(self, read: Callable[[], Any], editing: Editing | None, describes: bool = False) -> Changes:
-        """Another condition, in raw form, on the painter. describes: a photograph of unknown content shows this."""
+        """Load another condition, in raw form, into the painter. describes: it may describe the edited photograph."""
         try:
             raw = read()
             drawn = self.studio.drawn(self.loaded.name, raw)
@@ -252,7 +252,7 @@ class Panel:
         return self._laid(drawn, editing)
 
     def _photograph_given(self, path: str) -> Changes:
-        """A photograph to edit; made here before, it carries its condition."""
+        """A photograph to edit; one that piti made carries its condition."""
         try:
             photograph, raw = self.studio.read_photograph(self.loaded.name, Path(path), Path(path).name)
         except UserError as error:
@@ -260,7 +260,7 @@ class Panel:
         return self._begun(Editing(photograph, raw))
 
     def _picked(self, event: gr.EventData) -> Changes:
-        """One of the results is to be edited."""
+        """Edit one of the results."""
         try:
             picture = self.studio.kept(event.id)
         except UserError as error:
@@ -268,7 +268,7 @@ class Panel:
         return self._begun(Editing(picture.image(), picture.raw))
 
     def _traced(self, drawn: Any, editing: Editing | None) -> Changes:
-        """What is drawn is what the photograph shows; from now on it is changed."""
+        """The drawing becomes the photograph's condition; further changes are edits."""
         try:
             raw = self.surface.read(drawn)
         except UserError as error:
@@ -283,11 +283,11 @@ class Panel:
         return self._laid(Image.new("RGB", editing.photograph.size, self.surface.empty), editing)
 
     def _laid(self, drawn: Image.Image, editing: Editing | None) -> Changes:
-        """A drawing on the painter, over the photograph that is edited, if one is."""
+        """Load a drawing into the painter, over the edited photograph if there is one."""
         edits, photograph, raw = editing is not None, editing and editing.photograph, editing and editing.raw
         before, unknown = None if raw is None else self.studio.drawn(self.loaded.name, raw), edits and raw is None
         return {
-            self.drawing: Canvas(drawn, photograph, before),
+            self.drawing: PainterValue(drawn, photograph, before),
             self.editing: editing,
             self.banner: gr.update(visible=edits),
             self.words: self._unknown() if unknown else self.surface.editing,
@@ -307,7 +307,7 @@ class Panel:
         )
 
     def _stopped(self, drawn: Any) -> Changes:
-        """The photograph is put aside; the drawing stays."""
+        """Stop editing; the drawing stays."""
         return self._laid(drawn or Image.new("RGB", BLANK, self.surface.empty), None)
 
     def _refused(self, error: UserError) -> Changes:
@@ -315,12 +315,12 @@ class Panel:
 
 
 def _buttons(running: bool) -> tuple[Any, Any, Any]:
-    """Cancel, make, and another seed; while a job runs there is no second one."""
+    """The buttons Cancel, Make photographs and Another seed; one job at a time."""
     return gr.update(visible=running), gr.update(interactive=not running), gr.update(interactive=not running)
 
 
 def _check_framing(size: tuple[int, int], photograph: tuple[int, int]) -> None:
-    """Raises UserError unless a drawing and a photograph lie over each other."""
+    """Raises UserError unless a drawing and a photograph have the same proportions."""
     if not same_proportions(size, photograph):
         (width, height), (columns, rows) = size, photograph
         raise UserError(
@@ -330,6 +330,6 @@ def _check_framing(size: tuple[int, int], photograph: tuple[int, int]) -> None:
 
 
 def _other_seed(seed: float | None) -> int:
-    """Another one than the present, by chance."""
+    """A random seed other than the current one."""
     other = random.randrange(_LARGEST_SEED)
     return other if other != seed else other + 1

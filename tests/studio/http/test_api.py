@@ -231,6 +231,7 @@ def test_a_bug_is_told_in_words_too(client: httpx.Client, studio: Studio, monkey
     monkeypatch.setattr(studio, "translate", lambda *values: {}["nothing"])
     answer = translated(client)
     assert (answer.status_code, "mistake of its own" in answer.json()["error"]) == (500, True)
+    assert answer.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize(("text", "what"), [(None, "missing"), ("", "empty"), (" \n", "empty")])

@@ -18,14 +18,14 @@ from piti.studio.ui.painter import (
     LARGEST_FILE,
     LARGEST_SIDE,
     SKETCH_COLOURS,
-    Canvas,
-    Colour,
     Kind,
+    PaintClass,
     Painter,
+    PainterValue,
     PaintingError,
 )
 
-CLASSES = (Colour("sky", (128, 128, 128)), Colour("road", (128, 64, 128)), Colour("car", (64, 0, 128)))
+CLASSES = (PaintClass("sky", (128, 128, 128)), PaintClass("road", (128, 64, 128)), PaintClass("car", (64, 0, 128)))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_largest_painting_passes(painter: Painter) -> None:
 def test_a_canvas_is_sent_exactly_and_differs_each_time(painter: Painter) -> None:
     picture = mask(40, 30)
     picture.info["comment"] = "not for the page"
-    first, second = (painter.postprocess(Canvas(picture)) for _ in range(2))
+    first, second = (painter.postprocess(PainterValue(picture)) for _ in range(2))
     assert first is not None
     assert second is not None
     assert np.array_equal(np.asarray(decoded(first["picture"])), np.asarray(picture))
@@ -134,7 +134,7 @@ def test_a_canvas_is_sent_exactly_and_differs_each_time(painter: Painter) -> Non
 
 
 def test_large_canvases_shrink_without_new_colours(painter: Painter) -> None:
-    sent = painter.postprocess(Canvas(mask(1600, 800), mask(1600, 800)))
+    sent = painter.postprocess(PainterValue(mask(1600, 800), mask(1600, 800)))
     assert sent is not None
     shown = decoded(sent["picture"])
     assert shown.size == (1024, 512)

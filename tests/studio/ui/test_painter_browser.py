@@ -15,13 +15,13 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from piti.studio.ui.painter import SKETCH_COLOURS, Canvas, Colour, Kind, Painter
+from piti.studio.ui.painter import SKETCH_COLOURS, Kind, PaintClass, Painter, PainterValue
 from tests.browser import FORGET, Browser, chromium
 
 pytestmark = pytest.mark.browser
 
-CLASSES = tuple(Colour(f"class {k}", (10 * k, 255 - 10 * k, 5 * k % 256)) for k in range(4))
-MANY = tuple(Colour(f"thing {k}", (k, 255 - k, 7 * k % 256)) for k in range(182))
+CLASSES = tuple(PaintClass(f"class {k}", (10 * k, 255 - 10 * k, 5 * k % 256)) for k in range(4))
+MANY = tuple(PaintClass(f"thing {k}", (k, 255 - k, 7 * k % 256)) for k in range(182))
 SKY, ROAD, TREE, CAR = (colour.colour for colour in CLASSES)
 WIDTH, HEIGHT = 128, 96
 Received = dict[str, Image.Image | None]
@@ -71,10 +71,10 @@ def blocks(received: Received) -> gr.Blocks:
     with gr.Blocks(analytics_enabled=False) as page:
         mask = Painter(Kind.MASK, CLASSES, label="Mask", elem_id="mask")
         sketch = Painter(Kind.SKETCH, label="Sketch", elem_id="sketch")
-        canvas = Canvas(Image.fromarray(scene()))
+        canvas = PainterValue(Image.fromarray(scene()))
         photograph = Image.effect_noise((WIDTH * 2, HEIGHT * 2), 60)
         gr.Button("load", elem_id="load").click(lambda: canvas, None, mask)
-        gr.Button("edit", elem_id="edit").click(lambda: Canvas(canvas.picture, photograph), None, mask)
+        gr.Button("edit", elem_id="edit").click(lambda: PainterValue(canvas.picture, photograph), None, mask)
         gr.Button("many", elem_id="many").click(lambda: gr.update(kind=Kind.MASK, colours=MANY), None, mask)
         gr.Button("none", elem_id="none").click(lambda: None, None, mask)
         gr.Button("hide", elem_id="hide").click(lambda: gr.update(visible=False), None, mask)

@@ -1,4 +1,4 @@
-// The results of a job: how far it is, the emerging pictures, then the pictures with what they were made from.
+// The results of a job: progress, previews, then the pictures with their conditions.
 // `element`, `props`, `trigger` and `watch` are Gradio's. props.value: JSON, see gallery.py.
 const part = (name) => element.querySelector("." + name);
 
@@ -66,7 +66,7 @@ function view(pictures, place) {
 
 let shown = {};
 
-// What arrived as "settled" only takes an earlier problem away: pictures stay.
+// "settled" only clears an earlier problem: pictures stay.
 function arrived() {
   const value = JSON.parse(props.value || "{}");
   if (value.state === "settled" && shown.state !== "failed") return;

@@ -5,14 +5,14 @@
 const part = (name) => element.querySelector("." + name);
 const surface = part("surface");
 const LARGEST = 100;
-const editable = (globalThis.pitiEditable ??= new Map()); // by `load`: what a painter that is shown anew still needs
+const editable = (globalThis.pitiEditable ??= new Map()); // by `load`: state that a painter needs when it is shown again
 
 let colours = []; // the classes, then colours of the loaded picture that are no class's
 let picture = blank(1, 1, 0);
-let passed; // the `load` of a picture that gave way to a restored one
-let original = null; // the loaded indices, where a photograph lies beneath
+let passed; // the `load` of a picture that a restored drawing replaced
+let original = null; // the loaded indices, if there is a photograph beneath
 let load = null;
-let before = new Uint16Array(1); // what a gesture began with
+let before = new Uint16Array(1); // the indices at the start of a gesture
 let steps = new History();
 let tool = "brush", chosen = 0, ground = 0;
 let tools = null, palette = null, built = "", sent = "";
@@ -141,7 +141,7 @@ function paint(box) {
   draw(box);
 }
 
-// Takes the preview of a shape back, for the next one.
+// Removes the preview of a shape, before the next one.
 function revert() {
   const { box } = gesture;
   if (box) paste(picture, box, cut({ width: picture.width, data: before }, box));
@@ -215,7 +215,7 @@ function clear() {
   say("Cleared");
 }
 
-// A new blank picture; what was there can be had back by undo.
+// A new blank picture; undo restores the old one.
 function begun(width, height) {
   abort();
   let other = { picture, original, load };
@@ -233,7 +233,7 @@ function begun(width, height) {
 
 // Exchange with the server
 
-// Hands the picture over. One file is made at a time; what is painted meanwhile comes right after.
+// Sends the picture. One file is encoded at a time; later changes follow directly.
 async function send() {
   again = true;
   if (exporting) return;
@@ -253,14 +253,14 @@ async function send() {
   }
 }
 
-// What was drawn outlives a reload of the page, in this tab alone.
+// A drawing survives a reload of the page, in this tab only.
 const NAMED = ":not([id='']):not([id^='html-'])"; // html-…: Gradio's own, another at every load
 const KEY = "piti-painting-" + (element.closest("[id]" + NAMED)?.id ?? "");
 
 function store(file) {
   try {
     sessionStorage.setItem(KEY, file);
-  } catch {} // no room, or not allowed: then it does not
+  } catch {} // storage is full or not allowed: then it does not
 }
 
 function restored() {
@@ -301,7 +301,7 @@ function remember(name, base) {
 function showLoaded() {
   const below = original && editable.get(load);
   part("underlay").hidden = part("veil").hidden = !below;
-  part("new").hidden = !!original; // a photograph has its size
+  part("new").hidden = !!original; // a photograph fixes the size
   if (below) part("underlay").src = below.underlay;
   else part("underlay").removeAttribute("src");
   build();
@@ -346,7 +346,7 @@ function arrived() {
     take({ picture: kept, load: null }).catch(() => sessionStorage.removeItem(KEY));
     return;
   }
-  if (value && value.picture && value.load && value.load === passed) return; // what a restored drawing stands instead of
+  if (value && value.picture && value.load && value.load === passed) return; // a restored drawing replaces it
   if (value && value.picture && (value.picture !== sent || value.underlay)) {
     take(value).catch(() => say("The picture cannot be shown"));
   } else if (anew) {

@@ -1,4 +1,4 @@
-// What pointers, keys and buttons do to the painter, and its beginning.
+// Pointers, keys and buttons of the painter, and its start.
 
 // Pointers
 

@@ -1,4 +1,4 @@
-// The painter's controls: icons, tools, and groups of which one is chosen.
+// The painter's controls: icons, tools, and groups with one choice.
 
 const TOOLS = {
   brush: { name: "Brush", key: "b", icon: "M4 20c3 0 5-1 5-3.5A2.5 2.5 0 0 0 6.5 14C4.5 14 4 16 4 17.5 4 19 3 20 2.5 20zM9 15 20 4" },
@@ -45,7 +45,7 @@ function radioGroup(group, choices, onchoose) {
     return button;
   });
   const seen = () => buttons.filter((button) => !button.hidden);
-  // The one that the Tab key comes to: the chosen one, or the first where that is not shown.
+  // The one that the Tab key reaches: the chosen one, or the first if that is hidden.
   const settle = () => {
     const shown = seen();
     const stop = shown.find((button) => button.getAttribute("aria-checked") === "true") || shown[0];

@@ -131,7 +131,7 @@ function paste({ width, data }, [left, top, right, bottom], pixels) {
   for (let y = top; y < bottom; y++) data.set(pixels.subarray((y - top) * (right - left), (y - top + 1) * (right - left)), y * width + left);
 }
 
-// Steps that can be taken back; each is { bytes, swap() }: swap exchanges what it holds with what is shown.
+// Steps that can be undone; each is { bytes, swap() }: swap exchanges its pixels with the shown ones.
 class History {
   constructor() {
     this.done = [];
@@ -162,7 +162,7 @@ class History {
   }
 }
 
-// Files. The encoder is our own: browsers that guard against fingerprints change the pixels that a canvas gives back.
+// Files. PNGs are encoded here: browsers that prevent fingerprinting alter the pixels that are read from a canvas.
 
 const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
@@ -180,7 +180,7 @@ function chunk(name, body) {
   return bytes;
 }
 
-// An RGB PNG as a data address. The pixels are taken before the first wait.
+// An RGB PNG as a data URL. The pixels are copied before the first await.
 async function toPng({ width, height, data }, colours) {
   const raw = new Uint8Array(height * (1 + 3 * width));
   for (let y = 0, at = 0, from = 0; y < height; y++) {
@@ -208,7 +208,7 @@ async function toPng({ width, height, data }, colours) {
   });
 }
 
-// The index of a colour among `colours`. A new one is appended as `foreign`, where that is allowed and few are.
+// The index of a colour in `colours`. A new one is appended as `foreign`, if that is allowed and there are few.
 function indexOf(colours, rgb, foreign) {
   let best = 0, least = Infinity;
   colours.forEach(({ colour }, k) => {
@@ -219,7 +219,7 @@ function indexOf(colours, rgb, foreign) {
   return colours.push({ name: "no class", colour: rgb, foreign: true }) - 1;
 }
 
-// A picture at an address, as indices; `colours` grows by those that are no class's.
+// A picture at an address, as indices; colours of no class are appended to `colours`.
 async function fromAddress(address, colours, foreign) {
   const image = new Image();
   image.src = address;

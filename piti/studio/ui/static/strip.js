@@ -1,4 +1,4 @@
-// Small pictures to begin with. props.pictures: [{name, source}]; the event `select` says which, as `name`.
+// Thumbnails of examples. props.pictures: [{name, source}]; the event `select` carries the `name` of one.
 const strip = element.querySelector(".strip");
 for (const { name, source } of props.pictures || []) {
   const button = document.createElement("button");
