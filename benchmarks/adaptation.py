@@ -23,7 +23,7 @@ from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
 from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
 from piti.data import Pair
-from piti.generation.translate import Settings
+from piti.generation.options import GenerationOptions
 from piti.pipelines.pipeline import PITIPipeline
 
 SHOWN = 128  # side of a picture on the sheet
@@ -67,7 +67,9 @@ def main() -> None:
     condition = ModelFolder.open(find_model(next(iter(models.values())))).condition
     pairs = split_of(options.data, condition, options.split).pairs
     pairs = pairs[:: max(1, len(pairs) // (options.limit or len(pairs)))][: options.limit]
-    settings = Settings(1, 0, options.guidance, options.steps, options.sampler, base_only=True, square=True)
+    settings = GenerationOptions.from_flat(
+        num=1, guidance=options.guidance, steps=options.steps, sampler=options.sampler, base_only=True, square=True
+    )
     folders: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as scratch:
         real = [pair.image for pair in split_of(options.data, condition, "train").pairs]

@@ -34,6 +34,7 @@ from piti.editing.edit import canvas_of, psnr, reduced
 from piti.editing.trajectory import UNGUIDED, Progress, Walk
 from piti.pipelines.canvas import Frame
 from piti.pipelines.cascade import Batch, Network, NetworkSampling
+from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "street"
@@ -65,7 +66,7 @@ def walk(network: Network, images: Tensor, raws: list[Tensor], frame: Frame, ste
 def returns(pipeline: PITIPipeline, pairs: list[tuple[Tensor, Image.Image]], steps: int, refinements: int) -> str:
     """A row: PSNR of what returns at both sizes, and seconds."""
     raws = [raw for raw, _ in pairs]
-    frame = pipeline.frame(raws[0], pipeline.sampling())
+    frame = pipeline.frame(raws[0], OWN_SAMPLING.resolve(pipeline))
     large = torch.cat([canvas_of(image, frame) for _, image in pairs])
     small = torch.cat([reduced(canvas[None], frame.scale) for canvas in large])
     base, upsampler = pipeline.base_network(), pipeline.upsampler_network()
@@ -128,7 +129,7 @@ def picture(pipeline: PITIPipeline, out: Path, width: int = 240, height: int = 1
     """Four uses: mask, image, changed mask, region, the edit without fresh noise, two with it."""
     rows = []
     for name, image, before, after in uses(pipeline):
-        still = edit(pipeline, image, after, before, settings=EditSettings(variety=0.0))
+        still = edit(pipeline, image, after, before, settings=EditSettings.from_flat(variety=0.0))
         result = edit(pipeline, image, after, before, num_images=2, generator=torch.Generator().manual_seed(0))
         print(f"{name}: {100 * result.share:.1f}% repainted, outside {result.outside} dB", flush=True)
         masks = [pipeline.condition.preview(raw) for raw in (before, after)]

@@ -89,9 +89,8 @@ def main() -> None:
     for run in options.runs:
         sampler, steps, guidance = run.split(":")
         generator = torch.Generator().manual_seed(0)
-        images = pipeline(
-            captions, options.count, float(guidance), int(steps), sampler, generator=generator, batch_size=32
-        ).images
+        chosen = {"guidance": float(guidance), "steps": int(steps), "sampler": sampler}
+        images = pipeline(captions, options.count, generator, batch_size=32, **chosen).images
         made = features(network, (to_tensor(image) for image in images))
         print(f"{run:20s} accuracy {accuracy(probe, made, wanted):5.1f}  "
               f"fd {frechet(made, sets['train'][0]):7.1f}  ({len(made)} samples)", flush=True)  # fmt: skip

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from piti.conditions import Condition
 from piti.data import FolderSpec, PairedFolder
-from piti.generation.translate import Settings, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 
 AT_64 = ("--no-256", "--shrink", "64")
@@ -76,7 +77,7 @@ def main() -> None:
         )
         for run in runs:
             sampler, _, steps = run.partition(":")
-            settings = Settings(
+            settings = GenerationOptions.from_flat(
                 num=1, seed=0, guidance=options.guidance, steps=int(steps), sampler=sampler, batch=8, square=True
             )
             out = options.out / run.replace(":", "-")

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from piti.models import Prediction, Translator
+from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 
 UPSAMPLER_RUNS = (("ddpm", "fast27"), ("ddim", 10), ("ddim", 5), ("dpm++", 10), ("dpm++sde", 10))
@@ -41,7 +42,7 @@ def encode_every_step(pipeline: PITIPipeline) -> None:
     assert isinstance(base, Translator)
     real = base.forward
     raw = pipeline.read(MASK, square=True)
-    encoded = pipeline.condition.encode(pipeline.fitted(raw, pipeline.frame(raw, pipeline.sampling()))[None])
+    encoded = pipeline.condition.encode(pipeline.fitted(raw, pipeline.frame(raw, OWN_SAMPLING.resolve(pipeline)))[None])
     null = pipeline.condition.null(1, encoded.shape[-2], encoded.shape[-1])
 
     def forward(x_t: torch.Tensor, t: torch.Tensor, *_: object) -> Prediction:

@@ -20,7 +20,8 @@ from PIL import Image
 from quality import judge, links, split_of
 
 from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
-from piti.generation.translate import Settings, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 
 SIDE = 256
@@ -32,7 +33,7 @@ def enlarge(small: Path, target: Path) -> None:
         save_png(open_image(path).resize((SIDE, SIDE), Image.Resampling.BICUBIC), target / path.name)
 
 
-def translate(pipeline: PITIPipeline, labels: Path, out: Path, settings: Settings, name: str) -> float:
+def translate(pipeline: PITIPipeline, labels: Path, out: Path, settings: GenerationOptions, name: str) -> float:
     """One image a mask; seconds an image."""
     started = time.perf_counter()
     made = translate_files(pipeline, [labels], out, settings, name).made
@@ -80,11 +81,19 @@ def main() -> None:
             print(f"{name:16s} {json.dumps(judge(options.referee, folder, labels, references))}  {note}", flush=True)
 
         show("photographs", held_out)
-        translate(base, labels, options.out / "base", Settings(num=1, base_only=True, square=True), options.model)
+        translate(
+            base,
+            labels,
+            options.out / "base",
+            GenerationOptions.from_flat(num=1, base_only=True, square=True),
+            options.model,
+        )
         folders = {"bicubic": options.out / "bicubic"}
         enlarge(options.out / "base", folders["bicubic"])
         show("bicubic", folders["bicubic"])
-        settings = Settings(num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps, square=True)
+        settings = GenerationOptions.from_flat(
+            num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps, square=True
+        )
         for entry in options.runs:
             name, _, run = entry.partition("=")
             pipeline = PITIPipeline.from_pretrained(options.model, upsampler=run)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from piti.checkpoints.folder import share_upsampler
+from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 
 EXAMPLES = {
@@ -48,7 +49,7 @@ def main() -> None:
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     full = PITIPipeline.from_pretrained(options.run, upsampler=options.upsampler)
     half = PITIPipeline.from_pretrained(options.run, torch_dtype=torch.float16, upsampler=options.upsampler)
-    half.defaults |= settings
+    half.defaults = SamplingOptions.from_flat(settings).networks_over(half.defaults)
     half.save_pretrained(options.target)
     if options.share:
         share_upsampler(options.target, options.share)

@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from piti.core.images import grid
-from piti.generation.translate import Settings, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ def rows_of(model: str, inputs: Sequence[Path | str], num: int = 4, square: bool
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
-        translate_files(pipeline, files, out, Settings(num=num, square=square), model, texts=texts)
+        translate_files(pipeline, files, out, GenerationOptions.from_flat(num=num, square=square), model, texts=texts)
         for item in inputs:
             stem = item.stem if isinstance(item, Path) else item.replace(" ", "-")
             images = [Image.open(out / f"{stem}_{k}.png").convert("RGB") for k in range(num)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -21,7 +21,6 @@ from piti.cli.options import (
     Overwrite,
     Seed,
     Upsampler,
-    steps_or_name,
     with_groups,
 )
 
@@ -100,10 +99,8 @@ class EditFlags:
         """What `edit_file` takes. Raises EditError for values out of range."""
         from piti.editing import EditSettings
 
-        values: dict[str, Any] = vars(self) | {"upsampler_steps": steps_or_name(self.upsampler_steps)}
-        keep = values.pop("keep")
-        given = {name: value for name, value in values.items() if value is not None}
-        return EditSettings(keep_exact=keep is Keep.EXACT, **given)
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "keep"}
+        return EditSettings.from_flat(keep_exact=self.keep is Keep.EXACT, **given)
 
 
 @with_groups
@@ -126,7 +123,7 @@ def edit(
     from piti.pipelines.pipeline import PITIPipeline
 
     edited, settings = files.of(image), editing.settings()
-    pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.base_only)
+    pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.sampling.base_only)
     pipeline.to(usable_device(device))
     name = model_name(model, upsampler)
     with progress("editing") as on_step:

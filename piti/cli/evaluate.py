@@ -107,13 +107,13 @@ def model(
 
     result.check()
     options = measured.options()
-    settings = sampling.settings(num or _NUM, measured.seed, measured.batch or 8)
+    generation = sampling.options(num or _NUM, measured.seed, measured.batch or 8)
     folder = out or Path("evaluated") / f"{Path(model).name}-{split}"
     chosen = Split(data, split, tuple(conditions or ()), limit)
     ranks = joined()
     with progress("translating", ranks.main) as on_step:
         made = generate_split(
-            model, chosen, folder, settings, options.device, upsampler, ranks, on_step, num is not None
+            model, chosen, folder, generation, options.device, upsampler, ranks, on_step, num is not None
         )
     if not ranks.main:
         return

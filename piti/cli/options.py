@@ -19,7 +19,7 @@ from typer import Option
 if TYPE_CHECKING:
     from piti.conditions import Condition
     from piti.evaluation.options import Options
-    from piti.generation.translate import Settings
+    from piti.generation.options import GenerationOptions
     from piti.reproduction.runs import Judges
 
 MODEL_HELP = "A bundled model, a folder, a training run, or a hub id."
@@ -42,11 +42,6 @@ Guidance = Annotated[
 BaseOnly = Annotated[
     bool, Option("--base-only/--no-base-only", help="Stop at the base's small images.", rich_help_panel=_SAMPLING)
 ]
-
-
-def steps_or_name(text: str | None) -> int | str | None:
-    """A number of steps, or the name of a released list of them such as fast27."""
-    return int(text) if text and text.isdecimal() else text
 
 
 @dataclass(frozen=True)
@@ -80,12 +75,11 @@ class SamplingFlags:
         ),
     ] = None
 
-    def settings(self, num: int, seed: int, batch: int, skip_bad: bool = False) -> Settings:
-        """What `translate_files` takes. Raises UserError for values that are impossible together."""
-        from piti.generation.translate import Settings
+    def options(self, num: int, seed: int, batch: int, skip_bad: bool = False) -> GenerationOptions:
+        """What `translate_files` takes. Raises UserError for impossible values."""
+        from piti.generation.options import GenerationOptions
 
-        values: dict[str, Any] = vars(self) | {"upsampler_steps": steps_or_name(self.upsampler_steps)}
-        return Settings(num=num, seed=seed, batch=batch, skip_bad=skip_bad, **values)
+        return GenerationOptions.from_flat(num=num, seed=seed, batch=batch, skip_bad=skip_bad, **vars(self))
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,13 @@ def translate(
 
     parts = parsed_given(given or [])
     record = None if like is None else read_record(like)
-    settings = sampling.settings(num, seed, batch, skip_bad)
+    options = sampling.options(num, seed, batch, skip_bad)
     ranks = joined()
-    name, pipeline, settings = opened(model, upsampler, settings, record, all_given(ctx))
+    name, pipeline, options = opened(model, upsampler, options, record, all_given(ctx))
     pipeline.to(usable_device(device)).set_progress_bar_config(disable=True)  # ours is over all batches
     with progress("translating", ranks.main) as on_step:
         report = translate_files(
-            pipeline, inputs or [], out, settings, name, overwrite, on_step, text or [], parts, ranks, record
+            pipeline, inputs or [], out, options, name, overwrite, on_step, text or [], parts, ranks, record
         )
     if ranks.main:
         print_notes(report.notes)

@@ -1,7 +1,7 @@
 """Editing: an image again under a changed condition, what lies outside the change kept (PITI, appendix B)."""
 
 from piti.editing.edit import edit
-from piti.editing.options import UPSAMPLER_STEPS, VARIETY, Edited, EditSettings
+from piti.editing.options import STEPS, UPSAMPLER_STEPS, VARIETY, Edited, EditSettings
 from piti.editing.regions import EditError
 
-__all__ = ["UPSAMPLER_STEPS", "VARIETY", "EditError", "EditSettings", "Edited", "edit"]
+__all__ = ["STEPS", "UPSAMPLER_STEPS", "VARIETY", "EditError", "EditSettings", "Edited", "edit"]

@@ -92,7 +92,7 @@ class _Work:
         region: Image.Image | None,
         settings: EditSettings,
     ) -> _Work:
-        condition, sampling = pipeline.condition, settings.sampling(pipeline)
+        condition, sampling = pipeline.condition, settings.resolve(pipeline)
         after = pipeline.read(to)
         before = None if from_ is None else _like(pipeline, pipeline.read(from_), after)
         frame = frame_to_edit(pipeline, image, after, settings)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from piti.core.images import Source, loss_as_rgb
-from piti.diffusion.guidance import Guidance
 from piti.diffusion.inversion import SAMPLER
 from piti.editing.regions import EditError
 from piti.pipelines.canvas import MAX_RATIO, Frame, frame_over
-from piti.pipelines.cascade import Sampling
+from piti.pipelines.cascade import ResolvedSampling
+from piti.pipelines.options import OWN_SAMPLING, NetworkOptions, SamplingOptions, UpsamplerOptions
 from piti.pipelines.pipeline import PITIPipeline
 
 VARIETY = 0.7
 """The share of fresh noise in a region, where a caller says nothing."""
+STEPS = 25
+"""DDIM steps of the base, where a caller says nothing."""
 UPSAMPLER_STEPS = 10
 """Of the upsampler, up and down, where a caller says nothing."""
 
@@ -26,12 +29,9 @@ UPSAMPLER_STEPS = 10
 class EditSettings:
     """How to edit."""
 
-    guidance: float | Guidance | None = None
-    """The paper's w, or a rule, of the base under the changed condition; the model's own by default."""
-    steps: int | str = 25
-    """DDIM steps of the base, up to noise and down again."""
-    upsampler_steps: int | str | None = None
-    """Those of the upsampler; `UPSAMPLER_STEPS` by default."""
+    sampling: SamplingOptions = OWN_SAMPLING
+    """Guidance is that of the base under the changed condition, steps are taken up to noise and down again;
+    `STEPS` and `UPSAMPLER_STEPS` by default. The size is the short side at which it is edited."""
     refinements: int = 1
     """Of every step of the inversion, see `invert`."""
     variety: float | None = None
@@ -43,29 +43,37 @@ class EditSettings:
     """Over how much it fades into what is kept; a share of the short side."""
     keep_exact: bool = False
     """Give the input back in its own size, to the bit outside the region."""
-    base_only: bool = False
-    """Edit at the base's size."""
-    size: int | None = None
-    """The short side at which it is edited; the model's own by default."""
     measure: bool = False
     """Also sample the inverted image back under its own condition, and say how much of it returns."""
 
     def __post_init__(self) -> None:
-        """Raises EditError for shares that are out of range."""
+        """Raises EditError for shares that are out of range, and for sampling options that an edit does not have."""
         for name in ("variety", "dilate", "feather"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
                 raise EditError(f"{name} {value} (--{name}): is a share; give 0 to 1")
         if self.refinements < 0:
             raise EditError(f"refinements {self.refinements} (--refinements): give 0 (plain inversion) or more")
+        if self.sampling.base.sampler or self.sampling.upsampler.sampler or self.sampling.square:
+            raise EditError(
+                f"an edit is sampled with {SAMPLER} and over all of the image; leave sampler and square out"
+            )
 
-    def sampling(self, pipeline: PITIPipeline) -> Sampling:
-        """Everything decided for this pipeline. Raises UserError for impossible settings."""
-        alone, steps = self.base_only or pipeline.upsampler is None, self.upsampler_steps
-        if steps is None and not alone:
-            steps = UPSAMPLER_STEPS
-        sampler = None if alone else SAMPLER
-        return pipeline.sampling(self.guidance, self.steps, SAMPLER, self.base_only, steps, sampler)
+    @classmethod
+    def from_flat(cls, **values: Any) -> EditSettings:
+        """The settings with those of `sampling` among them under their flat keys. Raises SpecError, EditError."""
+        sampling, others = SamplingOptions.split(values)
+        return cls(sampling, **others)
+
+    def resolve(self, pipeline: PITIPipeline) -> ResolvedSampling:
+        """How the pipeline is sampled in this edit. Raises UserError for impossible options."""
+        asked = self.sampling
+        base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
+        upsampler = asked.upsampler
+        if pipeline.upsampler is not None and not asked.base_only:
+            own = UpsamplerOptions(steps=UPSAMPLER_STEPS)
+            upsampler = upsampler.over(own).model_copy(update={"sampler": SAMPLER})
+        return asked.model_copy(update={"base": base, "upsampler": upsampler}).resolve(pipeline)
 
 
 DEFAULTS = EditSettings()
@@ -97,7 +105,7 @@ def frame_to_edit(pipeline: PITIPipeline, image: Image.Image, after: Tensor, set
 
     Raises EditError for what is longer than `MAX_RATIO` times its width, UserError for impossible settings.
     """
-    sampling = settings.sampling(pipeline)
+    sampling = settings.resolve(pipeline)
     spatial = pipeline.condition.spatial
     columns, rows = (after.shape[-1], after.shape[-2]) if spatial else image.size
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
@@ -106,7 +114,7 @@ def frame_to_edit(pipeline: PITIPipeline, image: Image.Image, after: Tensor, set
             "cut the same piece out of the image and of its conditions"
         )
     upsampler = None if sampling.upsampler is None else pipeline.upsampler
-    return frame_over(rows, columns, pipeline.base, upsampler, settings.size)
+    return frame_over(rows, columns, pipeline.base, upsampler, sampling.size)
 
 
 def check_exact(picture: Image.Image | Source, source: str) -> None:

@@ -32,7 +32,7 @@ from piti.evaluation.pairing import (
 )
 from piti.evaluation.result import Evaluation, Measure
 from piti.evaluation.run_facts import Contents, facts_of, notes_of
-from piti.generation.translate import Settings
+from piti.generation.options import GenerationOptions
 from piti.pipelines.pipeline import usable_device
 
 __all__ = ["Evaluation", "Measure", "Options", "evaluate_files", "evaluate_made", "evaluate_model"]
@@ -69,7 +69,7 @@ def evaluate_model(
     data: Path,
     out: Path,
     options: Options,
-    settings: Settings,
+    generation: GenerationOptions,
     split: str = "val",
     ranks: Ranks | None = None,
     on_step: OnProgress | None = None,
@@ -81,7 +81,7 @@ def evaluate_model(
     all). See `generate_split` and `evaluate_made` for more choice. Raises UserError.
     """
     ranks = ranks or Ranks()
-    made = generate_split(model, Split(data, split), out, settings, options.device, ranks=ranks, on_step=on_step)
+    made = generate_split(model, Split(data, split), out, generation, options.device, ranks=ranks, on_step=on_step)
     return evaluate_made(made, out, options) if ranks.main else None
 
 

@@ -16,7 +16,8 @@ from piti.core.images import list_images, png_text
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, listed, photographs_of
 from piti.generation.metadata import made_with, model_name
-from piti.generation.translate import SHEET, Settings, translate_files
+from piti.generation.options import SHEET, GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
 
 USUAL_FOLDERS = {"mask": "labels", "palette": "labels", "sketch": "sketches", "geometry": "depth", "text": "captions"}
@@ -95,7 +96,7 @@ def generate_split(
     model: str,
     split: Split,
     out: Path,
-    settings: Settings,
+    options: GenerationOptions,
     device: str | None = None,
     upsampler: str | None = None,
     ranks: Ranks | None = None,
@@ -104,31 +105,31 @@ def generate_split(
 ) -> Made:
     """Translate a split's conditions into `out`; images that are there already are kept.
 
-    Every process of `ranks` must call this. on_step: (denoising steps done, in all). num_given: whether `settings.num`
+    Every process of `ranks` must call this. on_step: (denoising steps done, in all). num_given: whether `options.num`
     is what a person wants, else a model without noise makes one image a condition. Raises PairingError if `out` holds
     images made in another way or by other weights, and if several images are wanted of such a model.
     """
     ranks = ranks or Ranks()
     with together():
-        pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.base_only)
+        pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=options.sampling.base_only)
         pipeline.to(usable_device(device))
         pipeline.set_progress_bar_config(disable=True)
-        settings, notes = _of_one_image(pipeline, settings, num_given)
+        options, notes = _of_one_image(pipeline, options, num_given)
         digest = weights_sha256(pipeline)
         name = model_name(model, upsampler, digest[:_SHOWN])
         pairs = split.pairs(pipeline.condition)
-        made = made_with(settings, settings.sampling(pipeline), name)
+        made = made_with(options.sampling.resolve(pipeline), options.seed, name)
         if ranks.main:
             _check_made(out, made)
     with _given(pipeline.condition, pairs) as (inputs, parts):
-        report = translate_files(pipeline, inputs, out, settings, name, on_step=on_step, given=parts, ranks=ranks)
+        report = translate_files(pipeline, inputs, out, options, name, on_step=on_step, given=parts, ranks=ranks)
     facts = {
         "name": model,
         **({"upsampler": upsampler} if upsampler else {}),
         "weights_sha256": digest,
         "condition": pipeline.condition.kind,
         **_split_facts(split),
-        "samples": settings.num,
+        "samples": options.num,
         "sampling": {key.removeprefix("piti:"): value for key, value in made.items() if key != "piti:model"},
     }
     images, given = sorted([*report.made, *report.kept]), _by_part(pipeline.condition, pairs)
@@ -140,14 +141,16 @@ def _split_facts(split: Split) -> dict[str, Any]:
     return {"data": str(split.root), "split": split.name, **limit}
 
 
-def _of_one_image(pipeline: PITIPipeline, settings: Settings, num_given: bool) -> tuple[Settings, list[str]]:
+def _of_one_image(
+    pipeline: PITIPipeline, options: GenerationOptions, num_given: bool
+) -> tuple[GenerationOptions, list[str]]:
     """One image a condition, and a note, where every sample would be the same. Raises PairingError."""
-    if settings.num == 1 or pipeline.draws_noise(settings.base_only):
-        return settings, []
+    if options.num == 1 or pipeline.draws_noise(options.sampling.base_only):
+        return options, []
     why = "this model reads no noise, so all images of one condition would be the same"
     if num_given:
-        raise PairingError(f"--num {settings.num}: {why}, and would count as several; leave --num out, or give 1")
-    return replace(settings, num=1), [f"one image a condition was made: {why}"]
+        raise PairingError(f"--num {options.num}: {why}, and would count as several; leave --num out, or give 1")
+    return replace(options, num=1), [f"one image a condition was made: {why}"]
 
 
 def weights_sha256(pipeline: PITIPipeline) -> str:

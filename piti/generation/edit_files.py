@@ -15,8 +15,8 @@ from piti.core.images import grid, open_image, read_rgb, save_png
 from piti.editing.options import EditSettings, check_exact
 from piti.editing.regions import EditError
 from piti.generation.edits import Edits, Names, make_edits
+from piti.generation.options import SHEET
 from piti.generation.recreate import RemakeError, own_condition
-from piti.pipelines.options import SHEET
 from piti.pipelines.pipeline import PITIPipeline
 
 _SIDE = 256  # of a picture on the sheet, its longer side

@@ -11,13 +11,13 @@ from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
-from piti.diffusion.guidance import Guidance
+from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.diffusion.samplers import OnStep
 from piti.editing.edit import edit
 from piti.editing.options import Edited, EditSettings, frame_to_edit
 from piti.generation.generate import MadeImage, narrowed
 from piti.generation.metadata import PREFIX, condition_text, surroundings
-from piti.pipelines.options import seed_of
+from piti.generation.options import seed_of
 from piti.pipelines.pipeline import PITIPipeline
 
 
@@ -91,15 +91,19 @@ def _text(
     pipeline: PITIPipeline, settings: EditSettings, edited: Edited, name: str, seed: int, names: Names
 ) -> dict[str, str]:
     """The metadata that all images of an edit have: the model, names and every setting, as it came out."""
-    sampling = settings.sampling(pipeline)
-    values = {key: value for key, value in vars(settings).items() if key != "measure"}
-    values |= {"guidance": sampling.base.guidance, "variety": edited.variety, "size": edited.size}
-    if sampling.upsampler is not None:
-        values |= {"upsampler_steps": sampling.upsampler.steps}
-    plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in values.items()}
+    sampling = settings.resolve(pipeline)
+    values = {key: value for key, value in vars(settings).items() if key not in ("sampling", "measure")}
+    values |= {
+        "guidance": sampling.base.guidance.to_dict(),
+        "steps": sampling.base.steps,
+        f"{OF_UPSAMPLER}steps": None if sampling.upsampler is None else sampling.upsampler.steps,
+        "base_only": sampling.base_only,
+        "variety": edited.variety,
+        "size": edited.size,
+    }
     said = {
         "edited": names.image,
-        "edit": json.dumps(plain, sort_keys=True),
+        "edit": json.dumps(values, sort_keys=True),
         "edit_to": names.to,
         **({} if names.from_ is None else {"edit_from": names.from_}),
         **({} if names.region is None else {"edit_region": names.region}),

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import TextCondition
-from piti.core.errors import UserError
 from piti.diffusion.samplers import OnStep
 from piti.generation.metadata import condition_text, image_text, made_with, surroundings
+from piti.generation.options import GenerationOptions, Place, seed_of
 from piti.pipelines.canvas import Frame
-from piti.pipelines.options import Place, Settings, seed_of
 from piti.pipelines.pipeline import PITIPipeline
 
 
@@ -48,30 +47,29 @@ class MadeImage:
 def make_images(
     pipeline: PITIPipeline,
     raw: Shaped[Tensor, "K h w"],
-    settings: Settings,
+    options: GenerationOptions,
     name: str,
     source: str,
     on_step: OnStep | None = None,
     stem: str | None = None,
 ) -> list[MadeImage]:
-    """The images of one condition in raw form: `settings.wanted()`, those that `translate_files` makes of its file.
+    """The images of one condition in raw form: `options.wanted()`, those that `translate_files` makes of its file.
 
     name: of the model, see `model_name`; source: what the condition is called, a file's name or the text itself; stem:
-    what the images are named after, by default the source. At most `settings.batch` are made at once. on_step: called
+    what the images are named after, by default the source. At most `options.batch` are made at once. on_step: called
     with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1], the whole canvas), counted over all batches; what it
     raises goes through.
-    Raises ConditionError for a tensor that is none of the model's conditions, UserError for impossible settings.
+    Raises ConditionError for a tensor that is none of the model's conditions, UserError for impossible options.
     """
-    if settings.num < 1 or settings.batch < 1:
-        raise UserError(f"num {settings.num} and batch {settings.batch} must be at least 1")
-    raw = narrowed(pipeline, pipeline.read(raw, settings.square))
-    sampling = settings.sampling(pipeline)
-    frame = pipeline.frame(raw, sampling, settings.size)
+    sampling = options.sampling.resolve(pipeline)
+    raw = narrowed(pipeline, pipeline.read(raw, sampling.square))
+    frame = pipeline.frame(raw, sampling)
     fitted, stem = pipeline.fitted(raw, frame), stem or _stem_of(pipeline, source)
-    numbers = settings.wanted()
-    wanted = [Wanted(raw, frame, number, seed_of(settings.seed, fitted, number), source, stem) for number in numbers]
-    common = made_with(settings, sampling, name) | surroundings(pipeline)
-    batches = [wanted[k : k + settings.batch] for k in range(0, len(wanted), settings.batch)]
+    wanted = [
+        Wanted(raw, frame, number, seed_of(options.seed, fitted, number), source, stem) for number in options.wanted()
+    ]
+    common = made_with(sampling, options.seed, name) | surroundings(pipeline)
+    batches = [wanted[k : k + options.batch] for k in range(0, len(wanted), options.batch)]
     made: list[MadeImage] = []
     for index, batch in enumerate(batches):
 
@@ -79,37 +77,31 @@ def make_images(
             if on_step is not None:
                 on_step(index * total + done, len(batches) * total, x0)
 
-        made += make_batch(pipeline, batch, settings, common, stepped)
+        made += make_batch(pipeline, batch, options, common, stepped)
     return made
 
 
 def make_batch(
     pipeline: PITIPipeline,
     wanted: Sequence[Wanted],
-    settings: Settings,
+    options: GenerationOptions,
     common: Mapping[str, str],
     on_step: OnStep | None = None,
 ) -> list[MadeImage]:
     """Images of equal canvases, made at once. common: metadata of all images, see `image_text`.
 
-    One alone is made in `settings.place`, where there is one. Raises as `PITIPipeline.__call__`.
+    One alone is made in `options.place`, where there is one. Raises as `PITIPipeline.__call__`.
     """
-    place = settings.place if len(wanted) == 1 else None
+    place = options.place if len(wanted) == 1 else None
     raws, places, seeds = [one.raw for one in wanted], _places(wanted), [one.seed for one in wanted]
     if place is not None:
         raws, places, seeds = place.filled(raws[0]), [place], seeds * place.rows
     images = pipeline(
         raws,
-        guidance=settings.guidance,
-        steps=settings.steps,
-        sampler=settings.sampler,
-        base_only=settings.base_only,
-        upsampler_steps=settings.upsampler_steps,
-        upsampler_sampler=settings.upsampler_sampler,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         batch_size=len(raws),
         on_step=on_step,
-        size=settings.size,
+        **options.sampling.to_flat(),
     ).images
     of_condition = {
         id(one.raw): condition_text(pipeline, one.raw, one.frame, one.source)

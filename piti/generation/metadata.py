@@ -19,10 +19,10 @@ from piti import __version__
 from piti.conditions import Condition, TextCondition
 from piti.conditions.base import meaning_hash
 from piti.core.images import Box
+from piti.generation.options import MAX_ROWS, Place
 from piti.models import Translator
 from piti.pipelines.canvas import Frame, fitted, frame_of, part_of
-from piti.pipelines.cascade import NetworkSampling, Sampling
-from piti.pipelines.options import MAX_ROWS, Place, Settings
+from piti.pipelines.cascade import NetworkSampling, ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
 PREFIX = "piti:"
@@ -54,19 +54,19 @@ def named_model(name: str) -> tuple[str, str | None]:
 # Of all images of a translation
 
 
-def made_with(settings: Settings, sampling: Sampling, name: str) -> dict[str, str]:
+def made_with(sampling: ResolvedSampling, seed: int, name: str) -> dict[str, str]:
     """The metadata that all images of a translation have: the model's name, and how it was sampled."""
     values: dict[str, object] = {
         "model": name,
-        "seed": settings.seed,
-        **_settings_of(sampling.base),
-        **({"square": True} if settings.square else {}),
-        **({} if settings.size is None else {"size": settings.size}),
+        "seed": seed,
+        **_options_of(sampling.base),
+        **({"square": True} if sampling.square else {}),
+        **({} if sampling.size is None else {"size": sampling.size}),
     }
     if sampling.upsampler is None:
-        values["base_only"] = settings.base_only
+        values["base_only"] = sampling.base_only
     else:
-        upsampler = _settings_of(sampling.upsampler) | {"noise": sampling.upsampler.noise}
+        upsampler = _options_of(sampling.upsampler) | {"noise": sampling.upsampler.noise}
         upsampler |= {"truncates": True} if sampling.upsampler.truncates else {}
         values |= {f"upsampler_{key}": value for key, value in upsampler.items()}
     return _text(values)
@@ -210,7 +210,7 @@ def _as_read(pipeline: PITIPipeline, raw: Tensor, frame: Frame) -> tuple[Tensor,
     return raw, raw
 
 
-def _settings_of(network: NetworkSampling) -> dict[str, object]:
+def _options_of(network: NetworkSampling) -> dict[str, object]:
     return {"sampler": network.sampler, "steps": network.steps, "guidance": network.guidance.model_dump_json()}
 
 

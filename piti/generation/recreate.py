@@ -36,7 +36,9 @@ from piti.generation.metadata import (
     raw_hash,
     weights_mark,
 )
-from piti.pipelines.options import MAX_ROWS, SHEET, Place, Settings
+from piti.generation.options import MAX_ROWS, SHEET, GenerationOptions, Place
+from piti.pipelines.cascade import ONE_PASS
+from piti.pipelines.options import FLAT_KEYS, SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 
 _LONG = frozenset({"condition", "text", "raw"})  # keys whose values may be long
@@ -47,7 +49,6 @@ _KEY = 64  # characters of a key
 _STRONGEST = 1e9  # guidance and noise beyond it leave the range of float32
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EDITED = "edit"  # what the keys of edited images begin with
-_ONE_PASS = "none"  # the sampler of a model that makes its images in one pass
 
 
 class RemakeError(UserError):
@@ -155,6 +156,15 @@ class Said(Carried):
                 raise ValueError(f"expected [row, rows, order, distinct conditions] of a batch of at most {MAX_ROWS}")
         return batch
 
+    def sampling(self) -> SamplingOptions:
+        """How the networks were sampled, as far as the file says it."""
+        values = {key: getattr(self, key) for key in FLAT_KEYS}
+        if not (self.upsampler_steps and self.version):  # earlier versions did not say
+            values["upsampler_truncates"] = None
+        if self.sampler == ONE_PASS.sampler:  # says nothing to a model that takes steps
+            values |= dict.fromkeys(("guidance", "steps", "sampler"))
+        return SamplingOptions.from_flat(values)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -186,16 +196,17 @@ class Record:
         """Where in its batch it was made; None: an earlier version did not say."""
         return None if self.said.batch is None else Place(*self.said.batch)
 
-    def settings(self, given: Settings, flags: Collection[str] = ()) -> Settings:
-        """The settings that make this image; of `given` those that are named in `flags` win.
+    def options(self, given: GenerationOptions, flags: Collection[str] = ()) -> GenerationOptions:
+        """The options that make this image; of `given` those that are named in `flags` win.
 
-        The networks' settings are no part of this unless given: they are the defaults of `applied`.
+        The networks' options are no part of this unless given: they are the defaults of `applied`.
         """
         told = self.said
-        kept = {"seed": told.seed, "square": told.square, "size": told.size, "base_only": told.base_only}
-        if "upsampler" in flags:
-            kept["base_only"] = False
-        kept = {key: value for key, value in kept.items() if key not in flags}
+        own = {"square": told.square, "size": told.size, "base_only": told.base_only and "upsampler" not in flags}
+        own = {key: value for key, value in own.items() if key not in flags}
+        kept: dict[str, Any] = {"sampling": given.sampling.model_copy(update=own)}
+        if "seed" not in flags:
+            kept["seed"] = told.seed
         if "num" not in flags:
             kept |= {"num": 1, "numbers": (told.number,)}
             kept |= {} if "batch" in flags else {"place": self.place}
@@ -225,26 +236,13 @@ class Record:
         return self.applied(found)
 
     def applied(self, pipeline: PITIPipeline) -> PITIPipeline:
-        """The same pipeline with the image's settings as its defaults; the one that is given keeps its own."""
-        told = self.said
-        defaults = {
-            "sampler": told.sampler,
-            "steps": told.steps,
-            "guidance": told.guidance,
-            "upsampler_sampler": told.upsampler_sampler,
-            "upsampler_steps": told.upsampler_steps,
-            "upsampler_guidance": told.upsampler_guidance,
-            "upsampler_noise": told.upsampler_noise,
-            "upsampler_truncates": told.upsampler_truncates if told.upsampler_steps and told.version else None,
-        }
-        if told.sampler == _ONE_PASS:  # says nothing to a model that takes steps
-            defaults = {key: value for key, value in defaults.items() if key.startswith("upsampler_")}
+        """The same pipeline with the image's sampling options as its defaults; the one that is given keeps its own."""
         again = copy.copy(pipeline)
-        again.defaults = pipeline.defaults | {key: value for key, value in defaults.items() if value is not None}
+        again.defaults = self.said.sampling().networks_over(pipeline.defaults)
         return again
 
     @contextmanager
-    def blamed(self, given: Settings, *keys: str) -> Iterator[None]:
+    def blamed(self, given: GenerationOptions, *keys: str) -> Iterator[None]:
         """What is impossible within the block is the file's fault where it says one of these keys, and `given` does
         not say another: a RemakeError that names the file and the keys.
         """
@@ -338,24 +336,28 @@ class Opened(NamedTuple):
     name: str
     """For an image's metadata, see `model_name`."""
     pipeline: PITIPipeline
-    settings: Settings
+    options: GenerationOptions
 
 
 def opened(
-    model: str, upsampler: str | None, settings: Settings, like: Record | None = None, flags: Collection[str] = ()
+    model: str,
+    upsampler: str | None,
+    options: GenerationOptions,
+    like: Record | None = None,
+    flags: Collection[str] = (),
 ) -> Opened:
-    """A model by name, with another's upsampler if that is named, and the settings to use it with.
+    """A model by name, with another's upsampler if that is named, and the options to use it with.
 
-    like: the image to make again, whose model and settings are taken except for those named in `flags`.
+    like: the image to make again, whose model and options are taken except for those named in `flags`.
     Raises ModelError and RemakeError if a model is not there.
     """
     if like is None:
-        pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.base_only)
-        return Opened(model_name(model, upsampler), pipeline, settings)
-    settings = like.settings(settings, flags)
-    model, upsampler = like.networks(model, upsampler, settings.base_only, flags)
-    pipeline = like.loaded(model, upsampler, settings.base_only, flags)
-    return Opened(model_name(model, upsampler), pipeline, settings)
+        pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=options.sampling.base_only)
+        return Opened(model_name(model, upsampler), pipeline, options)
+    options = like.options(options, flags)
+    model, upsampler = like.networks(model, upsampler, options.sampling.base_only, flags)
+    pipeline = like.loaded(model, upsampler, options.sampling.base_only, flags)
+    return Opened(model_name(model, upsampler), pipeline, options)
 
 
 def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]:
@@ -399,9 +401,9 @@ def _texts(path: Source) -> dict[str, str]:
     return said
 
 
-def _said(given: Settings, key: str, value: object) -> object:
-    """What is said of a setting: the file's value where nothing else is given."""
-    now = getattr(given, key, None)
+def _said(given: GenerationOptions, key: str, value: object) -> object:
+    """The value of an option: the file's where nothing else is given."""
+    now = given.sampling.to_flat()[key]
     return value if now is None else now
 
 

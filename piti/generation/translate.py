@@ -21,10 +21,10 @@ from piti.data.shards.sources import MANIFEST
 from piti.generation.generate import Wanted, make_batch, stem_of_text
 from piti.generation.inputs import PartFiles, matched_parts
 from piti.generation.metadata import made_with, surroundings
+from piti.generation.options import SHEET, GenerationOptions, seed_of
 from piti.generation.recreate import Record
 from piti.pipelines.canvas import Frame, batches_alike, enlarged
-from piti.pipelines.cascade import Sampling
-from piti.pipelines.options import SHEET, Settings, seed_of
+from piti.pipelines.cascade import ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
 SHEET_ROWS = 64
@@ -86,7 +86,7 @@ def translate_files(
     pipeline: PITIPipeline,
     inputs: Sequence[Path],
     out: Path,
-    settings: Settings,
+    options: GenerationOptions,
     name: str,
     overwrite: bool = False,
     on_step: Callable[[int, int], None] | None = None,
@@ -105,7 +105,7 @@ def translate_files(
     `overwrite`; they must have the size that is asked for. name: of the model, for the PNG's
     metadata. on_step: (denoising steps done, in all). ranks: the processes that share the work, see `joined`;
     each makes every world-th batch of what is missing, and when all are done the first makes the sheet. like: the
-    image whose settings and pipeline (`Record.applied`) these are; without inputs, texts and `given` its own
+    image whose options and pipeline (`Record.applied`) these are; without inputs, texts and `given` its own
     condition is translated.
 
     Raises TranslationError for unreadable inputs, RemakeError for an image that holds no condition, before anything is
@@ -113,17 +113,17 @@ def translate_files(
     """
     ranks = ranks or Ranks()
     with together():
-        sampling, jobs, notes = _planned(pipeline, inputs, out, settings, overwrite, texts, given, like)
+        sampling, jobs, notes = _planned(pipeline, inputs, out, options, overwrite, texts, given, like)
         missing = [job.target for job in jobs if overwrite or not job.target.exists()]
     made = ranks.told(missing)  # as the first process saw it, before any image was made
     todo = set(made)
     with together():
-        common = made_with(settings, sampling, name) | surroundings(pipeline)
-        _make(pipeline, [job for job in jobs if job.target in todo], settings, common, on_step, ranks)
+        common = made_with(sampling, options.seed, name) | surroundings(pipeline)
+        _make(pipeline, [job for job in jobs if job.target in todo], options, common, on_step, ranks)
     sheet = out / SHEET
     with together():
         if ranks.main:
-            save_png(contact_sheet(pipeline, jobs, settings.square), sheet)
+            save_png(contact_sheet(pipeline, jobs, sampling.square), sheet)
     kept = [job.target for job in jobs if job.target not in todo]
     conditions = len({job.source for job in jobs})
     left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
@@ -134,15 +134,15 @@ def _planned(
     pipeline: PITIPipeline,
     inputs: Sequence[Path],
     out: Path,
-    settings: Settings,
+    options: GenerationOptions,
     overwrite: bool,
     texts: Sequence[str],
     given: Mapping[str, Path] | None,
     like: Record | None,
-) -> tuple[Sampling, list[Job], list[str]]:
+) -> tuple[ResolvedSampling, list[Job], list[str]]:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
-    with nullcontext() if like is None else like.blamed(settings, *_SAMPLED):
-        sampling = settings.sampling(pipeline)
+    with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
+        sampling = options.sampling.resolve(pipeline)
     check_place(out)
     parts = given or {}
     if out.resolve() in {path.resolve() for path in (*inputs, *parts.values())}:
@@ -158,14 +158,14 @@ def _planned(
         sources, notes = matched_parts(pipeline.condition, parts, inputs)
     else:
         sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
-    with nullcontext() if like is None else like.blamed(settings, "size"):
-        jobs, left_out = _jobs(pipeline, sources, out, settings, sampling)
-    if settings.num > 1 and not pipeline.draws_noise(settings.base_only):
+    with nullcontext() if like is None else like.blamed(options, "size"):
+        jobs, left_out = _jobs(pipeline, sources, out, options, sampling)
+    if options.num > 1 and not pipeline.draws_noise(sampling.base_only):
         notes = [*notes, "this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
     if not overwrite:
         _check_sizes(jobs)
         _check_not_itself(jobs, like)
-    return sampling, jobs, [*notes, *left_out, *([] if like is None else _differences(pipeline, jobs, settings, like))]
+    return sampling, jobs, [*notes, *left_out, *([] if like is None else _differences(pipeline, jobs, sampling, like))]
 
 
 def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
@@ -176,16 +176,16 @@ def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
         )
 
 
-def _differences(pipeline: PITIPipeline, jobs: list[Job], settings: Settings, like: Record) -> list[str]:
+def _differences(pipeline: PITIPipeline, jobs: list[Job], sampling: ResolvedSampling, like: Record) -> list[str]:
     """What a person should know of images that are made like another."""
     notes, sources = like.differences(pipeline), list(dict.fromkeys(job.source for job in jobs))
     if any(isinstance(source, Recalled) for source in sources):
-        changed = (settings.size, settings.base_only) != (like.said.size, like.said.base_only)
+        changed = (sampling.size, sampling.base_only) != (like.said.size, like.said.base_only)
         if like.reduced and changed:
             notes.append(
                 f"{like.file} holds its condition only as small as it was read then; give the file for all of it"
             )
-    elif all(like.is_other(_read(pipeline, source, settings.square)) for source in sources[:SHEET_ROWS]):
+    elif all(like.is_other(_read(pipeline, source, sampling.square)) for source in sources[:SHEET_ROWS]):
         what = sources[0] if len(sources) == 1 else "what is translated"
         notes.append(f"{what} is another condition than that of {like.file}: other images come of it")
     return notes
@@ -206,7 +206,7 @@ def _check_sizes(jobs: list[Job]) -> None:
 def _make(
     pipeline: PITIPipeline,
     jobs: list[Job],
-    settings: Settings,
+    options: GenerationOptions,
     common: Mapping[str, str],
     on_step: Callable[[int, int], None] | None,
     ranks: Ranks,
@@ -215,8 +215,8 @@ def _make(
 
     Batches are those of one process, dealt out whole, so that every image is the same to the bit.
     """
-    batches = ranks.own(batches_alike([job.frame for job in jobs], settings.batch))
-    alone = settings if len(jobs) == 1 else replace(settings, place=None)
+    batches = ranks.own(batches_alike([job.frame for job in jobs], options.batch))
+    alone = options if len(jobs) == 1 else replace(options, place=None)
     for index, batch in enumerate([jobs[k] for k in rows] for rows in batches):
 
         def stepped(done: int, total: int, _: Tensor, index: int = index) -> None:
@@ -224,7 +224,9 @@ def _make(
                 on_step(index * total + done, len(batches) * total)
 
         sources = {job.source for job in batch}
-        raws = {source: _read(pipeline, source, settings.square) for source in sources}  # large ones, held briefly
+        raws = {
+            source: _read(pipeline, source, options.sampling.square) for source in sources
+        }  # large ones, held briefly
         wanted = [Wanted(raws[job.source], job.frame, job.number, job.seed, job.condition, job.stem) for job in batch]
         for job, made in zip(batch, make_batch(pipeline, wanted, alone, common, stepped), strict=True):
             save_png(made.image, job.target, made.text)
@@ -341,32 +343,30 @@ def _jobs(
     pipeline: PITIPipeline,
     sources: Mapping[str, Item],
     out: Path,
-    settings: Settings,
-    sampling: Sampling,
+    options: GenerationOptions,
+    sampling: ResolvedSampling,
 ) -> tuple[list[Job], list[str]]:
     """All images to make, every condition read, and a note on what was left out.
 
-    Raises TranslationError with all problems together, unless `settings.skip_bad` and there is something left.
+    Raises TranslationError with all problems together, unless `options.skip_bad` and there is something left.
     """
-    if settings.num < 1 or settings.batch < 1:
-        raise TranslationError(f"--num {settings.num} and --batch {settings.batch} must be at least 1")
     jobs: list[Job] = []
     problems: list[str] = []
     for stem, source in sources.items():
         try:
-            raw = _read(pipeline, source, settings.square)
-            frame = pipeline.frame(raw, sampling, settings.size, str(source))
+            raw = _read(pipeline, source, sampling.square)
+            frame = pipeline.frame(raw, sampling, str(source))
         except (ConditionError, ImageError) as error:
             problems.append(str(error))
             continue
         fitted = pipeline.fitted(raw, frame)
-        for number in settings.wanted():
-            seed = seed_of(settings.seed, fitted, number)
+        for number in options.wanted():
+            seed = seed_of(options.seed, fitted, number)
             jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png", frame, stem))
     if not problems:
         return jobs, []
     listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
-    if not settings.skip_bad or not jobs:
-        remedy = "" if settings.skip_bad else "\nmend or remove them, or leave them out with --skip-bad"
+    if not options.skip_bad or not jobs:
+        remedy = "" if options.skip_bad else "\nmend or remove them, or leave them out with --skip-bad"
         raise TranslationError(listed + remedy)
     return jobs, [f"left out (--skip-bad): {listed}"]

@@ -41,11 +41,19 @@ ONE_PASS = NetworkSampling(Guidance(w=0.0), steps=1, sampler="none")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a cascade is sampled; without an upsampler the base's images are the result."""
+class ResolvedSampling:
+    """How a cascade is sampled, everything decided; without an upsampler the base's images are the result."""
 
     base: NetworkSampling
-    upsampler: NetworkSampling | None = None
+    upsampler: NetworkSampling | None
+    steps: int
+    """Denoising steps of a batch, over both networks."""
+    base_only: bool = False
+    """Whether the upsampler was left out on purpose."""
+    size: int | None = None
+    """The short side of the images that was asked for."""
+    square: bool = False
+    """Whether the square at a condition's centre is taken."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,7 @@ class OnePass:
 
 
 def sample_cascade(
-    base: Network | OnePass, upsampler: Network | None, batch: Batch, settings: Sampling, on_step: OnBatchStep
+    base: Network | OnePass, upsampler: Network | None, batch: Batch, settings: ResolvedSampling, on_step: OnBatchStep
 ) -> Tensor:
     """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both.
 

@@ -1,86 +1,175 @@
-"""How a translation is sampled, which images it makes, and where an image's noise comes from."""
+"""How a cascade is sampled: what a caller asks for, and what follows from it for a pipeline."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict
 
-from jaxtyping import Shaped
-from torch import Tensor
+from pydantic import Field, field_validator
 
-from piti.core.seeding import derive_seed
+from piti.checkpoints.folder import OF_UPSAMPLER
+from piti.core.errors import UserError
+from piti.core.spec import Spec, SpecError, choices
 from piti.diffusion.guidance import Guidance
-from piti.pipelines.cascade import Sampling
-from piti.pipelines.pipeline import PITIPipeline
+from piti.pipelines.cascade import ONE_PASS, NetworkSampling, OnePass, ResolvedSampling
 
-SHEET = "sheet.png"
-"""What a contact sheet beside results is called."""
-MAX_ROWS = 64
-"""Of a batch that an image's place is told in; one that is made again takes the time and memory of all of them."""
+if TYPE_CHECKING:
+    from piti.pipelines.pipeline import PITIPipeline
 
 
-@dataclass(frozen=True)
-class Place:
-    """The row of its batch that an image is made in: kernels round otherwise in a batch of another size."""
+class NetworkOptions(Spec):
+    """How one network is to be sampled. None: the model's own default."""
 
-    row: int
-    rows: int
-    order: int = 0
-    """Of its condition among the distinct ones of the batch, by their first rows."""
-    distinct: int = 1
-
-    def filled(self, raw: Shaped[Tensor, "K h w"]) -> list[Tensor]:
-        """A batch with the condition in this place; what fills it is the same condition, as other views."""
-        others = [raw[:] for _ in range(self.distinct - 1)]
-        batch = [*others[: self.order], raw]
-        rest = iter(others[self.order :])
-        while len(batch) < self.rows:
-            batch.append(raw if len(batch) == self.row else next(rest, raw))
-        return batch
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to sample; None takes the model's default."""
-
-    num: int = 1
-    seed: int = 0
-    guidance: float | Guidance | None = None
-    """w of normalised guidance, or another rule."""
+    guidance: Guidance | None = None
+    """A number is the strength w of normalised guidance."""
     steps: int | str | None = None
+    """A count, or a respacing by name; see `sampling_timesteps`."""
     sampler: str | None = None
-    batch: int = 8
+
+    @field_validator("guidance", mode="before")
+    @classmethod
+    def _rule_of_strength(cls, value: Any) -> Any:
+        return {"w": value} if isinstance(value, int | float) else value
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _count_of_digits(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    def over(self, other: Self) -> Self:
+        """These options, and those of `other` where these say nothing."""
+        values = {key: getattr(self, key) for key in type(self).model_fields}
+        return other.model_copy(update={key: value for key, value in values.items() if value is not None})
+
+
+class UpsamplerOptions(NetworkOptions):
+    """How an upsampler is to be sampled."""
+
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Factor on the initial noise; the release's is 0.997."""
+    truncates: bool | None = None
+    """See the small images cut down to 8 bits, as PITI's release does, not rounded."""
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """`SamplingOptions` under flat keys, as keyword arguments, requests, PNGs and model folders name them."""
+
+    guidance: float | Guidance | None
+    steps: int | str | None
+    sampler: str | None
+    upsampler_guidance: float | Guidance | None
+    upsampler_steps: int | str | None
+    upsampler_sampler: str | None
+    upsampler_noise: float | None
+    upsampler_truncates: bool | None
+    base_only: bool
+    size: int | None
+    square: bool
+
+
+class SamplingOptions(Spec):
+    """How images of a condition are to be sampled."""
+
+    base: NetworkOptions = NetworkOptions()
+    upsampler: UpsamplerOptions = UpsamplerOptions()
     base_only: bool = False
-    """Stop at the base's small images."""
-    upsampler_steps: int | str | None = None
-    upsampler_sampler: str | None = None
-    square: bool = False
-    """Take the square at each condition's centre."""
+    """Stop at the base's small images, those that the upsampler would enlarge."""
     size: int | None = None
-    """The short side of the images."""
-    skip_bad: bool = False
-    """Leave out conditions that cannot be used, instead of stopping."""
-    numbers: tuple[int, ...] | None = None
-    """Which images of each condition, by number; the first `num` by default."""
-    place: Place | None = None
-    """If there is one image to make: where in a batch, so that it comes out as it did there, to the bit."""
+    """The short side of the images in pixels; the model's own by default."""
+    square: bool = False
+    """Take the square at the condition's centre."""
 
-    def wanted(self) -> Sequence[int]:
-        """The numbers of the images of each condition."""
-        return range(self.num) if self.numbers is None else self.numbers
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any] | SamplingKeywords, source: str = "sampling options") -> Self:
+        """The options under the keys of `SamplingKeywords`. Raises SpecError, naming `source`."""
+        options, others = cls.split(values, source)
+        if others:
+            key = next(iter(others))
+            raise SpecError(f"{source}: unknown key '{key}'; {choices(key, FLAT_KEYS)}")
+        return options
 
-    def sampling(self, pipeline: PITIPipeline) -> Sampling:
-        """Everything decided for this pipeline. Raises UserError for impossible settings."""
-        return pipeline.sampling(
-            self.guidance, self.steps, self.sampler, self.base_only, self.upsampler_steps, self.upsampler_sampler
+    @classmethod
+    def split(
+        cls, values: Mapping[str, Any] | SamplingKeywords, source: str = "sampling options"
+    ) -> tuple[Self, dict[str, Any]]:
+        """The options among flat values, and all other values. Raises SpecError, naming `source`."""
+        ours = {key: value for key, value in values.items() if key in FLAT_KEYS}
+        others = {key: value for key, value in values.items() if key not in FLAT_KEYS}
+        upper = {key.removeprefix(OF_UPSAMPLER): ours.pop(key) for key in list(ours) if key.startswith(OF_UPSAMPLER)}
+        base = {key: ours.pop(key) for key in list(ours) if key in NetworkOptions.model_fields}
+        networks = {
+            "base": NetworkOptions.parse(base, source),
+            "upsampler": UpsamplerOptions.parse(upper, f"{source} of the upsampler"),
+        }
+        return cls.parse(networks | ours, source), others
+
+    def to_flat(self) -> dict[str, Any]:
+        """Every option under its key in `SamplingKeywords`; None where it says nothing."""
+        base = {key: getattr(self.base, key) for key in NetworkOptions.model_fields}
+        upper = {f"{OF_UPSAMPLER}{key}": getattr(self.upsampler, key) for key in UpsamplerOptions.model_fields}
+        return {**base, **upper, "base_only": self.base_only, "size": self.size, "square": self.square}
+
+    def networks_over(self, other: SamplingOptions) -> SamplingOptions:
+        """The options of both networks, and those of `other` where these say nothing."""
+        return SamplingOptions(base=self.base.over(other.base), upsampler=self.upsampler.over(other.upsampler))
+
+    def resolve(self, pipe: PITIPipeline) -> ResolvedSampling:
+        """These options, and the pipeline's defaults where they say nothing. Raises UserError for impossible ones."""
+        self._check_upsampler(pipe)
+        network = pipe.base_network()
+        own = _ONE_PASS if isinstance(network, OnePass) else pipe.defaults.base
+        base = _decided(self.base.over(own))
+        steps, upsampler = network.steps(base), None
+        if pipe.upsampler is not None and not self.base_only:
+            upsampler, more = _upsampler_sampling(pipe, self.upsampler.over(pipe.defaults.upsampler))
+            steps += more
+        return ResolvedSampling(base, upsampler, steps, self.base_only, self.size, self.square)
+
+    def _check_upsampler(self, pipe: PITIPipeline) -> None:
+        """Raises UserError for options of an upsampler that is not there."""
+        if pipe.upsampler is not None and not self.base_only:
+            return
+        for key, value in self.to_flat().items():
+            if key.startswith(OF_UPSAMPLER) and value is not None:
+                why = "base_only leaves the upsampler out" if self.base_only else "this model has no upsampler"
+                raise UserError(f"{key} (--{key.replace('_', '-')}) has no meaning here: {why}; remove one of the two")
+
+
+OWN_SAMPLING = SamplingOptions()
+"""A model as it is sampled by itself."""
+
+FLAT_KEYS = tuple(OWN_SAMPLING.to_flat())
+"""The keys of `SamplingKeywords`."""
+
+GENERAL_DEFAULTS = SamplingOptions(
+    base=NetworkOptions(guidance=Guidance(w=1.0), steps=50, sampler="ddpm"),
+    upsampler=UpsamplerOptions(guidance=Guidance(w=0.0), steps="fast27", sampler="ddpm", noise=0.997, truncates=False),
+)
+"""How a model is sampled where neither the caller nor the model itself says; the upsampler as released."""
+
+_ONE_PASS = NetworkOptions(guidance=ONE_PASS.guidance, steps=ONE_PASS.steps, sampler=ONE_PASS.sampler)
+
+
+def _decided(options: NetworkOptions) -> NetworkSampling:
+    """Options that leave nothing to a default."""
+    assert options.guidance is not None
+    assert options.steps is not None
+    assert options.sampler is not None
+    return NetworkSampling(options.guidance, options.steps, options.sampler)
+
+
+def _upsampler_sampling(pipe: PITIPipeline, options: UpsamplerOptions) -> tuple[NetworkSampling, int]:
+    """How the upsampler is sampled, and how many steps that takes. Raises UserError."""
+    network, chosen = pipe.upsampler_network(), _decided(options)
+    assert network is not None
+    assert options.noise is not None
+    if chosen.guidance.w != 0 and network.translator.encoder is None:
+        raise UserError(
+            f"upsampler_guidance {chosen.guidance.w}: this upsampler takes no condition to follow; make it 0"
         )
-
-
-def seed_of(seed: int, fitted: Shaped[Tensor, "K h w"], number: int) -> int:
-    """What the noise of a condition's image is drawn from.
-
-    seed: what a person gave; fitted: the condition as the base's encoder sees it (`PITIPipeline.fitted`), so that
-    neither a file's name nor the other files matter; number: of the image among those of the condition.
-    """
-    return derive_seed(seed, hashlib.sha256(fitted.cpu().numpy().tobytes()).hexdigest(), number)
+    chosen = NetworkSampling(chosen.guidance, chosen.steps, chosen.sampler, options.noise, bool(options.truncates))
+    try:
+        return chosen, network.steps(chosen)
+    except UserError as error:
+        asked = f"upsampler_sampler {chosen.sampler!r}, upsampler_steps {chosen.steps!r}"
+        raise UserError(f"{asked} (--upsampler-sampler, --upsampler-steps): {error}") from None

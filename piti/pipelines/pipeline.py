@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -38,16 +37,15 @@ from piti.diffusion.schedule import NoiseSchedule, spec_of
 from piti.models import Translator
 from piti.pipelines.canvas import Frame, batches_alike, fitted, frame_of
 from piti.pipelines.cascade import (
-    ONE_PASS,
     Batch,
     Network,
-    NetworkSampling,
     OnePass,
-    Sampling,
+    ResolvedSampling,
     check_cascade,
     one_each,
     sample_cascade,
 )
+from piti.pipelines.options import GENERAL_DEFAULTS, SamplingKeywords, SamplingOptions
 
 __all__ = [
     "ModelError",
@@ -61,18 +59,6 @@ __all__ = [
 ]
 
 ConditionInput = Source | Image.Image | Tensor | Mapping[str, Given]
-
-SETTINGS = {
-    "sampler": "ddpm",
-    "steps": 50,
-    "guidance": 1.0,
-    "upsampler_sampler": "ddpm",
-    "upsampler_steps": "fast27",
-    "upsampler_noise": 0.997,
-    "upsampler_guidance": 0.0,
-    "upsampler_truncates": False,
-}
-"""How a model is sampled where neither the caller nor the model's own defaults say; the upsampler as released."""
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
 
@@ -91,7 +77,8 @@ class PITIPipeline(DiffusionPipeline):
     base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
     schedule that the translator was trained with, none for a baseline;
     condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small
-    image, and its schedule; defaults: this model's own values for keys of `SETTINGS`.
+    image, and its schedule; defaults: how this model is sampled where a caller
+    does not say, as options or under their flat keys; else as in `GENERAL_DEFAULTS`.
 
     Raises ModelError for parts that do not fit each other.
     """
@@ -109,7 +96,7 @@ class PITIPipeline(DiffusionPipeline):
         condition: Condition,
         upsampler: Translator | None = None,
         upsampler_scheduler: DDPMScheduler | None = None,
-        defaults: dict[str, Any] | None = None,
+        defaults: SamplingOptions | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if (upsampler is None) != (upsampler_scheduler is None):
@@ -124,7 +111,9 @@ class PITIPipeline(DiffusionPipeline):
             upsampler=upsampler,
             upsampler_scheduler=upsampler_scheduler,
         )
-        self.defaults = SETTINGS | (defaults or {})
+        if not isinstance(defaults, SamplingOptions):
+            defaults = SamplingOptions.from_flat(defaults or {}, "the model's defaults")
+        self.defaults = defaults.networks_over(GENERAL_DEFAULTS)
         self.schedule = None if scheduler is None else NoiseSchedule(spec_of(scheduler))
         self.upsampler_schedule = None if upsampler_scheduler is None else NoiseSchedule(spec_of(upsampler_scheduler))
 
@@ -133,41 +122,31 @@ class PITIPipeline(DiffusionPipeline):
         self,
         condition: ConditionInput | Sequence[ConditionInput],
         num_images: int = 1,
-        guidance: float | Guidance | None = None,
-        steps: int | str | None = None,
-        sampler: str | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
         on_step: OnStep | None = None,
-        base_only: bool = False,
-        upsampler_steps: int | str | None = None,
-        upsampler_sampler: str | None = None,
-        square: bool = False,
-        size: int | None = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> PITIPipelineOutput:
         """Translate one condition or several, `num_images` times each.
 
         condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]. Its image has its
         proportions, see `Frame`. For a prior: the text itself, a `Path` of a text file, or tokens.
         For several conditions at once: one of these for each part that is given, by the part's name.
-        guidance: the paper's w for normalised guidance, 0 for none, or a `Guidance`, for the base.
-        steps, sampler, upsampler_steps, upsampler_sampler: see
-        `piti.diffusion.samplers`. generator: decides the noise; the same generator gives the same images,
-        whatever the batch; several: one an image. batch_size: images made at once, by either network.
-        on_step: called with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]), counted over both
-        networks; x̂₀ is the whole canvas. base_only: stop at the small images, those that the upsampler would
-        enlarge. square: take the square at the condition's centre. size: the short side of the images; the
-        model's own by default.
+        generator: decides the noise; the same generator gives the same images, whatever the batch; several: one an
+        image. batch_size: images made at once, by either network. on_step: called with (steps done, steps in all,
+        x̂₀ [B, 3, H, W] in [-1, 1]), counted over both networks; x̂₀ is the whole canvas.
+        sampling: guidance, steps, sampler, the same of the upsampler with `upsampler_` in front, base_only, size and
+        square, see `SamplingOptions`; the model's own by default.
 
-        Raises ConditionError or ImageError for a condition, ValueError for a setting.
+        Raises ConditionError or ImageError for a condition, UserError for an option.
         """
         inputs = list(condition) if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
         if num_images < 1 or batch_size < 1:
             raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
-        settings = self.sampling(guidance, steps, sampler, base_only, upsampler_steps, upsampler_sampler)
-        total = self._steps(settings)
-        read = {id(item): self.read(item, square) for item in inputs}  # one given twice is read and encoded once
-        framed = {key: self.frame(raw, settings, size) for key, raw in read.items()}
+        settings = SamplingOptions.from_flat(sampling).resolve(self)
+        total = settings.steps
+        read = {id(item): self.read(item, settings.square) for item in inputs}  # one given twice is encoded once
+        framed = {key: self.frame(raw, settings) for key, raw in read.items()}
         keys = [id(item) for item in inputs for _ in range(num_images)]
         raws, frames = [read[key] for key in keys], [framed[key] for key in keys]
         generators = one_each(generator, len(raws))
@@ -188,73 +167,17 @@ class PITIPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return PITIPipelineOutput(images=[images[k] for k in range(len(raws))])
 
-    # Settings
-
-    def sampling(
-        self,
-        guidance: float | Guidance | None = None,
-        steps: int | str | None = None,
-        sampler: str | None = None,
-        base_only: bool = False,
-        upsampler_steps: int | str | None = None,
-        upsampler_sampler: str | None = None,
-    ) -> Sampling:
-        """These settings, and the model's own where they are None. Raises UserError for impossible ones."""
-        chosen = {
-            "guidance": guidance,
-            "steps": steps,
-            "sampler": sampler,
-            "upsampler_steps": upsampler_steps,
-            "upsampler_sampler": upsampler_sampler,
-        }
-        chosen = {key: value for key, value in chosen.items() if value is not None}
-        for key in chosen:
-            if key.startswith(OF_UPSAMPLER) and (base_only or self.upsampler is None):
-                why = "base_only leaves the upsampler out" if base_only else "this model has no upsampler"
-                raise UserError(f"{key} (--{key.replace('_', '-')}) has no meaning here: {why}; remove one of the two")
-        values = self.defaults | self._only_way() | chosen
-        base = NetworkSampling(_rule(values["guidance"], "guidance"), values["steps"], values["sampler"])
-        self.base_network().steps(base)
-        return Sampling(base, None if base_only else self._upsampler_sampling(values))
-
-    def _only_way(self) -> dict[str, Any]:
-        """The settings of a base that has no choice of them."""
-        if isinstance(self.base, Translator):
-            return {}
-        return {"guidance": ONE_PASS.guidance, "steps": ONE_PASS.steps, "sampler": ONE_PASS.sampler}
+    # Sampling
 
     def draws_noise(self, base_only: bool = False) -> bool:
         """Whether several images of one condition differ. base_only: without the upsampler."""
         alone = base_only or self.upsampler is None
         return not (alone and isinstance(self.base, BaselineNetwork) and not self.base.baseline.noise_shape)
 
-    def _upsampler_sampling(self, values: dict[str, Any]) -> NetworkSampling | None:
-        network = self.upsampler_network()
-        if network is None:
-            return None
-        rule, noise = _rule(values["upsampler_guidance"], "upsampler_guidance"), values["upsampler_noise"]
-        if rule.w != 0 and network.translator.encoder is None:
-            raise UserError(f"upsampler_guidance {rule.w}: this upsampler takes no condition to follow; make it 0")
-        if not isinstance(noise, int | float) or not (math.isfinite(noise) and noise >= 0):
-            raise UserError(f"upsampler_noise {noise!r} is no factor; give a number of at least 0, such as 0.997")
-        steps, sampler = values["upsampler_steps"], values["upsampler_sampler"]
-        chosen = NetworkSampling(rule, steps, sampler, float(noise), bool(values["upsampler_truncates"]))
-        try:
-            network.steps(chosen)
-        except UserError as error:
-            asked = f"upsampler_sampler {chosen.sampler!r}, upsampler_steps {chosen.steps!r}"
-            raise UserError(f"{asked} (--upsampler-sampler, --upsampler-steps): {error}") from None
-        return chosen
-
-    def _steps(self, settings: Sampling) -> int:
-        """Denoising steps of a batch, over both networks."""
-        upsampler, second = self.upsampler_network(), settings.upsampler
-        return self.base_network().steps(settings.base) + (upsampler.steps(second) if upsampler and second else 0)
-
-    def frame(self, raw: Tensor, settings: Sampling, size: int | None = None, source: str = "the condition") -> Frame:
-        """The image that these settings make of a condition in raw form; see `frame_of`."""
-        upsampler = None if settings.upsampler is None else self.upsampler
-        return frame_of(self.condition, raw, self.base, upsampler, size, source)
+    def frame(self, raw: Tensor, sampling: ResolvedSampling, source: str = "the condition") -> Frame:
+        """The image that is made of a condition in raw form; see `frame_of`."""
+        upsampler = None if sampling.upsampler is None else self.upsampler
+        return frame_of(self.condition, raw, self.base, upsampler, sampling.size, source)
 
     # Networks
 
@@ -300,14 +223,18 @@ class PITIPipeline(DiffusionPipeline):
         parts: dict[str, Saveable] = {"base": self.base}
         if self.scheduler is not None:
             parts["scheduler"] = self.scheduler
-        defaults = {key: value for key, value in self.defaults.items() if value != SETTINGS.get(key)}
-        if self.upsampler is None:
-            defaults = {key: value for key, value in defaults.items() if not key.startswith(OF_UPSAMPLER)}
-        else:
+        if self.upsampler is not None:
             parts |= {"upsampler": self.upsampler, "upsampler_scheduler": self.upsampler_scheduler}
-        plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in defaults.items()}
         condition = self.condition.saved_in(Path(save_directory))
-        write_model_folder(Path(save_directory), parts, condition.to_config(), plain)
+        write_model_folder(Path(save_directory), parts, condition.to_config(), self._own_defaults())
+
+    def _own_defaults(self) -> dict[str, Any]:
+        """What the model folder says of sampling, under flat keys: what differs from `GENERAL_DEFAULTS`."""
+        general, own = GENERAL_DEFAULTS.to_flat(), self.defaults.to_flat()
+        said = {key: value for key, value in own.items() if value != general[key]}
+        if self.upsampler is None:
+            said = {key: value for key, value in said.items() if not key.startswith(OF_UPSAMPLER)}
+        return {key: _plain(value) if isinstance(value, Guidance) else value for key, value in said.items()}
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -348,10 +275,9 @@ class PITIPipeline(DiffusionPipeline):
         return cls(*base, folder.condition, *_load_upsampler(other, folder.condition, torch_dtype), defaults=defaults)
 
 
-def _rule(value: float | dict[str, Any] | Guidance, source: str) -> Guidance:
-    if isinstance(value, Guidance):
-        return value
-    return Guidance.parse(value if isinstance(value, dict) else {"w": value}, source)
+def _plain(rule: Guidance) -> float | dict[str, Any]:
+    """A rule as JSON holds it: the strength alone where that says it all."""
+    return rule.w if rule == Guidance(w=rule.w) else rule.to_dict()
 
 
 def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piti.core.errors import UserError
-from piti.pipelines.pipeline import SETTINGS
+from piti.pipelines.options import GENERAL_DEFAULTS
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import SETS, Plan, Row, Training
@@ -178,7 +178,9 @@ def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
 def _sampling(row: Row, tally: CostTally) -> float:
     """Seconds for a row's images of one condition: a pass of a baseline's generator; else two forward passes of the
     base for a guided step, and one of the upsampler."""
-    base = 1 if row.base in tally.one_pass else 2 * (row.sampling.steps or int(SETTINGS["steps"]))
+    base = (
+        1 if row.base in tally.one_pass else 2 * int(row.options.sampling.base.over(GENERAL_DEFAULTS.base).steps or 0)
+    )
     passes = {row.base: base} | ({row.upsampler: UPSAMPLER_STEPS} if row.upsampler else {})
     known = {one: count for one, count in passes.items() if one in tally.rates}
-    return sum(row.sampling.num * count * FORWARD / tally.rates[one] for one, count in known.items())
+    return sum(row.options.num * count * FORWARD / tally.rates[one] for one, count in known.items())

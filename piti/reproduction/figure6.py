@@ -22,7 +22,8 @@ from piti.data.pairs import FolderSpec, key_hash
 from piti.diffusion.guidance import Guidance
 from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256
 from piti.evaluation.result import Evaluation, Measure
-from piti.generation.translate import Settings, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
 from piti.reproduction.files import DatasetFiles, choose, count_pairs
 from piti.reproduction.image_statistics import LOOKS, Look, look_of, mean_look
@@ -141,8 +142,8 @@ def _sampled(
     """The images of one setting, and what they were made of. weights: the hash of the pipeline's."""
     name = f"figure6-{guidance.kind}-{guidance.w:g}" if guidance.w else "figure6-0"
     folder = workspace.out / "images" / name
-    settings = Settings(1, SEED, guidance, batch=BATCH, square=True)
-    base = settings.sampling(pipeline).base
+    options = GenerationOptions.from_flat(num=1, seed=SEED, guidance=guidance, batch=BATCH, square=True)
+    base = options.sampling.resolve(pipeline).base
     made_of = {
         "model": weights,
         "conditions": chosen.conditions_sha256,
@@ -150,11 +151,11 @@ def _sampled(
         "sampler": base.sampler,
         "steps": base.steps,
         "seed": SEED,
-        "square": settings.square,
+        "square": options.sampling.square,
     }
     begin_folder(folder, made_of)
     with steps_bar(console, f"images of {name}") as on_step:
-        translate_files(pipeline, [chosen.conditions], folder, settings, model, on_step=on_step)
+        translate_files(pipeline, [chosen.conditions], folder, options, model, on_step=on_step)
     return folder, made_of
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from piti.core.errors import UserError
 from piti.core.spec import choices
 from piti.diffusion.guidance import Guidance
+from piti.generation.options import GenerationOptions
 
 FOLDER = Path(__file__).parent
 SCALES = ("small", "paper")
@@ -73,17 +75,9 @@ class Training:
     """On top of the recipe, as `piti train --set` takes them."""
 
 
-@dataclass(frozen=True)
-class RowSampling:
-    """How a row's images are made; None takes the model's own."""
-
-    num: int = 1
-    """Images of each condition."""
-    steps: int | None = None
-    sampler: str | None = None
-    guidance: Guidance | None = None
-    upsampler_steps: int | str | None = None
-    batch: int = 16
+def _images(**values: Any) -> GenerationOptions:
+    """How a row's images are made, by flat keys; what is not said is the model's own."""
+    return GenerationOptions.from_flat(batch=16, **values)
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,8 @@ class Row:
     """In `piti.reproduction.published`; empty where no paper has such a row."""
     base: Training
     upsampler: Training | None = None
-    sampling: RowSampling = RowSampling()
+    options: GenerationOptions = field(default_factory=_images)
+    """How its images are made; seed and square are the table's."""
     name: str = ""
     """Of its images; by default that of its base."""
     pairs: int | None = None
@@ -208,7 +203,7 @@ def _wanted(names: Sequence[str]) -> str:
 # Small: masks of streets at 64 px, what a CPU trains in minutes
 
 _W = 1.0
-_GUIDED = RowSampling(steps=50, sampler="ddpm", guidance=Guidance(w=_W))
+_GUIDED = _images(steps=50, sampler="ddpm", guidance=Guidance(w=_W))
 _SMALL_NOTES = (
     "Every row saw 16,384 training images at 64 px with networks narrow enough for a CPU; nothing was tuned on the "
     "validation masks. It shows how methods compare when little is trained, not what they reach.",
@@ -250,8 +245,8 @@ def _small_table1() -> Plan:
         Row("SPADE", "spade", _small("spade")),
         Row("SPADE without its perceptual loss", "", _small("spade-alone", "spade", *_ALONE)),
         Row("OASIS", "oasis", _small("oasis")),
-        Row("from scratch", "scratch", _small("scratch"), sampling=_GUIDED),
-        Row("PITI", "piti", _small("piti"), sampling=_GUIDED),
+        Row("from scratch", "scratch", _small("scratch"), options=_GUIDED),
+        Row("PITI", "piti", _small("piti"), options=_GUIDED),
     )
     notes = (*_SMALL_NOTES, _ABOUT_OASIS, _ABOUT_ALONE)
     return _small_plan("table1", "Table 1: comparison of methods", rows, notes=notes)
@@ -259,10 +254,10 @@ def _small_table1() -> Plan:
 
 def _small_table3a() -> Plan:
     rows = (
-        Row("from scratch", "scratch", _small("scratch"), sampling=_GUIDED),
-        Row("encoder alone", "encoder-only", _small("encoder-only"), sampling=_GUIDED),
-        Row("both at once", "one-stage", _small("one-stage"), sampling=_GUIDED),
-        Row("two stages (PITI)", "piti", _small("piti"), sampling=_GUIDED),
+        Row("from scratch", "scratch", _small("scratch"), options=_GUIDED),
+        Row("encoder alone", "encoder-only", _small("encoder-only"), options=_GUIDED),
+        Row("both at once", "one-stage", _small("one-stage"), options=_GUIDED),
+        Row("two stages (PITI)", "piti", _small("piti"), options=_GUIDED),
     )
     notes = (*_SMALL_NOTES, _ABOUT_3A)
     return _small_plan("table3a", "Table 3a: pretraining and finetuning", rows, notes=notes)
@@ -275,7 +270,7 @@ def _small_table4() -> Plan:
             end = "" if limit is None else f"-{limit}"
             changes = () if limit is None else (f"data.limit={limit}",)
             training = _small(f"{key}{end}", key, *changes)
-            rows.append(Row(method, f"{key}{end}", training, sampling=_GUIDED, pairs=limit or 0))
+            rows.append(Row(method, f"{key}{end}", training, options=_GUIDED, pairs=limit or 0))
     return _small_plan("table4", "Table 4: small training data", tuple(rows))
 
 
@@ -290,10 +285,10 @@ def _small_table3b() -> Plan:
 
 
 def _upsampler_rows(
-    training: Callable[..., Training], base: Training, sampling: RowSampling, whole: Training | None = None
+    training: Callable[..., Training], base: Training, options: GenerationOptions, whole: Training | None = None
 ) -> tuple[Row, ...]:
     """The upsampler's parts, one added after the other. training: a run of a name and changes; whole: one with all."""
-    plain = replace(sampling, guidance=Guidance(kind="plain", w=_W))
+    plain = _guided_by(options, Guidance(kind="plain", w=_W))
     no_adversary = "stages.1.adversarial=null"
     no_losses = ("stages.1.perceptual=null", no_adversary)
     full = whole or training("all")
@@ -302,7 +297,7 @@ def _upsampler_rows(
         ("+ degradation (BSR, L0)", training("degradation", *no_losses), plain),
         ("+ perceptual loss", training("perceptual", no_adversary), plain),
         ("+ adversarial loss", full, plain),
-        ("+ normalised guidance", full, replace(sampling, guidance=Guidance(w=_W))),
+        ("+ normalised guidance", full, _guided_by(options, Guidance(w=_W))),
     )
     names = ("plain", "degradation", "perceptual", "adversarial", "normalised")
     return tuple(
@@ -311,12 +306,17 @@ def _upsampler_rows(
     )
 
 
+def _guided_by(options: GenerationOptions, rule: Guidance) -> GenerationOptions:
+    base = options.sampling.base.model_copy(update={"guidance": rule})
+    return replace(options, sampling=options.sampling.model_copy(update={"base": base}))
+
+
 _SMALL = {"table1": _small_table1, "table3a": _small_table3a, "table3b": _small_table3b, "table4": _small_table4}
 
 
 # Paper: its settings on its data sets, 64 px enlarged to 256
 
-_PAPER_SAMPLING = RowSampling(num=1, steps=250, sampler="ddpm", guidance=Guidance(w=_W), upsampler_steps="fast27")
+_PAPER_SAMPLING = _images(num=1, steps=250, sampler="ddpm", guidance=Guidance(w=_W), upsampler_steps="fast27")
 _PAPER_NOTES = (
     "Rates, batch, average, dropout and iterations are the paper's where it states them (section 4, appendix A); those "
     "of the baselines are their papers'.",

@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from torch import Tensor
 
 from piti.core.files import OutputError, whole_file
 from piti.core.progress import steps_bar
+from piti.diffusion.guidance import Guidance
 from piti.evaluation.evaluate import evaluate_files
 from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
-from piti.generation.translate import SHEET, Settings, translate_files
+from piti.generation.options import SHEET, GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
 from piti.reproduction.files import DatasetFiles, contents_sha256
 from piti.reproduction.plans import Plan, Row, Training
@@ -237,26 +239,17 @@ def sampled(
     square: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
     """A row's images of all validation conditions, and what they were made of. runs: of base and upsampler."""
-    sampling, folder = row.sampling, workspace.images(row, seed)
+    folder, sampling = workspace.images(row, seed), row.options.sampling.model_copy(update={"square": square})
+    options = replace(row.options, sampling=sampling, seed=seed)
     made_of = {
         "models": [contents_sha256(run / "model") for run in runs],
         "conditions": chosen.conditions_sha256,
-        "sampling": _plain(sampling),
+        "sampling": _plain(row.options),
         "seed": seed,
         "square": square,
     }
     begin_folder(folder, made_of)
-    settings = Settings(
-        sampling.num,
-        seed,
-        sampling.guidance,
-        sampling.steps,
-        sampling.sampler,
-        sampling.batch,
-        upsampler_steps=sampling.upsampler_steps,
-        square=square,
-    )
-    expected = sampling.num * len(chosen.stems)
+    expected = options.num * len(chosen.stems)
     if _count(folder) == expected and (folder / SHEET).is_file():
         return folder, made_of
     pipeline = PITIPipeline.from_pretrained(runs[0], upsampler=runs[1] if len(runs) > 1 else None)
@@ -264,7 +257,7 @@ def sampled(
     pipeline.set_progress_bar_config(disable=True)
     console.log(f"{folder.name}: making {expected} images, {_count(folder)} are there")
     with steps_bar(console, f"images of {folder.name}") as on_step:
-        translate_files(pipeline, [chosen.conditions], folder, settings, folder.name, on_step=on_step)
+        translate_files(pipeline, [chosen.conditions], folder, options, folder.name, on_step=on_step)
     return folder, made_of
 
 
@@ -330,8 +323,9 @@ def _identity(value: Any) -> Any:
     return contents_sha256(path) if path is not None and path.exists() else value
 
 
-def _plain(sampling: Any) -> dict[str, Any]:
-    guidance = sampling.guidance
-    values = asdict(replace(sampling, guidance=None)) | {"guidance": guidance.to_dict() if guidance else None}
-    del values["batch"]  # on which images do not depend
-    return values
+def _plain(options: GenerationOptions) -> dict[str, Any]:
+    """What images depend on, as JSON; not on the batch."""
+    always = ("steps", "sampler", "guidance", "upsampler_steps")
+    told = {key: value for key, value in options.sampling.to_flat().items() if key in always or value}
+    plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in told.items()}
+    return {"num": options.num} | plain

@@ -25,6 +25,7 @@ from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
 from piti.models import Translator
+from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 from tests.cli.running import printed_error as mistake
 from tests.conftest import TINY_CLASSES
@@ -77,7 +78,7 @@ def test_conditions_and_settings_are_the_release_s(tmp_path: Path) -> None:
     piti = PITIPipeline.from_pretrained(imported(tmp_path, "piti", "piti_up"))
     assert piti.condition == PaletteCondition(coco_stuff())
     assert torch.equal(piti.condition.null(1, 4, 4), torch.ones(1, 3, 4, 4))
-    settings = piti.sampling()
+    settings = OWN_SAMPLING.resolve(piti)
     assert settings.upsampler is not None
     assert (settings.base.guidance, settings.base.steps) == (Guidance(kind="plain", w=0.3), 250)
     assert (settings.base.sampler, settings.upsampler.sampler) == ("ddpm", "ddpm")
@@ -89,7 +90,7 @@ def test_glide_s_conditions_and_settings(tmp_path: Path) -> None:
     glide = PITIPipeline.from_pretrained(imported(tmp_path, "glide", "glide_up"))
     assert isinstance(glide.condition, TextCondition)
     assert (glide.condition.context, glide.condition.tokenizer.size) == (6, 40)
-    settings = glide.sampling()
+    settings = OWN_SAMPLING.resolve(glide)
     assert settings.upsampler is not None
     assert (settings.base.guidance, settings.base.steps) == (Guidance(kind="plain", w=2.0), 100)
     assert (settings.upsampler.sampler, settings.upsampler.steps) == ("ddim", "fast27")
@@ -161,7 +162,7 @@ def test_an_encoder_alone_takes_a_prior_s_unet(tmp_path: Path) -> None:
     assert all(torch.equal(whole[f"encoder.{key}"], value) for key, value in alone.items())
     of_unet = {key.removeprefix("decoder."): value for key, value in whole.items() if key.startswith("decoder.")}
     assert all(torch.equal(value, prior[key]) for key, value in of_unet.items())
-    assert PITIPipeline.from_pretrained(tmp_path / "model").defaults["steps"] == 250
+    assert PITIPipeline.from_pretrained(tmp_path / "model").defaults.base.steps == 250
 
 
 @pytest.mark.parametrize("prior", ["piti", "folder"])

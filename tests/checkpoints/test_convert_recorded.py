@@ -21,6 +21,7 @@ from piti.diffusion.guidance import Guidance
 from piti.models import TextEncoder, Translator
 from piti.pipelines.canvas import Frame
 from piti.pipelines.cascade import Batch, Network, sample_cascade
+from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 from tests.recorded import manifest_of, recipe_weights, recorded_config
 
@@ -197,7 +198,7 @@ def test_the_cascade_equals_the_recorded_one(
     want = load_file(golden / "e2e_sampling.safetensors")
     folder = imported(released, "base_s32_nrb1", tmp_path / "model", "up_s32_nrb1")
     pipeline = PITIPipeline.from_pretrained(folder)
-    settings = pipeline.sampling(steps=20)
+    settings = SamplingOptions.from_flat({"steps": 20}).resolve(pipeline)
     assert settings.base.guidance == Guidance(kind="plain", w=0.3)
     inject(monkeypatch, [normal(600, 1, 3, 64, 64), normal(700, 1, 3, 256, 256)], {64: 1000, 256: 2000})
     steps: list[Tensor] = []
@@ -227,6 +228,6 @@ def test_the_base_s_ddim_run_equals_the_recorded_one(
     pipeline = PITIPipeline.from_pretrained(folder)
     inject(monkeypatch, [normal(600, 1, 3, 64, 64)], {})
     batch = Batch([within_one(500, 3, 256, 256)], [torch.Generator()], [Frame(256, 256, (64, 64), 4)])
-    settings = pipeline.sampling(steps=20, sampler="ddim", base_only=True)
+    settings = SamplingOptions.from_flat({"steps": 20, "sampler": "ddim", "base_only": True}).resolve(pipeline)
     out = sample_cascade(e2e_networks(pipeline)[0], None, batch, settings, lambda done, x0: None)
     torch.testing.assert_close(out, want, atol=1e-3, rtol=0)

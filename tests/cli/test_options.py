@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from piti.cli.options import JudgeFlags, SamplingFlags, Seed, all_given, refuse_others, steps_or_name, with_groups
+from piti.cli.options import JudgeFlags, SamplingFlags, Seed, all_given, refuse_others, with_groups
 from piti.core.errors import UserError
 
 
@@ -52,11 +52,13 @@ def test_a_signature_without_groups_stays_as_it_is() -> None:
     assert list(inspect.signature(with_groups(plain)).parameters) == ["seed", "out"]
 
 
-def test_sampling_flags_become_settings() -> None:
-    settings = SamplingFlags(steps=5, upsampler_steps="7", size=64).settings(num=2, seed=3, batch=4)
-    assert (settings.num, settings.seed, settings.batch, settings.steps) == (2, 3, 4, 5)
-    assert (settings.upsampler_steps, settings.size, settings.guidance) == (7, 64, None)
-    assert [steps_or_name(text) for text in (None, "12", "fast27")] == [None, 12, "fast27"]
+def test_sampling_flags_become_options() -> None:
+    options = SamplingFlags(steps=5, upsampler_steps="7", size=64).options(num=2, seed=3, batch=4)
+    sampling = options.sampling
+    assert (options.num, options.seed, options.batch, sampling.base.steps) == (2, 3, 4, 5)
+    assert (sampling.upsampler.steps, sampling.size, sampling.base.guidance) == (7, 64, None)
+    named = SamplingFlags(upsampler_steps="fast27").options(num=1, seed=0, batch=1)
+    assert named.sampling.upsampler.steps == "fast27"
 
 
 def test_what_means_nothing_is_refused() -> None:

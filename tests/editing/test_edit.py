@@ -47,7 +47,7 @@ def edited(pipeline: PITIPipeline, image: Image.Image | None = None, num: int = 
     alone = pipeline.upsampler is None or given.get("base_only")
     fast = {key: value for key, value in FAST.items() if not (alone and key == "upsampler_steps")}
     from_ = None if given.pop("unknown", False) else before
-    settings = EditSettings(**{**fast, **given})
+    settings = EditSettings.from_flat(**{**fast, **given})
     return edit(
         pipeline, image or photograph(), after, from_, settings=settings, num_images=num, generator=seeded(), **kept
     )
@@ -125,7 +125,7 @@ def test_with_a_region_the_image_shows_the_change_inside_and_the_rest_outside() 
     after[:, 30:, 30:] = 2  # a change that the region leaves out
     region = Image.new("L", (80, 80))
     region.paste(255, (0, 0, 40, 80))
-    settings, pipeline = EditSettings(steps=2, base_only=True), tiny_cascade()
+    settings, pipeline = EditSettings.from_flat(steps=2, base_only=True), tiny_cascade()
     shows = edit(pipeline, photograph(), after, before, region, settings).shows
     assert shows is not None
     assert torch.equal(shows[..., :20], after[..., :20])
@@ -214,16 +214,16 @@ def test_other_proportions_and_sizes() -> None:
     before, after = two_masks(64, 48)
     image = photograph(128, 96)
     for settings, size in (
-        (EditSettings(steps=2, upsampler_steps=2), (43, 32)),
-        (EditSettings(steps=2, upsampler_steps=2, size=48), (64, 48)),
-        (EditSettings(steps=2, base_only=True), (21, 16)),
-        (EditSettings(steps=2, base_only=True, keep_exact=True), (128, 96)),
+        (EditSettings.from_flat(steps=2, upsampler_steps=2), (43, 32)),
+        (EditSettings.from_flat(steps=2, upsampler_steps=2, size=48), (64, 48)),
+        (EditSettings.from_flat(steps=2, base_only=True), (21, 16)),
+        (EditSettings.from_flat(steps=2, base_only=True, keep_exact=True), (128, 96)),
     ):
         result = edit(tiny_cascade(), image, after, before, settings=settings)
         assert result.images[0].size == result.region.size == size
     larger = before.repeat_interleave(2, 1).repeat_interleave(2, 2)  # the same mask at twice the size
-    first = edit(tiny_pipeline(), image, after, larger, settings=EditSettings(steps=2), generator=seeded())
-    second = edit(tiny_pipeline(), image, after, before, settings=EditSettings(steps=2), generator=seeded())
+    first = edit(tiny_pipeline(), image, after, larger, settings=EditSettings.from_flat(steps=2), generator=seeded())
+    second = edit(tiny_pipeline(), image, after, before, settings=EditSettings.from_flat(steps=2), generator=seeded())
     assert apart(first.images[0], second.images[0]).max() == 0
 
 
@@ -283,7 +283,7 @@ def test_an_inpainting_network_is_told_what_is_kept(monkeypatch: pytest.MonkeyPa
 
 def test_texts_and_several_conditions() -> None:
     pipeline = text_pipeline()
-    settings = EditSettings(steps=2)
+    settings = EditSettings.from_flat(steps=2)
     result = edit(pipeline, photograph(64, 48), "the sea", "a wood", settings=settings)
     assert result.images[0].size == (21, 16)  # the image's proportions: a text has none
     assert result.share == 1

@@ -15,7 +15,7 @@ from piti.core.images import save_png
 from piti.evaluation.evaluate import Options, evaluate_made, evaluate_model
 from piti.evaluation.generating import Split, generate_split
 from piti.evaluation.pairing import PairingError
-from piti.generation.translate import Settings
+from piti.generation.options import GenerationOptions
 from tests.evaluation.seen import NOISELESS, OPTIONS, baseline_pipeline
 from tests.generation.test_inputs import several_pipeline
 from tests.pipelines.test_pipeline import tiny_pipeline
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("colour_networks")
 
 
 class TestModel:
-    settings = Settings(num=2, steps=2)
+    settings = GenerationOptions.from_flat(num=2, steps=2)
 
     def test_a_split_is_translated_once(self, model: Path, tiny_data: Path, tmp_path: Path, aliases: Path) -> None:
         out, steps = tmp_path / "out", []
@@ -55,22 +55,22 @@ class TestModel:
 
     def test_images_made_otherwise_are_not_taken(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        generate_split(str(model), Split(tiny_data), out, Settings(num=1, steps=2), "cpu")
+        generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2), "cpu")
         with pytest.raises(PairingError, match=r"scene-09_0\.png: is there already, made with steps = 2, and 3"):
-            generate_split(str(model), Split(tiny_data), out, Settings(num=1, steps=3), "cpu")
-        more = generate_split(str(model), Split(tiny_data), out, Settings(num=2, steps=2), "cpu")
+            generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=3), "cpu")
+        more = generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=2, steps=2), "cpu")
         assert len(more.images) == 6
         pipeline = tiny_pipeline()
         with torch.no_grad():
             next(pipeline.base.parameters()).add_(1)
         pipeline.save_pretrained(model)
         with pytest.raises(PairingError, match=r"made with model = .*weights"):
-            generate_split(str(model), Split(tiny_data), out, Settings(num=1, steps=2), "cpu")
+            generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2), "cpu")
 
     def test_of_a_limited_split_other_images_in_the_folder_are_not_judged(
         self, model: Path, tiny_data: Path, tmp_path: Path
     ) -> None:
-        out, settings = tmp_path / "out", Settings(num=1, steps=1)
+        out, settings = tmp_path / "out", GenerationOptions.from_flat(num=1, steps=1)
         generate_split(str(model), Split(tiny_data), out, settings, "cpu")
         made = generate_split(str(model), Split(tiny_data, limit=2), out, settings, "cpu")
         assert (len(made.images), len(made.photographs)) == (2, 3)
@@ -80,7 +80,13 @@ class TestModel:
 
     def test_a_model_without_noise_makes_one_image_a_condition(self, tiny_data: Path, tmp_path: Path) -> None:
         baseline_pipeline(NOISELESS).save_pretrained(tmp_path / "pix")
-        arguments = (str(tmp_path / "pix"), Split(tiny_data), tmp_path / "out", Settings(num=4), "cpu")
+        arguments = (
+            str(tmp_path / "pix"),
+            Split(tiny_data),
+            tmp_path / "out",
+            GenerationOptions.from_flat(num=4),
+            "cpu",
+        )
         with pytest.raises(PairingError, match=r"--num 4: this model reads no noise.*leave --num out, or give 1"):
             generate_split(*arguments)
         assert not (tmp_path / "out").exists()
@@ -95,7 +101,9 @@ class TestModel:
             tmp_path / "oasis"
         )
         split = Split(tiny_data, limit=1)
-        made = generate_split(str(tmp_path / "oasis"), split, tmp_path / "out", Settings(num=2), "cpu")
+        made = generate_split(
+            str(tmp_path / "oasis"), split, tmp_path / "out", GenerationOptions.from_flat(num=2), "cpu"
+        )
         first, second = (path.read_bytes() for path in made.images)
         assert first != second
 
@@ -106,14 +114,16 @@ class TestModel:
             lines[16] = 0
             save_png(Image.fromarray(lines), tiny_data / "lines" / path.name)
         split = Split(tiny_data, conditions=("sketch=lines",))
-        made = generate_split(str(tmp_path / "several"), split, tmp_path / "out", Settings(num=1, steps=1), "cpu")
+        made = generate_split(
+            str(tmp_path / "several"), split, tmp_path / "out", GenerationOptions.from_flat(num=1, steps=1), "cpu"
+        )
         options = Options(("colours",), segmenter="nearest", aliases=aliases, bootstrap=0, device="cpu")
         found = evaluate_made(made, tmp_path / "out", options)
         assert {"fd", "miou", "line_distance", "real_line_distance"} <= {measure.name for measure in found.measures}
         assert [judge["of"] for judge in found.facts["judges"]] == ["mask", "sketch"]
 
     def test_what_is_wrong_with_the_data(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
-        settings = Settings(num=1, steps=1)
+        settings = GenerationOptions.from_flat(num=1, steps=1)
 
         def mistaken(said: str, **values: Any) -> None:
             with pytest.raises(UserError, match=said):

@@ -13,7 +13,8 @@ from PIL import Image
 from piti.conditions import ConditionError, condition_from_config
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.generation.inputs import GivenError, PartFiles, matched_parts, parsed_given
-from piti.generation.translate import Settings, TranslationError, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from tests.cli.running import code_and_output as run
@@ -21,7 +22,7 @@ from tests.cli.running import printed_error as mistake
 from tests.conftest import TINY_MODEL
 from tests.pipelines.test_pipeline import CLASSES, arrays, mask, seeded, tiny_pipeline
 
-SETTINGS = Settings(num=1, steps=2)
+SETTINGS = GenerationOptions.from_flat(num=1, steps=2)
 
 
 def several_pipeline() -> PITIPipeline:

@@ -22,10 +22,10 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.generation.generate import make_images
 from piti.generation.metadata import MAX_TEXT, model_name, named_model, packed
+from piti.generation.options import GenerationOptions, Place
 from piti.generation.recreate import RemakeError, read_record
 from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
-from piti.pipelines.options import Place, Settings
 from piti.pipelines.pipeline import PITIPipeline
 from tests.cli.running import code_and_output as run
 from tests.cli.running import printed_error as mistake
@@ -35,7 +35,7 @@ from tests.generation.test_translate import text_pipeline
 from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import CLASSES, mask, tiny_pipeline
 
-FAST = Settings(num=4, seed=5, steps=2, batch=3)
+FAST = GenerationOptions.from_flat(num=4, seed=5, steps=2, batch=3)
 
 
 def pipeline_of(config: dict[str, Any]) -> PITIPipeline:
@@ -52,7 +52,7 @@ def pipeline_of(config: dict[str, Any]) -> PITIPipeline:
 def again(pipeline: PITIPipeline, file: Path, out: Path, inputs: Sequence[Path] = (), **given: Any) -> list[str]:
     """Make an image again; the notes."""
     record = read_record(file)
-    settings = record.settings(Settings(**given), given)
+    settings = record.options(GenerationOptions.from_flat(**given), given)
     name = model_name(record.model, record.upsampler)
     return translate_files(record.applied(pipeline), inputs, out, settings, name, like=record).notes
 
@@ -128,7 +128,9 @@ class TestTheSameToTheBit:
     def test_of_a_cascade_whose_own_settings_have_changed(self, base_only: bool, tmp_path: Path) -> None:
         mask(3, 20, 16).save(tmp_path / "m.png")
         rule = Guidance(kind="rescaled", w=0.7, phi=0.3, interval=(0.1, 0.9))
-        settings = Settings(seed=1, guidance=rule, base_only=base_only, size=None if base_only else 40)
+        settings = GenerationOptions.from_flat(
+            seed=1, guidance=rule, base_only=base_only, size=None if base_only else 40
+        )
         was = tiny_cascade(upsampler_noise=0.9, upsampler_truncates=True, upsampler_sampler="ddim", sampler="dpm++")
         translate_files(was, [tmp_path / "m.png"], tmp_path / "first", settings, "tiny")
         made = tmp_path / "first/m_0.png"
@@ -158,7 +160,9 @@ class TestTheSameToTheBit:
         sketch(1).save(tmp_path / "s.png")
         pipeline, given = several_pipeline(), {"sketch": tmp_path / "s.png", "mask": tmp_path / "m.png"}
         for name, parts in (("both", given), ("one", {"sketch": tmp_path / "s.png"})):
-            made = translate_files(pipeline, [], tmp_path / name, Settings(steps=2), "tiny", given=parts).made[0]
+            made = translate_files(
+                pipeline, [], tmp_path / name, GenerationOptions.from_flat(steps=2), "tiny", given=parts
+            ).made[0]
             again(pipeline, made, tmp_path / f"{name} again")
             assert (tmp_path / f"{name} again" / made.name).read_bytes() == made.read_bytes()
 
@@ -182,7 +186,11 @@ class TestTheSameToTheBit:
         assert [one.number for one in images] == [0, 1, 2, 3]
         record = read_record(made)
         (one,) = make_images(
-            record.applied(pipeline), record.raw(pipeline), record.settings(Settings()), "tiny", "street.png"
+            record.applied(pipeline),
+            record.raw(pipeline),
+            record.options(GenerationOptions.from_flat()),
+            "tiny",
+            "street.png",
         )
         assert png_bytes(one.image, one.text) == made.read_bytes()
         assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -197,7 +205,9 @@ class TestLarge:
             ("sketch", pipeline_of({"kind": "sketch", "clip": 8}), sketch(1, 200, 160)),
         ):
             picture.save(tmp_path / f"{name}.png")
-            translate_files(pipeline, [tmp_path / f"{name}.png"], tmp_path / "first", Settings(steps=2), "tiny")
+            translate_files(
+                pipeline, [tmp_path / f"{name}.png"], tmp_path / "first", GenerationOptions.from_flat(steps=2), "tiny"
+            )
             made = tmp_path / f"first/{name}_0.png"
             assert read_record(made).reduced
             assert len(png_text(made)["piti:raw"]) <= 2000
@@ -211,7 +221,7 @@ class TestLarge:
         rows, columns = np.mgrid[:64, :80]
         np.save(tmp_path / "d.npy", (3 + np.sin(rows / 9) + columns / 50).astype(np.float32))
         pipeline = pipeline_of({"kind": "geometry"})
-        translate_files(pipeline, [tmp_path / "d.npy"], tmp_path / "first", Settings(), "tiny")
+        translate_files(pipeline, [tmp_path / "d.npy"], tmp_path / "first", GenerationOptions.from_flat(), "tiny")
         made = tmp_path / "first/d_0.png"
         assert read_record(made).raw(pipeline).shape == (4, 16, 20)
         assert again(pipeline, made, tmp_path / "out") == []
@@ -220,7 +230,9 @@ class TestLarge:
     def test_else_it_is_asked_for(self, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         monkeypatch.setattr("piti.generation.metadata.MAX_TEXT", 40)
         mask(1).save(tmp_path / "m.png")
-        translate_files(tiny_pipeline(), [tmp_path / "m.png"], tmp_path / "first", Settings(steps=2), "tiny")
+        translate_files(
+            tiny_pipeline(), [tmp_path / "m.png"], tmp_path / "first", GenerationOptions.from_flat(steps=2), "tiny"
+        )
         made = tmp_path / "first/m_0.png"
         with pytest.raises(RemakeError, match=r"m_0\.png: holds no condition .*give the mask's file beside --like"):
             again(tiny_pipeline(), made, tmp_path / "out")
@@ -436,7 +448,9 @@ class TestHostile:
 
     def test_those_of_an_upsampler(self, made: Path, tmp_path: Path) -> None:
         mask(1).save(tmp_path / "m.png")
-        translate_files(tiny_cascade(), [tmp_path / "m.png"], tmp_path / "first", Settings(num=1), "tiny")
+        translate_files(
+            tiny_cascade(), [tmp_path / "m.png"], tmp_path / "first", GenerationOptions.from_flat(num=1), "tiny"
+        )
         bad = with_text(tmp_path / "first/m_0.png", tmp_path / "bad.png", upsampler_steps="5000")
         with pytest.raises(RemakeError, match=r"bad\.png: piti:upsampler_sampler = .*, piti:upsampler_steps = 5000"):
             again(tiny_cascade(), bad, tmp_path / "out")

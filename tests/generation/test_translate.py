@@ -11,7 +11,8 @@ from PIL import Image
 
 from piti.conditions import TextCondition
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
-from piti.generation.translate import Settings, TranslationError, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.prepare.packable import PackJob
@@ -36,7 +37,7 @@ def pixels(folder: Path) -> dict[str, bytes]:
 def test_images_and_a_sheet(masks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     seen = []
-    settings = Settings(num=2, steps=2, batch=4)
+    settings = GenerationOptions.from_flat(num=2, steps=2, batch=4)
     report = translate_files(tiny_pipeline(), [masks], out, settings, "tiny", on_step=lambda *a: seen.append(a))
     assert sorted(p.name for p in out.iterdir()) == [
         *(f"m{k}_{n}.png" for k in range(3) for n in range(2)),
@@ -56,7 +57,7 @@ def test_images_and_a_sheet(masks: Path, tmp_path: Path) -> None:
 
 
 def test_existing_results_are_kept_unless_overwritten(masks: Path, tmp_path: Path) -> None:
-    out, settings = tmp_path / "out", Settings(num=1, steps=2)
+    out, settings = tmp_path / "out", GenerationOptions.from_flat(num=1, steps=2)
     translate_files(tiny_pipeline(), [masks], out, settings, "tiny")
     before = pixels(out)
     Image.new("RGB", (16, 16)).save(out / "m0_0.png")
@@ -71,15 +72,25 @@ def test_existing_results_are_kept_unless_overwritten(masks: Path, tmp_path: Pat
 
 
 def test_a_seed_means_the_same_image_in_any_company(masks: Path, tmp_path: Path) -> None:
-    translate_files(tiny_pipeline(), [masks], tmp_path / "all", Settings(num=2, steps=2, batch=5), "tiny")
+    translate_files(
+        tiny_pipeline(), [masks], tmp_path / "all", GenerationOptions.from_flat(num=2, steps=2, batch=5), "tiny"
+    )
     (masks / "m1.png").rename(tmp_path / "other.png")
-    translate_files(tiny_pipeline(), [tmp_path / "other.png"], tmp_path / "one", Settings(num=2, steps=2), "tiny")
+    translate_files(
+        tiny_pipeline(), [tmp_path / "other.png"], tmp_path / "one", GenerationOptions.from_flat(num=2, steps=2), "tiny"
+    )
     for n in range(2):
         a, b = (
             np.asarray(Image.open(p), np.int16) for p in (tmp_path / f"all/m1_{n}.png", tmp_path / f"one/other_{n}.png")
         )
         assert np.abs(a - b).max() <= 1
-    translate_files(tiny_pipeline(), [tmp_path / "other.png"], tmp_path / "two", Settings(seed=1, steps=2), "tiny")
+    translate_files(
+        tiny_pipeline(),
+        [tmp_path / "other.png"],
+        tmp_path / "two",
+        GenerationOptions.from_flat(seed=1, steps=2),
+        "tiny",
+    )
     assert np.abs(b - np.asarray(Image.open(tmp_path / "two/other_0.png"), np.int16)).max() > 10
 
 
@@ -87,31 +98,37 @@ def test_bad_inputs_are_listed_together_before_anything_is_written(masks: Path, 
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(masks / "strange.png")
     (masks / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(TranslationError, match=r"(?s)2 of 5 inputs.*broken\.png.*strange\.png"):
-        translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(), "tiny")
+        translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(), "tiny")
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(TranslationError, match="holds no images"):
-        translate_files(tiny_pipeline(), [tmp_path / "empty"], tmp_path / "out", Settings(), "tiny")
+        translate_files(tiny_pipeline(), [tmp_path / "empty"], tmp_path / "out", GenerationOptions.from_flat(), "tiny")
     (tmp_path / "twin").mkdir()
     mask(9).save(tmp_path / "twin/m0.png")
     with pytest.raises(TranslationError, match="would write the same files"):
-        translate_files(tiny_pipeline(), [masks / "m0.png", tmp_path / "twin"], tmp_path / "out", Settings(), "tiny")
+        translate_files(
+            tiny_pipeline(),
+            [masks / "m0.png", tmp_path / "twin"],
+            tmp_path / "out",
+            GenerationOptions.from_flat(),
+            "tiny",
+        )
 
 
 def test_a_sampler_that_does_not_exist_writes_nothing(masks: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown sampler"):
-        translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(sampler="dmpp"), "tiny")
+        translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(sampler="dmpp"), "tiny")
     assert not (tmp_path / "out").exists()
 
 
 def test_results_never_lie_among_the_inputs(masks: Path) -> None:
     with pytest.raises(TranslationError, match="among the inputs"):
-        translate_files(tiny_pipeline(), [masks], masks, Settings(), "tiny")
+        translate_files(tiny_pipeline(), [masks], masks, GenerationOptions.from_flat(), "tiny")
 
 
 def test_a_long_sheet_says_what_it_leaves_out(masks: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("piti.generation.translate.SHEET_ROWS", 2)
-    report = translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(steps=1), "tiny")
+    report = translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
     assert report.left_out == " (the first 2 of 3 conditions)"
     assert len(report.made) == 3
 
@@ -128,7 +145,7 @@ def text_pipeline() -> PITIPipeline:
 class TestTexts:
     def test_images_are_named_after_the_words(self, tmp_path: Path) -> None:
         (tmp_path / "said.txt").write_text("the sea")
-        settings = Settings(num=1, steps=2)
+        settings = GenerationOptions.from_flat(num=1, steps=2)
         texts = ["A photo, of a Forest!", "?"]
         report = translate_files(text_pipeline(), [tmp_path / "said.txt"], tmp_path, settings, "t", texts=texts)
         assert [p.name for p in report.made] == ["said_0.png", "a-photo-of-a-forest_0.png", "text_0.png"]
@@ -138,19 +155,21 @@ class TestTexts:
     def test_a_file_and_the_text_in_it_give_the_same_image(self, tmp_path: Path) -> None:
         (tmp_path / "texts").mkdir()
         (tmp_path / "texts/said.txt").write_text("the sea\n")
-        settings = Settings(num=1, steps=2)
+        settings = GenerationOptions.from_flat(num=1, steps=2)
         translate_files(text_pipeline(), [tmp_path / "texts"], tmp_path, settings, "t", texts=["the sea", "the hills"])
         said, same, other = (Image.open(tmp_path / f"{k}_0.png").tobytes() for k in ("said", "the-sea", "the-hills"))
         assert said == same != other
 
     def test_long_ones_are_cut_and_that_is_said(self, tmp_path: Path) -> None:
         texts = ["the sea", "the  sea", "a photo of the sea"]
-        report = translate_files(text_pipeline(), [], tmp_path, Settings(num=1, steps=2), "t", texts=texts)
+        report = translate_files(
+            text_pipeline(), [], tmp_path, GenerationOptions.from_flat(num=1, steps=2), "t", texts=texts
+        )
         assert [p.name for p in report.made] == ["the-sea_0.png", "a-photo-of-the-sea_0.png"]
         assert report.notes == ["--text: only the first 12 of 18 tokens are read: a photo of the sea"]
 
     def test_refused(self, masks: Path, tmp_path: Path) -> None:
-        settings = Settings(num=1, steps=2)
+        settings = GenerationOptions.from_flat(num=1, steps=2)
         with pytest.raises(TranslationError, match="--text: this model reads a mask"):
             translate_files(tiny_pipeline(), [], tmp_path, settings, "t", texts=["the sea"])
         with pytest.raises(TranslationError, match=r"m0\.png: is a picture, and this model reads text"):
@@ -187,7 +206,7 @@ class TestShards:
         return tmp_path / "sh"
 
     def made(self, out: Path, *inputs: Path) -> dict[str, bytes]:
-        translate_files(tiny_pipeline(), inputs, out, Settings(num=1, steps=2), "tiny")
+        translate_files(tiny_pipeline(), inputs, out, GenerationOptions.from_flat(num=1, steps=2), "tiny")
         return pixels(out)
 
     def test_conditions_are_what_the_manifest_says(self, masks: Path, shards: Path, tmp_path: Path) -> None:
@@ -229,12 +248,16 @@ def test_what_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
     (masks / "torn.png").write_bytes(b"no picture")
     pipeline = tiny_pipeline()
     with pytest.raises(TranslationError, match=r"(?s)2 of 3 inputs.*long\.png.*torn\.png.*--skip-bad"):
-        translate_files(pipeline, [masks], tmp_path / "out", Settings(steps=1), "tiny")
+        translate_files(pipeline, [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
     assert not (tmp_path / "out").exists()
-    report = translate_files(pipeline, [masks], tmp_path / "out", Settings(steps=1, skip_bad=True), "tiny")
+    report = translate_files(
+        pipeline, [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1, skip_bad=True), "tiny"
+    )
     assert [path.name for path in report.made] == ["good_0.png"]
     assert "2 of 3 inputs" in report.notes[0]
     assert "torn.png" in report.notes[0]
     (masks / "good.png").unlink()
     with pytest.raises(TranslationError, match="2 of 2 inputs"):  # nothing is left
-        translate_files(pipeline, [masks], tmp_path / "other", Settings(steps=1, skip_bad=True), "tiny")
+        translate_files(
+            pipeline, [masks], tmp_path / "other", GenerationOptions.from_flat(steps=1, skip_bad=True), "tiny"
+        )

@@ -17,10 +17,12 @@ from piti.cli.app import app
 from piti.conditions import ConditionError, SketchCondition, condition_from_config
 from piti.core.errors import UserError
 from piti.core.images import Box
-from piti.generation.translate import Settings, TranslationError, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
 from piti.pipelines.canvas import Frame, batches_alike, enlarged, extended, fitted, frame_of
 from piti.pipelines.cascade import Batch
+from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 from tests.conftest import TINY_MODEL
 from tests.generation.test_translate import text_pipeline
@@ -73,7 +75,7 @@ class TestFrame:
 
     def test_a_text_is_square(self) -> None:
         pipeline = text_pipeline()
-        frame = pipeline.frame(pipeline.read("the sea"), pipeline.sampling())
+        frame = pipeline.frame(pipeline.read("the sea"), OWN_SAMPLING.resolve(pipeline))
         assert frame == Frame(16, 16, (16, 16))
 
     @pytest.mark.parametrize("size", [0, 1, 15, 129])
@@ -198,14 +200,20 @@ class TestFiles:
     def test_every_image_has_its_masks_proportions(self, masks: Path, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         options: Any = {"on_step": lambda *a: seen.append(a)}
-        report = translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(steps=1), "tiny", **options)
+        report = translate_files(
+            tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny", **options
+        )
         sizes = {path.stem: Image.open(path).size for path in report.made}
         assert sizes == {"a_0": (32, 16), "b_0": (16, 16), "c_0": (16, 32), "d_0": (32, 16)}
         assert seen == [(1, 3), (2, 3), (3, 3)]
         assert Image.open(report.sheet).size == (2 * 384 + 12, 3 * 192 + 384 + 20)
-        again = translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(steps=1), "tiny")
+        again = translate_files(
+            tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny"
+        )
         assert len(again.kept) == 4
-        translate_files(tiny_pipeline(), [masks / "d.png"], tmp_path / "one", Settings(steps=1), "tiny")
+        translate_files(
+            tiny_pipeline(), [masks / "d.png"], tmp_path / "one", GenerationOptions.from_flat(steps=1), "tiny"
+        )
         one, other = (np.asarray(Image.open(tmp_path / d / "d_0.png"), np.int16) for d in ("out", "one"))
         assert np.abs(one - other).max() <= 1
 
@@ -213,9 +221,11 @@ class TestFiles:
         mask(0, 81, 20).save(masks / "long.png")
         message = r"(?s)1 of 5 inputs.*long\.png: is 81 x 20 pixels; at most 4:1.*--square"
         with pytest.raises(TranslationError, match=message):
-            translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(steps=1), "tiny")
+            translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
         assert not (tmp_path / "out").exists()
-        report = translate_files(tiny_pipeline(), [masks], tmp_path / "out", Settings(steps=1, square=True), "tiny")
+        report = translate_files(
+            tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1, square=True), "tiny"
+        )
         assert {Image.open(path).size for path in report.made} == {(16, 16)}
         with Image.open(report.made[0]) as image:
             assert image.text["piti:square"] == "True"  # type: ignore[attr-defined]

@@ -20,8 +20,10 @@ from piti.core.images import quantized, to_pil, to_tensor, truncated
 from piti.core.seeding import generator_for
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec, scheduler_of, space_timesteps
-from piti.generation.translate import Settings, TranslationError, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
+from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 from tests.conftest import TINY_MODEL
 from tests.pipelines.test_pipeline import CLASSES, arrays, mask, seeded, tiny_pipeline
@@ -196,8 +198,8 @@ def test_an_upsampler_beside_a_base(tmp_path: Path, alone: Path) -> None:
     with pytest.raises(ModelError, match="leave one of the two out"):
         PITIPipeline.from_pretrained(tmp_path / "base", upsampler=alone, base_only=True)
     both = PITIPipeline.from_pretrained(tmp_path / "base", upsampler=alone)
-    assert both.sampling().upsampler is not None
-    assert both.sampling().upsampler.steps == 3  # type: ignore[union-attr]
+    assert OWN_SAMPLING.resolve(both).upsampler is not None
+    assert OWN_SAMPLING.resolve(both).upsampler.steps == 3  # type: ignore[union-attr]
     assert ModelInfo("x", "here", alone).row()["image"] == "16 -> 32 px, upsampler alone"
 
 
@@ -255,13 +257,17 @@ class TestFiles:
         return folder
 
     def test_settings_are_in_the_metadata(self, masks: Path, tmp_path: Path) -> None:
-        translate_files(tiny_cascade(), [masks], tmp_path / "out", Settings(upsampler_sampler="ddim"), "tiny")
+        translate_files(
+            tiny_cascade(), [masks], tmp_path / "out", GenerationOptions.from_flat(upsampler_sampler="ddim"), "tiny"
+        )
         with Image.open(tmp_path / "out/m_0.png") as image:
             assert image.size == (32, 32)
             text = image.text  # type: ignore[attr-defined]
         assert (text["piti:upsampler_sampler"], text["piti:upsampler_steps"]) == ("ddim", "2")
         assert text["piti:upsampler_noise"] == "0.997"
-        translate_files(tiny_cascade(), [masks], tmp_path / "small", Settings(base_only=True), "tiny")
+        translate_files(
+            tiny_cascade(), [masks], tmp_path / "small", GenerationOptions.from_flat(base_only=True), "tiny"
+        )
         with Image.open(tmp_path / "small/m_0.png") as image:
             assert image.size == (16, 16)
             assert image.text["piti:base_only"] == "True"  # type: ignore[attr-defined]
@@ -269,12 +275,12 @@ class TestFiles:
 
     def test_an_image_of_another_size_is_not_kept_in_silence(self, masks: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        translate_files(tiny_cascade(), [masks], out, Settings(base_only=True), "tiny")
+        translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(base_only=True), "tiny")
         before = (out / "m_0.png").read_bytes()
         with pytest.raises(TranslationError, match=r"m_0.png: is there already, 16 x 16, where 32 x 32 .*--overwrite"):
-            translate_files(tiny_cascade(), [masks], out, Settings(), "tiny")
+            translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(), "tiny")
         assert (out / "m_0.png").read_bytes() == before
-        translate_files(tiny_cascade(), [masks], out, Settings(), "tiny", overwrite=True)
+        translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(), "tiny", overwrite=True)
         assert Image.open(out / "m_0.png").size == (32, 32)
 
     def test_on_the_command_line(self, masks: Path, tmp_path: Path, alone: Path) -> None:
@@ -304,7 +310,7 @@ def test_an_upsampler_may_be_shared(tmp_path: Path) -> None:
     assert not (tmp_path / "alone/upsampler").exists()
     borrowing = PITIPipeline.from_pretrained(tmp_path / "alone")
     borrowing.set_progress_bar_config(disable=True)
-    assert borrowing.defaults["upsampler_steps"] == 2
+    assert borrowing.defaults.upsampler.steps == 2
     images = [arrays(p(mask(1), steps=2, generator=seeded()).images) for p in (borrowing, whole)]
     assert np.array_equal(*images)
     small = PITIPipeline.from_pretrained(tmp_path / "alone", base_only=True)

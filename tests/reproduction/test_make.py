@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.evaluation.result import Evaluation, Measure
+from piti.generation.options import GenerationOptions
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.reproduction import checks, costs, make, plans, runs
-from piti.reproduction.plans import Plan, Row, RowSampling, Training
+from piti.reproduction.plans import Plan, Row, Training
 from piti.reproduction.runs import Judges, Workspace, begin_folder, is_of, progress_of, recipe_of, trained
 from piti.training import RunError, RunFolder, TrainingInterrupted
 from tests.conftest import tiny_recipe
@@ -31,8 +32,8 @@ QUIET = Console(quiet=True)
 TINY = Training("tiny", "tiny", "camvid")
 LACKING = Training("lacking", "lacking", "camvid")
 DIVERGING = Training("diverging", "tiny", "camvid", ("stages.0.lr=1e+30",))
-FAST = RowSampling(steps=2, sampler="ddim")
-ROW = Row("tiny", "piti", TINY, sampling=FAST)
+FAST = GenerationOptions.from_flat(steps=2, sampler="ddim")
+ROW = Row("tiny", "piti", TINY, options=FAST)
 PLAN = Plan("table1", "Table 1: tiny", "small", (ROW,), 16, "train", own_data=True, own_speed=True)
 
 
@@ -150,7 +151,9 @@ def test_results_of_other_images_are_made_anew(workspace: Workspace, monkeypatch
     judged_by_nobody(monkeypatch)
     make.reproduce(PLAN, workspace, QUIET)
     before = stamps(workspace.out)
-    slower = replace(PLAN, rows=(replace(PLAN.rows[0], sampling=replace(FAST, steps=3, num=2)),))
+    slower = replace(
+        PLAN, rows=(replace(PLAN.rows[0], options=GenerationOptions.from_flat(steps=3, sampler="ddim", num=2)),)
+    )
     found = make.reproduce(slower, workspace, QUIET).lines[0].found[0]
     assert found.value("fd") == 7  # two of each of three conditions, and their sheet
     after = stamps(workspace.out)

@@ -86,11 +86,12 @@ def test_of_the_ablations_one_thing_changes_at_a_time() -> None:
         found = []
         for row in plan.rows:
             assert row.upsampler is not None
-            assert row.sampling.guidance is not None
+            rule = row.options.sampling.base.guidance
+            assert rule is not None
             recipe = read_recipe(plan.recipe_file(row.upsampler), row.upsampler.changes)
             last = recipe.stages[-1]
             parts = (recipe.degradation, last.perceptual, last.adversarial)
-            found.append([*(part is not None for part in parts), row.sampling.guidance.kind == "normalized"])
+            found.append([*(part is not None for part in parts), rule.kind == "normalized"])
         assert found == [[k > n for n in range(4)] for k in range(5)]
         assert len({row.base for row in plan.rows}) == 1
 

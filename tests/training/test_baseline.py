@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from piti.baselines import BaselineNetwork
 from piti.core.spec import SpecError
-from piti.generation.translate import Settings, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import translate_files
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import ModelError, PITIPipeline
 from piti.training import Recipe, RunFolder, TrainingInterrupted, baseline, plan, train
@@ -169,7 +170,10 @@ def test_images_that_cannot_differ_are_told(tiny_data: Path, tmp_path: Path, fea
     train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
     pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
     masks = [tiny_data / "labels/scene-00.png"]
-    notes = [translate_files(pipeline, masks, tmp_path / f"out-{num}", Settings(num), "run").notes for num in (1, 2)]
+    notes = [
+        translate_files(pipeline, masks, tmp_path / f"out-{num}", GenerationOptions.from_flat(num=num), "run").notes
+        for num in (1, 2)
+    ]
     assert not notes[0]
     assert notes[1] == ["this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
     assert not pipeline.draws_noise()

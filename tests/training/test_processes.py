@@ -20,7 +20,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from PIL import Image
 from safetensors.torch import load_file
 
-from piti.generation.translate import Settings, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, train
 from piti.training.run_folder import RunFolder
@@ -302,7 +303,9 @@ def test_what_one_process_alone_cannot_do_is_said_once_and_ends_both(place: Path
 
 def test_translations_are_shared_and_resumed(place: Path, data: Path, one: Path, two: Any) -> None:
     model = PITIPipeline.from_pretrained(str(one))
-    report = translate_files(model, [data / "labels"], place / "alone", Settings(steps=2, batch=2), "one")
+    report = translate_files(
+        model, [data / "labels"], place / "alone", GenerationOptions.from_flat(steps=2, batch=2), "one"
+    )
     assert len(report.made) == 10
     said = two[1]
     # the first process made three batches, the second one picture of its two

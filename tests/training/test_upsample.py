@@ -18,10 +18,10 @@ from piti.checkpoints.folder import ModelError, ModelFolder
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.data import DataError
+from piti.generation.options import GenerationOptions
 from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.pipelines.options import Settings
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, TrainingInterrupted, plan, train
 from piti.training.loop import Trainer
@@ -442,7 +442,11 @@ def generated(tiny_data: Path, tmp_path: Path) -> Path:
     pipeline = PITIPipeline.from_pretrained(tmp_path / "base")
     pipeline.set_progress_bar_config(disable=True)
     translate_files(
-        pipeline, [tiny_data / "labels"], tmp_path / "generated", Settings(steps=2, base_only=True), name="base"
+        pipeline,
+        [tiny_data / "labels"],
+        tmp_path / "generated",
+        GenerationOptions.from_flat(steps=2, base_only=True),
+        name="base",
     )
     return tmp_path / "generated"
 

@@ -34,7 +34,7 @@ class Edit:
     @cached_property
     def settings(self) -> EditSettings:
         """Those that the request names, else editing's own."""
-        return EditSettings(**self.request.model_dump(exclude={"model", "num", "seed"}, exclude_none=True))
+        return self.request.settings()
 
     @cached_property
     def frame(self) -> Frame:

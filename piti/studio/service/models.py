@@ -11,6 +11,7 @@ import torch
 from piti.baselines import BaselineNetwork
 from piti.conditions import Condition, MaskCondition
 from piti.core.errors import UserError
+from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline, find_model
 from piti.studio.service.schema import Bounds, ClassInfo, Defaults, Limits, ModelInfo, SamplerName
 
@@ -59,8 +60,7 @@ def load(name: str, device: torch.device, limits: Limits) -> Loaded:
 
 
 def _described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
-    condition, sampling = pipeline.condition, pipeline.sampling()
-    upsampler, second = pipeline.upsampler, sampling.upsampler
+    condition, upsampler = pipeline.condition, pipeline.upsampler
     table = condition.classes if isinstance(condition, MaskCondition) else None
     entries = () if table is None else zip(table.ids, table.names, table.colours, strict=True)
     return ModelInfo(
@@ -71,13 +71,7 @@ def _described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
         classes=[ClassInfo(id=number, name=word, colour=colour) for number, word, colour in entries],
         unlabelled=None if table is None else table.ignore_colour,
         samplers=[] if isinstance(pipeline.base, BaselineNetwork) else list(get_args(SamplerName)),
-        defaults=Defaults(
-            guidance=sampling.base.guidance.w,
-            steps=sampling.base.steps,
-            sampler=sampling.base.sampler,
-            upsampler_steps=None if second is None else second.steps,
-            upsampler_sampler=None if second is None else second.sampler,
-        ),
+        defaults=Defaults.of(OWN_SAMPLING.resolve(pipeline)),
         limits=Bounds(
             num=limits.samples,
             steps=limits.steps,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from piti.core.errors import UserError
 from piti.core.spec import Spec
+from piti.editing import EditSettings
+from piti.generation.options import GenerationOptions
+from piti.pipelines.cascade import ResolvedSampling
 
 SamplerName = Literal["ddpm", "ddim", "dpm++", "dpm++sde", "unipc"]
 Strength = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
@@ -92,6 +95,10 @@ class TranslateRequest(_Request):
     sampler: SamplerName | None = Field(None, description="Sampler of the base; the model's own by default.")
     upsampler_sampler: SamplerName | None = Field(None, description="Sampler of the upsampler.")
 
+    def options(self) -> GenerationOptions:
+        """Which pictures are to be made, and how."""
+        return GenerationOptions.from_flat(**self.model_dump(exclude={"model"}))
+
 
 class EditRequest(_Request):
     """A picture changed where its condition changes."""
@@ -101,6 +108,10 @@ class EditRequest(_Request):
     variety: Share | None = Field(None, description="Share of fresh noise inside the region, 0 to 1.")
     dilate: Share | None = Field(None, description="How far the region grows, as a share of the short side.")
     feather: Share | None = Field(None, description="How softly it ends, as a share of the short side.")
+
+    def settings(self) -> EditSettings:
+        """How it is to be edited; what the request does not say is editing's own."""
+        return EditSettings.from_flat(**self.model_dump(exclude={"model", "num", "seed"}, exclude_none=True))
 
 
 Colour = tuple[int, int, int]
@@ -126,6 +137,18 @@ class Defaults(_Answer):
     sampler: str
     upsampler_steps: int | str | None = Field(description="None: no upsampler.")
     upsampler_sampler: str | None
+
+    @classmethod
+    def of(cls, sampling: ResolvedSampling) -> Self:
+        """A model's, without any options."""
+        base, upsampler = sampling.base, sampling.upsampler
+        return cls(
+            guidance=base.guidance.w,
+            steps=base.steps,
+            sampler=base.sampler,
+            upsampler_steps=None if upsampler is None else upsampler.steps,
+            upsampler_sampler=None if upsampler is None else upsampler.sampler,
+        )
 
 
 class Bounds(_Answer):

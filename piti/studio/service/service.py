@@ -24,7 +24,7 @@ from piti.diffusion.samplers import OnStep
 from piti.generation.generate import make_images
 from piti.generation.recreate import carried_condition
 from piti.pipelines.canvas import Frame
-from piti.pipelines.options import Settings
+from piti.pipelines.options import OWN_SAMPLING
 from piti.studio.http.errors import in_plain_words
 from piti.studio.service.edits import Edit
 from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
@@ -100,7 +100,7 @@ class Studio:
         read = read_painted if painted else read_picture
         picture = opened(image, source, self.limits.pixels)
         raw = read(pipeline.condition, picture, source)
-        pipeline.frame(raw, pipeline.sampling(), source=source)
+        pipeline.frame(raw, OWN_SAMPLING.resolve(pipeline), source)
         if not painted and isinstance(pipeline.condition, SketchCondition):
             _check_lines(raw, picture, source)
         return raw
@@ -161,15 +161,15 @@ class Studio:
         """
         loaded = self.model(request.model)
         self.limits.check(request)
-        pipeline, settings = loaded.pipeline, Settings(**request.model_dump(exclude={"model"}))
+        pipeline, options = loaded.pipeline, request.options()
         tensor = pipeline.read(raw)
-        frame = pipeline.frame(tensor, settings.sampling(pipeline), request.size)
+        frame = pipeline.frame(tensor, options.sampling.resolve(pipeline))
         said, notes = raw if isinstance(raw, str) else source, _notes(loaded, raw, request)
         held = held_tensor(tensor)
 
         def made(on_step: OnStep) -> Made:
             raw = held.out()
-            images = make_images(pipeline, raw, settings, loaded.name, said, on_step)
+            images = make_images(pipeline, raw, options, loaded.name, said, on_step)
             return [Picture.of(image, loaded.name, raw) for image in images], notes
 
         return self._submitted(request, made, frame, held.size)

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import UserError
-from piti.editing import VARIETY, EditSettings
+from piti.editing import STEPS, VARIETY
 from piti.pipelines.canvas import same_proportions
+from piti.pipelines.options import OWN_SAMPLING
 from piti.studio.service.schema import EditRequest, TranslateRequest
 from piti.studio.service.service import Loaded, Studio
 from piti.studio.ui.gallery import Gallery, SourceImage, Strip, finished, nothing_yet, on_the_way, refused, settled
@@ -24,7 +25,6 @@ from piti.studio.ui.inputs import BLANK, surface_of
 from piti.studio.ui.painter import PainterValue
 
 _LARGEST_SEED = 2**31 - 1
-_EDITS = EditSettings()
 _TRACED = "My drawing shows the photograph"
 
 Changes = dict[Any, Any]
@@ -54,7 +54,7 @@ class Panel:
         self.studio, self.loaded = studio, loaded
         self.surface = surface_of(studio, loaded)
         self.id = panel_id or slug(loaded.name)
-        own = loaded.pipeline.sampling().base
+        own = OWN_SAMPLING.resolve(loaded.pipeline).base
         self.own = {
             "guidance": own.guidance.w,
             "sampler": own.sampler,
@@ -103,7 +103,7 @@ class Panel:
                     info="0 keeps what the photograph had there as far as it fits; 1 invents it anew",
                 )  # fmt: skip
                 self.edit_steps = gr.Slider(
-                    1, self.studio.limits.steps, value=int(_EDITS.steps), step=1, label="Editing steps",
+                    1, self.studio.limits.steps, value=STEPS, step=1, label="Editing steps",
                     elem_id=f"{self.id}-edit-steps", info="more keep the rest more exactly",
                 )  # fmt: skip
             self.exact = gr.Checkbox(False, label="Keep the rest pixel for pixel", elem_id=f"{self.id}-exact")

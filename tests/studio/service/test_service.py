@@ -19,7 +19,8 @@ from piti.conditions import ConditionError
 from piti.core.errors import UserError
 from piti.core.images import ImageError
 from piti.generation.generate import make_images
-from piti.generation.translate import Settings, translate_files
+from piti.generation.options import GenerationOptions
+from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.edits import Edit
 from piti.studio.service.inputs import Upload, photograph
@@ -41,7 +42,9 @@ def test_images_and_metadata_are_those_of_piti_translate(
 ) -> None:
     Image.fromarray(ids()).save(tmp_path / "street.png")
     pipeline = studio.model("mask").pipeline
-    translate_files(pipeline, [tmp_path / "street.png"], tmp_path / "out", Settings(num=3, **settings), "mask")  # type: ignore[arg-type]
+    translate_files(
+        pipeline, [tmp_path / "street.png"], tmp_path / "out", GenerationOptions.from_flat(num=3, **settings), "mask"
+    )  # type: ignore[arg-type]
     raw = studio.read_condition("mask", painted(ids()), "the drawing")
     result = made(studio, raw, num=3, **settings)
     assert [picture.number for picture in result.pictures] == [0, 1, 2]
@@ -320,7 +323,7 @@ def test_waiting_jobs_hold_little_and_make_the_same(studio: Studio, keep_exact: 
     results = [asyncio.run(job.result()) for job in jobs]
     assert studio.queue.held == 0
     assert results[0].pictures[0].png == expected[0][0].png
-    alone = make_images(studio.models["mask"].pipeline, after, Settings(num=1), "mask", "street.png")
+    alone = make_images(studio.models["mask"].pipeline, after, GenerationOptions.from_flat(num=1), "mask", "street.png")
     assert np.array_equal(np.asarray(results[1].pictures[0].image()), np.asarray(alone[0].image))
 
 

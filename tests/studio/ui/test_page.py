@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from piti.pipelines.options import OWN_SAMPLING
 from piti.studio.service.service import Studio
 from piti.studio.ui.gallery import Gallery
 from piti.studio.ui.inputs import FileSurface, TextSurface
@@ -61,7 +62,7 @@ class TestMaking:
 
     def test_the_models_own_settings_are_its_own(self, panel: Panel, studio: Studio) -> None:
         """What the visitor leaves alone is not said again, so that the metadata is that of `piti translate`."""
-        own = studio.models["mask"].pipeline.sampling().base
+        own = OWN_SAMPLING.resolve(studio.models["mask"].pipeline).base
         changes = {"guidance": own.guidance.w, "sampler": own.sampler, "steps": panel.own["steps"]}
         done = made(panel, painted(ids()), **changes)[-1]
         text = Image.open(__import__("io").BytesIO(studio.kept(done["pictures"][0]["id"]).png)).info

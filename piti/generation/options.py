@@ -1,0 +1,81 @@
+"""Which images are made of a condition, how, and where an image's noise comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from piti.core.errors import UserError
+from piti.core.seeding import derive_seed
+from piti.pipelines.options import OWN_SAMPLING, SamplingOptions
+
+SHEET = "sheet.png"
+"""The name of a contact sheet beside results."""
+MAX_ROWS = 64
+"""An image's metadata gives its place in batches of at most this many; making it again costs as much as all rows."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The row of its batch that an image is made in: kernels round differently in a batch of another size."""
+
+    row: int
+    rows: int
+    order: int = 0
+    """Of its condition among the distinct ones of the batch, by their first rows."""
+    distinct: int = 1
+
+    def filled(self, raw: Shaped[Tensor, "K h w"]) -> list[Tensor]:
+        """A batch with the condition in this place; what fills it is the same condition, as other views."""
+        others = [raw[:] for _ in range(self.distinct - 1)]
+        batch = [*others[: self.order], raw]
+        rest = iter(others[self.order :])
+        while len(batch) < self.rows:
+            batch.append(raw if len(batch) == self.row else next(rest, raw))
+        return batch
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Which images are made of each condition, and how."""
+
+    sampling: SamplingOptions = OWN_SAMPLING
+    num: int = 1
+    """Images of each condition."""
+    seed: int = 0
+    batch: int = 8
+    """Images made at once."""
+    skip_bad: bool = False
+    """Leave out conditions that cannot be used, instead of stopping."""
+    numbers: tuple[int, ...] | None = None
+    """Which images of each condition, by number; the first `num` by default."""
+    place: Place | None = None
+    """If there is one image to make: where in a batch, so that it comes out as it did there, to the bit."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.batch < 1:
+            raise UserError(f"num {self.num} and batch {self.batch} (--num, --batch) must be at least 1")
+
+    @classmethod
+    def from_flat(cls, **values: Any) -> GenerationOptions:
+        """The options with those of `sampling` among them under their flat keys. Raises SpecError."""
+        sampling, others = SamplingOptions.split(values)
+        return cls(sampling, **others)
+
+    def wanted(self) -> Sequence[int]:
+        """The numbers of the images of each condition."""
+        return range(self.num) if self.numbers is None else self.numbers
+
+
+def seed_of(seed: int, fitted: Shaped[Tensor, "K h w"], number: int) -> int:
+    """What the noise of a condition's image is drawn from.
+
+    seed: what a person gave; fitted: the condition as the base's encoder sees it (`PITIPipeline.fitted`), so that
+    neither a file's name nor the other files matter; number: of the image among those of the condition.
+    """
+    return derive_seed(seed, hashlib.sha256(fitted.cpu().numpy().tobytes()).hexdigest(), number)
