@@ -149,7 +149,7 @@ class TestTheSameToTheBit:
         depth[3:5, 4:9] = 0
         np.save(tmp_path / "d.npy", depth)
         pipeline = pipeline_of({"kind": "geometry"})
-        settings = replace(FAST, num=1, square=True)
+        settings = GenerationOptions.from_flat(seed=5, steps=2, square=True)
         translate_files(pipeline, [tmp_path / "d.npy"], tmp_path / "first", settings, "tiny")
         assert read_record(tmp_path / "first/d_0.png").raw(pipeline).shape == (4, 20, 20)
         again(pipeline, tmp_path / "first/d_0.png", tmp_path / "out")

@@ -178,7 +178,7 @@ def test_a_training_runs_folder_is_a_model(tmp_path: Path) -> None:
         ({"sampler": "dmpp"}, "unknown sampler 'dmpp'"),
         ({"steps": 0}, "steps = 0"),
         ({"steps": 2000}, "steps = 2000"),
-        ({"guidance": -3}, "'w' = -3"),
+        ({"guidance": -3}, r"'guidance\.w' = -3"),
         ({"num_images": 0}, "must be at least 1"),
     ],
 )
