@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ LAYERS = [
 ]
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}, "models": {"conditions"}, "conditions": {"models"}}
 EXCEPTIONS = {("checkpoints/convert.py", "pipelines")}  # whether the networks that were read fit each other
+FIELDS = {"upsampler_guidance", "upsampler_noise"}  # options of a pipeline, and of no flag
 
 
 def layer_of(module: str) -> int:
@@ -62,6 +64,42 @@ def test_imports_go_one_way(path: Path) -> None:
             continue
         assert layer_of(other) <= layer_of(own), f"{path} imports piti.{other}, which lies in a later layer"
         assert other not in FOREIGN_TO.get(own, set()), f"{path} imports piti.{other}"
+
+
+def texts_of(path: Path) -> list[str]:
+    """A file's strings, docstrings aside; what an f-string holds is left out of it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documents]
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_command_line_writes_flags(path: Path) -> None:
+    """Elsewhere texts name options by `piti.core.errors.option`. A variable of CSS, `var(--name)`, is no flag."""
+    flag = re.compile(r"(?<![\w(-])--(?:[a-z]|$)|(?<!var)\(--[a-z]")
+    found = [text for text in texts_of(path) if flag.search(text)]
+    assert path.relative_to(PACKAGE).parts[0] == "cli" or not found, f"write option(…) instead, in {found}"
+
+
+def test_texts_name_options_that_the_command_line_has() -> None:
+    mention = re.compile(r"""\b(?:option|mention)\(['"](\w+)['"]\)|\boption=['"](\w+)['"]""")
+    named = {name for path in sources() for pair in mention.findall(path.read_text(encoding="utf-8")) for name in pair}
+    flags = {flag for path in (PACKAGE / "cli").rglob("*.py") for flag in flags_of(path)}
+    assert named - {""} - flags <= FIELDS
+
+
+def flags_of(path: Path) -> set[str]:
+    """Keywords of the options that a file of the command line declares."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    names |= {
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    declared = re.findall(r"""['"/]--([a-z-]+)""", path.read_text(encoding="utf-8"))
+    return names | {name.replace("-", "_") for name in declared}
 
 
 def test_the_package_itself_imports_nothing() -> None:

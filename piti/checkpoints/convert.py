@@ -35,7 +35,7 @@ from piti.conditions import (
     coco_stuff,
 )
 from piti.conditions.tokenizers import TOKENIZER_FOLDER, BytePairTokenizer
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option, text_of
 from piti.core.files import check_folder, whole_file, whole_folder
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
 from piti.models import EncoderSpec, TextEncoderSpec, Translator
@@ -74,7 +74,7 @@ _MODEL_HOLDS = {
     "README.md",
     "recipe.yaml",
 }
-_READS_NOTHING = "cannot read text yet: import again with --tokenizer FOLDER --overwrite"
+_READS_NOTHING = f"cannot read text yet: import again with {option('tokenizer')} FOLDER {option('overwrite')}"
 _KNOWS_NOTHING = "samples as if nothing of the picture were known"
 
 
@@ -170,7 +170,7 @@ class _Network:
         """What was written to `target`; reads: whether a condition can be given to it as it is."""
         told = [] if reads else [_READS_NOTHING]
         told += [_KNOWS_NOTHING] if self.translator.config["inpaint"] else []
-        notes = tuple(f"{self.what} {note}" for note in told)
+        notes = tuple(Message(f"{self.what} {note}") for note in told)
         return Exchanged(self.what, self.parts[0].path, target, self.translator.num_parameters(), notes)
 
 
@@ -219,7 +219,7 @@ def _check_outside(out: Path, *inputs: str | Path | None) -> None:
     """Raises ExchangeError if replacing `out` would remove what is read."""
     for path in inputs:
         if path is not None and Path(path).resolve().is_relative_to(out.resolve()):
-            raise ExchangeError(f"{out}: holds {path}, which is read; give another --out")
+            raise ExchangeError(f"holds {path}, which is read", remedy=f"give another {option('out')}", source=out)
 
 
 def _check_together(condition: Condition, networks: Mapping[str, _Network], base: Path, upsampler: Path | None) -> None:
@@ -230,9 +230,11 @@ def _check_together(condition: Condition, networks: Mapping[str, _Network], base
     try:
         check_cascade(condition, networks["base"].translator, networks["upsampler"].translator)
     except UserError as error:
-        fault = str(error).partition(";")[0]  # its remedy is for those who choose the condition
-        raise ExchangeError(
-            f"--upsampler {upsampler}: {fault}; give the upsampler that was released with {base}"
+        raise ExchangeError(  # the remedy of the error itself is for those who choose the condition
+            error.problem,
+            remedy=f"give the upsampler that was released with {base}",
+            option="upsampler",
+            value=upsampler,
         ) from None
 
 
@@ -245,15 +247,25 @@ def _released(path: Path, heads: Heads) -> Released:
 
 def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
     if found.config.get("low_res") is not None:
-        raise ExchangeError(f"{path}: is a {found.name}; give it as --upsampler, beside a base")
+        raise ExchangeError(
+            f"is a {found.name}", remedy=f"give it as {option('upsampler')}, beside a base", source=path
+        )
     if found.unet is not None:
         if chosen.prior is not None:
-            raise ExchangeError(f"--prior {chosen.prior}: {path} is a {found.name} and has a UNet; leave --prior out")
+            raise ExchangeError(
+                f"{path} is a {found.name} and has a UNet",
+                remedy=f"leave {option('prior')} out",
+                option="prior",
+                value=chosen.prior,
+            )
         return _Network(found.name, found.config, SCHEDULES["base"], [_Part(path, found.rules)])
     if chosen.prior is None:
         raise ExchangeError(
-            f"{path}: is an encoder alone, as PITI's first stage saves it; name the base whose UNet it was trained "
-            "with: --prior GLIDE_BASE.pt, or a model's folder"
+            "is an encoder alone, as PITI's first stage saves it",
+            remedy=(
+                f"name the base whose UNet it was trained with, {option('prior')} GLIDE_BASE.pt or a model's folder"
+            ),
+            source=path,
         )
     return _joined(found, path, chosen.prior, chosen.heads)
 
@@ -261,7 +273,7 @@ def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
 def _upsampler(found: Released, path: Path) -> _Network:
     if found.config.get("low_res") is None:
         alone = " alone, and an upsampler needs its UNet too" if found.unet is None else "; give it as BASE"
-        raise ExchangeError(f"--upsampler {path}: is a {found.name}{alone}")
+        raise ExchangeError(f"is a {found.name}{alone}", option="upsampler", value=path)
     return _Network(found.name, found.config, SCHEDULES["upsampler"], [_Part(path, found.rules)])
 
 
@@ -271,12 +283,14 @@ def _upsampler(found: Released, path: Path) -> _Network:
 def _joined(found: Released, path: Path, prior: str | Path, heads: Heads) -> _Network:
     config, schedule, part = _prior_file(Path(prior), heads) if Path(prior).is_file() else _prior_folder(prior)
     if config.get("low_res") is not None:
-        raise ExchangeError(f"--prior {prior}: is an upsampler; name a base")
+        raise ExchangeError("is an upsampler", remedy="name a base", option="prior", value=prior)
     width = config["unet_spec"]["token_width"]
     if width != found.encoder.width:
         raise ExchangeError(
-            f"--prior {prior}: its UNet takes tokens of width {width}, {path} makes {found.encoder.width}; name the "
-            "base that the encoder was trained with"
+            f"its UNet takes tokens of width {width}, {path} makes {found.encoder.width}",
+            remedy="name the base that the encoder was trained with",
+            option="prior",
+            value=prior,
         )
     merged = {**config, **found.config, "text_spec": None}
     what = f"{found.name} with the UNet of {Path(prior).name}"
@@ -286,14 +300,14 @@ def _joined(found: Released, path: Path, prior: str | Path, heads: Heads) -> _Ne
 def _prior_file(path: Path, heads: Heads) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
     found = _released(path, heads)
     if found.unet is None:
-        raise ExchangeError(f"--prior {path}: is an encoder alone as well; name a base")
+        raise ExchangeError("is an encoder alone as well", remedy="name a base", option="prior", value=path)
     rules = [rule for rule in found.rules if rule.targets[0].startswith("unet.")]
     return found.config, SCHEDULES["base"], _Part(path, rules)
 
 
 def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
     folder = ModelFolder.open(find_model(name))
-    config, schedule, weights = _saved_network(folder, "base", f"--prior {name}")
+    config, schedule, weights = _saved_network(folder, "base", f"{option('prior')} {name}")
     expected, held = our_tensors(config, "unet."), read_weights(weights)
     odd = next((key for key, kind in expected.items() if key not in held or held[key].shape != kind.shape), None)
     if odd is not None:
@@ -323,15 +337,19 @@ def _schedule(folder: Path) -> ScheduleSpec:
 
 def _condition(found: Released, path: Path, chosen: ImportSettings) -> Condition:
     """What the base reads. Raises ExchangeError, ConditionError."""
-    encoder, flags = found.encoder, {"palette": chosen.classes, "text": chosen.tokenizer}
+    encoder, files = found.encoder, {"palette": ("classes", chosen.classes), "text": ("tokenizer", chosen.tokenizer)}
     if isinstance(encoder, TextEncoderSpec):
         condition: Condition = TextCondition(encoder.context, BytePairTokenizer(chosen.tokenizer, encoder.vocabulary))
     else:
         condition = _picture_condition(encoder, path, chosen.classes)
-    for kind, value in flags.items():
+    for kind, (name, value) in files.items():
         if value is not None and kind != condition.kind:
-            flag = {"palette": "--classes", "text": "--tokenizer"}[kind]
-            raise ExchangeError(f"{flag} {value}: has no meaning here, {path} reads '{condition.kind}'; leave it out")
+            raise ExchangeError(
+                f"has no meaning here, {path} reads '{condition.kind}'",
+                remedy="leave it out",
+                option=name,
+                value=value,
+            )
     return condition
 
 
@@ -383,7 +401,9 @@ def export_release(model: str | Path, out: Path, overwrite: bool = False) -> lis
     _check_outside(out, *(folder.path / network for network in exports))
     if out.suffix in _FILE_SUFFIXES:
         if len(exports) != 1:
-            raise ExchangeError(f"--out {out}: {folder.path} has {' and '.join(exports)}; give a folder for both")
+            raise ExchangeError(
+                f"{folder.path} has {' and '.join(exports)}", remedy="give a folder for both", option="out", value=out
+            )
         with whole_file(out, overwrite) as partial:
             return [_exchanged(export, partial, out) for export in exports.values()]
     with whole_folder(out, overwrite, _is_export) as partial:
@@ -413,8 +433,8 @@ def _export(folder: ModelFolder, network: str) -> _Export:
         raise ExchangeError(
             f"{source}: was trained with {have}; the layout stands for {want}, and has no place to say otherwise"
         )
-    told = f" (to import: {found.flags})" if found.flags else ""
-    return _Export(found.name + told, found.rules, weights)
+    told = f" (to import: {text_of(found.options)})" if found.options else ""
+    return _Export(Message(found.name + told), found.rules, weights)
 
 
 def _alone(tensor: Tensor) -> Tensor:

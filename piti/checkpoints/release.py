@@ -21,7 +21,7 @@ from torch import Tensor
 
 from piti.checkpoints.release_keys import Rule, encoder_rules, release_rules
 from piti.checkpoints.weights import is_archive, read_weights
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option
 from piti.models.encoders import EncoderSpec
 from piti.models.text import TextEncoderSpec
 from piti.models.translator import Translator
@@ -69,12 +69,15 @@ class Released:
         return f"{self.family} {self.role}"
 
     @property
-    def flags(self) -> str:
+    def options(self) -> Message:
         """What an import has to be told, where the heads are of no usual size."""
         usual = None if self.unet is None else head_dim_of(self.unet.channels, self.unet.attention)
-        told = [] if self.unet is None or self.unet.head_dim == usual else [f"--head-dim {self.unet.head_dim}"]
-        told += [] if self.encoder.heads == heads_of(self.encoder.width) else [f"--heads {self.encoder.heads}"]
-        return " ".join(told)
+        told = []
+        if self.unet is not None and self.unet.head_dim != usual:
+            told.append(f"{option('head_dim')} {self.unet.head_dim}")
+        if self.encoder.heads != heads_of(self.encoder.width):
+            told.append(f"{option('heads')} {self.encoder.heads}")
+        return Message(" ".join(told))
 
 
 # What a UNet sees: input channels => (whether it enlarges a small image, whether it is told what is known)
@@ -244,7 +247,9 @@ def _unet_spec(shapes: Shapes, chosen: Heads) -> UNetSpec:
     attention = tuple(f"input_blocks.{k}.1.qkv.weight" in shapes for k in starts)
     head_dim = chosen.head_dim or head_dim_of(channels, attention)
     if channels[-1] % head_dim:
-        raise ReleaseError(f"its middle attends over {channels[-1]} channels, not a multiple of --head-dim {head_dim}")
+        raise ReleaseError(
+            f"its middle attends over {channels[-1]} channels, not a multiple of {option('head_dim')} {head_dim}"
+        )
     sizes = {
         "channels": channels,
         "layers": blocks // levels - 1,
@@ -271,9 +276,11 @@ def _heads(width: int, chosen: Heads) -> int:
     """The transformer's. Raises ReleaseError for a number that does not divide its width."""
     heads = chosen.heads or heads_of(width)
     if heads is not None and width % heads:
-        raise ReleaseError(f"its transformer has width {width}, not a multiple of --heads {heads}")
+        raise ReleaseError(f"its transformer has width {width}, not a multiple of {option('heads')} {heads}")
     if heads is None:
-        raise ReleaseError(f"its transformer of width {width} has heads of no usual size; say how many: --heads")
+        raise ReleaseError(
+            f"its transformer of width {width} has heads of no usual size", remedy=f"say how many: {option('heads')}"
+        )
     return heads
 
 

@@ -16,6 +16,18 @@ from rich.text import Text
 log = Console(stderr=True)
 
 
+def flag(name: str) -> str:
+    """An option's flag, from its keyword."""
+    return f"--{name.replace('_', '-')}"
+
+
+def with_flags(text: str) -> str:
+    """A text of the library, the options that it mentions written as flags."""
+    from piti.core.errors import spelled, text_of
+
+    return spelled(text_of(text), flag)
+
+
 def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
     """A table on standard output; its columns are as wide as they need to be where that is not a terminal.
 
@@ -27,7 +39,7 @@ def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*map(Text, row.values()))
+        table.add_row(*(Text(with_flags(value)) for value in row.values()))
     console.print(table)
 
 
@@ -44,11 +56,13 @@ def print_warning(warning: str) -> None:
 
 def print_error(error: Exception) -> None:
     """The message alone, without a traceback."""
-    _labelled("error", "bold red", str(error))
+    from piti.core.errors import text_of
+
+    _labelled("error", "bold red", text_of(error))
 
 
 def _labelled(label: str, style: str, text: str) -> None:
-    log.print(Text.assemble((f"{label}: ", style), text), soft_wrap=True)
+    log.print(Text.assemble((f"{label}: ", style), with_flags(text)), soft_wrap=True)
 
 
 def progress(what: str, shown: bool = True) -> AbstractContextManager[Callable[[int, int], None]]:

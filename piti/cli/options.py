@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer import Option
 
+from piti.cli.console import flag
+
 if TYPE_CHECKING:
     from piti.conditions import Condition
     from piti.evaluation.options import Options
@@ -264,6 +266,6 @@ def refuse_others(given: Sequence[str], meant: Collection[str], use: str) -> Non
     """Raises UserError for parameters that mean nothing in a use of a command. use: in words."""
     from piti.core.errors import UserError
 
-    odd = [f"--{name.replace('_', '-')}" for name in given if name not in meant]
+    odd = [flag(name) for name in given if name not in meant]
     if odd:
         raise UserError(f"{', '.join(odd)} means nothing with {use}; leave it out")

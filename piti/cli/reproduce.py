@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from piti.cli.console import log, print_rows
+from piti.cli.console import log, print_rows, with_flags
 from piti.cli.options import Device, DryRun, Gpu, JudgeFlags, all_given, refuse_others, with_groups
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
         rows, notes = costs.dry_run(plan, workspace, gpu or "a100")
         print_rows(rows)
         for note in notes:
-            typer.echo(f"note: {note}")
+            typer.echo(f"note: {with_flags(note)}")
         return
     made = make.reproduce(plan, workspace, log)
     for what in made.missing:
-        typer.echo(f"missing: {what}", err=True)
+        typer.echo(f"missing: {with_flags(what)}", err=True)
     typer.echo(f"{plan.title}: {workspace.out / f'{table}.md'}, .json and .jpg")
     if made.missing:
         raise typer.Exit(1)

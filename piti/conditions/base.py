@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import IMAGE_SUFFIXES, Box, Source, center_box, open_image
 from piti.core.spec import choices
 
@@ -220,7 +220,11 @@ class NoCondition(Condition):
         return 0
 
     def load(self, path: Files) -> Shaped[Tensor, "K h w"]:
-        raise ConditionError(f"{path}: this model takes no condition; choose another --model, or an upsampler's base")
+        raise ConditionError(
+            "this model takes no condition",
+            remedy=f"choose another {option('model')}, or an upsampler's base",
+            source=path,
+        )
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
         return self.nothing(image.height, image.width)

@@ -27,6 +27,7 @@ from piti.conditions.base import (
     register,
     sides_of,
 )
+from piti.core.errors import option
 from piti.core.images import Box, grid
 from piti.core.spec import Spec, SpecError, choices
 
@@ -132,8 +133,8 @@ class SeveralCondition(Condition):
     def _which(self) -> str:
         first = next(iter(self.parts))
         return (
-            f"this model reads {', '.join(self.parts)}; say which part it is: {{'{first}': FILE}}, or on the command "
-            f"line --given {first}=FILE"
+            f"this model reads {', '.join(self.parts)}; say which part it is: {{'{first}': FILE}}, or on the "
+            f"command line {option('given')} {first}=FILE"
         )
 
     def _of_one_size(self, raws: Mapping[str, Tensor], sources: Mapping[str, str]) -> dict[str, Tensor]:
@@ -290,7 +291,7 @@ class SeveralCondition(Condition):
         try:
             return cls(parts)
         except ConditionError as error:
-            raise ConditionError(f"{source}: {error}") from None
+            raise error.about(source) from None
 
     def saved_in(self, folder: Path) -> SeveralCondition:
         return SeveralCondition({name: part.saved_in(folder) for name, part in self.parts.items()})
@@ -310,7 +311,7 @@ def part_configs(config: Mapping[str, Any], source: str) -> dict[str, dict[str, 
     try:
         parts = _SeveralConfig.parse(config, source).parts
     except SpecError as error:
-        raise ConditionError(str(error)) from None
+        raise ConditionError.like(error) from None
     named = {part.name: part.condition for part in parts}
     if len(named) < len(parts):
         raise ConditionError(

@@ -259,7 +259,7 @@ def _parsed(config: Mapping[str, Any], source: str) -> _GeometryConfig:
     try:
         return _GeometryConfig.parse(config, source)
     except SpecError as error:
-        raise ConditionError(str(error)) from None
+        raise ConditionError.like(error) from None
 
 
 HOLE = (128, 128, 128)

@@ -90,7 +90,7 @@ class ClassTable(Spec):
                 str(path),
             )
         except SpecError as error:
-            raise ConditionError(str(error)) from None
+            raise ConditionError.like(error) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -247,7 +247,7 @@ class MaskCondition(Condition):
         try:
             parsed = _MaskConfig.parse(config, source)
         except SpecError as error:
-            raise ConditionError(str(error)) from None
+            raise ConditionError.like(error) from None
         return cls(parsed.classes) if parsed.null_value is None else cls(parsed.classes, parsed.null_value)
 
     # Ids and colours to indices. Look-ups give _UNKNOWN for what the table lacks.
@@ -304,9 +304,10 @@ class MaskCondition(Condition):
         if unknown.any():
             found = [(f"id {value}", count) for value, count in _counted(ids[unknown])]
             raise ConditionError(
-                f"{source}: {_listed(found)} not in the class table (ids {_span(self.classes.ids)}); "
-                "add the class to classes.json, or relabel these pixels (ignore = "
-                f"{self.classes.ignore} for unlabelled ones)"
+                f"{_listed(found)} not in the class table (ids {_span(self.classes.ids)})",
+                remedy=f"relabel these pixels (ignore = {self.classes.ignore} for unlabelled ones)",
+                local_remedy="add the class to classes.json",
+                source=source,
             )
         return indices
 
@@ -327,8 +328,10 @@ class MaskCondition(Condition):
         codes = _counted(_pack(colours[unknown]))
         found = [(f"colour {(code >> 16, code >> 8 & 255, code & 255)}", count) for code, count in codes]
         raise ConditionError(
-            f"{source}: {_listed(found)} not in the class table; add the colour to classes.json, or "
-            "save the mask without anti-aliasing and as PNG (JPEG changes colours)"
+            f"{_listed(found)} not in the class table",
+            remedy="save the mask without anti-aliasing and as PNG (JPEG changes colours)",
+            local_remedy="add the colour to classes.json",
+            source=source,
         )
 
     def _read_palette(self, image: Image.Image, source: str) -> Integer[np.ndarray, "h w"]:

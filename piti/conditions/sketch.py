@@ -133,7 +133,7 @@ def _parsed(config: Mapping[str, Any], source: str) -> _SketchConfig:
     try:
         return _SketchConfig.parse(config, source)
     except SpecError as error:
-        raise ConditionError(str(error)) from None
+        raise ConditionError.like(error) from None
 
 
 # Distances

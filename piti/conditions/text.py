@@ -15,12 +15,12 @@ from torch import Tensor
 
 from piti.conditions.base import Condition, ConditionError, Files, Size, register
 from piti.conditions.tokenizers import ByteTokenizer, Tokenizer, tokenizer_from_config
+from piti.core.errors import option
 from piti.core.images import IMAGE_SUFFIXES, Box
 
 NO_TOKEN = -1
 """What follows a text's last token, in raw and encoded form."""
 
-_NO_TEXT = "is a picture, and this model reads text; give --text, or a .txt file"
 _PICTURE = 192  # side of a preview
 _LETTER = 16  # size of its letters
 _LINE = 20  # letters in a line
@@ -53,7 +53,7 @@ class TextCondition(Condition):
         if isinstance(path, Mapping):
             raise ConditionError(f"{', '.join(path)}: parts are given, and this model reads text; give a .txt file")
         if PurePath(str(path)).suffix.lower() in IMAGE_SUFFIXES:
-            raise ConditionError(f"{path}: {_NO_TEXT}")
+            raise _no_text(path)
         try:
             data = Path(path).read_bytes() if isinstance(path, str | Path) else path.open().read()
             text = data.decode("utf-8-sig")
@@ -81,7 +81,7 @@ class TextCondition(Condition):
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
         """Always raises ConditionError: a picture is no text."""
-        raise ConditionError(f"{source}: {_NO_TEXT}")
+        raise _no_text(source)
 
     def checked(self, raw: Tensor, source: str) -> Integer[Tensor, "1 1 L"]:
         """Token ids as they are. Raises ConditionError for another shape, type, or id."""
@@ -157,3 +157,12 @@ class TextCondition(Condition):
             return False
         ours, theirs = ((c.context, c.tokenizer.kind, c.tokenizer.size) for c in (self, other))
         return ours == theirs
+
+
+def _no_text(source: object) -> ConditionError:
+    return ConditionError(
+        "is a picture, and this model reads text",
+        remedy=f"give {option('text')}",
+        local_remedy="give a .txt file",
+        source=source,
+    )

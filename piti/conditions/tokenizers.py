@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from piti.conditions.base import ConditionError
+from piti.core.errors import option
 from piti.core.spec import choices
 
 GLIDE_VOCABULARY = 50257
@@ -115,8 +116,11 @@ class BytePairTokenizer(Tokenizer):
     def _tokenizer(self) -> Any:
         if self.folder is None:
             raise ConditionError(
-                "this model reads text through GPT-2's tokenizer, whose files it does not hold; import it with "
-                "--tokenizer FOLDER (vocab.json and merges.txt, or GLIDE's encoder.json.gz and vocab.bpe.gz)"
+                "this model reads text through GPT-2's tokenizer, whose files it does not hold",
+                remedy=(
+                    f"import it with {option('tokenizer')} FOLDER (vocab.json and merges.txt, or GLIDE's "
+                    "encoder.json.gz and vocab.bpe.gz)"
+                ),
             )
         try:
             from tokenizers import ByteLevelBPETokenizer

@@ -138,7 +138,7 @@ def usable_device(name: str | None = None) -> torch.device:
         device = torch.device(name or _fastest_kind())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; cpu always works") from None
+        raise UserError(str(error).splitlines()[0], remedy="cpu always works", option="device", value=name) from None
     return device
 
 

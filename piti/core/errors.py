@@ -1,8 +1,108 @@
-"""One ancestor for every mistake that a user can mend."""
+"""Mistakes that a user can correct, in parts, and how their texts name options.
+
+One text serves three readers: the command line names an option by its flag (`--base-only`), the HTTP interface by its
+field and Python by its keyword (`base_only`). So a text marks the options that it mentions, see `option`, and whoever
+shows it spells them, see `spelled`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+E = TypeVar("E", bound="UserError")
+
+_OPTION = re.compile("\u2039([a-z_]+)\u203a")
+
+
+def option(name: str) -> str:
+    """An option's mention in a text. name: as keyword, such as "base_only"."""
+    return f"\u2039{name}\u203a"
+
+
+def spelled(text: str, spelling: Callable[[str], str] = str) -> str:
+    """A text for its readers. spelling: makes of an option's keyword what they call it; by default the keyword."""
+    return _OPTION.sub(lambda found: spelling(found[1]), text)
+
+
+class Message(str):
+    """A text that is no error, such as a note: it reads in Python as it is, and `marked` spells options for others."""
+
+    marked: str
+
+    def __new__(cls, text: str) -> Self:
+        """text: with options marked, see `option`."""
+        made = super().__new__(cls, spelled(text))
+        made.marked = text
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.marked,)
 
 
 class UserError(ValueError):
-    """Bad input. The message names the file, key or flag, what was expected, and what to do."""
+    """Bad input: what is wrong, where, and what to do. `str` gives one text, options by their keywords.
+
+    problem: what is wrong with the value, and what was expected. remedy: what to do. local_remedy: what else to do for
+    someone who has the files and starts the program; a browser is not told. option: the keyword of the option at
+    fault; value: its value, None where it is not to be shown. source: the file or key at fault. Problem and remedies
+    may mention options, see `option`.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str = "",
+        local_remedy: str = "",
+        option: str | None = None,
+        value: object = None,
+        source: object = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem, self.remedy, self.local_remedy = problem, remedy, local_remedy
+        self.option, self.value, self.source = option, value, None if source is None else str(source)
+
+    def text(self, local: bool = True) -> str:
+        """The whole text, its options still marked: `source: option value: problem; remedy`. local: with what needs
+        the files, see `local_remedy`.
+        """
+        blamed = "" if self.option is None else option(self.option)
+        blamed += "" if self.value is None else f" {self.value}"
+        remedies = ", or ".join(filter(None, [self.local_remedy if local else "", self.remedy]))
+        about = ": ".join(filter(None, [self.source, blamed.strip(), self.problem]))
+        return f"{about}; {remedies}" if remedies else about
+
+    def __str__(self) -> str:
+        return spelled(self.text())
+
+    def about(self, source: object) -> Self:
+        """The same error, of `source`; what it was of before stands after that."""
+        self.source = str(source) if self.source is None else f"{source}: {self.source}"
+        return self
+
+    @classmethod
+    def like(cls, error: UserError) -> Self:
+        """What another error says, in its parts, as an error of this kind."""
+        return _restored(cls, (error.problem,), error.__dict__)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as it is, whatever a subclass is made from
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[E], arguments: tuple[Any, ...], parts: dict[str, Any]) -> E:
+    error = kind.__new__(kind)
+    error.args = arguments
+    error.__dict__.update(parts)
+    return error
+
+
+def text_of(said: BaseException | str) -> str:
+    """What an error or a message says, to be part of another text: options stay marked."""
+    if isinstance(said, UserError):
+        return said.text()
+    return said.marked if isinstance(said, Message) else str(said)
 
 
 def quoted(text: str, most: int = 100) -> str:

@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
+
+OUT = option("out")
+"""What names a result's place, unless it is said otherwise."""
 
 
 class OutputError(UserError):
@@ -36,44 +39,49 @@ def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) ->
 
 
 @contextmanager
-def whole_file(target: Path, overwrite: bool, flag: str = "--out") -> Iterator[Path]:
+def whole_file(target: Path, overwrite: bool, named: str = OUT) -> Iterator[Path]:
     """The name of a file to write, which becomes `target` as a folder does in `whole_folder`."""
-    check_file(target, overwrite, flag)
+    check_file(target, overwrite, named)
     with _termination_raised(), _beside(target) as partial:
         yield partial
         flush(partial)
         os.replace(partial, target)
 
 
-def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], flag: str = "--out") -> None:
-    """Raises OutputError unless `whole_folder` may write there. flag: what names the folder on the command line."""
+def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], named: str = OUT) -> None:
+    """Raises OutputError unless `whole_folder` may write there. named: what names the folder, see `option`."""
     if not (target.exists() or target.is_symlink()):
         return
     if not target.is_dir() or target.is_symlink():
-        raise OutputError(f"{target}: is there already and is no folder; give another {flag}")
+        raise OutputError("is there already and is no folder", remedy=f"give another {named}", source=target)
     if not any(target.iterdir()):
         return
     if not ours(target):
-        raise OutputError(f"{target}: holds other things, which would be lost; give another {flag}")
+        raise OutputError("holds other things, which would be lost", remedy=f"give another {named}", source=target)
     if not overwrite:
-        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
+        raise _taken(target, named)
 
 
-def check_file(target: Path, overwrite: bool, flag: str = "--out") -> None:
-    """Raises OutputError unless `whole_file` may write there. flag: what names the file on the command line."""
+def check_file(target: Path, overwrite: bool, named: str = OUT) -> None:
+    """Raises OutputError unless `whole_file` may write there. named: what names the file, see `option`."""
     if target.is_dir():
-        raise OutputError(f"{target}: is a folder; give a file's name as {flag}")
+        raise OutputError("is a folder", remedy=f"give a file's name as {named}", source=target)
     if target.exists() and not overwrite:
-        raise OutputError(f"{target}: is there already; add --overwrite to replace it, or give another {flag}")
+        raise _taken(target, named)
 
 
-def check_place(folder: Path, flag: str = "--out") -> None:
+def _taken(target: Path, named: str) -> OutputError:
+    remedy = f"add {option('overwrite')} to replace it, or give another {named}"
+    return OutputError("is there already", remedy=remedy, source=target)
+
+
+def check_place(folder: Path, named: str = OUT) -> None:
     """Raises OutputError unless a folder is there, or can be made, and written into."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise OutputError(f"{folder}: {there} is a file, no folder; give another {flag}")
+        raise OutputError(f"{there} is a file, no folder", remedy=f"give another {named}", source=folder)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder}: {there} may not be written into; give another {flag}")
+        raise OutputError(f"{there} may not be written into", remedy=f"give another {named}", source=folder)
 
 
 @contextmanager

@@ -77,9 +77,12 @@ def list_conditions(archive: Path, suffixes: Set[str]) -> list[Archived]:
         others = [one for one in of_key[member.key] if one.name != member.name and one.extension != member.extension]
         if others:
             raise ImageError(
-                f"{archive}: holds {member.name} and {others[0].name}, and which of them is the condition cannot be "
-                f"told; put the tar beside its shards.json, or unpack the conditions alone: tar -xf {archive.name} "
-                f"--wildcards '*.{others[0].extension}'"
+                f"holds {member.name} and {others[0].name}, and which of them is the condition cannot be told",
+                remedy=(
+                    "put the tar beside its shards.json, or unpack the conditions alone, the files "
+                    f"*.{others[0].extension}"
+                ),
+                source=archive,
             )
     return found
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.spec import Spec, choices
 from piti.data.filters import l0_smooth, resize_antialiased
 
@@ -176,9 +176,9 @@ def line_source(name: str, settings: Mapping[str, Any] | None = None) -> tuple[S
 def detector_spec(name: str, settings: Mapping[str, Any] | None = None) -> tuple[Detector, Spec]:
     """A detector and its checked settings; nothing is loaded yet. Raises DetectorError or SpecError."""
     if name not in DETECTORS:
-        raise DetectorError(f"--detector {name}: unknown; {choices(name, DETECTORS)}")
+        raise DetectorError("unknown", remedy=choices(name, DETECTORS), option="detector", value=name)
     detector = DETECTORS[name]
-    return detector, detector.spec.parse(settings or {}, f"the settings of --detector {name}")
+    return detector, detector.spec.parse(settings or {}, f"the settings of {option('detector')} {name}")
 
 
 def _built_in(spec: LineSpec) -> LineSource:
@@ -218,15 +218,25 @@ def _loaded(name: str, network: str, spec: LearnedSpec) -> Callable[..., Any]:
         kind = getattr(importlib.import_module("controlnet_aux"), network)
     except (ImportError, AttributeError, RuntimeError) as error:  # a torchvision of another torch: RuntimeError
         raise DetectorError(
-            f"--detector {name}: needs the package controlnet-aux, which cannot be imported ({error}); pip install "
-            "controlnet-aux, with a torchvision that fits this torch, or take --detector lines, which needs neither"
+            f"needs the package controlnet-aux, which cannot be imported ({error})",
+            remedy=(
+                "pip install controlnet-aux, with a torchvision that fits this torch, or take "
+                f"{option('detector')} lines, which needs neither"
+            ),
+            option="detector",
+            value=name,
         ) from error
     try:
         return kind.from_pretrained(spec.weights).to(spec.device)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise DetectorError(
-            f"--detector {name}: cannot load its weights from {spec.weights} ({error}); check the connection, or give "
-            "a folder with its file as --weights, or take --detector lines, which needs none"
+            f"cannot load its weights from {spec.weights} ({error})",
+            remedy=(
+                f"check the connection, or give a folder with its file as {option('weights')}, or take "
+                f"{option('detector')} lines, which needs none"
+            ),
+            option="detector",
+            value=name,
         ) from error
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from piti.conditions import Condition, NoCondition
 from piti.conditions.base import meaning_hash
+from piti.core.errors import option
 from piti.core.images import Box, image_size, list_images, png_text, read_rgb, to_tensor
 from piti.core.spec import Spec
 from piti.data.crops import Sample
@@ -114,7 +115,7 @@ class WithGenerated:
             return f"generated images smaller than the {self.side} px of a crop (data.size / scale)"
         said = png_text(file)
         if said.get(f"{_SAID}base_only") != "True":
-            return "images that no base generated; make them by piti translate … --base-only"
+            return f"images that no base generated; make them by piti translate … {option('base_only')}"
         form = said.get(f"{_SAID}raw_form")
         same = form is None or json.loads(form).get("reads") == meaning_hash(self.condition)
         if not same and not isinstance(self.condition, NoCondition):
@@ -125,7 +126,10 @@ class WithGenerated:
 def _by_pair(pairs: PairedFolder, root: Path) -> Mapping[int, list[Path]]:
     """The generated images of every pair that has some, by the pair's index. Raises DataError where none is."""
     if not root.is_dir():
-        raise DataError(f"generated.root: {root} is no folder; make it by piti translate … --base-only --out {root}")
+        raise DataError(
+            f"generated.root: {root} is no folder",
+            remedy=f"make it by piti translate … {option('base_only')} {option('out')} {root}",
+        )
     stems = {Path(pair.key).name: index for index, pair in enumerate(pairs.pairs)}
     found: dict[int, list[Path]] = {}
     for file in list_images(root):
@@ -135,6 +139,7 @@ def _by_pair(pairs: PairedFolder, root: Path) -> Mapping[int, list[Path]]:
     if not found:
         raise DataError(
             f"generated.root: {root} holds no STEM_NUMBER.png of the training conditions (such as "
-            f"{next(iter(stems))}_0.png); make them by piti translate … --base-only"
+            f"{next(iter(stems))}_0.png)",
+            remedy=f"make them by piti translate … {option('base_only')}",
         )
     return found

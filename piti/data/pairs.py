@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
+from piti.core.errors import option
 from piti.core.images import IMAGE_SUFFIXES, ImageError, list_files
 from piti.core.spec import choices
 from piti.data.archives import Archived, list_archived
@@ -147,7 +148,9 @@ class PairList:
             kinds = " or ".join(f"{{kind: {kind}}}" for kind in ALONE)
             raise DataError(f"data.photographs are for condition: {kinds}, not for {self.condition.kind}")
         if self.spec.root is None and not self.spec.photographs:
-            raise DataError("no data folder given; set data.root in the recipe or pass --data FOLDER")
+            raise DataError(
+                "no data folder given", remedy=f"set data.root in the recipe or pass {option('data')} FOLDER"
+            )
         further = self._further(alone)
         if self.spec.root is None:
             kept = [pair.key for pair in further]

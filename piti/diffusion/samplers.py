@@ -157,12 +157,14 @@ def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str) 
     first = min(int((log_snr > high).sum()), last) if kind.quadratic else 0
     most = last - first + 1
     if isinstance(steps, int) and not 1 <= steps <= most:
-        raise UserError(f"steps = {steps}: {sampler!r} takes 1 … {most} steps of this schedule of {len(schedule)}")
+        raise UserError(
+            f"{sampler!r} takes 1 … {most} steps of this schedule of {len(schedule)}", option="steps", value=steps
+        )
     if isinstance(steps, int) and kind.quadratic:
         return _even_in_root(first, last, steps)
     kept = sorted({min(t, last) for t in space_timesteps(len(schedule), steps)})
     if not kept:
-        raise UserError(f"steps = {steps!r} keeps no timestep; give at least 1")
+        raise UserError("keeps no timestep", remedy="give at least 1", option="steps", value=repr(steps))
     return kept if len(kept) > 1 else [last]  # the release's single step is t = 0, which leaves pure noise
 
 

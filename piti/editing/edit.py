@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from piti.core.errors import option
 from piti.core.images import Box, as_rgb, quantized, to_pil, to_tensor, truncated
 from piti.diffusion.samplers import OnStep
 from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact, frame_to_edit
@@ -217,12 +218,12 @@ def _region_of(
     that is to be kept exactly."""
     soft = _soft_region(pipeline, before, after, white, (frame.height, frame.width), settings)
     if settings.keep_exact and bool((soft > 0).all()) and (white is None or bool(white.all())):
-        remedy = "paint less of the region white" if white is not None else "give a region (--region)"
+        remedies = ["paint less of the region white" if white is not None else f"give a {option('region')}"]
         if white is None and before is None:
-            remedy = f"give what the image shows now (--from, --from-text), or {remedy.removeprefix('give ')}"
+            remedies.insert(0, f"give what the image shows now, as {option('from')} or {option('from_text')}")
         raise EditError(
-            f"all of the image would be repainted, and nothing of it kept, as --keep exact asks; {remedy}, or leave "
-            "--keep exact out"
+            f"all of the image would be repainted, and nothing of it kept, as {option('keep')} exact asks",
+            remedy=", or ".join([*remedies, f"leave {option('keep')} exact out"]),
         )
     return soft
 
@@ -244,8 +245,8 @@ def _soft_region(
     differs = changed(pipeline.condition, before, after)
     if not differs.any():
         raise EditError(
-            "the two conditions are the same: nothing would change; give another one to show, or a region (--region) "
-            "to repaint under the same condition"
+            "the two conditions are the same: nothing would change",
+            remedy=f"give another one to show, or a {option('region')} to repaint under the same condition",
         )
     return derived(differs, size, settings.dilate, settings.feather)
 

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from piti.core.errors import option
 from piti.core.images import Source, loss_as_rgb
 from piti.diffusion.inversion import SAMPLER
 from piti.editing.regions import EditError
@@ -51,9 +52,9 @@ class EditSettings:
         for name in ("variety", "dilate", "feather"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
-                raise EditError(f"{name} {value} (--{name}): is a share; give 0 to 1")
+                raise EditError("is a share", remedy="give 0 to 1", option=name, value=value)
         if self.refinements < 0:
-            raise EditError(f"refinements {self.refinements} (--refinements): give 0 (plain inversion) or more")
+            raise EditError("give 0 (plain inversion) or more", option="refinements", value=self.refinements)
         if self.sampling.base.sampler or self.sampling.upsampler.sampler or self.sampling.square:
             raise EditError(
                 f"an edit is sampled with {SAMPLER} and over all of the image; leave sampler and square out"
@@ -122,6 +123,8 @@ def check_exact(picture: Image.Image | Source, source: str) -> None:
     lost = loss_as_rgb(picture)
     if lost:
         raise EditError(
-            f"{source}: images are written as 8-bit RGB, where {lost} would be lost, and --keep exact promises every "
-            "bit; export it as 8-bit RGB without transparency, or leave --keep exact out"
+            f"images are written as 8-bit RGB, where {lost} would be lost, and {option('keep')} exact promises "
+            "every bit",
+            remedy=f"export it as 8-bit RGB without transparency, or leave {option('keep')} exact out",
+            source=source,
         )

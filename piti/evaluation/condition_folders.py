@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from piti.conditions import ClassTable, Condition, GeometryCondition, MaskCondition, SeveralCondition, SketchCondition
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.evaluation.pairing import PairingError
 
 
@@ -44,7 +44,9 @@ def combined(
 def only_one(folders: Mapping[str, tuple[Path, Condition]]) -> tuple[Path | None, Condition | None]:
     """The folder and its condition, for a study. Raises UserError for several."""
     if len(folders) > 1:
-        raise UserError(f"--{' and --'.join(folders)}: a study shows one kind of condition; give one")
+        raise UserError(
+            f"{' and '.join(map(option, folders))}: a study shows one kind of condition", remedy="give one of them"
+        )
     return next(iter(folders.values()), (None, None))
 
 
@@ -53,5 +55,9 @@ def _masks(labels: Path, classes: Path | None) -> MaskCondition:
     places = [classes] if classes else [labels / "classes.json", labels.resolve().parent / "classes.json"]
     found = [place for place in places if place.is_file()]
     if not found:
-        raise PairingError(f"{places[0]}: no such file; name the masks' classes with --classes FILE (a classes.json)")
+        raise PairingError(
+            "no such file",
+            remedy=f"name the masks' classes with {option('classes')} FILE (a classes.json)",
+            source=places[0],
+        )
     return MaskCondition(ClassTable.read(found[0]))

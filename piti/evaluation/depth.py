@@ -25,7 +25,7 @@ from piti.evaluation.per_condition import AlignmentError, ConditionValues, Frame
 from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
 
 _WHAT = "a network for estimating depth"
-_FLAG = "--depth"
+_OPTION = "depth"
 _OF_DISTANCE = ("zoedepth", "glpn", "depth_pro")
 """Kinds of network whose estimates grow with distance."""
 _CLOSE = 1.25
@@ -58,7 +58,9 @@ class TransformersDepth(ByPretrained):
         found = self.judge.network(pixel_values=inputs["pixel_values"])
         estimates = self._finished(found, [(image.height, image.width) for image in images])
         if not torch.isfinite(estimates).all():
-            raise JudgeError(f"{_FLAG} {self.source}: estimates are NaN or infinite; fetch its weights again")
+            raise JudgeError(
+                "estimates are NaN or infinite", remedy="fetch its weights again", option=_OPTION, value=self.source
+            )
         return estimates.float().cpu()
 
     def _finished(self, found: object, sizes: list[tuple[int, int]]) -> Float[Tensor, "N h w"]:
@@ -78,7 +80,7 @@ def open_depth(source: str, device: torch.device, inverse: bool | None = None) -
     inverse: whether its estimates fall with distance; by default by its kind: ZoeDepth's, GLPN's, Depth Pro's, and
     those of networks whose config says that they estimate metres grow. Raises JudgeError.
     """
-    judge = load_pretrained(source, {"DepthEstimation": ()}, _WHAT, _FLAG, device)
+    judge = load_pretrained(source, {"DepthEstimation": ()}, _WHAT, _OPTION, device)
     config = judge.network.config
     metric = getattr(config, "depth_estimation_type", "relative") == "metric"
     return TransformersDepth(judge, not (metric or config.model_type in _OF_DISTANCE) if inverse is None else inverse)

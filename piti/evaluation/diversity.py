@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from piti.checkpoints.weights import file_hash
+from piti.core.errors import option
 from piti.core.images import to_tensor
 from piti.core.progress import OnProgress
 from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches
@@ -104,8 +105,8 @@ def diversity(
             first = sizes.setdefault(one.stem, one)
             if first.size != one.size:
                 raise AlignmentError(
-                    f"{first.path} and {one.path} are samples of {one.stem} and differ in size; make them alike, or "
-                    "bring all to one size with --resize"
+                    f"{first.path} and {one.path} are samples of {one.stem} and differ in size",
+                    remedy=f"make them alike, or bring all to one size with {option('resize')}",
                 )
             features[one.stem].append([x[k : k + 1] for x in found])
             if len(features[one.stem]) == len(several[one.stem]):
@@ -148,8 +149,8 @@ def _several(groups: Mapping[str, Sequence]) -> dict[str, Sequence]:
     several = {stem: samples for stem, samples in groups.items() if len(samples) > 1}
     if not several:
         raise AlignmentError(
-            f"none of {len(groups)} conditions has two samples, between which diversity is measured; make more with "
-            "piti translate --num 4"
+            f"none of {len(groups)} conditions has two samples, between which diversity is measured",
+            remedy=f"make more with piti translate {option('num')} 4",
         )
     return several
 

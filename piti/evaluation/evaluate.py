@@ -11,7 +11,7 @@ import torch
 
 from piti.conditions import Condition, NoCondition
 from piti.core.distributed import Ranks
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option
 from piti.core.progress import OnProgress
 from piti.data.pairs import parts_of
 from piti.evaluation.distances import CMMD_NETWORK, distances
@@ -59,8 +59,17 @@ def evaluate_files(
     reals = [] if real is None else photographs(real, split or "val")
     of_split = (split or "val") if real is not None and is_data_root(real) else ""
     if split is not None and not of_split:
-        what = "no --real is given" if real is None else f"{real} is a folder of photographs, not laid out as data"
-        raise PairingError(f"--split {split}: {what}; leave it out, or give --real a data root (with images/)")
+        what = (
+            f"no {option('real')} is given"
+            if real is None
+            else f"{real} is a folder of photographs, not laid out as data"
+        )
+        raise PairingError(
+            what,
+            remedy=f"leave it out, or give {option('real')} a data root (with images/)",
+            option="split",
+            value=split,
+        )
     return _evaluate(Material(images, generated, reals, real, of_split, given), options, on_step)
 
 
@@ -133,8 +142,9 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
     if not networks and not judges:
         why = f" ({'; '.join(notes)})" if notes else ""
         raise UserError(
-            "nothing to measure: give --real for distances, --labels with --segmenter, --sketches, or --geometry with "
-            f"--depth for agreement, or --perceptual for the diversity of several samples{why}"
+            f"nothing to measure: give {option('real')} for distances, {option('labels')} with "
+            f"{option('segmenter')}, {option('sketches')}, or {option('geometry')} with {option('depth')} "
+            f"for agreement, or {option('perceptual')} for the diversity of several samples{why}"
         )
     looked_at = (len(material.images) + len(material.real)) * len(networks)
     meter = ProgressMeter(looked_at + sum(judge.images for judge in judges), on_step)
@@ -151,18 +161,22 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
         found, more = judge.measures(options.bootstrap, options.seed, meter.part)
         measures += found
         notes += more
-    return Evaluation(tuple(measures), facts, tuple(notes))
+    return Evaluation(tuple(measures), facts, tuple(map(Message, notes)))
 
 
 def _networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
     """The feature networks. Raises UserError for none, and for two of one name."""
     if not options.features:
-        raise UserError("--real is given and no --features; name a network, such as inception")
+        raise UserError(
+            f"{option('real')} is given and no {option('features')}", remedy="name a network, such as inception"
+        )
     networks = [open_features(name, device) for name in options.features]
     for name, count in Counter(network.name for network in networks).items():
         if count > 1:
             named = ", ".join(network.source for network in networks if network.name == name)
-            raise UserError(f"--features: {named} are all '{name}', and results could not be told apart; give one")
+            raise UserError(
+                f"{named} are all '{name}', and results could not be told apart", remedy="give one", option="features"
+            )
     return networks
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.distributed import Ranks, together
+from piti.core.errors import option
 from piti.core.images import list_images, png_text
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, listed, photographs_of
@@ -55,17 +56,24 @@ class Split:
         plain = [text for text in self.conditions if "=" not in text]
         if not isinstance(condition, SeveralCondition):
             if named or len(plain) > 1:
-                raise PairingError(f"--conditions {' '.join(self.conditions)}: this model reads one; name one folder")
+                raise PairingError(
+                    "this model reads one",
+                    remedy="name one folder",
+                    option="conditions",
+                    value=" ".join(self.conditions),
+                )
             return plain[0] if plain else _usual(condition.kind, condition)
         if plain or named.keys() - condition.parts.keys():
             parts = ", ".join(condition.parts)
-            raise PairingError(f"--conditions: give PART=FOLDER for the parts of this model ({parts})")
+            raise PairingError(
+                "this model reads several parts", remedy=f"give PART=FOLDER for each of {parts}", option="conditions"
+            )
         return {name: named.get(name) or _usual(name, part) for name, part in condition.parts.items()}
 
 
 def _usual(name: str, condition: Condition) -> str:
     if condition.kind not in USUAL_FOLDERS:
-        raise PairingError(f"where the data has its {name} is not known; say it with --conditions")
+        raise PairingError(f"where the data has its {name} is not known", remedy=f"say it with {option('conditions')}")
     return USUAL_FOLDERS[condition.kind]
 
 
@@ -149,7 +157,12 @@ def _of_one_image(
         return options, []
     why = "this model reads no noise, so all images of one condition would be the same"
     if num_given:
-        raise PairingError(f"--num {options.num}: {why}, and would count as several; leave --num out, or give 1")
+        raise PairingError(
+            f"{why}, and would count as several",
+            remedy=f"leave {option('num')} out, or give 1",
+            option="num",
+            value=options.num,
+        )
     return replace(options, num=1), [f"one image a condition was made: {why}"]
 
 
@@ -174,9 +187,12 @@ def _check_made(out: Path, wanted: Mapping[str, str]) -> None:
         key = differing[0].removeprefix("piti:")
         others = f" (and {listed([other.removeprefix('piti:') for other in differing[1:]])})" if differing[1:] else ""
         raise PairingError(
-            f"{path}: is there already, made with {key} = {found.get(differing[0], 'nothing said')}, and "
-            f"{wanted[differing[0]]} is asked for{others}; give another --out, or judge what is there: "
-            f"piti evaluate images {out} --real …"
+            f"is there already, made with {key} = {found.get(differing[0], 'nothing said')}, and "
+            f"{wanted[differing[0]]} is asked for{others}",
+            remedy=(
+                f"give another {option('out')}, or judge what is there: piti evaluate images {out} {option('real')} …"
+            ),
+            source=path,
         )
 
 

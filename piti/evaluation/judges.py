@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from piti.conditions import GeometryCondition, MaskCondition, SketchCondition
+from piti.core.errors import option
 from piti.core.progress import OnProgress
 from piti.evaluation.depth import DepthAgreement, depth_error, open_depth
 from piti.evaluation.diversity import diversity, open_perceptual
@@ -80,23 +81,23 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
             notes.append(judge)
     kinds = {type(given.condition) for given in material.given}
     for flag, network, kind in (
-        ("--segmenter", options.segmenter, MaskCondition),
-        ("--depth", options.depth, GeometryCondition),
+        (option("segmenter"), options.segmenter, MaskCondition),
+        (option("depth"), options.depth, GeometryCondition),
     ):
         if network and not any(issubclass(known, kind) for known in kinds):
             notes.append(f"{flag} judges nothing here: no conditions of its kind ({kind.kind}) are given")
     several = {stem: images for stem, images in material.samples.items() if len(images) > 1}
     if several and options.perceptual is None:
         notes.append(
-            f"{len(several)} conditions have several samples; name a network with --perceptual to measure how much "
-            "these differ"
+            f"{len(several)} conditions have several samples; name a network with {option('perceptual')} "
+            "to measure how much these differ"
         )
     elif several:
         judges.append(_of_diversity(several, options, device))
     elif options.perceptual is not None:
         notes.append(
-            "--perceptual measures nothing here: no condition has several samples, between which diversity is measured "
-            "(make more with --num 4)"
+            f"{option('perceptual')} measures nothing here: no condition has several samples, between "
+            f"which diversity is measured (make more with {option('num')} 4)"
         )
     return judges, notes
 
@@ -127,7 +128,7 @@ def _judge_of(given: ConditionFiles, material: Material, options: Options, devic
             return depth_error(samples, given.files, condition, estimator, options.resize, options.batch, on_step)
 
         return Judge("geometry", facts, judged, given.samples, real)
-    flag = {MaskCondition: "--segmenter", GeometryCondition: "--depth"}
+    flag = {MaskCondition: option("segmenter"), GeometryCondition: option("depth")}
     wanted = [name for kind, name in flag.items() if isinstance(condition, kind)]
     remedy = f"; name a model with {wanted[0]}" if wanted else ""
     return f"agreement with the {condition.kind} conditions is not measured{remedy}"
@@ -199,7 +200,8 @@ def _notes(found: PerCondition) -> list[str]:
     if isinstance(found, Agreement) and found.labels.unnamed_classes:
         named = ", ".join(found.labels.unnamed_classes)
         return [
-            f"the segmenter has no label for {named}: their pixels count nowhere; name what it calls them in --aliases"
+            f"the segmenter has no label for {named}: their pixels count nowhere; name what it calls them in "
+            f"{option('aliases')}"
         ]
     if isinstance(found, LineAgreement | DepthAgreement) and found.blank:
         more = f" and {len(found.blank) - _NAMED} more" if len(found.blank) > _NAMED else ""

@@ -37,13 +37,16 @@ class Options:
     """Of the subsets and the intervals."""
 
     def __post_init__(self) -> None:
-        for flag, value, least in (("--resize", self.resize, 1), ("--batch", self.batch, 1)):
-            if value is not None and value < least:
-                raise UserError(f"{flag} {value}: give at least {least}")
+        for name, value in (("resize", self.resize), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise UserError("give at least 1", option=name, value=value)
         if self.bootstrap < 0 or self.bootstrap == 1:
             raise UserError(
-                f"--bootstrap {self.bootstrap}: give 0 for no intervals, or at least 2 draws; 200 are usual"
+                "is no number of draws",
+                remedy="give 0 for no intervals, or at least 2; 200 are usual",
+                option="bootstrap",
+                value=self.bootstrap,
             )
         repeated = [name for name, count in Counter(self.features).items() if count > 1]
         if repeated:
-            raise UserError(f"--features {repeated[0]} is given twice; name each network once")
+            raise UserError("is given twice", remedy="name each network once", option="features", value=repeated[0])

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 
 from piti.conditions import NoCondition
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import IMAGE_SUFFIXES, ImageError, image_size, list_files, list_images, png_text
 from piti.data.pairs import FolderSpec, PairList
 from piti.generation.translate import SHEET
@@ -65,7 +65,9 @@ def photographs(place: Path, split: str = "val") -> list[Path]:
     Raises PairingError for fewer than two, and DataError for a split that is not there.
     """
     if not place.is_dir():
-        raise PairingError(f"{place}: no such folder; give --real photographs, or a data root with images/")
+        raise PairingError(
+            "no such folder", remedy=f"give {option('real')} photographs, or a data root with images/", source=place
+        )
     if is_data_root(place):
         found = photographs_of(place, split)
     else:
@@ -175,8 +177,9 @@ def check_alike(images: Sequence[Path], resize: int | None) -> None:
     if len(first) > 1:
         named = ", ".join(f"{path.name} with {side} px" for side, path in sorted(first.items())[:NAMED])
         raise PairingError(
-            f"{images[0].parent}: images of different sizes, by their short sides ({named}), which are results of "
-            "different kinds; judge them in folders of their own, or bring all to one size with --resize"
+            f"images of different sizes, by their short sides ({named}), which are results of different kinds",
+            remedy=f"judge them in folders of their own, or bring all to one size with {option('resize')}",
+            source=images[0].parent,
         )
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from piti.checkpoints.weights import file_hash
-from piti.core.errors import UserError
+from piti.core.errors import UserError, text_of
+from piti.core.errors import option as mention
 from piti.models.perceptual import hub_folder
 
 _WANTED = ("*.json", "model*.safetensors")
@@ -105,21 +106,21 @@ class ByPretrained:
 
 
 def load_pretrained(
-    source: str, tasks: Mapping[str, Sequence[str]], what: str, flag: str, device: torch.device
+    source: str, tasks: Mapping[str, Sequence[str]], what: str, option: str, device: torch.device
 ) -> Pretrained:
     """A network for one of these tasks, float32, frozen, in evaluation mode.
 
     source: a hub repository or a local folder; tasks: as in transformers' AutoModelFor…, of which the first that its
-    kind of network serves is taken, each with the kinds that can be used, all where there are none; what, flag: what
-    it is and how it is given, for errors. No code of a repository is run.
+    kind of network serves is taken, each with the kinds that can be used, all where there are none; what: it is;
+    option: which one names it. Both are for errors. No code of a repository is run.
     Raises JudgeError where transformers, the folder, its files, or some of the weights are missing.
     """
-    transformers = import_transformers(flag)
-    folder = _folder(source, what, flag)
-    files = _weights(folder, source, flag)
-    with _explained(source, flag), quietly(transformers):
+    transformers = import_transformers(mention(option))
+    folder = _folder(source, what, option)
+    files = _weights(folder, source, option)
+    with _explained(source, option), quietly(transformers):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        task = _task(transformers, tasks, config, what, f"{flag} {source}")
+        task = _task(transformers, tasks, config, what, (option, source))
         network, report = task.from_pretrained(
             folder,
             config=config,
@@ -131,19 +132,22 @@ def load_pretrained(
         processor = transformers.AutoImageProcessor.from_pretrained(
             folder, config=config, local_files_only=True, backend="pil"
         )
-    _check_complete(report, f"{flag} {source}", type(network).__name__, what)
+    _check_complete(report, (option, source), type(network).__name__, what)
     network.requires_grad_(False).eval().to(device)
     return Pretrained(network, processor, source, _hash(files))
 
 
-def _check_complete(report: Mapping[str, Any], given: str, network: str, what: str) -> None:
+def _check_complete(report: Mapping[str, Any], given: tuple[str, str], network: str, what: str) -> None:
     """Raises JudgeError where weights were missing or of other shapes, and so are random."""
     missing = {str(key) for key in report["missing_keys"]} | {str(key[0]) for key in report["mismatched_keys"]}
     if missing:
         named = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
         raise JudgeError(
-            f"{given}: its weights lack {len(missing)} tensors of {network} ({named}), or have them in other shapes, "
-            f"so it was not trained as {what}; give one that was"
+            f"its weights lack {len(missing)} tensors of {network} ({named}), or have them in other shapes, so it was "
+            f"not trained as {what}",
+            remedy="give one that was",
+            option=given[0],
+            value=given[1],
         )
 
 
@@ -180,33 +184,40 @@ def repository_folder(repository: str, remedy: str) -> Path:
     return found if list(found.glob(_WANTED[1])) else hub_folder(repository, [*_WANTED, *_OLDER], remedy)
 
 
-def _folder(source: str, what: str, flag: str) -> Path:
+def _folder(source: str, what: str, option: str) -> Path:
     """Where the files are, fetched from the hub if `source` is no folder."""
     place = Path(source).expanduser()
     if place.is_dir():
         return place
     remedy = f"give a hub repository, OWNER/NAME, or a folder with a model of transformers that is {what}"
     if place.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise JudgeError(f"{flag} {source}: there is no such folder; {remedy}")
+        raise JudgeError("there is no such folder", remedy=remedy, option=option, value=source)
     try:
         return repository_folder(source, remedy)
     except UserError as error:
-        raise JudgeError(f"{flag}: {error}") from error
+        raise JudgeError(text_of(error), option=option) from error
 
 
-def _weights(folder: Path, source: str, flag: str) -> list[Path]:
+def _weights(folder: Path, source: str, option: str) -> list[Path]:
     """The files of weights. Raises JudgeError where they, or others that are needed, are missing."""
     for name in ("config.json", _PREPARED):
         if not (folder / name).is_file():
-            raise JudgeError(f"{flag} {source}: has no {name}; save the model and its image processor there together")
+            raise JudgeError(
+                f"has no {name}",
+                remedy="save the model and its image processor there together",
+                option=option,
+                value=source,
+            )
     for pattern in _WEIGHTS:
         files = sorted(folder.glob(pattern))
         if files:
             return files
-    raise JudgeError(f"{flag} {source}: has no weights ({', '.join(_WEIGHTS)}); save the model there again")
+    raise JudgeError(
+        f"has no weights ({', '.join(_WEIGHTS)})", remedy="save the model there again", option=option, value=source
+    )
 
 
-def _task(transformers: Any, tasks: Mapping[str, Sequence[str]], config: Any, what: str, given: str) -> Any:
+def _task(transformers: Any, tasks: Mapping[str, Sequence[str]], config: Any, what: str, given: tuple[str, str]) -> Any:
     """The AutoModel class of the first task that a kind of network serves."""
     for task, kinds in tasks.items():
         words = re.sub(r"(?<!^)(?=[A-Z])", "_", task).upper()
@@ -215,13 +226,15 @@ def _task(transformers: Any, tasks: Mapping[str, Sequence[str]], config: Any, wh
             return getattr(transformers, f"AutoModelFor{task}")
     usable = [f"AutoModelFor{task}" + (f" ({', '.join(kinds)} only)" if kinds else "") for task, kinds in tasks.items()]
     raise JudgeError(
-        f"{given}: holds a network of the kind {config.model_type}, which cannot serve as {what}; give one of "
-        f"transformers' {' or '.join(usable)}"
+        f"holds a network of the kind {config.model_type}, which cannot serve as {what}",
+        remedy=f"give one of transformers' {' or '.join(usable)}",
+        option=given[0],
+        value=given[1],
     )
 
 
 @contextmanager
-def _explained(source: str, flag: str) -> Iterator[None]:
+def _explained(source: str, option: str) -> Iterator[None]:
     """What transformers says of files that it cannot use, with their place."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -232,9 +245,11 @@ def _explained(source: str, flag: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise JudgeError(f"{flag} {source}: {first_line(error)}; or give another network") from error
+        raise JudgeError(first_line(error), remedy="or give another network", option=option, value=source) from error
     except (*wrong, SafetensorError, StrictDataclassError) as error:
-        raise JudgeError(f"{flag} {source}: cannot be loaded ({first_line(error)}); save or fetch it again") from error
+        raise JudgeError(
+            f"cannot be loaded ({first_line(error)})", remedy="save or fetch it again", option=option, value=source
+        ) from error
 
 
 def _hash(files: Sequence[Path]) -> str:

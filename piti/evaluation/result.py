@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.files import whole_file
 
 FORMAT = 1
@@ -152,7 +152,7 @@ class Evaluation:
     def write(self, path: Path, overwrite: bool = False) -> None:
         """Write JSON, whole or not at all. Raises OutputError."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        with whole_file(path, overwrite, "--json") as partial:
+        with whole_file(path, overwrite, option("json")) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod

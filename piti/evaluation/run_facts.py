@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import piti
+from piti.core.errors import option
 from piti.evaluation.distances import CMMD_NETWORK, LEAST_FOR_SHARES, NOISE, SMALL, is_small
 from piti.evaluation.features import FeatureNetwork
 from piti.evaluation.material import Material
@@ -125,7 +126,11 @@ def _of_counts(material: Material, options: Options, networks: Sequence[FeatureN
     small = [network for network in networks if is_small(real, generated, network.dimensions)]
     if small:
         most = max(SMALL, *(network.dimensions for network in small))
-        how = "intervals show how far values scatter" if options.bootstrap else "and --bootstrap 0 leaves intervals out"
+        how = (
+            "intervals show how far values scatter"
+            if options.bootstrap
+            else f"and {option('bootstrap')} 0 leaves intervals out"
+        )
         noise = f". Below about {NOISE} images a side numbers are noise" if min(generated, real) < NOISE else ""
         notes.append(
             f"small sample: {generated:,} generated and {real:,} real images, fewer than {most:,}. FD and CMMD of few "
@@ -158,20 +163,23 @@ def _of_sizes(material: Material, options: Options) -> list[str]:
     least, resize = min(generated + real), options.resize
     if resize is not None:
         enlarged = [what for what, sides in (("generated", generated), ("real", real)) if sides[0] < resize]
-        too_large = f"--resize {resize} enlarges {' and '.join(enlarged)} images; at most {least} enlarges none"
+        too_large = (
+            f"{option('resize')} {resize} enlarges {' and '.join(enlarged)} images; at most {least} enlarges none"
+        )
         return [too_large] if enlarged else []
     notes = []
     if generated != real:
         notes.append(
-            f"generated images have short sides of {_span(generated)}, real ones of {_span(real)}: each network brings "
-            "both to its own size, and what the smaller ones lack in detail counts as a difference; --resize "
-            f"{least} brings both to one size first"
+            f"generated images have short sides of {_span(generated)}, real ones of {_span(real)}: each "
+            "network brings both to its own size, and what the smaller ones lack in detail counts as a "
+            f"difference; {option('resize')} {least} brings both to one size first"
         )
     ours, theirs = (_proportions(paths) for paths in (material.images, material.real))
     if ours[1] < theirs[0] or theirs[1] < ours[0]:
         notes.append(
-            "generated and real images differ in their proportions, and a network that takes whole images stretches "
-            f"them (see 'networks' in the result): --resize {least} takes the square at the centre of both"
+            "generated and real images differ in their proportions, and a network that takes whole "
+            f"images stretches them (see 'networks' in the result): {option('resize')} {least} takes the "
+            "square at the centre of both"
         )
     return notes
 

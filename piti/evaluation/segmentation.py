@@ -24,7 +24,7 @@ from piti.evaluation.per_condition import AlignmentError
 from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
 
 _WHAT = "a network for semantic segmentation"
-_FLAG = "--segmenter"
+_OPTION = "segmenter"
 _BY_QUERIES = ("mask2former", "maskformer")
 
 
@@ -60,11 +60,18 @@ class TransformersSegmenter(ByPretrained):
         scores = self._scores(inputs)  # [N, L, h', w']
         if scores.shape[1] != len(self.labels):
             raise JudgeError(
-                f"{_FLAG} {self.source}: gives {scores.shape[1]} scores a pixel, and its config.json names "
-                f"{len(self.labels)} labels; correct id2label there"
+                f"gives {scores.shape[1]} scores a pixel, and its config.json names {len(self.labels)} labels",
+                remedy="correct id2label there",
+                option=_OPTION,
+                value=self.source,
             )
         if not torch.isfinite(scores).all():
-            raise JudgeError(f"{_FLAG} {self.source}: gives NaN or infinite scores; fetch or train its weights again")
+            raise JudgeError(
+                "gives NaN or infinite scores",
+                remedy="fetch or train its weights again",
+                option=_OPTION,
+                value=self.source,
+            )
         whole = inputs["pixel_values"].shape[-2:]
         part = _shown(inputs.get("pixel_mask"))
         guesses = []
@@ -94,7 +101,7 @@ def query_scores(labels: Float[Tensor, "N Q L1"], masks: Float[Tensor, "N Q h w"
 def open_segmenter(source: str, device: torch.device) -> TransformersSegmenter:
     """A segmentation network by hub repository or local folder. Raises JudgeError."""
     tasks = {"SemanticSegmentation": (), "UniversalSegmentation": _BY_QUERIES}
-    judge = load_pretrained(source, tasks, _WHAT, _FLAG, device)
+    judge = load_pretrained(source, tasks, _WHAT, _OPTION, device)
     named: dict[int, str] = judge.network.config.id2label
     count = max(named, default=-1) + 1
     return TransformersSegmenter(judge, tuple(named.get(k, f"LABEL_{k}") for k in range(count)))

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Given, SeveralCondition, TextCondition
+from piti.core.errors import Message, option, text_of
 from piti.core.files import check_file, check_place
 from piti.core.images import grid, open_image, read_rgb, save_png
 from piti.editing.options import EditSettings, check_exact
@@ -87,7 +88,7 @@ def edit_file(
         shown = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
         pictures = [image, *shown, edits.edited.region, *edits.edited.images]
         save_png(grid([[_fit(picture) for picture in pictures]]), sheet)
-    return EditReport(targets, edits, sheet, [*unknown, *_cut(pipeline, files), *edits.notes])
+    return EditReport(targets, edits, sheet, [*map(Message, [*unknown, *_cut(pipeline, files), *edits.notes])])
 
 
 def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, list[str]]:
@@ -98,8 +99,8 @@ def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, li
         return own_condition(files.image, pipeline.condition), []
     except RemakeError as error:
         done = "all of it is repainted" if files.region is None else "it is inverted without a condition"
-        flag = "--from-text" if isinstance(pipeline.condition, TextCondition) else "--from"
-        return None, [f"{error}: {done}; give {flag}, what it shows now"]
+        flag = option("from_text") if isinstance(pipeline.condition, TextCondition) else option("from")
+        return None, [f"{text_of(error)}: {done}; give {flag}, what it shows now"]
 
 
 def _names(files: EditFiles, known: bool) -> Names:
@@ -117,7 +118,7 @@ def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
     condition = pipeline.condition
     if not isinstance(condition, TextCondition):
         return []
-    given = {"--text": files.to, "--from-text": files.from_}
+    given = {option("text"): files.to, option("from_text"): files.from_}
     found = {flag: condition.cut(text) for flag, text in given.items() if isinstance(text, str)}
     return [f"{flag}: {note}" for flag, note in found.items() if note]
 
@@ -125,13 +126,17 @@ def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
 def _targets(files: EditFiles, out: Path, num: int) -> tuple[list[Path], Path | None]:
     """Where the images go, and the sheet, if `out` is a folder. Raises EditError."""
     if num < 1:
-        raise EditError(f"--num {num} must be at least 1")
+        raise EditError("expected at least 1 image", option="num", value=num)
     if out.suffix.lower() == ".png" and not out.is_dir():
         if num > 1:
-            raise EditError(f"--out {out}: is one file and --num {num} makes more; give a folder")
+            raise EditError(
+                f"is one file and {option('num')} {num} makes more", remedy="give a folder", option="out", value=out
+            )
         return [out], None
     if out.suffix and not out.is_dir():
-        raise EditError(f"--out {out}: images are written as PNG; end the name in .png, or give a folder")
+        raise EditError(
+            "images are written as PNG", remedy="end the name in .png, or give a folder", option="out", value=out
+        )
     return [out / f"{files.image.stem}_{number}.png" for number in range(num)], out / SHEET
 
 
@@ -139,7 +144,7 @@ def _check_target(target: Path, files: EditFiles, overwrite: bool) -> None:
     """Raises EditError where a target is an input, OutputError where it is there already."""
     inputs = [files.image, *_files_of(files.to), *_files_of(files.from_), *_files_of(files.region)]
     if target.resolve() in {path.resolve() for path in inputs}:
-        raise EditError(f"{target}: is an input, which would be lost; give another --out")
+        raise EditError("is an input, which would be lost", remedy=f"give another {option('out')}", source=target)
     check_file(target, overwrite)
 
 
@@ -148,20 +153,30 @@ def _files_of(given: EditCondition | None) -> list[Path]:
     return [item for item in items if isinstance(item, Path)]
 
 
-def _named(pipeline: PITIPipeline, given: EditCondition, flag: str) -> EditCondition:
-    """What is given, if the model reads its like. Raises EditError that names the flag."""
+def _named(pipeline: PITIPipeline, given: EditCondition, name: str) -> EditCondition:
+    """What is given, if the model reads its like. name: of the option. Raises EditError that names it."""
     condition = pipeline.condition
     if isinstance(given, Mapping) and not isinstance(condition, SeveralCondition):
-        raise EditError(f"--{flag} {next(iter(given))}=…: this model reads one {condition.kind}; give a file alone")
+        raise EditError(
+            f"this model reads one {condition.kind}",
+            remedy="give a file alone",
+            option=name,
+            value=f"{next(iter(given))}=…",
+        )
     if isinstance(condition, SeveralCondition) and not isinstance(given, Mapping):
         first = next(iter(condition.parts))
         raise EditError(
-            f"--{flag} {given}: of which part is it? This model reads {', '.join(condition.parts)}: --{flag} "
-            f"{first}=FILE, once for each part that is given"
+            f"of which part is it? This model reads {', '.join(condition.parts)}",
+            remedy=f"give {option(name)} {first}=FILE, once for each part",
+            option=name,
+            value=given,
         )
     if isinstance(given, str) and not isinstance(condition, TextCondition):
-        text = "text" if flag == "to" else "from-text"
-        raise EditError(f"--{text}: this model reads a {condition.kind}; give --{flag} FILE, or name a prior")
+        raise EditError(
+            f"this model reads a {condition.kind}",
+            remedy=f"give {option(name)} FILE, or name a prior",
+            option="text" if name == "to" else "from_text",
+        )
     return given
 
 

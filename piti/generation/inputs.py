@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piti.conditions import Condition, SeveralCondition
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import list_files
 from piti.core.spec import choices
 from piti.data.shards.sources import MANIFEST
@@ -49,10 +49,13 @@ def parsed_given(values: Sequence[str]) -> dict[str, Path]:
     for value in values:
         part, equals, path = value.partition("=")
         if not (part and equals and path):
-            raise GivenError(f"--given {value}: expected PART=FILE or PART=FOLDER, such as mask=street.png")
+            raise GivenError("expected PART=FILE or PART=FOLDER, such as mask=street.png", option="given", value=value)
         if part in given:
             raise GivenError(
-                f"--given {value}: '{part}' is given before as {given[part]}; give each part once, a file or a folder"
+                f"'{part}' is given before as {given[part]}",
+                remedy="give each part once, a file or a folder",
+                option="given",
+                value=value,
             )
         given[part] = Path(path)
     return given
@@ -69,25 +72,32 @@ def matched_parts(
     """
     if not isinstance(condition, SeveralCondition):
         raise GivenError(
-            f"--given {next(iter(given))}: this model reads one {condition.kind} and no parts; give files or folders "
-            "without --given"
+            f"this model reads one {condition.kind} and no parts",
+            remedy=f"give files or folders without {option('given')}",
+            option="given",
+            value=next(iter(given)),
         )
     first = next(iter(condition.parts))
     for path in (*inputs, *given.values()):
         if path.suffix.lower() == ".tar" or path.name == MANIFEST or (path / MANIFEST).is_file():
             raise GivenError(
-                f"{path}: a model of several conditions does not translate shards; unpack the conditions into a folder "
-                f"for each part and name them: --given {first}=FOLDER"
+                "a model of several conditions does not translate shards",
+                remedy=(
+                    f"unpack the conditions into a folder for each part and name them: {option('given')} {first}=FOLDER"
+                ),
+                source=path,
             )
     if inputs or not given:
         what = f"{inputs[0]}: of which part is it" if inputs else "nothing to translate"
         raise GivenError(
-            f"{what}? This model reads {', '.join(condition.parts)}, each alone or together; name them: --given "
-            f"{first}=FILE_OR_FOLDER"
+            f"{what}? This model reads {', '.join(condition.parts)}, each alone or together",
+            remedy=f"name them: {option('given')} {first}=FILE_OR_FOLDER",
         )
     for part in given:
         if part not in condition.parts:
-            raise GivenError(f"--given {part}={given[part]}: unknown part; {choices(part, condition.parts)}")
+            raise GivenError(
+                f"{option('given')} {part}={given[part]}: unknown part", remedy=choices(part, condition.parts)
+            )
     ordered = {part: given[part] for part in condition.parts if part in given}
     folders = [part for part, path in ordered.items() if path.is_dir()]
     if not folders:
@@ -97,7 +107,8 @@ def matched_parts(
         if part not in folders:
             folder = f"{folders[0]}={ordered[folders[0]]}"
             raise GivenError(
-                f"--given {part}={path}: is no folder, but {folder} is; give files alone, or folders alone"
+                f"{option('given')} {part}={path}: is no folder, but {folder} is",
+                remedy="give files alone, or folders alone",
             )
     return _of_folders(condition, ordered)
 
@@ -111,7 +122,9 @@ def _of_folders(condition: SeveralCondition, folders: Mapping[str, Path]) -> tup
         lacking = [stem for stem in stems if stem not in files]
         if lacking:
             named = ", ".join(lacking[:_NAMED]) + (", …" if len(lacking) > _NAMED else "")
-            notes.append(f"--given: {len(lacking)} of {len(stems)} have no {part} ({named}), only what else is given")
+            notes.append(
+                f"{option('given')}: {len(lacking)} of {len(stems)} have no {part} ({named}), only what else is given"
+            )
     matched = {
         stem: PartFiles(tuple((part, files[stem]) for part, files in found.items() if stem in files)) for stem in stems
     }
@@ -124,10 +137,13 @@ def _by_stem(part: str, folder: Path, condition: Condition) -> dict[str, Path]:
     for path in list_files(folder, condition.suffixes):
         if path.stem in files:
             raise GivenError(
-                f"--given {part}={folder}: {files[path.stem]} and {path.name} have the same stem; keep one"
+                f"{option('given')} {part}={folder}: {files[path.stem]} and {path.name} have the same stem",
+                remedy="keep one",
             )
         files[path.stem] = path
     if not files:
         known = ", ".join(sorted(condition.suffixes))
-        raise GivenError(f"--given {part}={folder}: the folder holds no {part} ({known}); give one that does")
+        raise GivenError(
+            f"{option('given')} {part}={folder}: the folder holds no {part} ({known})", remedy="give one that does"
+        )
     return files

@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.seeding import derive_seed
 from piti.pipelines.options import OWN_SAMPLING, SamplingOptions
 
@@ -59,7 +59,7 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.batch < 1:
-            raise UserError(f"num {self.num} and batch {self.batch} (--num, --batch) must be at least 1")
+            raise UserError(f"{option('num')} {self.num}, {option('batch')} {self.batch}: expected at least 1 of each")
 
     @classmethod
     def from_flat(cls, **values: Any) -> GenerationOptions:

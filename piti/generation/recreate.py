@@ -20,9 +20,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from piti import __version__
+from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
 from piti.conditions.base import meaning_hash
-from piti.core.errors import UserError, in_few_lines, quoted
+from piti.core.errors import UserError, in_few_lines, option, quoted, text_of
 from piti.core.images import MAX_PIXELS, ImageError, Source, png_text
 from piti.core.spec import Spec
 from piti.diffusion.guidance import Guidance
@@ -230,8 +231,11 @@ class Record:
             found = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only, local_files_only=True)
         except (OSError, ValueError) as error:  # a ModelError, or what no file can be called
             raise RemakeError(
-                f"{in_few_lines(str(error))}; {self.file} was made with {self.said.model}: go to the folder where that "
-                "name holds, or say with --model where the model is now, or what to download"
+                in_few_lines(text_of(error)),
+                remedy=(
+                    f"{self.file} was made with {self.said.model}: go to the folder where that name holds, or say "
+                    f"with {option('model')} where the model is now, or what to download"
+                ),
             ) from None
         return self.applied(found)
 
@@ -251,14 +255,14 @@ class Record:
         except (ConditionError, ImageError):
             raise
         except UserError as error:
-            upper = str(error).startswith("upsampler_")
-            said = {key: getattr(self.said, key) for key in keys if key.startswith("upsampler_") == upper}
+            of_upsampler = (error.option or "").startswith(OF_UPSAMPLER)
+            said = {key: getattr(self.said, key) for key in keys if key.startswith(OF_UPSAMPLER) == of_upsampler}
             own = {key: value for key, value in said.items() if value is not None and value == _said(given, key, value)}
             if not own:
                 raise
             values = ", ".join(f"{PREFIX}{key} = {quoted(str(value))}" for key, value in own.items())
-            why = in_few_lines(str(error))
-            raise RemakeError(f"{self.file}: {values}: {why} (a flag beside --like wins)") from None
+            why = in_few_lines(text_of(error))
+            raise RemakeError(f"{values}: {why} (a flag beside {option('like')} wins)", source=self.file) from None
 
     # The condition
 
@@ -268,7 +272,9 @@ class Record:
             return self.said.unpacked(pipeline.condition)
         except (RemakeError, ConditionError) as error:
             raise RemakeError(
-                f"{self.file}: {in_few_lines(str(error))}; give {_wanted(pipeline.condition)} beside --like"
+                in_few_lines(text_of(error)),
+                remedy=f"give {_wanted(pipeline.condition)} beside {option('like')}",
+                source=self.file,
             ) from None
 
     @property
@@ -312,8 +318,9 @@ def read_record(path: Source) -> Record:
     said = _texts(path)
     if any(key.startswith(_EDITED) for key in said):
         raise RemakeError(
-            f"{path}: is an edit of another image (piti edit), which its condition alone does not make; edit that "
-            "image again, or give --like an image that piti translate made"
+            "is an edit of another image (piti edit), which its condition alone does not make",
+            remedy=f"edit that image again, or give {option('like')} an image that piti translate made",
+            source=path,
         )
     if not _is_png(path):
         raise RemakeError(f"{path}: is no PNG, and only piti's own PNGs say how they were made; give one of those")
@@ -327,7 +334,7 @@ def read_record(path: Source) -> Record:
     try:
         return Record(str(path), Said.parse(said, f"{path}: its metadata is damaged, or of a later version of piti"))
     except UserError as error:
-        raise RemakeError(in_few_lines(str(error))) from None
+        raise RemakeError(in_few_lines(text_of(error))) from None
 
 
 class Opened(NamedTuple):
@@ -424,8 +431,8 @@ def _is_png(path: Source) -> bool:
 def _wanted(condition: Condition) -> str:
     """What a person gives a model of this condition."""
     if isinstance(condition, SeveralCondition):
-        return f"--given {next(iter(condition.parts))}=FILE"
-    return "--text" if isinstance(condition, TextCondition) else f"the {condition.kind}'s file"
+        return f"{option('given')} {next(iter(condition.parts))}=FILE"
+    return option("text") if isinstance(condition, TextCondition) else f"the {condition.kind}'s file"
 
 
 def _tokens(condition: Condition, text: str) -> Tensor:

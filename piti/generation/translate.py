@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
 from piti.core.distributed import Ranks, together
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option, text_of
 from piti.core.files import check_place
 from piti.core.images import IMAGE_SUFFIXES, ImageError, grid, image_size, list_files, open_image, save_png
 from piti.data.archives import Archived, list_archived, list_conditions
@@ -127,7 +127,7 @@ def translate_files(
     kept = [job.target for job in jobs if job.target not in todo]
     conditions = len({job.source for job in jobs})
     left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
-    return Report(made, kept, sheet, notes, left_out)
+    return Report(made, kept, sheet, [*map(Message, notes)], left_out)
 
 
 def _planned(
@@ -146,11 +146,15 @@ def _planned(
     check_place(out)
     parts = given or {}
     if out.resolve() in {path.resolve() for path in (*inputs, *parts.values())}:
-        raise TranslationError(f"{out}: the results would lie among the inputs; give another --out")
+        raise TranslationError(
+            "the results would lie among the inputs", remedy=f"give another {option('out')}", source=out
+        )
     if texts and not isinstance(pipeline.condition, TextCondition):
         condition = pipeline.condition
         kind = " or a ".join(condition.parts) if isinstance(condition, SeveralCondition) else condition.kind
-        raise TranslationError(f"--text: this model reads a {kind}; give a file, or name a prior with --model")
+        raise TranslationError(
+            f"this model reads a {kind}", remedy=f"give a file, or name a prior with {option('model')}", option="text"
+        )
     texts = list(dict.fromkeys(" ".join(text.split()) for text in texts))
     if like is not None and not (inputs or texts or parts):
         sources, notes = {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
@@ -161,7 +165,10 @@ def _planned(
     with nullcontext() if like is None else like.blamed(options, "size"):
         jobs, left_out = _jobs(pipeline, sources, out, options, sampling)
     if options.num > 1 and not pipeline.draws_noise(sampling.base_only):
-        notes = [*notes, "this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
+        notes = [
+            *notes,
+            f"this model takes no noise: all images of one condition are the same ({option('num')} 1 makes one)",
+        ]
     if not overwrite:
         _check_sizes(jobs)
         _check_not_itself(jobs, like)
@@ -172,7 +179,9 @@ def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
     """Raises TranslationError if an image would be kept as the result that `--like` was to be made of."""
     if like is not None and Path(like.file).resolve() in {job.target.resolve() for job in jobs}:
         raise TranslationError(
-            f"{like.file}: the image would be made in the place of this one; give another --out, or add --overwrite"
+            "the image would be made in the place of this one",
+            remedy=f"give another {option('out')}, or add {option('overwrite')}",
+            source=like.file,
         )
 
 
@@ -198,8 +207,9 @@ def _check_sizes(jobs: list[Job]) -> None:
         width, height = image_size(job.target) if job.target.exists() else wanted
         if (width, height) != wanted:
             raise TranslationError(
-                f"{job.target}: is there already, {width} x {height}, where {wanted[0]} x {wanted[1]} are to be made; "
-                "add --overwrite to make it anew, or give another --out"
+                f"is there already, {width} x {height}, where {wanted[0]} x {wanted[1]} are to be made",
+                remedy=f"add {option('overwrite')} to make it anew, or give another {option('out')}",
+                source=job.target,
             )
 
 
@@ -276,9 +286,11 @@ def _sources(inputs: Sequence[Path], texts: Sequence[str], condition: Condition)
     for stem, source in [*named, *((stem_of_text(text), text) for text in texts)]:
         other = by_stem.setdefault(stem, source)
         if other != source:
-            raise TranslationError(f"{other} and {source} would write the same files; use two --out")
+            raise TranslationError(
+                f"{other} and {source} would write the same files", remedy=f"use two {option('out')}"
+            )
     if not by_stem:
-        raise TranslationError("nothing to translate; give files, folders, or --text")
+        raise TranslationError("nothing to translate", remedy=f"give files, folders, or {option('text')}")
     return by_stem
 
 
@@ -314,7 +326,7 @@ def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, cond
     try:
         inside = [file for shard in shards for file in list_archived(shard, suffixes, extensions[0])]
     except ImageError as error:
-        raise TranslationError(str(error)) from None
+        raise TranslationError.like(error) from None
     if not inside:
         named = [f"KEY.{extensions[0]}{suffix}" if extensions[0] else f"KEY{suffix}" for suffix in sorted(suffixes)]
         raise TranslationError(f"{given}: the shards hold no {condition.kind} ({', '.join(named)}); give others")
@@ -326,7 +338,7 @@ def _archived(archive: Path, suffixes: Set[str]) -> list[Archived]:
     try:
         inside = list_conditions(archive, suffixes)
     except ImageError as error:
-        raise TranslationError(str(error)) from None
+        raise TranslationError.like(error) from None
     if not inside:
         raise TranslationError(f"{archive}: holds no {', '.join(sorted(suffixes))} files; give one that does")
     return inside
@@ -336,7 +348,7 @@ def _cut(pipeline: PITIPipeline, texts: Sequence[str]) -> list[str]:
     """What to say of texts that are longer than what is read."""
     condition = pipeline.condition
     found = [condition.cut(text) for text in texts] if isinstance(condition, TextCondition) else []
-    return [f"--text: {note}" for note in found if note]
+    return [f"{option('text')}: {note}" for note in found if note]
 
 
 def _jobs(
@@ -357,7 +369,7 @@ def _jobs(
             raw = _read(pipeline, source, sampling.square)
             frame = pipeline.frame(raw, sampling, str(source))
         except (ConditionError, ImageError) as error:
-            problems.append(str(error))
+            problems.append(text_of(error))
             continue
         fitted = pipeline.fitted(raw, frame)
         for number in options.wanted():
@@ -367,6 +379,6 @@ def _jobs(
         return jobs, []
     listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
     if not options.skip_bad or not jobs:
-        remedy = "" if options.skip_bad else "\nmend or remove them, or leave them out with --skip-bad"
+        remedy = "" if options.skip_bad else f"\nmend or remove them, or leave them out with {option('skip_bad')}"
         raise TranslationError(listed + remedy)
-    return jobs, [f"left out (--skip-bad): {listed}"]
+    return jobs, [f"left out ({option('skip_bad')}): {listed}"]

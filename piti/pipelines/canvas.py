@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from piti.conditions import Condition, ConditionError
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import Box
 from piti.models import Translator
 
@@ -96,8 +96,10 @@ def frame_over(
     short = last.image_size if size is None else _checked(size, last.image_size, upsampler is None)
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise ConditionError(
-            f"{source}: is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated: cut it into pieces, or "
-            "take the square at its centre (square=True, --square)"
+            f"is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated",
+            remedy="cut it into pieces",
+            local_remedy=f"take the square at its centre ({option('square')})",
+            source=source,
         )
     height, width = (max(short, _rounded(short * side / min(rows, columns))) for side in (rows, columns))
     unit = math.lcm(base.granularity, 1 if upsampler is None else _unit_of(upsampler))
@@ -154,9 +156,12 @@ def _checked(size: int, trained: int, alone: bool) -> int:
     """The size itself. alone: without an upsampler. Raises UserError if it is out of range."""
     least, most = min(MIN_SIZE, trained), MAX_ENLARGED * trained
     if not least <= size <= most:
-        why = ", its base alone (because of --base-only, or because it has no upsampler)" if alone else ""
+        why = f", its base alone (because of {option('base_only')}, or because it has no upsampler)" if alone else ""
         raise UserError(
-            f"size {size} (--size): this model was trained to make {trained} px{why}; give {least} to {most}"
+            f"this model was trained to make {trained} px{why}",
+            remedy=f"give {least} to {most}",
+            option="size",
+            value=size,
         )
     return size
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from piti.baselines import BaselineNetwork, ImageNetwork, noise_of
 from piti.checkpoints.folder import ModelError
 from piti.conditions import Condition, TextCondition
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import quantized, truncated
 from piti.core.seeding import generator_for
 from piti.diffusion.guidance import Guidance, conditioned, guided
@@ -159,8 +159,9 @@ class OnePass:
         """One. Raises UserError for settings that are not `ONE_PASS`, or its noise."""
         if settings != ONE_PASS:
             raise UserError(
-                "guidance, steps and sampler (--guidance, --steps, --sampler) have no meaning here: this model "
-                "makes its images in one pass; leave them out"
+                f"{option('guidance')}, {option('steps')} and {option('sampler')} have no meaning here: this model "
+                "makes its images in one pass",
+                remedy="leave them out",
             )
         return 1
 

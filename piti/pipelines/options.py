@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict
 from pydantic import Field, field_validator
 
 from piti.checkpoints.folder import OF_UPSAMPLER
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option, text_of
 from piti.core.spec import Spec, SpecError, choices
 from piti.diffusion.guidance import Guidance
 from piti.pipelines.cascade import ONE_PASS, NetworkSampling, OnePass, ResolvedSampling
@@ -132,7 +132,7 @@ class SamplingOptions(Spec):
         for key, value in self.to_flat().items():
             if key.startswith(OF_UPSAMPLER) and value is not None:
                 why = "base_only leaves the upsampler out" if self.base_only else "this model has no upsampler"
-                raise UserError(f"{key} (--{key.replace('_', '-')}) has no meaning here: {why}; remove one of the two")
+                raise UserError(f"has no meaning here: {why}", remedy="remove one of the two", option=key)
 
 
 OWN_SAMPLING = SamplingOptions()
@@ -165,11 +165,17 @@ def _upsampler_sampling(pipe: PITIPipeline, options: UpsamplerOptions) -> tuple[
     assert options.noise is not None
     if chosen.guidance.w != 0 and network.translator.encoder is None:
         raise UserError(
-            f"upsampler_guidance {chosen.guidance.w}: this upsampler takes no condition to follow; make it 0"
+            "this upsampler takes no condition to follow",
+            remedy="make it 0",
+            option="upsampler_guidance",
+            value=chosen.guidance.w,
         )
     chosen = NetworkSampling(chosen.guidance, chosen.steps, chosen.sampler, options.noise, bool(options.truncates))
     try:
         return chosen, network.steps(chosen)
     except UserError as error:
-        asked = f"upsampler_sampler {chosen.sampler!r}, upsampler_steps {chosen.steps!r}"
-        raise UserError(f"{asked} (--upsampler-sampler, --upsampler-steps): {error}") from None
+        raise UserError(
+            f"with {option('upsampler_sampler')} {chosen.sampler!r}: {text_of(error)}",
+            option="upsampler_steps",
+            value=repr(chosen.steps),
+        ) from None

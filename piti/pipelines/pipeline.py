@@ -29,7 +29,7 @@ from piti.checkpoints.folder import (
 )
 from piti.conditions import Condition, Given, TextCondition
 from piti.core.distributed import usable_device
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option, text_of
 from piti.core.images import Source, to_pil
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import OnStep
@@ -257,7 +257,12 @@ class PITIPipeline(DiffusionPipeline):
             known = ", ".join(sorted({"torch_dtype", "upsampler", "base_only", *HUB_ARGUMENTS}))
             raise ModelError(f"from_pretrained: unknown argument {', '.join(sorted(unknown))}; known are {known}")
         if base_only and upsampler is not None:
-            raise ModelError(f"upsampler {upsampler} with base_only (--base-only): leave one of the two out")
+            raise ModelError(
+                f"has no place with {option('base_only')}",
+                remedy="leave one of the two out",
+                option="upsampler",
+                value=upsampler,
+            )
         folder = ModelFolder.open(find_model(name, **kwargs))
         if "base" not in folder:
             raise ModelError(_without_base(folder, name))
@@ -286,8 +291,8 @@ def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
         return ModelFolder.open(find_model(str(folder.lender), **of_hub))
     except ModelError as error:
         raise ModelError(
-            f"{error}; {folder.path} shares its upsampler: take it without (base_only=True, --base-only), or "
-            "name another upsampler"
+            f"{text_of(error)}; {folder.path} shares its upsampler",
+            remedy=f"take it without, by {option('base_only')}, or name another upsampler",
         ) from None
 
 
@@ -296,8 +301,8 @@ def _without_base(folder: ModelFolder, name: str | Path) -> str:
     if "upsampler" not in folder:
         return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; the folder is no model of piti's"
     return (
-        f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model that "
-        f"has a base, and add upsampler='{name}' (--upsampler {name})"
+        f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model "
+        f"that has a base, and add {option('upsampler')} {name}"
     )
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from piti.conditions import ClassTable
+from piti.core.errors import option
 from piti.core.progress import OnProgress
 from piti.data.pairs import SPLITS_FILE
 from piti.data.problems import Problems
@@ -164,8 +165,9 @@ def _refuse_empty(report: SetReport) -> None:
     if empty:
         counts = ", ".join(f"{split} ({report.listed[split]} pairs, all bad)" for split in empty)
         raise PrepareError(
-            f"{report.layout.root}: nothing would be left of the split {counts}; mend it (--check names what is "
-            "wrong), or remove its files to do without it"
+            f"nothing would be left of the split {counts}",
+            remedy=f"mend it ({option('check')} names what is wrong), or remove its files to do without it",
+            source=report.layout.root,
         )
 
 

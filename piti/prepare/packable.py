@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from piti.conditions import CONDITIONS
+from piti.core.errors import option
 from piti.core.images import IMAGE_SUFFIXES, list_files
 from piti.data.pairs import SPLITS_FILE, read_splits, split_by_hash
 from piti.data.problems import DataError, Problems, Skipped
@@ -94,8 +95,12 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
     for name in job.conditions:
         if not (job.source / name).is_dir():
             raise DataError(
-                f"{job.source}: no folder {name}/ beside {job.images}/; name those of the conditions with "
-                "--conditions, or pack photographs alone with --alone"
+                f"no folder {name}/ beside {job.images}/",
+                remedy=(
+                    f"name those of the conditions with {option('conditions')}, or pack photographs alone with "
+                    f"{option('alone')}"
+                ),
+                source=job.source,
             )
         folders[name] = _by_key(job.source / name, known, problems)
     extensions = {name: _extension(name, files) for name, files in folders.items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from piti.conditions import ClassTable
+from piti.core.errors import option
 from piti.core.files import check_folder, flush, flush_all
 from piti.core.images import IMAGE_SUFFIXES, ImageError, open_image
 from piti.core.progress import OnProgress
@@ -155,8 +156,9 @@ class _Packer:
             return
         first = "\n  ".join(map(str, self.skipped[:5]))
         raise DataError(
-            f"{self.job.source}: {len(self.skipped)} of {self.total} samples cannot be used, more than "
-            f"--max-bad {self.job.max_bad:g} allows; mend them, or raise it:\n  {first}"
+            f"{len(self.skipped)} of {self.total} samples cannot be used, more than {option('max_bad')} "
+            f"{self.job.max_bad:g} allows; mend them, or raise it:\n  {first}",
+            source=self.job.source,
         )
 
 

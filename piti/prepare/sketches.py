@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions.sketch import INK
+from piti.core.errors import option
 from piti.core.images import IMAGE_SUFFIXES, ImageError, list_images, open_image, read_rgb, save_png
 from piti.core.spec import Spec
 from piti.data.archives import Archived, list_archived
@@ -158,8 +159,9 @@ def _refuse_too_many(report: SketchReport, total: int, max_bad: float, out: Path
         problems = Problems()
         share = len(report.skipped) / total
         kind = (
-            f"photographs skipped, {share:.1%} of all and more than --max-bad {max_bad:g} (replace or remove them and "
-            f"run again, or raise --max-bad; the other {total - len(report.skipped)} pairs are made)"
+            f"photographs skipped, {share:.1%} of all and more than {option('max_bad')} {max_bad:g} "
+            f"(replace or remove them and run again, or raise {option('max_bad')}; the other "
+            f"{total - len(report.skipped)} pairs are made)"
         )
         for _, why in report.skipped:
             problems.add(kind, why)
@@ -248,8 +250,8 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
             yield pool
     except BrokenProcessPool as error:
         raise PrepareError(
-            "a drawing process was ended from outside, perhaps for want of memory; run the same command again to go "
-            "on, with fewer --processes"
+            "a drawing process was ended from outside, perhaps for want of memory",
+            remedy=f"run the same command again to go on, with fewer {option('processes')}",
         ) from error
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.files import OutputError
 from piti.data.archives import Archived
 
@@ -46,8 +46,9 @@ def claim(out: Path, command: str, settings: Mapping[str, Any], folders: Sequenc
         changed = _changed(found.get("settings", {}), wanted["settings"])
         if changed and not overwrite:
             raise OutputError(
-                f"{out}: was begun with other settings ({changed}); add --overwrite to make everything anew, or give "
-                "another OUT"
+                f"was begun with other settings ({changed})",
+                remedy=f"add {option('overwrite')} to make everything anew, or give another OUT",
+                source=out,
             )
     else:
         for folder in folders:

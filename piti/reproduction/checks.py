@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from piti.baselines.base import baseline_spec
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option, text_of
 from piti.models.perceptual import PerceptualSpec, load_perceptual
 from piti.reproduction.files import count_pairs
 from piti.reproduction.plans import Plan, Row, Training
@@ -68,7 +68,7 @@ class Checker:
             if not self.workspace.train or progress_of(self.workspace.run(training, seed), recipe).finished:
                 return ""
         except (UserError, OSError) as error:
-            return str(error)
+            return text_of(error)
         return "; ".join(filter(None, (self._data(recipe), self._prior(recipe), self._perceptual(recipe))))
 
     def _data(self, recipe: Recipe) -> str:
@@ -78,7 +78,7 @@ class Checker:
         return self._once(
             f"data {recipe.data.root} {recipe.data.conditions} {recipe.condition}",
             lambda: count_pairs(build_condition(recipe), recipe.data),
-            "give --data another folder",
+            f"give {option('data')} another folder",
         )
 
     def _prior(self, recipe: Recipe) -> str:
@@ -95,7 +95,7 @@ class Checker:
         spec = perceptual_of(recipe)
         if spec is None:
             return ""
-        return self._once(f"perceptual {spec}", lambda: load_perceptual(spec), "give --perceptual FILE")
+        return self._once(f"perceptual {spec}", lambda: load_perceptual(spec), f"give {option('perceptual')} FILE")
 
     def _once(self, what: str, look: Callable[[], object], remedy: str) -> str:
         if what not in self.known:
@@ -103,7 +103,7 @@ class Checker:
                 look()
                 self.known[what] = ""
             except (UserError, OSError) as error:
-                self.known[what] = f"{error}. Remedy: {remedy}"
+                self.known[what] = f"{text_of(error)}. Remedy: {remedy}"
         return self.known[what]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option
 from piti.pipelines.options import GENERAL_DEFAULTS
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
@@ -73,7 +73,8 @@ def dry_run(plan: Plan, workspace: Workspace, gpu: str = DEFAULT_GPU) -> tuple[l
         notes.append(f"hours are of {'; '.join(tally.bases)}")
     decimals = min(2, decimals_for(hours for _, hours in found if hours is not None))
     rows = [row if hours is None else row | {"hours left": number(hours, decimals)} for row, hours in found]
-    return rows, notes + [f"cannot be made: {problem}" for problem in tally.checker.told]
+    notes += [f"cannot be made: {problem}" for problem in tally.checker.told]
+    return rows, [*map(Message, notes)]
 
 
 def _run(
@@ -145,7 +146,7 @@ def _counted(recipe: Recipe, gpu: GPU, known: dict[str, SpeedEstimate]) -> Speed
     if key not in known:
         cost = cost_of(recipe, network_config(recipe, condition))
         rate = _images(recipe) / (cost.hours(gpu) * _HOUR)
-        known[key] = SpeedEstimate(rate, f"one {gpu.name}, at the speed that piti train --dry-run takes")
+        known[key] = SpeedEstimate(rate, f"one {gpu.name}, at the speed that piti train {option('dry_run')} takes")
     return known[key]
 
 

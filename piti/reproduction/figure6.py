@@ -14,7 +14,7 @@ from rich.console import Console
 
 from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option
 from piti.core.files import whole_file
 from piti.core.images import grid, open_image, read_rgb
 from piti.core.progress import steps_bar
@@ -60,12 +60,13 @@ def data_folder(given: Sequence[str]) -> Path:
     """The data's root of values of --data. Raises UserError unless it is one folder."""
     if len(given) != 1:
         raise UserError(
-            "--data: give one folder with labels/ and images/, whose validation conditions the model's guidance is "
-            "shown on" + (f"; there are {len(given)}" if given else "")
+            f"{len(given)} folders are given" if given else "no folder is given",
+            remedy="give one with labels/ and images/, whose validation conditions the model's guidance is shown on",
+            option="data",
         )
     folder = Path(given[0].partition("=")[2] or given[0])
     if not folder.is_dir():
-        raise UserError(f"--data {folder}: no such folder; check the path")
+        raise UserError("no such folder", remedy="check the path", option="data", value=folder)
     return folder
 
 
@@ -74,7 +75,8 @@ def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
     condition = ModelFolder.open(find_model(model)).condition
     settings = 1 + len(RULES) * (len(STRENGTHS) - 1)
     if data is None:
-        conditions, hours = "each validation condition (--data is not given: they are not counted)", "unknown"
+        conditions = Message(f"each validation condition ({option('data')} is not given: they are not counted)")
+        hours = "unknown"
     else:
         count = count_pairs(condition, _spec(condition, data))[1]
         low, high = (f"{count * settings * seconds / 3600:.1f}" for seconds in SECONDS)

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from piti.core.distributed import started
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option, text_of
 from piti.evaluation.features import open_features
 from piti.evaluation.result import Evaluation
 from piti.evaluation.segmentation import open_segmenter
@@ -68,9 +68,10 @@ def check_alone() -> None:
     """Raises UserError in one of several processes."""
     if started().world > 1:
         raise UserError(
-            "piti reproduce runs in one process. Train the runs with several first, each by torchrun … piti train "
-            "RECIPE --out OUT/runs/NAME-SEED as --dry-run names them (batch is that of one process: divide it by their "
-            "number), then start piti reproduce without torchrun: finished runs are taken as they are"
+            "piti reproduce runs in one process. Train the runs with several first, each by torchrun … "
+            f"piti train RECIPE {option('out')} OUT/runs/NAME-SEED as {option('dry_run')} names them "
+            "(batch is that of one process: divide it by their number), then start piti reproduce "
+            "without torchrun: finished runs are taken as they are"
         )
 
 
@@ -83,7 +84,7 @@ def check_all(plan: Plan, workspace: Workspace, console: Console) -> None:
     try:
         check_judges(workspace.judges, workspace.device, console)
     except UserError as error:
-        found.append(str(error))
+        found.append(text_of(error))
     found += checker.told
     if found:
         raise UserError("nothing was trained; it takes:\n  " + "\n  ".join(found))
@@ -93,7 +94,7 @@ def check_judges(judges: Judges, device: str | None, console: Console) -> None:
     """Open every network that judges, before anything is trained for them. Raises UserError."""
     chosen: torch.device = usable_device(device)
     if not judges.features and judges.segmenter is None:
-        raise UserError("nothing would judge the images; give --features or --segmenter")
+        raise UserError("nothing would judge the images", remedy=f"give {option('features')} or {option('segmenter')}")
     for name in judges.features:
         network = open_features(name, chosen)
         console.log(f"features: {network.name}, {network.dimensions} numbers an image")
@@ -108,7 +109,7 @@ def _choose(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:
         try:
             recipe = recipe_of(plan, training, 0, workspace)
         except UserError as error:
-            failures.append(str(error))
+            failures.append(text_of(error))
             continue
         return choose(build_condition(recipe), recipe.data, plan.reference, workspace.out / "data" / name)
     raise UserError("; ".join(failures))
@@ -126,7 +127,7 @@ def _finish(
     except TrainingInterrupted:
         raise
     except (UserError, OSError, RuntimeError) as error:
-        found.failures[work] = f"seed {seed}: {error}"
+        found.failures[work] = Message(f"seed {seed}: {text_of(error)}")
         console.log(f"{row.images}-{seed} is missing: {error}", markup=False)
     else:
         console.log(f"{row.images}-{seed}: done")
@@ -141,7 +142,7 @@ def _trained(plan: Plan, training: Training, seed: int, workspace: Workspace, co
     except TrainingInterrupted:
         raise
     except (UserError, OSError, RuntimeError) as error:
-        found.broken[training, seed] = str(error)
+        found.broken[training, seed] = text_of(error)
         raise
 
 
@@ -158,7 +159,7 @@ def _judge_photographs(
         as_png(files.photographs, folder)
         found.photographs[name] = evaluated(folder, made_of, plan, workspace, files, console)
     except (UserError, OSError, RuntimeError) as error:
-        found.unjudged[name] = str(error)
+        found.unjudged[name] = Message(text_of(error))
         console.log(f"the photographs of {name} are not judged: {error}", markup=False)
 
 

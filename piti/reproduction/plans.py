@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.spec import choices
 from piti.diffusion.guidance import Guidance
 from piti.generation.options import GenerationOptions
@@ -72,7 +72,7 @@ class Training:
     """A file in the scale's folder, without its suffix."""
     data: str
     changes: tuple[str, ...] = ()
-    """On top of the recipe, as `piti train --set` takes them."""
+    """On top of the recipe, KEY=VALUE."""
 
 
 def _images(**values: Any) -> GenerationOptions:
@@ -154,7 +154,7 @@ class Plan:
 def plan_of(table: str, scale: str) -> Plan:
     """The plan of a table. Raises PlanError for one that is not known."""
     if scale not in SCALES:
-        raise PlanError(f"--scale {scale}: unknown; {choices(scale, SCALES)}")
+        raise PlanError("unknown", remedy=choices(scale, SCALES), option="scale", value=scale)
     if table not in TABLES:
         study = "table 2 is a study with raters, see piti study make; " if table == "table2" else ""
         raise PlanError(f"{table}: no such table; {study}{choices(table, (*TABLES, *FIGURES))}")
@@ -171,19 +171,25 @@ def data_folders(plan_sets: Sequence[str], given: Sequence[str]) -> dict[str, Pa
     plain = [Path(value) for value in given if "=" not in value]
     for name in named:
         if name not in plan_sets:
-            raise PlanError(f"--data {name}=…: this table takes {', '.join(plan_sets)}; name one of them")
+            raise PlanError(
+                f"{option('data')} {name}=…: this table takes {', '.join(plan_sets)}", remedy="name one of them"
+            )
     if len(plain) > 1:
-        raise PlanError(f"--data: {len(plain)} folders without a name; write NAME=FOLDER for {', '.join(plan_sets)}")
+        raise PlanError(
+            f"{len(plain)} folders without a name",
+            remedy=f"write NAME=FOLDER for {', '.join(plan_sets)}",
+            option="data",
+        )
     if plain and not named:
         named = {name: plain[0] if len(plan_sets) == 1 else plain[0] / name for name in plan_sets}
     elif plain:
-        raise PlanError(f"--data {plain[0]}: others are named; write NAME=FOLDER for it too")
+        raise PlanError("others are named", remedy="write NAME=FOLDER for it too", option="data", value=plain[0])
     missing = [name for name in plan_sets if name not in named]
     if missing:
-        raise PlanError(f"--data is missing for {', '.join(missing)}: {_wanted(missing)}")
+        raise PlanError(f"is missing for {', '.join(missing)}", remedy=_wanted(missing), option="data")
     absent = [f"{named[name]} ({name}: {SETS[name].prepared})" for name in plan_sets if not named[name].is_dir()]
     if absent:
-        raise PlanError(f"--data: no such folder: {', '.join(absent)}; check the path")
+        raise PlanError(f"no such folder: {', '.join(absent)}", remedy="check the path", option="data")
     return {name: named[name] for name in plan_sets}
 
 
@@ -196,8 +202,8 @@ def described(name: str, folder: Path) -> str:
 
 
 def _wanted(names: Sequence[str]) -> str:
-    flag = "--data FOLDER" if len(names) == 1 else f"--data {names[0]}=FOLDER and so on, or one folder that holds them"
-    return f"give {flag}; made by " + "; ".join(f"{SETS[name].prepared} ({name})" for name in names)
+    what = "FOLDER" if len(names) == 1 else f"{names[0]}=FOLDER and so on, or one folder that holds them"
+    return f"give {option('data')} {what}; made by " + "; ".join(f"{SETS[name].prepared} ({name})" for name in names)
 
 
 # Small: masks of streets at 64 px, what a CPU trains in minutes

@@ -21,6 +21,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from piti.core.errors import option
 from piti.core.files import OutputError, whole_file
 from piti.core.progress import steps_bar
 from piti.diffusion.guidance import Guidance
@@ -173,7 +174,7 @@ def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
     changed = _differences(_essence(before, state.processes), _essence(now, 1))
     if changed:
         raise RunError(
-            f"{folder} holds a run of another recipe; remove it, or give another --out. It has "
+            f"{folder} holds a run of another recipe; remove it, or give another {option('out')}. It has "
             + "; ".join(f"{key} = {old!r} where {new!r} is planned" for key, old, new in changed[:5])
         )
     finished = state.step == recipe.steps and is_of(run.model, newest)
@@ -188,7 +189,7 @@ def trained(plan: Plan, training: Training, seed: int, workspace: Workspace, con
         if now.finished:
             return folder
         if not workspace.train:
-            raise RunError(f"{folder.name} is not trained ({now}), and --no-train was given")
+            raise RunError(f"{folder.name} is not trained ({now}), and {option('no_train')} was given")
         console.log(f"{folder.name}: training, {now}")
         train(recipe, folder, resume=True, console=console)
     return folder
@@ -269,7 +270,9 @@ def begin_folder(folder: Path, made_of: Mapping[str, Any]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         if not mark.is_file():
-            raise OutputError(f"{folder}: holds other things, which would be lost; give another --out")
+            raise OutputError(
+                "holds other things, which would be lost", remedy=f"give another {option('out')}", source=folder
+            )
         shutil.rmtree(folder)
     with whole_file(mark, overwrite=True) as partial:
         partial.write_text(text, encoding="utf-8")

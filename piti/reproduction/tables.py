@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from piti.core.errors import Message, text_of
 from piti.core.files import whole_file
 from piti.evaluation.result import KINDS, Evaluation, Measure
 from piti.reproduction.plans import SETS, Plan, Row
@@ -157,8 +158,9 @@ class Table:
     @property
     def missing(self) -> list[str]:
         """What is not there, and why; empty where the table is complete."""
-        rows = [f"{self.method(line.row)}: {what}" for line in self.lines for what in line.missing]
-        return [*rows, *(f"photographs of {self.title(name)}: {why}" for name, why in self.unjudged.items())]
+        rows = [f"{self.method(line.row)}: {text_of(what)}" for line in self.lines for what in line.missing]
+        rows += [f"photographs of {self.title(name)}: {text_of(why)}" for name, why in self.unjudged.items()]
+        return [*map(Message, rows)]
 
     def title(self, data: str) -> str:
         """A data set's, as it is where that is known."""
@@ -321,7 +323,9 @@ def _about_photographs(table: Table) -> list[str]:
 
 def _warnings(table: Table) -> list[str]:
     """What the evaluations warn of, each once."""
-    return list(dict.fromkeys(note for line in table.lines for evaluation in line.found for note in evaluation.notes))
+    return list(
+        dict.fromkeys(spelled(note) for line in table.lines for evaluation in line.found for note in evaluation.notes)
+    )
 
 
 def to_dict(table: Table) -> dict[str, Any]:

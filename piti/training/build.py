@@ -26,6 +26,7 @@ from piti.conditions import (
 from piti.conditions.composite import part_configs
 from piti.conditions.mask import ClassTable
 from piti.conditions.palette import coco_stuff
+from piti.core.errors import option
 from piti.core.progress import steps_bar
 from piti.core.seeding import derive_seed
 from piti.data.batches import LowRes, SampleSet
@@ -53,7 +54,7 @@ def build_condition(recipe: Recipe) -> Condition:
         packed = _with_classes(config, _packed_classes(recipe)) if recipe.data.shards else config
         return condition_from_config(packed, "condition")
     if not recipe.data.root.is_dir():
-        raise RecipeError(f"data.root: {recipe.data.root} is no folder; check the path (--data)")
+        raise RecipeError(f"data.root: {recipe.data.root} is no folder", remedy=f"check the path ({option('data')})")
     root = recipe.data.root
     return condition_from_config(_with_classes(config, lambda name: _classes_in(root, name)), "condition")
 
@@ -92,8 +93,8 @@ def _packed_classes(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
         if listed.classes is None:
             check_reached(recipe.data, listed)  # an address that is wrong is the first to be told
             raise RecipeError(
-                "condition.classes: the shards have no manifest that holds them; name a file: "
-                "--set condition.classes=classes.json"
+                "condition.classes: the shards have no manifest that holds them",
+                remedy=f"name a file: {option('set')} condition.classes=classes.json",
             )
         return listed.classes
 
@@ -244,7 +245,9 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
 def how_to_give(recipe: Recipe) -> str:
     """How to tell where the data is."""
     either = recipe.condition.get("kind") in ALONE
-    return "--data FOLDER, or --set data.shards='[TARS]'" + (" or data.photographs" if either else "")
+    return f"{option('data')} FOLDER, or {option('set')} data.shards='[TARS]'" + (
+        " or data.photographs" if either else ""
+    )
 
 
 def low_res_of(recipe: Recipe) -> LowRes | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork
 from piti.checkpoints.lora import inject
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.spec import choices
 from piti.diffusion.losses import adversarial_named
 from piti.models import AlignedEncoder, Translator
@@ -62,7 +62,7 @@ DEFAULT_GPU = "a100"
 def gpu_named(name: str) -> GPU:
     """The GPU of that short name. Raises UserError that names the known ones."""
     if name not in GPUS:
-        raise UserError(f"--gpu {name}: unknown; {choices(name, GPUS)}")
+        raise UserError("unknown", remedy=choices(name, GPUS), option="gpu", value=name)
     return GPUS[name]
 
 
@@ -164,7 +164,10 @@ def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
     if fitting is None:
         return f"{over}, as is one image: take a larger GPU, or a smaller model"
     parts = recipe.accumulation * recipe.batch // fitting
-    return f"{over}: --set batch={fitting} --set accumulation={parts} takes {cost.memory(fitting) / GIB:.1f} GiB"
+    return (
+        f"{over}: {option('set')} batch={fitting} {option('set')} accumulation={parts} takes "
+        f"{cost.memory(fitting) / GIB:.1f} GiB"
+    )
 
 
 # A stage

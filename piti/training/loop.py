@@ -20,7 +20,7 @@ from piti.checkpoints.folder import join_base, write_model_folder
 from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
 from piti.core.distributed import together
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import save_png
 from piti.core.seeding import derive_seed
 from piti.data.batches import Batch, Batches, BatchStream, SampleSet, loader
@@ -158,7 +158,8 @@ class Trainer:
             if stop and self.state.step < self.recipe.steps:
                 with together():
                     raise TrainingInterrupted(
-                        f"stopped and saved at step {self.state.step}; to go on, give the same command with --resume"
+                        f"stopped and saved at step {self.state.step}",
+                        remedy=f"to go on, give the same command with {option('resume')}",
                     )
         self.weights.end_stage()
         release(self.accelerator, model, *([adversary.network] if adversary else []))
@@ -223,8 +224,9 @@ class Trainer:
             # one batch's loss spoils the gradients of all processes: then its process speaks
             if not math.isfinite(here["loss"]) or math.isfinite(everywhere["loss"]):
                 raise TrainingDiverged(
-                    f"{where}; {kept}. Look at this batch, or go on with --resume and a lower rate "
-                    "(--set stages.0.lr=… or --set optimizer.clip=…):\n  " + "\n  ".join(files)
+                    f"{where}; {kept}. Look at this batch, or go on with {option('resume')} and a lower rate "
+                    f"({option('set')} stages.0.lr=… or {option('set')} optimizer.clip=…):"
+                    + "".join(f"\n  {file}" for file in files)
                 )
 
     def _finite(self, numbers: dict[str, float]) -> bool:

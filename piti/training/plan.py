@@ -11,6 +11,7 @@ from piti.conditions import (
     Condition,
 )
 from piti.conditions.palette import coco_stuff
+from piti.core.errors import Message, option, text_of
 from piti.models import Translator
 from piti.models.perceptual import PerceptualSpec, load_perceptual, weights_source
 from piti.training.build import (
@@ -47,7 +48,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
         try:
             found = {"begins": beginning(recipe, condition)}
         except ModelError as error:
-            found = {"begins": f"not checked: {error}"}
+            found = {"begins": f"not checked: {text_of(error)}"}
         found["data"] = f"not given ({how_to_give(recipe)}): nothing of it is checked"
     cost = cost_of(recipe, network_config(recipe, condition))
     sizes = (f"{name} {count / 1e6:.1f}M parameters" for name, count in cost.parameters.items())
@@ -57,8 +58,8 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
     for stage in recipe.stages:
         rows[f"stage {stage.name}"] = f"{' and '.join(stage.trains)}, {stage.steps:,} steps at {stage.lr:g}"
     rows |= cost_rows(cost, recipe, chosen)
-    rows["folder"] = f"{out}: " + (f"holds {newest.name}, --resume goes on from there" if newest else "new")
-    return [{"what": key, "plan": value} for key, value in rows.items()]
+    rows["folder"] = f"{out}: " + (f"holds {newest.name}, {option('resume')} goes on from there" if newest else "new")
+    return [{"what": key, "plan": Message(value)} for key, value in rows.items()]
 
 
 def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, str]:

@@ -77,7 +77,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
     """Set one value, `key.of.it=value` with the value in YAML."""
     key, sign, text = change.partition("=")
     if not sign or not key:
-        raise RecipeError(f"--set {change}: expected KEY=VALUE, such as stages.0.lr=1e-4")
+        raise RecipeError("expected KEY=VALUE, such as stages.0.lr=1e-4", option="set", value=change)
     place: Any = values
     *parents, last = key.split(".")
     for part in parents:
@@ -85,24 +85,26 @@ def _apply(values: dict[str, Any], change: str) -> None:
     try:
         value = _number_or(yaml.safe_load(text))
     except yaml.YAMLError:
-        raise RecipeError(f"--set {change}: '{text}' is not YAML; quote it if it is text") from None
+        raise RecipeError(
+            f"'{text}' is not YAML", remedy="quote it if it is text", option="set", value=change
+        ) from None
     if isinstance(place, list):
         _inside(place, last, change)
         place[int(last)] = value
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise RecipeError(f"--set {change}: '{'.'.join(parents)}' is a single value and holds no '{last}'")
+        raise RecipeError(f"'{'.'.join(parents)}' is a single value and holds no '{last}'", option="set", value=change)
 
 
 def _inside(place: Any, part: str, change: str) -> Any:
     if isinstance(place, list):
         if not part.isdigit() or int(part) >= len(place):
-            raise RecipeError(f"--set {change}: '{part}' is none of the indices 0 to {len(place) - 1}")
+            raise RecipeError(f"'{part}' is none of the indices 0 to {len(place) - 1}", option="set", value=change)
         return place[int(part)]
     if isinstance(place, dict):
         return place.setdefault(part, {})
-    raise RecipeError(f"--set {change}: '{part}' lies inside a single value")
+    raise RecipeError(f"'{part}' lies inside a single value", option="set", value=change)
 
 
 def _number_or(value: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.files import flush, flush_all
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, read_recipe, write_recipe
@@ -73,13 +73,16 @@ class RunFolder:
         """
         newest = self.newest()
         if not resume and (newest or self.metrics.exists()):
-            raise RunError(f"{self.root} holds a run already; add --resume to go on with it, or give another --out")
+            raise RunError(
+                f"{self.root} holds a run already",
+                remedy=f"add {option('resume')} to go on with it, or give another {option('out')}",
+            )
         if newest is not None:
             changed = differences(read_recipe(newest / RECIPE_FILE), recipe)
             if changed:
                 raise RecipeError(
-                    f"{newest} was trained with another recipe; undo these changes or give another --out:\n  "
-                    + "\n  ".join(changed)
+                    f"{newest} was trained with another recipe; undo these changes or give another {option('out')}:"
+                    + "".join(f"\n  {change}" for change in changed)
                 )
         return newest
 
@@ -173,12 +176,14 @@ def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
     for what in ("processes", "pairs", "condition", "prior_sha256"):
         old, new = getattr(saved, what), getattr(now, what)
         if old != new:
-            raise RunError(f"{checkpoint} was trained with {what} = {old}, now it is {new}; give another --out")
+            raise RunError(
+                f"{checkpoint} was trained with {what} = {old}, now it is {new}", remedy=f"give another {option('out')}"
+            )
     places = [(stage.name, done) for stage, done in recipe.stages_left(saved.step)]
     if (saved.stage, saved.within) not in places[:1]:
         raise RunError(
-            f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have "
-            "there; undo the change of 'stages', or give another --out"
+            f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have there",
+            remedy=f"undo the change of 'stages', or give another {option('out')}",
         )
     return saved
 

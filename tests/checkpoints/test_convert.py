@@ -323,7 +323,7 @@ def test_a_folder_of_others_is_never_replaced(tmp_path: Path, case: str) -> None
 
 def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     folder = imported(tmp_path, "piti", "piti_up")
-    with pytest.raises(UserError, match="add --overwrite"):
+    with pytest.raises(UserError, match="add overwrite"):
         imported(tmp_path, "glide")
     imported(tmp_path, "glide", overwrite=True)
     assert "upsampler" not in ModelFolder.open(folder)

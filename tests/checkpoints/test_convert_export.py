@@ -46,7 +46,7 @@ def test_a_single_network_is_exported_to_a_file(tmp_path: Path) -> None:
     folder = imported(tmp_path, "piti")
     export_release(folder, tmp_path / "out.pt")
     assert list(torch.load(tmp_path / "out.pt", weights_only=True)) == list(tiny_weights("piti"))
-    with pytest.raises(UserError, match="add --overwrite"):
+    with pytest.raises(UserError, match="add overwrite"):
         export_release(folder, tmp_path / "out.pt")
     cascade = imported(tmp_path, "piti", "piti_up", overwrite=True)
     with pytest.raises(UserError, match="has base and upsampler; give a folder"):
@@ -56,7 +56,7 @@ def test_a_single_network_is_exported_to_a_file(tmp_path: Path) -> None:
 def test_exports_are_replaced_only_when_asked_and_nothing_else_ever(tmp_path: Path) -> None:
     folder = imported(tmp_path, "piti")
     export_release(folder, tmp_path / "out")
-    with pytest.raises(UserError, match="add --overwrite"):
+    with pytest.raises(UserError, match="add overwrite"):
         export_release(folder, tmp_path / "out")
     export_release(folder, tmp_path / "out", overwrite=True)
     (tmp_path / "out/notes").write_text("mine")
@@ -125,7 +125,7 @@ def test_heads_of_unusual_size_are_told(tmp_path: Path) -> None:
     heads = Heads(head_dim=16, heads=4)
     folder = imported(tmp_path, "piti", heads=heads)
     (done,) = export_release(folder, tmp_path / "out.pt")
-    assert done.what == "PITI base (to import: --head-dim 16 --heads 4)"
+    assert done.what == "PITI base (to import: head_dim 16 heads 4)"
     import_release(tmp_path / "out.pt", tmp_path / "again", settings=ImportSettings(heads=heads))
     name = "base/diffusion_pytorch_model.safetensors"
     assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

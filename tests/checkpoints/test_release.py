@@ -87,7 +87,7 @@ def test_released_sizes_are_measured(name: str) -> None:
     found = identify(shapes_for(config), "x.pt")
     assert found.name == name
     assert found.config == full(config)
-    assert found.flags == ""
+    assert found.options == ""
     assert (found.encoder.heads, found.unet and found.unet.head_dim) == (8, 64)
 
 
@@ -130,16 +130,16 @@ def test_heads_are_of_the_released_size_unless_told() -> None:
     assert [heads_of(width) for width in (128, 256, 512, 768, 48)] == [4, 4, 8, 12, None]
     told = identify(shapes_of(tiny_weights("piti")), "x.pt", Heads(head_dim=16, heads=4))
     assert (told.encoder.heads, told.unet and told.unet.head_dim) == (4, 16)
-    assert told.flags == "--head-dim 16 --heads 4"
+    assert told.options == "head_dim 16 heads 4"
 
 
 def test_heads_of_no_usual_size_are_asked_for() -> None:
     encoder = TINY["piti"]["encoder_spec"] | {"width": 48, "heads": 2}
     config = TINY["piti"] | {"encoder_spec": encoder, "unet_spec": TINY["piti"]["unet_spec"] | {"token_width": 48}}
-    with pytest.raises(ReleaseError, match=r"x.pt: .*width 48.*--heads"):
+    with pytest.raises(ReleaseError, match=r"x.pt: .*width 48.*heads"):
         identify(shapes_for(config), "x.pt")
     assert identify(shapes_for(config), "x.pt", Heads(heads=2)).config == full(config)
-    with pytest.raises(ReleaseError, match="--head-dim 48"):
+    with pytest.raises(ReleaseError, match="head_dim 48"):
         identify(shapes_for(config), "x.pt", Heads(head_dim=48, heads=2))
 
 

@@ -274,7 +274,7 @@ class TestRefused:
         with pytest.raises(ConditionError, match=r"said\.txt: is a text"):
             BOTH.load({"mask": tmp_path / "said.txt"})
         for read in (lambda: BOTH.load(tmp_path / "m.png"), lambda: BOTH.read(mask(), "m.png")):
-            with pytest.raises(ConditionError, match=r"m\.png: this model reads mask, sketch; .*--given mask=FILE"):
+            with pytest.raises(ConditionError, match=r"m\.png: this model reads mask, sketch; .*given mask=FILE"):
                 read()
 
     @pytest.mark.parametrize("one", [MASK, TextCondition(), NoCondition()])

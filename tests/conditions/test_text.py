@@ -154,7 +154,7 @@ class TestBytePairs:
 
     def test_without_files(self) -> None:
         assert BytePairTokenizer().decode([1, 2]) == "2 tokens"
-        with pytest.raises(ConditionError, match="import it with --tokenizer FOLDER"):
+        with pytest.raises(ConditionError, match="import it with tokenizer FOLDER"):
             BytePairTokenizer().encode("a")
 
     def test_broken_files(self, gpt2: Path) -> None:

@@ -203,7 +203,7 @@ def test_other_things_are_never_replaced(tmp_path: Path) -> None:
     for name, message in (("photos", "other things"), ("file", "is no folder"), ("link", "is no folder")):
         with pytest.raises(OutputError, match=message):
             fill(tmp_path / name, "2", overwrite=True)
-    with pytest.raises(OutputError, match="add --overwrite"):
+    with pytest.raises(OutputError, match="add overwrite"):
         fill(tmp_path / "model", "2")
     assert tree(tmp_path) == was
 
@@ -212,7 +212,7 @@ def test_files(tmp_path: Path) -> None:
     target = tmp_path / "a.pt"
     with whole_file(target, False) as path:
         path.write_text("1")
-    with pytest.raises(OutputError, match="--overwrite"), whole_file(target, False):
+    with pytest.raises(OutputError, match="overwrite"), whole_file(target, False):
         raise AssertionError("refused first")
     with pytest.raises(OutputError, match="No space left"), whole_file(target, True) as path:
         write_and_fail(path)

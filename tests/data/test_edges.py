@@ -264,12 +264,12 @@ class TestLearned:
         assert (wide[8:92].sum(1) > 5).all()
 
     def test_weights_out_of_reach(self, installed) -> None:
-        with pytest.raises(DetectorError, match=r"^--detector hed: cannot load .* nowhere \(no con.*--weights"):
+        with pytest.raises(DetectorError, match=r"^detector hed: cannot load .* nowhere \(no con.*weights"):
             line_source("hed", {"weights": "nowhere"})
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "controlnet_aux", None)
-        with pytest.raises(DetectorError, match=r"^--detector pidinet: needs the package cont.*--detector lines"):
+        with pytest.raises(DetectorError, match=r"^detector pidinet: needs the package cont.*detector lines"):
             line_source("pidinet")
 
     def test_an_older_package_without_the_class(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,14 +278,14 @@ class TestLearned:
             line_source("hed")
 
     def test_low_is_not_above_high(self) -> None:
-        with pytest.raises(SpecError, match=r"--detector lines:\n  low = 0.5 is above high = 0.2; .*: lower low, or"):
+        with pytest.raises(SpecError, match=r"detector lines:\n  low = 0.5 is above high = 0.2; .*: lower low, or"):
             detector_spec("lines", {"low": 0.5})
         detector_spec("lines", {"low": 0.2})
 
     def test_names_and_settings_are_checked(self) -> None:
-        with pytest.raises(DetectorError, match=r"--detector line: unknown; did you mean 'lines'\?"):
+        with pytest.raises(DetectorError, match=r"detector line: unknown; did you mean 'lines'\?"):
             detector_spec("line")
-        with pytest.raises(SpecError, match=r"--detector lines:\n.*unknown key 'threshold'"):
+        with pytest.raises(SpecError, match=r"detector lines:\n.*unknown key 'threshold'"):
             detector_spec("lines", {"threshold": 0.5})
         with pytest.raises(SpecError, match="threshold"):
             detector_spec("hed", {"threshold": 1.5})

@@ -87,7 +87,7 @@ class TestMatching:
             PairedFolder(spec(root, splits="mine.json"), MASK, "train")
 
     def test_missing_folders(self, tmp_path):
-        with pytest.raises(DataError, match="pass --data"):
+        with pytest.raises(DataError, match="pass data"):
             PairedFolder(FolderSpec(), MASK)
         with pytest.raises(DataError, match=r"images: no such folder"):
             PairedFolder(spec(tmp_path), MASK)

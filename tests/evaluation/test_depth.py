@@ -210,7 +210,7 @@ class TestNetworks:
         assert not open_depth(str(folder), CPU, inverse=False).inverse
 
     def test_a_segmenter_estimates_no_depth(self, tmp_path: Path) -> None:
-        with pytest.raises(JudgeError, match=r"--depth .*segformer, which cannot serve as a network for estimating"):
+        with pytest.raises(JudgeError, match=r"depth .*segformer, which cannot serve as a network for estimating"):
             open_depth(str(segformer(tmp_path)), CPU)
 
     def test_estimates_that_are_nan(self, tmp_path: Path) -> None:

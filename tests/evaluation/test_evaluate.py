@@ -89,9 +89,9 @@ class TestDistances:
         assert not any("same files" in note for note in evaluate_files(noisy, OPTIONS, tiny_data / "images").notes)
 
     def test_a_split_of_what_has_none(self, tiny_data: Path, noisy: Path) -> None:
-        with pytest.raises(PairingError, match=r"--split train: .*images is a folder of photographs.*leave it out"):
+        with pytest.raises(PairingError, match=r"split train: .*images is a folder of photographs.*leave it out"):
             evaluate_files(noisy, OPTIONS, tiny_data / "images", split="train")
-        with pytest.raises(PairingError, match="--split train: no --real is given"):
+        with pytest.raises(PairingError, match="split train: no real is given"):
             evaluate_files(noisy, OPTIONS, split="train")
         assert evaluate_files(noisy, OPTIONS, tiny_data, split="train").facts["real"]["images"] == 9
         assert evaluate_files(noisy, OPTIONS, tiny_data).facts["real"]["split"] == "val"
@@ -100,14 +100,14 @@ class TestDistances:
         for path in (tiny_data / "images").iterdir():
             save_png(Image.open(path).resize((16, 16)), tmp_path / "small" / path.name)
         notes = evaluate_files(tmp_path / "small", OPTIONS, tiny_data / "images").notes
-        assert any("short sides of 16 px, real ones of 32 px" in note and "--resize 16" in note for note in notes)
+        assert any("short sides of 16 px, real ones of 32 px" in note and "resize 16" in note for note in notes)
         assert any("differ in their proportions" in note for note in notes)
         options = Options(features=("colours",), resize=16, device="cpu")
         resized = evaluate_files(tmp_path / "small", options, tiny_data / "images")
         assert not any("short sides" in note or "proportions" in note for note in resized.notes)
         options = Options(features=("colours",), resize=24, device="cpu")
         notes = evaluate_files(tmp_path / "small", options, tiny_data / "images").notes
-        assert any("--resize 24 enlarges generated images; at most 16" in note for note in notes)
+        assert any("resize 24 enlarges generated images; at most 16" in note for note in notes)
 
     def test_short_sides_of_two_kinds_in_one_folder(self, tiny_data: Path, noisy: Path) -> None:
         save_png(Image.new("RGB", (80, 64)), noisy / "scene-00_2.png")

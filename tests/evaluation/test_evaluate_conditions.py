@@ -83,21 +83,21 @@ class TestAgreement:
 
     def test_masks_without_a_judge_are_told_of(self, tiny_data: Path, noisy: Path, condition: MaskCondition) -> None:
         found = evaluate_files(noisy, OPTIONS, tiny_data / "images", tiny_data / "labels", condition)
-        assert any("--segmenter" in note for note in found.notes)
-        assert any("--perceptual" in note for note in found.notes)
-        with pytest.raises(UserError, match="nothing to measure: give --real"):
+        assert any("segmenter" in note for note in found.notes)
+        assert any("perceptual" in note for note in found.notes)
+        with pytest.raises(UserError, match="nothing to measure: give real"):
             evaluate_files(noisy, OPTIONS, None, tiny_data / "labels", condition)
 
     def test_a_judge_without_its_conditions_is_told_of(self, tiny_data: Path, noisy: Path) -> None:
         options = Options(("colours",), segmenter="nearest", bootstrap=0, device="cpu")
         notes = evaluate_files(noisy, options, tiny_data / "images").notes
-        assert any("--segmenter judges nothing here" in note for note in notes)
+        assert any("segmenter judges nothing here" in note for note in notes)
 
     def test_perceptual_without_samples_is_told_of(self, tiny_data: Path) -> None:
         options = Options(("colours",), perceptual=PerceptualSpec(), bootstrap=0, device="cpu")
         notes = evaluate_files(tiny_data / "images", options, tiny_data / "images").notes
-        assert any("--perceptual measures nothing here: no condition has several samples" in note for note in notes)
-        with pytest.raises(UserError, match=r"nothing to measure.*\(--perceptual measures nothing here"):
+        assert any("perceptual measures nothing here: no condition has several samples" in note for note in notes)
+        with pytest.raises(UserError, match=r"nothing to measure.*\(perceptual measures nothing here"):
             evaluate_files(tiny_data / "images", options)
 
     def test_a_class_that_is_never_seen_gets_no_interval(

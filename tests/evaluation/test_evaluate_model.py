@@ -87,7 +87,7 @@ class TestModel:
             GenerationOptions.from_flat(num=4),
             "cpu",
         )
-        with pytest.raises(PairingError, match=r"--num 4: this model reads no noise.*leave --num out, or give 1"):
+        with pytest.raises(PairingError, match=r"num 4: this model reads no noise.*leave num out, or give 1"):
             generate_split(*arguments)
         assert not (tmp_path / "out").exists()
         made = generate_split(*arguments, num_given=False)

@@ -30,7 +30,7 @@ def test_json_gives_the_same_again(tmp_path: Path) -> None:
 def test_an_earlier_result_is_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("precious")
-    with pytest.raises(OutputError, match="give another --json"):
+    with pytest.raises(OutputError, match="give another json"):
         FOUND.write(path)
     assert path.read_text() == "precious"
     FOUND.write(path, overwrite=True)

@@ -132,7 +132,7 @@ class TestErrors:
             open_segmenter(str(folder), CPU)([noise(40, 20), noise(30, 20)])
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(JudgeError, match=r"--segmenter .*nowhere: there is no such folder; give a hub repository"):
+        with pytest.raises(JudgeError, match=r"segmenter .*nowhere: there is no such folder; give a hub repository"):
             open_segmenter(str(tmp_path / "nowhere"), CPU)
 
     def test_the_hub_is_asked_for_what_is_no_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:

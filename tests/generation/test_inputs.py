@@ -192,7 +192,7 @@ class TestRefused:
             translate_files(
                 several_pipeline(), [], tmp_path / "out", SETTINGS, "tiny", given={"mask": tmp_path / "gone.png"}
             )
-        with pytest.raises(TranslationError, match="--text: this model reads a mask or a sketch"):
+        with pytest.raises(TranslationError, match="text: this model reads a mask or a sketch"):
             translate_files(several_pipeline(), [], tmp_path / "out", SETTINGS, "tiny", texts=["a street"])
         with pytest.raises(TranslationError, match="among the inputs"):
             translate_files(several_pipeline(), [], folders["mask"], SETTINGS, "tiny", given=folders)
@@ -213,5 +213,5 @@ def test_shards_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "sh" / "shards.json").write_text("{}")
     for path in (tmp_path / "sh", tmp_path / "sh" / "shards.json", tmp_path / "sh" / "a.tar"):
         for given, inputs in (({}, [path]), ({"mask": path}, [])):
-            with pytest.raises(GivenError, match=rf"^{path}: .*does not translate shards; .*--given mask=FOLDER"):
+            with pytest.raises(GivenError, match=rf"^{path}: .*does not translate shards; .*given mask=FOLDER"):
                 matched_parts(condition, given, inputs)

@@ -234,7 +234,7 @@ class TestLarge:
             tiny_pipeline(), [tmp_path / "m.png"], tmp_path / "first", GenerationOptions.from_flat(steps=2), "tiny"
         )
         made = tmp_path / "first/m_0.png"
-        with pytest.raises(RemakeError, match=r"m_0\.png: holds no condition .*give the mask's file beside --like"):
+        with pytest.raises(RemakeError, match=r"m_0\.png: holds no condition .*give the mask's file beside like"):
             again(tiny_pipeline(), made, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         assert again(tiny_pipeline(), made, tmp_path / "out", [tmp_path / "m.png"]) == []
@@ -408,7 +408,7 @@ class TestHostile:
             ({"shape": [1, 2, 2]}, base64.b64encode(zlib.compress(b"\0\7\0\0")).decode(), "hold indices such as 7"),
         ):
             bad = with_text(made, tmp_path / "bad.png", raw=data, raw_form=json.dumps(form | changes))
-            with pytest.raises(RemakeError, match=rf"bad\.png: .*{message}.*; give the mask's file beside --like"):
+            with pytest.raises(RemakeError, match=rf"bad\.png: .*{message}.*; give the mask's file beside like"):
                 read_record(bad).raw(pipeline)
 
     def test_text_that_unfolds_is_refused(self, tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ class TestHostile:
         bad = with_text(tmp_path / "first/m_0.png", tmp_path / "bad.png", upsampler_steps="5000")
         with pytest.raises(RemakeError, match=r"bad\.png: piti:upsampler_sampler = .*, piti:upsampler_steps = 5000"):
             again(tiny_cascade(), bad, tmp_path / "out")
-        with pytest.raises(UserError, match="steps = 5000") as error:  # a flag's fault is not the file's
+        with pytest.raises(UserError, match="steps 5000") as error:  # a flag's fault is not the file's
             again(tiny_cascade(), tmp_path / "first/m_0.png", tmp_path / "out", sampler="ddim", steps=5000)
         assert "m_0.png" not in str(error.value)
 
@@ -490,7 +490,7 @@ class TestHostile:
         asked = {}
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **named: asked.update(named) or 1 / 0)
         record = read_record(with_text(made, tmp_path / "bad.png", model="some/one"))
-        with pytest.raises(RemakeError, match=r"bad\.png was made with some/one: .*--model"):
+        with pytest.raises(RemakeError, match=r"bad\.png was made with some/one: .*model"):
             record.loaded(record.model, None, False)
         assert asked["local_files_only"] is True
 

@@ -166,11 +166,11 @@ class TestTexts:
             text_pipeline(), [], tmp_path, GenerationOptions.from_flat(num=1, steps=2), "t", texts=texts
         )
         assert [p.name for p in report.made] == ["the-sea_0.png", "a-photo-of-the-sea_0.png"]
-        assert report.notes == ["--text: only the first 12 of 18 tokens are read: a photo of the sea"]
+        assert report.notes == ["text: only the first 12 of 18 tokens are read: a photo of the sea"]
 
     def test_refused(self, masks: Path, tmp_path: Path) -> None:
         settings = GenerationOptions.from_flat(num=1, steps=2)
-        with pytest.raises(TranslationError, match="--text: this model reads a mask"):
+        with pytest.raises(TranslationError, match="text: this model reads a mask"):
             translate_files(tiny_pipeline(), [], tmp_path, settings, "t", texts=["the sea"])
         with pytest.raises(TranslationError, match=r"m0\.png: is a picture, and this model reads text"):
             translate_files(text_pipeline(), [masks / "m0.png"], tmp_path, settings, "t")
@@ -247,7 +247,7 @@ def test_what_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
     Image.new("L", (90, 10)).save(masks / "long.png")
     (masks / "torn.png").write_bytes(b"no picture")
     pipeline = tiny_pipeline()
-    with pytest.raises(TranslationError, match=r"(?s)2 of 3 inputs.*long\.png.*torn\.png.*--skip-bad"):
+    with pytest.raises(TranslationError, match=r"(?s)2 of 3 inputs.*long\.png.*torn\.png.*skip_bad"):
         translate_files(pipeline, [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
     assert not (tmp_path / "out").exists()
     report = translate_files(

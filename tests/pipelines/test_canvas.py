@@ -80,11 +80,11 @@ class TestFrame:
 
     @pytest.mark.parametrize("size", [0, 1, 15, 129])
     def test_impossible_sizes(self, size: int) -> None:
-        with pytest.raises(UserError, match=r"--size\): this model was trained to make 32 px; give 16 to 128"):
+        with pytest.raises(UserError, match=r"^size \d+: this model was trained to make 32 px; give 16 to 128"):
             frame_of(MASK, raw_of(8, 8), BASE, PLAIN, size)
 
     def test_the_base_alone_makes_smaller_images(self) -> None:
-        with pytest.raises(UserError, match=r"16 px, its base alone \(because of --base-only, .*; give 16 to 64"):
+        with pytest.raises(UserError, match=r"16 px, its base alone \(because of base_only, .*; give 16 to 64"):
             tiny_cascade()(mask(1), size=128, base_only=True)
         assert tiny_cascade()(mask(1), size=128).images[0].size == (128, 128)
 

@@ -186,7 +186,7 @@ def alone(tmp_path: Path) -> Path:
 
 def test_an_upsampler_beside_a_base(tmp_path: Path, alone: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "base")
-    with pytest.raises(ModelError, match=r"holds an upsampler alone.*--upsampler"):
+    with pytest.raises(ModelError, match=r"holds an upsampler alone.*upsampler"):
         PITIPipeline.from_pretrained(alone)
     (tmp_path / "neither").mkdir()
     for name, content in (("model_index.json", {}), ("condition.json", {"kind": "none"})):
@@ -277,7 +277,7 @@ class TestFiles:
         out = tmp_path / "out"
         translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(base_only=True), "tiny")
         before = (out / "m_0.png").read_bytes()
-        with pytest.raises(TranslationError, match=r"m_0.png: is there already, 16 x 16, where 32 x 32 .*--overwrite"):
+        with pytest.raises(TranslationError, match=r"m_0.png: is there already, 16 x 16, where 32 x 32 .*overwrite"):
             translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(), "tiny")
         assert (out / "m_0.png").read_bytes() == before
         translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(), "tiny", overwrite=True)

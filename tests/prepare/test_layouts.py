@@ -107,7 +107,7 @@ class TestSceneParse:
         assert SceneParse(root).classes().names[:2] == ("class 1", "class 2")
 
     def test_top_is_for_the_full_release(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="--top is for the full release"):
+        with pytest.raises(DataError, match="top is for the full release"):
             ade20k(trees.scene_parse(tmp_path), top=5)
 
 

@@ -135,7 +135,7 @@ class TestSketches:
         drawn(photos, out)
         before = files(out)
         other = LineSpec(smoothing=0, shortest=60)
-        with pytest.raises(OutputError, match=r"other settings \(shortest: 2 there, 60 now\); add --overwrite"):
+        with pytest.raises(OutputError, match=r"other settings \(shortest: 2 there, 60 now\); add overwrite"):
             drawn(photos, out, spec=other)
         assert files(out) == before
         assert drawn(photos, out, spec=other, overwrite=True).made == 4
@@ -147,7 +147,7 @@ class TestSketches:
         (photos / "empty.png").touch()
         trees.save(photos / "deep/d.png", np.zeros((9, 9, 3), np.uint8))  # beside d.JPG
         out = tmp_path / "out"
-        with pytest.raises(DataError, match=r"3 photographs skipped, 50.0% of all and more than --max-bad 0.01"):
+        with pytest.raises(DataError, match=r"3 photographs skipped, 50.0% of all and more than max_bad 0.01"):
             drawn(photos, out)
         assert len(list((out / "sketches").rglob("*.png"))) == 3
         skipped = (out / "skipped.txt").read_text()

@@ -124,7 +124,7 @@ def test_several_conditions_and_none(tiny_data, tmp_path) -> None:
     assert open_shards(spec, SketchCondition())[0].center(0).condition.shape == (1, 8, 8)
     alone = pack_shards(PackJob(tiny_data, tmp_path / "alone", conditions=()))
     assert alone.manifest.conditions == {}
-    with pytest.raises(DataError, match=r"no folder depth/ beside images/; name those of the conditions with --cond"):
+    with pytest.raises(DataError, match=r"no folder depth/ beside images/; name those of the conditions with cond"):
         pack_shards(PackJob(tiny_data, tmp_path / "none", conditions=("depth",)))
 
 
@@ -151,7 +151,7 @@ class TestBad:
             assert sum(what in line for line in lines) == 1
 
     def test_too_many_end_it(self, tiny_data, tmp_path) -> None:
-        with pytest.raises(DataError, match=r"(?s)\d of 12 samples cannot be used, more than --max-bad 0.01.*scene-04"):
+        with pytest.raises(DataError, match=r"(?s)\d of 12 samples cannot be used, more than max_bad 0.01.*scene-04"):
             pack_shards(PackJob(self.spoiled(tiny_data), tmp_path / "out"))
         assert not (tmp_path / "out").exists()
 
@@ -221,7 +221,7 @@ class TestInterrupted:
         job = PackJob(tiny_data, tmp_path / "out", samples=3)
         pack_shards(job)
         before = contents(job.out)
-        with pytest.raises(OutputError, match=r"out: is there already; add --overwrite .*or give another OUT$"):
+        with pytest.raises(OutputError, match=r"out: is there already; add overwrite .*or give another OUT$"):
             pack_shards(job)
         other = PackJob(tiny_data, tmp_path / "out", samples=5, overwrite=True)
         with monkeypatch.context() as patch:

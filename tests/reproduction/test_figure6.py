@@ -130,7 +130,7 @@ def test_digits_are_those_of_the_column() -> None:
 
 def test_its_data_is_one_folder(tmp_path: Path) -> None:
     assert figure6.data_folder([f"camvid={tmp_path}"]) == tmp_path
-    with pytest.raises(UserError, match="--data: give one folder"):
+    with pytest.raises(UserError, match=r"^data: no folder is given; give one"):
         figure6.data_folder([])
     with pytest.raises(UserError, match="no such folder"):
         figure6.data_folder([str(tmp_path / "nowhere")])

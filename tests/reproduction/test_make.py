@@ -127,7 +127,7 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Work
     shutil.rmtree(finished)  # as if it had been stopped at step 3
     now = progress_of(run, recipe)
     assert (str(now), now.finished) == ("step 3 of 4", False)
-    with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and --no-train"):
+    with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and no_train"):
         trained(PLAN, TINY, 0, replace(workspace, train=False), QUIET)
     trained(PLAN, TINY, 0, workspace, QUIET)
     assert progress_of(run, recipe).finished
@@ -272,7 +272,7 @@ class TestBeforeTraining:
     def test_data_that_does_not_pair(self, workspace: Workspace, tmp_path: Path) -> None:
         data = shutil.copytree(workspace.data["camvid"], tmp_path / "copied")
         sorted((data / "labels").iterdir())[0].unlink()
-        with pytest.raises(UserError, match=r"(?s)tiny-0: .*give --data another folder"):
+        with pytest.raises(UserError, match=r"(?s)tiny-0: .*give data another folder"):
             make.reproduce(PLAN, replace(workspace, data={"camvid": data}), QUIET)
 
     def test_what_is_trained_needs_nothing(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,7 @@ class TestDryRun:
         assert len(rows) == len(plan.trainings)
         assert notes[0].startswith("about 60.0 hours of training")
         assert "H100" in notes[1]
-        with pytest.raises(UserError, match="--gpu abacus: unknown"):
+        with pytest.raises(UserError, match="gpu abacus: unknown"):
             costs.dry_run(plan, Workspace(tmp_path), "abacus")
 
 
@@ -337,7 +337,7 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
     assert "tiny-0" in told.output
     assert "normalised (eq. 8)" in run.invoke(app, ["figure6", "--dry-run"]).output
     refused = run.invoke(app, ["table1", "--out", out])
-    assert "--data is missing for camvid" in str(refused.exception)
+    assert "data: is missing for camvid" in str(refused.exception)
     given = ["--features", workspace.judges.features[0], "--bootstrap", "0", "--seeds", "1", "--device", "cpu"]
     missing = run.invoke(app, ["table1", "--data", data, "--out", out, "--no-train", *given])
     assert missing.exit_code == 1

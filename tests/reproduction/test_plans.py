@@ -117,7 +117,7 @@ def test_unknown_names_are_refused() -> None:
         plan_of("table5", "small")
     with pytest.raises(PlanError, match=r"table 2 is a study"):
         plan_of("table2", "small")
-    with pytest.raises(PlanError, match=r"--scale large: unknown; .*small, paper"):
+    with pytest.raises(PlanError, match=r"scale large: unknown; .*small, paper"):
         plan_of("table1", "large")
 
 

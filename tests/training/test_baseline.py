@@ -175,7 +175,7 @@ def test_images_that_cannot_differ_are_told(tiny_data: Path, tmp_path: Path, fea
         for num in (1, 2)
     ]
     assert not notes[0]
-    assert notes[1] == ["this model takes no noise: all images of one condition are the same (--num 1 makes one)"]
+    assert notes[1] == ["this model takes no noise: all images of one condition are the same (num 1 makes one)"]
     assert not pipeline.draws_noise()
 
 

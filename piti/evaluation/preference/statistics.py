@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from piti.core.errors import option
 from piti.core.files import whole_file
 from piti.core.seeding import generator_for
 from piti.evaluation.metrics import wilson
@@ -88,7 +89,7 @@ class Preference:
     def write(self, path: Path, overwrite: bool = False) -> None:
         """Write JSON, complete or not at all. Raises OutputError."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-        with whole_file(path, overwrite, "--json") as partial:
+        with whole_file(path, overwrite, option("json")) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
     def rows(self) -> list[dict[str, str]]:

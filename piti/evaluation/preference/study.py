@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from piti.conditions import Condition
+from piti.core.errors import Message, option
 from piti.core.files import check_file, flush, whole_file
 from piti.core.images import IMAGE_SUFFIXES, Box, crop_resize, grid, list_images, read_rgb
 from piti.core.progress import OnProgress
@@ -107,7 +108,7 @@ def write_study(
     """
     out, key_file = _places(Path(out), overwrite)
     if not question.strip() or len(question) > 300:
-        raise StudyError(f"--question: {len(question)} characters; ask in 1 to 300")
+        raise StudyError(f"{len(question)} characters", remedy="ask in 1 to 300", option="question")
     pairs = _paired(Path(a), Path(b), conditions, condition)
     chosen = _limited(pairs, limit, seed)
     repeats = _repeats(len(chosen), repeats)
@@ -137,7 +138,7 @@ def _places(out: Path, overwrite: bool) -> tuple[Path, Path]:
     for path in (out, key_file):
         check_file(path, overwrite)
     if out.exists() and _MARK.encode() not in out.read_bytes()[:2000]:
-        raise StudyError(f"{out}: is no study and would be lost; give another --out")
+        raise StudyError("is no study and would be lost", remedy=f"give another {option('out')}", source=out)
     if key_file.exists():
         read_key(key_file)
     return out, key_file
@@ -161,8 +162,8 @@ def _paired(a: Path, b: Path, conditions: Path | None, condition: Condition | No
     alone = sorted((ours | theirs)[stem] for stem in ours.keys() ^ theirs.keys())
     if alone:
         raise StudyError(
-            f"{a}, {b}: {len(alone)} pictures are in one folder only: {listed(alone)}; "
-            "give folders with the same names, as the same conditions and --num make them"
+            f"{a}, {b}: {len(alone)} pictures are in one folder only: {listed(alone)}",
+            remedy=f"give folders with the same names, as the same conditions and {option('num')} make them",
         )
     if len(ours) < LEAST:
         raise StudyError(f"{a}, {b}: {len(ours)} pairs are too few; give at least {LEAST}")
@@ -189,7 +190,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def _limited(pairs: Sequence[_Pair], limit: int | None, seed: int) -> list[_Pair]:
     """`limit` of the pairs, drawn without replacement, in their order."""
     if limit is not None and limit < LEAST:
-        raise StudyError(f"--limit {limit}: a study has at least {LEAST} pairs")
+        raise StudyError(f"a study has at least {LEAST} pairs", option="limit", value=limit)
     if limit is None or limit >= len(pairs):
         return list(pairs)
     picked = random.Random(derive_seed(seed, "study limit")).sample(range(len(pairs)), limit)
@@ -202,7 +203,7 @@ def _repeats(pairs: int, repeats: int | None) -> int:
         return 0 if pairs < 4 else min(max(round(pairs / 10), 2), 10)
     most = math.ceil(pairs / 2)
     if not 0 <= repeats <= most:
-        raise StudyError(f"--repeats {repeats}: of {pairs} pairs 0 to {most} can come again")
+        raise StudyError(f"of {pairs} pairs 0 to {most} can come again", option="repeats", value=repeats)
     return repeats
 
 
@@ -314,8 +315,8 @@ def _check_size(size: int, pairs: int) -> None:
     if size > LARGEST_MB * 1e6:
         fit = max(2, int(pairs * LARGEST_MB * 0.9e6 / size))
         raise StudyError(
-            f"the page of {pairs} pairs would have {size / 1e6:.0f} MB, at most {LARGEST_MB} can be opened safely; "
-            f"take fewer (--limit {fit}), or smaller pictures"
+            f"the page of {pairs} pairs would have {size / 1e6:.0f} MB, at most {LARGEST_MB} can be opened safely",
+            remedy=f"take fewer ({option('limit')} {fit}), or smaller pictures",
         )
 
 
@@ -327,12 +328,13 @@ def _notes(shown: Sequence[_Shown], pairs: Sequence[_Pair], size: int, condition
         found.append(f"{len(same)} pairs show the same picture twice: {listed(same)}")
     if size > LARGE_MB * 1e6:
         found.append(
-            f"the page has {size / 1e6:.0f} MB, which mail servers may refuse; share it as a link, or --limit it"
+            f"the page has {size / 1e6:.0f} MB, which mail servers may refuse; share it as a link, "
+            f"or {option('limit')} it"
         )
     named = {pair.condition for pair in pairs if pair.condition is not None}
     if condition is None and any(_looks_like_labels(path) for path in sorted(named)[:5]):
         found.append("the conditions are nearly black, as label numbers are; give the condition that draws them")
-    return found
+    return [*map(Message, found)]
 
 
 def _looks_like_labels(path: Path) -> bool:

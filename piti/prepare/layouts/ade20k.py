@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from piti.conditions import ClassTable, ConditionError, bit_colours
+from piti.core.errors import option
 from piti.core.images import open_image
 from piti.data.problems import DataError
 from piti.prepare.layouts.base import (
@@ -43,7 +44,9 @@ def ade20k(root: Path, top: int | None = None) -> MaskLayout:
     """The layout that `root` has; `top` is `Ade20k`'s. Raises DataError if it is neither of the two."""
     if any((place / "annotations").is_dir() for place in (root, root / "ADEChallengeData2016")):
         if top is not None:
-            raise DataError(f"{root}: SceneParse150 has its 150 classes; --top is for the full release")
+            raise DataError(
+                "SceneParse150 has its 150 classes", remedy=f"{option('top')} is for the full release", source=root
+            )
         return SceneParse(root)
     return Ade20k(root, top)
 

@@ -25,7 +25,7 @@ class PlainFolder(MaskLayout):
         try:
             self._condition = MaskCondition(ClassTable.read(self.root / "classes.json"))
         except ConditionError as error:
-            raise DataError(str(error)) from None
+            raise DataError.like(error) from None
 
     def listing(self) -> Listing:
         """See `Layout`; what the splits file names without files is a fault too."""

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from piti import __version__
 from piti.core.errors import UserError
 from piti.core.spec import Spec
-from piti.studio.http.errors import NOWHERE, WRONG_METHOD
+from piti.studio.http.errors import NOWHERE, WRONG_METHOD, for_browser
 from piti.studio.http.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
 from piti.studio.service.inputs import NoPicture, Upload
 from piti.studio.service.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
@@ -115,7 +115,7 @@ def refusal(error: Exception) -> Response:
     code = next(code for kind, code in CODES if isinstance(error, kind))
     details = error.details if isinstance(error, WrongFields) else []
     headers = {"Retry-After": str(_RETRY)} if code == 429 else None
-    return JSONResponse(ErrorAnswer(error=str(error), details=details).model_dump(), code, headers)
+    return JSONResponse(ErrorAnswer(error=for_browser(error), details=details).model_dump(), code, headers)
 
 
 class _Api:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from piti import __version__
-from piti.core.errors import UserError
+from piti.core.errors import Message, UserError, option
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -151,11 +151,13 @@ async def _page_error(request: Request, error: Exception) -> Response:
 def listening(host: str, port: int) -> socket.socket:
     """A socket bound to an address, before models are loaded. Raises ServerError."""
     if not 0 <= port <= 65535:
-        raise ServerError(f"--port {port}: ports are 0 (any that is free) to 65535")
+        raise ServerError("ports are 0 (any that is free) to 65535", option="port", value=port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
-        raise ServerError(f"--host {host}: is no address here ({error}); 127.0.0.1 always is") from None
+        raise ServerError(
+            f"is no address here ({error})", remedy="127.0.0.1 always is", option="host", value=host
+        ) from None
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":  # elsewhere this would let two servers share a port
@@ -165,7 +167,9 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         what = "is taken, by another studio perhaps" if error.errno in _TAKEN else f"cannot be used ({error.strerror})"
-        raise ServerError(f"--port {port} of {host}: {what}; give another --port, or 0 for any that is free") from None
+        raise ServerError(
+            f"{what} on {host}", remedy="give another, or 0 for any that is free", option="port", value=port
+        ) from None
     return bound
 
 
@@ -184,7 +188,7 @@ def warning_of(host: str) -> str:
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).is_loopback:
             return ""
-    return f"--host {host}: whoever can reach this machine can use the studio; there is no password"
+    return Message(f"{option('host')} {host}: whoever can reach this machine can use the studio; there is no password")
 
 
 def serve(

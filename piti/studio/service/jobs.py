@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, spelled
 
 T = TypeVar("T")
 
@@ -180,7 +180,7 @@ class Job(Generic[T]):
     def _end(self, state: State, error: UserError | None, result: Any = None) -> None:
         """The end, with nothing kept but the result."""
         self._ended = time.monotonic()
-        self._error = "" if error is None else str(error)
+        self._error = "" if error is None else spelled(error.text(local=False))
         self._work, self._draw, self.size = _nothing, None, 0
         if error is not None:
             self._preview = ()

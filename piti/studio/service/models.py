@@ -51,8 +51,10 @@ def load(name: str, device: torch.device, limits: Limits) -> Loaded:
     kind = pipeline.condition.kind
     if kind not in KINDS:
         raise UserError(
-            f"--model {name}: reads {kind}, and the studio serves models that read one {', '.join(KINDS[:-1])} or "
-            f"{KINDS[-1]}; use it with piti translate"
+            f"reads {kind}, and the studio serves models that read one {', '.join(KINDS[:-1])} or {KINDS[-1]}",
+            remedy="use it with piti translate",
+            option="model",
+            value=name,
         )
     pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)

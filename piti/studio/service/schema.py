@@ -183,7 +183,7 @@ class PictureAnswer(_Answer):
     width: int
     height: int
     address: str = Field(description="Where it can be fetched for a while.", examples=["/pictures/7Yz….png"])
-    png: str = Field(description="The file in base64; its text says how it was made (piti translate --like).")
+    png: str = Field(description="The file in base64; its text says how it was made; piti translate makes it again.")
 
 
 class ResultAnswer(_Answer):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from piti.conditions import ConditionError, SketchCondition, TextCondition
 from piti.core.distributed import usable_device
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import list_images, to_pil
 from piti.core.spec import choices
 from piti.data.edges import draw_lines
@@ -25,7 +25,6 @@ from piti.generation.generate import make_images
 from piti.generation.recreate import carried_condition
 from piti.pipelines.canvas import Frame
 from piti.pipelines.options import OWN_SAMPLING
-from piti.studio.http.errors import in_plain_words
 from piti.studio.service.edits import Edit
 from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
 from piti.studio.service.jobs import Job, Queue
@@ -71,7 +70,7 @@ class Studio:
         self.limits = limits or Limits()
         where = usable_device(device)
         if not names:
-            raise UserError("no model is named; give one with --model, such as street")
+            raise UserError("no model is named", remedy=f"give one with {option('model')}, such as street")
         self.models: Mapping[str, Loaded] = {name: load(name, where, self.limits) for name in dict.fromkeys(names)}
         self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
         self._store = Store(self.limits.kept_results, self.limits.kept_bytes)
@@ -88,7 +87,6 @@ class Studio:
 
     # What is handed in
 
-    @in_plain_words()
     def read_condition(self, model: str, image: Image.Image | bytes | Path, source: str) -> Tensor:
         """A condition in raw form, from a file, its bytes, or a picture that the painter shows.
 
@@ -105,7 +103,6 @@ class Studio:
             _check_lines(raw, picture, source)
         return raw
 
-    @in_plain_words()
     def read_text(self, model: str, text: str) -> str:
         """A text for a prior, white space made single. Raises ConditionError for another kind of model, or none."""
         loaded = self.model(model)
@@ -115,7 +112,6 @@ class Studio:
         loaded.condition.tokens(text, "text")
         return text
 
-    @in_plain_words()
     def lines_of_photograph(self, image: Image.Image | bytes | Path, source: str = "the photograph") -> Image.Image:
         """Lines of a photograph, black on white. Raises ImageError."""
         picture = photograph(image, source, self.limits.pixels)
@@ -123,7 +119,6 @@ class Studio:
         lines = draw_lines(np.asarray(picture)).numpy()
         return Image.fromarray(np.where(lines, 0, 255).astype(np.uint8)).convert("RGB")
 
-    @in_plain_words()
     def read_photograph(
         self, model: str, data: Image.Image | bytes | Path, source: str = "the photograph"
     ) -> tuple[Image.Image, Tensor | None]:
@@ -134,7 +129,6 @@ class Studio:
         upload = checked_upload(data, source, most)
         return photograph(upload, source, most), carried_condition(upload, loaded.condition)
 
-    @in_plain_words()
     def read_region(self, data: bytes, source: str) -> Image.Image:
         """What of a photograph is repainted: white, and not transparent; in its own mode. Raises ImageError."""
         return opened(data, source, self.limits.pixels)
@@ -152,7 +146,6 @@ class Studio:
 
     # Jobs
 
-    @in_plain_words()
     def translate(self, request: TranslateRequest, raw: Tensor | str, source: str = "drawing.png") -> Job[Result]:
         """Hand in a translation: the images of `piti translate` for the same condition, settings and seed.
 
@@ -174,7 +167,6 @@ class Studio:
 
         return self._submitted(request, made, frame, held.size)
 
-    @in_plain_words()
     def edit(
         self,
         request: EditRequest,
@@ -203,8 +195,7 @@ class Studio:
         """A job that keeps the pictures that `made` makes. size: bytes that it holds. Raises QueueFull."""
 
         def work(job: Job[Result]) -> Result:
-            with in_plain_words():
-                pictures, notes = made(job.stepped)
+            pictures, notes = made(job.stepped)
             kept = tuple(self._store.add(picture) for picture in pictures)
             return Result(request.model, request.seed, kept, job.snapshot().seconds, tuple(notes))
 

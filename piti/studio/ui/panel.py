@@ -18,6 +18,7 @@ from piti.core.errors import UserError
 from piti.editing import STEPS, VARIETY
 from piti.pipelines.canvas import same_proportions
 from piti.pipelines.options import OWN_SAMPLING
+from piti.studio.http.errors import for_browser
 from piti.studio.service.schema import EditRequest, TranslateRequest
 from piti.studio.service.service import Loaded, Studio
 from piti.studio.ui.gallery import Gallery, SourceImage, Strip, finished, nothing_yet, on_the_way, refused, settled
@@ -189,7 +190,7 @@ class Panel:
                     yield on_the_way(snapshot, sources, count), *_buttons(running=True)
             yield finished(await job.result(), sources, self.surface.drawn), *_buttons(running=False)
         except UserError as error:
-            yield refused(str(error)), *_buttons(running=False)
+            yield refused(for_browser(error)), *_buttons(running=False)
         finally:
             if job is not None:
                 job.cancel()
@@ -311,7 +312,7 @@ class Panel:
         return self._laid(drawn or Image.new("RGB", BLANK, self.surface.empty), None)
 
     def _refused(self, error: UserError) -> Changes:
-        return {self.gallery: refused(str(error))}
+        return {self.gallery: refused(for_browser(error))}
 
 
 def _buttons(running: bool) -> tuple[Any, Any, Any]:

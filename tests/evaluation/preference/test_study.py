@@ -181,10 +181,10 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     a, b = folders(tmp_path)
     written = write_study(a, b, tmp_path / "study.html", 1)
     before = {path: path.read_bytes() for path in (written.page, written.key)}
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite"):
         write_study(a, b, written.page, 2)
     written.page.rename(tmp_path / "sent.html")
-    with pytest.raises(OutputError, match=r"study\.key\.json.*--overwrite"):
+    with pytest.raises(OutputError, match=r"study\.key\.json.*overwrite"):
         write_study(a, b, written.page, 2)
     (tmp_path / "sent.html").rename(written.page)
     assert before == {path: path.read_bytes() for path in before}
@@ -230,7 +230,7 @@ def test_large_pages_are_warned_of_and_then_refused(tmp_path: Path, monkeypatch:
     assert "share it as a link" in write_study(a, b, tmp_path / "large.html", 0).notes[0]
     addresses = re.findall(r"data:image[^\"]+", (tmp_path / "study.html").read_text(encoding="utf-8"))
     monkeypatch.setattr(making, "LARGEST_MB", sum(map(len, addresses)) / 2e6)
-    with pytest.raises(StudyError, match=r"the page of 10 pairs would have .* \(--limit 4\)"):
+    with pytest.raises(StudyError, match=r"the page of 10 pairs would have .* \(limit 4\)"):
         write_study(a, b, tmp_path / "largest.html", 0)
     assert not (tmp_path / "largest.html").exists()
 

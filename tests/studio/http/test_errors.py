@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
-
-from piti.studio.http.errors import in_plain_words, reworded
+from piti.core.errors import option
+from piti.studio.http.errors import for_browser
 from piti.studio.service.schema import LimitError
 
 
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [
-        ("size 5 (--size): this model was", "size 5: this model was"),
-        ("64 px, its base alone (because of --base-only, or because it has none); give", "64 px, its base alone; give"),
-        ("a, b (--upsampler-sampler, --upsampler-steps): no", "a, b: no"),
-        ("cut it into pieces, or take the square at its centre (square=True, --square)", "cut it into pieces"),
-        (
-            "id 77; add the class to classes.json, or relabel these pixels (or so)",
-            "id 77; relabel these pixels (or so)",
-        ),
-        ("add the colour to classes.json, or save the mask as PNG", "save the mask as PNG"),
-        ("this model reads text; give --text, or a .txt file", "this model reads text; write what is to be seen"),
-        (
-            "give another one to show, or a region (--region) to repaint",
-            "give another one to show, or a region to repaint",
-        ),
-        ("choose another --model, or", "choose another model, or"),
-        ("my--photo.png: is damaged (at 5); copy it", "my--photo.png: is damaged (at 5); copy it"),
-    ],
-)
-def test_no_flag_is_told_to_people_without_a_terminal(said: str, told: str) -> None:
-    assert reworded(said) == told
-    with pytest.raises(LimitError) as caught, in_plain_words():
-        raise LimitError(said)
-    assert str(caught.value) == told
+def test_people_without_a_terminal_read_fields_and_what_they_can_do() -> None:
+    error = LimitError(
+        f"is wide: leave {option('base_only')} out",
+        remedy=f"give {option('text')}",
+        local_remedy="edit classes.json",
+        option="size",
+        value=5,
+    )
+    assert for_browser(error) == "size 5: is wide: leave base_only out; give text"
+
+
+def test_foreign_words_stay() -> None:
+    damaged = "my--photo.png: is damaged (at 5); copy it"
+    assert for_browser(LimitError(damaged)) == damaged

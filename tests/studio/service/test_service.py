@@ -247,7 +247,7 @@ def test_a_model_of_no_kind_that_is_served(monkeypatch: pytest.MonkeyPatch, stud
     pipeline = studio.model("mask").pipeline
     monkeypatch.setattr(type(pipeline.condition), "kind", "several")
     monkeypatch.setattr(PITIPipeline, "from_pretrained", lambda name: pipeline)
-    with pytest.raises(UserError, match=r"--model both: reads several.*piti translate"):
+    with pytest.raises(UserError, match=r"model both: reads several.*piti translate"):
         Studio(("both",))
 
 
