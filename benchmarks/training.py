@@ -1,7 +1,7 @@
 """Training speed: the package's loop beside a bare PyTorch loop, same network, batch and precision.
 
     python benchmarks/training.py street --data DATA [--steps 40]
-    python benchmarks/training.py street-upsampler --data DATA --stage 1 --set perceptual.weights=FILE
+    python benchmarks/training.py upsampler --data DATA --stage 1 --set perceptual.weights=FILE
 
 Both run in turn, twice, in one process; the faster of the two turns counts. The bare loop has its batches in
 memory and does nothing but forward, eq. 3's loss, backward, clip and step: what it is ahead of an upsampler's stage
