@@ -27,7 +27,7 @@ CAPTIONS = ("a photo of a forest", "a photo of the sea", "a photo of a mountain"
 
 def rows_of(model: str, inputs: Sequence[Path | str], num: int = 4, square: bool = False) -> list[list[Image.Image]]:
     """For each file or caption a row: the condition, and its samples."""
-    upsampler = "street" if model == "scenes-prior" else None
+    upsampler = "sketch" if model == "scenes-prior" else None
     pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler)
     pipeline.set_progress_bar_config(disable=True)
     files = [item for item in inputs if isinstance(item, Path)]
