@@ -1,11 +1,13 @@
 """What each part of the upsampler's training is worth: bicubic, then one training after the other, on the same masks.
 
     python benchmarks/upsampling.py --data DATA --referee referee.py --model street \\
-        plain=RUN +degradation=RUN +perceptual=RUN +adversarial=RUN [--out DIR] [--sheet docs/upsampler.png]
+        plain=RUN +degradation=RUN +perceptual=RUN +adversarial=RUN [--out DIR] [--sheet docs/upsampler.png] \\
+        [--real-esrgan realesrgan_x4plus.safetensors]
 
 DATA is a paired folder (images/, labels/, splits.json). All upsamplers enlarge the same 64 px images of `--model`'s
 base (seed 0, one a validation mask). The referee is called as `referee.py GENERATED --labels LABELS --real REAL` and
-prints one line of JSON; REAL are the training photographs. Images are kept in --out, so that a broken-off run goes on.
+prints one line of JSON; REAL are the training photographs. --real-esrgan adds Real-ESRGAN x4plus, which is not ours
+(weights with the keys of `piti.baselines.rrdb`). Images are kept in --out, so that a broken-off run goes on.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from PIL import Image
 from quality import judge, links, split_of
 
-from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
+from piti.baselines.rrdb import load_real_esrgan
+from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png, to_pil, to_tensor
 from piti.generation.options import GenerationOptions
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
@@ -31,6 +35,17 @@ def enlarge(small: Path, target: Path) -> None:
     """The base's images by bicubic interpolation."""
     for path in sorted(small.glob("*_0.png")):
         save_png(open_image(path).resize((SIDE, SIDE), Image.Resampling.BICUBIC), target / path.name)
+
+
+def enlarge_by_real_esrgan(weights: Path, small: Path, target: Path) -> float:
+    """The base's images by Real-ESRGAN x4plus, one at a time; seconds an image."""
+    network, files = load_real_esrgan(weights), sorted(small.glob("*_0.png"))
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for path in files:
+            (image,) = to_pil(network(to_tensor(read_rgb(path))[None]))
+            save_png(image, target / path.name)
+    return (time.perf_counter() - started) / len(files)
 
 
 def translate(pipeline: PITIPipeline, labels: Path, out: Path, settings: GenerationOptions, name: str) -> float:
@@ -66,6 +81,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--out", type=Path, default=Path("out/upsampling"))
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--real-esrgan", type=Path)
     parser.add_argument("--shown", type=int, nargs="*", default=[0, 10, 20, 30])
     options = parser.parse_args()
     base = PITIPipeline.from_pretrained(options.model, base_only=True)
@@ -91,6 +107,10 @@ def main() -> None:
         folders = {"bicubic": options.out / "bicubic"}
         enlarge(options.out / "base", folders["bicubic"])
         show("bicubic", folders["bicubic"])
+        if options.real_esrgan:
+            folders["Real-ESRGAN"] = options.out / "real-esrgan"
+            seconds = enlarge_by_real_esrgan(options.real_esrgan, options.out / "base", folders["Real-ESRGAN"])
+            show("Real-ESRGAN", folders["Real-ESRGAN"], f"{seconds:.2f} s an image")
         settings = GenerationOptions.from_flat(
             num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps, square=True
         )
