@@ -40,5 +40,5 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     save_file(RRDBNet(width=4, growth=2, blocks=1).state_dict(), tmp_path / "small.safetensors")
     with pytest.raises(UserError, match=r"small\.safetensors does not hold Real-ESRGAN x4plus: \d+ tensors differ"):
         load_real_esrgan(tmp_path / "small.safetensors")
-    with pytest.raises(UserError, match="is no readable .safetensors file"):
+    with pytest.raises(UserError, match=r"is no readable \.safetensors file"):
         load_real_esrgan(tmp_path / "none.safetensors")
