@@ -323,9 +323,7 @@ def _about_photographs(table: Table) -> list[str]:
 
 def _warnings(table: Table) -> list[str]:
     """What the evaluations warn of, each once."""
-    return list(
-        dict.fromkeys(spelled(note) for line in table.lines for evaluation in line.found for note in evaluation.notes)
-    )
+    return list(dict.fromkeys(note for line in table.lines for evaluation in line.found for note in evaluation.notes))
 
 
 def to_dict(table: Table) -> dict[str, Any]:

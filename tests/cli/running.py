@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from piti.cli.app import app, main
-from piti.core.errors import UserError
+from piti.cli.console import with_flags
+from piti.core.errors import UserError, text_of
 
 
 def invoked(*arguments: object) -> Any:
@@ -27,7 +28,7 @@ def mistake(*arguments: object) -> str:
     """The message of a command that refuses what it is given."""
     result = invoked(*arguments)
     assert isinstance(result.exception, UserError), (result.output, result.exception)
-    return str(result.exception)
+    return with_flags(text_of(result.exception))
 
 
 def misspelt(*arguments: object) -> str:

@@ -16,8 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli.app import app
+from piti.cli.console import with_flags
 from piti.cli.edit import edit_condition
-from piti.core.errors import UserError
+from piti.core.errors import UserError, text_of
 from piti.core.images import png_text, save_png
 from piti.generation.recreate import RemakeError, carried_condition, own_condition
 from piti.pipelines.pipeline import PITIPipeline
@@ -47,7 +48,7 @@ def mistake(*arguments: str) -> str:
     """What is said of a command that fails."""
     result = CliRunner().invoke(app, list(arguments))
     assert isinstance(result.exception, UserError), result.output
-    return str(result.exception)
+    return with_flags(text_of(result.exception))
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +207,9 @@ def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) ->
 
 def test_values_out_of_range(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     for flag, value, message in (
-        ("--dilate", "1.5", r"dilate 1.5 (--dilate): is a share"),
-        ("--feather", "-0.1", r"feather -0.1 (--feather): is a share"),
-        ("--size", "5000", "size 5000 (--size)"),
+        ("--dilate", "1.5", r"--dilate 1.5: is a share"),
+        ("--feather", "-0.1", r"--feather -0.1: is a share"),
+        ("--size", "5000", "--size 5000: "),
         ("--from-text", "a wood", "--from and --from-text say the same thing twice"),
     ):
         assert message in mistake(*command(model, files, tmp_path / "a.png", flag, value))
