@@ -8,10 +8,12 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -137,6 +139,35 @@ def test_the_studio_is_asked_over_http(tmp_path: Path, monkeypatch: pytest.Monke
             with Image.open(tmp_path / "avenue.png") as image:
                 assert image.size == (341, 256)
     assert sorted(path.name for path in tmp_path.glob("avenue_*.png")) == ["avenue_0.png", "avenue_1.png"]
+
+
+def commands_of(page: Path) -> list[str]:
+    """The arguments of `piti` in a page's blocks, as they are typed."""
+    fences = page.read_text(encoding="utf-8").split("\n```")
+    blocks = [fence.partition("\n") for fence in fences[1::2]]
+    lines = [line for language, _, text in blocks if language in ("", "bash") for line in joined(text).splitlines()]
+    return [found[1] for line in lines if (found := re.match(r"(?:.* -m )?piti (.+)", line))]
+
+
+def joined(text: str) -> str:
+    """Lines that a backslash continues as one."""
+    return text.replace("\\\n", " ")
+
+
+def parse(command: Any, words: list[str], name: str = "piti") -> None:
+    """Parse without running anything. Raises UsageError."""
+    context = command.make_context(name, words)
+    if hasattr(command, "commands"):
+        name, chosen, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        parse(chosen, rest, name)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_every_command_of_the_documentation_parses(page: Path) -> None:
+    for command in commands_of(page):
+        words = shlex.split(command, comments=True)
+        parse(typer.main.get_command(app), words)
+        assert words[0] != "evaluate" or words[1] in ("images", "model"), f"{command}: an old spelling"
 
 
 def test_every_path_that_is_named_exists() -> None:
