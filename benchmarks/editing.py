@@ -30,11 +30,9 @@ from piti.core.images import grid, quantized, read_rgb
 from piti.data import FolderSpec, PairedFolder
 from piti.diffusion.inversion import SAMPLER
 from piti.editing import EditSettings, edit
-from piti.editing.edit import canvas_of, psnr, reduced
+from piti.editing.edit import on_canvas, psnr, reduced
 from piti.editing.trajectory import UNGUIDED, Progress, Walk
-from piti.pipelines.canvas import Frame
-from piti.pipelines.cascade import Batch, Network, NetworkSampling
-from piti.pipelines.options import OWN_SAMPLING
+from piti.pipelines.cascade import Batch, Network, NetworkSampling, Prepared
 from piti.pipelines.pipeline import PITIPipeline
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "street"
@@ -55,9 +53,9 @@ def photographs(pipeline: PITIPipeline, data: Path, count: int) -> list[tuple[Te
     return [(pipeline.read(Path(str(pair.condition))), read_rgb(Path(str(pair.image)))) for pair in chosen]
 
 
-def walk(network: Network, images: Tensor, raws: list[Tensor], frame: Frame, steps: int, refinements: int) -> Walk:
+def walk(network: Network, images: Tensor, conditions: list[Prepared], steps: int, refinements: int) -> Walk:
     """All images at once on their way under their own masks."""
-    tokens, _ = network.encode(Batch(raws, [], [frame] * len(raws)), with_null=False)
+    tokens, _ = network.encode(Batch(conditions, list(range(len(conditions))), []), with_null=False)
     settings = NetworkSampling(UNGUIDED, steps, SAMPLER)
     return Walk(network, settings, refinements, 0.0, images, None, (tokens, None), (tokens, None))
 
@@ -65,26 +63,26 @@ def walk(network: Network, images: Tensor, raws: list[Tensor], frame: Frame, ste
 @torch.no_grad()
 def returns(pipeline: PITIPipeline, pairs: list[tuple[Tensor, Image.Image]], steps: int, refinements: int) -> str:
     """A row: PSNR of what returns at both sizes, and seconds."""
-    raws = [raw for raw, _ in pairs]
-    frame = pipeline.frame(raws[0], OWN_SAMPLING.resolve(pipeline))
-    large = torch.cat([canvas_of(image, frame) for _, image in pairs])
-    small = torch.cat([reduced(canvas[None], frame.scale) for canvas in large])
+    conditions = [pipeline.prepare(raw) for raw, _ in pairs]
+    canvas = conditions[0].canvas
+    large = torch.cat([on_canvas(image, canvas) for _, image in pairs])
+    small = torch.cat([reduced(image[None], canvas.scale) for image in large])
     base, upsampler = pipeline.base_network(), pipeline.upsampler_network()
     assert isinstance(base, Network)
     assert upsampler is not None
-    down = walk(base, small, raws, frame, steps, refinements)
-    up = walk(upsampler, large, raws, frame, steps, refinements)
+    down = walk(base, small, conditions, steps, refinements)
+    up = walk(upsampler, large, conditions, steps, refinements)
     started = time.perf_counter()
     trajectory = down.invert(SILENT)
-    of_base = (time.perf_counter() - started) / len(raws)
+    of_base = (time.perf_counter() - started) / len(conditions)
     back = quantized(down.back(trajectory, SILENT))
     started = time.perf_counter()
     trajectory = up.invert(SILENT, small)
-    of_both = of_base + (time.perf_counter() - started) / len(raws)
+    of_both = of_base + (time.perf_counter() - started) / len(conditions)
     whole = quantized(up.back(trajectory, SILENT, back))
     cells = []
     for made, want, seconds in ((back, small, of_base), (whole, large, of_both)):
-        found = [psnr(frame.cut(one), frame.cut(other)) for one, other in zip(made, want, strict=True)]
+        found = [psnr(canvas.crop(one), canvas.crop(other)) for one, other in zip(made, want, strict=True)]
         mean, least = (f"{value:.1f}" if math.isfinite(value) else "exact" for value in (fmean(found), min(found)))
         cells.append(f"{mean} ({least}) | {seconds:.1f}")
     return f"| {steps} | {refinements} | {' | '.join(cells)} |"

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from piti.models import Prediction, Translator
-from piti.pipelines.options import OWN_SAMPLING
+from piti.pipelines.canvas import fitted
+from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 
 UPSAMPLER_RUNS = (("ddpm", "fast27"), ("ddim", 10), ("ddim", 5), ("dpm++", 10), ("dpm++sde", 10))
@@ -41,8 +42,8 @@ def encode_every_step(pipeline: PITIPipeline) -> None:
     base = pipeline.base
     assert isinstance(base, Translator)
     real = base.forward
-    raw = pipeline.read(MASK, square=True)
-    encoded = pipeline.condition.encode(pipeline.fitted(raw, pipeline.frame(raw, OWN_SAMPLING.resolve(pipeline)))[None])
+    prepared = pipeline.prepare(MASK, SamplingOptions(square=True))
+    encoded = pipeline.condition.encode(fitted(pipeline.condition, prepared.raw, prepared.canvas, base)[None])
     null = pipeline.condition.null(1, encoded.shape[-2], encoded.shape[-1])
 
     def forward(x_t: torch.Tensor, t: torch.Tensor, *_: object) -> Prediction:

@@ -1,7 +1,18 @@
 """Editing: an image again under a changed condition, what lies outside the change kept (PITI, appendix B)."""
 
-from piti.editing.edit import edit
+from piti.editing.edit import EditInput, edit, edit_prepared, prepare_edit
 from piti.editing.options import STEPS, UPSAMPLER_STEPS, VARIETY, Edited, EditSettings
 from piti.editing.regions import EditError
 
-__all__ = ["STEPS", "UPSAMPLER_STEPS", "VARIETY", "EditError", "EditSettings", "Edited", "edit"]
+__all__ = [
+    "STEPS",
+    "UPSAMPLER_STEPS",
+    "VARIETY",
+    "EditError",
+    "EditInput",
+    "EditSettings",
+    "Edited",
+    "edit",
+    "edit_prepared",
+    "prepare_edit",
+]

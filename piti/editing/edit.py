@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,16 +15,28 @@ from torch import Tensor
 from piti.core.errors import option
 from piti.core.images import Box, as_rgb, quantized, to_pil, to_tensor, truncated
 from piti.diffusion.samplers import OnStep
-from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact, frame_to_edit
+from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact
 from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
 from piti.editing.trajectory import Progress, Walk
 from piti.models import Tokens
-from piti.pipelines.canvas import Frame, extended, same_proportions
-from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, one_each
+from piti.pipelines.canvas import MAX_RATIO, Canvas, extended, same_proportions
+from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, Prepared, one_each, upsampler_generators
 from piti.pipelines.pipeline import ConditionInput, PITIPipeline
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class EditInput:
+    """What is edited."""
+
+    image: Image.Image
+    to: Prepared
+    """What it is to show, by `prepare_edit`."""
+    from_: Tensor | None = None
+    """What it shows, in raw form; None: not known."""
+    region: Image.Image | None = None
+    """White where it is repainted; None: where the conditions differ."""
+
+
 def edit(
     pipeline: PITIPipeline,
     image: Image.Image,
@@ -51,13 +63,44 @@ def edit(
     """
     if num_images < 1 or batch_size < 1:
         raise EditError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+    prepared = prepare_edit(pipeline, image, to, settings)
+    before = None if from_ is None else pipeline.read(from_)
+    given = EditInput(image, prepared, before, region)
+    return edit_prepared(pipeline, given, settings, one_each(generator, num_images), batch_size, on_step)
+
+
+def prepare_edit(pipeline: PITIPipeline, image: Image.Image, to: ConditionInput, settings: EditSettings) -> Prepared:
+    """The condition that an image is to show, on a canvas of its proportions, of the image's under a text.
+
+    Raises EditError for what is longer than `MAX_RATIO` times its width and for a model that is no diffusion model,
+    UserError for impossible settings.
+    """
     if isinstance(pipeline.base_network(), OnePass):
         raise EditError("this model makes its images in one pass and inverts nothing; edit with a diffusion model")
+    sampling, raw, spatial = settings.resolve(pipeline), pipeline.read(to), pipeline.condition.spatial
+    columns, rows = (raw.shape[-1], raw.shape[-2]) if spatial else image.size
+    if min(rows, columns) * MAX_RATIO < max(rows, columns):
+        raise EditError(
+            f"the {'condition' if spatial else 'image'} is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is edited: "
+            "cut the same piece out of the image and of its conditions"
+        )
+    return pipeline.prepare(raw, sampling, over=(rows, columns))
+
+
+@torch.no_grad()
+def edit_prepared(
+    pipeline: PITIPipeline,
+    given: EditInput,
+    settings: EditSettings,
+    generators: list[torch.Generator],
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Edited:
+    """An edit for each generator; the rest as of `edit`."""
     if settings.keep_exact:
-        check_exact(image, "the image")
-    work = _Work.of(pipeline, as_rgb(image, "the image"), to, from_, region, settings)
-    generators = one_each(generator, num_images)
-    progress = Progress(on_step, work.steps(math.ceil(num_images / batch_size)))
+        check_exact(given.image, "the image")
+    work = _Work.of(pipeline, replace(given, image=as_rgb(given.image, "the image")), settings)
+    progress = Progress(on_step, work.steps(math.ceil(len(generators) / batch_size)))
     try:
         canvases, returned = work.made(generators, batch_size, progress)
     finally:
@@ -71,7 +114,7 @@ class _Work:
 
     base: Walk
     upsampler: Walk | None
-    frame: Frame
+    canvas: Canvas
     original: Image.Image
     """The input in its own size."""
     region: Tensor
@@ -84,47 +127,39 @@ class _Work:
     truncates: bool
 
     @classmethod
-    def of(
-        cls,
-        pipeline: PITIPipeline,
-        image: Image.Image,
-        to: ConditionInput,
-        from_: ConditionInput | None,
-        region: Image.Image | None,
-        settings: EditSettings,
-    ) -> _Work:
-        condition, sampling = pipeline.condition, settings.resolve(pipeline)
-        after = pipeline.read(to)
-        before = None if from_ is None else _like(pipeline, pipeline.read(from_), after)
-        frame = frame_to_edit(pipeline, image, after, settings)
+    def of(cls, pipeline: PITIPipeline, given: EditInput, settings: EditSettings) -> _Work:
+        """Everything but the steps of the networks. Raises as `edit`."""
+        condition, image, after = pipeline.condition, given.image, given.to.raw
+        canvas, sampling = given.to.canvas, given.to.sampling
+        before = None if given.from_ is None else _like(pipeline, given.from_, after)
         if condition.spatial:
             _check_proportions("the image", image.size, "the condition", (after.shape[-1], after.shape[-2]))
-        white = None if region is None else white_of(region)
+        white = None if given.region is None else white_of(given.region)
         if white is not None:
             _check_proportions("the region", (white.shape[1], white.shape[0]), "the image", image.size)
-        soft = _region_of(pipeline, before, after, white, frame, settings)  # [h, w]
+        soft = _region_of(pipeline, before, after, white, canvas, settings)  # [h, w]
         everything = bool((soft == 1).all())
         variety = settings.variety if settings.variety is not None else (0.0 if everything else VARIETY)
-        large = canvas_of(image, frame)  # [1, 3, H, W]
-        raws = (after if before is None else before, after, before is None)
+        large = on_canvas(image, canvas)  # [1, 3, H, W]
+        own = None if before is None else given.to.with_raw(before)
 
         def walk(network: Network, chosen: NetworkSampling, scale: int) -> Walk:
-            own, new = _encoded(network, frame, *raws, guided=chosen.guidance.w != 0)
+            tokens = _encoded(network, own, given.to, guided=chosen.guidance.w != 0)
             pixels = large if scale == 1 else reduced(large, scale)
-            part = None if everything else _region_canvas(soft, frame, scale).to(network.device)
+            part = None if everything else _region_canvas(soft, canvas, scale).to(network.device)
             fresh = variety if network.translator.low_res is None else 0.0
-            return Walk(network, chosen, settings.refinements, fresh, pixels.to(network.device), part, own, new)
+            return Walk(network, chosen, settings.refinements, fresh, pixels.to(network.device), part, *tokens)
 
         base, second = pipeline.base_network(), pipeline.upsampler_network()
         assert isinstance(base, Network)
-        small = walk(base, sampling.base, frame.scale)
+        small = walk(base, sampling.base, canvas.scale)
         large_walk, truncates = None, False
         if sampling.upsampler is not None and second is not None:
             large_walk, truncates = walk(second, sampling.upsampler, 1), sampling.upsampler.truncates
         shows = after
         if white is not None and not everything:
             shows = None if before is None else mixed(condition, before, after, white)
-        return cls(small, large_walk, frame, image, soft, white, shows, variety, settings, truncates)
+        return cls(small, large_walk, canvas, image, soft, white, shows, variety, settings, truncates)
 
     def steps(self, batches: int) -> int:
         """Steps of all runs: an inversion, the samplings, and perhaps the return, of both networks."""
@@ -144,12 +179,12 @@ class _Work:
             if upsampler is not None and large is not None:
                 back = upsampler.back(large, progress, self._seen(back))
             target = base if upsampler is None else upsampler
-            returned = psnr(self.frame.cut(quantized(back)), self.frame.cut(target.image))
+            returned = psnr(self.canvas.crop(quantized(back)), self.canvas.crop(target.image))
         canvases = []
         for start in range(0, len(generators), batch_size):
-            batch = Batch([], generators[start : start + batch_size], [self.frame])
-            second = batch.upsampled()  # before the base draws
-            images = base.walk(up, batch, progress)
+            own = generators[start : start + batch_size]
+            second = upsampler_generators(own)  # before the base draws
+            images = base.walk(up, own, progress)
             if upsampler is not None and large is not None:
                 images = upsampler.walk(large, second, progress, self._seen(images))
             canvases.append(images.float().cpu())
@@ -163,8 +198,9 @@ class _Work:
 
     def finished(self, canvases: Tensor, returned: float | None) -> Edited:
         """The images cut out, laid over the input if that was asked for, and compared with it."""
-        frame, size = self.frame, (self.frame.width, self.frame.height)
-        images = [to_pil(frame.cut(canvas)) for canvas in canvases]
+        size = (self.canvas.image_width, self.canvas.image_height)
+        short = min(size)
+        images = [to_pil(self.canvas.crop(made)) for made in canvases]
         grey = Image.fromarray((self.region * 255).ceil().to(torch.uint8).numpy())
         like = _sized(self.original, size)
         if self.settings.keep_exact:
@@ -173,7 +209,6 @@ class _Work:
             images = [Image.composite(_sized(made, size), like, grey) for made in images]
         outside = np.asarray(grey) == 0
         found = [_psnr_outside(made, like, outside) for made in images]
-        short = min(frame.height, frame.width)
         return Edited(images, grey, 1 - float(outside.mean()), found, self.shows, self.variety, short, returned)
 
     def _within_white(self, grey: Image.Image) -> Image.Image:
@@ -211,12 +246,12 @@ def _region_of(
     before: Tensor | None,
     after: Tensor,
     white: Tensor | None,
-    frame: Frame,
+    canvas: Canvas,
     settings: EditSettings,
 ) -> Tensor:
-    """The region [h, w] over the frame's image. Raises EditError where nothing would be repainted, or nothing kept
+    """The region [h, w] over the canvas's image. Raises EditError where nothing would be repainted, or nothing kept
     that is to be kept exactly."""
-    soft = _soft_region(pipeline, before, after, white, (frame.height, frame.width), settings)
+    soft = _soft_region(pipeline, before, after, white, (canvas.image_height, canvas.image_width), settings)
     if settings.keep_exact and bool((soft > 0).all()) and (white is None or bool(white.all())):
         remedies = ["paint less of the region white" if white is not None else f"give a {option('region')}"]
         if white is None and before is None:
@@ -252,22 +287,21 @@ def _soft_region(
 
 
 def _encoded(
-    network: Network, frame: Frame, before: Tensor, after: Tensor, null: bool, guided: bool
+    network: Network, before: Prepared | None, after: Prepared, guided: bool
 ) -> tuple[tuple[Tokens, None], tuple[Tokens, Tokens | None]]:
-    """Tokens of the image's own condition (null: of the null condition), and of the changed one."""
-    tokens, both = network.encode(Batch([after], [], [frame]), with_null=guided or null)
-    if not null:
-        own, _ = network.encode(Batch([before], [], [frame]), with_null=False)
+    """Tokens of the image's own condition (None: of the null condition), and of the changed one."""
+    tokens, both = network.encode(Batch([after], [0], []), with_null=guided or before is None)
+    if before is not None:
+        own, _ = network.encode(Batch([before], [0], []), with_null=False)
     else:
         own = tokens if both is None else both.picked([1])
     return (own, None), (tokens, both if guided else None)
 
 
-def canvas_of(image: Image.Image, frame: Frame) -> Tensor:
-    """An image over the whole canvas at the frame's scale, [1, 3, H, W] in [-1, 1]; its edges repeated beyond it."""
-    resized = to_tensor(_sized(image, (frame.width, frame.height)))
-    height, width = (side * frame.scale for side in frame.canvas)
-    return extended(resized, (height, width))[None]
+def on_canvas(image: Image.Image, canvas: Canvas) -> Tensor:
+    """An image over the whole canvas, [1, 3, H, W] in [-1, 1]; its edges repeated beyond it."""
+    resized = to_tensor(_sized(image, (canvas.image_width, canvas.image_height)))
+    return extended(resized, canvas.size)[None]
 
 
 def reduced(canvas: Tensor, scale: int) -> Tensor:
@@ -277,10 +311,9 @@ def reduced(canvas: Tensor, scale: int) -> Tensor:
     return to_tensor(small)[None]
 
 
-def _region_canvas(soft: Tensor, frame: Frame, scale: int) -> Tensor:
+def _region_canvas(soft: Tensor, canvas: Canvas, scale: int) -> Tensor:
     """A region [h, w] over the whole canvas, [1, 1, H, W]; averaged to the base's pixels."""
-    height, width = (side * frame.scale for side in frame.canvas)
-    whole = extended(soft[None], (height, width))[None]
+    whole = extended(soft[None], canvas.size)[None]
     return F.avg_pool2d(whole, scale) if scale > 1 else whole
 
 

@@ -1,4 +1,4 @@
-"""How an image is edited, in which frame, and what an edit made."""
+"""How an image is edited, and what an edit made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from piti.core.errors import option
 from piti.core.images import Source, loss_as_rgb
 from piti.diffusion.inversion import SAMPLER
 from piti.editing.regions import EditError
-from piti.pipelines.canvas import MAX_RATIO, Frame, frame_over
 from piti.pipelines.cascade import ResolvedSampling
 from piti.pipelines.options import OWN_SAMPLING, NetworkOptions, SamplingOptions, UpsamplerOptions
 from piti.pipelines.pipeline import PITIPipeline
@@ -99,23 +98,6 @@ class Edited:
     """The short side at which it was edited."""
     returned: float | None = None
     """PSNR in dB of the input inverted and sampled back under its own condition, where that was measured."""
-
-
-def frame_to_edit(pipeline: PITIPipeline, image: Image.Image, after: Tensor, settings: EditSettings) -> Frame:
-    """The frame in which an image is edited: of its changed condition's proportions, of its own under a text.
-
-    Raises EditError for what is longer than `MAX_RATIO` times its width, UserError for impossible settings.
-    """
-    sampling = settings.resolve(pipeline)
-    spatial = pipeline.condition.spatial
-    columns, rows = (after.shape[-1], after.shape[-2]) if spatial else image.size
-    if min(rows, columns) * MAX_RATIO < max(rows, columns):
-        raise EditError(
-            f"the {'condition' if spatial else 'image'} is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is edited: "
-            "cut the same piece out of the image and of its conditions"
-        )
-    upsampler = None if sampling.upsampler is None else pipeline.upsampler
-    return frame_over(rows, columns, pipeline.base, upsampler, sampling.size)
 
 
 def check_exact(picture: Image.Image | Source, source: str) -> None:

@@ -11,7 +11,7 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.inversion import Trajectory, invert, resample
 from piti.diffusion.samplers import OnStep, initial_noise
 from piti.models import Tokens
-from piti.pipelines.cascade import Batch, Network, NetworkSampling
+from piti.pipelines.cascade import Network, NetworkSampling
 
 UNGUIDED = Guidance(w=0.0)
 
@@ -66,22 +66,28 @@ class Walk:
         denoise = self.network.denoiser(*self.own, UNGUIDED, low_res, self._known())
         return resample(denoise, trajectory, trajectory.noise, on_step=progress)
 
-    def walk(self, trajectory: Trajectory, batch: Batch, progress: Progress, low_res: Tensor | None = None) -> Tensor:
-        """The batch's images of the changed condition, [B, 3, H, W]; low_res: their small images."""
-        count, (tokens, both) = len(batch.generators), self.changed
+    def walk(
+        self,
+        trajectory: Trajectory,
+        generators: list[torch.Generator],
+        progress: Progress,
+        low_res: Tensor | None = None,
+    ) -> Tensor:
+        """Images of the changed condition, one for each generator, [B, 3, H, W]; low_res: their small images."""
+        count, (tokens, both) = len(generators), self.changed
         both = None if both is None else both.picked([0] * count + [1] * count)
         denoise = self.network.denoiser(
             tokens.picked([0] * count), both, self.settings.guidance, low_res, self._known()
         )
-        return resample(denoise, trajectory, self._noise(trajectory, batch), self.region, progress)
+        return resample(denoise, trajectory, self._noise(trajectory, generators), self.region, progress)
 
-    def _noise(self, trajectory: Trajectory, batch: Batch) -> Tensor:
+    def _noise(self, trajectory: Trajectory, generators: list[torch.Generator]) -> Tensor:
         """Where sampling begins, [B, 3, H, W]: the inverted noise, inside the region mixed with fresh noise."""
         inverted = trajectory.noise
-        shape = (len(batch.generators), *inverted.shape[1:])
+        shape = (len(generators), *inverted.shape[1:])
         if self.variety == 0:
             return inverted.expand(shape)
-        fresh = initial_noise(shape, batch.generators, device=self.network.device)
+        fresh = initial_noise(shape, generators, device=self.network.device)
         whole = torch.ones(1, 1, 1, 1, device=inverted.device)
         share = self.variety * (whole if self.region is None else self.region)  # [1, 1, H|1, W|1]
         # √(1−v²) x_T + v s ε: what is inverted is noise of a deviation s that need not be 1, and a network that sees

@@ -13,7 +13,8 @@ from piti.conditions import Given, SeveralCondition, TextCondition
 from piti.core.errors import Message, option, text_of
 from piti.core.files import check_file, check_place
 from piti.core.images import grid, open_image, read_rgb, save_png
-from piti.editing.options import EditSettings, check_exact
+from piti.editing import EditInput, EditSettings, prepare_edit
+from piti.editing.options import check_exact
 from piti.editing.regions import EditError
 from piti.generation.edits import Edits, Names, make_edits
 from piti.generation.options import SHEET
@@ -77,14 +78,14 @@ def edit_file(
     image = read_rgb(files.image)
     region = None if files.region is None else open_image(files.region)
     before, unknown = _before(pipeline, files)
-    after = pipeline.read(_named(pipeline, files.to, "to"))
+    after = prepare_edit(pipeline, image, _named(pipeline, files.to, "to"), settings)
     stepped = None if on_step is None else lambda done, total, _: on_step(done, total)
-    names = _names(files, before is not None)
-    edits = make_edits(pipeline, image, after, before, region, settings, name, names, num, seed, stepped)
+    names = _names(name, files, before is not None)
+    edits = make_edits(pipeline, EditInput(image, after, before, region), settings, names, num, seed, stepped)
     for made, target in zip(edits.images, targets, strict=True):
         save_png(made.image, target, made.text)
     if sheet is not None:
-        conditions = [raw for raw in (before, after) if raw is not None]
+        conditions = [raw for raw in (before, after.raw) if raw is not None]
         shown = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
         pictures = [image, *shown, edits.edited.region, *edits.edited.images]
         save_png(grid([[_fit(picture) for picture in pictures]]), sheet)
@@ -103,9 +104,10 @@ def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, li
         return None, [f"{text_of(error)}: {done}; give {flag}, what it shows now"]
 
 
-def _names(files: EditFiles, known: bool) -> Names:
+def _names(model: str, files: EditFiles, known: bool) -> Names:
     own = "the image's own" if known else None
     return Names(
+        model,
         files.image.name,
         _words(files.to),
         own if files.from_ is None else _words(files.from_),

@@ -7,24 +7,22 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Shaped
-from PIL import Image
-from torch import Tensor
 
 from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.diffusion.samplers import OnStep
-from piti.editing.edit import edit
-from piti.editing.options import Edited, EditSettings, frame_to_edit
-from piti.generation.generate import MadeImage, narrowed
+from piti.editing import Edited, EditInput, EditSettings, edit_prepared
+from piti.generation.generate import MadeImage
 from piti.generation.metadata import PREFIX, condition_text, surroundings
 from piti.generation.options import seed_of
+from piti.pipelines.cascade import ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a person calls an edit's image and conditions."""
+    """What a person calls an edit's model, image and conditions."""
 
+    model: str
     image: str
     to: str
     from_: str | None = None
@@ -56,30 +54,24 @@ class Edits:
 
 def make_edits(
     pipeline: PITIPipeline,
-    image: Image.Image,
-    to: Shaped[Tensor, "K h w"],
-    from_: Shaped[Tensor, "K h w"] | None,
-    region: Image.Image | None,
+    given: EditInput,
     settings: EditSettings,
-    name: str,
     names: Names,
     num: int = 1,
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> Edits:
-    """Edit an image `num` times; to, from_: raw, see `edit`.
+    """Edit an image `num` times.
 
-    name: of the model, for the metadata; names: of what is given. seed: with the condition that is to be shown and an
-    image's number it decides the fresh noise. Raises as `edit`, and what `on_step` raises.
+    names: for the metadata. seed: with the condition that is to be shown and an image's number it decides the fresh
+    noise. Raises as `edit`, and what `on_step` raises.
     """
-    to = narrowed(pipeline, pipeline.read(to))
-    frame = frame_to_edit(pipeline, image, to, settings)
-    fitted = pipeline.fitted(to, frame)
-    generators = [torch.Generator().manual_seed(seed_of(seed, fitted, k)) for k in range(num)]
-    edited = edit(pipeline, image, to, from_, region, settings, num, generators, on_step=on_step)
-    common = _text(pipeline, settings, edited, name, seed, names)
+    seeds = [seed_of(seed, given.to.content_hash, k) for k in range(num)]
+    generators = [torch.Generator().manual_seed(one) for one in seeds]
+    edited = edit_prepared(pipeline, given, settings, generators, on_step=on_step)
+    common = _text(given.to.sampling, settings, edited, seed, names) | surroundings(pipeline)
     if edited.shows is not None:
-        common |= condition_text(pipeline, edited.shows, frame, names.to)
+        common |= condition_text(pipeline, given.to.with_raw(edited.shows), names.to)
     images = [MadeImage(made, common | {f"{PREFIX}number": str(k)}, k) for k, made in enumerate(edited.images)]
     notes = []
     if num > 1 and edited.variety == 0:
@@ -88,10 +80,9 @@ def make_edits(
 
 
 def _text(
-    pipeline: PITIPipeline, settings: EditSettings, edited: Edited, name: str, seed: int, names: Names
+    sampling: ResolvedSampling, settings: EditSettings, edited: Edited, seed: int, names: Names
 ) -> dict[str, str]:
     """The metadata that all images of an edit have: the model, names and every setting, as it came out."""
-    sampling = settings.resolve(pipeline)
     values = {key: value for key, value in vars(settings).items() if key not in ("sampling", "measure")}
     values |= {
         "guidance": sampling.base.guidance.to_dict(),
@@ -107,7 +98,7 @@ def _text(
         "edit_to": names.to,
         **({} if names.from_ is None else {"edit_from": names.from_}),
         **({} if names.region is None else {"edit_region": names.region}),
-        "model": name,
+        "model": names.model,
         "seed": seed,
     }
-    return {f"{PREFIX}{key}": str(value) for key, value in said.items()} | surroundings(pipeline)
+    return {f"{PREFIX}{key}": str(value) for key, value in said.items()}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 import torch
-from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from piti.conditions import TextCondition
 from piti.diffusion.samplers import OnStep
 from piti.generation.metadata import condition_text, image_text, made_with, surroundings
 from piti.generation.options import GenerationOptions, Place, seed_of
-from piti.pipelines.canvas import Frame
+from piti.pipelines.cascade import Batch, Prepared
 from piti.pipelines.pipeline import PITIPipeline
 
 
@@ -24,9 +23,8 @@ from piti.pipelines.pipeline import PITIPipeline
 class Wanted:
     """One image to make."""
 
-    raw: Tensor
-    """Its condition in raw form, [K, h, w]; the same tensor where it is the same condition."""
-    frame: Frame
+    condition: int
+    """An index into the conditions of its batch."""
     number: int
     seed: int
     source: str
@@ -46,29 +44,24 @@ class MadeImage:
 
 def make_images(
     pipeline: PITIPipeline,
-    raw: Shaped[Tensor, "K h w"],
+    prepared: Prepared,
     options: GenerationOptions,
     name: str,
     source: str,
     on_step: OnStep | None = None,
     stem: str | None = None,
 ) -> list[MadeImage]:
-    """The images of one condition in raw form: `options.wanted()`, those that `translate_files` makes of its file.
+    """The images of one condition: `options.wanted()`, those that `translate_files` makes of its file.
 
-    name: of the model, see `model_name`; source: what the condition is called, a file's name or the text itself; stem:
-    what the images are named after, by default the source. At most `options.batch` are made at once. on_step: called
-    with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1], the whole canvas), counted over all batches; what it
-    raises goes through.
-    Raises ConditionError for a tensor that is none of the model's conditions, UserError for impossible options.
+    prepared: by `pipeline.prepare` with `options.sampling`. name: of the model, see `model_name`; source: what the
+    condition is called, a file's name or the text itself; stem: what the images are named after, by default the
+    source. At most `options.batch` are made at once. on_step: called with (steps done, steps in all,
+    x̂₀ [B, 3, H, W] in [-1, 1], the whole canvas), counted over all batches; what it raises goes through.
     """
-    sampling = options.sampling.resolve(pipeline)
-    raw = narrowed(pipeline, pipeline.read(raw, sampling.square))
-    frame = pipeline.frame(raw, sampling)
-    fitted, stem = pipeline.fitted(raw, frame), stem or _stem_of(pipeline, source)
-    wanted = [
-        Wanted(raw, frame, number, seed_of(options.seed, fitted, number), source, stem) for number in options.wanted()
-    ]
-    common = made_with(sampling, options.seed, name) | surroundings(pipeline)
+    stem, numbers = stem or _stem_of(pipeline, source), options.wanted()
+    seeds = {number: seed_of(options.seed, prepared.content_hash, number) for number in numbers}
+    wanted = [Wanted(0, number, seeds[number], source, stem) for number in numbers]
+    common = made_with(prepared.sampling, options.seed, name) | surroundings(pipeline)
     batches = [wanted[k : k + options.batch] for k in range(0, len(wanted), options.batch)]
     made: list[MadeImage] = []
     for index, batch in enumerate(batches):
@@ -77,50 +70,48 @@ def make_images(
             if on_step is not None:
                 on_step(index * total + done, len(batches) * total, x0)
 
-        made += make_batch(pipeline, batch, options, common, stepped)
+        made += make_batch(pipeline, [prepared], batch, common, stepped, options.place)
     return made
 
 
 def make_batch(
     pipeline: PITIPipeline,
+    conditions: Sequence[Prepared],
     wanted: Sequence[Wanted],
-    options: GenerationOptions,
     common: Mapping[str, str],
     on_step: OnStep | None = None,
+    place: Place | None = None,
 ) -> list[MadeImage]:
-    """Images of equal canvases, made at once. common: metadata of all images, see `image_text`.
+    """Images of canvases of one size, made at once.
 
-    One alone is made in `options.place`, where there is one. Raises as `PITIPipeline.__call__`.
+    common: metadata of all images, see `image_text`. place: where in a batch one image alone is made. Raises what
+    `on_step` raises.
     """
-    place = options.place if len(wanted) == 1 else None
-    raws, places, seeds = [one.raw for one in wanted], _places(wanted), [one.seed for one in wanted]
-    if place is not None:
-        raws, places, seeds = place.filled(raws[0]), [place], seeds * place.rows
-    images = pipeline(
-        raws,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        batch_size=len(raws),
-        on_step=on_step,
-        **options.sampling.to_flat(),
-    ).images
-    of_condition = {
-        id(one.raw): condition_text(pipeline, one.raw, one.frame, one.source)
-        for one in {id(one.raw): one for one in wanted}.values()
-    }
+    batch, places = _batch(conditions, wanted, place)
+    images = pipeline.generate(batch, on_step)
+    sources = {one.condition: one.source for one in wanted}
+    texts = {k: condition_text(pipeline, conditions[k], source) for k, source in sources.items()}
     return [
         MadeImage(
-            images[at.row],
-            image_text(common, of_condition[id(one.raw)], one.number, one.source, one.stem, at),
-            one.number,
+            images[at.row], image_text(common, texts[one.condition], one.number, one.source, one.stem, at), one.number
         )
         for one, at in zip(wanted, places, strict=True)
     ]
 
 
-def narrowed(pipeline: PITIPipeline, raw: Shaped[Tensor, "K h w"]) -> Shaped[Tensor, "K h w"]:
-    """A raw tensor in the type that files are read in, on the CPU: noise follows from the bytes of a condition."""
-    condition = pipeline.condition
-    return raw.cpu().to(torch.int32 if isinstance(condition, TextCondition) else condition.raw_dtype)
+def _batch(conditions: Sequence[Prepared], wanted: Sequence[Wanted], place: Place | None) -> tuple[Batch, list[Place]]:
+    """The batch in which images are made, and the place of each."""
+    seeds = [one.seed for one in wanted]
+    if place is not None and len(wanted) == 1:
+        same = [conditions[wanted[0].condition]] * place.distinct
+        return Batch(same, place.conditions(), _generators(seeds * place.rows)), [place]
+    batch = Batch.of(conditions, [one.condition for one in wanted], _generators(seeds))
+    rows, distinct = len(batch.rows), len(batch.conditions)
+    return batch, [Place(row, rows, order, distinct) for row, order in enumerate(batch.rows)]
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def stem_of_text(text: str) -> str:
@@ -131,10 +122,3 @@ def stem_of_text(text: str) -> str:
 
 def _stem_of(pipeline: PITIPipeline, source: str) -> str:
     return stem_of_text(source) if isinstance(pipeline.condition, TextCondition) else PurePath(source).stem
-
-
-def _places(wanted: Sequence[Wanted]) -> list[Place]:
-    order: dict[int, int] = {}
-    for one in wanted:
-        order.setdefault(id(one.raw), len(order))
-    return [Place(row, len(wanted), order[id(one.raw)], len(order)) for row, one in enumerate(wanted)]

@@ -21,8 +21,8 @@ from piti.conditions.base import meaning_hash
 from piti.core.images import Box
 from piti.generation.options import MAX_ROWS, Place
 from piti.models import Translator
-from piti.pipelines.canvas import Frame, fitted, frame_of, part_of
-from piti.pipelines.cascade import NetworkSampling, ResolvedSampling
+from piti.pipelines.canvas import Canvas, canvas_of, fitted, part_of
+from piti.pipelines.cascade import NetworkSampling, Prepared, ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
 PREFIX = "piti:"
@@ -119,13 +119,14 @@ def image_text(
     return {**common, **_text({"condition": source, "number": number, "name": stem, **told}), **of_condition}
 
 
-def condition_text(pipeline: PITIPipeline, raw: Shaped[Tensor, "K h w"], frame: Frame, source: str) -> dict[str, str]:
+def condition_text(pipeline: PITIPipeline, prepared: Prepared, source: str) -> dict[str, str]:
     """A condition's hash, and the condition itself where it fits: a text verbatim, else its raw tensor.
 
     The tensor is compressed (zlib, base64). Where the whole is too large, what the networks read of it is kept
     instead, if that makes the same image. source: as in `image_text`.
     """
-    condition, values = pipeline.condition, {"condition_sha256": raw_hash(raw)}
+    condition, raw = pipeline.condition, prepared.raw
+    values = {"condition_sha256": raw_hash(raw)}
     if isinstance(condition, TextCondition):
         text = next((text for text in (source, condition.text(raw)) if _says(condition, text, raw)), None)
         if text is not None and len(text) <= MAX_TEXT:
@@ -133,7 +134,7 @@ def condition_text(pipeline: PITIPipeline, raw: Shaped[Tensor, "K h w"], frame: 
     whole, data = raw, packed(raw)
     kept = whole
     if data is None and condition.spatial:
-        kept, whole = _as_read(pipeline, raw, frame)
+        kept, whole = _as_read(pipeline, raw, prepared.canvas)
         data = packed(kept) if kept.shape != raw.shape else None
     if data is None:
         return _text(values)
@@ -190,22 +191,22 @@ def _says(condition: TextCondition, text: str, raw: Tensor) -> bool:
     return bool(text.strip()) and torch.equal(condition.tokens(text), raw)
 
 
-def _as_read(pipeline: PITIPipeline, raw: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+def _as_read(pipeline: PITIPipeline, raw: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
     """A condition as small as the finest network reads it, and what stands for the whole when it is made again: the
     small one, enlarged to the whole's size or as it is. The whole itself, twice, if neither makes the same image.
     """
     condition = pipeline.condition
-    upsampler = pipeline.upsampler if frame.scale > 1 else None
+    upsampler = pipeline.upsampler if canvas.scale > 1 else None
     networks = [network for network in (pipeline.base, upsampler) if network is not None]
     reading = [one for one in networks if not isinstance(one, Translator) or one.encoder is not None]
-    size, whole = max(part_of(frame, network) for network in reading), (raw.shape[-2], raw.shape[-1])
+    size, whole = max(part_of(canvas, network) for network in reading), (raw.shape[-2], raw.shape[-1])
     if size[0] > whole[0] or size[1] > whole[1]:
         return raw, raw
     small = condition.crop_resize(raw, Box(0, 0, whole[1], whole[0]), size)
-    seen = [raw_hash(fitted(condition, raw, frame, network)) for network in reading]
+    seen = [raw_hash(fitted(condition, raw, canvas, network)) for network in reading]
     for again in (enlarged_to(condition, small, whole), small):
-        framed = frame_of(condition, again, pipeline.base, upsampler, min(frame.height, frame.width))
-        if framed == frame and seen == [raw_hash(fitted(condition, again, frame, network)) for network in reading]:
+        then = canvas_of(condition, again, pipeline.base, upsampler, min(canvas.image_height, canvas.image_width))
+        if then == canvas and seen == [raw_hash(fitted(condition, again, canvas, network)) for network in reading]:
             return small, again
     return raw, raw
 

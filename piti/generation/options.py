@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from jaxtyping import Shaped
-from torch import Tensor
 
 from piti.core.errors import UserError, option
 from piti.core.seeding import derive_seed
@@ -30,14 +26,13 @@ class Place:
     """Of its condition among the distinct ones of the batch, by their first rows."""
     distinct: int = 1
 
-    def filled(self, raw: Shaped[Tensor, "K h w"]) -> list[Tensor]:
-        """A batch with the condition in this place; what fills it is the same condition, as other views."""
-        others = [raw[:] for _ in range(self.distinct - 1)]
-        batch = [*others[: self.order], raw]
-        rest = iter(others[self.order :])
-        while len(batch) < self.rows:
-            batch.append(raw if len(batch) == self.row else next(rest, raw))
-        return batch
+    def conditions(self) -> list[int]:
+        """The condition of each row of such a batch, by its order among the distinct ones."""
+        rows = list(range(self.order + 1))
+        others = iter(range(self.order + 1, self.distinct))
+        while len(rows) < self.rows:
+            rows.append(self.order if len(rows) == self.row else next(others, self.order))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -72,10 +67,10 @@ class GenerationOptions:
         return range(self.num) if self.numbers is None else self.numbers
 
 
-def seed_of(seed: int, fitted: Shaped[Tensor, "K h w"], number: int) -> int:
+def seed_of(seed: int, content_hash: str, number: int) -> int:
     """What the noise of a condition's image is drawn from.
 
-    seed: what a person gave; fitted: the condition as the base's encoder sees it (`PITIPipeline.fitted`), so that
-    neither a file's name nor the other files matter; number: of the image among those of the condition.
+    seed: what a person gave; content_hash: `Prepared.content_hash`, so that neither a file's name nor the other files
+    matter; number: of the image among those of the condition.
     """
-    return derive_seed(seed, hashlib.sha256(fitted.cpu().numpy().tobytes()).hexdigest(), number)
+    return derive_seed(seed, content_hash, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -23,8 +23,8 @@ from piti.generation.inputs import PartFiles, matched_parts
 from piti.generation.metadata import made_with, surroundings
 from piti.generation.options import SHEET, GenerationOptions, seed_of
 from piti.generation.recreate import Record
-from piti.pipelines.canvas import Frame, batches_alike, enlarged
-from piti.pipelines.cascade import ResolvedSampling
+from piti.pipelines.canvas import batches_alike, enlarged
+from piti.pipelines.cascade import Prepared, ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
 SHEET_ROWS = 64
@@ -52,14 +52,30 @@ Item = Path | Archived | str | PartFiles | Recalled
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is to be translated; see `translate_files`."""
+
+    inputs: Sequence[Path]
+    texts: Sequence[str]
+    parts: Mapping[str, Path]
+    like: Record | None
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the condition of the image that is made again, and no other."""
+        return self.like is not None and not (self.inputs or self.texts or self.parts)
+
+
+@dataclass(frozen=True)
 class Job:
     """One image to make, of a file, of a text, or of the files of several parts."""
 
     source: Item
+    prepared: Prepared
+    """The condition without its raw tensor."""
     number: int
     seed: int
     target: Path
-    frame: Frame
     stem: str
     """What the target is named after."""
 
@@ -67,6 +83,20 @@ class Job:
     def condition(self) -> str:
         """What a person calls the condition."""
         return self.source if isinstance(self.source, str) else self.source.name
+
+
+@dataclass
+class Plan:
+    """Every image that is to be there in the end; of conditions what is small."""
+
+    sampling: ResolvedSampling
+    jobs: list[Job] = field(default_factory=list)
+    previews: dict[Item, list[Image.Image]] = field(default_factory=dict)
+    """How the sheet shows the first `SHEET_ROWS` conditions."""
+    all_differ: bool = True
+    """Whether all of these are other conditions than that of the image that is made again."""
+    notes: list[str] = field(default_factory=list)
+    """For a person."""
 
 
 @dataclass(frozen=True)
@@ -113,66 +143,67 @@ def translate_files(
     """
     ranks = ranks or Ranks()
     with together():
-        sampling, jobs, notes = _planned(pipeline, inputs, out, options, overwrite, texts, given, like)
-        missing = [job.target for job in jobs if overwrite or not job.target.exists()]
+        plan = _planned(pipeline, Asked(inputs, texts, given or {}, like), out, options, overwrite)
+        missing = [job.target for job in plan.jobs if overwrite or not job.target.exists()]
     made = ranks.told(missing)  # as the first process saw it, before any image was made
     todo = set(made)
     with together():
-        common = made_with(sampling, options.seed, name) | surroundings(pipeline)
-        _make(pipeline, [job for job in jobs if job.target in todo], options, common, on_step, ranks)
+        common = made_with(plan.sampling, options.seed, name) | surroundings(pipeline)
+        _make(pipeline, [job for job in plan.jobs if job.target in todo], options, common, on_step, ranks)
     sheet = out / SHEET
     with together():
         if ranks.main:
-            save_png(contact_sheet(pipeline, jobs, sampling.square), sheet)
-    kept = [job.target for job in jobs if job.target not in todo]
-    conditions = len({job.source for job in jobs})
+            save_png(_contact_sheet(plan), sheet)
+    kept = [job.target for job in plan.jobs if job.target not in todo]
+    conditions = len({job.source for job in plan.jobs})
     left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
-    return Report(made, kept, sheet, [*map(Message, notes)], left_out)
+    return Report(made, kept, sheet, [*map(Message, plan.notes)], left_out)
 
 
-def _planned(
-    pipeline: PITIPipeline,
-    inputs: Sequence[Path],
-    out: Path,
-    options: GenerationOptions,
-    overwrite: bool,
-    texts: Sequence[str],
-    given: Mapping[str, Path] | None,
-    like: Record | None,
-) -> tuple[ResolvedSampling, list[Job], list[str]]:
+# Planning
+
+
+def _planned(pipeline: PITIPipeline, asked: Asked, out: Path, options: GenerationOptions, overwrite: bool) -> Plan:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
+    like = asked.like
     with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
-        sampling = options.sampling.resolve(pipeline)
+        plan = Plan(options.sampling.resolve(pipeline))
     check_place(out)
-    parts = given or {}
-    if out.resolve() in {path.resolve() for path in (*inputs, *parts.values())}:
+    if out.resolve() in {path.resolve() for path in (*asked.inputs, *asked.parts.values())}:
         raise TranslationError(
             "the results would lie among the inputs", remedy=f"give another {option('out')}", source=out
         )
-    if texts and not isinstance(pipeline.condition, TextCondition):
-        condition = pipeline.condition
+    sources, plan.notes = _conditions(pipeline, asked)
+    with nullcontext() if like is None else like.blamed(options, "size"):
+        left_out = _prepare_all(pipeline, sources, out, options, like, plan)
+    if options.num > 1 and not pipeline.draws_noise(plan.sampling.base_only):
+        plan.notes.append(
+            f"this model takes no noise: all images of one condition are the same ({option('num')} 1 makes one)"
+        )
+    if not overwrite:
+        _check_sizes(plan.jobs)
+        _check_not_itself(plan.jobs, like)
+    plan.notes += left_out
+    if like is not None:
+        plan.notes += _differences(pipeline, plan, like)
+    return plan
+
+
+def _conditions(pipeline: PITIPipeline, asked: Asked) -> tuple[dict[str, Item], list[str]]:
+    """What to translate by the stem of what it becomes, and what a person should know of it."""
+    condition, like = pipeline.condition, asked.like
+    if asked.texts and not isinstance(condition, TextCondition):
         kind = " or a ".join(condition.parts) if isinstance(condition, SeveralCondition) else condition.kind
         raise TranslationError(
             f"this model reads a {kind}", remedy=f"give a file, or name a prior with {option('model')}", option="text"
         )
-    texts = list(dict.fromkeys(" ".join(text.split()) for text in texts))
-    if like is not None and not (inputs or texts or parts):
-        sources, notes = {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
-    elif parts or isinstance(pipeline.condition, SeveralCondition):
-        sources, notes = matched_parts(pipeline.condition, parts, inputs)
-    else:
-        sources, notes = _sources(inputs, texts, pipeline.condition), _cut(pipeline, texts)
-    with nullcontext() if like is None else like.blamed(options, "size"):
-        jobs, left_out = _jobs(pipeline, sources, out, options, sampling)
-    if options.num > 1 and not pipeline.draws_noise(sampling.base_only):
-        notes = [
-            *notes,
-            f"this model takes no noise: all images of one condition are the same ({option('num')} 1 makes one)",
-        ]
-    if not overwrite:
-        _check_sizes(jobs)
-        _check_not_itself(jobs, like)
-    return sampling, jobs, [*notes, *left_out, *([] if like is None else _differences(pipeline, jobs, sampling, like))]
+    if like is not None and asked.own:
+        return {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
+    if asked.parts or isinstance(condition, SeveralCondition):
+        files, notes = matched_parts(condition, asked.parts, asked.inputs)
+        return dict(files), notes
+    texts = list(dict.fromkeys(" ".join(text.split()) for text in asked.texts))
+    return _sources(asked.inputs, texts, condition), _cut(pipeline, texts)
 
 
 def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
@@ -185,16 +216,16 @@ def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
         )
 
 
-def _differences(pipeline: PITIPipeline, jobs: list[Job], sampling: ResolvedSampling, like: Record) -> list[str]:
+def _differences(pipeline: PITIPipeline, plan: Plan, like: Record) -> list[str]:
     """What a person should know of images that are made like another."""
-    notes, sources = like.differences(pipeline), list(dict.fromkeys(job.source for job in jobs))
+    notes, sources = like.differences(pipeline), list(dict.fromkeys(job.source for job in plan.jobs))
     if any(isinstance(source, Recalled) for source in sources):
-        changed = (sampling.size, sampling.base_only) != (like.said.size, like.said.base_only)
+        changed = (plan.sampling.size, plan.sampling.base_only) != (like.said.size, like.said.base_only)
         if like.reduced and changed:
             notes.append(
                 f"{like.file} holds its condition only as small as it was read then; give the file for all of it"
             )
-    elif all(like.is_other(_read(pipeline, source, sampling.square)) for source in sources[:SHEET_ROWS]):
+    elif plan.all_differ:
         what = sources[0] if len(sources) == 1 else "what is translated"
         notes.append(f"{what} is another condition than that of {like.file}: other images come of it")
     return notes
@@ -203,7 +234,8 @@ def _differences(pipeline: PITIPipeline, jobs: list[Job], sampling: ResolvedSamp
 def _check_sizes(jobs: list[Job]) -> None:
     """Raises TranslationError if an image that would be kept has another size."""
     for job in jobs:
-        wanted = (job.frame.width, job.frame.height)
+        canvas = job.prepared.canvas
+        wanted = (canvas.image_width, canvas.image_height)
         width, height = image_size(job.target) if job.target.exists() else wanted
         if (width, height) != wanted:
             raise TranslationError(
@@ -225,39 +257,34 @@ def _make(
 
     Batches are those of one process, dealt out whole, so that every image is the same to the bit.
     """
-    batches = ranks.own(batches_alike([job.frame for job in jobs], options.batch))
-    alone = options if len(jobs) == 1 else replace(options, place=None)
+    batches = ranks.own(batches_alike([job.prepared.canvas for job in jobs], options.batch))
+    place = options.place if len(jobs) == 1 else None
     for index, batch in enumerate([jobs[k] for k in rows] for rows in batches):
 
         def stepped(done: int, total: int, _: Tensor, index: int = index) -> None:
             if on_step is not None:
                 on_step(index * total + done, len(batches) * total)
 
-        sources = {job.source for job in batch}
-        raws = {
-            source: _read(pipeline, source, options.sampling.square) for source in sources
-        }  # large ones, held briefly
-        wanted = [Wanted(raws[job.source], job.frame, job.number, job.seed, job.condition, job.stem) for job in batch]
-        for job, made in zip(batch, make_batch(pipeline, wanted, alone, common, stepped), strict=True):
+        prepared = {job.source: job.prepared for job in batch}
+        order = {source: k for k, source in enumerate(prepared)}
+        conditions = [one.with_raw(_read(pipeline, source, one.sampling)) for source, one in prepared.items()]
+        wanted = [Wanted(order[job.source], job.number, job.seed, job.condition, job.stem) for job in batch]
+        for job, made in zip(batch, make_batch(pipeline, conditions, wanted, common, stepped, place), strict=True):
             save_png(made.image, job.target, made.text)
 
 
-def _read(pipeline: PITIPipeline, source: Item, square: bool) -> Tensor:
+def _read(pipeline: PITIPipeline, source: Item, sampling: ResolvedSampling) -> Tensor:
     """A condition in raw form. Raises ConditionError, ImageError."""
-    return pipeline.read(source.raw if isinstance(source, Recalled) else source, square)
+    return pipeline.read(source.raw if isinstance(source, Recalled) else source, sampling.square)
 
 
-def contact_sheet(pipeline: PITIPipeline, jobs: Sequence[Job], square: bool = False) -> Image.Image:
-    """Each condition beside its images, the first `SHEET_ROWS` conditions; square: they were cropped to squares."""
-    rows: dict[Item, list[Image.Image]] = {}
-    for job in jobs:
-        size = enlarged(job.frame, SHEET_SIDE)
-        if job.source not in rows:
-            if len(rows) == SHEET_ROWS:
-                break
-            previews = pipeline.condition.previews(_read(pipeline, job.source, square))
-            rows[job.source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
-        rows[job.source].append(open_image(job.target).resize(size, Image.Resampling.BICUBIC))
+def _contact_sheet(plan: Plan) -> Image.Image:
+    """Each condition beside its images, the first `SHEET_ROWS` conditions."""
+    rows = {source: list(previews) for source, previews in plan.previews.items()}
+    for job in plan.jobs:
+        if job.source in rows:
+            size = enlarged(job.prepared.canvas, SHEET_SIDE)
+            rows[job.source].append(open_image(job.target).resize(size, Image.Resampling.BICUBIC))
     return grid(list(rows.values()))
 
 
@@ -351,34 +378,38 @@ def _cut(pipeline: PITIPipeline, texts: Sequence[str]) -> list[str]:
     return [f"{option('text')}: {note}" for note in found if note]
 
 
-def _jobs(
+def _prepare_all(
     pipeline: PITIPipeline,
     sources: Mapping[str, Item],
     out: Path,
     options: GenerationOptions,
-    sampling: ResolvedSampling,
-) -> tuple[list[Job], list[str]]:
-    """All images to make, every condition read, and a note on what was left out.
+    like: Record | None,
+    plan: Plan,
+) -> list[str]:
+    """Read every condition, and plan its images; a note on what was left out.
 
     Raises TranslationError with all problems together, unless `options.skip_bad` and there is something left.
     """
-    jobs: list[Job] = []
     problems: list[str] = []
     for stem, source in sources.items():
+        given = source.raw if isinstance(source, Recalled) else source
         try:
-            raw = _read(pipeline, source, sampling.square)
-            frame = pipeline.frame(raw, sampling, str(source))
+            prepared = pipeline.prepare(given, plan.sampling, str(source))
         except (ConditionError, ImageError) as error:
             problems.append(text_of(error))
             continue
-        fitted = pipeline.fitted(raw, frame)
+        if len(plan.previews) < SHEET_ROWS:
+            size, previews = enlarged(prepared.canvas, SHEET_SIDE), pipeline.condition.previews(prepared.raw)
+            plan.previews[source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
+            plan.all_differ &= like is not None and like.is_other(prepared.raw)
+        bare = prepared.bare()
         for number in options.wanted():
-            seed = seed_of(options.seed, fitted, number)
-            jobs.append(Job(source, number, seed, out / f"{stem}_{number}.png", frame, stem))
+            seed = seed_of(options.seed, bare.content_hash, number)
+            plan.jobs.append(Job(source, bare, number, seed, out / f"{stem}_{number}.png", stem))
     if not problems:
-        return jobs, []
+        return []
     listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
-    if not options.skip_bad or not jobs:
+    if not options.skip_bad or not plan.jobs:
         remedy = "" if options.skip_bad else f"\nmend or remove them, or leave them out with {option('skip_bad')}"
         raise TranslationError(listed + remedy)
-    return jobs, [f"left out ({option('skip_bad')}): {listed}"]
+    return [f"left out ({option('skip_bad')}): {listed}"]

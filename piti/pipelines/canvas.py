@@ -26,7 +26,7 @@ MIN_SIZE = 16
 
 @runtime_checkable
 class Sized(Protocol):
-    """What decides a frame: a network that makes images of a condition, or enlarges them."""
+    """What decides a canvas: a network that makes images of a condition, or enlarges them."""
 
     @property
     def image_size(self) -> int: ...
@@ -47,35 +47,41 @@ def same_proportions(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The image that a condition becomes, and the canvas that it is made on.
+class Canvas:
+    """What the networks make, and the part of it that is the image.
 
     The image has the condition's proportions, to the rounding of its last row or column. It lies in the canvas's
-    upper left corner; what is beyond it is made too, then cut off.
+    upper left corner; what is beyond it is made too, then cropped away.
     """
 
-    height: int
-    """Of the image in pixels."""
-    width: int
-    canvas: tuple[int, int]
-    """(height, width) in pixels of the base's images, multiples of what the networks need."""
+    image_height: int
+    """In pixels of the image."""
+    image_width: int
+    base_size: tuple[int, int]
+    """(height, width) of the canvas in pixels of the base's images, multiples of what the networks need."""
     scale: int = 1
     """Pixels of the image for one of the base's, along a side."""
 
-    def cut(self, images: Shaped[Tensor, "*batch h w"]) -> Shaped[Tensor, "*batch h2 w2"]:
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the canvas in pixels of the image."""
+        height, width = self.base_size
+        return height * self.scale, width * self.scale
+
+    def crop(self, images: Shaped[Tensor, "*batch h w"]) -> Shaped[Tensor, "*batch h2 w2"]:
         """The image out of a canvas of its scale."""
-        return images[..., : self.height, : self.width]
+        return images[..., : self.image_height, : self.image_width]
 
 
-def frame_of(
+def canvas_of(
     condition: Condition,
     raw: Shaped[Tensor, "K h w"],
     base: Sized,
     upsampler: Translator | None,
     size: int | None = None,
     source: str = "the condition",
-) -> Frame:
-    """The frame of a condition in raw form.
+) -> Canvas:
+    """The canvas of a condition in raw form.
 
     upsampler: if one enlarges the base's images. size: the image's short side; by default what the networks were
     trained at, so that things have the size that they had in training; from `MIN_SIZE` to `MAX_ENLARGED` times
@@ -84,16 +90,25 @@ def frame_of(
     wide, and UserError for an impossible size.
     """
     rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
-    return frame_over(rows, columns, base, upsampler, size, source)
+    return canvas_over(rows, columns, base, upsampler, size, source)
 
 
-def frame_over(
+def canvas_over(
     rows: int, columns: int, base: Sized, upsampler: Translator | None, size: int | None = None, source: str = "it"
-) -> Frame:
-    """The frame of what has the proportions of rows and columns; as `frame_of`."""
+) -> Canvas:
+    """The canvas of what has the proportions of rows and columns; as `canvas_of`."""
     last = base if upsampler is None else upsampler
     scale = last.image_size // base.image_size
     short = last.image_size if size is None else _checked(size, last.image_size, upsampler is None)
+    check_proportions(rows, columns, source)
+    height, width = (max(short, _rounded(short * side / min(rows, columns))) for side in (rows, columns))
+    unit = math.lcm(base.granularity, 1 if upsampler is None else _unit_of(upsampler))
+    base_size = (_up(height, unit * scale) // scale, _up(width, unit * scale) // scale)
+    return Canvas(height, width, base_size, scale)
+
+
+def check_proportions(rows: int, columns: int, source: str) -> None:
+    """Raises ConditionError, naming `source`, for what is more than `MAX_RATIO` times as long as it is wide."""
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise ConditionError(
             f"is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated",
@@ -101,13 +116,9 @@ def frame_over(
             local_remedy=f"take the square at its centre ({option('square')})",
             source=source,
         )
-    height, width = (max(short, _rounded(short * side / min(rows, columns))) for side in (rows, columns))
-    unit = math.lcm(base.granularity, 1 if upsampler is None else _unit_of(upsampler))
-    canvas = (_up(height, unit * scale) // scale, _up(width, unit * scale) // scale)
-    return Frame(height, width, canvas, scale)
 
 
-def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], frame: Frame, translator: Sized) -> Tensor:
+def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], canvas: Canvas, translator: Sized) -> Tensor:
     """A condition in raw form as a translator's encoder reads it, over the whole canvas; text as it is.
 
     It is resized to what the image takes up of the canvas, to the nearest pixel of the encoder's. Beyond that its
@@ -117,19 +128,20 @@ def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], frame: Frame, tra
     if not condition.spatial:
         return raw
     side, size = _read_sides(translator)
-    whole = (frame.canvas[0] * size // side, frame.canvas[1] * size // side)
-    part = part_of(frame, translator)
+    whole = (canvas.base_size[0] * size // side, canvas.base_size[1] * size // side)
+    part = part_of(canvas, translator)
     resized = condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), part)
     return resized if part == whole else extended(resized, whole)
 
 
-def part_of(frame: Frame, translator: Sized) -> tuple[int, int]:
+def part_of(canvas: Canvas, translator: Sized) -> tuple[int, int]:
     """(height, width) to which a translator's encoder has a condition resized: what the image takes up of its canvas.
 
     Raises UserError for one that reads no picture.
     """
     side, size = _read_sides(translator)
-    return _within(frame.height, frame, size / side), _within(frame.width, frame, size / side)
+    zoom = size / side
+    return _within(canvas.image_height, canvas, zoom), _within(canvas.image_width, canvas, zoom)
 
 
 def extended(raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Shaped[Tensor, "K h2 w2"]:
@@ -138,18 +150,18 @@ def extended(raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Shaped[Tens
     return raw[:, rows[:, None], columns]
 
 
-def batches_alike(frames: Sequence[Frame], most: int) -> list[list[int]]:
-    """Positions of frames that can be made at once, at most `most`, in the order in which canvases first occur."""
+def batches_alike(canvases: Sequence[Canvas], most: int) -> list[list[int]]:
+    """Positions of canvases of one size, at most `most` together, in the order in which sizes first occur."""
     alike: dict[tuple[int, int], list[int]] = {}
-    for position, frame in enumerate(frames):
-        alike.setdefault(frame.canvas, []).append(position)
+    for position, canvas in enumerate(canvases):
+        alike.setdefault(canvas.base_size, []).append(position)
     return [rows[k : k + most] for rows in alike.values() for k in range(0, len(rows), most)]
 
 
-def enlarged(frame: Frame, least: int) -> tuple[int, int]:
-    """(width, height) of a frame's image, enlarged if need be until its short side is `least`."""
-    factor = max(1.0, least / min(frame.width, frame.height))
-    return round(frame.width * factor), round(frame.height * factor)
+def enlarged(canvas: Canvas, least: int) -> tuple[int, int]:
+    """(width, height) of a canvas's image, enlarged if need be until its short side is `least`."""
+    factor = max(1.0, least / min(canvas.image_width, canvas.image_height))
+    return round(canvas.image_width * factor), round(canvas.image_height * factor)
 
 
 def _checked(size: int, trained: int, alone: bool) -> int:
@@ -178,9 +190,9 @@ def _read_sides(translator: Sized) -> tuple[int, int]:
     return translator.low_res or translator.image_size, translator.condition_side
 
 
-def _within(length: int, frame: Frame, zoom: float) -> int:
+def _within(length: int, canvas: Canvas, zoom: float) -> int:
     """Pixels of the encoder's that `length` pixels of the image take up; zoom: encoder's for one of the base's."""
-    return max(1, _rounded(length / frame.scale * zoom))
+    return max(1, _rounded(length / canvas.scale * zoom))
 
 
 def _rounded(value: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
 from piti.models import AlignedEncoder, ConditionEncoder, TextEncoder, Tokens, Translator
-from piti.pipelines.canvas import Frame, fitted
+from piti.pipelines.canvas import Canvas, fitted
 
 OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, 3, H, W])
 
@@ -57,24 +57,60 @@ class ResolvedSampling:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A condition that images can be made of; see `PITIPipeline.prepare`."""
+
+    raw: Tensor
+    """In raw form, [K, h, w], on the CPU, of the type that files are read in."""
+    canvas: Canvas
+    sampling: ResolvedSampling
+    content_hash: str
+    """Of the condition as the base's encoder reads it; with a seed and an image's number it decides the noise."""
+
+    def bare(self) -> Prepared:
+        """The same without the raw tensor, for whoever keeps many; `with_raw` gives it back."""
+        return replace(self, raw=torch.empty(0))
+
+    def with_raw(self, raw: Tensor) -> Prepared:
+        """The same with the raw tensor that it had."""
+        return replace(self, raw=raw)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Images to make at once."""
 
-    raws: list[Tensor]
-    """Each image's condition in raw form, [K, h, w]; the same tensor where it is the same condition."""
+    conditions: list[Prepared]
+    """Distinct ones, each encoded once; their canvases have one size, their sampling is the same."""
+    rows: list[int]
+    """The condition of each image, an index into `conditions`."""
     generators: list[torch.Generator]
     """Each image's noise."""
-    frames: list[Frame]
-    """Each image's place in its canvas; all canvases are equal."""
+
+    @classmethod
+    def of(cls, conditions: Sequence[Prepared], rows: Sequence[int], generators: list[torch.Generator]) -> Batch:
+        """Images of some of these conditions, in the order of their first rows."""
+        used = list(dict.fromkeys(rows))
+        return cls([conditions[k] for k in used], [used.index(k) for k in rows], generators)
 
     @property
-    def canvas(self) -> tuple[int, int]:
-        """(height, width) of the base's images."""
-        return self.frames[0].canvas
+    def sampling(self) -> ResolvedSampling:
+        """Of all images."""
+        return self.conditions[0].sampling
+
+    @property
+    def base_size(self) -> tuple[int, int]:
+        """(height, width) of the canvases in pixels of the base's images."""
+        return self.conditions[0].canvas.base_size
+
+    @property
+    def canvases(self) -> list[Canvas]:
+        """Of each image."""
+        return [self.conditions[k].canvas for k in self.rows]
 
     def upsampled(self) -> Batch:
         """The same images with the upsampler's noise, which the generators' present state decides."""
-        return Batch(self.raws, [_second(generator) for generator in self.generators], self.frames)
+        return Batch(self.conditions, self.rows, upsampler_generators(self.generators))
 
 
 @dataclass(frozen=True)
@@ -94,7 +130,7 @@ class Network:
         self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, low_res: Tensor | None = None
     ) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
-        height, width = (side * self.translator.scale for side in batch.canvas)
+        height, width = (side * self.translator.scale for side in batch.base_size)
         small = None if low_res is None else low_res.to(self.device)
         tokens, both = self.encode(batch, with_null=settings.guidance.w != 0)
 
@@ -102,7 +138,7 @@ class Network:
             on_step(done, x0)
 
         denoise = self.denoiser(tokens, both, settings.guidance, small)
-        x_T = settings.noise * initial_noise((len(batch.raws), 3, height, width), batch.generators, device=self.device)
+        x_T = settings.noise * initial_noise((len(batch.rows), 3, height, width), batch.generators, device=self.device)
         return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, batch.generators, report)
 
     def denoiser(
@@ -129,22 +165,19 @@ class Network:
 
     def encode(self, batch: Batch, with_null: bool) -> tuple[Tokens, Tokens | None]:
         """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
-        raws = batch.raws
         if self.translator.encoder is None:
-            nothing = torch.empty(len(raws), 0, 0, 0, device=self.device, dtype=self.translator.dtype)
+            nothing = torch.empty(len(batch.rows), 0, 0, 0, device=self.device, dtype=self.translator.dtype)
             return self.translator.encode(nothing), None
-        distinct = {id(raw): (raw, frame) for raw, frame in zip(raws, batch.frames, strict=True)}
-        place = {key: k for k, key in enumerate(distinct)}
-        sized = torch.stack([fitted(self.condition, *pair, self.translator) for pair in distinct.values()])
-        encoded = self.condition.encode(sized).to(self.device)
+        sized = [fitted(self.condition, one.raw, one.canvas, self.translator) for one in batch.conditions]
+        encoded = self.condition.encode(torch.stack(sized)).to(self.device)
         if encoded.is_floating_point():  # tokens of a text stay whole numbers
             encoded = encoded.to(self.translator.dtype)
         _bring(self.translator)
-        tokens = self.translator.encode(encoded).picked([place[id(raw)] for raw in raws])
+        tokens = self.translator.encode(encoded).picked(batch.rows)
         if not with_null:
             return tokens, None
         null = self.condition.null(1, *encoded.shape[-2:], device=encoded.device, dtype=encoded.dtype)
-        return tokens, tokens.joined(self.translator.encode(null).picked([0] * len(raws)))
+        return tokens, tokens.joined(self.translator.encode(null).picked([0] * len(batch.rows)))
 
 
 @dataclass(frozen=True)
@@ -168,9 +201,10 @@ class OnePass:
     def sample(self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]."""
         network = self.translator
-        pairs = zip(batch.raws, batch.frames, strict=True)
-        sized = torch.stack([fitted(self.condition, raw, frame, network) for raw, frame in pairs])
-        condition = self.condition.encode(sized).to(self.device, network.dtype)  # [B, C, H, W]
+        sized = [fitted(self.condition, one.raw, one.canvas, network) for one in batch.conditions]
+        condition = self.condition.encode(torch.stack([sized[k] for k in batch.rows])).to(
+            self.device, network.dtype
+        )  # [B, C, H, W]
         noise = noise_of(network.baseline, batch.generators, self.device)
         _bring(network)
         images = network(condition, None if noise is None else noise.to(network.dtype)).float().clamp(-1, 1)
@@ -178,19 +212,18 @@ class OnePass:
         return images
 
 
-def sample_cascade(
-    base: Network | OnePass, upsampler: Network | None, batch: Batch, settings: ResolvedSampling, on_step: OnBatchStep
-) -> Tensor:
+def sample_cascade(base: Network | OnePass, upsampler: Network | None, batch: Batch, on_step: OnBatchStep) -> Tensor:
     """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both.
 
     The upsampler sees the small images in 8 bits, as the release does and as they are when they are saved.
     """
-    if upsampler is None or settings.upsampler is None:
-        return base.sample(batch, settings.base, on_step)
-    second, before = batch.upsampled(), base.steps(settings.base)
-    to_8_bits = truncated if settings.upsampler.truncates else quantized
-    small = to_8_bits(base.sample(batch, settings.base, on_step))  # [B, 3, h, w]
-    return upsampler.sample(second, settings.upsampler, lambda done, x0: on_step(before + done, x0), small)
+    sampling = batch.sampling
+    if upsampler is None or sampling.upsampler is None:
+        return base.sample(batch, sampling.base, on_step)
+    second, before = batch.upsampled(), base.steps(sampling.base)
+    to_8_bits = truncated if sampling.upsampler.truncates else quantized
+    small = to_8_bits(base.sample(batch, sampling.base, on_step))  # [B, 3, h, w]
+    return upsampler.sample(second, sampling.upsampler, lambda done, x0: on_step(before + done, x0), small)
 
 
 def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translator | None) -> None:
@@ -272,6 +305,11 @@ def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, coun
         return list(generator)
     seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device if generator else "cpu")
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def upsampler_generators(generators: Sequence[torch.Generator]) -> list[torch.Generator]:
+    """What decides the upsampler's noise of images, from the present state of what decides the base's."""
+    return [_second(generator) for generator in generators]
 
 
 def _second(generator: torch.Generator) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,17 +36,18 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import OnStep
 from piti.diffusion.schedule import NoiseSchedule, spec_of
 from piti.models import Translator
-from piti.pipelines.canvas import Frame, batches_alike, fitted, frame_of
+from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, fitted
 from piti.pipelines.cascade import (
     Batch,
     Network,
     OnePass,
+    Prepared,
     ResolvedSampling,
     check_cascade,
     one_each,
     sample_cascade,
 )
-from piti.pipelines.options import GENERAL_DEFAULTS, SamplingKeywords, SamplingOptions
+from piti.pipelines.options import GENERAL_DEFAULTS, OWN_SAMPLING, SamplingKeywords, SamplingOptions
 
 __all__ = [
     "ModelError",
@@ -130,7 +132,7 @@ class PITIPipeline(DiffusionPipeline):
         """Translate one condition or several, `num_images` times each.
 
         condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]. Its image has its
-        proportions, see `Frame`. For a prior: the text itself, a `Path` of a text file, or tokens.
+        proportions, see `Canvas`. For a prior: the text itself, a `Path` of a text file, or tokens.
         For several conditions at once: one of these for each part that is given, by the part's name.
         generator: decides the noise; the same generator gives the same images, whatever the batch; several: one an
         image. batch_size: images made at once, by either network. on_step: called with (steps done, steps in all,
@@ -143,41 +145,72 @@ class PITIPipeline(DiffusionPipeline):
         inputs = list(condition) if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
         if num_images < 1 or batch_size < 1:
             raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
-        settings = SamplingOptions.from_flat(sampling).resolve(self)
-        total = settings.steps
-        read = {id(item): self.read(item, settings.square) for item in inputs}  # one given twice is encoded once
-        framed = {key: self.frame(raw, settings) for key, raw in read.items()}
-        keys = [id(item) for item in inputs for _ in range(num_images)]
-        raws, frames = [read[key] for key in keys], [framed[key] for key in keys]
-        generators = one_each(generator, len(raws))
-        batches = batches_alike(frames, batch_size)
+        resolved = SamplingOptions.from_flat(sampling).resolve(self)
+        prepared = [self.prepare(item, resolved) for item in inputs]
+        rows = [k for k in range(len(inputs)) for _ in range(num_images)]
+        generators = one_each(generator, len(rows))
+        batches = batches_alike([prepared[k].canvas for k in rows], batch_size)
         images: dict[int, Image.Image] = {}
-        with self.progress_bar(total=total * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
+        with self.progress_bar(total=resolved.steps * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
 
-            def stepped(done: int, x0: Tensor) -> None:
+            def stepped(done: int, total: int, x0: Tensor) -> None:
                 bar.update()
                 if on_step is not None:
                     on_step(done, total, x0)
 
-            for rows in batches:
-                batch = Batch([raws[k] for k in rows], [generators[k] for k in rows], [frames[k] for k in rows])
-                networks = self.base_network(), self.upsampler_network()
-                x0 = sample_cascade(*networks, batch, settings, stepped).float().cpu()
-                images |= {k: to_pil(frames[k].cut(canvas)) for k, canvas in zip(rows, x0, strict=True)}
-        self.maybe_free_model_hooks()
-        return PITIPipelineOutput(images=[images[k] for k in range(len(raws))])
+            for positions in batches:
+                own = [generators[k] for k in positions]
+                batch = Batch.of(prepared, [rows[k] for k in positions], own)
+                images |= zip(positions, self.generate(batch, stepped), strict=True)
+        return PITIPipelineOutput(images=[images[k] for k in range(len(rows))])
 
-    # Sampling
+    # The two steps of it
+
+    def prepare(
+        self,
+        condition: ConditionInput,
+        options: SamplingOptions | ResolvedSampling = OWN_SAMPLING,
+        source: str = "the condition",
+        over: tuple[int, int] | None = None,
+    ) -> Prepared:
+        """Read a condition, and decide on what canvas and how its images are made.
+
+        options: resolved ones for several conditions. source: names the condition in errors. over: (rows, columns) of
+        a picture whose proportions the images take, instead of the condition's. Raises ConditionError or ImageError
+        for a condition, UserError for an option.
+        """
+        sampling = options if isinstance(options, ResolvedSampling) else options.resolve(self)
+        raw = self._narrowed(self.read(condition, sampling.square))
+        upsampler = None if sampling.upsampler is None else self.upsampler
+        if over is None:
+            canvas = canvas_of(self.condition, raw, self.base, upsampler, sampling.size, source)
+        else:
+            canvas = canvas_over(*over, self.base, upsampler, sampling.size, source)
+        content = fitted(self.condition, raw, canvas, self.base).numpy().tobytes()
+        return Prepared(raw, canvas, sampling, hashlib.sha256(content).hexdigest())
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, on_step: OnStep | None = None) -> list[Image.Image]:
+        """The images of a batch of prepared conditions. on_step: as of `__call__`, of this batch."""
+        total = batch.sampling.steps
+
+        def stepped(done: int, x0: Tensor) -> None:
+            if on_step is not None:
+                on_step(done, total, x0)
+
+        made = sample_cascade(self.base_network(), self.upsampler_network(), batch, stepped).float().cpu()
+        self.maybe_free_model_hooks()
+        return [to_pil(canvas.crop(x0)) for canvas, x0 in zip(batch.canvases, made, strict=True)]
+
+    def _narrowed(self, raw: Tensor) -> Tensor:
+        """A raw tensor in the type that files are read in, on the CPU: noise follows from the bytes of a condition."""
+        text = isinstance(self.condition, TextCondition)
+        return raw.cpu().to(torch.int32 if text else self.condition.raw_dtype)
 
     def draws_noise(self, base_only: bool = False) -> bool:
         """Whether several images of one condition differ. base_only: without the upsampler."""
         alone = base_only or self.upsampler is None
         return not (alone and isinstance(self.base, BaselineNetwork) and not self.base.baseline.noise_shape)
-
-    def frame(self, raw: Tensor, sampling: ResolvedSampling, source: str = "the condition") -> Frame:
-        """The image that is made of a condition in raw form; see `frame_of`."""
-        upsampler = None if sampling.upsampler is None else self.upsampler
-        return frame_of(self.condition, raw, self.base, upsampler, sampling.size, source)
 
     # Networks
 
@@ -211,10 +244,6 @@ class PITIPipeline(DiffusionPipeline):
         else:
             raw = self.condition.load(item)
         return self.condition.squared(raw) if square else raw
-
-    def fitted(self, raw: Tensor, frame: Frame) -> Tensor:
-        """What `read` returns as the base's encoder sees it; see `piti.pipelines.canvas.fitted`."""
-        return fitted(self.condition, raw, frame, self.base)
 
     # On disk
 

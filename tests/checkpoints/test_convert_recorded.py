@@ -19,8 +19,8 @@ from piti.checkpoints.convert import import_release
 from piti.diffusion import samplers
 from piti.diffusion.guidance import Guidance
 from piti.models import TextEncoder, Translator
-from piti.pipelines.canvas import Frame
-from piti.pipelines.cascade import Batch, Network, sample_cascade
+from piti.pipelines.canvas import Canvas
+from piti.pipelines.cascade import Batch, Network, Prepared, sample_cascade
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 from tests.recorded import manifest_of, recipe_weights, recorded_config
@@ -211,8 +211,9 @@ def test_the_cascade_equals_the_recorded_one(
         return real(x_t, t, given, low_res)
 
     monkeypatch.setattr(upsampler.translator, "forward", forward)
-    batch = Batch([within_one(500, 3, 256, 256)], [torch.Generator()], [Frame(256, 256, (64, 64), 4)])
-    out = sample_cascade(base, upsampler, batch, settings, lambda done, x0: steps.append(x0))
+    prepared = Prepared(within_one(500, 3, 256, 256), Canvas(256, 256, (64, 64), 4), settings, "")
+    batch = Batch([prepared], [0], [torch.Generator()])
+    out = sample_cascade(base, upsampler, batch, lambda done, x0: steps.append(x0))
     assert len(steps) == 20 + 27
     torch.testing.assert_close(steps[19], want["base_sample_cond_and_uncond"][:1], atol=1e-3, rtol=0)
     assert torch.equal(seen[0][1], want["low_res_quantised"])
@@ -227,7 +228,8 @@ def test_the_base_s_ddim_run_equals_the_recorded_one(
     folder = imported(released, "base_s32_nrb1", tmp_path / "model", "up_s32_nrb1")
     pipeline = PITIPipeline.from_pretrained(folder)
     inject(monkeypatch, [normal(600, 1, 3, 64, 64)], {})
-    batch = Batch([within_one(500, 3, 256, 256)], [torch.Generator()], [Frame(256, 256, (64, 64), 4)])
     settings = SamplingOptions.from_flat({"steps": 20, "sampler": "ddim", "base_only": True}).resolve(pipeline)
-    out = sample_cascade(e2e_networks(pipeline)[0], None, batch, settings, lambda done, x0: None)
+    prepared = Prepared(within_one(500, 3, 256, 256), Canvas(256, 256, (64, 64), 4), settings, "")
+    batch = Batch([prepared], [0], [torch.Generator()])
+    out = sample_cascade(e2e_networks(pipeline)[0], None, batch, lambda done, x0: None)
     torch.testing.assert_close(out, want, atol=1e-3, rtol=0)

@@ -20,12 +20,13 @@ from piti.core.errors import UserError
 from piti.core.images import ImageError, png_bytes, png_text, save_png
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
-from piti.generation.generate import make_images
+from piti.generation.generate import Wanted, make_batch, make_images
 from piti.generation.metadata import MAX_TEXT, model_name, named_model, packed
 from piti.generation.options import GenerationOptions, Place
 from piti.generation.recreate import RemakeError, read_record
 from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
+from piti.pipelines.cascade import Batch
 from piti.pipelines.pipeline import PITIPipeline
 from tests.cli.running import code_and_output as run
 from tests.cli.running import printed_error as mistake
@@ -85,13 +86,13 @@ class TestTheSameToTheBit:
         assert read_record(made).place == Place(row=2, rows=3)
         rows = []
         pipeline = tiny_pipeline()
-        real = type(pipeline).__call__
+        real = type(pipeline).generate
 
-        def watched(self: PITIPipeline, condition: Any, *arguments: Any, **named: Any) -> Any:
-            rows.append(len(condition))
-            return real(self, condition, *arguments, **named)
+        def watched(self: PITIPipeline, batch: Batch, *arguments: Any) -> Any:
+            rows.append(len(batch.rows))
+            return real(self, batch, *arguments)
 
-        monkeypatch.setattr(PITIPipeline, "__call__", watched)
+        monkeypatch.setattr(PITIPipeline, "generate", watched)
         again(pipeline, made, tmp_path / "out")
         again(pipeline, made, tmp_path / "small", batch=1)
         again(pipeline, made, tmp_path / "four", num=4)
@@ -109,11 +110,9 @@ class TestTheSameToTheBit:
         ],
     )
     def test_places(self, place: Place, order: str) -> None:
-        raw = torch.zeros(1, 2, 2)
-        batch = place.filled(raw)
-        assert "".join("a" if one is raw else "x" for one in batch) == order
-        assert len({id(one) for one in batch}) == place.distinct
-        assert list(dict.fromkeys(id(one) for one in batch)).index(id(raw)) == place.order
+        rows = place.conditions()
+        assert "".join("a" if one == place.order else "x" for one in rows) == order
+        assert list(dict.fromkeys(rows)) == list(range(place.distinct))  # numbered by their first rows
 
     def test_of_several_conditions_at_once(self, tmp_path: Path) -> None:
         (tmp_path / "masks").mkdir()
@@ -181,17 +180,18 @@ class TestTheSameToTheBit:
         raw = pipeline.read(mask(1, 22, 16)).long()
         seen: list[tuple[int, int]] = []
         images = make_images(
-            pipeline, raw, FAST, "tiny", "street.png", lambda done, total, _: seen.append((done, total))
+            pipeline,
+            pipeline.prepare(raw, FAST.sampling),
+            FAST,
+            "tiny",
+            "street.png",
+            lambda done, total, _: seen.append((done, total)),
         )
         assert [one.number for one in images] == [0, 1, 2, 3]
         record = read_record(made)
-        (one,) = make_images(
-            record.applied(pipeline),
-            record.raw(pipeline),
-            record.options(GenerationOptions.from_flat()),
-            "tiny",
-            "street.png",
-        )
+        applied, options = record.applied(pipeline), record.options(GenerationOptions())
+        prepared = applied.prepare(record.raw(pipeline), options.sampling)
+        (one,) = make_images(applied, prepared, options, "tiny", "street.png")
         assert png_bytes(one.image, one.text) == made.read_bytes()
         assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert png_bytes(images[2].image, images[2].text) == made.read_bytes()
@@ -323,9 +323,19 @@ class TestLargeBatches:
         one, other = (np.asarray(Image.open(tmp_path / name), np.int16) for name in ("a/m_3.png", "out/m_3.png"))
         assert np.abs(one - other).max() <= 1
 
-    def test_a_place_takes_no_memory(self) -> None:
-        raw = torch.zeros(1, 8, 8)
-        assert {one.data_ptr() for one in Place(63, 64, 63, 64).filled(raw)} == {raw.data_ptr()}
+    def test_a_place_takes_no_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipeline = tiny_pipeline()
+        prepared, seen = pipeline.prepare(mask(1)), []
+        wanted = Wanted(0, 0, 0, "m.png", "m")
+
+        def generate(batch: Batch, on_step: object) -> list[Image.Image]:
+            seen.append(batch)
+            return [mask(1)] * len(batch.rows)
+
+        monkeypatch.setattr(pipeline, "generate", generate)
+        make_batch(pipeline, [prepared], [wanted], {}, place=Place(63, 64, 63, 64))
+        assert len(seen[0].conditions) == 64
+        assert {one.raw.data_ptr() for one in seen[0].conditions} == {prepared.raw.data_ptr()}
 
 
 class TestNotes:

@@ -20,9 +20,8 @@ from piti.core.images import Box
 from piti.generation.options import GenerationOptions
 from piti.generation.translate import TranslationError, translate_files
 from piti.models import Translator
-from piti.pipelines.canvas import Frame, batches_alike, enlarged, extended, fitted, frame_of
+from piti.pipelines.canvas import Canvas, batches_alike, canvas_of, enlarged, extended, fitted
 from piti.pipelines.cascade import Batch
-from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 from tests.conftest import TINY_MODEL
 from tests.generation.test_translate import text_pipeline
@@ -38,27 +37,27 @@ def raw_of(height: int, width: int) -> torch.Tensor:
     return torch.zeros(1, height, width, dtype=torch.uint8)
 
 
-class TestFrame:
+class TestCanvas:
     @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([None, PLAIN, CONDITIONAL]), st.integers(16, 64))
     @settings(deadline=None)
     def test_proportions_are_kept_to_the_last_pixel(self, height: int, width: int, upsampler: Any, size: int) -> None:
         if max(height, width) > 4 * min(height, width):
             with pytest.raises(ConditionError, match=r"m\.png: .*at most 4:1"):
-                frame_of(MASK, raw_of(height, width), BASE, upsampler, size, "m.png")
+                canvas_of(MASK, raw_of(height, width), BASE, upsampler, size, "m.png")
             return
-        frame = frame_of(MASK, raw_of(height, width), BASE, upsampler, size)
-        long, short = max(frame.height, frame.width), min(frame.height, frame.width)
+        canvas = canvas_of(MASK, raw_of(height, width), BASE, upsampler, size)
+        long, short = max(canvas.image_height, canvas.image_width), min(canvas.image_height, canvas.image_width)
         assert short == size
         assert abs(long - size * max(height, width) / min(height, width)) <= 0.5
-        assert (frame.height >= frame.width) == (height >= width) or long == short
-        assert frame.scale == (1 if upsampler is None else 2)
-        for side, canvas in zip((frame.height, frame.width), frame.canvas, strict=True):
-            assert canvas % BASE.granularity == 0
-            assert upsampler is None or (2 * canvas) % upsampler.granularity == 0
-            assert side <= canvas * frame.scale < side + frame.scale * 4  # not more than is needed
+        assert (canvas.image_height >= canvas.image_width) == (height >= width) or long == short
+        assert canvas.scale == (1 if upsampler is None else 2)
+        for side, whole in zip((canvas.image_height, canvas.image_width), canvas.base_size, strict=True):
+            assert whole % BASE.granularity == 0
+            assert upsampler is None or (2 * whole) % upsampler.granularity == 0
+            assert side <= whole * canvas.scale < side + canvas.scale * 4  # not more than is needed
 
     @pytest.mark.parametrize(
-        ("height", "width", "image", "canvas"),
+        ("height", "width", "image", "base_size"),
         [
             (50, 100, (32, 64), (16, 32)),
             (100, 50, (64, 32), (32, 16)),
@@ -68,20 +67,20 @@ class TestFrame:
             (7, 28, (32, 128), (16, 64)),
         ],
     )
-    def test_by_hand(self, height: int, width: int, image: tuple[int, int], canvas: tuple[int, int]) -> None:
-        frame = frame_of(MASK, raw_of(height, width), BASE, PLAIN)
-        assert frame == Frame(*image, canvas, 2)
-        assert frame.cut(torch.zeros(2, 3, 2 * canvas[0], 2 * canvas[1])).shape == (2, 3, *image)
+    def test_by_hand(self, height: int, width: int, image: tuple[int, int], base_size: tuple[int, int]) -> None:
+        canvas = canvas_of(MASK, raw_of(height, width), BASE, PLAIN)
+        assert canvas == Canvas(*image, base_size, 2)
+        assert canvas.crop(torch.zeros(2, 3, 2 * base_size[0], 2 * base_size[1])).shape == (2, 3, *image)
 
     def test_a_text_is_square(self) -> None:
         pipeline = text_pipeline()
-        frame = pipeline.frame(pipeline.read("the sea"), OWN_SAMPLING.resolve(pipeline))
-        assert frame == Frame(16, 16, (16, 16))
+        canvas = pipeline.prepare("the sea").canvas
+        assert canvas == Canvas(16, 16, (16, 16))
 
     @pytest.mark.parametrize("size", [0, 1, 15, 129])
     def test_impossible_sizes(self, size: int) -> None:
         with pytest.raises(UserError, match=r"^size \d+: this model was trained to make 32 px; give 16 to 128"):
-            frame_of(MASK, raw_of(8, 8), BASE, PLAIN, size)
+            canvas_of(MASK, raw_of(8, 8), BASE, PLAIN, size)
 
     def test_the_base_alone_makes_smaller_images(self) -> None:
         with pytest.raises(UserError, match=r"16 px, its base alone \(because of base_only, .*; give 16 to 64"):
@@ -89,48 +88,50 @@ class TestFrame:
         assert tiny_cascade()(mask(1), size=128).images[0].size == (128, 128)
 
     def test_batches_are_of_one_canvas_and_keep_the_order(self) -> None:
-        wide, tall = Frame(16, 30, (16, 32)), Frame(30, 16, (32, 16))
-        wider = Frame(16, 32, (16, 32))
+        wide, tall = Canvas(16, 30, (16, 32)), Canvas(30, 16, (32, 16))
+        wider = Canvas(16, 32, (16, 32))
         assert batches_alike([wide, tall, wider, wide, tall], 2) == [[0, 2], [3], [1, 4]]
 
     def test_enlarged(self) -> None:
-        assert enlarged(Frame(16, 40, (16, 40)), 192) == (480, 192)
-        assert enlarged(Frame(256, 512, (64, 128), 4), 192) == (512, 256)
+        assert enlarged(Canvas(16, 40, (16, 40)), 192) == (480, 192)
+        assert enlarged(Canvas(256, 512, (64, 128), 4), 192) == (512, 256)
 
 
 class TestFitted:
     def test_a_square_is_resized_and_nothing_else(self) -> None:
         raw = MASK.read(mask(1, 50, 50), "mask")
-        frame = frame_of(MASK, raw, BASE, None)
-        assert torch.equal(fitted(MASK, raw, frame, BASE), MASK.crop_resize(raw, Box(0, 0, 50, 50), 16))
+        canvas = canvas_of(MASK, raw, BASE, None)
+        assert torch.equal(fitted(MASK, raw, canvas, BASE), MASK.crop_resize(raw, Box(0, 0, 50, 50), 16))
 
     @pytest.mark.parametrize(("encoder_size", "zoom"), [(16, 1), (32, 2), (8, 0.5)])
     def test_it_lies_over_the_image_whatever_the_encoders_scale(self, encoder_size: int, zoom: float) -> None:
         specs: Any = {"encoder_spec": TINY_MODEL["encoder"] | {"size": encoder_size}, "unet_spec": TINY_MODEL["unet"]}  # type: ignore[operator]
         base = Translator(**specs, image_size=16, patch_size=2)
         raw = MASK.read(mask(2, 97, 41), "mask")
-        frame = frame_of(MASK, raw, base, None)
-        found = fitted(MASK, raw, frame, base)
-        height, width = (int(side * zoom) for side in frame.canvas)
+        canvas = canvas_of(MASK, raw, base, None)
+        found = fitted(MASK, raw, canvas, base)
+        height, width = (int(side * zoom) for side in canvas.base_size)
         assert found.shape == (1, height, width)
-        taken = (round(frame.height * zoom), round(frame.width * zoom))
+        taken = (round(canvas.image_height * zoom), round(canvas.image_width * zoom))
         part = MASK.crop_resize(raw, Box(0, 0, 97, 41), taken)
         assert torch.equal(found[:, : taken[0], : taken[1]], part)
         assert torch.equal(found[:, :, taken[1] :], part[:, :, -1:].expand(-1, -1, width - taken[1]))
         tokens = base.encode(MASK.encode(found)[None])
-        assert base(torch.randn(1, 3, *frame.canvas), torch.tensor([5]), tokens).output.shape[-2:] == frame.canvas
+        assert (
+            base(torch.randn(1, 3, *canvas.base_size), torch.tensor([5]), tokens).output.shape[-2:] == canvas.base_size
+        )
 
     def test_an_upsampler_sees_the_same_canvas(self) -> None:
         raw = MASK.read(mask(2, 97, 41), "mask")
-        frame = frame_of(MASK, raw, BASE, CONDITIONAL)
-        assert fitted(MASK, raw, frame, CONDITIONAL).shape[-2:] == (2 * frame.canvas[0], 2 * frame.canvas[1])
+        canvas = canvas_of(MASK, raw, BASE, CONDITIONAL)
+        assert fitted(MASK, raw, canvas, CONDITIONAL).shape[-2:] == (2 * canvas.base_size[0], 2 * canvas.base_size[1])
 
     def test_distances_to_lines_do_not_change_beside_what_is_added(self) -> None:
         sketch = SketchCondition(clip=32)
         raw = (torch.rand(1, 41, 97, generator=seeded(3)) < 0.01).to(torch.uint8)
-        frame = frame_of(MASK, raw, BASE, None)
+        canvas = canvas_of(MASK, raw, BASE, None)
         part = sketch.crop_resize(raw, Box(0, 0, 97, 41), (16, 38))
-        found = sketch.encode(fitted(sketch, raw, frame, BASE))
+        found = sketch.encode(fitted(sketch, raw, canvas, BASE))
         assert found.shape == (1, 16, 40)
         assert torch.equal(found[..., :38], sketch.encode(part))
 
@@ -146,8 +147,7 @@ class TestPipeline:
         pipeline, given = tiny_pipeline(), mask(4, width, height)
 
         def paint(base: Any, _: Any, batch: Batch, *rest: Any) -> torch.Tensor:
-            pairs = zip(batch.raws, batch.frames, strict=True)
-            raws = [fitted(MASK, raw, frame, base.translator) for raw, frame in pairs]
+            raws = [fitted(MASK, one.raw, one.canvas, base.translator) for one in batch.conditions]
             return MASK.encode(torch.stack(raws)) * 2 - 1
 
         monkeypatch.setattr("piti.pipelines.pipeline.sample_cascade", paint)

@@ -21,16 +21,16 @@ from piti.core.images import list_images, to_pil
 from piti.core.spec import choices
 from piti.data.edges import draw_lines
 from piti.diffusion.samplers import OnStep
+from piti.editing import EditInput, prepare_edit
 from piti.generation.generate import make_images
 from piti.generation.recreate import carried_condition
-from piti.pipelines.canvas import Frame
-from piti.pipelines.options import OWN_SAMPLING
+from piti.pipelines.canvas import Canvas, check_proportions
 from piti.studio.service.edits import Edit
 from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
 from piti.studio.service.jobs import Job, Queue
 from piti.studio.service.models import Loaded, load
 from piti.studio.service.schema import EditRequest, Limits, TranslateRequest
-from piti.studio.service.storage import Picture, Store, held_edit, held_tensor
+from piti.studio.service.storage import Picture, Store, held_edit, held_prepared
 
 Made = tuple[list[Picture], tuple[str, ...]]
 """What a job makes, and notes on it."""
@@ -98,7 +98,8 @@ class Studio:
         read = read_painted if painted else read_picture
         picture = opened(image, source, self.limits.pixels)
         raw = read(pipeline.condition, picture, source)
-        pipeline.frame(raw, OWN_SAMPLING.resolve(pipeline), source)
+        if pipeline.condition.spatial:
+            check_proportions(raw.shape[-2], raw.shape[-1], source)
         if not painted and isinstance(pipeline.condition, SketchCondition):
             _check_lines(raw, picture, source)
         return raw
@@ -155,17 +156,16 @@ class Studio:
         loaded = self.model(request.model)
         self.limits.check(request)
         pipeline, options = loaded.pipeline, request.options()
-        tensor = pipeline.read(raw)
-        frame = pipeline.frame(tensor, options.sampling.resolve(pipeline))
+        prepared = pipeline.prepare(raw, options.sampling)
         said, notes = raw if isinstance(raw, str) else source, _notes(loaded, raw, request)
-        held = held_tensor(tensor)
+        held = held_prepared(prepared)
 
         def made(on_step: OnStep) -> Made:
-            raw = held.out()
-            images = make_images(pipeline, raw, options, loaded.name, said, on_step)
-            return [Picture.of(image, loaded.name, raw) for image in images], notes
+            prepared = held.out()
+            images = make_images(pipeline, prepared, options, loaded.name, said, on_step)
+            return [Picture.of(image, loaded.name, prepared.raw) for image in images], notes
 
-        return self._submitted(request, made, frame, held.size)
+        return self._submitted(request, made, prepared.canvas, held.size)
 
     def edit(
         self,
@@ -185,12 +185,14 @@ class Studio:
         """
         loaded = self.model(request.model)
         self.limits.check(request)
-        asked = Edit(loaded, request, image, to, from_, region, source)
-        held, size = held_edit(asked, upload)
-        return self._submitted(request, lambda on_step: held().made(on_step), asked.frame, size)
+        settings = request.settings()
+        given = EditInput(image, prepare_edit(loaded.pipeline, image, to, settings), from_, region)
+        asked = Edit(loaded, request, settings, given, source)
+        held = held_edit(asked, upload)
+        return self._submitted(request, lambda on_step: held.out().made(on_step), given.to.canvas, held.size)
 
     def _submitted(
-        self, request: TranslateRequest | EditRequest, made: Callable[[OnStep], Made], frame: Frame, size: int
+        self, request: TranslateRequest | EditRequest, made: Callable[[OnStep], Made], canvas: Canvas, size: int
     ) -> Job[Result]:
         """A job that keeps the pictures that `made` makes. size: bytes that it holds. Raises QueueFull."""
 
@@ -199,7 +201,7 @@ class Studio:
             kept = tuple(self._store.add(picture) for picture in pictures)
             return Result(request.model, request.seed, kept, job.snapshot().seconds, tuple(notes))
 
-        return self.queue.submit(work, partial(drawn_previews, frame), size)
+        return self.queue.submit(work, partial(drawn_previews, canvas), size)
 
     def kept(self, picture_id: str) -> Picture:
         """A picture that was made lately. Raises NotKept in words."""
@@ -237,13 +239,13 @@ SIDE = 256
 _QUALITY = 80
 
 
-def drawn_previews(frame: Frame, x0: Float[Tensor, "B 3 H W"]) -> tuple[bytes, ...]:
+def drawn_previews(canvas: Canvas, x0: Float[Tensor, "B 3 H W"]) -> tuple[bytes, ...]:
     """A JPEG of each image, cut out of the canvas of either network. x0: x̂₀ in [-1, 1].
 
     What is not finite is drawn grey: whether it is an error is for the pipeline to say.
     """
-    zoom = x0.shape[-1] / (frame.canvas[1] * frame.scale)  # 1, or less for the base's canvas
-    height, width = (max(1, round(side * zoom)) for side in (frame.height, frame.width))
+    zoom = x0.shape[-1] / canvas.size[1]  # 1, or less for the base's canvas
+    height, width = (max(1, round(side * zoom)) for side in (canvas.image_height, canvas.image_width))
     cut = torch.nan_to_num(x0[..., :height, :width].detach().float().cpu(), 0.0, 1.0, -1.0)
     return tuple(_jpeg(image) for image in to_pil(cut))
 

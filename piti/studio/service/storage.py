@@ -18,8 +18,10 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.images import png_bytes
+from piti.editing import EditInput
 from piti.generation.generate import MadeImage
 from piti.pipelines.canvas import same_proportions
+from piti.pipelines.cascade import Prepared
 from piti.studio.service.inputs import Upload, photograph
 
 if TYPE_CHECKING:
@@ -121,23 +123,26 @@ def held_image(image: Image.Image) -> Held[Image.Image]:
     return Held(len(data), lambda: Image.frombytes(mode, size, zlib.decompress(data)))
 
 
-def held_edit(edit: Edit, upload: Upload | None = None) -> tuple[Callable[[], Edit], int]:
-    """An edit that is put away, and the bytes that it takes meanwhile. upload: see `held_photograph`."""
-    image, to = held_photograph(edit, upload), held_tensor(edit.to)
-    before = None if edit.from_ is None else held_tensor(edit.from_)
-    region = None if edit.region is None else held_image(edit.region)
-    bare = replace(edit, image=_NONE, to=torch.empty(0), from_=None, region=None)
+def held_prepared(prepared: Prepared) -> Held[Prepared]:
+    """A prepared condition, its raw tensor packed."""
+    bare, raw = prepared.bare(), held_tensor(prepared.raw)
+    return Held(raw.size, lambda: bare.with_raw(raw.out()))
+
+
+def held_edit(edit: Edit, upload: Upload | None = None) -> Held[Edit]:
+    """An edit that is put away. upload: see `held_photograph`."""
+    given = edit.given
+    image, to = held_photograph(edit, upload), held_prepared(given.to)
+    before = None if given.from_ is None else held_tensor(given.from_)
+    region = None if given.region is None else held_image(given.region)
+    bare = replace(edit, given=EditInput(_NONE, given.to.bare()))
 
     def out() -> Edit:
-        return replace(
-            bare,
-            image=image.out(),
-            to=to.out(),
-            from_=None if before is None else before.out(),
-            region=None if region is None else region.out(),
-        )
+        own = None if before is None else before.out()
+        white = None if region is None else region.out()
+        return replace(bare, given=EditInput(image.out(), to.out(), own, white))
 
-    return out, sum(part.size for part in (image, to, before, region) if part is not None)
+    return Held(sum(part.size for part in (image, to, before, region) if part is not None), out)
 
 
 def held_photograph(edit: Edit, upload: Upload | None = None) -> Held[Image.Image]:
@@ -147,12 +152,13 @@ def held_photograph(edit: Edit, upload: Upload | None = None) -> Held[Image.Imag
     at which it is edited, as editing itself would bring it there; one of other proportions than its condition is
     left for editing to refuse.
     """
-    image, size = edit.image, (edit.frame.width, edit.frame.height)
+    image, raw, canvas = edit.given.image, edit.given.to.raw, edit.given.to.canvas
+    size = (canvas.image_width, canvas.image_height)
     pixels = image.width * image.height
     if edit.request.keep_exact and upload is not None:
         return Held(len(upload.data), lambda: photograph(upload, upload.name, pixels))
     large = pixels > size[0] * size[1] and image.mode == "RGB"
-    over = edit.loaded.condition.spatial and same_proportions(image.size, (edit.to.shape[-1], edit.to.shape[-2]))
+    over = edit.loaded.condition.spatial and same_proportions(image.size, (raw.shape[-1], raw.shape[-2]))
     if large and over and not edit.request.keep_exact:
         image = image.resize(size, Image.Resampling.BICUBIC)
     return Held(image.width * image.height * len(image.getbands()), lambda: image)

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFile
 from piti.conditions import ConditionError
 from piti.core.errors import UserError
 from piti.core.images import ImageError
+from piti.editing import EditInput, prepare_edit
 from piti.generation.generate import make_images
 from piti.generation.options import GenerationOptions
 from piti.generation.translate import translate_files
@@ -305,7 +306,10 @@ def test_waiting_jobs_hold_little_and_make_the_same(studio: Studio, keep_exact: 
     upload = Upload(file_of(noise, "JPEG"), "noise.jpg")
     image = photograph(upload, "noise.jpg", 10**7)
     request = EditRequest.parse({"model": "mask", "steps": 2, "keep_exact": keep_exact}, "test")
-    expected = Edit(studio.models["mask"], request, image, after, before, region, "noise.jpg").made(lambda *_: None)
+    loaded, settings = studio.models["mask"], request.settings()
+    given = EditInput(image, prepare_edit(loaded.pipeline, image, after, settings), before, region)
+    expected = Edit(loaded, request, settings, given, "noise.jpg").made(lambda *_: None)
+    del given
     go, jobs = threading.Event(), []
     studio.queue.submit(lambda job: go.wait())
     for _ in range(3):
@@ -323,7 +327,8 @@ def test_waiting_jobs_hold_little_and_make_the_same(studio: Studio, keep_exact: 
     results = [asyncio.run(job.result()) for job in jobs]
     assert studio.queue.held == 0
     assert results[0].pictures[0].png == expected[0][0].png
-    alone = make_images(studio.models["mask"].pipeline, after, GenerationOptions.from_flat(num=1), "mask", "street.png")
+    pipeline = loaded.pipeline
+    alone = make_images(pipeline, pipeline.prepare(after), GenerationOptions(), "mask", "street.png")
     assert np.array_equal(np.asarray(results[1].pictures[0].image()), np.asarray(alone[0].image))
 
 
