@@ -32,14 +32,14 @@ from piti.studio.service.service import Studio
 
 # What is counted: functions by `module.qualified_name`. Of calls within a call of the same row the outer one counts.
 COUNTED = {
-    "canvas computed": r"piti\.pipelines\.canvas\.(frame|canvas)_(of|over)",
-    "sampling resolved": r"piti\.(pipelines|editing)\..*(\.sampling|Options\.resolve)",
+    "canvas computed": r"piti\.pipelines\.canvas\.canvas_(of|over)",
+    "sampling resolved": r"piti\.(pipelines|editing)\.options\.\w+\.resolve",
     "condition read": r"piti\.conditions\.\w+\.\w*Condition\.(load|read)",
     "… from a file": r"piti\.conditions\.\w+\.\w*Condition\.load",
     "… fitted": r"piti\.pipelines\.canvas\.fitted",
     "… encoded": r"piti\.conditions\.\w+\.\w*Condition\.encode",
     "… by a network": r"piti\.models\.translator\.Translator\.encode",
-    "… hashed": r"piti\.generation\.metadata\.\w+_hash|piti\.pipelines\.\w+\.seed_of",
+    "… hashed": r"piti\.generation\.metadata\.\w+_hash|piti\.pipelines\.\w+\.content_hash",
     "pipeline called": r"piti\.pipelines\.pipeline\.PITIPipeline\.(__call__|generate)",
     "sampled": r"piti\.pipelines\.\w+\.sample_cascade",
 }
