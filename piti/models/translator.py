@@ -81,7 +81,8 @@ class Translator(ModelMixin, ConfigMixin):
     inpaint: the UNet also sees which pixels are known, and what they are, as GLIDE's inpainting nets do.
     aligned_spec: fields of `AlignedEncoderSpec` instead of encoder_spec's, for a UNet without `token_width`: the
     condition reaches it through its skip connections alone. head_spec: fields of `PixelHeadSpec`, how pixels are made
-    of the UNet's features; none: by one pixel shuffle.
+    of the UNet's features; none: by one pixel shuffle. one_step: it was trained at the last timestep alone, so that
+    one step from noise is all that it knows.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -104,6 +105,7 @@ class Translator(ModelMixin, ConfigMixin):
         inpaint: bool = False,
         aligned_spec: Mapping[str, Any] | None = None,
         head_spec: Mapping[str, Any] | None = None,
+        one_step: bool = False,
     ) -> None:
         super().__init__()
         unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
@@ -118,7 +120,7 @@ class Translator(ModelMixin, ConfigMixin):
             raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
         self.learned_variance, self.inpaint = learned_variance, inpaint
-        self.takes_tokens = unet.token_width is not None
+        self.takes_tokens, self.one_step = unet.token_width is not None, one_step
         if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
             raise UserError(
                 f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"

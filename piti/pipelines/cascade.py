@@ -124,7 +124,13 @@ class Network:
 
     def steps(self, settings: NetworkSampling) -> int:
         """How many denoising steps these settings take. Raises UserError for impossible ones."""
-        return len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
+        count = len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
+        if self.translator.one_step and count != 1:
+            raise UserError(
+                f"{count} steps: this {self.translator.role} was trained for one step from noise and knows no other",
+                remedy="leave steps and sampler out",
+            )
+        return count
 
     def sample(
         self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, low_res: Tensor | None = None

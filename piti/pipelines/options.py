@@ -121,7 +121,10 @@ class SamplingOptions(Spec):
         base = _decided(self.base.over(own))
         steps, upsampler = network.steps(base), None
         if pipe.upsampler is not None and not self.base_only:
-            upsampler, more = _upsampler_sampling(pipe, self.upsampler.over(pipe.defaults.upsampler))
+            usual = pipe.defaults.upsampler
+            if pipe.upsampler.one_step:
+                usual = ONE_STEP.over(usual)
+            upsampler, more = _upsampler_sampling(pipe, self.upsampler.over(usual))
             steps += more
         return ResolvedSampling(base, upsampler, steps, self.base_only, self.size, self.square)
 
@@ -140,6 +143,9 @@ OWN_SAMPLING = SamplingOptions()
 
 FLAT_KEYS = tuple(OWN_SAMPLING.to_flat())
 """The keys of `SamplingKeywords`."""
+
+ONE_STEP = UpsamplerOptions(steps=1, sampler="ddim", noise=1.0)
+"""An upsampler that was trained for one step from noise, whatever else its model says."""
 
 GENERAL_DEFAULTS = SamplingOptions(
     base=NetworkOptions(guidance=Guidance(w=1.0), steps=50, sampler="ddpm"),

@@ -168,7 +168,8 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
     model = recipe.model
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     schedule = NoiseSchedule(recipe.schedule)
-    translator = Translator(**translator_config(model, condition), steps=len(schedule))
+    config = translator_config(model, condition)
+    translator = Translator(**config, steps=len(schedule), one_step=recipe.one_step)
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
     return translator

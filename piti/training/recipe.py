@@ -339,6 +339,11 @@ class Recipe(Spec):
         return any(LORA in stage.trains for stage in self.stages)
 
     @property
+    def one_step(self) -> bool:
+        """Whether what the last stage leaves knows the last timestep alone."""
+        return self.stages[-1].from_noise == 1
+
+    @property
     def steps(self) -> int:
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)

@@ -480,7 +480,10 @@ def test_an_upsampler_learns_from_all_its_losses_at_once(
     pipeline = PITIPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     mask = next((tiny_data / "labels").iterdir())
+    assert pipeline(mask, steps=2).images[0].size == (40, 32)  # one step of the upsampler, unasked
     assert pipeline(mask, steps=2, upsampler_steps=1, upsampler_sampler="ddim").images[0].size == (40, 32)
+    with pytest.raises(UserError, match="27 steps: this upsampler was trained for one step from noise"):
+        pipeline(mask, steps=2, upsampler_steps="fast27")
 
 
 def test_a_mixed_run_resumed_is_as_if_never_stopped(

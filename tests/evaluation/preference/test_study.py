@@ -236,7 +236,7 @@ def test_large_pages_are_warned_of_and_then_refused(tmp_path: Path, monkeypatch:
 
 
 def test_the_template_is_packaged() -> None:
-    root = Path(making.__file__).parents[2]
+    root = Path(making.__file__).parents[3]
     given = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["piti"]
     assert any(root / "piti/evaluation/preference/study.html" in (root / "piti").glob(pattern) for pattern in given)
 
