@@ -52,7 +52,7 @@ def test_mistakes_are_told_before_anything_is_served(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(server, "serve", lambda *given: pytest.fail("was served"))
     with pytest.raises(UserError, match=r"bundled models: .*street"):
         run("--model", "strete")
-    with pytest.raises(UserError, match="--device nosuch"):
+    with pytest.raises(UserError, match="device nosuch"):
         run("--device", "nosuch")
     with server.listening("127.0.0.1", 0) as bound, pytest.raises(UserError, match="is taken"):
         run("--port", str(bound.getsockname()[1]))
