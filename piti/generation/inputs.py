@@ -77,6 +77,24 @@ def matched_parts(
             option="given",
             value=next(iter(given)),
         )
+    _check_parts(condition, given, inputs)
+    ordered = {part: given[part] for part in condition.parts if part in given}
+    folders = [part for part, path in ordered.items() if path.is_dir()]
+    if not folders:
+        files = PartFiles(tuple(ordered.items()))
+        return {next(iter(files.values())).stem: files}, []
+    for part, path in ordered.items():
+        if part not in folders:
+            folder = f"{folders[0]}={ordered[folders[0]]}"
+            raise GivenError(
+                f"{option('given')} {part}={path}: is no folder, but {folder} is",
+                remedy="give files alone, or folders alone",
+            )
+    return _of_folders(condition, ordered)
+
+
+def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs: Sequence[Path]) -> None:
+    """Raises GivenError for shards, for files of no named part, and for unknown parts."""
     first = next(iter(condition.parts))
     for path in (*inputs, *given.values()):
         if path.suffix.lower() == ".tar" or path.name == MANIFEST or (path / MANIFEST).is_file():
@@ -98,19 +116,6 @@ def matched_parts(
             raise GivenError(
                 f"{option('given')} {part}={given[part]}: unknown part", remedy=choices(part, condition.parts)
             )
-    ordered = {part: given[part] for part in condition.parts if part in given}
-    folders = [part for part, path in ordered.items() if path.is_dir()]
-    if not folders:
-        files = PartFiles(tuple(ordered.items()))
-        return {next(iter(files.values())).stem: files}, []
-    for part, path in ordered.items():
-        if part not in folders:
-            folder = f"{folders[0]}={ordered[folders[0]]}"
-            raise GivenError(
-                f"{option('given')} {part}={path}: is no folder, but {folder} is",
-                remedy="give files alone, or folders alone",
-            )
-    return _of_folders(condition, ordered)
 
 
 def _of_folders(condition: SeveralCondition, folders: Mapping[str, Path]) -> tuple[dict[str, PartFiles], list[str]]:

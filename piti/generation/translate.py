@@ -98,6 +98,12 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     """For a person."""
 
+    @property
+    def left_out(self) -> str:
+        """What to say where the sheet does not show every condition; else nothing."""
+        conditions = len({job.source for job in self.jobs})
+        return f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -155,9 +161,7 @@ def translate_files(
         if ranks.main:
             save_png(_contact_sheet(plan), sheet)
     kept = [job.target for job in plan.jobs if job.target not in todo]
-    conditions = len({job.source for job in plan.jobs})
-    left_out = f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
-    return Report(made, kept, sheet, [*map(Message, plan.notes)], left_out)
+    return Report(made, kept, sheet, [*map(Message, plan.notes)], plan.left_out)
 
 
 # Planning

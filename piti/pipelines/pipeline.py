@@ -186,8 +186,7 @@ class PITIPipeline(DiffusionPipeline):
             canvas = canvas_of(self.condition, raw, self.base, upsampler, sampling.size, source)
         else:
             canvas = canvas_over(*over, self.base, upsampler, sampling.size, source)
-        content = fitted(self.condition, raw, canvas, self.base).numpy().tobytes()
-        return Prepared(raw, canvas, sampling, hashlib.sha256(content).hexdigest())
+        return Prepared(raw, canvas, sampling, content_hash(fitted(self.condition, raw, canvas, self.base)))
 
     @torch.no_grad()
     def generate(self, batch: Batch, on_step: OnStep | None = None) -> list[Image.Image]:
@@ -307,6 +306,11 @@ class PITIPipeline(DiffusionPipeline):
             return cls(*base, folder.condition, defaults=defaults)
         defaults |= {key: value for key, value in other.defaults.items() if key.startswith(OF_UPSAMPLER)}
         return cls(*base, folder.condition, *_load_upsampler(other, folder.condition, torch_dtype), defaults=defaults)
+
+
+def content_hash(content: Tensor) -> str:
+    """The hash of a condition as an encoder reads it."""
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
 def _plain(rule: Guidance) -> float | dict[str, Any]:
