@@ -301,7 +301,7 @@ def test_texts_and_several_conditions() -> None:
         ({"image": photograph(60, 40)}, r"the image is 60 x 40 and the condition is 40 x 40.*the same proportions"),
         ({"region": Image.new("L", (60, 40), 255)}, r"the region is 60 x 40 and the image is 40 x 40"),
         ({"region": Image.new("L", (40, 40))}, r"black all over"),
-        ({"variety": 1.5}, r"variety 1.5 \(--variety\)"),
+        ({"variety": 1.5}, "variety 1.5: is a share"),
         ({"refinements": -1}, r"refinements -1"),
         ({"num": 0}, r"at least 1"),
         ({"steps": 0}, r"steps"),

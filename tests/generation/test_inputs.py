@@ -107,8 +107,8 @@ class TestFolders:
         report = translate_files(several_pipeline(), [], out, SETTINGS, "tiny", given=folders)
         assert [path.name for path in report.made] == [f"m{k}_0.png" for k in range(4)]
         assert report.notes == [
-            "--given: 1 of 4 have no mask (m3), only what else is given",
-            "--given: 1 of 4 have no sketch (m0), only what else is given",
+            "given: 1 of 4 have no mask (m3), only what else is given",
+            "given: 1 of 4 have no sketch (m0), only what else is given",
         ]
         with Image.open(out / "m1_0.png") as image:
             assert image.text["piti:condition"] == "mask=m1.png, sketch=m1.png"  # type: ignore[attr-defined]

@@ -223,7 +223,7 @@ def test_what_does_not_chain_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_only": True, "upsampler_steps": 3}, r"--upsampler-steps\) has no meaning here: base_only"),
+        ({"base_only": True, "upsampler_steps": 3}, "upsampler_steps: has no meaning here: base_only"),
         ({"upsampler_steps": 3000}, "upsampler_steps 3000"),
         ({"upsampler_sampler": "ddmp"}, "did you mean 'ddpm'"),
     ],
