@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork
 from piti.checkpoints.lora import inject
-from piti.core.errors import UserError, option
+from piti.core.errors import Message, UserError, option
 from piti.core.spec import choices
 from piti.diffusion.losses import adversarial_named
 from piti.models import AlignedEncoder, Translator
@@ -149,8 +149,10 @@ def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
         "FLOPs": f"{_flop(cost.forward)} forward an image of {side} px; {flops} a training image",
         "speed": f"about {rates} where the data keeps up, {hours} hours for all steps on one {gpu.name} at "
         f"{UTILISATION:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s{slower}{bound}",
-        "memory": f"about {cost.memory(batch) / GIB:.1f} GiB at batch {batch}, allocator overhead aside; "
-        + _fit(cost, recipe, gpu),
+        "memory": Message(
+            f"about {cost.memory(batch) / GIB:.1f} GiB at batch {batch}, allocator overhead aside; "
+            + _fit(cost, recipe, gpu)
+        ),
     }
 
 

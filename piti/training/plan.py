@@ -59,7 +59,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
         rows[f"stage {stage.name}"] = f"{' and '.join(stage.trains)}, {stage.steps:,} steps at {stage.lr:g}"
     rows |= cost_rows(cost, recipe, chosen)
     rows["folder"] = f"{out}: " + (f"holds {newest.name}, {option('resume')} goes on from there" if newest else "new")
-    return [{"what": key, "plan": Message(value)} for key, value in rows.items()]
+    return [{"what": key, "plan": Message(text_of(value))} for key, value in rows.items()]
 
 
 def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, str]:

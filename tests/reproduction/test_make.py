@@ -248,7 +248,7 @@ class TestBeforeTraining:
         with pytest.raises(UserError, match="nothing was trained") as error:
             make.reproduce(plan, workspace, QUIET)
         told = str(error.value)
-        assert re.search(r"perceptual-0, perceptual-1: squeezenet1_1: no hub .*give --perceptual FILE", told)
+        assert re.search(r"perceptual-0, perceptual-1: squeezenet1_1: no hub .*give perceptual FILE", told)
         assert re.search(r"prior-0, prior-1: .*nowhere", told)
         assert "lacking.yaml: cannot be read" in told
         assert "nothing.safetensors" in told

@@ -181,7 +181,7 @@ def test_classes_in_the_recipe_need_no_data() -> None:
 
 def test_what_is_said_of_a_batch_that_does_not_fit(exact: Cost) -> None:
     said = cost_rows(exact, recipe_of(batch=2**20, accumulation=3), GPUS["rtx4090"])["memory"]
-    assert "more than 90% of the 24 GiB of one NVIDIA RTX 4090: --set batch=32768 --set accumulation=96" in said
+    assert "more than 90% of the 24 GiB of one NVIDIA RTX 4090: set batch=32768 set accumulation=96" in said
 
 
 def test_data_that_is_given_but_broken_is_an_error(tmp_path: Path) -> None:

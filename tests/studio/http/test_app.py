@@ -56,10 +56,10 @@ def test_a_taken_port_is_told_with_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("host", "port", "words"),
     [
-        ("127.0.0.1", 70000, "--port 70000: ports are 0"),
-        ("127.0.0.1", -1, "--port -1"),
-        ("no such host", 0, "--host no such host"),
-        ("192.0.2.7", 0, "--port 0 of 192.0.2.7: cannot be used"),
+        ("127.0.0.1", 70000, "port 70000: ports are 0"),
+        ("127.0.0.1", -1, "port -1"),
+        ("no such host", 0, "host no such host"),
+        ("192.0.2.7", 0, "port 0: cannot be used"),
     ],
 )
 def test_addresses_that_cannot_be_listened_on(host: str, port: int, words: str) -> None:
