@@ -113,7 +113,7 @@ def check_proportions(rows: int, columns: int, source: str) -> None:
         raise ConditionError(
             f"is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated",
             remedy="cut it into pieces",
-            local_remedy=f"take the square at its centre ({option('square')})",
+            local_remedy=f"take the square at its centre, by {option('square')}",
             source=source,
         )
 

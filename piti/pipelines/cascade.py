@@ -236,12 +236,14 @@ def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translato
     """Raises ModelError unless base and upsampler are what they are given as, and chain, and read the condition."""
     if base.low_res is not None:
         made = f"{base.low_res} -> {base.image_size} px"
-        raise ModelError(f"the base is an upsampler ({made}); give it as the upsampler of a {base.low_res} px base")
+        raise ModelError(
+            f"the base is an upsampler ({made})", remedy=f"give it as the upsampler of a {base.low_res} px base"
+        )
     if isinstance(base, BaselineNetwork):
         if base.baseline.channels != condition.channels:
-            raise ModelError(_other_channels("base", base.baseline.channels, condition))
+            raise _other_channels("base", base.baseline.channels, condition)
     elif base.encoder is None:
-        raise ModelError("the base takes no condition; give one that was trained with an encoder")
+        raise ModelError("the base takes no condition", remedy="give one that was trained with an encoder")
     if upsampler is not None:
         _check_chain(base, upsampler)
     for name, translator in (("base", base), ("upsampler", upsampler)):
@@ -250,11 +252,13 @@ def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translato
         _check_read(name, translator.encoder, condition)
 
 
+_OTHER_CONDITION = "give the condition that it was trained with"
+
+
 def _check_read(name: str, encoder: ConditionEncoder | TextEncoder | AlignedEncoder, condition: Condition) -> None:
-    remedy = "give the condition that it was trained with"
     if isinstance(encoder, TextEncoder) != isinstance(condition, TextCondition):
         what = "text" if isinstance(encoder, TextEncoder) else "pictures"
-        raise ModelError(f"the {name} reads {what}, not the condition '{condition.kind}'; {remedy}")
+        raise ModelError(f"the {name} reads {what}, not the condition '{condition.kind}'", remedy=_OTHER_CONDITION)
     if isinstance(encoder, TextEncoder):
         spec = encoder.spec
         if isinstance(condition, TextCondition) and (spec.context, spec.vocabulary) != (
@@ -263,30 +267,31 @@ def _check_read(name: str, encoder: ConditionEncoder | TextEncoder | AlignedEnco
         ):
             raise ModelError(
                 f"the {name} reads {spec.context} tokens of {spec.vocabulary}, but the condition has "
-                f"{condition.context} of {condition.tokenizer.size}; {remedy}"
+                f"{condition.context} of {condition.tokenizer.size}",
+                remedy=_OTHER_CONDITION,
             )
     elif encoder.spec.in_channels != condition.channels:
-        raise ModelError(_other_channels(name, encoder.spec.in_channels, condition))
+        raise _other_channels(name, encoder.spec.in_channels, condition)
 
 
-def _other_channels(name: str, channels: int, condition: Condition) -> str:
-    return (
-        f"the {name} reads {channels} channels, but the condition '{condition.kind}' has {condition.channels}; give "
-        "the condition that it was trained with"
+def _other_channels(name: str, channels: int, condition: Condition) -> ModelError:
+    return ModelError(
+        f"the {name} reads {channels} channels, but the condition '{condition.kind}' has {condition.channels}",
+        remedy=_OTHER_CONDITION,
     )
 
 
 def _check_chain(base: ImageNetwork, upsampler: Translator) -> None:
     if upsampler.low_res is None:
         raise ModelError(
-            f"the upsampler is a base translator ({upsampler.image_size} px) and enlarges nothing; "
-            f"give an upsampler of {base.image_size} px images"
+            f"the upsampler is a base translator ({upsampler.image_size} px) and enlarges nothing",
+            remedy=f"give an upsampler of {base.image_size} px images",
         )
     if upsampler.low_res != base.image_size:
         raise ModelError(
             f"the base makes {base.image_size} px images, but the upsampler enlarges {upsampler.low_res} px ones "
-            f"to {upsampler.image_size} px; give an upsampler of {base.image_size} px images, or a base of "
-            f"{upsampler.low_res} px"
+            f"to {upsampler.image_size} px",
+            remedy=f"give an upsampler of {base.image_size} px images, or a base of {upsampler.low_res} px",
         )
 
 

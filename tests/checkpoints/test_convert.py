@@ -208,24 +208,24 @@ _GLIDE, _PITI, _UP = tiny_weights("glide"), tiny_weights("piti"), tiny_weights("
 _WIDE = TINY["glide"] | {"text_spec": TINY["glide"]["text_spec"] | {"width": 64}}
 _WIDE["unet_spec"] = TINY["glide"]["unet_spec"] | {"token_width": 64}
 MISTAKES: dict[str, Case] = {
-    "an upsampler as base": (_UP, None, {}, "base.pt: is a PITI upsampler; give it as --upsampler"),
-    "a base as upsampler": (_PITI, _GLIDE, {}, "--upsampler .*up.pt: is a GLIDE base; give it as BASE"),
+    "an upsampler as base": (_UP, None, {}, "base.pt: is a PITI upsampler; give it as upsampler"),
+    "a base as upsampler": (_PITI, _GLIDE, {}, "upsampler .*up.pt: is a GLIDE base; give it as BASE"),
     "an encoder as upsampler": (_PITI, encoder_weights(), {}, "up.pt: is a PITI encoder alone"),
-    "an encoder without a prior": (encoder_weights(), None, {}, "an encoder alone.*--prior"),
-    "a whole file with a prior": (_PITI, None, {"prior": "glide.pt"}, "PITI base and has a UNet; leave --prior out"),
+    "an encoder without a prior": (encoder_weights(), None, {}, "an encoder alone.*, prior GLIDE"),
+    "a whole file with a prior": (_PITI, None, {"prior": "glide.pt"}, "PITI base and has a UNet; leave prior out"),
     "an encoder as prior": (encoder_weights(), None, {"prior": "stage1.pt"}, "is an encoder alone as well"),
-    "an upsampler as prior": (encoder_weights(), None, {"prior": "piti_up.pt"}, "--prior .*is an upsampler"),
+    "an upsampler as prior": (encoder_weights(), None, {"prior": "piti_up.pt"}, "prior .*is an upsampler"),
     "a prior of another width": (encoder_weights(), None, {"prior": "wide.pt"}, "tokens of width 64.*makes 32"),
     "no prior there": (encoder_weights(), None, {"prior": "nowhere"}, "there is no model"),
     "another family": (
         _PITI, tiny_weights("glide_up"), {},
-        "--upsampler .*up.pt: the upsampler reads text, not .*'palette'; give the upsampler .* with .*base.pt$",
+        "upsampler .*up.pt: the upsampler reads text, not .*'palette'; give the upsampler .* with .*base.pt$",
     ),
     "other channels": (tiny_weights("sketch"), _UP, {}, "reads 3 channels, but the condition 'sketch' has 1"),
-    "a tokenizer for masks": (_PITI, None, {"tokenizer": "."}, "--tokenizer .*reads 'palette'"),
-    "classes for texts": (_GLIDE, None, {"classes": "c.json"}, "--classes .*reads 'text'"),
+    "a tokenizer for masks": (_PITI, None, {"tokenizer": "."}, "tokenizer .*reads 'palette'"),
+    "classes for texts": (_GLIDE, None, {"classes": "c.json"}, "classes .*reads 'text'"),
     "heads that do not divide": (
-        _PITI, None, {"heads": Heads(heads=5)}, r"^[^\n]*width 32, not a multiple of --heads 5$"
+        _PITI, None, {"heads": Heads(heads=5)}, r"^[^\n]*width 32, not a multiple of heads 5$"
     ),
     "no classes there": (_PITI, None, {"classes": "c.json"}, "c.json: cannot read"),
     "no tokenizer there": (_GLIDE, None, {"tokenizer": "."}, "holds none of vocab.json"),

@@ -298,7 +298,7 @@ def test_our_solvers_step_as_diffusers_would() -> None:
         ),
         ("euler", 20, 0.0, "ddpm, ddim"),
         ("ddim", 1001, 0.0, "steps 1001: 'ddim' takes 1 … 1000"),
-        ("ddpm", 0, 0.0, "steps = 0"),
+        ("ddpm", 0, 0.0, "steps 0: "),
         ("ddpm", "0", 0.0, "steps '0': keeps no timestep"),
         ("dpm++", 1000, 0.0, "takes 1 … 99"),
         ("unipc", "ddim300", 0.0, "ddim250"),

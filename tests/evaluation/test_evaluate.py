@@ -167,10 +167,10 @@ class TestDistances:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"resize": 0}, "--resize 0"),
-        ({"batch": 0}, "--batch 0"),
-        ({"bootstrap": 1}, "--bootstrap 1"),
-        ({"features": ("clip", "clip")}, "--features clip is given twice"),
+        ({"resize": 0}, "resize 0"),
+        ({"batch": 0}, "batch 0"),
+        ({"bootstrap": 1}, "bootstrap 1"),
+        ({"features": ("clip", "clip")}, "features clip: is given twice"),
     ],
 )
 def test_impossible_options(values: dict[str, object], said: str) -> None:

@@ -219,7 +219,7 @@ class TestFiles:
 
     def test_what_is_too_long_is_named_before_anything_is_made(self, masks: Path, tmp_path: Path) -> None:
         mask(0, 81, 20).save(masks / "long.png")
-        message = r"(?s)1 of 5 inputs.*long\.png: is 81 x 20 pixels; at most 4:1.*--square"
+        message = r"(?s)1 of 5 inputs.*long\.png: is 81 x 20 pixels; at most 4:1.*by square"
         with pytest.raises(TranslationError, match=message):
             translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
         assert not (tmp_path / "out").exists()

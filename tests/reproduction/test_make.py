@@ -199,7 +199,7 @@ def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monk
     monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
     for judges, message in (
         (Judges((str(workspace.out / "nothing.safetensors"),)), "nothing.safetensors"),
-        (Judges(()), "give --features or --segmenter"),
+        (Judges(()), "give features or segmenter"),
     ):
         with pytest.raises(UserError, match=message):
             make.reproduce(PLAN, replace(workspace, judges=judges), QUIET)

@@ -130,9 +130,9 @@ def test_data_is_one_folder_or_one_for_each_name(tmp_path: Path) -> None:
     assert data_folders(sets, [f"{name}={folder}" for name, folder in both.items()]) == both
     assert data_folders(("camvid",), [str(tmp_path)]) == {"camvid": tmp_path}
     for given, message in (
-        ([], "--data is missing for ade20k, diode"),
-        ([f"ade20k={tmp_path}"], "--data is missing for diode: give --data FOLDER"),
-        ([f"ade={tmp_path}"], "--data ade=…: this table takes ade20k, diode"),
+        ([], "data: is missing for ade20k, diode"),
+        ([f"ade20k={tmp_path}"], "data: is missing for diode; give data FOLDER"),
+        ([f"ade={tmp_path}"], "data ade=…: this table takes ade20k, diode"),
         ([str(tmp_path), str(tmp_path)], "2 folders without a name"),
         ([str(tmp_path), f"diode={tmp_path}"], "others are named"),
         ([str(tmp_path / "nowhere")], "no such folder: .*nowhere/ade20k"),

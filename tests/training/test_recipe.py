@@ -57,7 +57,7 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("loss.weighting=min_snrr", "did you mean 'min_snr'"),
         ("data.size=32", "make them equal"),
         ("stages.0.trains=[]", "nothing trains"),
-        ("preview={sampler: dpm++, steps: 1000}", "steps = 1000"),
+        ("preview={sampler: dpm++, steps: 1000}", "steps 1000"),
         ("name=[", "is not YAML"),
         ("stages=[{name: joint, steps: 1}, {name: tail, trains: [unet], steps: 1}]", "stage 'tail' freezes encoder"),
     ],

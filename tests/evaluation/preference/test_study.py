@@ -165,10 +165,10 @@ def test_the_same_pictures_are_no_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"limit": 1}, "--limit 1"),
-        ({"repeats": 4}, "--repeats 4: of 6 pairs 0 to 3"),
-        ({"repeats": -1}, "--repeats -1"),
-        ({"question": " "}, "--question"),
+        ({"limit": 1}, "limit 1"),
+        ({"repeats": 4}, "repeats 4: of 6 pairs 0 to 3"),
+        ({"repeats": -1}, "repeats -1"),
+        ({"question": " "}, "question"),
         ({"question": "x" * 301}, "301 characters"),
     ],
 )
