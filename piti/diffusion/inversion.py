@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piti.core.errors import UserError
-from piti.diffusion.samplers import OnStep, clipped_x0, sampling_timesteps
+from piti.diffusion.samplers import OnStep, sampling_timesteps, x0_of
 from piti.diffusion.schedule import Denoise, Images, NoiseSchedule
 
 SAMPLER = "ddim"
@@ -134,6 +134,6 @@ def _predictor(denoise: Denoise, spaced: NoiseSchedule) -> Callable[[Tensor, int
 
     def predict(x: Tensor, k: int) -> Tensor:
         step = torch.full((len(x),), k, device=x.device)
-        return clipped_x0(spaced, x, step, denoise(x, torch.full_like(step, int(spaced.timesteps[k]))))
+        return x0_of(spaced, x, step, denoise(x, torch.full_like(step, int(spaced.timesteps[k]))))
 
     return predict

@@ -134,7 +134,7 @@ def sample(
     for k in reversed(range(len(spaced))):
         step = torch.full((len(x_t),), k, device=x_t.device)
         estimate = denoise(x_t, torch.full_like(step, int(spaced.timesteps[k])))
-        x0 = clipped_x0(spaced, x_t, step, estimate)  # [B, C, H, W]
+        x0 = x0_of(spaced, x_t, step, estimate)  # [B, C, H, W]
         output = with_variance(x0, estimate) if kind.learned_variance else x0  # [B, C|2C, H, W]
         x_t = scheduler.step(output, k, x_t, **options).prev_sample
         if on_step is not None:
@@ -176,10 +176,16 @@ def _even_in_root(first: int, last: int, count: int) -> list[int]:
     return (np.maximum.accumulate(wanted - order) + order).tolist()
 
 
-def clipped_x0(schedule: NoiseSchedule, x_t: Images, t: Timesteps, estimate: Estimate) -> Images:
-    """x̂₀ of an estimate, clipped to [−1, 1] as the released sampler does, in x_t's precision."""
-    x0 = schedule.predict_x0(x_t, t, estimate.eps) if estimate.x0 is None else estimate.x0
-    return x0.clamp(-1, 1).to(x_t.dtype)
+def x0_of(schedule: NoiseSchedule, x_t: Images, t: Timesteps, estimate: Estimate) -> Images:
+    """x̂₀ of an estimate, clipped to [−1, 1]: the model's own where it predicts it, else that of its noise."""
+    if estimate.x0 is None:
+        return clipped_x0(schedule, x_t, t, estimate.eps)
+    return estimate.x0.clamp(-1, 1).to(x_t.dtype)
+
+
+def clipped_x0(schedule: NoiseSchedule, x_t: Images, t: Timesteps, eps: Images) -> Images:
+    """x̂₀ of a noise estimate, clipped to [−1, 1] as the released sampler does, in x_t's precision."""
+    return schedule.predict_x0(x_t, t, eps).clamp(-1, 1).to(x_t.dtype)
 
 
 def with_variance(x0: Images, estimate: Estimate) -> Float[Tensor, "b 2*c h w"]:

@@ -106,7 +106,7 @@ def test_outside_a_region_every_state_is_the_trajectorys() -> None:
     spaced = trajectory.schedule
     k0 = torch.zeros(1, dtype=torch.long)
     x_0 = trajectory.states[1]
-    last = clipped_x0(spaced, x_0, k0, Estimate(gaussian(x_0, spaced.timesteps[:1]).eps - 0.5, None))
+    last = clipped_x0(spaced, x_0, k0, gaussian(x_0, spaced.timesteps[:1]).eps - 0.5)
     torch.testing.assert_close(edited[:1, ..., :3], last[..., :3])
     mixed = 0.25 * seen[10 + 1][:1, ..., 3] + 0.75 * trajectory.states[9][..., 3]
     torch.testing.assert_close(seen[1][:1, ..., 3], mixed)
