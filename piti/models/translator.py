@@ -111,24 +111,11 @@ class Translator(ModelMixin, ConfigMixin):
         unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
         encoder = _encoder_for(unet, encoder_spec, text_spec, aligned_spec)
         head = None if head_spec is None else PixelHeadSpec.parse(head_spec, "head_spec")
-        if head is not None and 2 ** len(head.channels) != patch_size:
-            raise UserError(
-                f"'head_spec' has {len(head.channels)} 'channels' and 'patch_size' is {patch_size}; each of them "
-                "doubles the sides, so give log2(patch_size) of them"
-            )
-        if patch_size < 1 or image_size % patch_size:
-            raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
+        _check_sizes(image_size, patch_size, low_res, encoder, head)
+        _check_detail(detail, low_res, inpaint)
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
         self.learned_variance, self.inpaint = learned_variance, inpaint
         self.takes_tokens, self.one_step = unet.token_width is not None, one_step
-        if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
-            raise UserError(
-                f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"
-            )
-        if detail is not None and (low_res is None or detail <= 0):
-            raise UserError(f"'detail' {detail} is for upsamplers and above 0; set 'low_res', or leave it out")
-        if detail is not None and inpaint:
-            raise UserError("'detail' and 'inpaint' do not go together; leave one of them out")
         self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
         sample_size, pixels = image_size // patch_size, patch_size**2
         seen, made = 3 + (4 if inpaint else 0) + (0 if low_res is None else 3), 6 if learned_variance else 3
@@ -138,18 +125,7 @@ class Translator(ModelMixin, ConfigMixin):
         if head is not None:
             maps = encoder.channels if isinstance(encoder, AlignedEncoderSpec) else ()
             self.head = PixelHead(head, unet.channels[0], made, seen, maps)
-        self.encoder: ConditionEncoder | TextEncoder | AlignedEncoder | None = None
-        if isinstance(encoder, AlignedEncoderSpec):
-            if encoder.size != image_size:
-                raise UserError(
-                    f"'aligned_spec.size' {encoder.size} is not 'image_size' {image_size}; an aligned condition has "
-                    "the image's own size: make them equal"
-                )
-            self.encoder = AlignedEncoder(encoder, unet.skip_shapes(), sample_size)
-        elif isinstance(encoder, TextEncoderSpec):
-            self.encoder = TextEncoder(encoder)
-        elif encoder is not None:
-            self.encoder = ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
+        self.encoder = _built(encoder, unet, sample_size)
 
     @property
     def condition_side(self) -> int | None:
@@ -294,3 +270,50 @@ def _encoder_for(
             f"the encoder's 'width' {encoder.width} is not the UNet's 'token_width' {unet.token_width}; make them equal"
         )
     return encoder
+
+
+def _built(
+    encoder: EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None, unet: UNetSpec, sample_size: int
+) -> ConditionEncoder | TextEncoder | AlignedEncoder | None:
+    """The encoder of a spec, for a UNet whose first level has this side."""
+    if encoder is None:
+        return None
+    if isinstance(encoder, TextEncoderSpec):
+        return TextEncoder(encoder)
+    if isinstance(encoder, AlignedEncoderSpec):
+        return AlignedEncoder(encoder, unet.skip_shapes(), sample_size)
+    return ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
+
+
+def _check_sizes(
+    image_size: int,
+    patch_size: int,
+    low_res: int | None,
+    encoder: EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None,
+    head: PixelHeadSpec | None,
+) -> None:
+    """Raises UserError unless the sizes of a translator's parts go together."""
+    if head is not None and 2 ** len(head.channels) != patch_size:
+        raise UserError(
+            f"'head_spec' has {len(head.channels)} 'channels' and 'patch_size' is {patch_size}; each of them "
+            "doubles the sides, so give log2(patch_size) of them"
+        )
+    if patch_size < 1 or image_size % patch_size:
+        raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
+    if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
+        raise UserError(
+            f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"
+        )
+    if isinstance(encoder, AlignedEncoderSpec) and encoder.size != image_size:
+        raise UserError(
+            f"'aligned_spec.size' {encoder.size} is not 'image_size' {image_size}; an aligned condition has "
+            "the image's own size: make them equal"
+        )
+
+
+def _check_detail(detail: float | None, low_res: int | None, inpaint: bool) -> None:
+    """Raises UserError where the preconditioning has no meaning."""
+    if detail is not None and (low_res is None or detail <= 0):
+        raise UserError(f"'detail' {detail} is for upsamplers and above 0; set 'low_res', or leave it out")
+    if detail is not None and inpaint:
+        raise UserError("'detail' and 'inpaint' do not go together; leave one of them out")
