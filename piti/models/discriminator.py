@@ -153,7 +153,7 @@ class DiscriminatorEnsemble(nn.Module):
 
     @property
     def frozen(self) -> PerceptualNetwork | None:
-        """The network whose features are judged."""
+        """The network whose features are judged. It has to be brought to the images' device by itself."""
         return self._frozen[0]
 
     def forward(
@@ -171,9 +171,11 @@ class DiscriminatorEnsemble(nn.Module):
             return tuple(logits)
         told = ([] if low_res is None else [enlarged_to(low_res, images)]) + ([] if condition is None else [condition])
         seen = torch.cat([one.float() for one in told], dim=1) if told else None  # [B, 3+K, H, W]
-        self.frozen.to(images.device)
         features = self.frozen(images)
         return (*logits, *(head(x, seen) for head, x in zip(self.heads, features, strict=True)))
+
+
+Discriminator = PatchDiscriminator | DiscriminatorEnsemble
 
 
 def all_logits(judged: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,17 +21,16 @@ from piti.diffusion.losses import (
     perceptual_loss,
     real_gradient_penalty,
 )
-from piti.models.discriminator import all_logits, enlarged_to
+from piti.models.discriminator import Discriminator, all_logits, enlarged_to
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.losses import (
     AdversarialLossSpec,
     ConsistencyLossSpec,
     PerceptualLossSpec,
-    PixelLossSpec,
-    RangedLossSpec,
 )
 from piti.training.metrics import Mean
 from piti.training.sample_noise import uniform_for
+from piti.training.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,6 @@ class Seen:
 
     def augmented(self, kinds: tuple[str, ...], uniform: Tensor) -> Seen:
         """All of it changed alike; see `piti.diffusion.augmentation`."""
-        if not kinds:
-            return self
         over = [] if self.low_res is None else [enlarged_to(self.low_res, self.images)]
         over += [] if self.condition is None else [self.condition]
         images, changed = augmented(self.images, over, kinds, uniform)
@@ -155,61 +152,53 @@ class ImageLosses:
 
     def __init__(
         self,
+        stage: Stage,
         steps: int,
         accelerator: Accelerator,
-        perceptual: tuple[PerceptualLossSpec, PerceptualNetwork] | None,
-        adversarial: tuple[AdversarialLossSpec, Adversary] | None,
-        pixel: PixelLossSpec | None = None,
-        consistency: tuple[ConsistencyLossSpec, bool] | None = None,
-        seed: int = 0,
-        share_of: Callable[[RangedLossSpec, int], float] | None = None,
+        seed: int,
+        perceptual: PerceptualNetwork | None = None,
+        adversary: Adversary | None = None,
+        clean: bool = False,
     ) -> None:
-        """steps: T of the noise schedule; consistency: and whether samples with a photograph are held to it too; seed:
-        the run's; share_of: (loss, T) -> the share of samples on which it acts, see `Stage.share_of`.
+        """steps: T of the noise schedule; seed: the run's; perceptual, adversary: the networks of the stage's losses;
+        clean: whether small images are shrunk photographs, which consistency can hold x̂₀ to, and not degraded ones.
         """
-        self.steps, self.accelerator, self.seed = steps, accelerator, seed
-        self.perceptual, self.adversarial = perceptual, adversarial
-        self.pixel, self.consistency = pixel, consistency
-        self.share_of = share_of or (lambda spec, count: spec.count(count) / count)
-
-    @property
-    def adversary(self) -> Adversary | None:
-        """The discriminator and its optimiser."""
-        return self.adversarial[1] if self.adversarial else None
+        self.stage, self.steps, self.accelerator, self.seed = stage, steps, accelerator, seed
+        self.perceptual, self.adversary, self.clean = perceptual, adversary, clean
 
     def acting(self, within: int) -> bool:
         """Whether any of them acts at the stage's step `within`."""
-        if self.pixel is not None or self.consistency is not None:
+        stage = self.stage
+        if stage.pixel is not None or stage.consistency is not None:
             return True
-        specs = [loss[0] for loss in (self.perceptual, self.adversarial) if loss is not None]
-        return any(within >= spec.after for spec in specs)
+        return any(within >= spec.after for spec in (stage.perceptual, stage.adversarial) if spec is not None)
 
     def of(self, batch: Predicted, within: int) -> LossOutput:
         """Judge a batch's predicted images, differentiably, at the stage's step `within`."""
-        found = LossOutput(batch.x0_hat.new_zeros(()))
-        if self.pixel is not None:
-            rows = acts_at(batch.t, self.steps, self.pixel.noise) & batch.paired
+        found, stage = LossOutput(batch.x0_hat.new_zeros(())), self.stage
+        if stage.pixel is not None:
+            rows = acts_at(batch.t, self.steps, stage.pixel.noise) & batch.paired
             difference = (batch.x0_hat[rows] - batch.x0[rows]).abs().flatten(1).mean(1)
-            found.add("pixel", self.pixel.weight, _batch_mean(difference, len(batch.t)))
-        if self.consistency is not None:
-            self._hold_to_small(*self.consistency, found, batch)
-        if self.perceptual is not None and within >= self.perceptual[0].after:
-            self._compare_features(*self.perceptual, found, batch)
-        if self.adversarial is not None and within >= self.adversarial[0].after:
-            self._fool(*self.adversarial, found, batch)
+            found.add("pixel", stage.pixel.weight, _batch_mean(difference, len(batch.t)))
+        if stage.consistency is not None:
+            self._hold_to_small(stage.consistency, found, batch)
+        if stage.perceptual is not None and within >= stage.perceptual.after:
+            self._compare_features(stage.perceptual, found, batch)
+        if stage.adversarial is not None and within >= stage.adversarial.after:
+            self._fool(stage.adversarial, found, batch)
         return found
 
-    def _hold_to_small(self, spec: ConsistencyLossSpec, all_rows: bool, found: LossOutput, batch: Predicted) -> None:
+    def _hold_to_small(self, spec: ConsistencyLossSpec, found: LossOutput, batch: Predicted) -> None:
         assert batch.low_res is not None
         rows = acts_at(batch.t, self.steps, spec.noise)
-        rows = rows if all_rows else rows & ~batch.paired
+        rows = rows if self.clean else rows & ~batch.paired
         size = (int(batch.low_res.shape[-2]), int(batch.low_res.shape[-1]))
         difference = (resize_antialiased(batch.x0_hat[rows], size) - batch.low_res[rows]).abs().flatten(1).mean(1)
         found.add("consistency", spec.weight, _batch_mean(difference, len(batch.t)))
 
-    def _compare_features(
-        self, spec: PerceptualLossSpec, network: PerceptualNetwork, found: LossOutput, batch: Predicted
-    ) -> None:
+    def _compare_features(self, spec: PerceptualLossSpec, found: LossOutput, batch: Predicted) -> None:
+        network = self.perceptual
+        assert network is not None
         rows = acts_at(batch.t, self.steps, spec.noise) & batch.paired
         cut = self._jittered(spec.jitter, batch)
         with self.accelerator.autocast():
@@ -228,17 +217,17 @@ class ImageLosses:
         top, left = (int(u * (most + 1)) for u in draws)
         return (slice(None), slice(None), slice(top, height - most + top), slice(left, width - most + left))
 
-    def _fool(self, spec: AdversarialLossSpec, adversary: Adversary, found: LossOutput, batch: Predicted) -> None:
+    def _fool(self, spec: AdversarialLossSpec, found: LossOutput, batch: Predicted) -> None:
         """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""
+        assert self.adversary is not None
+        network = cast(Discriminator, self.adversary.bare)
         rows = acts_at(batch.t, self.steps, spec.noise)
-        sees = getattr(adversary.bare, "spec", None)
-        low_res = batch.low_res if sees is None or sees.conditional else None
-        condition = batch.condition if sees is not None and sees.condition else None
+        low_res = batch.low_res if network.spec.conditional else None
+        condition = batch.condition if network.spec.condition else None
         seen = Seen(batch.x0_hat, low_res, condition).rows(rows)
-        uniform = self._uniform("augment", batch.numbers)[rows] if spec.augment else rows
-        shown = seen.augmented(spec.augment, uniform)
-        with frozen(adversary.bare), self.accelerator.autocast():
-            logits = all_logits(_judge(adversary.bare, shown))
+        shown = self._augmented(seen, spec, "augment", batch.numbers, rows)
+        with frozen(network), self.accelerator.autocast():
+            logits = all_logits(_judge(network, shown))
         rule = adversarial_named(spec.kind)
         loss = _total([rule.generator(one.float()) for one in logits])
         found.add("adversarial", spec.weight, _batch_mean(loss, len(batch.t)))
@@ -246,8 +235,12 @@ class ImageLosses:
         real = Seen(batch.x0, low_res, condition).rows(paired)
         found.adversarial = Judged(seen.with_images(seen.images.detach()), real, rows, paired)
 
-    def _uniform(self, purpose: str, numbers: range) -> Tensor:
-        return uniform_for(self.seed, purpose, numbers, DRAWS).to(self.accelerator.device)
+    def _augmented(self, seen: Seen, spec: AdversarialLossSpec, purpose: str, numbers: range, rows: Tensor) -> Seen:
+        """What a discriminator sees of some of a batch's rows, augmented where the loss says so."""
+        if not spec.augment:
+            return seen
+        uniform = uniform_for(self.seed, purpose, numbers, DRAWS).to(self.accelerator.device)
+        return seen.augmented(spec.augment, uniform[rows])
 
     def discriminator_loss(self, judged: Judged, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
         """The discriminator's side of eq. 5 on what `of` judged. numbers: of the batch's samples.
@@ -255,29 +248,21 @@ class ImageLosses:
         A sum over the rows that were judged, over as many as a batch has on average: so it is a mean of what each
         sample adds, however the samples are divided among backward passes and processes.
         """
-        assert self.adversarial is not None
-        spec, adversary = self.adversarial
+        spec, adversary = self.stage.adversarial, self.adversary
+        assert spec is not None
+        assert adversary is not None
         rule = adversarial_named(spec.kind)
-        usual = len(judged.fake_rows) * self.share_of(spec, self.steps)
-        real, fake = self._shown(spec, judged, numbers)
+        usual = len(judged.fake_rows) * self.stage.share_of(spec, self.steps)
+        real = self._augmented(judged.real, spec, "augment-real", numbers, judged.real_rows)
+        fake = self._augmented(judged.fake, spec, "augment-fake", numbers, judged.fake_rows)
         with self.accelerator.autocast():
             logits = all_logits(_judge(adversary.network, real.joined(fake)))
         pairs = [(one[: len(real.images)].float(), one[len(real.images) :].float()) for one in logits]
-        losses = _total([_both_sides(rule, real_logits, fake_logits, judged) for real_logits, fake_logits in pairs])
+        losses = _total([_both_sides(rule, real_logits, fake_logits) for real_logits, fake_logits in pairs])
         loss = losses.sum() / usual
         for weight, penalties in self._penalties(spec, rule, adversary, judged, numbers):
             loss = loss + weight * penalties.sum() / usual
         return loss, {"discriminator": Mean.of(loss), "discriminator_accuracy": _accuracy(pairs)}
-
-    def _shown(self, spec: AdversarialLossSpec, judged: Judged, numbers: range) -> tuple[Seen, Seen]:
-        """The photographs and the made images as the discriminator sees them, augmented by other draws than `of`'s."""
-        if not spec.augment:
-            return judged.real, judged.fake
-        real, fake = self._uniform("augment-real", numbers), self._uniform("augment-fake", numbers)
-        return (
-            judged.real.augmented(spec.augment, real[judged.real_rows]),
-            judged.fake.augmented(spec.augment, fake[judged.fake_rows]),
-        )
 
     def _penalties(
         self, spec: AdversarialLossSpec, rule: AdversarialLoss, adversary: Adversary, judged: Judged, numbers: range
@@ -300,7 +285,7 @@ def _judge(network: Any, seen: Seen) -> Any:
     return network(seen.images, *seen.others)
 
 
-def _both_sides(rule: AdversarialLoss, real: Tensor, fake: Tensor, judged: Judged) -> Tensor:
+def _both_sides(rule: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss, a row a judged image. Where fewer photographs than made images are, they count more."""
     if len(real) == len(fake):
         return rule.discriminator(real, fake)

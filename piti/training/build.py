@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from torch import nn
 
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.baselines.base import baseline_spec
@@ -38,7 +37,7 @@ from piti.data.shards.index import check_reached, list_shards
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
-from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator
+from piti.models.discriminator import Discriminator, DiscriminatorEnsemble, PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.training.adversarial import ImageLosses, build_adversary
 from piti.training.recipe import ModelSpec, Recipe, RecipeError
@@ -180,12 +179,6 @@ def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
     return load_perceptual(recipe.perceptual) if compares_features(recipe) else None
 
 
-def build_judging(recipe: Recipe) -> PerceptualNetwork | None:
-    """The frozen network whose features the discriminator judges, none where it judges none. Raises UserError."""
-    features = recipe.discriminator.features
-    return load_perceptual(features) if features is not None and recipe.adversarial else None
-
-
 def compares_features(recipe: Recipe) -> bool:
     """Whether a loss of the recipe's compares features of its perceptual network."""
     if recipe.baseline is not None:
@@ -264,36 +257,33 @@ def weighting_of(recipe: Recipe) -> Weighting:
     return weighting_named(recipe.loss.weighting)
 
 
-def build_discriminator(
-    recipe: Recipe, condition: Condition, judging: PerceptualNetwork | None = None
-) -> PatchDiscriminator | DiscriminatorEnsemble | None:
-    """One for all adversarial stages, its weights drawn from the recipe's seed; none where there are none.
-
-    judging: the frozen network of `discriminator.features`, where the recipe has them.
-    """
+def build_discriminator(recipe: Recipe, condition: Condition) -> Discriminator | None:
+    """One for all of a translator's adversarial stages, its weights drawn from the recipe's seed; none where there are
+    none. Raises UserError for a network of `discriminator.features` that cannot be had."""
     if not any(stage.adversarial for stage in recipe.stages):
         return None
+    spec = recipe.discriminator
+    judging = None if spec.features is None else load_perceptual(spec.features)
     torch.manual_seed(derive_seed(recipe.seed, "discriminator"))
-    if recipe.discriminator.features is None:
-        return PatchDiscriminator(recipe.discriminator, condition_channels=condition.channels)
-    return DiscriminatorEnsemble(recipe.discriminator, judging, condition.channels)
+    if judging is None:
+        return PatchDiscriminator(spec, condition_channels=condition.channels)
+    return DiscriminatorEnsemble(spec, judging, condition.channels)
 
 
 def losses_of(
     recipe: Recipe,
     stage: Stage,
     perceptual: PerceptualNetwork | None,
-    discriminator: nn.Module | None,
+    discriminator: Discriminator | None,
     steps: int,
     accelerator: Accelerator,
 ) -> ImageLosses:
     """The stage's losses on x̂₀, their networks on the device and prepared. steps: T of the noise schedule."""
-    compared = adversary = consistency = None
-    if stage.perceptual is not None and perceptual is not None:
-        compared = (stage.perceptual, perceptual.to(accelerator.device))
+    device, adversary = accelerator.device, None
+    if perceptual is not None:
+        perceptual.to(device)
     if stage.adversarial is not None and discriminator is not None:
-        spec = stage.adversarial
-        adversary = (spec, build_adversary(discriminator, spec.lr, spec.betas, accelerator))
-    if stage.consistency is not None:
-        consistency = (stage.consistency, recipe.degradation is None)
-    return ImageLosses(steps, accelerator, compared, adversary, stage.pixel, consistency, recipe.seed, stage.share_of)
+        if isinstance(discriminator, DiscriminatorEnsemble) and discriminator.frozen is not None:
+            discriminator.frozen.to(device)
+        adversary = build_adversary(discriminator, stage.adversarial.lr, stage.adversarial.betas, accelerator)
+    return ImageLosses(stage, steps, accelerator, recipe.seed, perceptual, adversary, recipe.degradation is None)

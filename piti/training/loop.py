@@ -25,6 +25,7 @@ from piti.core.images import save_png
 from piti.core.seeding import derive_seed
 from piti.data.batches import Batch, Batches, BatchStream, SampleSet, loader
 from piti.data.problems import Tally
+from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import LossOutput
 from piti.training.distributed import is_sharded, prepared, release, unsynced
@@ -64,8 +65,8 @@ class Run:
     """For an upsampler: the folder of the model whose images it enlarges."""
     adapted: Adapted | None = None
     """The translator as it is saved where low-rank adapters are trained on its prior."""
-    judging: PerceptualNetwork | None = None
-    """The frozen network behind the heads of a discriminator."""
+    discriminator: Discriminator | None = None
+    """For a translator's adversarial stages."""
 
 
 class Trainer:
@@ -77,7 +78,7 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.objective = objective_of(
-            recipe, run.condition, run.perceptual, run.translator, self.accelerator, run.train, run.judging
+            recipe, run.condition, run.perceptual, run.translator, self.accelerator, run.train, run.discriminator
         )
         sharded = is_sharded(self.accelerator)
         self.translator = run.translator if sharded else run.translator.to(self.device)

@@ -18,10 +18,11 @@ from piti.conditions import Condition
 from piti.data.batches import Batch, LowRes, SampleSet
 from piti.diffusion.losses import acts_at, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
+from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted
 from piti.training.baseline import BaselineObjective
-from piti.training.build import build_discriminator, losses_of, low_res_of, weighting_of
+from piti.training.build import losses_of, low_res_of, weighting_of
 from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
 from piti.training.preview import validation_of
@@ -94,27 +95,30 @@ class DiffusionObjective:
     condition: Condition
     perceptual: PerceptualNetwork | None
     accelerator: Accelerator
-    judging: PerceptualNetwork | None = None
-    """The frozen network whose features a discriminator judges."""
+    discriminator: Discriminator | None
     schedule: NoiseSchedule = field(init=False)
     low_res: LowRes | None = field(init=False)
     image_losses: ImageLosses = field(init=False)
-    stage: Stage = field(init=False)
 
     def __post_init__(self) -> None:
         self.schedule, self.low_res = NoiseSchedule(self.recipe.schedule), low_res_of(self.recipe)
         self.weighting = weighting_of(self.recipe)
-        self.discriminator = build_discriminator(self.recipe, self.condition, self.judging)
-        self.image_losses = ImageLosses(len(self.schedule), self.accelerator, None, None)
-        self.stage = self.recipe.stages[0]
+        first = self.recipe.stages[0]
+        self.image_losses = ImageLosses(first, len(self.schedule), self.accelerator, self.recipe.seed)
+
+    @property
+    def stage(self) -> Stage:
+        """The one that was begun last."""
+        return self.image_losses.stage
 
     @property
     def adversary(self) -> Adversary | None:
         return self.image_losses.adversary
 
     def begin(self, stage: Stage) -> None:
-        self.stage, steps = stage, len(self.schedule)
-        self.image_losses = losses_of(self.recipe, stage, self.perceptual, self.discriminator, steps, self.accelerator)
+        self.image_losses = losses_of(
+            self.recipe, stage, self.perceptual, self.discriminator, len(self.schedule), self.accelerator
+        )
 
     def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> LossOutput:
         """Some conditions are replaced by the null condition. Seed and number of a sample decide all that is random
@@ -151,9 +155,9 @@ class DiffusionObjective:
         """One for each sample, [B]. Where there is no photograph there is no x_t but noise: the last."""
         t, last = timesteps_for(numbers, self.schedule, self.recipe.seed), len(self.schedule) - 1
         if self.stage.from_noise:
-            # the share begins at the top of the sequence, the rest is spread over all
-            rest = t / ((1 - self.stage.from_noise) * len(self.schedule)) if self.stage.from_noise < 1 else t + 1
-            t = torch.where(rest < 1, (rest * len(self.schedule)).long().clamp(max=last), last)
+            # of the sequence's T places the first are spread over all timesteps, the others are the last
+            spread = round((1 - self.stage.from_noise) * len(self.schedule))
+            t = torch.where(t < spread, t * len(self.schedule) // max(1, spread), last)
         return torch.where(paired, t, last)
 
     def _diffusion_rows(self, t: Tensor, paired: Tensor) -> Tensor | None:
@@ -186,10 +190,10 @@ def objective_of(
     network: ImageNetwork,
     accelerator: Accelerator,
     train: SampleSet,
-    judging: PerceptualNetwork | None = None,
+    discriminator: Discriminator | None = None,
 ) -> Objective:
-    """What a recipe's run minimises. network: what it trains; train: what it trains on; judging: the frozen network
-    behind the heads of its discriminator."""
+    """What a recipe's run minimises. network: what it trains; train: what it trains on; discriminator: of a
+    translator's adversarial stages, a baseline has its own."""
     if isinstance(network, BaselineNetwork):
         return BaselineObjective(recipe, condition, network.baseline, perceptual, accelerator, train)
-    return DiffusionObjective(recipe, condition, perceptual, accelerator, judging)
+    return DiffusionObjective(recipe, condition, perceptual, accelerator, discriminator)

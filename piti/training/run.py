@@ -9,7 +9,14 @@ from rich.console import Console
 
 from piti.core.distributed import together
 from piti.models import Translator
-from piti.training.build import build_condition, build_judging, build_network, build_perceptual, find_base, open_data
+from piti.training.build import (
+    build_condition,
+    build_discriminator,
+    build_network,
+    build_perceptual,
+    find_base,
+    open_data,
+)
 from piti.training.distributed import build_accelerator
 from piti.training.init import adapt, begin
 from piti.training.loop import Run, Trainer
@@ -50,12 +57,22 @@ def _prepared(
         console.log(begin(translator, recipe) if isinstance(translator, Translator) else "weights drawn anew")
     adapted = adapt(translator, recipe) if recipe.adapts and isinstance(translator, Translator) else None
     training, validation = open_data(recipe, condition, console)
-    judging = build_judging(recipe)
+    discriminator = build_discriminator(recipe, condition)
     if resume:
         found = f"going on from {checkpoint}" if checkpoint else f"{folder.root} holds no checkpoint: a new run begins"
         console.log(found)
     run = Run(
-        recipe, condition, translator, training, validation, folder, accelerator, perceptual, base, adapted, judging
+        recipe,
+        condition,
+        translator,
+        training,
+        validation,
+        folder,
+        accelerator,
+        perceptual,
+        base,
+        adapted,
+        discriminator,
     )
     return run, checkpoint
 
