@@ -20,7 +20,7 @@ from piti.models import Prediction, Tokens, Translator
 from piti.training.recipe import PreviewSpec, Recipe
 from piti.training.sample_noise import noise_for
 
-LOSS_TIMESTEPS = 8  # evenly spread; every validation image is judged at each
+LOSS_TIMESTEPS = 8  # evenly spread
 
 
 @dataclass
@@ -31,24 +31,25 @@ class Validation:
     batches: list[Batch]
     schedule: NoiseSchedule
     seed: int
+    levels: list[int]
+    """The timesteps at which every image is judged."""
 
     @torch.no_grad()
     def loss(self, predict: Callable[..., Prediction]) -> float:
         """Mean of eq. 3's loss, unweighted, over all pairs and over fixed timesteps and noise."""
-        levels = [int((k + 0.5) * len(self.schedule) / LOSS_TIMESTEPS) for k in range(LOSS_TIMESTEPS)]
         total, count = 0.0, 0
         for batch in self.batches:
             condition = self.condition.encode(batch.condition)
             numbers = range(count, count + len(batch.image))
             count += len(numbers)
-            for level in levels:
+            for level in self.levels:
                 noise = noise_for(derive_seed(self.seed, "validation", level), numbers, batch.image.shape[1:])
                 noise = noise.to(batch.image.device)
                 t = torch.full((len(noise),), level, device=noise.device)
                 output, _ = predict(self.schedule.q_sample(batch.image, t, noise), t, condition, batch.low_res)
                 target = self.schedule.target(batch.image, noise, t)
                 total += (output.float() - target).square().mean(dim=(1, 2, 3)).sum().item()
-        return total / (count * LOSS_TIMESTEPS)
+        return total / (count * len(self.levels))
 
     @torch.no_grad()
     def picture(self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec) -> Image.Image:
@@ -97,9 +98,11 @@ def validation_of(
     recipe: Recipe, condition: Condition, folder: SampleSet, low_res: LowRes | None, device: torch.device
 ) -> Validation:
     """The first samples of a set, at most `preview.judged`; low_res: makes the small images of an upsampler."""
-    return Validation(
-        condition, fixed_batches(recipe, folder, low_res, device), NoiseSchedule(recipe.schedule), recipe.seed
-    )
+    schedule, batches = NoiseSchedule(recipe.schedule), fixed_batches(recipe, folder, low_res, device)
+    levels = [int((k + 0.5) * len(schedule) / LOSS_TIMESTEPS) for k in range(LOSS_TIMESTEPS)]
+    if recipe.one_step:  # it knows no other timestep
+        levels = [len(schedule) - 1]
+    return Validation(condition, batches, schedule, recipe.seed, levels)
 
 
 def fixed_batches(recipe: Recipe, folder: SampleSet, low_res: LowRes | None, device: torch.device) -> list[Batch]:

@@ -26,6 +26,7 @@ from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, TrainingInterrupted, plan, train
 from piti.training.loop import Trainer
 from piti.training.objectives import DiffusionObjective
+from piti.training.preview import Validation
 from piti.training.recipe import RecipeError
 from tests.conftest import TINY_MODEL, tiny_recipe
 
@@ -532,6 +533,23 @@ def test_a_share_of_samples_begins_from_noise(tiny_data: Path, tmp_path: Path, f
     assert min(others) < 40
     assert max(others) > 950
     assert sum(others) / len(others) == pytest.approx(500, abs=40)
+
+
+def test_what_knows_the_last_timestep_alone_is_validated_there(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    plain = {key: MIXED[key] for key in ("name", "trains", "lr", "pixel")} | {"steps": 1}
+    seen: dict[float, set[int]] = {}
+    for share in (0.5, 1.0):
+        real = Validation.loss
+
+        def watched(self: Validation, predict: Any, share: float = share, real: Any = real) -> float:
+            seen[share] = set(self.levels)
+            return real(self, predict)
+
+        recipe = mixed_recipe(tiny_data, features, None, stages=[plain | {"from_noise": share}])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Validation, "loss", watched)
+            train(recipe, tmp_path / f"run-{share}")
+    assert seen == {0.5: {62, 187, 312, 437, 562, 687, 812, 937}, 1.0: {999}}
 
 
 def test_eq_3_acts_in_its_range_with_its_weight(tiny_data: Path, tmp_path: Path, features: Any) -> None:
