@@ -44,6 +44,10 @@ _RGB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"})  # ea
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 
 
+PREFIX = "piti:"
+"""The package's own texts in a picture have keys that begin with it."""
+
+
 class ImageError(UserError):
     """A picture cannot be read, converted or written. The message names the file and the remedy."""
 
@@ -143,6 +147,11 @@ def png_text(path: Source) -> dict[str, str]:
     """The texts that `save_png` stored in a picture, from its file's header alone. Raises ImageError."""
     with _open_header(path) as image:
         return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+
+
+def own_text(path: Source) -> dict[str, str]:
+    """Of those texts the package's own, by their keys without `PREFIX`. Raises ImageError."""
+    return {key.removeprefix(PREFIX): value for key, value in png_text(path).items() if key.startswith(PREFIX)}
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
@@ -248,6 +257,11 @@ def to_pil(tensor: Float[Tensor, "*batch 3 h w"]) -> Any:
 
 
 # Cropping
+
+
+def same_proportions(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are of one picture, to the rounding of a pixel."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
 def center_box(width: int, height: int) -> Box:

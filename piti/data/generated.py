@@ -17,14 +17,12 @@ from pydantic import Field
 from piti.conditions import Condition, NoCondition
 from piti.conditions.base import meaning_hash
 from piti.core.errors import option
-from piti.core.images import Box, image_size, list_images, png_text, read_rgb, to_tensor
+from piti.core.images import Box, image_size, list_images, own_text, read_rgb, same_proportions, to_tensor
 from piti.core.spec import Spec
 from piti.data.crops import Sample
 from piti.data.folders import PairedFolder
 from piti.data.order import Order
 from piti.data.problems import DataError, Problems
-
-_SAID = "piti:"  # what a PNG's metadata begin with
 
 
 class GeneratedSpec(Spec):
@@ -101,26 +99,35 @@ class WithGenerated:
 
     def _check(self) -> None:
         problems = Problems()
-        for files in self.small.values():
+        for index, files in self.small.items():
             for file in files:
-                why = self._why_not(file)
+                why = self._why_not(file, image_size(self.pairs.pairs[index].image))
                 if why:
                     problems.add(why, str(file))
         problems.raise_if_any(self.spec.root)
 
-    def _why_not(self, file: Path) -> str | None:
-        """Why an image cannot be used; none if it can."""
+    def _why_not(self, file: Path, whole: tuple[int, int]) -> str | None:
+        """Why an image cannot be used; none if it can. whole: (width, height) of what it has to lie over."""
         width, height = image_size(file)
         if min(width, height) < self.side:
             return f"generated images smaller than the {self.side} px of a crop (data.size / scale)"
-        said = png_text(file)
-        if said.get(f"{_SAID}base_only") != "True":
+        if not same_proportions((width, height), whole):
+            return f"images that show a part of their condition; generate them without {option('square')}"
+        said = own_text(file)
+        if said.get("base_only") != "True":
             return f"images that no base generated; make them by piti translate … {option('base_only')}"
-        form = said.get(f"{_SAID}raw_form")
-        same = form is None or json.loads(form).get("reads") == meaning_hash(self.condition)
-        if not same and not isinstance(self.condition, NoCondition):
+        if not isinstance(self.condition, NoCondition) and _meaning_in(said) != meaning_hash(self.condition):
             return "images of another condition than this recipe's; generate them with a base that reads the same"
         return None
+
+
+def _meaning_in(said: Mapping[str, str]) -> object:
+    """The mark of what a picture's condition means, see `meaning_hash`; none where its metadata do not tell it."""
+    try:
+        form = json.loads(said.get("raw_form", ""))
+    except ValueError:
+        return None
+    return form.get("reads") if isinstance(form, dict) else None
 
 
 def _by_pair(pairs: PairedFolder, root: Path) -> Mapping[int, list[Path]]:

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import option
-from piti.core.images import Box, as_rgb, quantized, to_pil, to_tensor, truncated
+from piti.core.images import Box, as_rgb, quantized, same_proportions, to_pil, to_tensor, truncated
 from piti.diffusion.samplers import OnStep
 from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact
 from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
 from piti.editing.trajectory import Progress, Walk
 from piti.models import Tokens
-from piti.pipelines.canvas import MAX_RATIO, Canvas, extended, same_proportions
+from piti.pipelines.canvas import MAX_RATIO, Canvas, extended
 from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, Prepared, one_each, upsampler_generators
 from piti.pipelines.pipeline import ConditionInput, PITIPipeline
 

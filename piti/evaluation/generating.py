@@ -13,7 +13,7 @@ from typing import Any
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.distributed import Ranks, together
 from piti.core.errors import option
-from piti.core.images import list_images, png_text
+from piti.core.images import PREFIX, list_images, png_text
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, listed, photographs_of
 from piti.generation.metadata import made_with, model_name
@@ -138,7 +138,7 @@ def generate_split(
         "condition": pipeline.condition.kind,
         **_split_facts(split),
         "samples": options.num,
-        "sampling": {key.removeprefix("piti:"): value for key, value in made.items() if key != "piti:model"},
+        "sampling": {key.removeprefix(PREFIX): value for key, value in made.items() if key != f"{PREFIX}model"},
     }
     images, given = sorted([*report.made, *report.kept]), _by_part(pipeline.condition, pairs)
     return Made(images, photographs_of(split.root, split.name), given, facts, [*notes, *report.notes])
@@ -184,8 +184,8 @@ def _check_made(out: Path, wanted: Mapping[str, str]) -> None:
         differing = [key for key in wanted if found.get(key) != wanted[key]]
         if not differing:
             continue
-        key = differing[0].removeprefix("piti:")
-        others = f" (and {listed([other.removeprefix('piti:') for other in differing[1:]])})" if differing[1:] else ""
+        key = differing[0].removeprefix(PREFIX)
+        others = f" (and {listed([other.removeprefix(PREFIX) for other in differing[1:]])})" if differing[1:] else ""
         raise PairingError(
             f"is there already, made with {key} = {found.get(differing[0], 'nothing said')}, and "
             f"{wanted[differing[0]]} is asked for{others}",

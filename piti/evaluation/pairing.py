@@ -9,7 +9,7 @@ from pathlib import Path
 
 from piti.conditions import NoCondition
 from piti.core.errors import UserError, option
-from piti.core.images import IMAGE_SUFFIXES, ImageError, image_size, list_files, list_images, png_text
+from piti.core.images import IMAGE_SUFFIXES, ImageError, image_size, list_files, list_images, own_text
 from piti.data.pairs import FolderSpec, PairList
 from piti.generation.translate import SHEET
 
@@ -135,7 +135,7 @@ def grouped(images: Sequence[Path], stems: Collection[str]) -> dict[str, list[Pa
     known = set(stems)
     groups: dict[str, list[Path]] = {}
     for path in images:
-        stem = _owner(path, known) or png_text(path).get("piti:condition") or path.name
+        stem = _owner(path, known) or own_text(path).get("condition") or path.name
         groups.setdefault(stem, []).append(path)
     return groups
 
@@ -146,7 +146,7 @@ def _owner(path: Path, stems: Collection[str]) -> str | None:
     shorter = numbered[1] if numbered and numbered[1] in stems else None
     if path.stem not in stems or shorter is None:
         return path.stem if path.stem in stems else shorter
-    told = Path(png_text(path).get("piti:condition", "")).stem
+    told = Path(own_text(path).get("condition", "")).stem
     if told in {path.stem, shorter}:
         return told
     raise PairingError(

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from piti.checkpoints.folder import OF_UPSAMPLER
+from piti.core.images import PREFIX
 from piti.diffusion.samplers import OnStep
 from piti.editing import Edited, EditInput, EditSettings, edit_prepared
 from piti.generation.generate import MadeImage
-from piti.generation.metadata import PREFIX, condition_text, surroundings
+from piti.generation.metadata import condition_text, surroundings
 from piti.generation.options import seed_of
 from piti.pipelines.cascade import ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline

@@ -18,14 +18,13 @@ from torch import Tensor
 from piti import __version__
 from piti.conditions import Condition, TextCondition
 from piti.conditions.base import meaning_hash
-from piti.core.images import Box
+from piti.core.images import PREFIX, Box
 from piti.generation.options import MAX_ROWS, Place
 from piti.models import Translator
 from piti.pipelines.canvas import Canvas, canvas_of, fitted, part_of
 from piti.pipelines.cascade import NetworkSampling, Prepared, ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
-PREFIX = "piti:"
 MAX_TEXT = 256 * 1024
 """Characters of an embedded condition; what needs more is left out."""
 

@@ -24,12 +24,11 @@ from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
 from piti.conditions.base import meaning_hash
 from piti.core.errors import UserError, in_few_lines, option, quoted, text_of
-from piti.core.images import MAX_PIXELS, ImageError, Source, png_text
+from piti.core.images import MAX_PIXELS, PREFIX, ImageError, Source, own_text
 from piti.core.spec import Spec
 from piti.diffusion.guidance import Guidance
 from piti.generation.metadata import (
     MAX_TEXT,
-    PREFIX,
     enlarged_to,
     made_on,
     model_name,
@@ -399,7 +398,7 @@ def carried_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h
 
 def _texts(path: Source) -> dict[str, str]:
     """What a picture's file says under keys that begin with `PREFIX`, without that. Raises RemakeError."""
-    said = {key.removeprefix(PREFIX): text for key, text in png_text(path).items() if key.startswith(PREFIX)}
+    said = own_text(path)
     for key, value in said.items():
         if len(key) > _KEY or not key.isprintable():
             raise RemakeError(f"{path}: unknown key {quoted(PREFIX + key)}; its metadata is damaged")

@@ -41,11 +41,6 @@ class Sized(Protocol):
     def condition_side(self) -> int | None: ...
 
 
-def same_proportions(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes are of one picture, to the rounding of a pixel."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
-
-
 @dataclass(frozen=True)
 class Canvas:
     """What the networks make, and the part of it that is the image.

@@ -104,6 +104,9 @@ def test_a_batch_says_which_rows_have_a_photograph(tiny_data: Path, tmp_path: Pa
     [
         ("scene-00_0.png", {"base_only": "False"}, (20, 16), "images that no base generated"),
         ("scene-00_0.png", {"raw_form": '{"reads": "another"}'}, (20, 16), "another condition than this recipe's"),
+        ("scene-00_0.png", {"raw_form": "no JSON"}, (20, 16), "another condition than this recipe's"),
+        ("scene-00_0.png", {"raw_form": "[1]"}, (20, 16), "another condition than this recipe's"),
+        ("scene-00_0.png", {}, (16, 16), "images that show a part of their condition"),
         ("scene-00_0.png", {}, (20, 7), "smaller than the 8 px of a crop"),
         ("scene-11_0.png", {}, (20, 16), "holds no STEM_NUMBER.png of the training conditions"),  # validation's
         ("scene-00.png", {}, (20, 16), "such as scene-00_0.png"),

@@ -17,10 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import UserError
-from piti.core.images import png_bytes
+from piti.core.images import png_bytes, same_proportions
 from piti.editing import EditInput
 from piti.generation.generate import MadeImage
-from piti.pipelines.canvas import same_proportions
 from piti.pipelines.cascade import Prepared
 from piti.studio.service.inputs import Upload, photograph
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import UserError
+from piti.core.images import same_proportions
 from piti.editing import STEPS, VARIETY
-from piti.pipelines.canvas import same_proportions
 from piti.pipelines.options import OWN_SAMPLING
 from piti.studio.http.errors import for_browser
 from piti.studio.service.schema import EditRequest, TranslateRequest
