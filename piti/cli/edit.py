@@ -130,7 +130,7 @@ def edit(
         report = edit_file(pipeline, edited, out, settings, name, num, seed, overwrite, on_step)
     print_notes(report.notes)
     look = report.sheet or report.made[0]
-    typer.echo(f"{len(report.made)} images made: {report.words()}; look at {look}")
+    typer.echo(f"{len(report.made)} images made: {report.edits.words()}; look at {look}")
 
 
 def edit_condition(flag: str, values: Sequence[str] | None, text_flag: str, text: str | None) -> EditCondition | None:

@@ -46,10 +46,6 @@ class EditReport:
     sheet: Path | None
     notes: list[str]
 
-    def words(self) -> str:
-        """How much was repainted, and how exactly the rest came back."""
-        return self.edits.words()
-
 
 def edit_file(
     pipeline: PITIPipeline,

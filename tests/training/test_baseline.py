@@ -16,10 +16,11 @@ from piti.generation.options import GenerationOptions
 from piti.generation.translate import translate_files
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import ModelError, PITIPipeline
-from piti.training import Recipe, RunFolder, TrainingInterrupted, baseline, plan, train
+from piti.training import Recipe, RunFolder, baseline, plan, train
 from piti.training.baseline import BaselineObjective
 from piti.training.loop import Trainer
 from tests.conftest import tiny_recipe
+from tests.training.stopping import train_and_stop
 
 WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
 KINDS: dict[str, dict[str, Any]] = {
@@ -73,16 +74,7 @@ def test_a_baseline_is_trained_resumed_and_translates(
     """Stopped after two steps and resumed, it is the run that was never stopped; its images depend on seed and mask."""
     recipe = recipe_of(tiny_data, kind, features, log_every=1)
     train(recipe, tmp_path / "whole")
-    step = Trainer.train_step
-
-    def interrupted(self: Trainer, *args: Any) -> Any:
-        self.stop.asked |= self.state.step == 2
-        return step(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(TrainingInterrupted):
-            train(recipe, tmp_path / "parts")
+    train_and_stop(recipe, tmp_path / "parts", after=2)
     train(recipe, tmp_path / "parts", resume=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]

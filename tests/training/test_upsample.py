@@ -23,12 +23,13 @@ from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import Recipe, TrainingInterrupted, plan, train
+from piti.training import Recipe, plan, train
 from piti.training.loop import Trainer
 from piti.training.objectives import DiffusionObjective
 from piti.training.preview import Validation
 from piti.training.recipe import RecipeError
 from tests.conftest import TINY_MODEL, tiny_recipe
+from tests.training.stopping import train_and_stop
 
 MODEL = {
     "image_size": 32,
@@ -126,17 +127,7 @@ def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, feature
     """Stopped without an adversary, between the stages, before it acts and while it learns."""
     recipe = upsampler_recipe(tiny_data, features, stages=[PLAIN, STAGE], accumulation=2, log_every=1)
     train(recipe, tmp_path / "whole")
-    real = Trainer.train_step
-
-    def interrupted(self: Trainer, *args: Any) -> Any:
-        if self.state.step == stop_after:
-            self.stop.asked = True
-        return real(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(TrainingInterrupted):
-            train(recipe, tmp_path / "parts")
+    train_and_stop(recipe, tmp_path / "parts", stop_after)
     train(recipe, tmp_path / "parts", resume=True)
     whole, parts = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "parts" / WEIGHTS)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -492,17 +483,7 @@ def test_a_mixed_run_resumed_is_as_if_never_stopped(
 ) -> None:
     recipe = mixed_recipe(tiny_data, features, generated)
     train(recipe, tmp_path / "whole")
-    real = Trainer.train_step
-
-    def interrupted(self: Trainer, *args: Any) -> Any:
-        if self.state.step == 2:
-            self.stop.asked = True
-        return real(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(TrainingInterrupted):
-            train(recipe, tmp_path / "parts")
+    train_and_stop(recipe, tmp_path / "parts", 2)
     train(recipe, tmp_path / "parts", resume=True)
     whole, parts = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "parts" / WEIGHTS)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
