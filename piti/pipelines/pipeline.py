@@ -78,9 +78,9 @@ class PITIPipeline(DiffusionPipeline):
 
     base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
     schedule that the translator was trained with, none for a baseline;
-    condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small
-    image, and its schedule; defaults: how this model is sampled where a caller
-    does not say, as options or under their flat keys; else as in `GENERAL_DEFAULTS`.
+    condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small image, and
+    its schedule; defaults: how this model is sampled where a caller does not say, as options or under their flat keys;
+    else as in `GENERAL_DEFAULTS`.
 
     Raises ModelError for parts that do not fit each other.
     """
@@ -146,8 +146,10 @@ class PITIPipeline(DiffusionPipeline):
         if num_images < 1 or batch_size < 1:
             raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
         resolved = SamplingOptions.from_flat(sampling).resolve(self)
-        prepared = [self.prepare(item, resolved) for item in inputs]
-        rows = [k for k in range(len(inputs)) for _ in range(num_images)]
+        first = [next(k for k, other in enumerate(inputs) if other is item) for item in inputs]
+        distinct = sorted(set(first))  # one given twice is read and encoded once
+        prepared = [self.prepare(inputs[k], resolved) for k in distinct]
+        rows = [distinct.index(k) for k in first for _ in range(num_images)]
         generators = one_each(generator, len(rows))
         batches = batches_alike([prepared[k].canvas for k in rows], batch_size)
         images: dict[int, Image.Image] = {}
@@ -275,10 +277,9 @@ class PITIPipeline(DiffusionPipeline):
     ) -> Self:
         """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
 
-        upsampler: a model, as `name`, whose upsampler and its settings replace the model's own, or the one of
-        another model that it shares. base_only:
-        load no upsampler. kwargs: passed on to the hub's download (`revision`, which is of `name` alone,
-        `cache_dir`, `local_files_only`, `token`). Raises ModelError.
+        upsampler: a model, as `name`, whose upsampler and its settings replace the model's own, or the one of another
+        model that it shares. base_only: load no upsampler. kwargs: passed on to the hub's download (`revision`, which
+        is of `name` alone, `cache_dir`, `local_files_only`, `token`). Raises ModelError.
         """
         unknown = kwargs.keys() - HUB_ARGUMENTS
         if unknown:

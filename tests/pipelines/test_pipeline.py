@@ -100,6 +100,20 @@ def test_the_condition_is_encoded_once_an_image_and_guided_pairs_are_one_batch(m
     assert seen == [2, 2, 4, 4]
 
 
+def test_a_condition_given_twice_is_read_and_encoded_once(monkeypatch) -> None:
+    pipeline, encoded, read = tiny_pipeline(), [], []
+    encode, given = pipeline.base.encode, pipeline.read
+    monkeypatch.setattr(pipeline.base, "encode", lambda c: encoded.append(len(c)) or encode(c))
+    monkeypatch.setattr(pipeline, "read", lambda *item: read.append(item) or given(*item))
+    one, two = mask(1), mask(2)
+    several = arrays(pipeline([two, one, two], num_images=2, steps=2, guidance=0, generator=seeded()).images)
+    assert encoded == [2]
+    assert len(read) == 2
+    apart = arrays(pipeline([mask(2), mask(1), mask(2)], num_images=2, steps=2, guidance=0, generator=seeded()).images)
+    assert encoded == [2, 3]
+    assert np.abs(several - apart).max() <= 1
+
+
 def test_guidance_changes_the_image_and_w_0_is_off() -> None:
     pipeline = tiny_pipeline()
     off = arrays(pipeline(mask(1), guidance=0, generator=seeded()).images)
