@@ -80,7 +80,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, spec: DiscriminatorSpec, in_channels: int = 3, condition_channels: int = 0) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.min_side = spec, spec.min_side
         told = (3 if spec.conditional else 0) + (condition_channels if spec.condition else 0)
         widths = (in_channels + told, *spec.channels, 1)
         self.convs = nn.ModuleList(
@@ -97,7 +97,11 @@ class PatchDiscriminator(nn.Module):
         """images, low_res: in [-1, 1]; condition: encoded, of the images' size. In training mode a spectral norm's
         estimate moves with every call.
         """
-        _check_seen(self.spec, images, low_res, condition)
+        _check_seen(self, images, low_res, condition)
+        return self.logits(images, low_res, condition)
+
+    def logits(self, images: Tensor, low_res: Tensor | None, condition: Tensor | None) -> Tensor:
+        """As `forward`, of what was checked."""
         seen = [] if low_res is None else [enlarged_to(low_res, images)]
         seen += [] if condition is None else [condition]
         x = torch.cat([images, *(one.to(images.dtype) for one in seen)], dim=1) if seen else images  # [B, C+3+K, H, W]
@@ -144,7 +148,7 @@ class DiscriminatorEnsemble(nn.Module):
 
     def __init__(self, spec: DiscriminatorSpec, frozen: PerceptualNetwork | None, condition_channels: int = 0) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.min_side = spec, spec.min_side
         self.pixels = PatchDiscriminator(spec, condition_channels=condition_channels) if spec.pixels else None
         told = (3 if spec.conditional else 0) + (condition_channels if spec.condition else 0)
         widths = [] if frozen is None else frozen.widths
@@ -165,8 +169,8 @@ class DiscriminatorEnsemble(nn.Module):
         """images, low_res: in [-1, 1]; condition: encoded, of the images' size. Returns logits [B, 1, h, w], those of
         pixels first, then one map a layer of the frozen network.
         """
-        _check_seen(self.spec, images, low_res, condition)
-        logits = [] if self.pixels is None else [self.pixels(images, low_res, condition)]
+        _check_seen(self, images, low_res, condition)
+        logits = [] if self.pixels is None else [self.pixels.logits(images, low_res, condition)]
         if self.frozen is None:
             return tuple(logits)
         told = ([] if low_res is None else [enlarged_to(low_res, images)]) + ([] if condition is None else [condition])
@@ -190,7 +194,9 @@ def enlarged_to(low_res: Float[Tensor, "b 3 hl wl"], images: Float[Tensor, "b c 
     return F.interpolate(low_res, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _check_seen(spec: DiscriminatorSpec, images: Tensor, low_res: Tensor | None, condition: Tensor | None) -> None:
+def _check_seen(discriminator: Discriminator, images: Tensor, low_res: Tensor | None, condition: Tensor | None) -> None:
+    """Raises UserError unless a discriminator is given just what it sees, and images that are large enough."""
+    spec = discriminator.spec
     if spec.conditional and low_res is None:
         raise UserError("this discriminator is conditional: it needs the small image 'low_res', got none")
     if not spec.conditional and low_res is not None:
@@ -198,10 +204,10 @@ def _check_seen(spec: DiscriminatorSpec, images: Tensor, low_res: Tensor | None,
     if spec.condition != (condition is not None):
         needs, got = ("needs a", "none") if spec.condition else ("takes no", "one")
         raise UserError(f"this discriminator {needs} condition, got {got}; see 'condition' in its spec")
-    if min(images.shape[-2:]) < spec.min_side:
+    if min(images.shape[-2:]) < discriminator.min_side:
         raise UserError(
             f"a discriminator of {len(spec.channels)} 'channels' needs images of at least "
-            f"{spec.min_side} px a side, got {images.shape[-1]} × {images.shape[-2]}; give larger images "
+            f"{discriminator.min_side} px a side, got {images.shape[-1]} × {images.shape[-2]}; give larger images "
             "or fewer 'channels'"
         )
 
