@@ -78,18 +78,19 @@ class Visitor:
         self.browser.drag(f"#{model}-drawing .surface", *points)
 
     def set(self, field: str, value: float) -> None:
-        """A slider's or a number's value."""
+        """A slider's or a number's value, once its field is there."""
+        number = f"#{field} input[type=number]"
+        self.browser.wait(f"document.querySelector('{number}')")
         self.browser.run(
             "const i = document.querySelector(arguments[0]);"
             "Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(i, arguments[1]);"
             "for (const kind of ['input', 'change', 'blur']) i.dispatchEvent(new Event(kind, { bubbles: true }))",
-            f"#{field} input[type=number]", str(value),
+            number, str(value),
         )  # fmt: skip
 
     def slowly(self, steps: int = 250) -> None:
         """With many steps."""
         self.browser.click("#street-more button")
-        self.browser.wait("document.querySelector('#street-steps input[type=number]')")
         self.set("street-steps", steps)
 
     def state(self, model: str = "street") -> str:
