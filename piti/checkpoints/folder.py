@@ -107,15 +107,11 @@ def bundled_models() -> dict[str, Path]:
 def find_model(name: str | Path, **kwargs: Any) -> Path:
     """The folder of a bundled model, of a path (also a training run's), or of a model of the hub.
 
-    name: also MODEL/PART, such as street/sharp, another upsampler that a bundled model comes with. kwargs: passed on to
-    the hub's download. Raises ModelError that lists what there is.
+    kwargs: passed on to the hub's download. Raises ModelError that lists what there is.
     """
     path, bundled = Path(name), bundled_models()
     if str(name) in bundled:
         return bundled[str(name)]
-    model, slash, part = str(name).partition("/")
-    if slash and model in bundled and part.isidentifier() and (bundled[model] / part / INDEX_FILE).is_file():
-        return bundled[model] / part
     for folder in (path, path / "model"):
         if (folder / INDEX_FILE).is_file():
             return folder

@@ -17,7 +17,7 @@ from piti.core.images import Box, as_rgb, quantized, same_proportions, to_pil, t
 from piti.diffusion.samplers import OnStep
 from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact
 from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
-from piti.editing.trajectory import Progress, Walk
+from piti.editing.trajectory import Inverted, Progress, Redraw, Walk
 from piti.models import Tokens
 from piti.pipelines.canvas import MAX_RATIO, Canvas, extended
 from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, Prepared, one_each, upsampler_generators
@@ -113,7 +113,7 @@ class _Work:
     """An edit, everything read, checked and encoded."""
 
     base: Walk
-    upsampler: Walk | None
+    upsampler: Walk | Redraw | None
     canvas: Canvas
     original: Image.Image
     """The input in its own size."""
@@ -143,52 +143,59 @@ class _Work:
         large = on_canvas(image, canvas)  # [1, 3, H, W]
         own = None if before is None else given.to.with_raw(before)
 
-        def walk(network: Network, chosen: NetworkSampling, scale: int) -> Walk:
-            tokens = _encoded(network, own, given.to, guided=chosen.guidance.w != 0)
+        def of_canvas(network: Network, scale: int) -> tuple[Tensor, Tensor | None]:
             pixels = large if scale == 1 else reduced(large, scale)
             part = None if everything else _region_canvas(soft, canvas, scale).to(network.device)
-            fresh = variety if network.translator.low_res is None else 0.0
-            return Walk(network, chosen, settings.refinements, fresh, pixels.to(network.device), part, *tokens)
+            return pixels.to(network.device), part
 
-        base, second = pipeline.base_network(), pipeline.upsampler_network()
+        def walk(network: Network, chosen: NetworkSampling, scale: int) -> Walk:
+            tokens = _encoded(network, own, given.to, guided=chosen.guidance.w != 0)
+            fresh = variety if network.translator.low_res is None else 0.0
+            return Walk(network, chosen, settings.refinements, fresh, *of_canvas(network, scale), *tokens)
+
+        base, second, chosen = pipeline.base_network(), pipeline.upsampler_network(), sampling.upsampler
         assert isinstance(base, Network)
-        small = walk(base, sampling.base, canvas.scale)
-        large_walk, truncates = None, False
-        if sampling.upsampler is not None and second is not None:
-            large_walk, truncates = walk(second, sampling.upsampler, 1), sampling.upsampler.truncates
+        small, upper = walk(base, sampling.base, canvas.scale), None
+        if chosen is not None and second is not None:
+            one_step = second.translator.one_step
+            redraw = Redraw(second, chosen, variety > 0, *of_canvas(second, 1), given.to) if one_step else None
+            upper = redraw or walk(second, chosen, 1)
         shows = after
         if white is not None and not everything:
             shows = None if before is None else mixed(condition, before, after, white)
-        return cls(small, large_walk, canvas, image, soft, white, shows, variety, settings, truncates)
+        truncates = chosen is not None and chosen.truncates
+        return cls(small, upper, canvas, image, soft, white, shows, variety, settings, truncates)
 
     def steps(self, batches: int) -> int:
-        """Steps of all runs: an inversion, the samplings, and perhaps the return, of both networks."""
+        """Of all runs of both networks, each image's inversion and the way back among them."""
         walks = [walk for walk in (self.base, self.upsampler) if walk is not None]
-        return sum(walk.steps for walk in walks) * (1 + batches + self.settings.measure)
+        return sum(walk.steps(batches, self.settings.measure) for walk in walks)
 
     def made(
         self, generators: list[torch.Generator], batch_size: int, progress: Progress
     ) -> tuple[Tensor, float | None]:
         """Whole canvases [N, 3, H, W] in [-1, 1] on the CPU, and the PSNR of what returns, where it is measured."""
-        base, upsampler = self.base, self.upsampler
-        up = base.invert(progress)
-        large = None if upsampler is None else upsampler.invert(progress, base.image)
-        returned = None
-        if self.settings.measure:
-            back = base.back(up, progress)
-            if upsampler is not None and large is not None:
-                back = upsampler.back(large, progress, self._seen(back))
-            target = base if upsampler is None else upsampler
-            returned = psnr(self.canvas.crop(quantized(back)), self.canvas.crop(target.image))
+        small = self.base.invert(progress)
+        large = None if self.upsampler is None else self.upsampler.invert(progress, self.base.image)
+        returned = self._returned(small, large, progress) if self.settings.measure else None
         canvases = []
         for start in range(0, len(generators), batch_size):
             own = generators[start : start + batch_size]
             second = upsampler_generators(own)  # before the base draws
-            images = base.walk(up, own, progress)
-            if upsampler is not None and large is not None:
-                images = upsampler.walk(large, second, progress, self._seen(images))
+            images = small.sample(own, progress)
+            if large is not None:
+                images = large.sample(second, progress, self._seen(images))
             canvases.append(images.float().cpu())
         return torch.cat(canvases), returned
+
+    def _returned(self, small: Inverted, large: Inverted | Redraw | None, progress: Progress) -> float:
+        """The PSNR of the image inverted and sampled back; of the small canvas where the upsampler inverts nothing."""
+        back, target = small.back(progress), self.base.image
+        if isinstance(large, Redraw):
+            return psnr(quantized(back), target)
+        if large is not None:
+            back, target = large.back(progress, self._seen(back)), large.up.image
+        return psnr(self.canvas.crop(quantized(back)), self.canvas.crop(target))
 
     def _seen(self, small: Tensor) -> Tensor:
         """Small images in 8 bits, as the upsampler sees them."""
@@ -209,7 +216,9 @@ class _Work:
             images = [Image.composite(_sized(made, size), like, grey) for made in images]
         outside = np.asarray(grey) == 0
         found = [_psnr_outside(made, like, outside) for made in images]
-        return Edited(images, grey, 1 - float(outside.mean()), found, self.shows, self.variety, short, returned)
+        small = returned is not None and isinstance(self.upsampler, Redraw)
+        share = 1 - float(outside.mean())
+        return Edited(images, grey, share, found, self.shows, self.variety, short, returned, small)
 
     def _within_white(self, grey: Image.Image) -> Image.Image:
         """A region over the image in its own size, cleared where the one that was given is not white."""

@@ -22,7 +22,7 @@ VARIETY = 0.7
 STEPS = 25
 """DDIM steps of the base, where a caller says nothing."""
 UPSAMPLER_STEPS = 10
-"""Of the upsampler, up and down, where a caller says nothing."""
+"""Of the upsampler, up and down, where a caller says nothing and it knows more than one."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class EditSettings:
         base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
         upsampler = asked.upsampler
         if pipeline.upsampler is not None and not asked.base_only:
-            own = UpsamplerOptions(steps=UPSAMPLER_STEPS)
+            own = UpsamplerOptions() if pipeline.upsampler.one_step else UpsamplerOptions(steps=UPSAMPLER_STEPS)
             upsampler = upsampler.over(own).model_copy(update={"sampler": SAMPLER})
         return asked.model_copy(update={"base": base, "upsampler": upsampler}).resolve(pipeline)
 
@@ -98,6 +98,8 @@ class Edited:
     """The short side at which it was edited."""
     returned: float | None = None
     """PSNR in dB of the input inverted and sampled back under its own condition, where that was measured."""
+    returned_small: bool = False
+    """Whether that is of the base's small image, because an upsampler of one step inverts nothing."""
 
 
 def check_exact(picture: Image.Image | Source, source: str) -> None:

@@ -1,17 +1,20 @@
-"""One network on its way with an image: up to noise under its own condition, down again under another."""
+"""One network on its way with an image: up to noise under its own condition, down again under another; or, where it
+inverts nothing, anew."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from piti.core.seeding import generator_for
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.inversion import Trajectory, invert, resample
 from piti.diffusion.samplers import OnStep, initial_noise
 from piti.models import Tokens
-from piti.pipelines.cascade import Network, NetworkSampling
+from piti.pipelines.cascade import Batch, Network, NetworkSampling, Prepared
 
 UNGUIDED = Guidance(w=0.0)
 
@@ -46,50 +49,89 @@ class Walk:
     changed: tuple[Tokens, Tokens | None]
     """Of the condition that it is to show, and the same with the null condition."""
 
-    @property
-    def steps(self) -> int:
-        return self.network.steps(self.settings)
+    def steps(self, batches: int, measured: bool) -> int:
+        """Of the inversion, of every batch, and of the way back where that is measured."""
+        return self.network.steps(self.settings) * (1 + batches + measured)
 
-    def _known(self) -> Tensor | None:
+    def known(self) -> Tensor | None:
         """What an inpainting network is told: the image, and that all outside the region is known."""
         if not self.network.translator.inpaint or self.region is None:
             return None
         return torch.cat([self.image, (self.region == 0).float()], dim=1)
 
-    def invert(self, progress: Progress, low_res: Tensor | None = None) -> Trajectory:
+    def invert(self, progress: Progress, low_res: Tensor | None = None) -> Inverted:
         """low_res: the small image [1, 3, h, w] that the image is an enlargement of."""
-        denoise = self.network.denoiser(*self.own, UNGUIDED, low_res, self._known())
-        return invert(denoise, self.image, self.network.schedule, self.settings.steps, self.refinements, progress)
+        denoise = self.network.denoiser(*self.own, UNGUIDED, low_res, self.known())
+        steps = self.settings.steps
+        return Inverted(self, invert(denoise, self.image, self.network.schedule, steps, self.refinements, progress))
 
-    def back(self, trajectory: Trajectory, progress: Progress, low_res: Tensor | None = None) -> Tensor:
+
+@dataclass(frozen=True)
+class Inverted:
+    """A walk that has come up to noise."""
+
+    up: Walk
+    trajectory: Trajectory
+
+    def back(self, progress: Progress, low_res: Tensor | None = None) -> Tensor:
         """The image sampled back under its own condition, [1, 3, H, W]."""
-        denoise = self.network.denoiser(*self.own, UNGUIDED, low_res, self._known())
-        return resample(denoise, trajectory, trajectory.noise, on_step=progress)
+        denoise = self.up.network.denoiser(*self.up.own, UNGUIDED, low_res, self.up.known())
+        return resample(denoise, self.trajectory, self.trajectory.noise, on_step=progress)
 
-    def walk(
-        self,
-        trajectory: Trajectory,
-        generators: list[torch.Generator],
-        progress: Progress,
-        low_res: Tensor | None = None,
+    def sample(
+        self, generators: Sequence[torch.Generator], progress: Progress, low_res: Tensor | None = None
     ) -> Tensor:
         """Images of the changed condition, one for each generator, [B, 3, H, W]; low_res: their small images."""
-        count, (tokens, both) = len(generators), self.changed
+        up, count = self.up, len(generators)
+        tokens, both = up.changed
         both = None if both is None else both.picked([0] * count + [1] * count)
-        denoise = self.network.denoiser(
-            tokens.picked([0] * count), both, self.settings.guidance, low_res, self._known()
-        )
-        return resample(denoise, trajectory, self._noise(trajectory, generators), self.region, progress)
+        denoise = up.network.denoiser(tokens.picked([0] * count), both, up.settings.guidance, low_res, up.known())
+        return resample(denoise, self.trajectory, self._noise(generators), up.region, progress)
 
-    def _noise(self, trajectory: Trajectory, generators: list[torch.Generator]) -> Tensor:
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Where sampling begins, [B, 3, H, W]: the inverted noise, inside the region mixed with fresh noise."""
-        inverted = trajectory.noise
+        inverted, region = self.trajectory.noise, self.up.region
         shape = (len(generators), *inverted.shape[1:])
-        if self.variety == 0:
+        if self.up.variety == 0:
             return inverted.expand(shape)
-        fresh = initial_noise(shape, generators, device=self.network.device)
+        fresh = initial_noise(shape, generators, device=self.up.network.device)
         whole = torch.ones(1, 1, 1, 1, device=inverted.device)
-        share = self.variety * (whole if self.region is None else self.region)  # [1, 1, H|1, W|1]
+        share = self.up.variety * (whole if region is None else region)  # [1, 1, H|1, W|1]
         # √(1−v²) x_T + v s ε: what is inverted is noise of a deviation s that need not be 1, and a network that sees
         # two deviations side by side draws neither well
         return (1 - share**2).sqrt() * inverted + share * inverted.std() * fresh
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """An upsampler of one step: it inverts nothing, so it enlarges the edited small image anew under the changed
+    condition, and outside the region the image is laid over what it makes."""
+
+    network: Network
+    settings: NetworkSampling
+    varied: bool
+    """Whether every image has noise of its own; else all have the same."""
+    image: Tensor
+    """[1, 3, H, W] in [-1, 1], the whole canvas."""
+    region: Tensor | None
+    """[1, 1, H, W]; None: all of it."""
+    shows: Prepared
+    """The condition that it is to show."""
+
+    def steps(self, batches: int, measured: bool) -> int:
+        """Of every batch; there is no way back to measure."""
+        return self.network.steps(self.settings) * batches
+
+    def invert(self, progress: Progress, low_res: Tensor | None = None) -> Redraw:
+        """Itself: there is nothing to invert."""
+        return self
+
+    def sample(
+        self, generators: Sequence[torch.Generator], progress: Progress, low_res: Tensor | None = None
+    ) -> Tensor:
+        """Enlargements of `low_res`, one for each generator, [B, 3, H, W]."""
+        own = list(generators) if self.varied else [generator_for(0, "upsampler") for _ in generators]
+        total = self.network.steps(self.settings)
+        batch = Batch([self.shows], [0] * len(own), own)
+        made = self.network.sample(batch, self.settings, lambda done, x0: progress(done, total, x0), low_res)
+        return made if self.region is None else torch.lerp(self.image, made, self.region)

@@ -49,7 +49,8 @@ class Edits:
             parts.append("the rest is as it was, to the bit" if exact else f"the rest came back within {worst:.1f} dB")
         if edited.returned is not None:
             whole = "exact" if math.isinf(edited.returned) else f"{edited.returned:.1f} dB"
-            parts.append(f"inversion and return of the whole: {whole}")
+            what = "small image" if edited.returned_small else "whole"
+            parts.append(f"inversion and return of the {what}: {whole}")
         return "; ".join(parts)
 
 

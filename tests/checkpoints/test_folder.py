@@ -1,28 +1,17 @@
-"""Models by name: bundled ones, and the other upsamplers that they come with."""
+"""Bundled models by name, and their upsamplers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from piti.checkpoints.folder import ModelError, bundled_models, find_model
+from piti.checkpoints.folder import ModelError, bundled_models
 from piti.core.errors import UserError
 from piti.pipelines.pipeline import PITIPipeline
 
 
-def test_a_part_of_a_bundled_model_has_a_name() -> None:
-    assert find_model("street/sharp") == bundled_models()["street"] / "sharp"
-    assert "sharp" not in bundled_models()
-
-
-@pytest.mark.parametrize("name", ["street/base", "street/none", "street/../sketch", "street/sharp/upsampler"])
-def test_what_is_no_model_of_its_own_is_not_found(name: str) -> None:
-    with pytest.raises(ModelError):
-        find_model(name, local_files_only=True)
-
-
-def test_the_sharp_upsampler_takes_one_step_and_no_other() -> None:
-    pipeline = PITIPipeline.from_pretrained("street", upsampler="street/sharp")
+def test_the_upsampler_of_street_takes_one_step_and_no_other() -> None:
+    pipeline = PITIPipeline.from_pretrained("street")
     pipeline.set_progress_bar_config(disable=True)
     mask = bundled_models()["street"] / "examples" / "high_street.png"
     generator = torch.Generator().manual_seed(0)
@@ -34,4 +23,4 @@ def test_the_sharp_upsampler_takes_one_step_and_no_other() -> None:
 
 def test_an_upsampler_that_sees_masks_is_refused_for_sketches() -> None:
     with pytest.raises(ModelError, match="its upsampler reads another condition than the base"):
-        PITIPipeline.from_pretrained("sketch", upsampler="street/sharp")
+        PITIPipeline.from_pretrained("sketch", upsampler="street")

@@ -32,7 +32,7 @@ LINEAR = ScheduleSpec(betas="linear", prediction="epsilon")
 FAST = {"steps": 2, "upsampler_steps": 2}
 
 
-def tiny_upsampler(conditional: bool, image_size: int = 32, low_res: int = 16) -> Translator:
+def tiny_upsampler(conditional: bool, image_size: int = 32, low_res: int = 16, one_step: bool = False) -> Translator:
     torch.manual_seed(1)
     if conditional:
         specs: dict[str, Any] = {
@@ -42,16 +42,16 @@ def tiny_upsampler(conditional: bool, image_size: int = 32, low_res: int = 16) -
     else:
         unet = {"channels": [16, 32], "attention": [False] * 2, "layers": 1, "token_width": None, "norm_groups": 8}
         specs = {"unet_spec": unet}
-    return Translator(**specs, image_size=image_size, patch_size=2, low_res=low_res).eval()
+    return Translator(**specs, image_size=image_size, patch_size=2, low_res=low_res, one_step=one_step).eval()
 
 
-def tiny_cascade(conditional: bool = False, **defaults: Any) -> PITIPipeline:
+def tiny_cascade(conditional: bool = False, one_step: bool = False, **defaults: Any) -> PITIPipeline:
     base = tiny_pipeline()
     pipeline = PITIPipeline(
         base.base,
         base.scheduler,
         base.condition,
-        tiny_upsampler(conditional),
+        tiny_upsampler(conditional, one_step=one_step),
         scheduler_of(LINEAR),
         defaults=FAST | defaults,
     )

@@ -29,11 +29,21 @@ TINY = {
     "baseline": ("baseline", "mask --num 1"),
 }
 BUNDLED = {
-    "street-num8-batch8": (("street",), "street --num 8 --batch 8 --steps 2 --upsampler-steps 1 --size 32"),
-    "street-num8-batch1": (("street",), "street --num 8 --batch 1 --steps 2 --upsampler-steps 1 --size 32"),
+    "street-num8-batch8": (
+        ("street", "sketch"),
+        "street --upsampler sketch --num 8 --batch 8 --steps 2 --upsampler-steps 1 --size 32",
+    ),
+    "street-num8-batch1": (
+        ("street", "sketch"),
+        "street --upsampler sketch --num 8 --batch 1 --steps 2 --upsampler-steps 1 --size 32",
+    ),
     "street-base-only": (("street",), "street --num 2 --steps 2 --base-only --guidance 1.5"),
-    "street-square": (("street",), "street --num 1 --steps 2 --upsampler-steps 2 --square --size 64"),
-    "sketch-bundled": (("sketch", "street"), "lines --num 2 --steps 2 --upsampler-steps 1 --size 48"),
+    "street-square": (
+        ("street", "sketch"),
+        "street --upsampler sketch --num 1 --steps 2 --upsampler-steps 2 --square --size 64",
+    ),
+    "street-one-step": (("street",), "street --num 2 --steps 2 --square --size 64"),
+    "sketch-bundled": (("sketch",), "lines --num 2 --steps 2 --upsampler-steps 1 --size 48"),
     "scenes-prior-text": (("scenes-prior",), "--text 'a river in a forest' --num 2 --steps 3 --sampler ddim"),
 }
 EDITS = {
