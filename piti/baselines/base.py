@@ -189,6 +189,8 @@ class BaselineNetwork(ModelMixin, ConfigMixin):
     low_res: int | None = None
     scale = 1
     """As a base translator's."""
+    one_pass = True
+    """Whether images are made in one pass, without a noise schedule."""
 
     @register_to_config
     def __init__(

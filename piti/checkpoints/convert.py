@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from piti.checkpoints.folder import (
@@ -322,14 +321,7 @@ def _saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict
     path = folder.path / network
     if (path / ADAPTER_CONFIG).is_file():
         raise ExchangeError(f"{source}: its {network} is a set of adapters on another model; give a model of its own")
-    return folder.arguments(network), _schedule(folder.path / SCHEDULERS[network]), path / WEIGHTS_FILE
-
-
-def _schedule(folder: Path) -> ScheduleSpec:
-    try:
-        return spec_of(cast(DDPMScheduler, DDPMScheduler.from_pretrained(folder)))
-    except OSError as error:
-        raise ExchangeError(f"{folder}: {error}; the model's folder is not complete") from None
+    return folder.arguments(network), spec_of(folder.scheduler(network)), path / WEIGHTS_FILE
 
 
 # The condition

@@ -16,12 +16,15 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
-from piti.core.errors import UserError
+from piti.core.compiled import uncompiled
+from piti.core.errors import UserError, text_of
 from piti.core.files import whole_file
+from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.models.translator import Translator
 
 INDEX_FILE = "model_index.json"
 CONDITION_FILE = "condition.json"
+SCHEDULER_FILE = "scheduler_config.json"
 SCHEDULERS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
 """The networks of a model, and where their noise schedules are."""
 OF_UPSAMPLER = "upsampler_"
@@ -53,9 +56,10 @@ def write_model_folder(
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {"_class_name": "PITIPipeline"}
     for name, part in parts.items():
-        part.save_pretrained(folder / name)
+        with uncompiled(part) as plain:
+            plain.save_pretrained(folder / name)
         _forget_origin(folder / name)
-        kind = getattr(part, "saved_as", type(part))
+        kind = getattr(plain, "saved_as", type(plain))
         index[name] = [kind.__module__.partition(".")[0], kind.__name__]
     index["defaults"] = defaults
     (folder / CONDITION_FILE).write_text(json.dumps(condition, indent=1), encoding="utf-8")
@@ -173,7 +177,7 @@ class ModelFolder:
         """The arguments of a network's `Translator`. Raises ModelError."""
         return {key: value for key, value in self.config(network).items() if not key.startswith("_")}
 
-    def load(self, network: str, torch_dtype: torch.dtype) -> tuple[Translator, DDPMScheduler]:
+    def load(self, network: str, torch_dtype: torch.dtype) -> tuple[Translator, Scheduler]:
         """A network, ready to sample, and its scheduler. Raises ModelError."""
         kind = self.config(network).get("_class_name", Translator.__name__)
         if kind != Translator.__name__:
@@ -183,10 +187,19 @@ class ModelFolder:
             )
         try:
             translator = self._translator(network, torch_dtype)
-            schedule = cast(DDPMScheduler, DDPMScheduler.from_pretrained(self.path / SCHEDULERS[network]))
+            schedule = self.scheduler(network)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: {error}") from None
         return translator.eval(), schedule
+
+    def scheduler(self, network: str) -> Scheduler:
+        """A network's scheduler, of the class that its file names. Raises ModelError."""
+        folder = self.path / SCHEDULERS[network]
+        named = _read_json(folder, SCHEDULER_FILE).get("_class_name", DDPMScheduler.__name__)
+        try:
+            return cast(Scheduler, scheduler_named(str(named)).from_pretrained(folder))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{folder / SCHEDULER_FILE}: {text_of(error)}; write the model anew") from None
 
     def _translator(self, network: str, torch_dtype: torch.dtype) -> Translator:
         folder = self.path / network

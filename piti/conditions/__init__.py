@@ -1,6 +1,15 @@
 """What the user hands in: each condition knows its channels, its files, its null and its picture."""
 
-from piti.conditions.base import CONDITIONS, Condition, ConditionError, Files, Given, NoCondition, condition_from_config
+from piti.conditions.base import (
+    CONDITIONS,
+    Condition,
+    ConditionError,
+    Files,
+    Given,
+    Handed,
+    NoCondition,
+    condition_from_config,
+)
 from piti.conditions.composite import SeveralCondition
 from piti.conditions.geometry import GeometryCondition
 from piti.conditions.mask import ClassTable, MaskCondition
@@ -16,6 +25,7 @@ __all__ = [
     "Files",
     "GeometryCondition",
     "Given",
+    "Handed",
     "MaskCondition",
     "NoCondition",
     "PaletteCondition",

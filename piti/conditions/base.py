@@ -12,17 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import UserError, option
-from piti.core.images import IMAGE_SUFFIXES, Box, Source, center_box, open_image
+from piti.core.images import IMAGE_SUFFIXES, Box, Opened, Source, center_box, image_of_array, open_image
 from piti.core.spec import choices
 
-Given = Source | Image.Image | Tensor | None
-"""A part of a condition as a caller hands it in: a file, a picture, a raw tensor; None where it is absent."""
+Handed = Source | Image.Image | Tensor | np.ndarray
+"""A condition as a caller hands it in: a file, a picture, a raw tensor, or a picture's pixels as an array."""
+
+Given = Handed | None
+"""The same of a part of a condition; None where it is absent."""
 
 Files = Source | Mapping[str, Given]
 """Where a condition lies: in one file, or each of its parts by name (see SeveralCondition)."""
@@ -80,6 +84,27 @@ class Condition(ABC):
         if str(path).lower().endswith(".txt"):
             raise ConditionError(f"{path}: is a text, and this model reads a {self.kind}; give a picture, or a prior")
         return self.read(open_image(path), str(path))
+
+    def take(self, item: Any, name: str = "") -> Shaped[Tensor, "K h w"]:
+        """What a caller hands in, in raw form: an array is read like the picture that it would be in a file.
+
+        item: as `Handed` has it, or parts by name; anything else is an error in words. name: what errors call it where
+        it is no file, such as a part's name. Raises ConditionError, ImageError.
+        """
+        match item:
+            case Tensor():
+                return self.checked(item, f"the given {name or 'tensor'}")
+            case Image.Image():
+                return self.read(item, f"the given {name or 'image'}")
+            case np.ndarray():
+                source = f"the given {name or 'array'}"
+                return self.read(image_of_array(item, source), source)
+            case str() | Path() | Mapping() | Opened():
+                return self.load(item)
+        raise ConditionError(
+            f"expected a file's name, a picture, an array or a tensor, got {type(item).__name__}",
+            source=f"the given {name or 'condition'}",
+        )
 
     @abstractmethod
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:

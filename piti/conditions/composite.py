@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
 from PIL import Image, ImageDraw
@@ -123,7 +124,7 @@ class SeveralCondition(Condition):
         if not given:
             raise ConditionError(f"no part is given; give at least one of {', '.join(self.parts)}")
         sources = {name: _named(name, item) for name, item in given.items()}
-        raws = {name: _read(self.parts[name], item, sources[name]) for name, item in given.items()}
+        raws = {name: self.parts[name].take(item, name) for name, item in given.items() if item is not None}
         return self._joined(self._of_one_size(raws, sources))
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
@@ -338,18 +339,7 @@ def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
 
 def _named(name: str, item: Given) -> str:
     """What to call a part's input in errors."""
-    if isinstance(item, Image.Image | Tensor):
-        return f"the given {name}"
-    return str(item)
-
-
-def _read(part: Condition, item: Given, source: str) -> Shaped[Tensor, "K h w"]:
-    if isinstance(item, Tensor):
-        return part.checked(item, source)
-    if isinstance(item, Image.Image):
-        return part.read(item, source)
-    assert item is not None
-    return part.load(item)
+    return f"the given {name}" if isinstance(item, Image.Image | Tensor | np.ndarray) else str(item)
 
 
 def _absent(height: int, width: int) -> Image.Image:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
 
@@ -86,6 +86,33 @@ def open_image(path: Source) -> Image.Image:
         except _DECODER_ERRORS as error:
             raise ImageError(f"{path}: damaged or incomplete ({error}); copy or export the file again") from error
         return _upright(image)
+
+
+def image_of_array(values: Shaped[np.ndarray, "*any"], source: str) -> Image.Image:
+    """The picture whose pixels an array holds, in the mode that a file of them would have.
+
+    values: bool [h, w]; uint8 [h, w], [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4]; other integers or floats [h, w] or
+    [h, w, 1]. Raises ImageError, naming `source`, for others, and for integers beyond 32 bits.
+    """
+    plane = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    pixels = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+    if not values.size or not (pixels or (plane.ndim == 2 and values.dtype.kind in "biuf")):
+        raise ImageError(
+            f"expected an array [h, w] of numbers, or of uint8 [h, w, 3] or [h, w, 4], got {list(values.shape)} of "
+            f"{values.dtype}",
+            remedy="give one such array a condition, several in a list",
+            source=source,
+        )
+    if plane.shape[0] * plane.shape[1] > MAX_PIXELS:
+        raise ImageError(f"{source}: {list(values.shape)}, at most {MAX_PIXELS} pixels are read; make it smaller")
+    if values.dtype in (np.bool_, np.uint8, np.uint16):
+        return Image.fromarray(np.ascontiguousarray(plane))
+    if values.dtype.kind == "f":
+        return Image.fromarray(plane.astype(np.float32))
+    low, high = int(plane.min()), int(plane.max())
+    if low < -(2**31) or high >= 2**31:
+        raise ImageError(f"{source}: holds integers from {low} to {high}; pixels have at most 32 bits")
+    return Image.fromarray(plane.astype(np.int32))
 
 
 def read_rgb(path: Source) -> Image.Image:

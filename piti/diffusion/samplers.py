@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.spec import choices
-from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps
+from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps, spec_of
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
 
@@ -35,7 +36,7 @@ OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀
 class Sampler:
     """A diffusers scheduler, its settings, and what its `step` accepts."""
 
-    scheduler: type
+    scheduler: type[Any]
     settings: dict[str, Any] = field(default_factory=dict)
     draws_noise: bool = False  # `step` takes `generator`
     learned_variance: bool = False  # `step` takes the raw variance as three more channels
@@ -93,6 +94,63 @@ def sampler_named(name: str) -> Sampler:
     if name not in SAMPLERS:
         raise UserError(f"unknown sampler '{name}'; {choices(name, SAMPLERS)}")
     return SAMPLERS[name]
+
+
+# Schedulers of diffusers that stand for a sampler
+
+Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
+"""What may stand as a pipeline's scheduler: a noise schedule, and the sampler that its class is."""
+
+_OF_SCHEDULE = frozenset(
+    {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
+)  # compared by the betas that follow from them
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "timestep_spacing": ("linspace",),
+    "steps_offset": (0,),
+    "clip_sample": (True,),
+    "clip_sample_range": (1.0,),
+    "variance_type": ("learned_range", "fixed_small", None),
+}  # setting => what it may be, where that is not what `Sampler.build` gives: x̂₀ is clipped, steps spaced outside
+
+
+def scheduler_named(name: str) -> type[Scheduler]:
+    """The class of a scheduler that a pipeline may have. Raises UserError that lists them."""
+    known = {kind.scheduler.__name__: kind.scheduler for kind in SAMPLERS.values()}
+    if name not in known:
+        raise UserError(f"{name} is no scheduler that images are sampled with here; {choices(name, known)}")
+    return known[name]
+
+
+def sampler_of(scheduler: SchedulerMixin) -> str:
+    """The name of the sampler that a scheduler is. Raises UserError for one whose settings would not be followed."""
+    name = type(scheduler).__name__
+    kinds = {sampler: kind for sampler, kind in SAMPLERS.items() if kind.scheduler is scheduler_named(name)}
+    schedule = NoiseSchedule(spec_of(scheduler))
+    scheduler = cast(Scheduler, scheduler)
+    if not torch.allclose(scheduler.betas.double(), schedule.betas.double(), rtol=1e-3, atol=1e-6):
+        raise UserError(
+            f"{name}: its betas are not those of '{scheduler.config['beta_schedule']}' from 0.1/T to 20/T",
+            remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
+        )
+    odd = {sampler: _unfollowed(scheduler, kind.build(schedule)) for sampler, kind in kinds.items()}
+    fits = [sampler for sampler, settings in odd.items() if not settings]
+    if not fits:
+        settings = ", ".join(min(odd.values(), key=len))
+        raise UserError(
+            f"{name} with {settings}: images are not sampled so here",
+            remedy="leave the setting out, and take the rest from the model's own: from_config(pipe.scheduler.config)",
+        )
+    return fits[0]
+
+
+def _unfollowed(scheduler: Scheduler, built: Scheduler) -> list[str]:
+    """Settings of a scheduler that sampling by `built` would not follow, each with its value."""
+    given, followed = dict(scheduler.config), dict(built.config)
+    return [
+        f"{key} = {given[key]!r}"
+        for key in followed
+        if not key.startswith("_") and key not in _OF_SCHEDULE and given[key] not in _FIXED.get(key, (followed[key],))
+    ]
 
 
 def initial_noise(

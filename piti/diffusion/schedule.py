@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -299,9 +302,20 @@ def scheduler_of(spec: ScheduleSpec) -> DDPMScheduler:
     )
 
 
-def spec_of(scheduler: DDPMScheduler) -> ScheduleSpec:
+def noise_schedule_of(scheduler: SchedulerMixin) -> NoiseSchedule:
+    """The noise schedule of a scheduler's configuration. Raises SpecError as `spec_of`."""
+    spec = spec_of(scheduler)
+    return _noise_schedule(spec.betas, spec.steps, spec.prediction)
+
+
+@cache
+def _noise_schedule(betas: Any, steps: int, prediction: Any) -> NoiseSchedule:
+    return NoiseSchedule(ScheduleSpec(betas=betas, steps=steps, prediction=prediction))
+
+
+def spec_of(scheduler: SchedulerMixin) -> ScheduleSpec:
     """The spec of a scheduler's configuration. Raises SpecError for a schedule that is not one of ours."""
-    config = scheduler.config
+    config = cast(ConfigMixin, scheduler).config
     values = {
         "betas": config["beta_schedule"],
         "steps": config["num_train_timesteps"],

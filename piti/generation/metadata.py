@@ -18,9 +18,9 @@ from torch import Tensor
 from piti import __version__
 from piti.conditions import Condition, TextCondition
 from piti.conditions.base import meaning_hash
+from piti.core.compiled import plain_key
 from piti.core.images import PREFIX, Box
 from piti.generation.options import MAX_ROWS, Place
-from piti.models import Translator
 from piti.pipelines.canvas import Canvas, canvas_of, fitted, part_of
 from piti.pipelines.cascade import NetworkSampling, Prepared, ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
@@ -178,7 +178,8 @@ def raw_hash(raw: Shaped[Tensor, "K h w"]) -> str:
 
 def _mark(network: torch.nn.Module) -> str:
     digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
+    named = {plain_key(key): value for key, value in network.state_dict().items()}
+    for key, value in sorted(named.items()):
         digest.update(f"{key}{list(value.shape)}".encode())
         flat = value.detach().reshape(-1)
         digest.update(flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy().tobytes())
@@ -197,7 +198,7 @@ def _as_read(pipeline: PITIPipeline, raw: Tensor, canvas: Canvas) -> tuple[Tenso
     condition = pipeline.condition
     upsampler = pipeline.upsampler if canvas.scale > 1 else None
     networks = [network for network in (pipeline.base, upsampler) if network is not None]
-    reading = [one for one in networks if not isinstance(one, Translator) or one.encoder is not None]
+    reading = [one for one in networks if one.one_pass or one.encoder is not None]
     size, whole = max(part_of(canvas, network) for network in reading), (raw.shape[-2], raw.shape[-1])
     if size[0] > whole[0] or size[1] > whole[1]:
         return raw, raw

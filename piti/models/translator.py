@@ -89,6 +89,8 @@ class Translator(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     _supports_gradient_checkpointing = True
+    one_pass = False
+    """Whether images are made in one pass, without a noise schedule; see `BaselineNetwork`."""
 
     @register_to_config
     def __init__(
@@ -130,17 +132,23 @@ class Translator(ModelMixin, ConfigMixin):
     @property
     def condition_side(self) -> int | None:
         """The side in pixels of what its encoder reads for a square image; none where it reads no picture."""
-        return self.encoder.spec.size if isinstance(self.encoder, ConditionEncoder | AlignedEncoder) else None
+        spec = self.reads
+        return spec.size if isinstance(spec, EncoderSpec | AlignedEncoderSpec) else None
+
+    @property
+    def reads(self) -> EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None:
+        """What its encoder reads, none without one: by this its kind is told, which a compiled encoder has too."""
+        return None if self.encoder is None else self.encoder.spec
 
     @property
     def granularity(self) -> int:
         """The sides of an image are multiples of this: of what the UNet needs, and what the encoder does."""
         unet = self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
-        if isinstance(self.encoder, AlignedEncoder):
-            return math.lcm(unet, self.encoder.spec.stride)
-        if not isinstance(self.encoder, ConditionEncoder):
+        spec, side = self.reads, self.low_res or self.image_size
+        if isinstance(spec, AlignedEncoderSpec):
+            return math.lcm(unet, spec.stride)
+        if not isinstance(spec, EncoderSpec):
             return unet
-        spec, side = self.encoder.spec, self.low_res or self.image_size
         small = spec.stride * side // math.gcd(spec.stride * side, spec.size)  # pixels that `size` and `side` share
         return math.lcm(unet, small * self.scale)
 

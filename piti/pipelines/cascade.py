@@ -17,7 +17,7 @@ from piti.core.seeding import generator_for
 from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
-from piti.models import AlignedEncoder, ConditionEncoder, TextEncoder, Tokens, Translator
+from piti.models import AlignedEncoderSpec, EncoderSpec, TextEncoderSpec, Tokens, Translator
 from piti.pipelines.canvas import Canvas, fitted
 
 OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, 3, H, W])
@@ -239,7 +239,7 @@ def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translato
         raise ModelError(
             f"the base is an upsampler ({made})", remedy=f"give it as the upsampler of a {base.low_res} px base"
         )
-    if isinstance(base, BaselineNetwork):
+    if base.one_pass:
         if base.baseline.channels != condition.channels:
             raise _other_channels("base", base.baseline.channels, condition)
     elif base.encoder is None:
@@ -247,20 +247,19 @@ def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translato
     if upsampler is not None:
         _check_chain(base, upsampler)
     for name, translator in (("base", base), ("upsampler", upsampler)):
-        if not isinstance(translator, Translator) or translator.encoder is None:
-            continue
-        _check_read(name, translator.encoder, condition)
+        reads = None if translator is None or translator.one_pass else translator.reads
+        if reads is not None:
+            _check_read(name, reads, condition)
 
 
 _OTHER_CONDITION = "give the condition that it was trained with"
 
 
-def _check_read(name: str, encoder: ConditionEncoder | TextEncoder | AlignedEncoder, condition: Condition) -> None:
-    if isinstance(encoder, TextEncoder) != isinstance(condition, TextCondition):
-        what = "text" if isinstance(encoder, TextEncoder) else "pictures"
+def _check_read(name: str, spec: EncoderSpec | TextEncoderSpec | AlignedEncoderSpec, condition: Condition) -> None:
+    if isinstance(spec, TextEncoderSpec) != isinstance(condition, TextCondition):
+        what = "text" if isinstance(spec, TextEncoderSpec) else "pictures"
         raise ModelError(f"the {name} reads {what}, not the condition '{condition.kind}'", remedy=_OTHER_CONDITION)
-    if isinstance(encoder, TextEncoder):
-        spec = encoder.spec
+    if isinstance(spec, TextEncoderSpec):
         if isinstance(condition, TextCondition) and (spec.context, spec.vocabulary) != (
             condition.context,
             condition.tokenizer.size,
@@ -270,8 +269,8 @@ def _check_read(name: str, encoder: ConditionEncoder | TextEncoder | AlignedEnco
                 f"{condition.context} of {condition.tokenizer.size}",
                 remedy=_OTHER_CONDITION,
             )
-    elif encoder.spec.in_channels != condition.channels:
-        raise _other_channels(name, encoder.spec.in_channels, condition)
+    elif spec.in_channels != condition.channels:
+        raise _other_channels(name, spec.in_channels, condition)
 
 
 def _other_channels(name: str, channels: int, condition: Condition) -> ModelError:
@@ -309,13 +308,32 @@ def _bring(translator: ImageNetwork) -> None:
 
 
 def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    """One generator an image, its seed drawn from the given one in the order of the images."""
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise UserError(f"{len(generator)} generators for {count} images; give one, or one an image")
-        return list(generator)
-    seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device if generator else "cpu")
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    """One generator an image, its seed drawn from the given one in the order of the images.
+
+    Of several each is drawn from once, so that one alone and a list of it decide the same noise. Raises UserError for
+    other things than generators, another number of them than of images, and one that is given twice.
+    """
+    several = list(generator) if isinstance(generator, Sequence) and not isinstance(generator, str) else None
+    for one in [generator] if several is None else several:
+        if not (isinstance(one, torch.Generator) or (one is None and several is None)):
+            raise UserError(
+                f"expected a torch.Generator, or a list of one an image, got {one!r}",
+                remedy="give torch.Generator().manual_seed(SEED)",
+                option="generator",
+            )
+    if several is None:
+        return [torch.Generator().manual_seed(seed) for seed in _seeds(generator, count)]  # pyright: ignore[reportArgumentType]
+    if len(several) != count:
+        raise UserError(f"{len(several)} generators for {count} images; give one, or one an image")
+    if any(one is other for k, one in enumerate(several) for other in several[:k]):
+        raise UserError("one generator is given twice, which images have which noise would depend on the batch")
+    return [torch.Generator().manual_seed(_seeds(one, 1)[0]) for one in several]
+
+
+def _seeds(generator: torch.Generator | None, count: int) -> list[int]:
+    """Seeds drawn at once, from torch's own generator where none is given."""
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(0, 2**62, (count,), generator=generator, device=device).tolist()
 
 
 def upsampler_generators(generators: Sequence[torch.Generator]) -> list[torch.Generator]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import Field, field_validator
 
@@ -113,8 +113,14 @@ class SamplingOptions(Spec):
         """The options of both networks, and those of `other` where these say nothing."""
         return SamplingOptions(base=self.base.over(other.base), upsampler=self.upsampler.over(other.upsampler))
 
+    def with_sampler(self, network: Literal["base", "upsampler"], sampler: str) -> Self:
+        """The same options with another sampler of a network."""
+        one = getattr(self, network).model_copy(update={"sampler": sampler})
+        return self.model_copy(update={network: one})
+
     def resolve(self, pipe: PITIPipeline) -> ResolvedSampling:
         """These options, and the pipeline's defaults where they say nothing. Raises UserError for impossible ones."""
+        pipe.check_parts()
         self._check_upsampler(pipe)
         network = pipe.base_network()
         own = _ONE_PASS if isinstance(network, OnePass) else pipe.defaults.base

@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -19,6 +18,7 @@ from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import (
     INDEX_FILE,
     OF_UPSAMPLER,
+    SCHEDULERS,
     ModelError,
     ModelFolder,
     ModelInfo,
@@ -28,13 +28,13 @@ from piti.checkpoints.folder import (
     list_models,
     write_model_folder,
 )
-from piti.conditions import Condition, Given, TextCondition
+from piti.conditions import Condition, ConditionError, Given, Handed, TextCondition
 from piti.core.distributed import usable_device
 from piti.core.errors import UserError, option, text_of
-from piti.core.images import Source, to_pil
+from piti.core.images import to_pil
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.samplers import OnStep
-from piti.diffusion.schedule import NoiseSchedule, spec_of
+from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
+from piti.diffusion.schedule import NoiseSchedule, noise_schedule_of
 from piti.models import Translator
 from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, fitted
 from piti.pipelines.cascade import (
@@ -47,7 +47,14 @@ from piti.pipelines.cascade import (
     one_each,
     sample_cascade,
 )
-from piti.pipelines.options import GENERAL_DEFAULTS, OWN_SAMPLING, SamplingKeywords, SamplingOptions
+from piti.pipelines.options import (
+    GENERAL_DEFAULTS,
+    OWN_SAMPLING,
+    NetworkOptions,
+    SamplingKeywords,
+    SamplingOptions,
+    UpsamplerOptions,
+)
 
 __all__ = [
     "ModelError",
@@ -60,7 +67,7 @@ __all__ = [
     "usable_device",
 ]
 
-ConditionInput = Source | Image.Image | Tensor | Mapping[str, Given]
+ConditionInput = Handed | Mapping[str, Given]
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
 
@@ -77,15 +84,22 @@ class PITIPipeline(DiffusionPipeline):
     """Translates conditions into images (PITI, section 3): a base, and an upsampler where there is one.
 
     base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
-    schedule that the translator was trained with, none for a baseline;
+    schedule that the translator was trained with, none for a baseline; its class is the sampler, where `defaults`
+    name none;
     condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small image, and
     its schedule; defaults: how this model is sampled where a caller does not say, as options or under their flat keys;
     else as in `GENERAL_DEFAULTS`.
 
-    Raises ModelError for parts that do not fit each other.
+    A part may be replaced, also by what `torch.compile` makes of it: `pipe.scheduler = DDIMScheduler.from_config(
+    pipe.scheduler.config)` makes its class the sampler from then on, and is saved.
+
+    Raises ModelError for parts that do not fit each other, UserError for a scheduler whose settings would not be
+    followed, also where a part is replaced.
     """
 
     base: ImageNetwork
+    scheduler: Scheduler | None
+    upsampler_scheduler: Scheduler | None
     condition: Condition
     upsampler: Translator | None
     model_cpu_offload_seq = "base->upsampler"
@@ -94,18 +108,13 @@ class PITIPipeline(DiffusionPipeline):
     def __init__(
         self,
         base: ImageNetwork,
-        scheduler: DDPMScheduler | None,
+        scheduler: Scheduler | None,
         condition: Condition,
         upsampler: Translator | None = None,
-        upsampler_scheduler: DDPMScheduler | None = None,
+        upsampler_scheduler: Scheduler | None = None,
         defaults: SamplingOptions | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if (upsampler is None) != (upsampler_scheduler is None):
-            raise ModelError("an upsampler and its scheduler go together; give both, or neither")
-        if (scheduler is None) != isinstance(base, BaselineNetwork):
-            raise ModelError("a translator goes with its scheduler, a baseline has none; give what belongs together")
-        check_cascade(condition, base, upsampler)
         self.register_modules(
             base=base,
             scheduler=scheduler,
@@ -115,14 +124,55 @@ class PITIPipeline(DiffusionPipeline):
         )
         if not isinstance(defaults, SamplingOptions):
             defaults = SamplingOptions.from_flat(defaults or {}, "the model's defaults")
-        self.defaults = defaults.networks_over(GENERAL_DEFAULTS)
-        self.schedule = None if scheduler is None else NoiseSchedule(spec_of(scheduler))
-        self.upsampler_schedule = None if upsampler_scheduler is None else NoiseSchedule(spec_of(upsampler_scheduler))
+        if upsampler is None and upsampler_scheduler is not None:
+            raise ModelError(_TOGETHER)
+        self.check_parts()
+        self.defaults = defaults.networks_over(self._general_defaults())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        replaced = "defaults" in self.__dict__
+        if replaced and name in ("base", "upsampler") and not (value is None or hasattr(value, "one_pass")):
+            raise ModelError(
+                f"expected a network of this package, or what torch.compile makes of one, got {type(value).__name__}",
+                remedy="give what it wraps",
+                source=f"pipe.{name}",
+            )
+        if replaced and name in SCHEDULERS.values() and value is not None:
+            network = "base" if name == SCHEDULERS["base"] else "upsampler"
+            super().__setattr__("defaults", self.defaults.with_sampler(network, sampler_of(value)))
+        super().__setattr__(name, value)
+
+    def _general_defaults(self) -> SamplingOptions:
+        """`GENERAL_DEFAULTS`, with the samplers that the schedulers are."""
+        first, second = self.scheduler, self.upsampler_scheduler
+        by_class = SamplingOptions(
+            base=NetworkOptions(sampler=None if first is None else sampler_of(first)),
+            upsampler=UpsamplerOptions(sampler=None if second is None else sampler_of(second)),
+        )
+        return by_class.networks_over(GENERAL_DEFAULTS)
+
+    def check_parts(self) -> None:
+        """Raises ModelError unless the parts, as they are now, fit each other."""
+        if self.upsampler is not None and self.upsampler_scheduler is None:
+            raise ModelError(_TOGETHER)
+        if (self.scheduler is None) != self.base.one_pass:
+            raise ModelError("a translator goes with its scheduler, a baseline has none; give what belongs together")
+        check_cascade(self.condition, self.base, self.upsampler)
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The noise schedule of the scheduler, none for a baseline."""
+        return None if self.scheduler is None else noise_schedule_of(self.scheduler)
+
+    @property
+    def upsampler_schedule(self) -> NoiseSchedule | None:
+        """The noise schedule of the upsampler's scheduler."""
+        return None if self.upsampler_scheduler is None else noise_schedule_of(self.upsampler_scheduler)
 
     @torch.no_grad()
     def __call__(
         self,
-        condition: ConditionInput | Sequence[ConditionInput],
+        condition: Any,
         num_images: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
@@ -131,18 +181,23 @@ class PITIPipeline(DiffusionPipeline):
     ) -> PITIPipelineOutput:
         """Translate one condition or several, `num_images` times each.
 
-        condition: a file, a PIL image, or what the condition's `read` returns, [K, h, w]. Its image has its
-        proportions, see `Canvas`. For a prior: the text itself, a `Path` of a text file, or tokens.
+        condition: a `ConditionInput` or several in a list: a file, a PIL image, its pixels as an array (uint8
+        [h, w, 3], or numbers [h, w]; depth as floats in metres), or what the condition's `read` returns, [K, h, w]. Its
+        image has its proportions, see `Canvas`. For a prior: the text itself, a `Path` of a text file, or tokens.
         For several conditions at once: one of these for each part that is given, by the part's name.
         generator: decides the noise; the same generator gives the same images, whatever the batch; several: one an
-        image. batch_size: images made at once, by either network. on_step: called with (steps done, steps in all,
-        x̂₀ [B, 3, H, W] in [-1, 1]), counted over both networks; x̂₀ is the whole canvas.
+        image, each deciding what it would alone. batch_size: images made at once, by either network. on_step: called
+        with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]), counted over both networks; x̂₀ is the whole
+        canvas.
         sampling: guidance, steps, sampler, the same of the upsampler with `upsampler_` in front, base_only, size and
         square, see `SamplingOptions`; the model's own by default.
 
         Raises ConditionError or ImageError for a condition, UserError for an option.
         """
-        inputs = list(condition) if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
+        several = isinstance(condition, Sequence) and not isinstance(condition, str | bytes)
+        inputs = list(condition) if several else [condition]
+        if not inputs:
+            raise ConditionError("no condition is given", remedy="give one, or several in a list")
         if num_images < 1 or batch_size < 1:
             raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
         resolved = SamplingOptions.from_flat(sampling).resolve(self)
@@ -170,7 +225,7 @@ class PITIPipeline(DiffusionPipeline):
 
     def prepare(
         self,
-        condition: ConditionInput,
+        condition: Any,
         options: SamplingOptions | ResolvedSampling = OWN_SAMPLING,
         source: str = "the condition",
         over: tuple[int, int] | None = None,
@@ -211,17 +266,17 @@ class PITIPipeline(DiffusionPipeline):
     def draws_noise(self, base_only: bool = False) -> bool:
         """Whether several images of one condition differ. base_only: without the upsampler."""
         alone = base_only or self.upsampler is None
-        return not (alone and isinstance(self.base, BaselineNetwork) and not self.base.baseline.noise_shape)
+        return not (alone and self.base.one_pass and not cast(BaselineNetwork, self.base).baseline.noise_shape)
 
     # Networks
 
     def base_network(self) -> Network | OnePass:
         """The base as it is sampled."""
         device = self._device_of(self.base)
-        if isinstance(self.base, BaselineNetwork):
-            return OnePass(self.base, self.condition, device)
+        if self.base.one_pass:
+            return OnePass(cast(BaselineNetwork, self.base), self.condition, device)
         assert self.schedule is not None
-        return Network(self.base, self.schedule, self.condition, device)
+        return Network(cast(Translator, self.base), self.schedule, self.condition, device)
 
     def upsampler_network(self) -> Network | None:
         """The upsampler as it is sampled, where there is one."""
@@ -234,33 +289,30 @@ class PITIPipeline(DiffusionPipeline):
 
     # Conditions
 
-    def read(self, item: ConditionInput, square: bool = False) -> Tensor:
+    def read(self, item: Any, square: bool = False) -> Tensor:
         """A condition in raw form, in its own resolution, [K, h, w]; square: cropped at its centre."""
         if isinstance(item, str) and isinstance(self.condition, TextCondition):
             raw = self.condition.tokens(item)
-        elif isinstance(item, Tensor):
-            raw = self.condition.checked(item, "the given tensor")
-        elif isinstance(item, Image.Image):
-            raw = self.condition.read(item, "the given image")
         else:
-            raw = self.condition.load(item)
+            raw = self.condition.take(item)
         return self.condition.squared(raw) if square else raw
 
     # On disk
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the model's folder."""
-        parts: dict[str, Saveable] = {"base": self.base}
+        parts: dict[str, Saveable | None] = {"base": self.base}
         if self.scheduler is not None:
             parts["scheduler"] = self.scheduler
         if self.upsampler is not None:
             parts |= {"upsampler": self.upsampler, "upsampler_scheduler": self.upsampler_scheduler}
         condition = self.condition.saved_in(Path(save_directory))
-        write_model_folder(Path(save_directory), parts, condition.to_config(), self._own_defaults())
+        saved = {name: part for name, part in parts.items() if part is not None}
+        write_model_folder(Path(save_directory), saved, condition.to_config(), self._own_defaults())
 
     def _own_defaults(self) -> dict[str, Any]:
-        """What the model folder says of sampling, under flat keys: what differs from `GENERAL_DEFAULTS`."""
-        general, own = GENERAL_DEFAULTS.to_flat(), self.defaults.to_flat()
+        """What the model folder says of sampling, under flat keys: what differs from what holds for any model."""
+        general, own = self._general_defaults().to_flat(), self.defaults.to_flat()
         said = {key: value for key, value in own.items() if value != general[key]}
         if self.upsampler is None:
             said = {key: value for key, value in said.items() if not key.startswith(OF_UPSAMPLER)}
@@ -309,6 +361,9 @@ class PITIPipeline(DiffusionPipeline):
         return cls(*base, folder.condition, *_load_upsampler(other, folder.condition, torch_dtype), defaults=defaults)
 
 
+_TOGETHER = "an upsampler and its scheduler go together; give both, or neither"
+
+
 def content_hash(content: Tensor) -> str:
     """The hash of a condition as an encoder reads it."""
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
@@ -340,7 +395,7 @@ def _without_base(folder: ModelFolder, name: str | Path) -> str:
     )
 
 
-def _load_base(folder: ModelFolder, torch_dtype: torch.dtype) -> tuple[ImageNetwork, DDPMScheduler | None]:
+def _load_base(folder: ModelFolder, torch_dtype: torch.dtype) -> tuple[ImageNetwork, Scheduler | None]:
     """A folder's base and its scheduler, none for a baseline. Raises ModelError."""
     if folder.config("base").get("_class_name") != BaselineNetwork.__name__:
         return folder.load("base", torch_dtype)
@@ -353,7 +408,7 @@ def _load_base(folder: ModelFolder, torch_dtype: torch.dtype) -> tuple[ImageNetw
 
 def _load_upsampler(
     folder: ModelFolder, condition: Condition, torch_dtype: torch.dtype
-) -> tuple[Translator, DDPMScheduler]:
+) -> tuple[Translator, Scheduler]:
     """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
     if "upsampler" not in folder:
         raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder, find_model
 from piti.checkpoints.lora import Adapted, AdapterConfig, inject
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
 from piti.core.seeding import derive_seed
+from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
 from piti.models import Translator
 from piti.training.recipe import Recipe, RecipeError
@@ -100,7 +100,7 @@ def _network_of(translator: Translator, name: str, key: str) -> Path:
     return folder
 
 
-def _load(folder: Path) -> tuple[Translator, DDPMScheduler]:
+def _load(folder: Path) -> tuple[Translator, Scheduler]:
     """A network and its scheduler from the network's folder. Raises ModelError."""
     return ModelFolder.open(folder.parent).load(folder.name, torch.float32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from piti.conditions import ConditionError, condition_from_config
+from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
 from piti.models import Translator
@@ -79,6 +81,11 @@ def test_a_generator_for_each_image() -> None:
     assert np.abs(pair[1] - alone[0]).max() <= 1
     with pytest.raises(ValueError, match="2 generators for 3 images"):
         pipeline(mask(1), num_images=3, generator=[seeded(3), seeded(4)])
+    one = arrays(pipeline(mask(1), generator=seeded(4)).images)
+    assert np.array_equal(alone, one)  # a generator decides the same noise in a list of one
+    twice = seeded(3)
+    with pytest.raises(ValueError, match="one generator is given twice"):
+        pipeline(mask(1), num_images=2, generator=[twice, twice])
 
 
 def test_the_condition_is_encoded_once_an_image_and_guided_pairs_are_one_batch(monkeypatch) -> None:
@@ -112,6 +119,34 @@ def test_a_condition_given_twice_is_read_and_encoded_once(monkeypatch) -> None:
     apart = arrays(pipeline([mask(2), mask(1), mask(2)], num_images=2, steps=2, guidance=0, generator=seeded()).images)
     assert encoded == [2, 3]
     assert np.abs(several - apart).max() <= 1
+
+
+@pytest.mark.parametrize("given", [None, 3, b"mask.png", [None], object()])
+def test_what_is_no_condition_is_an_error_in_words(given: Any) -> None:
+    with pytest.raises(ConditionError, match="expected a file's name, a picture, an array or a tensor, got"):
+        tiny_pipeline()(given)
+
+
+def test_other_unusable_arguments_are_errors_in_words() -> None:
+    pipeline = tiny_pipeline()
+    with pytest.raises(ConditionError, match="no condition is given"):
+        pipeline([])
+    for odd in (5, "5", [5], [None], np.random.default_rng(0)):
+        with pytest.raises(UserError, match=r"generator: expected a torch.Generator"):
+            pipeline(mask(1), generator=odd)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_array_is_read_like_the_picture_of_it() -> None:
+    pipeline, picture = tiny_pipeline(), mask(1)
+    ids, colours = np.asarray(picture), np.asarray(pipeline.condition.preview(pipeline.read(picture)))
+    expected = pipeline.read(picture)
+    for array in (ids, ids[..., None], ids.astype(np.uint16), ids.astype(np.int64), colours, ids[::-1][::-1]):
+        assert torch.equal(pipeline.read(array), expected), array.dtype
+    for odd in (ids.astype(float), colours[None], ids[:0], ids.astype(complex), np.array("mask.png"), ids[0]):
+        with pytest.raises(UserError, match=r"the given array: .* (is no mask|got \[)"):
+            pipeline.read(odd)
+    with pytest.raises(UserError, match="at most 32 bits"):
+        pipeline.read(ids.astype(np.int64) + 2**40)
 
 
 def test_guidance_changes_the_image_and_w_0_is_off() -> None:

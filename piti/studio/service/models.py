@@ -8,7 +8,6 @@ from typing import get_args
 
 import torch
 
-from piti.baselines import BaselineNetwork
 from piti.conditions import Condition, MaskCondition
 from piti.core.errors import UserError
 from piti.pipelines.options import OWN_SAMPLING
@@ -72,7 +71,7 @@ def _described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
         small_size=pipeline.base.image_size,
         classes=[ClassInfo(id=number, name=word, colour=colour) for number, word, colour in entries],
         unlabelled=None if table is None else table.ignore_colour,
-        samplers=[] if isinstance(pipeline.base, BaselineNetwork) else list(get_args(SamplerName)),
+        samplers=[] if pipeline.base.one_pass else list(get_args(SamplerName)),
         defaults=Defaults.of(OWN_SAMPLING.resolve(pipeline)),
         limits=Bounds(
             num=limits.samples,
