@@ -13,9 +13,10 @@ from typing import Any
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.distributed import Ranks, together
 from piti.core.errors import option
-from piti.core.images import PREFIX, list_images, png_text
+from piti.core.images import PREFIX, list_images
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
-from piti.evaluation.pairing import PairingError, listed, photographs_of
+from piti.evaluation.pairing import PairingError, photographs_of
+from piti.generation.kept import difference
 from piti.generation.metadata import made_with, model_name
 from piti.generation.options import SHEET, GenerationOptions
 from piti.generation.translate import translate_files
@@ -180,20 +181,16 @@ def _check_made(out: Path, wanted: Mapping[str, str]) -> None:
     """Raises PairingError if images in `out` were not made as is `wanted` by their metadata."""
     existing = [path for path in (list_images(out) if out.is_dir() else []) if path.name != SHEET]
     for path in existing:
-        found = png_text(path)
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
-        if not differing:
-            continue
-        key = differing[0].removeprefix(PREFIX)
-        others = f" (and {listed([other.removeprefix(PREFIX) for other in differing[1:]])})" if differing[1:] else ""
-        raise PairingError(
-            f"is there already, made with {key} = {found.get(differing[0], 'nothing said')}, and "
-            f"{wanted[differing[0]]} is asked for{others}",
-            remedy=(
-                f"give another {option('out')}, or judge what is there: piti evaluate images {out} {option('real')} …"
-            ),
-            source=path,
-        )
+        odd = difference(path, wanted)
+        if odd:
+            raise PairingError(
+                f"is there already, {odd}",
+                remedy=(
+                    f"give another {option('out')}, or judge what is there: piti evaluate images {out} "
+                    f"{option('real')} …"
+                ),
+                source=path,
+            )
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from piti.conditions import Condition, ConditionError, SeveralCondition, TextCon
 from piti.core.distributed import Ranks, together
 from piti.core.errors import Message, UserError, option, text_of
 from piti.core.files import check_place
-from piti.core.images import IMAGE_SUFFIXES, ImageError, grid, image_size, list_files, open_image, save_png
+from piti.core.images import IMAGE_SUFFIXES, PREFIX, ImageError, grid, image_size, list_files, open_image, save_png
 from piti.data.archives import Archived, list_archived, list_conditions
 from piti.data.shards.index import Manifest, read_manifest
 from piti.data.shards.sources import MANIFEST
 from piti.generation.generate import Wanted, make_batch, stem_of_text
 from piti.generation.inputs import PartFiles, matched_parts
-from piti.generation.metadata import made_with, surroundings
+from piti.generation.kept import difference
+from piti.generation.metadata import made_with, raw_hash, surroundings
 from piti.generation.options import SHEET, GenerationOptions, seed_of
 from piti.generation.recreate import Record
 from piti.pipelines.canvas import batches_alike, enlarged
@@ -75,6 +76,8 @@ class Job:
     """The condition without its raw tensor."""
     number: int
     seed: int
+    condition_sha256: str
+    """Of the condition as it was read; empty where no image of it is there already."""
     target: Path
     stem: str
     """What the target is named after."""
@@ -138,7 +141,8 @@ def translate_files(
 
     The noise of an image follows from the seed, the condition's content and the image's number, so it
     does not depend on the file's name, the other files, or the batch. Existing images are kept unless
-    `overwrite`; they must have the size that is asked for. name: of the model, for the PNG's
+    `overwrite`; they must be those that are asked for, by what their PNGs say of seed, settings, weights and
+    condition. name: of the model, for the PNG's
     metadata. on_step: (denoising steps done, in all). ranks: the processes that share the work, see `joined`;
     each makes every world-th batch of what is missing, and when all are done the first makes the sheet. like: the
     image whose options and pipeline (`Record.applied`) these are; without inputs, texts and `given` its own
@@ -149,12 +153,14 @@ def translate_files(
     """
     ranks = ranks or Ranks()
     with together():
-        plan = _planned(pipeline, Asked(inputs, texts, given or {}, like), out, options, overwrite)
+        plan = _planned(pipeline, Asked(inputs, texts, given or {}, like), out, options)
+        common = made_with(plan.sampling, options.seed, name) | surroundings(pipeline)
+        if not overwrite:
+            _check_kept(plan.jobs, common, like)
         missing = [job.target for job in plan.jobs if overwrite or not job.target.exists()]
     made = ranks.told(missing)  # as the first process saw it, before any image was made
     todo = set(made)
     with together():
-        common = made_with(plan.sampling, options.seed, name) | surroundings(pipeline)
         _make(pipeline, [job for job in plan.jobs if job.target in todo], options, common, on_step, ranks)
     sheet = out / SHEET
     with together():
@@ -167,7 +173,7 @@ def translate_files(
 # Planning
 
 
-def _planned(pipeline: PITIPipeline, asked: Asked, out: Path, options: GenerationOptions, overwrite: bool) -> Plan:
+def _planned(pipeline: PITIPipeline, asked: Asked, out: Path, options: GenerationOptions) -> Plan:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
     like = asked.like
     with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
@@ -184,9 +190,6 @@ def _planned(pipeline: PITIPipeline, asked: Asked, out: Path, options: Generatio
         plan.notes.append(
             f"this model takes no noise: all images of one condition are the same ({option('num')} 1 makes one)"
         )
-    if not overwrite:
-        _check_sizes(plan.jobs)
-        _check_not_itself(plan.jobs, like)
     plan.notes += left_out
     if like is not None:
         plan.notes += _differences(pipeline, plan, like)
@@ -208,6 +211,28 @@ def _conditions(pipeline: PITIPipeline, asked: Asked) -> tuple[dict[str, Item], 
         return dict(files), notes
     texts = list(dict.fromkeys(" ".join(text.split()) for text in asked.texts))
     return _sources(asked.inputs, texts, condition), _cut(pipeline, texts)
+
+
+def _check_kept(jobs: list[Job], common: Mapping[str, str], like: Record | None) -> None:
+    """Raises TranslationError if an image that would be kept is another than the one that is asked for.
+
+    common: what all images are to say, see `image_text`. Versions and the device change an image's last bits at most.
+    """
+    existing = [job for job in jobs if job.target.exists()]
+    _check_sizes(existing)
+    _check_not_itself(existing, like)
+    common = {key: value for key, value in common.items() if key.removeprefix(PREFIX) not in ("version", "made_on")}
+    if common.get(f"{PREFIX}weights"):
+        common.pop(f"{PREFIX}model", None)  # weights say it, whatever the model is called
+    for job in existing:
+        own = {f"{PREFIX}number": str(job.number), f"{PREFIX}condition_sha256": job.condition_sha256}
+        odd = difference(job.target, {**common, **own})
+        if odd:
+            raise TranslationError(
+                f"is there already, {odd}",
+                remedy=f"add {option('overwrite')} to make it anew, or give another {option('out')}",
+                source=job.target,
+            )
 
 
 def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
@@ -236,11 +261,11 @@ def _differences(pipeline: PITIPipeline, plan: Plan, like: Record) -> list[str]:
 
 
 def _check_sizes(jobs: list[Job]) -> None:
-    """Raises TranslationError if an image that would be kept has another size."""
+    """Raises TranslationError if one of these images, which are there, has another size."""
     for job in jobs:
         canvas = job.prepared.canvas
         wanted = (canvas.image_width, canvas.image_height)
-        width, height = image_size(job.target) if job.target.exists() else wanted
+        width, height = image_size(job.target)
         if (width, height) != wanted:
             raise TranslationError(
                 f"is there already, {width} x {height}, where {wanted[0]} x {wanted[1]} are to be made",
@@ -406,10 +431,11 @@ def _prepare_all(
             size, previews = enlarged(prepared.canvas, SHEET_SIDE), pipeline.condition.previews(prepared.raw)
             plan.previews[source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
             plan.all_differ &= like is not None and like.is_other(prepared.raw)
-        bare = prepared.bare()
-        for number in options.wanted():
+        bare, targets = prepared.bare(), {number: out / f"{stem}_{number}.png" for number in options.wanted()}
+        sha = raw_hash(prepared.raw) if any(target.exists() for target in targets.values()) else ""
+        for number, target in targets.items():
             seed = seed_of(options.seed, bare.content_hash, number)
-            plan.jobs.append(Job(source, bare, number, seed, out / f"{stem}_{number}.png", stem))
+            plan.jobs.append(Job(source, bare, number, seed, sha, target, stem))
     if not problems:
         return []
     listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)

@@ -319,7 +319,7 @@ def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, coun
             raise UserError(
                 f"expected a torch.Generator, or a list of one an image, got {one!r}",
                 remedy="give torch.Generator().manual_seed(SEED)",
-                option="generator",
+                source="generator",
             )
     if several is None:
         return [torch.Generator().manual_seed(seed) for seed in _seeds(generator, count)]  # pyright: ignore[reportArgumentType]

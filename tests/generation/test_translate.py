@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from piti.conditions import TextCondition
+from piti.core.images import png_text, save_png
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.generation.options import GenerationOptions
 from piti.generation.translate import TranslationError, translate_files
@@ -60,7 +62,7 @@ def test_existing_results_are_kept_unless_overwritten(masks: Path, tmp_path: Pat
     out, settings = tmp_path / "out", GenerationOptions.from_flat(num=1, steps=2)
     translate_files(tiny_pipeline(), [masks], out, settings, "tiny")
     before = pixels(out)
-    Image.new("RGB", (16, 16)).save(out / "m0_0.png")
+    save_png(Image.new("RGB", (16, 16)), out / "m0_0.png", png_text(out / "m0_0.png"))
     (out / "m2_0.png").unlink()
     report = translate_files(tiny_pipeline(), [masks], out, settings, "tiny")
     assert [p.name for p in report.made] == ["m2_0.png"]
@@ -113,6 +115,47 @@ def test_bad_inputs_are_listed_together_before_anything_is_written(masks: Path, 
             GenerationOptions.from_flat(),
             "tiny",
         )
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"seed": 1}, "made with seed = 0, and 1 is asked for; add overwrite"),
+        ({"guidance": 0.5}, "made with guidance = .*, and .*0.5.* is asked for"),
+        ({"steps": 3, "seed": 1}, r"made with seed = 0, and 1 is asked for \(and steps differs\)"),
+        ({"sampler": "ddim"}, "made with sampler = ddpm, and ddim is asked for"),
+        ({"mask": 9}, "made of another condition than is asked for"),
+        ({"weights": True}, "made with other weights than is asked for"),
+        ({"number": True}, "made with number = 0, and 1 is asked for"),
+        ({"stripped": True}, "and does not say how it was made"),
+    ],
+)
+def test_an_image_is_kept_only_if_it_is_the_one_that_is_asked_for(
+    tmp_path: Path, changed: dict[str, Any], why: str
+) -> None:
+    folder, out = tmp_path / "masks", tmp_path / "out"
+    folder.mkdir()
+    mask(1).save(folder / "m.png")
+    first = {"num": 2, "batch": 2, "steps": 2}
+    translate_files(tiny_pipeline(), [folder], out, GenerationOptions.from_flat(**first), "tiny")
+    sheet, pipeline = (out / "sheet.png").read_bytes(), tiny_pipeline()
+    changed = dict(changed)
+    if changed.pop("mask", None):
+        mask(9).save(folder / "m.png")
+    if changed.pop("weights", None):
+        with torch.no_grad():
+            next(pipeline.base.parameters()).add_(1)
+    if changed.pop("number", None):
+        (out / "m_0.png").replace(out / "m_1.png")
+    if changed.pop("stripped", None):
+        Image.open(out / "m_1.png").copy().save(out / "m_1.png")
+    options = GenerationOptions.from_flat(**{**first, **changed})
+    with pytest.raises(TranslationError, match=f"is there already, ({why})"):
+        translate_files(pipeline, [folder], out, options, "tiny")
+    assert (out / "sheet.png").read_bytes() == sheet
+    report = translate_files(pipeline, [folder], out, options, "tiny", overwrite=True)
+    assert not report.kept
+    assert len(translate_files(pipeline, [folder], out, options, "called otherwise").kept) == 2
 
 
 def test_a_sampler_that_does_not_exist_writes_nothing(masks: Path, tmp_path: Path) -> None:
