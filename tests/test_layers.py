@@ -29,6 +29,8 @@ LAYERS = [
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}, "models": {"conditions"}, "conditions": {"models"}}
 EXCEPTIONS = {("checkpoints/convert.py", "pipelines")}  # whether the networks that were read fit each other
 FIELDS = {"upsampler_guidance", "upsampler_noise"}  # options of a pipeline, and of no flag
+FIELDS |= {"num_images", "num_images_per_prompt", "num_inference_steps", "guidance_scale", "output_type", "latents"}
+FIELDS |= {"callback_on_step_end", "callback_on_step_end_tensor_inputs", "torch_dtype", "device_map"}
 
 
 def layer_of(module: str) -> int:
@@ -103,7 +105,10 @@ def flags_of(path: Path) -> set[str]:
 
 
 def test_the_package_itself_imports_nothing() -> None:
-    assert not imports_of(PACKAGE / "__init__.py")
+    """What it names is imported when it is asked for; type checkers read it at once."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    modules = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert set(modules) <= {"__future__", "importlib", "typing"}
 
 
 def test_import_stays_light() -> None:

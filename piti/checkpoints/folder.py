@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
@@ -25,6 +26,8 @@ from piti.models.translator import Translator
 INDEX_FILE = "model_index.json"
 CONDITION_FILE = "condition.json"
 SCHEDULER_FILE = "scheduler_config.json"
+WEIGHTS_STEM = "diffusion_pytorch_model"
+"""How diffusers' files of weights begin."""
 SCHEDULERS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
 """The networks of a model, and where their noise schedules are."""
 OF_UPSAMPLER = "upsampler_"
@@ -44,8 +47,33 @@ class Saveable(Protocol):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any: ...
 
 
+@dataclass(frozen=True)
+class WeightsForm:
+    """In which files a network's weights are written."""
+
+    safe: bool = True
+    """As safetensors, else as PyTorch's pickles."""
+    variant: str | None = None
+    """A name in those of the files, such as "fp16"."""
+    max_shard_size: int | str | None = None
+    """Of one file, in bytes or such as "5GB"; by default all in one."""
+
+    def save(self, network: ModelMixin, folder: Path) -> None:
+        """Write a network, and remove weights of the same variant in the other form, which would be read instead."""
+        sharded: dict[str, Any] = {} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}
+        network.save_pretrained(folder, safe_serialization=self.safe, variant=self.variant, **sharded)
+        middle, ending = "" if self.variant is None else f".{self.variant}", "bin" if self.safe else "safetensors"
+        for pattern in (f"{middle}.{ending}", f"{middle}-*-of-*.{ending}", f".{ending}.index{middle}.json"):
+            for stale in folder.glob(f"{WEIGHTS_STEM}{pattern}"):
+                stale.unlink()
+
+
 def write_model_folder(
-    folder: Path, parts: Mapping[str, Saveable], condition: dict[str, Any], defaults: dict[str, Any]
+    folder: Path,
+    parts: Mapping[str, Saveable],
+    condition: dict[str, Any],
+    defaults: dict[str, Any],
+    form: WeightsForm = WeightsForm(),
 ) -> None:
     """Write `model_index.json`, a sub-folder for each part, and the condition.
 
@@ -57,7 +85,10 @@ def write_model_folder(
     index: dict[str, Any] = {"_class_name": "PITIPipeline"}
     for name, part in parts.items():
         with uncompiled(part) as plain:
-            plain.save_pretrained(folder / name)
+            if isinstance(plain, ModelMixin):
+                form.save(plain, folder / name)
+            else:
+                plain.save_pretrained(folder / name)
         _forget_origin(folder / name)
         kind = getattr(plain, "saved_as", type(plain))
         index[name] = [kind.__module__.partition(".")[0], kind.__name__]
@@ -177,8 +208,15 @@ class ModelFolder:
         """The arguments of a network's `Translator`. Raises ModelError."""
         return {key: value for key, value in self.config(network).items() if not key.startswith("_")}
 
-    def load(self, network: str, torch_dtype: torch.dtype) -> tuple[Translator, Scheduler]:
-        """A network, ready to sample, and its scheduler. Raises ModelError."""
+    def has_variant(self, network: str, variant: str) -> bool:
+        """Whether there are weights of a network under this name."""
+        names = [path.name for path in (self.path / network).glob(f"{WEIGHTS_STEM}*")]
+        return any(name.startswith((f"{WEIGHTS_STEM}.{variant}.", f"{WEIGHTS_STEM}.{variant}-")) for name in names)
+
+    def load(self, network: str, torch_dtype: torch.dtype, **form: Any) -> tuple[Translator, Scheduler]:
+        """A network, ready to sample, and its scheduler. form: `variant` and `use_safetensors` of diffusers' models.
+        Raises ModelError.
+        """
         kind = self.config(network).get("_class_name", Translator.__name__)
         if kind != Translator.__name__:
             raise ModelError(
@@ -186,11 +224,10 @@ class ModelFolder:
                 "this"
             )
         try:
-            translator = self._translator(network, torch_dtype)
-            schedule = self.scheduler(network)
+            translator = self._translator(network, torch_dtype, **form)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: {error}") from None
-        return translator.eval(), schedule
+        return translator.eval(), self.scheduler(network)
 
     def scheduler(self, network: str) -> Scheduler:
         """A network's scheduler, of the class that its file names. Raises ModelError."""
@@ -201,10 +238,10 @@ class ModelFolder:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / SCHEDULER_FILE}: {text_of(error)}; write the model anew") from None
 
-    def _translator(self, network: str, torch_dtype: torch.dtype) -> Translator:
+    def _translator(self, network: str, torch_dtype: torch.dtype, **form: Any) -> Translator:
         folder = self.path / network
         if not (folder / ADAPTER_CONFIG).is_file():
-            return Translator.from_pretrained(folder, torch_dtype=torch_dtype)
+            return Translator.from_pretrained(folder, torch_dtype=torch_dtype, **form)
         config = read_adapter_config(folder)
         prior = find_model(config.prior) / network
         return load_adapted(folder, config, self.arguments(network), prior, torch_dtype)

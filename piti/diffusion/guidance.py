@@ -49,6 +49,10 @@ class Guidance(Spec):
         low, high = self.interval
         return self.w != 0 and low <= t / T <= high
 
+    def of_strength(self, w: float) -> Guidance:
+        """The same rule with another strength. Raises SpecError for an impossible one."""
+        return self if w == self.w else Guidance.parse(self.to_dict() | {"w": w}, "guidance")
+
 
 @runtime_checkable
 class DenoisePair(Protocol):
@@ -57,13 +61,15 @@ class DenoisePair(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, with_null: bool) -> tuple[Estimate, Estimate | None]: ...
 
 
-def guided(denoise: DenoisePair, guidance: Guidance, schedule: NoiseSchedule) -> Denoise:
+def guided(
+    denoise: DenoisePair, guidance: Guidance, schedule: NoiseSchedule, strength: Callable[[], float] | None = None
+) -> Denoise:
     """The guided model as the samplers call it: (x_t, t) -> Estimate, with the conditional's variance.
 
     denoise(x_t, t, with_null): both estimates, best as one batch; with_null is False where guidance is not
     active, and the second estimate then None. schedule: the trained one, not respaced. Make a fresh one
-    for each sampling run ("apg" remembers past steps). The result raises ValueError if `t` differs within
-    a batch.
+    for each sampling run ("apg" remembers past steps). strength: w of the step to come, where it changes during a run;
+    by default the guidance's own. The result raises ValueError if `t` differs within a batch.
     """
     rule = _RULES[guidance.kind](guidance, schedule)
 
@@ -71,13 +77,14 @@ def guided(denoise: DenoisePair, guidance: Guidance, schedule: NoiseSchedule) ->
         now = int(t[0])
         if bool((t != now).any()):
             raise UserError(f"guidance needs one timestep for the whole batch, got {t.tolist()}")
-        active = guidance.active(now, len(schedule))
+        present = guidance if strength is None else guidance.of_strength(strength())
+        active = present.active(now, len(schedule))
         cond, null = denoise(x_t, t, active)
         if not active:
             return cond
         if null is None:
-            raise UserError(f"w = {guidance.w} needs the null estimate at t = {now}, but denoise gave None")
-        return Estimate(rule(cond.eps, null.eps, x_t, t), cond.variance)
+            raise UserError(f"w = {present.w} needs the null estimate at t = {now}, but denoise gave None")
+        return Estimate(rule(cond.eps, null.eps, x_t, t, present.w), cond.variance)
 
     return step
 
@@ -175,26 +182,26 @@ def _nonzero(x: Float[Tensor, "b 1 1 1"]) -> PerSample:
     return x.clamp(min=1e-12)
 
 
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (eps_cond, eps_null, x_t, t) -> guided eps
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]  # (eps_cond, eps_null, x_t, t, w) -> guided eps
 
 
 def _plain(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
-    return lambda cond, null, x_t, t: plain_guidance(cond, null, guidance.w)
+    return lambda cond, null, x_t, t, w: plain_guidance(cond, null, w)
 
 
 def _normalized(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
-    return lambda cond, null, x_t, t: normalized_guidance(cond, null, guidance.w)
+    return lambda cond, null, x_t, t, w: normalized_guidance(cond, null, w)
 
 
 def _rescaled(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
-    return lambda cond, null, x_t, t: rescaled_guidance(cond, null, guidance.w, guidance.phi)
+    return lambda cond, null, x_t, t, w: rescaled_guidance(cond, null, w, guidance.phi)
 
 
 def _apg(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
     momentum = Momentum(guidance.momentum)
     g = guidance
-    return lambda cond, null, x_t, t: adaptive_projected_guidance(
-        cond, null, g.w, x_t, t, schedule, g.eta, g.norm, momentum
+    return lambda cond, null, x_t, t, w: adaptive_projected_guidance(
+        cond, null, w, x_t, t, schedule, g.eta, g.norm, momentum
     )
 
 

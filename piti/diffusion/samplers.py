@@ -30,6 +30,9 @@ from piti.core.spec import choices
 from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps, spec_of
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
+AfterStep = Callable[
+    [int, Tensor], Tensor
+]  # (timestep just done, x_{t−1} [B, C, H, W]) -> what the next step starts from
 
 
 @dataclass(frozen=True)
@@ -174,13 +177,14 @@ def sample(
     generators: Sequence[torch.Generator],
     on_step: OnStep | None = None,
     eta: float = 0.0,
+    after_step: AfterStep | None = None,
 ) -> Images:
     """Denoise x_T, [B, C, H, W], into images in [−1, 1].
 
     denoise: a model's noise estimate, see `guided`; called with the timesteps the model was trained on.
     sampler: a name in `SAMPLERS`; steps: a count, or a respacing of `space_timesteps`; generators: one for
     each sample, so that a sample is the same in any batch; on_step(done, total, x̂₀) after each step; eta:
-    "ddim" only, 0 … 1.
+    "ddim" only, 0 … 1; after_step: may replace what the next step starts from, after the last one the result.
     Raises ValueError for an unknown sampler, impossible steps, or eta where it has no meaning.
     """
     _one_generator_each(len(x_T), generators)
@@ -197,6 +201,8 @@ def sample(
         x_t = scheduler.step(output, k, x_t, **options).prev_sample
         if on_step is not None:
             on_step(len(spaced) - k, len(spaced), x0)
+        if after_step is not None:
+            x_t = after_step(int(spaced.timesteps[k]), x_t)
     return x_t.clamp(-1, 1)
 
 

@@ -51,7 +51,8 @@ class DetailPreconditioning(nn.Module):
 
     def distance(self, x_t: Tensor, large: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_t/α_t − L [B, 3, H, W], and s_t [B, 1, 1, 1], in float32."""
-        s = self.log_noise.float()[t.reshape(-1).expand(len(x_t))].exp().view(-1, 1, 1, 1)
+        log_noise = self.log_noise.to(t.device).float()  # offloading may keep it elsewhere
+        s = log_noise[t.reshape(-1).expand(len(x_t))].exp().view(-1, 1, 1, 1)
         return x_t * (1 + s.square()).sqrt() - large, s  # 1/α = √(1 + s²)
 
     def forward(self, x_t: Tensor, large: Tensor, t: Tensor) -> Tensor:
@@ -161,6 +162,10 @@ class Translator(ModelMixin, ConfigMixin):
     def scale(self) -> int:
         """By how much an upsampler enlarges; 1 for a base translator."""
         return 1 if self.low_res is None else self.image_size // self.low_res
+
+    def set_attention_slice(self, slice_size: str | int | list[int] | None) -> None:
+        """The UNet's attention in slices, as `enable_attention_slicing` of a pipeline asks: less memory, more time."""
+        self.unet.set_attention_slice(slice_size)  # pyright: ignore[reportArgumentType]
 
     def encode(self, condition: Shaped[Tensor, "b c h w"]) -> Tokens:
         """The condition's tokens; once an image is enough, they do not depend on t."""

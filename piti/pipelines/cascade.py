@@ -15,7 +15,7 @@ from piti.core.errors import UserError, option
 from piti.core.images import quantized, truncated
 from piti.core.seeding import generator_for
 from piti.diffusion.guidance import Guidance, conditioned, guided
-from piti.diffusion.samplers import initial_noise, sample, sampling_timesteps
+from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
 from piti.models import AlignedEncoderSpec, EncoderSpec, TextEncoderSpec, Tokens, Translator
 from piti.pipelines.canvas import Canvas, fitted
@@ -57,6 +57,16 @@ class ResolvedSampling:
 
 
 @dataclass(frozen=True)
+class StepControl:
+    """How a caller acts on a batch between its steps, beyond watching."""
+
+    after_step: AfterStep
+    """May replace what the next step of either network starts from."""
+    strength: Callable[[], float] | None = None
+    """w of the base's guidance, asked for before each of its steps; by default that of its settings."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A condition that images can be made of; see `PITIPipeline.prepare`."""
 
@@ -81,17 +91,32 @@ class Batch:
     """Images to make at once."""
 
     conditions: list[Prepared]
-    """Distinct ones, each encoded once; their canvases have one size, their sampling is the same."""
+    """Distinct ones, each encoded once; to be sampled together their canvases have one size. Their sampling is the
+    same."""
     rows: list[int]
     """The condition of each image, an index into `conditions`."""
     generators: list[torch.Generator]
     """Each image's noise."""
+    latents: Tensor | None = None
+    """x_T of the base, [B, 3, H, W] over the canvases; by default drawn from the generators."""
 
     @classmethod
-    def of(cls, conditions: Sequence[Prepared], rows: Sequence[int], generators: list[torch.Generator]) -> Batch:
+    def of(
+        cls,
+        conditions: Sequence[Prepared],
+        rows: Sequence[int],
+        generators: list[torch.Generator],
+        latents: Tensor | None = None,
+    ) -> Batch:
         """Images of some of these conditions, in the order of their first rows."""
         used = list(dict.fromkeys(rows))
-        return cls([conditions[k] for k in used], [used.index(k) for k in rows], generators)
+        return cls([conditions[k] for k in used], [used.index(k) for k in rows], generators, latents)
+
+    def picked(self, images: Sequence[int]) -> Batch:
+        """The images at these positions."""
+        latents = None if self.latents is None else self.latents[list(images)]
+        generators = [self.generators[k] for k in images]
+        return Batch.of(self.conditions, [self.rows[k] for k in images], generators, latents)
 
     @property
     def sampling(self) -> ResolvedSampling:
@@ -133,19 +158,32 @@ class Network:
         return count
 
     def sample(
-        self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, low_res: Tensor | None = None
+        self,
+        batch: Batch,
+        settings: NetworkSampling,
+        on_step: OnBatchStep,
+        low_res: Tensor | None = None,
+        control: StepControl | None = None,
     ) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
-        height, width = (side * self.translator.scale for side in batch.base_size)
         small = None if low_res is None else low_res.to(self.device)
-        tokens, both = self.encode(batch, with_null=settings.guidance.w != 0)
+        strength, after = (None, None) if control is None else (control.strength, control.after_step)
+        tokens, both = self.encode(batch, with_null=settings.guidance.w != 0 or strength is not None)
 
         def report(done: int, total: int, x0: Tensor) -> None:
             on_step(done, x0)
 
-        denoise = self.denoiser(tokens, both, settings.guidance, small)
-        x_T = settings.noise * initial_noise((len(batch.rows), 3, height, width), batch.generators, device=self.device)
-        return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, batch.generators, report)
+        denoise = self.denoiser(tokens, both, settings.guidance, small, strength=strength)
+        x_T = self.noise(batch, settings)
+        own = batch.generators
+        return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, own, report, after_step=after)
+
+    def noise(self, batch: Batch, settings: NetworkSampling) -> Tensor:
+        """x_T of a batch, [B, 3, H, W] over its canvases."""
+        if batch.latents is not None:
+            return batch.latents.to(self.device, torch.float32)
+        height, width = (side * self.translator.scale for side in batch.base_size)
+        return settings.noise * initial_noise((len(batch.rows), 3, height, width), batch.generators, device=self.device)
 
     def denoiser(
         self,
@@ -154,11 +192,12 @@ class Network:
         guidance: Guidance,
         low_res: Tensor | None = None,
         known: Tensor | None = None,
+        strength: Callable[[], float] | None = None,
     ) -> Denoise:
         """The guided network of B encoded conditions, as samplers call it; a fresh one for each run.
 
         tokens, both: see `encode`. low_res: the B small images that an upsampler enlarges, on its device; known:
-        [B, 4, H, W], for a translator that inpaints.
+        [B, 4, H, W], for a translator that inpaints; strength: of the guidance, where it changes during a run.
         """
         dtype = self.translator.dtype
 
@@ -167,7 +206,7 @@ class Network:
             seen, told = (None if x is None else x.repeat(len(x_t) // len(x), 1, 1, 1) for x in (low_res, known))
             return self.translator(x_t.to(dtype), t, given, seen, **({} if told is None else {"known": told}))
 
-        return guided(conditioned(predict, tokens, both, self.schedule), guidance, self.schedule)
+        return guided(conditioned(predict, tokens, both, self.schedule), guidance, self.schedule, strength)
 
     def encode(self, batch: Batch, with_null: bool) -> tuple[Tokens, Tokens | None]:
         """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
@@ -204,7 +243,9 @@ class OnePass:
             )
         return 1
 
-    def sample(self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep) -> Tensor:
+    def sample(
+        self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, control: StepControl | None = None
+    ) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]."""
         network = self.translator
         sized = [fitted(self.condition, one.raw, one.canvas, network) for one in batch.conditions]
@@ -215,21 +256,28 @@ class OnePass:
         _bring(network)
         images = network(condition, None if noise is None else noise.to(network.dtype)).float().clamp(-1, 1)
         on_step(1, images)
-        return images
+        return images if control is None else control.after_step(0, images)
 
 
-def sample_cascade(base: Network | OnePass, upsampler: Network | None, batch: Batch, on_step: OnBatchStep) -> Tensor:
+def sample_cascade(
+    base: Network | OnePass,
+    upsampler: Network | None,
+    batch: Batch,
+    on_step: OnBatchStep,
+    control: StepControl | None = None,
+) -> Tensor:
     """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both.
 
     The upsampler sees the small images in 8 bits, as the release does and as they are when they are saved.
     """
     sampling = batch.sampling
     if upsampler is None or sampling.upsampler is None:
-        return base.sample(batch, sampling.base, on_step)
+        return base.sample(batch, sampling.base, on_step, control=control)
     second, before = batch.upsampled(), base.steps(sampling.base)
     to_8_bits = truncated if sampling.upsampler.truncates else quantized
-    small = to_8_bits(base.sample(batch, sampling.base, on_step))  # [B, 3, h, w]
-    return upsampler.sample(second, sampling.upsampler, lambda done, x0: on_step(before + done, x0), small)
+    small = to_8_bits(base.sample(batch, sampling.base, on_step, control=control))  # [B, 3, h, w]
+    further = None if control is None else replace(control, strength=None)
+    return upsampler.sample(second, sampling.upsampler, lambda done, x0: on_step(before + done, x0), small, further)
 
 
 def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translator | None) -> None:
@@ -298,10 +346,11 @@ def _check_chain(base: ImageNetwork, upsampler: Translator) -> None:
 
 
 def _bring(translator: ImageNetwork) -> None:
-    """Onto its device, where offloading keeps it elsewhere: its hook acts before `forward` only, not `encode`."""
-    hook = getattr(translator, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(translator)
+    """Onto its device, where offloading keeps it elsewhere: its hooks act before `forward` only, not `encode`."""
+    registry = getattr(translator, "_diffusers_hook", None)
+    for hook in (getattr(translator, "_hf_hook", None), registry and registry.get_hook("group_offloading")):
+        if hook is not None:
+            hook.pre_forward(translator)
 
 
 # Noise

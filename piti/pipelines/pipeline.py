@@ -5,37 +5,41 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
 
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import (
-    INDEX_FILE,
-    OF_UPSAMPLER,
     SCHEDULERS,
     ModelError,
-    ModelFolder,
     ModelInfo,
-    Saveable,
     bundled_models,
     find_model,
     list_models,
-    write_model_folder,
 )
 from piti.conditions import Condition, ConditionError, Given, Handed, TextCondition
 from piti.core.distributed import usable_device
-from piti.core.errors import UserError, option, text_of
+from piti.core.errors import UserError
 from piti.core.images import to_pil
-from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
 from piti.diffusion.schedule import NoiseSchedule, noise_schedule_of
 from piti.models import Translator
+from piti.pipelines.call import (
+    TENSOR_INPUTS,
+    OutputType,
+    StepCallback,
+    StepEnd,
+    as_output,
+    check_output,
+    checked_latents,
+    gathered,
+    merged,
+    one_of,
+)
 from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, fitted
 from piti.pipelines.cascade import (
     Batch,
@@ -43,18 +47,17 @@ from piti.pipelines.cascade import (
     OnePass,
     Prepared,
     ResolvedSampling,
+    StepControl,
     check_cascade,
     one_each,
     sample_cascade,
 )
 from piti.pipelines.options import (
-    GENERAL_DEFAULTS,
     OWN_SAMPLING,
-    NetworkOptions,
     SamplingKeywords,
     SamplingOptions,
-    UpsamplerOptions,
 )
+from piti.pipelines.saved import SavedPipeline
 
 __all__ = [
     "ModelError",
@@ -69,18 +72,17 @@ __all__ = [
 
 ConditionInput = Handed | Mapping[str, Given]
 
-HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
-
 
 @dataclass
 class PITIPipelineOutput(BaseOutput):
     """What a pipeline returns."""
 
-    images: list[Image.Image]
-    """`num_images` for each condition, in the order of the conditions."""
+    images: Any
+    """`num_images` for each condition, in the order of the conditions: a list of PIL images, or an array or tensor,
+    see `OutputType`."""
 
 
-class PITIPipeline(DiffusionPipeline):
+class PITIPipeline(SavedPipeline):
     """Translates conditions into images (PITI, section 3): a base, and an upsampler where there is one.
 
     base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
@@ -97,13 +99,11 @@ class PITIPipeline(DiffusionPipeline):
     followed, also where a part is replaced.
     """
 
-    base: ImageNetwork
-    scheduler: Scheduler | None
-    upsampler_scheduler: Scheduler | None
-    condition: Condition
-    upsampler: Translator | None
     model_cpu_offload_seq = "base->upsampler"
-    _optional_components: ClassVar[list[str]] = ["scheduler", "upsampler", "upsampler_scheduler"]
+    _optional_components: ClassVar[list[str]] = ["upsampler", "upsampler_scheduler"]
+    _callback_tensor_inputs: ClassVar[list[str]] = TENSOR_INPUTS
+    _guidance_scale = 1.0
+    _num_timesteps = 0
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class PITIPipeline(DiffusionPipeline):
         self.defaults = defaults.networks_over(self._general_defaults())
 
     def __setattr__(self, name: str, value: Any) -> None:
-        replaced = "defaults" in self.__dict__
+        replaced = "_defaults" in self.__dict__
         if replaced and name in ("base", "upsampler") and not (value is None or hasattr(value, "one_pass")):
             raise ModelError(
                 f"expected a network of this package, or what torch.compile makes of one, got {type(value).__name__}",
@@ -141,15 +141,6 @@ class PITIPipeline(DiffusionPipeline):
             network = "base" if name == SCHEDULERS["base"] else "upsampler"
             super().__setattr__("defaults", self.defaults.with_sampler(network, sampler_of(value)))
         super().__setattr__(name, value)
-
-    def _general_defaults(self) -> SamplingOptions:
-        """`GENERAL_DEFAULTS`, with the samplers that the schedulers are."""
-        first, second = self.scheduler, self.upsampler_scheduler
-        by_class = SamplingOptions(
-            base=NetworkOptions(sampler=None if first is None else sampler_of(first)),
-            upsampler=UpsamplerOptions(sampler=None if second is None else sampler_of(second)),
-        )
-        return by_class.networks_over(GENERAL_DEFAULTS)
 
     def check_parts(self) -> None:
         """Raises ModelError unless the parts, as they are now, fit each other."""
@@ -173,13 +164,22 @@ class PITIPipeline(DiffusionPipeline):
     def __call__(
         self,
         condition: Any,
-        num_images: int = 1,
+        num_images: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
         on_step: OnStep | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int | None = None,
+        latents: Tensor | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **sampling: Unpack[SamplingKeywords],
     ) -> PITIPipelineOutput:
-        """Translate one condition or several, `num_images` times each.
+        """Translate one condition or several, `num_images` times each (1).
 
         condition: a `ConditionInput` or several in a list: a file, a PIL image, its pixels as an array (uint8
         [h, w, 3], or numbers [h, w]; depth as floats in metres), or what the condition's `read` returns, [K, h, w]. Its
@@ -192,22 +192,60 @@ class PITIPipeline(DiffusionPipeline):
         sampling: guidance, steps, sampler, the same of the upsampler with `upsampler_` in front, base_only, size and
         square, see `SamplingOptions`; the model's own by default.
 
-        Raises ConditionError or ImageError for a condition, UserError for an option.
+        As in diffusers: num_inference_steps is steps, guidance_scale 1 + w of guidance, num_images_per_prompt
+        num_images; latents: the base's initial noise [N, 3, H, W]; output_type: see `OutputType`; return_dict: False
+        for a tuple; callback_on_step_end: see `StepCallback`.
+
+        Raises ConditionError or ImageError for a condition, UserError for an option, or for two names of one.
         """
         several = isinstance(condition, Sequence) and not isinstance(condition, str | bytes)
         inputs = list(condition) if several else [condition]
         if not inputs:
             raise ConditionError("no condition is given", remedy="give one, or several in a list")
-        if num_images < 1 or batch_size < 1:
-            raise UserError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
-        resolved = SamplingOptions.from_flat(sampling).resolve(self)
+        count = one_of("num_images", num_images, "num_images_per_prompt", num_images_per_prompt)
+        count = 1 if count is None else count
+        if count < 1 or batch_size < 1:
+            raise UserError(f"num_images {count} and batch_size {batch_size} must be at least 1")
+        options = SamplingOptions.from_flat(merged(sampling, num_inference_steps, guidance_scale))
+        callback = None
+        if callback_on_step_end is not None:
+            callback = StepCallback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        everything = self._prepared(inputs, count, generator, options, latents)
+        check_output(output_type, everything.canvases)
+        images = self._in_batches(everything, batch_size, on_step, callback, output_type)
+        output = gathered(images, output_type)
+        return PITIPipelineOutput(images=output) if return_dict else (output,)  # pyright: ignore[reportReturnType]
+
+    def _prepared(
+        self,
+        inputs: Sequence[Any],
+        count: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        options: SamplingOptions,
+        latents: Tensor | None,
+    ) -> Batch:
+        """All images of a call, `count` of each input; their canvases may differ."""
+        resolved = options.resolve(self)
         first = [next(k for k, other in enumerate(inputs) if other is item) for item in inputs]
         distinct = sorted(set(first))  # one given twice is read and encoded once
         prepared = [self.prepare(inputs[k], resolved) for k in distinct]
-        rows = [distinct.index(k) for k in first for _ in range(num_images)]
-        generators = one_each(generator, len(rows))
-        batches = batches_alike([prepared[k].canvas for k in rows], batch_size)
-        images: dict[int, Image.Image] = {}
+        rows = [distinct.index(k) for k in first for _ in range(count)]
+        latents = checked_latents(latents, [prepared[k].canvas for k in rows], not self.base.one_pass)
+        return Batch(prepared, rows, one_each(generator, len(rows)), latents)
+
+    def _in_batches(
+        self,
+        everything: Batch,
+        batch_size: int,
+        on_step: OnStep | None,
+        callback: StepCallback | None,
+        output_type: OutputType,
+    ) -> list[Image.Image | Tensor]:
+        """The images of a call, made `batch_size` at a time."""
+        resolved = everything.sampling
+        self._guidance_scale, self._num_timesteps = 1 + resolved.base.guidance.w, resolved.steps
+        batches = batches_alike(everything.canvases, batch_size)
+        images: dict[int, Image.Image | Tensor] = {}
         with self.progress_bar(total=resolved.steps * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
 
             def stepped(done: int, total: int, x0: Tensor) -> None:
@@ -216,10 +254,20 @@ class PITIPipeline(DiffusionPipeline):
                     on_step(done, total, x0)
 
             for positions in batches:
-                own = [generators[k] for k in positions]
-                batch = Batch.of(prepared, [rows[k] for k in positions], own)
-                images |= zip(positions, self.generate(batch, stepped), strict=True)
-        return PITIPipelineOutput(images=[images[k] for k in range(len(rows))])
+                control = None if callback is None else callback.control()
+                made = self._sampled(everything.picked(positions), stepped, control)
+                images |= zip(positions, (as_output(image, output_type) for image in made), strict=True)
+        return [images[k] for k in range(len(images))]
+
+    @property
+    def guidance_scale(self) -> float:
+        """1 + w of the base's guidance in the call that runs, or ran last; a callback may change it."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of a batch over both networks, in the call that runs, or ran last."""
+        return self._num_timesteps
 
     # The two steps of it
 
@@ -245,18 +293,22 @@ class PITIPipeline(DiffusionPipeline):
             canvas = canvas_over(*over, self.base, upsampler, sampling.size, source)
         return Prepared(raw, canvas, sampling, content_hash(fitted(self.condition, raw, canvas, self.base)))
 
-    @torch.no_grad()
     def generate(self, batch: Batch, on_step: OnStep | None = None) -> list[Image.Image]:
         """The images of a batch of prepared conditions. on_step: as of `__call__`, of this batch."""
+        return [to_pil(image) for image in self._sampled(batch, on_step)]
+
+    @torch.no_grad()
+    def _sampled(self, batch: Batch, on_step: OnStep | None = None, control: StepControl | None = None) -> list[Tensor]:
+        """The images of a batch, [3, h, w] in [-1, 1], float32 on the CPU."""
         total = batch.sampling.steps
 
         def stepped(done: int, x0: Tensor) -> None:
             if on_step is not None:
                 on_step(done, total, x0)
 
-        made = sample_cascade(self.base_network(), self.upsampler_network(), batch, stepped).float().cpu()
+        made = sample_cascade(self.base_network(), self.upsampler_network(), batch, stepped, control).float().cpu()
         self.maybe_free_model_hooks()
-        return [to_pil(canvas.crop(x0)) for canvas, x0 in zip(batch.canvases, made, strict=True)]
+        return [canvas.crop(x0) for canvas, x0 in zip(batch.canvases, made, strict=True)]
 
     def _narrowed(self, raw: Tensor) -> Tensor:
         """A raw tensor in the type that files are read in, on the CPU: noise follows from the bytes of a condition."""
@@ -297,69 +349,6 @@ class PITIPipeline(DiffusionPipeline):
             raw = self.condition.take(item)
         return self.condition.squared(raw) if square else raw
 
-    # On disk
-
-    def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Write the model's folder."""
-        parts: dict[str, Saveable | None] = {"base": self.base}
-        if self.scheduler is not None:
-            parts["scheduler"] = self.scheduler
-        if self.upsampler is not None:
-            parts |= {"upsampler": self.upsampler, "upsampler_scheduler": self.upsampler_scheduler}
-        condition = self.condition.saved_in(Path(save_directory))
-        saved = {name: part for name, part in parts.items() if part is not None}
-        write_model_folder(Path(save_directory), saved, condition.to_config(), self._own_defaults())
-
-    def _own_defaults(self) -> dict[str, Any]:
-        """What the model folder says of sampling, under flat keys: what differs from what holds for any model."""
-        general, own = self._general_defaults().to_flat(), self.defaults.to_flat()
-        said = {key: value for key, value in own.items() if value != general[key]}
-        if self.upsampler is None:
-            said = {key: value for key, value in said.items() if not key.startswith(OF_UPSAMPLER)}
-        return {key: _plain(value) if isinstance(value, Guidance) else value for key, value in said.items()}
-
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls,
-        name: str | Path,
-        torch_dtype: torch.dtype = torch.float32,
-        upsampler: str | Path | None = None,
-        base_only: bool = False,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
-
-        upsampler: a model, as `name`, whose upsampler and its settings replace the model's own, or the one of another
-        model that it shares. base_only: load no upsampler. kwargs: passed on to the hub's download (`revision`, which
-        is of `name` alone, `cache_dir`, `local_files_only`, `token`). Raises ModelError.
-        """
-        unknown = kwargs.keys() - HUB_ARGUMENTS
-        if unknown:
-            known = ", ".join(sorted({"torch_dtype", "upsampler", "base_only", *HUB_ARGUMENTS}))
-            raise ModelError(f"from_pretrained: unknown argument {', '.join(sorted(unknown))}; known are {known}")
-        if base_only and upsampler is not None:
-            raise ModelError(
-                f"has no place with {option('base_only')}",
-                remedy="leave one of the two out",
-                option="upsampler",
-                value=upsampler,
-            )
-        folder = ModelFolder.open(find_model(name, **kwargs))
-        if "base" not in folder:
-            raise ModelError(_without_base(folder, name))
-        other = None if base_only or "upsampler" not in folder else folder
-        of_hub = {key: value for key, value in kwargs.items() if key != "revision"}
-        if upsampler is not None:
-            other = ModelFolder.open(find_model(upsampler, **of_hub))
-        elif not base_only and folder.lender is not None:
-            other = _lender_of(folder, **of_hub)
-        base = _load_base(folder, torch_dtype)
-        defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
-        if other is None:
-            return cls(*base, folder.condition, defaults=defaults)
-        defaults |= {key: value for key, value in other.defaults.items() if key.startswith(OF_UPSAMPLER)}
-        return cls(*base, folder.condition, *_load_upsampler(other, folder.condition, torch_dtype), defaults=defaults)
-
 
 _TOGETHER = "an upsampler and its scheduler go together; give both, or neither"
 
@@ -367,55 +356,3 @@ _TOGETHER = "an upsampler and its scheduler go together; give both, or neither"
 def content_hash(content: Tensor) -> str:
     """The hash of a condition as an encoder reads it."""
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
-
-
-def _plain(rule: Guidance) -> float | dict[str, Any]:
-    """A rule as JSON holds it: the strength alone where that says it all."""
-    return rule.w if rule == Guidance(w=rule.w) else rule.to_dict()
-
-
-def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
-    """The model whose upsampler this one shares. Raises ModelError."""
-    try:
-        return ModelFolder.open(find_model(str(folder.lender), **of_hub))
-    except ModelError as error:
-        raise ModelError(
-            f"{text_of(error)}; {folder.path} shares its upsampler",
-            remedy=f"take it without, by {option('base_only')}, or name another upsampler",
-        ) from None
-
-
-def _without_base(folder: ModelFolder, name: str | Path) -> str:
-    """What to say of a folder that is no model by itself."""
-    if "upsampler" not in folder:
-        return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; the folder is no model of piti's"
-    return (
-        f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model "
-        f"that has a base, and add {option('upsampler')} {name}"
-    )
-
-
-def _load_base(folder: ModelFolder, torch_dtype: torch.dtype) -> tuple[ImageNetwork, Scheduler | None]:
-    """A folder's base and its scheduler, none for a baseline. Raises ModelError."""
-    if folder.config("base").get("_class_name") != BaselineNetwork.__name__:
-        return folder.load("base", torch_dtype)
-    try:
-        network = BaselineNetwork.from_pretrained(folder.path / "base", torch_dtype=torch_dtype)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder.path}: {error}") from None
-    return network.eval(), None
-
-
-def _load_upsampler(
-    folder: ModelFolder, condition: Condition, torch_dtype: torch.dtype
-) -> tuple[Translator, Scheduler]:
-    """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
-    if "upsampler" not in folder:
-        raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")
-    upsampler, scheduler = folder.load("upsampler", torch_dtype)
-    if upsampler.encoder is not None and not folder.condition.reads_like(condition):
-        raise ModelError(
-            f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "
-            "give one that was trained with the same, or with none"
-        )
-    return upsampler, scheduler

@@ -1,0 +1,156 @@
+"""What a call of the pipeline takes and gives under diffusers' names: keywords, initial noise, callbacks, outputs.
+
+Each has one meaning beside our own names: `guidance_scale` is 1 + w, `num_inference_steps` is `steps`,
+`num_images_per_prompt` is `num_images`. Two names of one thing together are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from piti.core.errors import UserError, option
+from piti.core.images import to_pil
+from piti.core.spec import choices
+from piti.pipelines.canvas import Canvas
+from piti.pipelines.cascade import StepControl
+from piti.pipelines.options import SamplingKeywords
+
+if TYPE_CHECKING:
+    from piti.pipelines.pipeline import PITIPipeline
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+"""PIL images; NumPy [N, H, W, 3] or tensor [N, 3, H, W] in [0, 1]; or a tensor [N, 3, H, W] in [-1, 1], as the last
+network left it: this is a diffusion of pixels, and its latents are images. Arrays are float32, tensors on the CPU."""
+
+Images = list[Image.Image] | np.ndarray | Tensor
+
+StepEnd = Callable[..., dict[str, Any] | None]  # (pipeline, step, timestep, {name: tensor}) -> tensors to go on with
+
+TENSOR_INPUTS = ["latents"]
+"""What a callback may see and replace."""
+
+T = TypeVar("T")
+
+
+def one_of(ours: str, own: T | None, theirs: str, other: T | None) -> T | None:
+    """The value that was given under either name. Raises UserError for both."""
+    if own is not None and other is not None:
+        raise UserError(
+            f"is another name of {option(ours)}, and both are given", remedy="remove one of the two", option=theirs
+        )
+    return other if own is None else own
+
+
+def merged(
+    sampling: SamplingKeywords, num_inference_steps: int | None, guidance_scale: float | None
+) -> SamplingKeywords:
+    """Sampling options with those under diffusers' names. Raises UserError for two names of one option."""
+    if guidance_scale is not None and guidance_scale < 1:
+        raise UserError(
+            "is 1 + w, so that 1 is no guidance; less has no meaning here",
+            option="guidance_scale",
+            value=guidance_scale,
+        )
+    strength = None if guidance_scale is None else guidance_scale - 1
+    steps = one_of("steps", sampling.get("steps"), "num_inference_steps", num_inference_steps)
+    guidance = one_of("guidance", sampling.get("guidance"), "guidance_scale", strength)
+    return {**sampling, "steps": steps, "guidance": guidance}
+
+
+# Results
+
+
+def check_output(output_type: str, canvases: Sequence[Canvas]) -> None:
+    """Raises UserError for an unknown kind of output, and for images of several sizes that are to be one array."""
+    known = get_args(OutputType)
+    if output_type not in known:
+        raise UserError(choices(output_type, known), option="output_type", value=repr(output_type))
+    sizes = sorted({(canvas.image_height, canvas.image_width) for canvas in canvases})
+    if output_type != "pil" and len(sizes) > 1:
+        shown = ", ".join(f"{width} x {height}" for height, width in sizes)
+        raise UserError(
+            f"cannot hold images of {shown} px in one array",
+            remedy="give conditions of one size, or take 'pil'",
+            option="output_type",
+            value=repr(output_type),
+        )
+
+
+def as_output(image: Float[Tensor, "3 h w"], output_type: str) -> Image.Image | Tensor:
+    """One image in [-1, 1] as this kind of output has it, arrays still as tensors."""
+    if output_type == "pil":
+        return to_pil(image)
+    return image if output_type == "latent" else (image / 2 + 0.5).clamp(0, 1)
+
+
+def gathered(images: Sequence[Any], output_type: str) -> Images:
+    """All images of a call, each as `as_output` made it."""
+    if output_type == "pil":
+        return list(images)
+    stacked = torch.stack(list(images))
+    return stacked.permute(0, 2, 3, 1).numpy() if output_type == "np" else stacked
+
+
+# Initial noise
+
+
+def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], noisy: bool) -> Tensor | None:
+    """The base's x_T of every image [N, 3, H, W]. noisy: whether the base starts from noise. Raises UserError."""
+    if latents is None:
+        return None
+    if not noisy:
+        raise UserError("this model makes its images in one pass, from no noise", remedy="remove it", option="latents")
+    sizes = {canvas.base_size for canvas in canvases}
+    if len(sizes) > 1:
+        raise UserError(
+            "needs images of one size", remedy="give one condition a call, or conditions of one size", option="latents"
+        )
+    expected = [len(canvases), 3, *sizes.pop()]
+    if list(latents.shape) != expected:
+        raise UserError(
+            f"expected standard normal noise {expected}, of the base's canvases, got {list(latents.shape)}",
+            option="latents",
+        )
+    return latents
+
+
+# Callbacks
+
+
+class StepCallback:
+    """`callback_on_step_end` of a call: (pipeline, step, timestep, tensors) after every step of a batch.
+
+    Steps count from 0 over both networks, `pipe.num_timesteps` of them. What it gives back as "latents" the next step
+    goes on from; a `pipe._guidance_scale` that it changes holds from the base's next step on.
+    """
+
+    def __init__(self, pipe: PITIPipeline, callback: StepEnd, names: Sequence[str]) -> None:
+        """names: of the tensors that it is called with. Raises UserError for one that there is not."""
+        self.pipe, self.callback, self.step = pipe, callback, 0
+        self.names = list(getattr(callback, "tensor_inputs", names))  # diffusers' own callbacks know theirs
+        for name in self.names:
+            if name not in TENSOR_INPUTS:
+                raise UserError(choices(name, TENSOR_INPUTS), option="callback_on_step_end_tensor_inputs", value=name)
+
+    def control(self) -> StepControl:
+        """Of a batch to come."""
+        self.step = 0
+        return StepControl(self._after_step, strength=lambda: self.pipe.guidance_scale - 1)
+
+    def _after_step(self, timestep: int, x_t: Tensor) -> Tensor:
+        given = {"latents": x_t} if "latents" in self.names else {}
+        changed = self.callback(self.pipe, self.step, timestep, given) or {}
+        self.step += 1
+        latents = changed.get("latents", x_t)
+        if latents.shape != x_t.shape:
+            raise UserError(
+                f"gave 'latents' of {list(latents.shape)}, not {list(x_t.shape)}", option="callback_on_step_end"
+            )
+        return latents.to(x_t)

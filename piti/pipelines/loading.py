@@ -1,0 +1,236 @@
+"""The parts of a pipeline from disk or the hub: which weights, in which type, on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
+
+from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.checkpoints.folder import INDEX_FILE, OF_UPSAMPLER, SCHEDULERS, ModelError, ModelFolder, find_model
+from piti.conditions import Condition
+from piti.core.errors import option, text_of
+from piti.core.spec import choices
+from piti.diffusion.samplers import Scheduler
+from piti.models import Translator
+
+logger = logging.get_logger(DiffusionPipeline.__module__)
+"""diffusers' own, so that its verbosity holds for our pipeline too."""
+
+HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
+PARTS = ("base", "scheduler", "condition", "upsampler", "upsampler_scheduler")
+NETWORKS = ("base", "upsampler")
+DEFAULT = "default"
+"""The key of a dictionary of dtypes for the parts that it does not name."""
+
+DType = torch.dtype | str
+
+
+class DTypes(dict[str, torch.dtype]):
+    """The dtype of each part's weights."""
+
+    def __missing__(self, part: str) -> torch.dtype:
+        return self.get(DEFAULT, torch.float32)
+
+
+def dtypes_of(given: DType | Mapping[str, DType] | None) -> DTypes:
+    """The dtypes that a caller asked for: one, or one for each part and "default". Raises ModelError."""
+    if given is None:
+        return DTypes()
+    named = given if isinstance(given, Mapping) else {DEFAULT: given}
+    known = (*PARTS, DEFAULT)
+    for part in named:
+        if part not in known:
+            raise ModelError(f"there is no part '{part}'; {choices(part, known)}", option="torch_dtype")
+    return DTypes({part: _dtype(value) for part, value in named.items()})
+
+
+def _dtype(value: DType) -> torch.dtype:
+    found = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(
+            "expected a floating-point torch.dtype or its name", remedy="give 'float16', 'bfloat16' or 'float32'",
+            option="torch_dtype", value=repr(value),
+        )  # fmt: skip
+    return found
+
+
+def split(others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the hub, and parts that are given and not to be loaded. Raises ModelError for any other."""
+    known = {*HUB_ARGUMENTS, *PARTS}
+    unknown = others.keys() - known
+    if unknown:
+        first = min(unknown)
+        named = sorted({"torch_dtype", "dtype", "base_only", "variant", "use_safetensors", "device_map", *known})
+        raise ModelError(f"from_pretrained: unknown argument {first}; known are {', '.join(named)}")
+    hub = {key: value for key, value in others.items() if key in HUB_ARGUMENTS}
+    return hub, {key: value for key, value in others.items() if key not in HUB_ARGUMENTS}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How a model's parts are read."""
+
+    dtypes: DTypes
+    variant: str | None = None
+    use_safetensors: bool | None = None
+    hub: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Parts that are not to be loaded."""
+
+    def parts(self, name: str | Path, upsampler: str | Path | Translator | None, base_only: bool) -> dict[str, Any]:
+        """The arguments of `PITIPipeline`. name, upsampler, base_only: as `from_pretrained`. Raises ModelError."""
+        if base_only and upsampler is not None:
+            raise ModelError(
+                f"has no place with {option('base_only')}",
+                remedy="leave one of the two out",
+                option="upsampler",
+                value=upsampler if isinstance(upsampler, str | Path) else None,
+            )
+        folder = ModelFolder.open(find_model(name, **self.hub))
+        if "base" not in folder:
+            raise ModelError(_without_base(folder, name))
+        other = None if base_only else self._upsampler_folder(folder, upsampler)
+        self._check_variant(folder, other)
+        parts: dict[str, Any] = {"condition": self.given.get("condition", folder.condition)}
+        logger.info(f"Loaded condition as {type(parts['condition']).__name__} from {folder.path}.")
+        parts |= dict(zip(("base", "scheduler"), self._base(folder), strict=True))
+        defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
+        if isinstance(upsampler, Translator):
+            parts |= {"upsampler": upsampler, "upsampler_scheduler": self.given.get("upsampler_scheduler")}
+        if other is not None:
+            loaded = self._upsampler(other, parts["condition"])
+            parts |= dict(zip(("upsampler", "upsampler_scheduler"), loaded, strict=True))
+            defaults |= {key: value for key, value in other.defaults.items() if key.startswith(OF_UPSAMPLER)}
+        for part, sampler in (("scheduler", "sampler"), ("upsampler_scheduler", f"{OF_UPSAMPLER}sampler")):
+            if part in self.given:  # its class is the sampler
+                defaults.pop(sampler, None)
+        return {**parts, "defaults": defaults}
+
+    def _upsampler_folder(self, folder: ModelFolder, upsampler: str | Path | Translator | None) -> ModelFolder | None:
+        """The folder whose upsampler is loaded: another model's, its own, or the one that it shares."""
+        of_hub = {key: value for key, value in self.hub.items() if key != "revision"}
+        if isinstance(upsampler, Translator):
+            return None
+        if upsampler is not None:
+            return ModelFolder.open(find_model(upsampler, **of_hub))
+        if "upsampler" in folder:
+            return folder
+        return None if folder.lender is None else _lender_of(folder, **of_hub)
+
+    def _check_variant(self, folder: ModelFolder, other: ModelFolder | None) -> None:
+        """Raises ModelError where no network has the variant; says which one is loaded without it."""
+        if self.variant is None:
+            return
+        networks = {"base": folder} if other is None else {"base": folder, "upsampler": other}
+        without = [name for name, where in networks.items() if not where.has_variant(name, self.variant)]
+        if len(without) == len(networks):
+            raise ModelError(
+                f"You are trying to load the model files of the `variant={self.variant}`, but {folder.path} has no "
+                "such files of weights",
+                remedy="leave it out",
+            )
+        for name in without:
+            logger.warning(f"{networks[name].path}: its {name} has no variant '{self.variant}'; its only one is loaded")
+
+    def _form(self, folder: ModelFolder, network: str) -> dict[str, Any]:
+        variant = self.variant if self.variant and folder.has_variant(network, self.variant) else None
+        return {"variant": variant, "use_safetensors": self.use_safetensors}
+
+    def _base(self, folder: ModelFolder) -> tuple[ImageNetwork, Scheduler | None]:
+        """A folder's base and its scheduler, none for a baseline. Raises ModelError."""
+        base, scheduler = self.given.get("base"), None
+        if isinstance(base, BaselineNetwork):
+            return base, None
+        if base is None and folder.config("base").get("_class_name") == BaselineNetwork.__name__:
+            try:
+                form = self._form(folder, "base")
+                path, dtype = folder.path / "base", self.dtypes["base"]
+                network = BaselineNetwork.from_pretrained(path, torch_dtype=dtype, **form)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{folder.path}: {error}") from None
+            _told(folder, "base", network)
+            return network.eval(), None
+        if base is None:
+            base, scheduler = self._loaded(folder, "base")
+        scheduler = self.given.get("scheduler", scheduler)
+        return base, folder.scheduler("base") if scheduler is None else scheduler
+
+    def _upsampler(self, folder: ModelFolder, condition: Condition) -> tuple[Translator, Scheduler]:
+        """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
+        if "upsampler" not in folder:
+            raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")
+        upsampler, scheduler = self._loaded(folder, "upsampler")
+        if upsampler.encoder is not None and not folder.condition.reads_like(condition):
+            raise ModelError(
+                f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "
+                "give one that was trained with the same, or with none"
+            )
+        return upsampler, self.given.get("upsampler_scheduler", scheduler)
+
+    def _loaded(self, folder: ModelFolder, network: str) -> tuple[Translator, Scheduler]:
+        translator, scheduler = folder.load(network, self.dtypes[network], **self._form(folder, network))
+        _told(folder, network, translator)
+        _told(folder, SCHEDULERS[network], scheduler)
+        return translator, scheduler
+
+
+def _told(folder: ModelFolder, name: str, part: object) -> None:
+    logger.info(f"Loaded {name} as {type(part).__name__} from `{name}` subfolder of {folder.path}.")
+
+
+def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
+    """The model whose upsampler this one shares. Raises ModelError."""
+    try:
+        return ModelFolder.open(find_model(str(folder.lender), **of_hub))
+    except ModelError as error:
+        raise ModelError(
+            f"{text_of(error)}; {folder.path} shares its upsampler",
+            remedy=f"take it without, by {option('base_only')}, or name another upsampler",
+        ) from None
+
+
+def _without_base(folder: ModelFolder, name: str | Path) -> str:
+    """What to say of a folder that is no model by itself."""
+    if "upsampler" not in folder:
+        return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; the folder is no model of piti's"
+    return (
+        f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model "
+        f"that has a base, and add {option('upsampler')} {name}"
+    )
+
+
+# Devices
+
+
+def place(pipe: DiffusionPipeline, device_map: str | Mapping[str, Any] | None) -> None:
+    """Put a pipeline's networks on devices, as `from_pretrained` is asked to. Raises ModelError."""
+    if device_map is None:
+        return
+    networks = [name for name in NETWORKS if getattr(pipe, name) is not None]
+    if device_map == "balanced":
+        devices = [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
+        device_map = {name: devices[k % len(devices)] for k, name in enumerate(networks)}
+    if isinstance(device_map, str):
+        pipe.to(_device(device_map))
+    else:
+        if set(device_map) != set(networks):
+            raise ModelError(f"expected a device for each of {', '.join(networks)}", option="device_map")
+        for name in networks:
+            getattr(pipe, name).to(_device(device_map[name]))
+    pipe.hf_device_map = device_map  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _device(value: Any) -> torch.device:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ModelError(
+            "is no device; give one such as 'cuda', 'balanced', or one for each network",
+            option="device_map", value=repr(value),
+        ) from None  # fmt: skip

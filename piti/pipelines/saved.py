@@ -1,0 +1,149 @@
+"""A pipeline on disk and on the hub, in the layout of diffusers' pipelines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from piti.baselines import ImageNetwork
+from piti.checkpoints.folder import OF_UPSAMPLER, Saveable, WeightsForm, write_model_folder
+from piti.checkpoints.hub import UploadKeywords, upload_model
+from piti.conditions import Condition
+from piti.core.errors import UserError
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.samplers import Scheduler, sampler_of
+from piti.models import Translator
+from piti.pipelines.call import one_of
+from piti.pipelines.loading import DType, ModelSource, dtypes_of, place, split
+from piti.pipelines.options import GENERAL_DEFAULTS, NetworkOptions, SamplingOptions, UpsamplerOptions
+
+
+class SavedPipeline(DiffusionPipeline):
+    """Saving, loading and uploading of `PITIPipeline`, and its settings that are saved."""
+
+    base: ImageNetwork
+    scheduler: Scheduler | None
+    condition: Condition
+    upsampler: Translator | None
+    upsampler_scheduler: Scheduler | None
+
+    @property
+    def defaults(self) -> SamplingOptions:
+        """How this model is sampled where a caller does not say; part of its configuration, as `from_pipe` takes it."""
+        return self._defaults
+
+    @defaults.setter
+    def defaults(self, options: SamplingOptions) -> None:
+        self._defaults = options
+        self.register_to_config(defaults=self._own_defaults())
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **hub: Unpack[UploadKeywords],
+    ) -> None:
+        """Write the model's folder.
+
+        safe_serialization: weights as safetensors, else as PyTorch's pickles; variant: a name in those of the files,
+        such as "fp16"; max_shard_size: of a file of weights, such as "5GB". push_to_hub: also upload it, with a card
+        that says what is in it; hub: `repo_id`, by default the folder's name, and as of `push_to_hub`.
+        """
+        folder = Path(save_directory)
+        parts: dict[str, Saveable] = {"base": _whole(self.base, "base")}
+        if self.scheduler is not None:
+            parts["scheduler"] = self.scheduler
+        if self.upsampler is not None and self.upsampler_scheduler is not None:
+            parts |= {"upsampler": _whole(self.upsampler, "upsampler"), "upsampler_scheduler": self.upsampler_scheduler}
+        condition = self.condition.saved_in(folder)
+        form = WeightsForm(safe_serialization, variant, max_shard_size)
+        write_model_folder(folder, parts, condition.to_config(), self._own_defaults(), form)
+        if push_to_hub:
+            upload_model(folder, **{"repo_id": folder.name, **hub})
+        elif hub:
+            raise UserError("has no meaning without push_to_hub", remedy="remove it", option=next(iter(hub)))
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+    ) -> str:
+        """Upload the model's folder, with a card that says what is in it unless there is one. Returns its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization, variant)
+            return upload_model(Path(folder), repo_id, commit_message, private, token, create_pr)
+
+    def _general_defaults(self) -> SamplingOptions:
+        """`GENERAL_DEFAULTS`, with the samplers that the schedulers are."""
+        first, second = self.scheduler, self.upsampler_scheduler
+        by_class = SamplingOptions(
+            base=NetworkOptions(sampler=None if first is None else sampler_of(first)),
+            upsampler=UpsamplerOptions(sampler=None if second is None else sampler_of(second)),
+        )
+        return by_class.networks_over(GENERAL_DEFAULTS)
+
+    def _own_defaults(self) -> dict[str, Any]:
+        """What the model folder says of sampling, under flat keys: what differs from what holds for any model."""
+        general, own = self._general_defaults().to_flat(), self.defaults.to_flat()
+        said = {key: value for key, value in own.items() if value != general[key]}
+        if self.upsampler is None:
+            said = {key: value for key, value in said.items() if not key.startswith(OF_UPSAMPLER)}
+        return {key: _plain(value) if isinstance(value, Guidance) else value for key, value in said.items()}
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        name: str | Path,
+        torch_dtype: DType | Mapping[str, DType] | None = None,
+        upsampler: str | Path | Translator | None = None,
+        base_only: bool = False,
+        *,
+        dtype: DType | Mapping[str, DType] | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        **others: Any,
+    ) -> Self:
+        """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
+
+        torch_dtype, or dtype: of the weights, float32 by default; a dictionary for a dtype of each part, and
+        "default". upsampler: a model, as `name`, whose upsampler and its settings replace the model's own, or the one
+        of another model that it shares. base_only: load no upsampler. variant: of the files of weights, such as
+        "fp16". device_map: a device, "balanced" (networks over all accelerators), or a device for each network.
+        others: a part itself that is not to be loaded (`base`, `scheduler`, `condition`, `upsampler` with its
+        `upsampler_scheduler`), or passed on to the hub's download (`revision`, which is of `name` alone, `cache_dir`,
+        `local_files_only`, `token`). Raises ModelError.
+
+        `DiffusionPipeline.from_pretrained` takes the same folders with `custom_pipeline`, see `piti.pipelines.custom`.
+        """
+        source = ModelSource(
+            dtypes_of(one_of("torch_dtype", torch_dtype, "dtype", dtype)), variant, use_safetensors, *split(others)
+        )
+        pipe = cls(**source.parts(name, upsampler, base_only))
+        pipe.register_to_config(_name_or_path=str(name))
+        place(pipe, device_map)
+        return pipe
+
+
+def _whole(network: ImageNetwork, name: str) -> ImageNetwork:
+    """A network with all its weights at hand. Raises UserError where offloading keeps them elsewhere."""
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise UserError(f"the {name}'s weights are offloaded and cannot be saved", remedy="call remove_all_hooks first")
+    return network
+
+
+def _plain(rule: Guidance) -> float | dict[str, Any]:
+    """A rule as JSON holds it: the strength alone where that says it all."""
+    return rule.w if rule == Guidance(w=rule.w) else rule.to_dict()
