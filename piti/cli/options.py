@@ -21,7 +21,9 @@ from piti.cli.console import flag
 if TYPE_CHECKING:
     from piti.conditions import Condition
     from piti.evaluation.options import Options
+    from piti.evaluation.perceptual import LpipsSpec
     from piti.generation.options import GenerationOptions
+    from piti.models.perceptual import PerceptualSpec
     from piti.reproduction.runs import Judges
 
 MODEL_HELP = "A bundled model, a folder, a training run, or a hub id."
@@ -91,8 +93,8 @@ class JudgeFlags:
     features: Annotated[
         list[str] | None,
         Option(
-            help="inception, clip, dinov2, clip-l (for CMMD), squeezenet; a hub id, or a folder, of CLIP or DINOv2; a "
-            "file of Inception's or SqueezeNet's weights. Repeatable; inception and clip by default.",
+            help="inception, clip, dinov2, clip-l (for CMMD), alexnet, squeezenet; a hub id, or a folder, of CLIP or "
+            "DINOv2; a file of Inception's, AlexNet's or SqueezeNet's weights. Repeatable; by default inception, clip.",
             rich_help_panel=_JUDGING,
         ),
     ] = None
@@ -133,10 +135,19 @@ class MeasureFlags(JudgeFlags):
         str | None, Option(help="Model that measures depth: a hub id, or a folder.", rich_help_panel=_JUDGING)
     ] = None
     perceptual: Annotated[
-        str | None, Option(help="Network that measures diversity: vgg19 or squeezenet1_1.", rich_help_panel=_JUDGING)
+        str | None,
+        Option(
+            help="Distances between samples, and to their photographs: lpips-alex or lpips-vgg; or the features of "
+            "alexnet, vgg16, vgg19 or squeezenet1_1, all channels alike.",
+            rich_help_panel=_JUDGING,
+        ),
     ] = None
     perceptual_weights: Annotated[
         str | None, Option(help="File of its weights, or a hub id.", rich_help_panel=_JUDGING)
+    ] = None
+    perceptual_heads: Annotated[
+        str | None,
+        Option(help="LPIPS: file of its learned weights, if not beside the network's.", rich_help_panel=_JUDGING),
     ] = None
     cache: Annotated[
         Path | None, Option(help="Folder that keeps features for the next evaluation.", rich_help_panel=_JUDGING)
@@ -147,13 +158,8 @@ class MeasureFlags(JudgeFlags):
 
     def options(self) -> Options:
         """What `evaluate_files` takes. Raises UserError for values that are impossible together."""
-        from piti.core.errors import UserError
         from piti.evaluation.options import Options
-        from piti.models.perceptual import PerceptualSpec
 
-        if self.perceptual_weights and not self.perceptual:
-            raise UserError("--perceptual-weights without --perceptual: say which network they are of")
-        values = {"network": self.perceptual, "weights": self.perceptual_weights}
         return Options(
             tuple(self.features or Options.features),
             self.resize,
@@ -162,11 +168,30 @@ class MeasureFlags(JudgeFlags):
             self.segmenter,
             self.aliases,
             self.depth,
-            PerceptualSpec.parse(values, "--perceptual") if self.perceptual else None,
+            self._perceptual(),
             self.cache,
             self.bootstrap,
             self.seed,
         )
+
+    def _perceptual(self) -> PerceptualSpec | LpipsSpec | None:
+        from piti.core.errors import UserError
+        from piti.evaluation.perceptual import LPIPS, LpipsSpec
+        from piti.models.perceptual import PerceptualSpec
+
+        for name in ("perceptual_weights", "perceptual_heads"):
+            if getattr(self, name) and not self.perceptual:
+                raise UserError(f"{flag(name)} without --perceptual: say which network they are of")
+        if self.perceptual is None:
+            return None
+        values = {"network": self.perceptual, "weights": self.perceptual_weights}
+        if self.perceptual in LPIPS:
+            return LpipsSpec.parse(values | {"heads": self.perceptual_heads}, "--perceptual")
+        if self.perceptual_heads:
+            raise UserError(
+                "--perceptual-heads are of LPIPS: give --perceptual lpips-alex or lpips-vgg, or leave it out"
+            )
+        return PerceptualSpec.parse(values, "--perceptual")
 
 
 @dataclass(frozen=True)

@@ -1,68 +1,32 @@
-"""How much samples of one condition differ from each other."""
+"""How much samples of one condition differ from each other, and from the photograph of their condition."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import option
-from piti.core.images import to_tensor
+from piti.core.images import crop_resize, read_rgb, to_tensor
 from piti.core.progress import OnProgress
 from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches
-from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perceptual, weights_file
-
-_TINY = 1e-10  # beside the length of a feature, which may be 0
-
-
-@dataclass(frozen=True)
-class PerceptualJudge:
-    """A network whose features compare images."""
-
-    network: PerceptualNetwork
-    name: str
-    source: str
-    """The file or hub repository of its weights."""
-    sha256: str
-    """Of the weights' file."""
-
-
-def open_perceptual(spec: PerceptualSpec, device: torch.device) -> PerceptualJudge:
-    """The network with its weights. Raises UserError where they are missing or another network's."""
-    path = weights_file(spec)
-    network = load_perceptual(spec).to(device)
-    return PerceptualJudge(network, spec.network, spec.weights or str(path), file_hash(path))
-
-
-def unit_features(features: Sequence[Float[Tensor, "N _C _H _W"]]) -> list[Float[Tensor, "N _C _H _W"]]:
-    """Features of length 1 at every position, over the channels; 0 where they are 0."""
-    return [x / (x.square().sum(1, keepdim=True).sqrt() + _TINY) for x in features]
-
-
-def perceptual_distance(
-    a: Sequence[Float[Tensor, "N _C _H _W"]], b: Sequence[Float[Tensor, "N _C _H _W"]]
-) -> Float[Tensor, " N"]:
-    """Distance of images by their unit features, layer by layer (LPIPS without learned weights, Zhang et al. 2018,
-    eq. 1 with w = 1): squared differences, added over channels, averaged over positions, added over layers.
-    """
-    layers = [(x - y).square().sum(1).mean((1, 2)) for x, y in zip(a, b, strict=True)]
-    return torch.stack(layers).sum(0)
+from piti.evaluation.perceptual import PerceptualJudge, unit_features
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances between samples of one condition; conditions with one sample are not there.
+    """Distances between samples of one condition, where those with one sample are left out, or to its photograph.
 
-    rows: the sum of the distances of every two samples, and how many twos there are.
+    rows: the sum of the distances, and how many there are.
     """
 
     measure: str
-    """`diversity` or `spread`."""
+    """`diversity`, `spread` or `photograph_distance`."""
     of: str
     """The network."""
     stems: tuple[str, ...]
@@ -74,9 +38,9 @@ class Distances:
         return self.rows[:, 0] / self.rows[:, 1]
 
     def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
-        """The mean over all twos of all conditions."""
-        total, twos = (self.rows if chosen is None else self.rows[chosen]).sum(0).tolist()
-        return {(self.measure, self.of): total / twos}
+        """The mean over all distances of all conditions."""
+        total, count = (self.rows if chosen is None else self.rows[chosen]).sum(0).tolist()
+        return {(self.measure, self.of): total / count}
 
 
 def diversity(
@@ -88,8 +52,8 @@ def diversity(
 ) -> Distances:
     """The mean perceptual distance between samples of one condition, see `perceptual_distance`.
 
-    All of the spec's layers count alike; its `layer_weights` are for training. With VGG-19 or SqueezeNet, numbers are
-    not comparable with published LPIPS, which has learned weights and other networks.
+    All of the spec's layers count alike; its `layer_weights` are for training. Numbers are those of published LPIPS
+    where the judge has its learned weights (`LpipsSpec`), and not comparable with it otherwise.
     Raises AlignmentError where no condition has two samples, or samples of one differ in size or give NaN;
     UserError for images that are too small for the network.
     """
@@ -110,7 +74,7 @@ def diversity(
                 )
             features[one.stem].append([x[k : k + 1] for x in found])
             if len(features[one.stem]) == len(several[one.stem]):
-                rows[row_of[one.stem]] = _added(features.pop(one.stem))
+                rows[row_of[one.stem]] = _added(features.pop(one.stem), judge)
     return Distances("diversity", judge.name, tuple(several), rows)
 
 
@@ -125,10 +89,43 @@ def _features(judge: PerceptualJudge, row: Sequence[Framed], device: torch.devic
     return unit_features(found)
 
 
-def _added(samples: Sequence[list[Tensor]]) -> Float[Tensor, " 2"]:
+def _added(samples: Sequence[list[Tensor]], judge: PerceptualJudge) -> Float[Tensor, " 2"]:
     """The sum of the distances between every two, and how many there are."""
-    distances = torch.cat([perceptual_distance(a, b) for a, b in combinations(samples, 2)]).double().cpu()
+    distances = torch.cat([judge.distance(a, b) for a, b in combinations(samples, 2)]).double().cpu()
     return torch.tensor([distances.sum().item(), len(distances)], dtype=torch.float64)
+
+
+def photograph_distance(
+    groups: Groups,
+    photographs: Mapping[str, Path],
+    judge: PerceptualJudge,
+    resize: int | None = None,
+    batch: int = 8,
+    on_step: OnProgress | None = None,
+) -> Distances:
+    """The mean perceptual distance of each image to its condition's photograph, for upsamplers and reconstructions.
+
+    photographs: by stem; each is brought to its image's size, the part of it that the image shows (all of it, or its
+    centred square), bicubic with antialiasing. Of images drawn freely, such as those made from masks, a large distance
+    is no fault. Raises AlignmentError for images of other proportions or that give NaN, UserError for images that are
+    too small.
+    """
+    device = judge.network.mean.device
+    row_of = {stem: row for row, stem in enumerate(groups)}
+    rows = torch.zeros(len(groups), 2, dtype=torch.float64)
+    for batched in batches(groups, resize, batch, on_step):
+        pairs = [(one, _shown_of(photographs[one.stem], one)) for one in batched]
+        made, real = (_features(judge, side, device) for side in zip(*pairs, strict=True))
+        for one, distance in zip(batched, judge.distance(made, real).tolist(), strict=True):
+            rows[row_of[one.stem]] += torch.tensor([distance, 1.0], dtype=torch.float64)
+    return Distances("photograph_distance", judge.name, tuple(groups), rows)
+
+
+def _shown_of(photograph: Path, one: Framed) -> Framed:
+    """What an image shows of a photograph, at the image's size."""
+    whole = read_rgb(photograph)
+    shown = crop_resize(whole, one.box(*whole.size, str(photograph)), one.image.size)
+    return Framed(photograph, one.stem, shown, whole.size)
 
 
 def feature_spread(features: Float[Tensor, "N D"], groups: Mapping[str, Sequence[int]], of: str) -> Distances:

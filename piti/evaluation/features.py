@@ -32,20 +32,45 @@ REPOSITORIES = {
     "dinov2": "facebook/dinov2-large",
 }
 """Names of networks that a hub has: FID-C's, CMMD's, FD-DINOv2's."""
-FILES = {"inception": inception.FILE, "squeezenet": NETWORKS["squeezenet1_1"].file}
+FILES = {
+    "inception": inception.FILE,
+    "squeezenet": NETWORKS["squeezenet1_1"].file,
+    "alexnet": NETWORKS["alexnet"].file,
+}
 """Names of networks whose weights are a file, looked for where `torch.hub` keeps its own; and what they are called."""
-SQUEEZENET_SIDE, SQUEEZENET_LAYER, SQUEEZENET_CHANNELS = 256, 12, 512
-SQUEEZENET_SCALE = 3.0
-"""Brings the pooled features to about unit size, as KID's kernel expects."""
+CLASSIFIER_SIDE = 256
+"""To which images come for the classifiers below, in pixels."""
+
+
+@dataclass(frozen=True)
+class PooledLayer:
+    """The layer of an ImageNet classifier whose mean over positions is a feature."""
+
+    network: str
+    """In `piti.models.perceptual.NETWORKS`."""
+    layer: int
+    channels: int
+    scale: float
+    """By which the means are divided, so that they are of about unit size, as KID's kernel expects."""
+    mark: str
+    """A tensor's name that tells its file from the others'."""
+    shape: tuple[int, ...]
+    """Of that tensor."""
+
+
+CLASSIFIERS = {
+    "squeezenet": PooledLayer("squeezenet1_1", 12, 512, 3.0, "features.12.expand3x3.weight", (256, 64, 3, 3)),
+    "alexnet": PooledLayer("alexnet", 11, 256, 0.25, "features.0.weight", (64, 3, 11, 11)),
+}
+"""Judges without a published protocol: their distances are not comparable with FID."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_SQUEEZENET_MARK = "features.12.expand3x3.weight"  # a name that no other network's file has
 _THREADS = 4  # that decode
 _CACHE_FORMAT = "1"  # of stored features; another where the same network would now give others
 
 
 @runtime_checkable
 class FeatureNetwork(Named, Protocol):
-    """Images => features. Names are "inception", "clip", "clip-l", "dinov2" and "squeezenet"."""
+    """Images => features. Names are "inception", "clip", "clip-l", "dinov2", "squeezenet" and "alexnet"."""
 
     @property
     def resize(self) -> str:
@@ -88,8 +113,8 @@ class FileNetwork:
 
 
 def open_features(name: str, device: torch.device) -> FeatureNetwork:
-    """A feature network by name ("inception", "clip", "clip-l", "dinov2", "squeezenet"), by a hub repository of CLIP
-    or DINOv2, by a local folder of one, or by a file with Inception's or SqueezeNet 1.1's weights.
+    """A feature network by name ("inception", "clip", "clip-l", "dinov2", "squeezenet", "alexnet"), by a hub repository
+    of CLIP or DINOv2, by a local folder of one, or by a file with the weights of Inception, SqueezeNet 1.1 or AlexNet.
 
     Raises UserError for what is none of these, cannot be fetched, or cannot be read.
     """
@@ -107,7 +132,7 @@ def open_features(name: str, device: torch.device) -> FeatureNetwork:
     known = choices(name, [*FILES, *REPOSITORIES])
     raise UserError(
         f"no feature network '{name}', and no such file or folder; {known}; or give a hub repository (OWNER/NAME) or a "
-        "folder of CLIP or DINOv2, or a file with weights of Inception or SqueezeNet 1.1"
+        "folder of CLIP or DINOv2, or a file with weights of Inception, SqueezeNet 1.1 or AlexNet"
     )
 
 
@@ -126,13 +151,15 @@ def _usual_file(name: str) -> Path:
 def _open_file(path: Path, source: str, device: torch.device) -> FileNetwork:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: features come from files of weights ({', '.join(SUFFIXES)}); give one, or a folder")
-    names = read_weights(path).keys()
-    if inception.MARK in names:
+    weights = read_weights(path)
+    if inception.MARK in weights:
         return _open_inception(path, source, device)
-    if _SQUEEZENET_MARK in names:
-        return _open_squeezenet(path, source, device)
+    for name, pooled in CLASSIFIERS.items():
+        if pooled.mark in weights and tuple(weights[pooled.mark].shape) == pooled.shape:
+            return _open_classifier(name, pooled, path, source, device)
+    marks = ", nor ".join(f"{pooled.network} ({pooled.mark})" for pooled in CLASSIFIERS.values())
     raise UserError(
-        f"{path} does not hold FID's Inception ({inception.MARK}) nor SqueezeNet 1.1 ({_SQUEEZENET_MARK}); give "
+        f"{path} does not hold FID's Inception ({inception.MARK}), nor {marks}; give "
         f"{' or '.join(FILES.values())}, or a folder of CLIP or DINOv2"
     )
 
@@ -149,17 +176,16 @@ def _open_inception(path: Path, source: str, device: torch.device) -> FileNetwor
     return FileNetwork("inception", source, file_hash(path), inception.DIMENSIONS, as_it_is(words), model)
 
 
-def _open_squeezenet(path: Path, source: str, device: torch.device) -> FileNetwork:
-    """The mean over positions of the last Fire's output, divided by `SQUEEZENET_SCALE`; not comparable with FID."""
-    spec = PerceptualSpec(network="squeezenet1_1", weights=str(path), layers=(SQUEEZENET_LAYER,))
+def _open_classifier(name: str, pooled: PooledLayer, path: Path, source: str, device: torch.device) -> FileNetwork:
+    """The mean over positions of one layer's output, divided by its scale."""
+    spec = PerceptualSpec(network=pooled.network, weights=str(path), layers=(pooled.layer,))
     layers: nn.Module = load_perceptual(spec).features.to(device)
 
     def model(images: list[Image.Image]) -> Tensor:
         x = normalised(images, IMAGENET_MEAN, IMAGENET_STD, device)  # [N, 3, 256, 256]
-        return layers(x).mean((2, 3)).double() / SQUEEZENET_SCALE  # [N, 512]
+        return layers(x).mean((2, 3)).double() / pooled.scale  # [N, D]
 
-    fitting = centre_square(SQUEEZENET_SIDE)
-    return FileNetwork("squeezenet", source, file_hash(path), SQUEEZENET_CHANNELS, fitting, model)
+    return FileNetwork(name, source, file_hash(path), pooled.channels, centre_square(CLASSIFIER_SIDE), model)
 
 
 # Many files

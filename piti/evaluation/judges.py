@@ -13,12 +13,13 @@ from piti.conditions import GeometryCondition, MaskCondition, SketchCondition
 from piti.core.errors import option
 from piti.core.progress import OnProgress
 from piti.evaluation.depth import DepthAgreement, depth_error, open_depth
-from piti.evaluation.diversity import diversity, open_perceptual
+from piti.evaluation.diversity import diversity, photograph_distance
 from piti.evaluation.masks import Agreement, agreement
 from piti.evaluation.material import ConditionFiles, Material
 from piti.evaluation.metrics import percentiles
 from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition
+from piti.evaluation.perceptual import open_perceptual
 from piti.evaluation.result import KINDS, Measure
 from piti.evaluation.segmentation import LabelMap, Segmenter, match_labels, open_segmenter, read_aliases
 from piti.evaluation.sketches import LineAgreement, line_distance
@@ -38,7 +39,7 @@ class Judge:
     """One judge at work."""
 
     kind: str
-    """Of the conditions, or "diversity"."""
+    """Of the conditions, or "diversity" or "photographs"."""
     facts: dict[str, Any]
     judged: Callable[[Samples, OnProgress], PerCondition]
     samples: Samples
@@ -86,20 +87,42 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
     ):
         if network and not any(issubclass(known, kind) for known in kinds):
             notes.append(f"{flag} judges nothing here: no conditions of its kind ({kind.kind}) are given")
+    perceptual, more = _perceptual(material, options, device)
+    return [*judges, *perceptual], [*notes, *more]
+
+
+def _perceptual(material: Material, options: Options, device: torch.device) -> tuple[list[Judge], list[str]]:
+    """Who compares samples with each other and with their photographs, and what is not compared."""
     several = {stem: images for stem, images in material.samples.items() if len(images) > 1}
-    if several and options.perceptual is None:
-        notes.append(
+    photographs = {path.stem: path for path in material.real}
+    paired = {stem: images for stem, images in material.samples.items() if stem in photographs}
+    if options.perceptual is None:
+        notes = [
             f"{len(several)} conditions have several samples; name a network with {option('perceptual')} "
             "to measure how much these differ"
-        )
-    elif several:
-        judges.append(_of_diversity(several, options, device))
-    elif options.perceptual is not None:
-        notes.append(
+        ]
+        return [], notes if several else []
+    if not several and not paired:
+        return [], [
             f"{option('perceptual')} measures nothing here: no condition has several samples, between "
-            f"which diversity is measured (make more with {option('num')} 4)"
-        )
-    return judges, notes
+            f"which diversity is measured (make more with {option('num')} 4), and no image has a photograph of its name"
+        ]
+    judge = open_perceptual(options.perceptual, device)
+    facts = _facts(judge) | {"layers": list(options.perceptual.chosen_layers)}
+    facts |= {"heads_sha256": judge.heads_sha256} if judge.heads else {}
+
+    def between(samples: Samples, on_step: OnProgress) -> PerCondition:
+        return diversity(samples, judge, options.resize, options.batch, on_step)
+
+    def to_photographs(samples: Samples, on_step: OnProgress) -> PerCondition:
+        return photograph_distance(samples, photographs, judge, options.resize, options.batch, on_step)
+
+    found = [Judge("diversity", facts, between, several, {})] if several else []
+    if not paired:
+        return found, []
+    lacking = len(material.samples) - len(paired)
+    notes = [f"{lacking} conditions have no photograph of their name, and no distance to it"] if lacking else []
+    return [*found, Judge("photographs", facts, to_photographs, paired, {})], notes
 
 
 def _judge_of(given: ConditionFiles, material: Material, options: Options, device: torch.device) -> Judge | str:
@@ -147,17 +170,6 @@ def _masks(
         return agreement(samples, given.files, condition, segmenter, labels, options.resize, options.batch, on_step)
 
     return judged
-
-
-def _of_diversity(several: Samples, options: Options, device: torch.device) -> Judge:
-    assert options.perceptual is not None
-    judge = open_perceptual(options.perceptual, device)
-    facts = _facts(judge) | {"layers": list(options.perceptual.chosen_layers)}
-
-    def judged(samples: Samples, on_step: OnProgress) -> PerCondition:
-        return diversity(samples, judge, options.resize, options.batch, on_step)
-
-    return Judge("diversity", facts, judged, several, {})
 
 
 def _facts(judge: Any) -> dict[str, Any]:

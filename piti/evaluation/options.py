@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piti.core.errors import UserError
+from piti.evaluation.perceptual import LpipsSpec
 from piti.models.perceptual import PerceptualSpec
 
 
@@ -27,8 +28,9 @@ class Options:
     """JSON of the segmenter's labels that are named otherwise than the masks' classes."""
     depth: str | None = None
     """A model that predicts depth, which is compared with the given one."""
-    perceptual: PerceptualSpec | None = None
-    """The network in whose features samples of one condition are compared (diversity)."""
+    perceptual: PerceptualSpec | LpipsSpec | None = None
+    """LPIPS, or the network in whose features samples of one condition are compared with each other (diversity) and
+    with the photograph of their condition."""
     cache: Path | None = None
     """A folder that keeps features, so that the same images are not looked at again by the same network."""
     bootstrap: int = 200

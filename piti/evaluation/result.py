@@ -35,6 +35,7 @@ KINDS: Mapping[str, MetricKind] = {
     "recall": MetricKind("recall", "share", "high"),
     "spread": MetricKind("spread of samples", "in features", "high"),
     "diversity": MetricKind("diversity of samples", "perceptual", "high"),
+    "photograph_distance": MetricKind("distance to its photograph", "perceptual", "low"),
     "miou": MetricKind("mIoU", "%", "high"),
     "pixel_accuracy": MetricKind("pixel accuracy", "%", "high"),
     "iou": MetricKind("IoU", "%", "high"),

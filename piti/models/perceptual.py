@@ -1,7 +1,8 @@
 """A frozen classifier whose features compare images (psi_m of PITI, eq. 4).
 
-VGG-16 and VGG-19 (Simonyan & Zisserman 2015, arXiv 1409.1556) and SqueezeNet 1.1 (Iandola et al. 2016, arXiv
-1602.07360), in torchvision's numbering and key names: files that torchvision wrote load as they are.
+VGG-16 and VGG-19 (Simonyan & Zisserman 2015, arXiv 1409.1556), SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360)
+and AlexNet with one column (Krizhevsky 2014, arXiv 1404.5997), in torchvision's numbering and key names: files that
+torchvision wrote load as they are. AlexNet is an independent judge in evaluation: no recipe of ours trains on it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from piti.core.errors import UserError
 from piti.core.spec import Spec, choices
 
-# Mean and standard deviation of ImageNet's pixels in [0, 1], with which both networks were trained.
+# Mean and standard deviation of ImageNet's pixels in [0, 1], with which all of them were trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -81,6 +82,14 @@ def _squeezenet1_1_features() -> list[nn.Module]:
     return [*modules, Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)]
 
 
+def _alexnet_features() -> list[nn.Module]:
+    modules: list[nn.Module] = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
+    modules += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
+    for c_in, c_out in ((192, 384), (384, 256), (256, 256)):
+        modules += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()]
+    return [*modules, nn.MaxPool2d(3, 2)]
+
+
 NETWORKS: dict[str, Architecture] = {
     "vgg16": Architecture(
         features=lambda: _vgg_features((2, 2, 3, 3, 3)),
@@ -105,6 +114,14 @@ NETWORKS: dict[str, Architecture] = {
         layer_weights=(1.0,) * 5,
         hub=None,
         file="squeezenet1_1-b8a52dc0.pth",
+    ),
+    "alexnet": Architecture(
+        features=_alexnet_features,
+        modules=13,
+        layers=(1, 4, 7, 9, 11),  # after each ReLU, as LPIPS compares them
+        layer_weights=(1.0,) * 5,
+        hub=None,
+        file="alexnet-owt-7be5be79.pth",
     ),
 }
 

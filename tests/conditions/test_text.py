@@ -17,6 +17,7 @@ from piti.conditions import ConditionError, TextCondition, condition_from_config
 from piti.conditions.text import NO_TOKEN
 from piti.conditions.tokenizers import BytePairTokenizer, ByteTokenizer, tokenizer_from_config
 from piti.core.images import Box
+from tests.conftest import SHARED
 
 TEXT = TextCondition(context=16)
 
@@ -144,6 +145,14 @@ class TestBytePairs:
         tokenizer = BytePairTokenizer(gpt2, 6)
         assert tokenizer.encode("AB abb") == [3, 4, 1]
         assert tokenizer.decode([3, 4, 1]) == "ab abb"
+
+    def test_the_real_files_give_glides_tokens(self, golden: Path) -> None:
+        folder = SHARED / "weights" / "gpt2"
+        if not folder.is_dir():
+            pytest.skip(f"gpt2: not present at {folder} (set PITI_SHARED)")
+        tokenizer = BytePairTokenizer(folder)
+        for case in json.loads((golden / "glide_tokens.json").read_text())["cases"]:
+            assert tokenizer.encode(case["text"]) == case["tokens"], case["text"]
 
     def test_glides_gzipped_files(self, gpt2: Path, tmp_path: Path) -> None:
         beside = tmp_path / "glide"

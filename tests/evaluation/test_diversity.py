@@ -13,15 +13,9 @@ from safetensors.torch import save_file
 
 from piti.core.errors import UserError
 from piti.core.images import read_rgb, to_tensor
-from piti.evaluation.diversity import (
-    PerceptualJudge,
-    diversity,
-    feature_spread,
-    open_perceptual,
-    perceptual_distance,
-    unit_features,
-)
+from piti.evaluation.diversity import diversity, feature_spread, photograph_distance
 from piti.evaluation.per_condition import AlignmentError, PerCondition
+from piti.evaluation.perceptual import PerceptualJudge, open_perceptual, perceptual_distance, unit_features
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from tests.conftest import SHARED
 from tests.evaluation.tiny_judges import noise
@@ -157,6 +151,25 @@ def test_photographs_of_different_scenes_differ_more_than_crops_of_one(camvid: P
     groups = {"near": [tmp_path / "near_0.png", tmp_path / "near_1.png"], "far": [photographs[0], photographs[400]]}
     near, far = diversity(groups, trained, resize=64).each.tolist()
     assert 0 < near < far / 2
+
+
+# Photographs
+
+
+def test_distance_to_the_part_of_the_photograph_that_an_image_shows(judge: PerceptualJudge, tmp_path: Path) -> None:
+    noise(48, 32, 7).save(tmp_path / "wide.png")
+    whole = read_rgb(tmp_path / "wide.png")
+    whole.crop((8, 0, 40, 32)).save(tmp_path / "square_0.png")
+    noise(32, 32, 8).save(tmp_path / "square_1.png")
+    whole.save(tmp_path / "whole_0.png")
+    groups = {"square": [tmp_path / "square_0.png", tmp_path / "square_1.png"], "whole": [tmp_path / "whole_0.png"]}
+    photographs = dict.fromkeys(groups, tmp_path / "wide.png")
+    found = photograph_distance(groups, photographs, judge)
+    assert found.rows[1].tolist() == [0, 1]
+    assert found.rows[0, 1] == 2
+    assert found.rows[0, 0] > 0.1
+    alone = photograph_distance({"square": groups["square"][:1]}, photographs, judge, resize=24)
+    assert alone.measures() == {("photograph_distance", "squeezenet1_1"): pytest.approx(0, abs=1e-9)}
 
 
 # Spread

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from piti.conditions import ClassTable, ConditionError, MaskCondition, SketchCondition
 from piti.core.errors import UserError
-from piti.core.images import save_png
+from piti.core.images import read_rgb, save_png
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.evaluation.pairing import PairingError
-from piti.models.perceptual import PerceptualSpec
+from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from tests.conftest import TINY_CLASSES
 from tests.evaluation.seen import OPTIONS
 
@@ -93,9 +95,11 @@ class TestAgreement:
         notes = evaluate_files(noisy, options, tiny_data / "images").notes
         assert any("segmenter judges nothing here" in note for note in notes)
 
-    def test_perceptual_without_samples_is_told_of(self, tiny_data: Path) -> None:
+    def test_perceptual_without_samples_is_told_of(self, tiny_data: Path, tmp_path: Path) -> None:
         options = Options(("colours",), perceptual=PerceptualSpec(), bootstrap=0, device="cpu")
-        notes = evaluate_files(tiny_data / "images", options, tiny_data / "images").notes
+        for path in (tiny_data / "images").iterdir():
+            save_png(read_rgb(path), tmp_path / "others" / f"another-{path.stem}.png")
+        notes = evaluate_files(tiny_data / "images", options, tmp_path / "others").notes
         assert any("perceptual measures nothing here: no condition has several samples" in note for note in notes)
         with pytest.raises(UserError, match=r"nothing to measure.*\(perceptual measures nothing here"):
             evaluate_files(tiny_data / "images", options)
@@ -112,6 +116,18 @@ class TestAgreement:
         assert (sky.value, sky.low, sky.high) == (0, None, None)
         assert sky.row()["95% interval"] == ""
         assert road.low is not None
+
+    def test_distance_to_the_photograph_of_the_same_name(self, tiny_data: Path, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        spec = PerceptualSpec(network="alexnet", weights=str(tmp_path / "alexnet.safetensors"))
+        save_file(PerceptualNetwork(spec).state_dict(), tmp_path / "alexnet.safetensors")
+        options = Options(("colours",), perceptual=spec, bootstrap=10, device="cpu")
+        for path in (tiny_data / "images").iterdir():
+            save_png(read_rgb(path).resize((80, 64)), tmp_path / "photographs" / path.name)
+            save_png(read_rgb(path).resize((80, 64)).crop((8, 0, 72, 64)), tmp_path / "made" / path.name)
+        found = evaluate_files(tmp_path / "made", options, tmp_path / "photographs")
+        assert found.value("photograph_distance", "alexnet") < 1e-6
+        assert found.facts["judges"][-1]["of"] == "photographs"
 
     def test_diversity(self, noisy: Path, tiny_data: Path, squeezenet: Path) -> None:
         spec = PerceptualSpec(network="squeezenet1_1", weights=str(squeezenet))

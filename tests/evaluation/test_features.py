@@ -20,9 +20,10 @@ from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
 from piti.core.images import ImageError, list_images
 from piti.evaluation import features
-from piti.evaluation.features import features_of, open_features
+from piti.evaluation.features import CLASSIFIERS, features_of, open_features
 from piti.evaluation.fitting import centre_square
 from piti.evaluation.metrics import frechet_distance, kernel_estimate
+from tests.conftest import SHARED
 from tests.evaluation.tiny_features import CPU, picture, saved, squeezenet_file
 
 
@@ -61,6 +62,19 @@ def test_as_the_referee(judge: ModuleType, camvid: Path, squeezenet: Path) -> No
     assert "256 px, bicubic" in network.resize
 
 
+def test_alexnet_as_the_referee(judge: ModuleType, camvid: Path) -> None:
+    """The referee divides by the photographs' standard deviation; ours by a number that is always the same."""
+    weights = SHARED / "weights" / "alexnet_fp16.safetensors"
+    if not weights.exists():
+        pytest.skip(f"{weights.name}: not present at {weights} (set PITI_SHARED)")
+    paths = list_images(camvid / "images")[::100][:3]
+    network = open_features(str(weights), CPU)
+    found = features_of(network, paths, resize=64, batch=2)
+    assert (network.name, found.shape) == ("alexnet", (3, 256))
+    expected = judge.alexnet_features(paths, shrink=64)
+    assert np.abs(CLASSIFIERS["alexnet"].scale * found.numpy() - expected).max() < 1e-6
+
+
 def test_features_that_are_not_finite_name_the_file(tmp_path: Path) -> None:
     images = saved(tmp_path / "images", 5)
     network = open_features(str(squeezenet_file(tmp_path / "big.safetensors", scale=1e30)), CPU)
@@ -81,7 +95,7 @@ def test_what_is_no_network(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="features come from files of weights"):
         open_features(str(tmp_path / "weights.png"), CPU)
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "vgg.safetensors")
-    with pytest.raises(UserError, match=r"does not hold .*Inception.* nor SqueezeNet 1\.1"):
+    with pytest.raises(UserError, match=r"does not hold .*Inception.* nor squeezenet1_1.* nor alexnet"):
         open_features(str(tmp_path / "vgg.safetensors"), CPU)
 
 

@@ -235,6 +235,20 @@ def test_trained_weights_load_as_they_are(squeezenet_weights: str) -> None:
     assert all(torch.equal(net.state_dict()[key], x) for key, x in recorded.items())
 
 
+def test_alexnet_and_vgg16_stand_where_torchvision_has_them() -> None:
+    """Every tensor of files with torchvision's names fits, and none is left over."""
+    for name in ("alexnet", "vgg16"):
+        path = SHARED / "weights" / f"{name}_fp16.safetensors"
+        if not path.exists():
+            pytest.skip(f"{path.name}: not present at {path} (set PITI_SHARED)")
+        last = NETWORKS[name].modules - 1
+        net = load_perceptual(spec(network=name, weights=str(path), layers=[last]))
+        recorded = load_file(path)
+        assert net.state_dict().keys() == recorded.keys()
+        assert all(torch.equal(x, recorded[key].float()) for key, x in net.state_dict().items())
+        assert len(net.features) == NETWORKS[name].modules
+
+
 # Loading
 
 
