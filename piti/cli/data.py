@@ -28,20 +28,20 @@ TrainIds = Annotated[bool, Option("--train-ids", help="Read the masks *_labelTra
 class LineFlags:
     """How lines are drawn; None takes the detector's own value."""
 
-    threshold: Annotated[float | None, Option(help="hed, pidinet: what is stronger is a line (0.35).")] = None
+    threshold: Annotated[float | None, Option(help="What is stronger is a line (hed: 0.6, pidinet: 0.35).")] = None
     thin: Annotated[
-        bool | None, Option("--thin/--no-thin", help="Thin lines to one pixel; hed and pidinet do by default.")
+        bool | None, Option("--thin/--no-thin", help="Thin lines to one pixel; pidinet does by default.")
     ] = None
     smoothing: Annotated[
         float | None, Option(help="lines: L0 smoothing that removes texture first (0.02); 0 is none.")
     ] = None
     low: Annotated[float | None, Option(help="lines: weaker gradients that continue a line (0.1).")] = None
     high: Annotated[float | None, Option(help="lines: gradients that are always drawn (0.2).")] = None
-    shortest: Annotated[int | None, Option(help="Lines of fewer pixels are left out (10).")] = None
+    shortest: Annotated[int | None, Option(help="Lines of fewer pixels are left out (10; hed: 1).")] = None
     side: Annotated[int | None, Option(help="Short side at which photographs are drawn (lines: 256, others: 512).")] = (
         None
     )
-    weights: Annotated[str | None, Option(help="hed, pidinet: a folder with the file, or a hub id.")] = None
+    weights: Annotated[str | None, Option(help="hed: the file; pidinet: a folder with the file, or a hub id.")] = None
     device: Annotated[str | None, Option(help="hed, pidinet: cpu, cuda, …")] = None
 
     def given(self) -> dict[str, Any]:
@@ -66,8 +66,12 @@ def sketch(
     out: Annotated[Path, Argument(help="Gets images/ and sketches/.")],
     lines: LineFlags,
     detector: Annotated[
-        str, Option(help="lines (built in), or hed or pidinet where controlnet-aux is installed.")
-    ] = "lines",
+        str | None,
+        Option(
+            help="hed, the paper's, with --weights FILE; lines, which needs no weights; or pidinet, where "
+            "controlnet-aux is installed. By default hed with --weights, lines without."
+        ),
+    ] = None,
     processes: Annotated[int | None, Option(min=1, help="Processes that draw; one a core by default.")] = None,
     max_bad: MaxBad = 0.01,
     link: Link = True,
@@ -77,12 +81,13 @@ def sketch(
     from piti.data.edges import detector_spec
     from piti.prepare.sketches import SketchJob, prepare_sketches
 
-    _, spec = detector_spec(detector, lines.given())
+    chosen = detector or ("hed" if lines.weights else "lines")
+    _, spec = detector_spec(chosen, lines.given())
     with resumable(), progress("drawing") as on_step:
-        job = SketchJob(out, detector, spec, link, overwrite)
+        job = SketchJob(out, chosen, spec, link, overwrite)
         report = prepare_sketches(photos, job, processes, max_bad, on_step)
     print_notes(report.notes())
-    typer.echo(f"{report}; train on them: piti train sketch --data {out}")
+    typer.echo(f"{report}, drawn by {chosen}; train on them: piti train sketch --data {out}")
 
 
 @prepare_app.command()

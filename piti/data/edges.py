@@ -1,4 +1,4 @@
-"""Lines of photographs, for sketches: an extractor that needs no weights, thinning, and clearing away."""
+"""Lines of photographs, for sketches: HED, an extractor that needs no weights, thinning, and clearing away."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from piti.core.errors import UserError, option
 from piti.core.spec import Spec, choices
 from piti.data.filters import l0_smooth, resize_antialiased
+from piti.models.hed import load_hed
 
 _SOFT = (5, 5), (1.0, 1.0)  # the Gaussian before the gradients: taps, pixels
 _SMALLEST = 8  # shorter sides are continued to this many pixels before they are filtered
@@ -139,8 +141,25 @@ class DetectorError(UserError):
     """Lines cannot be drawn as asked. The message names the detector and the remedy."""
 
 
+class HEDSpec(Spec):
+    """How HED draws a photograph; by default binarised as in the released code."""
+
+    threshold: float = Field(default=0.6, gt=0, lt=1)
+    """What is stronger, between 0 and 1, is a line."""
+    thin: bool = False
+    """Thin the lines to one pixel; the network's are several pixels wide."""
+    shortest: int = Field(default=1, ge=1)
+    """Lines of fewer pixels are left out."""
+    side: int = Field(default=512, ge=64)
+    """Larger photographs are drawn with this short side, in pixels; their edges are then enlarged."""
+    weights: str | None = Field(default=None, exclude=True)
+    """The file of the network's weights."""
+    device: str = Field(default="cpu", exclude=True)
+    """Where the network runs."""
+
+
 class LearnedSpec(Spec):
-    """How a learned detector draws a photograph."""
+    """How a learned detector of `controlnet_aux` draws a photograph."""
 
     threshold: float = Field(default=0.35, gt=0, lt=1)
     """What is stronger, between 0 and 1, is a line."""
@@ -183,6 +202,33 @@ def detector_spec(name: str, settings: Mapping[str, Any] | None = None) -> tuple
 
 def _built_in(spec: LineSpec) -> LineSource:
     return lambda photograph: draw_lines(photograph, spec)
+
+
+def _hed(spec: HEDSpec) -> LineSource:
+    """Raises DetectorError without a file, UserError for a file that is not HED's."""
+    if spec.weights is None:
+        raise DetectorError(
+            "needs a file of weights",
+            remedy=f"give it as {option('weights')}, or take {option('detector')} lines, which needs none",
+            option="detector",
+            value="hed",
+        )
+    network = load_hed(Path(spec.weights).expanduser()).to(spec.device)
+
+    def draw(photograph: UInt8[np.ndarray, "h w 3"]) -> Bool[Tensor, "h w"]:
+        image = torch.from_numpy(photograph.copy()).permute(2, 0, 1)[None]  # [1, 3, h, w]
+        size = image.shape[-2:]
+        shrink = min(1.0, spec.side / min(size))
+        if shrink < 1:
+            smaller = resize_antialiased(image.float(), (round(size[0] * shrink), round(size[1] * shrink)))
+            image = smaller.round().clamp(0, 255).to(torch.uint8)
+        soft = network(image.to(spec.device)).cpu()  # [1, h', w']
+        if shrink < 1:
+            soft = F.interpolate(soft[None], size, mode="bilinear")[0]
+        lines = binarised(soft[0], spec.threshold, spec.thin)
+        return without_short(lines[None, None], spec.shortest)[0, 0]
+
+    return draw
 
 
 def _learned(name: str, network: str) -> Callable[[LearnedSpec], LineSource]:
@@ -242,7 +288,8 @@ def _loaded(name: str, network: str, spec: LearnedSpec) -> Callable[..., Any]:
 
 DETECTORS: dict[str, Detector] = {
     "lines": Detector(LineSpec, _built_in),
-    "hed": Detector(LearnedSpec, _learned("hed", "HEDdetector")),
+    "hed": Detector(HEDSpec, _hed),
     "pidinet": Detector(LearnedSpec, _learned("pidinet", "PidiNetDetector")),
 }
-"""Every line source by its name: `lines` is built in; `hed` (Xie and Tu 2015) and `pidinet` (Su et al. 2021)."""
+"""Every line source by its name: `lines`, which needs no weights; `hed` (Xie and Tu 2015), the paper's, which needs a
+file; `pidinet` (Su et al. 2021), which needs the package controlnet-aux."""

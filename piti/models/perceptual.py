@@ -256,7 +256,7 @@ def load_perceptual(spec: PerceptualSpec) -> PerceptualNetwork:
     """
     path = weights_file(spec)
     network = PerceptualNetwork(spec)
-    network.load_state_dict(_fitting(_read(path), network, spec.network, path))
+    network.load_state_dict(_fitting(read_tensors(path, "features."), network, spec.network, path))
     return network
 
 
@@ -334,10 +334,13 @@ def _hub_quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors `features.*` of a file; a classifier's, which are most of VGG-19, are left alone."""
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names begin so; a classifier's, which are most of VGG-19, are left alone.
+
+    Raises UserError for a file that is missing or holds no state dict.
+    """
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, prefix)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
@@ -347,15 +350,15 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) for x in found.values()):
         raise UserError(f"{path} holds no state dict (names and tensors) but {type(found).__name__}; save one there")
-    return {str(key): x for key, x in found.items() if str(key).startswith("features.")}
+    return {str(key): x for key, x in found.items() if str(key).startswith(prefix)}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, prefix: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if key.startswith("features.")}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no readable .safetensors file ({_first_line(error)}); fetch it again") from error
 

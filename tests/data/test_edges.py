@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from piti.core.images import read_rgb
@@ -24,6 +26,8 @@ from piti.data.edges import (
     thinned,
     without_short,
 )
+from piti.models.hed import HED
+from tests.conftest import SHARED
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
@@ -215,6 +219,31 @@ def test_soft_maps_become_lines() -> None:
     assert thin[5].any()
 
 
+class TestHED:
+    def test_real_edges_as_the_release_binarises_them(self, camvid: Path) -> None:
+        weights = SHARED / "weights" / "hed_fp16.safetensors"
+        if not weights.exists():
+            pytest.skip(f"{weights.name}: not present at {weights} (set PITI_SHARED)")
+        spec, draw = line_source("hed", {"weights": str(weights)})
+        photograph = np.asarray(read_rgb(sorted((camvid / "images").iterdir())[0]).crop((180, 60, 301, 181)))
+        lines = draw(photograph)
+        assert spec.to_dict() == {"threshold": 0.6, "thin": False, "shortest": 1, "side": 512}
+        assert lines.shape == (121, 121)
+        assert 0.02 < lines.float().mean() < 0.4
+        steps = np.abs(np.diff(photograph.mean(-1), axis=1, append=0))
+        assert steps[lines.numpy()].mean() > 2 * steps[~lines.numpy()].mean()  # lines lie where the photograph changes
+
+    def test_larger_photographs_are_drawn_smaller(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        save_file(HED().state_dict(), tmp_path / "hed.safetensors")
+        draw = line_source("hed", {"weights": str(tmp_path / "hed.safetensors"), "side": 64, "threshold": 0.5})[1]
+        assert draw(np.zeros((70, 81, 3), np.uint8)).shape == (70, 81)
+
+    def test_without_a_file(self) -> None:
+        with pytest.raises(DetectorError, match=r"^detector hed: needs a file of weights; give it as weights"):
+            line_source("hed")
+
+
 class FakeDetector:
     """What `controlnet_aux` offers: as wide as multiples of 64, grey as RGB, sometimes as a picture."""
 
@@ -244,12 +273,13 @@ class TestLearned:
     @pytest.fixture
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> type[FakeDetector]:
         module = ModuleType("controlnet_aux")
-        module.HEDdetector = module.PidiNetDetector = FakeDetector  # type: ignore[attr-defined]
+        module.PidiNetDetector = FakeDetector  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "controlnet_aux", module)
         return FakeDetector
 
-    @pytest.mark.parametrize(("name", "picture"), [("hed", True), ("pidinet", False)])
-    def test_soft_edges_become_lines_of_the_photographs_size(self, installed, monkeypatch, name, picture) -> None:
+    @pytest.mark.parametrize("picture", [True, False])
+    def test_soft_edges_become_lines_of_the_photographs_size(self, installed, monkeypatch, picture) -> None:
+        name = "pidinet"
         monkeypatch.setattr(installed, "picture", picture)
         photograph = np.zeros((100, 150, 3), np.uint8)
         spec, draw = line_source(name, {"side": 128, "weights": "/some/folder"})
@@ -264,8 +294,8 @@ class TestLearned:
         assert (wide[8:92].sum(1) > 5).all()
 
     def test_weights_out_of_reach(self, installed) -> None:
-        with pytest.raises(DetectorError, match=r"^detector hed: cannot load .* nowhere \(no con.*weights"):
-            line_source("hed", {"weights": "nowhere"})
+        with pytest.raises(DetectorError, match=r"^detector pidinet: cannot load .* nowhere \(no con.*weights"):
+            line_source("pidinet", {"weights": "nowhere"})
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "controlnet_aux", None)
@@ -275,7 +305,7 @@ class TestLearned:
     def test_an_older_package_without_the_class(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "controlnet_aux", ModuleType("controlnet_aux"))
         with pytest.raises(DetectorError, match="cannot be imported"):
-            line_source("hed")
+            line_source("pidinet")
 
     def test_low_is_not_above_high(self) -> None:
         with pytest.raises(SpecError, match=r"detector lines:\n  low = 0.5 is above high = 0.2; .*: lower low, or"):
