@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piti.core.images import center_box, crop_resize, list_images, read_rgb, to_tensor
+from piti.core.images import center_box, crop_resize, read_rgb, to_tensor
 from piti.core.seeding import generator_for
+from piti.core.walk import list_images
 from piti.data.degrade import (
     AnisotropicBlur,
     AntialiasedResize,

@@ -86,6 +86,12 @@ def referee() -> Path:
     return _shared("tools/referee.py")
 
 
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Small inputs on which the package went wrong."""
+    return _shared("cases")
+
+
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> Path:
     """Twelve pairs, 40 × 32: a road below a sky of a random height, with a car; photographs in flat colours."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from piti.conditions import MaskCondition
-from piti.conditions.mask import ClassTable
+from piti.conditions.class_table import ClassTable
 from piti.data import FolderSpec, PairedFolder
 from piti.data.batches import BatchStream
 from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD

@@ -10,10 +10,11 @@ from piti.conditions.base import (
     NoCondition,
     condition_from_config,
 )
+from piti.conditions.class_table import ClassTable, bit_colours
 from piti.conditions.composite import SeveralCondition
 from piti.conditions.geometry import GeometryCondition
-from piti.conditions.mask import ClassTable, MaskCondition
-from piti.conditions.palette import PaletteCondition, bit_colours, coco_stuff
+from piti.conditions.mask import MaskCondition
+from piti.conditions.palette import PaletteCondition, coco_stuff
 from piti.conditions.sketch import SketchCondition
 from piti.conditions.text import TextCondition
 

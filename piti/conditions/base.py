@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import UserError, option
-from piti.core.images import IMAGE_SUFFIXES, Box, Opened, Source, center_box, image_of_array, open_image
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import Box, LossyError, Opened, Source, center_box, image_of_array, open_image
 from piti.core.spec import choices
 
 Handed = Source | Image.Image | Tensor | np.ndarray
@@ -30,6 +31,11 @@ Given = Handed | None
 
 Files = Source | Mapping[str, Given]
 """Where a condition lies: in one file, or each of its parts by name (see SeveralCondition)."""
+
+
+def is_source(item: object) -> TypeGuard[Source]:
+    """Whether a part is a file, and no picture, tensor or nothing."""
+    return isinstance(item, str | Path | Opened)
 
 
 Size = int | tuple[int, int]
@@ -55,6 +61,8 @@ class Condition(ABC):
     kind: ClassVar[str]
     suffixes: ClassVar[frozenset[str]] = IMAGE_SUFFIXES
     """How its files end."""
+    exact: ClassVar[bool] = False
+    """Whether its files mean exact values, so that no lossy format will do."""
     spatial: ClassVar[bool] = True
     """Whether it is a picture that lies over the image, pixel for pixel."""
     null_value: float = 0.0
@@ -83,7 +91,11 @@ class Condition(ABC):
             )
         if str(path).lower().endswith(".txt"):
             raise ConditionError(f"{path}: is a text, and this model reads a {self.kind}; give a picture, or a prior")
-        return self.read(open_image(path), str(path))
+        try:
+            image = open_image(path, self.exact)
+        except LossyError as error:
+            raise ConditionError.like(error) from None
+        return self.read(image, str(path))
 
     def take(self, item: Any, name: str = "") -> Shaped[Tensor, "K h w"]:
         """What a caller hands in, in raw form: an array is read like the picture that it would be in a file.
@@ -175,6 +187,27 @@ class Condition(ABC):
     def from_config(cls, config: Mapping[str, Any], source: str) -> Condition:
         """Build from `to_config`'s data, read from `source`. Raises ConditionError."""
 
+    # In parts, and in sets of files
+
+    def named_parts(self) -> Mapping[str, Condition]:
+        """The parts by name; of a condition without parts itself, by its kind."""
+        return {self.kind: self}
+
+    def given_parts(self, raw: Shaped[Tensor, "K h w"]) -> Mapping[str, tuple[Condition, Tensor]]:
+        """The parts that a raw tensor gives, each with its raw planes."""
+        return {self.kind: (self, raw)}
+
+    def settled(self, files: Sequence[Files]) -> tuple[Condition, list[str]]:
+        """The condition that reads these files alike, where a file by itself could be read in several ways.
+
+        Also what a person should know of it. Raises ConditionError where nothing decides.
+        """
+        return self, []
+
+    def beside(self, path: Files) -> Condition:
+        """The condition that reads a file as what lies beside it says, such as a table of classes."""
+        return self
+
     # With a model
 
     def saved_in(self, folder: Path) -> Condition:
@@ -219,7 +252,7 @@ def condition_from_config(config: Mapping[str, Any], source: str = "condition") 
 # What values mean
 
 _NO_MEANING = frozenset(
-    {"threshold", "unit", "camera", "field_of_view", "normal_axes", "jump", "null_value", "clip"}
+    {"reading", "threshold", "unit", "camera", "field_of_view", "normal_axes", "jump", "null_value", "clip"}
 )  # settings of conditions that say how files are read, or what networks see, and not what raw values mean
 
 

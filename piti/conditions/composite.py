@@ -6,7 +6,7 @@ P is the number of parts; K and C of the whole follow from those of the parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from piti.conditions.base import (
     Given,
     Size,
     condition_from_config,
+    is_source,
     register,
     sides_of,
 )
@@ -221,6 +222,31 @@ class SeveralCondition(Condition):
         flags = raw[..., : len(self.parts), :, :]
         mirrored = [part.flip(planes).to(raw.dtype) for part, planes in self._split(raw)]
         return torch.cat([flags, *mirrored], dim=-3)
+
+    def named_parts(self) -> Mapping[str, Condition]:
+        return self.parts
+
+    def given_parts(self, raw: Shaped[Tensor, "K h w"]) -> Mapping[str, tuple[Condition, Tensor]]:
+        parts = zip(self._named_given(raw), self._split(raw), strict=True)
+        return {name: (part, planes) for (name, given), (part, planes) in parts if given}
+
+    def settled(self, files: Sequence[Files]) -> tuple[Condition, list[str]]:
+        """Every part by its own files."""
+        parts, notes = dict(self.parts), list[str]()
+        given = [file for file in files if isinstance(file, Mapping)]
+        for name, part in self.parts.items():
+            of_part = [item for file in given if (item := file.get(name)) is not None and is_source(item)]
+            parts[name], said = part.settled(of_part)
+            notes += [f"{name}: {note}" for note in said]
+        return (self if parts == dict(self.parts) else SeveralCondition(parts)), notes
+
+    def beside(self, path: Files) -> Condition:
+        if not isinstance(path, Mapping):
+            return self
+        parts = {
+            name: part.beside(item) if is_source(item := path.get(name)) else part for name, part in self.parts.items()
+        }
+        return self if parts == dict(self.parts) else SeveralCondition(parts)
 
     # What the network sees
 

@@ -66,7 +66,7 @@ def read_depth(path: Source, unit: float, normal_axes: Axes = CAMERA_AXES) -> De
     """
     reader = _READERS.get(Path(str(path)).suffix.lower())
     if reader is None:
-        return DepthFile(depth_of_image(open_image(path), unit, str(path)))
+        return DepthFile(depth_of_image(open_image(path, exact=True), unit, str(path)))
     return reader(path, unit, normal_axes)
 
 

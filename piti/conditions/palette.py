@@ -12,24 +12,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from piti.conditions.base import register
-from piti.conditions.mask import ClassTable, Colour, MaskCondition
+from piti.conditions.class_table import ClassTable
+from piti.conditions.mask import MaskCondition
 from piti.core.images import from_uint8
-
-
-def bit_colours(count: int) -> tuple[Colour, ...]:
-    """`count` distinct colours, none of them black, as PASCAL VOC spreads the bits of a number over RGB.
-
-    The colour of class k shows k + 1 (0 would be black): its lowest bit is the highest of red, the next the
-    highest of green, the next the highest of blue, the fourth the second highest of red, and so on. Low
-    numbers thus look as different as they can. The released mask models use the first 182.
-    """
-    return tuple(_spread(number) for number in range(1, count + 1))
-
-
-def _spread(number: int) -> Colour:
-    """Bits 0, 3, 6, … of a number as red, 1, 4, … as green, 2, 5, … as blue, the first of each the highest."""
-    red, green, blue = (sum((number >> 3 * k + c & 1) << 7 - k for k in range(8)) for c in range(3))
-    return red, green, blue
 
 
 @cache

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
-from piti.conditions.mask import Colour, nearest_positions
+from piti.conditions.class_table import Colour
+from piti.conditions.mask import nearest_positions
 from piti.core.images import Box
 from piti.core.spec import Spec, SpecError
 

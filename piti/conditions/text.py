@@ -16,7 +16,8 @@ from torch import Tensor
 from piti.conditions.base import Condition, ConditionError, Files, Size, register
 from piti.conditions.tokenizers import ByteTokenizer, Tokenizer, tokenizer_from_config
 from piti.core.errors import option
-from piti.core.images import IMAGE_SUFFIXES, Box
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import Box
 
 NO_TOKEN = -1
 """What follows a text's last token, in raw and encoded form."""

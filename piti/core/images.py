@@ -10,7 +10,7 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
@@ -21,9 +21,10 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from piti.core.colour import ColourError, check_sixteen_bits, eight_bits, other_colours, to_srgb
 from piti.core.errors import UserError
+from piti.core.formats import decoders, lossy
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded (a decompression bomb is a few kB on disk)."""
 
@@ -52,6 +53,10 @@ class ImageError(UserError):
     """A picture cannot be read, converted or written. The message names the file and the remedy."""
 
 
+class LossyError(ImageError):
+    """A picture's format changes values, where exact ones are needed."""
+
+
 @runtime_checkable
 class Opened(Protocol):
     """A picture that is no file of its own, such as one inside an archive; its text names it in errors."""
@@ -74,18 +79,36 @@ class Box(NamedTuple):
 # Reading
 
 
-def open_image(path: Source) -> Image.Image:
+def open_image(path: Source, exact: bool = False) -> Image.Image:
     """Decode the picture at `path` completely, upright (EXIF orientation applied), in its own mode.
 
     The mode is kept, so that label maps (L, P, I;16) stay what they are. Of an animation, the first
-    frame. Raises ImageError if the file is missing, not a picture, damaged, or above MAX_PIXELS.
+    frame. exact: its values are to be those that were saved. Raises ImageError if the file is missing, not a picture,
+    damaged, or above MAX_PIXELS; LossyError where values are to be exact and its format changes them.
     """
+    return _decoded(path, exact)[0]
+
+
+def _decoded(path: Source, exact: bool = False) -> tuple[Image.Image, bool]:
+    """The picture, and whether its file holds colours of 16 bits, of which Pillow decodes the upper 8."""
     with _open_header(path) as image:
+        if exact and (kind := lossy(image)):
+            raise lossy_error(kind, path)
+        deep = image.mode[0] not in "IF" and bool(_bits_lost(image))
         try:
             image.load()
         except _DECODER_ERRORS as error:
             raise ImageError(f"{path}: damaged or incomplete ({error}); copy or export the file again") from error
-        return _upright(image)
+        return _upright(image), deep and image.mode in _RGB_MODES
+
+
+def lossy_error(kind: str, source: object) -> LossyError:
+    """What to say of a picture of a lossy kind, see `lossy`, where values are to be exact."""
+    return LossyError(
+        f"is {kind}, which changes values (it is lossy): ids, class colours and depth would be others",
+        remedy="export it as PNG from where it was made (a lossy file that is saved as PNG stays wrong)",
+        source=source,
+    )
 
 
 def image_of_array(values: Shaped[np.ndarray, "*any"], source: str) -> Image.Image:
@@ -116,27 +139,44 @@ def image_of_array(values: Shaped[np.ndarray, "*any"], source: str) -> Image.Ima
 
 
 def read_rgb(path: Source) -> Image.Image:
-    """Decode a photograph as 8-bit RGB.
+    """Decode a photograph as 8-bit RGB, in sRGB.
 
-    Transparent parts are laid on white, 16-bit greys are scaled to 8 bits. Raises ImageError.
+    Transparent parts are laid on white, 16-bit greys are scaled to 8 bits, colours of a profile converted. Raises
+    ImageError, also for numbers that do not fill the range of their type, such as 12 bits in a file of 16.
     """
-    return as_rgb(open_image(path), str(path))
+    image, deep = _decoded(path)
+    if deep:
+        try:
+            check_sixteen_bits(image)
+        except ColourError as error:
+            raise _range_error(error, str(path)) from None
+    return as_rgb(image, str(path))
 
 
 def as_rgb(image: Image.Image, source: str, behind: str = "white") -> Image.Image:
     """A decoded picture as 8-bit RGB, upright, as `read_rgb` has it. behind: the colour under transparent parts.
 
-    Raises ImageError, naming `source`, for floating-point pixels.
+    Raises ImageError, naming `source`, for floating-point pixels and for greys of a range that is not their type's.
     """
     image = _upright(image)
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        info = image.info
+        try:
+            image = eight_bits(image)
+        except ColourError as error:
+            raise _range_error(error, source) from None
+        image.info = {key: value for key, value in info.items() if key == "icc_profile"}
     if image.mode == "F":
         raise ImageError(f"{source}: floating-point pixels have no fixed range; export as 8-bit PNG or JPEG")
+    image = to_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
     return image.convert("RGB")
+
+
+def _range_error(error: ColourError, source: str) -> ImageError:
+    return ImageError(f"{source}: {error}; export it as 8-bit PNG or JPEG, or with its numbers scaled to 16 bits")
 
 
 def loss_as_rgb(picture: Image.Image | Source) -> str:
@@ -147,7 +187,7 @@ def loss_as_rgb(picture: Image.Image | Source) -> str:
     if not isinstance(picture, Image.Image):
         with _open_header(picture) as header:
             return _bits_lost(header) or loss_as_rgb(open_image(picture))
-    lost = _bits_lost(picture)
+    lost = _bits_lost(picture) or ("the colours of its profile" if other_colours(picture) else "")
     if not lost and picture.has_transparency_data:
         lost = "" if picture.convert("RGBA").getchannel("A").getextrema() == (255, 255) else "its transparency"
     return lost
@@ -170,6 +210,18 @@ def image_size(path: Source) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
+def image_mode(path: Source) -> str:
+    """The mode in which a picture is decoded, from the file's header alone. Raises ImageError."""
+    with _open_header(path) as image:
+        return image.mode
+
+
+def orientation(path: Source) -> int:
+    """The EXIF orientation of a picture's file, 1 where it is upright or does not say. Raises ImageError."""
+    with _open_header(path) as image:
+        return _orientation(image)
+
+
 def png_text(path: Source) -> dict[str, str]:
     """The texts that `save_png` stored in a picture, from its file's header alone. Raises ImageError."""
     with _open_header(path) as image:
@@ -181,29 +233,10 @@ def own_text(path: Source) -> dict[str, str]:
     return {key.removeprefix(PREFIX): value for key, value in png_text(path).items() if key.startswith(PREFIX)}
 
 
-def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The pictures in `folder` (by suffix, see IMAGE_SUFFIXES), sorted; hidden files are left out."""
-    return list_files(folder, IMAGE_SUFFIXES, recursive)
-
-
-def list_files(folder: str | Path, suffixes: Set[str], recursive: bool = False) -> list[Path]:
-    """The files in `folder` with one of these suffixes, sorted; hidden ones are left out. Raises ImageError."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder; give a folder that holds pictures")
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if _is_meant(path, folder, suffixes))
-
-
-def _is_meant(path: Path, folder: Path, suffixes: Set[str]) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in suffixes and not hidden and path.is_file()
-
-
 def _open_header(path: Source) -> Image.Image:
     """Open without decoding; refuse what is missing, unknown or too large."""
     try:
-        image = Image.open(path if isinstance(path, str | Path) else path.open())
+        image = Image.open(path if isinstance(path, str | Path) else path.open(), formats=decoders(str(path)))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:

@@ -24,17 +24,27 @@ class Spec(BaseModel):
     def parse(cls, values: Mapping[str, Any], source: str) -> Self:
         """Validate plain data read from `source` (a file's name, a flag).
 
-        Raises SpecError with one line a mistake; an unknown key names the nearest known one.
+        Raises SpecError with one line a kind of mistake; an unknown key names the nearest known one.
         """
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = [_explain(cls, item) for item in error.errors()]
-            raise SpecError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+            raise SpecError(f"{source}:\n" + "\n".join(f"  {line}" for line in _lines(cls, error))) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (JSON and YAML types only) from which `parse` makes an equal spec."""
         return self.model_dump(mode="json")
+
+
+def _lines(root: type[Spec], error: ValidationError) -> list[str]:
+    """A line a mistake; the same one in many items of a list is one line."""
+    kinds: dict[tuple[Any, ...], list[Any]] = {}
+    for item in error.errors():
+        place = tuple("*" if isinstance(part, int) else part for part in item["loc"])
+        alone = () if "*" in place else (len(kinds),)
+        kinds.setdefault((item["type"], place, item["msg"], *alone), []).append(item)
+    more = (f" (and in {len(items) - 1} more)" if len(items) > 1 else "" for items in kinds.values())
+    return [_explain(root, items[0]) + rest for items, rest in zip(kinds.values(), more, strict=True)]
 
 
 def _explain(root: type[Spec], item: Any) -> str:

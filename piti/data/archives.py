@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from piti.conditions.depth_files import DEPTH_SUFFIXES
-from piti.core.images import IMAGE_SUFFIXES, ImageError
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError
 from piti.data.problems import DataError
 
 _BLOCK = 512

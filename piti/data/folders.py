@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
 from piti.data.pairs import FolderSpec, PairList
 from piti.data.problems import Problems
+from piti.data.shown import FITS_UNTURNED, TURNED, UNEQUAL, Seen, Shown, seen_in
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class FolderReport:
     pairs: int
     cached: bool
     bytes: int
+    notes: tuple[str, ...] = ()
+    """What else a person should know."""
 
     def __str__(self) -> str:
         where = "in memory" if self.cached else "read from disk as needed"
@@ -124,20 +127,28 @@ class PairedFolder:
         images or conditions alone, keys of the splits file without files, unreadable files, unknown
         ids or colours, sizes that differ within a pair, pictures smaller than a sample.
         """
-        problems = Problems(self._problems)
-        report = self._collect(problems, progress)
+        problems, shown = Problems(self._problems), Shown(self.condition)
+        _settle([self], problems, shown)
+        report = self._collect(problems, shown, progress)
         problems.raise_if_any(self._root)
-        return report
+        return replace(report, notes=tuple(shown.notes()))
 
-    def _collect(self, problems: Problems, progress: Callable[[int, int], None] | None = None) -> FolderReport:
-        """Decode every pair and add what is wrong to `problems`."""
+    def settle(self, condition: Condition) -> None:
+        """Read conditions as this one does from now on."""
+        self.condition, self.cutter = condition, Cutter(self.spec, condition)
+
+    def _collect(
+        self, problems: Problems, shown: Shown, progress: Callable[[int, int], None] | None = None
+    ) -> FolderReport:
+        """Decode every pair and add what is wrong to `problems`, and what a person should know to `shown`."""
         self._fits()  # decided here once, not by several threads
         total = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index, (size, found) in enumerate(pool.map(self._examine, range(len(self.pairs)))):
+            for index, (size, found, seen) in enumerate(pool.map(self._examine, range(len(self.pairs)))):
                 total += size
                 for kind, what in found:
                     problems.add(kind, what)
+                shown.add(seen)
                 if progress is not None:
                     progress(index + 1, len(self.pairs))
         if not self.pairs:
@@ -153,8 +164,8 @@ class PairedFolder:
             f"px, so it needs {self.smallest} (leave these out, raise data.crop_scale, or lower data.size)"
         )
 
-    def _examine(self, index: int) -> tuple[int, list[tuple[str, str]]]:
-        """Bytes decoded and what is wrong with one pair, as (kind, detail)."""
+    def _examine(self, index: int) -> tuple[int, list[tuple[str, str]], Seen]:
+        """Bytes decoded, what is wrong with one pair, as (kind, detail), and what it shows."""
         pair = self.pairs[index]
         found: list[tuple[str, str]] = []
         image = raw = None
@@ -170,30 +181,51 @@ class PairedFolder:
         except ConditionError as error:
             found.append(("conditions that do not fit their kind", str(error)))
         if image is None or raw is None:
-            return 0, found
+            return 0, found, Seen()
+        seen = seen_in(self.condition, pair.image, image, raw)
         height, width = image.shape[:2]
         if self.condition.spatial and raw.shape[-2:] != (height, width):
             size = f"{raw.shape[-1]} x {raw.shape[-2]}"
-            found.append((_UNEQUAL, f"{pair.key}: image {width} x {height}, condition {size}"))
+            turned = raw.shape[-2:] == (width, height) and seen.orientation in TURNED
+            kind, why = (FITS_UNTURNED, ", the file's pixels unturned") if turned else (UNEQUAL, "")
+            found.append((kind, f"{pair.key}: image {width} x {height}, condition {size}{why}"))
         if min(width, height) < self.smallest:
             found.append((self._too_small(), f"{pair.image}: {width} x {height}"))
         if self._fits():
             self._decoded[index] = (image, raw)
-        return image.nbytes + raw.nbytes, found
+        return image.nbytes + raw.nbytes, found, seen
 
 
 _UNREADABLE = "unreadable files (replace or remove them)"
-_UNEQUAL = "pairs whose sizes differ (export both at the same size)"
 
 
-def check_together(folders: Sequence[PairedFolder], progress: Callable[[int, int], None] | None = None) -> None:
-    """Check several splits of one folder and raise one DataError with the problems of all, see `check`."""
+def check_together(folders: Sequence[PairedFolder], progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Check several splits of one folder, see `check`, and say what a person should know of the whole.
+
+    Raises one DataError with the problems of all.
+    """
     total, before = sum(len(folder) for folder in folders), 0
     problems = Problems(folders[0]._problems)  # of the folder as a whole, the same for every split
+    shown = Shown(folders[0].condition)
+    _settle(folders, problems, shown)
     for folder in folders:
-        folder._collect(problems, _shifted(progress, before, total))
+        folder._collect(problems, shown, _shifted(progress, before, total))
         before += len(folder)
     problems.raise_if_any(folders[0]._root)
+    return shown.notes()
+
+
+def _settle(folders: Sequence[PairedFolder], problems: Problems, shown: Shown) -> None:
+    """Decide once for all conditions how they are read."""
+    files = [pair.condition for folder in folders for pair in folder.pairs if pair.condition is not None]
+    try:
+        condition, notes = folders[0].condition.settled(files)
+    except ConditionError as error:
+        problems.add("masks that can be read in two ways", str(error))
+        return
+    shown.said += notes
+    for folder in folders:
+        folder.settle(condition)
 
 
 def _shifted(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int, int], None]:

@@ -17,8 +17,9 @@ from pydantic import Field
 from piti.conditions import Condition, NoCondition
 from piti.conditions.base import meaning_hash
 from piti.core.errors import option
-from piti.core.images import Box, image_size, list_images, own_text, read_rgb, same_proportions, to_tensor
+from piti.core.images import Box, image_size, own_text, read_rgb, same_proportions, to_tensor
 from piti.core.spec import Spec
+from piti.core.walk import list_images
 from piti.data.crops import Sample
 from piti.data.folders import PairedFolder
 from piti.data.order import Order

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import Field, field_validator, model_validator
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.errors import option
-from piti.core.images import IMAGE_SUFFIXES, ImageError, list_files
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError
+from piti.core.json_files import JsonError, read_json
 from piti.core.spec import choices
+from piti.core.walk import Found, by_key, composed, key_of, walk
 from piti.data.archives import Archived, list_archived
+from piti.data.near_names import near_keys
 from piti.data.problems import DataError, Problems
 from piti.data.shards.sources import ShardSpec
 
@@ -23,18 +26,32 @@ HELD_OUT = 0.05
 """The share of keys, or of samples of shards, that goes to "val" where nobody chose."""
 
 
-def read_splits(path: Path) -> dict[str, list[str]] | None:
-    """`{"train": [keys], "val": [keys]}`; None where there is no file by the usual name. Raises DataError."""
+def read_splits(path: Path, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:
+    """`{"train": [keys], "val": [keys]}`; None where there is no file by the usual name. Raises DataError.
+
+    existing: the keys that there are. A name with a suffix, such as `s1.jpg`, is read as the key `s1` if only that is
+    there; keys are composed as those of files are, and `\\` separates folders as `/` does.
+    """
     if not path.exists() and path.name == SPLITS_FILE:
         return None
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read the splits ({error}); correct data.splits or the file") from error
+        splits = read_json(path)
+    except JsonError as error:
+        raise DataError(
+            f"cannot read the splits ({error.problem})", remedy=f"{error.remedy}, or correct data.splits", source=path
+        ) from None
     lists = splits.values() if isinstance(splits, dict) else [None]
     if not all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in lists):
         raise DataError(f'{path}: expected {{"train": [keys], "val": [keys]}}, lists of strings by name')
-    return splits
+    return {name: [_existing(key, existing) for key in keys] for name, keys in splits.items()}
+
+
+def _existing(key: str, existing: Set[str]) -> str:
+    """A key as the files have it, if they do."""
+    named = composed(key)
+    slashed = named.replace("\\", "/").removeprefix("./")
+    forms = (named, slashed, PurePosixPath(slashed).with_suffix("").as_posix() if PurePosixPath(slashed).name else "")
+    return next((form for form in forms if form in existing), named)
 
 
 def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:
@@ -140,6 +157,7 @@ class PairList:
         self.spec, self.condition, self.split = spec, condition, split
         self.root = spec.root or next(iter(spec.photographs), Path())
         self.problems = Problems()
+        self._others: dict[str, str] = {}  # FOLDER/KEY of files that are not read, with their names
 
     def pairs(self) -> list[Pair]:
         """The pairs of the split, sorted by key."""
@@ -193,12 +211,16 @@ class PairList:
         if self.spec.partial:
             needed = [(" or ".join(place_of.values()), {key for files in found.values() for key in files})]
         for places, keys in needed:
-            for key in sorted(images.keys() - keys):
-                self.problems.add(f"images without a condition in {places}", key)
+            for key, said in sorted(near_keys(images.keys() - keys, keys - images.keys()).items()):
+                other = next(
+                    (self._others[place + key] for place in place_of.values() if place + key in self._others), ""
+                )
+                there = f" ({other} is there, of a kind that is not read)" if other else ""
+                self.problems.add(f"images without a condition in {places}", said + there)
         for name, files in found.items():
-            for key in sorted(files.keys() - images.keys()):
+            for _, said in sorted(near_keys(files.keys() - images.keys(), images.keys() - files.keys()).items()):
                 place = place_of[name] if len(found) > 1 else ""
-                self.problems.add(f"conditions without an image in {self.spec.images}/", place + key)
+                self.problems.add(f"conditions without an image in {self.spec.images}/", place + said)
         return set(images).intersection(*(keys for _, keys in needed))
 
     def _condition_of(self, key: str, found: Mapping[str, Mapping[str, Stored]]) -> Stored | dict[str, Stored] | None:
@@ -221,7 +243,7 @@ class PairList:
         found: dict[str, Path | Archived] = {}
         for place in self.spec.photographs:
             try:
-                inside = _inside(place, suffixes)
+                inside = self._inside(place, suffixes)
             except ImageError as error:
                 raise DataError(f"data.photographs: {error}") from None
             if not inside:
@@ -237,22 +259,38 @@ class PairList:
     def _files(self, folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
         """Pictures (or files of these suffixes) below `folder` by key; two files of one key are a problem."""
         try:
-            paths = list_files(folder, suffixes, recursive=True)
+            found = walk(folder, suffixes)
         except ImageError:
+            if folder.is_dir():
+                raise
             raise DataError(
                 f"{folder}: no such folder; put the pictures there, or set data.images and data.conditions"
             ) from None
-        files: dict[str, Path] = {}
-        for path in paths:
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in files:
-                self.problems.add("keys with several files (keep one)", f"{files[key]} and {path.name}")
-            files[key] = path
+        self._note_lost(found)
+        known = frozenset[str]().union(*(part.suffixes for part in parts_of(self.condition).values()))
+        others = [path for path in found.others if path.suffix.lower() not in known]
+        self._others |= {f"{folder.name}/{key_of(path, folder)}": path.name for path in others}
+        files, twice = by_key(found.files, folder)
+        for said in twice.values():
+            self.problems.add("keys with several files (keep one)", said)
         return files
+
+    def _inside(self, place: Path, suffixes: Set[str]) -> list[tuple[str, Stored]]:
+        """The files of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
+        if not place.is_dir():
+            return [(f"{place.stem}/{member.key}", member) for member in list_archived(place, suffixes)]
+        found = walk(place, suffixes)
+        if suffixes == IMAGE_SUFFIXES:  # else it is walked for captions beside these
+            self._note_lost(found)
+        return [(f"{place.name}/{key_of(path, place)}", path) for path in found.files]
+
+    def _note_lost(self, found: Found) -> None:
+        for kind, path in found.lost():
+            self.problems.add(kind, str(path))
 
     def _keys_of(self, split: str, paired: Sequence[str], existing: Set[str]) -> list[str]:
         """The keys of a split that have both files; whatever else the split names is a problem."""
-        splits = self._splits()
+        splits = self._splits(existing)
         if splits is None:
             splits = split_by_hash(paired)
         if split not in splits:
@@ -264,8 +302,8 @@ class PairList:
         for key, names in places.items():
             if len(names) > 1:
                 self.problems.add(f"keys listed more than once in {self.spec.splits}", f"{key}: {', '.join(names)}")
-            if key not in existing:
-                self.problems.add(f"keys in {self.spec.splits} without files (paths without suffix)", key)
+        for _, said in near_keys([key for key in places if key not in existing], existing).items():
+            self.problems.add(f"keys in {self.spec.splits} without files (paths without suffix)", said)
         return sorted(set(splits[split]).intersection(paired))
 
     @property
@@ -273,8 +311,8 @@ class PairList:
         """The splits there are to choose from."""
         return list(self._splits() or split_by_hash([]))
 
-    def _splits(self) -> dict[str, list[str]] | None:
-        return None if self.spec.root is None else read_splits(self.spec.root / self.spec.splits)
+    def _splits(self, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:
+        return None if self.spec.root is None else read_splits(self.spec.root / self.spec.splits, existing)
 
 
 def parts_of(condition: Condition) -> Mapping[str, Condition]:
@@ -305,11 +343,3 @@ def condition_folders(spec: FolderSpec, condition: Condition) -> dict[str, str]:
     if missing:
         raise DataError(f"data.conditions: no folder for the part {', '.join(missing)}; add '{missing[0]}: FOLDER'")
     return {name: named[name] for name in parts}
-
-
-def _inside(place: Path, suffixes: Set[str]) -> list[tuple[str, Path | Archived]]:
-    """The files of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
-    if place.is_dir():
-        paths = list_files(place, suffixes, recursive=True)
-        return [(f"{place.name}/{path.relative_to(place).with_suffix('').as_posix()}", path) for path in paths]
-    return [(f"{place.stem}/{member.key}", member) for member in list_archived(place, suffixes)]

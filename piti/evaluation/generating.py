@@ -13,7 +13,8 @@ from typing import Any
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.distributed import Ranks, together
 from piti.core.errors import option
-from piti.core.images import PREFIX, list_images
+from piti.core.images import PREFIX
+from piti.core.walk import list_images
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, photographs_of
 from piti.generation.kept import difference

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from piti.conditions import NoCondition
 from piti.core.errors import UserError, option
-from piti.core.images import IMAGE_SUFFIXES, ImageError, image_size, list_files, list_images, own_text
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError, image_size, own_text
+from piti.core.walk import composed, list_images, stem_of, walk
+from piti.data.near_names import near_keys
 from piti.data.pairs import FolderSpec, PairList
 from piti.generation.translate import SHEET
 
@@ -89,16 +92,18 @@ def is_data_root(place: Path) -> bool:
 
 
 def conditions_by_stem(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """The condition files of a folder, in any depth, by stem. Raises PairingError, also for two of one stem."""
-    try:
-        found = list_files(folder, suffixes, recursive=True)
-    except ImageError:
+    """The condition files of a folder, in any depth, by stem: `b-s2` for `b/s2.png`, as their images are named.
+
+    Raises PairingError, also for two of one stem; ImageError for links that lead nowhere.
+    """
+    if not folder.is_dir():
         raise PairingError(f"{folder}: no such folder; give the conditions that the images were made from") from None
     files: dict[str, Path] = {}
-    for path in found:
-        if path.stem in files:
-            raise PairingError(f"{files[path.stem]} and {path} have the same stem; give a folder with one of them")
-        files[path.stem] = path
+    for path in walk(folder, suffixes).check():
+        stem = stem_of(path, folder)
+        if stem in files:
+            raise PairingError(f"{files[stem]} and {path} have the same stem; give a folder with one of them")
+        files[stem] = path
     if not files:
         raise PairingError(f"{folder}: holds no conditions ({', '.join(sorted(suffixes))}); give a folder that does")
     return files
@@ -110,19 +115,25 @@ def conditions_by_stem(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> dic
 def paired(images: Sequence[Path], conditions: Mapping[str, Path], place: Path) -> dict[str, list[Path]]:
     """The samples of each condition that has some, by its stem: `STEM.png`, `STEM_0.png`, `STEM-1.png` and so on.
 
+    Of a condition in a subfolder the file's own name serves too, where no other has it.
     place: the conditions' folder, for errors. Raises PairingError that names the images without a condition.
     """
     groups: dict[str, list[Path]] = {}
     alone: list[Path] = []
+    own = Counter(composed(path.stem) for path in conditions.values())
+    names = {composed(path.stem): stem for stem, path in conditions.items() if own[composed(path.stem)] == 1}
+    names |= {composed(stem): stem for stem in conditions}
     for path in images:
-        stem = _owner(path, conditions.keys())
-        if stem is None:
+        name = _owner(path, names.keys())
+        if name is None:
             alone.append(path)
         else:
-            groups.setdefault(stem, []).append(path)
+            groups.setdefault(names[name], []).append(path)
     if alone:
+        said = near_keys([path.stem for path in alone], names)
+        named = [path.name + said[path.stem].removeprefix(path.stem) for path in alone]
         raise PairingError(
-            f"{alone[0].parent}: {listed([path.name for path in alone])}: {len(alone)} of {len(images)} images have no "
+            f"{alone[0].parent}: {listed(named)}: {len(alone)} of {len(images)} images have no "
             f"condition in {place}, which for STEM_0.png is STEM with any suffix; give the folder that they were made "
             "from, or remove them"
         )
@@ -142,15 +153,16 @@ def grouped(images: Sequence[Path], stems: Collection[str]) -> dict[str, list[Pa
 
 def _owner(path: Path, stems: Collection[str]) -> str | None:
     """The stem of the condition that an image is named after, if it is among `stems`."""
-    numbered = _NUMBERED.fullmatch(path.stem)
+    whole = composed(path.stem)
+    numbered = _NUMBERED.fullmatch(whole)
     shorter = numbered[1] if numbered and numbered[1] in stems else None
-    if path.stem not in stems or shorter is None:
-        return path.stem if path.stem in stems else shorter
-    told = Path(own_text(path).get("condition", "")).stem
-    if told in {path.stem, shorter}:
+    if whole not in stems or shorter is None:
+        return whole if whole in stems else shorter
+    told = composed(Path(own_text(path).get("condition", "")).stem)
+    if told in {whole, shorter}:
         return told
     raise PairingError(
-        f"{path}: is it a sample of {shorter}, or of {path.stem}? There are conditions of both names; rename one, and "
+        f"{path}: is it a sample of {shorter}, or of {whole}? There are conditions of both names; rename one, and "
         "the images with it"
     )
 

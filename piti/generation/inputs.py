@@ -8,8 +8,8 @@ from pathlib import Path
 
 from piti.conditions import Condition, SeveralCondition
 from piti.core.errors import UserError, option
-from piti.core.images import list_files
 from piti.core.spec import choices
+from piti.core.walk import stem_of, walk
 from piti.data.shards.sources import MANIFEST
 
 _NAMED = 3  # how many pictures a note names
@@ -139,13 +139,14 @@ def _of_folders(condition: SeveralCondition, folders: Mapping[str, Path]) -> tup
 def _by_stem(part: str, folder: Path, condition: Condition) -> dict[str, Path]:
     """A folder's files of a part. Raises GivenError if there are none, or two of one stem."""
     files: dict[str, Path] = {}
-    for path in list_files(folder, condition.suffixes):
-        if path.stem in files:
+    for path in walk(folder, condition.suffixes).check():
+        stem = stem_of(path, folder)
+        if stem in files:
             raise GivenError(
-                f"{option('given')} {part}={folder}: {files[path.stem]} and {path.name} have the same stem",
+                f"{option('given')} {part}={folder}: {files[stem]} and {path.name} have the same stem",
                 remedy="keep one",
             )
-        files[path.stem] = path
+        files[stem] = path
     if not files:
         known = ", ".join(sorted(condition.suffixes))
         raise GivenError(

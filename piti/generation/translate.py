@@ -14,7 +14,9 @@ from piti.conditions import Condition, ConditionError, SeveralCondition, TextCon
 from piti.core.distributed import Ranks, together
 from piti.core.errors import Message, UserError, option, text_of
 from piti.core.files import check_place
-from piti.core.images import IMAGE_SUFFIXES, PREFIX, ImageError, grid, image_size, list_files, open_image, save_png
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import PREFIX, ImageError, grid, image_size, open_image, save_png
+from piti.core.walk import composed, stem_of, walk
 from piti.data.archives import Archived, list_archived, list_conditions
 from piti.data.shards.index import Manifest, read_manifest
 from piti.data.shards.sources import MANIFEST
@@ -60,6 +62,8 @@ class Asked:
     texts: Sequence[str]
     parts: Mapping[str, Path]
     like: Record | None
+    out: Path
+    """Where the images go; what lies there is no input."""
 
     @property
     def own(self) -> bool:
@@ -153,7 +157,7 @@ def translate_files(
     """
     ranks = ranks or Ranks()
     with together():
-        plan = _planned(pipeline, Asked(inputs, texts, given or {}, like), out, options)
+        plan = _planned(pipeline, Asked(inputs, texts, given or {}, like, out), options)
         common = made_with(plan.sampling, options.seed, name) | surroundings(pipeline)
         if not overwrite:
             _check_kept(plan.jobs, common, like)
@@ -173,9 +177,9 @@ def translate_files(
 # Planning
 
 
-def _planned(pipeline: PITIPipeline, asked: Asked, out: Path, options: GenerationOptions) -> Plan:
+def _planned(pipeline: PITIPipeline, asked: Asked, options: GenerationOptions) -> Plan:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
-    like = asked.like
+    like, out = asked.like, asked.out
     with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
         plan = Plan(options.sampling.resolve(pipeline))
     check_place(out)
@@ -210,7 +214,7 @@ def _conditions(pipeline: PITIPipeline, asked: Asked) -> tuple[dict[str, Item], 
         files, notes = matched_parts(condition, asked.parts, asked.inputs)
         return dict(files), notes
     texts = list(dict.fromkeys(" ".join(text.split()) for text in asked.texts))
-    return _sources(asked.inputs, texts, condition), _cut(pipeline, texts)
+    return _sources(asked, texts, condition), _cut(pipeline, texts)
 
 
 def _check_kept(jobs: list[Job], common: Mapping[str, str], like: Record | None) -> None:
@@ -317,27 +321,26 @@ def _contact_sheet(plan: Plan) -> Image.Image:
     return grid(list(rows.values()))
 
 
-def _sources(inputs: Sequence[Path], texts: Sequence[str], condition: Condition) -> dict[str, Item]:
+def _sources(asked: Asked, texts: Sequence[str], condition: Condition) -> dict[str, Item]:
     """Files, files inside tar archives and packed shards, and texts by the stem of what they become."""
-    found: list[Path] = []
+    named: list[tuple[str, Item]] = []
     archived: list[Archived] = []
     suffixes = condition.suffixes
-    for path in inputs:
+    for path in asked.inputs:
         packed = _packed(path)
         if packed is not None:
             archived += _packed_conditions(*packed, path, condition)
         elif path.is_dir():
-            inside = list_files(path, suffixes)
+            inside = _inside(path, suffixes, asked.out)
             if not inside:
                 what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
                 raise TranslationError(f"{path}: the folder holds no {what}; give one that does, or files")
-            found += inside
+            named += [(stem_of(file, path), file) for file in inside]
         elif path.suffix.lower() == ".tar":
             archived += _archived(path, suffixes)
         else:
-            found.append(path)
+            named.append((composed(path.stem), path))
     by_stem: dict[str, Item] = {}
-    named: list[tuple[str, Item]] = [(path.stem, path) for path in found]
     named += [(file.key.replace("/", "-"), file) for file in archived]
     for stem, source in [*named, *((stem_of_text(text), text) for text in texts)]:
         other = by_stem.setdefault(stem, source)
@@ -348,6 +351,14 @@ def _sources(inputs: Sequence[Path], texts: Sequence[str], condition: Condition)
     if not by_stem:
         raise TranslationError("nothing to translate", remedy=f"give files, folders, or {option('text')}")
     return by_stem
+
+
+def _inside(folder: Path, suffixes: Set[str], out: Path) -> list[Path]:
+    """The conditions of a folder, in any depth, but for what an earlier translation made in it. Raises ImageError."""
+    inside, results = walk(folder, suffixes).check(), out.resolve()
+    if folder.resolve() not in results.parents:
+        return inside
+    return [path for path in inside if results not in path.resolve().parents]
 
 
 def _packed(path: Path) -> tuple[Manifest, list[Path]] | None:

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from piti.conditions import ClassTable
+from piti.conditions import NoCondition
+from piti.conditions.coverage import coverage_note
+from piti.conditions.mirroring import said_of_mirroring
 from piti.core.errors import option
 from piti.core.progress import OnProgress
 from piti.data.pairs import SPLITS_FILE
 from piti.data.problems import Problems
+from piti.data.shown import Shown
 from piti.prepare.layouts import Entry, Fault, Layout
 from piti.prepare.writer import (
     PrepareError,
@@ -47,6 +50,9 @@ class SetReport:
     faults: list[Fault] = field(default_factory=list)
     classes: dict[str, set[int]] = field(default_factory=dict)
     unknown: Counter[int] = field(default_factory=Counter)
+    labels: Counter[int] = field(default_factory=Counter)
+    """Pixels of every label that is known."""
+    shown: Shown = field(default_factory=lambda: Shown(NoCondition()))
 
     def rows(self) -> list[dict[str, str]]:
         """A table: a row a split, and one for what has no other half."""
@@ -75,7 +81,16 @@ class SetReport:
         splits = {entry.split for entry in self.good}
         if self.good and not {"train", "val"} <= splits:
             notes.append(f"only {' and '.join(sorted(splits))} is there: 5% are held out by a hash of their names")
-        return notes
+        return notes + self._shown()
+
+    def _shown(self) -> list[str]:
+        """What the files show beside their faults."""
+        notes, table = self.shown.notes(), self.layout.classes()
+        if table is None:
+            return notes
+        unlabelled = self.labels.total() - sum(self.labels[number] for number in table.ids)
+        coverage = coverage_note(table.names, [*(self.labels[number] for number in table.ids), unlabelled])
+        return [*notes, coverage, *said_of_mirroring(table.names)]
 
     def problems(self) -> Problems:
         """The faults by kind."""
@@ -92,6 +107,7 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
     """
     listing = layout.listing()
     report = SetReport(layout, splits=listing.splits, faults=list(listing.faults))
+    report.shown.said += layout.look(listing.entries)
     if not listing.entries:
         report.problems().raise_if_any(layout.root)
         raise PrepareError(f"{layout.root}: no pairs of photograph and annotation there; give the data set's folder")
@@ -112,6 +128,8 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
         report.listed[entry.split] += 1
         report.faults += one.faults
         report.unknown.update(one.unknown)
+        report.labels.update(one.labels)
+        report.shown.add(one.seen)
         if not one.faults and entry.key not in doubtful:
             report.good.append(entry)
             report.classes.setdefault(entry.split, set()).update(set(one.labels) - {ignored})
@@ -151,7 +169,7 @@ def write_set(
             if progress is not None:
                 progress(count, len(report.good))
     if (table := layout.classes()) is not None:
-        write_json(out / CLASSES_FILE, _table_data(table))
+        write_json(out / CLASSES_FILE, table.to_file())
     _write_splits(report.good, out)
     write_skipped(out, [f"{fault.key}\t{fault.kind}: {fault.what}" for fault in report.faults])
     kept = f", {len(report.good) - made} kept" if made < len(report.good) else ""
@@ -189,14 +207,6 @@ def _write_pair(layout: Layout, out: Path, link: bool, overwrite: bool, entry: E
 def _with_ending(path: Path, ending: str) -> Path:
     """The name with this behind it, dots or none in the name."""
     return path.with_name(path.name + ending)
-
-
-def _table_data(table: ClassTable) -> dict[str, object]:
-    """A class table as `classes.json` has it."""
-    rows = zip(table.ids, table.names, table.colours, strict=True)
-    classes = [{"id": number, "name": name, "color": list(colour)} for number, name, colour in rows]
-    ignore_colour = list(table.ignore_colour) if table.ignore_colour else None
-    return {"classes": classes, "ignore": table.ignore, "ignore_color": ignore_colour}
 
 
 def _write_splits(entries: Sequence[Entry], out: Path) -> None:

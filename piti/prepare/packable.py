@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from piti.conditions import CONDITIONS
 from piti.core.errors import option
-from piti.core.images import IMAGE_SUFFIXES, list_files
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.walk import by_key, walk
+from piti.data.near_names import near_keys, nearest
 from piti.data.pairs import SPLITS_FILE, read_splits, split_by_hash
 from piti.data.problems import DataError, Problems, Skipped
 
@@ -72,12 +74,12 @@ def find_samples(job: PackJob) -> Packable:
     if not found.items:
         problems.raise_if_any(job.source)
         raise DataError(f"{job.source}: holds nothing to pack; expected {job.images}/ or photographs")
-    given = read_splits(job.source / SPLITS_FILE)
     bad = {skipped.name for skipped in found.skipped}
+    given = read_splits(job.source / SPLITS_FILE, found.items.keys() | bad)
     for split, keys in (given or split_by_hash(sorted(found.items))).items():
-        for key in keys:
-            if key not in found.items and key not in bad:
-                problems.add(f"keys in {SPLITS_FILE} without files", key)
+        missing = [key for key in keys if key not in found.items and key not in bad]
+        for _, said in near_keys(missing, found.items).items():
+            problems.add(f"keys in {SPLITS_FILE} without files", said)
         found.splits[split] = sorted(set(keys).intersection(found.items))
     listed = [key for keys in found.splits.values() for key in keys]
     for key in sorted(key for key, count in Counter(listed).items() if count > 1):
@@ -109,7 +111,10 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
     for key in sorted(images.keys() | {key for files in folders.values() for key in files}):
         missing = [name for name, files in {job.images: images, **folders}.items() if key not in files]
         if missing:
-            skipped.append(Skipped(key, f"has no file in {missing[0]}/"))
+            there = (folders | {job.images: images})[missing[0]].keys()
+            near = nearest(key, there)
+            said = f"; {missing[0]}/{near} is almost the same name" if near else ""
+            skipped.append(Skipped(key, f"has no file in {missing[0]}/{said}"))
             continue
         files = {images[key].suffix[1:].lower(): images[key]}
         for name, paths in folders.items():
@@ -123,7 +128,7 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
 def _photographs(source: Path, problems: Problems) -> Packable:
     """Photographs in any depth, with the captions beside them where there are any."""
     images = _by_key(source, IMAGE_SUFFIXES, problems)
-    captions = _by_key(source, frozenset({CAPTION}), problems)
+    captions, _ = by_key(walk(source, frozenset({CAPTION})).files, source)
     texts = {key: path for key, path in captions.items() if key in images}
     skipped = [Skipped(key, f"has no {CAPTION} beside it") for key in images if texts and key not in texts]
     items = {
@@ -136,12 +141,12 @@ def _photographs(source: Path, problems: Problems) -> Packable:
 
 
 def _by_key(folder: Path, suffixes: frozenset[str], problems: Problems) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in list_files(folder, suffixes, recursive=True):
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        if key in files:
-            problems.add("keys with several files (keep one)", f"{files[key]} and {path.name}")
-        files[key] = path
+    found = walk(folder, suffixes)
+    for kind, path in found.lost():
+        problems.add(kind, str(path))
+    files, twice = by_key(found.files, folder)
+    for said in twice.values():
+        problems.add("keys with several files (keep one)", said)
     return files
 
 

@@ -18,7 +18,8 @@ from typing import IO, Any, TypeVar
 from piti.conditions import ClassTable
 from piti.core.errors import option
 from piti.core.files import check_folder, flush, flush_all
-from piti.core.images import IMAGE_SUFFIXES, ImageError, open_image
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError, open_image
 from piti.core.progress import OnProgress
 from piti.data.problems import DataError, Problems, Skipped, reason_of
 from piti.data.shards.index import Manifest, ShardEntry, read_manifest

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from piti.conditions.sketch import INK
 from piti.core.errors import option
-from piti.core.images import IMAGE_SUFFIXES, ImageError, list_images, open_image, read_rgb, save_png
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError, open_image, read_rgb, save_png
 from piti.core.spec import Spec
+from piti.core.walk import is_unread, key_of, list_images, walk
 from piti.data.archives import Archived, list_archived
 from piti.data.edges import LineSource, detector_spec
 from piti.data.problems import Problems
@@ -78,7 +80,7 @@ class SketchJob:
 class SketchReport:
     """What was made, what was there already, and what was left out, each as (key or file, why).
 
-    small: pairs with a side below 64 px. others: files that are no pictures. broken: links that lead nowhere.
+    small: pairs with a side below 64 px. others: files that are no pictures.
     """
 
     made: int = 0
@@ -86,15 +88,12 @@ class SketchReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     small: int = 0
     others: list[Path] = field(default_factory=list)
-    broken: list[Path] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What else a person should know."""
         notes = []
         if self.others:
             notes.append(f"left out: {len(self.others)} files that are no pictures, such as {self.others[0]}")
-        if self.broken:
-            notes.append(f"left out: {len(self.broken)} links that lead nowhere, such as {self.broken[0]}")
         if self.small:
             notes.append(f"{self.small} are smaller than {_SMALL} px, which training at that size refuses")
         return notes
@@ -136,8 +135,8 @@ def prepare_sketches(
     job.source()  # what cannot be loaded fails here, once
     made_of_itself = [place.resolve() for place in places] == [(job.out / IMAGES).resolve()]
     claim(job.out, "sketch", job.settings, [SKETCHES] if made_of_itself else [IMAGES, SKETCHES], job.overwrite)
-    others, broken = _no_pictures(places)
-    report = SketchReport(skipped=list(skipped), others=others, broken=broken)
+    others = [path for place in places if place.is_dir() for path in walk(place).others if not is_unread(path)]
+    report = SketchReport(skipped=list(skipped), others=others)
     for count, done in enumerate(_drawn(photographs, job, processes), start=1):
         if done.fault is not None:
             report.skipped.append((done.key, done.fault))
@@ -178,6 +177,8 @@ def list_photographs(places: Sequence[Path], out: Path) -> tuple[list[Photograph
     for path in places:
         if path.is_dir() and path.resolve() in [out.resolve(), *out.resolve().parents]:
             raise PrepareError(f"{out}: lies inside the photographs' folder {path}; give an OUT beside it")
+        lost = walk(path).lost() if path.is_dir() else []
+        unusable += [(str(one), f"{one}: is one of the {kind}") for kind, one in lost]
         for photograph in _inside(path, alone=len(places) == 1):
             why = _unusable(photograph, found)
             if why is None:
@@ -195,23 +196,7 @@ def _inside(place: Path, alone: bool) -> list[Photograph]:
     if not place.is_dir():
         return [Photograph(f"{place.stem}/{member.key}", member) for member in list_archived(place)]
     before = "" if alone else f"{place.resolve().name}/"
-    paths = list_images(place, recursive=True)
-    return [Photograph(before + path.relative_to(place).with_suffix("").as_posix(), path) for path in paths]
-
-
-def _no_pictures(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Files in folders that are no pictures by their suffix, and links that lead nowhere; hidden ones aside."""
-    others: list[Path] = []
-    broken: list[Path] = []
-    for folder in places:
-        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            if any(part.startswith(".") for part in path.relative_to(folder).parts):
-                continue
-            if path.is_symlink() and not path.exists():
-                broken.append(path)
-            elif path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
-                others.append(path)
-    return others, broken
+    return [Photograph(before + key_of(path, place), path) for path in list_images(place, recursive=True)]
 
 
 def _unusable(photograph: Photograph, others: dict[str, Photograph]) -> str | None:

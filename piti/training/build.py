@@ -22,8 +22,8 @@ from piti.conditions import (
     TextCondition,
     condition_from_config,
 )
+from piti.conditions.class_table import ClassTable
 from piti.conditions.composite import part_configs
-from piti.conditions.mask import ClassTable
 from piti.conditions.palette import coco_stuff
 from piti.core.errors import option
 from piti.core.progress import steps_bar
@@ -34,6 +34,7 @@ from piti.data.generated import WithGenerated
 from piti.data.pairs import ALONE
 from piti.data.shards.dataset import open_shards
 from piti.data.shards.index import check_reached, list_shards
+from piti.data.shown import mirroring_notes
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import Translator
@@ -115,20 +116,28 @@ def known_condition(recipe: Recipe) -> Condition | None:
 
 
 def open_data(
-    recipe: Recipe, condition: Condition, console: Console | None = None
+    recipe: Recipe, condition: Condition, console: Console | None = None, notes: list[str] | None = None
 ) -> tuple[SampleSet, SampleSet | None]:
     """Training and validation pairs; every file of a folder is checked, of shards what they hold is counted.
 
+    console: shows how far it is, and what a person should know of the data; notes: gets the same as texts.
     Raises DataError with all problems together.
     """
     sharp = recipe.model.low_res is not None
     if recipe.data.shards:
+        if notes is not None and recipe.data.flip:
+            notes += mirroring_notes(condition)
         with steps_bar(console or Console(quiet=True), "counting the shards' samples") as on_step:
             return open_shards(recipe.data, condition, sharp, on_step)
     training = PairedFolder(recipe.data, condition, "train", sharp)
     validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
     with steps_bar(console or Console(quiet=True), "checking the data") as on_step:
-        check_together([training, validation] if validation else [training], on_step)
+        said = check_together([training, validation] if validation else [training], on_step)
+    said += mirroring_notes(condition) if recipe.data.flip else []
+    for note in said:
+        (console or Console(quiet=True)).log(note, markup=False, highlight=False)
+    if notes is not None:
+        notes += said
     if recipe.generated is None or recipe.model.scale is None:
         return training, validation
     return WithGenerated(training, recipe.generated, condition, recipe.model.scale), validation

@@ -70,8 +70,11 @@ def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, st
         rows["perceptual"] = _features(recipe.perceptual)
     if recipe.discriminator.features is not None:
         rows["discriminator"] = f"also judges features of {_features(recipe.discriminator.features)}"
-    training, validation = open_data(recipe, condition)
+    notes: list[str] = []
+    training, validation = open_data(recipe, condition, notes=notes)
     rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
+    if notes:
+        rows["shows"] = "\n".join(notes)
     return rows
 
 

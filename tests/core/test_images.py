@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
@@ -263,18 +262,3 @@ class TestSave:
     def test_only_png(self, tmp_path):
         with pytest.raises(ImageError, match=r"a\.jpg: pictures are written as PNG"):
             save_png(noise(2, 2), tmp_path / "a.jpg")
-
-
-def test_list_images_sorts_and_leaves_out_what_is_hidden(tmp_path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt", "sub/c.webp", ".cache/d.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(io.BytesIO().getvalue())
-    (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in images.list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert [path.name for path in images.list_images(tmp_path, recursive=True)] == [
-        "a.jpg",
-        "b.PNG",
-        "c.webp",
-    ]
-    with pytest.raises(ImageError, match="no such folder"):
-        images.list_images(tmp_path / "none")

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition, NoCondition
-from piti.core.images import IMAGE_SUFFIXES, ImageError, image_size, read_rgb
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError, image_size, read_rgb
 from piti.data import DataError, FolderSpec, PairedFolder
 from piti.data.archives import list_archived, list_conditions
 

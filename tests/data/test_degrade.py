@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from piti.core.images import list_images, quantized, read_rgb, to_tensor, to_uint8
+from piti.core.images import quantized, read_rgb, to_tensor, to_uint8
 from piti.core.seeding import generator_for
 from piti.core.spec import SpecError
+from piti.core.walk import list_images
 from piti.data.degrade import (
     AnisotropicBlur,
     AntialiasedResize,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
-from piti.core.images import ImageError, list_images
+from piti.core.images import ImageError
+from piti.core.walk import list_images
 from piti.evaluation import features
 from piti.evaluation.features import CLASSIFIERS, features_of, open_features
 from piti.evaluation.fitting import centre_square

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from piti.conditions import ConditionError, MaskCondition
-from piti.conditions.mask import ClassTable
-from piti.core.images import Box, ImageError, list_images
+from piti.conditions.class_table import ClassTable
+from piti.core.images import Box, ImageError
+from piti.core.walk import list_images
 from piti.evaluation.masks import Agreement, agreement, count_pixels, measures_of
 from piti.evaluation.per_condition import AlignmentError, PerCondition, framed
 from piti.evaluation.segmentation import match_labels

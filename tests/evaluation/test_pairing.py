@@ -108,10 +108,23 @@ class TestPairs:
     def test_two_conditions_of_one_stem(self, tmp_path: Path) -> None:
         made(tmp_path / "one", "a.png")
         made(tmp_path / "two", "a.png")
-        with pytest.raises(PairingError, match=r"one/a\.png and .*two/a\.png have the same stem"):
+        found = conditions_by_stem(tmp_path)
+        assert list(found) == ["one-a", "two-a"]
+        assert list(paired([Path("one-a_0.png")], found, tmp_path)) == ["one-a"]
+        with pytest.raises(PairingError, match="have no condition"):
+            paired([Path("a_0.png")], found, tmp_path)
+        Image.open(tmp_path / "one/a.png").save(tmp_path / "one-a.png")
+        with pytest.raises(
+            PairingError, match=r"one/a\.png and .*one-a\.png have the same stem|one-a\.png and .*one/a"
+        ):
             conditions_by_stem(tmp_path)
         with pytest.raises(PairingError, match="holds no conditions"):
             conditions_by_stem(tmp_path / "one", frozenset({".npy"}))
+
+    def test_a_file_in_a_subfolder_may_go_by_its_own_name(self) -> None:
+        conditions = {"b-s2": Path("labels/b/s2.png"), "s0": Path("labels/s0.png")}
+        images = [Path("b-s2_0.png"), Path("s2_1.png"), Path("s0.png")]
+        assert paired(images, conditions, Path("labels")) == {"b-s2": images[:2], "s0": images[2:]}
 
     def test_without_conditions_names_of_photographs_and_metadata_tell(self, tmp_path: Path) -> None:
         images = made(tmp_path, "a_0.png", "a_1.png", "frame_10.png", "frame_11.png", "words_0.png", "words_1.png")

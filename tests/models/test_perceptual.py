@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from piti.core.errors import UserError
-from piti.core.images import center_box, crop_resize, list_images, read_rgb, to_tensor
+from piti.core.images import center_box, crop_resize, read_rgb, to_tensor
 from piti.core.spec import SpecError
+from piti.core.walk import list_images
 from piti.diffusion.losses import perceptual_loss
 from piti.models.perceptual import (
     IMAGENET_MEAN,

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int64
 
 from piti.conditions import Condition, ConditionError, SeveralCondition
-from piti.core.images import IMAGE_SUFFIXES, ImageError
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError
 from piti.core.seeding import derive_seed
 from piti.data.archives import InShard, ShardSample
 from piti.data.crops import Cutter, Decoded, Sample

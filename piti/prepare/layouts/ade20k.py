@@ -117,7 +117,7 @@ class Ade20k(MaskLayout):
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
         """See `MaskLayout`: red // 10 · 256 + green. Raises ConditionError where red is no multiple of 10."""
-        image = open_image(entry.condition)
+        image = open_image(entry.condition, exact=True)
         if image.mode not in ("RGB", "RGBA"):
             raise ConditionError(f"{entry.condition}: a {image.mode} picture, expected RGB; get the file again")
         red, green = (np.asarray(image)[..., channel].astype(np.int64) for channel in (0, 1))

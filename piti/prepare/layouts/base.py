@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +15,10 @@ from PIL import Image
 
 from piti.conditions import ClassTable, ConditionError
 from piti.core.images import ImageError, Source, open_image, read_rgb, save_png
+from piti.core.walk import composed, walk
+from piti.data.near_names import near_keys
 from piti.data.problems import DataError
+from piti.data.shown import FITS_UNTURNED, TURNED, Seen, turn_of
 
 UNREADABLE = "unreadable files (replace or remove them)"
 UNEQUAL = "pairs whose sizes differ (the photograph and its annotation must lie over each other)"
@@ -72,6 +75,8 @@ class Examined:
     labels: Mapping[int, int] = field(default_factory=dict)
     unknown: Mapping[int, int] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
+    """Whether the photograph is turned by its file's tag, and the mask with it."""
 
 
 class Layout(ABC):
@@ -99,6 +104,10 @@ class Layout(ABC):
 
     def settle(self, examined: Iterable[Examined]) -> None:  # noqa: B027 - most layouts know beforehand
         """Take what the whole set showed into account, such as which classes there are."""
+
+    def look(self, entries: Sequence[Entry]) -> list[str]:
+        """Decide what is the same for all files before any is examined, and what to say of it. Raises DataError."""
+        return []
 
     @abstractmethod
     def classes(self) -> ClassTable | None:
@@ -139,15 +148,16 @@ class MaskLayout(Layout):
     def examine(self, entry: Entry) -> Examined:
         """See `Layout`: both files are decoded, and labels counted."""
         faults: list[Fault] = []
-        size = size_of_photograph(entry, faults)
+        image = photograph(entry, faults)
         try:
             ids = self.ids(entry)
         except ImageError as error:
             return Examined((*faults, Fault(entry.key, UNREADABLE, str(error))))
         except ConditionError as error:
             return Examined((*faults, Fault(entry.key, UNKNOWN, str(error))))
-        if size is not None and size != ids.shape[::-1]:
-            faults.append(unequal(entry, size, (ids.shape[1], ids.shape[0])))
+        seen = Seen() if image is None else Seen({}, *turn_of(entry.image, np.asarray(image), ids))
+        if image is not None and image.size != ids.shape[::-1]:
+            faults.append(unequal(entry, image.size, (ids.shape[1], ids.shape[0]), seen))
         values, counts = np.unique(ids, return_counts=True)
         found = dict(zip(values.tolist(), counts.tolist(), strict=True))
         known = self.known()
@@ -156,7 +166,7 @@ class MaskLayout(Layout):
             listed = ", ".join(f"{value} on {count} pixels" for value, count in list(unknown.items())[:5])
             faults.append(Fault(entry.key, UNKNOWN, f"{entry.condition}: label {listed}"))
         labels = {value: count for value, count in found.items() if value in known}
-        return Examined(tuple(faults), labels, unknown, self.names(entry))
+        return Examined(tuple(faults), labels, unknown, self.names(entry), seen)
 
     def as_it_is(self, entry: Entry) -> bool:
         """See `Layout`: grey PNGs hold the labels themselves; a palette could be taken for class colours."""
@@ -181,24 +191,26 @@ class MaskLayout(Layout):
 _MARK = "piti-labels"  # the PNG text that says what a mask was made with
 
 
-def size_of_photograph(entry: Entry, faults: list[Fault]) -> tuple[int, int] | None:
-    """(width, height), once it is decoded; a photograph that cannot be is added to `faults`."""
+def photograph(entry: Entry, faults: list[Fault]) -> Image.Image | None:
+    """The decoded photograph; one that cannot be decoded is added to `faults`."""
     try:
-        return read_rgb(entry.image).size
+        return read_rgb(entry.image)
     except ImageError as error:
         faults.append(Fault(entry.key, UNREADABLE, str(error)))
         return None
 
 
-def unequal(entry: Entry, image: tuple[int, int], condition: tuple[int, int]) -> Fault:
+def unequal(entry: Entry, image: tuple[int, int], condition: tuple[int, int], seen: Seen) -> Fault:
     """The fault of a pair whose sizes, as (width, height), differ."""
     sizes = f"image {image[0]} x {image[1]}, annotation {condition[0]} x {condition[1]}"
+    if seen.orientation in TURNED and condition == image[::-1]:
+        return Fault(entry.key, FITS_UNTURNED, f"{entry.key}: {sizes}, the file's pixels unturned")
     return Fault(entry.key, UNEQUAL, f"{entry.key}: {sizes}")
 
 
 def grey_ids(path: Source) -> Integer[np.ndarray, "h w"]:
     """The pixel values of a grey or palette picture of 8 or 16 bits. Raises ImageError or ConditionError."""
-    image = open_image(path)
+    image = open_image(path, exact=True)
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
         raise ConditionError(f"{path}: a {image.mode} picture, expected labels as a grey PNG; get the file again")
     return np.asarray(image).astype(np.int64)
@@ -207,19 +219,27 @@ def grey_ids(path: Source) -> Integer[np.ndarray, "h w"]:
 def matched(images: Mapping[str, Path], conditions: Mapping[str, Path], split_of: Callable[[str], str]) -> Listing:
     """Pairs of equal key, and what has no other half as faults."""
     entries = [Entry(key, split_of(key), images[key], conditions[key]) for key in sorted(images.keys() & conditions)]
-    faults = [Fault(key, ALONE, str(images[key])) for key in sorted(images.keys() - conditions.keys())]
-    faults += [Fault(key, ORPHANS, str(conditions[key])) for key in sorted(conditions.keys() - images.keys())]
+    faults = [
+        *_alone(ALONE, images, images.keys() - conditions.keys(), conditions.keys() - images.keys()),
+        *_alone(ORPHANS, conditions, conditions.keys() - images.keys(), images.keys() - conditions.keys()),
+    ]
     return Listing(entries, faults, {split_of(key) for key in images.keys() | conditions.keys()})
 
 
+def _alone(kind: str, files: Mapping[str, Path], lonely: Set[str], others: Set[str]) -> list[Fault]:
+    """Faults of keys without another half, with what was probably meant."""
+    said = near_keys(lonely, others)
+    return [Fault(key, kind, str(files[key]) + said[key].removeprefix(key)) for key in sorted(lonely)]
+
+
 def files_below(folder: Path, ending: str) -> dict[str, Path]:
-    """Files in any depth whose names end so, by their path without the ending; hidden ones are left out."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob(f"*{ending}")):
-        inside = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
-            found[inside.as_posix().removesuffix(ending)] = path
-    return found
+    """Files in any depth whose names end so, by their path without the ending; hidden ones are left out.
+
+    Raises ImageError for links that lead nowhere.
+    """
+    paths = walk(folder, {f".{ending.rpartition('.')[2]}"}).check() if folder.is_dir() else []
+    inside = {composed(path.relative_to(folder).as_posix()): path for path in paths}
+    return {name.removesuffix(ending): path for name, path in inside.items() if name.endswith(ending)}
 
 
 def photographs_below(folder: Path) -> dict[str, Path]:

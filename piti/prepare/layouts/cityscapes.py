@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from piti.conditions import ClassTable
-from piti.conditions.mask import Colour
+from piti.conditions.class_table import Colour
 from piti.prepare.layouts.base import Entry, Listing, MaskLayout, files_below, grey_ids, matched, place_of
 
 _SPLITS = ("train", "val")

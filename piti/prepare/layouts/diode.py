@@ -17,6 +17,7 @@ from piti.conditions import ConditionError
 from piti.conditions.depth_files import read_depth
 from piti.core.images import ImageError
 from piti.data.problems import DataError
+from piti.data.shown import Seen, turn_of
 from piti.prepare.layouts.base import (
     UNREADABLE,
     Entry,
@@ -26,7 +27,7 @@ from piti.prepare.layouts.base import (
     Listing,
     files_below,
     matched,
-    size_of_photograph,
+    photograph,
     unequal,
 )
 
@@ -80,17 +81,18 @@ class Diode(Layout):
     def examine(self, entry: Entry) -> Examined:
         """See `Layout`: every file is read."""
         faults: list[Fault] = []
-        size = size_of_photograph(entry, faults)
+        image = photograph(entry, faults)
         try:
             arrays = self._arrays(entry)
         except (ImageError, ConditionError) as error:
             return Examined((*faults, Fault(entry.key, UNREADABLE, str(error))))
         height, width = arrays["depth"].shape
-        if size is not None and size != (width, height):
-            faults.append(unequal(entry, size, (width, height)))
+        seen = Seen() if image is None else Seen({}, *turn_of(entry.image, np.asarray(image), None))
+        if image is not None and image.size != (width, height):
+            faults.append(unequal(entry, image.size, (width, height), seen))
         if not arrays["mask"].any():
             faults.append(Fault(entry.key, _NO_DEPTH, str(entry.condition)))
-        return Examined(tuple(faults))
+        return Examined(tuple(faults), seen=seen)
 
     def _arrays(self, entry: Entry) -> dict[str, np.ndarray]:
         """What is written of a pair. Raises ImageError or ConditionError for files that are damaged or do not fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 from jaxtyping import Integer
 
 from piti.conditions import ClassTable, ConditionError, MaskCondition
-from piti.core.images import list_images, open_image
+from piti.core.walk import by_key, key_of, walk
+from piti.data.near_names import near_keys
 from piti.data.pairs import SPLITS_FILE, read_splits, split_by_hash
 from piti.data.problems import DataError
 from piti.prepare.layouts.base import TWICE, Entry, Fault, Listing, MaskLayout, matched, place_of
@@ -33,27 +35,37 @@ class PlainFolder(MaskLayout):
         images, labels = (self._files(folder, faults) for folder in ("images", "labels"))
         listing = matched(images, labels, lambda key: "")
         keys = [entry.key for entry in listing.entries]
-        splits = read_splits(self.root / SPLITS_FILE)
+        existing = images.keys() | labels.keys()
+        splits = read_splits(self.root / SPLITS_FILE, existing)
         for name, named in (splits or {}).items():
-            for key in sorted(set(named) - (images.keys() | labels.keys())):
-                faults.append(Fault(key, f"keys in {SPLITS_FILE} without files", f"{name}: {key}"))
+            for key, said in sorted(near_keys(set(named) - existing, existing).items()):
+                faults.append(Fault(key, f"keys in {SPLITS_FILE} without files", f"{name}: {said}"))
         split_of = {key: name for name, named in (splits or split_by_hash(keys)).items() for key in named}
         entries = [Entry(e.key, split_of.get(e.key, ""), e.image, e.condition) for e in listing.entries]
         stated = {name for name, named in (splits or {}).items() if named}
         return Listing(entries, faults + listing.faults, stated)
 
     def _files(self, folder: str, faults: list[Fault]) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for path in list_images(self.root / folder, recursive=True):
-            key = path.relative_to(self.root / folder).with_suffix("").as_posix()
-            if key in found:
-                faults.append(Fault(key, TWICE, f"{found[key]} and {path.name}"))
-            found[key] = path
-        return found
+        found = walk(self.root / folder)
+        for kind, path in found.lost():
+            faults.append(Fault(key_of(path, self.root / folder), kind, str(path)))
+        files, twice = by_key(found.files, self.root / folder)
+        faults += [Fault(key, TWICE, said) for key, said in twice.items()]
+        return files
+
+    def look(self, entries: Sequence[Entry]) -> list[str]:
+        """See `Layout`: whether the masks are ids or colours."""
+        try:
+            condition, notes = self._condition.settled([entry.condition for entry in entries])
+        except ConditionError as error:
+            raise DataError.like(error) from None
+        assert isinstance(condition, MaskCondition)
+        self._condition = condition
+        return notes
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
         """See `MaskLayout`: whatever a mask condition reads, as ids. Raises ConditionError for others."""
-        indices = self._condition.read(open_image(entry.condition), str(entry.condition))[0].numpy()
+        indices = self._condition.load(entry.condition)[0].numpy()
         return self._id_of_index[indices]
 
     @cached_property
@@ -68,8 +80,9 @@ class PlainFolder(MaskLayout):
         return set(self._id_of_index.tolist())
 
     def classes(self) -> ClassTable:
-        """The folder's own."""
-        return self._condition.classes
+        """The folder's own, with how its masks are read where looking at all of them decided that."""
+        reading = self._condition.reading or self._condition.classes.reading
+        return self._condition.classes.model_copy(update={"reading": reading})
 
     def as_it_is(self, entry: Entry) -> bool:
         """See `Layout`: always."""

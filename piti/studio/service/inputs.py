@@ -15,13 +15,12 @@ from torch import Tensor
 
 from piti.conditions import Condition, ConditionError, MaskCondition, SketchCondition
 from piti.core.errors import UserError
+from piti.core.formats import decoders
 from piti.core.images import ImageError, Source, open_image, read_rgb
 from piti.studio.service.palette_matching import snapped
 from piti.studio.service.schema import TooLarge
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""What Pillow decodes itself; it would hand some others to programs of the system."""
-_KNOWN = "PNG, JPEG, WebP, BMP, TIFF or GIF"
+_KNOWN = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or another that Pillow decodes itself"
 
 
 class NoPicture(ImageError):
@@ -60,7 +59,7 @@ def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
     if not data:
         raise NoPicture(f"{name}: is empty; choose a picture ({_KNOWN})")
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as header:
+        with Image.open(BytesIO(data), formats=decoders()) as header:
             width, height = header.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"{name}: has more pixels than can be decoded safely; make it smaller") from None

@@ -17,8 +17,9 @@ from torch import Tensor
 from piti.conditions import ConditionError, SketchCondition, TextCondition
 from piti.core.distributed import usable_device
 from piti.core.errors import UserError, option
-from piti.core.images import list_images, to_pil
+from piti.core.images import to_pil
 from piti.core.spec import choices
+from piti.core.walk import list_images
 from piti.data.edges import draw_lines
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, prepare_edit

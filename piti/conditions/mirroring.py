@@ -1,0 +1,77 @@
+"""Classes of a left and a right side by their names, which a mirrored picture exchanges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_SIDES = (
+    ("left", "right"),
+    ("l", "r"),
+    ("lt", "rt"),
+    ("lh", "rh"),
+    ("lhs", "rhs"),
+    ("sinister", "dexter"),
+    ("sinistra", "destra"),
+    ("links", "rechts"),
+    ("linkes", "rechtes"),
+    ("linke", "rechte"),
+    ("gauche", "droite"),
+    ("izquierda", "derecha"),
+    ("izquierdo", "derecho"),
+)
+_OTHER = {word: other for pair in _SIDES for word, other in (pair, pair[::-1])}
+_JOINED = re.compile(r"(left|right)(?=[a-z])|(?<=[a-z])(left|right)$")  # lefteye, eyeleft
+_WORDS = re.compile(r"[^\W_]+")
+_HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+def mirrored_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of classes whose names differ in left and right alone, such as `l_eye` and `r_eye`."""
+    forms = {_form(name): name for name in names}
+    found = []
+    for name in names:
+        other = forms.get(_other_side(name) or "")
+        if other is not None and other != name and (other, name) not in found:
+            found.append((name, other))
+    return found
+
+
+def mirrored_indices(names: Sequence[str]) -> list[tuple[int, int]]:
+    """The same pairs as positions among the names."""
+    place = {name: index for index, name in enumerate(names)}
+    return [(place[one], place[other]) for one, other in mirrored_names(names)]
+
+
+def one_sided(names: Sequence[str]) -> list[str]:
+    """Classes that are named left or right, in whole words, and have no counterpart."""
+    paired = {name for pair in mirrored_names(names) for name in pair}
+    return [name for name in names if name not in paired and {"left", "right"} & set(_words(name))]
+
+
+def said_of_mirroring(names: Sequence[str]) -> list[str]:
+    """What a person should know of mirrored samples."""
+    pairs = ", ".join(f"{one} ↔ {other}" for one, other in mirrored_names(names))
+    alone = ", ".join(one_sided(names))
+    return [
+        *([f"mirrored samples (data.flip) exchange {pairs}"] if pairs else []),
+        *([f"{alone}: of one side, without the other, and data.flip mirrors it; set that to false"] if alone else []),
+    ]
+
+
+def _words(name: str) -> list[str]:
+    spaced = _JOINED.sub(lambda found: f" {found[0]} ", _HUMPS.sub(" ", name).lower())
+    return _WORDS.findall(spaced)
+
+
+def _form(name: str) -> str:
+    return " ".join(_words(name))
+
+
+def _other_side(name: str) -> str | None:
+    """The form of the name with its one side exchanged; none where it has no side, or is nothing but a letter."""
+    words = _words(name)
+    sides = [index for index, word in enumerate(words) if word in _OTHER]
+    if len(sides) != 1 or (len(words) == 1 and len(words[0]) == 1):
+        return None
+    return " ".join(_OTHER[word] if index in sides else word for index, word in enumerate(words))

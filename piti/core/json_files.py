@@ -1,0 +1,43 @@
+"""JSON that people write: with a byte order mark or without, and what is wrong with it in words."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from piti.core.errors import UserError
+
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class JsonError(UserError):
+    """A file is no JSON that can be read. The message names it and what to do."""
+
+
+def read_json(path: Path) -> Any:
+    """The values of a file in UTF-8. Raises JsonError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JsonError(f"cannot be read ({error.strerror or error})", remedy="check the path", source=path) from None
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, source: str) -> Any:
+    """The values that a file holds. source: names it. Raises JsonError."""
+    if data.startswith(_WIDE) or b"\0" in data[:4]:
+        raise JsonError(
+            "is text in UTF-16, and UTF-8 is read",
+            remedy="save it again with the encoding UTF-8 (in PowerShell: -Encoding utf8)",
+            source=source,
+        )
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise JsonError(
+            f"is not in UTF-8 (byte {error.start})", remedy="save it again with that encoding", source=source
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise JsonError(f"not valid JSON ({error})", remedy="correct it there", source=source) from None

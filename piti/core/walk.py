@@ -1,0 +1,122 @@
+"""One walk through folders: every command lists files by it, in the same depth, along links, and names them alike."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Collection, Iterable, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from piti.core.formats import IMAGE_SUFFIXES, UNREAD_PICTURES
+from piti.core.images import ImageError
+
+BROKEN = "links that lead nowhere (fetch what they point to, or remove them)"
+UNREAD = "pictures of a format that is not read (convert them to PNG or JPEG)"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder; hidden files and folders are left out, and a link back to a folder above itself.
+
+    files: those of the suffixes that were asked for. others: files of other suffixes. broken: links that lead nowhere.
+    Each sorted.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    broken: list[Path] = field(default_factory=list)
+
+    def unread(self) -> list[Path]:
+        """Pictures of a format that is not read, unless a file that is read has the same name but for its suffix."""
+        keys = {path.with_suffix("") for path in self.files}
+        return [path for path in self.others if is_unread(path) and path.with_suffix("") not in keys]
+
+    def lost(self) -> list[tuple[str, Path]]:
+        """What would be missed, with the kind of problem that it is: broken links and unread pictures."""
+        return [(BROKEN, path) for path in self.broken] + [(UNREAD, path) for path in self.unread()]
+
+    def check(self) -> list[Path]:
+        """The files. Raises ImageError where something would be missed, see `lost`."""
+        lost = self.lost()
+        if lost:
+            kinds = {kind: [str(path) for which, path in lost if which == kind] for kind, _ in lost}
+            raise ImageError("; ".join(f"{len(paths)} {kind}: {', '.join(paths[:3])}" for kind, paths in kinds.items()))
+        return self.files
+
+
+def walk(folder: str | Path, suffixes: Set[str] = IMAGE_SUFFIXES, recursive: bool = True) -> Found:
+    """The files of a folder, in any depth, with one of these suffixes in letters of any case. Raises ImageError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder; give a folder that holds pictures")
+    found = Found()
+    _collect(folder, frozenset(), {suffix.lower() for suffix in suffixes}, recursive, found)
+    for paths in (found.files, found.others, found.broken):
+        paths.sort()
+    return found
+
+
+def _collect(
+    folder: Path, above: frozenset[tuple[int, int]], suffixes: Collection[str], deeper: bool, to: Found
+) -> None:
+    """above: the folders on the way, by device and inode."""
+    try:
+        state = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise ImageError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+    here = (state.st_dev, state.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if os.path.isdir(path):  # of an entry it raises for a ring of links
+            if deeper:
+                _collect(path, above | {here}, suffixes, deeper, to)
+        elif os.path.isfile(path):
+            (to.files if path.suffix.lower() in suffixes else to.others).append(path)
+        elif entry.is_symlink():
+            to.broken.append(path)
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """The pictures in a folder, by suffix, sorted; hidden files are left out. Raises ImageError."""
+    return walk(folder, IMAGE_SUFFIXES, recursive).files
+
+
+def is_unread(path: Path) -> bool:
+    """Whether a file is a picture, by its suffix, of a format that is not read."""
+    return path.suffix.lower() in UNREAD_PICTURES
+
+
+# Names
+
+
+def composed(text: str) -> str:
+    """A name in Unicode's composed form, in which names that look the same are the same (macOS decomposes them)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def key_of(path: Path, folder: Path) -> str:
+    """What a file of a folder is called: its path inside, without suffix, composed."""
+    return composed(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def stem_of(path: Path, folder: Path) -> str:
+    """What is made of a file of a folder is named after this: `b-s2` for `b/s2.png`."""
+    return key_of(path, folder).replace("/", "-")
+
+
+def by_key(paths: Iterable[Path], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Files of a folder by `key_of`, and by the same what to say of those that have the key of another."""
+    files: dict[str, Path] = {}
+    twice: dict[str, str] = {}
+    for path in paths:
+        key = key_of(path, folder)
+        if key in files:
+            twice[key] = f"{files[key]} and {path.name}"
+        files[key] = path
+    return files, twice
