@@ -384,7 +384,7 @@ class TestCommands:
         run = CliRunner().invoke(cli.app, ["prepare", "sketch", str(photos), str(out), *drawing])
         assert run.exit_code == 0
         assert "note: 4 are smaller than 64 px, which training at that size refuses" in run.stderr
-        assert run.stdout == f"4 pairs made; train on them: piti train sketch --data {out}\n"
+        assert run.stdout == f"4 pairs made, drawn by lines; train on them: piti train sketch --data {out}\n"
         recipe = yaml.safe_load((ROOT / "recipes/sketch.yaml").read_text())
         assert recipe["data"]["conditions"] == "sketches"
         assert recipe["condition"]["kind"] == "sketch"
