@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from piti.baselines import BaselineNetwork
     from piti.diffusion.guidance import Guidance
     from piti.editing.edit import edit
+    from piti.editing.options import EditSettings
     from piti.models import Translator
     from piti.pipelines.options import SamplingOptions
     from piti.pipelines.pipeline import PITIPipeline, PITIPipelineOutput
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BaselineNetwork",
+    "EditSettings",
     "Guidance",
     "PITIPipeline",
     "PITIPipelineOutput",
@@ -28,6 +30,7 @@ __all__ = [
 
 _WHERE = {
     "BaselineNetwork": "piti.baselines",
+    "EditSettings": "piti.editing.options",
     "Guidance": "piti.diffusion.guidance",
     "PITIPipeline": "piti.pipelines.pipeline",
     "PITIPipelineOutput": "piti.pipelines.pipeline",

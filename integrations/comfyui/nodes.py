@@ -191,8 +191,7 @@ class PITIEdit:
         steps: int = 0,
     ) -> tuple[Tensor]:
         """(images [num_images, H, W, 3],)"""
-        from piti import SamplingOptions, edit
-        from piti.editing.options import EditSettings
+        from piti import EditSettings, SamplingOptions, edit
 
         edited = edit(
             pipeline,
