@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= out/demo
 
-.PHONY: demo studio test test-browser check format clean
+.PHONY: demo studio test test-browser check format docs clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/piti translate examples/street/high_street.png --model street --num 4 --seed 0 --out $(DEMO)/street --overwrite
@@ -30,6 +30,10 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.ready-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the documentation is in out/site/index.html"
+
 clean:
 	rm -rf $(VENV) out build *.egg-info
 
@@ -46,4 +50,8 @@ $(VENV)/.ready-ui: $(VENV)/.ready
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	@touch $@

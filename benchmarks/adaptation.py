@@ -1,7 +1,7 @@
 """Models of one task side by side, such as one adapted from a prior and one trained from scratch.
 
     python benchmarks/adaptation.py --data DATA --referee referee.py scratch=RUN adapted=RUN [--out DIR]
-        [--sheet docs/adaptation.png --masks STEM …]
+        [--sheet docs/pictures/adaptation.png --masks STEM …]
 
 DATA is a paired folder (images/, labels/, splits.json). Every base makes one sample a mask of the split, seed 0, with
 the same sampler; images are kept in --out, so that a broken-off run goes on. The referee is called as in quality.py.

@@ -1,7 +1,7 @@
 """Editing: how much of an image returns when it is inverted and sampled back, what an edit takes, what it looks like.
 
     python benchmarks/editing.py [--data DATA] [--count 4] [--steps 50 100 250] [--refinements 0 1 2 3] \\
-        [--threads 2] [--edits] [--picture docs/editing.jpg]
+        [--threads 2] [--edits] [--picture docs/pictures/editing.jpg]
 
 Images are samples of `street` for its example masks, and with --data (a folder of images, labels and splits.json, of
 one size) held-out photographs too. base: the 64 px image alone; cascade: the 256 px image, inverted through base and

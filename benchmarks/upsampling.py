@@ -1,7 +1,7 @@
 """What each part of the upsampler's training is worth: bicubic, then one training after the other, on the same masks.
 
     python benchmarks/upsampling.py --data DATA --referee referee.py --model street \\
-        plain=RUN +degradation=RUN +perceptual=RUN +adversarial=RUN [--out DIR] [--sheet docs/upsampler.png] \\
+        plain=RUN +degradation=RUN +perceptual=RUN +adversarial=RUN [--out DIR] [--sheet docs/pictures/upsampler.png] \\
         [--real-esrgan realesrgan_x4plus.safetensors]
 
 DATA is a paired folder (images/, labels/, splits.json). All upsamplers enlarge the same 64 px images of `--model`'s

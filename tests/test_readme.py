@@ -1,12 +1,16 @@
-"""The README's commands and its Python run as they stand there."""
+"""The commands and the Python of README and documentation: all parse, and the essential ones run."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +25,30 @@ from piti.cli.app import app
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import bundled_models
 from piti.studio.service.service import Studio
+from piti.training import read_recipe
 from tests.conftest import ROOT
 from tests.released import tiny_weights
 from tests.studio.serving import answering
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.removeprefix("piti ")
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("piti ")
-]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+HTTP = (ROOT / "docs/guides/http.md").read_text(encoding="utf-8")
 STUDIO = "http://127.0.0.1:7860/"
-QUICK = ["log_every=1", "workers=0", "preview.every=1", "preview.count=1", "preview.steps=1", "batch=3"]
-MADE = [
-    "again", "others", "first", "edits", "street", "sketch", "avenue",
-    "small", "released", "forest", "scenes", "mine", "drawn", "both", "large", "beside",
-    "lora", "piti", "glide",
+TRAINING = [
+    "log_every=1", "workers=0", "batch=1", "stages.0.steps=1", "stages.1.steps=1",
+    "preview.every=2", "preview.count=1", "preview.judged=1", "preview.steps=1",
 ]  # fmt: skip
-BASES = {"runs/mine", "runs/lora", "runs/drawn", "runs/both", "scenes-prior"}
-UPSAMPLER = ["stages.1.steps=1", "stages.2.steps=1"]
+ESSENTIAL = [
+    "import base_mask.pt --upsampler upsample_mask.pt --out models/piti-mask",
+    "translate mask.png --model models/piti-mask --num 1 --out out/piti",
+    "export models/piti-mask --out released",
+    "import base.pt --upsampler upsample.pt --out models/glide --tokenizer gpt2",
+    "prepare folder my-data --check",
+    "prepare sketch my-photographs my-sketches",
+    "prepare shards my-data my-shards",
+    "prepare shards my-shards --verify",
+]
+"""Commands of the guides that cost little and that no other test runs from the command line to its files."""
 
 
 @pytest.fixture
@@ -80,73 +87,107 @@ def downloads(tmp_path: Path) -> None:
 
 def in_a_hurry(words: list[str]) -> list[str]:
     """The same command with little work."""
-    if words[0] == "train":
-        further = UPSAMPLER if "upsampler" in words[1] else UPSAMPLER[:1]
-        further = [] if "prior" in words[1] or "baselines" in words[1] else further
-        changes = [*QUICK, "stages.0.steps=1", *further]
-        return [*words, *(part for change in changes for part in ("--set", change))]
-    if words[:2] == ["evaluate", "model"]:
-        words = [*words, "--num", "1", "--steps", "2", "--bootstrap", "0"]
-    if words[0] in ("translate", "edit") and "--steps" not in words:
-        words = [*words, "--steps", "2"]
-    base_alone = BASES.intersection(words) and "--upsampler" not in words
-    if (
-        words[0] in ("translate", "edit")
-        and not base_alone
-        and not {"--base-only", "--upsampler-steps"}.intersection(words)
-    ):
-        words = [*words, "--upsampler-steps", "2"]
+    if words[0] == "train" and "--dry-run" not in words:
+        return [*words, *(part for change in TRAINING for part in ("--set", change))]
+    if words[:2] == ["prepare", "sketch"]:
+        return [*words, "--processes", "1"]
+    if words[0] == "evaluate":
+        return [*words, "--bootstrap", "0"]
+    if words[0] == "translate" and "--like" not in words:
+        return [*words, "--steps", "2", "--base-only"]
     return words
 
 
-@pytest.mark.usefixtures("my_data", "downloads")
-def test_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(COMMANDS) >= 6
+def run(commands: list[str]) -> None:
+    for command in commands:
+        done = CliRunner().invoke(app, in_a_hurry(shlex.split(command)))
+        assert done.exit_code == 0, (command, done.output, done.exception)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the examples in it."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("my_data")
+def test_the_commands_of_the_readme_run_in_their_order(here: Path) -> None:
     network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
-    torch.save(network.state_dict(), tmp_path / "squeezenet1_1.pth")
-    for command in COMMANDS:
-        run = CliRunner().invoke(app, in_a_hurry(shlex.split(command)))
-        assert run.exit_code == 0, (command, run.output, run.exception)
-    assert (tmp_path / "runs/sharded/model/model_index.json").is_file()
-    for sheet in MADE:
-        assert (tmp_path / "out" / sheet / "sheet.png").is_file()
+    torch.save(network.state_dict(), here / "squeezenet1_1.pth")
+    commands = [line.removeprefix("piti ") for line in lines_of(README, ("bash",)) if line.startswith("piti ")]
+    assert len(commands) == 7
+    run(commands)
+    assert (here / "runs/mine/model/model_index.json").is_file()
+    assert (here / "out/again/avenue_1.png").is_file()
+    assert all((here / "out" / name / "sheet.png").is_file() for name in ("street", "sketch", "mine"))
 
 
-def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    code = next(code for code in PYTHON if "httpx" not in code)
-    exec(compile(code, "README.md", "exec"), {})
-    with Image.open(tmp_path / "photograph.png") as image:
+@pytest.mark.usefixtures("my_data", "downloads")
+def test_the_essential_commands_of_the_guides_run(here: Path) -> None:
+    stated = {command for page in PAGES for command in commands_of(page)}
+    assert set(ESSENTIAL) <= {shlex.join(shlex.split(command, comments=True)) for command in stated}
+    run(ESSENTIAL)
+    for made in ("models/glide/model_index.json", "released/base.pt", "my-sketches/sketches", "my-shards/shards.json"):
+        assert (here / made).exists(), made
+
+
+def test_the_python_of_the_readme_runs(here: Path) -> None:
+    (code,) = blocks_of(README, ("python",))
+    quick = code.replace("generator=generator", "generator=generator, steps=2")
+    assert quick != code
+    exec(compile(quick, "README.md", "exec"), {})
+    with Image.open(here / "photograph.png") as image:
         assert image.size == (341, 256)  # 4:3, as the mask
 
 
-def test_the_studio_is_asked_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the Python and by the curl line, with little work."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_all_python_parses_and_imports_what_there_is(page: Path) -> None:
+    for code in blocks_of(page.read_text(encoding="utf-8"), ("python",)):
+        imports = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), page.name, "exec"), {})  # pyright: ignore[reportArgumentType]
+
+
+def test_the_studio_is_asked_over_http(here: Path) -> None:
+    """By the Python and by the first curl line of the guide, with little work."""
     pytest.importorskip("fastapi_offline", reason="the extra 'ui' is not installed")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    code = next(code for code in PYTHON if "httpx" in code)
-    (line,) = re.findall(r"^curl .*", README, re.MULTILINE)
+    (code,) = blocks_of(HTTP, ("python",))
+    line = next(line for line in lines_of(HTTP, ("bash",)) if line.startswith("curl "))
     with answering(Studio(("street",))) as address:
-        quick = code.replace(STUDIO, address).replace('"num": 4', '"num": 2, "steps": 2, "upsampler_steps": 2')
-        exec(compile(quick, "README.md", "exec"), {})
+        quick = code.replace(STUDIO, address).replace('"num": 4', '"num": 2, "steps": 1, "upsampler_steps": 1')
+        exec(compile(quick, "http.md", "exec"), {})
         if shutil.which("curl") is not None:
             words = shlex.split(line.replace(STUDIO, address))
-            subprocess.run([*words, "-sS", "-F", "steps=2", "-F", "upsampler_steps=2"], check=True)
-            with Image.open(tmp_path / "avenue.png") as image:
+            subprocess.run([*words, "-sS", "-F", "steps=1", "-F", "upsampler_steps=1"], check=True)
+            with Image.open(here / "avenue.png") as image:
                 assert image.size == (341, 256)
-    assert sorted(path.name for path in tmp_path.glob("avenue_*.png")) == ["avenue_0.png", "avenue_1.png"]
+    assert sorted(path.name for path in here.glob("avenue_*.png")) == ["avenue_0.png", "avenue_1.png"]
+
+
+def blocks_of(text: str, languages: tuple[str, ...]) -> list[str]:
+    """A page's fenced blocks in one of these languages; "" is none."""
+    fences = text.split("```")[1::2]
+    return [block for language, _, block in (fence.partition("\n") for fence in fences) if language in languages]
+
+
+def lines_of(text: str, languages: tuple[str, ...]) -> list[str]:
+    return [line.strip() for block in blocks_of(text, languages) for line in joined(block).splitlines()]
 
 
 def commands_of(page: Path) -> list[str]:
-    """The arguments of `piti` in a page's blocks, as they are typed."""
-    fences = page.read_text(encoding="utf-8").split("\n```")
-    blocks = [fence.partition("\n") for fence in fences[1::2]]
-    lines = [line for language, _, text in blocks if language in ("", "bash") for line in joined(text).splitlines()]
-    return [found[1] for line in lines if (found := re.match(r"(?:.* -m )?piti (.+)", line))]
+    """The arguments of `piti` in a page's blocks and sentences, as they are typed."""
+    text = page.read_text(encoding="utf-8")
+    lines = lines_of(text, ("", "bash"))
+    found = [match[1] for line in lines if (match := re.match(r"(?:.* -m |.*; )?piti (.+)", line))]
+    outside = "".join(text.split("```")[::2])
+    sentences = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", outside)]
+    return found + [code.removeprefix("piti ") for code in sentences if is_whole(code)]
+
+
+def is_whole(code: str) -> bool:
+    """Whether words in a sentence are a command as one types it: not its name alone, and nothing left out."""
+    return bool(re.match(r"piti [a-z]+ \S", code)) and not re.search("[…|]|COMMAND", code)
 
 
 def joined(text: str) -> str:
@@ -162,15 +203,53 @@ def parse(command: Any, words: list[str], name: str = "piti") -> None:
         parse(chosen, rest, name)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
-def test_every_command_of_the_documentation_parses(page: Path) -> None:
+def words_of(page: Path) -> Iterator[list[str]]:
     for command in commands_of(page):
-        words = shlex.split(command, comments=True)
-        parse(typer.main.get_command(app), words)
-        assert words[0] != "evaluate" or words[1] in ("images", "model"), f"{command}: an old spelling"
+        yield shlex.split(command, comments=True)
 
 
-def test_every_path_that_is_named_exists() -> None:
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_parses(page: Path) -> None:
+    command = typer.main.get_command(app)
+    for words in words_of(page):
+        if len(words) > 2 or words[0] in ("models", "studio"):
+            parse(command, words)
+        assert words[0] != "evaluate" or words[1] in ("images", "model"), f"{words}: an old spelling"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_commands_name_is_there(page: Path) -> None:
+    """Recipes and their keys, examples, and models: bundled, made by a command of some page, or a word in capitals."""
+    made = {value for one in PAGES for words in words_of(one) for value in values_of(words, "--out")}
+    for words in words_of(page):
+        if words[0] == "train" and words[1] != "mine.yaml" and not words[1].isupper():
+            read_recipe(words[1], values_of(words, "--set"))
+        for path in (word for word in words if word.startswith(("examples/", "recipes/", "piti/"))):
+            assert (ROOT / path).exists(), path
+        models = [*values_of(words, "--model"), *values_of(words, "--upsampler")]
+        for model in models if words[0] in ("translate", "edit", "studio", "reproduce") else []:
+            assert model in {*bundled_models(), *made} or model.isupper(), model
+
+
+def values_of(words: list[str], flag: str) -> list[str]:
+    return [value for word, value in pairwise(words) if word == flag]
+
+
+@pytest.mark.parametrize("page", [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")])
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (ROOT / path).exists(), path
-    assert "street" in bundled_models()
+
+
+def test_the_readme_is_short_and_names_make() -> None:
+    assert README.count("\n") <= 200
+    assert "make demo" in README
+    assert "make test" in README
+
+
+def test_a_package_page_shows_the_readme_without_broken_pictures_and_links() -> None:
+    page = runpy.run_path(str(ROOT / "setup.py"))["page"](README)
+    assert not re.search(r"\]\((?!https:)", page)
+    assert "![" not in page
+    headings = re.compile(r"^## .*$", re.MULTILINE)
+    assert headings.findall(page) == headings.findall(README)

@@ -1,7 +1,7 @@
-"""The README's pictures of the bundled models, made anew: `python tools/pictures.py [street | prior | sketch | tasks]`.
+"""Pictures of the documentation, made anew: `python tools/pictures.py [hero | how | street | prior | sketch | tasks]`.
 
 Conditions are those of examples/, or the prior's captions; the samples are the first ones of seed 0, as `piti
-translate` makes them. They are written into docs/ as JPEG.
+translate` makes them. They are written into docs/pictures/ as JPEG.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from piti.core.images import grid
 from piti.generation.options import GenerationOptions
@@ -57,20 +57,102 @@ def tasks() -> list[list[Image.Image]]:
     return [[cell.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for cell in row] for row in rows]
 
 
+def hero() -> list[list[Image.Image]]:
+    """Masks and sketches, each beside two samples; a column of white parts them."""
+    left = rows_of("street", examples("street", "avenue", "crossing"), num=2)
+    right = rows_of("sketch", examples("sketch", "mountain", "street"), num=2)
+    return [[*mask, Image.new("RGB", (24, 256), "white"), *sketch] for mask, sketch in zip(left, right, strict=True)]
+
+
+def joined(rows: list[list[Image.Image]], height: int = 240, gap: int = 4) -> Image.Image:
+    """Cells of any proportions at one height, side by side; rows of equal cells below each other."""
+    scaled = [[cell.resize((round(cell.width * height / cell.height), height)) for cell in row] for row in rows]
+    width = max(sum(cell.width + gap for cell in row) - gap for row in scaled)
+    sheet = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
+    for k, row in enumerate(scaled):
+        left = 0
+        for cell in row:
+            sheet.paste(cell, (left, k * (height + gap)))
+            if cell.width > height / 2 and sheet.getpixel((left, k * (height + gap))) == (255, 255, 255):
+                outline = (left, k * (height + gap), left + cell.width - 1, (k + 1) * (height + gap) - gap - 1)
+                ImageDraw.Draw(sheet).rectangle(outline, outline="#c5ccd3")
+            left += cell.width + gap
+    return sheet
+
+
+INK, FROZEN, NEW, LINE = "#1f2933", "#dbe4ee", "#cdeee6", "#7b8794"
+
+
+def how() -> Image.Image:
+    """The way of a mask to a photograph, and which stage trains what."""
+    (row,) = rows_of("street", examples("street", "crossing"), num=1)
+    (small,) = rows_of("street", examples("street", "crossing"), num=1)
+    sheet = Image.new("RGB", (2600, 900), "white")
+    draw = ImageDraw.Draw(sheet)
+    _picture(sheet, draw, row[0], (20, 120, 420, 300), "your condition")
+    _box(draw, (500, 160, 300, 220), NEW, "encoder", "new: reads your condition")
+    _box(draw, (920, 160, 440, 220), FROZEN, "denoising UNet", "pretrained prior, T steps from noise")
+    _picture(sheet, draw, small[1].resize((85, 64)), (1440, 165, 280, 210), "64 px")
+    _box(draw, (1800, 160, 320, 220), NEW, "upsampler", "its own diffusion, 64 to 256 px")
+    _picture(sheet, draw, row[1], (2180, 120, 400, 300), "photograph")
+    for left, right in ((444, 496), (804, 916), (1364, 1436), (1724, 1796), (2124, 2176)):
+        _arrow(draw, left, right, 270)
+    draw.text((860, 222), "tokens", INK, _font(26), anchor="mm")
+    stages = (
+        ("1  pretrain", "captions or any condition: the UNet learns what images look like", FROZEN),
+        ("2  adapt", "the UNet is frozen, the new encoder learns to speak to it", NEW),
+        ("3  joint", "both are finetuned together, the condition dropped at times for guidance", NEW),
+        ("4  upsample", "diffusion, then perceptual and adversarial losses on the predicted image", NEW),
+    )
+    for k, (name, what, colour) in enumerate(stages):
+        top = 520 + 92 * k
+        draw.rounded_rectangle((20, top, 330, top + 70), 14, colour, LINE, 2)
+        draw.text((44, top + 35), name, INK, _font(34), anchor="lm")
+        draw.text((370, top + 35), what, INK, _font(34), anchor="lm")
+    return sheet.resize((1300, 450), Image.Resampling.LANCZOS)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _box(draw: ImageDraw.ImageDraw, place: tuple[int, int, int, int], colour: str, name: str, what: str) -> None:
+    left, top, width, height = place
+    draw.rounded_rectangle((left, top, left + width, top + height), 24, colour, LINE, 3)
+    draw.text((left + width / 2, top + height / 2), name, INK, _font(44), anchor="mm")
+    draw.text((left + width / 2, top + height + 34), what, INK, _font(26), anchor="mm")
+
+
+def _picture(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, image: Image.Image, place: tuple[int, int, int, int], name: str
+) -> None:
+    left, top, width, height = place
+    kind = Image.Resampling.NEAREST if image.width < width / 2 else Image.Resampling.LANCZOS
+    sheet.paste(image.resize((width, height), kind), (left, top))
+    draw.text((left + width / 2, top - 30), name, INK, _font(34), anchor="mm")
+
+
+def _arrow(draw: ImageDraw.ImageDraw, left: int, right: int, height: int) -> None:
+    draw.line((left, height, right - 14, height), LINE, 6)
+    draw.polygon([(right, height), (right - 20, height - 13), (right - 20, height + 13)], LINE)
+
+
 PICTURES = {
-    "street": lambda: rows_of("street", examples("street")),
-    "prior": lambda: rows_of("scenes-prior", CAPTIONS),
-    "sketch": lambda: rows_of("sketch", examples("sketch")),
-    "tasks": tasks,
+    "hero": lambda: joined(hero()),
+    "how": how,
+    "street": lambda: grid(rows_of("street", examples("street"))),
+    "prior": lambda: grid(rows_of("scenes-prior", CAPTIONS)),
+    "sketch": lambda: grid(rows_of("sketch", examples("sketch"))),
+    "tasks": lambda: grid(tasks()),
 }
 
 
 def main() -> None:
     for name in sys.argv[1:] or PICTURES:
-        sheet = grid(PICTURES[name]())
+        sheet = PICTURES[name]()
         sheet.thumbnail((WIDTH, 10 * WIDTH), Image.Resampling.LANCZOS)
-        sheet.save(ROOT / "docs" / f"{name}.jpg", quality=QUALITY)
-        print(f"docs/{name}.jpg")
+        sheet.save(ROOT / "docs/pictures" / f"{name}.jpg", quality=QUALITY)
+        print(f"docs/pictures/{name}.jpg")
 
 
 if __name__ == "__main__":

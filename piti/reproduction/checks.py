@@ -88,7 +88,7 @@ class Checker:
         return self._once(
             f"prior {recipe.prior} {recipe.init} {recipe.model} {recipe.schedule} {recipe.data.root}",
             lambda: _begins(recipe),
-            "have a model of this name in the working folder; docs/reproduce.md says how priors are made",
+            "have a model of this name in the working folder; docs/evidence/reproduce.md says how priors are made",
         )
 
     def _perceptual(self, recipe: Recipe) -> str:

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.browser
 
 SHOTS = os.environ.get("PITI_SCREENSHOTS")
-"""A folder into which the pictures of docs/ are taken anew; nothing is written without it."""
+"""A folder into which the pictures of docs/pictures/ are taken anew; nothing is written without it."""
 _FOCUS = """const e = document.activeElement, seen = (n) => {
     const s = getComputedStyle(n);
     return s.outlineStyle !== "none" || s.boxShadow !== "none";
@@ -139,7 +139,7 @@ class Visitor:
         return self.browser.run("return document.querySelector(arguments[0]).innerText", f"#{model}-drawing .below")
 
     def shot(self, name: str) -> None:
-        """A picture for docs/, where they are asked for."""
+        """A picture for docs/pictures/, where they are asked for."""
         if SHOTS is None:
             return
         time.sleep(0.4)  # transitions
