@@ -187,7 +187,7 @@ def commands_of(page: Path) -> list[str]:
 
 def is_whole(code: str) -> bool:
     """Whether words in a sentence are a command as one types it: not its name alone, and nothing left out."""
-    return bool(re.match(r"piti [a-z]+ \S", code)) and not re.search("[…|]|COMMAND", code)
+    return bool(re.match(r"piti [a-z]+ \S", code)) and not re.search(r"…|COMMAND|prepare NAME", code)
 
 
 def joined(text: str) -> str:

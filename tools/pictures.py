@@ -25,7 +25,9 @@ SIDE = 192
 CAPTIONS = ("a photo of a forest", "a photo of the sea", "a photo of a mountain", "a photo of a glacier")
 
 
-def rows_of(model: str, inputs: Sequence[Path | str], num: int = 4, square: bool = False) -> list[list[Image.Image]]:
+def rows_of(
+    model: str, inputs: Sequence[Path | str], num: int = 4, square: bool = False, base_only: bool = False
+) -> list[list[Image.Image]]:
     """For each file or caption a row: the condition, and its samples."""
     upsampler = "sketch" if model == "scenes-prior" else None
     pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler)
@@ -35,7 +37,8 @@ def rows_of(model: str, inputs: Sequence[Path | str], num: int = 4, square: bool
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
-        translate_files(pipeline, files, out, GenerationOptions.from_flat(num=num, square=square), model, texts=texts)
+        options = GenerationOptions.from_flat(num=num, square=square, base_only=base_only)
+        translate_files(pipeline, files, out, options, model, texts=texts)
         for item in inputs:
             stem = item.stem if isinstance(item, Path) else item.replace(" ", "-")
             images = [Image.open(out / f"{stem}_{k}.png").convert("RGB") for k in range(num)]
@@ -86,13 +89,13 @@ INK, FROZEN, NEW, LINE = "#1f2933", "#dbe4ee", "#cdeee6", "#7b8794"
 def how() -> Image.Image:
     """The way of a mask to a photograph, and which stage trains what."""
     (row,) = rows_of("street", examples("street", "crossing"), num=1)
-    (small,) = rows_of("street", examples("street", "crossing"), num=1)
+    (small,) = rows_of("street", examples("street", "crossing"), num=1, base_only=True)
     sheet = Image.new("RGB", (2600, 900), "white")
     draw = ImageDraw.Draw(sheet)
     _picture(sheet, draw, row[0], (20, 120, 420, 300), "your condition")
     _box(draw, (500, 160, 300, 220), NEW, "encoder", "new: reads your condition")
     _box(draw, (920, 160, 440, 220), FROZEN, "denoising UNet", "pretrained prior, T steps from noise")
-    _picture(sheet, draw, small[1].resize((85, 64)), (1440, 165, 280, 210), "64 px")
+    _picture(sheet, draw, small[1], (1440, 165, 280, 210), "64 px")
     _box(draw, (1800, 160, 320, 220), NEW, "upsampler", "its own diffusion, 64 to 256 px")
     _picture(sheet, draw, row[1], (2180, 120, 400, 300), "photograph")
     for left, right in ((444, 496), (804, 916), (1364, 1436), (1724, 1796), (2124, 2176)):
