@@ -37,6 +37,7 @@ _WHERE = {
     "SamplingOptions": "piti.pipelines.options",
     "Translator": "piti.models",
     "edit": "piti.editing.edit",
+    "ModelMixin": "diffusers.models.modeling_utils",  # by which diffusers' loader knows how our networks are loaded
 }
 
 

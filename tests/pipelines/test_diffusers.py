@@ -381,6 +381,28 @@ def test_parts_that_are_given_are_not_loaded(saved: Path) -> None:
     assert pipe.defaults.base.sampler == "ddim"
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_diffusers_own_loader_gives_it(
+    saved: Path, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.utils import dynamic_modules_utils
+
+    from piti.checkpoints.folder import share_upsampler
+    from piti.pipelines import custom
+
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = saved
+    if shared:
+        folder = tmp_path / "borrows"
+        tiny_pipeline().save_pretrained(folder)
+        share_upsampler(folder, str(saved))
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=custom.__file__, trust_remote_code=True)
+    assert isinstance(pipe, PITIPipeline)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.defaults == loaded(folder).defaults
+    assert np.array_equal(called(pipe), called(loaded(folder)))
+
+
 # The hub
 
 

@@ -1,0 +1,57 @@
+"""The way to `PITIPipeline` by diffusers' own loader, for programs that know that alone.
+
+    from diffusers import DiffusionPipeline
+    import piti.pipelines.custom as custom
+
+    pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=custom.__file__, trust_remote_code=True)
+
+diffusers copies this file and runs the copy, for which it asks to be trusted; there is no other code. What comes back
+is a `PITIPipeline`. FOLDER is a model's folder: bundled models by name, training runs, and models whose networks are
+adapters on a prior's are for `PITIPipeline.from_pretrained`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+class FromFolder(DiffusionPipeline):
+    """Takes the parts that diffusers loaded, and adds the condition, which lies beside them."""
+
+    _optional_components = ["scheduler", "upsampler", "upsampler_scheduler"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        base: Any,
+        scheduler: Any = None,
+        upsampler: Any = None,
+        upsampler_scheduler: Any = None,
+        defaults: Any = None,
+        shares_upsampler_of: Any = None,
+    ) -> None:
+        """What diffusers reads of a model's index by this signature."""
+
+    def __new__(
+        cls,
+        base: Any,
+        scheduler: Any = None,
+        upsampler: Any = None,
+        upsampler_scheduler: Any = None,
+        defaults: Any = None,
+        shares_upsampler_of: str | None = None,
+    ) -> Any:
+        """A `PITIPipeline`. Raises ModelError."""
+        from piti.checkpoints.folder import OF_UPSAMPLER, ModelFolder, find_model
+        from piti.pipelines import pipeline
+
+        folder = ModelFolder.open(Path(base.config["_name_or_path"]).parent)
+        settings = dict(defaults or {})
+        if upsampler is None and shares_upsampler_of is not None:
+            lender = ModelFolder.open(find_model(shares_upsampler_of))
+            upsampler, upsampler_scheduler = lender.load("upsampler", base.dtype)
+            settings |= {key: value for key, value in lender.defaults.items() if key.startswith(OF_UPSAMPLER)}
+        parts = base.eval(), scheduler, folder.condition, upsampler, upsampler_scheduler
+        return pipeline.PITIPipeline(*parts, defaults=settings)
