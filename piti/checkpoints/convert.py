@@ -23,7 +23,14 @@ from piti.checkpoints.folder import (
 from piti.checkpoints.lora import ADAPTER_CONFIG
 from piti.checkpoints.release import Heads, Released, as_released, identify, is_released, our_tensors
 from piti.checkpoints.release_keys import Rule, same
-from piti.checkpoints.weights import WEIGHTS_FILE, check_finite, check_sums, read_weights, write_weights
+from piti.checkpoints.weights import (
+    WEIGHTS_FILE,
+    check_finite,
+    check_sums,
+    read_checkpoint,
+    read_weights,
+    write_weights,
+)
 from piti.conditions import (
     ClassTable,
     Condition,
@@ -93,6 +100,8 @@ class ImportSettings:
     """A folder with GPT-2's tokenizer, for GLIDE."""
     heads: Heads = field(default_factory=Heads)
     overwrite: bool = False
+    raw: bool = False
+    """Take the weights as they were trained where averaged ones lie beside them."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,8 @@ class _Part:
 
     path: Path
     rules: list[Rule]
+    raw: bool = False
+    """Whether averaged weights are passed over."""
 
     def kinds(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors without their contents, by name, in the order of `tensors`; weights: what the file holds."""
@@ -157,7 +168,7 @@ class _Network:
         folder = Path(save_directory)
         folder.mkdir(parents=True)
         self.translator.save_config(folder)
-        held = [(part, read_weights(part.path)) for part in self.parts]
+        held = [(part, read_weights(part.path, part.raw)) for part in self.parts]
         kinds: dict[str, Tensor] = {}
         for part, weights in held:
             kinds |= part.kinds(weights)
@@ -170,6 +181,8 @@ class _Network:
         told = [] if reads else [_READS_NOTHING]
         told += [_KNOWS_NOTHING] if self.translator.config["inpaint"] else []
         notes = tuple(Message(f"{self.what} {note}") for note in told)
+        found = {part.path: read_checkpoint(part.path, part.raw).note for part in self.parts}
+        notes += tuple(Message(f"{path}: {note}") for path, note in found.items() if note)
         return Exchanged(self.what, self.parts[0].path, target, self.translator.num_parameters(), notes)
 
 
@@ -186,11 +199,11 @@ def import_release(
     chosen = settings or ImportSettings()
     _check_outside(out, base, upsampler, chosen.prior)
     check_folder(out, chosen.overwrite, is_model)
-    found = _released(base, chosen.heads)
+    found = _released(base, chosen)
     networks, families = {"base": _base(found, base, chosen)}, {"base": found.family}
     if upsampler is not None:
-        second = _released(upsampler, chosen.heads)
-        networks["upsampler"], families["upsampler"] = _upsampler(second, upsampler), second.family
+        second = _released(upsampler, chosen)
+        networks["upsampler"], families["upsampler"] = _upsampler(second, upsampler, chosen), second.family
     condition = _condition(found, base, chosen)
     _check_together(condition, networks, base, upsampler)
     with whole_folder(out, chosen.overwrite, is_model) as folder:
@@ -237,11 +250,11 @@ def _check_together(condition: Condition, networks: Mapping[str, _Network], base
         ) from None
 
 
-def _released(path: Path, heads: Heads) -> Released:
+def _released(path: Path, chosen: ImportSettings) -> Released:
     """What a file is. Raises WeightsError, also for a damaged one, and ReleaseError."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(path, chosen.raw).items()}
     check_sums(path)
-    return identify(shapes, str(path), heads)
+    return identify(shapes, str(path), chosen.heads)
 
 
 def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
@@ -257,7 +270,7 @@ def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
                 option="prior",
                 value=chosen.prior,
             )
-        return _Network(found.name, found.config, SCHEDULES["base"], [_Part(path, found.rules)])
+        return _Network(found.name, found.config, SCHEDULES["base"], [_Part(path, found.rules, chosen.raw)])
     if chosen.prior is None:
         raise ExchangeError(
             "is an encoder alone, as PITI's first stage saves it",
@@ -266,21 +279,21 @@ def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
             ),
             source=path,
         )
-    return _joined(found, path, chosen.prior, chosen.heads)
+    return _joined(found, path, chosen.prior, chosen)
 
 
-def _upsampler(found: Released, path: Path) -> _Network:
+def _upsampler(found: Released, path: Path, chosen: ImportSettings) -> _Network:
     if found.config.get("low_res") is None:
         alone = " alone, and an upsampler needs its UNet too" if found.unet is None else "; give it as BASE"
         raise ExchangeError(f"is a {found.name}{alone}", option="upsampler", value=path)
-    return _Network(found.name, found.config, SCHEDULES["upsampler"], [_Part(path, found.rules)])
+    return _Network(found.name, found.config, SCHEDULES["upsampler"], [_Part(path, found.rules, chosen.raw)])
 
 
 # An encoder with another's UNet
 
 
-def _joined(found: Released, path: Path, prior: str | Path, heads: Heads) -> _Network:
-    config, schedule, part = _prior_file(Path(prior), heads) if Path(prior).is_file() else _prior_folder(prior)
+def _joined(found: Released, path: Path, prior: str | Path, chosen: ImportSettings) -> _Network:
+    config, schedule, part = _prior_file(Path(prior), chosen) if Path(prior).is_file() else _prior_folder(prior)
     if config.get("low_res") is not None:
         raise ExchangeError("is an upsampler", remedy="name a base", option="prior", value=prior)
     width = config["unet_spec"]["token_width"]
@@ -293,15 +306,15 @@ def _joined(found: Released, path: Path, prior: str | Path, heads: Heads) -> _Ne
         )
     merged = {**config, **found.config, "text_spec": None}
     what = f"{found.name} with the UNet of {Path(prior).name}"
-    return _Network(what, merged, schedule, [_Part(path, found.rules), part])
+    return _Network(what, merged, schedule, [_Part(path, found.rules, chosen.raw), part])
 
 
-def _prior_file(path: Path, heads: Heads) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
-    found = _released(path, heads)
+def _prior_file(path: Path, chosen: ImportSettings) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
+    found = _released(path, chosen)
     if found.unet is None:
         raise ExchangeError("is an encoder alone as well", remedy="name a base", option="prior", value=path)
     rules = [rule for rule in found.rules if rule.targets[0].startswith("unet.")]
-    return found.config, SCHEDULES["base"], _Part(path, rules)
+    return found.config, SCHEDULES["base"], _Part(path, rules, chosen.raw)
 
 
 def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part]:

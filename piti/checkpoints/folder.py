@@ -13,15 +13,18 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors import SafetensorError, safe_open
 
 from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
+from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.compiled import uncompiled
 from piti.core.errors import UserError, text_of
 from piti.core.files import whole_file
 from piti.diffusion.samplers import Scheduler, scheduler_named
-from piti.models.translator import Translator
+from piti.diffusion.schedule import spec_of_config
+from piti.models.translator import Translator, TranslatorSpec
 
 INDEX_FILE = "model_index.json"
 CONDITION_FILE = "condition.json"
@@ -192,8 +195,12 @@ class ModelFolder:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The settings with which the model is sampled where a caller gives none."""
-        return self.index.get("defaults") or {}
+        """The settings with which the model is sampled where a caller gives none. Raises ModelError."""
+        found = self.index.get("defaults") or {}
+        if not isinstance(found, dict):
+            kind = type(found).__name__
+            raise ModelError(f"{self.path / INDEX_FILE}: 'defaults': expected an object, got {kind}; {_ANEW}")
+        return found
 
     @property
     def lender(self) -> str | None:
@@ -205,8 +212,10 @@ class ModelFolder:
         return _read_json(self.path / network, "config.json")
 
     def arguments(self, network: str) -> dict[str, Any]:
-        """The arguments of a network's `Translator`. Raises ModelError."""
-        return {key: value for key, value in self.config(network).items() if not key.startswith("_")}
+        """The arguments of a network's `Translator`. Raises ModelError, and SpecError that names file and key."""
+        own = {key: value for key, value in self.config(network).items() if not key.startswith("_")}
+        TranslatorSpec.parse(own, str(self.path / network / "config.json"))
+        return own
 
     def has_variant(self, network: str, variant: str) -> bool:
         """Whether there are weights of a network under this name."""
@@ -225,26 +234,63 @@ class ModelFolder:
             )
         try:
             translator = self._translator(network, torch_dtype, **form)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{self.path}: {error}") from None
+        except UserError as error:
+            raise ModelError(f"{self.path}: {text_of(error)}") from None
+        except _ODD as error:
+            raise ModelError(f"{self.path / network}: {_first_line(error)}; {_ANEW}") from None
         return translator.eval(), self.scheduler(network)
 
     def scheduler(self, network: str) -> Scheduler:
         """A network's scheduler, of the class that its file names. Raises ModelError."""
         folder = self.path / SCHEDULERS[network]
-        named = _read_json(folder, SCHEDULER_FILE).get("_class_name", DDPMScheduler.__name__)
+        config, source = _read_json(folder, SCHEDULER_FILE), str(folder / SCHEDULER_FILE)
+        kind = scheduler_named(str(config.get("_class_name", DDPMScheduler.__name__)))
+        spec_of_config(config, source)
         try:
-            return cast(Scheduler, scheduler_named(str(named)).from_pretrained(folder))
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{folder / SCHEDULER_FILE}: {text_of(error)}; write the model anew") from None
+            return cast(Scheduler, kind.from_pretrained(folder))
+        except _ODD as error:
+            raise ModelError(f"{source}: {_first_line(error)}; {_ANEW}") from None
 
     def _translator(self, network: str, torch_dtype: torch.dtype, **form: Any) -> Translator:
-        folder = self.path / network
+        folder, arguments = self.path / network, self.arguments(network)
         if not (folder / ADAPTER_CONFIG).is_file():
+            _check_weights(folder, arguments)
             return Translator.from_pretrained(folder, torch_dtype=torch_dtype, **form)
         config = read_adapter_config(folder)
         prior = find_model(config.prior) / network
-        return load_adapted(folder, config, self.arguments(network), prior, torch_dtype)
+        return load_adapted(folder, config, arguments, prior, torch_dtype)
+
+
+_ANEW = "write the model anew, or fetch it again"
+_ODD = (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RuntimeError)
+# what libraries raise of values that no model of this package has
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Raises ModelError unless a network's weights are those that its configuration stands for: a part that lacked
+    them would be drawn at random. Nothing is loaded; weights in several files are left to diffusers.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        return
+    with torch.device("meta"):
+        expected = {name: list(tensor.shape) for name, tensor in Translator(**arguments).state_dict().items()}
+    try:
+        with safe_open(path, "pt") as file:
+            held = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(f"{path}: is no whole .safetensors file ({error}); fetch it again") from None
+    odd = [name for name in sorted(expected.keys() | held.keys()) if expected.get(name) != held.get(name)]
+    if odd:
+        first = f"'{odd[0]}' is {held.get(odd[0], 'missing')}, where {expected.get(odd[0], 'nothing')} is expected"
+        raise ModelError(
+            f"{folder / 'config.json'}: {len(odd)} weights of {WEIGHTS_FILE} are not those of this configuration: "
+            f"{first}; {_ANEW}"
+        )
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -273,7 +319,7 @@ class ModelInfo:
         size = sum(p.stat().st_size for p in self.folder.rglob("*.safetensors"))
         return {
             "model": self.name,
-            "condition": _read_json(self.folder, CONDITION_FILE)["kind"],
+            "condition": str(_read_json(self.folder, CONDITION_FILE).get("kind", "?")),
             "image": self._image(),
             "weights": f"{size / 1e6:.1f} MB",
             "where": self.where,
@@ -286,10 +332,10 @@ class ModelInfo:
         configs = [_read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
         if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
             configs.append(_read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
-        sides = [config["image_size"] for config in configs]
+        sides = [config.get("image_size", "?") for config in configs]
         if "base" in index:
             return f"{' -> '.join(map(str, sides))} px"
-        return f"{configs[0]['low_res']} -> {sides[0]} px, upsampler alone"
+        return f"{configs[0].get('low_res', '?')} -> {sides[0]} px, upsampler alone" if configs else "?"
 
 
 def list_models() -> list[ModelInfo]:

@@ -11,20 +11,24 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from piti.core.errors import UserError
+from piti.core.compiled import plain_key
+from piti.core.errors import UserError, option
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 """Where diffusers keeps a model's weights, in the model's folder."""
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys that training scripts put around the weights
-_PARALLEL = "module."  # what DataParallel puts before every key
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights", "network", "net")
+# keys that training scripts put around the weights, and then around those
+_PREFIXES = ("module.", "model.", "net.", "network.")  # what wrappers put before every key
+_AVERAGES = frozenset({"ema", "average", "averaged", "avg", "swa", "shadow"})
+# words in the keys under which averaged weights lie
 _CHUNK = 2**20  # bytes that are read at once
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
@@ -33,26 +37,108 @@ class WeightsError(UserError):
     """A file of weights cannot be used. The message names the file, the key, and what was expected."""
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `torch.save` file or a .safetensors file, by name, in the file's order.
+class Checkpoint(NamedTuple):
+    """What a file of weights holds."""
+
+    weights: dict[str, Tensor]
+    note: str = ""
+    """Which weights were taken where there are averaged ones too, for a person."""
+
+
+def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file of weights, by name, in the file's order; see `read_checkpoint`."""
+    return read_checkpoint(path, raw).weights
+
+
+def read_checkpoint(path: Path, raw: bool = False) -> Checkpoint:
+    """The tensors of a `torch.save` file or a .safetensors file, by name, in the file's order, and which they are.
 
     They are maps of the file where its format allows it, so that memory is taken as they are read. Tensors alone
-    are unpickled (`weights_only`). A dictionary around the state dict and "module." before every key are taken off.
-    Raises WeightsError for a file that is missing, cut short, no such file, or holds anything but weights.
+    are unpickled (`weights_only`). Dictionaries around the state dict are taken off, and what wrappers put into every
+    key, such as "module." and "_orig_mod.". Where averaged weights lie beside others, the averaged ones are taken,
+    unless `raw`. Raises WeightsError for a file that is missing, cut short, no such file, or holds anything but
+    weights, and for averaged weights that cannot be told apart, or have no names.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file; give a checkpoint (.pt or .safetensors)")
     values: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
-            values = values[wrapper]
+    values, note = _state_dict(path, values, raw)
     if not isinstance(values, Mapping) or not values:
         raise WeightsError(f"{path}: expected a state dict (names and tensors), got {_what(values)}")
     for name, value in values.items():
         _check_weight(path, name, value)
-    if all(name.startswith(_PARALLEL) for name in values):
-        values = {name.removeprefix(_PARALLEL): value for name, value in values.items()}
-    return dict(values)
+    return Checkpoint(_unprefixed(values), note)
+
+
+def _state_dict(path: Path, values: Any, raw: bool) -> tuple[Any, str]:
+    """What lies within the dictionaries that training scripts put around weights, and a note on averaged ones."""
+    note = ""
+    while isinstance(values, Mapping) and not any(map(_is_weight, values.values())):
+        plain = next((key for key in _WRAPPERS if isinstance(values.get(key), Mapping)), None)
+        averages = [key for key, value in values.items() if _is_average(key) and _holds_tensors(value)]
+        if averages and not (raw and plain):
+            values, note = values[_only_average(path, values, averages, plain, raw)], _taken(averages[0], plain)
+        elif plain is not None:
+            note = _raw_taken(plain, averages[0]) if averages else note
+            values = values[plain]
+        else:
+            break
+    return values, note
+
+
+def _only_average(path: Path, values: Mapping[Any, Any], averages: list[str], plain: str | None, raw: bool) -> str:
+    """The key of the averaged weights. Raises WeightsError if there are several, or none with names."""
+    named = " and ".join(f"'{key}'" for key in averages)
+    others = "" if plain is None else f", or take those of '{plain}', by {option('weights')} raw"
+    if raw:
+        raise WeightsError(
+            f"holds averaged weights alone ({named})", remedy=f"leave {option('weights')} raw out", source=path
+        )
+    if len(averages) > 1:
+        raise WeightsError(
+            f"holds several averages: {named}", remedy=f"save the one that is meant by itself{others}", source=path
+        )
+    if not isinstance(values[averages[0]], Mapping):
+        raise WeightsError(
+            f"its averaged weights ({named}) are a list without names",
+            remedy=f"save them as a state dict{others}",
+            source=path,
+        )
+    return averages[0]
+
+
+def _taken(average: str, plain: str | None) -> str:
+    beside = "" if plain is None else f", not those of '{plain}' beside them ({option('weights')} raw takes those)"
+    return f"the averaged weights were taken, '{average}'{beside}"
+
+
+def _raw_taken(plain: str, average: str) -> str:
+    return f"the weights as they were trained were taken, '{plain}', not their averages, '{average}'"
+
+
+def _is_average(key: Any) -> bool:
+    return isinstance(key, str) and not _AVERAGES.isdisjoint(re.split(r"[^a-z]+", key.lower()))
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value is a tensor that is no single number, such as a step or a decay."""
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _holds_tensors(value: Any, depth: int = 2) -> bool:
+    """Whether a dictionary or list, or one inside it, holds a tensor that is no single number."""
+    if isinstance(value, Tensor):
+        return _is_weight(value)
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return depth >= 0 and any(_holds_tensors(one, depth - 1) for one in inside)
+
+
+def _unprefixed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same under the names that no wrapper changed, however many there were."""
+    named = {plain_key(name): value for name, value in values.items()}
+    while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in named)), ""):
+        named = {name.removeprefix(prefix): value for name, value in named.items()}
+    return named
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

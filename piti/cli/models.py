@@ -12,6 +12,13 @@ from piti.cli.console import print_notes, print_rows
 from piti.cli.options import MODEL_HELP, Overwrite
 
 
+class Weights(StrEnum):
+    """Which of a checkpoint's weights `import` takes."""
+
+    AVERAGED = "averaged"
+    RAW = "raw"
+
+
 class Layout(StrEnum):
     """What `export` can write."""
 
@@ -36,13 +43,16 @@ def import_(
     tokenizer: Annotated[Path | None, Option(help="A folder with GPT-2's tokenizer, for GLIDE.")] = None,
     head_dim: Annotated[int | None, Option(min=1, help="Channels of a head in the UNet, for unusual files.")] = None,
     heads: Annotated[int | None, Option(min=1, help="Heads of the transformer, for unusual files.")] = None,
+    weights: Annotated[
+        Weights, Option(help="Averaged: where a file holds averaged (EMA) weights too; or those as trained.")
+    ] = Weights.AVERAGED,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert checkpoints that GLIDE or PITI released, or that were finetuned in their layout, into a model."""
     from piti.checkpoints.convert import ImportSettings, import_release
     from piti.checkpoints.release import Heads
 
-    settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite)
+    settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite, weights is Weights.RAW)
     written = import_release(base, out, upsampler, settings)
     print_rows([done.row() for done in written])
     print_notes(note for done in written for note in done.notes)

@@ -244,7 +244,7 @@ def condition_from_config(config: Mapping[str, Any], source: str = "condition") 
     if "kind" not in config:
         raise ConditionError(f"{source}: missing key 'kind'; known kinds: {', '.join(known)}")
     kind = config["kind"]
-    if kind not in CONDITIONS:
+    if not isinstance(kind, str) or kind not in CONDITIONS:
         raise ConditionError(f"{source}: unknown condition '{kind}'; {choices(str(kind), known)}")
     return CONDITIONS[kind].from_config(config, source)
 

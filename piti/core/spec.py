@@ -21,11 +21,13 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
+    def parse(cls, values: Any, source: str) -> Self:
         """Validate plain data read from `source` (a file's name, a flag).
 
         Raises SpecError with one line a kind of mistake; an unknown key names the nearest known one.
         """
+        if not isinstance(values, Mapping):
+            raise SpecError(f"{source}: expected an object with keys and values, got {type(values).__name__}")
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

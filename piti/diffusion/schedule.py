@@ -9,7 +9,7 @@ Symbols: α = √ᾱ_t, σ = √(1−ᾱ_t), x_t = α x₀ + σ ε. Images are [
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple, cast
 
@@ -46,7 +46,7 @@ class ScheduleSpec(Spec):
     """Which noise a model was trained with, and what it predicts."""
 
     betas: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
-    steps: int = Field(default=1000, ge=2)
+    steps: int = Field(default=1000, ge=2, le=100_000)
     prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """The noise, the velocity, or the image itself."""
 
@@ -315,10 +315,10 @@ def _noise_schedule(betas: Any, steps: int, prediction: Any) -> NoiseSchedule:
 
 def spec_of(scheduler: SchedulerMixin) -> ScheduleSpec:
     """The spec of a scheduler's configuration. Raises SpecError for a schedule that is not one of ours."""
-    config = cast(ConfigMixin, scheduler).config
-    values = {
-        "betas": config["beta_schedule"],
-        "steps": config["num_train_timesteps"],
-        "prediction": config["prediction_type"],
-    }
-    return ScheduleSpec.parse(values, "scheduler/scheduler_config.json")
+    return spec_of_config(cast(ConfigMixin, scheduler).config, "scheduler/scheduler_config.json")
+
+
+def spec_of_config(config: Mapping[str, Any], source: str) -> ScheduleSpec:
+    """The same of a configuration that was read from `source`, before a scheduler is built of it."""
+    names = {"betas": "beta_schedule", "steps": "num_train_timesteps", "prediction": "prediction_type"}
+    return ScheduleSpec.parse({ours: config[theirs] for ours, theirs in names.items() if theirs in config}, source)

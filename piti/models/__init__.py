@@ -3,7 +3,7 @@
 from piti.models.encoders import AlignedEncoder, AlignedEncoderSpec, ConditionEncoder, EncoderSpec, Tokens
 from piti.models.pixel_head import PixelHead, PixelHeadSpec
 from piti.models.text import TextEncoder, TextEncoderSpec
-from piti.models.translator import Prediction, Translator
+from piti.models.translator import Prediction, Translator, TranslatorSpec
 from piti.models.unet import UNetSpec, build_unet
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "TextEncoderSpec",
     "Tokens",
     "Translator",
+    "TranslatorSpec",
     "UNetSpec",
     "build_unet",
 ]

@@ -56,7 +56,7 @@ class EncoderSpec(Spec):
     """Widths of the stem; the first keeps the resolution, each further one halves it."""
     width: int = Field(default=512, ge=1)
     """Width D of the tokens."""
-    layers: int = Field(default=8, ge=0)
+    layers: int = Field(default=8, ge=0, le=512)
     heads: int = Field(default=8, ge=1)
     norm_groups: int | None = Field(default=None, ge=1)
     """Groups of the stem's normalisation; none: one group a channel, which is instance normalisation."""

@@ -20,7 +20,7 @@ class PixelHeadSpec(Spec):
 
     channels: tuple[int, ...] = (48, 32)
     """Width after every step, coarsest first."""
-    layers: int = Field(default=1, ge=0)
+    layers: int = Field(default=1, ge=0, le=512)
     """Residual blocks at each step."""
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ class TextEncoderSpec(Spec):
     """Tokens of a text, L; shorter ones are filled up."""
     width: int = Field(default=512, ge=1)
     """Width D of the tokens."""
-    layers: int = Field(default=16, ge=0)
+    layers: int = Field(default=16, ge=0, le=512)
     heads: int = Field(default=8, ge=1)
     final_norm: bool = True
     """A normalisation after the last layer."""

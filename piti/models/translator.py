@@ -11,13 +11,36 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Shaped
+from pydantic import Field
 from torch import Tensor, nn
 
 from piti.core.errors import UserError
+from piti.core.spec import Spec
 from piti.models.encoders import AlignedEncoder, AlignedEncoderSpec, ConditionEncoder, EncoderSpec, Tokens
 from piti.models.pixel_head import PixelHead, PixelHeadSpec
 from piti.models.text import TextEncoder, TextEncoderSpec
 from piti.models.unet import UNetSpec, build_unet
+
+MAX_SIDE = 65_536
+"""Pixels of a side that any network is built for."""
+
+
+class TranslatorSpec(Spec):
+    """The arguments of a `Translator`, as its config.json holds them."""
+
+    encoder_spec: EncoderSpec | None = None
+    unet_spec: UNetSpec | None = None
+    image_size: int = Field(default=64, ge=1, le=MAX_SIDE)
+    patch_size: int = Field(default=1, ge=1, le=MAX_SIDE)
+    low_res: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    learned_variance: bool = True
+    detail: float | None = Field(default=None, gt=0)
+    steps: int = Field(default=1000, ge=2, le=100_000)
+    text_spec: TextEncoderSpec | None = None
+    inpaint: bool = False
+    aligned_spec: AlignedEncoderSpec | None = None
+    head_spec: PixelHeadSpec | None = None
+    one_step: bool = False
 
 
 class Prediction(NamedTuple):

@@ -20,7 +20,7 @@ class UNetSpec(Spec):
 
     channels: tuple[int, ...] = (192, 384, 576, 768)
     """Width at each level; every level but the last halves the resolution."""
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=512)
     """Residual blocks at each level."""
     attention: tuple[bool, ...] = (False, True, True, True)
     """Whether a level attends to itself and to the condition's tokens."""

@@ -14,7 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.serialization import get_crc32_options, set_crc32_options
 
-from piti.checkpoints.weights import WeightsError, check_finite, check_sums, read_weights, write_weights
+from piti.checkpoints.weights import (
+    WeightsError,
+    check_finite,
+    check_sums,
+    read_checkpoint,
+    read_weights,
+    write_weights,
+)
 
 WEIGHTS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5], dtype=torch.float16)}
 
@@ -39,6 +46,61 @@ def test_state_dicts_are_read_whatever_is_around_them(tmp_path: Path, zipped: bo
 
 def test_what_data_parallel_puts_before_the_keys_is_taken_off(tmp_path: Path) -> None:
     assert_read(saved(tmp_path / "a.pt", {f"module.{name}": value for name, value in WEIGHTS.items()}))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "model.", "net.", "module._orig_mod.", "_orig_mod.module.", "model.module.model."]
+)
+def test_what_wrappers_put_before_the_keys_is_taken_off_however_often(tmp_path: Path, prefix: str) -> None:
+    assert_read(saved(tmp_path / "a.pt", {"state_dict": {prefix + name: value for name, value in WEIGHTS.items()}}))
+
+
+def test_a_compiled_part_inside_and_a_key_that_only_some_share_stay_what_they_are(tmp_path: Path) -> None:
+    held = {"model.unet._orig_mod.a": torch.ones(2), "head.b": torch.ones(2)}
+    assert list(read_weights(saved(tmp_path / "a.pt", held))) == ["model.unet.a", "head.b"]
+
+
+RAW = {name: value + 1 for name, value in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("plain", "average", "around"),
+    [
+        ("model", "ema", None),
+        ("state_dict", "state_dict_ema", None),
+        ("model", "model_ema", "module"),
+        ("params", "params_ema", None),
+        ("model_state_dict", "ema_state_dict", "state_dict"),
+        ("model", "averaged", None),
+    ],
+)
+def test_averaged_weights_are_taken_and_it_is_said(tmp_path: Path, plain: str, average: str, around: Any) -> None:
+    averaged = WEIGHTS if around is None else {around: WEIGHTS, "decay": 0.999}
+    path = saved(tmp_path / "a.pt", {plain: RAW, average: averaged, "ema_decay": 0.9, "optimizer": {"state": {}}})
+    assert_read(path)
+    assert f"the averaged weights were taken, '{average}', not those of '{plain}'" in read_checkpoint(path).note
+    trained = read_checkpoint(path, raw=True)
+    assert all(torch.equal(trained.weights[name], RAW[name]) for name in RAW)
+    assert f"were taken, '{plain}', not their averages, '{average}'" in trained.note
+
+
+def test_nothing_is_said_where_there_is_nothing_to_choose(tmp_path: Path) -> None:
+    assert read_checkpoint(saved(tmp_path / "a.pt", {"model": WEIGHTS, "ema_decay": torch.tensor(0.9)})).note == ""
+    assert read_checkpoint(saved(tmp_path / "b.pt")).note == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "raw", "why"),
+    [
+        ({"model": WEIGHTS, "ema": WEIGHTS, "ema_slow": WEIGHTS}, False, "several averages: 'ema' and 'ema_slow'"),
+        ({"model": WEIGHTS, "ema": [*WEIGHTS.values()]}, False, "a list without names; save them .* weights raw"),
+        ({"model": WEIGHTS, "ema": {"shadow_params": [*WEIGHTS.values()]}}, False, "a list without names"),
+        ({"ema": WEIGHTS}, True, "holds averaged weights alone"),
+    ],
+)
+def test_averages_that_cannot_be_told_apart_are_refused(tmp_path: Path, value: Any, raw: bool, why: str) -> None:
+    with pytest.raises(WeightsError, match=why):
+        read_weights(saved(tmp_path / "a.pt", value), raw)
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
