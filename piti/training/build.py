@@ -115,13 +115,17 @@ def known_condition(recipe: Recipe) -> Condition | None:
     return condition_from_config(recipe.condition, "condition")
 
 
+NO_VALIDATION = "no validation pairs: trained without validation, so no validation loss and no previews"
+"""What a run and its plan say."""
+
+
 def open_data(
     recipe: Recipe, condition: Condition, console: Console | None = None, notes: list[str] | None = None
 ) -> tuple[SampleSet, SampleSet | None]:
     """Training and validation pairs; every file of a folder is checked, of shards what they hold is counted.
 
-    console: shows how far it is, and what a person should know of the data; notes: gets the same as texts.
-    Raises DataError with all problems together.
+    console: shows how far it is, and what a person should know of the data; notes: gets the same as texts. Without any
+    pair to validate on there is no validation. Raises DataError with all problems together.
     """
     sharp = recipe.model.low_res is not None
     if recipe.data.shards:
@@ -131,6 +135,7 @@ def open_data(
             return open_shards(recipe.data, condition, sharp, on_step)
     training = PairedFolder(recipe.data, condition, "train", sharp)
     validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
+    validation = validation if validation is not None and len(validation) else None
     with steps_bar(console or Console(quiet=True), "checking the data") as on_step:
         said = check_together([training, validation] if validation else [training], on_step)
     said += mirroring_notes(condition) if recipe.data.flip else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import objective_of
 from piti.training.recipe import Recipe
 from piti.training.recipe_io import write_recipe
-from piti.training.run_folder import RECIPE_FILE, RunFolder, RunState, matching_state
+from piti.training.run_folder import RECIPE_FILE, RunError, RunFolder, RunState, matching_state
 from piti.training.sample_noise import numbers_of
 from piti.training.stages import Stage, build_optimizer, freeze_all_but
 
@@ -303,10 +304,18 @@ class Trainer:
         """Write a checkpoint, and the model with the averaged weights."""
         folder = self.run.folder
         partial = folder.partial_checkpoint(self.state.step)
+        what, failed = f"the checkpoint of step {self.state.step}", None
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
+        try:
+            with folder.writing(what):
+                self.accelerator.save_state(str(partial))
+        except RunError as error:  # raised below, where every process hears of it
+            failed = error
+            shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with together():
+        with together(), folder.writing(what):
+            if failed is not None:
+                raise failed
             if self.accelerator.is_main_process:
                 folder.complete_checkpoint(partial, self.state, self.recipe, self.recipe.checkpoint.keep)
         self.write_model()
@@ -317,7 +326,8 @@ class Trainer:
             if self._takes_part:
                 with self.averaged():
                     if self.accelerator.is_main_process:
-                        self.run.folder.write_model(self._write_model)
+                        with self.run.folder.writing("the model"):
+                            self.run.folder.write_model(self._write_model)
 
     def _write_model(self, target: Path) -> None:
         network = self.run.adapted or self.run.translator

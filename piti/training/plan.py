@@ -15,6 +15,7 @@ from piti.core.errors import Message, option, text_of
 from piti.models import Translator
 from piti.models.perceptual import PerceptualSpec, load_perceptual, weights_source
 from piti.training.build import (
+    NO_VALIDATION,
     build_condition,
     compares_features,
     find_base,
@@ -28,7 +29,7 @@ from piti.training.build import (
 from piti.training.cost import DEFAULT_GPU, cost_of, cost_rows, gpu_named
 from piti.training.init import begin
 from piti.training.recipe import Recipe
-from piti.training.run_folder import RunFolder
+from piti.training.run_folder import RunFolder, checked_state
 
 
 def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:
@@ -43,7 +44,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
     given = has_data(recipe)
     condition = build_condition(recipe) if given else known_condition(recipe)
     if given and condition is not None:
-        found = _checked(recipe, condition, newest is None)
+        found = _checked(recipe, condition, newest)
     else:
         try:
             found = {"begins": beginning(recipe, condition)}
@@ -62,10 +63,10 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
     return [{"what": key, "plan": Message(text_of(value))} for key, value in rows.items()]
 
 
-def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, str]:
-    """Check all that a run needs beside its recipe; what was found, a row each. begins: there is no checkpoint."""
+def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[str, str]:
+    """Check all that a run needs beside its recipe; what was found, a row each. newest: its checkpoint."""
     find_base(recipe, condition)
-    rows = {"begins": beginning(recipe, condition)} if begins else {}
+    rows = {"begins": beginning(recipe, condition)} if newest is None else {}
     if compares_features(recipe):
         rows["perceptual"] = _features(recipe.perceptual)
     if recipe.discriminator.features is not None:
@@ -75,6 +76,10 @@ def _checked(recipe: Recipe, condition: Condition, begins: bool) -> dict[str, st
     rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
     if notes:
         rows["shows"] = "\n".join(notes)
+    if validation is None:
+        rows["validation"] = NO_VALIDATION
+    if newest is not None:
+        checked_state(newest, {"pairs": len(training), "condition": condition.to_config()}, recipe)
     return rows
 
 

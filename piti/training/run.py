@@ -10,6 +10,7 @@ from rich.console import Console
 from piti.core.distributed import together
 from piti.models import Translator
 from piti.training.build import (
+    NO_VALIDATION,
     build_condition,
     build_discriminator,
     build_network,
@@ -28,19 +29,22 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     """Train a recipe and return the folder of the model, `out/model`.
 
     out: the run's folder; resume: go on from its newest checkpoint. All data is checked first.
-    Raises DataError, RecipeError, RunError, TrainingDiverged, TrainingInterrupted.
+    Raises DataError, RecipeError, RunError, RunLockedError, TrainingDiverged, TrainingInterrupted.
     """
     accelerator = build_accelerator(recipe)
     main = accelerator.is_main_process
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
+    folder = RunFolder(out)
     with together():
-        run, checkpoint = _prepared(recipe, RunFolder(out), resume, console, accelerator)
-    with together():
-        if main:
-            _begin_folder(run.folder, recipe)
+        run, checkpoint = _prepared(recipe, folder, resume, console, accelerator)
     try:
+        with together():
+            if main:
+                with folder.writing("the run's folder"):
+                    _begin_folder(folder, recipe)
         return Trainer(run, console).fit(checkpoint)
     finally:
+        folder.lock.release()
         accelerator.free_memory()
 
 
@@ -57,6 +61,8 @@ def _prepared(
         console.log(begin(translator, recipe) if isinstance(translator, Translator) else "weights drawn anew")
     adapted = adapt(translator, recipe) if recipe.adapts and isinstance(translator, Translator) else None
     training, validation = open_data(recipe, condition, console)
+    if validation is None:
+        console.log(NO_VALIDATION)
     discriminator = build_discriminator(recipe, condition)
     if resume:
         found = f"going on from {checkpoint}" if checkpoint else f"{folder.root} holds no checkpoint: a new run begins"

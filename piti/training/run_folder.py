@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from piti.core.errors import UserError, option
-from piti.core.files import flush, flush_all
+from safetensors import SafetensorError
+
+from piti.core.errors import UserError, option, quoted
+from piti.core.files import check_place, flush, flush_all
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, read_recipe, write_recipe
+from piti.training.run_lock import RunLock
 
 PARTIAL = ".partial"
 OLD = ".old" + PARTIAL
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
+
+
+_DISK = re.compile(
+    r"No space left|File too large|quota|Read-only|Input/output error|PytorchStreamWriter|I/O error", re.I
+)
+
+
+def _of_the_disk(error: BaseException) -> str | None:
+    """What a disk says that failed, also through libraries that hide its error; none for another error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    first = (str(error).splitlines() or [""])[0]
+    return first if _DISK.search(first) else None
 
 
 class RunError(UserError):
@@ -64,13 +85,17 @@ class RunFolder:
         self.model = self.root / "model"
         self.metrics = self.root / "metrics.jsonl"
         self.board: Any = None
+        self.lock = RunLock(self.root)
 
     def check(self, recipe: Recipe, resume: bool) -> Path | None:
         """The checkpoint to go on from, or None to start afresh. Changes nothing.
 
-        Raises RunError if the folder holds a run and `resume` is not asked for, and RecipeError if the
-        recipe differs from that run's in more than a continued run may change.
+        Raises RunError if the folder holds a run and `resume` is not asked for, RunLockedError if another process
+        trains in it, OutputError if it cannot be written into, and RecipeError if the recipe differs from that run's
+        in more than a continued run may change.
         """
+        check_place(self.root)
+        self.lock.check()
         newest = self.newest()
         if not resume and (newest or self.metrics.exists()):
             raise RunError(
@@ -87,7 +112,12 @@ class RunFolder:
         return newest
 
     def begin(self, recipe: Recipe) -> None:
-        """Make the folder ready, clearing away what a killed process left half-done."""
+        """Lock the folder and make it ready, clearing away what a killed process left half-done.
+
+        Raises RunLockedError; the lock is held until `lock.release`.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.lock.take()
         for folder in (self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
         for old in self.root.rglob("*" + OLD):  # replaced but for the last rename
@@ -97,6 +127,26 @@ class RunFolder:
         for leftover in [*self.checkpoints.glob("*" + PARTIAL), *self.root.glob("*" + PARTIAL)]:
             shutil.rmtree(leftover)
         write_recipe(recipe, self.root / RECIPE_FILE)
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """A failing disk within the block is a RunError in words. what: is written, such as "the model"."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, SafetensorError, RuntimeError) as error:
+            cause = _of_the_disk(error)
+            if cause is None:
+                raise
+            newest = self.newest()
+            kept = f"the newest whole checkpoint is {newest}" if newest else "there is no whole checkpoint yet"
+            go_on = f"go on with {option('resume')}" if newest else "start again"
+            raise RunError(
+                f"{what} cannot be written ({cause}); {kept}",
+                remedy=f"make room, then {go_on}",
+                source=self.root,
+            ) from error
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -133,7 +183,7 @@ class RunFolder:
         Numbers are rounded to six digits; what is no number is null.
         """
         row = {key: _rounded(value) for key, value in row.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with self.writing(self.metrics.name), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.board is not None:
             for name, value in row.items():
@@ -172,12 +222,19 @@ def read_state(checkpoint: Path) -> RunState:
 
 def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
     """A checkpoint's state. Raises RunError if what else decides the run has changed since."""
+    decides = ("processes", "pairs", "condition", "prior_sha256")
+    return checked_state(checkpoint, {what: getattr(now, what) for what in decides}, recipe)
+
+
+def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> RunState:
+    """The same, where only some of what decides the run is known. now: fields of `RunState`."""
     saved = read_state(checkpoint)
-    for what in ("processes", "pairs", "condition", "prior_sha256"):
-        old, new = getattr(saved, what), getattr(now, what)
+    for what, new in now.items():
+        old = getattr(saved, what)
         if old != new:
+            changed = condition_changes(old, new) if what == "condition" else f"{what} = {old}, now it is {new}"
             raise RunError(
-                f"{checkpoint} was trained with {what} = {old}, now it is {new}", remedy=f"give another {option('out')}"
+                f"{checkpoint} was trained with {changed}", remedy=f"undo the change, or give another {option('out')}"
             )
     places = [(stage.name, done) for stage, done in recipe.stages_left(saved.step)]
     if (saved.stage, saved.within) not in places[:1]:
@@ -186,6 +243,40 @@ def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
             remedy=f"undo the change of 'stages', or give another {option('out')}",
         )
     return saved
+
+
+def condition_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In what two configurations of a condition differ, one that a checkpoint has and the present one."""
+    before, after = _by_key(old), _by_key(new)
+    classes = [key for key in before if key.endswith("names") and before[key] != after.get(key)]
+    if classes:
+        return "other classes: " + _other_names(before[classes[0]], after.get(classes[0]) or [])
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    shown = [f"{key} = {quoted(str(before.get(key)))}, now it is {quoted(str(after.get(key)))}" for key in keys[:3]]
+    more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"another condition: {'; '.join(shown)}{more}"
+
+
+def _other_names(old: Sequence[str], new: Sequence[str]) -> str:
+    gone, come = [name for name in old if name not in new], [name for name in new if name not in old]
+    said = [f"{', '.join(map(repr, gone[:5]))} {'is' if len(gone) == 1 else 'are'} gone"] if gone else []
+    said += [f"{', '.join(map(repr, come[:5]))} {'is' if len(come) == 1 else 'are'} new"] if come else []
+    if not said:
+        first = next(k for k, (one, other) in enumerate(zip(old, new, strict=True)) if one != other)
+        said = [f"in another order, {old[first]!r} was class {first}, where {new[first]!r} is now"]
+    return " and ".join(said)
+
+
+def _by_key(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as one level, lists of single values whole, entries of other lists by position."""
+    if isinstance(config, list) and any(isinstance(one, Mapping | list | tuple) for one in config):
+        config = dict(enumerate(config))
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _by_key(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _rounded(value: Any) -> Any:

@@ -22,7 +22,16 @@ from safetensors.torch import load_file
 from piti.core import files as atomic
 from piti.core.spec import SpecError
 from piti.models import Translator
-from piti.training import Recipe, RunError, RunFolder, TrainingDiverged, TrainingInterrupted, run_folder, train
+from piti.training import (
+    Recipe,
+    RunError,
+    RunFolder,
+    TrainingDiverged,
+    TrainingInterrupted,
+    plan,
+    run_folder,
+    train,
+)
 from piti.training.build import build_condition, build_translator
 from piti.training.loop import Trainer
 from tests.conftest import tiny_recipe
@@ -343,7 +352,10 @@ def test_what_diverged_goes_on_with_a_lower_rate(tiny_data: Path, tmp_path: Path
     ("change", "message"),
     [
         (lambda root: (root / "images/scene-00.png").unlink() or (root / "labels/scene-00.png").unlink(), "pairs = 9"),
-        (lambda root: edit(root / "classes.json", '"car"', '"lorry"'), "condition = "),
+        (
+            lambda root: edit(root / "classes.json", '"car"', '"lorry"'),
+            "other classes: 'car' is gone and 'lorry' is new",
+        ),
     ],
 )
 def test_other_data_is_not_gone_on_with(tiny_data: Path, tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -357,6 +369,8 @@ def test_other_data_is_not_gone_on_with(tiny_data: Path, tmp_path: Path, change,
     first.write_text(json.dumps({"train": keys[:-3], "val": keys[-3:]}))
     with pytest.raises(RunError, match=message):
         train(recipe_of(tiny_data, stages=stages), tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match=message):  # a dry run says the same
+        plan(recipe_of(tiny_data, stages=stages), tmp_path / "run")
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -1,0 +1,142 @@
+"""A run's folder in use: locked, on a full disk, without validation, and gone on with after a change."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from piti.checkpoints.folder import INDEX_FILE
+from piti.training import Recipe, RunError, RunFolder, plan, train
+from piti.training.run_folder import condition_changes
+from piti.training.run_lock import LOCK_FILE, RunLock, RunLockedError
+from tests.conftest import tiny_recipe
+
+ONE = [{"name": "joint", "steps": 1}]
+HOLD = """
+import fcntl, json, os, socket, sys
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def recipe_of(root: Path, **changes: object) -> Recipe:
+    return Recipe.parse(tiny_recipe(root, **changes), "test")
+
+
+def test_a_second_process_is_refused_and_a_dead_one_s_lock_taken_over(tiny_data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs/a"
+    run.mkdir(parents=True)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run / LOCK_FILE)], **pipes)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        said = rf"another process \(pid {holder.pid}, on {socket.gethostname()}\) trains in {run}"
+        for begin in (train, plan):
+            with pytest.raises(RunLockedError, match=said):
+                begin(recipe_of(tiny_data), run)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (run / LOCK_FILE).exists()
+    train(recipe_of(tiny_data, stages=ONE), run)
+    assert not (run / LOCK_FILE).exists()
+
+
+def test_a_lock_of_another_machine_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+    with pytest.raises(RunLockedError, match=r"\(pid 7, on elsewhere\).*remove that file"):
+        RunLock(tmp_path).check()
+    for cut in ("", "{", "[1]"):
+        (tmp_path / LOCK_FILE).write_text(cut)
+        lock = RunLock(tmp_path)
+        lock.take()
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+        lock.release()
+
+
+def test_a_full_disk_names_what_is_whole_and_how_to_go_on(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, count = Accelerator.save_state, []
+
+    def full(self: Accelerator, output_dir: str, *rest: Any) -> Any:
+        count.append(output_dir)
+        if len(count) > 1:
+            Path(output_dir).mkdir()
+            (Path(output_dir) / "half").write_bytes(b"x")
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                raise SafetensorError("Error while serializing") from None
+        return save(self, output_dir, *rest)
+
+    recipe, run = recipe_of(tiny_data, stages=[{"name": "joint", "steps": 6}]), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", full)
+        said = r"step 6 cannot be written \(No space left .*step-00000003; make room, then go on with resume"
+        with pytest.raises(RunError, match=said):
+            train(recipe, run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
+    assert not (run / LOCK_FILE).exists()
+    assert (train(recipe, run, resume=True) / INDEX_FILE).is_file()
+
+
+def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+
+    def fails(error: Exception) -> None:
+        with folder.writing("the model"):
+            raise error
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        fails(RuntimeError("shapes differ"))
+    with pytest.raises(
+        RunError, match=r"the model cannot be written .*there is no whole checkpoint yet; make room, then"
+    ):
+        fails(RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/3"))
+
+
+def test_without_validation_pairs_the_plan_and_the_run_say_so(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [f"scene-{k:02d}" for k in range(12)]
+    (tiny_data / "splits.json").write_text(json.dumps({"train": keys, "val": []}))
+    recipe = recipe_of(tiny_data, stages=ONE, preview={"every": 1, "count": 1, "steps": 1})
+    rows = {row["what"]: row["plan"] for row in plan(recipe, tmp_path / "run")}
+    assert rows["data"] == "12 training and 0 validation pairs"
+    assert "no validation pairs" in rows["validation"]
+    train(recipe, tmp_path / "run")
+    assert "no validation pairs" in " ".join(capsys.readouterr().err.split())
+
+
+TABLE = {"names": ["a", "b", "c"], "ids": [0, 1, 2], "colours": [[0, 0, 1], [0, 0, 2], [0, 0, 3]], "ignore": 255}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"names": ["a", "b", "c", "d"], "ids": [0, 1, 2, 3]}, "other classes: 'd' is new"),
+        ({"names": ["a", "c"], "ids": [0, 2]}, "other classes: 'b' is gone"),
+        ({"names": ["b", "a", "c"]}, "other classes: in another order, 'a' was class 0, where 'b' is now"),
+        ({"ignore": 9}, "another condition: classes.ignore = 255, now it is 9"),
+        ({"colours": [[0, 0, 1], [0, 9, 2], [0, 0, 3]]}, "another condition: classes.colours.1 = [0, 0, 2], now"),
+    ],
+)
+def test_changed_classes_are_named(change: dict[str, Any], said: str) -> None:
+    old = {"kind": "mask", "classes": TABLE}
+    assert condition_changes(old, {"kind": "mask", "classes": TABLE | change}).startswith(said)
