@@ -204,8 +204,11 @@ class Condition(ABC):
         """
         return self, []
 
-    def beside(self, path: Files) -> Condition:
-        """The condition that reads a file as what lies beside it says, such as a table of classes."""
+    def beside(self, path: Any) -> Condition:
+        """The condition that reads what is handed in; of a file as what lies beside it says, such as its class table.
+
+        Raises ConditionError for a table that is damaged.
+        """
         return self
 
     # With a model

@@ -153,11 +153,13 @@ _ABOVE = 3  # folders from a mask upwards in which its table may lie: labels/b, 
 
 def table_beside(path: str | Path) -> ClassTable | None:
     """The class table in a file's folder, or the nearest of those above it. Raises ConditionError if it is damaged."""
-    for folder in list(Path(path).absolute().parents)[:_ABOVE]:
-        place = folder / CLASSES_FILE
-        if place.is_file():
-            state = place.stat()
-            return _kept(place, state.st_mtime_ns, state.st_size)
+    named = Path(path).absolute()
+    for start in (named, named.resolve()) if named.is_symlink() else (named,):
+        for folder in list(start.parents)[:_ABOVE]:
+            place = folder / CLASSES_FILE
+            if place.is_file():
+                state = place.stat()
+                return _kept(place, state.st_mtime_ns, state.st_size)
     return None
 
 

@@ -240,7 +240,7 @@ class SeveralCondition(Condition):
             notes += [f"{name}: {note}" for note in said]
         return (self if parts == dict(self.parts) else SeveralCondition(parts)), notes
 
-    def beside(self, path: Files) -> Condition:
+    def beside(self, path: Any) -> Condition:
         if not isinstance(path, Mapping):
             return self
         parts = {

@@ -41,6 +41,11 @@ class Coverage:
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
 
+    def lacks(self) -> list[str]:
+        """The same, unless every class occurs and nothing is unlabelled."""
+        whole = all(count[-1] == 0 and count[:-1].all() for count in self.counts.values())
+        return [] if whole else self.notes()
+
     def notes(self) -> list[str]:
         """A line for each part that is a mask."""
         several = len(self.counts) > 1

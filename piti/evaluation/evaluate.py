@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from piti.conditions import Condition, NoCondition
+from piti.conditions import Condition, ConditionError, MaskCondition, NoCondition
+from piti.conditions.coverage import Coverage
 from piti.core.distributed import Ranks
 from piti.core.errors import Message, UserError, option
+from piti.core.images import ImageError
 from piti.core.progress import OnProgress
 from piti.data.pairs import parts_of
 from piti.evaluation.distances import CMMD_NETWORK, distances
@@ -55,7 +59,8 @@ def evaluate_files(
     be told then.
     """
     images = generated_images(generated)
-    given = tuple(_given(images, kind, folder) for kind, folder in _folders(conditions, condition))
+    found = [_given(images, kind, folder) for kind, folder in _folders(conditions, condition)]
+    given, notes = tuple(files for files, _ in found), [note for _, said in found for note in said]
     reals = [] if real is None else photographs(real, split or "val")
     of_split = (split or "val") if real is not None and is_data_root(real) else ""
     if split is not None and not of_split:
@@ -70,7 +75,8 @@ def evaluate_files(
             option="split",
             value=split,
         )
-    return _evaluate(Material(images, generated, reals, real, of_split, given), options, on_step)
+    judged = _evaluate(Material(images, generated, reals, real, of_split, given), options, on_step)
+    return replace(judged, notes=(*map(Message, notes), *judged.notes))
 
 
 def evaluate_model(
@@ -124,9 +130,16 @@ def _folders(conditions: Path | Mapping[str, Path] | None, condition: Condition 
     return [(parts[part], folder) for part, folder in folders.items()]
 
 
-def _given(images: Sequence[Path], condition: Condition, folder: Path) -> ConditionFiles:
+def _given(images: Sequence[Path], condition: Condition, folder: Path) -> tuple[ConditionFiles, list[str]]:
+    """The conditions of a folder's images, and what to say of them. Raises PairingError, ConditionError."""
     files = conditions_by_stem(folder, condition.suffixes)
-    return ConditionFiles(condition, str(folder), files, paired(images, files, folder))
+    samples = paired(images, files, folder)
+    settled, notes = condition.settled(list(files.values()))
+    coverage = Coverage(settled)
+    for stem in samples if isinstance(settled, MaskCondition) else ():
+        with suppress(ConditionError, ImageError):  # whoever judges by it names it
+            coverage.add(coverage.counted(settled.load(files[stem])))
+    return ConditionFiles(settled, str(folder), files, samples), [*notes, *coverage.lacks()]
 
 
 # The whole

@@ -218,4 +218,11 @@ def _by_part(condition: Condition, pairs: Sequence[Pair]) -> dict[str, tuple[Con
         for part, path in given.items():
             if isinstance(path, Path):
                 files[part][path.stem] = path
-    return {part: (kind, files[part]) for part, kind in parts_of(condition).items()}
+    return {
+        part: (_reader(kind, list(files[part].values())), files[part]) for part, kind in parts_of(condition).items()
+    }
+
+
+def _reader(condition: Condition, files: Sequence[Path]) -> Condition:
+    """What reads these files, of one folder: see `piti.generation.readers`. Raises ConditionError."""
+    return condition.beside(files[0]).settled(files)[0] if files else condition

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
+from piti.conditions.coverage import Coverage
 from piti.core.distributed import Ranks, together
 from piti.core.errors import Message, UserError, option, text_of
 from piti.core.files import check_place
@@ -25,6 +27,7 @@ from piti.generation.inputs import PartFiles, matched_parts
 from piti.generation.kept import difference
 from piti.generation.metadata import made_with, raw_hash, surroundings
 from piti.generation.options import SHEET, GenerationOptions, seed_of
+from piti.generation.readers import readers_of
 from piti.generation.recreate import Record
 from piti.pipelines.canvas import batches_alike, enlarged
 from piti.pipelines.cascade import Prepared, ResolvedSampling
@@ -100,6 +103,8 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     previews: dict[Item, list[Image.Image]] = field(default_factory=dict)
     """How the sheet shows the first `SHEET_ROWS` conditions."""
+    readers: dict[Item, Condition] = field(default_factory=dict)
+    """What reads a condition where that is not the model's own, see `readers_of`."""
     all_differ: bool = True
     """Whether all of these are other conditions than that of the image that is made again."""
     notes: list[str] = field(default_factory=list)
@@ -165,7 +170,8 @@ def translate_files(
     made = ranks.told(missing)  # as the first process saw it, before any image was made
     todo = set(made)
     with together():
-        _make(pipeline, [job for job in plan.jobs if job.target in todo], options, common, on_step, ranks)
+        jobs = [job for job in plan.jobs if job.target in todo]
+        _make(pipeline, jobs, plan.readers, options, common, on_step, ranks)
     sheet = out / SHEET
     with together():
         if ranks.main:
@@ -281,6 +287,7 @@ def _check_sizes(jobs: list[Job]) -> None:
 def _make(
     pipeline: PITIPipeline,
     jobs: list[Job],
+    readers: Mapping[Item, Condition],
     options: GenerationOptions,
     common: Mapping[str, str],
     on_step: Callable[[int, int], None] | None,
@@ -300,15 +307,20 @@ def _make(
 
         prepared = {job.source: job.prepared for job in batch}
         order = {source: k for k, source in enumerate(prepared)}
-        conditions = [one.with_raw(_read(pipeline, source, one.sampling)) for source, one in prepared.items()]
+        given = {source: _given(readers, source) for source in prepared}
+        conditions = [
+            one.with_raw(pipeline.read(given[source], one.sampling.square)) for source, one in prepared.items()
+        ]
         wanted = [Wanted(order[job.source], job.number, job.seed, job.condition, job.stem) for job in batch]
         for job, made in zip(batch, make_batch(pipeline, conditions, wanted, common, stepped, place), strict=True):
             save_png(made.image, job.target, made.text)
 
 
-def _read(pipeline: PITIPipeline, source: Item, sampling: ResolvedSampling) -> Tensor:
-    """A condition in raw form. Raises ConditionError, ImageError."""
-    return pipeline.read(source.raw if isinstance(source, Recalled) else source, sampling.square)
+def _given(readers: Mapping[Item, Condition], source: Item) -> Any:
+    """A condition as a pipeline takes it. Raises ConditionError, ImageError."""
+    if isinstance(source, Recalled):
+        return source.raw
+    return readers[source].take(source) if source in readers else source
 
 
 def _contact_sheet(plan: Plan) -> Image.Image:
@@ -426,15 +438,16 @@ def _prepare_all(
     like: Record | None,
     plan: Plan,
 ) -> list[str]:
-    """Read every condition, and plan its images; a note on what was left out.
+    """Read every condition, and plan its images; what a person should know of them, and of what was left out.
 
     Raises TranslationError with all problems together, unless `options.skip_bad` and there is something left.
     """
     problems: list[str] = []
+    plan.readers, said = readers_of(pipeline.condition, list(sources.values()))
+    coverage = Coverage(pipeline.condition)
     for stem, source in sources.items():
-        given = source.raw if isinstance(source, Recalled) else source
         try:
-            prepared = pipeline.prepare(given, plan.sampling, str(source))
+            prepared = pipeline.prepare(_given(plan.readers, source), plan.sampling, str(source))
         except (ConditionError, ImageError) as error:
             problems.append(text_of(error))
             continue
@@ -442,15 +455,18 @@ def _prepare_all(
             size, previews = enlarged(prepared.canvas, SHEET_SIDE), pipeline.condition.previews(prepared.raw)
             plan.previews[source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
             plan.all_differ &= like is not None and like.is_other(prepared.raw)
+        if not isinstance(source, Recalled):
+            coverage.add(coverage.counted(prepared.raw))
         bare, targets = prepared.bare(), {number: out / f"{stem}_{number}.png" for number in options.wanted()}
         sha = raw_hash(prepared.raw) if any(target.exists() for target in targets.values()) else ""
         for number, target in targets.items():
             seed = seed_of(options.seed, bare.content_hash, number)
             plan.jobs.append(Job(source, bare, number, seed, sha, target, stem))
+    said += coverage.lacks()
     if not problems:
-        return []
+        return said
     listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
     if not options.skip_bad or not plan.jobs:
         remedy = "" if options.skip_bad else f"\nmend or remove them, or leave them out with {option('skip_bad')}"
         raise TranslationError(listed + remedy)
-    return [f"left out ({option('skip_bad')}): {listed}"]
+    return [*said, f"left out ({option('skip_bad')}): {listed}"]

@@ -346,7 +346,7 @@ class PITIPipeline(SavedPipeline):
         if isinstance(item, str) and isinstance(self.condition, TextCondition):
             raw = self.condition.tokens(item)
         else:
-            raw = self.condition.take(item)
+            raw = self.condition.beside(item).take(item)
         return self.condition.squared(raw) if square else raw
 
 

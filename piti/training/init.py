@@ -11,6 +11,7 @@ from torch import Tensor
 from piti.checkpoints.folder import ModelFolder, find_model
 from piti.checkpoints.lora import Adapted, AdapterConfig, inject
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
+from piti.conditions import Condition, MaskCondition
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
@@ -21,15 +22,16 @@ UNET = "unet."
 ENCODER = "encoder."
 
 
-def begin(translator: Translator, recipe: Recipe, only_check: bool = False) -> str:
+def begin(translator: Translator, recipe: Recipe, condition: Condition | None = None, only_check: bool = False) -> str:
     """Load what the recipe's `init` or `prior` names, and say so in a line; neither: the weights stay as drawn.
 
-    only_check: see that everything fits, and load nothing. Raises ModelError if there is no such model, RecipeError
-    if it does not fit.
+    condition: the recipe's, by whose classes channels are matched; none where that is not known yet. only_check: see
+    that everything fits, and load nothing. Raises ModelError if there is no such model, RecipeError if it does not fit.
     """
     if recipe.init is not None:
-        load_weights(translator, recipe.init, None if only_check else NoiseSchedule(recipe.schedule))
-        return f"all weights of {recipe.init}"
+        schedule = None if only_check else NoiseSchedule(recipe.schedule)
+        moved = load_weights(translator, recipe.init, schedule, condition)
+        return f"all weights of {recipe.init}{', its channels matched with the classes by name' if moved else ''}"
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check)
     first = recipe.stages[0]
@@ -52,19 +54,73 @@ def adapt(translator: Translator, recipe: Recipe) -> Adapted:
     return Adapted(translator, AdapterConfig(prior=prior, sha256=file_hash(path), lora=recipe.lora))
 
 
-def load_weights(translator: Translator, name: str, schedule: NoiseSchedule | None = None) -> None:
+def load_weights(
+    translator: Translator, name: str, schedule: NoiseSchedule | None = None, condition: Condition | None = None
+) -> bool:
     """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit.
+
+    condition: what the translator reads; where the model has the same classes in another order, its channels are put
+    into this one, and True is returned. Raises RecipeError for other classes.
 
     schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps; none: only check what fits.
     """
     folder = _network_of(translator, name, "init")
+    learned = ModelFolder.open(folder.parent).condition
+    order = None if condition is None or translator.encoder is None else channel_order(learned, condition, name)
     given, own = _load(folder)[0].state_dict(), translator.state_dict()
     _check_shapes("init", folder, own, given, own.keys() | given.keys())
     if schedule is None:
-        return
+        return order is not None
+    if order is not None:
+        given |= {key: given[key][:, order] for key in _READING if key in given}
     translator.load_state_dict(given)
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
+    return order is not None
+
+
+_READING = ("encoder.stem.convs.0.weight", "encoder.convs.0.weight")  # [out, channels of the condition, k, k]
+
+
+def channel_order(learned: Condition, condition: Condition, name: str) -> list[int] | None:
+    """Which channel of a model's condition each of another's is, by the names of parts and classes; None where all are
+    in place.
+
+    name: of the model, for errors. Raises RecipeError where classes or parts are not the same.
+    """
+    theirs, ours = learned.named_parts(), condition.named_parts()
+    if not any(isinstance(part, MaskCondition) for part in (*theirs.values(), *ours.values())):
+        return None  # channels of other kinds have one meaning each
+    if {key: part.kind for key, part in theirs.items()} != {key: part.kind for key, part in ours.items()}:
+        raise RecipeError(
+            f"init: {name} reads {', '.join(theirs)}, and this recipe {', '.join(ours)}; name a model of the same kinds"
+        )
+    start, starts = 0, dict[str, int]()
+    for key, part in theirs.items():
+        starts[key], start = start, start + part.channels
+    order = [starts[key] + place for key, part in ours.items() for place in _places(theirs[key], part, name)]
+    return None if order == list(range(start)) else order
+
+
+def _places(learned: Condition, condition: Condition, name: str) -> list[int]:
+    """The same within one part."""
+    if not (isinstance(learned, MaskCondition) and isinstance(condition, MaskCondition)):
+        return list(range(condition.channels))
+    theirs, ours = learned.classes, condition.classes
+    if condition.channels != ours.count:  # colours
+        return list(range(condition.channels))
+    if set(theirs.names) != set(ours.names):
+        lacking = [f"'{one}'" for one in ours.names if one not in theirs.names]
+        surplus = [f"'{one}'" for one in theirs.names if one not in ours.names]
+        raise RecipeError(
+            f"init: the classes of {name} are others: it lacks {_few(lacking)} and has {_few(surplus)}",
+            remedy="give the data's classes its names, or begin from its UNet alone (prior)",
+        )
+    return [theirs.names.index(one) for one in ours.names]
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}" if names else "none"
 
 
 def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_check: bool = False) -> str:

@@ -98,7 +98,7 @@ def beginning(recipe: Recipe, condition: Condition | None) -> str:
         return "weights drawn anew"
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, condition))
-    return begin(translator, recipe, only_check=True)
+    return begin(translator, recipe, condition, only_check=True)
 
 
 def _described(recipe: Recipe, condition: Condition | None) -> str:

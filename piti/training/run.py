@@ -58,7 +58,9 @@ def _prepared(
     perceptual = build_perceptual(recipe)
     translator = build_network(recipe, condition)
     if checkpoint is None:
-        console.log(begin(translator, recipe) if isinstance(translator, Translator) else "weights drawn anew")
+        console.log(
+            begin(translator, recipe, condition) if isinstance(translator, Translator) else "weights drawn anew"
+        )
     adapted = adapt(translator, recipe) if recipe.adapts and isinstance(translator, Translator) else None
     training, validation = open_data(recipe, condition, console)
     if validation is None:
