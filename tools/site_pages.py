@@ -93,8 +93,8 @@ def command_line() -> str:
         if arguments:
             parts.append(_table(("argument", "is"), [(f"`{_name(a)}`", _cell(a.help)) for a in arguments]))
         if options:
-            rows = [(spelling(option), _default(option), _cell(option.help)) for option in options]
-            parts.append(_table(("option", "default", "is"), rows))
+            rows = [(spelling(option), _cell(option.help), _default(option)) for option in options]
+            parts.append(_table(("option", "is", "default"), rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -142,7 +142,7 @@ def recipe_keys() -> str:
     ]
     for path, spec in specs(Recipe):
         parts += [f"## `{path}`" if path else "## The recipe itself", _doc(spec)]
-        parts.append(_table(("key", "type", "default", "is"), [_row(path, *one) for one in _fields_of(spec)]))
+        parts.append(_table(("key", "is", "type", "default"), [_row(path, *one) for one in _fields_of(spec)]))
     parts += ["## `condition`, by kind", "`condition.kind` chooses what the model is given."]
     for kind, condition in sorted(CONDITIONS.items()):
         parts += [f"### `kind: {kind}`", _doc(condition)]
@@ -158,7 +158,7 @@ def recipe_keys() -> str:
     for kind, baseline in sorted(BASELINES.items()):
         parts += [f"### `kind: {kind}`"]
         rows = [_row("baseline", *one) for one in _fields_of(baseline.spec_type)]
-        parts.append(_table(("key", "type", "default", "is"), rows))
+        parts.append(_table(("key", "is", "type", "default"), rows))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -194,7 +194,7 @@ def _row(path: str, name: str, field: FieldInfo, doc: str) -> tuple[str, ...]:
     default = "" if inner is not None and field.default is not None else _written(field.get_default())
     if inner is not None:
         doc = f"{doc} Its keys are below." if doc else "Its keys are below."
-    return f"`{f'{path}.{name}'.lstrip('.')}`", _code(_typed(field)), _code(default), _cell(doc)
+    return f"`{f'{path}.{name}'.lstrip('.')}`", _cell(doc), _code(_typed(field)), _code(default)
 
 
 def _written(value: Any) -> str:
@@ -275,7 +275,7 @@ def errors() -> str:
     for package, messages in found.items():
         if messages:
             rows = [(f"`{kind}`", _cell(text)) for text, kind in sorted((text, kind) for kind, text in messages)]
-            parts += [f"## `piti.{package}`", _table(("error", "message"), rows)]
+            parts += [f"## `{f'piti.{package}'.removesuffix('.__init__')}`", _table(("error", "message"), rows)]
     return "\n\n".join(parts) + "\n"
 
 
