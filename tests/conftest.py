@@ -15,6 +15,8 @@ from PIL import Image
 CHECKED = ["piti.conditions", "piti.data", "piti.models", "piti.diffusion", "piti.checkpoints", "piti.prepare.layouts"]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+os.environ["PITI_ENGINE"] = "torch"  # commands compile no networks, but for the tests of engines
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PITI_SHARED", ROOT.parent / "shared"))
 

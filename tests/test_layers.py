@@ -17,7 +17,7 @@ PACKAGE = ROOT / "piti"
 LAYERS = [
     {"core"},
     {"conditions", "models", "diffusion"},
-    {"data", "baselines"},
+    {"data", "baselines", "engine"},
     {"prepare", "checkpoints"},
     {"training", "pipelines"},
     {"editing"},

@@ -34,6 +34,14 @@ Upsampler = Annotated[str | None, Option(help="Use the upsampler of this model, 
 Num = Annotated[int, Option("--num", "-n", min=1, help="Images to make.")]
 Seed = Annotated[int, Option(min=0, help="Seed of all random numbers.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, mps …; the fastest available by default.")]
+Engine = Annotated[
+    str,
+    Option(
+        envvar="PITI_ENGINE",
+        help="What computes the networks: torch; openvino, about twice as fast on CPUs that know bfloat16; auto takes "
+        "it where it is installed and faster.",
+    ),
+]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what an earlier run wrote.")]
 Gpu = Annotated[str, Option(help="For --dry-run: estimate hours and memory on a100, h100 or rtx4090.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check everything, print the plan, and stop.")]

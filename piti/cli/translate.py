@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from piti.cli.console import print_notes, progress
-from piti.cli.options import Device, Model, Overwrite, SamplingFlags, Seed, Upsampler, all_given, with_groups
+from piti.cli.console import log, print_notes, progress
+from piti.cli.options import Device, Engine, Model, Overwrite, SamplingFlags, Seed, Upsampler, all_given, with_groups
 
 
 @with_groups
@@ -35,6 +35,7 @@ def translate(
     out: Annotated[Path, typer.Option(help="Folder for STEM_0.png … and sheet.png.")] = Path("out"),
     overwrite: Overwrite = False,
     device: Device = None,
+    engine: Engine = "auto",
 ) -> None:
     """Translate conditions into images, and lay both out on a contact sheet."""
     from piti.core.distributed import joined, usable_device
@@ -48,6 +49,9 @@ def translate(
     ranks = joined()
     name, pipeline, options = opened(model, upsampler, options, record, all_given(ctx))
     pipeline.to(usable_device(device)).set_progress_bar_config(disable=True)  # ours is over all batches
+    pipeline.use_engine(record.said.engine if record and "engine" not in all_given(ctx) else engine)
+    if ranks.main and not pipeline.engine_ready():
+        log.print(f"converting the networks for {pipeline.engine.name}, once …")
     with progress("translating", ranks.main) as on_step:
         report = translate_files(
             pipeline, inputs or [], out, options, name, overwrite, on_step, text or [], parts, ranks, record

@@ -151,7 +151,7 @@ class _Work:
         def walk(network: Network, chosen: NetworkSampling, scale: int) -> Walk:
             tokens = _encoded(network, own, given.to, guided=chosen.guidance.w != 0)
             fresh = variety if network.translator.low_res is None else 0.0
-            return Walk(network, chosen, settings.refinements, fresh, *of_canvas(network, scale), *tokens)
+            return Walk(network.exact(), chosen, settings.refinements, fresh, *of_canvas(network, scale), *tokens)
 
         base, second, chosen = pipeline.base_network(), pipeline.upsampler_network(), sampling.upsampler
         assert isinstance(base, Network)

@@ -98,7 +98,9 @@ def made_on(pipeline: PITIPipeline) -> str:
     else:
         where = device.type
     dtype = str(pipeline.base.dtype).removeprefix("torch.")
-    return f"torch {torch.__version__}, diffusers {importlib.metadata.version('diffusers')}, {dtype} on {where}"
+    libraries = [f"torch {torch.__version__}", f"diffusers {importlib.metadata.version('diffusers')}"]
+    engine = pipeline.engine.described()
+    return f"{', '.join(libraries + ([engine] if engine else []))}, {dtype} on {where}"
 
 
 # Of one image

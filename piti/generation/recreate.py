@@ -123,6 +123,11 @@ class Said(Carried):
     version: str = ""
     made_on: str = ""
 
+    @property
+    def engine(self) -> str:
+        """What computes the networks as they were computed, where it can be had."""
+        return "auto" if "openvino" in self.made_on else "torch"
+
     @field_validator("guidance", "upsampler_guidance", "batch", mode="before")
     @classmethod
     def _values_from_json(cls, value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +50,10 @@ class Prediction(NamedTuple):
     """Noise or velocity, as the noise schedule that it was trained with says."""
     variance: Float[Tensor, "b 3 h w"] | None
     """Where the variance lies between its bounds, as v in [-1, 1] of Nichol & Dhariwal 2021, eq. 15."""
+
+
+Step = Callable[[Tensor, Tensor, Tokens], Tensor]
+"""(seen [B, C, H, W], t, tokens) -> output and variance [B, 3|6, H, W]; see `Translator.step`."""
 
 
 class DetailPreconditioning(nn.Module):
@@ -203,15 +207,27 @@ class Translator(ModelMixin, ConfigMixin):
         condition: Tokens | Shaped[Tensor, "b c hc wc"],
         low_res: Float[Tensor, "b 3 hl wl"] | None = None,
         known: Float[Tensor, "b 4 h w"] | None = None,
+        step: Step | None = None,
     ) -> Prediction:
         """x_t: noisy images in [-1, 1] plus noise; t: timesteps [B] or a scalar; condition: its tokens, or
         the condition itself, which is then encoded; low_res: small images in [-1, 1], for an upsampler.
         known: for an `inpaint` translator, an image in [-1, 1] and a mask that is 1 where it is known and 0
-        elsewhere; none: nothing is.
+        elsewhere; none: nothing is. step: computes the networks in place of `self.step`.
         """
         tokens = condition if isinstance(condition, Tokens) else self.encode(condition)
         self._check_sides(x_t, tokens)
         seen, large = self.join_low_res(x_t, low_res, t, known)  # [B, 3|6|7|10, H, W]
+        out = (step or self.step)(seen, t, tokens)
+        output, variance = out.chunk(2, dim=1) if self.learned_variance else (out, None)
+        if self.preconditioning is not None and large is not None:
+            output = self.preconditioning.image(output, x_t, large, t)
+        return Prediction(output, variance)
+
+    def step(self, seen: Tensor, t: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:
+        """The UNet, and the head where there is one, at one timestep: what costs time in sampling.
+
+        seen: what `join_low_res` puts together, [B, 3|6|7|10, H, W].
+        """
         x = F.pixel_unshuffle(seen, self.patch_size)  # [B, C·p², H/p, W/p]
         residuals, conditional = tokens.residuals, self.takes_tokens
         out = self.unet(
@@ -223,11 +239,7 @@ class Translator(ModelMixin, ConfigMixin):
             mid_block_additional_residual=None if residuals is None else residuals[-1],
             return_dict=False,
         )[0]  # [B, 6·p² | F, H/p, W/p]
-        out = self.unfolded(out, seen, tokens)  # [B, 3|6, H, W]
-        output, variance = out.chunk(2, dim=1) if self.learned_variance else (out, None)
-        if self.preconditioning is not None and large is not None:
-            output = self.preconditioning.image(output, x_t, large, t)
-        return Prediction(output, variance)
+        return self.unfolded(out, seen, tokens)
 
     def unfolded(self, features: Tensor, seen: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:
         """The UNet's output at every pixel: by its head, where it has one."""

@@ -18,6 +18,7 @@ from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
 from piti.models import AlignedEncoderSpec, EncoderSpec, TextEncoderSpec, Tokens, Translator
+from piti.models.translator import Step
 from piti.pipelines.canvas import Canvas, fitted
 
 OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, 3, H, W])
@@ -146,6 +147,25 @@ class Network:
     schedule: NoiseSchedule
     condition: Condition
     device: torch.device
+    step: Step | None = None
+    """What an engine computes in place of the translator's own step."""
+
+    def exact(self) -> Network:
+        """The same, computed by torch in the translator's own precision."""
+        return replace(self, step=None)
+
+    @torch.no_grad()
+    def warm(self) -> None:
+        """One step of nothing at the model's own size, so that an engine has prepared what it needs."""
+        translator, kind = self.translator, {"device": self.device, "dtype": self.translator.dtype}
+        size, small = translator.image_size, translator.low_res
+        spec, side = getattr(translator.encoder, "spec", None), translator.condition_side or size
+        rows, columns = (1, spec.context) if isinstance(spec, TextEncoderSpec) else (side, side)
+        encoded = self.condition.null(1, rows, columns, **kind)
+        x_t = torch.zeros(1, 3, size, size, **kind)
+        low_res = None if small is None else x_t[..., :small, :small]
+        tokens = translator.encode(encoded)
+        translator(x_t, torch.zeros(1, dtype=torch.long, device=self.device), tokens, low_res, step=self.step)
 
     def steps(self, settings: NetworkSampling) -> int:
         """How many denoising steps these settings take. Raises UserError for impossible ones."""
@@ -204,7 +224,8 @@ class Network:
         def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
             # a guided pair is a batch of 2 B: both halves see the small images, and what is known
             seen, told = (None if x is None else x.repeat(len(x_t) // len(x), 1, 1, 1) for x in (low_res, known))
-            return self.translator(x_t.to(dtype), t, given, seen, **({} if told is None else {"known": told}))
+            more = {key: value for key, value in {"known": told, "step": self.step}.items() if value is not None}
+            return self.translator(x_t.to(dtype), t, given, seen, **more)
 
         return guided(conditioned(predict, tokens, both, self.schedule), guidance, self.schedule, strength)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack, cast
+from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
 from diffusers.utils.outputs import BaseOutput
@@ -27,6 +27,7 @@ from piti.core.errors import UserError
 from piti.core.images import to_pil
 from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
 from piti.diffusion.schedule import NoiseSchedule, noise_schedule_of
+from piti.engine import Engine, TorchEngine, engine_named
 from piti.models import Translator
 from piti.pipelines.call import (
     TENSOR_INPUTS,
@@ -127,6 +128,7 @@ class PITIPipeline(SavedPipeline):
         if upsampler is None and upsampler_scheduler is not None:
             raise ModelError(_TOGETHER)
         self.check_parts()
+        self.engine: Engine = TorchEngine()
         self.defaults = defaults.networks_over(self._general_defaults())
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -322,19 +324,40 @@ class PITIPipeline(SavedPipeline):
 
     # Networks
 
+    def use_engine(self, name: str) -> Self:
+        """Compute the networks' steps in "torch", "openvino", or what "auto" takes here, see `engine_named`.
+
+        Encoders, baselines and edits stay with torch. Raises EngineError.
+        """
+        self.engine = engine_named(name, self.device)
+        return self
+
+    def engine_ready(self) -> bool:
+        """Whether the engine has prepared all networks; else the first images take seconds longer, once."""
+        parts = [part for part in (self.base, self.upsampler) if part is not None and not part.one_pass]
+        return all(self.engine.ready(cast(Translator, part)) for part in parts)
+
+    def warm(self) -> None:
+        """Prepare the engine, so that the first images take no longer than others."""
+        for network in (self.base_network(), self.upsampler_network()):
+            if isinstance(network, Network):
+                network.warm()
+
     def base_network(self) -> Network | OnePass:
         """The base as it is sampled."""
         device = self._device_of(self.base)
         if self.base.one_pass:
             return OnePass(cast(BaselineNetwork, self.base), self.condition, device)
         assert self.schedule is not None
-        return Network(cast(Translator, self.base), self.schedule, self.condition, device)
+        base = cast(Translator, self.base)
+        return Network(base, self.schedule, self.condition, device, self.engine.step(base))
 
     def upsampler_network(self) -> Network | None:
         """The upsampler as it is sampled, where there is one."""
         if self.upsampler is None or self.upsampler_schedule is None:
             return None
-        return Network(self.upsampler, self.upsampler_schedule, self.condition, self._device_of(self.upsampler))
+        device, step = self._device_of(self.upsampler), self.engine.step(self.upsampler)
+        return Network(self.upsampler, self.upsampler_schedule, self.condition, device, step)
 
     def _device_of(self, translator: ImageNetwork) -> torch.device:
         return self._execution_device if hasattr(translator, "_hf_hook") else translator.device

@@ -28,8 +28,8 @@ def test_flags_become_limits_and_models(monkeypatch: pytest.MonkeyPatch) -> None
     done = run(*f"--model a --model b {limits} --allow-host x.example --root-path /studio".split())
     assert done.exit_code == 0
     assert "the studio is at http://127.0.0.1:1/" in done.stdout
-    names, limits, device = seen["studio"]
-    assert (names, device) == (("a", "b"), None)
+    names, limits, device, computed = seen["studio"]
+    assert (names, device, computed) == (("a", "b"), None, "torch")
     assert limits == Limits(upload_bytes=3 * 2**20, samples=2)
     assert (seen["serve"][3], seen["serve"][6]) == (["x.example"], "/studio")
     run()

@@ -61,18 +61,28 @@ class Result:
 class Studio:
     """Models that are loaded once, one queue for all of them, and the pictures that were made lately.
 
-    names: bundled models, folders, runs or hub ids. device: as `usable_device` takes it.
-    Raises UserError for a model that cannot be loaded or is not of a kind that is served.
+    names: bundled models, folders, runs or hub ids. device: as `usable_device` takes it. engine: as
+    `PITIPipeline.use_engine` takes it; it is made ready here, which takes up to a minute the first time.
+    Raises UserError for a model that cannot be loaded or is not of a kind that is served, and for an engine that is
+    not there.
     """
 
     def __init__(
-        self, names: Sequence[str] = ("street", "sketch"), limits: Limits | None = None, device: str | None = None
+        self,
+        names: Sequence[str] = ("street", "sketch"),
+        limits: Limits | None = None,
+        device: str | None = None,
+        engine: str = "torch",
     ) -> None:
         self.limits = limits or Limits()
         where = usable_device(device)
         if not names:
             raise UserError("no model is named", remedy=f"give one with {option('model')}, such as street")
         self.models: Mapping[str, Loaded] = {name: load(name, where, self.limits) for name in dict.fromkeys(names)}
+        for loaded in self.models.values():
+            loaded.pipeline.use_engine(engine)
+            if engine != "torch":
+                loaded.pipeline.warm()
         self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
         self._store = Store(self.limits.kept_results, self.limits.kept_bytes)
 

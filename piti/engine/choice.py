@@ -1,0 +1,89 @@
+"""Engines by name, and which one `auto` takes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal, Protocol, get_args
+
+import torch
+
+from piti.core.errors import UserError, option
+from piti.core.spec import choices
+from piti.models.translator import Step, Translator
+
+EngineName = Literal["auto", "torch", "openvino"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+"""Names that `engine_named` knows."""
+
+
+class EngineError(UserError):
+    """An engine is not known, not installed, or does not compute on the device."""
+
+
+class Engine(Protocol):
+    """Computes the networks of translators."""
+
+    name: str
+
+    def step(self, translator: Translator) -> Step | None:
+        """What stands for `translator.step`; None: itself."""
+        ...
+
+    def ready(self, translator: Translator) -> bool:
+        """Whether `step` takes no long preparation."""
+        ...
+
+    def described(self) -> str:
+        """Its version and precision, for metadata; empty for torch itself."""
+        ...
+
+
+class TorchEngine:
+    """Torch itself."""
+
+    name = "torch"
+
+    def step(self, translator: Translator) -> Step | None:
+        """None: the translator's own."""
+        return None
+
+    def ready(self, translator: Translator) -> bool:
+        """Always."""
+        return True
+
+    def described(self) -> str:
+        """Nothing: metadata names torch anyway."""
+        return ""
+
+
+def engine_named(name: str, device: torch.device | str = "cpu") -> Engine:
+    """The engine of a name, on a device.
+
+    `auto` takes OpenVINO where it is installed, the device is a CPU, and the processor computes in bfloat16, where it
+    is about twice as fast; else torch. Raises EngineError for a name that is not known, an engine that is not
+    installed, and one that does not compute on the device.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"is no engine; {choices(name, ENGINES)}", option="engine", value=name)
+    on_cpu, installed = torch.device(device).type == "cpu", importlib.util.find_spec("openvino") is not None
+    if name == "torch" or (name == "auto" and not (on_cpu and installed)):
+        return TorchEngine()
+    if not on_cpu:
+        raise EngineError(
+            f"computes on CPUs, and the device is {device}",
+            remedy=f"leave {option('engine')} out, or give {option('device')} cpu",
+            option="engine",
+            value=name,
+        )
+    if not installed:
+        raise EngineError(
+            "needs the package openvino, which is not installed",
+            remedy="install piti[cpu]",
+            option="engine",
+            value=name,
+        )
+    from piti.engine.openvino import OpenVinoEngine, computes_bfloat16
+
+    if name == "auto" and not computes_bfloat16():
+        return TorchEngine()
+    return OpenVinoEngine()

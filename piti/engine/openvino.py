@@ -1,0 +1,183 @@
+"""OpenVINO: a step converted once, kept in the user's cache, and compiled for every shape at once.
+
+Where the processor computes in bfloat16, so does the engine; else in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from piti.core.errors import option
+from piti.core.files import OutputError, whole_folder
+from piti.engine.choice import EngineError
+from piti.engine.graph import StepGraph, dynamic_shapes, inputs_of, time_embedding
+from piti.models import Tokens
+from piti.models.translator import Step, Translator
+
+log = logging.getLogger(__name__)
+
+_GRAPH = "1"
+"""Of what `StepGraph` computes; another one makes cached graphs useless."""
+_MODEL, _WEIGHTS, _ABOUT = "step.xml", "step.bin", "about.json"
+
+
+def cache_folder() -> Path:
+    """Where converted networks are kept: `piti/openvino` in `$XDG_CACHE_HOME`, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piti" / "openvino"
+
+
+@cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+@cache
+def computes_bfloat16() -> bool:
+    """Whether this processor does."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVinoEngine:
+    """Steps of translators, compiled when they are first asked for."""
+
+    name = "openvino"
+
+    def __init__(self) -> None:
+        self._steps: WeakKeyDictionary[Translator, tuple[int, CompiledStep]] = WeakKeyDictionary()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenVinoEngine:
+        return OpenVinoEngine()  # of other networks
+
+    def step(self, translator: Translator) -> Step:
+        """Compiled with the weights that the translator has now; `torch.compile` of it is passed by."""
+        translator = getattr(translator, "_orig_mod", translator)
+        version = sum(value._version for value in translator.parameters())  # counts changes in place
+        known = self._steps.get(translator)
+        if known is None or known[0] != version:
+            known = (version, CompiledStep(translator))
+            self._steps[translator] = known
+        return known[1]
+
+    def ready(self, translator: Translator) -> bool:
+        """Whether the translator is converted already."""
+        translator = getattr(translator, "_orig_mod", translator)
+        known = self._steps.get(translator)
+        return (known is not None and known[1].compiled) or _is_whole(cache_folder() / _key(translator))
+
+    def described(self) -> str:
+        """Such as "openvino 2026.4 bf16"."""
+        import openvino
+
+        version = openvino.get_version().split("-")[0]
+        return f"openvino {version} {'bf16' if computes_bfloat16() else 'f32'}"
+
+
+class CompiledStep:
+    """A `Step` of a translator, for every batch and size. One call runs at a time."""
+
+    def __init__(self, translator: Translator) -> None:
+        self._translator = translator
+        self._request: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it has been called."""
+        return self._request is not None
+
+    def __call__(self, seen: Tensor, t: Tensor, tokens: Tokens) -> Tensor:
+        """As `Translator.step`. Raises EngineError for tensors that are not on the CPU."""
+        translator = self._translator
+        if seen.device.type != "cpu":
+            raise EngineError(
+                f"openvino computes on CPUs, and the model is on {seen.device}",
+                remedy=f"move it to the CPU, or give {option('engine')} torch",
+            )
+        embedding = time_embedding(translator, seen, t, tokens)
+        inputs = [value.detach().float().contiguous() for value in inputs_of(translator, seen, embedding, tokens)]
+        with self._lock:
+            if self._request is None:
+                self._request = self._compiled(inputs, tokens)
+            made = self._request.infer([value.numpy() for value in inputs], share_inputs=True)[0]
+            return torch.from_numpy(made.copy()).to(seen.dtype)
+
+    def _compiled(self, inputs: list[Tensor], tokens: Tokens) -> Any:
+        key = _key(self._translator)
+        model = _from_cache(key) or _converted(self._translator, key, inputs, tokens)
+        model.reshape(dict(enumerate(dynamic_shapes(inputs))))
+        properties = {
+            "INFERENCE_PRECISION_HINT": "bf16" if computes_bfloat16() else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "SNIPPETS_MODE": "DISABLE",  # its fused subgraphs end the process at some shapes
+        }
+        return _core().compile_model(model, "CPU", properties).create_infer_request()
+
+
+def _key(translator: Translator) -> str:
+    """What a converted step follows from."""
+    import openvino
+
+    digest = hashlib.sha256(f"{_GRAPH} {openvino.get_version()} {torch.__version__}".encode())
+    config = {key: value for key, value in translator.config.items() if not key.startswith("_")}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, value in sorted(translator.state_dict().items()):
+        if not name.startswith("encoder."):
+            digest.update(name.encode())
+            digest.update(value.detach().float().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _converted(translator: Translator, key: str, inputs: list[Tensor], tokens: Tokens) -> Any:
+    """The step as a model of OpenVINO's, which is then kept in the cache where that can be written."""
+    import openvino
+
+    log.info("converting the %s for openvino, once", translator.role)
+    maps = 0 if translator.head is None else len(tokens.maps or ())
+    graph = StepGraph(translator, len(tokens.residuals or ()), maps)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing warns of shapes that no canvas has
+        model = openvino.convert_model(graph, example_input=tuple(inputs))
+    try:
+        with whole_folder(cache_folder() / key, overwrite=True, ours=lambda _: True) as folder:
+            openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
+            about = {name: _digest(folder / name) for name in (_MODEL, _WEIGHTS)}
+            (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    except OutputError as error:
+        log.warning("the converted network is not kept: %s", error)
+    return model
+
+
+def _from_cache(key: str) -> Any:
+    """A model that was kept; None where there is none, or where it is not what was written."""
+    folder = cache_folder() / key
+    return _core().read_model(folder / _MODEL) if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache holds what was written into it."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        return all(about[name] == _digest(folder / name) for name in (_MODEL, _WEIGHTS))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
