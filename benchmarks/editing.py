@@ -73,13 +73,13 @@ def returns(pipeline: PITIPipeline, pairs: list[tuple[Tensor, Image.Image]], ste
     down = walk(base, small, conditions, steps, refinements)
     up = walk(upsampler, large, conditions, steps, refinements)
     started = time.perf_counter()
-    trajectory = down.invert(SILENT)
+    small_noise = down.invert(SILENT)
     of_base = (time.perf_counter() - started) / len(conditions)
-    back = quantized(down.back(trajectory, SILENT))
+    back = quantized(small_noise.back(SILENT))
     started = time.perf_counter()
-    trajectory = up.invert(SILENT, small)
+    large_noise = up.invert(SILENT, small)
     of_both = of_base + (time.perf_counter() - started) / len(conditions)
-    whole = quantized(up.back(trajectory, SILENT, back))
+    whole = quantized(large_noise.back(SILENT, back))
     cells = []
     for made, want, seconds in ((back, small, of_base), (whole, large, of_both)):
         found = [psnr(canvas.crop(one), canvas.crop(other)) for one, other in zip(made, want, strict=True)]
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pipeline = PITIPipeline.from_pretrained("street")
+    pipeline = PITIPipeline.from_pretrained("street", upsampler="sketch")  # whose own inverts nothing
     pipeline.set_progress_bar_config(disable=True)
     sets = {"samples": [example(pipeline, name, k) for k, name in enumerate(SCENES[: options.count])]}
     if options.data is not None:
