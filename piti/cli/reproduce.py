@@ -1,4 +1,4 @@
-"""`piti reproduce`: the paper's tables and its figure 6 made again."""
+"""`piti reproduce`: the paper's tables and its figures 5 and 6 made again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from piti.cli.console import log, print_rows, with_flags
+from piti.cli.console import log, print_notes, print_rows, with_flags
 from piti.cli.options import Device, DryRun, Gpu, JudgeFlags, all_given, refuse_others, with_groups
 
 if TYPE_CHECKING:
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 _OF_FIGURES = {"model"}
 _OF_TABLES = {"scale", "seeds", "perceptual", "no_train", "gpu"}
+_OF_JUDGED = {"features", "segmenter", "aliases", "bootstrap", "seeds"}
+_OF_STUDIES = {"votes", "limit"}
 
 
 @with_groups
 def reproduce(
     ctx: typer.Context,
-    table: Annotated[str, Argument(help="table1, table3a, table3b, table4 or figure6.")],
+    table: Annotated[str, Argument(help="table1, table2, table3a, table3b, table4, table5, figure5 or figure6.")],
     judged: JudgeFlags,
     scale: Annotated[
         str, Option(help="small: 64 px, narrow networks, hours on a CPU; paper: the paper's settings.")
@@ -40,6 +42,10 @@ def reproduce(
         Option(help="Weights for perceptual losses: a file of SqueezeNet 1.1 (small), of VGG-19 (paper)."),
     ] = None,
     no_train: Annotated[bool, Option("--no-train", help="Use finished runs alone; report what is missing.")] = False,
+    votes: Annotated[
+        list[Path] | None, Option(help="table2: votes that raters sent back, files or folders; counts them.")
+    ] = None,
+    limit: Annotated[int | None, Option(min=1, help="table2: only so many pairs a page.")] = None,
     model: Annotated[str, Option(help="figure6: the model whose guidance is shown.")] = "street",
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
@@ -49,16 +55,18 @@ def reproduce(
 
     What is done already is not repeated, so the same command resumes where it was interrupted.
     """
-    from piti.reproduction.plans import FIGURES
+    from piti.reproduction.plans import FIGURES, STUDIES
     from piti.reproduction.runs import Workspace
 
-    given, figure = all_given(ctx), table in FIGURES
-    others = _OF_TABLES if figure else _OF_FIGURES
+    given, figure, study = all_given(ctx), table in FIGURES, table in STUDIES
+    others = (_OF_TABLES if figure else _OF_FIGURES) | (_OF_JUDGED if study else _OF_STUDIES)
     refuse_others(given, [name for name in ctx.params if name not in others], f"piti reproduce {table}")
     changes = () if perceptual is None else (f"perceptual.weights={perceptual}",)
-    workspace = Workspace(out, {}, judged.judges(), seeds, device, not no_train, changes)
+    workspace = Workspace(out, {}, judged.judges(), 1 if study else seeds, device, not no_train, changes)
     if figure:
         _figure(workspace, data or [], model, dry_run, bool(judged.features))
+    elif study and not dry_run:
+        _study(table, scale, workspace, data or [], votes, limit)
     else:
         _table(table, scale, workspace, data or [], dry_run, gpu if "gpu" in given else None)
 
@@ -84,6 +92,28 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
     for what in made.missing:
         typer.echo(f"missing: {with_flags(what)}", err=True)
     typer.echo(f"{plan.title}: {workspace.out / f'{table}.md'}, .json and .jpg")
+    if made.missing:
+        raise typer.Exit(1)
+
+
+def _study(
+    table: str, scale: str, workspace: Workspace, data: list[str], votes: list[Path] | None, limit: int | None
+) -> None:
+    """Write the pages of a table of votes, or count the votes."""
+    from piti.reproduction import raters
+    from piti.reproduction.plans import data_folders, plan_of
+
+    plan = plan_of(table, scale)
+    if votes:
+        typer.echo(f"{plan.title}: {raters.count_studies(plan, workspace.out, votes)} and .json")
+        return
+    made = raters.write_studies(plan, replace(workspace, data=data_folders(plan.sets, data)), log, limit)
+    for study in made.written.values():
+        typer.echo(str(study))
+        print_notes(study.notes)
+    for what in made.missing:
+        typer.echo(f"missing: {with_flags(what)}", err=True)
+    typer.echo(f"then count the votes: piti reproduce {table} --out {workspace.out} --votes FOLDER")
     if made.missing:
         raise typer.Exit(1)
 

@@ -9,13 +9,13 @@ from piti.baselines.base import baseline_spec
 from piti.core.errors import UserError, option, text_of
 from piti.models.perceptual import PerceptualSpec, load_perceptual
 from piti.reproduction.files import count_pairs
-from piti.reproduction.plans import Plan, Row, Training
+from piti.reproduction.rows import Plan, Row, Training
 from piti.reproduction.runs import Workspace, progress_of, recipe_of
 from piti.training import Recipe
 from piti.training.build import build_condition, known_condition
 from piti.training.plan import beginning
 
-JUDGES = {"squeezenet1_1": "squeezenet"}
+JUDGES = {"squeezenet1_1": "squeezenet", "alexnet": "alexnet"}
 """Perceptual networks that are feature networks too, by the latter's names."""
 
 

@@ -10,7 +10,7 @@ from piti.core.errors import Message, UserError, option
 from piti.pipelines.options import GENERAL_DEFAULTS
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
-from piti.reproduction.plans import SETS, Plan, Row, Training
+from piti.reproduction.rows import SETS, Plan, Row, Training
 from piti.reproduction.runs import Workspace, progress_of, recipe_of
 from piti.reproduction.tables import decimals_for, number
 from piti.training import Recipe, RunFolder, read_recipe

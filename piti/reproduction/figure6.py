@@ -144,7 +144,8 @@ def _sampled(
     """The images of one setting, and what they were made of. weights: the hash of the pipeline's."""
     name = f"figure6-{guidance.kind}-{guidance.w:g}" if guidance.w else "figure6-0"
     folder = workspace.out / "images" / name
-    options = GenerationOptions.from_flat(num=1, seed=SEED, guidance=guidance, batch=BATCH, square=True)
+    rule = guidance if guidance.w else Guidance(kind="plain", w=0.0)  # where all rules are the same images
+    options = GenerationOptions.from_flat(num=1, seed=SEED, guidance=rule, batch=BATCH, square=True)
     base = options.sampling.resolve(pipeline).base
     made_of = {
         "model": weights,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from piti.pipelines.pipeline import usable_device
 from piti.reproduction import pictures, tables
 from piti.reproduction.checks import Checker, minimised
 from piti.reproduction.files import DatasetFiles, as_png, choose, contents_sha256
-from piti.reproduction.plans import Plan, Row, Training, described
+from piti.reproduction.plans import described
+from piti.reproduction.rows import Plan, Row, Training
 from piti.reproduction.runs import Judges, Workspace, begin_folder, evaluated, recipe_of, sampled, trained
 from piti.reproduction.tables import Facts, Line, Table
 from piti.training import TrainingInterrupted
@@ -51,7 +52,7 @@ def reproduce(plan: Plan, workspace: Workspace, console: Console) -> Table:
     check_alone()
     check_all(plan, workspace, console)
     workspace.out.mkdir(parents=True, exist_ok=True)
-    chosen = {name: _choose(plan, name, workspace) for name in plan.sets}
+    chosen = {name: dataset_files(plan, name, workspace) for name in plan.sets}
     found = Results()
     for name, files in chosen.items():
         _judge_photographs(plan, name, files, workspace, console, found)
@@ -75,34 +76,48 @@ def check_alone() -> None:
         )
 
 
-def check_all(plan: Plan, workspace: Workspace, console: Console) -> None:
-    """Raises UserError with everything that is known to stop the judges or a run, before anything is trained."""
+def check_all(plan: Plan, workspace: Workspace, console: Console, judged: bool = True) -> None:
+    """Raises UserError with everything that is known to stop the judges or a run, before anything is trained.
+
+    judged: whether networks judge the images, or raters alone.
+    """
     checker, found = Checker(plan, workspace), []
     for training in plan.trainings:
         for seed in range(workspace.seeds):
             checker.problem(training, seed)
-    try:
-        check_judges(workspace.judges, workspace.device, console)
-    except UserError as error:
-        found.append(text_of(error))
+    if judged:
+        try:
+            check_judges(workspace.judges, workspace.device, console, plan.networks)
+        except UserError as error:
+            found.append(text_of(error))
     found += checker.told
     if found:
         raise UserError("nothing was trained; it takes:\n  " + "\n  ".join(found))
 
 
-def check_judges(judges: Judges, device: str | None, console: Console) -> None:
-    """Open every network that judges, before anything is trained for them. Raises UserError."""
+def check_judges(judges: Judges, device: str | None, console: Console, wanted: Sequence[str] = ()) -> None:
+    """Open every network that judges, before anything is trained for them. wanted: feature networks that must be
+    among them. Raises UserError.
+    """
     chosen: torch.device = usable_device(device)
     if not judges.features and judges.segmenter is None:
         raise UserError("nothing would judge the images", remedy=f"give {option('features')} or {option('segmenter')}")
+    there = set()
     for name in judges.features:
         network = open_features(name, chosen)
+        there.add(network.name)
         console.log(f"features: {network.name}, {network.dimensions} numbers an image")
+    if lacking := [name for name in wanted if name not in there]:
+        named = " and ".join(f"{option('features')} {name}" for name in wanted)
+        raise UserError(
+            f"this table is the distances of {' and '.join(wanted)}; {' and '.join(lacking)} is not among the judges",
+            remedy=f"give {named}; others may be added",
+        )
     if judges.segmenter is not None:
         console.log(f"segmenter: {open_segmenter(judges.segmenter, chosen).name}")
 
 
-def _choose(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:
+def dataset_files(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:
     """A data set's files, by the recipe of a row that reads its conditions."""
     failures = []
     for training in dict.fromkeys(row.base for row in plan.rows if row.data == name):
@@ -121,7 +136,7 @@ def _finish(
     """Bring a row of a seed to its evaluation, or note why there is none."""
     seed, row = work
     try:
-        runs = [_trained(plan, training, seed, workspace, console, found) for training in row.trainings]
+        runs = [trained_once(plan, training, seed, workspace, console, found) for training in row.trainings]
         folder, made_of = sampled(row, runs, seed, workspace, chosen, console)
         found.evaluations[work] = evaluated(folder, made_of, plan, workspace, chosen, console)
     except TrainingInterrupted:
@@ -133,7 +148,10 @@ def _finish(
         console.log(f"{row.images}-{seed}: done")
 
 
-def _trained(plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console, found: Results) -> Path:
+def trained_once(
+    plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console, found: Results
+) -> Path:
+    """A run's folder, trained if need be; one that failed fails again at once. Raises UserError."""
     known = found.broken.get((training, seed))
     if known is not None:
         raise UserError(known)

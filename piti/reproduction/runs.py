@@ -32,7 +32,7 @@ from piti.generation.options import SHEET, GenerationOptions
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
 from piti.reproduction.files import DatasetFiles, contents_sha256
-from piti.reproduction.plans import Plan, Row, Training
+from piti.reproduction.rows import Plan, Row, Training
 from piti.training import Recipe, RunError, RunFolder, read_recipe, train
 from piti.training.recipe_io import flat
 from piti.training.run_folder import RECIPE_FILE, read_state

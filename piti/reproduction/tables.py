@@ -12,8 +12,8 @@ from typing import Any
 from piti.core.errors import Message, text_of
 from piti.core.files import whole_file
 from piti.evaluation.result import KINDS, Evaluation, Measure
-from piti.reproduction.plans import SETS, Plan, Row
-from piti.reproduction.published import ABOUT, NOT_AT_HAND, Quote, quotes
+from piti.reproduction.published import ABOUT, Quote, quotes
+from piti.reproduction.rows import SETS, Plan, Row
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,6 @@ SHOWN = (
 """Measures that have a column, in order; the others are in the evaluations' own files."""
 _REFERENCE = "photographs (held out)"
 _NO_COUNTERPART = "–"
-_MARK = "‡"
 
 MeasureKey = tuple[str, str]
 """A measure's name, and of what it is."""
@@ -124,7 +123,7 @@ class Line:
         """A measure over the seeds that have it."""
         return _cell(self.found, key)
 
-    def marked(self, key: MeasureKey) -> bool:
+    def favoured(self, key: MeasureKey) -> bool:
         """Whether a measure is of a network that took part in training."""
         return key[1] in self.minimised
 
@@ -149,11 +148,17 @@ class Table:
 
     @property
     def keys(self) -> list[MeasureKey]:
-        """The measures that have a column."""
+        """The measures that have a column; those of networks that took part in no row's training first."""
         everything = [*(e for line in self.lines for e in line.found), *self.photographs.values()]
         there = dict.fromkeys((one.name, one.of) for evaluation in everything for one in evaluation.measures)
         order = {name: place for place, name in enumerate(SHOWN)}
-        return sorted((key for key in there if key[0] in order), key=lambda key: (order[key[0]], key[1]))
+        return sorted(
+            (key for key in there if key[0] in order), key=lambda key: (order[key[0]], self.partial(key), key[1])
+        )
+
+    def partial(self, key: MeasureKey) -> bool:
+        """Whether a measure is of a network that took part in training a row."""
+        return any(line.favoured(key) for line in self.lines)
 
     @property
     def missing(self) -> list[str]:
@@ -176,8 +181,10 @@ class Table:
         return f"{row.method}, all {facts.training:,} pairs" if facts else f"{row.method}, all pairs"
 
     def best(self, data: str, key: MeasureKey) -> float | None:
-        """The best mean of a measure on a data set, of rows without a mark; see `best_of`."""
-        lines = (line for line in self.lines if line.row.data == data and not line.marked(key))
+        """The best mean of a measure on a data set, see `best_of`; none where the judge took part in training a row."""
+        if self.partial(key):
+            return None
+        lines = (line for line in self.lines if line.row.data == data)
         cells = [cell for line in lines if (cell := line.cell(key)) is not None]
         return best_of(cells, KINDS[key[0]].better if key[0] in KINDS else "")
 
@@ -215,7 +222,8 @@ def _grid(table: Table, data: str) -> str:
     lines, decimals = [line for line in table.lines if line.row.data == data], table.decimals(data)
     published = [_published(table.plan, line.row) for line in lines]
     columns = list(dict.fromkeys((q.data, q.measure) for found in published for q in found))
-    titles = ["method", *map(title_of, table.keys), *(f"published: {m}, {SETS[d].title}" for d, m in columns)]
+    ours = [title_of(key, table.partial(key)) for key in table.keys]
+    titles = ["method", *ours, *(f"published: {m}, {SETS[d].title}" for d, m in columns)]
     titles = titles if columns else [*titles, "published"]
     rows = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
     if data in table.photographs or data in table.unjudged:
@@ -226,8 +234,7 @@ def _grid(table: Table, data: str) -> str:
     for line, quotes_of_it in zip(lines, published, strict=True):
         quoted = {(q.data, q.measure): _quoted(q, published) for q in quotes_of_it}
         ours = [_shown(table, line, key, decimals[key]) for key in table.keys]
-        lacking = NOT_AT_HAND if line.row.key else _NO_COUNTERPART
-        theirs = [quoted.get(column, lacking) for column in columns] or [lacking]
+        theirs = [quoted.get(column, _NO_COUNTERPART) for column in columns] or [_NO_COUNTERPART]
         rows.append([table.method(line.row) + (" †" if line.missing else ""), *ours, *theirs])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
@@ -246,15 +253,17 @@ def _shown(table: Table, line: Line, key: MeasureKey, decimals: int) -> str:
     cell = line.cell(key)
     if cell is None:
         return "missing" if line.missing else ""
-    if line.marked(key):
-        return f"{cell.text(decimals)} {_MARK}"
     text = cell.text(decimals)
     return f"**{text}**" if cell.mean == table.best(line.row.data, key) else text
 
 
-def title_of(key: MeasureKey) -> str:
-    """A measure's column: what it is, of what, its unit, and which way is better."""
+def title_of(key: MeasureKey, partial: bool = False) -> str:
+    """A measure's column: what it is, of what, its unit, and which way is better.
+
+    partial: whether its network took part in training a row.
+    """
     name, of = key
+    of = f"{of}, which trained some rows" if partial else of
     kind = KINDS.get(name)
     arrow = {"low": " ↓", "high": " ↑"}.get(kind.better, "") if kind else ""
     unit = f", {kind.unit}" if kind and kind.unit else ""
@@ -262,8 +271,8 @@ def title_of(key: MeasureKey) -> str:
 
 
 def _published(plan: Plan, row: Row) -> Sequence[Quote]:
-    """Those of the row's data set, or of every one where no paper has it."""
-    return quotes(plan.table, row.key, None if plan.own_data else row.data)
+    """Those of the row's data set, or of every one of its task where no paper has it."""
+    return quotes(plan.table, row.key, plan.published_on(row))
 
 
 def _notes(table: Table) -> list[str]:
@@ -276,7 +285,7 @@ def _notes(table: Table) -> list[str]:
         "best two overlap.",
         f"Images are made from the validation conditions; distances are to the photographs of the {plan.reference} "
         f"split, the centre squares of both at {plan.side} px.",
-        *_about_marks(table),
+        *_about_judges(table),
         *_about_photographs(table),
         *plan.notes,
     ]  # fmt: skip
@@ -288,17 +297,16 @@ def _notes(table: Table) -> list[str]:
     return [*notes, *(f"† {what}" for what in table.missing), *_warnings(table)]
 
 
-def _about_marks(table: Table) -> list[str]:
-    """Which values are of a network that took part in training."""
-    marked = [line for line in table.lines if any(line.marked(key) and line.cell(key) for key in table.keys)]
-    if not marked:
+def _about_judges(table: Table) -> list[str]:
+    """Which judges took part in training, and so favour some rows."""
+    lines = [line for line in table.lines if any(line.favoured(key) and line.cell(key) for key in table.keys)]
+    if not lines:
         return []
-    networks = sorted({key[1] for line in marked for key in table.keys if line.marked(key)})
-    rows = ", ".join(dict.fromkeys(table.method(line.row) for line in marked))
+    networks = " and ".join(sorted({key[1] for line in lines for key in table.keys if line.favoured(key)}))
+    rows = ", ".join(dict.fromkeys(table.method(line.row) for line in lines))
     return [
-        f"{_MARK} {rows}: trained by a perceptual loss on features of {' and '.join(networks)}, the very network that "
-        "judges in these columns, which favours these rows. They are left out where the best is chosen: bold compares "
-        "the others."
+        f"{networks} took part in training {rows}, by a perceptual loss, and favours these rows: nothing is bold in "
+        "its columns. Compare methods by the other networks, which trained nothing."
     ]
 
 
@@ -359,7 +367,7 @@ def _line_dict(table: Table, line: Line) -> dict[str, Any]:
                 "spread": cell.spread,
                 **asdict(cell),
                 "values": [*cell.values],
-                "judge_took_part": line.marked((name, of)),
+                "judge_took_part": line.favoured((name, of)),
             }
             for (name, of), cell in cells.items()
             if cell is not None

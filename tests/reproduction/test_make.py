@@ -21,8 +21,9 @@ from piti.core.files import OutputError
 from piti.evaluation.result import Evaluation, Measure
 from piti.generation.options import GenerationOptions
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.reproduction import checks, costs, make, plans, runs
-from piti.reproduction.plans import Plan, Row, Training
+from piti.reproduction import checks, costs, make, rows, runs, small_plans
+from piti.reproduction.plans import plan_of
+from piti.reproduction.rows import Plan, Row, Training
 from piti.reproduction.runs import Judges, Workspace, begin_folder, is_of, progress_of, recipe_of, trained
 from piti.training import RunError, RunFolder, TrainingInterrupted
 from tests.conftest import tiny_recipe
@@ -44,7 +45,7 @@ def workspace(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (recipes / "small").mkdir(parents=True)
     recipe = tiny_recipe(tiny_data, stages=[{"name": "joint", "steps": 4, "lr": 1e-3}])
     (recipes / "small/tiny.yaml").write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr(plans, "FOLDER", recipes)
+    monkeypatch.setattr(rows, "FOLDER", recipes)
     torch.manual_seed(0)
     network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
     weights = tmp_path / "squeezenet.safetensors"
@@ -209,6 +210,11 @@ def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monk
         make.reproduce(PLAN, workspace, QUIET)
 
 
+def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
+    with pytest.raises(UserError, match=r"distances of inception and clip; inception and clip is not among the judges"):
+        make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
+
+
 def test_photographs_that_cannot_be_judged_are_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     judged_by_nobody(monkeypatch)
 
@@ -238,7 +244,7 @@ class TestBeforeTraining:
             "baseline": {"kind": "pix2pixhd", "channels": 4, "blocks": 1, "discriminator_channels": 4},
             "perceptual": {"network": "squeezenet1_1"},
         }
-        (plans.FOLDER / "small/baseline.yaml").write_text(yaml.safe_dump(recipe))
+        (rows.FOLDER / "small/baseline.yaml").write_text(yaml.safe_dump(recipe))
         others = (Row("a", "", self.PERCEPTUAL), Row("b", "", self.PRIOR), Row("c", "", LACKING))
         return replace(PLAN, rows=(*PLAN.rows, *others))
 
@@ -312,7 +318,7 @@ class TestDryRun:
         monkeypatch.setattr(costs, "cost_of", lambda *rest: Cost())
         monkeypatch.setattr(checks, "load_perceptual", lambda *rest: None)
         monkeypatch.setattr(checks, "beginning", lambda *rest, **more: "")
-        plan = plans.plan_of("table3a", "paper")
+        plan = plan_of("table3a", "paper")
         rows, notes = costs.dry_run(plan, Workspace(tmp_path, seeds=1), "h100")
         assert {row["hours left"] for row in rows} == {"12.0"}
         assert len(rows) == len(plan.trainings)
@@ -329,12 +335,15 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
 
     app = typer.Typer()
     app.command()(reproduce)
-    monkeypatch.setitem(plans._SMALL, "table1", lambda: PLAN)
+    monkeypatch.setitem(small_plans.SMALL, "table1", lambda: PLAN)  # type: ignore[arg-type]
     run = CliRunner()
     data, out = str(workspace.data["camvid"]), str(workspace.out)
     told = run.invoke(app, ["table1", "--dry-run", "--out", out, "--seeds", "1"])
     assert told.exit_code == 0, told.output
     assert "tiny-0" in told.output
+    votes = run.invoke(app, ["table2", "--dry-run", "--out", out])
+    assert "piti-tokens-0" in votes.output
+    assert "piti-tokens-1" not in votes.output  # raters see one run of each method
     assert "normalised (eq. 8)" in run.invoke(app, ["figure6", "--dry-run"]).output
     refused = run.invoke(app, ["table1", "--out", out])
     assert "data: is missing for camvid" in str(refused.exception)
@@ -352,6 +361,8 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
             ["figure6", "--seeds", "2", "--perceptual", "x", "--gpu", "h100"],
             "--seeds, --perceptual, --gpu means nothing",
         ),
+        (["table2", "--features", "clip"], "--features means nothing with piti reproduce table2"),
+        (["table1", "--votes", "sent"], "--votes means nothing with piti reproduce table1"),
         (["table1", "--model", "street"], "--model means nothing with piti reproduce table1"),
         (["table1", "--dry-run", "--gpu", "h100"], "--gpu means nothing but with --dry-run --scale paper"),
         (["table1", "--scale", "paper", "--gpu", "h100"], "--gpu means nothing but with --dry-run"),

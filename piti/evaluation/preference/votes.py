@@ -133,6 +133,15 @@ def read_key(path: Path) -> Key:
     return Key.parse(_read_json(path), str(path))
 
 
+def by_study(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Votes files by the study that they are of; keys among them are left out. Raises StudyError as `read_study`."""
+    votes, _ = _read_all(_listed(files))
+    found: dict[str, list[Path]] = {}
+    for path, one in votes.items():
+        found.setdefault(one.study, []).append(path)
+    return found
+
+
 def _listed(files: Sequence[Path]) -> list[Path]:
     """The files, and of folders those with a study's names. Raises StudyError for one that holds none."""
     found: list[Path] = []

@@ -1,0 +1,140 @@
+"""Table 2: studies of a method's images against others', and the rates that raters' votes give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from piti.core.errors import Message, UserError, text_of
+from piti.core.files import whole_file
+from piti.evaluation.preference.statistics import Preference, count_votes
+from piti.evaluation.preference.study import Study, write_study
+from piti.evaluation.preference.votes import KEY_SUFFIX, StudyError, by_study, read_key
+from piti.reproduction.make import Results, check_all, check_alone, dataset_files, trained_once
+from piti.reproduction.published import ABOUT, quotes
+from piti.reproduction.rows import SETS, Plan, Row
+from piti.reproduction.runs import Workspace, sampled
+
+OURS = "piti"
+"""The key of the row that raters compare with each other one."""
+_SEED = 0  # of the images: raters see one run of each method
+
+
+@dataclass(frozen=True)
+class Studies:
+    """The pages that were written, and what could not be."""
+
+    written: Mapping[str, Study]
+    """By the method that ours is compared with."""
+    missing: tuple[str, ...] = ()
+
+
+def write_studies(plan: Plan, workspace: Workspace, console: Console, limit: int | None = None) -> Studies:
+    """Make every row's images, training what is lacking, and write a page for each method beside ours.
+
+    Pages are `OUT/table2/METHOD.html`, their keys beside them; a page that is there is written anew only where it
+    would be another. limit: so many pairs a page. Raises UserError for what is known to stop a run, and where ours
+    cannot be made.
+    """
+    check_alone()
+    check_all(plan, workspace, console, judged=False)
+    (data,) = plan.sets
+    chosen, found = dataset_files(plan, data, workspace), Results()
+
+    def images(row: Row) -> Path:
+        runs = [trained_once(plan, training, _SEED, workspace, console, found) for training in row.trainings]
+        return sampled(row, runs, _SEED, workspace, chosen, console)[0]
+
+    ours, others = _sides(plan)
+    mine = images(ours)
+    written: dict[str, Study] = {}
+    missing: list[str] = []
+    for row in others:
+        try:
+            written[row.key] = write_study(
+                mine, images(row), page_of(workspace.out, row), _SEED, chosen.conditions, limit=limit,
+                condition=chosen.condition, overwrite=True,
+            )  # fmt: skip
+        except (UserError, OSError, RuntimeError) as error:
+            missing.append(Message(f"{row.method}: {text_of(error)}"))
+    return Studies(written, tuple(missing))
+
+
+def page_of(out: Path, row: Row) -> Path:
+    """A row's page."""
+    return out / "table2" / f"{row.key}.html"
+
+
+def _sides(plan: Plan) -> tuple[Row, list[Row]]:
+    """Ours, and those that it is compared with."""
+    (ours,) = (row for row in plan.rows if row.key == OURS)
+    return ours, [row for row in plan.rows if row.key != OURS]
+
+
+def count_studies(plan: Plan, out: Path, votes: Sequence[Path]) -> Path:
+    """Count votes and write `table2.md` and `table2.json`, with the paper's rates beside; the former's path.
+
+    votes: files that raters sent back, or folders of them, of any of the pages. Raises StudyError for votes of other
+    studies, and where a page's key is missing.
+    """
+    files = by_study(votes)
+    counted: dict[str, Preference] = {}
+    for row in _sides(plan)[1]:
+        key = page_of(out, row).with_name(f"{row.key}{KEY_SUFFIX}")
+        mine = files.pop(read_key(key).study, []) if key.is_file() else []
+        if mine:
+            counted[row.key] = count_votes(mine, key)
+    if files:
+        named = ", ".join(str(path) for paths in files.values() for path in paths)
+        raise StudyError(f"{named}: votes of other pages than those whose keys are in {out / 'table2'}; leave them out")
+    values = {
+        "table": plan.table,
+        "scale": plan.scale,
+        "rows": [{"method": row.method, "rate": _plain(counted.get(row.key))} for row in _sides(plan)[1]],
+        "published": [q.__dict__ for row in _sides(plan)[1] for q in _quotes(plan, row)],
+    }
+    texts = {".json": json.dumps(values, indent=1, ensure_ascii=False) + "\n", ".md": _markdown(plan, counted)}
+    for suffix, text in texts.items():
+        with whole_file(out / f"{plan.table}{suffix}", overwrite=True) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return out / f"{plan.table}.md"
+
+
+def _plain(found: Preference | None) -> object:
+    return found.to_dict() if found else None
+
+
+def _quotes(plan: Plan, row: Row) -> Sequence:
+    return quotes(plan.table, row.key, plan.published_on(row))
+
+
+def _markdown(plan: Plan, counted: Mapping[str, Preference]) -> str:
+    """The rates as a table."""
+    ours, others = _sides(plan)
+    (data,) = plan.sets
+    lines = [
+        f"# {plan.title}, {plan.scale} scale\n",
+        f"How often raters prefer *{ours.method}*, %; {SETS[data].title}, {SETS[data].task}.\n",
+        "| against | preferred, % | votes | raters | pairs | published: ours preferred, %, COCO-Stuff |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in others:
+        quoted = ", ".join(f"{q.value:.1f}" for q in _quotes(plan, row)) or "–"
+        found = counted.get(row.key)
+        cells = ["no votes", "", "", ""]
+        if found:
+            rate = f"{found.rate:.1%} [{found.low:.1%} to {found.high:.1%}]".replace("%", "")
+            cells = [rate, str(found.votes), str(found.raters), str(found.pairs)]
+        lines.append(f"| {row.method} | {' | '.join(cells)} | {quoted} |")
+    notes = [
+        "[low to high] is the 95% interval; its kind is in table2.json with every rater's answers in sum.",
+        "Images of seed 0, one a condition; pages are in table2/.",
+        *plan.notes,
+        ABOUT[plan.table],
+        *(note for found in counted.values() for note in found.notes),
+    ]
+    return "\n".join([*lines, "", *(f"- {note}" for note in dict.fromkeys(notes))]) + "\n"
