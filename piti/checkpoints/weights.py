@@ -192,7 +192,7 @@ def check_sums(path: Path) -> None:
                 with archive.open(record) as file:
                     while record.CRC and file.read(_CHUNK):
                         pass
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{path}: is damaged, {name} is not as it was saved ({error}); fetch it again") from None
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 
 from piti.conditions.base import ConditionError
-from piti.core.errors import UserError
+from piti.core.errors import UserError, quoted
 from piti.core.images import MAX_PIXELS, ImageError, Source, open_image
 
 PICTURES = frozenset({".png", ".tif", ".tiff"})
@@ -31,17 +29,6 @@ DIODE_AXES: Axes = (1, -1, -1)
 """DIODE's normals have y up and z backward: the signs that bring them to x right, y down, z forward."""
 
 _FORMATS = "a 16-bit grey PNG, an EXR, or a .npy or .npz of floats in metres"
-_DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
 
 
 @dataclass(frozen=True)
@@ -238,8 +225,9 @@ def _damage_named(path: Source) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except _DAMAGED as error:
-        raise ImageError(f"{path}: damaged or incomplete ({error}); copy or export the file again") from error
+    except Exception as error:  # of a damaged file's header NumPy raises even tokenize.TokenError
+        what = quoted(str(error) or type(error).__name__, 200)
+        raise ImageError(f"{path}: damaged or incomplete ({what}); copy or export the file again") from error
 
 
 _READERS: dict[str, Callable[[Source, float, Axes], DepthFile]] = {

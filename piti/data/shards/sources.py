@@ -31,15 +31,19 @@ def expanded(given: str, key: str) -> list[str]:
     """The single addresses that one of a recipe stands for, in order. key: the recipe's, for errors.
 
     `{000..012}` is a range, as wide as its numbers are written, `{a,b}` a choice (not in a `pipe:`, whose command may
-    mean something else by it), and a path may hold `*`, `?` and `[…]`. A folder stands for its manifest, or for its
-    tars. Raises DataError where nothing is there, or the address is of an unknown kind.
+    mean something else by it), and a path may hold `*`, `?` and `[…]`. A path that exists, or a folder at its beginning
+    that does, is taken as it is. A folder stands for its manifest, or for its tars. Raises DataError where nothing is
+    there, or the address is of an unknown kind.
     """
-    found = []
-    for address in _braces(given, key):
-        if is_remote(address, key):
-            found.append(address)
-        elif _has_pattern(address) and not Path(address).exists():
-            matches = sorted(glob.glob(address, recursive=True))
+    if is_remote(given, key):
+        return _braces(given, key)
+    if _exists(given):
+        return _existing(Path(given), key)
+    place, found = _literal_folder(given), []
+    for rest in _braces(given[len(place) :], key):
+        address = place + rest
+        if _has_pattern(rest) and not _exists(address):
+            matches = sorted(glob.glob(glob.escape(place) + rest, recursive=True))
             if not matches:
                 raise DataError(f"{key}: no file matches {address}; check the path")
             found += matches
@@ -112,12 +116,27 @@ def _braces(given: str, key: str) -> list[str]:
     return [one for part in parts for one in _braces(before + part + after, key)]
 
 
+def _exists(address: str) -> bool:
+    try:
+        return Path(address).exists()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _literal_folder(given: str) -> str:
+    """The longest beginning of an address that is a folder there is, with its slash; what follows may be patterns."""
+    slashes = [place for place, letter in enumerate(given) if letter == "/"]
+    return next((given[: place + 1] for place in reversed(slashes) if _exists(given[: place + 1])), "")
+
+
 def _has_pattern(address: str) -> bool:
     return any(letter in address for letter in "*?[")
 
 
 def _existing(path: Path, key: str) -> list[str]:
     """A file itself, a folder's manifest or tars."""
+    if not _exists(str(path)):
+        raise DataError(f"{key}: {path}: no such file; check the path")
     if path.is_file():
         return [str(path)]
     if not path.is_dir():
