@@ -20,7 +20,8 @@ from piti.editing.regions import EditError, changed, derived, mixed, resized_to,
 from piti.editing.trajectory import Inverted, Progress, Redraw, Walk
 from piti.models import Tokens
 from piti.pipelines.canvas import MAX_RATIO, Canvas, extended
-from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, Prepared, one_each, upsampler_generators
+from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, Prepared
+from piti.pipelines.noise import one_each, upsampler_generators
 from piti.pipelines.pipeline import ConditionInput, PITIPipeline
 
 

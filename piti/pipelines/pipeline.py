@@ -50,9 +50,9 @@ from piti.pipelines.cascade import (
     ResolvedSampling,
     StepControl,
     check_cascade,
-    one_each,
     sample_cascade,
 )
+from piti.pipelines.noise import one_each
 from piti.pipelines.options import (
     OWN_SAMPLING,
     SamplingKeywords,
