@@ -5,7 +5,6 @@ N is the number of images, L the number of the network's labels, Q that of its q
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from piti.core.json_files import JsonError, read_json
 from piti.core.spec import choices
 from piti.evaluation.per_condition import AlignmentError
 from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
@@ -157,9 +157,9 @@ class LabelMap:
 def read_aliases(path: Path) -> dict[str, str | None]:
     """A JSON file {"their name": "our name" or null, …}. Raises AlignmentError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AlignmentError(f"{path}: cannot be read as JSON ({error}); check the path and the file") from None
+        values = read_json(path)
+    except JsonError as error:
+        raise AlignmentError(f"{path}: cannot be read as JSON ({error.problem}); check the path and the file") from None
     if not isinstance(values, dict) or not all(value is None or isinstance(value, str) for value in values.values()):
         raise AlignmentError(f'{path}: expected {{"label of the network": "class of the mask" or null, …}}')
     return values

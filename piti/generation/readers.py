@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from piti.conditions import Condition, ConditionError, MaskCondition
 from piti.core.images import Opened
+from piti.data.archives import Archived
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -24,7 +25,7 @@ def readers_of(condition: Condition, items: Sequence[Item]) -> tuple[dict[Item, 
         files: Any = item
         if not isinstance(item, Path | Opened) and not hasattr(item, "keys"):
             continue  # a text, or what is in memory
-        reader = condition.beside(files)
+        reader = condition.beside(files.archive if isinstance(files, Archived) else files)
         group = next((found for found in groups if found[0] == reader), None)
         if group is None:
             groups.append((reader, [item]))

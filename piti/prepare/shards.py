@@ -15,19 +15,21 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from piti.conditions import ClassTable
+from piti.conditions import ClassTable, MaskCondition
 from piti.core.errors import option
 from piti.core.files import check_folder, flush, flush_all
 from piti.core.formats import IMAGE_SUFFIXES
-from piti.core.images import ImageError, open_image
+from piti.core.images import ImageError, open_image, orientation
 from piti.core.progress import OnProgress
 from piti.data.problems import DataError, Problems, Skipped, reason_of
 from piti.data.shards.index import Manifest, ShardEntry, read_manifest
 from piti.data.shards.sources import MANIFEST
-from piti.prepare.packable import CAPTION, MIB, PackItem, PackJob, ShardPlan, find_samples, shard_plans
+from piti.data.shown import TURNED
+from piti.prepare.packable import CAPTION, MIB, Packable, PackItem, PackJob, ShardPlan, find_samples, shard_plans
 from piti.prepare.writer import SKIPPED_FILE, beside
 
 CLASSES_FILE = "classes.json"
+_MASKS = ("labels", "mask")  # how folders of masks are called
 _CHUNK = 1 << 20
 _AHEAD = 32  # samples that are read and decoded at once
 
@@ -73,8 +75,7 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     """
     check_folder(job.out, job.overwrite, lambda folder: (folder / MANIFEST).is_file(), "OUT")
     found = find_samples(job)
-    classes = job.source / CLASSES_FILE
-    table = ClassTable.read(classes).to_dict() if classes.is_file() else None
+    table = _table(job, found)
     work = job.out.absolute().with_name(f".{job.out.absolute().name}.packing")
     work.mkdir(parents=True, exist_ok=True)
     packer = _Packer(job, work, len(found.items) + len(found.skipped), list(found.skipped), progress)
@@ -82,11 +83,32 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
         split: tuple(entry for entry in map(packer.packed, shard_plans(job, split, keys, found.items)) if entry.samples)
         for split, keys in found.splits.items()
     }
-    manifest = Manifest(conditions=found.conditions, classes=table, splits=splits)
+    manifest = Manifest(conditions=found.conditions, classes=table and table.to_dict(), splits=splits)
     if not sum(entry.samples for entry in manifest.entries):
         raise DataError(f"{job.source}: no sample of it can be used:\n  " + "\n  ".join(map(str, packer.skipped[:5])))
-    _finish(job, work, manifest, packer.skipped)
+    _finish(job, work, manifest, table, packer.skipped)
     return PackReport(manifest, packer.kept, tuple(packer.skipped))
+
+
+def _table(job: PackJob, found: Packable) -> ClassTable | None:
+    """The folder's class table, with how its masks are read: of shards no file is looked at before it is needed.
+
+    Raises ConditionError for a table that is damaged, and for masks that can be read in two ways.
+    """
+    place = job.source / CLASSES_FILE
+    if not place.is_file():
+        return None
+    table = ClassTable.read(place)
+    named = [extension for name, extension in found.conditions.items() if name.startswith(_MASKS)]
+    masks = [
+        path
+        for item in found.items.values()
+        for extension, path in item.files.items()
+        if extension.partition(".")[0] in named and path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    settled, _ = MaskCondition(table).settled(masks)
+    reading = settled.reading if isinstance(settled, MaskCondition) else None
+    return table.model_copy(update={"reading": reading}) if reading else table
 
 
 # Writing
@@ -196,7 +218,8 @@ def _read(item: PackItem) -> dict[str, bytes] | Skipped:
         try:
             contents[extension] = data = path.read_bytes()
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                sizes.setdefault(open_image(_Bytes(path, data)).size, path)
+                exact = extension.startswith(_MASKS)
+                sizes.setdefault(open_image(_Bytes(path, data), exact).size, path)
             elif path.suffix.lower() == CAPTION and not data.decode("utf-8-sig").strip():
                 return Skipped(str(path), "is empty")
         except ImageError as error:
@@ -207,7 +230,9 @@ def _read(item: PackItem) -> dict[str, bytes] | Skipped:
             return Skipped(str(path), "is empty")
     if len(sizes) > 1:
         told = " and ".join(f"{path} {width} x {height}" for (width, height), path in sizes.items())
-        return Skipped(item.key, f"its pictures differ in size: {told}")
+        turned = any(orientation(path) in TURNED for path in sizes.values())
+        cause = " (one is turned by its EXIF orientation: turn the other too)" if turned else ""
+        return Skipped(item.key, f"its pictures differ in size: {told}{cause}")
     return contents
 
 
@@ -233,7 +258,7 @@ def _add(tar: tarfile.TarFile, item: PackItem, contents: Mapping[str, bytes]) ->
         tar.addfile(header, io.BytesIO(data))
 
 
-def _finish(job: PackJob, work: Path, manifest: Manifest, skipped: list[Skipped]) -> None:
+def _finish(job: PackJob, work: Path, manifest: Manifest, table: ClassTable | None, skipped: list[Skipped]) -> None:
     """Take away what is no result, add what describes it, and give the folder its name."""
     names = {entry.name for entry in manifest.entries}
     for path in work.iterdir():
@@ -241,8 +266,9 @@ def _finish(job: PackJob, work: Path, manifest: Manifest, skipped: list[Skipped]
             path.unlink()
     if skipped:
         (work / SKIPPED_FILE).write_text("".join(f"{one}\n" for one in skipped), encoding="utf-8")
-    if manifest.classes is not None:
-        shutil.copyfile(job.source / CLASSES_FILE, work / CLASSES_FILE)
+    if table is not None:
+        text = json.dumps(table.to_file(), indent=1, ensure_ascii=False)
+        (work / CLASSES_FILE).write_text(text + "\n", encoding="utf-8")
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     flush_all(work)
     if job.out.exists():

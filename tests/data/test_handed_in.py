@@ -18,6 +18,8 @@ from piti.data.pairs import FolderSpec
 from piti.data.problems import DataError
 from piti.prepare.datasets import check_set
 from piti.prepare.layouts import PlainFolder
+from piti.prepare.packable import PackJob
+from piti.prepare.shards import pack_shards
 
 
 def folder_of(root: Path, size: int = 16) -> PairedFolder:
@@ -103,6 +105,13 @@ class TestReadingOfASet:
             stored = stored if stored.ndim == 2 else stored[..., 0]
             assert np.array_equal(folder.raw(k)[0].numpy(), stored), pair.key
 
+    def test_shards_keep_what_looking_at_all_files_decided(self, tmp_path):
+        masks = {"s0": paletted(ids(0, 1, 2, 3), *self.VOC), "s1": paletted(ids(0, 1), *self.VOC)}
+        report = pack_shards(PackJob(made(tmp_path / "data", masks, self.OWN), tmp_path / "shards"))
+        assert report.manifest.classes is not None
+        assert report.manifest.classes["reading"] == "ids"
+        assert ClassTable.read(tmp_path / "shards/classes.json").reading == "ids"
+
     def test_black_and_white(self, cases):
         said = problems(cases / "01-binary-0-255/01-binary-0-255")
         assert "255 is the id of what is unlabelled, or stands for the colour of 'lesion'" in said
@@ -125,6 +134,14 @@ class TestCoverage:
 class TestExactValues:
     def test_ids_in_jpegs(self, cases):
         assert "is a JPEG, which changes values" in problems(cases / "02-jpeg-ids/02-jpeg-ids150")
+
+    def test_ids_in_jpegs_are_not_packed(self, cases, tmp_path):
+        with pytest.raises(DataError, match="is a JPEG, which changes values"):
+            pack_shards(PackJob(cases / "02-jpeg-ids/02-jpeg-ids150", tmp_path / "shards"))
+
+    def test_the_cause_of_unequal_sizes_is_packed_along(self, cases, tmp_path):
+        with pytest.raises(DataError, match="one is turned by its EXIF orientation"):
+            pack_shards(PackJob(cases / "17-exif/16-exif-mismatch", tmp_path / "shards"))
 
     @pytest.mark.parametrize("depth", [10, 12, 14])
     def test_numbers_of_fewer_bits_are_refused_with_their_range(self, tmp_path, depth):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition, SeveralCondition, SketchCondition
+from piti.data.archives import list_archived
 from piti.generation.options import GenerationOptions
 from piti.generation.readers import readers_of
 from piti.generation.translate import TranslationError, translate_files
@@ -50,6 +52,14 @@ class TestTablesBeside:
             MODEL.beside(path).load(path)
         Image.fromarray(np.array([[0, 2]], np.uint8)).save(path)
         assert MODEL.beside(path).load(path)[0].tolist() == [[2, 0]]
+
+    def test_shards_too(self, tmp_path):
+        path = labelled(tmp_path, "car", "road", "sky")
+        with tarfile.open(tmp_path / "s.tar", "w") as tar:
+            tar.add(path, "m.labels.png")
+        (file,) = list_archived(tmp_path / "s.tar", extension="labels")
+        readers, _ = readers_of(MODEL, [file])
+        assert readers[file].load(file)[0].tolist() == [[2, 1, 0, 255]]
 
     def test_parts_by_themselves(self, tmp_path):
         path = labelled(tmp_path, "car", "road", "sky")

@@ -20,7 +20,7 @@ from piti.core.images import ImageError, Source, open_image, read_rgb
 from piti.studio.service.palette_matching import snapped
 from piti.studio.service.schema import TooLarge
 
-_KNOWN = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or another that Pillow decodes itself"
+_KNOWN = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000"
 
 
 class NoPicture(ImageError):

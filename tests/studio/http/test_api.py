@@ -149,7 +149,7 @@ def test_every_wrong_field_is_told(client: httpx.Client) -> None:
     ("condition", "status", "words"),
     [
         (None, 422, "file 'condition' is missing"),
-        (b"", 415, "is empty; choose a picture (PNG, JPEG, WebP, BMP, TIFF or GIF)"),
+        (b"", 415, "is empty; choose a picture (PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000)"),
         (b"not a picture", 415, "is no picture that is known"),
         (MASK[:80], 400, "damaged"),
         (file_of(Image.new("RGB", (30, 30), (255, 0, 200))), 400, "far from the colour of every class"),
