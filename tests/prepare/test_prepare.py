@@ -188,16 +188,18 @@ class TestSketches:
             drawn(photos / "nothing.png", tmp_path / "other")
 
     def test_what_is_left_out_and_what_is_small_is_noted(self, photos: Path, tmp_path: Path) -> None:
-        for name in ("x.gif", "deep/y.txt", ".hidden.gif"):
+        for name in ("x.csv", "deep/y.txt", ".hidden.gif"):
             (photos / name).write_bytes(b"")
+        (photos / "lost.heic").write_bytes(b"")
         (photos / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
         trees.save(photos / "large.png", np.zeros((64, 64, 3), np.uint8))
         for _ in range(2):  # also of pairs that are kept
-            report = drawn(photos, tmp_path / "out")
-            assert (report.made + report.kept, report.skipped) == (5, [])
+            report = prepare_sketches([photos], SketchJob(tmp_path / "out", spec=QUICK), 1, max_bad=0.5)
+            assert report.made + report.kept == 5
+            assert [name for name, _ in report.skipped] == [str(photos / "lost.jpg"), str(photos / "lost.heic")]
+            assert "lead nowhere" in report.skipped[0][1]
             assert report.notes() == [
                 f"left out: 2 files that are no pictures, such as {photos}/deep/y.txt",
-                f"left out: 1 links that lead nowhere, such as {photos}/lost.jpg",
                 "4 are smaller than 64 px, which training at that size refuses",
             ]
 
@@ -341,7 +343,7 @@ class TestSets:
         report = check_set(SceneParse(root))
         write_set(report, tmp_path / "out")
         assert not (tmp_path / "out/splits.json").exists()
-        assert report.notes() == ["only val is there: 5% are held out by a hash of their names"]
+        assert report.notes()[0] == "only val is there: 5% are held out by a hash of their names"
 
     def test_a_split_of_which_nothing_is_left(self, tmp_path: Path) -> None:
         root = trees.scene_parse(tmp_path / "src") / "ADEChallengeData2016"
