@@ -11,6 +11,7 @@ whether there were any.
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import pickle
@@ -105,9 +106,9 @@ def damaged_values(rng: random.Random, data: bytes) -> bytes:
         if isinstance(holder, dict) and rng.random() < 0.2:
             holder.pop(key)
         elif isinstance(holder, dict) and rng.random() < 0.1:
-            holder[f"{key}x"] = rng.choice(_VALUES)
+            holder[f"{key}x"] = copy.deepcopy(rng.choice(_VALUES))
         else:
-            holder[key] = rng.choice(_VALUES)
+            holder[key] = copy.deepcopy(rng.choice(_VALUES))
     return json.dumps(values).encode()
 
 

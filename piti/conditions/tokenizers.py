@@ -171,7 +171,7 @@ def tokenizer_from_config(config: Mapping[str, Any], source: str) -> Tokenizer:
     """The tokenizer that `config["kind"]` names. Raises ConditionError."""
     kind, values = config.get("kind"), {key: value for key, value in config.items() if key != "kind"}
     known = {ByteTokenizer.kind: (), BytePairTokenizer.kind: ("folder", "size")}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConditionError(f"{source}: unknown tokenizer '{kind}'; {choices(str(kind), known)}")
     unknown = sorted(values.keys() - set(known[kind]))
     if unknown:
@@ -179,6 +179,8 @@ def tokenizer_from_config(config: Mapping[str, Any], source: str) -> Tokenizer:
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
     folder, size = values.get("folder"), values.get("size", GLIDE_VOCABULARY)
+    if not isinstance(folder, str | None):
+        raise ConditionError(f"{source}: tokenizer.folder {folder!r} is no folder's name")
     if not isinstance(size, int) or size < 1:
         raise ConditionError(f"{source}: tokenizer.size {size!r} is no number of ids; GPT-2 has {GLIDE_VOCABULARY}")
     return BytePairTokenizer(None if folder is None else Path(folder), size)

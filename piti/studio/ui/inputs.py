@@ -40,8 +40,8 @@ class Surface(ABC):
         self.studio, self.loaded = studio, loaded
 
     @abstractmethod
-    def build(self, elem_id: str) -> Component:
-        """Add the component to the current layout."""
+    def build(self, elem_id: str, first: Image.Image | None = None) -> Component:
+        """Add the component to the current layout. first: what is drawn when the page opens, on what is drawn on."""
 
     @abstractmethod
     def read(self, value: Any) -> Tensor | str:
@@ -77,10 +77,10 @@ class MaskSurface(PainterSurface):
         self.colours = [PaintClass(entry.name, entry.colour) for entry in loaded.info.classes]
         self.empty = self.colours[0].colour
 
-    def build(self, elem_id: str) -> Component:
-        """The painter, filled with the first class."""
-        blank = PainterValue(Image.new("RGB", BLANK, self.empty))
-        return Painter(Kind.MASK, self.colours, blank, label="Mask", elem_id=elem_id)
+    def build(self, elem_id: str, first: Image.Image | None = None) -> Component:
+        """The painter with the first example, or filled with the first class."""
+        begun = PainterValue(first or Image.new("RGB", BLANK, self.empty))
+        return Painter(Kind.MASK, self.colours, begun, label="Mask", elem_id=elem_id)
 
 
 class SketchSurface(PainterSurface):
@@ -91,10 +91,10 @@ class SketchSurface(PainterSurface):
     editing = "**Editing a photograph.** Erase lines and draw others; the rest is kept."
     invitation = "Draw lines, or begin with an example; then press “Make photographs”."
 
-    def build(self, elem_id: str) -> Component:
-        """The painter, empty."""
-        blank = PainterValue(Image.new("RGB", BLANK, self.empty))
-        return Painter(Kind.SKETCH, value=blank, label="Sketch", elem_id=elem_id)
+    def build(self, elem_id: str, first: Image.Image | None = None) -> Component:
+        """The painter with the first example, or empty."""
+        begun = PainterValue(first or Image.new("RGB", BLANK, self.empty))
+        return Painter(Kind.SKETCH, value=begun, label="Sketch", elem_id=elem_id)
 
 
 class FileSurface(Surface):
@@ -102,7 +102,7 @@ class FileSurface(Surface):
 
     invitation = "Upload a file; then press “Make photographs”."
 
-    def build(self, elem_id: str) -> Component:
+    def build(self, elem_id: str, first: Image.Image | None = None) -> Component:
         """The file input."""
         return gr.File(label=self.loaded.kind.capitalize(), file_count="single", type="filepath", elem_id=elem_id)
 
@@ -118,7 +118,7 @@ class TextSurface(Surface):
 
     invitation = "Say what is to be seen; then press “Make photographs”."
 
-    def build(self, elem_id: str) -> Component:
+    def build(self, elem_id: str, first: Image.Image | None = None) -> Component:
         """The text input."""
         return gr.Textbox(
             label="What is to be seen", placeholder="a photo of a forest", max_length=500, elem_id=elem_id

@@ -49,6 +49,19 @@ def made(panel: Panel, drawn: Any, editing: Editing | None = None, **changes: An
     return asyncio.run(run())
 
 
+def test_the_page_opens_with_the_first_example_drawn(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = painted(ids())
+    monkeypatch.setattr(studio, "examples", lambda name: {"one": first, "two": first.rotate(180)})
+    panel = laid_out(studio, "mask")
+    drawn = panel._first_drawn()
+    assert drawn is not None
+    raw: Any = panel.surface.read(first)
+    assert drawn.tobytes() == studio.drawn("mask", raw).tobytes()
+    assert made(panel, drawn)[-1]["state"] == "done"
+    monkeypatch.setattr(studio, "examples", lambda name: {})
+    assert laid_out(studio, "mask")._first_drawn() is None
+
+
 class TestMaking:
     def test_a_drawing_becomes_pictures(self, panel: Panel, studio: Studio) -> None:
         shown = made(panel, painted(ids()))
