@@ -38,9 +38,7 @@ class LineFlags:
     low: Annotated[float | None, Option(help="lines: weaker gradients that continue a line (0.1).")] = None
     high: Annotated[float | None, Option(help="lines: gradients that are always drawn (0.2).")] = None
     shortest: Annotated[int | None, Option(help="Lines of fewer pixels are left out (10; hed: 1).")] = None
-    side: Annotated[int | None, Option(help="Short side at which photographs are drawn (lines: 256, others: 512).")] = (
-        None
-    )
+    side: Annotated[int | None, Option(help="Short side at which photographs are drawn (256; pidinet: 512).")] = None
     weights: Annotated[str | None, Option(help="hed: the file; pidinet: a folder with the file, or a hub id.")] = None
     device: Annotated[str | None, Option(help="hed, pidinet: cpu, cuda, …")] = None
 

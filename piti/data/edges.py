@@ -150,8 +150,9 @@ class HEDSpec(Spec):
     """Thin the lines to one pixel; the network's are several pixels wide."""
     shortest: int = Field(default=1, ge=1)
     """Lines of fewer pixels are left out."""
-    side: int = Field(default=512, ge=64)
-    """Larger photographs are drawn with this short side, in pixels; their edges are then enlarged."""
+    side: int = Field(default=256, ge=64)
+    """Larger photographs are drawn with this short side, in pixels, and their edges are then enlarged; the released
+    code draws squares of 256."""
     weights: str | None = Field(default=None, exclude=True)
     """The file of the network's weights."""
     device: str = Field(default="cpu", exclude=True)

@@ -164,12 +164,13 @@ Logits = Float[Tensor, "b ..."]
 
 
 def perceptual_loss(
-    predicted: Sequence[Tensor], real: Sequence[Tensor], weights: Sequence[float]
+    predicted: Sequence[Tensor], real: Sequence[Tensor], weights: Sequence[float], squared: bool = False
 ) -> Float[Tensor, " b"]:
     """How far the features of x̂₀ are from those of x₀, for each sample (PITI, eq. 4).
 
-    predicted, real: features [B, C_m, H_m, W_m] of layer m, of x̂₀ᵗ and of x₀; weights: λ_m, one a layer. No
-    gradient flows to `real`. Raises ValueError unless these correspond.
+    predicted, real: features [B, C_m, H_m, W_m] of layer m, of x̂₀ᵗ and of x₀; weights: λ_m, one a layer; squared: the
+    mean square of the differences, as the released code has it, for their mean size. No gradient flows to `real`.
+    Raises UserError unless these correspond.
     """
     if not len(predicted) == len(real) == len(weights) or not predicted:
         raise UserError(
@@ -181,7 +182,8 @@ def perceptual_loss(
         if ours.shape != theirs.shape:
             raise UserError(f"predicted features {list(ours.shape)} and real ones {list(theirs.shape)} differ in shape")
         # PITI, eq. 4: L_perc = E‖ψ_m(x̂₀ᵗ) − ψ_m(x₀)‖, the mean absolute difference as pix2pixHD has it
-        total = total + weight * _per_sample((_precise(ours) - _precise(theirs.detach())).abs())
+        difference = _precise(ours) - _precise(theirs.detach())
+        total = total + weight * _per_sample(difference.square() if squared else difference.abs())
     return total
 
 

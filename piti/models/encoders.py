@@ -1,4 +1,4 @@
-"""Task encoders: a condition in, tokens for the prior out (PITI, section 3.2)."""
+"""Task encoders: a condition in, tokens for the prior out (PITI, section 3.3)."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from piti.models.perceptual import PerceptualNetwork
 from piti.training.losses import (
     AdversarialLossSpec,
     ConsistencyLossSpec,
+    ImageLossSpec,
     PerceptualLossSpec,
 )
 from piti.training.metrics import Mean
@@ -202,10 +203,10 @@ class ImageLosses:
         rows = acts_at(batch.t, self.steps, spec.noise) & batch.paired
         cut = self._jittered(spec.jitter, batch)
         with self.accelerator.autocast():
-            predicted = network(batch.x0_hat[rows][cut])
+            predicted = network(_looked_at(batch.x0_hat, spec)[rows][cut])
             with torch.no_grad():
                 real = network(batch.x0[rows][cut])
-        loss = perceptual_loss(predicted, real, network.layer_weights)
+        loss = perceptual_loss(predicted, real, network.layer_weights, spec.error == "squared")
         found.add("perceptual", spec.weight, _batch_mean(loss, len(batch.t)))
 
     def _jittered(self, most: int, batch: Predicted) -> tuple[slice, ...]:
@@ -224,7 +225,7 @@ class ImageLosses:
         rows = acts_at(batch.t, self.steps, spec.noise)
         low_res = batch.low_res if network.spec.conditional else None
         condition = batch.condition if network.spec.condition else None
-        seen = Seen(batch.x0_hat, low_res, condition).rows(rows)
+        seen = Seen(_looked_at(batch.x0_hat, spec), low_res, condition).rows(rows)
         shown = self._augmented(seen, spec, "augment", batch.numbers, rows)
         with frozen(network), self.accelerator.autocast():
             logits = all_logits(_judge(network, shown))
@@ -279,6 +280,11 @@ class ImageLosses:
             yield weight, gradient_penalty(exact, judged.real.images, judged.fake.images, share[judged.real_rows])
         if spec.r1:
             yield spec.r1 / 2, real_gradient_penalty(exact, judged.real.images)
+
+
+def _looked_at(x0_hat: Tensor, spec: ImageLossSpec) -> Tensor:
+    """x̂₀ as a loss sees it; where it is clipped, no gradient pushes it further out."""
+    return x0_hat.clamp(-1, 1) if spec.clip else x0_hat
 
 
 def _judge(network: Any, seen: Seen) -> Any:

@@ -124,7 +124,7 @@ def _few(names: list[str]) -> str:
 
 
 def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_check: bool = False) -> str:
-    """Take a prior's UNet and keep one's own encoder (PITI, section 3.1).
+    """Take a prior's UNet and keep one's own encoder (PITI, section 3.3).
 
     Returns what was taken and what dropped, in a line. Raises ModelError if there is no such model; RecipeError if a
     weight of the UNet is missing or has another shape, or if the prior was trained with another schedule or another

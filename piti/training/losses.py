@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field, field_validator
 
@@ -55,14 +57,19 @@ class ImageLossSpec(RangedLossSpec):
     after: int = Field(default=1000, ge=0)
     """Steps of the stage before it acts: until then x̂₀ is not yet worth judging."""
     noise: tuple[float, float] = (0.0, 0.5)
-    """The timesteps at which it acts, as shares of T, from and below. At large t x̂₀ is the mean of many images:
+    """The timesteps at which it acts, as shares of T, from and below; the paper and the released code take all, [0, 1].
+    At large t x̂₀ is the mean of many images:
     of a photograph's detail the plain street upsampler's x̂₀ has 85% at 0.2 T, 55% at 0.5 T, 42% at 0.9 T (bicubic:
     32%; `benchmarks/predicted_images.py`). Where less than half is left, sharpness would be made up."""
+    clip: bool = False
+    """Whether x̂₀ is clipped to [−1, 1] before it is looked at, as in the released code."""
 
 
 class PerceptualLossSpec(ImageLossSpec):
     """Eq. 4. The network whose features are compared is the recipe's `perceptual`."""
 
+    error: Literal["absolute", "squared"] = "absolute"
+    """How features differ: by the mean absolute difference, or by the mean square, as in the released code."""
     jitter: int = Field(default=0, ge=0)
     """By how many pixels at most both images are cut off at their edges, alike and anew for each batch: a network with
     strides otherwise looks at the same grid of pixels, and leaves it in the image."""

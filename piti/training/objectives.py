@@ -131,7 +131,8 @@ class DiffusionObjective:
         x_t = self.schedule.q_sample(x0, t, noise)
         encoded = self.condition.encode(batch.condition.to(device))  # [B, C, H, W]
         uniform = uniform_for(recipe.seed, "dropout", numbers, self.condition.draws)
-        condition = self.condition.dropped(encoded, uniform, recipe.condition_dropout)
+        own = self.stage.condition_dropout
+        condition = self.condition.dropped(encoded, uniform, recipe.condition_dropout if own is None else own)
         low_res = None if batch.low_res is None else batch.low_res.to(device)  # [B, 3, h, w]
         with self.accelerator.autocast():
             output, variance = model(x_t, t, condition, low_res)

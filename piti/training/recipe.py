@@ -140,7 +140,7 @@ class Recipe(Spec):
     init: str | None = None
     """A model to begin from: a bundled one, a folder, a training run. Every weight must fit."""
     prior: str | None = None
-    """A model, named likewise, whose UNet is taken and whose encoder is not: adaptation (PITI, section 3.1)."""
+    """A model, named likewise, whose UNet is taken and whose encoder is not: adaptation (PITI, section 3.3)."""
     lora: LoraSpec = LoraSpec()
     """The adapters of stages that train `lora`; the run's model is saved beside the name of its `prior`."""
     base: str | None = None
@@ -159,7 +159,8 @@ class Recipe(Spec):
     accumulation: int = Field(default=1, ge=1)
     """Backward passes to one optimiser step."""
     condition_dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of conditions replaced by the null condition, for classifier-free guidance."""
+    """Share of conditions replaced by the null condition, for classifier-free guidance, where a stage does not say
+    another. The paper does not state it; 0.2 is the released code's, in the stages that drop any."""
     loss: LossSpec = LossSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     ema: float = Field(default=0.9999, ge=0, lt=1)
@@ -207,6 +208,8 @@ class Recipe(Spec):
                 raise ValueError(f"'{key}' has no meaning for a baseline; leave it out")
         if any(stage.perceptual or stage.adversarial for stage in self.stages):
             raise ValueError("a baseline has its own losses; leave 'perceptual' and 'adversarial' of stages out")
+        if any(stage.condition_dropout is not None for stage in self.stages):
+            raise ValueError("a baseline's conditions are never dropped; leave 'condition_dropout' of stages out")
         if self.precision == "fp16":
             raise ValueError("precision: fp16 scales one optimiser's gradients, a baseline has two; take bf16")
         if self.condition.get("kind") in ("text", "none"):

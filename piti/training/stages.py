@@ -31,7 +31,7 @@ LORA = "lora"
 
 
 class Stage(Spec):
-    """Who trains, for how long, how fast (PITI, section 3.2 and appendix A)."""
+    """Who trains, for how long, how fast (PITI, section 3.3 and appendix A)."""
 
     name: str = "joint"
     trains: tuple[Literal["encoder", "unet", "lora", "generator"], ...] = NETWORKS
@@ -45,6 +45,8 @@ class Stage(Spec):
     """Steps over which the learning rate rises linearly."""
     decay: float = Field(default=0.0, ge=0, le=1)
     """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
+    condition_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Share of conditions replaced by the null condition in this stage; none: the recipe's."""
     from_noise: float = Field(default=0.0, ge=0, le=1)
     """The share of samples whose timestep is the last, T − 1, where a sampler begins: all that one step ever sees."""
     diffusion: DiffusionLossSpec = DiffusionLossSpec()

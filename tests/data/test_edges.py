@@ -227,7 +227,7 @@ class TestHED:
         spec, draw = line_source("hed", {"weights": str(weights)})
         photograph = np.asarray(read_rgb(sorted((camvid / "images").iterdir())[0]).crop((180, 60, 301, 181)))
         lines = draw(photograph)
-        assert spec.to_dict() == {"threshold": 0.6, "thin": False, "shortest": 1, "side": 512}
+        assert spec.to_dict() == {"threshold": 0.6, "thin": False, "shortest": 1, "side": 256}
         assert lines.shape == (121, 121)
         assert 0.02 < lines.float().mean() < 0.4
         steps = np.abs(np.diff(photograph.mean(-1), axis=1, append=0))

@@ -45,6 +45,13 @@ def test_layers_are_weighted_means_of_absolute_differences() -> None:
     torch.testing.assert_close(loss, shift.abs().flatten() * (0.25 + 2.0 * 3))
 
 
+def test_the_released_perceptual_loss_squares() -> None:
+    real = [torch.zeros(2, 3, 4, 4)]
+    shifted = [torch.full((2, 3, 4, 4), 0.5)]
+    assert perceptual_loss(shifted, real, [2.0]).tolist() == [1.0, 1.0]
+    assert perceptual_loss(shifted, real, [2.0], squared=True).tolist() == [0.5, 0.5]
+
+
 def test_perceptual_gradient_reaches_the_prediction_only() -> None:
     predicted, real = [x.requires_grad_() for x in two_layers(0)], [x.requires_grad_() for x in two_layers(1)]
     perceptual_loss(predicted, real, [1.0, 0.5]).sum().backward()

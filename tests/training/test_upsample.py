@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.folder import ModelError, ModelFolder
+from piti.conditions import MaskCondition
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.data import DataError
@@ -23,8 +24,10 @@ from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import Recipe, plan, train
+from piti.training import Recipe, plan, read_recipe, train
+from piti.training.adversarial import _looked_at
 from piti.training.loop import Trainer
+from piti.training.losses import PerceptualLossSpec
 from piti.training.objectives import DiffusionObjective
 from piti.training.preview import Validation
 from piti.training.recipe import RecipeError
@@ -542,6 +545,47 @@ def test_eq_3_acts_in_its_range_with_its_weight(tiny_data: Path, tmp_path: Path,
     assert half["loss"] == pytest.approx(0.5 * whole["loss"], rel=1e-4)
     assert half["simple"] == pytest.approx(whole["simple"], rel=1e-4)
     assert 0 < low["loss"] < whole["loss"]
+
+
+def test_what_a_loss_clips_gets_no_gradient_beyond_the_range() -> None:
+    x0_hat = torch.tensor([-1.5, 0.5]).view(2, 1, 1, 1).requires_grad_()
+    for clip, gradient in ((True, [0.0, 1.0]), (False, [1.0, 1.0])):
+        (found,) = torch.autograd.grad(_looked_at(x0_hat, PerceptualLossSpec(clip=clip)).sum(), x0_hat)
+        assert found.flatten().tolist() == gradient
+    assert _looked_at(x0_hat, PerceptualLossSpec(clip=True)).min() == -1
+
+
+def test_a_stage_drops_as_many_conditions_as_it_says(
+    tiny_data: Path, tmp_path: Path, features: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    real = MaskCondition.dropped
+
+    def watched(self: MaskCondition, encoded: Any, uniform: Any, share: float) -> Any:
+        shares.append(share)
+        return real(self, encoded, uniform, share)
+
+    monkeypatch.setattr(MaskCondition, "dropped", watched)
+    plain = {key: MIXED[key] for key in ("trains", "lr")} | {"steps": 1}
+    stages = [plain | {"name": "own", "condition_dropout": 0.3}, plain | {"name": "recipe's"}]
+    recipe = mixed_recipe(tiny_data, features, None, stages=stages, condition_dropout=0.1)
+    train(recipe, tmp_path / "run")
+    assert [share for share in shares if share] == [0.3, 0.1]
+
+
+def test_the_released_upsamplers_losses() -> None:
+    """As in its code: all t, on what is clipped, 0.004 and 0.01, from step 100 on."""
+    recipe = read_recipe("released-upsampler")
+    (stage,) = recipe.stages
+    perceptual, adversarial = stage.perceptual, stage.adversarial
+    assert perceptual is not None
+    assert adversarial is not None
+    assert (perceptual.weight, perceptual.error, perceptual.noise, perceptual.after) == (0.004, "squared", (0, 1), 100)
+    assert (adversarial.weight, adversarial.kind, adversarial.noise, adversarial.lr) == (0.01, "wgan_gp", (0, 1), 1e-5)
+    assert perceptual.clip
+    assert adversarial.clip
+    assert recipe.perceptual.chosen_layers == (7,)  # conv2_2
+    assert [s.condition_dropout for s in read_recipe("released-base").stages] == [0, 0.2, 0.2]
 
 
 @pytest.mark.parametrize(
