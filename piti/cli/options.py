@@ -157,6 +157,17 @@ class MeasureFlags(JudgeFlags):
         str | None,
         Option(help="LPIPS: file of its learned weights, if not beside the network's.", rich_help_panel=_JUDGING),
     ] = None
+    training: Annotated[
+        Path | None,
+        Option(
+            help="Photographs trained on (a folder, or a data root): are images nearer to them than --real are?",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = None
+    nearest: Annotated[
+        Path | None,
+        Option(help="With --training: a picture of the images nearest to them.", rich_help_panel=_JUDGING),
+    ] = None
     cache: Annotated[
         Path | None, Option(help="Folder that keeps features for the next evaluation.", rich_help_panel=_JUDGING)
     ] = None
@@ -177,6 +188,8 @@ class MeasureFlags(JudgeFlags):
             self.aliases,
             self.depth,
             self._perceptual(),
+            self.training,
+            self.nearest,
             self.cache,
             self.bootstrap,
             self.seed,

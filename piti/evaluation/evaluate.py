@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from piti.conditions import Condition, ConditionError, MaskCondition, NoCondition
 from piti.conditions.coverage import Coverage
@@ -24,6 +25,7 @@ from piti.evaluation.features import FeatureNetwork, features_of, open_features
 from piti.evaluation.generating import Made, Split, generate_split
 from piti.evaluation.judges import open_judges, with_intervals
 from piti.evaluation.material import ConditionFiles, Material, ProgressMeter
+from piti.evaluation.memorisation import memorised, training_photographs
 from piti.evaluation.options import Options
 from piti.evaluation.pairing import (
     PairingError,
@@ -151,6 +153,7 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
         check_alike(material.images, options.resize)
     device = usable_device(options.device)
     networks = _networks(options, device) if material.real else []
+    training = training_photographs(material, options)
     judges, notes = open_judges(material, options, device)
     if not networks and not judges:
         why = f" ({'; '.join(notes)})" if notes else ""
@@ -159,17 +162,22 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
             f"{option('segmenter')}, {option('sketches')}, or {option('geometry')} with {option('depth')} "
             f"for agreement, or {option('perceptual')} for the diversity of several samples{why}"
         )
-    looked_at = (len(material.images) + len(material.real)) * len(networks)
+    looked_at = (len(material.images) + len(material.real) + len(training)) * len(networks)
     meter = ProgressMeter(looked_at + sum(judge.images for judge in judges), on_step)
     contents = Contents.of(material.images), Contents.of(material.real)
     facts = facts_of(material, options, networks, device, contents)
     facts["judges"] = [{"of": judge.kind} | judge.facts for judge in judges]
     notes += notes_of(material, options, networks, contents)
     measures: list[Measure] = []
-    for network, told in zip(networks, facts["networks"], strict=True):
-        found, settings = _distances(network, material, options, meter)
+    features = [_features(network, material, options, meter) for network in networks]
+    for network, sides, told in zip(networks, features, facts["networks"], strict=True):
+        found, settings = _distances(network, sides, material, options)
         measures += found
         told |= settings
+    if training:
+        whole = Contents.of(training).sha256
+        facts["training"] = {"folder": str(options.training), "images": len(training), "sha256": whole}
+        measures += memorised(networks, features, material, training, options, meter)
     for judge in judges:
         found, more = judge.measures(options.bootstrap, options.seed, meter.part)
         measures += found
@@ -193,14 +201,22 @@ def _networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
     return networks
 
 
-def _distances(
+def _features(
     network: FeatureNetwork, material: Material, options: Options, meter: ProgressMeter
-) -> tuple[list[Measure], dict[str, Any]]:
-    """What one feature network says, and with which settings."""
+) -> tuple[Tensor, Tensor]:
+    """Of the generated and of the real images."""
     generated, real = (
         features_of(network, images, options.resize, options.batch, meter.part(len(images)), options.cache)
         for images in (material.images, material.real)
     )
+    return generated, real
+
+
+def _distances(
+    network: FeatureNetwork, sides: tuple[Tensor, Tensor], material: Material, options: Options
+) -> tuple[list[Measure], dict[str, Any]]:
+    """What one feature network says, and with which settings. sides: features of the generated and the real images."""
+    generated, real = sides
     found, settings = distances(network.name, real, generated, options.bootstrap, options.seed)
     if network.name == CMMD_NETWORK or len(material.samples) == len(material.images):
         return found, settings

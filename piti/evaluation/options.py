@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.evaluation.perceptual import LpipsSpec
 from piti.models.perceptual import PerceptualSpec
 
@@ -31,6 +31,11 @@ class Options:
     perceptual: PerceptualSpec | LpipsSpec | None = None
     """LPIPS, or the network in whose features samples of one condition are compared with each other (diversity) and
     with the photograph of their condition."""
+    training: Path | None = None
+    """Photographs that the model was trained on, a folder or a data root (its training split): how near the images are
+    to them is measured beside how near the held-out photographs are."""
+    nearest: Path | None = None
+    """Gets a picture of the images that are nearest to training photographs."""
     cache: Path | None = None
     """A folder that keeps features, so that the same images are not looked at again by the same network."""
     bootstrap: int = 200
@@ -42,6 +47,8 @@ class Options:
         for name, value in (("resize", self.resize), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise UserError("give at least 1", option=name, value=value)
+        if self.nearest is not None and self.training is None:
+            raise UserError(f"is drawn of {option('training')}; give it too", option="nearest", value=self.nearest)
         if self.bootstrap < 0 or self.bootstrap == 1:
             raise UserError(
                 "is no number of draws",

@@ -1,0 +1,84 @@
+"""Nearest training photographs: copies are found, held-out photographs are the measure, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piti.core.errors import UserError
+from piti.core.files import OutputError
+from piti.core.images import read_rgb, save_png
+from piti.evaluation.evaluate import Options, evaluate_files
+from piti.evaluation.memorisation import Memorisation, Nearest, pixel_features
+
+pytestmark = pytest.mark.usefixtures("colour_networks")
+
+
+def test_nearest_by_hand() -> None:
+    training = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    found = Nearest.of(torch.tensor([[3.0, 4.0], [10.0, 1.0]]), training)
+    assert found.distances.tolist() == [5, 1]
+    assert found.rows.tolist() == [0, 1]
+
+
+def test_nearer_is_the_share_of_pairs() -> None:
+    samples, held_out = (
+        Nearest(torch.tensor(values, dtype=torch.float64), torch.zeros(2, dtype=torch.long))
+        for values in ([1.0, 3.0], [2.0, 3.0])
+    )
+    measures = {one.name: one for one in Memorisation("net", samples, held_out).measures([[0], [1]], 50, 0)}
+    assert measures["nearer"].value == 100 * (1 + 1 + 0 + 0.5) / 4
+    assert (measures["nearest"].value, measures["real_nearest"].value) == (2, 2.5)
+    low, high = measures["nearer"].low, measures["nearer"].high
+    assert low is not None
+    assert high is not None
+    assert low < 62.5 < high
+    alone = Memorisation("net", samples, held_out).measures([[0, 1]], 50, 0)
+    assert all(one.low is None for one in alone)  # one condition tells nothing of others
+
+
+def test_pixels_are_levels_of_centre_squares(tmp_path: Path) -> None:
+    for name, level in (("a", 100), ("b", 130)):
+        Image.new("RGB", (90, 70), (level,) * 3).save(tmp_path / f"{name}.png")
+    a, b = pixel_features([tmp_path / "a.png", tmp_path / "b.png"])
+    assert torch.dist(a, b).item() == pytest.approx(30, rel=1e-5)
+
+
+@pytest.fixture
+def made(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of a training photograph, nearly, for each held-out condition."""
+    splits = json.loads((tiny_data / "splits.json").read_text())
+    for k, key in enumerate(splits["val"]):
+        pixels = np.asarray(read_rgb(tiny_data / "images" / f"{splits['train'][k]}.png")).copy()
+        pixels[0, 0] += 1
+        save_png(Image.fromarray(pixels), tmp_path / "made" / f"{key}_0.png")
+    return tmp_path / "made"
+
+
+def test_copies_are_found(tiny_data: Path, made: Path, tmp_path: Path) -> None:
+    options = Options(("colours",), bootstrap=20, device="cpu", training=tiny_data, nearest=tmp_path / "nearest.jpg")
+    found = evaluate_files(made, options, tiny_data)
+    assert found.value("nearer", "pixels") == 100
+    assert found.value("nearest", "pixels") < 1 < found.value("real_nearest", "pixels")
+    assert found.value("nearest", "colours") < found.value("real_nearest", "colours")
+    assert found.facts["training"]["images"] == 9
+    width, height = read_rgb(tmp_path / "nearest.jpg").size
+    assert width > 6 * 128
+    assert height > 3 * 128
+    with pytest.raises(OutputError, match="nearest"):
+        evaluate_files(made, options, tiny_data)
+
+
+def test_what_is_no_comparison(tiny_data: Path, made: Path, tmp_path: Path) -> None:
+    options = Options(("colours",), bootstrap=0, device="cpu", training=tiny_data)
+    with pytest.raises(UserError, match=r"9 of 12 photographs, such as .* are among the training photographs"):
+        evaluate_files(made, options, tiny_data / "images")
+    with pytest.raises(UserError, match="training: is compared with held-out photographs; give real too"):
+        evaluate_files(made, options)
+    with pytest.raises(UserError, match=r"nearest .*is drawn of training; give it too"):
+        Options(nearest=tmp_path / "a.jpg")
