@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from piti.checkpoints.folder import (
+    AUTOENCODER,
     CONDITION_FILE,
     INDEX_FILE,
     SCHEDULERS,
@@ -72,6 +73,7 @@ RELEASED_THRESHOLD = 0.6
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
 _EXPORTED = {network: f"{network}.pt" for network in SCHEDULERS}
 _MODEL_HOLDS = {
+    AUTOENCODER,
     INDEX_FILE,
     CONDITION_FILE,
     TOKENIZER_FOLDER,
@@ -197,7 +199,7 @@ def import_release(
     other, OutputError for `out`.
     """
     chosen = settings or ImportSettings()
-    _check_outside(out, base, upsampler, chosen.prior)
+    check_outside(out, base, upsampler, chosen.prior)
     check_folder(out, chosen.overwrite, is_model)
     found = _released(base, chosen)
     networks, families = {"base": _base(found, base, chosen)}, {"base": found.family}
@@ -227,7 +229,7 @@ def is_model(folder: Path) -> bool:
     return is_ours and {path.name for path in folder.iterdir()} <= _MODEL_HOLDS
 
 
-def _check_outside(out: Path, *inputs: str | Path | None) -> None:
+def check_outside(out: Path, *inputs: str | Path | None) -> None:
     """Raises ExchangeError if replacing `out` would remove what is read."""
     for path in inputs:
         if path is not None and Path(path).resolve().is_relative_to(out.resolve()):
@@ -403,7 +405,7 @@ def export_release(model: str | Path, out: Path, overwrite: bool = False) -> lis
     """
     folder = ModelFolder.open(find_model(model))
     exports = {network: _export(folder, network) for network in SCHEDULERS if network in folder}
-    _check_outside(out, *(folder.path / network for network in exports))
+    check_outside(out, *(folder.path / network for network in exports))
     if out.suffix in _FILE_SUFFIXES:
         if len(exports) != 1:
             raise ExchangeError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
@@ -33,6 +34,8 @@ WEIGHTS_STEM = "diffusion_pytorch_model"
 """How diffusers' files of weights begin."""
 SCHEDULERS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
 """The networks of a model, and where their noise schedules are."""
+AUTOENCODER = "vae"
+"""The autoencoder of a base that works on latents, under diffusers' name."""
 OF_UPSAMPLER = "upsampler_"
 """How the settings of an upsampler begin."""
 SHARED_UPSAMPLER = "shares_upsampler_of"
@@ -239,6 +242,22 @@ class ModelFolder:
         except _ODD as error:
             raise ModelError(f"{self.path / network}: {_first_line(error)}; {_ANEW}") from None
         return translator.eval(), self.scheduler(network)
+
+    def autoencoder(self, torch_dtype: torch.dtype) -> AutoencoderKL | None:
+        """The autoencoder of a base that works on latents, in float32 where it says that less breaks it. Adapters have
+        that of their prior. Raises ModelError.
+        """
+        if AUTOENCODER not in self:
+            adapter = self.path / "base" / ADAPTER_CONFIG
+            if not adapter.is_file():
+                return None
+            return ModelFolder.open(find_model(read_adapter_config(adapter.parent).prior)).autoencoder(torch_dtype)
+        dtype = torch.float32 if self.config(AUTOENCODER).get("force_upcast") else torch_dtype
+        try:
+            found = AutoencoderKL.from_pretrained(self.path / AUTOENCODER, torch_dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.path}: {error}") from None
+        return found.eval().requires_grad_(False)
 
     def scheduler(self, network: str) -> Scheduler:
         """A network's scheduler, of the class that its file names. Raises ModelError."""

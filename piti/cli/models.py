@@ -33,7 +33,13 @@ def models() -> None:
 
 
 def import_(
-    base: Annotated[Path, Argument(help="A released base, of GLIDE or PITI, or PITI's encoder alone.")],
+    base: Annotated[
+        str,
+        Argument(
+            help="A released base, of GLIDE or PITI, or PITI's encoder alone; or a folder of diffusers or a hub id: "
+            "Stable Diffusion 1 or 2, SDXL, DeepFloyd IF."
+        ),
+    ],
     out: Annotated[Path, Option(help="The model's folder.")],
     upsampler: Annotated[Path | None, Option(help="A released upsampler.")] = None,
     prior: Annotated[
@@ -48,14 +54,23 @@ def import_(
     ] = Weights.AVERAGED,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert checkpoints that GLIDE or PITI released, or that were finetuned in their layout, into a model."""
+    """Convert checkpoints that GLIDE or PITI released, or that were finetuned in their layout, or a text-to-image model
+    of diffusers, into a model."""
     from piti.checkpoints.convert import ImportSettings, import_release
+    from piti.checkpoints.priors import import_prior, is_pipeline, refuse_release_options
     from piti.checkpoints.release import Heads
 
+    if is_pipeline(base):
+        refuse_release_options(
+            base, upsampler=upsampler, prior=prior, classes=classes, tokenizer=tokenizer, head_dim=head_dim, heads=heads
+        )
+        done = import_prior(base, out, overwrite)
+        print_rows([done.row()])
+        return print_notes(done.notes)
     settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite, weights is Weights.RAW)
-    written = import_release(base, out, upsampler, settings)
+    written = import_release(Path(base), out, upsampler, settings)
     print_rows([done.row() for done in written])
-    print_notes(note for done in written for note in done.notes)
+    return print_notes(note for done in written for note in done.notes)
 
 
 def export(

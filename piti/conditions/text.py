@@ -66,7 +66,7 @@ class TextCondition(Condition):
         """A text in raw form. Raises ConditionError for one that says nothing."""
         if not text.strip():
             raise ConditionError(f"{source}: is empty; say what the picture is to show")
-        ids = self.tokenizer.encode(text.strip())[: self.context]
+        ids = self.tokenizer.within(self.tokenizer.encode(text.strip()), self.context)
         raw = torch.full((1, 1, self.context), NO_TOKEN, dtype=torch.int32)
         raw[0, 0, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         return raw

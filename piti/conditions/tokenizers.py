@@ -1,4 +1,5 @@
-"""Tokenizers: text to ids. The bytes of the text, or GPT-2's byte pairs, which GLIDE was trained with."""
+"""Tokenizers: text to ids. The bytes of the text, GPT-2's byte pairs, which GLIDE was trained with, or what a prior of
+another family comes with, as transformers reads it."""
 
 from __future__ import annotations
 
@@ -35,6 +36,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The ids of a text, as many as it takes. Raises ConditionError where a needed file is missing."""
+
+    def within(self, ids: list[int], context: int) -> list[int]:
+        """At most `context` of the ids of a text."""
+        return ids[:context]
 
     @abstractmethod
     def decode(self, ids: list[int]) -> str:
@@ -159,6 +164,71 @@ class BytePairTokenizer(Tokenizer):
         raise ConditionError(f"{self.folder}: holds none of {', '.join(names)}; name a folder with GPT-2's tokenizer")
 
 
+@dataclass(frozen=True)
+class PretrainedTokenizer(Tokenizer):
+    """A tokenizer of transformers, such as CLIP's or T5's, with the tokens that it puts around a text.
+
+    folder: its files; size: ids that it knows; lower: texts are lower-cased first, as DeepFloyd IF does.
+    """
+
+    kind: ClassVar[str] = "pretrained"
+    folder: Path = Path(TOKENIZER_FOLDER)
+    size: int = 49408
+    lower: bool = False
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer(text.lower().strip() if self.lower else text).input_ids
+
+    def within(self, ids: list[int], context: int) -> list[int]:
+        """The token that ends a text stays its last."""
+        return ids if len(ids) <= context else [*ids[: context - 1], ids[-1]]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token. Raises ConditionError where the files are not there."""
+        return self._tokenizer.get_vocab()
+
+    def pad(self) -> int:
+        """The id after a text's end, of whoever was trained with it."""
+        found = self._tokenizer.pad_token_id
+        if found is None:
+            raise ConditionError(f"{self.folder}: the tokenizer has no padding token; fetch the whole model again")
+        return int(found)
+
+    def longest(self) -> int:
+        """The most tokens that a text may have."""
+        return int(self._tokenizer.model_max_length)
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "folder": str(self.folder), "size": self.size, "lower": self.lower}
+
+    def saved_in(self, folder: Path) -> Tokenizer:
+        """Raises ConditionError where the files are not there."""
+        if not self.folder.is_dir():
+            raise ConditionError(f"{self.folder}: is no folder with a tokenizer's files; import the model anew")
+        target = folder / TOKENIZER_FOLDER
+        if not (target.is_dir() and target.samefile(self.folder)):
+            shutil.copytree(self.folder, target, dirs_exist_ok=True)
+        return replace(self, folder=Path(TOKENIZER_FOLDER))
+
+    def found_in(self, folder: Path) -> Tokenizer:
+        """A relative folder is looked for below `folder` first."""
+        return replace(self, folder=folder / self.folder) if (folder / self.folder).is_dir() else self
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise ConditionError("this model's tokenizer needs transformers: pip install 'piti[text]'") from None
+        try:
+            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConditionError(f"{self.folder}: is read by no tokenizer of transformers ({error})") from None
+
+
 def _text_of(path: Path) -> str:
     try:
         data = path.read_bytes()
@@ -170,7 +240,11 @@ def _text_of(path: Path) -> str:
 def tokenizer_from_config(config: Mapping[str, Any], source: str) -> Tokenizer:
     """The tokenizer that `config["kind"]` names. Raises ConditionError."""
     kind, values = config.get("kind"), {key: value for key, value in config.items() if key != "kind"}
-    known = {ByteTokenizer.kind: (), BytePairTokenizer.kind: ("folder", "size")}
+    known = {
+        ByteTokenizer.kind: (),
+        BytePairTokenizer.kind: ("folder", "size"),
+        PretrainedTokenizer.kind: ("folder", "size", "lower"),
+    }
     if not isinstance(kind, str) or kind not in known:
         raise ConditionError(f"{source}: unknown tokenizer '{kind}'; {choices(str(kind), known)}")
     unknown = sorted(values.keys() - set(known[kind]))
@@ -178,9 +252,18 @@ def tokenizer_from_config(config: Mapping[str, Any], source: str) -> Tokenizer:
         raise ConditionError(f"{source}: tokenizer '{kind}' takes no {', '.join(unknown)}; remove it")
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
+    if kind == PretrainedTokenizer.kind:
+        return _pretrained(values, source)
     folder, size = values.get("folder"), values.get("size", GLIDE_VOCABULARY)
     if not isinstance(folder, str | None):
         raise ConditionError(f"{source}: tokenizer.folder {folder!r} is no folder's name")
     if not isinstance(size, int) or size < 1:
         raise ConditionError(f"{source}: tokenizer.size {size!r} is no number of ids; GPT-2 has {GLIDE_VOCABULARY}")
     return BytePairTokenizer(None if folder is None else Path(folder), size)
+
+
+def _pretrained(values: Mapping[str, Any], source: str) -> PretrainedTokenizer:
+    folder, size, lower = values.get("folder"), values.get("size"), values.get("lower", False)
+    if not isinstance(folder, str) or not isinstance(size, int) or size < 1 or not isinstance(lower, bool):
+        raise ConditionError(f"{source}: tokenizer 'pretrained' needs a folder, a size and, if so, lower: true")
+    return PretrainedTokenizer(Path(folder), size, lower)

@@ -104,7 +104,7 @@ def resample(
             x = torch.lerp(trajectory.states[k].expand_as(x), x, region.to(x))
         if on_step is not None:
             on_step(len(spaced) - k, len(spaced), x0)
-    return x.clamp(-1, 1)
+    return spaced.finished(x)
 
 
 def cleaner(x: Images, x0: Images, k: int, spaced: NoiseSchedule) -> Images:
@@ -130,7 +130,7 @@ def _signal(spaced: NoiseSchedule, k: int) -> float:
 
 
 def _predictor(denoise: Denoise, spaced: NoiseSchedule) -> Callable[[Tensor, int], Tensor]:
-    """(x_k, k) -> x̂₀, clipped as in sampling."""
+    """(x_k, k) -> x̂₀, bounded as in sampling."""
 
     def predict(x: Tensor, k: int) -> Tensor:
         step = torch.full((len(x),), k, device=x.device)

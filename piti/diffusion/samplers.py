@@ -4,7 +4,7 @@ Papers: DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021), DDIM (Son
 2010.02502), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et al. 2023, arXiv 2302.04867).
 
 Every scheduler is given the respaced process, so that its step k−1 really is the previous timestep, and x̂₀,
-computed and clipped here, so that no float32 division by √ᾱ_t happens inside it.
+computed and bounded here, so that no float32 division by √ᾱ_t happens inside it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Sampler:
         scheduler.betas = schedule.betas  # float64, where diffusers derives float32
         scheduler.alphas = 1 - schedule.betas
         scheduler.alphas_cumprod = schedule.alphas_cumprod
+        if self.takes_eta:
+            scheduler.final_alpha_cumprod = torch.tensor(schedule.final, dtype=torch.float64)
         scheduler.set_timesteps(len(schedule))
         return scheduler
 
@@ -106,14 +108,14 @@ Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler | UniPCM
 
 _OF_SCHEDULE = frozenset(
     {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
-)  # compared by the betas that follow from them
+    | {"clip_sample", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one"}
+)  # compared by the betas that follow from them, or followed by the schedule itself
 _FIXED: dict[str, tuple[Any, ...]] = {
     "timestep_spacing": ("linspace",),
     "steps_offset": (0,),
-    "clip_sample": (True,),
     "clip_sample_range": (1.0,),
     "variance_type": ("learned_range", "fixed_small", None),
-}  # setting => what it may be, where that is not what `Sampler.build` gives: x̂₀ is clipped, steps spaced outside
+}  # setting => what it may be, where that is not what `Sampler.build` gives: steps are spaced outside
 
 
 def scheduler_named(name: str) -> type[Scheduler]:
@@ -132,7 +134,7 @@ def sampler_of(scheduler: SchedulerMixin) -> str:
     scheduler = cast(Scheduler, scheduler)
     if not torch.allclose(scheduler.betas.double(), schedule.betas.double(), rtol=1e-3, atol=1e-6):
         raise UserError(
-            f"{name}: its betas are not those of '{scheduler.config['beta_schedule']}' from 0.1/T to 20/T",
+            f"{name}: its betas are not those of '{scheduler.config['beta_schedule']}' in its range",
             remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
         )
     odd = {sampler: _unfollowed(scheduler, kind.build(schedule)) for sampler, kind in kinds.items()}
@@ -179,7 +181,7 @@ def sample(
     eta: float = 0.0,
     after_step: AfterStep | None = None,
 ) -> Images:
-    """Denoise x_T, [B, C, H, W], into images in [−1, 1].
+    """Denoise x_T, [B, C, H, W], into images in [−1, 1], or into latents where the schedule has no bounds.
 
     denoise: a model's noise estimate, see `guided`; called with the timesteps the model was trained on.
     sampler: a name in `SAMPLERS`; steps: a count, or a respacing of `space_timesteps`; generators: one for
@@ -203,7 +205,7 @@ def sample(
             on_step(len(spaced) - k, len(spaced), x0)
         if after_step is not None:
             x_t = after_step(int(spaced.timesteps[k]), x_t)
-    return x_t.clamp(-1, 1)
+    return schedule.finished(x_t)
 
 
 def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str) -> list[int]:
@@ -241,15 +243,10 @@ def _even_in_root(first: int, last: int, count: int) -> list[int]:
 
 
 def x0_of(schedule: NoiseSchedule, x_t: Images, t: Timesteps, estimate: Estimate) -> Images:
-    """x̂₀ of an estimate, clipped to [−1, 1]: the model's own where it predicts it, else that of its noise."""
-    if estimate.x0 is None:
-        return clipped_x0(schedule, x_t, t, estimate.eps)
-    return estimate.x0.clamp(-1, 1).to(x_t.dtype)
-
-
-def clipped_x0(schedule: NoiseSchedule, x_t: Images, t: Timesteps, eps: Images) -> Images:
-    """x̂₀ of a noise estimate, clipped to [−1, 1] as the released sampler does, in x_t's precision."""
-    return schedule.predict_x0(x_t, t, eps).clamp(-1, 1).to(x_t.dtype)
+    """x̂₀ of an estimate within the schedule's bounds, in x_t's precision: the model's own where it predicts it, else
+    that of its noise."""
+    x0 = schedule.predict_x0(x_t, t, estimate.eps) if estimate.x0 is None else estimate.x0
+    return schedule.bounded(x0).to(x_t.dtype)
 
 
 def with_variance(x0: Images, estimate: Estimate) -> Float[Tensor, "b 2*c h w"]:

@@ -1,7 +1,8 @@
 """Noise schedules: their tables, respacing, and the algebra between x₀, ε, v and x_t.
 
 Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672),
-progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), DDIM (Song et al. 2020, arXiv 2010.02502).
+progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), DDIM (Song et al. 2020, arXiv 2010.02502),
+latent diffusion (Rombach et al. 2022, arXiv 2112.10752), Imagen (Saharia et al. 2022, arXiv 2205.11487).
 
 Symbols: α = √ᾱ_t, σ = √(1−ᾱ_t), x_t = α x₀ + σ ε. Images are [B, C, H, W] in [−1, 1]; t is int64 [B].
 """
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float, Int
@@ -42,17 +44,40 @@ class Estimate(NamedTuple):
 Denoise = Callable[[Tensor, Tensor], Estimate]  # (x_t [B, C, H, W], t [B]) -> Estimate
 
 
-class ScheduleSpec(Spec):
-    """Which noise a model was trained with, and what it predicts."""
+class ThresholdSpec(Spec):
+    """Dynamic thresholding of x̂₀ (Saharia et al. 2022, section 2.3)."""
 
-    betas: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
+    ratio: float = Field(default=0.995, gt=0, le=1)
+    """Quantile of |x̂₀| over a sample that is taken for its bound s, at least 1; x̂₀ is clipped to ±s, divided by s."""
+    largest: float = Field(default=1.0, ge=1)
+    """What s is at most."""
+
+
+class ScheduleSpec(Spec):
+    """Which noise a model was trained with, what it predicts, and in what bounds its x̂₀ is kept in sampling."""
+
+    betas: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
     steps: int = Field(default=1000, ge=2, le=100_000)
     prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """The noise, the velocity, or the image itself."""
+    beta_range: tuple[float, float] | None = None
+    """β of the first and the last step, for "linear" and "scaled_linear" (even in √β); none: DDPM's, scaled to T."""
+    clip: bool = True
+    """x̂₀ is clipped to [-1, 1]; not so where images are latents, which have no bounds."""
+    threshold: ThresholdSpec | None = None
+    """Instead of clipping."""
+    to_clean: bool = True
+    """The last step of "ddim" ends at x̂₀ itself; false: at ᾱ of step 0, with a rest of noise."""
 
     @model_validator(mode="after")
-    def _linear_betas_stay_below_one(self) -> ScheduleSpec:
-        if self.betas == "linear" and self.steps <= 20:
+    def _betas_lie_between_zero_and_one(self) -> ScheduleSpec:
+        if self.beta_range is not None and self.betas == "squaredcos_cap_v2":
+            raise UserError("'beta_range' has no meaning for betas = 'squaredcos_cap_v2'; leave it out")
+        if self.beta_range is None and self.betas == "scaled_linear":
+            raise UserError("betas = 'scaled_linear' needs 'beta_range', such as [0.00085, 0.012]")
+        if self.beta_range is not None and not 0 < self.beta_range[0] <= self.beta_range[1] < 1:
+            raise UserError(f"'beta_range' {list(self.beta_range)}: give 0 < first ≤ last < 1")
+        if self.betas == "linear" and self.beta_range is None and self.steps <= 20:
             raise UserError(
                 f"steps = {self.steps} with betas = 'linear': β would reach 1; "
                 "take at least 21 steps, or 'squaredcos_cap_v2'"
@@ -63,9 +88,13 @@ class ScheduleSpec(Spec):
 def make_betas(spec: ScheduleSpec) -> Float[Tensor, " T"]:
     """β_t of a spec, float64."""
     T = spec.steps
+    if spec.betas == "scaled_linear" and spec.beta_range is not None:
+        first, last = spec.beta_range
+        return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64).square()
     if spec.betas == "linear":
         # DDPM, section 4: from 1e-4 to 0.02 at 1000 steps, scaled to T
-        return torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64)
+        first, last = spec.beta_range or (0.1 / T, 20 / T)
+        return torch.linspace(first, last, T, dtype=torch.float64)
     # improved DDPM, eq. 17: ᾱ = cos²((t/T + 0.008)/1.008 · π/2), β_t = min(1 − ᾱ_t/ᾱ_{t−1}, 0.999)
     time = torch.arange(T + 1, dtype=torch.float64) / T
     alphas_cumprod = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -82,7 +111,9 @@ class NoiseSchedule:
 
     def __init__(self, spec: ScheduleSpec) -> None:
         betas = make_betas(spec)
-        self._build(spec, betas, torch.cumprod(1 - betas, dim=0), torch.arange(spec.steps))
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        self.final = 1.0 if spec.to_clean else float(alphas_cumprod[0])  # ᾱ at which "ddim" ends
+        self._build(spec, betas, alphas_cumprod, torch.arange(spec.steps))
 
     def _build(self, spec: ScheduleSpec, betas: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> None:
         self.spec = spec
@@ -126,6 +157,7 @@ class NoiseSchedule:
         alphas_cumprod = self.alphas_cumprod[kept]
         before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         spaced = NoiseSchedule.__new__(NoiseSchedule)
+        spaced.final = self.final
         spaced._build(self.spec, 1 - alphas_cumprod / before, alphas_cumprod, self.timesteps[kept])
         return spaced
 
@@ -228,9 +260,33 @@ class NoiseSchedule:
             case "sample":
                 return output
 
+    # Bounds of x̂₀ in sampling
+
+    def bounded(self, x0: Images) -> Images:
+        """x̂₀ within the bounds of images of this schedule: clipped, thresholded, or as it is."""
+        if self.spec.threshold is not None:
+            return thresholded(x0, self.spec.threshold)
+        return x0.clamp(-1, 1) if self.spec.clip else x0
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether x̂₀ has bounds in sampling."""
+        return self.spec.clip or self.spec.threshold is not None
+
+    def finished(self, images: Images) -> Images:
+        """What sampling ends with: clipped to [−1, 1] where there are bounds."""
+        return images.clamp(-1, 1) if self.has_bounds else images
+
     @staticmethod
     def _exact(like: Tensor) -> torch.dtype:
         return torch.float32 if like.device.type == "mps" else torch.float64
+
+
+def thresholded(x0: Images, spec: ThresholdSpec) -> Images:
+    """x̂₀ clipped to the bound s of each sample, and divided by it (Saharia et al. 2022, section 2.3)."""
+    flat = x0.float().flatten(1).abs()  # quantiles want float32
+    bound = torch.quantile(flat, spec.ratio, dim=1).clamp(1, spec.largest).to(x0).view(-1, 1, 1, 1)
+    return x0.clamp(-bound, bound) / bound
 
 
 def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
@@ -238,11 +294,15 @@ def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
 
     spec: a count (250 or "250": evenly from first to last); counts a section ("10,10,3,2,2" or a list: the
     steps are cut into as many equal sections); "ddim50": one fixed stride, as the DDIM paper; "fast27": the
-    released upsampler's sections, whose last step is 2 before the end (ᾱ there is not yet 0).
+    released upsampler's sections, whose last step is 2 before the end (ᾱ there is not yet 0); "leading50": one
+    stride of steps // 50 from 1, as Stable Diffusion is sampled; "trailing50": evenly, the last step among them.
     Raises ValueError that names the spec and what is possible.
     """
     if isinstance(spec, str) and spec.startswith("ddim"):
         return _strided(steps, spec)
+    for name, spaced in _SPACINGS.items():
+        if isinstance(spec, str) and spec.startswith(name):
+            return spaced(steps, _count_of(spec, name, steps))
     if spec == "fast27":
         return [*space_timesteps(steps, FAST27)[:-1], steps - 3]
     counts = _section_counts(spec)
@@ -270,9 +330,28 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int]:
     if not counts or min(counts) < 0:
         raise UserError(
             f"respacing {spec!r} is not understood; give a count (250), counts a section ('10,10,3,2,2'), "
-            "'ddim' and a count ('ddim50'), or 'fast27'"
+            "'ddim', 'leading' or 'trailing' and a count ('ddim50'), or 'fast27'"
         )
     return counts
+
+
+def _count_of(spec: str, name: str, steps: int) -> int:
+    """The count behind a spacing's name. Raises UserError."""
+    count = spec.removeprefix(name)
+    if not count.isdecimal() or not 1 <= int(count) < steps:
+        raise UserError(f"respacing {spec!r}: give a count from 1 to {steps - 1}, such as '{name}50'")
+    return int(count)
+
+
+def _leading(steps: int, count: int) -> list[int]:
+    return [1 + k * (steps // count) for k in range(count)]
+
+
+def _trailing(steps: int, count: int) -> list[int]:
+    return sorted({max(0, round(steps - k * steps / count) - 1) for k in range(count)})
+
+
+_SPACINGS: dict[str, Callable[[int, int], list[int]]] = {"leading": _leading, "trailing": _trailing}
 
 
 def _strided(steps: int, spec: str) -> list[int]:
@@ -288,29 +367,38 @@ def _strided(steps: int, spec: str) -> list[int]:
     return list(range(0, steps, possible[int(count)]))
 
 
-def scheduler_of(spec: ScheduleSpec) -> DDPMScheduler:
-    """The ancestral scheduler with learned variance that a model of this schedule is sampled with."""
-    return DDPMScheduler(
-        num_train_timesteps=spec.steps,
-        beta_start=0.1 / spec.steps,
-        beta_end=20 / spec.steps,
-        beta_schedule=spec.betas,
-        prediction_type=spec.prediction,
-        variance_type="learned_range",
-        timestep_spacing="linspace",
-        clip_sample=True,
-    )
+def scheduler_of(spec: ScheduleSpec) -> DDPMScheduler | DDIMScheduler:
+    """The scheduler of a model of this schedule: the ancestral one with learned variance, or DDIM's where that ends
+    with a rest of noise."""
+    first, last = spec.beta_range or (0.1 / spec.steps, 20 / spec.steps)
+    common: dict[str, Any] = {
+        "num_train_timesteps": spec.steps,
+        "beta_start": first,
+        "beta_end": last,
+        "beta_schedule": spec.betas,
+        "prediction_type": spec.prediction,
+        "timestep_spacing": "linspace",
+        "clip_sample": spec.clip,
+    }
+    if spec.threshold is not None:
+        common |= {
+            "thresholding": True,
+            "dynamic_thresholding_ratio": spec.threshold.ratio,
+            "sample_max_value": spec.threshold.largest,
+        }
+    if not spec.to_clean:
+        return DDIMScheduler(**common, set_alpha_to_one=False)
+    return DDPMScheduler(**common, variance_type="learned_range")
 
 
 def noise_schedule_of(scheduler: SchedulerMixin) -> NoiseSchedule:
     """The noise schedule of a scheduler's configuration. Raises SpecError as `spec_of`."""
-    spec = spec_of(scheduler)
-    return _noise_schedule(spec.betas, spec.steps, spec.prediction)
+    return _noise_schedule(spec_of(scheduler).model_dump_json())
 
 
 @cache
-def _noise_schedule(betas: Any, steps: int, prediction: Any) -> NoiseSchedule:
-    return NoiseSchedule(ScheduleSpec(betas=betas, steps=steps, prediction=prediction))
+def _noise_schedule(spec: str) -> NoiseSchedule:
+    return NoiseSchedule(ScheduleSpec.model_validate_json(spec))
 
 
 def spec_of(scheduler: SchedulerMixin) -> ScheduleSpec:
@@ -318,7 +406,18 @@ def spec_of(scheduler: SchedulerMixin) -> ScheduleSpec:
     return spec_of_config(cast(ConfigMixin, scheduler).config, "scheduler/scheduler_config.json")
 
 
+_NAMES = {"steps": "num_train_timesteps", "betas": "beta_schedule", "prediction": "prediction_type",
+          "clip": "clip_sample", "to_clean": "set_alpha_to_one"}  # fmt: skip
+
+
 def spec_of_config(config: Mapping[str, Any], source: str) -> ScheduleSpec:
     """The same of a configuration that was read from `source`, before a scheduler is built of it."""
-    names = {"betas": "beta_schedule", "steps": "num_train_timesteps", "prediction": "prediction_type"}
-    return ScheduleSpec.parse({ours: config[theirs] for ours, theirs in names.items() if theirs in config}, source)
+    values: dict[str, Any] = {ours: config[theirs] for ours, theirs in _NAMES.items() if theirs in config}
+    steps, given = values.get("steps", 1000), (config.get("beta_start"), config.get("beta_end"))
+    usual = values.get("betas") == "linear" and isinstance(steps, int) and given == (0.1 / steps, 20 / steps)
+    if values.get("betas") != "squaredcos_cap_v2" and None not in given and not usual:
+        values["beta_range"] = given
+    if config.get("thresholding"):
+        ratio, largest = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        values["threshold"] = {"ratio": ratio, "largest": largest}
+    return ScheduleSpec.parse(values, source)

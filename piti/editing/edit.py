@@ -146,8 +146,9 @@ class _Work:
 
         def of_canvas(network: Network, scale: int) -> tuple[Tensor, Tensor | None]:
             pixels = large if scale == 1 else reduced(large, scale)
-            part = None if everything else _region_canvas(soft, canvas, scale).to(network.device)
-            return pixels.to(network.device), part
+            factor = network.space.spec.factor
+            part = None if everything else _region_canvas(soft, canvas, scale * factor).to(network.device)
+            return network.space.points(pixels.to(network.device)), part
 
         def walk(network: Network, chosen: NetworkSampling, scale: int) -> Walk:
             tokens = _encoded(network, own, given.to, guided=chosen.guidance.w != 0)
@@ -158,6 +159,11 @@ class _Work:
         assert isinstance(base, Network)
         small, upper = walk(base, sampling.base, canvas.scale), None
         if chosen is not None and second is not None:
+            if second.translator.noised is not None:
+                raise EditError(
+                    "this upsampler sees its small image under noise, and cannot be inverted",
+                    remedy=f"edit at the base's size, by {option('base_only')}",
+                )
             one_step = second.translator.one_step
             redraw = Redraw(second, chosen, variety > 0, *of_canvas(second, 1), given.to) if one_step else None
             upper = redraw or walk(second, chosen, 1)
@@ -177,7 +183,7 @@ class _Work:
     ) -> tuple[Tensor, float | None]:
         """Whole canvases [N, 3, H, W] in [-1, 1] on the CPU, and the PSNR of what returns, where it is measured."""
         small = self.base.invert(progress)
-        large = None if self.upsampler is None else self.upsampler.invert(progress, self.base.image)
+        large = None if self.upsampler is None else self.upsampler.invert(progress, self.base.pixels())
         returned = self._returned(small, large, progress) if self.settings.measure else None
         canvases = []
         for start in range(0, len(generators), batch_size):
@@ -191,11 +197,11 @@ class _Work:
 
     def _returned(self, small: Inverted, large: Inverted | Redraw | None, progress: Progress) -> float:
         """The PSNR of the image inverted and sampled back; of the small canvas where the upsampler inverts nothing."""
-        back, target = small.back(progress), self.base.image
+        back, target = small.back(progress), self.base.pixels()
         if isinstance(large, Redraw):
             return psnr(quantized(back), target)
         if large is not None:
-            back, target = large.back(progress, self._seen(back)), large.up.image
+            back, target = large.back(progress, self._seen(back)), large.up.pixels()
         return psnr(self.canvas.crop(quantized(back)), self.canvas.crop(target))
 
     def _seen(self, small: Tensor) -> Tensor:

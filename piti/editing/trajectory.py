@@ -41,9 +41,9 @@ class Walk:
     variety: float
     """The share of fresh noise inside the region."""
     image: Tensor
-    """[1, 3, H, W] in [-1, 1], the whole canvas."""
+    """The whole canvas as a point of the network's space: of pixels [1, 3, H, W] in [-1, 1]."""
     region: Tensor | None
-    """[1, 1, H, W]; None: all of it."""
+    """[1, 1, H, W] in that space; None: all of it."""
     own: tuple[Tokens, Tokens | None]
     """Of the image's own condition, or of the null condition, encoded."""
     changed: tuple[Tokens, Tokens | None]
@@ -52,6 +52,10 @@ class Walk:
     def steps(self, batches: int, measured: bool) -> int:
         """Of the inversion, of every batch, and of the way back where that is measured."""
         return self.network.steps(self.settings) * (1 + batches + measured)
+
+    def pixels(self) -> Tensor:
+        """The whole canvas as an image [1, 3, H, W]; of latents decoded."""
+        return self.network.space.images(self.image)
 
     def known(self) -> Tensor | None:
         """What an inpainting network is told: the image, and that all outside the region is known."""
@@ -76,7 +80,8 @@ class Inverted:
     def back(self, progress: Progress, low_res: Tensor | None = None) -> Tensor:
         """The image sampled back under its own condition, [1, 3, H, W]."""
         denoise = self.up.network.denoiser(*self.up.own, UNGUIDED, low_res, self.up.known())
-        return resample(denoise, self.trajectory, self.trajectory.noise, on_step=progress)
+        back = resample(denoise, self.trajectory, self.trajectory.noise, on_step=progress)
+        return self.up.network.space.images(back)
 
     def sample(
         self, generators: Sequence[torch.Generator], progress: Progress, low_res: Tensor | None = None
@@ -86,7 +91,8 @@ class Inverted:
         tokens, both = up.changed
         both = None if both is None else both.picked([0] * count + [1] * count)
         denoise = up.network.denoiser(tokens.picked([0] * count), both, up.settings.guidance, low_res, up.known())
-        return resample(denoise, self.trajectory, self._noise(generators), up.region, progress)
+        made = resample(denoise, self.trajectory, self._noise(generators), up.region, progress)
+        return up.network.space.images(made)
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Where sampling begins, [B, 3, H, W]: the inverted noise, inside the region mixed with fresh noise."""

@@ -82,7 +82,7 @@ def weights_mark(pipeline: PITIPipeline) -> str:
     Training changes them, a device or half precision of the file does not. Empty where weights are kept elsewhere
     (offloaded one by one).
     """
-    parts = [part for part in (pipeline.base, pipeline.upsampler) if part is not None]
+    parts = [part for part in (pipeline.base, pipeline.upsampler, pipeline.vae) if part is not None]
     if any(value.is_meta for part in parts for value in part.state_dict().values()):
         return ""
     return " ".join(_mark(part) for part in parts)

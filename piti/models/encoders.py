@@ -62,6 +62,10 @@ class EncoderSpec(Spec):
     """Groups of the stem's normalisation; none: one group a channel, which is instance normalisation."""
     residuals: bool = False
     """The aligned path into the UNet's skip connections, beyond the paper; zero at the start."""
+    sequence_width: int | None = Field(default=None, ge=1)
+    """Width of the tokens that attention reads, by a linear map of the transformer's; none: `width` itself."""
+    pooled: int | None = Field(default=None, ge=0)
+    """Width of the pooled token likewise; 0 where the UNet takes none; none: `width` itself."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EncoderSpec:
@@ -78,6 +82,16 @@ class EncoderSpec(Spec):
             if self.norm_groups is not None and width % self.norm_groups:
                 raise UserError(f"'channels' has {width}, not a multiple of 'norm_groups' {self.norm_groups}")
         return self
+
+    @property
+    def token_width(self) -> int:
+        """Width of the tokens that attention reads."""
+        return self.sequence_width or self.width
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled token."""
+        return self.width if self.pooled is None else self.pooled
 
     @property
     def stride(self) -> int:
@@ -237,6 +251,8 @@ class ConditionEncoder(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, self.grid**2 + 1, spec.width))  # pooled first
         self.blocks = nn.ModuleList(TransformerBlock(spec.width, spec.heads) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(spec.width)
+        self.to_sequence = None if spec.sequence_width is None else nn.Linear(spec.width, spec.sequence_width)
+        self.to_pooled = nn.Linear(spec.width, spec.pooled) if spec.pooled else None
         self.residuals = None
         if spec.residuals:
             if skips is None or sample_size is None:
@@ -254,11 +270,20 @@ class ConditionEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        sequence, pooled = x[:, :-1], x[:, -1]
+        own = x[:, :-1]
+        sequence, pooled = self.widened(own, x[:, -1])  # [B, S, D], [B, D]
         if self.residuals is None:
             return Tokens(pooled, sequence)
-        tokens = sequence.transpose(1, 2).unflatten(2, grid.shape[-2:])  # [B, D, H/stride, W/stride]
+        tokens = own.transpose(1, 2).unflatten(2, grid.shape[-2:])  # [B, D, H/stride, W/stride]
         return Tokens(pooled, sequence, self.residuals([*maps, tokens]))
+
+    def widened(self, sequence: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens [B, S, D] and the pooled one [B, D] in the widths of the UNet."""
+        if self.to_sequence is not None:
+            sequence = self.to_sequence(sequence)
+        if self.spec.pooled == 0:
+            return sequence, pooled[:, :0]
+        return sequence, pooled if self.to_pooled is None else self.to_pooled(pooled)
 
     def positions_on(self, height: int, width: int) -> Float[Tensor, "1 s d"]:
         """The learned positions of a grid of tokens; those of any but the trained one are interpolated.

@@ -32,6 +32,16 @@ class TextEncoderSpec(Spec):
             raise UserError(f"'width' {self.width} is not a multiple of 'heads' {self.heads}")
         return self
 
+    @property
+    def token_width(self) -> int:
+        """Width of the tokens that attention reads."""
+        return self.width
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled token."""
+        return self.width
+
 
 class TextEncoder(nn.Module):
     """Token ids [B, 1, 1, L], -1 after a text's end => Tokens(pooled [B, D], sequence [B, L, D]).

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Shaped
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,9 +18,16 @@ from torch import Tensor, nn
 from piti.core.errors import UserError
 from piti.core.spec import Spec
 from piti.models.encoders import AlignedEncoder, AlignedEncoderSpec, ConditionEncoder, EncoderSpec, Tokens
+from piti.models.language import LanguageEncoder, LanguageSpec
+from piti.models.noised import NoisedSmallImage, NoisedSpec
 from piti.models.pixel_head import PixelHead, PixelHeadSpec
+from piti.models.space import SpaceSpec
 from piti.models.text import TextEncoder, TextEncoderSpec
 from piti.models.unet import UNetSpec, build_unet
+from piti.models.wiring import Wiring
+
+AnyEncoderSpec = EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | LanguageSpec
+AnyEncoder = ConditionEncoder | TextEncoder | AlignedEncoder | LanguageEncoder
 
 MAX_SIDE = 65_536
 """Pixels of a side that any network is built for."""
@@ -41,14 +49,18 @@ class TranslatorSpec(Spec):
     aligned_spec: AlignedEncoderSpec | None = None
     head_spec: PixelHeadSpec | None = None
     one_step: bool = False
+    unet_config: dict[str, Any] | None = None
+    language_spec: dict[str, Any] | None = None
+    space_spec: dict[str, Any] | None = None
+    noised_spec: dict[str, Any] | None = None
 
 
 class Prediction(NamedTuple):
     """What a translator says of a noisy image."""
 
-    output: Float[Tensor, "b 3 h w"]
+    output: Float[Tensor, "b c h w"]
     """Noise or velocity, as the noise schedule that it was trained with says."""
-    variance: Float[Tensor, "b 3 h w"] | None
+    variance: Float[Tensor, "b c h w"] | None
     """Where the variance lies between its bounds, as v in [-1, 1] of Nichol & Dhariwal 2021, eq. 15."""
 
 
@@ -111,6 +123,10 @@ class Translator(ModelMixin, ConfigMixin):
     condition reaches it through its skip connections alone. head_spec: fields of `PixelHeadSpec`, how pixels are made
     of the UNet's features; none: by one pixel shuffle. one_step: it was trained at the last timestep alone, so that
     one step from noise is all that it knows.
+    unet_config: a UNet of diffusers by its own configuration, instead of unet_spec; how it takes tokens follows from
+    that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of encoder_spec's, for a prior with text
+    encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are latents and no pixels; image_size stays
+    in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees its small image noised.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -136,26 +152,40 @@ class Translator(ModelMixin, ConfigMixin):
         aligned_spec: Mapping[str, Any] | None = None,
         head_spec: Mapping[str, Any] | None = None,
         one_step: bool = False,
+        unet_config: Mapping[str, Any] | None = None,
+        language_spec: Mapping[str, Any] | None = None,
+        space_spec: Mapping[str, Any] | None = None,
+        noised_spec: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
-        encoder = _encoder_for(unet, encoder_spec, text_spec, aligned_spec)
+        self.space_spec = SpaceSpec.parse(space_spec or {}, "space_spec")
         head = None if head_spec is None else PixelHeadSpec.parse(head_spec, "head_spec")
-        _check_sizes(image_size, patch_size, low_res, encoder, head)
+        _check_space(self.space_spec, image_size, patch_size, low_res, inpaint)
         _check_detail(detail, low_res, inpaint)
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
-        self.learned_variance, self.inpaint = learned_variance, inpaint
-        self.takes_tokens, self.one_step = unet.token_width is not None, one_step
+        self.learned_variance, self.inpaint, self.one_step = learned_variance, inpaint, one_step
         self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
-        sample_size, pixels = image_size // patch_size, patch_size**2
-        seen, made = 3 + (4 if inpaint else 0) + (0 if low_res is None else 3), 6 if learned_variance else 3
-        out_channels = made * pixels if head is None else unet.channels[0]
-        self.unet = build_unet(unet, sample_size, in_channels=seen * pixels, out_channels=out_channels)
+        self.noised = None if noised_spec is None else NoisedSmallImage(NoisedSpec.parse(noised_spec, "noised_spec"))
+        sample_size, points = image_size // self.space_spec.factor // patch_size, self.space_spec.channels
+        pixels = patch_size**2
+        seen, made = points + (4 if inpaint else 0) + (0 if low_res is None else 3), points * (1 + learned_variance)
+        if unet_config is None:
+            unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
+            out_channels = made * pixels if head is None else unet.channels[0]
+            self.unet = build_unet(unet, sample_size, in_channels=seen * pixels, out_channels=out_channels)
+        else:
+            _check_foreign(unet_config, unet_spec, seen * pixels, made * pixels, head)
+            self.unet = UNet2DConditionModel(**plain_config(unet_config))
+        self.wiring = Wiring.of(self.unet.config)
+        encoder = _encoder_for(self.wiring, encoder_spec, text_spec, aligned_spec, language_spec)
+        _check_sizes(image_size, patch_size, low_res, encoder, head)
+        if self.wiring.leveled != (self.noised is not None):
+            raise UserError("'noised_spec' goes with a UNet that takes a noise level ('class_embed_type': timestep)")
         self.head: PixelHead | None = None
         if head is not None:
             maps = encoder.channels if isinstance(encoder, AlignedEncoderSpec) else ()
-            self.head = PixelHead(head, unet.channels[0], made, seen, maps)
-        self.encoder = _built(encoder, unet, sample_size)
+            self.head = PixelHead(head, self.unet.config["block_out_channels"][0], made, seen, maps)
+        self.encoder = _built(encoder, self.wiring, sample_size)
 
     @property
     def condition_side(self) -> int | None:
@@ -164,14 +194,14 @@ class Translator(ModelMixin, ConfigMixin):
         return spec.size if isinstance(spec, EncoderSpec | AlignedEncoderSpec) else None
 
     @property
-    def reads(self) -> EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None:
+    def reads(self) -> AnyEncoderSpec | None:
         """What its encoder reads, none without one: by this its kind is told, which a compiled encoder has too."""
         return None if self.encoder is None else self.encoder.spec
 
     @property
     def granularity(self) -> int:
         """The sides of an image are multiples of this: of what the UNet needs, and what the encoder does."""
-        unet = self.patch_size * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        unet = self.space_spec.factor * self.patch_size * self.wiring.reduction
         spec, side = self.reads, self.low_res or self.image_size
         if isinstance(spec, AlignedEncoderSpec):
             return math.lcm(unet, spec.stride)
@@ -179,6 +209,16 @@ class Translator(ModelMixin, ConfigMixin):
             return unet
         small = spec.stride * side // math.gcd(spec.stride * side, spec.size)  # pixels that `size` and `side` share
         return math.lcm(unet, small * self.scale)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether its UNet attends to a condition's tokens."""
+        return self.wiring.sequence is not None
+
+    @property
+    def compiles(self) -> bool:
+        """Whether engines compute its steps: those of a UNet of `UNetSpec`, not of another family."""
+        return self.config.get("unet_config") is None
 
     @property
     def role(self) -> str:
@@ -202,15 +242,16 @@ class Translator(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        x_t: Float[Tensor, "b 3 h w"],
+        x_t: Float[Tensor, "b c h w"],
         t: Tensor,
-        condition: Tokens | Shaped[Tensor, "b c hc wc"],
+        condition: Tokens | Shaped[Tensor, "b k hc wc"],
         low_res: Float[Tensor, "b 3 hl wl"] | None = None,
         known: Float[Tensor, "b 4 h w"] | None = None,
         step: Step | None = None,
     ) -> Prediction:
-        """x_t: noisy images in [-1, 1] plus noise; t: timesteps [B] or a scalar; condition: its tokens, or
-        the condition itself, which is then encoded; low_res: small images in [-1, 1], for an upsampler.
+        """x_t: noisy images in [-1, 1] plus noise, or latents; t: timesteps [B] or a scalar; condition: its tokens, or
+        the condition itself, which is then encoded; low_res: small images in [-1, 1], for an upsampler; with a
+        `noised_spec` as `noised` makes them of those, in x_t's size.
         known: for an `inpaint` translator, an image in [-1, 1] and a mask that is 1 where it is known and 0
         elsewhere; none: nothing is. step: computes the networks in place of `self.step`.
         """
@@ -229,16 +270,10 @@ class Translator(ModelMixin, ConfigMixin):
         seen: what `join_low_res` puts together, [B, 3|6|7|10, H, W].
         """
         x = F.pixel_unshuffle(seen, self.patch_size)  # [B, C·p², H/p, W/p]
-        residuals, conditional = tokens.residuals, self.takes_tokens
-        out = self.unet(
-            x,
-            t,
-            encoder_hidden_states=tokens.sequence if conditional else None,  # [B, S, D]
-            class_labels=tokens.pooled if conditional else None,  # [B, D]
-            down_block_additional_residuals=None if residuals is None else residuals[:-1],
-            mid_block_additional_residual=None if residuals is None else residuals[-1],
-            return_dict=False,
-        )[0]  # [B, 6·p² | F, H/p, W/p]
+        size = (seen.shape[-2] * self.space_spec.factor, seen.shape[-1] * self.space_spec.factor)
+        level = None if self.noised is None else self.noised.spec.level
+        given = self.wiring.arguments(tokens, size, level)
+        out = self.unet(x, t, **given, return_dict=False)[0]  # [B, 6·p² | F, H/p, W/p]
         return self.unfolded(out, seen, tokens)
 
     def unfolded(self, features: Tensor, seen: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:
@@ -249,14 +284,15 @@ class Translator(ModelMixin, ConfigMixin):
 
     def _check_sides(self, x_t: Tensor, tokens: Tokens) -> None:
         """Raises UserError where images are of no size that the UNet works at, or not of their condition's shape."""
-        height, width = x_t.shape[-2:]
+        factor = self.space_spec.factor
+        height, width = (side * factor for side in x_t.shape[-2:])
         if height % self.granularity or width % self.granularity:
             raise UserError(
                 f"images of {height} x {width}: this translator's sides are multiples of {self.granularity}; pad them"
             )
         if tokens.residuals is None:
             return
-        tall, wide = (self.patch_size * side for side in tokens.residuals[0].shape[-2:])
+        tall, wide = (factor * self.patch_size * side for side in tokens.residuals[0].shape[-2:])
         if (tall, wide) != (height, width):
             raise UserError(
                 f"images of {height} x {width}: their condition lies over {tall} x {wide}; resize one of the two"
@@ -274,12 +310,15 @@ class Translator(ModelMixin, ConfigMixin):
         given = self._known(x_t, known)
         if low_res is None:
             return (torch.cat([x_t, *given], dim=1) if given else x_t), None
-        if x_t.shape[-2:] != (low_res.shape[-2] * self.scale, low_res.shape[-1] * self.scale):
+        scale = self.scale if self.noised is None else 1
+        if x_t.shape[-2:] != (low_res.shape[-2] * scale, low_res.shape[-1] * scale):
             raise UserError(
-                f"this upsampler enlarges {self.scale} times: a small image of {list(low_res.shape[-2:])} does not "
+                f"this upsampler enlarges {scale} times: a small image of {list(low_res.shape[-2:])} does not "
                 f"become one of {list(x_t.shape[-2:])}"
             )
-        large = F.interpolate(low_res, x_t.shape[-2:], mode="bilinear", align_corners=False).to(x_t.dtype)
+        large = low_res.to(x_t.dtype)
+        if self.noised is None:
+            large = F.interpolate(low_res, x_t.shape[-2:], mode="bilinear", align_corners=False).to(x_t.dtype)
         seen = x_t if self.preconditioning is None else self.preconditioning(x_t, large, t)
         return torch.cat([seen, *given, large], dim=1), large
 
@@ -295,49 +334,94 @@ class Translator(ModelMixin, ConfigMixin):
         return [image * mask, mask]
 
 
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in a configuration of diffusers, without what it says of itself."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _check_space(space: SpaceSpec, image_size: int, patch_size: int, low_res: int | None, inpaint: bool) -> None:
+    """Raises UserError for a patch that does not fit, and for what has no meaning in latents."""
+    if patch_size < 1 or image_size % patch_size:
+        raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
+    if not space.latent:
+        return
+    for name, given in (("low_res", low_res is not None), ("patch_size", patch_size != 1), ("inpaint", inpaint)):
+        if given:
+            raise UserError(f"'{name}' is for networks that work on pixels; this one works on latents: leave it out")
+    if image_size % space.factor:
+        raise UserError(f"'image_size' {image_size} is not a multiple of 'space_spec.factor' {space.factor}")
+
+
+def _check_foreign(
+    config: Mapping[str, Any], spec: Mapping[str, Any] | None, seen: int, made: int, head: PixelHeadSpec | None
+) -> None:
+    """Raises UserError unless a UNet's configuration has the channels that it is to have, and is given alone."""
+    if spec or head is not None:
+        raise UserError("'unet_config' is given: leave 'unet_spec' and 'head_spec' out")
+    if (config["in_channels"], config["out_channels"]) != (seen, made):
+        raise UserError(
+            f"the UNet sees {config['in_channels']} channels and makes {config['out_channels']}; images of this model "
+            f"ask for {seen} and {made}"
+        )
+
+
 def _encoder_for(
-    unet: UNetSpec,
+    unet: Wiring,
     fields: Mapping[str, Any] | None,
     text: Mapping[str, Any] | None,
     aligned: Mapping[str, Any] | None,
-) -> EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None:
+    language: Mapping[str, Any] | None,
+) -> AnyEncoderSpec | None:
     """The encoder's spec, none where the UNet takes no condition. Raises UserError unless the two fit."""
-    given = {"encoder_spec": fields, "text_spec": text, "aligned_spec": aligned}
+    given = {"encoder_spec": fields, "text_spec": text, "aligned_spec": aligned, "language_spec": language}
     named = [f"'{name}'" for name, value in given.items() if value]
     if len(named) > 1:
         raise UserError(f"{' and '.join(named)} are given; a translator has one encoder: remove the others")
-    if unet.token_width is None:
-        if fields or text:
+    if unet.sequence is None:
+        if fields or text or language:
             raise UserError("an encoder is given, but the UNet's 'token_width' is null; leave one of them out")
         return AlignedEncoderSpec.parse(aligned, "aligned_spec") if aligned else None
     if aligned:
         raise UserError("'aligned_spec' has no tokens, but the UNet's 'token_width' is set; make it null")
+    if language:
+        return LanguageSpec.parse(language, "language_spec")
     encoder = TextEncoderSpec.parse(text, "text_spec") if text else EncoderSpec.parse(fields or {}, "encoder_spec")
-    if encoder.width != unet.token_width:
-        raise UserError(
-            f"the encoder's 'width' {encoder.width} is not the UNet's 'token_width' {unet.token_width}; make them equal"
-        )
+    _check_widths(encoder, unet)
     return encoder
 
 
-def _built(
-    encoder: EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None, unet: UNetSpec, sample_size: int
-) -> ConditionEncoder | TextEncoder | AlignedEncoder | None:
+def _check_widths(encoder: EncoderSpec | TextEncoderSpec, unet: Wiring) -> None:
+    """Raises UserError unless an encoder's tokens are as wide as the UNet's."""
+    if encoder.token_width != unet.sequence:
+        raise UserError(
+            f"the encoder's 'width' {encoder.token_width} is not the UNet's 'token_width' {unet.sequence}; make them "
+            "equal"
+        )
+    if unet.pooled is not None and encoder.pooled_width != unet.pooled_width:
+        raise UserError(
+            f"the encoder's pooled token has width {encoder.pooled_width}, the UNet takes {unet.pooled_width}; make "
+            "them equal"
+        )
+
+
+def _built(encoder: AnyEncoderSpec | None, unet: Wiring, sample_size: int) -> AnyEncoder | None:
     """The encoder of a spec, for a UNet whose first level has this side."""
     if encoder is None:
         return None
     if isinstance(encoder, TextEncoderSpec):
         return TextEncoder(encoder)
+    if isinstance(encoder, LanguageSpec):
+        return LanguageEncoder(encoder)
     if isinstance(encoder, AlignedEncoderSpec):
-        return AlignedEncoder(encoder, unet.skip_shapes(), sample_size)
-    return ConditionEncoder(encoder, unet.skip_shapes(), sample_size)
+        return AlignedEncoder(encoder, list(unet.skips), sample_size)
+    return ConditionEncoder(encoder, list(unet.skips), sample_size)
 
 
 def _check_sizes(
     image_size: int,
     patch_size: int,
     low_res: int | None,
-    encoder: EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | None,
+    encoder: AnyEncoderSpec | None,
     head: PixelHeadSpec | None,
 ) -> None:
     """Raises UserError unless the sizes of a translator's parts go together."""
@@ -346,8 +430,6 @@ def _check_sizes(
             f"'head_spec' has {len(head.channels)} 'channels' and 'patch_size' is {patch_size}; each of them "
             "doubles the sides, so give log2(patch_size) of them"
         )
-    if patch_size < 1 or image_size % patch_size:
-        raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
     if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
         raise UserError(
             f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"

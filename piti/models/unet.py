@@ -56,15 +56,6 @@ class UNetSpec(Spec):
         """By how much the sides shrink on the way to the lowest level."""
         return 2 ** (len(self.channels) - 1)
 
-    def skip_shapes(self) -> list[tuple[int, int]]:
-        """(channels, level) of every skip connection in the UNet's order; level k has side / 2^k."""
-        shapes = [(self.channels[0], 0)]
-        for level, width in enumerate(self.channels):
-            shapes += [(width, level)] * self.layers
-            if level + 1 < len(self.channels):
-                shapes.append((width, level + 1))
-        return shapes
-
 
 def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels: int) -> UNet2DConditionModel:
     """GLIDE's UNet (Nichol et al. 2021) as a diffusers model.

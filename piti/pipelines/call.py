@@ -18,6 +18,7 @@ from torch import Tensor
 from piti.core.errors import UserError, option
 from piti.core.images import to_pil
 from piti.core.spec import choices
+from piti.models import Space
 from piti.pipelines.canvas import Canvas
 from piti.pipelines.cascade import StepControl
 from piti.pipelines.options import SamplingKeywords
@@ -67,11 +68,17 @@ def merged(
 # Results
 
 
-def check_output(output_type: str, canvases: Sequence[Canvas]) -> None:
-    """Raises UserError for an unknown kind of output, and for images of several sizes that are to be one array."""
+def check_output(output_type: str, canvases: Sequence[Canvas], space: Space) -> None:
+    """Raises UserError for an unknown kind of output, for images of several sizes that are to be one array, and for
+    latents of an autoencoder, which are decoded here."""
     known = get_args(OutputType)
     if output_type not in known:
         raise UserError(choices(output_type, known), option="output_type", value=repr(output_type))
+    if output_type == "latent" and space.spec.latent:
+        raise UserError(
+            "this model's latents are decoded; they are no output", remedy="take 'pt'", option="output_type",
+            value=repr(output_type),
+        )  # fmt: skip
     sizes = sorted({(canvas.image_height, canvas.image_width) for canvas in canvases})
     if output_type != "pil" and len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for height, width in sizes)
@@ -101,18 +108,18 @@ def gathered(images: Sequence[Any], output_type: str) -> Images:
 # Initial noise
 
 
-def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], noisy: bool) -> Tensor | None:
-    """The base's x_T of every image [N, 3, H, W]. noisy: whether the base starts from noise. Raises UserError."""
+def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], space: Space | None) -> Tensor | None:
+    """The base's x_T of every image [N, C, H, W]. space: its own; none: it starts from no noise. Raises UserError."""
     if latents is None:
         return None
-    if not noisy:
+    if space is None:
         raise UserError("this model makes its images in one pass, from no noise", remedy="remove it", option="latents")
     sizes = {canvas.base_size for canvas in canvases}
     if len(sizes) > 1:
         raise UserError(
             "needs images of one size", remedy="give one condition a call, or conditions of one size", option="latents"
         )
-    expected = [len(canvases), 3, *sizes.pop()]
+    expected = [len(canvases), *space.shape(*sizes.pop())]
     if list(latents.shape) != expected:
         raise UserError(
             f"expected standard normal noise {expected}, of the base's canvases, got {list(latents.shape)}",

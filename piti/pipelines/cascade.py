@@ -16,12 +16,12 @@ from piti.core.images import quantized, truncated
 from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
-from piti.models import AlignedEncoderSpec, EncoderSpec, TextEncoderSpec, Tokens, Translator
-from piti.models.translator import Step
+from piti.models import PIXELS, LanguageSpec, Space, TextEncoderSpec, Tokens, Translator
+from piti.models.translator import AnyEncoderSpec, Step
 from piti.pipelines.canvas import Canvas, fitted
 from piti.pipelines.noise import upsampler_generators
 
-OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, 3, H, W])
+OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀ [B, C, H, W] in the network's space)
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ class Network:
     schedule: NoiseSchedule
     condition: Condition
     device: torch.device
+    space: Space = PIXELS
     step: Step | None = None
     """What an engine computes in place of the translator's own step."""
 
@@ -160,9 +161,9 @@ class Network:
         translator, kind = self.translator, {"device": self.device, "dtype": self.translator.dtype}
         size, small = translator.image_size, translator.low_res
         spec, side = getattr(translator.encoder, "spec", None), translator.condition_side or size
-        rows, columns = (1, spec.context) if isinstance(spec, TextEncoderSpec) else (side, side)
+        rows, columns = (1, spec.context) if isinstance(spec, TextEncoderSpec | LanguageSpec) else (side, side)
         encoded = self.condition.null(1, rows, columns, **kind)
-        x_t = torch.zeros(1, 3, size, size, **kind)
+        x_t = torch.zeros(1, *self.space.shape(size, size), **kind)
         low_res = None if small is None else x_t[..., :small, :small]
         tokens = translator.encode(encoded)
         translator(x_t, torch.zeros(1, dtype=torch.long, device=self.device), tokens, low_res, step=self.step)
@@ -193,17 +194,20 @@ class Network:
         def report(done: int, total: int, x0: Tensor) -> None:
             on_step(done, x0)
 
+        x_T, own = self.noise(batch, settings), batch.generators
+        if small is not None and self.translator.noised is not None:
+            small = self.translator.noised(small, (x_T.shape[-2], x_T.shape[-1]), own)
         denoise = self.denoiser(tokens, both, settings.guidance, small, strength=strength)
-        x_T = self.noise(batch, settings)
-        own = batch.generators
-        return sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, own, report, after_step=after)
+        x_0 = sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, own, report, after_step=after)
+        return self.space.images(x_0)
 
     def noise(self, batch: Batch, settings: NetworkSampling) -> Tensor:
-        """x_T of a batch, [B, 3, H, W] over its canvases."""
+        """x_T of a batch, [B, C, H, W] over its canvases, in the network's space."""
         if batch.latents is not None:
             return batch.latents.to(self.device, torch.float32)
         height, width = (side * self.translator.scale for side in batch.base_size)
-        return settings.noise * initial_noise((len(batch.rows), 3, height, width), batch.generators, device=self.device)
+        shape = (len(batch.rows), *self.space.shape(height, width))
+        return settings.noise * initial_noise(shape, batch.generators, device=self.device)
 
     def denoiser(
         self,
@@ -324,11 +328,11 @@ def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translato
 _OTHER_CONDITION = "give the condition that it was trained with"
 
 
-def _check_read(name: str, spec: EncoderSpec | TextEncoderSpec | AlignedEncoderSpec, condition: Condition) -> None:
-    if isinstance(spec, TextEncoderSpec) != isinstance(condition, TextCondition):
-        what = "text" if isinstance(spec, TextEncoderSpec) else "pictures"
+def _check_read(name: str, spec: AnyEncoderSpec, condition: Condition) -> None:
+    if isinstance(spec, TextEncoderSpec | LanguageSpec) != isinstance(condition, TextCondition):
+        what = "text" if isinstance(spec, TextEncoderSpec | LanguageSpec) else "pictures"
         raise ModelError(f"the {name} reads {what}, not the condition '{condition.kind}'", remedy=_OTHER_CONDITION)
-    if isinstance(spec, TextEncoderSpec):
+    if isinstance(spec, TextEncoderSpec | LanguageSpec):
         if isinstance(condition, TextCondition) and (spec.context, spec.vocabulary) != (
             condition.context,
             condition.tokenizer.size,

@@ -23,8 +23,8 @@ logger = logging.get_logger(DiffusionPipeline.__module__)
 """diffusers' own, so that its verbosity holds for our pipeline too."""
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download"})
-PARTS = ("base", "scheduler", "condition", "upsampler", "upsampler_scheduler")
-NETWORKS = ("base", "upsampler")
+PARTS = ("base", "scheduler", "condition", "upsampler", "upsampler_scheduler", "vae")
+NETWORKS = ("base", "upsampler", "vae")
 DEFAULT = "default"
 """The key of a dictionary of dtypes for the parts that it does not name."""
 
@@ -100,6 +100,7 @@ class ModelSource:
         parts: dict[str, Any] = {"condition": self.given.get("condition", folder.condition)}
         logger.info(f"Loaded condition as {type(parts['condition']).__name__} from {folder.path}.")
         parts |= dict(zip(("base", "scheduler"), self._base(folder), strict=True))
+        parts["vae"] = self.given.get("vae") or folder.autoencoder(self.dtypes["vae"])
         defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
         if isinstance(upsampler, Translator):
             parts |= {"upsampler": upsampler, "upsampler_scheduler": self.given.get("upsampler_scheduler")}

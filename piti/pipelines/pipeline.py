@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -26,9 +27,9 @@ from piti.core.distributed import usable_device
 from piti.core.errors import UserError
 from piti.core.images import to_pil
 from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
-from piti.diffusion.schedule import NoiseSchedule, noise_schedule_of
-from piti.engine import Engine, TorchEngine, engine_named
-from piti.models import Translator
+from piti.diffusion.schedule import NoiseSchedule, noise_schedule_of, spec_of
+from piti.engine import Engine, EngineError, TorchEngine, engine_named
+from piti.models import PIXELS, Space, Translator
 from piti.pipelines.call import (
     TENSOR_INPUTS,
     OutputType,
@@ -91,7 +92,7 @@ class PITIPipeline(SavedPipeline):
     name none;
     condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small image, and
     its schedule; defaults: how this model is sampled where a caller does not say, as options or under their flat keys;
-    else as in `GENERAL_DEFAULTS`.
+    else as in `GENERAL_DEFAULTS`; vae: the autoencoder of a base that works on latents.
 
     A part may be replaced, also by what `torch.compile` makes of it: `pipe.scheduler = DDIMScheduler.from_config(
     pipe.scheduler.config)` makes its class the sampler from then on, and is saved.
@@ -100,8 +101,8 @@ class PITIPipeline(SavedPipeline):
     followed, also where a part is replaced.
     """
 
-    model_cpu_offload_seq = "base->upsampler"
-    _optional_components: ClassVar[list[str]] = ["upsampler", "upsampler_scheduler"]
+    model_cpu_offload_seq = "base->vae->upsampler"
+    _optional_components: ClassVar[list[str]] = ["upsampler", "upsampler_scheduler", "vae"]
     _callback_tensor_inputs: ClassVar[list[str]] = TENSOR_INPUTS
     _guidance_scale = 1.0
     _num_timesteps = 0
@@ -114,6 +115,7 @@ class PITIPipeline(SavedPipeline):
         upsampler: Translator | None = None,
         upsampler_scheduler: Scheduler | None = None,
         defaults: SamplingOptions | Mapping[str, Any] | None = None,
+        vae: AutoencoderKL | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -122,6 +124,7 @@ class PITIPipeline(SavedPipeline):
             condition=condition,
             upsampler=upsampler,
             upsampler_scheduler=upsampler_scheduler,
+            vae=vae,
         )
         if not isinstance(defaults, SamplingOptions):
             defaults = SamplingOptions.from_flat(defaults or {}, "the model's defaults")
@@ -141,8 +144,22 @@ class PITIPipeline(SavedPipeline):
             )
         if replaced and name in SCHEDULERS.values() and value is not None:
             network = "base" if name == SCHEDULERS["base"] else "upsampler"
+            self._check_schedule(name, value)
             super().__setattr__("defaults", self.defaults.with_sampler(network, sampler_of(value)))
         super().__setattr__(name, value)
+
+    def _check_schedule(self, name: str, scheduler: Scheduler) -> None:
+        """Raises UserError where a scheduler is of another noise schedule than the one that it replaces."""
+        before = getattr(self, name, None)
+        if before is None:
+            return
+        old, new = spec_of(before), spec_of(scheduler)
+        if (old.betas, old.beta_range, old.steps) != (new.betas, new.beta_range, new.steps):
+            raise UserError(
+                f"{type(scheduler).__name__}: {new.to_dict()} is another noise schedule than that which the network "
+                f"was trained with, {old.to_dict()}",
+                remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
+            )
 
     def check_parts(self) -> None:
         """Raises ModelError unless the parts, as they are now, fit each other."""
@@ -151,6 +168,21 @@ class PITIPipeline(SavedPipeline):
         if (self.scheduler is None) != self.base.one_pass:
             raise ModelError("a translator goes with its scheduler, a baseline has none; give what belongs together")
         check_cascade(self.condition, self.base, self.upsampler)
+        bounded = self.schedule is not None and self.schedule.has_bounds
+        if self.space.spec.latent and bounded:
+            raise ModelError(
+                "the base works on latents, and the scheduler bounds them (clip_sample or thresholding)",
+                remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
+            )
+
+    @property
+    def space(self) -> Space:
+        """Where the base works: on pixels, or on the latents of the autoencoder. Raises UserError if it is missing."""
+        return PIXELS if self.base.one_pass else Space(cast(Translator, self.base).space_spec, self.vae)
+
+    def shown(self, x0: Tensor) -> Tensor:
+        """What `on_step` was given, [B, C, H, W] in the space of the network at work, as images [B, 3, H, W]."""
+        return self.space.images(x0) if x0.shape[1] == self.space.spec.channels else x0
 
     @property
     def schedule(self) -> NoiseSchedule | None:
@@ -189,14 +221,14 @@ class PITIPipeline(SavedPipeline):
         For several conditions at once: one of these for each part that is given, by the part's name.
         generator: decides the noise; the same generator gives the same images, whatever the batch; several: one an
         image, each deciding what it would alone. batch_size: images made at once, by either network. on_step: called
-        with (steps done, steps in all, x̂₀ [B, 3, H, W] in [-1, 1]), counted over both networks; x̂₀ is the whole
-        canvas.
+        with (steps done, steps in all, x̂₀ [B, C, H, W]), counted over both networks; x̂₀ is the whole canvas, in
+        the space of the network at work: `shown` makes images of it.
         sampling: guidance, steps, sampler, the same of the upsampler with `upsampler_` in front, base_only, size and
         square, see `SamplingOptions`; the model's own by default.
 
         As in diffusers: num_inference_steps is steps, guidance_scale 1 + w of guidance, num_images_per_prompt
-        num_images; latents: the base's initial noise [N, 3, H, W]; output_type: see `OutputType`; return_dict: False
-        for a tuple; callback_on_step_end: see `StepCallback`.
+        num_images; latents: the base's initial noise [N, C, H, W], in its space; output_type: see `OutputType`;
+        return_dict: False for a tuple; callback_on_step_end: see `StepCallback`.
 
         Raises ConditionError or ImageError for a condition, UserError for an option, or for two names of one.
         """
@@ -213,7 +245,7 @@ class PITIPipeline(SavedPipeline):
         if callback_on_step_end is not None:
             callback = StepCallback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         everything = self._prepared(inputs, count, generator, options, latents)
-        check_output(output_type, everything.canvases)
+        check_output(output_type, everything.canvases, self.space)
         images = self._in_batches(everything, batch_size, on_step, callback, output_type)
         output = gathered(images, output_type)
         return PITIPipelineOutput(images=output) if return_dict else (output,)  # pyright: ignore[reportReturnType]
@@ -232,7 +264,8 @@ class PITIPipeline(SavedPipeline):
         distinct = sorted(set(first))  # one given twice is read and encoded once
         prepared = [self.prepare(inputs[k], resolved) for k in distinct]
         rows = [distinct.index(k) for k in first for _ in range(count)]
-        latents = checked_latents(latents, [prepared[k].canvas for k in rows], not self.base.one_pass)
+        space = None if self.base.one_pass else self.space
+        latents = checked_latents(latents, [prepared[k].canvas for k in rows], space)
         return Batch(prepared, rows, one_each(generator, len(rows)), latents)
 
     def _in_batches(
@@ -329,13 +362,22 @@ class PITIPipeline(SavedPipeline):
 
         Encoders, baselines and edits stay with torch. Raises EngineError.
         """
-        self.engine = engine_named(name, self.device)
+        engine = engine_named(name, self.device)
+        if engine.name != TorchEngine.name and not all(part.compiles for part in self._stepping()):
+            if name != "auto":
+                raise EngineError("does not compute UNets of other families", option="engine", value=name)
+            engine = TorchEngine()
+        self.engine = engine
         return self
 
     def engine_ready(self) -> bool:
         """Whether the engine has prepared all networks; else the first images take seconds longer, once."""
+        return all(self.engine.ready(part) for part in self._stepping())
+
+    def _stepping(self) -> list[Translator]:
+        """The networks that take denoising steps."""
         parts = [part for part in (self.base, self.upsampler) if part is not None and not part.one_pass]
-        return all(self.engine.ready(cast(Translator, part)) for part in parts)
+        return [cast(Translator, part) for part in parts]
 
     def warm(self) -> None:
         """Prepare the engine, so that the first images take no longer than others."""
@@ -350,14 +392,14 @@ class PITIPipeline(SavedPipeline):
             return OnePass(cast(BaselineNetwork, self.base), self.condition, device)
         assert self.schedule is not None
         base = cast(Translator, self.base)
-        return Network(base, self.schedule, self.condition, device, self.engine.step(base))
+        return Network(base, self.schedule, self.condition, device, self.space, self.engine.step(base))
 
     def upsampler_network(self) -> Network | None:
         """The upsampler as it is sampled, where there is one."""
         if self.upsampler is None or self.upsampler_schedule is None:
             return None
         device, step = self._device_of(self.upsampler), self.engine.step(self.upsampler)
-        return Network(self.upsampler, self.upsampler_schedule, self.condition, device, step)
+        return Network(self.upsampler, self.upsampler_schedule, self.condition, device, step=step)
 
     def _device_of(self, translator: ImageNetwork) -> torch.device:
         return self._execution_device if hasattr(translator, "_hf_hook") else translator.device

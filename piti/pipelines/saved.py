@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from piti.baselines import ImageNetwork
@@ -30,6 +31,7 @@ class SavedPipeline(DiffusionPipeline):
     condition: Condition
     upsampler: Translator | None
     upsampler_scheduler: Scheduler | None
+    vae: AutoencoderKL | None
 
     @property
     def defaults(self) -> SamplingOptions:
@@ -62,6 +64,8 @@ class SavedPipeline(DiffusionPipeline):
             parts["scheduler"] = self.scheduler
         if self.upsampler is not None and self.upsampler_scheduler is not None:
             parts |= {"upsampler": _whole(self.upsampler, "upsampler"), "upsampler_scheduler": self.upsampler_scheduler}
+        if self.vae is not None:
+            parts["vae"] = self.vae
         condition = self.condition.saved_in(folder)
         form = WeightsForm(safe_serialization, variant, max_shard_size)
         write_model_folder(folder, parts, condition.to_config(), self._own_defaults(), form)

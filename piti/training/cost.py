@@ -20,7 +20,7 @@ from piti.checkpoints.lora import inject
 from piti.core.errors import Message, UserError, option
 from piti.core.spec import choices
 from piti.diffusion.losses import adversarial_named
-from piti.models import AlignedEncoder, Translator
+from piti.models import AlignedEncoder, LanguageEncoder, Translator
 from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator, all_logits
 from piti.models.perceptual import PerceptualNetwork
 from piti.models.text import TextEncoder
@@ -214,7 +214,7 @@ def _condition(translator: Translator, batch: int, side: int) -> Tensor:
         return _images(batch, side, encoder.spec.in_channels)
     if encoder is None:
         return _images(batch, 1, channels=0)
-    if isinstance(encoder, TextEncoder):
+    if isinstance(encoder, TextEncoder | LanguageEncoder):
         return torch.empty(batch, 1, 1, encoder.spec.context, device="meta", dtype=torch.int32)
     return _images(batch, encoder.spec.size, encoder.spec.in_channels)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.diffusion.inversion import Trajectory, cleaner, invert, noisier, resample
-from piti.diffusion.samplers import SAMPLERS, clipped_x0, sample
+from piti.diffusion.samplers import SAMPLERS, sample, x0_of
 from piti.diffusion.schedule import Estimate, space_timesteps
 from tests.diffusion.test_samplers import PROCESSES, SCHEDULE, Recorded, gaussian, generators
 
@@ -106,7 +106,8 @@ def test_outside_a_region_every_state_is_the_trajectorys() -> None:
     spaced = trajectory.schedule
     k0 = torch.zeros(1, dtype=torch.long)
     x_0 = trajectory.states[1]
-    last = clipped_x0(spaced, x_0, k0, gaussian(x_0, spaced.timesteps[:1]).eps - 0.5)
+    off = gaussian(x_0, spaced.timesteps[:1])
+    last = x0_of(spaced, x_0, k0, off._replace(eps=off.eps - 0.5))
     torch.testing.assert_close(edited[:1, ..., :3], last[..., :3])
     mixed = 0.25 * seen[10 + 1][:1, ..., 3] + 0.75 * trajectory.states[9][..., 3]
     torch.testing.assert_close(seen[1][:1, ..., 3], mixed)

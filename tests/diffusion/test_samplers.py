@@ -12,11 +12,11 @@ from torch import Tensor
 
 from piti.diffusion.samplers import (
     SAMPLERS,
-    clipped_x0,
     initial_noise,
     sample,
     sampling_timesteps,
     with_variance,
+    x0_of,
 )
 from piti.diffusion.schedule import Denoise, Estimate, NoiseSchedule, ScheduleSpec, space_timesteps
 
@@ -36,7 +36,7 @@ class Recorded:
         self.schedule = NoiseSchedule(spec).respaced(space_timesteps(1000, spacing))
         self.x_t = self.schedule.q_sample(recorded["x_start"], self.t, recorded["noise"])
         self.estimate = Estimate(*recorded["model_output"].chunk(2, dim=1))
-        self.x0 = clipped_x0(self.schedule, self.x_t, self.t, self.estimate.eps)
+        self.x0 = x0_of(self.schedule, self.x_t, self.t, self.estimate)
 
 
 @pytest.mark.parametrize(("betas", "spacing"), PROCESSES)

@@ -7,7 +7,8 @@ import torch
 
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
-from piti.models import ConditionEncoder, EncoderSpec, Tokens, Translator, UNetSpec
+from piti.models import ConditionEncoder, EncoderSpec, Tokens, Translator, UNetSpec, build_unet
+from piti.models.wiring import Wiring
 from tests.conftest import TINY_MODEL
 
 
@@ -81,7 +82,8 @@ def test_residuals_are_aligned() -> None:
     """A change in one corner of the condition changes the finest residual there and not in the opposite corner."""
     spec = EncoderSpec.parse(TINY_MODEL["encoder"], "test")  # type: ignore[arg-type]
     unet = UNetSpec.parse(TINY_MODEL["unet"], "test")  # type: ignore[arg-type]
-    encoder = ConditionEncoder(spec, unet.skip_shapes(), 8)
+    skips = list(Wiring.of(build_unet(unet, 8, 12, 24).config).skips)
+    encoder = ConditionEncoder(spec, skips, 8)
     finest = encoder.get_submodule("residuals.convs")[0]
     torch.nn.init.normal_(finest.weight)
     condition = inputs(1)[2]
@@ -304,7 +306,7 @@ def aligned(**changes: object) -> Translator:
 
 def test_an_aligned_condition_reaches_every_size_of_image() -> None:
     translator = aligned()
-    assert (translator.condition_side, translator.granularity, translator.takes_tokens) == (32, 8, False)
+    assert (translator.condition_side, translator.granularity, translator.wiring.sequence) == (32, 8, None)
     for height, width in ((32, 32), (16, 48)):
         noise, condition = torch.randn(2, 3, height, width), torch.rand(2, 5, height, width)
         small = torch.randn(2, 3, height // 4, width // 4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -212,7 +211,8 @@ class Studio:
             kept = tuple(self._store.add(picture) for picture in pictures)
             return Result(request.model, request.seed, kept, job.snapshot().seconds, tuple(notes))
 
-        return self.queue.submit(work, partial(drawn_previews, canvas), size)
+        pipeline = self.model(request.model).pipeline
+        return self.queue.submit(work, lambda x0: drawn_previews(canvas, pipeline.shown(x0)), size)
 
     def kept(self, picture_id: str) -> Picture:
         """A picture that was made lately. Raises NotKept in words."""

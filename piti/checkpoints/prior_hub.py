@@ -1,0 +1,42 @@
+"""Text-to-image models of the hub: only the files that an import reads are fetched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from piti.checkpoints.folder import INDEX_FILE, ModelError
+
+_SMALL = [INDEX_FILE, "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.vocab"]
+_FULL, _HALF = "{part}/*.safetensors", "{part}/*.fp16*.safetensors"
+
+
+def fetched(name: str, wanted: Callable[[Mapping[str, Any], str], list[str]]) -> Path:
+    """The folder of a model of the hub: its configurations, then the weights of the parts that `wanted` names.
+
+    Of weights in several precisions the full ones are fetched. wanted: (model_index.json, its name) => folders.
+    Raises ModelError, and what `wanted` raises.
+    """
+    if name.count("/") != 1:
+        raise ModelError(f"there is no folder '{name}', and it is no id of the hub (owner/name)")
+    folder = _download(name, _SMALL, [])
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"'{name}' holds no {INDEX_FILE} ({error}); give a pipeline of diffusers") from None
+    for part in wanted(index, name):
+        found = _download(name, [_FULL.format(part=part)], ["*.fp16*", "*.non_ema*"])
+        if not any((found / part).glob("*.safetensors")):
+            _download(name, [_HALF.format(part=part)], [])
+    return folder
+
+
+def _download(name: str, patterns: list[str], without: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=without))
+    except Exception as error:  # the hub raises errors of many libraries
+        raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error}") from error

@@ -1,0 +1,102 @@
+"""A part's weights in one safetensors file or several, as diffusers and transformers write them, read one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from piti.checkpoints.weights import WeightsError
+
+_VARIANTS = (None, "fp16")
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Where each tensor of a part lies."""
+
+    folder: Path
+    files: dict[str, Path]
+    """By the tensors' names."""
+    variant: str | None
+
+    @classmethod
+    def of(cls, folder: Path, stem: str) -> WeightFiles:
+        """The weights in a part's folder, of full precision where there are such. Raises WeightsError."""
+        for variant in _VARIANTS:
+            middle = "" if variant is None else f".{variant}"
+            whole = folder / f"{stem}{middle}.safetensors"
+            if whole.is_file():
+                return cls(folder, dict.fromkeys(_names(whole), whole), variant)
+            index = folder / f"{stem}.safetensors.index{middle}.json"
+            if index.is_file():
+                return cls(folder, _sharded(index), variant)
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise WeightsError(
+            "holds its weights as pickles alone, which can run code" if pickled else "holds no weights",
+            remedy=f"give the model with {stem}.safetensors",
+            source=folder,
+        )
+
+    def find(self, *names: str) -> str:
+        """The first of these names that there is. Raises WeightsError."""
+        for name in names:
+            if name in self.files:
+                return name
+        raise WeightsError(f"holds no '{names[0]}', which its config.json asks for", source=self.folder)
+
+    def path_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self.files[name]
+
+    def kind(self, name: str, shape: Sequence[int]) -> Tensor:
+        """A tensor on the meta device, of the type of the one of this name. Raises WeightsError for another shape."""
+        with safe_open(self.files[name], "pt") as file:
+            part = file.get_slice(name)
+            if list(part.get_shape()) != list(shape) or part.get_dtype() not in _DTYPES:
+                raise WeightsError(
+                    f"'{name}' is {part.get_dtype()} {list(part.get_shape())}, its config.json asks for {list(shape)}",
+                    source=self.files[name],
+                )
+            return torch.empty(list(shape), dtype=_DTYPES[part.get_dtype()], device="meta")
+
+    def read(self, name: str) -> Tensor:
+        """A tensor itself."""
+        with safe_open(self.files[name], "pt") as file:
+            return file.get_tensor(name)
+
+    def check_all_used(self, names: Iterable[str]) -> None:
+        """Raises WeightsError where there are tensors beside these."""
+        left = sorted(self.files.keys() - set(names))
+        if left:
+            raise WeightsError(
+                f"holds {len(left)} tensors that its config.json knows nothing of, such as '{left[0]}'",
+                source=self.folder,
+            )
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: is no whole .safetensors file ({error}); fetch it again") from None
+
+
+def _sharded(index: Path) -> dict[str, Path]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {name: index.parent / str(file) for name, file in places.items()}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{index}: is no index of shards ({error}); fetch it again") from None
+    held = {path: set(_names(path)) for path in sorted(set(files.values()))}
+    for name, path in files.items():
+        if name not in held[path]:
+            raise WeightsError(f"{path}: holds no '{name}', which {index.name} says is there; fetch it again")
+    return files

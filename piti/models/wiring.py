@@ -1,0 +1,124 @@
+"""How any UNet of diffusers takes a condition, read from its own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from piti.core.errors import UserError
+from piti.models.encoders import Tokens
+
+_TIME_IDS = 6  # SDXL: original height and width, top, left, target height and width (Podell et al. 2023, section 2.2)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Where a UNet takes tokens, how wide they are, and the sides of its levels."""
+
+    sequence: int | None
+    """Width of the tokens that attention reads; none: it takes no condition."""
+    pooled: Literal["class_labels", "text_embeds"] | None
+    """Where the pooled token goes; none: nowhere, or the UNet pools the sequence by itself."""
+    pooled_width: int
+    """0 where it goes nowhere."""
+    sized: bool
+    """Whether it is told the image's size, as SDXL is."""
+    leveled: bool
+    """Whether it is told the noise level of the small image that it enlarges, as DeepFloyd IF's second stage is."""
+    skips: tuple[tuple[int, int], ...]
+    """(channels, level) of every skip connection in the UNet's order; level k has side / 2^k."""
+    reduction: int
+    """By how much the sides shrink on the way to the lowest level."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Wiring:
+        """Of a UNet's configuration. Raises UserError for what no task encoder can be put in front of."""
+        _refuse_others(config)
+        blocks = (*config["down_block_types"], config["mid_block_type"] or "", *config["up_block_types"])
+        attends = any("CrossAttn" in block for block in blocks)
+        pooled, width = _pooled(config)
+        levels = len(config["block_out_channels"])
+        return cls(
+            sequence=_sequence(config) if attends else None,
+            pooled=pooled if attends else None,
+            pooled_width=width if attends else 0,
+            sized=config.get("addition_embed_type") == "text_time",
+            leveled=config.get("class_embed_type") == "timestep",
+            skips=tuple(_skips(config)),
+            reduction=2 ** (levels - 1),
+        )
+
+    def arguments(self, tokens: Tokens, size: tuple[int, int], level: int | None) -> dict[str, Any]:
+        """Keyword arguments of the UNet's `forward`, beside x_t and t.
+
+        size: (height, width) of the images in pixels; level: of the noise in the small images, where it is told.
+        """
+        sequence, pooled = tokens.sequence, tokens.pooled
+        given: dict[str, Any] = {"encoder_hidden_states": None if self.sequence is None else sequence}
+        if self.pooled == "class_labels":
+            given["class_labels"] = pooled
+        if self.leveled:
+            given["class_labels"] = torch.full((len(sequence),), level or 0, device=sequence.device)
+        if self.sized:
+            height, width = size
+            ids = sequence.new_tensor([height, width, 0, 0, height, width]).expand(len(sequence), -1)
+            given["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+        if tokens.residuals is not None:
+            given["down_block_additional_residuals"] = tokens.residuals[:-1]
+            given["mid_block_additional_residual"] = tokens.residuals[-1]
+        return given
+
+
+def _sequence(config: Mapping[str, Any]) -> int:
+    """Width of the tokens before the UNet's own projection of them, where it has one."""
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    if not isinstance(width, int):
+        raise UserError(f"the UNet's 'cross_attention_dim' is {width}; only one width for all levels is supported")
+    return width
+
+
+def _pooled(config: Mapping[str, Any]) -> tuple[Literal["class_labels", "text_embeds"] | None, int]:
+    width = config.get("projection_class_embeddings_input_dim") or 0
+    if config.get("class_embed_type") == "simple_projection":
+        return "class_labels", width
+    if config.get("addition_embed_type") == "text_time":
+        return "text_embeds", width - _TIME_IDS * config["addition_time_embed_dim"]
+    return None, 0
+
+
+def _skips(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    channels, layers = config["block_out_channels"], config["layers_per_block"]
+    counts = [layers] * len(channels) if isinstance(layers, int) else list(layers)
+    shapes = [(channels[0], 0)]
+    for level, (width, count) in enumerate(zip(channels, counts, strict=True)):
+        shapes += [(width, level)] * count
+        if level + 1 < len(channels):
+            shapes.append((width, level + 1))
+    return shapes
+
+
+_KNOWN: dict[str, tuple[Any, ...]] = {
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "addition_embed_type": (None, "text", "text_time"),
+    "class_embed_type": (None, "timestep", "simple_projection"),
+    "num_class_embeds": (None,),
+    "center_input_sample": (False, None),
+}
+
+
+def _refuse_others(config: Mapping[str, Any]) -> None:
+    if config.get("time_cond_proj_dim") is not None:
+        raise UserError(
+            "the UNet takes the guidance strength as an input ('time_cond_proj_dim'): it is distilled for a few "
+            "guided steps",
+            remedy="take the model that it was distilled from",
+        )
+    for key, known in _KNOWN.items():
+        if config.get(key) not in known:
+            raise UserError(
+                f"the UNet's '{key}' is {config[key]!r}: it takes inputs that no task encoder makes",
+                remedy="take a text-to-image model",
+            )

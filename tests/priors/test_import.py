@@ -1,0 +1,145 @@
+"""What a folder of diffusers is, what is refused, and how it is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from piti.checkpoints.priors import import_prior, is_pipeline, recognised
+from piti.core.errors import UserError
+from piti.pipelines.pipeline import PITIPipeline
+from tests.priors import tiny
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def stable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Stable Diffusion."""
+    folder = tmp_path_factory.mktemp("stable")
+    tiny.stable_diffusion(folder)
+    return folder / "diffusers"
+
+
+@pytest.fixture
+def copied(stable: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(stable, tmp_path / "diffusers")
+
+
+def changed(path: Path, **values: Any) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | values), encoding="utf-8")
+
+
+def test_a_folder_says_itself_what_it_is(stable: Path) -> None:
+    found = recognised(stable)
+    assert found.what == "Stable Diffusion, predicts noise, 16 px, tokens of 16"
+    assert found.use().endswith("used scheduler, text_encoder, tokenizer, unet, vae")
+    assert found.schedule.to_dict() == {
+        "betas": "scaled_linear",
+        "steps": 1000,
+        "prediction": "epsilon",
+        "beta_range": [0.00085, 0.012],
+        "clip": False,
+        "threshold": None,
+        "to_clean": False,
+    }
+    assert (found.space.channels, found.space.factor) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "why"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "fills in pictures"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "flow matching, which is not supported; give a text-to-"),
+        ("model_index.json", {"_class_name": "SomePipeline"}, "is none that is known here; .*StableDiffusionPipeline"),
+        ("model_index.json", {"text_encoder": [None, None]}, "has no 'text_encoder', which is needed"),
+        ("unet/config.json", {"in_channels": 9}, "sees 9 channels: it is an inpainting variant"),
+        ("unet/config.json", {"in_channels": 8}, "sees 8 channels, expected 4"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "it is distilled for a few guided steps"),
+        ("unet/config.json", {"class_embed_type": "identity"}, "'class_embed_type' is 'identity'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, r"distilled for a few steps \(LCM, turbo"),
+        ("scheduler/scheduler_config.json", {"timestep_spacing": "trailing"}, r"distilled for a few steps \(LCM, turb"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr' is set"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "another process than DDPM's"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "'betas' = 'sigmoid'"),
+        ("vae/config.json", {"latents_mean": [0.0]}, "'latents_mean' is set"),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "is a AutoencoderTiny; take its AutoencoderKL"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_in_words(
+    copied: Path, tmp_path: Path, file: str, values: dict[str, Any], why: str
+) -> None:
+    changed(copied / file, **values)
+    with pytest.raises(UserError, match=why):
+        import_prior(copied, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_part_that_is_not_there_and_weights_that_are_pickles_are_refused(copied: Path, tmp_path: Path) -> None:
+    weights = copied / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match=r"unet: holds its weights as pickles alone, which can run code; .*safetensors"):
+        import_prior(copied, tmp_path / "model")
+    shutil.rmtree(copied / "vae")
+    with pytest.raises(UserError, match="has no 'vae', which is needed"):
+        import_prior(copied, tmp_path / "model")
+
+
+@pytest.mark.parametrize("fault", ["missing", "more", "shape", "nan"])
+def test_weights_that_are_not_what_the_configuration_says_are_refused(copied: Path, tmp_path: Path, fault: str) -> None:
+    path, key = copied / "unet/diffusion_pytorch_model.safetensors", "conv_in.weight"
+    tensors = load_file(path)
+    match fault:
+        case "missing":
+            del tensors[key]
+        case "more":
+            tensors["other.weight"] = torch.zeros(1)
+        case "shape":
+            tensors[key] = tensors[key][:1].clone()
+        case _:
+            tensors[key][0] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"conv_in\.weight|knows nothing of, such as 'other\.weight'"):
+        import_prior(copied, tmp_path / "model")
+
+
+def test_shards_and_half_precision_are_read(copied: Path, tmp_path: Path) -> None:
+    path = copied / "unet/diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.half() for name, tensor in load_file(path).items()}
+    path.unlink()
+    halves = {"a.safetensors": list(tensors)[::2], "b.safetensors": list(tensors)[1::2]}
+    for name, keys in halves.items():
+        save_file({key: tensors[key] for key in keys}, path.with_name(name))
+    places = {key: name for name, keys in halves.items() for key in keys}
+    index = path.with_name("diffusion_pytorch_model.safetensors.index.fp16.json")
+    index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    import_prior(copied, tmp_path / "model")
+    written = load_file(tmp_path / "model/base/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(written[f"unet.{name}"], tensor) for name, tensor in tensors.items())
+
+
+def test_a_model_that_was_imported_is_saved_and_loaded_again(stable: Path, tmp_path: Path) -> None:
+    import_prior(stable, tmp_path / "model")
+    pipe = PITIPipeline.from_pretrained(tmp_path / "model")
+    pipe.save_pretrained(tmp_path / "again")
+    again = PITIPipeline.from_pretrained(tmp_path / "again")
+    assert again.defaults == pipe.defaults
+    assert again.schedule is not None
+    assert pipe.schedule is not None
+    assert again.schedule.spec == pipe.schedule.spec
+    ours, theirs = again.base.state_dict(), pipe.base.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_files_are_told_from_folders_and_ids(stable: Path) -> None:
+    assert is_pipeline(str(stable))
+    assert is_pipeline("owner/name")
+    assert not is_pipeline("models/base.pt")
+    assert not is_pipeline("base.pt")

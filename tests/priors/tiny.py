@@ -1,0 +1,212 @@
+"""Tiny pipelines of other families, built from diffusers' own classes with seeds, as folders on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CONTEXT = 12
+STABLE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+FLOYD: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "variance_type": "learned_range",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.95,
+    "sample_max_value": 1.5,
+}
+ATTENDS: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+SIMPLE: dict[str, Any] = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "resnet_time_scale_shift": "scale_shift",
+    "act_fn": "gelu",
+    "class_embeddings_concat": False,
+    "cross_attention_norm": "group_norm",
+    "encoder_hid_dim_type": "text_proj",
+    "encoder_hid_dim": 8,
+    "cross_attention_dim": 32,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 2,
+}
+
+
+def unet(**settings: Any) -> UNet2DConditionModel:
+    """A UNet of two levels."""
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1}
+    sizes |= {"norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 4}
+    return UNet2DConditionModel(**(sizes | settings)).eval()
+
+
+def autoencoder() -> AutoencoderKL:
+    """2 px to one."""
+    torch.manual_seed(2)
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    ).eval()
+
+
+def clip_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> Any:
+    """Letters as tokens, in CLIP's files."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "!", "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n", encoding="utf-8")
+    return CLIPTokenizer(vocab=vocabulary, merges=[], pad_token=pad, model_max_length=CONTEXT)
+
+
+def t5_tokenizer() -> Any:
+    """Letters as tokens, a token that ends a text, and one that fills it up."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<pad>", "</s>", "<unk>", *LETTERS]
+    made = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=CONTEXT
+    )
+
+
+def clip(width: int, projected: bool = False) -> Any:
+    """CLIP's text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(3 + projected)
+    config = CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        projection_dim=8,
+        bos_token_id=53,
+        eos_token_id=54,
+        pad_token_id=54,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def t5() -> Any:
+    """T5's encoder."""
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(5)
+    return T5EncoderModel(T5Config(vocab_size=32, d_model=8, d_ff=16, d_kv=4, num_layers=2, num_heads=2)).eval()
+
+
+def stable_diffusion(folder: Path, prediction: str = "epsilon", width: int = 16, **settings: Any) -> Any:
+    """A pipeline of Stable Diffusion 1 or 2; saved below `folder`."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=clip(width),
+        tokenizer=clip_tokenizer(folder / "letters"),
+        unet=unet(in_channels=4, out_channels=4, cross_attention_dim=width, **ATTENDS, **settings),
+        scheduler=DDIMScheduler(**STABLE, prediction_type=prediction),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    return _saved(pipe, folder)
+
+
+def sdxl(folder: Path) -> Any:
+    """A pipeline of SDXL; saved below `folder`."""
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline(
+        vae=autoencoder(),
+        text_encoder=clip(16),
+        text_encoder_2=clip(8, projected=True),
+        tokenizer=clip_tokenizer(folder / "letters"),
+        tokenizer_2=clip_tokenizer(folder / "letters", pad="!"),
+        unet=unet(
+            in_channels=4,
+            out_channels=4,
+            cross_attention_dim=24,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=8 + 6 * 4,
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            **ATTENDS,
+        ),
+        scheduler=DDIMScheduler(**STABLE),
+        add_watermarker=False,
+    )
+    return _saved(pipe, folder)
+
+
+def floyd(folder: Path, **settings: Any) -> Any:
+    """A pipeline of DeepFloyd IF's first stage; saved below `folder`."""
+    from diffusers.pipelines.deepfloyd_if.pipeline_if import IFPipeline
+
+    pipe = IFPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        unet=unet(in_channels=3, out_channels=6, **SIMPLE, **settings),
+        scheduler=DDPMScheduler(**FLOYD),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+    return _saved(pipe, folder)
+
+
+def floyd_upsampler(folder: Path, **settings: Any) -> Any:
+    """A pipeline of DeepFloyd IF's second stage, which enlarges 4 times; saved below `folder`."""
+    from diffusers.pipelines.deepfloyd_if.pipeline_if_superresolution import IFSuperResolutionPipeline
+
+    pipe = IFSuperResolutionPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        unet=unet(in_channels=6, out_channels=6, class_embed_type="timestep", **SIMPLE, **settings),
+        scheduler=DDPMScheduler(**FLOYD),
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+    return _saved(pipe, folder)
+
+
+def _saved(pipe: Any, folder: Path) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(folder / "diffusers")
+    return pipe
