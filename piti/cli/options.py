@@ -157,6 +157,14 @@ class MeasureFlags(JudgeFlags):
         str | None,
         Option(help="LPIPS: file of its learned weights, if not beside the network's.", rich_help_panel=_JUDGING),
     ] = None
+    objects: Annotated[
+        bool,
+        Option(
+            "--objects",
+            help="By the masks: do objects of one class within an image look more alike than in different samples?",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = False
     training: Annotated[
         Path | None,
         Option(
@@ -188,6 +196,7 @@ class MeasureFlags(JudgeFlags):
             self.aliases,
             self.depth,
             self._perceptual(),
+            self.objects,
             self.training,
             self.nearest,
             self.cache,

@@ -17,6 +17,7 @@ from piti.evaluation.diversity import diversity, photograph_distance
 from piti.evaluation.masks import Agreement, agreement
 from piti.evaluation.material import ConditionFiles, Material
 from piti.evaluation.metrics import percentiles
+from piti.evaluation.objects import object_distances
 from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition
 from piti.evaluation.perceptual import open_perceptual
@@ -26,7 +27,7 @@ from piti.evaluation.sketches import LineAgreement, line_distance
 
 REAL = "real_"
 """How the names of measures begin that were taken of the photographs of the same conditions."""
-OF_REAL = ("miou", "pixel_accuracy", "small_recall", "line_distance", "depth_error")
+OF_REAL = ("miou", "pixel_accuracy", "small_recall", "small_found", "line_distance", "depth_error", "object_distance")
 """What is told of photographs: what the judge makes of what should be best."""
 _UNCERTAIN = {"small_regions"}  # counts, which get no interval
 _NAMED = 5
@@ -87,6 +88,11 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
     ):
         if network and not any(issubclass(known, kind) for known in kinds):
             notes.append(f"{flag} judges nothing here: no conditions of its kind ({kind.kind}) are given")
+    if options.objects:
+        compared = [_of_objects(given, material, options) for given in material.given if _has_masks(given)]
+        judges += compared
+        if not compared:
+            notes.append(f"{option('objects')} measures nothing here: no masks are given")
     perceptual, more = _perceptual(material, options, device)
     return [*judges, *perceptual], [*notes, *more]
 
@@ -125,11 +131,31 @@ def _perceptual(material: Material, options: Options, device: torch.device) -> t
     return [*found, Judge("photographs", facts, to_photographs, paired, {})], notes
 
 
-def _judge_of(given: ConditionFiles, material: Material, options: Options, device: torch.device) -> Judge | str:
-    """Who judges one kind of condition, or why nobody does."""
+def _has_masks(given: ConditionFiles) -> bool:
+    return isinstance(given.condition, MaskCondition)
+
+
+def _of_objects(given: ConditionFiles, material: Material, options: Options) -> Judge:
+    """Who compares objects of one class within an image."""
+    condition = given.condition
+    assert isinstance(condition, MaskCondition)
+
+    def judged(samples: Samples, on_step: OnProgress) -> PerCondition:
+        return object_distances(samples, given.files, condition, options.resize, options.batch, on_step)
+
+    return Judge("objects", {}, judged, given.samples, _photographs(given, material))
+
+
+def _photographs(given: ConditionFiles, material: Material) -> Samples:
+    """The photograph of each condition; nothing where some lack theirs."""
     photographs = {path.stem: [path] for path in material.real}
     real = {stem: photographs[stem] for stem in given.samples if stem in photographs}
-    real = real if len(real) == len(given.samples) else {}
+    return real if len(real) == len(given.samples) else {}
+
+
+def _judge_of(given: ConditionFiles, material: Material, options: Options, device: torch.device) -> Judge | str:
+    """Who judges one kind of condition, or why nobody does."""
+    real = _photographs(given, material)
     condition = given.condition
     if isinstance(condition, SketchCondition):
         return Judge("sketch", {}, _lines(given, condition, options), given.samples, real)

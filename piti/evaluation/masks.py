@@ -185,7 +185,7 @@ def agreement(
         for one, guess in zip(found, guesses, strict=True):
             if one.stem not in masks:
                 masks = {one.stem: condition.load(condition_file(one.stem, conditions, one.path))}
-            truth = _laid_under(one, masks[one.stem], condition, conditions)
+            truth = laid_under(one, masks[one.stem], condition, conditions)
             judged = truth < count
             judged &= known[torch.where(judged, truth, 0)]
             counts, pixels = count_pixels(truth, guess, judged, count)
@@ -211,7 +211,7 @@ def _check_judged(rows: Integer[Tensor, "conditions 8 K"], images: int, segmente
         )
 
 
-def _laid_under(
+def laid_under(
     one: Framed, raw: Integer[Tensor, "1 h w"], condition: MaskCondition, conditions: Mapping[str, Path]
 ) -> Integer[Tensor, "h2 w2"]:
     """Class indices of what an image shows, int64, at its size."""

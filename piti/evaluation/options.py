@@ -31,6 +31,8 @@ class Options:
     perceptual: PerceptualSpec | LpipsSpec | None = None
     """LPIPS, or the network in whose features samples of one condition are compared with each other (diversity) and
     with the photograph of their condition."""
+    objects: bool = False
+    """Whether objects of a class within an image are compared with each other, by the masks."""
     training: Path | None = None
     """Photographs that the model was trained on, a folder or a data root (its training split): how near the images are
     to them is measured beside how near the held-out photographs are."""

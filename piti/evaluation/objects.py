@@ -1,0 +1,149 @@
+"""Whether objects of one class within an image look more alike than they should (intra-image collapse).
+
+The paper names it as a limitation: similar objects within one image share style and colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from piti.conditions import MaskCondition
+from piti.core.connected_components import connected
+from piti.core.progress import OnProgress
+from piti.evaluation.masks import laid_under
+from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches, condition_file
+
+LEAST = 0.004
+"""Regions that cover less of the image than this are left out: of so few pixels colours say little."""
+WITHIN, PAIRS, ACROSS, PAIRS_ACROSS = range(4)
+"""What a row holds for each class, see `ObjectDistances`."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Regions of one class each that hang together, of classes that have at least two of them."""
+
+    ids: Integer[Tensor, "h w"]
+    """The number of the region at each pixel, from 0; -1 where there is none."""
+    classes: Integer[Tensor, " regions"]
+
+    @classmethod
+    def of(cls, truth: Integer[Tensor, "h w"], count: int) -> Objects:
+        """truth: class indices; from `count` on they are ignored."""
+        kept = torch.where((truth >= 0) & (truth < count), truth.long(), -1)
+        ids = connected(kept)
+        pixels = torch.bincount(ids.flatten())
+        classes = torch.full_like(pixels, -1)
+        classes[ids.flatten()] = kept.flatten()
+        large = (classes >= 0) & (pixels >= LEAST * truth.numel())
+        several = torch.bincount(classes[large], minlength=count) > 1
+        chosen = large & several[classes.clamp(min=0)]
+        numbers = torch.where(chosen, chosen.cumsum(0) - 1, -1)
+        return cls(numbers[ids], classes[chosen])
+
+    @property
+    def twos(self) -> list[tuple[int, int]]:
+        """Every two regions of one class."""
+        classes = self.classes.tolist()
+        return [(i, j) for i, j in combinations(range(len(classes)), 2) if classes[i] == classes[j]]
+
+    def looks(self, image: np.ndarray) -> Float[Tensor, "regions 6"]:
+        """Mean and standard deviation of each channel in each region, in levels, of an image [h, w, 3] of 8 bits."""
+        pixels = torch.from_numpy(image.astype(np.float64))
+        rows = []
+        for number in range(len(self.classes)):
+            inside = pixels[self.ids == number]  # [pixels, 3]
+            rows.append(torch.cat([inside.mean(0), inside.std(0, correction=0)]))
+        return torch.stack(rows) if rows else torch.zeros(0, 6, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ObjectDistances:
+    """Distances between the looks of objects of one class; conditions without two objects of a class are not there.
+
+    rows: for each condition and class the sum of the distances within a sample (WITHIN) and their number (PAIRS), and
+    likewise between the same two places in two samples of the condition (ACROSS, PAIRS_ACROSS).
+    """
+
+    classes: tuple[str, ...]
+    stems: tuple[str, ...]
+    rows: Float[Tensor, "conditions 4 K"]
+
+    def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
+        """`object_distance`: the mean distance within an image, in levels; `object_distance_across`: between the same
+        places in different samples; `object_ratio`: the first by the second, 1 where objects of one image are no more
+        alike than those of different samples. Over all classes, and of each by its name.
+        """
+        counts = (self.rows if chosen is None else self.rows[chosen]).sum(0)  # [4, K]
+        found = self._of(counts.sum(1), "")
+        for k, name in enumerate(self.classes):
+            found |= self._of(counts[:, k], name)
+        return found
+
+    @staticmethod
+    def _of(counts: Float[Tensor, " 4"], name: str) -> ConditionValues:
+        within, pairs, across, others = counts.tolist()
+        found: ConditionValues = {}
+        if pairs:
+            found["object_distance", name] = within / pairs
+        if others:
+            found["object_distance_across", name] = across / others
+        if pairs and others and across:
+            found["object_ratio", name] = (within / pairs) / (across / others)
+        return found
+
+
+def object_distances(
+    groups: Groups,
+    conditions: Mapping[str, Path],
+    condition: MaskCondition,
+    resize: int | None = None,
+    batch: int = 8,
+    on_step: OnProgress | None = None,
+) -> ObjectDistances:
+    """Compare the objects of every image. groups, conditions, resize: as `agreement` takes them.
+
+    Raises AlignmentError where no mask has two objects of one class, and as `agreement` does.
+    """
+    count, rows = condition.classes.count, {}
+    looks: dict[str, list[Tensor]] = {}
+    objects: dict[str, Objects] = {}
+    for found in batches(groups, resize, batch, on_step):
+        for one in found:
+            if one.stem not in objects:
+                objects[one.stem] = _objects(one, conditions, condition)
+            if len(objects[one.stem].classes):
+                looks.setdefault(one.stem, []).append(objects[one.stem].looks(np.asarray(one.image)))
+    for stem, samples in looks.items():
+        rows[stem] = _row(objects[stem], samples, count)
+    if not rows:
+        raise AlignmentError(
+            f"none of {len(groups)} masks has two objects of one class that cover {LEAST:.1%} of the image each"
+        )
+    return ObjectDistances(condition.classes.names, tuple(rows), torch.stack(list(rows.values())))
+
+
+def _objects(one: Framed, conditions: Mapping[str, Path], condition: MaskCondition) -> Objects:
+    raw = condition.load(condition_file(one.stem, conditions, one.path))
+    return Objects.of(laid_under(one, raw, condition, conditions), condition.classes.count)
+
+
+def _row(objects: Objects, samples: list[Tensor], count: int) -> Float[Tensor, "4 K"]:
+    row = torch.zeros(4, count, dtype=torch.float64)
+    for i, j in objects.twos:
+        k = int(objects.classes[i])
+        for a, sample in enumerate(samples):
+            row[WITHIN, k] += torch.dist(sample[i], sample[j])
+            row[PAIRS, k] += 1
+            for other in (*samples[:a], *samples[a + 1 :]):
+                row[ACROSS, k] += torch.dist(sample[i], other[j])
+                row[PAIRS_ACROSS, k] += 1
+    return row
