@@ -1,10 +1,11 @@
 """Sampling speed: four guided samples, ours beside the way the released code samples.
 
-    python benchmarks/sampling.py [--model street] [--samples 4]
+    python benchmarks/sampling.py [--model street] [--samples 4] [--other-upsampler sketch]
 
 The released way encodes the condition at every step, runs 250 ancestral steps over a guided batch and 27 more in the
-upsampler; ours encodes once. Both use this package's networks, in turn, and the faster of the runs counts. `first`
-includes loading. Peak memory is that of the process until then.
+upsampler; ours encodes once. Both use this package's networks, in turn, and the faster of the runs counts. An upsampler
+of one step is replaced for the runs of several. Engines compute the same settings one after the other; conversion is
+not counted. `first` includes loading. Peak memory is that of the process until then.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from piti.engine import ENGINES, EngineError
 from piti.models import Prediction, Translator
 from piti.pipelines.canvas import fitted
 from piti.pipelines.options import SamplingOptions
@@ -54,6 +57,24 @@ def encode_every_step(pipeline: PITIPipeline) -> None:
     base.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def engines(pipeline: PITIPipeline, make: Callable[[], np.ndarray]) -> dict[str, float]:
+    """Seconds of the default with every engine that is installed; how near its images are to torch's is printed."""
+    rows, wanted = {}, make()
+    for name in ENGINES:
+        if name == "auto":
+            continue
+        try:
+            pipeline.use_engine(name)
+        except EngineError as error:
+            print(error)
+            continue
+        error = np.square(make() - wanted).mean()
+        rows[f"default, {name}"] = fastest(make)
+        print(f"{name}: {10 * np.log10(255**2 / error) if error else np.inf:.1f} dB from torch's images")
+    pipeline.use_engine("torch")
+    return rows
+
+
 def peak() -> float:
     """GiB that the process has had at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -63,14 +84,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="street")
     parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--other-upsampler", default="sketch", help="for several steps, where the model's knows one")
     options = parser.parse_args()
     started = time.perf_counter()
     pipeline = PITIPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
 
-    def make(**settings: object) -> None:
+    several = pipeline
+    if pipeline.upsampler is not None and pipeline.upsampler.one_step:
+        several = PITIPipeline.from_pretrained(options.model, upsampler=options.other_upsampler)
+        several.set_progress_bar_config(disable=True)
+
+    def make(pipeline: PITIPipeline = pipeline, **settings: object) -> np.ndarray:
         generator = torch.Generator().manual_seed(0)
-        pipeline(MASK, num_images=options.samples, generator=generator, square=True, **settings)  # type: ignore[arg-type]
+        made = pipeline(MASK, num_images=options.samples, generator=generator, square=True, **settings)  # type: ignore[arg-type]
+        return np.stack([np.asarray(image, np.float64) for image in made.images])
 
     make()
     rows = {"first": time.perf_counter() - started, "default": fastest(make)}
@@ -83,11 +111,12 @@ def main() -> None:
             )
     for sampler, steps in UPSAMPLER_RUNS:
         settings = {"upsampler_sampler": sampler, "upsampler_steps": steps}
-        rows[f"cascade, upsampler {sampler} {steps}"] = fastest(lambda s=settings: make(**s), 2)
+        rows[f"cascade, upsampler {sampler} {steps}"] = fastest(lambda s=settings: make(several, **s), 2)
     released = {"sampler": "ddpm", "steps": 250, "upsampler_sampler": "ddpm", "upsampler_steps": "fast27"}
-    rows["250 + 27 ancestral steps"] = fastest(lambda: make(**released), 1)
-    encode_every_step(pipeline)
-    rows["the same, encoding every step"] = fastest(lambda: make(**released), 1)
+    rows["250 + 27 ancestral steps"] = fastest(lambda: make(several, **released), 1)
+    rows |= engines(pipeline, make)
+    encode_every_step(several)
+    rows["the same, encoding every step"] = fastest(lambda: make(several, **released), 1)
     for name, seconds in rows.items():
         print(f"{name:42s} {seconds:7.2f} s")
     ratio = rows["the same, encoding every step"] / rows["default"]
