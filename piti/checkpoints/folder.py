@@ -326,7 +326,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelEntry:
     """A model that is at hand."""
 
     name: str
@@ -357,10 +357,10 @@ class ModelInfo:
         return f"{configs[0].get('low_res', '?')} -> {sides[0]} px, upsampler alone" if configs else "?"
 
 
-def list_models() -> list[ModelInfo]:
+def list_models() -> list[ModelEntry]:
     """Bundled models, then those in the hub's cache."""
-    found = [ModelInfo(name, "bundled", folder) for name, folder in bundled_models().items()]
-    return found + [ModelInfo(name, "hub cache", folder) for name, folder in _cached_models()]
+    found = [ModelEntry(name, "bundled", folder) for name, folder in bundled_models().items()]
+    return found + [ModelEntry(name, "hub cache", folder) for name, folder in _cached_models()]
 
 
 def _cached_models() -> Iterator[tuple[str, Path]]:

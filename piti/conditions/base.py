@@ -20,7 +20,7 @@ from torch import Tensor
 
 from piti.core.errors import UserError, option
 from piti.core.formats import IMAGE_SUFFIXES
-from piti.core.images import Box, LossyError, Opened, Source, center_box, image_of_array, open_image
+from piti.core.images import Box, LossyError, OpenedImage, Source, center_box, image_of_array, open_image
 from piti.core.spec import choices
 
 Handed = Source | Image.Image | Tensor | np.ndarray
@@ -35,7 +35,7 @@ Files = Source | Mapping[str, Given]
 
 def is_source(item: object) -> TypeGuard[Source]:
     """Whether a part is a file, and no picture, tensor or nothing."""
-    return isinstance(item, str | Path | Opened)
+    return isinstance(item, str | Path | OpenedImage)
 
 
 Size = int | tuple[int, int]
@@ -111,7 +111,7 @@ class Condition(ABC):
             case np.ndarray():
                 source = f"the given {name or 'array'}"
                 return self.read(image_of_array(item, source), source)
-            case str() | Path() | Mapping() | Opened():
+            case str() | Path() | Mapping() | OpenedImage():
                 return self.load(item)
         raise ConditionError(
             f"expected a file's name, a picture, an array or a tensor, got {type(item).__name__}",

@@ -58,13 +58,13 @@ class LossyError(ImageError):
 
 
 @runtime_checkable
-class Opened(Protocol):
+class OpenedImage(Protocol):
     """A picture that is no file of its own, such as one inside an archive; its text names it in errors."""
 
     def open(self) -> BinaryIO: ...
 
 
-Source = str | Path | Opened
+Source = str | Path | OpenedImage
 
 
 class Box(NamedTuple):

@@ -1,6 +1,6 @@
 """Images and conditions: from folders and archives to batches."""
 
-from piti.data.batches import Batch, BatchStream, LowRes, SampleSet, loader
+from piti.data.batches import BatchStream, LowRes, SampleSet, TrainingBatch, loader
 from piti.data.crops import Sample
 from piti.data.folders import PairedFolder
 from piti.data.pairs import FolderSpec, Pair
@@ -8,7 +8,6 @@ from piti.data.problems import DataError
 from piti.data.shards.dataset import ShardSet, open_shards
 
 __all__ = [
-    "Batch",
     "BatchStream",
     "DataError",
     "FolderSpec",
@@ -18,6 +17,7 @@ __all__ = [
     "Sample",
     "SampleSet",
     "ShardSet",
+    "TrainingBatch",
     "loader",
     "open_shards",
 ]

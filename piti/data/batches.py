@@ -17,14 +17,14 @@ from piti.core.errors import UserError
 from piti.core.seeding import generator_for
 from piti.data.crops import Sample
 from piti.data.degrade import DegradationSpec, degrade, downsample
-from piti.data.order import Order, Place
+from piti.data.order import Order, SamplePlace
 from piti.data.problems import BadSample, DataError, Skipped, Tally
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Batch:
+class TrainingBatch:
     """Images in [-1, 1], raw conditions (see Condition.encode), the keys of their files, and small images."""
 
     image: Float[Tensor, "B 3 s s"]
@@ -38,7 +38,7 @@ class Batch:
     """Samples that were read for it, and those of them that could not be used."""
     skipped: list[Skipped] = field(default_factory=list)
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> TrainingBatch:
         """The same batch on a device."""
         low_res = None if self.low_res is None else self.low_res.to(device)
         return replace(self, image=self.image.to(device), condition=self.condition.to(device), low_res=low_res)
@@ -60,9 +60,9 @@ class LowRes:
         return degrade(image, self.scale, self.degradation, generator)
 
 
-def collate(samples: Sequence[Sample], low_res: Sequence[Tensor] = ()) -> Batch:
+def collate(samples: Sequence[Sample], low_res: Sequence[Tensor] = ()) -> TrainingBatch:
     """Samples of one size, stacked, with their small images if there are any."""
-    return Batch(
+    return TrainingBatch(
         torch.stack([sample.image for sample in samples]),
         torch.stack([sample.condition for sample in samples]),
         [sample.key for sample in samples],
@@ -98,7 +98,7 @@ class SampleSet(Protocol):
         ...
 
 
-class BatchStream(Dataset[Batch]):
+class BatchStream(Dataset[TrainingBatch]):
     """An endless stream of batches, addressed by step.
 
     The set's order decides which samples those of a step are (see piti.data.order); each is cropped and mirrored by a
@@ -132,7 +132,7 @@ class BatchStream(Dataset[Batch]):
         self.order = samples.order(seed, rank, world)
         self._tally = Tally(max_bad)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainingBatch:
         """The batch of this rank at `step` (0, 1, …; there is no last one). Raises DataError if too many are bad."""
         places = self.order.places(step, self.batch_size)
         skipped: list[Skipped] = []
@@ -147,13 +147,13 @@ class BatchStream(Dataset[Batch]):
         batch.read, batch.skipped = len(samples) + len(skipped), skipped
         return batch
 
-    def _small(self, low_res: LowRes, sample: Sample, place: Place) -> Tensor:
+    def _small(self, low_res: LowRes, sample: Sample, place: SamplePlace) -> Tensor:
         """What an upsampler enlarges of a sample."""
         if sample.low_res is not None:
             return sample.low_res
         return low_res(sample.image, generator_for(self.seed, "low_res", place.number))
 
-    def _sample(self, place: Place, skipped: list[Skipped]) -> Sample:
+    def _sample(self, place: SamplePlace, skipped: list[Skipped]) -> Sample:
         """The sample of a place, or the first that can stand in for it."""
         for index in place.candidates:
             try:
@@ -183,15 +183,15 @@ def centers(samples: SampleSet, count: int) -> list[Sample]:
     return found
 
 
-class Batches(Iterator[Batch]):
+class Batches(Iterator[TrainingBatch]):
     """The batches of a loader, and how long they let one wait."""
 
-    def __init__(self, loaded: Iterable[Batch | UserError], tally: Tally | None = None) -> None:
-        self._loaded: Iterator[Batch | UserError] = iter(loaded)
+    def __init__(self, loaded: Iterable[TrainingBatch | UserError], tally: Tally | None = None) -> None:
+        self._loaded: Iterator[TrainingBatch | UserError] = iter(loaded)
         self._tally = tally
         self._waited = 0.0
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> TrainingBatch:
         """The next batch. Raises what went wrong when it was made, in whatever process."""
         started = time.perf_counter()
         batch = next(self._loaded)
@@ -227,12 +227,12 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, tally: 
 
 
 @dataclass(frozen=True)
-class _Told(Dataset[Batch | UserError]):
+class _Told(Dataset[TrainingBatch | UserError]):
     """A stream whose user's errors are handed on: raised in a worker they would come with its traceback as text."""
 
     stream: BatchStream
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> TrainingBatch | UserError:
         try:
             return self.stream[step]
         except UserError as error:

@@ -105,7 +105,7 @@ def small_size(image: Float[Tensor, "*batch 3 h w"], scale: int) -> tuple[int, i
 
 
 @runtime_checkable
-class Step(Protocol):
+class Degradation(Protocol):
     """An image in [−1, 1] to what becomes of it, perhaps a little beyond that range."""
 
     def __call__(self, image: Picture, generator: torch.Generator) -> Float[Tensor, "3 H W"]: ...
@@ -241,19 +241,21 @@ def _normal(image: Picture, channels: int, sigma: float, generator: torch.Genera
 # The plan
 
 
-def draw_plan(size: tuple[int, int], scale: int, spec: DegradationSpec, generator: torch.Generator) -> tuple[Step, ...]:
+def draw_plan(
+    size: tuple[int, int], scale: int, spec: DegradationSpec, generator: torch.Generator
+) -> tuple[Degradation, ...]:
     """The steps from an image of `size` (height, width) to one `scale` times smaller, in their order.
 
     Perhaps halved first; then blur, a shrinking, a resize to the final size, noise, JPEG and smoothing, of which some
     stay away, in random order but for the resize after the shrinking (BSRGAN, section III-D, light form).
     """
     final = (size[0] // scale, size[1] // scale)
-    steps: list[Step] = []
+    steps: list[Degradation] = []
     if _chance(spec.halve, generator) and scale == 4:
         size, scale = (size[0] // 2, size[1] // 2), 2
         antialiased = _chance(0.5, generator)
         steps.append(AntialiasedResize(size) if antialiased else Resize(size, _one_of(RESIZES, generator)))
-    drawn: list[Step | None] = [
+    drawn: list[Degradation | None] = [
         _draw_blur(scale, generator) if _chance(spec.blur, generator) else None,
         _draw_shrinking(size, scale, generator),
         Resize(final, _one_of(RESIZES, generator)),
@@ -267,7 +269,7 @@ def draw_plan(size: tuple[int, int], scale: int, spec: DegradationSpec, generato
     return (*steps, *(step for step in (drawn[k] for k in order) if step is not None))
 
 
-def _draw_blur(scale: int, generator: torch.Generator) -> Step:
+def _draw_blur(scale: int, generator: torch.Generator) -> Degradation:
     if _chance(0.5, generator):
         widest = (4 + scale) / 4
         return AnisotropicBlur(
@@ -279,7 +281,7 @@ def _draw_blur(scale: int, generator: torch.Generator) -> Step:
     return IsotropicBlur(size=_integer(5, 7, generator), sigma=_uniform(0, (2 + 0.2 * scale) / 4, generator))
 
 
-def _draw_shrinking(size: tuple[int, int], scale: int, generator: torch.Generator) -> Step:
+def _draw_shrinking(size: tuple[int, int], scale: int, generator: torch.Generator) -> Degradation:
     if _chance(0.2, generator):
         return BlurredSubsampling(scale, _uniform(0.1, 0.6 * scale, generator))
     factor = _uniform(1, 2 * scale, generator)
@@ -287,7 +289,7 @@ def _draw_shrinking(size: tuple[int, int], scale: int, generator: torch.Generato
     return Resize(shrunk, _one_of(RESIZES, generator))
 
 
-def _draw_noise(levels: Sequence[float], generator: torch.Generator) -> Step:
+def _draw_noise(levels: Sequence[float], generator: torch.Generator) -> Degradation:
     sigma, mode = _one_of(levels, generator), _uniform(0, 1, generator)
     if mode < 0.4:
         return ColourNoise(sigma)

@@ -20,7 +20,7 @@ from piti.core.seeding import generator_for
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplePlace:
     """One place in the sequence."""
 
     number: int
@@ -33,7 +33,7 @@ class Place:
 class Order(Protocol):
     """The sequence of one rank."""
 
-    def places(self, step: int, batch: int) -> list[Place]:
+    def places(self, step: int, batch: int) -> list[SamplePlace]:
         """The `batch` places of this rank at a step."""
         ...
 
@@ -48,10 +48,10 @@ class Shuffled:
         self.length, self.seed, self.rank, self.world = length, seed, rank, world
         self._orders: dict[int, list[int]] = {}
 
-    def places(self, step: int, batch: int) -> list[Place]:
+    def places(self, step: int, batch: int) -> list[SamplePlace]:
         """The `batch` places of this rank at a step."""
         first = (step * self.world + self.rank) * batch
-        return [Place(n, (self._index(n),)) for n in range(first, first + batch)]
+        return [SamplePlace(n, (self._index(n),)) for n in range(first, first + batch)]
 
     def _index(self, n: int) -> int:
         """The last two epochs' permutations are kept: a batch may straddle them."""
@@ -114,11 +114,11 @@ class ByShards:
         self._windows: dict[tuple[int, int], _Window] = {}
         self._layouts: dict[int, _Layout] = {}
 
-    def places(self, step: int, batch: int) -> list[Place]:
+    def places(self, step: int, batch: int) -> list[SamplePlace]:
         """The `batch` places of this rank at a step."""
         return [self._place(m) for m in range(step * batch, (step + 1) * batch)]
 
-    def _place(self, m: int) -> Place:
+    def _place(self, m: int) -> SamplePlace:
         """This rank's m-th place."""
         epoch = ((m + 1) * self.world - 1 - self.rank) // self.length
         within = m - self._seen(epoch, self.rank)
@@ -126,7 +126,7 @@ class ByShards:
         ends = self._layout(epoch).ends
         number = bisect_right(ends, within)
         window = self._window(epoch, number)
-        return Place(
+        return SamplePlace(
             epoch * self.length + position, _From(window.indices, within - (ends[number - 1] if number else 0))
         )
 

@@ -9,7 +9,7 @@ import torch
 
 from piti.core.errors import UserError, option
 from piti.core.spec import choices
-from piti.models.translator import Step, Translator
+from piti.models.translator import NetworkStep, Translator
 
 EngineName = Literal["auto", "torch", "openvino"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
@@ -25,7 +25,7 @@ class Engine(Protocol):
 
     name: str
 
-    def step(self, translator: Translator) -> Step | None:
+    def step(self, translator: Translator) -> NetworkStep | None:
         """What stands for `translator.step`; None: itself."""
         ...
 
@@ -43,7 +43,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def step(self, translator: Translator) -> Step | None:
+    def step(self, translator: Translator) -> NetworkStep | None:
         """None: the translator's own."""
         return None
 

@@ -24,7 +24,7 @@ from piti.core.files import OutputError, whole_folder
 from piti.engine.choice import EngineError
 from piti.engine.graph import StepGraph, dynamic_shapes, inputs_of, time_embedding
 from piti.models import Tokens
-from piti.models.translator import Step, Translator
+from piti.models.translator import NetworkStep, Translator
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class OpenVinoEngine:
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenVinoEngine:
         return OpenVinoEngine()  # of other networks
 
-    def step(self, translator: Translator) -> Step:
+    def step(self, translator: Translator) -> NetworkStep:
         """Compiled with the weights that the translator has now; `torch.compile` of it is passed by."""
         translator = getattr(translator, "_orig_mod", translator)
         version = sum(value._version for value in translator.parameters())  # counts changes in place
@@ -87,7 +87,7 @@ class OpenVinoEngine:
 
 
 class CompiledStep:
-    """A `Step` of a translator, for every batch and size. One call runs at a time."""
+    """A `NetworkStep` of a translator, for every batch and size. One call runs at a time."""
 
     def __init__(self, translator: Translator) -> None:
         self._translator = translator

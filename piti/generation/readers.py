@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from piti.conditions import Condition, ConditionError, MaskCondition
-from piti.core.images import Opened
+from piti.core.images import OpenedImage
 from piti.data.archives import Archived
 
 Item = TypeVar("Item", bound=Hashable)
@@ -23,7 +23,7 @@ def readers_of(condition: Condition, items: Sequence[Item]) -> tuple[dict[Item, 
     groups: list[tuple[Condition, list[Item]]] = []
     for item in items:
         files: Any = item
-        if not isinstance(item, Path | Opened) and not hasattr(item, "keys"):
+        if not isinstance(item, Path | OpenedImage) and not hasattr(item, "keys"):
             continue  # a text, or what is in memory
         reader = condition.beside(files.archive if isinstance(files, Archived) else files)
         group = next((found for found in groups if found[0] == reader), None)

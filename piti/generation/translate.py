@@ -75,7 +75,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Job:
+class TranslationJob:
     """One image to make, of a file, of a text, or of the files of several parts."""
 
     source: Item
@@ -96,11 +96,11 @@ class Job:
 
 
 @dataclass
-class Plan:
+class TranslationPlan:
     """Every image that is to be there in the end; of conditions what is small."""
 
     sampling: ResolvedSampling
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[TranslationJob] = field(default_factory=list)
     previews: dict[Item, list[Image.Image]] = field(default_factory=dict)
     """How the sheet shows the first `SHEET_ROWS` conditions."""
     readers: dict[Item, Condition] = field(default_factory=dict)
@@ -183,11 +183,11 @@ def translate_files(
 # Planning
 
 
-def _planned(pipeline: PITIPipeline, asked: Asked, options: GenerationOptions) -> Plan:
+def _planned(pipeline: PITIPipeline, asked: Asked, options: GenerationOptions) -> TranslationPlan:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
     like, out = asked.like, asked.out
     with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
-        plan = Plan(options.sampling.resolve(pipeline))
+        plan = TranslationPlan(options.sampling.resolve(pipeline))
     check_place(out)
     if out.resolve() in {path.resolve() for path in (*asked.inputs, *asked.parts.values())}:
         raise TranslationError(
@@ -223,7 +223,7 @@ def _conditions(pipeline: PITIPipeline, asked: Asked) -> tuple[dict[str, Item], 
     return _sources(asked, texts, condition), _cut(pipeline, texts)
 
 
-def _check_kept(jobs: list[Job], common: Mapping[str, str], like: Record | None) -> None:
+def _check_kept(jobs: list[TranslationJob], common: Mapping[str, str], like: Record | None) -> None:
     """Raises TranslationError if an image that would be kept is another than the one that is asked for.
 
     common: what all images are to say, see `image_text`. Versions and the device change an image's last bits at most.
@@ -245,7 +245,7 @@ def _check_kept(jobs: list[Job], common: Mapping[str, str], like: Record | None)
             )
 
 
-def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
+def _check_not_itself(jobs: list[TranslationJob], like: Record | None) -> None:
     """Raises TranslationError if an image would be kept as the result that `--like` was to be made of."""
     if like is not None and Path(like.file).resolve() in {job.target.resolve() for job in jobs}:
         raise TranslationError(
@@ -255,7 +255,7 @@ def _check_not_itself(jobs: list[Job], like: Record | None) -> None:
         )
 
 
-def _differences(pipeline: PITIPipeline, plan: Plan, like: Record) -> list[str]:
+def _differences(pipeline: PITIPipeline, plan: TranslationPlan, like: Record) -> list[str]:
     """What a person should know of images that are made like another."""
     notes, sources = like.differences(pipeline), list(dict.fromkeys(job.source for job in plan.jobs))
     if any(isinstance(source, Recalled) for source in sources):
@@ -270,7 +270,7 @@ def _differences(pipeline: PITIPipeline, plan: Plan, like: Record) -> list[str]:
     return notes
 
 
-def _check_sizes(jobs: list[Job]) -> None:
+def _check_sizes(jobs: list[TranslationJob]) -> None:
     """Raises TranslationError if one of these images, which are there, has another size."""
     for job in jobs:
         canvas = job.prepared.canvas
@@ -286,7 +286,7 @@ def _check_sizes(jobs: list[Job]) -> None:
 
 def _make(
     pipeline: PITIPipeline,
-    jobs: list[Job],
+    jobs: list[TranslationJob],
     readers: Mapping[Item, Condition],
     options: GenerationOptions,
     common: Mapping[str, str],
@@ -323,7 +323,7 @@ def _given(readers: Mapping[Item, Condition], source: Item) -> Any:
     return readers[source].take(source) if source in readers else source
 
 
-def _contact_sheet(plan: Plan) -> Image.Image:
+def _contact_sheet(plan: TranslationPlan) -> Image.Image:
     """Each condition beside its images, the first `SHEET_ROWS` conditions."""
     rows = {source: list(previews) for source, previews in plan.previews.items()}
     for job in plan.jobs:
@@ -436,7 +436,7 @@ def _prepare_all(
     out: Path,
     options: GenerationOptions,
     like: Record | None,
-    plan: Plan,
+    plan: TranslationPlan,
 ) -> list[str]:
     """Read every condition, and plan its images; what a person should know of them, and of what was left out.
 
@@ -461,7 +461,7 @@ def _prepare_all(
         sha = raw_hash(prepared.raw) if any(target.exists() for target in targets.values()) else ""
         for number, target in targets.items():
             seed = seed_of(options.seed, bare.content_hash, number)
-            plan.jobs.append(Job(source, bare, number, seed, sha, target, stem))
+            plan.jobs.append(TranslationJob(source, bare, number, seed, sha, target, stem))
     said += coverage.lacks()
     if not problems:
         return said

@@ -64,7 +64,7 @@ class Prediction(NamedTuple):
     """Where the variance lies between its bounds, as v in [-1, 1] of Nichol & Dhariwal 2021, eq. 15."""
 
 
-Step = Callable[[Tensor, Tensor, Tokens], Tensor]
+NetworkStep = Callable[[Tensor, Tensor, Tokens], Tensor]
 """(seen [B, C, H, W], t, tokens) -> output and variance [B, 3|6, H, W]; see `Translator.step`."""
 
 
@@ -247,7 +247,7 @@ class Translator(ModelMixin, ConfigMixin):
         condition: Tokens | Shaped[Tensor, "b k hc wc"],
         low_res: Float[Tensor, "b 3 hl wl"] | None = None,
         known: Float[Tensor, "b 4 h w"] | None = None,
-        step: Step | None = None,
+        step: NetworkStep | None = None,
     ) -> Prediction:
         """x_t: noisy images in [-1, 1] plus noise, or latents; t: timesteps [B] or a scalar; condition: its tokens, or
         the condition itself, which is then encoded; low_res: small images in [-1, 1], for an upsampler; with a

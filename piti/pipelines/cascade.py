@@ -17,7 +17,7 @@ from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
 from piti.models import PIXELS, LanguageSpec, Space, TextEncoderSpec, Tokens, Translator
-from piti.models.translator import AnyEncoderSpec, Step
+from piti.models.translator import AnyEncoderSpec, NetworkStep
 from piti.pipelines.canvas import Canvas, fitted
 from piti.pipelines.noise import upsampler_generators
 
@@ -148,7 +148,7 @@ class Network:
     condition: Condition
     device: torch.device
     space: Space = PIXELS
-    step: Step | None = None
+    step: NetworkStep | None = None
     """What an engine computes in place of the translator's own step."""
 
     def exact(self) -> Network:

@@ -16,8 +16,8 @@ from torch import Tensor
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import (
     SCHEDULERS,
+    ModelEntry,
     ModelError,
-    ModelInfo,
     bundled_models,
     find_model,
     list_models,
@@ -62,8 +62,8 @@ from piti.pipelines.options import (
 from piti.pipelines.saved import SavedPipeline
 
 __all__ = [
+    "ModelEntry",
     "ModelError",
-    "ModelInfo",
     "PITIPipeline",
     "PITIPipelineOutput",
     "bundled_models",

@@ -18,7 +18,7 @@ from piti.checkpoints.folder import Saveable
 from piti.conditions import Condition
 from piti.core.images import grid, to_pil
 from piti.core.seeding import derive_seed, generator_for
-from piti.data.batches import Batch, BatchStream, LowRes, SampleSet
+from piti.data.batches import BatchStream, LowRes, SampleSet, TrainingBatch
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, LossOutput, build_adversary, frozen
 from piti.training.metrics import Mean
@@ -71,7 +71,7 @@ class BaselineObjective:
         rate, betas = self.baseline.discriminator_lr, self.recipe.optimizer.betas
         self.opponent = build_adversary(self.discriminator, rate, betas, self.accelerator)
 
-    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> LossOutput:
+    def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
         """The generator's side. Seed and number of a sample decide its noise."""
         assert self.opponent is not None
         device = self.accelerator.device
@@ -132,7 +132,7 @@ class BaselineObjective:
             for name, buffer in network.named_buffers():
                 buffer.copy_(kept[name])
 
-    def _run(self, network: nn.Module, batch: Batch, first: int) -> Tensor:
+    def _run(self, network: nn.Module, batch: TrainingBatch, first: int) -> Tensor:
         device = self.accelerator.device
         generators = [generator_for(self.recipe.seed, "statistics", first + k) for k in range(len(batch.image))]
         condition = self.condition.encode(batch.condition.to(device))
@@ -157,7 +157,7 @@ class BaselineValidation:
     """Fixed pairs, each centre-cropped, and fixed noise to judge a run on."""
 
     condition: Condition
-    batches: list[Batch]
+    batches: list[TrainingBatch]
     baseline: Baseline
     seed: int
 
@@ -179,7 +179,7 @@ class BaselineValidation:
         made = self._images(predict, first, 0)[: spec.count].float()
         return grid([given, to_pil(made), to_pil(first.image[: spec.count])])
 
-    def _images(self, predict: Callable[..., Any], batch: Batch, number: int) -> Tensor:
+    def _images(self, predict: Callable[..., Any], batch: TrainingBatch, number: int) -> Tensor:
         generators = [generator_for(self.seed, "preview", number + k) for k in range(len(batch.image))]
         noise = noise_of(self.baseline, generators, batch.image.device)
         return predict(self.condition.encode(batch.condition), noise).clamp(-1, 1)

@@ -24,7 +24,7 @@ from piti.core.distributed import together
 from piti.core.errors import UserError, option
 from piti.core.images import save_png
 from piti.core.seeding import derive_seed
-from piti.data.batches import Batch, Batches, BatchStream, SampleSet, loader
+from piti.data.batches import Batches, BatchStream, SampleSet, TrainingBatch, loader
 from piti.data.problems import Tally
 from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
@@ -171,7 +171,7 @@ class Trainer:
         model: Any,
         optimizer: Any,
         learning: list[torch.nn.Parameter],
-        batches: Iterator[Batch],
+        batches: Iterator[TrainingBatch],
         within: int,
     ) -> dict[str, float]:
         """One step of the translator's optimiser and, where there is one, of the discriminator's: losses,
@@ -210,7 +210,7 @@ class Trainer:
         self.weights.step()
         return numbers
 
-    def losses(self, model: Any, batch: Batch, samples: range, within: int) -> LossOutput:
+    def losses(self, model: Any, batch: TrainingBatch, samples: range, within: int) -> LossOutput:
         """What the model minimises on a batch. samples: their numbers within the run."""
         return self.objective.losses(model, batch, samples, within)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import SCHEDULERS, Saveable
 from piti.conditions import Condition
-from piti.data.batches import Batch, LowRes, SampleSet
+from piti.data.batches import LowRes, SampleSet, TrainingBatch
 from piti.diffusion.losses import acts_at, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
 from piti.models.discriminator import Discriminator
@@ -62,7 +62,7 @@ class Objective(Protocol):
         """Make the networks of a stage's losses ready."""
         ...
 
-    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> LossOutput:
+    def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
         """What the model minimises on a batch whose samples have these numbers, at a stage's step `within`."""
         ...
 
@@ -120,7 +120,7 @@ class DiffusionObjective:
             self.recipe, stage, self.perceptual, self.discriminator, len(self.schedule), self.accelerator
         )
 
-    def losses(self, model: Any, batch: Batch, numbers: range, within: int) -> LossOutput:
+    def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
         """Some conditions are replaced by the null condition. Seed and number of a sample decide all that is random
         about it."""
         recipe, device = self.recipe, self.accelerator.device

@@ -12,7 +12,7 @@ from torch import Tensor
 from piti.conditions import Condition
 from piti.core.images import grid, to_pil
 from piti.core.seeding import derive_seed, generator_for
-from piti.data.batches import Batch, LowRes, SampleSet, centers, collate
+from piti.data.batches import LowRes, SampleSet, TrainingBatch, centers, collate
 from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
@@ -28,7 +28,7 @@ class Validation:
     """Fixed pairs to judge a run on, each centre-cropped."""
 
     condition: Condition
-    batches: list[Batch]
+    batches: list[TrainingBatch]
     schedule: NoiseSchedule
     seed: int
     levels: list[int]
@@ -105,7 +105,9 @@ def validation_of(
     return Validation(condition, batches, schedule, recipe.seed, levels)
 
 
-def fixed_batches(recipe: Recipe, folder: SampleSet, low_res: LowRes | None, device: torch.device) -> list[Batch]:
+def fixed_batches(
+    recipe: Recipe, folder: SampleSet, low_res: LowRes | None, device: torch.device
+) -> list[TrainingBatch]:
     """The first samples of a set, each centre-cropped, at most `preview.judged`, with their small images if any."""
     samples = centers(folder, recipe.preview.judged)
     small = []

@@ -10,7 +10,7 @@ from PIL import Image
 from piti.conditions import ClassTable, MaskCondition
 from piti.core.images import to_pil, to_tensor
 from piti.data import FolderSpec, PairedFolder
-from piti.data.batches import Batch, BatchStream, LowRes, loader
+from piti.data.batches import BatchStream, LowRes, TrainingBatch, loader
 from piti.data.degrade import DegradationSpec, downsample
 from piti.data.problems import DataError
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     return PairedFolder(FolderSpec(root=root, size=8), MaskCondition(table))
 
 
-def assert_equal(one: Batch, other: Batch) -> None:
+def assert_equal(one: TrainingBatch, other: TrainingBatch) -> None:
     assert one.keys == other.keys
     assert torch.equal(one.image, other.image)
     assert torch.equal(one.condition, other.condition)
@@ -95,7 +95,7 @@ def test_a_loader_gives_the_streams_batches_in_order(folder, workers):
     batches = list(loader(stream, 5, 9, workers))
     assert len(batches) == 4
     for step, batch in enumerate(batches, start=5):
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, TrainingBatch)
         assert_equal(batch, stream[step])
 
 

@@ -24,6 +24,7 @@ from piti.data.degrade import (
     BlurredSubsampling,
     ColourNoise,
     CorrelatedNoise,
+    Degradation,
     DegradationError,
     DegradationSpec,
     GreyNoise,
@@ -31,7 +32,6 @@ from piti.data.degrade import (
     Jpeg,
     Resize,
     Smooth,
-    Step,
     colour_covariance,
     degrade,
     downsample,
@@ -280,7 +280,7 @@ class TestL0Smoothing:
 
 
 class TestNoise:
-    def noise_of(self, step: Step, seed: int = 0) -> Tensor:
+    def noise_of(self, step: Degradation, seed: int = 0) -> Tensor:
         """[3, n] in 8-bit levels."""
         return step(torch.zeros(3, 200, 200), generator_for(seed)).flatten(1) * 127.5
 
@@ -311,14 +311,14 @@ class TestPlan:
     COUNT = 2500
 
     @pytest.fixture(scope="class")
-    def plans(self) -> list[tuple[Step, ...]]:
+    def plans(self) -> list[tuple[Degradation, ...]]:
         return [draw_plan((256, 256), 4, SPEC, generator_for("plan", k)) for k in range(self.COUNT)]
 
     def expect(self, hits: int, total: int, probability: float) -> None:
         """Assert that it is within four standard deviations of the binomial."""
         assert abs(hits - total * probability) < 4 * math.sqrt(total * probability * (1 - probability))
 
-    def resizes(self, plan: tuple[Step, ...]) -> list[Step]:
+    def resizes(self, plan: tuple[Degradation, ...]) -> list[Degradation]:
         return [step for step in plan if isinstance(step, Resize | AntialiasedResize | BlurredSubsampling)]
 
     def test_probabilities(self, plans):
@@ -365,7 +365,7 @@ class TestPlan:
     def test_the_order_is_random(self, plans):
         """Of three, blur comes before both resizes in a third; noise and JPEG each first in half of the plans."""
 
-        def place(plan: tuple[Step, ...], *kinds: type) -> int | None:
+        def place(plan: tuple[Degradation, ...], *kinds: type) -> int | None:
             return next((k for k, step in enumerate(plan) if isinstance(step, kinds)), None)
 
         blur_first, noise_first = [], []

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from piti.checkpoints.folder import ModelError, ModelInfo, share_upsampler, write_model_folder
+from piti.checkpoints.folder import ModelEntry, ModelError, share_upsampler, write_model_folder
 from piti.cli.app import app
 from piti.conditions import NoCondition, condition_from_config
 from piti.core.errors import UserError
@@ -172,8 +172,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "base")
     assert not (tmp_path / "base/upsampler").exists()
     assert "upsampler_sampler" not in json.loads((tmp_path / "base/model_index.json").read_text())["defaults"]
-    assert ModelInfo("x", "here", tmp_path).row()["image"] == "16 -> 32 px"
-    assert ModelInfo("x", "here", tmp_path / "base").row()["image"] == "16 px"
+    assert ModelEntry("x", "here", tmp_path).row()["image"] == "16 -> 32 px"
+    assert ModelEntry("x", "here", tmp_path / "base").row()["image"] == "16 px"
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_an_upsampler_beside_a_base(tmp_path: Path, alone: Path) -> None:
     both = PITIPipeline.from_pretrained(tmp_path / "base", upsampler=alone)
     assert OWN_SAMPLING.resolve(both).upsampler is not None
     assert OWN_SAMPLING.resolve(both).upsampler.steps == 3  # type: ignore[union-attr]
-    assert ModelInfo("x", "here", alone).row()["image"] == "16 -> 32 px, upsampler alone"
+    assert ModelEntry("x", "here", alone).row()["image"] == "16 -> 32 px, upsampler alone"
 
 
 def test_what_does_not_chain_is_refused() -> None:
@@ -316,7 +316,7 @@ def test_an_upsampler_may_be_shared(tmp_path: Path) -> None:
     assert np.array_equal(*images)
     small = PITIPipeline.from_pretrained(tmp_path / "alone", base_only=True)
     assert small.upsampler is None
-    assert ModelInfo("m", "here", tmp_path / "alone").row()["image"] == "16 -> 32 px"
+    assert ModelEntry("m", "here", tmp_path / "alone").row()["image"] == "16 -> 32 px"
     borrowing.save_pretrained(tmp_path / "copy")  # whole by itself
     assert (tmp_path / "copy/upsampler").is_dir()
 
