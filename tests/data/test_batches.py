@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     for k in range(COUNT):
         Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(root / f"images/{k}.png")
         Image.fromarray(draw.integers(0, 2, (12, 16), dtype=np.uint8)).save(root / f"labels/{k}.png")
-    table = ClassTable(names=("a", "b"), ids=(0, 1), colours=((1, 1, 1), (2, 2, 2)))
+    table = ClassTable(names=("a", "b"), ids=(0, 1), colours=((1, 1, 1), (2, 2, 2)), reading="ids")
     return PairedFolder(FolderSpec(root=root, size=8), MaskCondition(table))
 
 
