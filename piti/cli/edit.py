@@ -16,11 +16,13 @@ from piti.cli.options import (
     BaseOnly,
     Device,
     Guidance,
+    GuidanceRule,
     Model,
     Num,
     Overwrite,
     Seed,
     Upsampler,
+    guidance_of,
     with_groups,
 )
 
@@ -69,6 +71,7 @@ class EditFlags:
     """How it is edited; None takes the default of `EditSettings`."""
 
     guidance: Guidance = None
+    guidance_rule: GuidanceRule = None
     steps: Annotated[int | None, Option(min=1, help="DDIM steps of the base, up and down; 25 by default.")] = None
     upsampler_steps: Annotated[
         str | None, Option(help="DDIM steps of the upsampler: a number (10 by default), or fast27.")
@@ -99,7 +102,10 @@ class EditFlags:
         """What `edit_file` takes. Raises EditError for values out of range."""
         from piti.editing import EditSettings
 
-        given = {name: value for name, value in vars(self).items() if value is not None and name != "keep"}
+        rules = ("keep", "guidance", "guidance_rule")
+        given = {name: value for name, value in vars(self).items() if value is not None and name not in rules}
+        guidance = guidance_of(self.guidance, self.guidance_rule)
+        given |= {} if guidance is None else {"guidance": guidance}
         return EditSettings.from_flat(keep_exact=self.keep is Keep.EXACT, **given)
 
 

@@ -49,7 +49,17 @@ MaxBad = Annotated[float, Option(min=0, max=1, help="Share of unusable samples t
 Link = Annotated[bool, Option("--link/--copy", help="Hard links to the files where possible, or copies.")]
 
 Guidance = Annotated[
-    float | None, Option(help="Guidance w; 0 is off. The model's own by default.", rich_help_panel=_SAMPLING)
+    float | None,
+    Option(
+        help="Guidance w, by the model's own rule; 0 is off. The model's own by default.", rich_help_panel=_SAMPLING
+    ),
+]
+GuidanceRule = Annotated[
+    str | None,
+    Option(
+        help="Another rule than the model's own, with --guidance: normalized (eq. 8), plain (eq. 7), rescaled or apg.",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 BaseOnly = Annotated[
     bool, Option("--base-only/--no-base-only", help="Stop at the base's small images.", rich_help_panel=_SAMPLING)
@@ -61,6 +71,7 @@ class SamplingFlags:
     """How images are sampled; None takes the model's own value."""
 
     guidance: Guidance = None
+    guidance_rule: GuidanceRule = None
     steps: Annotated[int | None, Option(min=1, help="Denoising steps of the base.", rich_help_panel=_SAMPLING)] = None
     sampler: Annotated[str | None, Option(help="ddpm, ddim, dpm++, dpm++sde or unipc.", rich_help_panel=_SAMPLING)] = (
         None
@@ -91,7 +102,21 @@ class SamplingFlags:
         """What `translate_files` takes. Raises UserError for impossible values."""
         from piti.generation.options import GenerationOptions
 
-        return GenerationOptions.from_flat(num=num, seed=seed, batch=batch, skip_bad=skip_bad, **vars(self))
+        values = {key: value for key, value in vars(self).items() if key != "guidance_rule"}
+        values["guidance"] = guidance_of(self.guidance, self.guidance_rule)
+        return GenerationOptions.from_flat(num=num, seed=seed, batch=batch, skip_bad=skip_bad, **values)
+
+
+def guidance_of(strength: float | None, rule: str | None) -> Any:
+    """What --guidance and --guidance-rule say together, as `NetworkOptions` takes it. Raises UserError."""
+    from piti.core.errors import UserError
+    from piti.diffusion.guidance import Guidance as Rule
+
+    if rule is None:
+        return strength
+    if strength is None:
+        raise UserError("--guidance-rule without --guidance: say how strong, such as --guidance 1")
+    return Rule.parse({"kind": rule, "w": strength}, "--guidance-rule")
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 class NetworkOptions(Spec):
     """How one network is to be sampled. None: the model's own default."""
 
-    guidance: Guidance | None = None
-    """A number is the strength w of normalised guidance."""
+    guidance: Guidance | float | None = None
+    """A number is the strength w by the model's own rule, such as the plain one of a model whose files name that."""
     steps: int | str | None = None
     """A count, or a respacing by name; see `sampling_timesteps`."""
     sampler: str | None = None
 
     @field_validator("guidance", mode="before")
     @classmethod
-    def _rule_of_strength(cls, value: Any) -> Any:
-        return {"w": value} if isinstance(value, int | float) else value
+    def _possible_strength(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            return float(Guidance.parse({"w": value}, "guidance").w)
+        return Guidance.parse(value, "guidance") if isinstance(value, Mapping) else value
 
     @field_validator("steps", mode="before")
     @classmethod
@@ -39,6 +41,8 @@ class NetworkOptions(Spec):
     def over(self, other: Self) -> Self:
         """These options, and those of `other` where these say nothing."""
         values = {key: getattr(self, key) for key in type(self).model_fields}
+        if isinstance(self.guidance, float) and isinstance(other.guidance, Guidance):
+            values["guidance"] = other.guidance.of_strength(self.guidance)
         return other.model_copy(update={key: value for key, value in values.items() if value is not None})
 
 
@@ -164,7 +168,7 @@ _ONE_PASS = NetworkOptions(guidance=ONE_PASS.guidance, steps=ONE_PASS.steps, sam
 
 def _decided(options: NetworkOptions) -> NetworkSampling:
     """Options that leave nothing to a default."""
-    assert options.guidance is not None
+    assert isinstance(options.guidance, Guidance)
     assert options.steps is not None
     assert options.sampler is not None
     return NetworkSampling(options.guidance, options.steps, options.sampler)

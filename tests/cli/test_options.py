@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from piti.cli.options import JudgeFlags, SamplingFlags, Seed, all_given, refuse_others, with_groups
+from piti.cli.options import JudgeFlags, SamplingFlags, Seed, all_given, guidance_of, refuse_others, with_groups
 from piti.core.errors import UserError
 
 
@@ -67,3 +67,16 @@ def test_what_means_nothing_is_refused() -> None:
         refuse_others(["out", "no_train", "gpu"], ["out"], "piti paint")
     with pytest.raises(UserError, match="--aliases without --segmenter"):
         JudgeFlags(aliases="names.json")  # type: ignore[arg-type]
+
+
+def test_a_strength_with_and_without_a_rule() -> None:
+    from piti.core.spec import SpecError
+
+    assert guidance_of(1.5, None) == 1.5  # by the model's own rule
+    assert guidance_of(None, None) is None
+    rule = guidance_of(1.5, "plain")
+    assert (rule.kind, rule.w) == ("plain", 1.5)
+    with pytest.raises(UserError, match="--guidance-rule without --guidance"):
+        guidance_of(None, "plain")
+    with pytest.raises(SpecError, match="--guidance-rule"):
+        guidance_of(1.0, "plane")

@@ -13,9 +13,11 @@ from PIL import Image
 
 from piti.conditions import ConditionError, condition_from_config
 from piti.core.errors import UserError
+from piti.core.spec import SpecError
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
 from piti.models import Translator
+from piti.pipelines.options import NetworkOptions
 from piti.pipelines.pipeline import ModelError, PITIPipeline, bundled_models, find_model, list_models
 from tests.conftest import TINY_CLASSES, TINY_MODEL
 
@@ -227,7 +229,7 @@ def test_a_training_runs_folder_is_a_model(tmp_path: Path) -> None:
         ({"sampler": "dmpp"}, "unknown sampler 'dmpp'"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 2000}, "steps 2000"),
-        ({"guidance": -3}, r"'guidance\.w' = -3"),
+        ({"guidance": -3}, r"'w' = -3"),
         ({"num_images": 0}, "must be at least 1"),
     ],
 )
@@ -254,3 +256,15 @@ def test_bundled_models_are_light_half_precision_and_described(name: str) -> Non
         assert all(weights.get_tensor(key).dtype == torch.float16 for key in weights.keys())  # noqa: SIM118
     assert name in {model.name for model in list_models()}
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "PITIPipeline"
+
+
+def test_a_number_is_a_strength_by_the_models_own_rule() -> None:
+    own = NetworkOptions(guidance=Guidance(kind="plain", w=0.5), steps=2, sampler="ddim")
+    merged = NetworkOptions.parse({"guidance": 2}, "test").over(own)
+    assert merged.guidance == Guidance(kind="plain", w=2.0)
+    assert NetworkOptions(guidance=Guidance(w=2.0)).over(own).guidance == Guidance(w=2.0)
+    twice = NetworkOptions(guidance=2.0).over(NetworkOptions(guidance=1.0))
+    assert twice.guidance == 2.0  # whose rule is not known yet
+    assert twice.over(own).guidance == merged.guidance
+    with pytest.raises(SpecError, match="guidance"):
+        NetworkOptions.parse({"guidance": -2}, "test")
