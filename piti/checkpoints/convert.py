@@ -1,4 +1,4 @@
-"""GLIDE's and PITI's released files to model folders, and back, without a bit changed."""
+"""GLIDE's and PITI's released files to model folders, without a bit changed; `export` is the way back."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from piti.checkpoints.folder import (
     write_model_folder,
 )
 from piti.checkpoints.lora import ADAPTER_CONFIG
-from piti.checkpoints.release import Heads, Released, as_released, identify, is_released, our_tensors
+from piti.checkpoints.release import ExchangeError, Heads, Released, identify, our_tensors
 from piti.checkpoints.release_keys import Rule, same
+from piti.checkpoints.released_conditions import Masks, Reading, condition_of
 from piti.checkpoints.weights import (
     WEIGHTS_FILE,
     check_finite,
@@ -32,20 +33,12 @@ from piti.checkpoints.weights import (
     read_weights,
     write_weights,
 )
-from piti.conditions import (
-    ClassTable,
-    Condition,
-    PaletteCondition,
-    SeveralCondition,
-    SketchCondition,
-    TextCondition,
-    coco_stuff,
-)
-from piti.conditions.tokenizers import TOKENIZER_FOLDER, BytePairTokenizer
-from piti.core.errors import Message, UserError, option, text_of
-from piti.core.files import check_folder, whole_file, whole_folder
+from piti.conditions import Condition, TextCondition
+from piti.conditions.tokenizers import TOKENIZER_FOLDER
+from piti.core.errors import Message, UserError, option
+from piti.core.files import check_folder, whole_folder
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
-from piti.models import EncoderSpec, TextEncoderSpec, Translator
+from piti.models import Translator
 from piti.pipelines.cascade import check_cascade
 
 SCHEDULES = {
@@ -67,11 +60,6 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 _UPSAMPLING = {"upsampler_steps": "fast27", "upsampler_noise": 0.997, "upsampler_guidance": 0.0}
 
-RELEASED_THRESHOLD = 0.6
-"""Where PITI's edge maps were cut into lines."""
-
-_FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
-_EXPORTED = {network: f"{network}.pt" for network in SCHEDULERS}
 _MODEL_HOLDS = {
     AUTOENCODER,
     INDEX_FILE,
@@ -86,10 +74,6 @@ _READS_NOTHING = f"cannot read text yet: import again with {option('tokenizer')}
 _KNOWS_NOTHING = "samples as if nothing of the picture were known"
 
 
-class ExchangeError(UserError):
-    """A model cannot be imported or exported as asked. The message names the file or flag and the remedy."""
-
-
 @dataclass(frozen=True)
 class ImportSettings:
     """What the files do not tell."""
@@ -97,13 +81,20 @@ class ImportSettings:
     prior: str | Path | None = None
     """Whose UNet an encoder alone takes: a released base, or a model of ours."""
     classes: Path | None = None
-    """A classes.json instead of COCO-Stuff's."""
+    """A classes.json instead of COCO-Stuff's, or of one-hot masks."""
     tokenizer: Path | None = None
     """A folder with GPT-2's tokenizer, for GLIDE."""
     heads: Heads = field(default_factory=Heads)
     overwrite: bool = False
     raw: bool = False
     """Take the weights as they were trained where averaged ones lie beside them."""
+    masks: Masks | None = None
+    """How an encoder of masks sees them; none: as its number of channels says."""
+
+    @property
+    def reading(self) -> Reading:
+        """What its base reads."""
+        return Reading(self.classes, self.tokenizer, self.masks)
 
 
 @dataclass(frozen=True)
@@ -178,9 +169,9 @@ class _Network:
         tensors = (tensor for part, weights in held for tensor in part.tensors(weights))
         write_weights(folder / WEIGHTS_FILE, kinds, tensors)
 
-    def exchanged(self, target: Path, reads: bool) -> Exchanged:
-        """What was written to `target`; reads: whether a condition can be given to it as it is."""
-        told = [] if reads else [_READS_NOTHING]
+    def exchanged(self, target: Path, assumed: str) -> Exchanged:
+        """What was written to `target`; assumed: of its condition, or what that lacks."""
+        told = [assumed] if assumed else []
         told += [_KNOWS_NOTHING] if self.translator.config["inpaint"] else []
         notes = tuple(Message(f"{self.what} {note}") for note in told)
         found = {part.path: read_checkpoint(part.path, part.raw).note for part in self.parts}
@@ -206,7 +197,7 @@ def import_release(
     if upsampler is not None:
         second = _released(upsampler, chosen)
         networks["upsampler"], families["upsampler"] = _upsampler(second, upsampler, chosen), second.family
-    condition = _condition(found, base, chosen)
+    condition, assumed = condition_of(found.encoder, base, chosen.reading)
     _check_together(condition, networks, base, upsampler)
     with whole_folder(out, chosen.overwrite, is_model) as folder:
         parts: dict[str, Saveable] = {}
@@ -215,8 +206,9 @@ def import_release(
             parts |= {name: network, SCHEDULERS[name]: scheduler_of(network.schedule)}
             defaults |= DEFAULTS[families[name]][name] | (_UPSAMPLING if name == "upsampler" else {})
         write_model_folder(folder, parts, condition.saved_in(folder).to_config(), defaults)
-    reads = not isinstance(condition, TextCondition) or chosen.tokenizer is not None
-    return [network.exchanged(out / name, reads or name != "base") for name, network in networks.items()]
+    if isinstance(condition, TextCondition) and chosen.tokenizer is None:
+        assumed = _READS_NOTHING
+    return [network.exchanged(out / name, assumed if name == "base" else "") for name, network in networks.items()]
 
 
 def is_model(folder: Path) -> bool:
@@ -321,7 +313,7 @@ def _prior_file(path: Path, chosen: ImportSettings) -> tuple[dict[str, Any], Sch
 
 def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
     folder = ModelFolder.open(find_model(name))
-    config, schedule, weights = _saved_network(folder, "base", f"{option('prior')} {name}")
+    config, schedule, weights = saved_network(folder, "base", f"{option('prior')} {name}")
     expected, held = our_tensors(config, "unet."), read_weights(weights)
     odd = next((key for key, kind in expected.items() if key not in held or held[key].shape != kind.shape), None)
     if odd is not None:
@@ -329,7 +321,7 @@ def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part
     return config, schedule, _Part(weights, [same(key) for key in expected])
 
 
-def _saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict[str, Any], ScheduleSpec, Path]:
+def saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict[str, Any], ScheduleSpec, Path]:
     """A network's configuration, schedule and file of weights. Raises ExchangeError, ModelError."""
     if network not in folder:
         raise ExchangeError(f"{source}: has no {network}; give a model that does")
@@ -337,120 +329,3 @@ def _saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict
     if (path / ADAPTER_CONFIG).is_file():
         raise ExchangeError(f"{source}: its {network} is a set of adapters on another model; give a model of its own")
     return folder.arguments(network), spec_of(folder.scheduler(network)), path / WEIGHTS_FILE
-
-
-# The condition
-
-
-def _condition(found: Released, path: Path, chosen: ImportSettings) -> Condition:
-    """What the base reads. Raises ExchangeError, ConditionError."""
-    encoder, files = found.encoder, {"palette": ("classes", chosen.classes), "text": ("tokenizer", chosen.tokenizer)}
-    if isinstance(encoder, TextEncoderSpec):
-        condition: Condition = TextCondition(encoder.context, BytePairTokenizer(chosen.tokenizer, encoder.vocabulary))
-    else:
-        condition = _picture_condition(encoder, path, chosen.classes)
-    for kind, (name, value) in files.items():
-        if value is not None and kind != condition.kind:
-            raise ExchangeError(
-                f"has no meaning here, {path} reads '{condition.kind}'",
-                remedy="leave it out",
-                option=name,
-                value=value,
-            )
-    return condition
-
-
-def _picture_condition(encoder: EncoderSpec, path: Path, classes: Path | None) -> Condition:
-    if encoder.in_channels == 3:
-        return PaletteCondition(coco_stuff() if classes is None else ClassTable.read(classes))
-    if encoder.in_channels == 1:
-        return SketchCondition(threshold=RELEASED_THRESHOLD)
-    raise ExchangeError(
-        f"{path}: its encoder reads {encoder.in_channels} channels; PITI's read 3 (a mask in colours) or 1 (a sketch)"
-    )
-
-
-# Export
-
-
-@dataclass(frozen=True)
-class _Export:
-    """A network of ours that has a released layout."""
-
-    what: str
-    rules: list[Rule]
-    weights: Path
-
-    def write(self, path: Path) -> int:
-        """Write the released file; returns how many parameters it has. Raises WeightsError, OSError."""
-        ours = read_weights(self.weights)
-        if ours.keys() != {name for rule in self.rules for name in rule.targets}:
-            raise ExchangeError(f"{self.weights}: holds other tensors than its config.json says; write the model anew")
-        released = {rule.source: _alone(rule.join(tuple(ours.pop(t) for t in rule.targets))) for rule in self.rules}
-        try:
-            with path.open("xb") as file:  # of its own files, torch does not say what went wrong
-                torch.save(released, file)
-        except RuntimeError as error:  # of its archive, which a failing write left without an end
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        return sum(tensor.numel() for tensor in released.values())
-
-
-def export_release(model: str | Path, out: Path, overwrite: bool = False) -> list[Exchanged]:
-    """Write a model's networks in GLIDE's or PITI's released layout, as `torch.save` does.
-
-    out: a file, for a model of one network (it ends in .pt, .pth or .ckpt), or a folder, in which base.pt and
-    upsampler.pt will lie. Written whole or not at all; weights keep their type, and what was imported comes out
-    as it was, to the bit and in the same order. Raises ReleaseError for a network that has no released layout,
-    ExchangeError, ModelError and OutputError.
-    """
-    folder = ModelFolder.open(find_model(model))
-    exports = {network: _export(folder, network) for network in SCHEDULERS if network in folder}
-    check_outside(out, *(folder.path / network for network in exports))
-    if out.suffix in _FILE_SUFFIXES:
-        if len(exports) != 1:
-            raise ExchangeError(
-                f"{folder.path} has {' and '.join(exports)}", remedy="give a folder for both", option="out", value=out
-            )
-        with whole_file(out, overwrite) as partial:
-            return [_exchanged(export, partial, out) for export in exports.values()]
-    with whole_folder(out, overwrite, _is_export) as partial:
-        return [
-            _exchanged(export, partial / _EXPORTED[name], out / _EXPORTED[name]) for name, export in exports.items()
-        ]
-
-
-def _exchanged(export: _Export, path: Path, final: Path) -> Exchanged:
-    return Exchanged(export.what, export.weights.parent, final, export.write(path))
-
-
-def _export(folder: ModelFolder, network: str) -> _Export:
-    source = str(folder.path / network)
-    config, schedule, weights = _saved_network(folder, network, str(folder.path))
-    if isinstance(folder.condition, SeveralCondition) and config.get("encoder_spec") is not None:
-        raise ExchangeError(
-            f"{source}: reads {', '.join(folder.condition.parts)} at once; the layout has no place to say which "
-            "channels are whose, and its readers know one condition: only models of one can be exported"
-        )
-    try:
-        found = as_released(config)
-    except UserError as error:
-        raise ExchangeError(f"{source}: {error}") from None
-    if schedule != SCHEDULES[network]:
-        have, want = (", ".join(map(str, spec.to_dict().values())) for spec in (schedule, SCHEDULES[network]))
-        raise ExchangeError(
-            f"{source}: was trained with {have}; the layout stands for {want}, and has no place to say otherwise"
-        )
-    told = f" (to import: {text_of(found.options)})" if found.options else ""
-    return _Export(Message(found.name + told), found.rules, weights)
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor with a storage of its own, so that `torch.save` writes it alone."""
-    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
-    return tensor.clone() if shares else tensor
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether a folder holds nothing but what an earlier export wrote: base.pt and upsampler.pt, in the layout."""
-    paths = list(folder.iterdir())
-    return {path.name for path in paths} <= set(_EXPORTED.values()) and all(map(is_released, paths))

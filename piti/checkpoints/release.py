@@ -39,6 +39,10 @@ class ReleaseError(UserError):
     """A file is not in the released layout, or a model has none. The message names keys and what was expected."""
 
 
+class ExchangeError(UserError):
+    """A model cannot be imported or exported as asked. The message names the file or flag and the remedy."""
+
+
 @dataclass(frozen=True)
 class Heads:
     """What the shapes do not tell; none: by the rules above."""

@@ -19,6 +19,13 @@ class Weights(StrEnum):
     RAW = "raw"
 
 
+class Masks(StrEnum):
+    """How an encoder sees masks."""
+
+    COLOURS = "colours"
+    ONE_HOT = "one-hot"
+
+
 class Layout(StrEnum):
     """What `export` can write."""
 
@@ -45,7 +52,11 @@ def import_(
     prior: Annotated[
         str | None, Option(help="For an encoder alone: whose UNet it takes, a released base or a model.")
     ] = None,
-    classes: Annotated[Path | None, Option(help="A classes.json instead of COCO-Stuff's, for masks.")] = None,
+    classes: Annotated[Path | None, Option(help="A classes.json instead of COCO-Stuff's, or of one-hot masks.")] = None,
+    masks: Annotated[
+        Masks | None,
+        Option(help="How the encoder sees masks, where its channels do not tell: in colours, or a channel a class."),
+    ] = None,
     tokenizer: Annotated[Path | None, Option(help="A folder with GPT-2's tokenizer, for GLIDE.")] = None,
     head_dim: Annotated[int | None, Option(min=1, help="Channels of a head in the UNet, for unusual files.")] = None,
     heads: Annotated[int | None, Option(min=1, help="Heads of the transformer, for unusual files.")] = None,
@@ -62,12 +73,21 @@ def import_(
 
     if is_pipeline(base):
         refuse_release_options(
-            base, upsampler=upsampler, prior=prior, classes=classes, tokenizer=tokenizer, head_dim=head_dim, heads=heads
+            base,
+            upsampler=upsampler,
+            prior=prior,
+            classes=classes,
+            tokenizer=tokenizer,
+            head_dim=head_dim,
+            heads=heads,
+            masks=masks,
         )
         done = import_prior(base, out, overwrite)
         print_rows([done.row()])
         return print_notes(done.notes)
-    settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite, weights is Weights.RAW)
+    seen = None if masks is None else masks.value
+    raw = weights is Weights.RAW
+    settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite, raw, seen)
     written = import_release(Path(base), out, upsampler, settings)
     print_rows([done.row() for done in written])
     return print_notes(note for done in written for note in done.notes)
@@ -80,7 +100,9 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model's weights in the layout of the released checkpoints."""
-    from piti.checkpoints.convert import export_release
+    from piti.checkpoints.export import export_release
 
     writers = {Layout.RELEASE: export_release}
-    print_rows([done.row() for done in writers[layout](model, out, overwrite)])
+    written = writers[layout](model, out, overwrite)
+    print_rows([done.row() for done in written])
+    print_notes(note for done in written for note in done.notes)

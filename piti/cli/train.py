@@ -18,6 +18,7 @@ _CONDITIONS = {
     "palette": "MASK.png",
     "sketch": "SKETCH.png",
     "geometry": "DEPTH.png",
+    "picture": "PICTURE.png",
     "text": '--text "…"',
     "several": "--given PART=FILE",
 }  # what `piti translate` is given, by the kind of condition

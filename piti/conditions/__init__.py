@@ -15,6 +15,7 @@ from piti.conditions.composite import SeveralCondition
 from piti.conditions.geometry import GeometryCondition
 from piti.conditions.mask import MaskCondition
 from piti.conditions.palette import PaletteCondition, coco_stuff
+from piti.conditions.picture import PictureCondition
 from piti.conditions.sketch import SketchCondition
 from piti.conditions.text import TextCondition
 
@@ -30,6 +31,7 @@ __all__ = [
     "MaskCondition",
     "NoCondition",
     "PaletteCondition",
+    "PictureCondition",
     "SeveralCondition",
     "SketchCondition",
     "TextCondition",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -50,6 +50,7 @@ class _SeveralConfig(Spec):
 
     kind: Literal["several"] = "several"
     parts: tuple[_PartConfig, ...] = Field(min_length=2)
+    together: bool = False
 
     @field_validator("parts", mode="before")
     @classmethod
@@ -62,7 +63,7 @@ class _SeveralConfig(Spec):
 @register
 @dataclass(frozen=True)
 class SeveralCondition(Condition):
-    """Named parts, such as a mask and a sketch of the same image; at least one of them is given.
+    """Named parts, such as a mask and a sketch of the same image; at least one of them is given, or all `together`.
 
     Raw form: P planes that are 1 where a part is given and 0 where it is absent, the same at every pixel, then the
     raw planes of every part in order (zeros where it is absent), in the narrowest type that holds them all
@@ -71,11 +72,15 @@ class SeveralCondition(Condition):
 
     parts: by name, in the order of the channels; kinds that are pictures over the image (no text, and no
     several again). Raises ConditionError for others, for fewer than two, and for names that are no words.
+
+    together: every part has to be given, and in training all of them are null at once, see `dropped`: for networks that
+    never saw one part alone.
     """
 
     kind: ClassVar[str] = "several"
 
     parts: Mapping[str, Condition]
+    together: bool = False
 
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
@@ -114,7 +119,8 @@ class SeveralCondition(Condition):
 
         Those of another size are brought to that of the largest where their proportions agree, by the part's own
         filter. Raises ImageError for what is no picture; ConditionError for what is not of its part's kind, an
-        unknown part, none at all, other proportions, and for one file that does not say which part it is.
+        unknown part, none at all (or not all, where they belong together), other proportions, and for one file that
+        does not say which part it is.
         """
         if not isinstance(path, Mapping):
             raise ConditionError(f"{path}: {self._which()}")
@@ -123,7 +129,13 @@ class SeveralCondition(Condition):
                 raise ConditionError(f"unknown part '{name}'; {choices(name, self.parts)}")
         given = {name: path[name] for name in self.parts if path.get(name) is not None}
         if not given:
-            raise ConditionError(f"no part is given; give at least one of {', '.join(self.parts)}")
+            raise ConditionError(f"no part is given; give {self._needed}")
+        missing = [name for name in self.parts if name not in given] if self.together else []
+        if missing:
+            raise ConditionError(
+                f"{', '.join(given)} alone: this model reads {' and '.join(self.parts)} together",
+                remedy=f"give {' and '.join(missing)} too",
+            )
         sources = {name: _named(name, item) for name, item in given.items()}
         raws = {name: self.parts[name].take(item, name) for name, item in given.items() if item is not None}
         return self._joined(self._of_one_size(raws, sources))
@@ -138,6 +150,10 @@ class SeveralCondition(Condition):
             f"this model reads {', '.join(self.parts)}; say which part it is: {{'{first}': FILE}}, or on the "
             f"command line {option('given')} {first}=FILE"
         )
+
+    @property
+    def _needed(self) -> str:
+        return " and ".join(self.parts) if self.together else f"at least one of {', '.join(self.parts)}"
 
     def _of_one_size(self, raws: Mapping[str, Tensor], sources: Mapping[str, str]) -> dict[str, Tensor]:
         largest = max(raws, key=lambda name: raws[name].shape[-2:].numel())
@@ -185,10 +201,11 @@ class SeveralCondition(Condition):
                 f"its planes, got {list(raw.shape)} of {raw.dtype}; hand in the parts: {{{self._example()}}}"
             )
         flags = raw[: len(self.parts)]
-        if not (((flags == 0) | (flags == 1)) & (flags == flags[:, :1, :1])).all() or not flags.any():
+        enough = flags.all() if self.together else flags.any()
+        if not (((flags == 0) | (flags == 1)) & (flags == flags[:, :1, :1])).all() or not enough:
             raise ConditionError(
                 f"{source}: the first {len(self.parts)} planes say which parts are given, 1 or 0 everywhere and 1 for "
-                f"at least one of {', '.join(self.parts)}; hand in the parts: {{{self._example()}}}"
+                f"{self._needed}; hand in the parts: {{{self._example()}}}"
             )
         start = len(self.parts)
         for (name, given), (part, planes) in zip(self._named_given(raw), self._split(raw), strict=True):
@@ -238,7 +255,7 @@ class SeveralCondition(Condition):
             of_part = [item for file in given if (item := file.get(name)) is not None and is_source(item)]
             parts[name], said = part.settled(of_part)
             notes += [f"{name}: {note}" for note in said]
-        return (self if parts == dict(self.parts) else SeveralCondition(parts)), notes
+        return (self if parts == dict(self.parts) else replace(self, parts=parts)), notes
 
     def beside(self, path: Any) -> Condition:
         if not isinstance(path, Mapping):
@@ -246,7 +263,7 @@ class SeveralCondition(Condition):
         parts = {
             name: part.beside(item) if is_source(item := path.get(name)) else part for name, part in self.parts.items()
         }
-        return self if parts == dict(self.parts) else SeveralCondition(parts)
+        return self if parts == dict(self.parts) else replace(self, parts=parts)
 
     # What the network sees
 
@@ -272,8 +289,8 @@ class SeveralCondition(Condition):
 
     @property
     def draws(self) -> int:
-        """One for all parts together, then one for each."""
-        return len(self.parts) + 1
+        """One for all parts at once, then one for each that can be missing by itself."""
+        return 1 if self.together else len(self.parts) + 1
 
     def dropped(
         self, encoded: Shaped[Tensor, "B C h w"], uniform: Float[Tensor, "B draws"], p: float
@@ -282,8 +299,10 @@ class SeveralCondition(Condition):
 
         So of rows in which all parts are given a share (1 - p)^(P + 1) keeps them all, every part is null in
         1 - (1 - p)^2, and all are in p + (1 - p) p^P, which is what guidance compares with. For p = 0.1 and two
-        parts: 73%, 19% and 10.9%.
+        parts: 73%, 19% and 10.9%. Where parts belong together, they are null at once, with `p`.
         """
+        if self.together:
+            return super().dropped(encoded, uniform, p)
         sizes = [part.channels for part in self.parts.values()]
         null = self.null(len(encoded), *encoded.shape[-2:], device=encoded.device)
         drop = (uniform[:, 1:] < p) | (uniform[:, :1] < p)  # [B, P]
@@ -304,9 +323,9 @@ class SeveralCondition(Condition):
     # On disk
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and parts as plain data."""
+        """Kind and parts as plain data, and that they belong together, if so."""
         parts = [{"name": name, "condition": part.to_config()} for name, part in self.parts.items()]
-        return {"kind": self.kind, "parts": parts}
+        return {"kind": self.kind, "parts": parts} | ({"together": True} if self.together else {})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> SeveralCondition:
@@ -316,19 +335,21 @@ class SeveralCondition(Condition):
             for name, part in part_configs(config, source).items()
         }
         try:
-            return cls(parts)
+            return cls(parts, _SeveralConfig.parse(config, source).together)
         except ConditionError as error:
             raise error.about(source) from None
 
     def saved_in(self, folder: Path) -> SeveralCondition:
-        return SeveralCondition({name: part.saved_in(folder) for name, part in self.parts.items()})
+        return replace(self, parts={name: part.saved_in(folder) for name, part in self.parts.items()})
 
     def found_in(self, folder: Path) -> SeveralCondition:
-        return SeveralCondition({name: part.found_in(folder) for name, part in self.parts.items()})
+        return replace(self, parts={name: part.found_in(folder) for name, part in self.parts.items()})
 
     def reads_like(self, other: Condition) -> bool:
-        """Whether the other has the same parts in the same order."""
+        """Whether the other has the same parts in the same order, and they belong together in both or in neither."""
         if not isinstance(other, SeveralCondition) or list(self.parts) != list(other.parts):
+            return False
+        if self.together != other.together:
             return False
         return all(part.reads_like(other.parts[name]) for name, part in self.parts.items())
 

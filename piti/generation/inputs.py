@@ -107,8 +107,9 @@ def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs:
             )
     if inputs or not given:
         what = f"{inputs[0]}: of which part is it" if inputs else "nothing to translate"
+        alone = "all together" if condition.together else "each alone or together"
         raise GivenError(
-            f"{what}? This model reads {', '.join(condition.parts)}, each alone or together",
+            f"{what}? This model reads {', '.join(condition.parts)}, {alone}",
             remedy=f"name them: {option('given')} {first}=FILE_OR_FOLDER",
         )
     for part in given:

@@ -16,7 +16,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from piti.checkpoints import convert
-from piti.checkpoints.convert import ImportSettings, export_release, import_release
+from piti.checkpoints.convert import ImportSettings, import_release
+from piti.checkpoints.export import export_release
 from piti.checkpoints.folder import ModelFolder, write_model_folder
 from piti.checkpoints.release import Heads
 from piti.cli.app import app
@@ -119,7 +120,7 @@ def test_colours_and_class_ids_translate_to_the_same_images(tmp_path: Path) -> N
 def test_sketches_and_a_table_of_one_s_own(tmp_path: Path) -> None:
     assert ModelFolder.open(imported(tmp_path, "sketch")).condition == SketchCondition(threshold=0.6, null_value=1.0)
     (tmp_path / "classes.json").write_text(json.dumps(TINY_CLASSES))
-    folder = imported(tmp_path, "piti", classes=tmp_path / "classes.json", overwrite=True)
+    folder = imported(tmp_path, "piti", classes=tmp_path / "classes.json", masks="colours", overwrite=True)
     condition = ModelFolder.open(folder).condition
     assert isinstance(condition, PaletteCondition)
     assert condition.classes.names == ("sky", "road", "car")
@@ -223,6 +224,7 @@ MISTAKES: dict[str, Case] = {
     ),
     "other channels": (tiny_weights("sketch"), _UP, {}, "reads 3 channels, but the condition 'sketch' has 1"),
     "a tokenizer for masks": (_PITI, None, {"tokenizer": "."}, "tokenizer .*reads 'palette'"),
+    "masks for texts": (_GLIDE, None, {"masks": "colours"}, "masks colours: has no meaning here, .*reads 'text'"),
     "classes for texts": (_GLIDE, None, {"classes": "c.json"}, "classes .*reads 'text'"),
     "heads that do not divide": (
         _PITI, None, {"heads": Heads(heads=5)}, r"^[^\n]*width 32, not a multiple of heads 5$"
@@ -234,7 +236,8 @@ MISTAKES: dict[str, Case] = {
     "another layout": ({"w": torch.zeros(3)}, None, {}, "base.pt: is neither GLIDE's nor PITI's.*'w'"),
     "another number of channels": (
         tiny_weights("piti", encoder_spec=TINY["piti"]["encoder_spec"] | {"in_channels": 4}), None, {},
-        "reads 4 channels; PITI's read 3",
+        "base.pt: its encoder reads 4 channels, and PITI's read a mask in colours .*"
+        "name their classes: classes FILE",
     ),
 }  # fmt: skip
 
@@ -249,7 +252,7 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path: Path, monkeypatch: 
     up = None if upsampler is None else file(tmp_path, "up", upsampler)
     path = file(tmp_path, "base", base)
     was = files_in(tmp_path)
-    chosen = ImportSettings(**{k: v if k in ("prior", "heads") else Path(v) for k, v in settings.items()})
+    chosen = ImportSettings(**{k: v if k in ("prior", "heads", "masks") else Path(v) for k, v in settings.items()})
     with pytest.raises(UserError, match=f"(?s){message}"):
         import_release(path, tmp_path / "deep/model", up, chosen)
     assert files_in(tmp_path) == was

@@ -11,7 +11,8 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from piti.checkpoints.convert import ImportSettings, export_release, import_release
+from piti.checkpoints.convert import ImportSettings, import_release
+from piti.checkpoints.export import export_release
 from piti.checkpoints.release import Heads
 from piti.core.errors import UserError
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from piti.checkpoints.convert import ExchangeError, export_release
+from piti.checkpoints.export import export_release
 from piti.checkpoints.folder import ModelFolder
+from piti.checkpoints.release import ExchangeError
 from piti.conditions import Condition, ConditionError, SeveralCondition
 from piti.data.problems import DataError
 from piti.models import ConditionEncoder

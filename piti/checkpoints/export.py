@@ -1,0 +1,111 @@
+"""Model folders to files in GLIDE's or PITI's released layout, without a bit changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from piti.checkpoints.convert import SCHEDULES, Exchanged, check_outside, saved_network
+from piti.checkpoints.folder import SCHEDULERS, ModelFolder, find_model
+from piti.checkpoints.release import ExchangeError, as_released, is_released
+from piti.checkpoints.release_keys import Rule
+from piti.checkpoints.released_conditions import RELEASED_GEOMETRY, lost_in_release
+from piti.checkpoints.weights import read_weights
+from piti.conditions import SeveralCondition
+from piti.core.errors import Message, UserError, text_of
+from piti.core.files import whole_file, whole_folder
+
+_FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
+_EXPORTED = {network: f"{network}.pt" for network in SCHEDULERS}
+
+
+@dataclass(frozen=True)
+class _Export:
+    """A network of ours that has a released layout."""
+
+    what: str
+    rules: list[Rule]
+    weights: Path
+    notes: tuple[str, ...]
+
+    def write(self, path: Path) -> int:
+        """Write the released file; returns how many parameters it has. Raises WeightsError, OSError."""
+        ours = read_weights(self.weights)
+        if ours.keys() != {name for rule in self.rules for name in rule.targets}:
+            raise ExchangeError(f"{self.weights}: holds other tensors than its config.json says; write the model anew")
+        released = {rule.source: _alone(rule.join(tuple(ours.pop(t) for t in rule.targets))) for rule in self.rules}
+        try:
+            with path.open("xb") as file:  # of its own files, torch does not say what went wrong
+                torch.save(released, file)
+        except RuntimeError as error:  # of its archive, which a failing write left without an end
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        return sum(tensor.numel() for tensor in released.values())
+
+
+def export_release(model: str | Path, out: Path, overwrite: bool = False) -> list[Exchanged]:
+    """Write a model's networks in GLIDE's or PITI's released layout, as `torch.save` does.
+
+    out: a file, for a model of one network (it ends in .pt, .pth or .ckpt), or a folder, in which base.pt and
+    upsampler.pt will lie. Written whole or not at all; weights keep their type, and what was imported comes out
+    as it was, to the bit and in the same order. Raises ReleaseError for a network that has no released layout,
+    ExchangeError, ModelError and OutputError. What the release's code cannot use, and what an import has to be told,
+    is in the notes.
+    """
+    folder = ModelFolder.open(find_model(model))
+    exports = {network: _export(folder, network) for network in SCHEDULERS if network in folder}
+    check_outside(out, *(folder.path / network for network in exports))
+    if out.suffix in _FILE_SUFFIXES:
+        if len(exports) != 1:
+            raise ExchangeError(
+                f"{folder.path} has {' and '.join(exports)}", remedy="give a folder for both", option="out", value=out
+            )
+        with whole_file(out, overwrite) as partial:
+            return [_exchanged(export, partial, out) for export in exports.values()]
+    with whole_folder(out, overwrite, _is_export) as partial:
+        return [
+            _exchanged(export, partial / _EXPORTED[name], out / _EXPORTED[name]) for name, export in exports.items()
+        ]
+
+
+def _exchanged(export: _Export, path: Path, final: Path) -> Exchanged:
+    return Exchanged(export.what, export.weights.parent, final, export.write(path), export.notes)
+
+
+def _export(folder: ModelFolder, network: str) -> _Export:
+    source = str(folder.path / network)
+    config, schedule, weights = saved_network(folder, network, str(folder.path))
+    condition, reads = folder.condition, config.get("encoder_spec") is not None
+    if reads and isinstance(condition, SeveralCondition) and not condition.reads_like(RELEASED_GEOMETRY):
+        raise ExchangeError(
+            f"{source}: reads {', '.join(condition.parts)} at once; the layout has no place to say which "
+            "channels are whose, and its readers know one condition: only models of one can be exported"
+        )
+    try:
+        found = as_released(config)
+    except UserError as error:
+        raise ExchangeError(f"{source}: {error}") from None
+    if schedule != SCHEDULES[network]:
+        have, want = (", ".join(map(str, spec.to_dict().values())) for spec in (schedule, SCHEDULES[network]))
+        raise ExchangeError(
+            f"{source}: was trained with {have}; the layout stands for {want}, and has no place to say otherwise"
+        )
+    told = f" (to import: {text_of(found.options)})" if found.options else ""
+    notes = lost_in_release(condition) if reads and network == "base" else []
+    return _Export(
+        Message(found.name + told), found.rules, weights, tuple(Message(f"{found.name}: {note}") for note in notes)
+    )
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor with a storage of its own, so that `torch.save` writes it alone."""
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone() if shares else tensor
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds nothing but what an earlier export wrote: base.pt and upsampler.pt, in the layout."""
+    paths = list(folder.iterdir())
+    return {path.name for path in paths} <= set(_EXPORTED.values()) and all(map(is_released, paths))

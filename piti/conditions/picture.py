@@ -1,0 +1,99 @@
+"""Pictures whose colours a network sees as they are, such as the release's pictures of normals and of depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
+from piti.conditions.mask import nearest_positions
+from piti.core.images import Box, as_rgb, from_uint8, to_tensor, to_uint8
+from piti.core.spec import Spec, SpecError
+
+
+class _PictureConfig(Spec):
+    """What a picture condition saves."""
+
+    kind: Literal["picture"] = "picture"
+    null_value: float = Field(1.0, allow_inf_nan=False)
+
+
+@register
+@dataclass(frozen=True)
+class PictureCondition(Condition):
+    """A picture whose meaning only its maker and the network know.
+
+    Files: pictures of 8 bits; greys become RGB, what is transparent is white. Those of 16 or 32 bits are refused: no
+    scaling of depth in metres to colours is the right one.
+
+    Raw form and preview: RGB, uint8 [3, h, w]. Encoded: the same in [-1, 1]. null_value fills the null condition, ones
+    in the release: a white picture. Resized by nearest neighbour and mirrored as it is, both as the release does: so
+    the colours of mirrored normals do not turn.
+    """
+
+    kind: ClassVar[str] = "picture"
+
+    null_value: float = 1.0
+
+    @property
+    def channels(self) -> int:
+        """Red, green and blue."""
+        return 3
+
+    @property
+    def planes(self) -> int:
+        """Red, green and blue."""
+        return 3
+
+    def read(self, image: Image.Image, source: str) -> UInt8[Tensor, "3 h w"]:
+        """RGB of a decoded picture. Raises ConditionError for one of more than 8 bits."""
+        if image.mode[0] in "IF":
+            raise ConditionError(
+                f"holds numbers of more than 8 bits (mode {image.mode}), and this model reads pictures of 8 bits",
+                remedy="export it as the 8-bit picture that the model was trained with",
+                source=source,
+            )
+        return to_uint8(to_tensor(as_rgb(image, source)))
+
+    def checked(self, raw: Tensor, source: str) -> UInt8[Tensor, "3 h w"]:
+        """RGB [3, h, w] as it is. Raises ConditionError for another shape or type."""
+        if raw.ndim != 3 or len(raw) != 3 or raw.dtype != torch.uint8:
+            raise ConditionError(
+                f"{source}: expected RGB [3, h, w] of torch.uint8, got {list(raw.shape)} of {raw.dtype}; convert it, "
+                "or hand in a picture"
+            )
+        return raw
+
+    def crop_resize(self, raw: UInt8[Tensor, "3 h w"], box: Box, size: Size) -> UInt8[Tensor, "3 h2 w2"]:
+        """Cut `box` out and resize it, nearest neighbour, as PIL's NEAREST to the pixel."""
+        height, width = sides_of(size)
+        rows = nearest_positions(box.top, box.height, height)
+        columns = nearest_positions(box.left, box.width, width)
+        return raw[:, rows[:, None], columns]
+
+    def encode(self, raw: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
+        """Colours in [-1, 1], float32: colour / 127.5 - 1."""
+        return from_uint8(raw)
+
+    def preview(self, raw: UInt8[Tensor, "3 h w"]) -> Image.Image:
+        """The picture itself; `read` of the result gives `raw` again."""
+        return Image.fromarray(raw.movedim(0, -1).contiguous().cpu().numpy())
+
+    def to_config(self) -> dict[str, Any]:
+        """Kind and null value as plain data."""
+        return _PictureConfig(null_value=self.null_value).to_dict()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> PictureCondition:
+        """Build from `to_config`'s data. Raises ConditionError, naming source and key."""
+        try:
+            return cls(_PictureConfig.parse(config, source).null_value)
+        except SpecError as error:
+            raise ConditionError.like(error) from None
