@@ -88,7 +88,10 @@ def _export(folder: ModelFolder, network: str) -> _Export:
     except UserError as error:
         raise ExchangeError(f"{source}: {error}") from None
     if schedule != SCHEDULES[network]:
-        have, want = (", ".join(map(str, spec.to_dict().values())) for spec in (schedule, SCHEDULES[network]))
+        own, theirs = schedule.to_dict(), SCHEDULES[network].to_dict()
+        odd = {key: value for key, value in own.items() if value != theirs[key]}
+        have = ", ".join(f"{key} = {value}" for key, value in odd.items())
+        want = ", ".join(f"{key} = {theirs[key]}" for key in odd)
         raise ExchangeError(
             f"{source}: was trained with {have}; the layout stands for {want}, and has no place to say otherwise"
         )

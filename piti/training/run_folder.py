@@ -247,6 +247,9 @@ def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> R
 
 def condition_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """In what two configurations of a condition differ, one that a checkpoint has and the present one."""
+    parts, others = (", ".join(str(part.get("name")) for part in config.get("parts", ())) for config in (old, new))
+    if parts != others:
+        return f"the parts {parts or 'none'}, in this order, now they are {others or 'none'}"
     before, after = _by_key(old), _by_key(new)
     classes = [key for key in before if key.endswith("names") and before[key] != after.get(key)]
     if classes:

@@ -139,6 +139,8 @@ def test_models_without_a_released_layout_are_refused(tmp_path: Path) -> None:
     scheduler = scheduler_of(ScheduleSpec(prediction="v_prediction"))
     assert isinstance(scheduler, DDPMScheduler)
     scheduler.save_pretrained(folder / "scheduler")
-    with pytest.raises(UserError, match="trained with squaredcos_cap_v2, 1000, v_prediction; the layout stands for"):
+    with pytest.raises(
+        UserError, match="trained with prediction = v_prediction; the layout stands for prediction = eps"
+    ):
         export_release(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -99,7 +99,9 @@ def test_going_on_with_the_parts_in_another_order_is_refused(root: Path, tmp_pat
     """The recipes differ in nothing but the order of keys; the network's channels would be exchanged."""
     train(recipe_of(root, stages=steps(3)), tmp_path / "run")
     turned = {"kind": "several", "parts": dict(reversed(PARTS.items()))}
-    with pytest.raises(RunError, match="was trained with condition = "):
+    with pytest.raises(
+        RunError, match="was trained with the parts mask, sketch, in this order, now they are sketch, mask"
+    ):
         train(recipe_of(root, stages=steps(4), condition=turned), tmp_path / "run", resume=True)
 
 
