@@ -37,7 +37,7 @@ from piti.data.shards.index import check_reached, list_shards
 from piti.data.shown import mirroring_notes
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.diffusion.schedule import NoiseSchedule
-from piti.models import Translator
+from piti.models import PIXELS, Space, Translator
 from piti.models.discriminator import Discriminator, DiscriminatorEnsemble, PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.training.adversarial import ImageLosses, build_adversary
@@ -185,7 +185,17 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
     translator = Translator(**config, steps=len(schedule), one_step=recipe.one_step)
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
+    if recipe.checkpointing:
+        translator.unet.enable_gradient_checkpointing()
     return translator
+
+
+def build_space(recipe: Recipe) -> Space:
+    """Where the recipe's model works; latents with the autoencoder of its prior. Raises ModelError, UserError."""
+    if not recipe.model.space.latent or recipe.prior is None:
+        return PIXELS
+    folder = ModelFolder.open(find_model(recipe.prior))
+    return Space(recipe.model.space, folder.autoencoder(torch.float32))
 
 
 def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
@@ -236,10 +246,14 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
     if model.text is not None and isinstance(condition, TextCondition):
         read = {"vocabulary": condition.tokenizer.size, "context": condition.context}
         text = model.text.model_copy(update=read).to_dict()
+    foreign: dict[str, Any] = {}
+    if model.unet_config is not None:
+        foreign = {"unet_config": model.unet_config, "space_spec": model.space.to_dict()}
     return {
+        **foreign,
         "encoder_spec": encoder,
         "text_spec": text,
-        "unet_spec": model.unet.to_dict(),
+        "unet_spec": None if foreign else model.unet.to_dict(),
         "image_size": model.image_size,
         "patch_size": model.patch_size,
         "low_res": model.low_res,

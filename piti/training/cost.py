@@ -198,7 +198,9 @@ def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, 
     def run(batch: int) -> Tensor:
         low_res = None if translator.low_res is None else _images(batch, side // translator.scale)
         t = torch.empty(batch, device="meta", dtype=torch.long)
-        output, variance = translator(_images(batch, side), t, _condition(translator, batch, side), low_res)
+        space = translator.space_spec
+        x_t = _images(batch, side // space.factor, space.channels)
+        output, variance = translator(x_t, t, _condition(translator, batch, side), low_res)
         total = output.float().sum()
         return total if variance is None else total + variance.float().sum()
 

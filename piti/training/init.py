@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder, find_model
-from piti.checkpoints.lora import Adapted, AdapterConfig, inject
-from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
+from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, inject
+from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
 from piti.conditions import Condition, MaskCondition
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
@@ -131,8 +134,9 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
     kind of prediction.
     """
     folder = _network_of(translator, name, "prior")
-    loaded, scheduler = _load(folder)
-    given, own = loaded.state_dict(), translator.state_dict()
+    given, scheduler = _weights(folder)
+    own = translator.state_dict()
+    _check_config(translator, folder)
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     _check_shapes("prior", folder, own, given, unet)
     learned = spec_of(scheduler)
@@ -146,6 +150,36 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
     left = sorted(key for key in given if key.startswith(ENCODER))
     named = f" ({', '.join(left[:2])}, …)" if left else ""
     return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}"
+
+
+def _check_config(translator: Translator, folder: Path) -> None:
+    """Raises RecipeError where a UNet of another family is not the prior's: its weights may fit all the same."""
+    config = translator.config.get("unet_config")
+    if config is None:
+        return
+    theirs = ModelFolder.open(folder.parent).config(folder.name).get("unet_config") or {}
+    known = dict(translator.unet.config)  # with the defaults of what is not said
+    usual = {name: one.default for name, one in signature(UNet2DConditionModel.__init__).parameters.items()}
+    odd = [
+        key for key in sorted(known.keys() & usual.keys()) if _plain(known[key]) != _plain(theirs.get(key, usual[key]))
+    ]
+    if odd:
+        named = ", ".join(f"{key}: {theirs.get(key, usual[key])} there, {known[key]} here" for key in odd[:3])
+        raise RecipeError(f"prior: 'model.unet_config' is not that of {folder} ({named}); copy it from its config.json")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _weights(folder: Path) -> tuple[Mapping[str, Tensor], Scheduler]:
+    """A network's weights and its scheduler; of one whole file they are maps of it, so that a text encoder that is left
+    out takes no memory. Raises ModelError."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file() or (folder / ADAPTER_CONFIG).is_file():
+        loaded, scheduler = _load(folder)
+        return loaded.state_dict(), scheduler
+    return read_weights(path), ModelFolder.open(folder.parent).scheduler(folder.name)
 
 
 def _network_of(translator: Translator, name: str, key: str) -> Path:

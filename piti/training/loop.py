@@ -26,6 +26,7 @@ from piti.core.images import save_png
 from piti.core.seeding import derive_seed
 from piti.data.batches import Batches, BatchStream, SampleSet, TrainingBatch, loader
 from piti.data.problems import Tally
+from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import LossOutput
@@ -68,6 +69,8 @@ class Run:
     """The translator as it is saved where low-rank adapters are trained on its prior."""
     discriminator: Discriminator | None = None
     """For a translator's adversarial stages."""
+    space: Space = PIXELS
+    """Where the translator works."""
 
 
 class Trainer:
@@ -79,7 +82,14 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.objective = objective_of(
-            recipe, run.condition, run.perceptual, run.translator, self.accelerator, run.train, run.discriminator
+            recipe,
+            run.condition,
+            run.perceptual,
+            run.translator,
+            self.accelerator,
+            run.train,
+            run.discriminator,
+            run.space,
         )
         sharded = is_sharded(self.accelerator)
         self.translator = run.translator if sharded else run.translator.to(self.device)

@@ -13,16 +13,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork, ImageNetwork
-from piti.checkpoints.folder import SCHEDULERS, Saveable
+from piti.checkpoints.folder import AUTOENCODER, SCHEDULERS, Saveable
+from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
+from piti.core.seeding import derive_seed
 from piti.data.batches import LowRes, SampleSet, TrainingBatch
 from piti.diffusion.losses import acts_at, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
+from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted
 from piti.training.baseline import BaselineObjective
 from piti.training.build import losses_of, low_res_of, weighting_of
+from piti.training.latent_cache import CachedSpace
 from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
 from piti.training.preview import validation_of
@@ -96,6 +100,7 @@ class DiffusionObjective:
     perceptual: PerceptualNetwork | None
     accelerator: Accelerator
     discriminator: Discriminator | None
+    space: Space = PIXELS
     schedule: NoiseSchedule = field(init=False)
     low_res: LowRes | None = field(init=False)
     image_losses: ImageLosses = field(init=False)
@@ -103,6 +108,9 @@ class DiffusionObjective:
     def __post_init__(self) -> None:
         self.schedule, self.low_res = NoiseSchedule(self.recipe.schedule), low_res_of(self.recipe)
         self.weighting = weighting_of(self.recipe)
+        if self.space.autoencoder is not None:
+            self.space.autoencoder.to(self.accelerator.device)
+        self.cached = CachedSpace(self.space, self.recipe.latent_cache)
         first = self.recipe.stages[0]
         self.image_losses = ImageLosses(first, len(self.schedule), self.accelerator, self.recipe.seed)
 
@@ -124,7 +132,7 @@ class DiffusionObjective:
         """Some conditions are replaced by the null condition. Seed and number of a sample decide all that is random
         about it."""
         recipe, device = self.recipe, self.accelerator.device
-        x0 = batch.image.to(device)  # [B, 3, H, W]
+        x0 = self._points(batch.image.to(device), numbers)  # [B, C, H, W]
         paired = torch.ones(len(x0), dtype=torch.bool) if batch.paired is None else batch.paired
         t = self._timesteps(numbers, paired).to(device)  # [B]
         noise = noise_for(recipe.seed, numbers, x0.shape[1:]).to(device)
@@ -152,6 +160,14 @@ class DiffusionObjective:
             found.metrics = eq3 | found.metrics
         return found
 
+    def _points(self, images: Tensor, numbers: range) -> Tensor:
+        """Images [B, 3, H, W] as points of the space; latents are drawn by the samples' numbers."""
+        moments = self.cached.moments(images)
+        if not self.space.spec.latent:
+            return moments
+        shape = self.space.shape(*images.shape[-2:])
+        return self.space.drawn(moments, noise_for(derive_seed(self.recipe.seed, "latents"), numbers, shape))
+
     def _timesteps(self, numbers: range, paired: Tensor) -> Tensor:
         """One for each sample, [B]. Where there is no photograph there is no x_t but noise: the last."""
         t, last = timesteps_for(numbers, self.schedule, self.recipe.seed), len(self.schedule) - 1
@@ -178,10 +194,13 @@ class DiffusionObjective:
         return contextlib.nullcontext()
 
     def validator(self, samples: SampleSet) -> Validator:
-        return validation_of(self.recipe, self.condition, samples, self.low_res, self.accelerator.device)
+        return validation_of(self.recipe, self.condition, samples, self.low_res, self.accelerator.device, self.space)
 
     def parts(self, network: Saveable, role: str) -> dict[str, Saveable]:
-        return {role: network, SCHEDULERS[role]: scheduler_of(self.recipe.schedule)}
+        parts: dict[str, Saveable] = {role: network, SCHEDULERS[role]: scheduler_of(self.recipe.schedule)}
+        if self.space.autoencoder is not None and not isinstance(network, Adapted):  # adapters have their prior's
+            parts[AUTOENCODER] = self.space.autoencoder
+        return parts
 
 
 def objective_of(
@@ -192,9 +211,10 @@ def objective_of(
     accelerator: Accelerator,
     train: SampleSet,
     discriminator: Discriminator | None = None,
+    space: Space = PIXELS,
 ) -> Objective:
     """What a recipe's run minimises. network: what it trains; train: what it trains on; discriminator: of a
     translator's adversarial stages, a baseline has its own."""
     if isinstance(network, BaselineNetwork):
         return BaselineObjective(recipe, condition, network.baseline, perceptual, accelerator, train)
-    return DiffusionObjective(recipe, condition, perceptual, accelerator, discriminator)
+    return DiffusionObjective(recipe, condition, perceptual, accelerator, discriminator, space)

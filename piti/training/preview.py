@@ -16,7 +16,7 @@ from piti.data.batches import LowRes, SampleSet, TrainingBatch, centers, collate
 from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
-from piti.models import Prediction, Tokens, Translator
+from piti.models import PIXELS, Prediction, Space, Tokens, Translator
 from piti.training.recipe import PreviewSpec, Recipe
 from piti.training.sample_noise import noise_for
 
@@ -33,21 +33,22 @@ class Validation:
     seed: int
     levels: list[int]
     """The timesteps at which every image is judged."""
+    space: Space = PIXELS
 
     @torch.no_grad()
     def loss(self, predict: Callable[..., Prediction]) -> float:
         """Mean of eq. 3's loss, unweighted, over all pairs and over fixed timesteps and noise."""
         total, count = 0.0, 0
         for batch in self.batches:
-            condition = self.condition.encode(batch.condition)
+            condition, points = self.condition.encode(batch.condition), self.space.points(batch.image)
             numbers = range(count, count + len(batch.image))
             count += len(numbers)
             for level in self.levels:
-                noise = noise_for(derive_seed(self.seed, "validation", level), numbers, batch.image.shape[1:])
-                noise = noise.to(batch.image.device)
+                noise = noise_for(derive_seed(self.seed, "validation", level), numbers, points.shape[1:])
+                noise = noise.to(points.device)
                 t = torch.full((len(noise),), level, device=noise.device)
-                output, _ = predict(self.schedule.q_sample(batch.image, t, noise), t, condition, batch.low_res)
-                target = self.schedule.target(batch.image, noise, t)
+                output, _ = predict(self.schedule.q_sample(points, t, noise), t, condition, batch.low_res)
+                target = self.schedule.target(points, noise, t)
                 total += (output.float() - target).square().mean(dim=(1, 2, 3)).sum().item()
         return total / (count * len(self.levels))
 
@@ -83,8 +84,9 @@ class Validation:
 
         denoise = conditioned(with_low_res, tokens, both, self.schedule)
         generators = [generator_for(self.seed, "preview", k) for k in range(count)]
-        x_T = initial_noise(first.image[:count].shape, generators, device=condition.device)
-        return sample(
+        shape = (count, *self.space.shape(*first.image.shape[-2:]))
+        x_T = initial_noise(shape, generators, device=condition.device)
+        points = sample(
             guided(denoise, spec.guidance, self.schedule),
             x_T,
             self.schedule,
@@ -92,17 +94,23 @@ class Validation:
             spec.steps,
             generators,
         )
+        return self.space.images(points)
 
 
 def validation_of(
-    recipe: Recipe, condition: Condition, folder: SampleSet, low_res: LowRes | None, device: torch.device
+    recipe: Recipe,
+    condition: Condition,
+    folder: SampleSet,
+    low_res: LowRes | None,
+    device: torch.device,
+    space: Space = PIXELS,
 ) -> Validation:
     """The first samples of a set, at most `preview.judged`; low_res: makes the small images of an upsampler."""
     schedule, batches = NoiseSchedule(recipe.schedule), fixed_batches(recipe, folder, low_res, device)
     levels = [int((k + 0.5) * len(schedule) / LOSS_TIMESTEPS) for k in range(LOSS_TIMESTEPS)]
     if recipe.one_step:  # it knows no other timestep
         levels = [len(schedule) - 1]
-    return Validation(condition, batches, schedule, recipe.seed, levels)
+    return Validation(condition, batches, schedule, recipe.seed, levels, space)
 
 
 def fixed_batches(

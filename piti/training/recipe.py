@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,7 +18,7 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import adversarial_named, weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
-from piti.models import AlignedEncoderSpec, EncoderSpec, PixelHeadSpec, TextEncoderSpec, UNetSpec
+from piti.models import AlignedEncoderSpec, EncoderSpec, PixelHeadSpec, SpaceSpec, TextEncoderSpec, UNetSpec
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
 from piti.training.stages import GENERATOR, LORA, NETWORKS, OptimizerSpec, Stage
@@ -44,6 +45,10 @@ class ModelSpec(Spec):
     aligned: AlignedEncoderSpec | None = None
     """Instead of an encoder of tokens, for a UNet without them: the condition's own maps, at the image's size."""
     unet: UNetSpec = UNetSpec()
+    unet_config: dict[str, Any] | None = None
+    """Instead of `unet`, the UNet of a prior of another family, by its own configuration in diffusers."""
+    space: SpaceSpec = SpaceSpec()
+    """Where the UNet works; latents are those of the prior's autoencoder, and `image_size` stays in pixels."""
     head: PixelHeadSpec | None = None
     """How pixels are made of the UNet's features; none: by one pixel shuffle of `patch_size`."""
 
@@ -66,7 +71,11 @@ class ModelSpec(Spec):
                 f"'head.channels' are {len(self.head.channels)} and 'patch_size' is {self.patch_size}; each of them "
                 "doubles the sides, so give log2(patch_size) of them"
             )
-        if (self.encoder is None and self.text is None) != (self.unet.token_width is None):
+        if self.unet_config is not None and self.unet != UNetSpec():
+            raise ValueError("'unet' and 'unet_config' are both given; remove one")
+        if self.space.latent and (self.unet_config is None or self.patch_size != 1 or self.low_res is not None):
+            raise ValueError("'space' of latents goes with 'unet_config', without 'patch_size' and 'low_res'")
+        if (self.encoder is None and self.text is None) == self.takes_tokens:
             raise ValueError("'encoder' and 'unet.token_width' go together: give both, or make both null")
         if self.low_res is not None and (self.image_size % self.low_res or self.image_size == self.low_res):
             raise ValueError(
@@ -76,6 +85,11 @@ class ModelSpec(Spec):
         if self.detail is not None and self.low_res is None:
             raise ValueError("'detail' is for upsamplers; set 'low_res', or leave it out")
         return self
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether its UNet attends to a condition's tokens."""
+        return self.unet_config is not None or self.unet.token_width is not None
 
     @property
     def scale(self) -> int | None:
@@ -166,6 +180,10 @@ class Recipe(Spec):
     ema: float = Field(default=0.9999, ge=0, lt=1)
     """Decay of the running average of the weights."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
+    checkpointing: bool = False
+    """Compute the UNet's activations anew in the backward pass instead of keeping them: slower, in less memory."""
+    latent_cache: Path | None = None
+    """For latents: a folder that keeps them by the contents of the crops, so that each crop is encoded once."""
     workers: int = Field(default=1, ge=0)
     log_every: int = Field(default=50, ge=1)
     tensorboard: bool = False
@@ -177,6 +195,10 @@ class Recipe(Spec):
     def _consistent(self) -> Recipe:
         if not self.stages:
             raise ValueError("'stages' is empty; give at least one")
+        if self.model.space.latent and self.prior is None:
+            raise ValueError("'model.space' of latents needs a 'prior', whose autoencoder makes them")
+        if self.latent_cache is not None and not self.model.space.latent:
+            raise ValueError("'latent_cache' is for models that work on latents; leave it out")
         if self.init is not None and self.prior is not None:
             raise ValueError("'init' and 'prior' are both given; a run begins from one of them: remove the other")
         self._check_baseline()
@@ -224,7 +246,7 @@ class Recipe(Spec):
                     f"{model.image_size} of a baseline are one; make them equal"
                 )
             return
-        if model.unet.token_width is None and model.scale is not None:
+        if not model.takes_tokens and model.scale is not None:
             step = math.lcm(model.patch_size * model.unet.reduction, model.scale)
             if size % step or size > model.image_size:
                 raise ValueError(
@@ -240,7 +262,7 @@ class Recipe(Spec):
         kind = self.condition.get("kind")
         if (kind == "text") != (model.text is not None):
             raise ValueError("condition: {kind: text} goes with 'model.text', the text encoder; give both, or neither")
-        if (kind == "none") != (model.unet.token_width is None and model.aligned is None):
+        if (kind == "none") != (not model.takes_tokens and model.aligned is None):
             raise ValueError("condition: {kind: none} goes with 'model.encoder' null; give both, or neither")
         if model.aligned is not None and (self.data.condition_side != size or size % model.aligned.stride):
             raise ValueError(
@@ -249,6 +271,11 @@ class Recipe(Spec):
             )
 
     def _check_image_losses(self, stage: Stage) -> None:
+        if self.model.space.latent and (stage.perceptual or stage.adversarial):
+            raise ValueError(
+                f"stage '{stage.name}': 'perceptual' and 'adversarial' look at pixels, and this model makes latents; "
+                "leave them out"
+            )
         for name in ("perceptual", "adversarial"):
             loss = getattr(stage, name)
             if loss is None:
@@ -297,7 +324,7 @@ class Recipe(Spec):
         for stage in self.stages:
             self._check_image_losses(stage)
             self._check_upsampling(stage)
-            if "encoder" in stage.trains and self.model.unet.token_width is None and stage.trains != NETWORKS:
+            if "encoder" in stage.trains and not self.model.takes_tokens and stage.trains != NETWORKS:
                 raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
         if self.precision == "fp16" and any(stage.adversarial for stage in self.stages):
             raise ValueError("precision: fp16 scales one optimiser's gradients, an adversary has its own; take bf16")

@@ -15,6 +15,7 @@ from piti.training.build import (
     build_discriminator,
     build_network,
     build_perceptual,
+    build_space,
     find_base,
     open_data,
 )
@@ -81,6 +82,7 @@ def _prepared(
         base,
         adapted,
         discriminator,
+        build_space(recipe),
     )
     return run, checkpoint
 

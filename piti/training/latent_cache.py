@@ -1,0 +1,70 @@
+"""Latents of training images, kept on disk by the images' contents, so that each is encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from piti.core.files import whole_file
+from piti.models import Space
+
+_KEY = "moments"
+
+
+class CachedSpace:
+    """A space whose moments of images are kept in a folder; without one, or of pixels, they are computed anew."""
+
+    def __init__(self, space: Space, folder: Path | None) -> None:
+        """folder: is made where it is missing; autoencoders with other weights have a folder of their own in it."""
+        self.space = space
+        self.folder = None
+        if folder is not None and space.autoencoder is not None:
+            self.folder = folder / weights_digest(space.autoencoder)[:16]
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def moments(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """See `Space.moments`. images: in [-1, 1]; what is not kept yet is encoded as one batch."""
+        if self.folder is None:
+            return self.space.moments(images)
+        places = [self.folder / f"{_content(image)}.safetensors" for image in images]
+        found = [_read(place) for place in places]
+        missing = [k for k, one in enumerate(found) if one is None]
+        if missing:
+            made = self.space.moments(images[missing])
+            for k, one in zip(missing, made, strict=True):
+                found[k] = one
+                _write(places[k], one)
+        return torch.stack([one.to(images.device) for one in found if one is not None])
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _content(image: Tensor) -> str:
+    values = image.detach().float().cpu().contiguous()
+    return hashlib.sha256(f"{list(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
+
+
+def _read(place: Path) -> Tensor | None:
+    """None where there is no whole file."""
+    try:
+        return load_file(place)[_KEY]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _write(place: Path, moments: Tensor) -> None:
+    with whole_file(place, overwrite=True) as partial:
+        save_file({_KEY: moments.detach().float().cpu().contiguous()}, partial)
