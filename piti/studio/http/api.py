@@ -129,8 +129,10 @@ class _Api:
         router = APIRouter()
         codes = _responses(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
         made: dict[str, Any] = {"response_model": ResultAnswer, "responses": codes, "tags": ["make"]}
-        router.post("/api/translate", openapi_extra=_body(TranslateRequest, _TRANSLATED), **made)(self.translate)
-        router.post("/api/edit", openapi_extra=_body(EditRequest, _EDITED), **made)(self.edit)
+        router.post("/api/translate", openapi_extra=_body(TranslateRequest, _TRANSLATED, self.studio), **made)(
+            self.translate
+        )
+        router.post("/api/edit", openapi_extra=_body(EditRequest, _EDITED, self.studio), **made)(self.edit)
         picture: dict[str, Any] = {
             "response_class": Response,
             "responses": {200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404),
@@ -292,14 +294,22 @@ _EDITED = {
 }
 
 
-def _body(kind: type[Spec], files: dict[str, str]) -> dict[str, Any]:
-    """The OpenAPI description of a form."""
+def _body(kind: type[Spec], files: dict[str, str], studio: Studio) -> dict[str, Any]:
+    """The OpenAPI description of a form, with the models and limits of this studio."""
     schema = kind.model_json_schema()
     pictures = {name: {"type": "string", "format": "binary", "description": said} for name, said in files.items()}
-    properties = {name: _without_null(field) for name, field in schema["properties"].items()} | pictures
+    properties: dict[str, Any] = {name: _without_null(field) for name, field in schema["properties"].items()}
+    properties |= pictures
+    properties["model"]["enum"] = list(studio.models)
+    for name, most in studio.limits.of_fields().items():
+        for one in properties[name].get("anyOf", [properties[name]]):
+            if one.get("type") == "integer":
+                one["maximum"] = most
     if kind is TranslateRequest:
-        properties["text"] = {"type": "string", "description": "For a prior, instead of a file."}
-    schema |= {"properties": properties, "required": schema.get("required", []) + [n for n in ("image",) if n in files]}
+        properties["text"] = {"type": "string", "minLength": 1, "description": "For a prior, instead of a file."}
+        schema["oneOf"] = [{"required": ["condition"]}, {"required": ["text"]}]
+    needed = ["image", "condition"] if kind is EditRequest else []
+    schema |= {"properties": properties, "required": schema.get("required", []) + needed}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 

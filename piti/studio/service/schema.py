@@ -61,13 +61,14 @@ class Limits:
             if not value >= 1:
                 raise LimitError(f"limit {field.name} = {value}: nothing could be made; give at least 1")
 
+    def of_fields(self) -> dict[str, int]:
+        """The most that the fields of a request may say."""
+        return {"num": self.samples, "size": self.size, "steps": self.steps, "upsampler_steps": self.steps}
+
     def check(self, request: TranslateRequest | EditRequest) -> None:
         """Raises LimitError for a request that asks for more."""
-        asked = {"num": (request.num, "samples"), "size": (request.size, "size")}
-        for key in ("steps", "upsampler_steps"):
-            asked[key] = (getattr(request, key), "steps")
-        for key, (value, limit) in asked.items():
-            most = getattr(self, limit)
+        for key, most in self.of_fields().items():
+            value = getattr(request, key)
             if isinstance(value, int) and value > most:
                 raise LimitError(f"{key} = {value}: this studio allows at most {most}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -102,6 +103,13 @@ class Visitor:
         while not test():
             assert time.monotonic() < give_up, f"{what} did not come; the page says: {self.words()}"
             time.sleep(0.02)
+
+    def kept(self) -> Image.Image:
+        """The drawing as the browser's storage has it for a reload; black where there is none."""
+        file = self.browser.run("return sessionStorage['piti-painting-street-drawing'] ?? ''")
+        if not file:
+            return Image.new("RGB", LAPTOP)
+        return Image.open(BytesIO(base64.b64decode(file.partition(",")[2]))).convert("RGB")
 
     def words(self, model: str = "street") -> str:
         return self.browser.run("return document.querySelector(arguments[0]).innerText", f"#{model}-gallery")
@@ -206,8 +214,7 @@ class TestMask:
             ".getImageData(216, 306, 1, 1).data].slice(0, 3)"
         )
         visitor.until(lambda: visitor.browser.run(pixel) == [64, 0, 128], "the stroke")
-        visitor.browser.wait("Object.keys(sessionStorage).length")
-        time.sleep(0.3)  # the stroke's export
+        visitor.until(lambda: visitor.kept().getpixel((216, 306)) == (64, 0, 128), "the stroke in what is kept")
         visitor.browser.open(visitor.address)
         visitor.browser.wait("document.querySelector('#street-drawing .picture')")
         visitor.until(lambda: visitor.browser.run(pixel) == [64, 0, 128], "the stroke again")
