@@ -100,7 +100,7 @@ def test_a_form_has_no_null(client: httpx.Client) -> None:
             "description": "Guidance w, 0 is off; the model's own by default.",
             "maximum": 50, "minimum": 0, "title": "Guidance", "type": "number",
         }  # fmt: skip
-        assert {"type": "integer", "minimum": 1} in form["properties"]["upsampler_steps"]["anyOf"]
+        assert {"type": "integer", "minimum": 1, "maximum": 500} in form["properties"]["upsampler_steps"]["anyOf"]
     assert translated(client, guidance="null").status_code == 422
     assert translated(client, guidance="", num=1, steps=2).status_code == 200  # left out
 
