@@ -21,7 +21,7 @@ from piti.data import ShardSet
 from piti.data.archives import index_shard
 from piti.data.batches import BatchStream, loader
 
-MASK = MaskCondition(ClassTable(names=("a", "b"), ids=(0, 1), colours=((1, 1, 1), (2, 2, 2))))
+MASK = MaskCondition(ClassTable(names=("a", "b"), ids=(0, 1), colours=((1, 1, 9), (2, 2, 9))))
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:

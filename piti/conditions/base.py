@@ -51,6 +51,10 @@ class ConditionError(UserError):
     """A condition cannot be read or built. The message names the source and the remedy."""
 
 
+class LossyCondition(ConditionError):
+    """A condition whose file's format changes its values."""
+
+
 class Condition(ABC):
     """A kind of input. It holds settings only; pixels pass through its methods.
 
@@ -94,7 +98,7 @@ class Condition(ABC):
         try:
             image = open_image(path, self.exact)
         except LossyError as error:
-            raise ConditionError.like(error) from None
+            raise LossyCondition.like(error) from None
         return self.read(image, str(path))
 
     def take(self, item: Any, name: str = "") -> Shaped[Tensor, "K h w"]:

@@ -66,15 +66,15 @@ class ClassTable(Spec):
 
         "ignore", "ignore_color" and "reading" may be left out, and colours may be texts such as "#ff8000". Without any
         "id" classes are numbered by position; without any "color" they get those of `bit_colours`, and masks are ids. A
-        list of names alone, one of names by number, and COCO's "categories" are read too. Raises ConditionError,
-        naming file and key.
+        list of names alone, one of names by number, and COCO's "categories" are read too; no form has an id of
+        unlabelled pixels unless "ignore" gives it. Raises ConditionError, naming file and key.
         """
         try:
             values = read_json(Path(path))
         except JsonError as error:
-            raise ConditionError(
-                f"cannot read the class table ({error.problem})", remedy=error.remedy, source=path
-            ) from None
+            written = Path(path).exists()
+            remedy = error.remedy if written else 'write the classes into it in the order of their ids: ["sky", "road"]'
+            raise ConditionError(f"cannot read the class table ({error.problem})", remedy=remedy, source=path) from None
         try:
             file = _ClassesFile.parse(_usual_form(values, str(path)), str(path))
             return cls.parse(
@@ -189,19 +189,16 @@ def _spread(number: int) -> Colour:
 
 _KEYS = frozenset({"classes", "categories", "ignore", "ignore_color", "reading"})
 _OF_COCO = frozenset({"supercategory", "isthing"})
-_IGNORE = 255  # the usual number of unlabelled pixels, where a form cannot say
 
 
 def _usual_form(values: Any, source: str) -> dict[str, Any]:
     """What was read as `_ClassesFile` expects it. Raises ConditionError for what can be no table."""
-    assumed = isinstance(values, list) or _is_mapping_of_classes(values)
-    if assumed:
+    if isinstance(values, list) or _is_mapping_of_classes(values):
         values = {"classes": values}
     if not isinstance(values, dict):
         raise ConditionError(f"{source}: expected an object with 'classes', got {type(values).__name__}")
     file = dict(values)
     if "classes" not in file and "categories" in file:
-        assumed = True
         file = {key: value for key, value in file.items() if key in _KEYS}
         file["classes"] = file.pop("categories")
     if "classes" not in file:
@@ -220,8 +217,6 @@ def _usual_form(values: Any, source: str) -> dict[str, Any]:
         file.setdefault("reading", "ids")  # nobody saved pictures in these colours
     if file.get("reading") == "colors":
         file["reading"] = "colours"
-    if assumed and not any(isinstance(entry, dict) and entry.get(ids) == _IGNORE for entry in entries):
-        file.setdefault("ignore", _IGNORE)
     if "ignore_color" in file:
         file["ignore_color"] = _colour(file["ignore_color"])
     _check_colours(entries, source)

@@ -14,7 +14,16 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError, Files, Size, is_source, register, sides_of
+from piti.conditions.base import (
+    Condition,
+    ConditionError,
+    Files,
+    LossyCondition,
+    Size,
+    is_source,
+    register,
+    sides_of,
+)
 from piti.conditions.class_table import ClassTable, Reading, table_beside
 from piti.conditions.mask_files import MaskReader
 from piti.conditions.mask_readings import reading_of
@@ -81,7 +90,7 @@ class MaskCondition(Condition):
         be read as both.
         """
         if kind := lossy(image):
-            raise ConditionError.like(lossy_error(kind, source))
+            raise LossyCondition.like(lossy_error(kind, source))
         indices = self.reader.read(image, source, self.reading or self.reader.table.reading)
         return torch.from_numpy(indices.astype(self._dtype))[None]
 

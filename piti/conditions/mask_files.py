@@ -206,18 +206,30 @@ class MaskReader:
         values = planes.values
         if values is None:
             raise ConditionError(f'{source}: holds colours, and the masks\' "reading" is ids; save ids as grey PNG')
-        indices = self.from_ids(values)
+        indices, ignore = self.from_ids(values), self.table.ignore
         unknown = _visible(indices < 0, planes.transparent)
         if unknown.any():
             self._refuse_foreign(indices[unknown], source)
-            found = [(f"id {value}", count) for value, count in _counted(values[unknown])]
+            counted = _counted(values[unknown])
+            found = [(f"id {value}", count) for value, count in counted]
             raise ConditionError(
-                f"{_listed(found)} not in the class table (ids {_span(self.table.ids)})",
-                remedy=f"relabel these pixels (ignore = {self.table.ignore} for unlabelled ones)",
-                local_remedy="add the class to classes.json",
+                f"{_listed(found)} not in the class table (ids {_span(self.table.ids)}){self._shifted(planes)}",
+                remedy="relabel these pixels" + (f" ({ignore} is unlabelled)" if ignore is not None else ""),
+                local_remedy="add the class to classes.json"
+                + (f', or "ignore": {counted[0][0]} if that is what is unlabelled' if ignore is None else ""),
                 source=source,
             )
         return indices
+
+    def _shifted(self, planes: _Planes) -> str:
+        """What to say where the ids that occur are the table's if all are shifted by one; else nothing."""
+        ids = set(self.table.ids)
+        used = {int(value) for value in planes.used if value != self.table.ignore}
+        for shift, said in ((1, "above"), (-1, "below")):
+            if used and {value - shift for value in used} <= ids:
+                first = min(ids) + shift
+                return f': every id lies one {said} one of the table; if they are numbered so, begin with "id": {first}'
+        return ""
 
     def _by_colours(self, planes: _Planes, source: str) -> Integer[np.ndarray, "h w"]:
         if planes.colours is None:

@@ -16,13 +16,14 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from piti.conditions import Condition, ConditionError
+from piti.conditions.base import LossyCondition
 from piti.core.images import ImageError, image_size, read_rgb
 from piti.data.archives import Archived
 from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
 from piti.data.pairs import FolderSpec, PairList
 from piti.data.problems import Problems
-from piti.data.shown import FITS_UNTURNED, TURNED, UNEQUAL, Seen, Shown, seen_in
+from piti.data.shown import FITS_UNTURNED, LOSSY, TURNED, UNEQUAL, Seen, Shown, seen_in
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,8 @@ class PairedFolder:
         except ImageError as error:
             found.append((_UNREADABLE, str(error)))
         except ConditionError as error:
-            found.append(("conditions that do not fit their kind", str(error)))
+            kind = LOSSY if isinstance(error, LossyCondition) else "conditions that do not fit their kind"
+            found.append((kind, str(error)))
         if image is None or raw is None:
             return 0, found, Seen()
         seen = seen_in(self.condition, pair.image, image, raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from piti.data.problems import DataError, Problems
 from piti.data.shards.sources import ShardSpec
 
 SPLITS_FILE = "splits.json"
+NO_VALIDATION = "no validation pairs: trained without validation, so no validation loss and no previews"
 HELD_OUT = 0.05
 """The share of keys, or of samples of shards, that goes to "val" where nobody chose."""
 
@@ -29,8 +31,9 @@ HELD_OUT = 0.05
 def read_splits(path: Path, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:
     """`{"train": [keys], "val": [keys]}`; None where there is no file by the usual name. Raises DataError.
 
-    existing: the keys that there are. A name with a suffix, such as `s1.jpg`, is read as the key `s1` if only that is
-    there; keys are composed as those of files are, and `\\` separates folders as `/` does.
+    existing: the keys that there are. A name with a suffix or with the folder of the files, such as `images/s1.jpg`, is
+    read as the key `s1` if only that is there; keys are composed as those of files are, and `\\` separates folders as
+    `/` does. A name that probably means "train", "val" or "test" is refused: nothing would be read from that split.
     """
     if not path.exists() and path.name == SPLITS_FILE:
         return None
@@ -43,15 +46,53 @@ def read_splits(path: Path, existing: Set[str] = frozenset()) -> dict[str, list[
     lists = splits.values() if isinstance(splits, dict) else [None]
     if not all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in lists):
         raise DataError(f'{path}: expected {{"train": [keys], "val": [keys]}}, lists of strings by name')
+    for name in splits:
+        if (meant := _split_meant(name)) is not None:
+            raise DataError(f"{path}: unknown split '{name}'; did you mean '{meant}'? known: {', '.join(_SPLITS)}")
     return {name: [_existing(key, existing) for key in keys] for name, keys in splits.items()}
+
+
+_SPLITS: Mapping[str, frozenset[str]] = {
+    "train": frozenset({"training", "trn"}),
+    "val": frozenset({"valid", "validate", "validation", "dev", "eval", "evaluation", "held_out", "holdout"}),
+    "test": frozenset({"testing", "tst"}),
+}
+"""The usual splits, and what others call them."""
+
+
+def _split_meant(name: str) -> str | None:
+    """The usual split that an unusual name probably means; none for a usual name, and for one like none of them."""
+    plain = name.strip().casefold().replace("-", "_")
+    for usual, others in _SPLITS.items():
+        if plain == usual or plain in others or difflib.get_close_matches(plain, (usual, *others), n=1, cutoff=0.8):
+            return None if name == usual else usual
+    return None
 
 
 def _existing(key: str, existing: Set[str]) -> str:
     """A key as the files have it, if they do."""
     named = composed(key)
     slashed = named.replace("\\", "/").removeprefix("./")
-    forms = (named, slashed, PurePosixPath(slashed).with_suffix("").as_posix() if PurePosixPath(slashed).name else "")
-    return next((form for form in forms if form in existing), named)
+    inside = slashed.partition("/")[2] if slashed.startswith(_FOLDERS) else slashed
+    stems = [PurePosixPath(form).with_suffix("").as_posix() for form in (slashed, inside) if PurePosixPath(form).name]
+    return next((form for form in (named, slashed, *stems, inside) if form in existing), named)
+
+
+_FOLDERS = ("images/", "labels/")  # of files, which people write before a key
+
+
+def key_problems(splits: Mapping[str, Sequence[str]], existing: Set[str], file: str) -> list[tuple[str, str, str]]:
+    """What is wrong with given splits, as (key, kind, detail). existing: the keys that there are. file: its name."""
+    places: dict[str, list[str]] = {}
+    for name, keys in splits.items():
+        for key in keys:
+            places.setdefault(key, []).append(name)
+    missing = near_keys([key for key in places if key not in existing], existing)
+    found = [(key, f"keys in {file} without files (paths without suffix)", said) for key, said in missing.items()]
+    twice = {key: names for key, names in places.items() if len(names) > 1}
+    kind = f"keys listed more than once in {file}"
+    found += [(key, kind, f"{key}: {', '.join(names)}") for key, names in twice.items()]
+    return found
 
 
 def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:
@@ -295,15 +336,8 @@ class PairList:
             splits = split_by_hash(paired)
         if split not in splits:
             raise DataError(f"{self.root}: no split '{split}'; {choices(split, splits)}")
-        places: dict[str, list[str]] = {}
-        for name, keys in splits.items():
-            for key in keys:
-                places.setdefault(key, []).append(name)
-        for key, names in places.items():
-            if len(names) > 1:
-                self.problems.add(f"keys listed more than once in {self.spec.splits}", f"{key}: {', '.join(names)}")
-        for _, said in near_keys([key for key in places if key not in existing], existing).items():
-            self.problems.add(f"keys in {self.spec.splits} without files (paths without suffix)", said)
+        for _, kind, said in key_problems(splits, existing, self.spec.splits):
+            self.problems.add(kind, said)
         return sorted(set(splits[split]).intersection(paired))
 
     @property

@@ -17,7 +17,11 @@ from piti.data.pairs import Stored
 
 TURNED = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
-UNEQUAL = "pairs whose sizes differ (export both at the same size)"
+UNEQUAL = (
+    "pairs whose sizes differ (export both at the same size; to resize a mask, take nearest neighbour, which mixes no "
+    "classes)"
+)
+LOSSY = "conditions in formats that change values (export them as PNG from where they were made)"
 FITS_UNTURNED = (
     "pairs whose photograph is turned by its EXIF orientation, and whose condition fits the unturned pixels "
     "(turn the condition too, or save the photograph without that tag)"

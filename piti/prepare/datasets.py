@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from piti.conditions.coverage import coverage_note
 from piti.conditions.mirroring import said_of_mirroring
 from piti.core.errors import option
 from piti.core.progress import OnProgress
-from piti.data.pairs import SPLITS_FILE
+from piti.data.pairs import NO_VALIDATION, SPLITS_FILE
 from piti.data.problems import Problems
 from piti.data.shown import Shown
 from piti.prepare.layouts import Entry, Fault, Layout
@@ -39,13 +39,14 @@ CLASSES_FILE = "classes.json"
 class SetReport:
     """What looking through a data set showed.
 
-    listed: pairs of every split. splits: those that there are files of at all. good: pairs without a fault.
-    unknown: pixels of labels that are not in the table.
+    listed: pairs of every split. splits: those that there are files of at all. keys: see `Listing`.
+    good: pairs without a fault. unknown: pixels of labels that are not in the table.
     """
 
     layout: Layout
     listed: Counter[str] = field(default_factory=Counter)
     splits: set[str] = field(default_factory=set)
+    keys: Mapping[str, Sequence[str]] | None = None
     good: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     classes: dict[str, set[int]] = field(default_factory=dict)
@@ -79,7 +80,11 @@ class SetReport:
             labels = ", ".join(f"{label} ({count:,} pixels)" for label, count in sorted(self.unknown.items())[:20])
             notes.append(f"unknown labels: {labels}{', …' if len(self.unknown) > 20 else ''}")
         splits = {entry.split for entry in self.good}
-        if self.good and not {"train", "val"} <= splits:
+        if self.keys is not None:
+            notes += [] if self.keys.get("val") else [NO_VALIDATION]
+            if unlisted := self.listed[""]:
+                notes.append(f"{unlisted} pairs are in no split of {SPLITS_FILE}, so nothing uses them")
+        elif self.good and not {"train", "val"} <= splits:
             notes.append(f"only {' and '.join(sorted(splits))} is there: 5% are held out by a hash of their names")
         return notes + self._shown()
 
@@ -106,7 +111,7 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
     progress: called with (done, total). Raises DataError if there is nothing to prepare at all.
     """
     listing = layout.listing()
-    report = SetReport(layout, splits=listing.splits, faults=list(listing.faults))
+    report = SetReport(layout, splits=listing.splits, keys=listing.keys, faults=list(listing.faults))
     report.shown.said += layout.look(listing.entries)
     if not listing.entries:
         report.problems().raise_if_any(layout.root)
@@ -122,7 +127,7 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
         report.faults += [fault for one in examined for fault in one.faults]
         report.problems().raise_if_any(layout.root)
     layout.settle(one for one in examined if not one.faults)
-    ignored = table.ignore if (table := layout.classes()) else None
+    ids = set(table.ids) if (table := layout.classes()) else set[int]()
     doubtful = {fault.key for fault in listing.faults}
     for entry, one in zip(listing.entries, examined, strict=True):
         report.listed[entry.split] += 1
@@ -132,7 +137,7 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
         report.shown.add(one.seen)
         if not one.faults and entry.key not in doubtful:
             report.good.append(entry)
-            report.classes.setdefault(entry.split, set()).update(set(one.labels) - {ignored})
+            report.classes.setdefault(entry.split, set()).update(ids.intersection(one.labels))
     return report
 
 
@@ -170,7 +175,7 @@ def write_set(
                 progress(count, len(report.good))
     if (table := layout.classes()) is not None:
         write_json(out / CLASSES_FILE, table.to_file())
-    _write_splits(report.good, out)
+    _write_splits(report, out)
     write_skipped(out, [f"{fault.key}\t{fault.kind}: {fault.what}" for fault in report.faults])
     kept = f", {len(report.good) - made} kept" if made < len(report.good) else ""
     bad = f", {len(report.faults)} problems skipped (named in skipped.txt)" if report.faults else ""
@@ -209,13 +214,17 @@ def _with_ending(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def _write_splits(entries: Sequence[Entry], out: Path) -> None:
-    """`splits.json`, unless there is only one split: a hash of the keys then holds some out."""
+def _write_splits(report: SetReport, out: Path) -> None:
+    """`splits.json` as the set has it; without one where folders are the splits and there is only one of them: a hash
+    of the keys then holds some out."""
     splits: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry.split:
+    if report.keys is not None:
+        good = {entry.key for entry in report.good}
+        splits = {name: [key for key in keys if key in good] for name, keys in report.keys.items()}
+    else:
+        for entry in report.good:
             splits.setdefault(entry.split, []).append(entry.key)
-    if {"train", "val"} <= splits.keys():
+    if report.keys is not None or {"train", "val"} <= splits.keys():
         write_json(out / SPLITS_FILE, splits)
     else:
         (out / SPLITS_FILE).unlink(missing_ok=True)

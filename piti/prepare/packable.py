@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,8 +12,8 @@ from piti.conditions import CONDITIONS
 from piti.core.errors import option
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.walk import by_key, walk
-from piti.data.near_names import near_keys, nearest
-from piti.data.pairs import SPLITS_FILE, read_splits, split_by_hash
+from piti.data.near_names import nearest
+from piti.data.pairs import SPLITS_FILE, key_problems, read_splits, split_by_hash
 from piti.data.problems import DataError, Problems, Skipped
 
 CAPTIONS = "captions"
@@ -76,16 +75,11 @@ def find_samples(job: PackJob) -> Packable:
         raise DataError(f"{job.source}: holds nothing to pack; expected {job.images}/ or photographs")
     bad = {skipped.name for skipped in found.skipped}
     given = read_splits(job.source / SPLITS_FILE, found.items.keys() | bad)
-    for split, keys in (given or split_by_hash(sorted(found.items))).items():
-        missing = [key for key in keys if key not in found.items and key not in bad]
-        for _, said in near_keys(missing, found.items).items():
-            problems.add(f"keys in {SPLITS_FILE} without files", said)
-        found.splits[split] = sorted(set(keys).intersection(found.items))
-    listed = [key for keys in found.splits.values() for key in keys]
-    for key in sorted(key for key, count in Counter(listed).items() if count > 1):
-        problems.add(f"keys listed more than once in {SPLITS_FILE}", key)
+    splits = split_by_hash(sorted(found.items)) if given is None else given
+    for _, kind, said in key_problems(splits, found.items.keys() | bad, SPLITS_FILE):
+        problems.add(kind, said)
     problems.raise_if_any(job.source)
-    found.splits = {split: keys for split, keys in found.splits.items() if keys}
+    found.splits = {split: sorted(set(keys).intersection(found.items)) for split, keys in splits.items()}
     return found
 
 

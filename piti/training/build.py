@@ -115,7 +115,6 @@ def known_condition(recipe: Recipe) -> Condition | None:
     return condition_from_config(recipe.condition, "condition")
 
 
-NO_VALIDATION = "no validation pairs: trained without validation, so no validation loss and no previews"
 """What a run and its plan say."""
 
 

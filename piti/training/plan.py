@@ -12,10 +12,10 @@ from piti.conditions import (
 )
 from piti.conditions.palette import coco_stuff
 from piti.core.errors import Message, option, text_of
+from piti.data.pairs import NO_VALIDATION
 from piti.models import Translator
 from piti.models.perceptual import PerceptualSpec, load_perceptual, weights_source
 from piti.training.build import (
-    NO_VALIDATION,
     build_condition,
     compares_features,
     find_base,

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from piti.core.distributed import together
+from piti.data.pairs import NO_VALIDATION
 from piti.models import Translator
 from piti.training.build import (
-    NO_VALIDATION,
     build_condition,
     build_discriminator,
     build_network,

@@ -22,18 +22,18 @@ class TestForms:
         "values",
         [
             ["sky", "road"],
-            {"classes": ["sky", "road"], "ignore": 255},
-            {"classes": {"0": "sky", "1": "road"}, "ignore": 255},
+            {"classes": ["sky", "road"]},
+            {"classes": {"0": "sky", "1": "road"}},
             {"0": "sky", "1": "road"},
             {"sky": 0, "road": 1},
             [{"name": "sky"}, {"name": "road"}],
-            {"classes": [{"id": 0, "name": "sky"}, {"id": 1, "name": "road"}], "ignore": 255},
+            {"classes": [{"id": 0, "name": "sky"}, {"id": 1, "name": "road"}]},
             {"info": {}, "categories": [{"id": 0, "name": "sky", "supercategory": "x"}, {"id": 1, "name": "road"}]},
         ],
     )  # fmt: skip
     def test_names_are_enough(self, tmp_path, values):
         table = read(tmp_path, values)
-        assert (table.names, table.ids, table.ignore) == (("sky", "road"), (0, 1), 255)
+        assert (table.names, table.ids, table.ignore) == (("sky", "road"), (0, 1), None)
         assert table.colours == bit_colours(2)
         assert table.reading == "ids"  # nobody saved masks in colours that were chosen here
 
@@ -44,8 +44,8 @@ class TestForms:
         assert table.colours == ((1, 2, 3), (4, 5, 6))
         assert table.reading is None
 
-    def test_255_names_leave_no_number_for_what_is_unlabelled(self, tmp_path):
-        assert read(tmp_path, [f"class {k}" for k in range(256)]).ignore is None
+    def test_what_is_unlabelled_is_an_id_only_where_it_is_given(self, tmp_path):
+        assert read(tmp_path, {"classes": ["sky", "road"], "ignore": 255}).ignore == 255
 
     @pytest.mark.parametrize("text", ["#010203", "010203", "#010203ff", "rgb(1, 2, 3)"])
     def test_colours_as_texts(self, tmp_path, text):
@@ -84,6 +84,10 @@ class TestMistakes:
         with pytest.raises(ConditionError, match=r"missing key 'classes\.1\.color' \(and in 58 more\)") as error:
             read(tmp_path, {"classes": classes})
         assert str(error.value).count("\n") == 1
+
+    def test_no_file_says_what_to_write(self, tmp_path):
+        with pytest.raises(ConditionError, match=r'write the classes into it .*\["sky", "road"\]'):
+            ClassTable.read(tmp_path / "classes.json")
 
     def test_an_empty_list(self, tmp_path):
         for values in ([], {"classes": []}, {"categories": []}):

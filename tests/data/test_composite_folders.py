@@ -25,6 +25,7 @@ from piti.data import FolderSpec, PairedFolder
 from piti.data.batches import BatchStream
 from piti.data.folders import check_together
 from piti.data.problems import DataError
+from piti.data.shown import UNEQUAL
 
 SKETCH = SketchCondition(clip=32)
 FOLDERS = {"mask": "labels", "sketch": "sketches"}
@@ -165,9 +166,7 @@ class TestRefused:
         with pytest.raises(DataError) as error:
             folder(root).check()
         assert f"labels/{key(2)}.png is 40 x 32 and {root / 'sketches'}/{key(2)}.png is 40 x 20" in str(error.value)
-        assert f"1 pairs whose sizes differ (export both at the same size):\n    {key(4)}: image 40 x 32" in str(
-            error.value
-        )
+        assert f"1 {UNEQUAL}:\n    {key(4)}: image 40 x 32" in str(error.value)
         assert key(3) not in str(error.value)
 
     def test_every_bad_file_is_named(self, root: Path) -> None:

@@ -15,6 +15,7 @@ from piti.core.spec import SpecError
 from piti.data import FolderSpec, PairedFolder, crops, folders
 from piti.data.pairs import split_by_hash
 from piti.data.problems import DataError
+from piti.data.shown import UNEQUAL
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10))
 MASK = MaskCondition(ClassTable(names=tuple("abcd"), ids=range(4), colours=COLOURS, ignore=255))
@@ -133,7 +134,7 @@ class TestCheck:
             "1 conditions without an image in images/:\n    drive/1",
             "1 unreadable files (replace or remove them):",
             "drive/2.png: not a readable picture",
-            "1 pairs whose sizes differ (export both at the same size):",
+            f"1 {UNEQUAL}:",
             "    drive/3: image 12 x 8, condition 24 x 16",
             "id 77 on 384 pixels is not in the class table",
             "1 images smaller than a sample (enlarge them, or lower data.size = 8):\n    ",

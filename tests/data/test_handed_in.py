@@ -118,8 +118,26 @@ class TestReadingOfASet:
         with pytest.raises(DataError, match="reading"):
             check_set(PlainFolder(cases / "01-binary-0-255/01-binary-0-255"))
 
+    def test_white_is_no_class_of_a_list_of_names_and_not_unlabelled_either(self, tmp_path):
+        said = problems(made(tmp_path, {"s0": ids(0, 255)}, ["bg", "fg"]))
+        assert "id 255 on" in said
+        assert '"ignore": 255 if that is what is unlabelled' in said
+        assert "None" not in said
+
+    @pytest.mark.parametrize(("values", "first"), [((1, 2, 3), 1), ((255, 1, 2, 3), 1)])
+    def test_ids_that_are_all_shifted(self, tmp_path, values, first):
+        said = problems(made(tmp_path, {"s0": ids(*values)}, table("sky", "road", "car")))
+        assert f'every id lies one above one of the table; if they are numbered so, begin with "id": {first}' in said
+
 
 class TestCoverage:
+    def test_unlabelled_is_no_class_that_is_seen(self, tmp_path):
+        mask = ids(0, 1)
+        mask.info["transparency"] = 1
+        root = made(tmp_path, {"s0": mask}, ["sky", "road"])
+        mask.save(root / "labels/s0.png", transparency=1)
+        assert [row["classes seen"] for row in check_set(PlainFolder(root)).rows()] == ["1"]
+
     def test_classes_that_occur_nowhere_and_what_is_unlabelled(self, tmp_path):
         root = made(tmp_path, {"s0": ids(0, 1, 255, 255), "s1": ids(0)}, table("sky", "road", "lesion"))
         note = "class 'lesion' occurs in no mask; 25% unlabelled"

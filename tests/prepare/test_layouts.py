@@ -14,6 +14,7 @@ from piti.conditions import ClassTable, MaskCondition, coco_stuff
 from piti.conditions.geometry import GeometryCondition
 from piti.core.seeding import generator_for
 from piti.data import FolderSpec, PairedFolder
+from piti.data.pairs import NO_VALIDATION
 from piti.data.problems import DataError
 from piti.prepare.datasets import SetReport, check_set, write_set
 from piti.prepare.layouts import Ade20k, Cityscapes, CocoStuff, Diode, Layout, PlainFolder, SceneParse, ade20k
@@ -309,6 +310,32 @@ class TestPlainFolder:
             "annotations with unknown labels": ["scene-01"],
         }
         assert {entry.key for entry in report.good}.isdisjoint({"scene-01", "scene-02", "scene-03"})
+
+    def test_the_splits_are_carried_over_as_they_are(self, tiny_data: Path, tmp_path: Path) -> None:
+        given = {"train": ["scene-04", "scene-01"], "val": [], "test": ["scene-07"]}
+        named = {**given, "train": ["scene-04", "images/scene-01.png"]}
+        (tiny_data / "splits.json").write_text(json.dumps(named))
+        report = prepared(PlainFolder(tiny_data), tmp_path / "out")
+        assert json.loads((tmp_path / "out/splits.json").read_text()) == given
+        assert [(row["split"], row["pairs"]) for row in report.rows()] == [
+            ("(none)", "9"),
+            ("test", "1"),
+            ("train", "2"),
+        ]
+        assert report.notes()[:2] == [NO_VALIDATION, "9 pairs are in no split of splits.json, so nothing uses them"]
+
+    def test_what_training_refuses_of_splits_is_refused(self, tiny_data: Path) -> None:
+        place = tiny_data / "splits.json"
+        place.write_text(json.dumps({"train": ["scene-00"], "validation": ["scene-01"]}))
+        with pytest.raises(DataError, match=r"unknown split 'validation'; did you mean 'val'\?"):
+            PlainFolder(tiny_data).listing()
+        place.write_text(json.dumps({"train": ["scene-00", "scene-01"], "val": ["scene-01"]}))
+        faults = PlainFolder(tiny_data).listing().faults
+        assert [fault.what for fault in faults] == ["scene-01: train, val"]
+        place.write_text(json.dumps({"val": ["scene-01"]}))
+        assert [fault.kind for fault in PlainFolder(tiny_data).listing().faults] == [
+            "splits without pairs in splits.json (name some)"
+        ]
 
     def test_without_classes(self, tiny_data: Path) -> None:
         (tiny_data / "classes.json").unlink()

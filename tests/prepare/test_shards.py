@@ -237,6 +237,15 @@ class TestInterrupted:
             pack_shards(PackJob(tiny_data, tmp_path / "mine", overwrite=True))
 
 
+def test_a_split_that_is_left_empty_stays_so(tiny_data, tmp_path) -> None:
+    (tiny_data / "splits.json").write_text(json.dumps({"train": ["scene-00", "scene-01"], "val": []}))
+    report = pack_shards(PackJob(tiny_data, tmp_path / "out"))
+    assert report.manifest.splits["val"] == ()
+    mask = MaskCondition(ClassTable.read(tiny_data / "classes.json"))
+    training, held = open_shards(FolderSpec(shards=(str(tmp_path / "out"),), size=8), mask)
+    assert (len(training), held) == (2, None)
+
+
 def test_verifying_names_what_differs(tiny_data, tmp_path) -> None:
     pack_shards(PackJob(tiny_data, tmp_path / "out", samples=3))
     first, second, third = sorted((tmp_path / "out").glob("*train*.tar"))

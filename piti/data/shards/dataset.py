@@ -218,7 +218,7 @@ def open_shards(
     extensions = extensions_of(spec, condition, listed.conditions)
     every = counted([*listed.train, *listed.val], cache_of(spec), progress)
     train, val = every[: len(listed.train)], every[len(listed.train) :]
-    if not val:
+    if not listed.chosen:
         training = ShardSet(spec, condition, train, extensions, "train", held_out=False, sharp=sharp)
         held = ShardSet(spec, condition, train, extensions, "val", held_out=True, sharp=sharp)
     else:

@@ -90,7 +90,8 @@ class ShardList:
 
     train: tuple[Shard, ...]
     val: tuple[Shard, ...]
-    """Empty where nobody chose any."""
+    chosen: bool
+    """Whether somebody chose what to validate on, be it nothing; else some samples are held out."""
     conditions: dict[str, str]
     """Extensions of conditions by the folders that they were packed from, as manifests say."""
     classes: dict[str, Any] | None
@@ -108,6 +109,7 @@ def list_shards(spec: FolderSpec) -> ShardList:
     further = _given(spec.val_shards, spec, "data.val_shards")
     train = [shard for one in given for shard in one.of("train", "data.shards")]
     val = [shard for one in further for shard in one.of("val", "data.val_shards")]
+    both: list[_Given] = []
     if not further:
         both = [one for one in given if one.manifest is not None and {"train", "val"} <= one.manifest.splits.keys()]
         val = [shard for one in both for shard in one.of("val", "data.shards")]
@@ -115,7 +117,7 @@ def list_shards(spec: FolderSpec) -> ShardList:
     manifests = [one.manifest for one in (*given, *further) if one.manifest is not None]
     conditions = {folder: extension for one in manifests for folder, extension in one.conditions.items()}
     classes = next((one.classes for one in manifests if one.classes is not None), None)
-    return ShardList(tuple(train), tuple(val), conditions, classes)
+    return ShardList(tuple(train), tuple(val), bool(further or both), conditions, classes)
 
 
 def check_reached(spec: FolderSpec, listed: ShardList) -> None:

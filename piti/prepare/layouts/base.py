@@ -14,14 +14,14 @@ from jaxtyping import Integer
 from PIL import Image
 
 from piti.conditions import ClassTable, ConditionError
+from piti.conditions.base import LossyCondition
 from piti.core.images import ImageError, Source, open_image, read_rgb, save_png
 from piti.core.walk import composed, walk
 from piti.data.near_names import near_keys
 from piti.data.problems import DataError
-from piti.data.shown import FITS_UNTURNED, TURNED, Seen, turn_of
+from piti.data.shown import FITS_UNTURNED, LOSSY, TURNED, UNEQUAL, Seen, turn_of
 
 UNREADABLE = "unreadable files (replace or remove them)"
-UNEQUAL = "pairs whose sizes differ (the photograph and its annotation must lie over each other)"
 UNKNOWN = "annotations with unknown labels (another data set, or damaged files)"
 ALONE = "images without an annotation"
 ORPHANS = "annotations without an image"
@@ -56,12 +56,14 @@ class Fault(NamedTuple):
 class Listing:
     """A layout's pairs, before any file is opened, and what is without its other half.
 
-    splits: every split that there are files of, or that a splits file names, with pairs or without.
+    splits: every split that there are files of, or that a splits file names, with pairs or without. keys: those of each
+    split, where a splits file gives them or a hash drew them; none where folders are the splits.
     """
 
     entries: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)
+    keys: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class MaskLayout(Layout):
         except ImageError as error:
             return Examined((*faults, Fault(entry.key, UNREADABLE, str(error))))
         except ConditionError as error:
-            return Examined((*faults, Fault(entry.key, UNKNOWN, str(error))))
+            kind = LOSSY if isinstance(error, LossyCondition) else UNKNOWN
+            return Examined((*faults, Fault(entry.key, kind, str(error))))
         seen = Seen() if image is None else Seen({}, *turn_of(entry.image, np.asarray(image), ids))
         if image is not None and image.size != ids.shape[::-1]:
             faults.append(unequal(entry, image.size, (ids.shape[1], ids.shape[0]), seen))

@@ -11,8 +11,7 @@ from jaxtyping import Integer
 
 from piti.conditions import ClassTable, ConditionError, MaskCondition
 from piti.core.walk import by_key, key_of, walk
-from piti.data.near_names import near_keys
-from piti.data.pairs import SPLITS_FILE, read_splits, split_by_hash
+from piti.data.pairs import SPLITS_FILE, key_problems, read_splits, split_by_hash
 from piti.data.problems import DataError
 from piti.prepare.layouts.base import TWICE, Entry, Fault, Listing, MaskLayout, matched, place_of
 
@@ -37,13 +36,15 @@ class PlainFolder(MaskLayout):
         keys = [entry.key for entry in listing.entries]
         existing = images.keys() | labels.keys()
         splits = read_splits(self.root / SPLITS_FILE, existing)
-        for name, named in (splits or {}).items():
-            for key, said in sorted(near_keys(set(named) - existing, existing).items()):
-                faults.append(Fault(key, f"keys in {SPLITS_FILE} without files", f"{name}: {said}"))
-        split_of = {key: name for name, named in (splits or split_by_hash(keys)).items() for key in named}
-        entries = [Entry(e.key, split_of.get(e.key, ""), e.image, e.condition) for e in listing.entries]
         stated = {name for name, named in (splits or {}).items() if named}
-        return Listing(entries, faults + listing.faults, stated)
+        if splits is None:
+            splits = split_by_hash(keys)
+        elif "train" not in stated:
+            faults.append(Fault(SPLITS_FILE, f"splits without pairs in {SPLITS_FILE} (name some)", "train"))
+        faults += [Fault(*found) for found in key_problems(splits, existing, SPLITS_FILE)]
+        split_of = {key: name for name, named in splits.items() for key in named}
+        entries = [Entry(e.key, split_of.get(e.key, ""), e.image, e.condition) for e in listing.entries]
+        return Listing(entries, faults + listing.faults, stated, splits)
 
     def _files(self, folder: str, faults: list[Fault]) -> dict[str, Path]:
         found = walk(self.root / folder)
