@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,9 @@ class Coverage:
 
     condition: Condition
     counts: Counts = field(default_factory=dict)
+    masks: Counter[str] = field(default_factory=Counter)
+    empty: Counter[str] = field(default_factory=Counter)
+    """How many masks of each part there are, and how many of them are unlabelled throughout."""
 
     def counted(self, raw: Shaped[Tensor, "K h w"]) -> Counts:
         """The pixels of each class in one raw condition; nothing for a condition without masks."""
@@ -40,6 +44,8 @@ class Coverage:
         """Take those of one condition into account."""
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
+            self.masks[name] += 1
+            self.empty[name] += not count[:-1].any()
 
     def lacks(self) -> list[str]:
         """The same, unless every class occurs and nothing is unlabelled."""
@@ -47,14 +53,28 @@ class Coverage:
         return [] if whole else self.notes()
 
     def notes(self) -> list[str]:
-        """A line for each part that is a mask."""
+        """A line for each part that is a mask, and a warning of masks that say nothing."""
         several = len(self.counts) > 1
         named = self.condition.named_parts()
-        return [
-            (f"{name}: " if several else "") + coverage_note(part.classes.names, self.counts[name].tolist())
-            for name, part in named.items()
-            if isinstance(part, MaskCondition) and name in self.counts
-        ]
+        found: list[str] = []
+        for name, part in named.items():
+            if isinstance(part, MaskCondition) and name in self.counts:
+                place = f"{name}: " if several else ""
+                found.append(place + coverage_note(part.classes.names, self.counts[name].tolist()))
+                if empty := self.empty[name]:
+                    found.append(f"warning: {place}{_masks(empty, self.masks[name])}, so no class guides the image")
+        return found
+
+
+def unlabelled_note(condition: Condition, raw: Shaped[Tensor, "K h w"]) -> list[str]:
+    """What to say of one condition alone where some of it is unlabelled, see `Coverage`."""
+    coverage = Coverage(condition)
+    coverage.add(coverage.counted(raw))
+    return coverage.notes() if any(count[-1] for count in coverage.counts.values()) else []
+
+
+def _masks(empty: int, of: int) -> str:
+    return "the mask is unlabelled throughout" if of == 1 else f"{empty} of {of} masks are unlabelled throughout"
 
 
 def coverage_note(names: Sequence[str], counts: Sequence[int]) -> str:

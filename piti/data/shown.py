@@ -86,6 +86,11 @@ class Shown:
         if seen.fits_unturned is not None:
             self.unturned_fits[seen.fits_unturned] += 1
 
+    @property
+    def fits_unturned(self) -> bool:
+        """Whether most masks fit the pixels of their photographs better without the EXIF orientation."""
+        return self.unturned_fits[True] * 2 > self.unturned_fits.total()
+
     def notes(self) -> list[str]:
         """What a person should know, a line each."""
         return [*self.said, *self.coverage.notes(), *self._turns()]
@@ -94,8 +99,8 @@ class Shown:
         if not self.turned:
             return []
         share = f"{self.turned} of {self.pairs} photographs carry an EXIF orientation and are turned by it"
-        better, judged = self.unturned_fits[True], self.unturned_fits.total()
-        if better * 2 > judged:
+        if self.fits_unturned:
+            better = self.unturned_fits[True]
             fit = f"by their colours the masks of {better} fit the unturned ones better: turn these masks"
             return [f"{share}; {fit}"]
         return [f"{share}; their conditions must lie over the turned ones"]

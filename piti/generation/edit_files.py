@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Given, SeveralCondition, TextCondition
+from piti.conditions.coverage import unlabelled_note
 from piti.core.errors import Message, option, text_of
 from piti.core.files import check_file, check_place
 from piti.core.images import grid, open_image, read_rgb, save_png
@@ -18,6 +19,7 @@ from piti.editing.options import check_exact
 from piti.editing.regions import EditError
 from piti.generation.edits import Edits, Names, make_edits
 from piti.generation.options import SHEET
+from piti.generation.readers import mapped_note
 from piti.generation.recreate import RemakeError, own_condition
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -85,7 +87,8 @@ def edit_file(
         shown = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
         pictures = [image, *shown, edits.edited.region, *edits.edited.images]
         save_png(grid([[_fit(picture) for picture in pictures]]), sheet)
-    return EditReport(targets, edits, sheet, [*map(Message, [*unknown, *_cut(pipeline, files), *edits.notes])])
+    said = [*unknown, *_cut(pipeline, files), *_seen(pipeline, files, after.raw), *edits.notes]
+    return EditReport(targets, edits, sheet, [*map(Message, said)])
 
 
 def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, list[str]]:
@@ -98,6 +101,11 @@ def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, li
         done = "all of it is repainted" if files.region is None else "it is inverted without a condition"
         flag = option("from_text") if isinstance(pipeline.condition, TextCondition) else option("from")
         return None, [f"{text_of(error)}: {done}; give {flag}, what it shows now"]
+
+
+def _seen(pipeline: PITIPipeline, files: EditFiles, raw: Tensor) -> list[str]:
+    """What to say of the condition that is to be shown."""
+    return [*mapped_note(pipeline.condition, files.to), *unlabelled_note(pipeline.condition, raw)]
 
 
 def _names(model: str, files: EditFiles, known: bool) -> Names:

@@ -43,6 +43,11 @@ def readers_of(condition: Condition, items: Sequence[Item]) -> tuple[dict[Item, 
     return readers, notes
 
 
+def mapped_note(condition: Condition, given: Any) -> list[str]:
+    """What to say of one file, or of parts, that the class table beside it numbers; see `readers_of`."""
+    return [] if isinstance(given, str) else _mapped(condition.beside(given))
+
+
 def _mapped(reader: Condition) -> list[str]:
     """That a table beside the files was taken, and what for."""
     parts = [part for part in reader.named_parts().values() if isinstance(part, MaskCondition)]

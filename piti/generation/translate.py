@@ -430,6 +430,9 @@ def _cut(pipeline: PITIPipeline, texts: Sequence[str]) -> list[str]:
     return [f"{option('text')}: {note}" for note in found if note]
 
 
+_NAMED = 5  # how many inputs that cannot be used are named
+
+
 def _prepare_all(
     pipeline: PITIPipeline,
     sources: Mapping[str, Item],
@@ -465,7 +468,8 @@ def _prepare_all(
     said += coverage.lacks()
     if not problems:
         return said
-    listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join(problems)
+    more = [f"… and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
+    listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n" + "\n".join([*problems[:_NAMED], *more])
     if not options.skip_bad or not plan.jobs:
         remedy = "" if options.skip_bad else f"\nmend or remove them, or leave them out with {option('skip_bad')}"
         raise TranslationError(listed + remedy)

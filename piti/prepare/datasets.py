@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +17,8 @@ from piti.core.errors import option
 from piti.core.progress import OnProgress
 from piti.data.pairs import NO_VALIDATION, SPLITS_FILE
 from piti.data.problems import Problems
-from piti.data.shown import Shown
-from piti.prepare.layouts import Entry, Fault, Layout
+from piti.data.shown import FITS_UNTURNED, Shown
+from piti.prepare.layouts import Entry, Examined, Fault, Layout
 from piti.prepare.writer import (
     PrepareError,
     beside,
@@ -138,7 +138,16 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
         if not one.faults and entry.key not in doubtful:
             report.good.append(entry)
             report.classes.setdefault(entry.split, set()).update(ids.intersection(one.labels))
+    if report.shown.fits_unturned:
+        _refuse_unturned(report, zip(listing.entries, examined, strict=True))
     return report
+
+
+def _refuse_unturned(report: SetReport, pairs: Iterable[tuple[Entry, Examined]]) -> None:
+    """Make faults of the pairs whose mask fits the photograph's pixels before they are turned."""
+    keys = {entry.key: entry.image for entry, one in pairs if one.seen.fits_unturned}
+    report.faults += [Fault(key, FITS_UNTURNED, f"{image}: by its colours") for key, image in keys.items()]
+    report.good = [entry for entry in report.good if entry.key not in keys]
 
 
 def write_set(

@@ -272,6 +272,8 @@ class TestOrientation:
         for key in ("s0", "s1"):
             Image.fromarray(mask * 200).convert("RGB").save(root / f"images/{key}.png", exif=exif)
         assert "the masks of 2 fit the unturned ones better" in "\n".join(folder_of(root).check().notes)
+        report = check_set(PlainFolder(root))
+        assert ([fault.key for fault in report.faults], report.good) == (["s0", "s1"], [])
         for key in ("s0", "s1"):
             turned = np.asarray(read_rgb(root / f"images/{key}.png"))[..., 0] // 200
             Image.fromarray(turned).save(root / f"labels/{key}.png")

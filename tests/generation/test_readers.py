@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition, SeveralCondition, SketchCondition
+from piti.conditions.coverage import unlabelled_note
 from piti.data.archives import list_archived
 from piti.generation.options import GenerationOptions
-from piti.generation.readers import readers_of
+from piti.generation.readers import mapped_note, readers_of
 from piti.generation.translate import TranslationError, translate_files
 from tests.pipelines.test_pipeline import mask, tiny_pipeline
 
@@ -60,6 +61,14 @@ class TestTablesBeside:
         (file,) = list_archived(tmp_path / "s.tar", extension="labels")
         readers, _ = readers_of(MODEL, [file])
         assert readers[file].load(file)[0].tolist() == [[2, 1, 0, 255]]
+
+    def test_what_is_said_of_one_condition_alone(self, tmp_path):
+        path = labelled(tmp_path, "car", "road", "sky")
+        assert "matched by name" in mapped_note(MODEL, path)[0]
+        assert mapped_note(MODEL, "a text") == []
+        some = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+        assert "50% unlabelled" in unlabelled_note(MODEL, some)[0]
+        assert unlabelled_note(MODEL, some[..., :1]) == []
 
     def test_parts_by_themselves(self, tmp_path):
         path = labelled(tmp_path, "car", "road", "sky")
@@ -137,6 +146,14 @@ class TestTranslating:
         Image.new("L", (16, 16), pipe.condition.classes.ignore).save(tmp_path / "m.png")
         report = translate_files(pipe, [tmp_path / "m.png"], tmp_path / "out", ONE, "m")
         assert any("occur in no mask; 100% unlabelled" in note for note in report.notes)
+        assert "warning: the mask is unlabelled throughout, so no class guides the image" in report.notes
+
+    def test_many_inputs_that_cannot_be_used_are_counted(self, tmp_path):
+        for k in range(8):
+            (tmp_path / f"{k}.png").write_bytes(b"none")
+        with pytest.raises(TranslationError, match=r"(?s)^8 of 8 inputs cannot be used.*4\.png.*… and 3 more") as error:
+            translate_files(tiny_pipeline(), [tmp_path], tmp_path / "out", ONE, "m")
+        assert "5.png" not in str(error.value)
 
     def test_lossy_masks_are_refused(self, tmp_path):
         mask(0).convert("RGB").save(tmp_path / "m.jpg")

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import ConditionError, SketchCondition, TextCondition
+from piti.conditions.coverage import unlabelled_note
 from piti.core.distributed import usable_device
 from piti.core.errors import UserError, option
 from piti.core.images import to_pil
@@ -240,6 +241,8 @@ def _notes(loaded: Loaded, raw: Tensor | str, request: TranslateRequest) -> tupl
     notes = []
     if isinstance(raw, str) and isinstance(loaded.condition, TextCondition):
         notes.append(loaded.condition.cut(raw))
+    if isinstance(raw, Tensor):
+        notes += unlabelled_note(loaded.condition, raw)
     if request.num > 1 and not loaded.pipeline.draws_noise(request.base_only):
         notes.append("this model takes no noise: all pictures of one condition are the same")
     return tuple(note for note in notes if note)
