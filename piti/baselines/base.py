@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Shaped
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from piti.core.errors import UserError
 from piti.core.spec import Spec, choices
 from piti.models import Translator
+from piti.models.casting import NetworkMixin
 from piti.models.perceptual import PerceptualNetwork
 
 
@@ -176,7 +176,7 @@ def baseline_spec(config: Mapping[str, Any], source: str = "baseline") -> Baseli
     return _chosen(config, source)[1]
 
 
-class BaselineNetwork(ModelMixin, ConfigMixin):
+class BaselineNetwork(NetworkMixin, ConfigMixin):
     """The generator of a baseline: a condition and noise => an image, in one pass.
 
     baseline: `kind`, and settings of that kind; channels, classes: of the encoded condition, see `Baseline`;

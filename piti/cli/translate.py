@@ -41,7 +41,7 @@ def translate(
     from piti.core.distributed import joined, usable_device
     from piti.generation.inputs import parsed_given
     from piti.generation.recreate import opened, read_record
-    from piti.generation.translate import translate_files
+    from piti.generation.translate import resolved_sampling, translate_files
 
     parts = parsed_given(given or [])
     record = None if like is None else read_record(like)
@@ -50,6 +50,7 @@ def translate(
     name, pipeline, options = opened(model, upsampler, options, record, all_given(ctx))
     pipeline.to(usable_device(device)).set_progress_bar_config(disable=True)  # ours is over all batches
     pipeline.use_engine(record.said.engine if record and "engine" not in all_given(ctx) else engine)
+    resolved_sampling(pipeline, options, record)  # what is impossible is refused before the wait
     if ranks.main and not pipeline.engine_ready():
         log.print(f"converting the networks for {pipeline.engine.name}, once …")
     with progress("translating", ranks.main) as on_step:

@@ -102,12 +102,14 @@ class Condition(ABC):
         return self.read(image, str(path))
 
     def take(self, item: Any, name: str = "") -> Shaped[Tensor, "K h w"]:
-        """What a caller hands in, in raw form: an array is read like the picture that it would be in a file.
+        """What a caller hands in, in raw form: arrays, and tensors [h, w], are read like the pictures that files hold.
 
         item: as `Handed` has it, or parts by name; anything else is an error in words. name: what errors call it where
         it is no file, such as a part's name. Raises ConditionError, ImageError.
         """
         match item:
+            case Tensor() if item.ndim == 2 and self.spatial:
+                return self.take(_array_of(item), name or "tensor")
             case Tensor():
                 return self.checked(item, f"the given {name or 'tensor'}")
             case Image.Image():
@@ -228,6 +230,12 @@ class Condition(ABC):
     def reads_like(self, other: Condition) -> bool:
         """Whether networks that were trained with either can be given the other."""
         return self.to_config() == other.to_config()
+
+
+def _array_of(plane: Tensor) -> np.ndarray:
+    """A tensor [h, w] as an array; NumPy has no bfloat16."""
+    plane = plane.detach().cpu()
+    return (plane.float() if plane.is_floating_point() else plane).numpy()
 
 
 CONDITIONS: dict[str, type[Condition]] = {}

@@ -118,7 +118,11 @@ class MaskCondition(Condition):
         """Class indices [1, h, w] as they are. Raises ConditionError for another shape, type, or index."""
         if raw.ndim != 3 or len(raw) != 1 or raw.is_floating_point() or raw.is_complex():
             shape = f"{list(raw.shape)} of {raw.dtype}"
-            raise ConditionError(f"{source}: expected class indices [1, h, w] of an integer type, got {shape}")
+            raise ConditionError(
+                f"expected class indices [1, h, w] of an integer type, got {shape}",
+                remedy="give the ids that a file would hold as [h, w], or colours as a uint8 array [h, w, 3]",
+                source=source,
+            )
         odd = raw[(raw != self.ignore_index) & ((raw < 0) | (raw >= self.classes.count))]
         if len(odd):
             raise ConditionError(

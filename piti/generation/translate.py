@@ -183,11 +183,19 @@ def translate_files(
 # Planning
 
 
+def resolved_sampling(
+    pipeline: PITIPipeline, options: GenerationOptions, like: Record | None = None
+) -> ResolvedSampling:
+    """How images are to be sampled, from options and the pipeline alone. like: the image to make again, which is named
+    where its own settings are at fault. Raises UserError."""
+    with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
+        return options.sampling.resolve(pipeline)
+
+
 def _planned(pipeline: PITIPipeline, asked: Asked, options: GenerationOptions) -> TranslationPlan:
     """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing."""
     like, out = asked.like, asked.out
-    with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
-        plan = TranslationPlan(options.sampling.resolve(pipeline))
+    plan = TranslationPlan(resolved_sampling(pipeline, options, like))
     check_place(out)
     if out.resolve() in {path.resolve() for path in (*asked.inputs, *asked.parts.values())}:
         raise TranslationError(

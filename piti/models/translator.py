@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Shaped
 from pydantic import Field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from piti.core.errors import UserError
 from piti.core.spec import Spec
+from piti.models.casting import NetworkMixin
 from piti.models.encoders import AlignedEncoder, AlignedEncoderSpec, ConditionEncoder, EncoderSpec, Tokens
 from piti.models.language import LanguageEncoder, LanguageSpec
 from piti.models.noised import NoisedSmallImage, NoisedSpec
@@ -106,7 +106,7 @@ class DetailPreconditioning(nn.Module):
         return large + (self.std**2 / total) * y + s * self.std / total.sqrt() * out
 
 
-class Translator(ModelMixin, ConfigMixin):
+class Translator(NetworkMixin, ConfigMixin):
     """Predicts noise (or velocity) and variance from x_t, t and a condition (PITI, section 3.1).
 
     encoder_spec, unet_spec: fields of `EncoderSpec` and `UNetSpec`; `config.json` holds them. A UNet whose

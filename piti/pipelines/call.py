@@ -6,7 +6,7 @@ Each has one meaning beside our own names: `guidance_scale` is 1 + w, `num_infer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -37,6 +37,29 @@ StepEnd = Callable[..., dict[str, Any] | None]  # (pipeline, step, timestep, {na
 TENSOR_INPUTS = ["latents"]
 """What a callback may see and replace."""
 
+FOREIGN = {
+    "prompt": "give what is to be translated as the first argument, {condition}",
+    "image": "give what is to be translated as the first argument, {condition}",
+    "mask_image": "give the mask as the first argument, {condition}; edit(…) of piti changes a part of a photograph",
+    "negative_prompt": "leave it out: guidance compares with the empty condition; its strength is {guidance_scale}",
+    "height": "give {size}, the image's short side; its proportions are its condition's",
+    "width": "give {size}, the image's short side; its proportions are its condition's",
+    "eta": "give {sampler}: 'ddim' is eta 0, 'ddpm' eta 1",
+    "strength": "leave it out: images begin with noise; edit(…) of piti begins with a photograph",
+    "timesteps": "give {num_inference_steps}, a count or a respacing by name",
+    "sigmas": "give {num_inference_steps}, a count or a respacing by name",
+    "guidance_rescale": "give {guidance} as Guidance(kind='rescaled', w=…)",
+    "callback": "give {callback_on_step_end}",
+    "callback_steps": "give {callback_on_step_end}, which is called after every step",
+}
+"""Keywords of diffusers' other pipelines that have no place here, and what to do instead."""
+
+NAMES_OF_DIFFUSERS = (
+    "num_inference_steps", "guidance_scale", "num_images_per_prompt", "generator", "latents", "output_type",
+    "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs",
+)  # fmt: skip
+"""Those that it takes."""
+
 T = TypeVar("T")
 
 
@@ -52,17 +75,43 @@ def one_of(ours: str, own: T | None, theirs: str, other: T | None) -> T | None:
 def merged(
     sampling: SamplingKeywords, num_inference_steps: int | None, guidance_scale: float | None
 ) -> SamplingKeywords:
-    """Sampling options with those under diffusers' names. Raises UserError for two names of one option."""
-    if guidance_scale is not None and guidance_scale < 1:
+    """Sampling options with those under diffusers' names. Raises UserError for two names of one option, for a name that
+    has no meaning here, and for a scale that is none."""
+    _check_names(sampling)
+    if guidance_scale is not None and (not isinstance(guidance_scale, int | float) or not guidance_scale >= 1):
         raise UserError(
-            "is 1 + w, so that 1 is no guidance; less has no meaning here",
+            "expected a number of at least 1: it is 1 + w, so that 1 is no guidance",
             option="guidance_scale",
-            value=guidance_scale,
+            value=repr(guidance_scale),
         )
     strength = None if guidance_scale is None else guidance_scale - 1
     steps = one_of("steps", sampling.get("steps"), "num_inference_steps", num_inference_steps)
     guidance = one_of("guidance", sampling.get("guidance"), "guidance_scale", strength)
     return {**sampling, "steps": steps, "guidance": guidance}
+
+
+def _check_names(given: Mapping[str, object]) -> None:
+    """Raises UserError for a keyword of diffusers' other pipelines; it says what to use instead."""
+    for name in given:
+        if name in FOREIGN:
+            ours = ("condition", *SamplingKeywords.__annotations__, *NAMES_OF_DIFFUSERS)
+            instead = FOREIGN[name].format_map({key: option(key) for key in ours})
+            raise UserError(
+                f"has no meaning here; of diffusers' names this pipeline takes {', '.join(NAMES_OF_DIFFUSERS)}",
+                remedy=instead,
+                option=name,
+            )
+
+
+def images_each(num_images: int | None, num_images_per_prompt: int | None, batch_size: int) -> int:
+    """How many images of each condition. Raises UserError for two names, and for counts below 1, by the name given."""
+    count = one_of("num_images", num_images, "num_images_per_prompt", num_images_per_prompt)
+    count = 1 if count is None else count
+    name = "num_images" if num_images_per_prompt is None else "num_images_per_prompt"
+    for key, value in ((name, count), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError("expected a whole number of at least 1", option=key, value=repr(value))
+    return count
 
 
 # Results

@@ -39,8 +39,8 @@ from piti.pipelines.call import (
     check_output,
     checked_latents,
     gathered,
+    images_each,
     merged,
-    one_of,
 )
 from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, fitted
 from piti.pipelines.cascade import (
@@ -197,7 +197,7 @@ class PITIPipeline(SavedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        condition: Any,
+        condition: Any = None,
         num_images: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
@@ -216,9 +216,10 @@ class PITIPipeline(SavedPipeline):
         """Translate one condition or several, `num_images` times each (1).
 
         condition: a `ConditionInput` or several in a list: a file, a PIL image, its pixels as an array (uint8
-        [h, w, 3], or numbers [h, w]; depth as floats in metres), or what the condition's `read` returns, [K, h, w]. Its
-        image has its proportions, see `Canvas`. For a prior: the text itself, a `Path` of a text file, or tokens.
-        For several conditions at once: one of these for each part that is given, by the part's name.
+        [h, w, 3], or numbers [h, w]; depth as floats in metres), a tensor of numbers [h, w], which is read like the
+        array, or what the condition's `read` returns, [K, h, w]. Its image has its proportions, see `Canvas`. For a
+        prior: the text itself, a `Path` of a text file, or tokens. For several conditions at once: one of these for
+        each part that is given, by the part's name.
         generator: decides the noise; the same generator gives the same images, whatever the batch; several: one an
         image, each deciding what it would alone. batch_size: images made at once, by either network. on_step: called
         with (steps done, steps in all, x̂₀ [B, C, H, W]), counted over both networks; x̂₀ is the whole canvas, in
@@ -236,10 +237,7 @@ class PITIPipeline(SavedPipeline):
         inputs = list(condition) if several else [condition]
         if not inputs:
             raise ConditionError("no condition is given", remedy="give one, or several in a list")
-        count = one_of("num_images", num_images, "num_images_per_prompt", num_images_per_prompt)
-        count = 1 if count is None else count
-        if count < 1 or batch_size < 1:
-            raise UserError(f"num_images {count} and batch_size {batch_size} must be at least 1")
+        count = images_each(num_images, num_images_per_prompt, batch_size)
         options = SamplingOptions.from_flat(merged(sampling, num_inference_steps, guidance_scale))
         callback = None
         if callback_on_step_end is not None:

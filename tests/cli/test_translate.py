@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.running import run
+import pytest
+
+from piti.pipelines.pipeline import PITIPipeline
+from tests.cli.running import invoked, run
 from tests.pipelines.test_pipeline import mask, tiny_pipeline
 
 
@@ -18,3 +21,14 @@ def test_translate(tmp_path: Path) -> None:
     assert "3 images made" in said
     assert (tmp_path / "out/sheet.png").is_file()
     assert "0 images made, 3 kept" in run(*arguments, "--out", tmp_path / "out")
+
+
+def test_impossible_options_are_refused_before_networks_are_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(PITIPipeline, "engine_ready", lambda self: False)
+    mask(1).save(tmp_path / "mask.png")
+    result = invoked("translate", tmp_path / "mask.png", "--model", tmp_path / "model", "--steps", 5000)
+    assert "5000" in str(result.exception)
+    assert "converting" not in result.output

@@ -131,7 +131,16 @@ def test_diffusers_names_mean_ours() -> None:
         ({"steps": 2, "num_inference_steps": 2}, "num_inference_steps: is another name of steps"),
         ({"guidance": Guidance(w=1), "guidance_scale": 2.0}, "guidance_scale: is another name of guidance"),
         ({"num_images": 1, "num_images_per_prompt": 1}, "num_images_per_prompt: is another name of num_images"),
-        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5: is 1 \+ w"),
+        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5: expected a number of at least 1: it is 1 \+ w"),
+        ({"guidance_scale": "2"}, r"guidance_scale '2': expected a number"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt 0: expected a whole number"),
+        ({"num_images": "2"}, "num_images '2': expected a whole number"),
+        ({"batch_size": 0}, "batch_size 0: expected a whole number"),
+        ({"height": 64}, "height: has no meaning here; of diffusers' names this .* num_inference_steps.*; give size"),
+        ({"condition": None, "prompt": "a street"}, "prompt: .*; give what is .* the first argument, condition"),
+        ({"negative_prompt": ""}, "negative_prompt: .* guidance_scale"),
+        ({"eta": 0.0}, "eta: .*; give sampler: 'ddim' is eta 0"),
+        ({"strength": 0.5}, "strength: .* edit"),
         ({"output_type": "numpy"}, "output_type 'numpy'"),
         ({"condition": [mask(1), mask(1, 32)], "output_type": "np"}, "16 x 16, 32 x 16 px in one array"),
         ({"latents": torch.zeros(2, 3, 16, 16)}, r"expected standard normal noise \[1, 3, 16, 16\]"),
@@ -226,6 +235,17 @@ def test_dtypes_of_all_parts() -> None:
     pipe.to(dtype=torch.bfloat16)
     assert {part.dtype for part in networks(pipe).values()} == {torch.bfloat16}  # type: ignore[union-attr]
     assert called(pipe).dtype == np.float32
+
+
+def test_a_dtype_is_taken_without_a_warning(log: Kept) -> None:
+    models = diffusers_logging.get_logger("diffusers.models.modeling_utils")
+    models.addHandler(log)
+    pipe = tiny_cascade().to(torch.float16)
+    pipe.base.to("cpu", dtype=torch.float64)
+    models.removeHandler(log)
+    assert not log.text
+    assert pipe.base.dtype == torch.float64
+    assert pipe.upsampler.dtype == torch.float16  # type: ignore[union-attr]
 
 
 def test_attention_in_slices_changes_nothing() -> None:

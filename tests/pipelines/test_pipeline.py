@@ -144,6 +144,10 @@ def test_an_array_is_read_like_the_picture_of_it() -> None:
     expected = pipeline.read(picture)
     for array in (ids, ids[..., None], ids.astype(np.uint16), ids.astype(np.int64), colours, ids[::-1][::-1]):
         assert torch.equal(pipeline.read(array), expected), array.dtype
+    for plane in (torch.tensor(ids), torch.tensor(ids).long()):
+        assert torch.equal(pipeline.read(plane), pipeline.read(plane.numpy())), plane.dtype
+    with pytest.raises(ConditionError, match=r"expected class indices \[1, h, w\].*; give the ids .* as \[h, w\]"):
+        pipeline.read(torch.zeros(16, 16, 3))
     for odd in (ids.astype(float), colours[None], ids[:0], ids.astype(complex), np.array("mask.png"), ids[0]):
         with pytest.raises(UserError, match=r"the given array: .* (is no mask|got \[)"):
             pipeline.read(odd)
@@ -230,7 +234,7 @@ def test_a_training_runs_folder_is_a_model(tmp_path: Path) -> None:
         ({"steps": 0}, "steps 0"),
         ({"steps": 2000}, "steps 2000"),
         ({"guidance": -3}, r"'w' = -3"),
-        ({"num_images": 0}, "must be at least 1"),
+        ({"num_images": 0}, "num_images 0: expected a whole number of at least 1"),
     ],
 )
 def test_impossible_settings(settings: dict[str, object], message: str) -> None:

@@ -1,0 +1,33 @@
+"""Networks of this package as diffusers' models: how they change their type of numbers."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+_Network = TypeVar("_Network", bound="NetworkMixin")
+
+
+class NetworkMixin(ModelMixin):
+    """diffusers' mixin for networks whose modules all follow a new dtype."""
+
+    def to(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self: _Network, *args: Any, **kwargs: Any
+    ) -> _Network:
+        """As `torch.nn.Module.to`.
+
+        diffusers' own warns at every dtype of modules that are to stay in float32, also where the list of them is
+        empty. So the dtype is changed by torch, and the rest, such as what offloading forbids, is diffusers' affair.
+        """
+        dtype = kwargs.pop("dtype", None)
+        for arg in args:
+            dtype = arg if isinstance(arg, torch.dtype) else dtype
+        if dtype is not None:
+            nn.Module.to(self, dtype=dtype)
+        args = tuple(arg for arg in args if not isinstance(arg, torch.dtype))
+        if args or kwargs:
+            super().to(*args, **kwargs)
+        return self
