@@ -20,13 +20,17 @@ ENV PITI_DEVICE=${DEVICE} \
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.5.1"
 
 WORKDIR /app
-COPY pyproject.toml PACKAGE.md LICENSE ./
+COPY pyproject.toml constraints.txt PACKAGE.md LICENSE ./
 COPY piti ./piti
-RUN pip install ".[ui,text]"
+RUN pip install -c constraints.txt ".[ui,text]"
 
 RUN useradd --create-home piti
 USER piti
 WORKDIR /home/piti
+
+# Models of the hub stay here between containers: docker run -v piti-models:/home/piti/models …
+RUN mkdir models
+VOLUME /home/piti/models
 
 EXPOSE 7860
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:7860/healthz')"]

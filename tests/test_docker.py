@@ -25,7 +25,7 @@ def of(kind: str) -> list[str]:
 
 
 def test_it_uses_known_instructions_and_the_arguments_that_it_declares() -> None:
-    known = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT"}
+    known = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT"}
     assert {name for name, _ in instructions()} == known
     declared = {argument.partition("=")[0] for argument in of("ARG")}
     assert declared == {"PYTHON", "DEVICE", "TORCH_INDEX"}
@@ -44,8 +44,9 @@ def test_what_it_copies_exists_and_suffices() -> None:
     travels = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(copied) == travels
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert {project["readme"]["file"], *project["license-files"], "pyproject.toml", "piti"} == set(copied)
-    (asked,) = re.findall(r"pip install \"\.\[([a-z,]+)\]\"", " ".join(of("RUN")))
+    files = {project["readme"]["file"], *project["license-files"], "pyproject.toml", "constraints.txt", "piti"}
+    assert files == set(copied)
+    (asked,) = re.findall(r"pip install -c constraints\.txt \"\.\[([a-z,]+)\]\"", " ".join(of("RUN")))
     assert set(asked.split(",")) <= project["optional-dependencies"].keys()
 
 

@@ -173,7 +173,10 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
     except Exception as error:  # the hub raises errors of many libraries
-        raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error} ({known})") from error
+        raise ModelError(
+            f"there is no model '{name}': no folder or training run of this name is here, and the hub did not give it",
+            remedy=f"check the path ({known}); what the hub said: {error}",
+        ) from error
 
 
 # Opening

@@ -78,9 +78,11 @@ def images(
     from piti.evaluation.evaluate import evaluate_files
 
     result.check()
+    options = measured.options()
+    print_notes(conditions.notes(options))
     folders, condition = combined(conditions.read())
     with progress("judging") as on_step:
-        found = evaluate_files(generated, measured.options(), real, folders, condition, on_step, split)
+        found = evaluate_files(generated, options, real, folders, condition, on_step, split)
     _print(found, result)
 
 

@@ -266,6 +266,13 @@ class ConditionFlags:
         if self.classes and not self.labels:
             raise UserError("--classes without --labels: give the folder of masks too")
 
+    def notes(self, options: Options) -> list[str]:
+        """What a person should know of masks that nothing is compared with."""
+        used = options.segmenter or options.objects or options.perceptual
+        if self.labels is None or used:
+            return []
+        return ["--labels without --segmenter measures nothing of the masks; give the segmenter that sees the images"]
+
     def read(self) -> dict[str, tuple[Path, Condition]]:
         """Each folder that is given with its kind of condition, by the flag's name. Raises UserError."""
         from piti.evaluation.condition_folders import condition_folders
