@@ -51,7 +51,11 @@ def test_the_recipe_page_has_the_keys_of_every_recipe(pages: dict[str, str]) -> 
     rows = set(re.findall(r"^\| `([\w.]+)` \|", pages["reference/recipe.md"], re.MULTILINE))
     for recipe in (ROOT / "piti/recipes").glob("*.yaml"):
         for key in keys_in(yaml.safe_load(recipe.read_text(encoding="utf-8"))):
-            known = key in rows or key == "condition.kind" or re.match(r"condition\.|data\.conditions\.", key)
+            known = (
+                key in rows
+                or key == "condition.kind"
+                or re.match(r"condition\.|data\.conditions\.|model\.unet_config\.", key)
+            )
             assert known, f"{recipe.name}: {key}"
 
 

@@ -228,16 +228,20 @@ class ModelFolder:
         names = [path.name for path in (self.path / network).glob(f"{WEIGHTS_STEM}*")]
         return any(name.startswith((f"{WEIGHTS_STEM}.{variant}.", f"{WEIGHTS_STEM}.{variant}-")) for name in names)
 
-    def load(self, network: str, torch_dtype: torch.dtype, **form: Any) -> tuple[Translator, Scheduler]:
-        """A network, ready to sample, and its scheduler. form: `variant` and `use_safetensors` of diffusers' models.
-        Raises ModelError.
-        """
+    def check_translator(self, network: str) -> None:
+        """Raises ModelError unless a network is a translator, and no baseline."""
         kind = self.config(network).get("_class_name", Translator.__name__)
         if kind != Translator.__name__:
             raise ModelError(
                 f"{self.path}: its {network} is a {kind}, no translator; translate with it, but take another model for "
                 "this"
             )
+
+    def load(self, network: str, torch_dtype: torch.dtype, **form: Any) -> tuple[Translator, Scheduler]:
+        """A network, ready to sample, and its scheduler. form: `variant` and `use_safetensors` of diffusers' models.
+        Raises ModelError.
+        """
+        self.check_translator(network)
         try:
             translator = self._translator(network, torch_dtype, **form)
         except UserError as error:

@@ -179,7 +179,9 @@ def _weights(folder: Path) -> tuple[Mapping[str, Tensor], Scheduler]:
     if not path.is_file() or (folder / ADAPTER_CONFIG).is_file():
         loaded, scheduler = _load(folder)
         return loaded.state_dict(), scheduler
-    return read_weights(path), ModelFolder.open(folder.parent).scheduler(folder.name)
+    model = ModelFolder.open(folder.parent)
+    model.check_translator(folder.name)
+    return read_weights(path), model.scheduler(folder.name)
 
 
 def _network_of(translator: Translator, name: str, key: str) -> Path:

@@ -13,7 +13,7 @@ import pytest
 
 from piti.conditions import ConditionError
 from piti.core.errors import Message, UserError, option, spelled, text_of
-from piti.data.batches import Batch, BatchStream, loader
+from piti.data.batches import BatchStream, TrainingBatch, loader
 from piti.data.problems import BadSample, Skipped
 
 
@@ -96,7 +96,7 @@ class Failing(BatchStream):
 
     def __init__(self) -> None: ...
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainingBatch:
         raise ConditionError("is wrong", remedy=f"leave {option('text')} out", option="size", value=step)
 
 
