@@ -14,11 +14,12 @@ import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
+from piti.core.compiled import unwrapped
 from piti.core.errors import option
 from piti.core.files import OutputError, whole_folder
 from piti.engine.choice import EngineError
@@ -64,7 +65,7 @@ class OpenVinoEngine:
 
     def step(self, translator: Translator) -> NetworkStep:
         """Compiled with the weights that the translator has now; `torch.compile` of it is passed by."""
-        translator = getattr(translator, "_orig_mod", translator)
+        translator = unwrapped(translator)
         version = sum(value._version for value in translator.parameters())  # counts changes in place
         known = self._steps.get(translator)
         if known is None or known[0] != version:
@@ -74,7 +75,7 @@ class OpenVinoEngine:
 
     def ready(self, translator: Translator) -> bool:
         """Whether the translator is converted already."""
-        translator = getattr(translator, "_orig_mod", translator)
+        translator = unwrapped(translator)
         known = self._steps.get(translator)
         return (known is not None and known[1].compiled) or _is_whole(cache_folder() / _key(translator))
 
@@ -90,7 +91,7 @@ class CompiledStep:
     """A `NetworkStep` of a translator, for every batch and size. One call runs at a time."""
 
     def __init__(self, translator: Translator) -> None:
-        self._translator = translator
+        self._alive = ref(translator)  # held by whoever calls: else the engine kept every network that it has seen
         self._request: Any = None
         self._lock = threading.Lock()
 
@@ -101,7 +102,8 @@ class CompiledStep:
 
     def __call__(self, seen: Tensor, t: Tensor, tokens: Tokens) -> Tensor:
         """As `Translator.step`. Raises EngineError for tensors that are not on the CPU."""
-        translator = self._translator
+        translator = self._alive()
+        assert translator is not None
         if seen.device.type != "cpu":
             raise EngineError(
                 f"openvino computes on CPUs, and the model is on {seen.device}",
@@ -111,13 +113,13 @@ class CompiledStep:
         inputs = [value.detach().float().contiguous() for value in inputs_of(translator, seen, embedding, tokens)]
         with self._lock:
             if self._request is None:
-                self._request = self._compiled(inputs, tokens)
+                self._request = self._compiled(translator, inputs, tokens)
             made = self._request.infer([value.numpy() for value in inputs], share_inputs=True)[0]
             return torch.from_numpy(made.copy()).to(seen.dtype)
 
-    def _compiled(self, inputs: list[Tensor], tokens: Tokens) -> Any:
-        key = _key(self._translator)
-        model = _from_cache(key) or _converted(self._translator, key, inputs, tokens)
+    def _compiled(self, translator: Translator, inputs: list[Tensor], tokens: Tokens) -> Any:
+        key = _key(translator)
+        model = _from_cache(key) or _converted(translator, key, inputs, tokens)
         model.reshape(dict(enumerate(dynamic_shapes(inputs))))
         properties = {
             "INFERENCE_PRECISION_HINT": "bf16" if computes_bfloat16() else "f32",
