@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from piti.core.errors import UserError
 from piti.core.spec import Spec
 from piti.models.encoders import Tokens
+from piti.models.text import checked_ids
 
 
 class LanguageModelSpec(Spec):
@@ -56,12 +57,7 @@ class LanguageEncoder(nn.Module):
         self.models = nn.ModuleList(_BUILDERS[model.kind](model.config) for model in spec.models)
 
     def forward(self, ids: Integer[Tensor, "b 1 1 l"]) -> Tokens:
-        if ids.shape[1:] != (1, 1, self.spec.context):
-            raise UserError(
-                f"the text encoder expects token ids [B, 1, 1, {self.spec.context}], got {list(ids.shape)}; "
-                "give the condition the context of its encoder"
-            )
-        ids = ids[:, 0, 0].long()  # [B, L]
+        ids = checked_ids(ids, self.spec.context)  # [B, L]
         none = (ids < 0).all(dim=1)  # [B]
         empty = ids.new_full((self.spec.context,), -1)
         empty[: len(self.spec.empty)] = ids.new_tensor(self.spec.empty)

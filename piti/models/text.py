@@ -61,15 +61,20 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, ids: Integer[Tensor, "b 1 1 l"]) -> Tokens:
-        if ids.shape[1:] != (1, 1, self.spec.context):
-            raise UserError(
-                f"the text encoder expects token ids [B, 1, 1, {self.spec.context}], got {list(ids.shape)}; "
-                "give the condition the context of its encoder"
-            )
-        ids = ids[:, 0, 0].long()  # [B, L]
+        ids = checked_ids(ids, self.spec.context)  # [B, L]
         x = self.embedding(ids.clamp(min=0)) + self.positions  # [B, L, D]
         x = torch.where((ids >= 0)[..., None], x, self.padding)  # [B, L, D]
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
         return Tokens(x[:, -1], x)
+
+
+def checked_ids(ids: Integer[Tensor, "b 1 1 l"], context: int) -> Integer[Tensor, "b l"]:
+    """Token ids of a text encoder that reads `context` of them, int64. Raises UserError for another number."""
+    if ids.shape[1:] != (1, 1, context):
+        raise UserError(
+            f"the text encoder expects token ids [B, 1, 1, {context}], got {list(ids.shape)}; "
+            "give the condition the context of its encoder"
+        )
+    return ids[:, 0, 0].long()
