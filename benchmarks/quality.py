@@ -23,6 +23,7 @@ from pathlib import Path
 from piti.conditions import Condition
 from piti.data import FolderSpec, PairedFolder
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -82,7 +83,7 @@ def main() -> None:
             )
             out = options.out / run.replace(":", "-")
             started = time.perf_counter()
-            made = translate_files(pipeline, [labels], out, settings, options.model).made
+            made = translate_files(pipeline, TranslationFiles([labels], out), settings, options.model).made
             seconds = (time.perf_counter() - started) / max(1, len(made))
             (out / "sheet.png").replace(options.out / f"{out.name}-sheet.png")
             print(

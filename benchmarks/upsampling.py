@@ -25,6 +25,7 @@ from quality import judge, links, split_of
 from piti.baselines.rrdb import load_real_esrgan
 from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png, to_pil, to_tensor
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -51,7 +52,7 @@ def enlarge_by_real_esrgan(weights: Path, small: Path, target: Path) -> float:
 def translate(pipeline: PITIPipeline, labels: Path, out: Path, settings: GenerationOptions, name: str) -> float:
     """One image a mask; seconds an image."""
     started = time.perf_counter()
-    made = translate_files(pipeline, [labels], out, settings, name).made
+    made = translate_files(pipeline, TranslationFiles([labels], out), settings, name).made
     (out / "sheet.png").unlink()
     return (time.perf_counter() - started) / max(1, len(made))
 

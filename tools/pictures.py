@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from piti.core.images import grid
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -38,7 +39,7 @@ def rows_of(
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         options = GenerationOptions.from_flat(num=num, square=square, base_only=base_only)
-        translate_files(pipeline, files, out, options, model, texts=texts)
+        translate_files(pipeline, TranslationFiles(files, out, texts=texts), options, model)
         for item in inputs:
             stem = item.stem if isinstance(item, Path) else item.replace(" ", "-")
             images = [Image.open(out / f"{stem}_{k}.png").convert("RGB") for k in range(num)]

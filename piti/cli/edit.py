@@ -55,7 +55,7 @@ class FileFlags:
         Path | None, Option(help="An image, white where it is repainted. By default where --from and --to differ.")
     ] = None
 
-    def of(self, image: Path) -> EditFiles:
+    def of(self, image: Path, out: Path, overwrite: bool) -> EditFiles:
         """The files of an edit. Raises UserError if nothing says what the image is to show."""
         from piti.core.errors import UserError
         from piti.generation.edit_files import EditFiles
@@ -63,7 +63,8 @@ class FileFlags:
         wanted = edit_condition("to", self.to, "text", self.text)
         if wanted is None:
             raise UserError("what is the image to show? Give --to FILE, or --text for a prior")
-        return EditFiles(image, wanted, edit_condition("from", self.from_, "from-text", self.from_text), self.region)
+        shown = edit_condition("from", self.from_, "from-text", self.from_text)
+        return EditFiles(image, wanted, out, shown, self.region, overwrite)
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ def edit(
     from piti.generation.metadata import model_name
     from piti.pipelines.pipeline import PITIPipeline
 
-    edited, settings = files.of(image), editing.settings()
+    edited, settings = files.of(image, out, overwrite), editing.settings()
     pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.sampling.base_only)
     pipeline.to(usable_device(device))
     name = model_name(model, upsampler)
     with progress("editing") as on_step:
-        report = edit_file(pipeline, edited, out, settings, name, num, seed, overwrite, on_step)
+        report = edit_file(pipeline, edited, settings, name, num, seed, on_step)
     print_notes(report.notes)
     look = report.sheet or report.made[0]
     typer.echo(f"{len(report.made)} images made: {report.edits.words()}; look at {look}")

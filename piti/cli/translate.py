@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from piti.cli.console import log, print_notes, progress
 from piti.cli.options import Device, Engine, Model, Overwrite, SamplingFlags, Seed, Upsampler, all_given, with_groups
 
+if TYPE_CHECKING:
+    from piti.generation.sources import TranslationFiles
+    from piti.generation.translate import Report
+
+
+@dataclass(frozen=True)
+class InputFlags:
+    """What is translated, beside the files."""
+
+    text: Annotated[list[str] | None, typer.Option(help="For a prior: what the image is to show.")] = None
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER. Repeatable."),
+    ] = None
+    like: Annotated[
+        Path | None, typer.Option(help="Make this image, a PNG written by piti, again; flags given beside it win.")
+    ] = None
+
+    def of(self, inputs: list[Path], out: Path, overwrite: bool) -> TranslationFiles:
+        """What `translate_files` takes. Raises GivenError, and RemakeError for an image that cannot be made again."""
+        from piti.generation.inputs import parsed_given
+        from piti.generation.recreate import read_record
+        from piti.generation.sources import TranslationFiles
+
+        parts = parsed_given(self.given or [])
+        record = None if self.like is None else read_record(self.like)
+        return TranslationFiles(inputs, out, self.text or [], parts, record, overwrite)
+
 
 @with_groups
 def translate(
     ctx: typer.Context,
+    wanted: InputFlags,
     sampling: SamplingFlags,
     inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, or folders of them.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="For a prior: what the image is to show.")] = None,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER. Repeatable."),
-    ] = None,
-    like: Annotated[
-        Path | None, typer.Option(help="Make this image, a PNG written by piti, again; flags given beside it win.")
-    ] = None,
     model: Model = "street",
     upsampler: Upsampler = None,
     num: Annotated[
@@ -39,25 +61,27 @@ def translate(
 ) -> None:
     """Translate conditions into images, and lay both out on a contact sheet."""
     from piti.core.distributed import joined, usable_device
-    from piti.generation.inputs import parsed_given
-    from piti.generation.recreate import opened, read_record
-    from piti.generation.translate import resolved_sampling, translate_files
+    from piti.generation.plan import resolved_sampling
+    from piti.generation.recreate import opened
+    from piti.generation.translate import translate_files
 
-    parts = parsed_given(given or [])
-    record = None if like is None else read_record(like)
-    options = sampling.options(num, seed, batch, skip_bad)
+    files, flags = wanted.of(inputs or [], out, overwrite), all_given(ctx)
+    like, options = files.like, sampling.options(num, seed, batch, skip_bad)
     ranks = joined()
-    name, pipeline, options = opened(model, upsampler, options, record, all_given(ctx))
+    name, pipeline, options = opened(model, upsampler, options, like, flags)
     pipeline.to(usable_device(device)).set_progress_bar_config(disable=True)  # ours is over all batches
-    pipeline.use_engine(record.said.engine if record and "engine" not in all_given(ctx) else engine)
-    resolved_sampling(pipeline, options, record)  # what is impossible is refused before the wait
+    pipeline.use_engine(like.said.engine if like and "engine" not in flags else engine)
+    resolved_sampling(pipeline, options, like)  # what is impossible is refused before the wait
     if ranks.main and not pipeline.engine_ready():
         log.print(f"converting the networks for {pipeline.engine.name}, once …")
     with progress("translating", ranks.main) as on_step:
-        report = translate_files(
-            pipeline, inputs or [], out, options, name, overwrite, on_step, text or [], parts, ranks, record
-        )
+        report = translate_files(pipeline, files, options, name, on_step, ranks)
     if ranks.main:
-        print_notes(report.notes)
-        kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
-        typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
+        _print_report(report)
+
+
+def _print_report(report: Report) -> None:
+    """What was made, what was kept, and where to look."""
+    print_notes(report.notes)
+    kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
+    typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")

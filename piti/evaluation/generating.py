@@ -20,6 +20,7 @@ from piti.evaluation.pairing import PairingError, photographs_of
 from piti.generation.kept import difference
 from piti.generation.metadata import made_with, model_name
 from piti.generation.options import SHEET, GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
 
@@ -132,7 +133,9 @@ def generate_split(
         if ranks.main:
             _check_made(out, made)
     with _given(pipeline.condition, pairs) as (inputs, parts):
-        report = translate_files(pipeline, inputs, out, options, name, on_step=on_step, given=parts, ranks=ranks)
+        report = translate_files(
+            pipeline, TranslationFiles(inputs, out, parts=parts), options, name, on_step=on_step, ranks=ranks
+        )
     facts = {
         "name": model,
         **({"upsampler": upsampler} if upsampler else {}),

@@ -14,7 +14,7 @@ from piti.core.images import ImageError, image_size, own_text
 from piti.core.walk import composed, list_images, stem_of, walk
 from piti.data.near_names import near_keys
 from piti.data.pairs import FolderSpec, PairList
-from piti.generation.translate import SHEET
+from piti.generation.options import SHEET
 
 NAMED = 5
 """How many files an error names."""

@@ -31,12 +31,15 @@ EditCondition = Path | str | Mapping[str, Given]
 
 @dataclass(frozen=True)
 class EditFiles:
-    """What is edited."""
+    """What is edited, and where the images go."""
 
     image: Path
     to: EditCondition
+    out: Path
+    """A .png file, or a folder."""
     from_: EditCondition | None = None
     region: Path | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,24 +55,22 @@ class EditReport:
 def edit_file(
     pipeline: PITIPipeline,
     files: EditFiles,
-    out: Path,
     settings: EditSettings,
     name: str,
     num: int = 1,
     seed: int = 0,
-    overwrite: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> EditReport:
-    """Edit an image into `out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`.
+    """Edit an image into `files.out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`.
 
     name: of the model, for the metadata. seed: with the condition that is to be shown and an image's number it decides
     the fresh noise. on_step: (steps done, steps in all). Nothing is written before all is made. Raises EditError and
     OutputError for what cannot be edited or written there, ImageError and ConditionError for files, UserError for
     settings.
     """
-    targets, sheet = _targets(files, out, num)
+    targets, sheet = _targets(files, num)
     for target in targets if sheet is None else [*targets, sheet]:
-        _check_target(target, files, overwrite)
+        _check_target(target, files)
     check_place(targets[0].parent)
     if settings.keep_exact:
         check_exact(files.image, str(files.image))
@@ -129,8 +130,9 @@ def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
     return [f"{flag}: {note}" for flag, note in found.items() if note]
 
 
-def _targets(files: EditFiles, out: Path, num: int) -> tuple[list[Path], Path | None]:
-    """Where the images go, and the sheet, if `out` is a folder. Raises EditError."""
+def _targets(files: EditFiles, num: int) -> tuple[list[Path], Path | None]:
+    """Where the images go, and the sheet, if that is a folder. Raises EditError."""
+    out = files.out
     if num < 1:
         raise EditError("expected at least 1 image", option="num", value=num)
     if out.suffix.lower() == ".png" and not out.is_dir():
@@ -146,12 +148,12 @@ def _targets(files: EditFiles, out: Path, num: int) -> tuple[list[Path], Path | 
     return [out / f"{files.image.stem}_{number}.png" for number in range(num)], out / SHEET
 
 
-def _check_target(target: Path, files: EditFiles, overwrite: bool) -> None:
+def _check_target(target: Path, files: EditFiles) -> None:
     """Raises EditError where a target is an input, OutputError where it is there already."""
     inputs = [files.image, *_files_of(files.to), *_files_of(files.from_), *_files_of(files.region)]
     if target.resolve() in {path.resolve() for path in inputs}:
         raise EditError("is an input, which would be lost", remedy=f"give another {option('out')}", source=target)
-    check_file(target, overwrite)
+    check_file(target, files.overwrite)
 
 
 def _files_of(given: EditCondition | None) -> list[Path]:

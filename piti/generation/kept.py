@@ -1,12 +1,15 @@
-"""Whether an image that is there already is the one that is asked for, by what its own PNG says."""
+"""Whether images that are there already are those that are asked for, by their sizes and what their own PNGs say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from piti.core.errors import quoted
-from piti.core.images import PREFIX, ImageError, png_text
+from piti.core.errors import option, quoted
+from piti.core.images import PREFIX, ImageError, image_size, png_text
+from piti.generation.plan import TranslationJob
+from piti.generation.recreate import Record
+from piti.generation.sources import TranslationError
 
 _WORDS = {"condition_sha256": "of another condition", "weights": "with other weights"}  # whose values say nothing
 _SHOWN = 60  # characters of a value
@@ -32,3 +35,49 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
         return f"made {_WORDS[first]} than is asked for{more}"
     said = quoted(found.get(differing[0], "nothing said"), _SHOWN)
     return f"made with {first} = {said}, and {quoted(wanted[differing[0]], _SHOWN)} is asked for{more}"
+
+
+def check_kept(jobs: list[TranslationJob], common: Mapping[str, str], like: Record | None) -> None:
+    """Raises TranslationError if an image that would be kept is another than the one that is asked for.
+
+    common: what all images are to say, see `image_text`. Versions and the device change an image's last bits at most.
+    """
+    existing = [job for job in jobs if job.target.exists()]
+    _check_sizes(existing)
+    _check_not_itself(existing, like)
+    common = {key: value for key, value in common.items() if key.removeprefix(PREFIX) not in ("version", "made_on")}
+    if common.get(f"{PREFIX}weights"):
+        common.pop(f"{PREFIX}model", None)  # weights say it, whatever the model is called
+    for job in existing:
+        own = {f"{PREFIX}number": str(job.number), f"{PREFIX}condition_sha256": job.condition_sha256}
+        odd = difference(job.target, {**common, **own})
+        if odd:
+            raise TranslationError(
+                f"is there already, {odd}",
+                remedy=f"add {option('overwrite')} to make it anew, or give another {option('out')}",
+                source=job.target,
+            )
+
+
+def _check_not_itself(jobs: list[TranslationJob], like: Record | None) -> None:
+    """Raises TranslationError if an image would be kept as the result that `--like` was to be made of."""
+    if like is not None and Path(like.file).resolve() in {job.target.resolve() for job in jobs}:
+        raise TranslationError(
+            "the image would be made in the place of this one",
+            remedy=f"give another {option('out')}, or add {option('overwrite')}",
+            source=like.file,
+        )
+
+
+def _check_sizes(jobs: list[TranslationJob]) -> None:
+    """Raises TranslationError if one of these images, which are there, has another size."""
+    for job in jobs:
+        canvas = job.prepared.canvas
+        wanted = (canvas.image_width, canvas.image_height)
+        width, height = image_size(job.target)
+        if (width, height) != wanted:
+            raise TranslationError(
+                f"is there already, {width} x {height}, where {wanted[0]} x {wanted[1]} are to be made",
+                remedy=f"add {option('overwrite')} to make it anew, or give another {option('out')}",
+                source=job.target,
+            )

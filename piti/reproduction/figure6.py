@@ -23,6 +23,7 @@ from piti.diffusion.guidance import Guidance
 from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256
 from piti.evaluation.result import Evaluation, Measure
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
 from piti.reproduction.files import DatasetFiles, choose, count_pairs
@@ -158,7 +159,7 @@ def _sampled(
     }
     begin_folder(folder, made_of)
     with steps_bar(console, f"images of {name}") as on_step:
-        translate_files(pipeline, [chosen.conditions], folder, options, model, on_step=on_step)
+        translate_files(pipeline, TranslationFiles([chosen.conditions], folder), options, model, on_step=on_step)
     return folder, made_of
 
 

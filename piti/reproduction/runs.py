@@ -29,6 +29,7 @@ from piti.evaluation.evaluate import evaluate_files
 from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
 from piti.generation.options import SHEET, GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
 from piti.reproduction.files import DatasetFiles, contents_sha256
@@ -258,7 +259,7 @@ def sampled(
     pipeline.set_progress_bar_config(disable=True)
     console.log(f"{folder.name}: making {expected} images, {_count(folder)} are there")
     with steps_bar(console, f"images of {folder.name}") as on_step:
-        translate_files(pipeline, [chosen.conditions], folder, options, folder.name, on_step=on_step)
+        translate_files(pipeline, TranslationFiles([chosen.conditions], folder), options, folder.name, on_step=on_step)
     return folder, made_of
 
 

@@ -14,7 +14,8 @@ from piti.conditions import ConditionError, condition_from_config
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.generation.inputs import GivenError, PartFiles, matched_parts, parsed_given
 from piti.generation.options import GenerationOptions
-from piti.generation.translate import TranslationError, translate_files
+from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from tests.cli.running import code_and_output as run
@@ -104,7 +105,7 @@ class TestPipeline:
 class TestFolders:
     def test_matched_by_stem(self, folders: dict[str, Path], tmp_path: Path) -> None:
         out = tmp_path / "out"
-        report = translate_files(several_pipeline(), [], out, SETTINGS, "tiny", given=folders)
+        report = translate_files(several_pipeline(), TranslationFiles([], out, parts=folders), SETTINGS, "tiny")
         assert [path.name for path in report.made] == [f"m{k}_0.png" for k in range(4)]
         assert report.notes == [
             "given: 1 of 4 have no mask (m3), only what else is given",
@@ -116,19 +117,26 @@ class TestFolders:
             assert image.text["piti:condition"] == "sketch=m3.png"  # type: ignore[attr-defined]
         assert Image.open(report.sheet).size == (3 * 196 + 4, 4 * 196 + 4)  # mask, sketch and image of each
         assert [
-            path.name for path in translate_files(several_pipeline(), [], out, SETTINGS, "tiny", given=folders).kept
+            path.name
+            for path in translate_files(
+                several_pipeline(), TranslationFiles([], out, parts=folders), SETTINGS, "tiny"
+            ).kept
         ] == [path.name for path in report.made]
 
     def test_one_part_alone(self, folders: dict[str, Path], tmp_path: Path) -> None:
         given = {"sketch": folders["sketch"]}
-        report = translate_files(several_pipeline(), [], tmp_path / "out", SETTINGS, "tiny", given=given)
+        report = translate_files(
+            several_pipeline(), TranslationFiles([], tmp_path / "out", parts=given), SETTINGS, "tiny"
+        )
         assert [path.name for path in report.made] == ["m1_0.png", "m2_0.png", "m3_0.png"]
         assert report.notes == []
 
     def test_an_image_depends_on_what_is_given_alone(self, folders: dict[str, Path], tmp_path: Path) -> None:
-        translate_files(several_pipeline(), [], tmp_path / "all", SETTINGS, "tiny", given=folders)
+        translate_files(several_pipeline(), TranslationFiles([], tmp_path / "all", parts=folders), SETTINGS, "tiny")
         files = {name: folder / "m2.png" for name, folder in folders.items()}
-        report = translate_files(several_pipeline(), [], tmp_path / "one", SETTINGS, "tiny", given=files)
+        report = translate_files(
+            several_pipeline(), TranslationFiles([], tmp_path / "one", parts=files), SETTINGS, "tiny"
+        )
         one, other = (arrays([Image.open(path)]) for path in (report.made[0], tmp_path / "all/m2_0.png"))
         assert np.abs(one - other).max() <= 1
 
@@ -187,15 +195,20 @@ class TestRefused:
         (folders["sketch"] / "m1.png").write_bytes(b"nothing")
         sketch(2, 16, 9).save(folders["sketch"] / "m2.png")
         with pytest.raises(TranslationError, match=r"(?s)2 of 4 inputs.*sketch/m1\.png: not a.*m2\.png is 16 x 9"):
-            translate_files(several_pipeline(), [], tmp_path / "out", SETTINGS, "tiny", given=folders)
+            translate_files(several_pipeline(), TranslationFiles([], tmp_path / "out", parts=folders), SETTINGS, "tiny")
         with pytest.raises(TranslationError, match=r"gone\.png: no such file"):
             translate_files(
-                several_pipeline(), [], tmp_path / "out", SETTINGS, "tiny", given={"mask": tmp_path / "gone.png"}
+                several_pipeline(),
+                TranslationFiles([], tmp_path / "out", parts={"mask": tmp_path / "gone.png"}),
+                SETTINGS,
+                "tiny",
             )
         with pytest.raises(TranslationError, match="text: this model reads a mask or a sketch"):
-            translate_files(several_pipeline(), [], tmp_path / "out", SETTINGS, "tiny", texts=["a street"])
+            translate_files(
+                several_pipeline(), TranslationFiles([], tmp_path / "out", texts=["a street"]), SETTINGS, "tiny"
+            )
         with pytest.raises(TranslationError, match="among the inputs"):
-            translate_files(several_pipeline(), [], folders["mask"], SETTINGS, "tiny", given=folders)
+            translate_files(several_pipeline(), TranslationFiles([], folders["mask"], parts=folders), SETTINGS, "tiny")
         assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,8 @@ from piti.conditions.coverage import unlabelled_note
 from piti.data.archives import list_archived
 from piti.generation.options import GenerationOptions
 from piti.generation.readers import mapped_note, readers_of
-from piti.generation.translate import TranslationError, translate_files
+from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.translate import translate_files
 from tests.pipelines.test_pipeline import mask, tiny_pipeline
 
 MODEL = MaskCondition(
@@ -100,28 +101,28 @@ class TestTranslating:
         return tmp_path / "labels"
 
     def test_subfolders_are_translated_under_names_that_do_not_collide(self, nested, tmp_path):
-        report = translate_files(tiny_pipeline(), [nested], tmp_path / "out", ONE, "m")
+        report = translate_files(tiny_pipeline(), TranslationFiles([nested], tmp_path / "out"), ONE, "m")
         assert sorted(path.name for path in report.made) == ["b-s2_0.png", "s0_0.png"]
 
     def test_results_inside_the_folder_are_no_inputs(self, nested):
-        translate_files(tiny_pipeline(), [nested], nested / "out", ONE, "m")
-        report = translate_files(tiny_pipeline(), [nested], nested / "out", ONE, "m")
+        translate_files(tiny_pipeline(), TranslationFiles([nested], nested / "out"), ONE, "m")
+        report = translate_files(tiny_pipeline(), TranslationFiles([nested], nested / "out"), ONE, "m")
         assert len(report.kept) == 2
 
     def test_links_that_lead_nowhere_and_unread_pictures_are_errors(self, nested, tmp_path):
         (nested / "s9.png").symlink_to("nowhere")
         with pytest.raises(ValueError, match="links that lead nowhere"):
-            translate_files(tiny_pipeline(), [nested], tmp_path / "out", ONE, "m")
+            translate_files(tiny_pipeline(), TranslationFiles([nested], tmp_path / "out"), ONE, "m")
         (nested / "s9.png").unlink()
         (nested / "s9.heic").touch()
         with pytest.raises(ValueError, match="format that is not read"):
-            translate_files(tiny_pipeline(), [nested], tmp_path / "out", ONE, "m")
+            translate_files(tiny_pipeline(), TranslationFiles([nested], tmp_path / "out"), ONE, "m")
 
     def test_a_table_beside_the_masks_is_heeded_and_coverage_told(self, nested, tmp_path):
         pipe = tiny_pipeline()
         assert isinstance(pipe.condition, MaskCondition)
         table = pipe.condition.classes
-        plain = translate_files(pipe, [nested / "s0.png"], tmp_path / "plain", ONE, "m")
+        plain = translate_files(pipe, TranslationFiles([nested / "s0.png"], tmp_path / "plain"), ONE, "m")
         ids = dict(zip(table.names, table.ids, strict=True))
         moved = {name: ids[table.names[k - 1]] for k, name in enumerate(table.names)}  # each with the id of another
         classes = [
@@ -134,7 +135,7 @@ class TestTranslating:
         for k, name in enumerate(table.names):
             again[raw == k] = moved[name]
         Image.fromarray(again).save(nested / "s0.png")
-        report = translate_files(pipe, [nested / "s0.png"], tmp_path / "again", ONE, "m")
+        report = translate_files(pipe, TranslationFiles([nested / "s0.png"], tmp_path / "again"), ONE, "m")
         one, other = (np.asarray(Image.open(found.made[0])) for found in (plain, report))
         assert np.array_equal(one, other)
         assert "matched by name" in report.notes[0]
@@ -144,7 +145,7 @@ class TestTranslating:
         assert isinstance(pipe.condition, MaskCondition)
         assert pipe.condition.classes.ignore is not None
         Image.new("L", (16, 16), pipe.condition.classes.ignore).save(tmp_path / "m.png")
-        report = translate_files(pipe, [tmp_path / "m.png"], tmp_path / "out", ONE, "m")
+        report = translate_files(pipe, TranslationFiles([tmp_path / "m.png"], tmp_path / "out"), ONE, "m")
         assert any("occur in no mask; 100% unlabelled" in note for note in report.notes)
         assert "warning: the mask is unlabelled throughout, so no class guides the image" in report.notes
 
@@ -152,10 +153,10 @@ class TestTranslating:
         for k in range(8):
             (tmp_path / f"{k}.png").write_bytes(b"none")
         with pytest.raises(TranslationError, match=r"(?s)^8 of 8 inputs cannot be used.*4\.png.*… and 3 more") as error:
-            translate_files(tiny_pipeline(), [tmp_path], tmp_path / "out", ONE, "m")
+            translate_files(tiny_pipeline(), TranslationFiles([tmp_path], tmp_path / "out"), ONE, "m")
         assert "5.png" not in str(error.value)
 
     def test_lossy_masks_are_refused(self, tmp_path):
         mask(0).convert("RGB").save(tmp_path / "m.jpg")
         with pytest.raises(TranslationError, match="is a JPEG, which changes values"):
-            translate_files(tiny_pipeline(), [tmp_path / "m.jpg"], tmp_path / "out", ONE, "m")
+            translate_files(tiny_pipeline(), TranslationFiles([tmp_path / "m.jpg"], tmp_path / "out"), ONE, "m")

@@ -24,7 +24,8 @@ from piti.generation.generate import Wanted, make_batch, make_images
 from piti.generation.metadata import MAX_TEXT, model_name, named_model, packed
 from piti.generation.options import GenerationOptions, Place
 from piti.generation.recreate import RemakeError, read_record
-from piti.generation.translate import TranslationError, translate_files
+from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.cascade import Batch
 from piti.pipelines.pipeline import PITIPipeline
@@ -55,7 +56,7 @@ def again(pipeline: PITIPipeline, file: Path, out: Path, inputs: Sequence[Path] 
     record = read_record(file)
     settings = record.options(GenerationOptions.from_flat(**given), given)
     name = model_name(record.model, record.upsampler)
-    return translate_files(record.applied(pipeline), inputs, out, settings, name, like=record).notes
+    return translate_files(record.applied(pipeline), TranslationFiles(inputs, out, like=record), settings, name).notes
 
 
 def with_text(file: Path, target: Path, **changes: str | None) -> Path:
@@ -72,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The third of four images of a mask, made in a batch of three."""
     place = tmp_path_factory.mktemp("made")
     mask(1, 22, 16).save(place / "street.png")
-    translate_files(tiny_pipeline(), [place / "street.png"], place / "first", FAST, "tiny")
+    translate_files(tiny_pipeline(), TranslationFiles([place / "street.png"], place / "first"), FAST, "tiny")
     return place / "first/street_2.png"
 
 
@@ -118,7 +119,12 @@ class TestTheSameToTheBit:
         (tmp_path / "masks").mkdir()
         for k in range(3):
             mask(k).save(tmp_path / f"masks/m{k}.png")
-        translate_files(tiny_pipeline(), [tmp_path / "masks"], tmp_path / "all", replace(FAST, num=2, batch=6), "tiny")
+        translate_files(
+            tiny_pipeline(),
+            TranslationFiles([tmp_path / "masks"], tmp_path / "all"),
+            replace(FAST, num=2, batch=6),
+            "tiny",
+        )
         assert read_record(tmp_path / "all/m1_1.png").place == Place(3, 6, 1, 3)
         again(tiny_pipeline(), tmp_path / "all/m1_1.png", tmp_path / "out")
         assert (tmp_path / "out/m1_1.png").read_bytes() == (tmp_path / "all/m1_1.png").read_bytes()
@@ -131,7 +137,7 @@ class TestTheSameToTheBit:
             seed=1, guidance=rule, base_only=base_only, size=None if base_only else 40
         )
         was = tiny_cascade(upsampler_noise=0.9, upsampler_truncates=True, upsampler_sampler="ddim", sampler="dpm++")
-        translate_files(was, [tmp_path / "m.png"], tmp_path / "first", settings, "tiny")
+        translate_files(was, TranslationFiles([tmp_path / "m.png"], tmp_path / "first"), settings, "tiny")
         made = tmp_path / "first/m_0.png"
         again(tiny_cascade(sampler="ddim", steps=3), made, tmp_path / "out")
         assert (tmp_path / "out/m_0.png").read_bytes() == made.read_bytes()
@@ -139,7 +145,7 @@ class TestTheSameToTheBit:
     def test_of_a_sketch(self, tmp_path: Path) -> None:
         sketch(1, 30, 20).save(tmp_path / "s.png")
         pipeline = pipeline_of({"kind": "sketch", "clip": 8})
-        translate_files(pipeline, [tmp_path / "s.png"], tmp_path / "first", FAST, "tiny")
+        translate_files(pipeline, TranslationFiles([tmp_path / "s.png"], tmp_path / "first"), FAST, "tiny")
         again(pipeline, tmp_path / "first/s_1.png", tmp_path / "out")
         assert (tmp_path / "out/s_1.png").read_bytes() == (tmp_path / "first/s_1.png").read_bytes()
 
@@ -149,7 +155,7 @@ class TestTheSameToTheBit:
         np.save(tmp_path / "d.npy", depth)
         pipeline = pipeline_of({"kind": "geometry"})
         settings = GenerationOptions.from_flat(seed=5, steps=2, square=True)
-        translate_files(pipeline, [tmp_path / "d.npy"], tmp_path / "first", settings, "tiny")
+        translate_files(pipeline, TranslationFiles([tmp_path / "d.npy"], tmp_path / "first"), settings, "tiny")
         assert read_record(tmp_path / "first/d_0.png").raw(pipeline).shape == (4, 20, 20)
         again(pipeline, tmp_path / "first/d_0.png", tmp_path / "out")
         assert (tmp_path / "out/d_0.png").read_bytes() == (tmp_path / "first/d_0.png").read_bytes()
@@ -160,7 +166,10 @@ class TestTheSameToTheBit:
         pipeline, given = several_pipeline(), {"sketch": tmp_path / "s.png", "mask": tmp_path / "m.png"}
         for name, parts in (("both", given), ("one", {"sketch": tmp_path / "s.png"})):
             made = translate_files(
-                pipeline, [], tmp_path / name, GenerationOptions.from_flat(steps=2), "tiny", given=parts
+                pipeline,
+                TranslationFiles([], tmp_path / name, parts=parts),
+                GenerationOptions.from_flat(steps=2),
+                "tiny",
             ).made[0]
             again(pipeline, made, tmp_path / f"{name} again")
             assert (tmp_path / f"{name} again" / made.name).read_bytes() == made.read_bytes()
@@ -168,7 +177,9 @@ class TestTheSameToTheBit:
     def test_of_texts_given_and_in_files(self, tmp_path: Path) -> None:
         (tmp_path / "said.txt").write_text(" the sea\n")
         pipeline, texts = text_pipeline(), ["Ein Fluß, longer than what is read"]
-        report = translate_files(pipeline, [tmp_path / "said.txt"], tmp_path / "first", FAST, "t", texts=texts)
+        report = translate_files(
+            pipeline, TranslationFiles([tmp_path / "said.txt"], tmp_path / "first", texts=texts), FAST, "t"
+        )
         for made, text in ((report.made[1], "the sea"), (report.made[6], texts[0])):
             assert png_text(made)["piti:text"] == text
             again(pipeline, made, tmp_path / "out")
@@ -206,7 +217,10 @@ class TestLarge:
         ):
             picture.save(tmp_path / f"{name}.png")
             translate_files(
-                pipeline, [tmp_path / f"{name}.png"], tmp_path / "first", GenerationOptions.from_flat(steps=2), "tiny"
+                pipeline,
+                TranslationFiles([tmp_path / f"{name}.png"], tmp_path / "first"),
+                GenerationOptions.from_flat(steps=2),
+                "tiny",
             )
             made = tmp_path / f"first/{name}_0.png"
             assert read_record(made).reduced
@@ -221,7 +235,9 @@ class TestLarge:
         rows, columns = np.mgrid[:64, :80]
         np.save(tmp_path / "d.npy", (3 + np.sin(rows / 9) + columns / 50).astype(np.float32))
         pipeline = pipeline_of({"kind": "geometry"})
-        translate_files(pipeline, [tmp_path / "d.npy"], tmp_path / "first", GenerationOptions.from_flat(), "tiny")
+        translate_files(
+            pipeline, TranslationFiles([tmp_path / "d.npy"], tmp_path / "first"), GenerationOptions.from_flat(), "tiny"
+        )
         made = tmp_path / "first/d_0.png"
         assert read_record(made).raw(pipeline).shape == (4, 16, 20)
         assert again(pipeline, made, tmp_path / "out") == []
@@ -231,7 +247,10 @@ class TestLarge:
         monkeypatch.setattr("piti.generation.metadata.MAX_TEXT", 40)
         mask(1).save(tmp_path / "m.png")
         translate_files(
-            tiny_pipeline(), [tmp_path / "m.png"], tmp_path / "first", GenerationOptions.from_flat(steps=2), "tiny"
+            tiny_pipeline(),
+            TranslationFiles([tmp_path / "m.png"], tmp_path / "first"),
+            GenerationOptions.from_flat(steps=2),
+            "tiny",
         )
         made = tmp_path / "first/m_0.png"
         with pytest.raises(RemakeError, match=r"m_0\.png: holds no condition .*give the mask's file beside like"):
@@ -316,7 +335,9 @@ class TestLargeBatches:
     def test_the_place_is_left_out_and_that_is_said(self, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         monkeypatch.setattr("piti.generation.metadata.MAX_ROWS", 3)
         mask(1).save(tmp_path / "m.png")
-        translate_files(tiny_pipeline(), [tmp_path / "m.png"], tmp_path / "a", replace(FAST, batch=4), "tiny")
+        translate_files(
+            tiny_pipeline(), TranslationFiles([tmp_path / "m.png"], tmp_path / "a"), replace(FAST, batch=4), "tiny"
+        )
         assert "piti:batch" not in png_text(tmp_path / "a/m_3.png")
         notes = again(tiny_pipeline(), tmp_path / "a/m_3.png", tmp_path / "out")
         assert "made in a batch of more than 64; the image may differ in its last bits" in notes[0]
@@ -459,7 +480,10 @@ class TestHostile:
     def test_those_of_an_upsampler(self, made: Path, tmp_path: Path) -> None:
         mask(1).save(tmp_path / "m.png")
         translate_files(
-            tiny_cascade(), [tmp_path / "m.png"], tmp_path / "first", GenerationOptions.from_flat(num=1), "tiny"
+            tiny_cascade(),
+            TranslationFiles([tmp_path / "m.png"], tmp_path / "first"),
+            GenerationOptions.from_flat(num=1),
+            "tiny",
         )
         bad = with_text(tmp_path / "first/m_0.png", tmp_path / "bad.png", upsampler_steps="5000")
         with pytest.raises(RemakeError, match=r"bad\.png: piti:upsampler_sampler = .*, piti:upsampler_steps = 5000"):

@@ -14,7 +14,8 @@ from piti.conditions import TextCondition
 from piti.core.images import png_text, save_png
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.generation.options import GenerationOptions
-from piti.generation.translate import TranslationError, translate_files
+from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.prepare.packable import PackJob
@@ -40,7 +41,9 @@ def test_images_and_a_sheet(masks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     seen = []
     settings = GenerationOptions.from_flat(num=2, steps=2, batch=4)
-    report = translate_files(tiny_pipeline(), [masks], out, settings, "tiny", on_step=lambda *a: seen.append(a))
+    report = translate_files(
+        tiny_pipeline(), TranslationFiles([masks], out), settings, "tiny", on_step=lambda *a: seen.append(a)
+    )
     assert sorted(p.name for p in out.iterdir()) == [
         *(f"m{k}_{n}.png" for k in range(3) for n in range(2)),
         "sheet.png",
@@ -60,26 +63,32 @@ def test_images_and_a_sheet(masks: Path, tmp_path: Path) -> None:
 
 def test_existing_results_are_kept_unless_overwritten(masks: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "out", GenerationOptions.from_flat(num=1, steps=2)
-    translate_files(tiny_pipeline(), [masks], out, settings, "tiny")
+    translate_files(tiny_pipeline(), TranslationFiles([masks], out), settings, "tiny")
     before = pixels(out)
     save_png(Image.new("RGB", (16, 16)), out / "m0_0.png", png_text(out / "m0_0.png"))
     (out / "m2_0.png").unlink()
-    report = translate_files(tiny_pipeline(), [masks], out, settings, "tiny")
+    report = translate_files(tiny_pipeline(), TranslationFiles([masks], out), settings, "tiny")
     assert [p.name for p in report.made] == ["m2_0.png"]
     assert [p.name for p in report.kept] == ["m0_0.png", "m1_0.png"]
     assert not any(pixels(out)["m0_0.png"])
     assert pixels(out)["m2_0.png"] == before["m2_0.png"]
-    translate_files(tiny_pipeline(), [masks], out, settings, "tiny", overwrite=True)
+    translate_files(tiny_pipeline(), TranslationFiles([masks], out, overwrite=True), settings, "tiny")
     assert pixels(out) == before
 
 
 def test_a_seed_means_the_same_image_in_any_company(masks: Path, tmp_path: Path) -> None:
     translate_files(
-        tiny_pipeline(), [masks], tmp_path / "all", GenerationOptions.from_flat(num=2, steps=2, batch=5), "tiny"
+        tiny_pipeline(),
+        TranslationFiles([masks], tmp_path / "all"),
+        GenerationOptions.from_flat(num=2, steps=2, batch=5),
+        "tiny",
     )
     (masks / "m1.png").rename(tmp_path / "other.png")
     translate_files(
-        tiny_pipeline(), [tmp_path / "other.png"], tmp_path / "one", GenerationOptions.from_flat(num=2, steps=2), "tiny"
+        tiny_pipeline(),
+        TranslationFiles([tmp_path / "other.png"], tmp_path / "one"),
+        GenerationOptions.from_flat(num=2, steps=2),
+        "tiny",
     )
     for n in range(2):
         a, b = (
@@ -88,8 +97,7 @@ def test_a_seed_means_the_same_image_in_any_company(masks: Path, tmp_path: Path)
         assert np.abs(a - b).max() <= 1
     translate_files(
         tiny_pipeline(),
-        [tmp_path / "other.png"],
-        tmp_path / "two",
+        TranslationFiles([tmp_path / "other.png"], tmp_path / "two"),
         GenerationOptions.from_flat(seed=1, steps=2),
         "tiny",
     )
@@ -100,18 +108,24 @@ def test_bad_inputs_are_listed_together_before_anything_is_written(masks: Path, 
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(masks / "strange.png")
     (masks / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(TranslationError, match=r"(?s)2 of 5 inputs.*broken\.png.*strange\.png"):
-        translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(), "tiny")
+        translate_files(
+            tiny_pipeline(), TranslationFiles([masks], tmp_path / "out"), GenerationOptions.from_flat(), "tiny"
+        )
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(TranslationError, match="holds no images"):
-        translate_files(tiny_pipeline(), [tmp_path / "empty"], tmp_path / "out", GenerationOptions.from_flat(), "tiny")
+        translate_files(
+            tiny_pipeline(),
+            TranslationFiles([tmp_path / "empty"], tmp_path / "out"),
+            GenerationOptions.from_flat(),
+            "tiny",
+        )
     (tmp_path / "twin").mkdir()
     mask(9).save(tmp_path / "twin/m0.png")
     with pytest.raises(TranslationError, match="would write the same files"):
         translate_files(
             tiny_pipeline(),
-            [masks / "m0.png", tmp_path / "twin"],
-            tmp_path / "out",
+            TranslationFiles([masks / "m0.png", tmp_path / "twin"], tmp_path / "out"),
             GenerationOptions.from_flat(),
             "tiny",
         )
@@ -137,7 +151,7 @@ def test_an_image_is_kept_only_if_it_is_the_one_that_is_asked_for(
     folder.mkdir()
     mask(1).save(folder / "m.png")
     first = {"num": 2, "batch": 2, "steps": 2}
-    translate_files(tiny_pipeline(), [folder], out, GenerationOptions.from_flat(**first), "tiny")
+    translate_files(tiny_pipeline(), TranslationFiles([folder], out), GenerationOptions.from_flat(**first), "tiny")
     sheet, pipeline = (out / "sheet.png").read_bytes(), tiny_pipeline()
     changed = dict(changed)
     if changed.pop("mask", None):
@@ -151,27 +165,34 @@ def test_an_image_is_kept_only_if_it_is_the_one_that_is_asked_for(
         Image.open(out / "m_1.png").copy().save(out / "m_1.png")
     options = GenerationOptions.from_flat(**{**first, **changed})
     with pytest.raises(TranslationError, match=f"is there already, ({why})"):
-        translate_files(pipeline, [folder], out, options, "tiny")
+        translate_files(pipeline, TranslationFiles([folder], out), options, "tiny")
     assert (out / "sheet.png").read_bytes() == sheet
-    report = translate_files(pipeline, [folder], out, options, "tiny", overwrite=True)
+    report = translate_files(pipeline, TranslationFiles([folder], out, overwrite=True), options, "tiny")
     assert not report.kept
-    assert len(translate_files(pipeline, [folder], out, options, "called otherwise").kept) == 2
+    assert len(translate_files(pipeline, TranslationFiles([folder], out), options, "called otherwise").kept) == 2
 
 
 def test_a_sampler_that_does_not_exist_writes_nothing(masks: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown sampler"):
-        translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(sampler="dmpp"), "tiny")
+        translate_files(
+            tiny_pipeline(),
+            TranslationFiles([masks], tmp_path / "out"),
+            GenerationOptions.from_flat(sampler="dmpp"),
+            "tiny",
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_results_never_lie_among_the_inputs(masks: Path) -> None:
     with pytest.raises(TranslationError, match="among the inputs"):
-        translate_files(tiny_pipeline(), [masks], masks, GenerationOptions.from_flat(), "tiny")
+        translate_files(tiny_pipeline(), TranslationFiles([masks], masks), GenerationOptions.from_flat(), "tiny")
 
 
 def test_a_long_sheet_says_what_it_leaves_out(masks: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("piti.generation.translate.SHEET_ROWS", 2)
-    report = translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
+    monkeypatch.setattr("piti.generation.plan.SHEET_ROWS", 2)
+    report = translate_files(
+        tiny_pipeline(), TranslationFiles([masks], tmp_path / "out"), GenerationOptions.from_flat(steps=1), "tiny"
+    )
     assert report.left_out == " (the first 2 of 3 conditions)"
     assert len(report.made) == 3
 
@@ -190,7 +211,9 @@ class TestTexts:
         (tmp_path / "said.txt").write_text("the sea")
         settings = GenerationOptions.from_flat(num=1, steps=2)
         texts = ["A photo, of a Forest!", "?"]
-        report = translate_files(text_pipeline(), [tmp_path / "said.txt"], tmp_path, settings, "t", texts=texts)
+        report = translate_files(
+            text_pipeline(), TranslationFiles([tmp_path / "said.txt"], tmp_path, texts=texts), settings, "t"
+        )
         assert [p.name for p in report.made] == ["said_0.png", "a-photo-of-a-forest_0.png", "text_0.png"]
         with Image.open(tmp_path / "a-photo-of-a-forest_0.png") as image:
             assert image.text["piti:condition"] == "A photo, of a Forest!"  # type: ignore[attr-defined]
@@ -199,14 +222,22 @@ class TestTexts:
         (tmp_path / "texts").mkdir()
         (tmp_path / "texts/said.txt").write_text("the sea\n")
         settings = GenerationOptions.from_flat(num=1, steps=2)
-        translate_files(text_pipeline(), [tmp_path / "texts"], tmp_path, settings, "t", texts=["the sea", "the hills"])
+        translate_files(
+            text_pipeline(),
+            TranslationFiles([tmp_path / "texts"], tmp_path, texts=["the sea", "the hills"]),
+            settings,
+            "t",
+        )
         said, same, other = (Image.open(tmp_path / f"{k}_0.png").tobytes() for k in ("said", "the-sea", "the-hills"))
         assert said == same != other
 
     def test_long_ones_are_cut_and_that_is_said(self, tmp_path: Path) -> None:
         texts = ["the sea", "the  sea", "a photo of the sea"]
         report = translate_files(
-            text_pipeline(), [], tmp_path, GenerationOptions.from_flat(num=1, steps=2), "t", texts=texts
+            text_pipeline(),
+            TranslationFiles([], tmp_path, texts=texts),
+            GenerationOptions.from_flat(num=1, steps=2),
+            "t",
         )
         assert [p.name for p in report.made] == ["the-sea_0.png", "a-photo-of-the-sea_0.png"]
         assert report.notes == ["text: only the first 12 of 18 tokens are read: a photo of the sea"]
@@ -214,20 +245,20 @@ class TestTexts:
     def test_refused(self, masks: Path, tmp_path: Path) -> None:
         settings = GenerationOptions.from_flat(num=1, steps=2)
         with pytest.raises(TranslationError, match="text: this model reads a mask"):
-            translate_files(tiny_pipeline(), [], tmp_path, settings, "t", texts=["the sea"])
+            translate_files(tiny_pipeline(), TranslationFiles([], tmp_path, texts=["the sea"]), settings, "t")
         with pytest.raises(TranslationError, match=r"m0\.png: is a picture, and this model reads text"):
-            translate_files(text_pipeline(), [masks / "m0.png"], tmp_path, settings, "t")
+            translate_files(text_pipeline(), TranslationFiles([masks / "m0.png"], tmp_path), settings, "t")
         with pytest.raises(TranslationError, match=r"holds no \.txt files"):
-            translate_files(text_pipeline(), [masks], tmp_path, settings, "t")
+            translate_files(text_pipeline(), TranslationFiles([masks], tmp_path), settings, "t")
         (tmp_path / "said.txt").write_text("the sea")
         with pytest.raises(TranslationError, match=r"said\.txt: is a text, and this model reads a mask"):
-            translate_files(tiny_pipeline(), [tmp_path / "said.txt"], tmp_path, settings, "t")
+            translate_files(tiny_pipeline(), TranslationFiles([tmp_path / "said.txt"], tmp_path), settings, "t")
         with pytest.raises(TranslationError, match="nothing to translate"):
-            translate_files(text_pipeline(), [], tmp_path, settings, "t")
+            translate_files(text_pipeline(), TranslationFiles([], tmp_path), settings, "t")
         with pytest.raises(TranslationError, match="the given text: is empty"):
-            translate_files(text_pipeline(), [], tmp_path, settings, "t", texts=[" "])
+            translate_files(text_pipeline(), TranslationFiles([], tmp_path, texts=[" "]), settings, "t")
         with pytest.raises(TranslationError, match=r"A! and a would write the same files"):
-            translate_files(text_pipeline(), [], tmp_path, settings, "t", texts=["A!", "a"])
+            translate_files(text_pipeline(), TranslationFiles([], tmp_path, texts=["A!", "a"]), settings, "t")
 
 
 class TestShards:
@@ -249,7 +280,9 @@ class TestShards:
         return tmp_path / "sh"
 
     def made(self, out: Path, *inputs: Path) -> dict[str, bytes]:
-        translate_files(tiny_pipeline(), inputs, out, GenerationOptions.from_flat(num=1, steps=2), "tiny")
+        translate_files(
+            tiny_pipeline(), TranslationFiles(inputs, out), GenerationOptions.from_flat(num=1, steps=2), "tiny"
+        )
         return pixels(out)
 
     def test_conditions_are_what_the_manifest_says(self, masks: Path, shards: Path, tmp_path: Path) -> None:
@@ -291,10 +324,15 @@ def test_what_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
     (masks / "torn.png").write_bytes(b"no picture")
     pipeline = tiny_pipeline()
     with pytest.raises(TranslationError, match=r"(?s)2 of 3 inputs.*long\.png.*torn\.png.*skip_bad"):
-        translate_files(pipeline, [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
+        translate_files(
+            pipeline, TranslationFiles([masks], tmp_path / "out"), GenerationOptions.from_flat(steps=1), "tiny"
+        )
     assert not (tmp_path / "out").exists()
     report = translate_files(
-        pipeline, [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1, skip_bad=True), "tiny"
+        pipeline,
+        TranslationFiles([masks], tmp_path / "out"),
+        GenerationOptions.from_flat(steps=1, skip_bad=True),
+        "tiny",
     )
     assert [path.name for path in report.made] == ["good_0.png"]
     assert "2 of 3 inputs" in report.notes[0]
@@ -302,5 +340,8 @@ def test_what_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
     (masks / "good.png").unlink()
     with pytest.raises(TranslationError, match="2 of 2 inputs"):  # nothing is left
         translate_files(
-            pipeline, [masks], tmp_path / "other", GenerationOptions.from_flat(steps=1, skip_bad=True), "tiny"
+            pipeline,
+            TranslationFiles([masks], tmp_path / "other"),
+            GenerationOptions.from_flat(steps=1, skip_bad=True),
+            "tiny",
         )

@@ -18,7 +18,8 @@ from piti.conditions import ConditionError, SketchCondition, condition_from_conf
 from piti.core.errors import UserError
 from piti.core.images import Box
 from piti.generation.options import GenerationOptions
-from piti.generation.translate import TranslationError, translate_files
+from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.canvas import Canvas, batches_alike, canvas_of, enlarged, extended, fitted
 from piti.pipelines.cascade import Batch
@@ -199,20 +200,20 @@ class TestFiles:
 
     def test_every_image_has_its_masks_proportions(self, masks: Path, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
-        options: Any = {"on_step": lambda *a: seen.append(a)}
-        report = translate_files(
-            tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny", **options
-        )
+        options = GenerationOptions.from_flat(steps=1)
+        files = TranslationFiles([masks], tmp_path / "out")
+        report = translate_files(tiny_pipeline(), files, options, "tiny", lambda *a: seen.append(a))
         sizes = {path.stem: Image.open(path).size for path in report.made}
         assert sizes == {"a_0": (32, 16), "b_0": (16, 16), "c_0": (16, 32), "d_0": (32, 16)}
         assert seen == [(1, 3), (2, 3), (3, 3)]
         assert Image.open(report.sheet).size == (2 * 384 + 12, 3 * 192 + 384 + 20)
-        again = translate_files(
-            tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny"
-        )
+        again = translate_files(tiny_pipeline(), files, options, "tiny")
         assert len(again.kept) == 4
         translate_files(
-            tiny_pipeline(), [masks / "d.png"], tmp_path / "one", GenerationOptions.from_flat(steps=1), "tiny"
+            tiny_pipeline(),
+            TranslationFiles([masks / "d.png"], tmp_path / "one"),
+            GenerationOptions.from_flat(steps=1),
+            "tiny",
         )
         one, other = (np.asarray(Image.open(tmp_path / d / "d_0.png"), np.int16) for d in ("out", "one"))
         assert np.abs(one - other).max() <= 1
@@ -221,10 +222,18 @@ class TestFiles:
         mask(0, 81, 20).save(masks / "long.png")
         message = r"(?s)1 of 5 inputs.*long\.png: is 81 x 20 pixels; at most 4:1.*by square"
         with pytest.raises(TranslationError, match=message):
-            translate_files(tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1), "tiny")
+            translate_files(
+                tiny_pipeline(),
+                TranslationFiles([masks], tmp_path / "out"),
+                GenerationOptions.from_flat(steps=1),
+                "tiny",
+            )
         assert not (tmp_path / "out").exists()
         report = translate_files(
-            tiny_pipeline(), [masks], tmp_path / "out", GenerationOptions.from_flat(steps=1, square=True), "tiny"
+            tiny_pipeline(),
+            TranslationFiles([masks], tmp_path / "out"),
+            GenerationOptions.from_flat(steps=1, square=True),
+            "tiny",
         )
         assert {Image.open(path).size for path in report.made} == {(16, 16)}
         with Image.open(report.made[0]) as image:

@@ -21,7 +21,8 @@ from piti.core.seeding import generator_for
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec, scheduler_of, space_timesteps
 from piti.generation.options import GenerationOptions
-from piti.generation.translate import TranslationError, translate_files
+from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
@@ -259,7 +260,10 @@ class TestFiles:
 
     def test_settings_are_in_the_metadata(self, masks: Path, tmp_path: Path) -> None:
         translate_files(
-            tiny_cascade(), [masks], tmp_path / "out", GenerationOptions.from_flat(upsampler_sampler="ddim"), "tiny"
+            tiny_cascade(),
+            TranslationFiles([masks], tmp_path / "out"),
+            GenerationOptions.from_flat(upsampler_sampler="ddim"),
+            "tiny",
         )
         with Image.open(tmp_path / "out/m_0.png") as image:
             assert image.size == (32, 32)
@@ -267,7 +271,10 @@ class TestFiles:
         assert (text["piti:upsampler_sampler"], text["piti:upsampler_steps"]) == ("ddim", "2")
         assert text["piti:upsampler_noise"] == "0.997"
         translate_files(
-            tiny_cascade(), [masks], tmp_path / "small", GenerationOptions.from_flat(base_only=True), "tiny"
+            tiny_cascade(),
+            TranslationFiles([masks], tmp_path / "small"),
+            GenerationOptions.from_flat(base_only=True),
+            "tiny",
         )
         with Image.open(tmp_path / "small/m_0.png") as image:
             assert image.size == (16, 16)
@@ -276,12 +283,16 @@ class TestFiles:
 
     def test_an_image_of_another_size_is_not_kept_in_silence(self, masks: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(base_only=True), "tiny")
+        translate_files(
+            tiny_cascade(), TranslationFiles([masks], out), GenerationOptions.from_flat(base_only=True), "tiny"
+        )
         before = (out / "m_0.png").read_bytes()
         with pytest.raises(TranslationError, match=r"m_0.png: is there already, 16 x 16, where 32 x 32 .*overwrite"):
-            translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(), "tiny")
+            translate_files(tiny_cascade(), TranslationFiles([masks], out), GenerationOptions.from_flat(), "tiny")
         assert (out / "m_0.png").read_bytes() == before
-        translate_files(tiny_cascade(), [masks], out, GenerationOptions.from_flat(), "tiny", overwrite=True)
+        translate_files(
+            tiny_cascade(), TranslationFiles([masks], out, overwrite=True), GenerationOptions.from_flat(), "tiny"
+        )
         assert Image.open(out / "m_0.png").size == (32, 32)
 
     def test_on_the_command_line(self, masks: Path, tmp_path: Path, alone: Path) -> None:

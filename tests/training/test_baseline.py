@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from piti.baselines import BaselineNetwork
 from piti.core.spec import SpecError
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import ModelError, PITIPipeline
@@ -163,7 +164,9 @@ def test_images_that_cannot_differ_are_told(tiny_data: Path, tmp_path: Path, fea
     pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
     masks = [tiny_data / "labels/scene-00.png"]
     notes = [
-        translate_files(pipeline, masks, tmp_path / f"out-{num}", GenerationOptions.from_flat(num=num), "run").notes
+        translate_files(
+            pipeline, TranslationFiles(masks, tmp_path / f"out-{num}"), GenerationOptions.from_flat(num=num), "run"
+        ).notes
         for num in (1, 2)
     ]
     assert not notes[0]

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, train
@@ -304,7 +305,10 @@ def test_what_one_process_alone_cannot_do_is_said_once_and_ends_both(place: Path
 def test_translations_are_shared_and_resumed(place: Path, data: Path, one: Path, two: Any) -> None:
     model = PITIPipeline.from_pretrained(str(one))
     report = translate_files(
-        model, [data / "labels"], place / "alone", GenerationOptions.from_flat(steps=2, batch=2), "one"
+        model,
+        TranslationFiles([data / "labels"], place / "alone"),
+        GenerationOptions.from_flat(steps=2, batch=2),
+        "one",
     )
     assert len(report.made) == 10
     said = two[1]

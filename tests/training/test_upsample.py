@@ -20,6 +20,7 @@ from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.data import DataError
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
@@ -438,10 +439,9 @@ def generated(tiny_data: Path, tmp_path: Path) -> Path:
     pipeline.set_progress_bar_config(disable=True)
     translate_files(
         pipeline,
-        [tiny_data / "labels"],
-        tmp_path / "generated",
+        TranslationFiles([tiny_data / "labels"], tmp_path / "generated"),
         GenerationOptions.from_flat(steps=2, base_only=True),
-        name="base",
+        "base",
     )
     return tmp_path / "generated"
 

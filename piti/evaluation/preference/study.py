@@ -27,7 +27,7 @@ from piti.core.seeding import derive_seed
 from piti.core.walk import list_images
 from piti.evaluation.pairing import LEAST, conditions_by_stem, listed, paired
 from piti.evaluation.preference.votes import KEY_SUFFIX, Key, PairKey, StudyError, read_key, study_id
-from piti.generation.translate import SHEET
+from piti.generation.options import SHEET
 
 QUESTION = "Which picture looks more like a photograph?"
 LARGEST_MB = 150

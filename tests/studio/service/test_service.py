@@ -21,6 +21,7 @@ from piti.core.images import ImageError
 from piti.editing import EditInput, prepare_edit
 from piti.generation.generate import make_images
 from piti.generation.options import GenerationOptions
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.edits import Edit
@@ -44,7 +45,10 @@ def test_images_and_metadata_are_those_of_piti_translate(
     Image.fromarray(ids()).save(tmp_path / "street.png")
     pipeline = studio.model("mask").pipeline
     translate_files(
-        pipeline, [tmp_path / "street.png"], tmp_path / "out", GenerationOptions.from_flat(num=3, **settings), "mask"
+        pipeline,
+        TranslationFiles([tmp_path / "street.png"], tmp_path / "out"),
+        GenerationOptions.from_flat(num=3, **settings),
+        "mask",
     )  # type: ignore[arg-type]
     raw = studio.read_condition("mask", painted(ids()), "the drawing")
     result = made(studio, raw, num=3, **settings)

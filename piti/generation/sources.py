@@ -1,0 +1,198 @@
+"""What is to be translated: files, folders, archives, packed shards, texts, and what an image itself holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from piti.conditions import Condition, SeveralCondition, TextCondition
+from piti.core.errors import UserError, option
+from piti.core.files import check_place
+from piti.core.formats import IMAGE_SUFFIXES
+from piti.core.images import ImageError
+from piti.core.walk import composed, stem_of, walk
+from piti.data.archives import Archived, list_archived, list_conditions
+from piti.data.shards.index import Manifest, read_manifest
+from piti.data.shards.sources import MANIFEST
+from piti.generation.generate import stem_of_text
+from piti.generation.inputs import PartFiles, matched_parts
+from piti.generation.recreate import Record
+from piti.pipelines.pipeline import PITIPipeline
+
+
+class TranslationError(UserError):
+    """The inputs of a translation cannot be used. The message lists every one of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """The condition that an image itself holds."""
+
+    name: str
+    raw: Tensor
+    file: str
+
+    def __str__(self) -> str:
+        return f"the condition in {self.file}"
+
+
+Item = Path | Archived | str | PartFiles | Recalled
+
+
+@dataclass(frozen=True)
+class TranslationFiles:
+    """What is to be translated, and where the images go."""
+
+    inputs: Sequence[Path]
+    """Files, folders of them in any depth, tar archives, and packed shards by their manifest or its folder."""
+    out: Path
+    """A folder; what lies there is no input."""
+    texts: Sequence[str] = ()
+    """For a prior; their images are named after their words."""
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    """For a condition of several parts: a file or a folder of each that is given, see `matched_parts`."""
+    like: Record | None = None
+    """The image to make again; without inputs, texts and parts its own condition is translated."""
+    overwrite: bool = False
+    """Make images anew that are there already."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the condition of the image that is made again, and no other."""
+        return self.like is not None and not (self.inputs or self.texts or self.parts)
+
+    def check_out(self) -> None:
+        """Raises OutputError where nothing can be written, TranslationError where the results would be inputs."""
+        check_place(self.out)
+        if self.out.resolve() in {path.resolve() for path in (*self.inputs, *self.parts.values())}:
+            raise TranslationError(
+                "the results would lie among the inputs", remedy=f"give another {option('out')}", source=self.out
+            )
+
+
+def sources_of(pipeline: PITIPipeline, files: TranslationFiles) -> tuple[dict[str, Item], list[str]]:
+    """What to translate by the stem of what it becomes, and what a person should know of it.
+
+    Raises TranslationError, GivenError, DataError or ImageError for inputs, RemakeError for an image that holds no
+    condition.
+    """
+    condition, like = pipeline.condition, files.like
+    if files.texts and not isinstance(condition, TextCondition):
+        kind = " or a ".join(condition.parts) if isinstance(condition, SeveralCondition) else condition.kind
+        raise TranslationError(
+            f"this model reads a {kind}", remedy=f"give a file, or name a prior with {option('model')}", option="text"
+        )
+    if like is not None and files.own:
+        return {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
+    if files.parts or isinstance(condition, SeveralCondition):
+        matched, notes = matched_parts(condition, files.parts, files.inputs)
+        return dict(matched), notes
+    texts = list(dict.fromkeys(" ".join(text.split()) for text in files.texts))
+    return _sources(files, texts, condition), _cut(condition, texts)
+
+
+def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition) -> dict[str, Item]:
+    """Files, files inside tar archives and packed shards, and texts by the stem of what they become."""
+    named: list[tuple[str, Item]] = []
+    archived: list[Archived] = []
+    suffixes = condition.suffixes
+    for path in files.inputs:
+        packed = _packed(path)
+        if packed is not None:
+            archived += _packed_conditions(*packed, path, condition)
+        elif path.is_dir():
+            inside = _inside(path, suffixes, files.out)
+            if not inside:
+                what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
+                raise TranslationError(f"{path}: the folder holds no {what}; give one that does, or files")
+            named += [(stem_of(file, path), file) for file in inside]
+        elif path.suffix.lower() == ".tar":
+            archived += _archived(path, suffixes)
+        else:
+            named.append((composed(path.stem), path))
+    by_stem: dict[str, Item] = {}
+    named += [(file.key.replace("/", "-"), file) for file in archived]
+    for stem, source in [*named, *((stem_of_text(text), text) for text in texts)]:
+        other = by_stem.setdefault(stem, source)
+        if other != source:
+            raise TranslationError(
+                f"{other} and {source} would write the same files", remedy=f"use two {option('out')}"
+            )
+    if not by_stem:
+        raise TranslationError("nothing to translate", remedy=f"give files, folders, or {option('text')}")
+    return by_stem
+
+
+def _inside(folder: Path, suffixes: Set[str], out: Path) -> list[Path]:
+    """The conditions of a folder, in any depth, but for what an earlier translation made in it. Raises ImageError."""
+    inside, results = walk(folder, suffixes).check(), out.resolve()
+    if folder.resolve() not in results.parents:
+        return inside
+    return [path for path in inside if results not in path.resolve().parents]
+
+
+def _packed(path: Path) -> tuple[Manifest, list[Path]] | None:
+    """The manifest and shards that a manifest, its folder or a shard beside it stands for. Raises DataError."""
+    place = path / MANIFEST if path.is_dir() else path.with_name(MANIFEST)
+    tar = path.suffix.lower() == ".tar" and not path.is_dir()
+    if not (tar or path.is_dir() or path == place) or not place.is_file():
+        return None
+    manifest = read_manifest(str(place))
+    names = [entry.name for entry in manifest.entries]
+    if tar:
+        return (manifest, [path]) if path.name in names else None
+    return manifest, [place.with_name(name) for name in names]
+
+
+def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, condition: Condition) -> list[Archived]:
+    """The conditions of packed shards, by what their manifest says. given: what a person named.
+
+    Of several kinds of conditions that of the folder that is named as the model's. Raises TranslationError.
+    """
+    suffixes, kinds = condition.suffixes, manifest.conditions
+    if len(kinds) > 1:
+        usual = (condition.kind, "labels") if condition.kind == "mask" else (condition.kind,)
+        kinds = {folder: extension for folder, extension in kinds.items() if folder.startswith(usual)} or kinds
+    extensions: list[str | None] = list(kinds.values())
+    if not kinds and isinstance(condition, TextCondition):
+        extensions = [None]  # captions, KEY.txt, which are no photographs
+    if len(extensions) != 1:
+        what = f"which of {', '.join(kinds)} is the model's {condition.kind} cannot be told from"
+        what = what if kinds else "no conditions were packed, only photographs, says"
+        raise TranslationError(f"{given}: {what} the shards' {MANIFEST}; unpack the conditions and give their folder")
+    try:
+        inside = [file for shard in shards for file in list_archived(shard, suffixes, extensions[0])]
+    except ImageError as error:
+        raise TranslationError.like(error) from None
+    if not inside:
+        named = [f"KEY.{extensions[0]}{suffix}" if extensions[0] else f"KEY{suffix}" for suffix in sorted(suffixes)]
+        raise TranslationError(f"{given}: the shards hold no {condition.kind} ({', '.join(named)}); give others")
+    return inside
+
+
+def _archived(archive: Path, suffixes: Set[str]) -> list[Archived]:
+    """The conditions of a tar archive. Raises TranslationError."""
+    try:
+        inside = list_conditions(archive, suffixes)
+    except ImageError as error:
+        raise TranslationError.like(error) from None
+    if not inside:
+        raise TranslationError(f"{archive}: holds no {', '.join(sorted(suffixes))} files; give one that does")
+    return inside
+
+
+def _cut(condition: Condition, texts: Sequence[str]) -> list[str]:
+    """What to say of texts that are longer than what is read."""
+    found = [condition.cut(text) for text in texts] if isinstance(condition, TextCondition) else []
+    return [f"{option('text')}: {note}" for note in found if note]
+
+
+def as_taken(readers: Mapping[Item, Condition], source: Item) -> Any:
+    """A condition as a pipeline takes it. Raises ConditionError, ImageError."""
+    if isinstance(source, Recalled):
+        return source.raw
+    return readers[source].take(source) if source in readers else source
