@@ -21,7 +21,8 @@ from upsampling import translate
 
 from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
-from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png
+from piti.core.images import center_box, crop_resize, open_image, read_rgb, save_png
+from piti.core.sheets import grid
 from piti.data import Pair
 from piti.generation.options import GenerationOptions
 from piti.pipelines.pipeline import PITIPipeline

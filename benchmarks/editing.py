@@ -26,7 +26,8 @@ from torch import Tensor
 
 from piti.conditions import MaskCondition
 from piti.core.connected_components import connected
-from piti.core.images import grid, quantized, read_rgb
+from piti.core.images import quantized, read_rgb
+from piti.core.sheets import grid
 from piti.data import FolderSpec, PairedFolder
 from piti.diffusion.inversion import SAMPLER
 from piti.editing import EditSettings, edit

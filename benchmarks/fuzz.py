@@ -41,7 +41,8 @@ from piti.core.errors import UserError
 from piti.core.images import image_size, loss_as_rgb, open_image, png_bytes, read_rgb
 from piti.data.pairs import read_splits
 from piti.data.shards.index import read_manifest
-from piti.generation.recreate import own_condition, read_record
+from piti.generation.metadata_schema import own_condition
+from piti.generation.recreate import read_record
 from piti.training import read_recipe
 
 MEMORY = 2 * 2**30

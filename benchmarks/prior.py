@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from piti.conditions import TextCondition
-from piti.core.images import grid, save_png, to_tensor
+from piti.core.images import save_png, to_tensor
+from piti.core.sheets import grid
 from piti.data import FolderSpec, PairedFolder
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perceptual
 from piti.pipelines.pipeline import PITIPipeline

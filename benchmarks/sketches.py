@@ -22,7 +22,8 @@ from prior import features, frechet
 from torch import Tensor
 
 from piti.conditions.sketch import SketchCondition
-from piti.core.images import grid, save_png, to_pil, to_tensor
+from piti.core.images import save_png, to_pil, to_tensor
+from piti.core.sheets import grid
 from piti.data import FolderSpec, PairedFolder
 from piti.data.edges import thinned
 from piti.evaluation.sketches import compare_lines, edges_of

@@ -23,7 +23,8 @@ from PIL import Image
 from quality import judge, links, split_of
 
 from piti.baselines.rrdb import load_real_esrgan
-from piti.core.images import center_box, crop_resize, grid, open_image, read_rgb, save_png, to_pil, to_tensor
+from piti.core.images import center_box, crop_resize, open_image, read_rgb, save_png, to_pil, to_tensor
+from piti.core.sheets import grid
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files

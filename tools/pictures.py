@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from piti.core.images import grid
+from piti.core.sheets import grid
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files

@@ -30,7 +30,8 @@ from piti.conditions.base import (
     sides_of,
 )
 from piti.core.errors import option
-from piti.core.images import Box, grid
+from piti.core.images import Box
+from piti.core.sheets import grid
 from piti.core.spec import Spec, SpecError, choices
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")

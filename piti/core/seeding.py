@@ -1,10 +1,16 @@
-"""Randomness is an argument: seeds derived from what they are for, never from a global state."""
+"""Randomness is an argument: seeds derived from what they are for, never from a global state.
+
+What is random about a training sample follows from the run's seed and the sample's number alone, so a run draws the
+same whatever is done by one process or by many, by one backward pass or by several.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -20,3 +26,16 @@ def derive_seed(*parts: int | str) -> int:
 def generator_for(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded by `derive_seed(*parts)`."""
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+def noise_for(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise [B, *shape], on the CPU, the row of sample n by a generator seeded by (seed, n)."""
+    noise = torch.empty(len(numbers), *shape)
+    for row, n in zip(noise, numbers, strict=True):
+        row.normal_(generator=generator_for(seed, "noise", n))
+    return noise
+
+
+def uniform_for(seed: int, purpose: str, numbers: Sequence[int], count: int = 1) -> Tensor:
+    """Numbers in [0, 1), [B, count], on the CPU, the row of sample n by a generator seeded by (seed, purpose, n)."""
+    return torch.stack([torch.rand(count, generator=generator_for(seed, purpose, n)) for n in numbers])

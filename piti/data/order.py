@@ -29,6 +29,12 @@ class SamplePlace:
     """Indices of samples: the one whose place it is, then those that may stand in for it, the nearest first."""
 
 
+def numbers_of(step: int, batch: int, rank: int, world: int) -> range:
+    """Numbers of the `batch` samples that a rank sees at a step, which is a backward pass."""
+    first = (step * world + rank) * batch
+    return range(first, first + batch)
+
+
 @runtime_checkable
 class Order(Protocol):
     """The sequence of one rank."""
@@ -50,8 +56,7 @@ class Shuffled:
 
     def places(self, step: int, batch: int) -> list[SamplePlace]:
         """The `batch` places of this rank at a step."""
-        first = (step * self.world + self.rank) * batch
-        return [SamplePlace(n, (self._index(n),)) for n in range(first, first + batch)]
+        return [SamplePlace(n, (self._index(n),)) for n in numbers_of(step, batch, self.rank, self.world)]
 
     def _index(self, n: int) -> int:
         """The last two epochs' permutations are kept: a batch may straddle them."""

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.spec import choices
-from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, space_timesteps, spec_of
+from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, spec_of
+from piti.diffusion.spacing import space_timesteps
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
 AfterStep = Callable[

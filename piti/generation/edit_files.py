@@ -13,14 +13,15 @@ from piti.conditions import Given, SeveralCondition, TextCondition
 from piti.conditions.coverage import unlabelled_note
 from piti.core.errors import Message, option, text_of
 from piti.core.files import check_file, check_place
-from piti.core.images import grid, open_image, read_rgb, save_png
+from piti.core.images import open_image, read_rgb, save_png
+from piti.core.sheets import grid
 from piti.editing import EditInput, EditSettings, prepare_edit
 from piti.editing.options import check_exact
 from piti.editing.regions import EditError
 from piti.generation.edits import Edits, Names, make_edits
+from piti.generation.metadata_schema import RemakeError, own_condition
 from piti.generation.options import SHEET
 from piti.generation.readers import mapped_note
-from piti.generation.recreate import RemakeError, own_condition
 from piti.pipelines.pipeline import PITIPipeline
 
 _SIDE = 256  # of a picture on the sheet, its longer side

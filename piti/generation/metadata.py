@@ -1,4 +1,4 @@
-"""What a PNG says of how it was made: enough to make it again; `piti.generation.recreate` reads it."""
+"""What a PNG says of how it was made: enough to make it again; `piti.generation.metadata_schema` reads it."""
 
 from __future__ import annotations
 

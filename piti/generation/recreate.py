@@ -1,174 +1,35 @@
-"""Images made again: the metadata of a PNG (see `piti.generation.metadata`), read with care and acted on."""
+"""Images made again: what a PNG says of how it was made, acted on (`--like`)."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import copy
-import json
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from jaxtyping import Shaped
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from piti import __version__
 from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
-from piti.conditions.base import meaning_hash
 from piti.core.errors import UserError, in_few_lines, option, quoted, text_of
-from piti.core.images import MAX_PIXELS, PREFIX, ImageError, Source, own_text
-from piti.core.spec import Spec
-from piti.diffusion.guidance import Guidance
+from piti.core.images import PREFIX, ImageError, Source
 from piti.generation.metadata import (
-    MAX_TEXT,
-    enlarged_to,
     made_on,
     model_name,
     named_model,
     raw_hash,
     weights_mark,
 )
+from piti.generation.metadata_schema import RemakeError, Said, is_png, texts_of
 from piti.generation.options import MAX_ROWS, SHEET, GenerationOptions, Place
-from piti.pipelines.cascade import ONE_PASS
-from piti.pipelines.options import FLAT_KEYS, SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 
-_LONG = frozenset({"condition", "text", "raw"})  # keys whose values may be long
-_MOST = 4096  # characters of any other
 _STEM = 200  # bytes of a name
-_NAME = 400  # characters of a model's name
-_KEY = 64  # characters of a key
-_STRONGEST = 1e9  # guidance and noise beyond it leave the range of float32
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EDITED = "edit"  # what the keys of edited images begin with
-
-
-class RemakeError(UserError):
-    """A PNG does not say, or not credibly, how it was made. The message names the file, the key and the remedy."""
-
-
-class RawForm(Spec):
-    """What an embedded raw tensor is."""
-
-    dtype: Literal["uint8", "int16", "float16", "int32", "float32", "float64"]
-    shape: tuple[int, int, int]
-    of: tuple[int, int]
-    """Rows and columns of the condition that it stands for."""
-    reads: str
-    """What its values mean, see `meaning_hash`."""
-    reduced: bool = False
-    """Whether it is only as much as the networks read."""
-
-    @field_validator("shape", "of")
-    @classmethod
-    def _bounded(cls, sides: tuple[int, ...]) -> tuple[int, ...]:
-        if min(sides) < 1 or sides[-2] * sides[-1] > MAX_PIXELS:
-            raise ValueError(f"expected sides of at least 1 and at most {MAX_PIXELS} pixels")
-        return sides
-
-
-class Carried(Spec):
-    """The condition inside a PNG of piti's, under these keys with "piti:" in front."""
-
-    condition_sha256: str = ""
-    text: str | None = None
-    raw_form: RawForm | None = None
-    raw: str | None = Field(None, max_length=MAX_TEXT)
-
-    @field_validator("raw_form", mode="before")
-    @classmethod
-    def _form_from_json(cls, value: Any) -> Any:
-        return _from_json(value)
-
-    def unpacked(self, condition: Condition) -> Shaped[Tensor, "K h w"]:
-        """It in raw form. Raises RemakeError or ConditionError where there is none, or none of that kind."""
-        if self.text is not None:
-            return _tokens(condition, self.text)
-        if self.raw_form is None or self.raw is None:
-            raise RemakeError("holds no condition (it was too large, or an earlier version made the image)")
-        raw = _unpacked(condition, self.raw_form, self.raw)
-        whole = enlarged_to(condition, condition.checked(raw, "its condition"), self.raw_form.of)
-        return condition.checked(whole, "its condition")
-
-
-class Said(Carried):
-    """All that a PNG of piti's says. The first keys every version wrote."""
-
-    model: str = Field(min_length=1, max_length=_NAME)
-    seed: int = Field(ge=0)
-    number: int = Field(ge=0, lt=1_000_000)
-    condition: str
-    sampler: str
-    steps: int | str
-    guidance: Guidance
-    square: bool = False
-    size: int | None = Field(None, ge=1)
-    base_only: bool = False
-    upsampler_sampler: str | None = None
-    upsampler_steps: int | str | None = None
-    upsampler_guidance: Guidance | None = None
-    upsampler_noise: float | None = Field(None, ge=0, le=_STRONGEST, allow_inf_nan=False)
-    upsampler_truncates: bool = False
-    name: str | None = None
-    batch: tuple[int, int, int, int] | None = None
-    weights: str = ""
-    version: str = ""
-    made_on: str = ""
-
-    @property
-    def engine(self) -> str:
-        """What computes the networks as they were computed, where it can be had."""
-        return "auto" if "openvino" in self.made_on else "torch"
-
-    @field_validator("guidance", "upsampler_guidance", "batch", mode="before")
-    @classmethod
-    def _values_from_json(cls, value: Any) -> Any:
-        return _from_json(value)
-
-    @field_validator("model")
-    @classmethod
-    def _a_name(cls, model: str) -> str:
-        if not model.isprintable():
-            raise ValueError("holds characters that cannot be shown")
-        return model
-
-    @field_validator("guidance", "upsampler_guidance")
-    @classmethod
-    def _of_some_strength(cls, rule: Guidance | None) -> Guidance | None:
-        if rule is not None and max(rule.w, rule.eta) > _STRONGEST:
-            raise ValueError(f"expected a strength of at most {_STRONGEST:g}")
-        return rule
-
-    @field_validator("steps", "upsampler_steps")
-    @classmethod
-    def _counted(cls, steps: int | str | None) -> int | str | None:
-        return int(steps) if isinstance(steps, str) and steps.isdecimal() else steps
-
-    @field_validator("batch")
-    @classmethod
-    def _a_place(cls, batch: tuple[int, int, int, int] | None) -> tuple[int, int, int, int] | None:
-        if batch is not None:
-            row, rows, order, distinct = batch
-            if not (0 <= order <= row < rows <= MAX_ROWS and order < distinct <= rows - (row > order)):
-                raise ValueError(f"expected [row, rows, order, distinct conditions] of a batch of at most {MAX_ROWS}")
-        return batch
-
-    def sampling(self) -> SamplingOptions:
-        """How the networks were sampled, as far as the file says it."""
-        values = {key: getattr(self, key) for key in FLAT_KEYS}
-        if not (self.upsampler_steps and self.version):  # earlier versions did not say
-            values["upsampler_truncates"] = None
-        if self.sampler == ONE_PASS.sampler:  # says nothing to a model that takes steps
-            values |= dict.fromkeys(("guidance", "steps", "sampler"))
-        return SamplingOptions.from_flat(values)
 
 
 @dataclass(frozen=True)
@@ -319,14 +180,14 @@ def read_record(path: Source) -> Record:
     Nothing in it is believed: sizes are bounded before anything is decoded, unknown keys are refused.
     Raises ImageError for what is no picture, and RemakeError for one that does not say, or says nonsense.
     """
-    said = _texts(path)
+    said = texts_of(path)
     if any(key.startswith(_EDITED) for key in said):
         raise RemakeError(
             "is an edit of another image (piti edit), which its condition alone does not make",
             remedy=f"edit that image again, or give {option('like')} an image that piti translate made",
             source=path,
         )
-    if not _is_png(path):
+    if not is_png(path):
         raise RemakeError(f"{path}: is no PNG, and only piti's own PNGs say how they were made; give one of those")
     if not said and isinstance(path, str | Path) and Path(path).name == SHEET:
         raise RemakeError(f"{path}: is a contact sheet, and no single image; give one of the images that it shows")
@@ -371,65 +232,10 @@ def opened(
     return Opened(model_name(model, upsampler), pipeline, options)
 
 
-def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]:
-    """What a PNG of piti's shows, an edited one too, in raw form.
-
-    Raises ImageError for what is no picture, RemakeError, with the reason, where it does not say, or not in this kind.
-    """
-    texts = _texts(path)
-    if not texts:
-        raise RemakeError(f"{path}: does not say what it shows")
-    try:
-        said = {key: value for key, value in texts.items() if key in Carried.model_fields}
-        return Carried.parse(said, str(path)).unpacked(condition)
-    except UserError as error:
-        why = " ".join(str(error).removeprefix(f"{path}:").split())
-        raise RemakeError(f"{path}: {in_few_lines(why)}") from None
-
-
-def carried_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"] | None:
-    """What a PNG of piti's shows, an edited one too, in raw form; None where it does not say, or not in this kind.
-
-    Raises ImageError for what is no picture.
-    """
-    try:
-        return own_condition(path, condition)
-    except RemakeError:
-        return None
-
-
-# Small parts
-
-
-def _texts(path: Source) -> dict[str, str]:
-    """What a picture's file says under keys that begin with `PREFIX`, without that. Raises RemakeError."""
-    said = own_text(path)
-    for key, value in said.items():
-        if len(key) > _KEY or not key.isprintable():
-            raise RemakeError(f"{path}: unknown key {quoted(PREFIX + key)}; its metadata is damaged")
-        if len(value) > (MAX_TEXT if key in _LONG else _MOST):
-            raise RemakeError(f"{path}: {PREFIX}{key} holds {len(value)} characters; its metadata is damaged")
-    return said
-
-
 def _said(given: GenerationOptions, key: str, value: object) -> object:
     """The value of an option: the file's where nothing else is given."""
     now = given.sampling.to_flat()[key]
     return value if now is None else now
-
-
-def _from_json(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
-
-
-def _is_png(path: Source) -> bool:
-    with Path(path).open("rb") if isinstance(path, str | Path) else path.open() as file:
-        return file.read(len(_SIGNATURE)) == _SIGNATURE
 
 
 def _wanted(condition: Condition) -> str:
@@ -437,33 +243,3 @@ def _wanted(condition: Condition) -> str:
     if isinstance(condition, SeveralCondition):
         return f"{option('given')} {next(iter(condition.parts))}=FILE"
     return option("text") if isinstance(condition, TextCondition) else f"the {condition.kind}'s file"
-
-
-def _tokens(condition: Condition, text: str) -> Tensor:
-    if not isinstance(condition, TextCondition):
-        raise RemakeError(f"was made of a text, and this model reads a {condition.kind}")
-    return condition.tokens(text, "its text")
-
-
-def _unpacked(condition: Condition, form: RawForm, data: str) -> Tensor:
-    """The raw tensor, of the type and planes that the condition has; never larger than its form says."""
-    text = isinstance(condition, TextCondition)
-    dtype = torch.int32 if text else condition.raw_dtype
-    expected = f"[{condition.planes}, h, w] of {dtype}"
-    if form.reads != meaning_hash(condition):
-        raise RemakeError("holds the condition of another model, such as a mask with other classes")
-    if form.shape[0] != condition.planes or f"torch.{form.dtype}" != str(dtype):
-        raise RemakeError(f"piti:raw_form: expected {expected}, got {list(form.shape)} of torch.{form.dtype}")
-    if form.shape[1] > form.of[0] or form.shape[2] > form.of[1]:
-        raise RemakeError(f"piti:raw_form: {list(form.shape)} stands for fewer pixels, {list(form.of)}")
-    kind = np.dtype(form.dtype).newbyteorder("<")
-    size = int(np.prod(form.shape)) * kind.itemsize
-    try:
-        stream = zlib.decompressobj()
-        values = stream.decompress(base64.b64decode(data, validate=True), size + 1)
-    except (binascii.Error, zlib.error, ValueError) as error:
-        raise RemakeError(f"piti:raw: cannot be unpacked ({error}); its metadata is damaged") from None
-    if len(values) != size or not stream.eof:
-        raise RemakeError(f"piti:raw: expected {size} bytes of condition; its metadata is damaged")
-    array = np.frombuffer(values, kind).reshape(form.shape)
-    return torch.from_numpy(array.astype(np.dtype(form.dtype)))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from piti.core.distributed import Ranks, together
 from piti.core.errors import Message
-from piti.core.images import grid, open_image, save_png
+from piti.core.images import open_image, save_png
+from piti.core.sheets import grid
 from piti.generation.generate import Wanted, make_batch
 from piti.generation.kept import check_kept
 from piti.generation.metadata import made_with, surroundings

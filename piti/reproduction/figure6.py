@@ -16,8 +16,9 @@ from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
 from piti.core.errors import Message, UserError, option
 from piti.core.files import whole_file
-from piti.core.images import grid, open_image, read_rgb
+from piti.core.images import open_image, read_rgb
 from piti.core.progress import steps_bar
+from piti.core.sheets import grid
 from piti.data.pairs import FolderSpec, key_hash
 from piti.diffusion.guidance import Guidance
 from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from piti.core.files import whole_file
-from piti.core.images import Box, center_box, crop_resize, grid, open_image, read_rgb
+from piti.core.images import Box, center_box, crop_resize, open_image, read_rgb
+from piti.core.sheets import grid
 from piti.data.pairs import key_hash
 from piti.reproduction.files import DatasetFiles
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from piti.core.seeding import uniform_for
 from piti.data.degrade import resize_antialiased
 from piti.diffusion.augmentation import DRAWS, augmented
 from piti.diffusion.losses import (
@@ -30,7 +31,6 @@ from piti.training.losses import (
     PerceptualLossSpec,
 )
 from piti.training.metrics import Mean
-from piti.training.sample_noise import uniform_for
 from piti.training.stages import Stage
 
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from piti.baselines import Baseline, BaselineNetwork, noise_of
 from piti.checkpoints.folder import Saveable
 from piti.conditions import Condition
-from piti.core.images import grid, to_pil
-from piti.core.seeding import derive_seed, generator_for
+from piti.core.images import to_pil
+from piti.core.seeding import derive_seed, generator_for, noise_for, uniform_for
+from piti.core.sheets import grid
 from piti.data.batches import BatchStream, LowRes, SampleSet, TrainingBatch
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, LossOutput, build_adversary, frozen
 from piti.training.metrics import Mean
 from piti.training.preview import fixed_batches
 from piti.training.recipe import PreviewSpec, Recipe
-from piti.training.sample_noise import noise_for, uniform_for
 from piti.training.stages import Stage
 
 SETTLING = 512

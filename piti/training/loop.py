@@ -25,6 +25,7 @@ from piti.core.errors import UserError, option
 from piti.core.images import save_png
 from piti.core.seeding import derive_seed
 from piti.data.batches import Batches, BatchStream, SampleSet, TrainingBatch, loader
+from piti.data.order import numbers_of
 from piti.data.problems import Tally
 from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator
@@ -38,7 +39,6 @@ from piti.training.objectives import objective_of
 from piti.training.recipe import Recipe
 from piti.training.recipe_io import write_recipe
 from piti.training.run_folder import RECIPE_FILE, RunError, RunFolder, RunState, matching_state
-from piti.training.sample_noise import numbers_of
 from piti.training.stages import Stage, build_optimizer, freeze_all_but
 
 

@@ -16,7 +16,7 @@ from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import AUTOENCODER, SCHEDULERS, Saveable
 from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
-from piti.core.seeding import derive_seed
+from piti.core.seeding import derive_seed, noise_for, uniform_for
 from piti.data.batches import LowRes, SampleSet, TrainingBatch
 from piti.diffusion.losses import acts_at, diffusion_loss, timesteps_for
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
@@ -31,7 +31,6 @@ from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
 from piti.training.preview import validation_of
 from piti.training.recipe import PreviewSpec, Recipe
-from piti.training.sample_noise import noise_for, uniform_for
 from piti.training.stages import Stage
 
 

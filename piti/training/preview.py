@@ -10,15 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import Condition
-from piti.core.images import grid, to_pil
-from piti.core.seeding import derive_seed, generator_for
+from piti.core.images import to_pil
+from piti.core.seeding import derive_seed, generator_for, noise_for
+from piti.core.sheets import grid
 from piti.data.batches import LowRes, SampleSet, TrainingBatch, centers, collate
 from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import PIXELS, Prediction, Space, Tokens, Translator
 from piti.training.recipe import PreviewSpec, Recipe
-from piti.training.sample_noise import noise_for
 
 LOSS_TIMESTEPS = 8  # evenly spread
 

@@ -20,7 +20,7 @@ from piti.cli.console import with_flags
 from piti.cli.edit import edit_condition
 from piti.core.errors import UserError, text_of
 from piti.core.images import png_text, save_png
-from piti.generation.recreate import RemakeError, carried_condition, own_condition
+from piti.generation.metadata_schema import RemakeError, carried_condition, own_condition
 from piti.pipelines.pipeline import PITIPipeline
 from tests.editing.test_edit import photograph, two_masks
 from tests.generation.test_inputs import several_pipeline

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from piti.core import images
-from piti.core.images import Box, ImageError, center_box, crop_resize, grid, open_image, read_rgb, save_png
+from piti.core.images import Box, ImageError, center_box, crop_resize, open_image, read_rgb, save_png
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -178,39 +178,6 @@ class TestCrop:
         assert box.width == box.height == min(width, height)
         for start, length, whole in ((box.left, box.width, width), (box.top, box.height, height)):
             assert 0 <= (whole - length - start) - start <= 1
-
-
-class TestGrid:
-    def test_every_picture_is_where_it_belongs(self):
-        colours = [["red", "green", "blue"], ["black", "yellow", "cyan"]]
-        rows = [[Image.new("RGB", (10, 8), colour) for colour in row] for row in colours]
-        sheet = grid(rows, gap=3, background="white")
-        assert sheet.size == (3 * 10 + 4 * 3, 2 * 8 + 3 * 3)
-        for r, row in enumerate(rows):
-            for c, image in enumerate(row):
-                box = (3 + c * 13, 3 + r * 11, 13 + c * 13, 11 + r * 11)
-                assert np.array_equal(np.asarray(sheet.crop(box)), np.asarray(image))
-
-    def test_unequal_rows_and_sizes(self):
-        sheet = grid([[Image.new("RGB", (10, 10), "red")], [Image.new("RGB", (4, 6), "blue")] * 2], gap=1)
-        assert sheet.size == (10 + 4 + 3, 10 + 6 + 3)
-        assert sheet.getpixel((1 + 3, 12)) == (0, 0, 255)  # centred below the wider one
-
-    @pytest.mark.parametrize(("background", "darker"), [("white", True), ("black", False)])
-    def test_headings_stay_above_their_column_and_are_legible(self, background, darker):
-        rows = [[Image.new("RGB", (40, 10), background)] * 2]
-        plain = np.asarray(grid(rows, gap=2, background=background)).astype(int)
-        sheet = np.asarray(grid(rows, gap=2, background=background, headings=["", "a very long heading"])).astype(int)
-        band = sheet[: -plain.shape[0]]
-        changed = np.argwhere(band != plain[0, 0, 0])
-        assert len(changed)
-        assert changed[:, 1].min() >= 44
-        assert changed[:, 1].max() < 84
-        assert (band.mean() < plain.mean()) == darker
-
-    def test_nothing_to_show(self):
-        with pytest.raises(ImageError, match="at least one picture"):
-            grid([[], []])
 
 
 class TestSave:

@@ -10,7 +10,8 @@ from torch import Tensor
 from piti.core.errors import UserError
 from piti.diffusion.inversion import Trajectory, cleaner, invert, noisier, resample
 from piti.diffusion.samplers import SAMPLERS, sample, x0_of
-from piti.diffusion.schedule import Estimate, space_timesteps
+from piti.diffusion.schedule import Estimate
+from piti.diffusion.spacing import space_timesteps
 from tests.diffusion.test_samplers import PROCESSES, SCHEDULE, Recorded, gaussian, generators
 
 IMAGE = (0.1 + 0.18 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))).double()

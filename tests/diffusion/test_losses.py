@@ -15,7 +15,8 @@ from piti.diffusion.losses import (
     timesteps_for,
     vb_bits_per_dim,
 )
-from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, space_timesteps
+from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
+from piti.diffusion.spacing import space_timesteps
 
 SPACINGS = ["1000", "250", "fast27"]
 V_SCHEDULE = NoiseSchedule(ScheduleSpec())

@@ -18,7 +18,8 @@ from piti.diffusion.samplers import (
     with_variance,
     x0_of,
 )
-from piti.diffusion.schedule import Denoise, Estimate, NoiseSchedule, ScheduleSpec, space_timesteps
+from piti.diffusion.schedule import Denoise, Estimate, NoiseSchedule, ScheduleSpec
+from piti.diffusion.spacing import space_timesteps
 
 PROCESSES = [(betas, spacing) for betas in ("squaredcos_cap_v2", "linear") for spacing in ("1000", "250", "fast27")]
 SCHEDULE = NoiseSchedule(ScheduleSpec())

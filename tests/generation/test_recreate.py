@@ -22,8 +22,9 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.generation.generate import Wanted, make_batch, make_images
 from piti.generation.metadata import MAX_TEXT, model_name, named_model, packed
+from piti.generation.metadata_schema import RemakeError
 from piti.generation.options import GenerationOptions, Place
-from piti.generation.recreate import RemakeError, read_record
+from piti.generation.recreate import read_record
 from piti.generation.sources import TranslationError, TranslationFiles
 from piti.generation.translate import translate_files
 from piti.models import Translator

@@ -20,13 +20,14 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from PIL import Image
 from safetensors.torch import load_file
 
+from piti.core.seeding import noise_for, uniform_for
+from piti.data.order import numbers_of
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, train
 from piti.training.run_folder import RunFolder
-from piti.training.sample_noise import noise_for, numbers_of, uniform_for
 from tests.conftest import ROOT, tiny_recipe
 from tests.training.test_upsample import MODEL
 

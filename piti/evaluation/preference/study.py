@@ -21,9 +21,10 @@ from piti.conditions import Condition
 from piti.core.errors import Message, option
 from piti.core.files import check_file, flush, whole_file
 from piti.core.formats import IMAGE_SUFFIXES
-from piti.core.images import Box, crop_resize, grid, read_rgb
+from piti.core.images import Box, crop_resize, read_rgb
 from piti.core.progress import OnProgress
 from piti.core.seeding import derive_seed
+from piti.core.sheets import grid
 from piti.core.walk import list_images
 from piti.evaluation.pairing import LEAST, conditions_by_stem, listed, paired
 from piti.evaluation.preference.votes import KEY_SUFFIX, Key, PairKey, StudyError, read_key, study_id

@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 from piti import __version__
 from piti.core.errors import UserError
 from piti.core.spec import Spec
-from piti.studio.http.errors import NOWHERE, WRONG_METHOD, for_browser
 from piti.studio.http.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
 from piti.studio.service.inputs import NoPicture, Upload
 from piti.studio.service.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
@@ -33,6 +32,7 @@ from piti.studio.service.schema import (
     ResultAnswer,
     TooLarge,
     TranslateRequest,
+    for_browser,
 )
 from piti.studio.service.service import Result, Studio, UnknownModel
 from piti.studio.service.storage import NotKept
@@ -65,6 +65,8 @@ _MEANINGS = {
     503: "The studio is closing, or the job was cancelled.",
     504: "The job took too long.",
 }
+_NOWHERE = "there is nothing at this address; /docs lists what there is"
+_WRONG_METHOD = "use another method; see /docs"
 _RETRY = 10  # seconds
 _GONE = 499  # status of an answer that nobody reads: the client left
 _PNG = "image/png"
@@ -106,7 +108,7 @@ def refusal(error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=_GONE)
     if isinstance(error, HTTPException):
-        said = {404: NOWHERE, 405: WRONG_METHOD}.get(error.status_code, str(error.detail))
+        said = {404: _NOWHERE, 405: _WRONG_METHOD}.get(error.status_code, str(error.detail))
         return JSONResponse(ErrorAnswer(error=said).model_dump(), error.status_code, headers=error.headers)
     if not isinstance(error, UserError):
         words = "the studio failed, by a mistake of its own; see its log"

@@ -1,15 +1,21 @@
-"""Edits as the studio makes them: a request and its pictures in, pictures with their metadata out."""
+"""Edits as the studio makes them: a request and its pictures in, pictures out; packed while they wait."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from PIL import Image
+
+from piti.core.images import same_proportions
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, EditSettings
 from piti.generation.edits import Names, make_edits
+from piti.studio.service.inputs import Upload, photograph
 from piti.studio.service.models import Loaded
 from piti.studio.service.schema import EditRequest
-from piti.studio.service.storage import Picture
+from piti.studio.service.storage import Held, Picture, held_image, held_prepared, held_tensor
+
+_NONE = Image.new("RGB", (1, 1))
 
 
 @dataclass(frozen=True)
@@ -32,3 +38,38 @@ class Edit:
         unknown = given.from_ is None and given.region is None
         notes = ["what the photograph shows is not known, so all of it was repainted"] if unknown else []
         return pictures, (edits.words(), *notes, *edits.notes)
+
+
+def held_edit(edit: Edit, upload: Upload | None = None) -> Held[Edit]:
+    """An edit that is put away. upload: see `held_photograph`."""
+    given = edit.given
+    image, to = held_photograph(edit, upload), held_prepared(given.to)
+    before = None if given.from_ is None else held_tensor(given.from_)
+    region = None if given.region is None else held_image(given.region)
+    bare = replace(edit, given=EditInput(_NONE, given.to.bare()))
+
+    def out() -> Edit:
+        own = None if before is None else before.out()
+        white = None if region is None else region.out()
+        return replace(bare, given=EditInput(image.out(), to.out(), own, white))
+
+    return Held(sum(part.size for part in (image, to, before, region) if part is not None), out)
+
+
+def held_photograph(edit: Edit, upload: Upload | None = None) -> Held[Image.Image]:
+    """The photograph of an edit. upload: the file that it was read from, where it was.
+
+    Where its size is to be kept it stays as it came, an upload as compressed as it is. Else it is brought to the size
+    at which it is edited, as editing itself would bring it there; one of other proportions than its condition is
+    left for editing to refuse.
+    """
+    image, raw, canvas = edit.given.image, edit.given.to.raw, edit.given.to.canvas
+    size = (canvas.image_width, canvas.image_height)
+    pixels = image.width * image.height
+    if edit.request.keep_exact and upload is not None:
+        return Held(len(upload.data), lambda: photograph(upload, upload.name, pixels))
+    large = pixels > size[0] * size[1] and image.mode == "RGB"
+    over = edit.loaded.condition.spatial and same_proportions(image.size, (raw.shape[-1], raw.shape[-2]))
+    if large and over and not edit.request.keep_exact:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return Held(image.width * image.height * len(image.getbands()), lambda: image)

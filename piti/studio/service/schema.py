@@ -1,4 +1,4 @@
-"""What may be asked of the studio, by its page and over HTTP alike, and how much of it."""
+"""What may be asked of the studio, by its page and over HTTP alike, and how much of it; what is answered."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, spelled
 from piti.core.spec import Spec
 from piti.editing import EditSettings
 from piti.generation.options import GenerationOptions
@@ -211,3 +211,8 @@ class Health(_Answer):
     version: str
     models: list[str]
     jobs: int = Field(description="Waiting and running.")
+
+
+def for_browser(error: UserError) -> str:
+    """What an error says to people who have neither terminal nor files: options by their fields."""
+    return spelled(error.text(local=False))

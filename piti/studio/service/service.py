@@ -24,14 +24,14 @@ from piti.data.edges import draw_lines
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, prepare_edit
 from piti.generation.generate import make_images
-from piti.generation.recreate import carried_condition
+from piti.generation.metadata_schema import carried_condition
 from piti.pipelines.canvas import Canvas, check_proportions
-from piti.studio.service.edits import Edit
+from piti.studio.service.edits import Edit, held_edit
 from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
 from piti.studio.service.jobs import Job, Queue
 from piti.studio.service.models import Loaded, load
 from piti.studio.service.schema import EditRequest, Limits, TranslateRequest
-from piti.studio.service.storage import Picture, Store, held_edit, held_prepared
+from piti.studio.service.storage import Picture, Store, held_prepared
 
 Made = tuple[list[Picture], tuple[str, ...]]
 """What a job makes, and notes on it."""

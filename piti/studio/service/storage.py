@@ -7,9 +7,9 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import UserError
-from piti.core.images import png_bytes, same_proportions
-from piti.editing import EditInput
+from piti.core.images import png_bytes
 from piti.generation.generate import MadeImage
 from piti.pipelines.cascade import Prepared
-from piti.studio.service.inputs import Upload, photograph
-
-if TYPE_CHECKING:
-    from piti.studio.service.edits import Edit
 
 
 class NotKept(UserError):
@@ -93,7 +88,6 @@ class Store:
 
 T = TypeVar("T")
 
-_NONE = Image.new("RGB", (1, 1))
 _QUICK = 1  # zlib's level: conditions are areas and lines, which it makes small at any
 
 
@@ -126,38 +120,3 @@ def held_prepared(prepared: Prepared) -> Held[Prepared]:
     """A prepared condition, its raw tensor packed."""
     bare, raw = prepared.bare(), held_tensor(prepared.raw)
     return Held(raw.size, lambda: bare.with_raw(raw.out()))
-
-
-def held_edit(edit: Edit, upload: Upload | None = None) -> Held[Edit]:
-    """An edit that is put away. upload: see `held_photograph`."""
-    given = edit.given
-    image, to = held_photograph(edit, upload), held_prepared(given.to)
-    before = None if given.from_ is None else held_tensor(given.from_)
-    region = None if given.region is None else held_image(given.region)
-    bare = replace(edit, given=EditInput(_NONE, given.to.bare()))
-
-    def out() -> Edit:
-        own = None if before is None else before.out()
-        white = None if region is None else region.out()
-        return replace(bare, given=EditInput(image.out(), to.out(), own, white))
-
-    return Held(sum(part.size for part in (image, to, before, region) if part is not None), out)
-
-
-def held_photograph(edit: Edit, upload: Upload | None = None) -> Held[Image.Image]:
-    """The photograph of an edit. upload: the file that it was read from, where it was.
-
-    Where its size is to be kept it stays as it came, an upload as compressed as it is. Else it is brought to the size
-    at which it is edited, as editing itself would bring it there; one of other proportions than its condition is
-    left for editing to refuse.
-    """
-    image, raw, canvas = edit.given.image, edit.given.to.raw, edit.given.to.canvas
-    size = (canvas.image_width, canvas.image_height)
-    pixels = image.width * image.height
-    if edit.request.keep_exact and upload is not None:
-        return Held(len(upload.data), lambda: photograph(upload, upload.name, pixels))
-    large = pixels > size[0] * size[1] and image.mode == "RGB"
-    over = edit.loaded.condition.spatial and same_proportions(image.size, (raw.shape[-1], raw.shape[-2]))
-    if large and over and not edit.request.keep_exact:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return Held(image.width * image.height * len(image.getbands()), lambda: image)

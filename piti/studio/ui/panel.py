@@ -18,8 +18,7 @@ from piti.core.errors import UserError
 from piti.core.images import same_proportions
 from piti.editing import STEPS, VARIETY
 from piti.pipelines.options import OWN_SAMPLING
-from piti.studio.http.errors import for_browser
-from piti.studio.service.schema import EditRequest, TranslateRequest
+from piti.studio.service.schema import EditRequest, TranslateRequest, for_browser
 from piti.studio.service.service import Loaded, Studio
 from piti.studio.ui.gallery import Gallery, SourceImage, Strip, finished, nothing_yet, on_the_way, refused, settled
 from piti.studio.ui.inputs import BLANK, surface_of

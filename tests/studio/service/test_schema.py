@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from piti.core.errors import option
-from piti.studio.http.errors import for_browser
-from piti.studio.service.schema import LimitError
+from piti.studio.service.schema import LimitError, for_browser
 
 
 def test_people_without_a_terminal_read_fields_and_what_they_can_do() -> None:

@@ -1,0 +1,43 @@
+"""Contact sheets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piti.core.images import ImageError
+from piti.core.sheets import grid
+
+
+class TestGrid:
+    def test_every_picture_is_where_it_belongs(self):
+        colours = [["red", "green", "blue"], ["black", "yellow", "cyan"]]
+        rows = [[Image.new("RGB", (10, 8), colour) for colour in row] for row in colours]
+        sheet = grid(rows, gap=3, background="white")
+        assert sheet.size == (3 * 10 + 4 * 3, 2 * 8 + 3 * 3)
+        for r, row in enumerate(rows):
+            for c, image in enumerate(row):
+                box = (3 + c * 13, 3 + r * 11, 13 + c * 13, 11 + r * 11)
+                assert np.array_equal(np.asarray(sheet.crop(box)), np.asarray(image))
+
+    def test_unequal_rows_and_sizes(self):
+        sheet = grid([[Image.new("RGB", (10, 10), "red")], [Image.new("RGB", (4, 6), "blue")] * 2], gap=1)
+        assert sheet.size == (10 + 4 + 3, 10 + 6 + 3)
+        assert sheet.getpixel((1 + 3, 12)) == (0, 0, 255)  # centred below the wider one
+
+    @pytest.mark.parametrize(("background", "darker"), [("white", True), ("black", False)])
+    def test_headings_stay_above_their_column_and_are_legible(self, background, darker):
+        rows = [[Image.new("RGB", (40, 10), background)] * 2]
+        plain = np.asarray(grid(rows, gap=2, background=background)).astype(int)
+        sheet = np.asarray(grid(rows, gap=2, background=background, headings=["", "a very long heading"])).astype(int)
+        band = sheet[: -plain.shape[0]]
+        changed = np.argwhere(band != plain[0, 0, 0])
+        assert len(changed)
+        assert changed[:, 1].min() >= 44
+        assert changed[:, 1].max() < 84
+        assert (band.mean() < plain.mean()) == darker
+
+    def test_nothing_to_show(self):
+        with pytest.raises(ImageError, match="at least one picture"):
+            grid([[], []])
