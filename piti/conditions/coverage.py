@@ -8,16 +8,32 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64, Integer, Shaped
 from torch import Tensor
 
 from piti.conditions.base import Condition
+from piti.conditions.drawings import NARROW, thinned
+from piti.conditions.lines import depth_of
 from piti.conditions.mask import MaskCondition
+from piti.core.errors import Message, option, text_of
 
 _NAMED = 5  # how many classes a note names
 
-Counts = dict[str, Int64[np.ndarray, " indices"]]
-"""For each part of a condition that is a mask the pixels of each index, what is unlabelled last."""
+
+@dataclass(frozen=True)
+class Counted:
+    """What one mask holds.
+
+    pixels: of each index, what is unlabelled last. drawn: whether it is narrow lines of one class and nothing else, as
+    a drawing in black and white is, whose 0 may be the id of a class and whose 255 what is unlabelled.
+    """
+
+    pixels: Int64[np.ndarray, " indices"]
+    drawn: bool = False
+
+
+Counts = dict[str, Counted]
+"""What each part of a condition holds that is a mask."""
 
 
 @dataclass
@@ -25,10 +41,11 @@ class Coverage:
     """Which classes occur in a set of masks, and how much of it is unlabelled."""
 
     condition: Condition
-    counts: Counts = field(default_factory=dict)
+    pixels: dict[str, Int64[np.ndarray, " indices"]] = field(default_factory=dict)
     masks: Counter[str] = field(default_factory=Counter)
     empty: Counter[str] = field(default_factory=Counter)
-    """How many masks of each part there are, and how many of them are unlabelled throughout."""
+    drawn: Counter[str] = field(default_factory=Counter)
+    """How many masks of each part there are, how many are unlabelled throughout, and how many are `Counted.drawn`."""
 
     def counted(self, raw: Shaped[Tensor, "K h w"]) -> Counts:
         """The pixels of each class in one raw condition; nothing for a condition without masks."""
@@ -37,44 +54,62 @@ class Coverage:
             if isinstance(part, MaskCondition):
                 indices = planes.long().clamp(max=part.classes.count)
                 count = torch.bincount(indices.reshape(-1), minlength=part.classes.count + 1)
-                found[name] = count.numpy()
+                found[name] = Counted(count.numpy(), _is_drawn(indices, count))
         return found
 
     def add(self, counts: Counts) -> None:
         """Take those of one condition into account."""
-        for name, count in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
+        for name, one in counts.items():
+            self.pixels[name] = self.pixels.get(name, 0) + one.pixels
             self.masks[name] += 1
-            self.empty[name] += not count[:-1].any()
+            self.empty[name] += not one.pixels[:-1].any()
+            self.drawn[name] += one.drawn
 
     def lacks(self) -> list[str]:
         """The same, unless every class occurs and nothing is unlabelled."""
-        whole = all(count[-1] == 0 and count[:-1].all() for count in self.counts.values())
+        whole = all(count[-1] == 0 and count[:-1].all() for count in self.pixels.values())
         return [] if whole else self.notes()
 
     def notes(self) -> list[str]:
         """A line for each part that is a mask, and a warning of masks that say nothing."""
-        several = len(self.counts) > 1
+        several = len(self.pixels) > 1
         named = self.condition.named_parts()
         found: list[str] = []
         for name, part in named.items():
-            if isinstance(part, MaskCondition) and name in self.counts:
+            if isinstance(part, MaskCondition) and name in self.pixels:
                 place = f"{name}: " if several else ""
-                found.append(place + coverage_note(part.classes.names, self.counts[name].tolist()))
-                if empty := self.empty[name]:
-                    found.append(f"warning: {place}{_masks(empty, self.masks[name])}, so no class guides the image")
+                found.append(place + coverage_note(part.classes.names, self.pixels[name].tolist()))
+                warnings = [*empty_note(self.empty[name], self.masks[name]), *self._drawn_note(name)]
+                found += [Message(f"warning: {place}{text_of(warning)}") for warning in warnings]
         return found
+
+    def _drawn_note(self, name: str) -> list[str]:
+        drawn, of = self.drawn[name], self.masks[name]
+        what = "the mask is" if of == 1 else f"{drawn} of {of} masks are"
+        said = f"{what} narrow lines of one class and unlabelled elsewhere: drawings are for a model of sketches"
+        return [Message(f"{said} ({option('model')} sketch)")] if drawn else []
+
+
+def _is_drawn(indices: Integer[Tensor, "1 h w"], pixels: Int64[Tensor, " indices"]) -> bool:
+    """See `Counted.drawn`; lines may also be what is unlabelled, of a drawing that is white on black."""
+    if not pixels[-1] or int((pixels[:-1] > 0).sum()) != 1:
+        return False
+    seen = thinned(indices[0].numpy()) == len(pixels) - 1
+    lines = seen if seen.mean() < 0.5 else ~seen
+    return bool(lines.any()) and depth_of(lines) <= NARROW
 
 
 def unlabelled_note(condition: Condition, raw: Shaped[Tensor, "K h w"]) -> list[str]:
     """What to say of one condition alone where some of it is unlabelled, see `Coverage`."""
     coverage = Coverage(condition)
     coverage.add(coverage.counted(raw))
-    return coverage.notes() if any(count[-1] for count in coverage.counts.values()) else []
+    return coverage.notes() if any(count[-1] for count in coverage.pixels.values()) else []
 
 
-def _masks(empty: int, of: int) -> str:
-    return "the mask is unlabelled throughout" if of == 1 else f"{empty} of {of} masks are unlabelled throughout"
+def empty_note(empty: int, of: int) -> list[str]:
+    """What to say of masks without any class, if there are some."""
+    what = "the mask is" if of == 1 else f"{empty} of {of} masks are"
+    return [f"{what} unlabelled throughout, so no class guides the image"] if empty else []
 
 
 def coverage_note(names: Sequence[str], counts: Sequence[int]) -> str:

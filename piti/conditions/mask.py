@@ -25,11 +25,12 @@ from piti.conditions.base import (
     sides_of,
 )
 from piti.conditions.class_table import ClassTable, Reading, table_beside
+from piti.conditions.drawings import drawing_remedy
 from piti.conditions.mask_files import MaskReader
 from piti.conditions.mask_readings import reading_of
 from piti.conditions.mirroring import mirrored_indices
 from piti.core.formats import lossy
-from piti.core.images import Box, lossy_error
+from piti.core.images import Box, lossy_error, open_image
 from piti.core.spec import Spec, SpecError
 
 _MEANING = ("names", "ids", "colours", "ignore", "ignore_colour")  # of a class table, for its files
@@ -83,15 +84,25 @@ class MaskCondition(Condition):
         """uint8, or int16 where the table has more than 255 classes."""
         return torch.uint8 if self.ignore_index == 255 else torch.int16
 
+    def load(self, path: Files) -> Integer[Tensor, "1 h w"]:
+        """See `Condition`."""
+        try:
+            return super().load(path)
+        except LossyCondition as error:
+            raise (_perhaps_drawn(error, open_image(path)) if is_source(path) else error) from None
+
     def read(self, image: Image.Image, source: str) -> Integer[Tensor, "1 h w"]:
         """Indices of a decoded mask; see the class for what it may be.
 
         Raises ConditionError for ids or colours that the table lacks, naming them with their counts, and for what can
         be read as both.
         """
-        if kind := lossy(image):
-            raise LossyCondition.like(lossy_error(kind, source))
-        indices = self.reader.read(image, source, self.reading or self.reader.table.reading)
+        try:
+            if kind := lossy(image):
+                raise LossyCondition.like(lossy_error(kind, source))
+            indices = self.reader.read(image, source, self.reading or self.reader.table.reading)
+        except ConditionError as error:
+            raise _perhaps_drawn(error, image) from None
         return torch.from_numpy(indices.astype(self._dtype))[None]
 
     def settled(self, files: Sequence[Files]) -> tuple[Condition, list[str]]:
@@ -198,6 +209,12 @@ class MaskCondition(Condition):
 def _plain(condition: MaskCondition) -> MaskCondition:
     """The condition without what is said of files."""
     return replace(condition, classes=condition.classes.model_copy(update={"reading": None}))
+
+
+def _perhaps_drawn(error: ConditionError, image: Image.Image) -> ConditionError:
+    """The error, with what to do where the picture looks like a drawing."""
+    error.remedy = ", or ".join(filter(None, [error.remedy, drawing_remedy(image)]))
+    return error
 
 
 def nearest_positions(start: int, length: int, size: int) -> Integer[Tensor, "*positions"]:

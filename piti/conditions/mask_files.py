@@ -24,12 +24,17 @@ _COLOUR_MODES = ("RGB", "RGBA", "RGBX")
 HOW_TO_DECIDE = 'add "reading": "ids" or "reading": "colours" to classes.json'
 
 
+class UndecidedMask(ConditionError):
+    """A mask whose numbers can be read both ways, and nothing says which."""
+
+
 @dataclass(frozen=True)
 class Look:
     """How the numbers of a mask can be read.
 
     natural: what such a picture mostly holds. ids, colours: the indices that occur by either reading, None where it
     does not fit. differ: whether both fit and give another index somewhere; example: such a number, in words.
+    blank: whether by colours it is unlabelled throughout, which says little: such a file is read as the others are.
     """
 
     natural: Reading
@@ -37,6 +42,7 @@ class Look:
     colours: frozenset[int] | None
     differ: bool = False
     example: str = ""
+    blank: bool = False
     palette: frozenset[tuple[int, int]] = frozenset()
     """Of a palette picture whose colours are known: its indices, each with the index of the class it is coloured as."""
 
@@ -48,14 +54,10 @@ class Look:
 
     @property
     def chosen(self) -> Reading | None:
-        """The reading to take where nothing else decides; none where both fit, differ, and neither is likelier.
-
-        Several classes in an RGB picture whose colours are all known are no accident.
-        """
+        """The reading to take where nothing else decides; none where both fit and differ, whatever the file's mode."""
         if len(self.fits) == 1:
             return self.fits[0]
-        several = self.natural == "colours" and len(self.colours or ()) > 1
-        return None if self.differ and not several else self.natural
+        return None if self.differ and not self.blank else self.natural
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,6 @@ class MaskReader:
         used = planes.used
         by_ids, by_colours = self.from_ids(used), self._colours_of(planes, used)
         ids, colours = (_seen(found) for found in (by_ids, by_colours))
-        nothing = frozenset({self.ignored})  # what is unlabelled throughout is no sign of a reading
-        if planes.natural == "ids" and colours == nothing:
-            colours = None
-        if planes.natural == "colours" and colours is not None and (ids == nothing or colours == nothing):
-            ids = ids if ids == colours else None
         differ = ids is not None and colours is not None and bool((by_ids != by_colours).any())
         palette = frozenset(zip(used.tolist(), by_colours.tolist(), strict=True)) if planes.paletted else frozenset()
         palette = frozenset() if colours is None else palette
@@ -130,7 +127,7 @@ class MaskReader:
         place = int(np.flatnonzero(by_ids != by_colours)[-1])
         said = [self._called(int(found[place])) for found in (by_ids, by_colours)]
         example = f"{int(used[place])} is the id of {said[0]}, or stands for the colour of {said[1]}"
-        return Look(planes.natural, ids, colours, True, example, palette)
+        return Look(planes.natural, ids, colours, True, example, colours == frozenset({self.ignored}), palette)
 
     def _meant(self, planes: _Planes) -> Reading:
         """The reading by which more of a palette's entries are known; of others the natural one."""
@@ -264,10 +261,11 @@ class MaskReader:
         )
 
 
-def undecided(look: Look, source: str, files: str = "") -> ConditionError:
+def undecided(look: Look, source: str, files: str = "") -> UndecidedMask:
     """The error for numbers that can be read both ways. files: of how many files that holds."""
     of_both = f"the numbers may be ids or class colours, and both fit{files}: {look.example}"
-    return ConditionError(of_both, remedy=HOW_TO_DECIDE, source=source)
+    remedy = "save ids as grey PNG of 16 bits, which holds no colours"
+    return UndecidedMask(of_both, remedy=remedy, local_remedy=HOW_TO_DECIDE, source=source)
 
 
 # Pictures to numbers

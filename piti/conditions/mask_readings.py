@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,20 +21,24 @@ def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | N
     fit both ways, differ, and nothing in the set decides.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(zip(files, pool.map(partial(_looked, reader), files), strict=True))
+        found = list(zip(files, pool.map(partial(_looked, reader, True), files), strict=True))
+        if any(look is not None and look.fits == ["colours"] for _, look in found):
+            found = list(zip(files, pool.map(partial(_looked, reader, False), files), strict=True))
     looks = [(file, look) for file, look in found if look is not None]
     both = [(file, look) for file, look in looks if look.differ]
+    alone: Counter[Reading] = Counter(look.fits[0] for _, look in looks if len(look.fits) == 1)
+    if len(alone) > 1:
+        return None, [f"{alone['ids']} masks hold ids and {alone['colours']} colours: each is read as what it holds"]
     if not both:
         return None, []
-    alone: set[Reading] = {look.fits[0] for _, look in looks if len(look.fits) == 1}
-    chosen: Reading | None = next(iter(alone)) if len(alone) == 1 else None
-    if not alone:
-        ordered: set[Reading | None] = {look.chosen for _, look in both}
-        chosen = "colours" if _palettes_differ(look for _, look in looks) else next(iter(ordered), None)
-        if chosen is None or (len(ordered) > 1 and None in ordered):
-            file, look = next((file, look) for file, look in both if look.chosen is None)
-            raise undecided(look, str(file), f" in {len(both)} of {len(looks)} files")
+    chosen: Reading | None = next(iter(alone), None)
+    if chosen is None and _palettes_differ(look for _, look in looks):
+        chosen = "colours"
     if chosen is None:
+        doubtful = [(file, look) for file, look in both if not look.blank]
+        if doubtful:
+            file, look = doubtful[0]
+            raise undecided(look, str(file), f" in {len(doubtful)} of {len(looks)} files")
         return None, []
     other = "colours" if chosen == "ids" else "ids"
     return chosen, [
@@ -41,12 +46,13 @@ def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | N
     ]
 
 
-def _looked(reader: MaskReader, file: Source) -> Look | None:
-    """How a file can be read; None where it cannot be read at all. What is clear by its mode is not decoded."""
+def _looked(reader: MaskReader, quick: bool, file: Source) -> Look | None:
+    """How a file can be read; None where it cannot be read at all. quick: what is ids by its mode is not decoded."""
     try:
-        mode = image_mode(file)
-        if (mode in ("1", "L", "LA") or mode.startswith("I")) and not reader.greys_differ:
-            return Look("ids", frozenset(), None)
+        if quick and not reader.greys_differ:
+            mode = image_mode(file)
+            if mode in ("1", "L", "LA") or mode.startswith("I"):
+                return Look("ids", frozenset(), None)
         return reader.look(open_image(file), str(file))
     except (ImageError, ConditionError, OSError):
         return None

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import SketchCondition
-from piti.conditions.sketch import city_block_distance
+from piti.conditions.lines import city_block_distance
 from piti.core.progress import OnProgress
 from piti.data.edges import LineSpec, draw_lines, thinned
 from piti.evaluation.per_condition import AlignmentError, ConditionValues, Groups, batches, condition_file

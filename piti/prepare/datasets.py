@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from piti.conditions import NoCondition
-from piti.conditions.coverage import coverage_note
+from piti.conditions.coverage import coverage_note, empty_note
 from piti.conditions.mirroring import said_of_mirroring
 from piti.core.errors import option
 from piti.core.progress import OnProgress
@@ -53,6 +53,8 @@ class SetReport:
     unknown: Counter[int] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
     """Pixels of every label that is known."""
+    masks: Counter[bool] = field(default_factory=Counter)
+    """How many hold a class (True), and how many nothing but what is unlabelled."""
     shown: Shown = field(default_factory=lambda: Shown(NoCondition()))
 
     def rows(self) -> list[dict[str, str]]:
@@ -95,7 +97,8 @@ class SetReport:
             return notes
         unlabelled = self.labels.total() - sum(self.labels[number] for number in table.ids)
         coverage = coverage_note(table.names, [*(self.labels[number] for number in table.ids), unlabelled])
-        return [*notes, coverage, *said_of_mirroring(table.names)]
+        warnings = [f"warning: {said}" for said in empty_note(self.masks[False], self.masks.total())]
+        return [*notes, coverage, *warnings, *said_of_mirroring(table.names)]
 
     def problems(self) -> Problems:
         """The faults by kind."""
@@ -134,6 +137,8 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
         report.faults += one.faults
         report.unknown.update(one.unknown)
         report.labels.update(one.labels)
+        if one.labels:
+            report.masks[not ids.isdisjoint(one.labels)] += 1
         report.shown.add(one.seen)
         if not one.faults and entry.key not in doubtful:
             report.good.append(entry)

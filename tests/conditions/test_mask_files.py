@@ -29,14 +29,13 @@ def paletted(indices, *colours):
 class TestBlackAndWhite:
     """Masks of 0 and 255 where white is a class and 255 is ignored."""
 
-    @pytest.mark.parametrize("mode", ["1", "RGB", "RGBA"])
-    def test_what_is_clear_is_read(self, mode):
-        image = Image.fromarray(SHAPE * 255).convert(mode)
-        assert values(MaskCondition(BINARY), image) == SHAPE.tolist()
+    def test_one_bit_holds_no_255_and_is_read(self):
+        assert values(MaskCondition(BINARY), Image.fromarray(SHAPE * 255).convert("1")) == SHAPE.tolist()
 
-    @pytest.mark.parametrize("mode", ["L", "LA", "P"])
-    def test_what_is_not_is_refused_with_both_readings_and_the_key(self, mode):
-        image = Image.fromarray(SHAPE * 255).convert(mode)
+    @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
+    @pytest.mark.parametrize("shape", [SHAPE, np.ones_like(SHAPE)])
+    def test_what_is_not_is_refused_with_both_readings_and_the_key(self, mode, shape):
+        image = Image.fromarray(shape * 255).convert(mode)
         with pytest.raises(ConditionError, match=r"255 is the id of what is unlabelled.* colour of 'lesion'.*reading"):
             MaskCondition(BINARY).read(image, "m")
 
@@ -67,6 +66,40 @@ class TestPalettes:
     def test_an_id_map_saved_as_rgb_with_one_id_is_refused_alone(self):
         with pytest.raises(ConditionError, match=r"0 is the id of 'bg'.*'hair'"):
             MaskCondition(HAIR).read(Image.new("RGB", (2, 1)), "m")
+
+
+class TestRgbOfGreys:
+    """What RGB pictures of greys hold is no surer than what grey pictures hold."""
+
+    GREYS = ClassTable(names=("a", "b", "c"), ids=(1, 2, 3), colours=((1, 1, 1), (3, 3, 3), (2, 2, 2)), ignore=255)
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+    def test_what_fits_both_ways_is_refused_with_both(self, mode):
+        image = Image.fromarray(np.array([[1, 2], [3, 3]], np.uint8)).convert(mode)
+        with pytest.raises(ConditionError, match=r"3 is the id of 'c', or stands for the colour of 'b'.*reading"):
+            MaskCondition(self.GREYS).read(image, "m")
+        assert values(MaskCondition(self.GREYS, reading="ids"), image) == [[0, 1], [2, 2]]
+        assert values(MaskCondition(self.GREYS, reading="colours"), image) == [[0, 2], [1, 1]]
+
+    def test_blank_files_are_read_as_the_others_of_their_set(self, tmp_path):
+        table = ClassTable(names=("sky", "road"), ids=(0, 1), colours=((9, 9, 9), (200, 0, 0)))
+        blank, ids = np.zeros((2, 2), np.uint8), np.array([[0, 1], [1, 1]], np.uint8)
+        colours = np.array(table.colours, np.uint8)[ids]
+        for name, pixels, mode in [("i", ids, "RGB"), ("bi", blank, "RGB"), ("c", colours, "RGB"), ("bc", blank, "L")]:
+            Image.fromarray(pixels).convert(mode).save(tmp_path / f"{name}.png")
+        for names, blank_is in [(("i", "bi"), 0), (("c", "bi"), 255), (("c", "bc"), 255), (("bc",), 0), (("bi",), 255)]:
+            files = [tmp_path / f"{name}.png" for name in names]
+            settled, _ = MaskCondition(table).settled(files)
+            assert settled.load(files[-1]).unique().tolist() == [blank_is], names
+
+    def test_a_set_of_both_is_said(self, tmp_path):
+        table = ClassTable(names=("sky", "road"), ids=(0, 1), colours=((9, 9, 9), (200, 0, 0)))
+        files = [tmp_path / "a.png", tmp_path / "b.png"]
+        Image.fromarray(np.array([[0, 1]], np.uint8)).save(files[0])
+        Image.fromarray(np.array([[[200, 0, 0], [9, 9, 9]]], np.uint8)).save(files[1])
+        settled, notes = MaskCondition(table).settled(files)
+        assert notes == ["1 masks hold ids and 1 colours: each is read as what it holds"]
+        assert [settled.load(file)[0].tolist() for file in files] == [[[0, 1]], [[1, 0]]]
 
 
 class TestTransparency:

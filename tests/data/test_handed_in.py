@@ -144,6 +144,25 @@ class TestCoverage:
         assert note in folder_of(root).check().notes
         assert note in check_set(PlainFolder(root)).notes()
 
+    def test_masks_that_are_unlabelled_throughout_are_a_warning(self, tmp_path):
+        root = made(tmp_path, {"s0": ids(0, 1), "s1": ids(255)}, table("sky", "road"))
+        note = "warning: 1 of 2 masks are unlabelled throughout, so no class guides the image"
+        assert note in folder_of(root).check().notes
+        assert note in check_set(PlainFolder(root)).notes()
+
+    def test_a_drawing_whose_numbers_happen_to_be_ids_is_a_warning(self, tmp_path):
+        page = Image.new("L", (64, 64), 255)
+        page.paste(0, (5, 5, 60, 8))
+        note = (
+            "1 of 2 masks are narrow lines of one class and unlabelled elsewhere: drawings are for a model of sketches"
+        )
+        notes = folder_of(made(tmp_path, {"s0": page, "s1": ids(0, 1)}, table("sky", "road"))).check().notes
+        assert f"warning: {note}: drawings are for a model of sketches (model sketch)" in notes
+        labels = Image.new("L", (64, 64), 255)
+        labels.paste(0, (5, 5, 40, 40))
+        notes = folder_of(made(tmp_path / "b", {"s0": labels}, table("sky", "road"))).check().notes
+        assert "narrow lines" not in "\n".join(notes)
+
     def test_the_case(self, cases):
         root = cases / "21-class-never-seen/19-missing-class"
         assert "classes 'c3', 'c4', 'c5' (3 of 6) occur in no mask" in "\n".join(folder_of(root).check().notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from piti.conditions import Condition, ConditionError, MaskCondition, SketchCondition
+from piti.conditions.drawings import drawing_remedy
+from piti.conditions.mask_files import UndecidedMask
 from piti.core.errors import UserError
 from piti.core.formats import decoders
 from piti.core.images import ImageError, Source, open_image, read_rgb
@@ -103,12 +105,15 @@ _INKED = 128  # what is darker than this was drawn, on a page that is known to b
 def read_picture(condition: Condition, picture: Image.Image, source: str) -> Tensor:
     """A condition in raw form, of a decoded picture. Raises ConditionError in words.
 
-    A mask's colours that are not exact are brought to the nearest class, see `snapped`; ids have no nearest.
+    A mask's colours that are not exact are brought to the nearest class, see `snapped`; ids have no nearest, and what
+    may be ids or colours is refused.
     """
     if not isinstance(condition, MaskCondition):
         return condition.read(picture, source)
     try:
         return condition.read(picture, source)
+    except UndecidedMask:
+        raise
     except ConditionError:
         if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
             raise
@@ -116,7 +121,9 @@ def read_picture(condition: Condition, picture: Image.Image, source: str) -> Ten
 
 
 def read_painted(condition: Condition, picture: Image.Image, source: str) -> Tensor:
-    """The same of a picture that the painter shows: a sketch is dark on light there, however dense."""
+    """The same of a picture that the painter shows: masks hold colours there, sketches dark lines, however dense."""
+    if isinstance(condition, MaskCondition):
+        condition = replace(condition, reading="colours")
     if not isinstance(condition, SketchCondition):
         return read_picture(condition, picture, source)
     return torch.from_numpy((np.asarray(picture.convert("L")) < _INKED).astype(np.uint8))[None]
@@ -142,7 +149,11 @@ def _read_colours(condition: MaskCondition, picture: Image.Image, source: str) -
     opaque = values[..., :3] if hidden is None else np.where(hidden[..., None], np.uint8(0), values[..., :3])
     if hidden is not None and table.ignore_colour is None:
         opaque = np.where(hidden[..., None], np.array(colours[0], np.uint8), opaque)
-    found = np.array(indices)[snapped(np.ascontiguousarray(opaque), colours, source)]
+    try:
+        found = np.array(indices)[snapped(np.ascontiguousarray(opaque), colours, source)]
+    except ConditionError as error:
+        error.remedy = drawing_remedy(picture)
+        raise
     if hidden is not None:
         found = np.where(hidden, unlabelled, found)
     raw = torch.from_numpy(found.astype(np.uint8 if unlabelled == 255 else np.int16))[None]

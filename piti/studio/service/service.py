@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from piti.conditions import ConditionError, SketchCondition, TextCondition
+from piti.conditions import ConditionError, TextCondition
 from piti.conditions.coverage import unlabelled_note
 from piti.core.distributed import usable_device
 from piti.core.errors import UserError, option
@@ -38,8 +38,6 @@ Made = tuple[list[Picture], tuple[str, ...]]
 
 __all__ = ["Loaded", "Picture", "Result", "Studio", "UnknownModel"]
 
-_MUCH = 0.2  # share of ink, and of middle greys, in a sketch from a file
-_LOOKED = 256  # side to which it is reduced for that
 _LINES_SIDE = 1024  # photographs are drawn no longer than this
 
 
@@ -111,8 +109,6 @@ class Studio:
         raw = read(pipeline.condition, picture, source)
         if pipeline.condition.spatial:
             check_proportions(raw.shape[-2], raw.shape[-1], source)
-        if not painted and isinstance(pipeline.condition, SketchCondition):
-            _check_lines(raw, picture, source)
         return raw
 
     def read_text(self, model: str, text: str) -> str:
@@ -218,22 +214,6 @@ class Studio:
     def kept(self, picture_id: str) -> Picture:
         """A picture that was made lately. Raises NotKept in words."""
         return self._store.get(picture_id)
-
-
-def _check_lines(raw: Tensor, picture: Image.Image, source: str) -> None:
-    """Raises ConditionError for a sketch with much ink and many greys, such as becomes of a photograph.
-
-    Of 40 photographs every one had 27% of ink or more, and 38 had 24% of middle greys; drawings have far less.
-    """
-    share = float((raw != 0).float().mean())
-    grey = np.asarray(picture.convert("RGB").convert("L").resize((_LOOKED, _LOOKED), Image.Resampling.NEAREST), float)
-    low, high = np.percentile(grey, [1, 99])
-    middle = np.abs(grey - (low + high) / 2) < 0.35 * (high - low)
-    if share > _MUCH and middle.mean() > _MUCH:
-        raise ConditionError(
-            f"{source}: {round(100 * share)}% of it would be lines, as of a photograph; take its lines first "
-            "(“Lines of a photograph” on the page), or give lines on an even ground"
-        )
 
 
 def _notes(loaded: Loaded, raw: Tensor | str, request: TranslateRequest) -> tuple[str, ...]:

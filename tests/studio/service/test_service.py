@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFile
 
-from piti.conditions import ConditionError
+from piti.conditions import ClassTable, ConditionError, MaskCondition
+from piti.conditions.mask_files import UndecidedMask
 from piti.core.errors import UserError
 from piti.core.images import ImageError
 from piti.editing import EditInput, prepare_edit
@@ -25,7 +26,7 @@ from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.edits import Edit
-from piti.studio.service.inputs import Upload, photograph
+from piti.studio.service.inputs import Upload, photograph, read_painted, read_picture
 from piti.studio.service.jobs import State
 from piti.studio.service.schema import EditRequest, LimitError, Limits, TooLarge, TranslateRequest
 from piti.studio.service.service import Result, Studio, UnknownModel
@@ -128,6 +129,27 @@ def test_a_photograph_or_another_table_is_no_mask(studio: Studio) -> None:
         studio.read_condition("mask", file_of(other), "m.png")
     with pytest.raises(ConditionError, match="id 77"):
         studio.read_condition("mask", file_of(Image.new("L", (8, 8), 77)), "m.png")
+
+
+def test_greys_of_a_file_that_fit_both_ways_are_refused_and_painted_ones_are_colours() -> None:
+    table = ClassTable(names=("background", "lesion"), ids=(0, 1), colours=((0, 0, 0), (255, 255, 255)), ignore=255)
+    shape = np.array([[0, 0, 1], [0, 1, 0]], np.uint8)
+    for mode in ("RGB", "P", "L"):
+        with pytest.raises(UndecidedMask, match="reading"):
+            read_picture(MaskCondition(table), Image.fromarray(shape * 255).convert(mode), "m.png")
+    drawn = Image.fromarray(shape * 255).convert("RGB")
+    assert read_painted(MaskCondition(table), drawn, "the drawing")[0].tolist() == shape.tolist()
+
+
+def test_a_sketch_is_no_mask_and_the_model_that_reads_it_is_named(studio: Studio) -> None:
+    page = Image.new("RGB", (80, 60), (250, 248, 240))
+    ImageDraw.Draw(page).line([(5, 5), (70, 50)], "black", 2)
+    for kind in ("PNG", "JPEG"):
+        with pytest.raises(ConditionError, match=r"far from the colour .*if it is a drawing.*model sketch"):
+            studio.read_condition("mask", file_of(page, kind), "s.png")
+    whole = file_of(page.convert("1", dither=Image.Dither.NONE).convert("L"))  # 0, the id of a class, and 255
+    [_, note] = made(studio, studio.read_condition("mask", whole, "s.png"), num=1, steps=2).notes
+    assert "drawings are for a model of sketches (model sketch)" in note
 
 
 def test_what_is_transparent_is_unlabelled(studio: Studio) -> None:
