@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from piti.cli.console import print_notes, print_rows
-from piti.cli.options import MODEL_HELP, Overwrite
+from piti.cli.options import MODEL_HELP, Overwrite, with_groups
+
+if TYPE_CHECKING:
+    from piti.checkpoints.convert import ImportSettings
 
 
 class Weights(StrEnum):
@@ -39,6 +43,40 @@ def models() -> None:
     print_rows([model.row() for model in list_models()])
 
 
+@dataclass(frozen=True)
+class ReleaseFlags:
+    """What released files do not tell."""
+
+    prior: Annotated[
+        str | None, Option(help="For an encoder alone: whose UNet it takes, a released base or a model.")
+    ] = None
+    classes: Annotated[Path | None, Option(help="A classes.json instead of COCO-Stuff's, or of one-hot masks.")] = None
+    masks: Annotated[
+        Masks | None,
+        Option(help="How the encoder sees masks, where its channels do not tell: in colours, or a channel a class."),
+    ] = None
+    tokenizer: Annotated[Path | None, Option(help="A folder with GPT-2's tokenizer, for GLIDE.")] = None
+    head_dim: Annotated[int | None, Option(min=1, help="Channels of a head in the UNet, for unusual files.")] = None
+    heads: Annotated[int | None, Option(min=1, help="Heads of the transformer, for unusual files.")] = None
+    weights: Annotated[
+        Weights, Option(help="Averaged: where a file holds averaged (EMA) weights too; or those as trained.")
+    ] = Weights.AVERAGED
+
+    def settings(self, overwrite: bool) -> ImportSettings:
+        """What `import_release` takes."""
+        from piti.checkpoints.convert import ImportSettings
+        from piti.checkpoints.release import Heads
+
+        seen, raw = None if self.masks is None else self.masks.value, self.weights is Weights.RAW
+        heads = Heads(self.head_dim, self.heads)
+        return ImportSettings(self.prior, self.classes, self.tokenizer, heads, overwrite, raw, seen)
+
+    def without_default(self) -> dict[str, object]:
+        """Those that are none unless they were given."""
+        return {key: value for key, value in vars(self).items() if key != "weights"}
+
+
+@with_groups
 def import_(
     base: Annotated[
         str,
@@ -48,47 +86,20 @@ def import_(
         ),
     ],
     out: Annotated[Path, Option(help="The model's folder.")],
+    released: ReleaseFlags,
     upsampler: Annotated[Path | None, Option(help="A released upsampler.")] = None,
-    prior: Annotated[
-        str | None, Option(help="For an encoder alone: whose UNet it takes, a released base or a model.")
-    ] = None,
-    classes: Annotated[Path | None, Option(help="A classes.json instead of COCO-Stuff's, or of one-hot masks.")] = None,
-    masks: Annotated[
-        Masks | None,
-        Option(help="How the encoder sees masks, where its channels do not tell: in colours, or a channel a class."),
-    ] = None,
-    tokenizer: Annotated[Path | None, Option(help="A folder with GPT-2's tokenizer, for GLIDE.")] = None,
-    head_dim: Annotated[int | None, Option(min=1, help="Channels of a head in the UNet, for unusual files.")] = None,
-    heads: Annotated[int | None, Option(min=1, help="Heads of the transformer, for unusual files.")] = None,
-    weights: Annotated[
-        Weights, Option(help="Averaged: where a file holds averaged (EMA) weights too; or those as trained.")
-    ] = Weights.AVERAGED,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert checkpoints that GLIDE or PITI released, or that were finetuned in their layout, or a text-to-image model
     of diffusers, into a model."""
-    from piti.checkpoints.convert import ImportSettings, import_release
+    from piti.checkpoints.convert import import_release
     from piti.checkpoints.priors import import_prior, is_pipeline, refuse_release_options
-    from piti.checkpoints.release import Heads
 
     if is_pipeline(base):
-        refuse_release_options(
-            base,
-            upsampler=upsampler,
-            prior=prior,
-            classes=classes,
-            tokenizer=tokenizer,
-            head_dim=head_dim,
-            heads=heads,
-            masks=masks,
-        )
-        done = import_prior(base, out, overwrite)
-        print_rows([done.row()])
-        return print_notes(done.notes)
-    seen = None if masks is None else masks.value
-    raw = weights is Weights.RAW
-    settings = ImportSettings(prior, classes, tokenizer, Heads(head_dim, heads), overwrite, raw, seen)
-    written = import_release(Path(base), out, upsampler, settings)
+        refuse_release_options(base, upsampler=upsampler, **released.without_default())
+        written = [import_prior(base, out, overwrite)]
+    else:
+        written = import_release(Path(base), out, upsampler, released.settings(overwrite))
     print_rows([done.row() for done in written])
     return print_notes(note for done in written for note in done.notes)
 

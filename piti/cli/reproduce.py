@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,11 +21,22 @@ _OF_JUDGED = {"features", "segmenter", "aliases", "bootstrap", "seeds"}
 _OF_STUDIES = {"votes", "limit"}
 
 
+@dataclass(frozen=True)
+class StudyFlags:
+    """What is made of a table of votes."""
+
+    votes: Annotated[
+        list[Path] | None, Option(help="table2: votes that raters sent back, files or folders; counts them.")
+    ] = None
+    limit: Annotated[int | None, Option(min=1, help="table2: only so many pairs a page.")] = None
+
+
 @with_groups
 def reproduce(
     ctx: typer.Context,
     table: Annotated[str, Argument(help="table1, table2, table3a, table3b, table4, table5, figure5 or figure6.")],
     judged: JudgeFlags,
+    rated: StudyFlags,
     scale: Annotated[
         str, Option(help="small: 64 px, narrow networks, hours on a CPU; paper: the paper's settings.")
     ] = "small",
@@ -42,10 +53,6 @@ def reproduce(
         Option(help="Weights for perceptual losses: a file of SqueezeNet 1.1 (small), of VGG-19 (paper)."),
     ] = None,
     no_train: Annotated[bool, Option("--no-train", help="Use finished runs alone; report what is missing.")] = False,
-    votes: Annotated[
-        list[Path] | None, Option(help="table2: votes that raters sent back, files or folders; counts them.")
-    ] = None,
-    limit: Annotated[int | None, Option(min=1, help="table2: only so many pairs a page.")] = None,
     model: Annotated[str, Option(help="figure6: the model whose guidance is shown.")] = "street",
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
@@ -66,7 +73,7 @@ def reproduce(
     if figure:
         _figure(workspace, data or [], model, dry_run, bool(judged.features))
     elif study and not dry_run:
-        _study(table, scale, workspace, data or [], votes, limit)
+        _study(table, scale, workspace, data or [], rated)
     else:
         _table(table, scale, workspace, data or [], dry_run, gpu if "gpu" in given else None)
 
@@ -96,18 +103,16 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
         raise typer.Exit(1)
 
 
-def _study(
-    table: str, scale: str, workspace: Workspace, data: list[str], votes: list[Path] | None, limit: int | None
-) -> None:
+def _study(table: str, scale: str, workspace: Workspace, data: list[str], rated: StudyFlags) -> None:
     """Write the pages of a table of votes, or count the votes."""
     from piti.reproduction import raters
     from piti.reproduction.plans import data_folders, plan_of
 
     plan = plan_of(table, scale)
-    if votes:
-        typer.echo(f"{plan.title}: {raters.count_studies(plan, workspace.out, votes)} and .json")
+    if rated.votes:
+        typer.echo(f"{plan.title}: {raters.count_studies(plan, workspace.out, rated.votes)} and .json")
         return
-    made = raters.write_studies(plan, replace(workspace, data=data_folders(plan.sets, data)), log, limit)
+    made = raters.write_studies(plan, replace(workspace, data=data_folders(plan.sets, data)), log, rated.limit)
     for study in made.written.values():
         typer.echo(str(study))
         print_notes(study.notes)

@@ -19,10 +19,11 @@ from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_
 from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
 from piti.editing.trajectory import Inverted, Progress, Redraw, Walk
 from piti.models import Tokens
+from piti.pipelines.call import ConditionInput
 from piti.pipelines.canvas import MAX_RATIO, Canvas, extended
 from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, Prepared
 from piti.pipelines.noise import one_each, upsampler_generators
-from piti.pipelines.pipeline import ConditionInput, PITIPipeline
+from piti.pipelines.pipeline import PITIPipeline
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,20 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Shaped
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.spec import Spec
+from piti.models.any_encoder import AnyEncoderSpec, built_encoder, encoder_spec_of
 from piti.models.casting import NetworkMixin
-from piti.models.encoders import AlignedEncoder, AlignedEncoderSpec, ConditionEncoder, EncoderSpec, Tokens
-from piti.models.language import LanguageEncoder, LanguageSpec
+from piti.models.encoders import AlignedEncoderSpec, EncoderSpec, Tokens
 from piti.models.noised import NoisedSmallImage, NoisedSpec
 from piti.models.pixel_head import PixelHead, PixelHeadSpec
+from piti.models.preconditioning import DetailPreconditioning
 from piti.models.space import SpaceSpec
-from piti.models.text import TextEncoder, TextEncoderSpec
+from piti.models.text import TextEncoderSpec
 from piti.models.unet import UNetSpec, build_unet
 from piti.models.wiring import Wiring
-
-AnyEncoderSpec = EncoderSpec | TextEncoderSpec | AlignedEncoderSpec | LanguageSpec
-AnyEncoder = ConditionEncoder | TextEncoder | AlignedEncoder | LanguageEncoder
 
 MAX_SIDE = 65_536
 """Pixels of a side that any network is built for."""
@@ -66,44 +64,6 @@ class Prediction(NamedTuple):
 
 NetworkStep = Callable[[Tensor, Tensor, Tokens], Tensor]
 """(seen [B, C, H, W], t, tokens) -> output and variance [B, 3|6, H, W]; see `Translator.step`."""
-
-
-class DetailPreconditioning(nn.Module):
-    """Preconditioning for an upsampler: the image is known up to what its small image lacks.
-
-    Karras et al. 2022 (arXiv 2206.00364, eq. 7 and table 1), applied to the residual r = x₀ − L between the image
-    and its enlarged small image, of standard deviation std: with s = σ_t/α_t the UNet sees c_in (x_t/α_t − L) and
-    L, and x̂₀ = L + c_skip (x_t/α_t − L) + c_out F. So its input and its target F have unit variance at any t, and
-    noise and details need not pass through its first level, which for a patch of p² pixels is too narrow for them.
-    """
-
-    log_noise: Tensor
-
-    def __init__(self, std: float, steps: int) -> None:
-        super().__init__()
-        self.std = std
-        self.register_buffer("log_noise", torch.full((steps,), math.nan))  # log s_t; see `set_noise`
-
-    def set_noise(self, alphas_cumprod: Float[Tensor, " t"]) -> None:
-        """Take the levels of a noise schedule, ᾱ_t. They are saved with the weights."""
-        self.log_noise.copy_((0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()).to(self.log_noise))
-
-    def distance(self, x_t: Tensor, large: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t/α_t − L [B, 3, H, W], and s_t [B, 1, 1, 1], in float32."""
-        log_noise = self.log_noise.to(t.device).float()  # offloading may keep it elsewhere
-        s = log_noise[t.reshape(-1).expand(len(x_t))].exp().view(-1, 1, 1, 1)
-        return x_t * (1 + s.square()).sqrt() - large, s  # 1/α = √(1 + s²)
-
-    def forward(self, x_t: Tensor, large: Tensor, t: Tensor) -> Tensor:
-        """What the UNet sees of x_t, [B, 3, H, W]."""
-        y, s = self.distance(x_t, large, t)
-        return (y / (s.square() + self.std**2).sqrt()).to(x_t.dtype)
-
-    def image(self, out: Tensor, x_t: Tensor, large: Tensor, t: Tensor) -> Tensor:
-        """x̂₀ [B, 3, H, W] of the UNet's output F."""
-        y, s = self.distance(x_t, large, t)
-        total = s.square() + self.std**2
-        return large + (self.std**2 / total) * y + s * self.std / total.sqrt() * out
 
 
 class Translator(NetworkMixin, ConfigMixin):
@@ -166,18 +126,12 @@ class Translator(NetworkMixin, ConfigMixin):
         self.learned_variance, self.inpaint, self.one_step = learned_variance, inpaint, one_step
         self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
         self.noised = None if noised_spec is None else NoisedSmallImage(NoisedSpec.parse(noised_spec, "noised_spec"))
-        sample_size, points = image_size // self.space_spec.factor // patch_size, self.space_spec.channels
-        pixels = patch_size**2
+        points, side = self.space_spec.channels, image_size // self.space_spec.factor
         seen, made = points + (4 if inpaint else 0) + (0 if low_res is None else 3), points * (1 + learned_variance)
-        if unet_config is None:
-            unet = UNetSpec.parse(unet_spec or {}, "unet_spec")
-            out_channels = made * pixels if head is None else unet.channels[0]
-            self.unet = build_unet(unet, sample_size, in_channels=seen * pixels, out_channels=out_channels)
-        else:
-            _check_foreign(unet_config, unet_spec, seen * pixels, made * pixels, head)
-            self.unet = UNet2DConditionModel(**plain_config(unet_config))
+        folded = _Folded(side // patch_size, seen * patch_size**2, made * patch_size**2)
+        self.unet = folded.unet(unet_spec, unet_config, head)
         self.wiring = Wiring.of(self.unet.config)
-        encoder = _encoder_for(self.wiring, encoder_spec, text_spec, aligned_spec, language_spec)
+        encoder = encoder_spec_of(self.wiring, encoder_spec, text_spec, aligned_spec, language_spec)
         _check_sizes(image_size, patch_size, low_res, encoder, head)
         if self.wiring.leveled != (self.noised is not None):
             raise UserError("'noised_spec' goes with a UNet that takes a noise level ('class_embed_type': timestep)")
@@ -185,7 +139,7 @@ class Translator(NetworkMixin, ConfigMixin):
         if head is not None:
             maps = encoder.channels if isinstance(encoder, AlignedEncoderSpec) else ()
             self.head = PixelHead(head, self.unet.config["block_out_channels"][0], made, seen, maps)
-        self.encoder = _built(encoder, self.wiring, sample_size)
+        self.encoder = built_encoder(encoder, self.wiring, folded.side)
 
     @property
     def condition_side(self) -> int | None:
@@ -352,69 +306,34 @@ def _check_space(space: SpaceSpec, image_size: int, patch_size: int, low_res: in
         raise UserError(f"'image_size' {image_size} is not a multiple of 'space_spec.factor' {space.factor}")
 
 
-def _check_foreign(
-    config: Mapping[str, Any], spec: Mapping[str, Any] | None, seen: int, made: int, head: PixelHeadSpec | None
-) -> None:
-    """Raises UserError unless a UNet's configuration has the channels that it is to have, and is given alone."""
-    if spec or head is not None:
-        raise UserError("'unet_config' is given: leave 'unet_spec' and 'head_spec' out")
-    if (config["in_channels"], config["out_channels"]) != (seen, made):
-        raise UserError(
-            f"the UNet sees {config['in_channels']} channels and makes {config['out_channels']}; images of this model "
-            f"ask for {seen} and {made}"
-        )
+class _Folded(NamedTuple):
+    """What a UNet sees and makes, patches folded into channels."""
 
+    side: int
+    """Of a square image's folded form."""
+    seen: int
+    made: int
+    """Channels."""
 
-def _encoder_for(
-    unet: Wiring,
-    fields: Mapping[str, Any] | None,
-    text: Mapping[str, Any] | None,
-    aligned: Mapping[str, Any] | None,
-    language: Mapping[str, Any] | None,
-) -> AnyEncoderSpec | None:
-    """The encoder's spec, none where the UNet takes no condition. Raises UserError unless the two fit."""
-    given = {"encoder_spec": fields, "text_spec": text, "aligned_spec": aligned, "language_spec": language}
-    named = [f"'{name}'" for name, value in given.items() if value]
-    if len(named) > 1:
-        raise UserError(f"{' and '.join(named)} are given; a translator has one encoder: remove the others")
-    if unet.sequence is None:
-        if fields or text or language:
-            raise UserError("an encoder is given, but the UNet's 'token_width' is null; leave one of them out")
-        return AlignedEncoderSpec.parse(aligned, "aligned_spec") if aligned else None
-    if aligned:
-        raise UserError("'aligned_spec' has no tokens, but the UNet's 'token_width' is set; make it null")
-    if language:
-        return LanguageSpec.parse(language, "language_spec")
-    encoder = TextEncoderSpec.parse(text, "text_spec") if text else EncoderSpec.parse(fields or {}, "encoder_spec")
-    _check_widths(encoder, unet)
-    return encoder
+    def unet(
+        self, fields: Mapping[str, Any] | None, config: Mapping[str, Any] | None, head: PixelHeadSpec | None
+    ) -> UNet2DConditionModel:
+        """The UNet of a `UNetSpec`'s fields, or of diffusers' own configuration. head: makes the pixels in its place.
 
-
-def _check_widths(encoder: EncoderSpec | TextEncoderSpec, unet: Wiring) -> None:
-    """Raises UserError unless an encoder's tokens are as wide as the UNet's."""
-    if encoder.token_width != unet.sequence:
-        raise UserError(
-            f"the encoder's 'width' {encoder.token_width} is not the UNet's 'token_width' {unet.sequence}; make them "
-            "equal"
-        )
-    if unet.pooled is not None and encoder.pooled_width != unet.pooled_width:
-        raise UserError(
-            f"the encoder's pooled token has width {encoder.pooled_width}, the UNet takes {unet.pooled_width}; make "
-            "them equal"
-        )
-
-
-def _built(encoder: AnyEncoderSpec | None, unet: Wiring, sample_size: int) -> AnyEncoder | None:
-    """The encoder of a spec, for a UNet whose first level has this side."""
-    if encoder is None:
-        return None
-    if isinstance(encoder, TextEncoderSpec):
-        return TextEncoder(encoder)
-    if isinstance(encoder, LanguageSpec):
-        return LanguageEncoder(encoder)
-    if isinstance(encoder, AlignedEncoderSpec):
-        return AlignedEncoder(encoder, list(unet.skips), sample_size)
-    return ConditionEncoder(encoder, list(unet.skips), sample_size)
+        Raises UserError for a configuration that has other channels or is not given alone.
+        """
+        if config is None:
+            spec = UNetSpec.parse(fields or {}, "unet_spec")
+            made = self.made if head is None else spec.channels[0]
+            return build_unet(spec, self.side, in_channels=self.seen, out_channels=made)
+        if fields or head is not None:
+            raise UserError("'unet_config' is given: leave 'unet_spec' and 'head_spec' out")
+        if (config["in_channels"], config["out_channels"]) != (self.seen, self.made):
+            raise UserError(
+                f"the UNet sees {config['in_channels']} channels and makes {config['out_channels']}; images of this "
+                f"model ask for {self.seen} and {self.made}"
+            )
+        return UNet2DConditionModel(**plain_config(config))
 
 
 def _check_sizes(

@@ -7,14 +7,17 @@ Each has one meaning beside our own names: `guidance_scale` is 1 + w, `num_infer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+from diffusers.utils.outputs import BaseOutput
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from piti.conditions import ConditionError, Given, Handed
 from piti.core.errors import UserError, option
 from piti.core.images import to_pil
 from piti.core.spec import choices
@@ -25,6 +28,12 @@ from piti.pipelines.options import SamplingKeywords
 
 if TYPE_CHECKING:
     from piti.pipelines.pipeline import PITIPipeline
+
+ConditionInput = Handed | Mapping[str, Given]
+"""A file, a PIL image, its pixels as an array (uint8 [h, w, 3], or numbers [h, w]; depth as floats in metres), a tensor
+of numbers [h, w], which is read like the array, or what the condition's `read` returns, [K, h, w]. For a prior: the
+text itself, a `Path` of a text file, or tokens. For several conditions at once: one of these for each part that is
+given, by the part's name."""
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 """PIL images; NumPy [N, H, W, 3] or tensor [N, 3, H, W] in [0, 1]; or a tensor [N, 3, H, W] in [-1, 1], as the last
@@ -61,6 +70,27 @@ NAMES_OF_DIFFUSERS = (
 """Those that it takes."""
 
 T = TypeVar("T")
+
+
+@dataclass
+class PITIPipelineOutput(BaseOutput):
+    """What a pipeline returns."""
+
+    images: Any
+    """`num_images` for each condition, in the order of the conditions: a list of PIL images, or an array or tensor,
+    see `OutputType`."""
+
+
+# Arguments
+
+
+def listed(condition: Any) -> list[Any]:
+    """One condition, or the several of a sequence that is no text. Raises ConditionError for none."""
+    several = isinstance(condition, Sequence) and not isinstance(condition, str | bytes)
+    inputs = list(condition) if several else [condition]
+    if not inputs:
+        raise ConditionError("no condition is given", remedy="give one, or several in a list")
+    return inputs
 
 
 def one_of(ours: str, own: T | None, theirs: str, other: T | None) -> T | None:
@@ -194,6 +224,11 @@ class StepCallback:
         for name in self.names:
             if name not in TENSOR_INPUTS:
                 raise UserError(choices(name, TENSOR_INPUTS), option="callback_on_step_end_tensor_inputs", value=name)
+
+    @classmethod
+    def of(cls, pipe: PITIPipeline, callback: StepEnd | None, names: Sequence[str]) -> StepCallback | None:
+        """That of a call; none where no callback is given."""
+        return None if callback is None else cls(pipe, callback, names)
 
     def control(self) -> StepControl:
         """Of a batch to come."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,6 +128,11 @@ def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], canvas: Canvas, t
     part = part_of(canvas, translator)
     resized = condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), part)
     return resized if part == whole else extended(resized, whole)
+
+
+def content_hash(content: Tensor) -> str:
+    """The hash of a condition as an encoder reads it, see `fitted`."""
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
 def part_of(canvas: Canvas, translator: Sized) -> tuple[int, int]:

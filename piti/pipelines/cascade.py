@@ -17,7 +17,8 @@ from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
 from piti.models import PIXELS, LanguageSpec, Space, TextEncoderSpec, Tokens, Translator
-from piti.models.translator import AnyEncoderSpec, NetworkStep
+from piti.models.any_encoder import AnyEncoderSpec
+from piti.models.translator import NetworkStep
 from piti.pipelines.canvas import Canvas, fitted
 from piti.pipelines.noise import upsampler_generators
 

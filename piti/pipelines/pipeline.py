@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +19,7 @@ from piti.checkpoints.folder import (
     find_model,
     list_models,
 )
-from piti.conditions import Condition, ConditionError, Given, Handed, TextCondition
+from piti.conditions import Condition, TextCondition
 from piti.core.distributed import usable_device
 from piti.core.errors import UserError
 from piti.core.images import to_pil
@@ -33,6 +30,7 @@ from piti.models import PIXELS, Space, Translator
 from piti.pipelines.call import (
     TENSOR_INPUTS,
     OutputType,
+    PITIPipelineOutput,
     StepCallback,
     StepEnd,
     as_output,
@@ -40,9 +38,10 @@ from piti.pipelines.call import (
     checked_latents,
     gathered,
     images_each,
+    listed,
     merged,
 )
-from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, fitted
+from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, content_hash, fitted
 from piti.pipelines.cascade import (
     Batch,
     Network,
@@ -71,17 +70,6 @@ __all__ = [
     "list_models",
     "usable_device",
 ]
-
-ConditionInput = Handed | Mapping[str, Given]
-
-
-@dataclass
-class PITIPipelineOutput(BaseOutput):
-    """What a pipeline returns."""
-
-    images: Any
-    """`num_images` for each condition, in the order of the conditions: a list of PIL images, or an array or tensor,
-    see `OutputType`."""
 
 
 class PITIPipeline(SavedPipeline):
@@ -215,11 +203,8 @@ class PITIPipeline(SavedPipeline):
     ) -> PITIPipelineOutput:
         """Translate one condition or several, `num_images` times each (1).
 
-        condition: a `ConditionInput` or several in a list: a file, a PIL image, its pixels as an array (uint8
-        [h, w, 3], or numbers [h, w]; depth as floats in metres), a tensor of numbers [h, w], which is read like the
-        array, or what the condition's `read` returns, [K, h, w]. Its image has its proportions, see `Canvas`. For a
-        prior: the text itself, a `Path` of a text file, or tokens. For several conditions at once: one of these for
-        each part that is given, by the part's name.
+        condition: a `ConditionInput`, such as a file or a PIL image, or several in a list. Its image has its
+        proportions, see `Canvas`.
         generator: decides the noise; the same generator gives the same images, whatever the batch; several: one an
         image, each deciding what it would alone. batch_size: images made at once, by either network. on_step: called
         with (steps done, steps in all, x̂₀ [B, C, H, W]), counted over both networks; x̂₀ is the whole canvas, in
@@ -233,15 +218,10 @@ class PITIPipeline(SavedPipeline):
 
         Raises ConditionError or ImageError for a condition, UserError for an option, or for two names of one.
         """
-        several = isinstance(condition, Sequence) and not isinstance(condition, str | bytes)
-        inputs = list(condition) if several else [condition]
-        if not inputs:
-            raise ConditionError("no condition is given", remedy="give one, or several in a list")
+        inputs = listed(condition)
         count = images_each(num_images, num_images_per_prompt, batch_size)
         options = SamplingOptions.from_flat(merged(sampling, num_inference_steps, guidance_scale))
-        callback = None
-        if callback_on_step_end is not None:
-            callback = StepCallback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        callback = StepCallback.of(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         everything = self._prepared(inputs, count, generator, options, latents)
         check_output(output_type, everything.canvases, self.space)
         images = self._in_batches(everything, batch_size, on_step, callback, output_type)
@@ -414,8 +394,3 @@ class PITIPipeline(SavedPipeline):
 
 
 _TOGETHER = "an upsampler and its scheduler go together; give both, or neither"
-
-
-def content_hash(content: Tensor) -> str:
-    """The hash of a condition as an encoder reads it."""
-    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
