@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,10 +146,18 @@ def bundled_models() -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / INDEX_FILE).is_file()}
 
 
+def imported_folder(name: str) -> Path:
+    """Where a hub id's model of another family is kept once it was imported: in `piti/priors` of `$XDG_CACHE_HOME`, or
+    of ~/.cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "piti" / "priors" / name.replace("/", "__")
+
+
 def find_model(name: str | Path, **kwargs: Any) -> Path:
     """The folder of a bundled model, of a path (also a training run's), or of a model of the hub.
 
-    kwargs: passed on to the hub's download. Raises ModelError that lists what there is.
+    A text-to-image model of another family on the hub is imported on the way, once, see `imported_folder`. kwargs:
+    passed on to the hub's download. Raises ModelError that lists what there is.
     """
     path, bundled = Path(name), bundled_models()
     if str(name) in bundled:
@@ -156,6 +165,8 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
     for folder in (path, path / "model"):
         if (folder / INDEX_FILE).is_file():
             return folder
+    if (imported_folder(str(name)) / INDEX_FILE).is_file():
+        return imported_folder(str(name))
     known = f"bundled models: {', '.join(bundled) or 'none'}"
     if path.exists():
         raise ModelError(f"{path} holds no {INDEX_FILE}; give a model's folder or a training run's ({known})")
@@ -171,12 +182,28 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
+        index = Path(snapshot_download(name, allow_patterns=[INDEX_FILE], **kwargs)) / INDEX_FILE
+        if not (index.is_file() and _is_foreign(index)):
+            return Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
     except Exception as error:  # the hub raises errors of many libraries
         raise ModelError(
             f"there is no model '{name}': no folder or training run of this name is here, and the hub did not give it",
             remedy=f"check the path ({known}); what the hub said: {error}",
         ) from error
+    from piti.checkpoints.priors import import_prior  # which writes folders as this module does
+
+    if any(value is not None for value in kwargs.values()):
+        raise ModelError(
+            f"'{name}' is a model of diffusers of another family, imported as it is by now",
+            remedy=f"leave {', '.join(kwargs)} out, or import it beforehand: piti import",
+        )
+    import_prior(name, imported_folder(name), overwrite=True)
+    return imported_folder(name)
+
+
+def _is_foreign(index: Path) -> bool:
+    """Whether a model's index is that of a pipeline of diffusers' own."""
+    return _read_json(index.parent, index.name).get("_class_name") not in (None, "PITIPipeline")
 
 
 # Opening
@@ -193,6 +220,10 @@ class ModelFolder:
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
         """Read index and condition. Raises ModelError, and ConditionError for a condition that is not known."""
+        index = path / INDEX_FILE
+        if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
+            kind = _read_json(path, INDEX_FILE)["_class_name"]
+            raise ModelError(f"{path}: is a folder of diffusers, a {kind}", remedy=f"import it: piti import {path}")
         condition = condition_from_config(_read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
         return cls(path, _read_json(path, INDEX_FILE), condition.found_in(path))
 

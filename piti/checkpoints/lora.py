@@ -73,6 +73,21 @@ def adapter_parameters(translator: Translator) -> list[nn.Parameter]:
     return [p for name, p in translator.unet.named_parameters() if ".lora_" in name]
 
 
+def matrices(translator: Translator) -> list[nn.Parameter]:
+    """Weights and biases of the UNet's products and convolutions, adapters aside: what autocast reads in half
+    precision."""
+    layers = (module for name, module in translator.unet.named_modules() if ".lora_" not in name)
+    kinds = (nn.Linear, nn.Conv2d)
+    return [one for layer in layers if isinstance(layer, kinds) for one in layer.parameters(recurse=False)]
+
+
+def keep_half(translator: Translator, dtype: torch.dtype) -> None:
+    """Hold what adapters leave as it is in half precision. Under autocast to the same type that computes the same, to
+    the bit: it casts these weights before every product."""
+    for parameter in matrices(translator):
+        parameter.data = parameter.data.to(dtype)
+
+
 @dataclass(frozen=True)
 class Adapted:
     """A translator with adapters, as it is saved: its encoder, its adapters, and the name of its prior."""

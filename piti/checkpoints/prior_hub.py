@@ -13,15 +13,20 @@ _SMALL = [INDEX_FILE, "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.vocab"]
 _FULL, _HALF = "{part}/*.safetensors", "{part}/*.fp16*.safetensors"
 
 
+def fetched_configurations(name: str) -> Path:
+    """The folder of a model of the hub with its configurations and tokenizers alone. Raises ModelError."""
+    if name.count("/") != 1:
+        raise ModelError(f"there is no folder '{name}', and it is no id of the hub (owner/name)")
+    return _download(name, _SMALL, [])
+
+
 def fetched(name: str, wanted: Callable[[Mapping[str, Any], str], list[str]]) -> Path:
     """The folder of a model of the hub: its configurations, then the weights of the parts that `wanted` names.
 
     Of weights in several precisions the full ones are fetched. wanted: (model_index.json, its name) => folders.
     Raises ModelError, and what `wanted` raises.
     """
-    if name.count("/") != 1:
-        raise ModelError(f"there is no folder '{name}', and it is no id of the hub (owner/name)")
-    folder = _download(name, _SMALL, [])
+    folder = fetched_configurations(name)
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

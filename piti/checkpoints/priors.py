@@ -14,8 +14,16 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from piti.checkpoints.convert import Exchanged, check_outside, is_model
-from piti.checkpoints.folder import AUTOENCODER, INDEX_FILE, SCHEDULERS, ModelError, Saveable, write_model_folder
-from piti.checkpoints.prior_hub import fetched
+from piti.checkpoints.folder import (
+    AUTOENCODER,
+    INDEX_FILE,
+    SCHEDULERS,
+    ModelError,
+    Saveable,
+    imported_folder,
+    write_model_folder,
+)
+from piti.checkpoints.prior_hub import fetched, fetched_configurations
 from piti.checkpoints.shards import WeightFiles
 from piti.checkpoints.weights import WEIGHTS_FILE, check_finite, write_weights
 from piti.conditions import TextCondition
@@ -158,6 +166,18 @@ def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Exch
     return Exchanged(found.what, folder, out, parameters, (found.use(),))
 
 
+def not_imported(name: str) -> Recognised | None:
+    """What a text-to-image model of the hub is that is named by its id and was not imported yet, by its configurations;
+    None for any other name. Raises ModelError."""
+    path = Path(name)
+    if path.exists() or name.count("/") != 1 or name.startswith(".") or (imported_folder(name) / INDEX_FILE).is_file():
+        return None
+    folder = fetched_configurations(name)
+    if _json(folder / INDEX_FILE).get("_class_name") == "PITIPipeline":
+        return None
+    return recognised(folder)
+
+
 def _weights_wanted(index: Mapping[str, Any], source: str) -> list[str]:
     """The folders of a repository whose weights an import reads. Raises PriorError."""
     family = _family(index, source)
@@ -279,7 +299,7 @@ _OTHERS = {
     "Img2Img": "starts from a picture",
     "ControlNet": "is a model with a ControlNet beside it",
     "InstructPix2Pix": "changes pictures, and its UNet sees more than noise",
-    "Upscale": "enlarges pictures",
+    "Upscale": "enlarges pictures in latents beside their pixels, as what follows DeepFloyd IF's second stage does",
     "StableDiffusion3": "is a transformer with flow matching, which is not supported",
     "Flux": "is a transformer with flow matching, which is not supported",
     "PixArt": "is a transformer, which is not supported",

@@ -17,6 +17,10 @@ _VARIANTS = (None, "fp16")
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
+Kind = tuple[str, list[int]]
+"""Type, as safetensors names it, and shape of a tensor."""
+
+
 @dataclass(frozen=True)
 class WeightFiles:
     """Where each tensor of a part lies."""
@@ -24,6 +28,7 @@ class WeightFiles:
     folder: Path
     files: dict[str, Path]
     """By the tensors' names."""
+    kinds: dict[str, Kind]
     variant: str | None
 
     @classmethod
@@ -33,10 +38,11 @@ class WeightFiles:
             middle = "" if variant is None else f".{variant}"
             whole = folder / f"{stem}{middle}.safetensors"
             if whole.is_file():
-                return cls(folder, dict.fromkeys(_names(whole), whole), variant)
+                kinds = _kinds(whole)
+                return cls(folder, dict.fromkeys(kinds, whole), kinds, variant)
             index = folder / f"{stem}.safetensors.index{middle}.json"
             if index.is_file():
-                return cls(folder, _sharded(index), variant)
+                return cls(folder, *_sharded(index), variant)
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise WeightsError(
             "holds its weights as pickles alone, which can run code" if pickled else "holds no weights",
@@ -57,14 +63,12 @@ class WeightFiles:
 
     def kind(self, name: str, shape: Sequence[int]) -> Tensor:
         """A tensor on the meta device, of the type of the one of this name. Raises WeightsError for another shape."""
-        with safe_open(self.files[name], "pt") as file:
-            part = file.get_slice(name)
-            if list(part.get_shape()) != list(shape) or part.get_dtype() not in _DTYPES:
-                raise WeightsError(
-                    f"'{name}' is {part.get_dtype()} {list(part.get_shape())}, its config.json asks for {list(shape)}",
-                    source=self.files[name],
-                )
-            return torch.empty(list(shape), dtype=_DTYPES[part.get_dtype()], device="meta")
+        dtype, held = self.kinds[name]
+        if held != list(shape) or dtype not in _DTYPES:
+            raise WeightsError(
+                f"'{name}' is {dtype} {held}, its config.json asks for {list(shape)}", source=self.files[name]
+            )
+        return torch.empty(list(shape), dtype=_DTYPES[dtype], device="meta")
 
     def read(self, name: str) -> Tensor:
         """A tensor itself."""
@@ -81,22 +85,23 @@ class WeightFiles:
             )
 
 
-def _names(path: Path) -> list[str]:
+def _kinds(path: Path) -> dict[str, Kind]:
     try:
         with safe_open(path, "pt") as file:
-            return list(file.keys())
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (part.get_dtype(), list(part.get_shape())) for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: is no whole .safetensors file ({error}); fetch it again") from None
 
 
-def _sharded(index: Path) -> dict[str, Path]:
+def _sharded(index: Path) -> tuple[dict[str, Path], dict[str, Kind]]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {name: index.parent / str(file) for name, file in places.items()}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{index}: is no index of shards ({error}); fetch it again") from None
-    held = {path: set(_names(path)) for path in sorted(set(files.values()))}
+    held = {path: _kinds(path) for path in sorted(set(files.values()))}
     for name, path in files.items():
         if name not in held[path]:
             raise WeightsError(f"{path}: holds no '{name}', which {index.name} says is there; fetch it again")
-    return files
+    return files, {name: held[path][name] for name, path in files.items()}

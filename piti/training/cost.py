@@ -13,18 +13,19 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork
-from piti.checkpoints.lora import inject
+from piti.checkpoints.lora import inject, matrices
 from piti.core.errors import Message, UserError, option
 from piti.core.spec import choices
 from piti.diffusion.losses import adversarial_named
-from piti.models import AlignedEncoder, LanguageEncoder, Translator
+from piti.models import AlignedEncoder, LanguageEncoder, SpaceSpec, Translator
 from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator, all_logits
 from piti.models.perceptual import PerceptualNetwork
 from piti.models.text import TextEncoder
-from piti.training.flops import PassCost, count_pass
+from piti.training.flops import Checkpoints, PassCost, count_pass
 from piti.training.losses import AdversarialLossSpec, ImageLossSpec
 from piti.training.recipe import Recipe
 from piti.training.stages import NETWORKS, Stage, freeze_all_but, parts_named
@@ -36,6 +37,7 @@ holds for networks large enough to fill a GPU: Dhariwal & Nichol 2021 (arXiv 210
 V100s for UNets of this kind. Small ones stay far below it."""
 SMALL = 2e10
 """FLOPs of one image below which a network is taken to be too small to fill a GPU. A guess: nothing was measured."""
+AUTOENCODER = "autoencoder (if of Stable Diffusion's size)"
 ROOM = 0.9
 """Share of a GPU's memory that an estimate may fill: the allocator's gaps and cuDNN's workspace need the rest."""
 
@@ -126,12 +128,15 @@ def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
             inject(translator, recipe.lora)
     networks = {name: parts_named(translator, name) for name in NETWORKS}
     parameters = {name: sum(map(_size, parts)) for name, parts in networks.items() if parts}
-    own = sum(parameters.values())
     passes: dict[tuple[str, ...], PassCost] = {}
     for trains in dict.fromkeys(stage.trains for stage in recipe.stages):
         passes[trains] = _translator_pass(translator, recipe, trains)
-    channels = _condition_channels(config)
-    stages = tuple(_stage_cost(recipe, stage, own, passes[stage.trains], channels) for stage in recipe.stages)
+    channels, held = _condition_channels(config), held_bytes(translator, recipe)
+    stages = tuple(_stage_cost(recipe, stage, held, passes[stage.trains], channels) for stage in recipe.stages)
+    if translator.space_spec.latent:
+        encoding = _encoding_pass(translator.space_spec, recipe)
+        parameters[AUTOENCODER] = encoding.weights
+        stages = tuple(_with_latents(stage, encoding) for stage in stages)
     if any(stage.adversarial for stage in recipe.stages):
         parameters["discriminator"] = _size(_discriminator(recipe, channels))
     return Cost(parameters, passes[recipe.stages[0].trains].forward, stages)
@@ -175,12 +180,22 @@ def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
 # A stage
 
 
-def _stage_cost(recipe: Recipe, stage: Stage, own: int, inner: PassCost, condition_channels: int) -> StageCost:
-    """own: parameters of the translator; inner: its pass. The losses on x̂₀ count by the share of images and steps
-    on which they act, and in memory by the share of images."""
+def held_bytes(translator: Translator, recipe: Recipe) -> int:
+    """Bytes of a translator's weights in every stage: with their averages and autocast's copies, but for those that no
+    stage trains."""
+    half = 0 if recipe.precision == "no" else 2
+    freeze_all_but(translator, recipe.trained)
+    learning = sum(p.numel() for p in translator.parameters() if p.requires_grad)
+    low = sum(p.numel() for p in matrices(translator)) if recipe.adapts and half else 0
+    return (8 + half) * learning + 4 * (_size(translator) - learning) - 2 * low
+
+
+def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condition_channels: int) -> StageCost:
+    """held: see `held_bytes`; inner: the translator's pass. The losses on x̂₀ count by the share of images and steps on
+    which they act, and in memory by the share of images."""
     half = 0 if recipe.precision == "no" else 2  # autocast's copy of every weight
     flops, activations = float(inner.flops), float(inner.activations)
-    state = (8 + half) * own + 12 * inner.learning  # weights and average; gradients and two moments
+    state = held + (4 + recipe.optimizer.bytes) * inner.learning  # gradients and two moments
     for spec, outer in _outer_passes(recipe, stage, condition_channels):
         acting = stage.share_of(spec, recipe.schedule.steps)
         flops += outer.flops * acting * max(0, stage.steps - spec.after) / stage.steps
@@ -188,6 +203,41 @@ def _stage_cost(recipe: Recipe, stage: Stage, own: int, inner: PassCost, conditi
         state += (4 + half) * outer.weights + 12 * outer.learning
     images = stage.steps * recipe.batch * recipe.accumulation
     return StageCost(stage.name, images, flops, state, activations)
+
+
+_WIDTHS = (128, 256, 512, 512)
+"""Of the levels of Stable Diffusion's autoencoder, which SDXL has too."""
+
+
+def _encoding_pass(space: SpaceSpec, recipe: Recipe) -> PassCost:
+    """An image to latents, by an autoencoder of Stable Diffusion's widths, whatever the prior's is.
+
+    It runs in TF32, at half the rate of bf16: its FLOPs count twice. What it needs for a moment is not counted. Crops
+    that are the same in every epoch are encoded once where the recipe keeps their latents: they count nothing.
+    """
+    levels = space.factor.bit_length()
+    settings: dict[str, Any] = {
+        "block_out_channels": (_WIDTHS[0],) * max(0, levels - len(_WIDTHS)) + _WIDTHS[-levels:],
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
+    with torch.device("meta"):
+        network = AutoencoderKL(**settings, layers_per_block=2, latent_channels=space.channels)
+    size = _size(network)
+    network.requires_grad_(False)
+
+    def run(batch: int) -> Tensor:
+        images = _images(batch, recipe.data.size).requires_grad_()
+        return network.encoder(images).sum()
+
+    if recipe.latent_cache is not None and recipe.data.crop_scale == (1.0, 1.0):
+        return PassCost(0, 0, 0, weights=size)
+    forward = count_pass(run, None).forward
+    return PassCost(forward, 2 * forward, 0, weights=size)
+
+
+def _with_latents(stage: StageCost, encoding: PassCost) -> StageCost:
+    return replace(stage, flops=stage.flops + encoding.flops, state=stage.state + 4 * encoding.weights)
 
 
 def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, ...]) -> PassCost:
@@ -205,7 +255,10 @@ def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, 
         return total if variance is None else total + variance.float().sum()
 
     learning = sum(p.numel() for p in freeze_all_but(translator, trains))
-    found = replace(count_pass(run, _low(recipe)), learning=learning)
+    checkpoints = Checkpoints() if recipe.checkpointing else None
+    if checkpoints is not None:
+        translator.unet.enable_gradient_checkpointing(checkpoints)
+    found = replace(count_pass(run, _low(recipe), checkpoints), learning=learning)
     translator.zero_grad(set_to_none=True)
     return found
 

@@ -181,6 +181,8 @@ def _why_not(accelerator: Accelerator, recipe: Recipe, world: int) -> str | None
         return "precision: fp16 needs a GPU; take bf16 or no"
     if _wants("FSDP") and not is_sharded(accelerator):
         return "FSDP shards over two or more GPUs, and here are not; leave its config file out"
+    if recipe.optimizer.kind == "adamw8bit" and (is_sharded(accelerator) or is_zero(accelerator)):
+        return "optimizer.kind: adamw8bit holds its moments whole, in blocks; with FSDP or DeepSpeed take adamw"
     if is_sharded(accelerator):
         return _why_not_sharded(accelerator, recipe)
     if _wants("DEEPSPEED") and not is_zero(accelerator):
@@ -196,6 +198,14 @@ def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
     if recipe.precision == "fp16":
         return "precision: fp16 is not supported with FSDP; take bf16"
     return None
+
+
+def frozen_type(accelerator: Accelerator, recipe: Recipe) -> torch.dtype | None:
+    """The half precision in which weights under adapters may be held; none where they stay as they are: without
+    autocast, and where processes share weights, which are then of one type."""
+    if is_sharded(accelerator) or is_zero(accelerator):
+        return None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
 
 
 def _wants(what: str) -> bool:

@@ -22,10 +22,15 @@ class Weights:
     """
 
     def __init__(self, translator: ImageNetwork, decay: float, sharded: bool) -> None:
-        """translator: as the run begins, on its device; decay: of the average."""
+        """translator: as the run begins, on its device; a parameter that no stage trains needs no gradient, and is its
+        own average; decay: of the average."""
         self.whole, self.sharded = translator, sharded
         self.trained = translator
-        self.ema = EMAModel(translator.parameters(), decay=decay, foreach=True)
+        parameters = list(translator.parameters())
+        self.fixed = [not (sharded or parameter.requires_grad) for parameter in parameters]
+        self.ema = EMAModel([], decay=decay, foreach=True)
+        pairs = zip(parameters, self.fixed, strict=True)
+        self.ema.shadow_params = [one.detach() if fixed else one.detach().clone() for one, fixed in pairs]
 
     def begin_stage(self) -> ImageNetwork:
         """The translator that the next stage is to freeze, prepare and train."""
@@ -84,8 +89,10 @@ class Weights:
     # The average of this process's shards
 
     def _place_average(self) -> None:
-        pairs = zip(self.ema.shadow_params, self.trained.parameters(), strict=True)
-        self.ema.shadow_params = [shard(average, parameter) for average, parameter in pairs]
+        rows = zip(self.ema.shadow_params, self.trained.parameters(), self.fixed, strict=True)
+        self.ema.shadow_params = [
+            parameter.detach() if fixed else shard(average, parameter) for average, parameter, fixed in rows
+        ]
 
     def _whole_average(self) -> list[Tensor]:
         pairs = zip(self.ema.shadow_params, self.trained.parameters(), strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,54 @@ class PassCost:
     """Parameters of networks beside the translator."""
 
 
-def count_pass(run: Callable[[int], Tensor], low: torch.dtype | None) -> PassCost:
+class Checkpoints:
+    """What stands in for torch's checkpointing in a network whose cost is counted.
+
+    Of a checkpointed block its inputs are kept; what it keeps itself is there while it alone goes back, for which its
+    forward pass is computed again.
+    """
+
+    def __init__(self) -> None:
+        self.counted: Callable[[], int] = lambda: 0
+        """FLOPs until now."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was counted."""
+        self.inputs: set[torch.UntypedStorage] = set()
+        self.blocks: list[int] = []
+        self.flops = 0
+
+    def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As diffusers' networks call a block that is checkpointed."""
+        own: set[torch.UntypedStorage] = set()
+        given = {x.untyped_storage() for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
+        before = self.counted()
+
+        def pack(x: Tensor) -> Tensor:
+            own.add(x.untyped_storage())
+            return x
+
+        with saved_tensors_hooks(pack, lambda x: x):
+            made = block(*args, **kwargs)
+        self.inputs |= given
+        self.flops += self.counted() - before
+        self.blocks.append(_bytes(own - given))
+        return made
+
+
+def count_pass(
+    run: Callable[[int], Tensor], low: torch.dtype | None, checkpoints: Checkpoints | None = None
+) -> PassCost:
     """Count what `run`, a function of the batch, does on meta tensors up to the sum that it returns, and back.
 
     FLOPs are those of products and convolutions, not of what acts element by element. Activations are the bytes that
     a third image adds to the tensors saved for the backward pass, storages counted once (one image alone shares
-    storages that more do not); what is held only for a moment is not counted. low: what autocast casts to, if anything.
+    storages that more do not); what is held only for a moment is not counted. low: what autocast casts to, if anything;
+    checkpoints: what the network was given in place of torch's checkpointing.
     """
     kept: list[set[torch.UntypedStorage]] = []
+    checkpoints = Checkpoints() if checkpoints is None else checkpoints
 
     def pack(x: Tensor) -> Tensor:
         kept[-1].add(x.untyped_storage())
@@ -45,16 +85,26 @@ def count_pass(run: Callable[[int], Tensor], low: torch.dtype | None) -> PassCos
 
     def forward(batch: int) -> Tensor:
         kept.append(set())
+        checkpoints.begin()
         with _AsOnGPU(low), saved_tensors_hooks(pack, lambda x: x):
-            return run(batch)
+            total = run(batch)
+        kept[-1] |= checkpoints.inputs
+        return total
 
     with FlopCounterMode(display=False) as counter:
+        checkpoints.counted = counter.get_total_flops
         total = forward(2)
-        there = counter.get_total_flops()
+        there, again, before = counter.get_total_flops(), checkpoints.flops, checkpoints.blocks
         total.backward()
+    checkpoints.counted = lambda: 0
     forward(3)
-    two, three = (sum(storage.nbytes() for storage in storages) for storages in kept)
-    return PassCost(there // 2, counter.get_total_flops() // 2, three - two)
+    two, three = map(_bytes, kept)
+    largest = max((more - less for less, more in zip(before, checkpoints.blocks, strict=True)), default=0)
+    return PassCost(there // 2, (counter.get_total_flops() + again) // 2, three - two + largest)
+
+
+def _bytes(storages: Iterable[torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages)
 
 
 class _AsOnGPU(TorchFunctionMode):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder, find_model
 from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, inject
+from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
 from piti.conditions import Condition, MaskCondition
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
 from piti.models import Translator
+from piti.models.translator import plain_config
 from piti.training.recipe import Recipe, RecipeError
 
 UNET = "unet."
@@ -133,18 +134,19 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
     weight of the UNet is missing or has another shape, or if the prior was trained with another schedule or another
     kind of prediction.
     """
+    found = not_imported(name) if only_check else None
+    if found is not None:
+        _check_config(translator, found.unet, name)
+        _check_schedule(found.schedule, schedule, name)
+        return f"prior {name}: {found.what}; fetched and imported when the run begins"
     folder = _network_of(translator, name, "prior")
     given, scheduler = _weights(folder)
     own = translator.state_dict()
-    _check_config(translator, folder)
+    theirs = ModelFolder.open(folder.parent).config(folder.name).get("unet_config")
+    _check_config(translator, theirs or {}, str(folder))
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     _check_shapes("prior", folder, own, given, unet)
-    learned = spec_of(scheduler)
-    if learned != schedule:
-        raise RecipeError(
-            f"prior: {folder.parent} was trained with schedule {learned.to_dict()}, the recipe has "
-            f"{schedule.to_dict()}; its UNet knows no other, so copy its schedule into the recipe"
-        )
+    _check_schedule(spec_of(scheduler), schedule, str(folder.parent))
     if not only_check:
         translator.load_state_dict({key: given[key] for key in unet}, strict=False)
     left = sorted(key for key in given if key.startswith(ENCODER))
@@ -152,20 +154,26 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
     return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}"
 
 
-def _check_config(translator: Translator, folder: Path) -> None:
+def _check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> None:
+    if learned != schedule:
+        raise RecipeError(
+            f"prior: {name} was trained with schedule {learned.to_dict()}, the recipe has "
+            f"{schedule.to_dict()}; its UNet knows no other, so copy its schedule into the recipe"
+        )
+
+
+def _check_config(translator: Translator, theirs: Mapping[str, Any], name: str) -> None:
     """Raises RecipeError where a UNet of another family is not the prior's: its weights may fit all the same."""
-    config = translator.config.get("unet_config")
-    if config is None:
+    if translator.config.get("unet_config") is None:
         return
-    theirs = ModelFolder.open(folder.parent).config(folder.name).get("unet_config") or {}
-    known = dict(translator.unet.config)  # with the defaults of what is not said
-    usual = {name: one.default for name, one in signature(UNet2DConditionModel.__init__).parameters.items()}
-    odd = [
-        key for key in sorted(known.keys() & usual.keys()) if _plain(known[key]) != _plain(theirs.get(key, usual[key]))
-    ]
+    if theirs:
+        with torch.device("meta"):  # for the defaults of what is not said, and what follows from the rest
+            theirs = dict(UNet2DConditionModel(**plain_config(theirs)).config)
+    ours = {key: value for key, value in translator.unet.config.items() if not key.startswith("_")}
+    odd = [key for key, value in sorted(ours.items()) if _plain(value) != _plain(theirs.get(key))]
     if odd:
-        named = ", ".join(f"{key}: {theirs.get(key, usual[key])} there, {known[key]} here" for key in odd[:3])
-        raise RecipeError(f"prior: 'model.unet_config' is not that of {folder} ({named}); copy it from its config.json")
+        named = ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in odd[:3])
+        raise RecipeError(f"prior: 'model.unet_config' is not that of {name} ({named}); copy it from its config.json")
 
 
 def _plain(value: Any) -> Any:

@@ -93,6 +93,7 @@ class Trainer:
         )
         sharded = is_sharded(self.accelerator)
         self.translator = run.translator if sharded else run.translator.to(self.device)
+        freeze_all_but(self.translator, recipe.trained)
         self.weights = Weights(self.translator, recipe.ema, sharded)
         self.accelerator.register_for_checkpointing(self.weights)
         low_res, seed, max_bad = self.objective.low_res, recipe.seed, recipe.data.max_bad

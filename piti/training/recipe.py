@@ -369,6 +369,11 @@ class Recipe(Spec):
         return any(LORA in stage.trains for stage in self.stages)
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """What some stage trains, by the names of `Stage.trains`."""
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.trains))
+
+    @property
     def one_step(self) -> bool:
         """Whether what the last stage leaves knows the last timestep alone."""
         return self.stages[-1].from_noise == 1

@@ -7,6 +7,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
+from piti.checkpoints.lora import keep_half
+from piti.checkpoints.priors import not_imported
 from piti.core.distributed import together
 from piti.data.pairs import NO_VALIDATION
 from piti.models import Translator
@@ -19,11 +21,12 @@ from piti.training.build import (
     find_base,
     open_data,
 )
-from piti.training.distributed import build_accelerator
+from piti.training.distributed import build_accelerator, frozen_type
 from piti.training.init import adapt, begin
 from piti.training.loop import Run, Trainer
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunFolder
+from piti.training.stages import eight_bits
 
 
 def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Console | None = None) -> Path:
@@ -54,15 +57,25 @@ def _prepared(
 ) -> tuple[Run, Path | None]:
     """All that the loop works with, checked, and the checkpoint to go on from."""
     checkpoint = folder.check(recipe, resume)
+    if recipe.optimizer.kind == "adamw8bit":
+        eight_bits()
     condition = build_condition(recipe)
     base = find_base(recipe, condition)
     perceptual = build_perceptual(recipe)
     translator = build_network(recipe, condition)
+    foreign = None if recipe.prior is None or checkpoint is not None else not_imported(recipe.prior)
+    if foreign is not None:
+        console.log(f"prior {recipe.prior}: {foreign.what}; it is fetched, and imported into the cache")
     if checkpoint is None:
         console.log(
             begin(translator, recipe, condition) if isinstance(translator, Translator) else "weights drawn anew"
         )
-    adapted = adapt(translator, recipe) if recipe.adapts and isinstance(translator, Translator) else None
+    adapted = None
+    if recipe.adapts and isinstance(translator, Translator):
+        adapted = adapt(translator, recipe)
+        half = frozen_type(accelerator, recipe)
+        if half is not None:
+            keep_half(translator, half)
     training, validation = open_data(recipe, condition, console)
     if validation is None:
         console.log(NO_VALIDATION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -11,6 +11,7 @@ from torch import nn
 
 from piti.baselines import ImageNetwork
 from piti.checkpoints.lora import adapter_parameters
+from piti.core.errors import UserError
 from piti.core.spec import Spec
 from piti.diffusion.losses import acts_at
 from piti.models import Translator
@@ -84,10 +85,18 @@ class Stage(Spec):
 class OptimizerSpec(Spec):
     """AdamW."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit holds its moments in 8 bits, a quarter of the memory, by bitsandbytes (Dettmers et al. 2021, arXiv
+    2110.02861)."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
+
+    @property
+    def bytes(self) -> int:
+        """Of both moments of one parameter."""
+        return 8 if self.kind == "adamw" else 2
 
 
 def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...]) -> list[nn.Parameter]:
@@ -116,9 +125,26 @@ def parts_named(network: ImageNetwork, name: str) -> list[nn.Module]:
     return [part for part in (getattr(network, one, None) for one in names) if part is not None]
 
 
-def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: OptimizerSpec) -> torch.optim.AdamW:
-    """AdamW over what the stage trains; its kernel is fused where the parameters' device has one."""
+def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """AdamW over what the stage trains; its kernel is fused where the parameters' device has one.
+
+    Raises UserError for one in 8 bits where that cannot be."""
+    settings: dict[str, Any] = {"lr": stage.lr_at(0), "betas": spec.betas, "weight_decay": spec.weight_decay}
+    if spec.kind == "adamw8bit":
+        return eight_bits().AdamW8bit(parameters, **settings)
     fused = all(p.device.type in {"cpu", "cuda"} for p in parameters)
-    return torch.optim.AdamW(
-        parameters, lr=stage.lr_at(0), betas=spec.betas, weight_decay=spec.weight_decay, fused=fused
-    )
+    return torch.optim.AdamW(parameters, fused=fused, **settings)
+
+
+def eight_bits() -> Any:
+    """The optimisers of bitsandbytes. Raises UserError where it is not installed, or does not load."""
+    try:
+        import bitsandbytes.optim as optimizers  # pyright: ignore[reportMissingImports]
+    except Exception as error:  # where its library does not load it raises errors of many kinds
+        missing = isinstance(error, ModuleNotFoundError)
+        raise UserError(
+            "optimizer.kind: adamw8bit needs bitsandbytes, which "
+            + ("is not installed" if missing else f"does not load here ({error})"),
+            remedy="pip install 'piti[adamw8bit]', or take optimizer.kind: adamw",
+        ) from error
+    return optimizers

@@ -10,100 +10,170 @@ import torch
 import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file
+from torch import Tensor
 
-from piti.checkpoints.lora import ADAPTER_FILE
-from piti.checkpoints.priors import import_prior, recognised
+from piti.checkpoints.folder import ModelFolder
+from piti.checkpoints.lora import ADAPTER_FILE, LoraSpec, adapter_parameters, inject, keep_half
+from piti.checkpoints.priors import recognised
+from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
 from piti.diffusion.losses import diffusion_loss
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
-from piti.editing import edit
-from piti.models import Space, SpaceSpec
+from piti.models import Space, SpaceSpec, Tokens, Translator
+from piti.models.wiring import Wiring
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import Recipe, RecipeError, plan, train
+from piti.training import Recipe, RecipeError, plan, read_recipe, train
+from piti.training.build import translator_config
 from piti.training.latent_cache import CachedSpace
+from piti.training.stages import freeze_all_but
 from tests.conftest import TINY_MODEL, tiny_recipe
 from tests.priors import tiny
 
 pytest.importorskip("transformers")
 
 WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
+TWO_STAGES = [
+    {"name": "adapt", "trains": ["encoder"], "steps": 1, "lr": 1e-2},
+    {"name": "joint", "trains": ["encoder", "unet"], "steps": 1, "lr": 1e-2},
+]
+WITH_ADAPTERS = [TWO_STAGES[0], {**TWO_STAGES[1], "trains": ["encoder", "lora"]}]
+TOKENS: dict[str, dict[str, int]] = {
+    "stable": {"sequence_width": 16, "pooled": 0},
+    "sdxl": {"sequence_width": 24, "pooled": 8},
+    "floyd": {"sequence_width": 8, "pooled": 0},
+}
+"""What each UNet takes of an encoder."""
 
 
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model imported from a tiny Stable Diffusion."""
-    folder = tmp_path_factory.mktemp("prior")
-    tiny.stable_diffusion(folder)
-    import_prior(folder / "diffusers", folder / "model")
-    return folder
-
-
-def recipe_of(prior: Path, data: Path, **changes: Any) -> Recipe:
-    found = recognised(prior / "diffusers")
+def recipe_of(prior: tiny.Imported, data: Path, family: str = "stable", /, **changes: Any) -> Recipe:
+    found = recognised(prior.folder)
+    side = found.arguments()["image_size"]
     values = tiny_recipe(
         data,
-        prior=str(prior / "model"),
+        prior=str(prior.model),
         schedule=found.schedule.to_dict(),
         model={
-            "image_size": 16,
-            "learned_variance": False,
-            "encoder": {**TINY_MODEL["encoder"], "sequence_width": 16, "pooled": 0},  # type: ignore[dict-item]
+            "image_size": side,
+            "learned_variance": found.arguments()["learned_variance"],
+            "encoder": {**TINY_MODEL["encoder"], **TOKENS[family]},  # type: ignore[dict-item]
             "unet_config": found.unet,
             "space": found.space.to_dict(),
         },
-        stages=[
-            {"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-3},
-            {"name": "joint", "trains": ["encoder", "unet"], "steps": 1, "lr": 1e-3},
-        ],
+        data={"root": str(data), "size": side, "condition_size": 16},
+        stages=TWO_STAGES,
+        batch=2,
+        preview={"every": 100, "count": 1, "judged": 1, "steps": 1},
+        checkpoint={"every": 1, "keep": 2},
     )
     return Recipe.parse(values | changes, "test")
 
 
-def test_two_stages_then_images_and_an_edit(prior: Path, tiny_data: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(prior, tiny_data, latent_cache=str(tmp_path / "latents"))
-    train(recipe, tmp_path / "run")
-    assert list((tmp_path / "latents").rglob("*.safetensors"))
+def unet_of(path: Path) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in load_file(path).items() if name.startswith("unet.")}
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize("family", TOKENS)
+def test_two_stages_of_which_the_first_leaves_the_unet_as_it_is(
+    request: pytest.FixtureRequest, tiny_data: Path, tmp_path: Path, family: str
+) -> None:
+    prior: tiny.Imported = request.getfixturevalue(family)
+    train(recipe_of(prior, tiny_data, family, checkpointing=True), tmp_path / "run")
+    before = unet_of(prior.model / "base/diffusion_pytorch_model.safetensors")
+    first, second = sorted((tmp_path / "run/checkpoints").glob("*/model.safetensors"))
+    assert same(unet_of(first), before)
+    assert not same(unet_of(second), before)
+    assert not any("models" in name for name in load_file(second))  # its text encoders
     pipe = PITIPipeline.from_pretrained(tmp_path / "run")
     pipe.set_progress_bar_config(disable=True)
-    masks = sorted((tiny_data / "labels").glob("*.png"))
-    made = pipe(masks[0], steps=3, sampler="ddim", generator=torch.Generator().manual_seed(0)).images[0]
-    assert made.size == (20, 16)  # of the mask's proportions
-    edited = edit(pipe, made, masks[1], masks[0], num_images=1)
-    assert edited.images[0].size == made.size
+    made = pipe(sorted((tiny_data / "labels").glob("*.png"))[0], steps=2, sampler="ddim").images[0]
+    assert made.height == prior.ours.base.image_size
 
 
-def test_what_is_frozen_stays_as_it_is_to_the_bit(prior: Path, tiny_data: Path, tmp_path: Path) -> None:
-    stages = [{"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-2}]
-    train(recipe_of(prior, tiny_data, stages=stages, checkpointing=True), tmp_path / "run")
-    ours, theirs = load_file(tmp_path / "run" / WEIGHTS), load_file(prior / WEIGHTS)
-    unet = [name for name in theirs if name.startswith("unet.")]
-    assert all(torch.equal(ours[name], theirs[name]) for name in unet)
-    assert not any("models" in name for name in ours)
+def test_sdxl_is_told_of_an_uncut_photograph_of_the_images_size(sdxl: tiny.Imported) -> None:
+    tokens = Tokens(torch.ones(2, 8), torch.ones(2, 5, 24))
+    given = Wiring.of(recognised(sdxl.folder).unet).arguments(tokens, (24, 16), None)["added_cond_kwargs"]
+    assert given["text_embeds"] is tokens.pooled
+    assert given["time_ids"].tolist() == [[24, 16, 0, 0, 24, 16]] * 2
 
 
-def test_adapters_take_the_autoencoder_of_their_prior(prior: Path, tiny_data: Path, tmp_path: Path) -> None:
-    stages = [{"name": "joint", "trains": ["encoder", "lora"], "steps": 1, "lr": 1e-2}]
-    train(recipe_of(prior, tiny_data, stages=stages, lora={"rank": 2}), tmp_path / "run")
+def test_adapters_on_a_unet_in_half_precision_take_the_autoencoder_of_their_prior(
+    stable: tiny.Imported, tiny_data: Path, tmp_path: Path
+) -> None:
+    before = file_hash(stable.model / "base/diffusion_pytorch_model.safetensors")
+    recipe = recipe_of(stable, tiny_data, stages=WITH_ADAPTERS, lora={"rank": 2}, precision="bf16")
+    train(recipe, tmp_path / "run")
     assert (tmp_path / "run/model/base" / ADAPTER_FILE).is_file()
     assert not (tmp_path / "run/model/vae").exists()
+    (kept,) = sorted((tmp_path / "run/checkpoints").glob("*2/model.safetensors"))
+    held = {name: tensor.dtype for name, tensor in load_file(kept).items()}
+    assert held["unet.conv_in.weight"] == torch.bfloat16
+    assert held["unet.conv_norm_out.weight"] == torch.float32
+    assert {dtype for name, dtype in held.items() if "lora_" in name or "encoder." in name} == {torch.float32}
     assert PITIPipeline.from_pretrained(tmp_path / "run").space.spec == SpaceSpec(channels=4, factor=2)
+    assert file_hash(stable.model / "base/diffusion_pytorch_model.safetensors") == before
 
 
-def test_the_plan_tells_costs_and_another_unet_is_refused(prior: Path, tiny_data: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(prior, tiny_data)
+def test_what_adapters_leave_computes_the_same_in_half_precision(stable: tiny.Imported) -> None:
+    """To the bit, under autocast, gradients of the adapters included."""
+    made = []
+    for half in (False, True):
+        translator = ModelFolder.open(stable.model).load("base", torch.float32)[0]
+        torch.manual_seed(0)
+        inject(translator, LoraSpec(rank=2))
+        freeze_all_but(translator, ("lora",))
+        if half:
+            keep_half(translator, torch.bfloat16)
+        torch.manual_seed(1)
+        tokens = Tokens(torch.zeros(2, 0), torch.randn(2, 5, 16))
+        with torch.autocast("cpu", torch.bfloat16):
+            output = translator(torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), tokens).output
+        output.float().square().sum().backward()
+        made.append([output, *(one.grad for one in adapter_parameters(translator))])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*made, strict=True))
+
+
+def test_the_plan_tells_costs_and_another_unet_is_refused(
+    stable: tiny.Imported, tiny_data: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(stable, tiny_data, stages=TWO_STAGES[:1])
     rows = {row["what"]: row["plan"] for row in plan(recipe, tmp_path / "run", "rtx4090")}
     assert "weights of its UNet taken" in rows["begins"]
+    assert "autoencoder (if of Stable Diffusion's size) 73.0M parameters" in rows["networks"]  # of two levels
     assert "4090" in rows["speed"]
     model = recipe.model.to_dict()
     model["unet_config"] = {**model["unet_config"], "flip_sin_to_cos": False}
     with pytest.raises(RecipeError, match=r"'model.unet_config' is not that of .*flip_sin_to_cos: True there, False"):
-        plan(recipe_of(prior, tiny_data, model=model), tmp_path / "run")
+        plan(recipe_of(stable, tiny_data, model=model), tmp_path / "run")
 
 
-def test_losses_on_pixels_are_refused_in_latents(prior: Path, tiny_data: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "unet", "tokens"),
+    [
+        ("sd15", 859_520_964, 768),
+        ("sd21", 865_910_724, 1024),
+        ("sdxl-lora", 2_567_463_684, 2048),
+        ("deepfloyd-if", 4_304_695_110, 4096),
+    ],
+)
+def test_recipes_have_the_unets_that_were_published(name: str, unet: int, tokens: int) -> None:
+    """By their numbers of parameters; IF-I-XL is said to have 4.3 billion."""
+    recipe = read_recipe(name)
+    with torch.device("meta"):
+        translator = Translator(**translator_config(recipe.model, None))
+    assert sum(one.numel() for one in translator.unet.parameters()) == unet
+    assert translator.wiring.sequence == tokens
+    assert [stage.trains[0] for stage in recipe.stages] == ["encoder", "encoder"]
+
+
+def test_losses_on_pixels_are_refused_in_latents(stable: tiny.Imported, tiny_data: Path) -> None:
     stage = {"name": "joint", "steps": 1, "lr": 1e-3, "perceptual": {"weight": 1.0}}
     with pytest.raises(UserError, match="look at pixels, and this model makes latents"):
-        recipe_of(prior, tiny_data, stages=[stage])
+        recipe_of(stable, tiny_data, stages=[stage])
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

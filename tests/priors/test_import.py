@@ -19,17 +19,9 @@ from tests.priors import tiny
 pytest.importorskip("transformers")
 
 
-@pytest.fixture(scope="module")
-def stable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of Stable Diffusion."""
-    folder = tmp_path_factory.mktemp("stable")
-    tiny.stable_diffusion(folder)
-    return folder / "diffusers"
-
-
 @pytest.fixture
-def copied(stable: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(stable, tmp_path / "diffusers")
+def copied(stable: tiny.Imported, tmp_path: Path) -> Path:
+    return shutil.copytree(stable.folder, tmp_path / "diffusers")
 
 
 def changed(path: Path, **values: Any) -> None:
@@ -37,8 +29,8 @@ def changed(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(config | values), encoding="utf-8")
 
 
-def test_a_folder_says_itself_what_it_is(stable: Path) -> None:
-    found = recognised(stable)
+def test_a_folder_says_itself_what_it_is(stable: tiny.Imported) -> None:
+    found = recognised(stable.folder)
     assert found.what == "Stable Diffusion, predicts noise, 16 px, tokens of 16"
     assert found.use().endswith("used scheduler, text_encoder, tokenizer, unet, vae")
     assert found.schedule.to_dict() == {
@@ -57,6 +49,8 @@ def test_a_folder_says_itself_what_it_is(stable: Path) -> None:
     ("file", "values", "why"),
     [
         ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "fills in pictures"),
+        ("model_index.json", {"_class_name": "StableDiffusionUpscalePipeline"}, "follows DeepFloyd IF's second stage"),
+        ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "distilled for a few guided steps"),
         ("model_index.json", {"_class_name": "FluxPipeline"}, "flow matching, which is not supported; give a text-to-"),
         ("model_index.json", {"_class_name": "SomePipeline"}, "is none that is known here; .*StableDiffusionPipeline"),
         ("model_index.json", {"text_encoder": [None, None]}, "has no 'text_encoder', which is needed"),
@@ -125,9 +119,8 @@ def test_shards_and_half_precision_are_read(copied: Path, tmp_path: Path) -> Non
     assert all(torch.equal(written[f"unet.{name}"], tensor) for name, tensor in tensors.items())
 
 
-def test_a_model_that_was_imported_is_saved_and_loaded_again(stable: Path, tmp_path: Path) -> None:
-    import_prior(stable, tmp_path / "model")
-    pipe = PITIPipeline.from_pretrained(tmp_path / "model")
+def test_a_model_that_was_imported_is_saved_and_loaded_again(stable: tiny.Imported, tmp_path: Path) -> None:
+    pipe = stable.ours
     pipe.save_pretrained(tmp_path / "again")
     again = PITIPipeline.from_pretrained(tmp_path / "again")
     assert again.defaults == pipe.defaults
@@ -138,8 +131,8 @@ def test_a_model_that_was_imported_is_saved_and_loaded_again(stable: Path, tmp_p
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
-def test_files_are_told_from_folders_and_ids(stable: Path) -> None:
-    assert is_pipeline(str(stable))
+def test_files_are_told_from_folders_and_ids(stable: tiny.Imported) -> None:
+    assert is_pipeline(str(stable.folder))
     assert is_pipeline("owner/name")
     assert not is_pipeline("models/base.pt")
     assert not is_pipeline("base.pt")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from piti.checkpoints.priors import import_prior
+from piti.pipelines.pipeline import PITIPipeline
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CONTEXT = 12
@@ -49,6 +54,27 @@ SIMPLE: dict[str, Any] = {
     "addition_embed_type": "text",
     "addition_embed_type_num_heads": 2,
 }
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A pipeline of diffusers, its folder, and the model that was imported from that."""
+
+    theirs: Any
+    folder: Path
+    model: Path
+    ours: PITIPipeline
+
+
+def imported(build: Callable[..., Any], folder: Path, **settings: Any) -> Imported:
+    """A pipeline that `build` makes below `folder`, imported; an upsampler alone has no pipeline of ours."""
+    theirs, model = build(folder, **settings), folder / "model"
+    import_prior(folder / "diffusers", model)
+    alone = build is floyd_upsampler
+    ours: Any = None if alone else PITIPipeline.from_pretrained(model)
+    if ours is not None:
+        ours.set_progress_bar_config(disable=True)
+    return Imported(theirs, folder / "diffusers", model, ours)
 
 
 def unet(**settings: Any) -> UNet2DConditionModel:

@@ -10,12 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from piti.checkpoints.lora import LoraSpec, inject
 from piti.core.errors import UserError
 from piti.models import Translator
 from piti.models.encoders import TransformerBlock
 from piti.training import Recipe, RecipeError, plan
 from piti.training.build import known_condition, translator_config
-from piti.training.cost import DEFAULT_GPU, GIB, GPUS, Cost, StageCost, cost_of, cost_rows, count_pass, gpu_named
+from piti.training.cost import (
+    DEFAULT_GPU,
+    GIB,
+    GPUS,
+    Cost,
+    StageCost,
+    cost_of,
+    cost_rows,
+    count_pass,
+    gpu_named,
+    held_bytes,
+)
+from piti.training.stages import OptimizerSpec
 from tests.conftest import tiny_recipe
 
 ADAPT_AND_JOINT = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 2}]
@@ -202,5 +215,23 @@ def test_adapters_learn_alone() -> None:
     adapters = found.parameters["unet"] - sum(p.numel() for p in bare().unet.parameters())
     assert adapters > 0
     total = found.parameters["encoder"] + found.parameters["unet"]
-    assert found.stages[0].state == 8 * total + 12 * (found.parameters["encoder"] + adapters)
+    learning = found.parameters["encoder"] + adapters
+    assert found.stages[0].state == 20 * learning + 4 * (total - learning)
+    config = translator_config(recipe_of().model, None)
+    for precision, sizes in (("no", (8, 4)), ("bf16", (10, 2))):
+        with torch.device("meta"):
+            translator = Translator(**config)
+            inject(translator, LoraSpec(rank=2))
+        recipe = recipe_of(stages=stages, prior="street", lora={"rank": 2}, precision=precision)
+        norms = held_bytes(translator, recipe) - sizes[0] * learning - sizes[1] * (total - learning)
+        assert 0 <= norms < 0.02 * total  # of what is frozen they stay in float32
     assert found.forward < found.stages[0].flops < 3 * found.forward
+    assert [OptimizerSpec.parse({"kind": kind}, "test").bytes for kind in ("adamw", "adamw8bit")] == [8, 2]
+
+
+def test_checkpointing_keeps_less_and_computes_more(exact: Cost) -> None:
+    found = cost(recipe_of(stages=ADAPT_AND_JOINT[1:], checkpointing=True))
+    (ours,), kept = found.stages, exact.stages[1]
+    assert ours.activations < kept.activations
+    assert kept.flops < ours.flops < kept.flops + found.forward
+    assert ours.state == kept.state
