@@ -105,7 +105,7 @@ def model(
     """Translate a split of a data set, resuming what was interrupted, then measure the images."""
     from piti.core.distributed import joined
     from piti.evaluation.evaluate import evaluate_made
-    from piti.evaluation.generating import Split, generate_split
+    from piti.evaluation.generating import JudgedModel, Split, generate_split
 
     result.check()
     options = measured.options()
@@ -114,9 +114,8 @@ def model(
     chosen = Split(data, split, tuple(conditions or ()), limit)
     ranks = joined()
     with progress("translating", ranks.main) as on_step:
-        made = generate_split(
-            model, chosen, folder, generation, options.device, upsampler, ranks, on_step, num is not None
-        )
+        judged = JudgedModel(model, upsampler, options.device)
+        made = generate_split(judged, chosen, folder, generation, ranks, on_step, num is not None)
     if not ranks.main:
         return
     typer.echo(f"{len(made.images)} images of {model} are in {folder}", err=True)

@@ -30,14 +30,12 @@ def make(
 ) -> None:
     """Write a page on which raters compare two folders of images, pair by pair."""
     from piti.evaluation.condition_folders import only_one
-    from piti.evaluation.preference.study import QUESTION, write_study
+    from piti.evaluation.preference.study import QUESTION, Compared, StudyOptions, write_study
 
-    folder, condition = only_one(conditions.read())
+    compared = Compared(a, b, *only_one(conditions.read()))
+    options = StudyOptions(seed, question or QUESTION, limit, ties, repeats)
     with progress("reading") as on_step:
-        written = write_study(
-            a, b, out, seed, folder, question or QUESTION, limit,
-            condition=condition, ties=ties, repeats=repeats, overwrite=overwrite, on_step=on_step,
-        )  # fmt: skip
+        written = write_study(compared, out, options, overwrite=overwrite, on_step=on_step)
     print_notes(written.notes)
     typer.echo(str(written))
 

@@ -22,7 +22,7 @@ from piti.data.pairs import parts_of
 from piti.evaluation.distances import CMMD_NETWORK, distances
 from piti.evaluation.diversity import feature_spread
 from piti.evaluation.features import FeatureNetwork, features_of, open_features
-from piti.evaluation.generating import Made, Split, generate_split
+from piti.evaluation.generating import JudgedModel, Made, Split, generate_split
 from piti.evaluation.judges import open_judges, with_intervals
 from piti.evaluation.material import ConditionFiles, Material, ProgressMeter
 from piti.evaluation.memorisation import memorised, training_photographs
@@ -83,11 +83,10 @@ def evaluate_files(
 
 def evaluate_model(
     model: str,
-    data: Path,
+    split: Split,
     out: Path,
     options: Options,
     generation: GenerationOptions,
-    split: str = "val",
     ranks: Ranks | None = None,
     on_step: OnProgress | None = None,
 ) -> Evaluation | None:
@@ -98,7 +97,7 @@ def evaluate_model(
     all). See `generate_split` and `evaluate_made` for more choice. Raises UserError.
     """
     ranks = ranks or Ranks()
-    made = generate_split(model, Split(data, split), out, generation, options.device, ranks=ranks, on_step=on_step)
+    made = generate_split(JudgedModel(model, device=options.device), split, out, generation, ranks, on_step)
     return evaluate_made(made, out, options) if ranks.main else None
 
 

@@ -103,13 +103,28 @@ class Made:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class JudgedModel:
+    """The model whose images are judged."""
+
+    name: str
+    upsampler: str | None = None
+    """The model whose upsampler it takes."""
+    device: str | None = None
+
+    def opened(self, base_only: bool) -> PITIPipeline:
+        """Its pipeline, on its device. Raises ModelError."""
+        pipeline = PITIPipeline.from_pretrained(self.name, upsampler=self.upsampler, base_only=base_only)
+        pipeline.to(usable_device(self.device))
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
 def generate_split(
-    model: str,
+    model: JudgedModel,
     split: Split,
     out: Path,
     options: GenerationOptions,
-    device: str | None = None,
-    upsampler: str | None = None,
     ranks: Ranks | None = None,
     on_step: Callable[[int, int], None] | None = None,
     num_given: bool = True,
@@ -122,12 +137,10 @@ def generate_split(
     """
     ranks = ranks or Ranks()
     with together():
-        pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=options.sampling.base_only)
-        pipeline.to(usable_device(device))
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = model.opened(options.sampling.base_only)
         options, notes = _of_one_image(pipeline, options, num_given)
         digest = weights_sha256(pipeline)
-        name = model_name(model, upsampler, digest[:_SHOWN])
+        name = model_name(model.name, model.upsampler, digest[:_SHOWN])
         pairs = split.pairs(pipeline.condition)
         made = made_with(options.sampling.resolve(pipeline), options.seed, name)
         if ranks.main:
@@ -137,8 +150,8 @@ def generate_split(
             pipeline, TranslationFiles(inputs, out, parts=parts), options, name, on_step=on_step, ranks=ranks
         )
     facts = {
-        "name": model,
-        **({"upsampler": upsampler} if upsampler else {}),
+        "name": model.name,
+        **({"upsampler": model.upsampler} if model.upsampler else {}),
         "weights_sha256": digest,
         "condition": pipeline.condition.kind,
         **_split_facts(split),

@@ -12,7 +12,7 @@ from rich.console import Console
 from piti.core.errors import Message, UserError, text_of
 from piti.core.files import whole_file
 from piti.evaluation.preference.statistics import Preference, count_votes
-from piti.evaluation.preference.study import Study, write_study
+from piti.evaluation.preference.study import Compared, Study, StudyOptions, write_study
 from piti.evaluation.preference.votes import KEY_SUFFIX, StudyError, by_study, read_key
 from piti.reproduction.make import Results, check_all, check_alone, dataset_files, trained_once
 from piti.reproduction.published import ABOUT, quotes
@@ -55,10 +55,9 @@ def write_studies(plan: Plan, workspace: Workspace, console: Console, limit: int
     missing: list[str] = []
     for row in others:
         try:
-            written[row.key] = write_study(
-                mine, images(row), page_of(workspace.out, row), _SEED, chosen.conditions, limit=limit,
-                condition=chosen.condition, overwrite=True,
-            )  # fmt: skip
+            compared = Compared(mine, images(row), chosen.conditions, chosen.condition)
+            options = StudyOptions(_SEED, limit=limit)
+            written[row.key] = write_study(compared, page_of(workspace.out, row), options, overwrite=True)
         except (UserError, OSError, RuntimeError) as error:
             missing.append(Message(f"{row.method}: {text_of(error)}"))
     return Studies(written, tuple(missing))

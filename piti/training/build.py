@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.baselines.base import baseline_spec
 from piti.checkpoints.folder import ModelFolder, find_model
+from piti.checkpoints.lora import Adapted
 from piti.conditions import (
     Condition,
     MaskCondition,
@@ -42,7 +44,31 @@ from piti.models.discriminator import Discriminator, DiscriminatorEnsemble, Patc
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.training.adversarial import ImageLosses, build_adversary
 from piti.training.recipe import ModelSpec, Recipe, RecipeError
+from piti.training.run_folder import RunFolder
 from piti.training.stages import Stage
+
+
+@dataclass
+class Run:
+    """What the loop works with, and what its objective minimises."""
+
+    recipe: Recipe
+    condition: Condition
+    translator: ImageNetwork
+    train: SampleSet
+    validation: SampleSet | None
+    folder: RunFolder
+    accelerator: Accelerator
+    perceptual: PerceptualNetwork | None = None
+    """For stages with a perceptual loss."""
+    base: Path | None = None
+    """For an upsampler: the folder of the model whose images it enlarges."""
+    adapted: Adapted | None = None
+    """The translator as it is saved where low-rank adapters are trained on its prior."""
+    discriminator: Discriminator | None = None
+    """For a translator's adversarial stages."""
+    space: Space = PIXELS
+    """Where the translator works."""
 
 
 def build_condition(recipe: Recipe) -> Condition:

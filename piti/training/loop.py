@@ -6,39 +6,33 @@ import contextlib
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
 import piti
 from piti.baselines import ImageNetwork
 from piti.checkpoints.folder import join_base, write_model_folder
-from piti.checkpoints.lora import Adapted
-from piti.conditions import Condition
 from piti.core.distributed import together
 from piti.core.errors import UserError, option
 from piti.core.images import save_png
 from piti.core.seeding import derive_seed
-from piti.data.batches import Batches, BatchStream, SampleSet, TrainingBatch, loader
+from piti.data.batches import Batches, BatchStream, TrainingBatch, loader
 from piti.data.order import numbers_of
 from piti.data.problems import Tally
-from piti.models import PIXELS, Space
-from piti.models.discriminator import Discriminator
-from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import LossOutput
+from piti.training.build import Run
 from piti.training.distributed import is_sharded, prepared, release, unsynced
 from piti.training.ema import Weights
 from piti.training.metrics import Mean, mean_over_processes, sum_of, values_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import objective_of
-from piti.training.recipe import Recipe
 from piti.training.recipe_io import write_recipe
-from piti.training.run_folder import RECIPE_FILE, RunError, RunFolder, RunState, matching_state
+from piti.training.run_folder import RECIPE_FILE, RunError, RunState, matching_state
 from piti.training.stages import Stage, build_optimizer, freeze_all_but
 
 
@@ -50,29 +44,6 @@ class TrainingInterrupted(UserError):
     """The run was asked to stop, and was saved. The message says how to go on."""
 
 
-@dataclass
-class Run:
-    """What the loop works with."""
-
-    recipe: Recipe
-    condition: Condition
-    translator: ImageNetwork
-    train: SampleSet
-    validation: SampleSet | None
-    folder: RunFolder
-    accelerator: Accelerator
-    perceptual: PerceptualNetwork | None = None
-    """For stages with a perceptual loss."""
-    base: Path | None = None
-    """For an upsampler: the folder of the model whose images it enlarges."""
-    adapted: Adapted | None = None
-    """The translator as it is saved where low-rank adapters are trained on its prior."""
-    discriminator: Discriminator | None = None
-    """For a translator's adversarial stages."""
-    space: Space = PIXELS
-    """Where the translator works."""
-
-
 class Trainer:
     """Trains a run's stages one after the other and keeps its folder up to date."""
 
@@ -81,16 +52,7 @@ class Trainer:
         self.run, self.recipe, self.console, self.accelerator = run, recipe, console, run.accelerator
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self.objective = objective_of(
-            recipe,
-            run.condition,
-            run.perceptual,
-            run.translator,
-            self.accelerator,
-            run.train,
-            run.discriminator,
-            run.space,
-        )
+        self.objective = objective_of(run)
         sharded = is_sharded(self.accelerator)
         self.translator = run.translator if sharded else run.translator.to(self.device)
         freeze_all_but(self.translator, recipe.trained)

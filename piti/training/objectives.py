@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.baselines import BaselineNetwork
 from piti.checkpoints.folder import AUTOENCODER, SCHEDULERS, Saveable
 from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
@@ -25,7 +25,7 @@ from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted
 from piti.training.baseline import BaselineObjective
-from piti.training.build import losses_of, low_res_of, weighting_of
+from piti.training.build import Run, losses_of, low_res_of, weighting_of
 from piti.training.latent_cache import CachedSpace
 from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
@@ -202,18 +202,9 @@ class DiffusionObjective:
         return parts
 
 
-def objective_of(
-    recipe: Recipe,
-    condition: Condition,
-    perceptual: PerceptualNetwork | None,
-    network: ImageNetwork,
-    accelerator: Accelerator,
-    train: SampleSet,
-    discriminator: Discriminator | None = None,
-    space: Space = PIXELS,
-) -> Objective:
-    """What a recipe's run minimises. network: what it trains; train: what it trains on; discriminator: of a
-    translator's adversarial stages, a baseline has its own."""
-    if isinstance(network, BaselineNetwork):
-        return BaselineObjective(recipe, condition, network.baseline, perceptual, accelerator, train)
-    return DiffusionObjective(recipe, condition, perceptual, accelerator, discriminator, space)
+def objective_of(run: Run) -> Objective:
+    """What a run minimises: a baseline has its own losses and adversary."""
+    if isinstance(run.translator, BaselineNetwork):
+        baseline = run.translator.baseline
+        return BaselineObjective(run.recipe, run.condition, baseline, run.perceptual, run.accelerator, run.train)
+    return DiffusionObjective(run.recipe, run.condition, run.perceptual, run.accelerator, run.discriminator, run.space)

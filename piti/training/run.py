@@ -13,6 +13,7 @@ from piti.core.distributed import together
 from piti.data.pairs import NO_VALIDATION
 from piti.models import Translator
 from piti.training.build import (
+    Run,
     build_condition,
     build_discriminator,
     build_network,
@@ -23,7 +24,7 @@ from piti.training.build import (
 )
 from piti.training.distributed import build_accelerator, frozen_type
 from piti.training.init import adapt, begin
-from piti.training.loop import Run, Trainer
+from piti.training.loop import Trainer
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunFolder
 from piti.training.stages import eight_bits

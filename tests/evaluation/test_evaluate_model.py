@@ -13,7 +13,7 @@ from PIL import Image
 from piti.core.errors import UserError
 from piti.core.images import save_png
 from piti.evaluation.evaluate import Options, evaluate_made, evaluate_model
-from piti.evaluation.generating import Split, generate_split
+from piti.evaluation.generating import JudgedModel, Split, generate_split
 from piti.evaluation.pairing import PairingError
 from piti.generation.options import GenerationOptions
 from tests.evaluation.seen import NOISELESS, OPTIONS, baseline_pipeline
@@ -29,7 +29,7 @@ class TestModel:
     def test_a_split_is_translated_once(self, model: Path, tiny_data: Path, tmp_path: Path, aliases: Path) -> None:
         out, steps = tmp_path / "out", []
         options = Options(("colours",), segmenter="nearest", aliases=aliases, bootstrap=4, device="cpu")
-        arguments = (str(model), tiny_data, out, options, self.settings)
+        arguments = (str(model), Split(tiny_data), out, options, self.settings)
         first = evaluate_model(*arguments, on_step=lambda *told: steps.append(told))
         assert steps[-1] == (2, 2)
         assert sorted(path.name for path in out.iterdir()) == [
@@ -55,24 +55,38 @@ class TestModel:
 
     def test_images_made_otherwise_are_not_taken(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2), "cpu")
+        generate_split(
+            JudgedModel(str(model), device="cpu"), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2)
+        )
         with pytest.raises(PairingError, match=r"scene-09_0\.png: is there already, made with steps = 2, and 3"):
-            generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=3), "cpu")
-        more = generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=2, steps=2), "cpu")
+            generate_split(
+                JudgedModel(str(model), device="cpu"),
+                Split(tiny_data),
+                out,
+                GenerationOptions.from_flat(num=1, steps=3),
+            )
+        more = generate_split(
+            JudgedModel(str(model), device="cpu"), Split(tiny_data), out, GenerationOptions.from_flat(num=2, steps=2)
+        )
         assert len(more.images) == 6
         pipeline = tiny_pipeline()
         with torch.no_grad():
             next(pipeline.base.parameters()).add_(1)
         pipeline.save_pretrained(model)
         with pytest.raises(PairingError, match=r"made with model = .*weights"):
-            generate_split(str(model), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2), "cpu")
+            generate_split(
+                JudgedModel(str(model), device="cpu"),
+                Split(tiny_data),
+                out,
+                GenerationOptions.from_flat(num=1, steps=2),
+            )
 
     def test_of_a_limited_split_other_images_in_the_folder_are_not_judged(
         self, model: Path, tiny_data: Path, tmp_path: Path
     ) -> None:
         out, settings = tmp_path / "out", GenerationOptions.from_flat(num=1, steps=1)
-        generate_split(str(model), Split(tiny_data), out, settings, "cpu")
-        made = generate_split(str(model), Split(tiny_data, limit=2), out, settings, "cpu")
+        generate_split(JudgedModel(str(model), device="cpu"), Split(tiny_data), out, settings)
+        made = generate_split(JudgedModel(str(model), device="cpu"), Split(tiny_data, limit=2), out, settings)
         assert (len(made.images), len(made.photographs)) == (2, 3)
         found = evaluate_made(made, out, OPTIONS, tiny_data / "images")
         assert (found.facts["generated"]["images"], found.facts["real"]["images"]) == (2, 12)
@@ -81,11 +95,10 @@ class TestModel:
     def test_a_model_without_noise_makes_one_image_a_condition(self, tiny_data: Path, tmp_path: Path) -> None:
         baseline_pipeline(NOISELESS).save_pretrained(tmp_path / "pix")
         arguments = (
-            str(tmp_path / "pix"),
+            JudgedModel(str(tmp_path / "pix"), device="cpu"),
             Split(tiny_data),
             tmp_path / "out",
             GenerationOptions.from_flat(num=4),
-            "cpu",
         )
         with pytest.raises(PairingError, match=r"num 4: this model reads no noise.*leave num out, or give 1"):
             generate_split(*arguments)
@@ -102,7 +115,10 @@ class TestModel:
         )
         split = Split(tiny_data, limit=1)
         made = generate_split(
-            str(tmp_path / "oasis"), split, tmp_path / "out", GenerationOptions.from_flat(num=2), "cpu"
+            JudgedModel(str(tmp_path / "oasis"), device="cpu"),
+            split,
+            tmp_path / "out",
+            GenerationOptions.from_flat(num=2),
         )
         first, second = (path.read_bytes() for path in made.images)
         assert first != second
@@ -115,7 +131,10 @@ class TestModel:
             save_png(Image.fromarray(lines), tiny_data / "lines" / path.name)
         split = Split(tiny_data, conditions=("sketch=lines",))
         made = generate_split(
-            str(tmp_path / "several"), split, tmp_path / "out", GenerationOptions.from_flat(num=1, steps=1), "cpu"
+            JudgedModel(str(tmp_path / "several"), device="cpu"),
+            split,
+            tmp_path / "out",
+            GenerationOptions.from_flat(num=1, steps=1),
         )
         options = Options(("colours",), segmenter="nearest", aliases=aliases, bootstrap=0, device="cpu")
         found = evaluate_made(made, tmp_path / "out", options)
@@ -127,7 +146,9 @@ class TestModel:
 
         def mistaken(said: str, **values: Any) -> None:
             with pytest.raises(UserError, match=said):
-                generate_split(str(model), Split(tiny_data, **values), tmp_path / "out", settings, "cpu")
+                generate_split(
+                    JudgedModel(str(model), device="cpu"), Split(tiny_data, **values), tmp_path / "out", settings
+                )
 
         mistaken("masks: no such folder", conditions=("masks",))
         mistaken("this model reads one", conditions=("mask=labels",))

@@ -9,7 +9,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -82,46 +82,70 @@ class _Shown(NamedTuple):
     condition: bytes | None
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two folders of pictures that are paired by their stems; `sheet.png` is left out."""
+
+    a: Path
+    b: Path
+    conditions: Path | None = None
+    """A folder with what they were made from, STEM of STEM_0.png, shown above each pair."""
+    condition: Condition | None = None
+    """Draws these files, which are else taken as pictures."""
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What raters are asked, and of which pairs."""
+
+    seed: int = 0
+    """Decides the ids, and which pairs a limit takes."""
+    question: str = QUESTION
+    limit: int | None = None
+    """So many pairs, drawn by the seed."""
+    ties: bool = False
+    """Raters may have no preference."""
+    repeats: int | None = None
+    """Pairs that every rater sees again with sides exchanged; a tenth by default."""
+
+    def __post_init__(self) -> None:
+        """Raises StudyError."""
+        if not self.question.strip() or len(self.question) > 300:
+            raise StudyError(f"{len(self.question)} characters", remedy="ask in 1 to 300", option="question")
+        if self.limit is not None and self.limit < LEAST:
+            raise StudyError(f"a study has at least {LEAST} pairs", option="limit", value=self.limit)
+
+
+_USUAL = StudyOptions()
+
+
 def write_study(
-    a: Path,
-    b: Path,
+    compared: Compared,
     out: Path,
-    seed: int = 0,
-    conditions: Path | None = None,
-    question: str = QUESTION,
-    limit: int | None = None,
+    options: StudyOptions = _USUAL,
     *,
-    condition: Condition | None = None,
-    ties: bool = False,
-    repeats: int | None = None,
     overwrite: bool = False,
     on_step: OnProgress | None = None,
 ) -> Study:
     """Write `out`, a page that compares the pictures of two folders, and its key beside it (`OUT.key.json`).
 
-    a, b: folders of pictures that are paired by their stems; `sheet.png` is left out. A pair's sizes may differ if
-    its proportions do not: the page shows both at one size, enlarged by whole numbers without smoothing. conditions: a
-    folder with what they were made from, STEM of STEM_0.png, shown above; condition: draws these files, which are
-    else taken as pictures. limit: so many pairs, drawn by `seed`, which also decides the ids. ties: raters may have
-    no preference. repeats: pairs that every rater sees again with sides exchanged, a tenth if None. on_step: (pairs
-    read, in all).
+    A pair's sizes may differ if its proportions do not: the page shows both at one size, enlarged by whole numbers
+    without smoothing. on_step: (pairs read, in all).
 
     The page holds the pictures and loads nothing. Which is of A stands in the key alone. The same pictures, seed and
     options give the same files. Raises StudyError, ImageError, OutputError; then nothing was written or changed.
     """
     out, key_file = _places(Path(out), overwrite)
-    if not question.strip() or len(question) > 300:
-        raise StudyError(f"{len(question)} characters", remedy="ask in 1 to 300", option="question")
-    pairs = _paired(Path(a), Path(b), conditions, condition)
-    chosen = _limited(pairs, limit, seed)
-    repeats = _repeats(len(chosen), repeats)
-    shown = _read(chosen, condition, on_step)
-    key = _key(shown, str(a), str(b), seed, question, ties, repeats)
-    page = _page(shown, key, seed)
+    pairs = _paired(compared)
+    chosen = _limited(pairs, options)
+    options = replace(options, repeats=_repeats(len(chosen), options.repeats))
+    shown = _read(chosen, compared.condition, on_step)
+    key = _key(shown, compared, options)
+    page = _page(shown, key, options.seed)
     _check_size(len(page), len(shown))
-    notes = [*_notes(shown, chosen, len(page), condition), *_replaced(key_file, key)]
+    notes = [*_notes(shown, chosen, len(page), compared.condition), *_replaced(key_file, key)]
     _write(out, page, key_file, key, overwrite)
-    return Study(out, key_file, key.study, len(shown), len(pairs), repeats, len(page), tuple(notes))
+    return Study(out, key_file, key.study, len(shown), len(pairs), key.repeats, len(page), tuple(notes))
 
 
 def _write(out: Path, page: bytes, key_file: Path, key: Key, overwrite: bool) -> None:
@@ -157,8 +181,9 @@ def _replaced(key_file: Path, key: Key) -> list[str]:
 # Pairs
 
 
-def _paired(a: Path, b: Path, conditions: Path | None, condition: Condition | None) -> list[_Pair]:
+def _paired(compared: Compared) -> list[_Pair]:
     """The pairs by their stems, sorted. Raises StudyError with the files that have no partner."""
+    a, b, conditions, condition = compared.a, compared.b, compared.conditions, compared.condition
     if a.resolve() == b.resolve():
         raise StudyError(f"{a} and {b} are one folder; give two to compare")
     ours, theirs = _by_stem(a), _by_stem(b)
@@ -190,13 +215,12 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _limited(pairs: Sequence[_Pair], limit: int | None, seed: int) -> list[_Pair]:
-    """`limit` of the pairs, drawn without replacement, in their order."""
-    if limit is not None and limit < LEAST:
-        raise StudyError(f"a study has at least {LEAST} pairs", option="limit", value=limit)
+def _limited(pairs: Sequence[_Pair], options: StudyOptions) -> list[_Pair]:
+    """As many of the pairs as the limit says, drawn without replacement, in their order."""
+    limit = options.limit
     if limit is None or limit >= len(pairs):
         return list(pairs)
-    picked = random.Random(derive_seed(seed, "study limit")).sample(range(len(pairs)), limit)
+    picked = random.Random(derive_seed(options.seed, "study limit")).sample(range(len(pairs)), limit)
     return [pairs[index] for index in sorted(picked)]
 
 
@@ -268,16 +292,17 @@ def _png(image: Image.Image) -> bytes:
 # Page and key
 
 
-def _key(shown: Sequence[_Shown], a: str, b: str, seed: int, question: str, ties: bool, repeats: int) -> Key:
+def _key(shown: Sequence[_Shown], compared: Compared, options: StudyOptions) -> Key:
     """Ids that say nothing, drawn from the seed and the pictures."""
     sums = [(hashlib.sha256(one.a).hexdigest(), hashlib.sha256(one.b).hexdigest()) for one in shown]
-    ids = _ids(3 * len(shown), derive_seed(seed, "study ids", *(word for pair in sums for word in pair)))
+    ids = _ids(3 * len(shown), derive_seed(options.seed, "study ids", *(word for pair in sums for word in pair)))
     pairs = tuple(
         PairKey(id=ids[3 * k], name=one.stem, a=ids[3 * k + 1], b=ids[3 * k + 2], sha256=sums[k])
         for k, one in enumerate(shown)
     )
-    study = study_id(question, ties, repeats, pairs)
-    return Key(study=study, a=a, b=b, seed=seed, question=question, ties=ties, repeats=repeats, pairs=pairs)
+    question, ties, repeats = options.question, options.ties, options.repeats or 0
+    study, a, b = study_id(question, ties, repeats, pairs), str(compared.a), str(compared.b)
+    return Key(study=study, a=a, b=b, seed=options.seed, question=question, ties=ties, repeats=repeats, pairs=pairs)
 
 
 def _ids(count: int, seed: int) -> list[str]:

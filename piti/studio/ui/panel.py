@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
@@ -37,6 +37,19 @@ class Editing:
 
     photograph: Image.Image
     raw: Tensor | None
+
+
+class Settings(NamedTuple):
+    """What the settings of a tab say, in the order in which the page sends them."""
+
+    num: float
+    seed: float | None
+    guidance: float
+    sampler: str | None
+    steps: float
+    variety: float
+    edit_steps: float
+    exact: bool
 
 
 def slug(name: str) -> str:
@@ -201,7 +214,7 @@ class Panel:
         """Progress, then the pictures. Cancels the job if the visitor cancels or leaves."""
         job = None
         try:
-            sources, count, job = await asyncio.to_thread(self._begin, drawn, editing, *values)
+            sources, count, job = await asyncio.to_thread(self._begin, drawn, editing, Settings(*values))
             async for snapshot in job.changes():
                 if not snapshot.state.ended:
                     yield on_the_way(snapshot, sources, count), *_buttons(running=True)
@@ -212,16 +225,13 @@ class Panel:
             if job is not None:
                 job.cancel()
 
-    def _begin(
-        self, drawn: Any, editing: Editing | None, num: float, seed: float | None, guidance: float, sampler: str | None,
-        steps: float, variety: float, edit_steps: float, exact: bool,
-    ) -> Any:  # fmt: skip
+    def _begin(self, drawn: Any, editing: Editing | None, said: Settings) -> Any:
         """Submit the job. Raises UserError for an invalid drawing or settings."""
-        if seed is None:
+        if said.seed is None:
             raise UserError("Seed: is empty; give a whole number, or press 'Another seed'")
-        asked = {"guidance": guidance, "sampler": sampler, "steps": int(steps)}
+        asked = {"guidance": said.guidance, "sampler": said.sampler, "steps": int(said.steps)}
         chosen = {key: value for key, value in asked.items() if value != self.own[key]}  # else the model's own
-        shared: dict[str, Any] = {"model": self.loaded.name, "num": int(num), "seed": int(seed)}
+        shared: dict[str, Any] = {"model": self.loaded.name, "num": int(said.num), "seed": int(said.seed)}
         raw = self.surface.read(drawn)
         if editing is None:
             request = TranslateRequest.parse(shared | (chosen if self.loaded.samplers else {}), "settings")
@@ -230,10 +240,10 @@ class Panel:
             kind = self.loaded.kind
             raise UserError(f"What the photograph shows is not known: first upload its {kind}, or draw it and say so")
         if "guidance" in chosen:
-            shared["guidance"] = guidance
-        shared |= {"steps": int(edit_steps), "variety": variety, "keep_exact": exact}
+            shared["guidance"] = said.guidance
+        shared |= {"steps": int(said.edit_steps), "variety": said.variety, "keep_exact": said.exact}
         job = self.studio.edit(EditRequest.parse(shared, "settings"), editing.photograph, raw, editing.raw)
-        return [SourceImage("before", editing.photograph), self.surface.source(raw)], int(num), job
+        return [SourceImage("before", editing.photograph), self.surface.source(raw)], int(said.num), job
 
     # Inputs and edits; each returns what changes on the page
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from piti.evaluation.preference.study import Study, write_study
+from piti.core.progress import OnProgress
+from piti.evaluation.preference.study import Compared, Study, StudyOptions, write_study
 from piti.evaluation.preference.votes import Key, PairKey, read_key
 
 
@@ -36,9 +37,10 @@ def folders(
     return a, b
 
 
-def study(root: Path, count: int = 6, **options: Any) -> tuple[Study, Key]:
+def study(root: Path, count: int = 6, on_step: OnProgress | None = None, **options: Any) -> tuple[Study, Key]:
     """A study of `folders` in `root`."""
-    written = write_study(*folders(root, count), root / "study.html", 0, **options)
+    compared = Compared(*folders(root, count))
+    written = write_study(compared, root / "study.html", StudyOptions(**options), on_step=on_step)
     return written, read_key(written.key)
 
 

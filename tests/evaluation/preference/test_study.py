@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from piti.conditions import ClassTable, MaskCondition
 from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.evaluation.preference import study as making
-from piti.evaluation.preference.study import QUESTION, write_study
+from piti.evaluation.preference.study import QUESTION, Compared, StudyOptions, write_study
 from piti.evaluation.preference.votes import StudyError, read_key
 from tests.evaluation.preference.studies import folders, page_data, picture, study
 
@@ -59,7 +60,7 @@ def test_sides_and_order_are_even_over_seeds(tmp_path: Path) -> None:
     a, b = folders(tmp_path, 4)
     first_is_a, order = [], set()
     for seed in range(40):
-        written = write_study(a, b, tmp_path / "study.html", seed, overwrite=True)
+        written = write_study(Compared(a, b), tmp_path / "study.html", StudyOptions(seed), overwrite=True)
         of_a = {pair.a for pair in read_key(written.key).pairs}
         name = {pair.id: pair.name for pair in read_key(written.key).pairs}
         pairs = page_data(written.page)["pairs"]
@@ -72,18 +73,20 @@ def test_sides_and_order_are_even_over_seeds(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path: Path) -> None:
     a, b = folders(tmp_path)
-    one, same, other = (write_study(a, b, tmp_path / f"{k}.html", seed) for k, seed in enumerate((1, 1, 2)))
+    one, same, other = (
+        write_study(Compared(a, b), tmp_path / f"{k}.html", StudyOptions(seed)) for k, seed in enumerate((1, 1, 2))
+    )
     assert one.page.read_bytes() == same.page.read_bytes()
     assert one.key.read_bytes() == same.key.read_bytes()
     assert one.id == same.id != other.id
-    assert write_study(b, a, tmp_path / "turned.html", 1).id != one.id
+    assert write_study(Compared(b, a), tmp_path / "turned.html", StudyOptions(1)).id != one.id
 
 
 def test_limit_draws_by_seed(tmp_path: Path) -> None:
     a, b = folders(tmp_path, 12)
     names = []
     for seed in range(6):
-        written = write_study(a, b, tmp_path / f"{seed}.html", seed, limit=4)
+        written = write_study(Compared(a, b), tmp_path / f"{seed}.html", StudyOptions(seed, limit=4))
         assert (written.pairs, written.available, written.repeats) == (4, 12, 2)
         names.append(tuple(pair.name for pair in read_key(written.key).pairs))
     assert len(set(names)) > 3
@@ -105,7 +108,7 @@ def test_conditions_are_drawn_in_the_images_proportions(tmp_path: Path, tiny_dat
     condition = MaskCondition(ClassTable.read(tiny_data / "classes.json"))
     labels = tiny_data / "labels"
     sets = tmp_path / "a", tmp_path / "b"
-    written = write_study(*sets, tmp_path / "drawn.html", 0, labels, condition=condition)
+    written = write_study(Compared(*sets, labels, condition=condition), tmp_path / "drawn.html")
     pairs = page_data(written.page)["pairs"]
     name = {pair.id: pair.name for pair in read_key(written.key).pairs}
     assert len({name[pair["id"]] for pair in pairs}) == 12
@@ -113,19 +116,19 @@ def test_conditions_are_drawn_in_the_images_proportions(tmp_path: Path, tiny_dat
         mask = condition.preview(condition.load(labels / f"{name[pair['id']].removesuffix('_0')}.png"))
         assert np.array_equal(np.asarray(decoded(pair["condition"])), np.asarray(mask.crop((4, 0, 36, 32))))
     assert not written.notes
-    bare = write_study(*sets, tmp_path / "bare.html", 0, labels)
+    bare = write_study(Compared(*sets, labels), tmp_path / "bare.html")
     assert any("nearly black" in note for note in bare.notes)
     (labels / "scene-03.png").unlink()
     with pytest.raises(UserError, match=r"scene-03_0\.png"):
-        write_study(*sets, tmp_path / "missing.html", 0, labels)
+        write_study(Compared(*sets, labels), tmp_path / "missing.html")
 
 
 def test_sizes_may_differ_but_not_proportions(tmp_path: Path) -> None:
     a, b = folders(tmp_path / "sizes", 3, (16, 12), (64, 48))
-    assert write_study(a, b, tmp_path / "sizes.html", 0).pairs == 3
+    assert write_study(Compared(a, b), tmp_path / "sizes.html").pairs == 3
     a, b = folders(tmp_path / "shapes", 3, (16, 16), (64, 48))
     with pytest.raises(StudyError, match=r"scene-0_0\.png is 16 x 16 and .*scene-0_0\.png 64 x 48"):
-        write_study(a, b, tmp_path / "shapes.html", 0)
+        write_study(Compared(a, b), tmp_path / "shapes.html")
     assert not (tmp_path / "shapes.html").exists()
 
 
@@ -134,32 +137,32 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     out = tmp_path / "study.html"
     picture(a / "alone.png", (0, 0, 0))
     with pytest.raises(StudyError, match=r"1 pictures are in one folder only: .*alone\.png"):
-        write_study(a, b, out, 0)
+        write_study(Compared(a, b), out)
     (a / "alone.png").rename(a / "scene-0_0.jpg")
     with pytest.raises(StudyError, match=r"scene-0_0\.jpg and .*scene-0_0\.png have one stem"):
-        write_study(a, b, out, 0)
+        write_study(Compared(a, b), out)
     (a / "scene-0_0.jpg").unlink()
     (b / "scene-2_0.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"scene-2_0\.png"):
-        write_study(a, b, out, 0)
+        write_study(Compared(a, b), out)
     with pytest.raises(StudyError, match="one folder"):
-        write_study(a, a, out, 0)
+        write_study(Compared(a, a), out)
     with pytest.raises(UserError, match="no such folder"):
-        write_study(a, tmp_path / "nowhere", out, 0)
+        write_study(Compared(a, tmp_path / "nowhere"), out)
     with pytest.raises(StudyError, match="too few"):
-        write_study(*folders(tmp_path / "one", 1), out, 0)
+        write_study(Compared(*folders(tmp_path / "one", 1)), out)
     assert not list(tmp_path.glob("*study*"))
 
 
 def test_the_same_pictures_are_no_study(tmp_path: Path) -> None:
     a, b = folders(tmp_path, 3)
     (b / "scene-1_0.png").write_bytes((a / "scene-1_0.png").read_bytes())
-    written = write_study(a, b, tmp_path / "study.html", 0)
+    written = write_study(Compared(a, b), tmp_path / "study.html")
     assert "1 pairs show the same picture twice: scene-1_0" in written.notes[0]
     for path in a.glob("scene*"):
         (b / path.name).write_bytes(path.read_bytes())
     with pytest.raises(StudyError, match="same pictures"):
-        write_study(a, b, tmp_path / "other.html", 0)
+        write_study(Compared(a, b), tmp_path / "other.html")
 
 
 @pytest.mark.parametrize(
@@ -172,24 +175,24 @@ def test_the_same_pictures_are_no_study(tmp_path: Path) -> None:
         ({"question": "x" * 301}, "301 characters"),
     ],
 )
-def test_impossible_options(tmp_path: Path, options: dict[str, object], said: str) -> None:
+def test_impossible_options(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(StudyError, match=said):
         study(tmp_path, **options)
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     a, b = folders(tmp_path)
-    written = write_study(a, b, tmp_path / "study.html", 1)
+    written = write_study(Compared(a, b), tmp_path / "study.html", StudyOptions(1))
     before = {path: path.read_bytes() for path in (written.page, written.key)}
     with pytest.raises(OutputError, match="overwrite"):
-        write_study(a, b, written.page, 2)
+        write_study(Compared(a, b), written.page, StudyOptions(2))
     written.page.rename(tmp_path / "sent.html")
     with pytest.raises(OutputError, match=r"study\.key\.json.*overwrite"):
-        write_study(a, b, written.page, 2)
+        write_study(Compared(a, b), written.page, StudyOptions(2))
     (tmp_path / "sent.html").rename(written.page)
     assert before == {path: path.read_bytes() for path in before}
-    assert not write_study(a, b, written.page, 1, overwrite=True).notes
-    other = write_study(a, b, written.page, 2, overwrite=True)
+    assert not write_study(Compared(a, b), written.page, StudyOptions(1), overwrite=True).notes
+    other = write_study(Compared(a, b), written.page, StudyOptions(2), overwrite=True)
     assert "another study" in other.notes[0]
     assert read_key(other.key).study == other.id
 
@@ -199,19 +202,19 @@ def test_only_studies_are_overwritten(tmp_path: Path) -> None:
     page, key = tmp_path / "index.html", tmp_path / "index.key.json"
     page.write_text("my homepage")
     with pytest.raises(StudyError, match="is no study"):
-        write_study(a, b, page, 0, overwrite=True)
+        write_study(Compared(a, b), page, overwrite=True)
     page.unlink()
     key.write_text("{}")
     with pytest.raises(StudyError, match=r"index\.key\.json"):
-        write_study(a, b, page, 0, overwrite=True)
+        write_study(Compared(a, b), page, overwrite=True)
     assert key.read_text() == "{}"
     with pytest.raises(StudyError, match=r"end the name in \.html"):
-        write_study(a, b, tmp_path / "study.png", 0)
+        write_study(Compared(a, b), tmp_path / "study.png")
 
 
 def test_a_failure_leaves_the_old_study_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = folders(tmp_path)
-    written = write_study(a, b, tmp_path / "study.html", 1)
+    written = write_study(Compared(a, b), tmp_path / "study.html", StudyOptions(1))
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
     def full(path: Path) -> None:
@@ -219,19 +222,19 @@ def test_a_failure_leaves_the_old_study_whole(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(making, "flush", full)
     with pytest.raises(OutputError, match="No space left"):
-        write_study(a, b, written.page, 2, overwrite=True)
+        write_study(Compared(a, b), written.page, StudyOptions(2), overwrite=True)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
 def test_large_pages_are_warned_of_and_then_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = folders(tmp_path, 10)
-    size = write_study(a, b, tmp_path / "study.html", 0).bytes
+    size = write_study(Compared(a, b), tmp_path / "study.html").bytes
     monkeypatch.setattr(making, "LARGE_MB", size / 2e6)
-    assert "share it as a link" in write_study(a, b, tmp_path / "large.html", 0).notes[0]
+    assert "share it as a link" in write_study(Compared(a, b), tmp_path / "large.html").notes[0]
     addresses = re.findall(r"data:image[^\"]+", (tmp_path / "study.html").read_text(encoding="utf-8"))
     monkeypatch.setattr(making, "LARGEST_MB", sum(map(len, addresses)) / 2e6)
     with pytest.raises(StudyError, match=r"the page of 10 pairs would have .* \(limit 4\)"):
-        write_study(a, b, tmp_path / "largest.html", 0)
+        write_study(Compared(a, b), tmp_path / "largest.html")
     assert not (tmp_path / "largest.html").exists()
 
 

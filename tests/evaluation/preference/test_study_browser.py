@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from piti.evaluation.preference.statistics import count_votes
-from piti.evaluation.preference.study import Study, write_study
+from piti.evaluation.preference.study import Compared, Study, StudyOptions, write_study
 from piti.evaluation.preference.votes import read_key
 from tests.browser import Browser, chromium
 from tests.evaluation.preference.studies import folders, page_data
@@ -50,7 +50,7 @@ def browser(downloads: Path) -> Iterator[Browser]:
 def made(tmp_path: Path) -> Study:
     """A study, new to the browser, whose pictures of B are twice as large as those of A."""
     a, b = folders(tmp_path, PAIRS, (16, 16), (32, 32))
-    return write_study(a, b, tmp_path / "study.html", next(SEEDS), ties=True, repeats=REPEATS)
+    return write_study(Compared(a, b), tmp_path / "study.html", StudyOptions(next(SEEDS), ties=True, repeats=REPEATS))
 
 
 def pictures_of_a(made: Study) -> set[str]:
