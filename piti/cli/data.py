@@ -189,6 +189,7 @@ def shards(
         job = PackJob(source, out, images, folders, shard_mib, samples, max_bad, overwrite)
         with progress("packing") as on_step:
             report = pack_shards(job, on_step)
+        print_notes(report.notes)
         for one in report.skipped[:5]:
             log.print(f"left out: {one}", soft_wrap=True, markup=False)
         typer.echo(f"{report}; train on them: --set data.shards='[{out / 'shards.json'}]'")

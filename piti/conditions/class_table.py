@@ -188,6 +188,7 @@ def _spread(number: int) -> Colour:
 # The forms of classes.json
 
 _KEYS = frozenset({"classes", "categories", "ignore", "ignore_color", "reading"})
+_NO_COLOUR = 'is no colour; give [r, g, b], 0..255 each, or "#rrggbb"'
 _OF_COCO = frozenset({"supercategory", "isthing"})
 
 
@@ -218,7 +219,9 @@ def _usual_form(values: Any, source: str) -> dict[str, Any]:
     if file.get("reading") == "colors":
         file["reading"] = "colours"
     if "ignore_color" in file:
-        file["ignore_color"] = _colour(file["ignore_color"])
+        file["ignore_color"] = colour = _colour(file["ignore_color"])
+        if colour is not None and not _is_colour(colour):
+            raise ConditionError(f"'ignore_color' = {colour!r} {_NO_COLOUR}", source=source)
     _check_colours(entries, source)
     return file | {"classes": entries}
 
@@ -279,7 +282,7 @@ def _check_colours(entries: list[Any], source: str) -> None:
     ]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ConditionError(f'{source}: {wrong[0]}{more} is no colour; give [r, g, b], 0..255 each, or "#rrggbb"')
+        raise ConditionError(f"{wrong[0]}{more} {_NO_COLOUR}", source=source)
 
 
 def _is_colour(value: Any) -> bool:

@@ -45,6 +45,9 @@ UNREAD_PICTURES = frozenset(
 )
 """How files of formats end that hold pictures and are not read."""
 
+ARRAYS = frozenset({".npy", ".npz"})
+"""How files of NumPy's arrays end; depth alone is read from them."""
+
 _LOSSY = {"JPEG": "a JPEG", "MPO": "a JPEG", "AVIF": "an AVIF", "JPEG2000": "a JPEG 2000"}
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp", "tiff_jpeg2000"})
 

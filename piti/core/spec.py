@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, quoted
 
 
 class SpecError(UserError):
@@ -18,7 +19,7 @@ class SpecError(UserError):
 class Spec(BaseModel):
     """A frozen, typed description of something to build. Unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: Any, source: str) -> Self:
@@ -39,25 +40,88 @@ class Spec(BaseModel):
 
 
 def _lines(root: type[Spec], error: ValidationError) -> list[str]:
-    """A line a mistake; the same one in many items of a list is one line."""
-    kinds: dict[tuple[Any, ...], list[Any]] = {}
+    """A line a mistake; the same one in many items of a list is one line, and so is a value that fits none of several
+    types."""
+    by_key: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors():
-        place = tuple("*" if isinstance(part, int) else part for part in item["loc"])
+        by_key.setdefault(_path(item["loc"]), []).append(item)
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    for path, items in by_key.items():
+        place = tuple("*" if isinstance(part, int) else part for part in path)
         alone = () if "*" in place else (len(kinds),)
-        kinds.setdefault((item["type"], place, item["msg"], *alone), []).append(item)
-    more = (f" (and in {len(items) - 1} more)" if len(items) > 1 else "" for items in kinds.values())
-    return [_explain(root, items[0]) + rest for items, rest in zip(kinds.values(), more, strict=True)]
+        kinds.setdefault((*((item["type"], item["msg"]) for item in items), place, *alone), []).append(
+            _explain(root, path, items)
+        )
+    more = (f" (and in {len(lines) - 1} more)" if len(lines) > 1 else "" for lines in kinds.values())
+    return [lines[0] + rest for lines, rest in zip(kinds.values(), more, strict=True)]
 
 
-def _explain(root: type[Spec], item: Any) -> str:
-    path = list(item["loc"])
-    key = ".".join(str(part) for part in path)
+_TYPE = re.compile(r"(str|int|float|bool|path|none|\w+\[.*\]|\w+-\w+.*|[A-Z]\w*)$")
+
+
+def _path(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where a mistake is, without the names of types that pydantic adds where a value may have several."""
+    return tuple(part for part in place[:1]) + tuple(
+        part for part in place[1:] if isinstance(part, int) or not _TYPE.match(part)
+    )
+
+
+def _explain(root: type[Spec], path: tuple[Any, ...], items: list[Any]) -> str:
+    key, item = ".".join(str(part) for part in path), items[0]
     if item["type"] == "extra_forbidden":
-        return f"unknown key '{key}'; {choices(str(path[-1]), _known_keys(root, path[:-1]))}"
+        return f"unknown key '{key}'; {choices(str(path[-1]), _known_keys(root, list(path[:-1])))}"
     if item["type"] == "missing":
-        return f"missing key '{key}'"
-    said = str(item["ctx"]["error"]) if item["type"] == "value_error" else str(item["msg"])
-    return f"'{key}' = {item.get('input')!r}: {said}" if key else said
+        return f"missing key '{key}'" if isinstance(path[-1], str) else f"'{key}' is missing; the list is short"
+    said = in_words(items)
+    return f"'{key}' = {quoted(repr(item.get('input')))}: {said}" if key else said
+
+
+_WORDS = {
+    "int_type": "is no whole number; give one, such as 4",
+    "int_parsing": "is no whole number; give one, such as 4",
+    "int_from_float": "is no whole number; give one, such as 4",
+    "int_parsing_size": "is too large a number",
+    "float_type": "is no number; give one, such as 0.5",
+    "float_parsing": "is no number; give one, such as 0.5",
+    "finite_number": "is not finite; give a number, such as 0.5",
+    "bool_type": "is neither true nor false; give one of them",
+    "bool_parsing": "is neither true nor false; give one of them",
+    "greater_than_equal": "is too small; give at least {ge}",
+    "greater_than": "is too small; give more than {gt}",
+    "less_than_equal": "is too large; give at most {le}",
+    "less_than": "is too large; give less than {lt}",
+    "literal_error": "is none of {expected}; give one of them",
+    "string_type": "is no text; write it in quotes",
+    "string_too_short": "is too short; give at least {min_length} letters",
+    "string_pattern_mismatch": "is not of the form {pattern}",
+    "path_type": "is no path; give a file's or a folder's",
+    "list_type": "is no list; write [one, another]",
+    "tuple_type": "is no list; write [one, another]",
+    "too_short": "has {actual_length} items; give at least {min_length}",
+    "too_long": "has {actual_length} items; give at most {max_length}",
+    "dict_type": "holds no keys; give keys with values",
+    "model_type": "holds no keys; give keys with values",
+    "model_attributes_type": "holds no keys; give keys with values",
+}
+"""What to say, by pydantic's type of mistake; of others what it says."""
+
+
+def in_words(items: Sequence[Mapping[str, Any]]) -> str:
+    """What pydantic's mistakes say of one value, several where it fits none of several types, with what to do."""
+    if len(items) == 1:
+        return _in_words(items[0])
+    return ", and ".join(dict.fromkeys(_in_words(item).partition("; ")[0] for item in items))
+
+
+def _in_words(item: Mapping[str, Any]) -> str:
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    said = _WORDS.get(item["type"], "{msg}").format(**{"msg": item["msg"]} | item.get("ctx", {}))
+    given = item.get("input")
+    if item["type"] != "literal_error" or not isinstance(given, str):
+        return said
+    near = difflib.get_close_matches(given, re.findall(r"'([^']*)'", str(item["ctx"]["expected"])), n=1, cutoff=0.5)
+    return f"{said} (did you mean '{near[0]}'?)" if near else said
 
 
 def _known_keys(root: type[Spec], path: list[Any]) -> list[str]:

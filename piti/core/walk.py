@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from piti.core.formats import IMAGE_SUFFIXES, UNREAD_PICTURES
+from piti.core.formats import ARRAYS, IMAGE_SUFFIXES, UNREAD_PICTURES
 from piti.core.images import ImageError
 
 BROKEN = "links that lead nowhere (fetch what they point to, or remove them)"
 UNREAD = "pictures of a format that is not read (convert them to PNG or JPEG)"
+ARRAY = "arrays where pictures are read (save them as grey PNG of 8 or 16 bits, or move them elsewhere)"
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,13 @@ class Found:
     others: list[Path] = field(default_factory=list)
     broken: list[Path] = field(default_factory=list)
 
-    def unread(self) -> list[Path]:
-        """Pictures of a format that is not read, unless a file that is read has the same name but for its suffix."""
-        keys = {path.with_suffix("") for path in self.files}
-        return [path for path in self.others if is_unread(path) and path.with_suffix("") not in keys]
-
     def lost(self) -> list[tuple[str, Path]]:
-        """What would be missed, with the kind of problem that it is: broken links and unread pictures."""
-        return [(BROKEN, path) for path in self.broken] + [(UNREAD, path) for path in self.unread()]
+        """What would be missed, with the kind of problem that it is: broken links, and pictures and arrays that are not
+        read, unless a file that is read has the same name but for its suffix."""
+        keys = {path.with_suffix("") for path in self.files}
+        unread = [(kind, path) for path in self.others if (kind := _unread_kind(path))]
+        missed = [(kind, path) for kind, path in unread if path.with_suffix("") not in keys]
+        return [(BROKEN, path) for path in self.broken] + missed
 
     def check(self) -> list[Path]:
         """The files. Raises ImageError where something would be missed, see `lost`."""
@@ -85,6 +85,10 @@ def _collect(
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """The pictures in a folder, by suffix, sorted; hidden files are left out. Raises ImageError."""
     return walk(folder, IMAGE_SUFFIXES, recursive).files
+
+
+def _unread_kind(path: Path) -> str:
+    return UNREAD if is_unread(path) else ARRAY if path.suffix.lower() in ARRAYS else ""
 
 
 def is_unread(path: Path) -> bool:

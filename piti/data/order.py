@@ -10,13 +10,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
 from piti.core.seeding import generator_for
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -202,3 +204,9 @@ class _From:
     def __iter__(self) -> Iterator[int]:
         for k in range(len(self.indices)):
             yield int(self.indices[(self.first + k) % len(self.indices)])
+
+
+def spaced(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spaced, the first among them."""
+    count = min(len(items), most)
+    return [items[k * len(items) // count] for k in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict
 
@@ -30,7 +31,9 @@ class NetworkOptions(Spec):
     @classmethod
     def _possible_strength(cls, value: Any) -> Any:
         if isinstance(value, int | float):
-            return float(Guidance.parse({"w": value}, "guidance").w)
+            if not -1 <= value < math.inf:
+                raise ValueError("is no strength; give a number from -1 up, such as 1 (0 is no guidance)")
+            return float(value)
         return Guidance.parse(value, "guidance") if isinstance(value, Mapping) else value
 
     @field_validator("steps", mode="before")

@@ -17,6 +17,8 @@ from piti.data.pairs import SPLITS_FILE, key_problems, read_splits, split_by_has
 from piti.data.problems import DataError, Problems, Skipped
 
 CAPTIONS = "captions"
+MASKS = ("labels", "mask")
+"""How the names of folders of masks begin."""
 CAPTION = ".txt"
 MIB = 2**20
 _BLOCK = 512  # of a tar
@@ -98,7 +100,8 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
                 ),
                 source=job.source,
             )
-        folders[name] = _by_key(job.source / name, known, problems)
+        suffixes = IMAGE_SUFFIXES if name.startswith(MASKS) else known
+        folders[name] = _by_key(job.source / name, suffixes, problems)
     extensions = {name: _extension(name, files) for name, files in folders.items()}
     items: dict[str, PackItem] = {}
     skipped = []

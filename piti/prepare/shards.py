@@ -15,21 +15,23 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from piti.conditions import ClassTable, MaskCondition
-from piti.core.errors import option
+from piti.conditions import ClassTable, Condition, ConditionError, MaskCondition
+from piti.conditions.coverage import Coverage
+from piti.core.errors import Message, option, text_of
 from piti.core.files import check_folder, flush, flush_all
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, orientation
 from piti.core.progress import OnProgress
+from piti.data.order import spaced
 from piti.data.problems import DataError, Problems, Skipped, reason_of
+from piti.data.shards.dataset import LOOKED
 from piti.data.shards.index import Manifest, ShardEntry, read_manifest
 from piti.data.shards.sources import MANIFEST
 from piti.data.shown import TURNED
-from piti.prepare.packable import CAPTION, MIB, Packable, PackItem, PackJob, ShardPlan, find_samples, shard_plans
+from piti.prepare.packable import CAPTION, MASKS, MIB, Packable, PackItem, PackJob, ShardPlan, find_samples, shard_plans
 from piti.prepare.writer import SKIPPED_FILE, beside
 
 CLASSES_FILE = "classes.json"
-_MASKS = ("labels", "mask")  # how folders of masks are called
 _CHUNK = 1 << 20
 _AHEAD = 32  # samples that are read and decoded at once
 
@@ -45,6 +47,8 @@ class PackReport:
     kept: int
     """Shards that an interrupted run had finished."""
     skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...] = ()
+    """What the masks show."""
 
     def __str__(self) -> str:
         entries = self.manifest.entries
@@ -75,7 +79,7 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     """
     check_folder(job.out, job.overwrite, lambda folder: (folder / MANIFEST).is_file(), "OUT")
     found = find_samples(job)
-    table = _table(job, found)
+    table, notes = _table(job, found)
     work = job.out.absolute().with_name(f".{job.out.absolute().name}.packing")
     work.mkdir(parents=True, exist_ok=True)
     packer = _Packer(job, work, len(found.items) + len(found.skipped), list(found.skipped), progress)
@@ -87,28 +91,42 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     if not sum(entry.samples for entry in manifest.entries):
         raise DataError(f"{job.source}: no sample of it can be used:\n  " + "\n  ".join(map(str, packer.skipped[:5])))
     _finish(job, work, manifest, table, packer.skipped)
-    return PackReport(manifest, packer.kept, tuple(packer.skipped))
+    return PackReport(manifest, packer.kept, tuple(packer.skipped), tuple(notes))
 
 
-def _table(job: PackJob, found: Packable) -> ClassTable | None:
-    """The folder's class table, with how its masks are read: of shards no file is looked at before it is needed.
+def _table(job: PackJob, found: Packable) -> tuple[ClassTable | None, list[str]]:
+    """The folder's class table, with how its masks are read, and what they show: of shards no file is looked at before
+    it is needed.
 
     Raises ConditionError for a table that is damaged, and for masks that can be read in two ways.
     """
     place = job.source / CLASSES_FILE
     if not place.is_file():
-        return None
+        return None, []
     table = ClassTable.read(place)
-    named = [extension for name, extension in found.conditions.items() if name.startswith(_MASKS)]
+    named = [extension for name, extension in found.conditions.items() if name.startswith(MASKS)]
     masks = [
         path
         for item in found.items.values()
         for extension, path in item.files.items()
         if extension.partition(".")[0] in named and path.suffix.lower() in IMAGE_SUFFIXES
     ]
-    settled, _ = MaskCondition(table).settled(masks)
+    settled, notes = MaskCondition(table).settled(masks)
+    notes = [*notes, *_coverage(settled, masks)]
     reading = settled.reading if isinstance(settled, MaskCondition) else None
-    return table.model_copy(update={"reading": reading}) if reading else table
+    return (table.model_copy(update={"reading": reading}) if reading else table), notes
+
+
+def _coverage(condition: Condition, masks: list[Path]) -> list[str]:
+    """Which classes occur in some of the masks, and how many these are; what cannot be read is named when packed."""
+    coverage, read = Coverage(condition), 0
+    for path in spaced(masks, LOOKED):
+        try:
+            coverage.add(coverage.counted(condition.load(path)))
+        except (ImageError, ConditionError):
+            continue
+        read += 1
+    return [Message(f"of {read} of {len(masks)} masks, looked at: {text_of(note)}") for note in coverage.notes()]
 
 
 # Writing
@@ -218,7 +236,7 @@ def _read(item: PackItem) -> dict[str, bytes] | Skipped:
         try:
             contents[extension] = data = path.read_bytes()
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                exact = extension.startswith(_MASKS)
+                exact = extension.startswith(MASKS)
                 sizes.setdefault(open_image(_Bytes(path, data), exact).size, path)
             elif path.suffix.lower() == CAPTION and not data.decode("utf-8-sig").strip():
                 return Skipped(str(path), "is empty")

@@ -154,23 +154,27 @@ def open_data(
     """
     sharp = recipe.model.low_res is not None
     if recipe.data.shards:
-        if notes is not None and recipe.data.flip:
-            notes += mirroring_notes(condition)
         with steps_bar(console or Console(quiet=True), "counting the shards' samples") as on_step:
-            return open_shards(recipe.data, condition, sharp, on_step)
+            sets = open_shards(recipe.data, condition, sharp, on_step)
+        _say([*sets[0].looked(), *(mirroring_notes(condition) if recipe.data.flip else [])], console, notes)
+        return sets
     training = PairedFolder(recipe.data, condition, "train", sharp)
     validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
     validation = validation if validation is not None and len(validation) else None
     with steps_bar(console or Console(quiet=True), "checking the data") as on_step:
         said = check_together([training, validation] if validation else [training], on_step)
     said += mirroring_notes(condition) if recipe.data.flip else []
+    _say(said, console, notes)
+    if recipe.generated is None or recipe.model.scale is None:
+        return training, validation
+    return WithGenerated(training, recipe.generated, condition, recipe.model.scale), validation
+
+
+def _say(said: list[str], console: Console | None, notes: list[str] | None) -> None:
     for note in said:
         (console or Console(quiet=True)).log(note, markup=False, highlight=False)
     if notes is not None:
         notes += said
-    if recipe.generated is None or recipe.model.scale is None:
-        return training, validation
-    return WithGenerated(training, recipe.generated, condition, recipe.model.scale), validation
 
 
 def build_network(recipe: Recipe, condition: Condition) -> ImageNetwork:

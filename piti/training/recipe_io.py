@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from piti.core.errors import option
 from piti.core.spec import choices
 from piti.training.recipe import Recipe, RecipeError
 
@@ -63,9 +64,10 @@ def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys such as 'name' and 'stages', got {type(values).__name__}")
+    changes = list(changes)
     for change in changes:
         _apply(values, change)
-    return Recipe.parse(values, str(path))
+    return Recipe.parse(values, f"{path} with {option('set')} {', '.join(changes)}" if changes else str(path))
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

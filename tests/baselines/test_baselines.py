@@ -118,7 +118,7 @@ def test_other_sides_than_it_was_trained_on(kind: str) -> None:
         ("spade", 64, {"start": 64}, "not 'start' = 64 px doubled once or more"),
         ("spade", 96, {}, "choose a 'start' of 48, 24 .*, or a size of 16, 32, 64"),
         ("oasis", 18, {"start": 9}, "choose an even 'start'"),
-        ("oasis", 256, {"start": 1}, "'start' = 1: .*greater than or equal to 2"),
+        ("oasis", 256, {"start": 1}, "'start' = 1: .*give at least 2"),
         ("spade", 256, {"chanels": 3}, "unknown key 'chanels'; did you mean 'channels'"),
     ],
 )

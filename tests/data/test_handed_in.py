@@ -13,6 +13,8 @@ from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
 from piti.core.images import ImageError, read_rgb
+from piti.core.walk import walk
+from piti.data import open_shards
 from piti.data.folders import PairedFolder
 from piti.data.pairs import FolderSpec
 from piti.data.problems import DataError
@@ -150,12 +152,21 @@ class TestCoverage:
         assert note in folder_of(root).check().notes
         assert note in check_set(PlainFolder(root)).notes()
 
+    def test_of_shards_some_samples_are_looked_at_and_how_many_is_said(self, tmp_path):
+        masks = {f"s{k}": ids(0, 1, 255, 255) for k in range(4)} | {"t": ids(255)}
+        root = made(tmp_path / "data", masks, table("sky", "road", "lesion"))
+        notes = pack_shards(PackJob(root, tmp_path / "shards")).notes
+        assert notes[0] == "of 5 of 5 masks, looked at: class 'lesion' occurs in no mask; 60% unlabelled"
+        assert "1 of 5 masks are unlabelled throughout" in notes[1]
+        spec = FolderSpec(shards=(str(tmp_path / "shards"),), size=16, shard_cache=tmp_path / "cache")
+        training, _ = open_shards(spec, MaskCondition(ClassTable.read(root / "classes.json")))
+        said = training.looked(2)
+        assert said[0].startswith(f"of 2 of {len(training)} samples, looked at: class 'lesion' occurs in no mask")
+
     def test_a_drawing_whose_numbers_happen_to_be_ids_is_a_warning(self, tmp_path):
         page = Image.new("L", (64, 64), 255)
         page.paste(0, (5, 5, 60, 8))
-        note = (
-            "1 of 2 masks are narrow lines of one class and unlabelled elsewhere: drawings are for a model of sketches"
-        )
+        note = "1 of 2 masks are narrow lines of one class and unlabelled elsewhere"
         notes = folder_of(made(tmp_path, {"s0": page, "s1": ids(0, 1)}, table("sky", "road"))).check().notes
         assert f"warning: {note}: drawings are for a model of sketches (model sketch)" in notes
         labels = Image.new("L", (64, 64), 255)
@@ -257,6 +268,19 @@ class TestWalking:
         root = made(tmp_path, {"s0": ids(0, 1), "s1": ids(0, 1)}, table("sky", "road"))
         (root / "images/s1.png").rename(root / "images/s1.heic")
         assert "pictures of a format that is not read" in problems(root)
+
+    def test_arrays_beside_masks_are_named(self, tmp_path):
+        root = made(tmp_path / "data", {"s0": ids(0, 1)}, table("sky", "road"))
+        np.save(root / "labels/s1.npy", np.zeros((4, 4), np.uint8))
+        said = "arrays where pictures are read (save them as grey PNG"
+        assert said in problems(root)
+        assert said in check_set(PlainFolder(root)).faults[0].kind
+        with pytest.raises(DataError, match="arrays where pictures are read"):
+            pack_shards(PackJob(root, tmp_path / "shards"))
+        with pytest.raises(ImageError, match="arrays where pictures are read"):
+            walk(root / "labels").check()
+        Image.new("L", (4, 4)).save(root / "labels/s1.png")
+        assert walk(root / "labels").lost() == []
 
     def test_a_mask_of_a_kind_that_is_not_read_is_named(self, tmp_path):
         root = made(tmp_path, {"s0": ids(0, 1), "s1": ids(0, 1)}, table("sky", "road"))

@@ -11,18 +11,22 @@ import torch
 from jaxtyping import Int64
 
 from piti.conditions import Condition, ConditionError, SeveralCondition
+from piti.core.errors import Message, text_of
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.core.seeding import derive_seed
 from piti.data.archives import InShard, ShardSample
 from piti.data.crops import Cutter, Decoded, Sample
-from piti.data.order import ByShards
+from piti.data.order import ByShards, spaced
 from piti.data.pairs import HELD_OUT, FolderSpec, Pair, Stored, parts_of
 from piti.data.problems import BadSample, DataError, Skipped, reason_of
 from piti.data.shards.cache import OpenShard, Shard, ShardStore
 from piti.data.shards.index import cache_of, counted, extensions_of, list_shards
+from piti.data.shown import Shown, seen_in
 
 _GIB = 2**30
+LOOKED = 200
+"""Samples of shards that are looked at before a run, at most."""
 
 
 class ShardSet:
@@ -77,6 +81,28 @@ class ShardSet:
         addresses = {shard.name: str(shard) for shard in self.store.shards}
         return [f"{key} in {addresses.get(key.partition('/')[0], '?')}" for key in keys]
 
+    def looked(self, most: int = LOOKED) -> list[str]:
+        """What some samples show, evenly spaced over the shards that are on this machine: nothing is fetched.
+
+        Which classes occur, how much is unlabelled, which photographs are turned; and how many samples were looked at.
+        Those that cannot be used are passed over: training names them.
+        """
+        here = [number for number, shard in enumerate(self.store.shards) if not shard.remote]
+        ends = [range(int(self._ends[k] - self.counts[k]), int(self._ends[k])) for k in here]
+        local = [index for span in ends for index in span]
+        shown = Shown(self.condition)
+        for index in spaced(local, most):
+            try:
+                pair, (image, raw) = self._decoded(index)
+            except (BadSample, DataError):
+                continue
+            shown.add(seen_in(self.condition, pair.image, image, raw))
+        notes = shown.notes()
+        far = len(self.store.shards) - len(here)
+        if far and not local:
+            return ["no sample was looked at: the shards are fetched in training"]
+        return [Message(f"of {shown.pairs} of {len(self)} samples, looked at: {text_of(note)}") for note in notes]
+
     # Reading
 
     def _read(self, index: int) -> tuple[str, Decoded]:
@@ -86,14 +112,15 @@ class ShardSet:
         if found is not None:
             return found
         try:
-            found = self._decoded(index)
+            pair, decoded = self._decoded(index)
         except BadSample as bad:
             self._bad[index] = bad.skipped
             raise
+        found = pair.key, decoded
         self._memory.put(index, found)
         return found
 
-    def _decoded(self, index: int) -> tuple[str, Decoded]:
+    def _decoded(self, index: int) -> tuple[Pair, Decoded]:
         number = int(np.searchsorted(self._ends, index, "right"))
         within = index - int(self._ends[number] - self.counts[number])
         position = within if self._kept is None else int(self._kept[number][within])
@@ -108,7 +135,7 @@ class ShardSet:
         except (ImageError, ConditionError, OSError) as error:
             raise BadSample(Skipped(name, reason_of(error, str(opened.shard)))) from None
         self._check(name, decoded)
-        return pair.key, decoded
+        return pair, decoded
 
     def _pair(self, opened: OpenShard, found: ShardSample, name: str) -> Pair:
         """A sample's files by what they are for. Raises BadSample where one is missing, or it is not clear which."""

@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from piti.core.errors import UserError
-from piti.core.spec import Spec, choices
+from piti.core.spec import Spec, choices, in_words
 
 R = TypeVar("R", bound=Spec)
 
@@ -128,22 +128,6 @@ def parsed(kind: type[R], fields: dict[str, str]) -> R:
         raise WrongFields([_said(kind, key, items) for key, items in by_key.items()]) from None
 
 
-_PLAIN = {
-    "int_parsing": "is no whole number",
-    "int_from_float": "is no whole number",
-    "int_parsing_size": "is too large a number",
-    "float_parsing": "is no number",
-    "bool_parsing": "is neither true nor false",
-    "greater_than_equal": "is too small; give at least {ge}",
-    "greater_than": "is too small; give more than {gt}",
-    "less_than_equal": "is too large; give at most {le}",
-    "less_than": "is too large; give less than {lt}",
-    "finite_number": "is not finite",
-    "literal_error": "is none of {expected}",
-}
-"""Message by pydantic's type of error."""
-
-
 def _said(kind: type[Spec], key: str, items: list[Any]) -> str:
     """The message for one field. items: its errors, several if it may have several types."""
     item = items[0]
@@ -151,5 +135,4 @@ def _said(kind: type[Spec], key: str, items: list[Any]) -> str:
         return f"unknown field '{key}'; {choices(key, kind.model_fields)}"
     if item["type"] == "missing":
         return f"'{key}' is missing"
-    words = [_PLAIN.get(one["type"], "{msg}").format(**{"msg": one["msg"]} | one.get("ctx", {})) for one in items]
-    return f"'{key}' = {str(item.get('input'))[:80]!r}: {', and '.join(words)}"
+    return f"'{key}' = {str(item.get('input'))[:80]!r}: {in_words(items)}"

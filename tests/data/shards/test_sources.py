@@ -191,7 +191,7 @@ class TestManifests:
         [
             ("{", r"shards.json: no valid JSON"),
             ("[]", r"shards.json: is no manifest of shards"),
-            ('{"splits": {}, "version": 2}', r"'version' = 2: Input should be 1\n  pack the shards again"),
+            ('{"splits": {}, "version": 2}', r"'version' = 2: is none of 1; give one of them\n  pack the shards again"),
             ('{"splits": {"test": [], "dev": []}}', r"has no split 'train'; known: test, dev"),
             (
                 '{"splits": {"train": [{"name": "a.tar", "samples": 1, "bytes": 1}]}}',
