@@ -32,8 +32,8 @@ def check_drawing(
 ) -> None:
     """Raises ConditionError for an RGBA picture, read as `lines`, that is a photograph or a mask of classes.
 
-    Of 176 photographs 99% have more than 20% of ink and of middle greys; drawings have far less. Many soft edge
-    maps have as much (of 750, 71%), but these are grey, black in part, and their lines narrow: at most 11 pixels from the
+    Of 176 photographs 99% have more than 20% of ink and of middle greys; drawings have far less. Many soft edge maps
+    have as much (of 750, 71%), but these are grey, black in part, and their lines narrow: at most 11 pixels from the
     outside to the middle. A mask is flat areas of three values or more; in a lossy file they are not flat. A picture
     in black and white is a drawing, whatever it shows, and thumbnails of under 48 px are not judged.
     """

@@ -131,6 +131,7 @@ class PairedFolder:
         problems, shown = Problems(self._problems), Shown(self.condition)
         _settle([self], problems, shown)
         report = self._collect(problems, shown, progress)
+        _add_unturned(problems, shown)
         problems.raise_if_any(self._root)
         return replace(report, notes=tuple(shown.notes()))
 
@@ -149,7 +150,7 @@ class PairedFolder:
                 total += size
                 for kind, what in found:
                     problems.add(kind, what)
-                shown.add(seen)
+                shown.add(seen, str(self.pairs[index].image))
                 if progress is not None:
                     progress(index + 1, len(self.pairs))
         if not self.pairs:
@@ -213,8 +214,17 @@ def check_together(folders: Sequence[PairedFolder], progress: Callable[[int, int
     for folder in folders:
         folder._collect(problems, shown, _shifted(progress, before, total))
         before += len(folder)
+    _add_unturned(problems, shown)
     problems.raise_if_any(folders[0]._root)
     return shown.notes()
+
+
+def _add_unturned(problems: Problems, shown: Shown) -> None:
+    """Make problems of masks that lie over the pixels of their photographs before these are turned."""
+    if shown.fits_unturned:
+        kind = f"{FITS_UNTURNED}, by their colours; {shown.turns()[0]}"
+        for name in shown.unturned:
+            problems.add(kind, name)
 
 
 def _settle(folders: Sequence[PairedFolder], problems: Problems, shown: Shown) -> None:

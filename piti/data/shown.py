@@ -74,17 +74,20 @@ class Shown:
     coverage: Coverage = field(init=False)
     turned: int = 0
     unturned_fits: Counter[bool] = field(default_factory=Counter)
+    unturned: list[str] = field(default_factory=list)
+    """Names of photographs whose masks fit their unturned pixels better."""
 
     def __post_init__(self) -> None:
         self.coverage = Coverage(self.condition)
 
-    def add(self, seen: Seen) -> None:
-        """Take a pair into account."""
+    def add(self, seen: Seen, name: str = "") -> None:
+        """Take a pair into account. name: of its photograph."""
         self.pairs += 1
         self.coverage.add(seen.counts)
         self.turned += seen.orientation != 1
         if seen.fits_unturned is not None:
             self.unturned_fits[seen.fits_unturned] += 1
+            self.unturned += [name] if seen.fits_unturned else []
 
     @property
     def fits_unturned(self) -> bool:
@@ -93,9 +96,10 @@ class Shown:
 
     def notes(self) -> list[str]:
         """What a person should know, a line each."""
-        return [*self.said, *self.coverage.notes(), *self._turns()]
+        return [*self.said, *self.coverage.notes(), *self.turns()]
 
-    def _turns(self) -> list[str]:
+    def turns(self) -> list[str]:
+        """How many photographs are turned by their files' tags, and whether masks fit them so."""
         if not self.turned:
             return []
         share = f"{self.turned} of {self.pairs} photographs carry an EXIF orientation and are turned by it"

@@ -183,6 +183,14 @@ class TestExactValues:
     def test_ids_in_jpegs(self, cases):
         assert "is a JPEG, which changes values" in problems(cases / "02-jpeg-ids/02-jpeg-ids150")
 
+    def test_lossy_files_have_a_heading_of_their_own(self, tmp_path):
+        root = made(tmp_path, {"s0": ids(0, 1), "s1": ids(0, 1)}, table("sky", "road"))
+        (root / "labels/s1.png").unlink()
+        ids(0, 1).save(root / "labels/s1.jpg")
+        heading = "conditions in formats that change values (export them as PNG from where they were made)"
+        assert f"1 {heading}" in problems(root)
+        assert [fault.kind for fault in check_set(PlainFolder(root)).faults] == [heading]
+
     def test_ids_in_jpegs_are_not_packed(self, cases, tmp_path):
         with pytest.raises(DataError, match="is a JPEG, which changes values"):
             pack_shards(PackJob(cases / "02-jpeg-ids/02-jpeg-ids150", tmp_path / "shards"))
@@ -314,7 +322,9 @@ class TestOrientation:
         exif[0x0112] = turn
         for key in ("s0", "s1"):
             Image.fromarray(mask * 200).convert("RGB").save(root / f"images/{key}.png", exif=exif)
-        assert "the masks of 2 fit the unturned ones better" in "\n".join(folder_of(root).check().notes)
+        said = problems(root)
+        assert "2 pairs whose photograph is turned by its EXIF orientation" in said
+        assert "the masks of 2 fit the unturned ones better" in said
         report = check_set(PlainFolder(root))
         assert ([fault.key for fault in report.faults], report.good) == (["s0", "s1"], [])
         for key in ("s0", "s1"):

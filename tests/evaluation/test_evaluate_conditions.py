@@ -144,3 +144,13 @@ def _classes() -> ClassTable:
         ids=(0, 1, 2),
         colours=tuple(tuple(entry["color"]) for entry in entries),  # type: ignore[index,union-attr,misc]
     )
+
+
+def test_what_labels_lack_is_noted(tiny_data: Path) -> None:
+    """Of `--labels`, a folder of masks that images are judged by."""
+    for path in (tiny_data / "labels").iterdir():
+        save_png(Image.new("L", (40, 32), 0), path)
+    options = Options(("colours",), bootstrap=0, device="cpu", segmenter="nearest")
+    condition = MaskCondition(ClassTable.read(tiny_data / "classes.json"))
+    found = evaluate_files(tiny_data / "images", options, tiny_data / "images", tiny_data / "labels", condition)
+    assert any("occur in no mask" in note for note in found.notes)

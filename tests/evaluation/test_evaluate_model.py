@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,26 @@ class TestModel:
         found = evaluate_made(made, tmp_path / "out", options)
         assert {"fd", "miou", "line_distance", "real_line_distance"} <= {measure.name for measure in found.measures}
         assert [judge["of"] for judge in found.facts["judges"]] == ["mask", "sketch"]
+
+    def test_several_conditions_of_which_one_has_its_own_table(self, tiny_data: Path, tmp_path: Path) -> None:
+        several_pipeline().save_pretrained(tmp_path / "several")
+        (tiny_data / "lines").mkdir()
+        for path in (tiny_data / "labels").glob("*.png"):
+            Image.fromarray(np.eye(32, 40, dtype=np.uint8) * 255).save(tiny_data / "lines" / path.name)
+        table = json.loads((tiny_data / "classes.json").read_text())
+        for entry, number in zip(table["classes"], (1, 0, 2), strict=True):
+            entry["id"] = number
+        (tiny_data / "labels/classes.json").write_text(json.dumps(table))
+        model = JudgedModel(str(tmp_path / "several"), device="cpu")
+        split, options = (
+            Split(tiny_data, conditions=("sketch=lines",), limit=1),
+            GenerationOptions.from_flat(num=1, steps=1),
+        )
+        made = generate_split(model, split, tmp_path / "out", options)
+        assert any("they are matched by name" in note for note in made.notes)
+        (tiny_data / "labels/classes.json").unlink()
+        plain = generate_split(model, split, tmp_path / "plain", options)
+        assert made.images[0].read_bytes() != plain.images[0].read_bytes()
 
     def test_what_is_wrong_with_the_data(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
         settings = GenerationOptions.from_flat(num=1, steps=1)

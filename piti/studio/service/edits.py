@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from piti.conditions.coverage import unlabelled_note
 from piti.core.images import same_proportions
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, EditSettings
@@ -37,7 +38,8 @@ class Edit:
         pictures = [Picture.of(made, name, edits.edited.shows) for made in edits.images]
         unknown = given.from_ is None and given.region is None
         notes = ["what the photograph shows is not known, so all of it was repainted"] if unknown else []
-        return pictures, (edits.words(), *notes, *edits.notes)
+        unlabelled = unlabelled_note(self.loaded.condition, given.to.raw)
+        return pictures, (edits.words(), *notes, *edits.notes, *unlabelled)
 
 
 def held_edit(edit: Edit, upload: Upload | None = None) -> Held[Edit]:

@@ -307,6 +307,21 @@ def test_a_chunked_body_is_counted(client: httpx.Client) -> None:
     assert answer.status_code == 413
 
 
+def test_what_is_unlabelled_is_in_the_notes(client: httpx.Client) -> None:
+    holes = ids()
+    holes[:8] = 255
+    notes = translated(client, file_of(Image.fromarray(holes)), num=1, steps=2).json()["notes"]
+    assert "unlabelled" in notes[0]
+    whole = file_of(Image.fromarray(np.full_like(holes, 255)))
+    notes = translated(client, whole, num=1, steps=2).json()["notes"]
+    assert "warning: the mask is unlabelled throughout, so no class guides the image" in notes
+    photograph = translated(client, MASK, "image/png", num=1).content
+    files = {"image": ("p.png", photograph), "condition": ("after.png", file_of(Image.fromarray(holes)))}
+    answer = client.post("/api/edit", data={"model": "mask", "steps": "4"}, files=files)
+    assert answer.status_code == 200, answer.text
+    assert any("unlabelled" in note for note in answer.json()["notes"])
+
+
 def test_an_edit(client: httpx.Client) -> None:
     before, after = ids(64, 48), ids(64, 48)
     after[30:44, 40:60] = 2
