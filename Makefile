@@ -21,7 +21,7 @@ test: $(VENV)/.ready-dev
 test-browser: $(VENV)/.ready-dev   # the pages in Chromium; skipped by name where it is not installed
 	$(BIN)/python -m pytest -m browser -rs --durations=5
 
-check: $(VENV)/.ready-dev
+check: $(VENV)/.ready-dev $(VENV)/.ready-docs   # the site's hooks are read for types too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
