@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -116,6 +118,81 @@ def test_load_translate_and_edit(package: ModuleType, tmp_path: Any, monkeypatch
     region[:, :4, :4] = 1
     (part,) = execute(package, "PITIEdit", changed | {"region": ("MASK", region)}, steps=2)
     assert np.abs((part - made[:1]).numpy())[:, 12:, 12:].max() < 0.2
+
+
+CORE = {
+    "LoadImage": ([], ["IMAGE", "MASK"]),
+    "ImageFromBatch": (["IMAGE"], ["IMAGE"]),
+    "PreviewImage": (["IMAGE"], []),
+    "SaveImage": (["IMAGE"], []),
+}
+"""Types of the inputs and outputs of ComfyUI's own nodes."""
+
+
+def wired(package: ModuleType, node: dict[str, Any]) -> tuple[list[str], list[str], dict[str, Any]]:
+    """A node's types of wires in and out as its class declares them, and its widgets' values by name."""
+    if node["type"] in CORE:
+        return (*CORE[node["type"]], {})
+    kind = package.NODE_CLASS_MAPPINGS[node["type"]]
+    declared = kind.INPUT_TYPES()
+    inputs = {**declared["required"], **declared.get("optional", {})}
+    widgets = [name for name, (of, *_) in inputs.items() if isinstance(of, list) or of in WIDGETS]
+    values, given = list(node["widgets_values"]), {}
+    for name in widgets:
+        given[name] = values.pop(0)
+        if "control_after_generate" in str(inputs[name][1:]):
+            assert values.pop(0) in ("fixed", "increment", "decrement", "randomize")
+    assert not values
+    return [of for name, (of, *_) in inputs.items() if name not in widgets], list(kind.RETURN_TYPES), given
+
+
+def test_the_example_workflow_fits_the_nodes_and_runs(package: ModuleType, tmp_path: Any) -> None:
+    """As ComfyUI would: every link joins equal types, every widget has its value, and the graph is executed."""
+    file = FOLDER / "example_workflows" / "mask_to_photographs.json"
+    graph = json.loads(file.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for _, start, outlet, end, inlet, of in graph["links"]:
+        assert wired(package, nodes[start])[1][outlet] == nodes[start]["outputs"][outlet]["type"] == of
+        assert nodes[end]["inputs"][inlet]["type"] == of
+    for node in nodes.values():
+        taken, _, _ = wired(package, node)
+        assert sorted(taken) == sorted(one["type"] for one in node["inputs"]), node["type"]
+    pictures = {node["widgets_values"][0] for node in nodes.values() if node["type"] == "LoadImage"}
+    assert all(list((ROOT / "examples/street").rglob(name)) for name in pictures)
+
+    tiny_pipeline().save_pretrained(tmp_path)
+    values: dict[int, tuple[Any, ...]] = {}
+    sources = {link[0]: (link[1], link[2]) for link in graph["links"]}
+    for node in sorted(nodes.values(), key=lambda one: one["order"]):
+        wires = {
+            one["name"]: (one["type"], values[sources[one["link"]][0]][sources[one["link"]][1]])
+            for one in node["inputs"]
+            if one["link"] is not None
+        }
+        if node["type"] == "LoadImage":
+            values[node["id"]] = (image_of(mask(node["id"]))[1], None)
+        elif node["type"] == "ImageFromBatch":
+            start, count = node["widgets_values"]
+            values[node["id"]] = (wires["image"][1][start : start + count],)
+        elif node["type"] in CORE:
+            values[node["id"]] = (wires["images"][1],)
+        else:
+            settings = wired(package, node)[2]
+            tiny = {"model": str(tmp_path), "device": "cpu", "steps": 2}
+            given = settings | {name: value for name, value in tiny.items() if name in settings}
+            values[node["id"]] = execute(package, node["type"], wires, **given)
+    shown = {
+        nodes[number]["type"]: value[0].shape[0] for number, value in values.items() if nodes[number]["type"] in CORE
+    }
+    assert shown["PreviewImage"] == 4
+    assert shown["SaveImage"] == 1
+
+
+def test_the_readme_has_the_colours_of_street() -> None:
+    classes = json.loads((ROOT / "piti/assets/street/condition.json").read_text(encoding="utf-8"))["classes"]
+    rows = re.findall(r"^\| (\w+) \| `#(\w{6})` \|", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    expected = dict(zip(classes["names"], (bytes(one).hex() for one in classes["colours"]), strict=True))
+    assert dict(rows) == expected | {"unlabelled": bytes(classes["ignore_colour"]).hex()}
 
 
 def test_what_is_no_image_is_refused(package: ModuleType) -> None:

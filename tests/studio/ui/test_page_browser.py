@@ -179,6 +179,17 @@ def post(address: str, fields: dict[str, Any], file: Path) -> subprocess.Popen[b
 
 
 class TestMask:
+    def test_the_first_press_on_an_untouched_page_shows_a_street(self, visitor: Visitor) -> None:
+        """The same street as that of the example by its button: it is drawn from the beginning."""
+        visitor.until(lambda: "480 × 360" in visitor.below(), "the first example")
+        visitor.set("street-num", 1)
+        (first,) = visitor.made()
+        visitor.example()
+        (same,) = visitor.made()
+        assert first.shape == (256, 341, 3)
+        assert first.std() > 20
+        assert np.array_equal(first, same)
+
     def test_paint_a_stroke_and_see_four_pictures(self, visitor: Visitor, tmp_path: Path) -> None:
         """One of them is then made again, to the bit, of its file alone."""
         visitor.example()
