@@ -1,19 +1,28 @@
-"""Pictures of the documentation, made anew: `python tools/pictures.py [hero | how | street | prior | sketch | tasks]`.
+"""Pictures of the documentation, made anew: `python tools/pictures.py [NAME …]`, of the names in `PICTURES`.
 
 Conditions are those of examples/, or the prior's captions; the samples are the first ones of seed 0, as `piti
-translate` makes them. They are written into docs/pictures/ as JPEG.
+translate` makes them. They are written into docs/pictures/ as JPEG. `ladder` compares with Real-ESRGAN x4plus, whose
+weights are no part of the package: REAL_ESRGAN=FILE names them (safetensors, keys as in `piti.baselines.rrdb`).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from piti.baselines.rrdb import load_real_esrgan
+from piti.conditions.sketch import city_block_distance
+from piti.core.images import to_pil, to_tensor
 from piti.core.sheets import grid
+from piti.data.edges import draw_lines, thinned
+from piti.evaluation.sketches import NEAR, compare_lines, edges_of
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
@@ -84,6 +93,61 @@ def joined(rows: list[list[Image.Image]], height: int = 240, gap: int = 4) -> Im
     return sheet
 
 
+def ladder() -> Image.Image:
+    """The base's 64 px images enlarged three ways: bicubic, by Real-ESRGAN x4plus, and by the upsampler of `street`."""
+    weights = os.environ.get("REAL_ESRGAN")
+    if weights is None:
+        sys.exit("ladder: REAL_ESRGAN=FILE names the weights of Real-ESRGAN x4plus")
+    masks = examples("street", "avenue", "crossing")
+    network = load_real_esrgan(Path(weights))
+    rows = []
+    for ours, (_, small) in zip(
+        rows_of("street", masks, num=1), rows_of("street", masks, 1, base_only=True), strict=True
+    ):
+        with torch.inference_mode():
+            (other,) = to_pil(network(to_tensor(small)[None]))
+        size = ours[1].size
+        rows.append([ours[0], small.resize(size, Image.Resampling.BICUBIC), other.resize(size), ours[1]])
+    return grid(rows, headings=["mask", "64 px, bicubic", "Real-ESRGAN x4plus", "street's upsampler"])
+
+
+def pairs() -> Image.Image:
+    """What a folder of pairs holds: a photograph (here a sample of `street`), its mask, and the lines drawn from it."""
+    rows = []
+    for mask, photograph in rows_of("street", examples("street", "crossing", "high_street"), num=1):
+        lines = _drawn(draw_lines(np.asarray(photograph)))
+        rows.append([photograph, mask, lines])
+    return grid(rows, headings=["images/KEY.jpg", "labels/KEY.png", "sketches/KEY.png"])
+
+
+def agreement() -> Image.Image:
+    """How samples of `sketch` are measured: the given lines, green where an edge of the image is near, else red."""
+    rows = []
+    for sketch, sample in rows_of("sketch", examples("sketch", "mountain", "street"), num=1):
+        given = thinned(torch.from_numpy(np.asarray(sketch.convert("L")) < 128))
+        edges = edges_of(sample)
+        kept = (city_block_distance(edges) <= NEAR) & given
+        picture = np.full((*given.shape, 3), 255, np.uint8)
+        picture[edges] = (200, 205, 210)
+        picture[_wide(given)] = (208, 49, 45)
+        picture[_wide(kept)] = (18, 130, 90)
+        scores = compare_lines(edges, given, far=64)
+        named = Image.fromarray(picture)
+        ImageDraw.Draw(named).text((named.width / 2, 16), f"lines kept {100 * scores.kept:.0f}%", INK, _font(16), "mm")
+        rows.append([sketch, sample, _drawn(edges), named])
+    return grid(rows, headings=["the sketch", "a sample of it", "its edges", "both"])
+
+
+def _drawn(lines: torch.Tensor) -> Image.Image:
+    """Lines [h, w] in black on white."""
+    return Image.fromarray(np.where(lines.numpy(), 0, 255).astype(np.uint8))
+
+
+def _wide(lines: torch.Tensor) -> np.ndarray:
+    """Lines [h, w] three pixels wide."""
+    return (city_block_distance(lines) <= 1).numpy()
+
+
 INK, FROZEN, NEW, LINE = "#1f2933", "#dbe4ee", "#cdeee6", "#7b8794"
 
 
@@ -148,6 +212,9 @@ PICTURES = {
     "prior": lambda: grid(rows_of("scenes-prior", CAPTIONS)),
     "sketch": lambda: grid(rows_of("sketch", examples("sketch"))),
     "tasks": lambda: grid(tasks()),
+    "ladder": ladder,
+    "pairs": pairs,
+    "agreement": agreement,
 }
 
 
