@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= out/demo
 
-.PHONY: demo studio test test-browser check format docs clean
+.PHONY: demo studio test shapes test-browser check format docs clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/piti translate examples/street/high_street.png --model street --num 4 --seed 0 --out $(DEMO)/street --overwrite
@@ -17,6 +17,10 @@ studio: $(VENV)/.ready-ui
 
 test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2   # two processes of one thread each: two of two fight
+
+shapes: $(VENV)/.ready-dev   # the tests of networks, losses and data again, every call's shapes and types checked
+	PITI_CHECK_SHAPES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
+	    tests/conditions tests/data tests/models tests/diffusion tests/checkpoints tests/prepare
 
 test-browser: $(VENV)/.ready-dev   # the pages in Chromium; skipped by name where it is not installed
 	$(BIN)/python -m pytest -m browser -rs --durations=5
