@@ -7,7 +7,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from piti.checkpoints.lora import keep_half
+from piti.baselines import ImageNetwork
+from piti.checkpoints.lora import Adapted, keep_half
 from piti.checkpoints.priors import not_imported
 from piti.core.distributed import together
 from piti.data.pairs import NO_VALIDATION
@@ -71,12 +72,7 @@ def _prepared(
         console.log(
             begin(translator, recipe, condition) if isinstance(translator, Translator) else "weights drawn anew"
         )
-    adapted = None
-    if recipe.adapts and isinstance(translator, Translator):
-        adapted = adapt(translator, recipe)
-        half = frozen_type(accelerator, recipe)
-        if half is not None:
-            keep_half(translator, half)
+    adapted = _adapted(translator, recipe, accelerator)
     training, validation = open_data(recipe, condition, console)
     if validation is None:
         console.log(NO_VALIDATION)
@@ -99,6 +95,17 @@ def _prepared(
         build_space(recipe),
     )
     return run, checkpoint
+
+
+def _adapted(translator: ImageNetwork, recipe: Recipe, accelerator: Accelerator) -> Adapted | None:
+    """The translator with the recipe's low-rank adapters, its prior held in half precision where that is possible."""
+    if not (recipe.adapts and isinstance(translator, Translator)):
+        return None
+    adapted = adapt(translator, recipe)
+    half = frozen_type(accelerator, recipe)
+    if half is not None:
+        keep_half(translator, half)
+    return adapted
 
 
 def _begin_folder(folder: RunFolder, recipe: Recipe) -> None:
