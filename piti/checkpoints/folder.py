@@ -118,6 +118,20 @@ def join_base(folder: Path, base: Path) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
+def join_upsampler(folder: Path, other: Path) -> None:
+    """Make of a base's folder a whole model: add another model's upsampler, where it has one, with its defaults."""
+    index, theirs = _read_json(folder, INDEX_FILE), _read_json(other, INDEX_FILE)
+    for part in ("upsampler", "upsampler_scheduler"):
+        if part in theirs:
+            shutil.copytree(other / part, folder / part)
+            index[part] = theirs[part]
+    if SHARED_UPSAMPLER in theirs:
+        index[SHARED_UPSAMPLER] = theirs[SHARED_UPSAMPLER]
+    settings = {key: value for key, value in theirs.get("defaults", {}).items() if key.startswith(OF_UPSAMPLER)}
+    index["defaults"] = settings | index["defaults"]
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
 def share_upsampler(folder: Path, lender: str) -> None:
     """Make a model without an upsampler use that of another, by name. Raises ModelError where either does not fit."""
     index, other = _read_json(folder, INDEX_FILE), find_model(lender)

@@ -14,11 +14,12 @@ from piti.cli.models import export, import_, models
 from piti.cli.reproduce import reproduce
 from piti.cli.studio import studio
 from piti.cli.study import study_app
-from piti.cli.train import train
+from piti.cli.train import distill, train
 from piti.cli.translate import translate
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(train)
+app.command()(distill)
 app.command()(translate)
 app.command()(edit)
 app.add_typer(evaluate_app, name="evaluate")

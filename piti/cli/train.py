@@ -1,4 +1,4 @@
-"""`piti train`: a recipe into a model."""
+"""`piti train`, a recipe into a model, and `piti distill`, a model into one of few steps."""
 
 from __future__ import annotations
 
@@ -37,20 +37,54 @@ def train(
     gpu: Gpu = "a100",
 ) -> None:
     """Train a model as a recipe says."""
-    from piti.core.distributed import started
-    from piti.training import plan, read_recipe
-    from piti.training import train as run_training
+    from piti.training import read_recipe
 
     parsed = read_recipe(recipe, changes or [])
     if data is not None:
         parsed = parsed.model_copy(update={"data": parsed.data.model_copy(update={"root": data})})
-    folder = out or Path("runs") / parsed.name
+    _run(parsed, out, resume, dry_run, gpu)
+
+
+def distill(
+    model: Annotated[
+        str, typer.Argument(help="A bundled model, a folder, or a training run, whose base is distilled.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="The root of data such as it was trained on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL-N-steps by default.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps of the student.")] = 4,
+    substeps: Annotated[int, typer.Option(help="Guided steps of the model in each of the student's.")] = 6,
+    guidance: Annotated[
+        float | None, typer.Option(help="Strength w that becomes part of the weights; by default the model's own.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the recipe, such as stages.0.steps=8000. Repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
+    dry_run: DryRun = False,
+    gpu: Gpu = "a100",
+) -> None:
+    """Make a model of few steps from one of many, with its guidance built in."""
+    from piti.training import distillation_recipe
+
+    values = {"steps": steps, "substeps": substeps, "guidance": guidance}
+    recipe = distillation_recipe(model, values, data, changes or [])
+    _run(recipe, out, resume, dry_run, gpu)
+
+
+def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str) -> None:
+    """Train, or say what that would do."""
+    from piti.core.distributed import started
+    from piti.training import plan
+    from piti.training import train as run_training
+
+    folder = out or Path("runs") / recipe.name
     if dry_run:
-        print_rows(plan(parsed, folder, gpu))
+        print_rows(plan(recipe, folder, gpu))
         return
-    model = run_training(parsed, folder, resume, log)
+    model = run_training(recipe, folder, resume, log)
     if started().main:
-        typer.echo(f"the model is in {model}; translate with it: {_translation(parsed, folder)}")
+        typer.echo(f"the model is in {model}; translate with it: {_translation(recipe, folder)}")
 
 
 def _translation(recipe: Recipe, folder: Path) -> str:

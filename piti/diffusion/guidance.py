@@ -205,6 +205,20 @@ def _apg(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
     )
 
 
+def guided_noise(guidance: Guidance, schedule: NoiseSchedule) -> Callable[[Images, Images, Images, Timesteps], Images]:
+    """The rule alone, for batches of several timesteps: (ε_c, ε_∅, x_t, t [B]) -> ε̃, each [B, C, H, W].
+
+    Outside the guidance's interval it is ε_c. Make a fresh one for each walk ("apg" remembers past steps).
+    """
+    rule, T = _RULES[guidance.kind](guidance, schedule), len(schedule)
+
+    def apply(cond: Images, null: Images, x_t: Images, t: Timesteps) -> Images:
+        active = torch.tensor([guidance.active(now, T) for now in t.tolist()], device=cond.device)
+        return torch.where(active.view(-1, 1, 1, 1), rule(cond, null, x_t, t, guidance.w), cond)
+
+    return apply
+
+
 _RULES: dict[str, Callable[[Guidance, NoiseSchedule], Rule]] = {
     "normalized": _normalized,
     "plain": _plain,

@@ -176,7 +176,7 @@ def sample(
     x_T: Images,
     schedule: NoiseSchedule,
     sampler: str,
-    steps: int | str,
+    steps: int | str | Sequence[int],
     generators: Sequence[torch.Generator],
     on_step: OnStep | None = None,
     eta: float = 0.0,
@@ -185,9 +185,10 @@ def sample(
     """Denoise x_T, [B, C, H, W], into images in [−1, 1], or into latents where the schedule has no bounds.
 
     denoise: a model's noise estimate, see `guided`; called with the timesteps the model was trained on.
-    sampler: a name in `SAMPLERS`; steps: a count, or a respacing of `space_timesteps`; generators: one for
-    each sample, so that a sample is the same in any batch; on_step(done, total, x̂₀) after each step; eta:
-    "ddim" only, 0 … 1; after_step: may replace what the next step starts from, after the last one the result.
+    sampler: a name in `SAMPLERS`; steps: a count, a respacing of `space_timesteps`, or the timesteps themselves,
+    ascending, such as a distilled network knows them; generators: one for each sample, so that a sample is the
+    same in any batch; on_step(done, total, x̂₀) after each step; eta: "ddim" only, 0 … 1; after_step: may replace
+    what the next step starts from, after the last one the result.
     Raises ValueError for an unknown sampler, impossible steps, or eta where it has no meaning.
     """
     _one_generator_each(len(x_T), generators)
@@ -209,15 +210,17 @@ def sample(
     return schedule.finished(x_t)
 
 
-def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str) -> list[int]:
+def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str | Sequence[int]) -> list[int]:
     """The timesteps, ascending, that `sample` visits.
 
     A respacing by name ("250", "fast27") as released. A count: for "ddpm" and "ddim" the same; for the
     others spread evenly in √t between their bounds on λ, because steps even in t end too early: with 20
     of them a Gaussian texture of deviation 0.05 keeps 48% of it, with these 93%.
-    Raises ValueError for fewer steps than 1 or more than there are.
+    Timesteps that are given stay as they are. Raises ValueError for fewer steps than 1 or more than there are.
     """
     kind = sampler_named(sampler)
+    if not isinstance(steps, int | str):
+        return list(steps)
     log_snr = 0.5 * schedule.signal_to_noise.log()
     low, high = kind.log_snr
     last = int((log_snr >= low).sum()) - 1

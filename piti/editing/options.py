@@ -13,7 +13,7 @@ from piti.core.errors import option
 from piti.core.images import Source, loss_as_rgb
 from piti.diffusion.inversion import SAMPLER
 from piti.editing.regions import EditError
-from piti.pipelines.cascade import ResolvedSampling
+from piti.pipelines.cascade import Network, ResolvedSampling
 from piti.pipelines.options import OWN_SAMPLING, NetworkOptions, SamplingOptions, UpsamplerOptions
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -67,6 +67,12 @@ class EditSettings:
 
     def resolve(self, pipeline: PITIPipeline) -> ResolvedSampling:
         """How the pipeline is sampled in this edit. Raises UserError for impossible options."""
+        network = pipeline.base_network()
+        if isinstance(network, Network) and network.translator.student is not None:
+            raise EditError(
+                "this model was distilled to a few steps, and an image is inverted by many",
+                remedy="edit with the model that it was distilled from",
+            )
         asked = self.sampling
         base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
         upsampler = asked.upsampler

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.spec import Spec
+from piti.diffusion.distillation import StudentSpec
 from piti.models.any_encoder import AnyEncoderSpec, built_encoder, encoder_spec_of
 from piti.models.casting import NetworkMixin
 from piti.models.encoders import AlignedEncoderSpec, EncoderSpec, Tokens
@@ -51,6 +52,7 @@ class TranslatorSpec(Spec):
     language_spec: dict[str, Any] | None = None
     space_spec: dict[str, Any] | None = None
     noised_spec: dict[str, Any] | None = None
+    student_spec: dict[str, Any] | None = None
 
 
 class Prediction(NamedTuple):
@@ -86,7 +88,8 @@ class Translator(NetworkMixin, ConfigMixin):
     unet_config: a UNet of diffusers by its own configuration, instead of unet_spec; how it takes tokens follows from
     that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of encoder_spec's, for a prior with text
     encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are latents and no pixels; image_size stays
-    in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees its small image noised.
+    in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees its small image noised. student_spec:
+    fields of `StudentSpec`, of a base that was distilled to a few steps.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -116,8 +119,10 @@ class Translator(NetworkMixin, ConfigMixin):
         language_spec: Mapping[str, Any] | None = None,
         space_spec: Mapping[str, Any] | None = None,
         noised_spec: Mapping[str, Any] | None = None,
+        student_spec: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.student = None if student_spec is None else StudentSpec.parse(student_spec, "student_spec")
         self.space_spec = SpaceSpec.parse(space_spec or {}, "space_spec")
         head = None if head_spec is None else PixelHeadSpec.parse(head_spec, "head_spec")
         _check_space(self.space_spec, image_size, patch_size, low_res, inpaint)

@@ -13,6 +13,7 @@ from piti.checkpoints.folder import ModelError
 from piti.conditions import Condition, TextCondition
 from piti.core.errors import UserError, option
 from piti.core.images import quantized, truncated
+from piti.diffusion.distillation import StudentSpec
 from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
@@ -172,6 +173,8 @@ class Network:
     def steps(self, settings: NetworkSampling) -> int:
         """How many denoising steps these settings take. Raises UserError for impossible ones."""
         count = len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
+        if self.translator.student is not None:
+            _check_student(self.translator.student, settings, count)
         if self.translator.one_step and count != 1:
             raise UserError(
                 f"{count} steps: this {self.translator.role} was trained for one step from noise and knows no other",
@@ -199,7 +202,8 @@ class Network:
         if small is not None and self.translator.noised is not None:
             small = self.translator.noised(small, (x_T.shape[-2], x_T.shape[-1]), own)
         denoise = self.denoiser(tokens, both, settings.guidance, small, strength=strength)
-        x_0 = sample(denoise, x_T, self.schedule, settings.sampler, settings.steps, own, report, after_step=after)
+        known = settings.steps if self.translator.student is None else self.translator.student.timesteps
+        x_0 = sample(denoise, x_T, self.schedule, settings.sampler, known, own, report, after_step=after)
         return self.space.images(x_0)
 
     def noise(self, batch: Batch, settings: NetworkSampling) -> Tensor:
@@ -249,6 +253,25 @@ class Network:
             return tokens, None
         null = self.condition.null(1, *encoded.shape[-2:], device=encoded.device, dtype=encoded.dtype)
         return tokens, tokens.joined(self.translator.encode(null).picked([0] * len(batch.rows)))
+
+
+def _check_student(student: StudentSpec, settings: NetworkSampling, count: int) -> None:
+    """Raises UserError for what a distilled network does not know."""
+    own = len(student.timesteps)
+    if count != own:
+        known = f"this model was distilled to {own} steps and knows no others"
+        raise UserError(known, remedy="leave it out", option="steps", value=count)
+    if settings.sampler != "ddim":
+        raise UserError(
+            "this model was distilled for 'ddim'", remedy="leave it out", option="sampler", value=settings.sampler
+        )
+    if settings.guidance.w:
+        raise UserError(
+            f"this model was distilled with a guidance of {student.w:g}, which is part of its weights",
+            remedy="leave it out",
+            option="guidance",
+            value=settings.guidance.w,
+        )
 
 
 @dataclass(frozen=True)

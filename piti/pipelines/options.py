@@ -12,7 +12,7 @@ from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.core.errors import UserError, option, text_of
 from piti.core.spec import Spec, SpecError, choices
 from piti.diffusion.guidance import Guidance
-from piti.pipelines.cascade import ONE_PASS, NetworkSampling, OnePass, ResolvedSampling
+from piti.pipelines.cascade import ONE_PASS, Network, NetworkSampling, OnePass, ResolvedSampling
 
 if TYPE_CHECKING:
     from piti.pipelines.pipeline import PITIPipeline
@@ -130,7 +130,7 @@ class SamplingOptions(Spec):
         pipe.check_parts()
         self._check_upsampler(pipe)
         network = pipe.base_network()
-        own = _ONE_PASS if isinstance(network, OnePass) else pipe.defaults.base
+        own = _own_of(network, pipe.defaults.base)
         base = _decided(self.base.over(own))
         steps, upsampler = network.steps(base), None
         if pipe.upsampler is not None and not self.base_only:
@@ -167,6 +167,16 @@ GENERAL_DEFAULTS = SamplingOptions(
 """How a model is sampled where neither the caller nor the model itself says; the upsampler as released."""
 
 _ONE_PASS = NetworkOptions(guidance=ONE_PASS.guidance, steps=ONE_PASS.steps, sampler=ONE_PASS.sampler)
+
+
+def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions:
+    """A base's own defaults: where its steps are part of its weights, no others count."""
+    if isinstance(network, OnePass):
+        return _ONE_PASS
+    student = network.translator.student
+    if student is None:
+        return usual
+    return NetworkOptions(guidance=Guidance(w=0.0), steps=len(student.timesteps), sampler="ddim")
 
 
 def _decided(options: NetworkOptions) -> NetworkSampling:

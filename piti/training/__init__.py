@@ -1,5 +1,6 @@
 """Training: recipes, stages, the loop, and runs that survive being killed."""
 
+from piti.training.distill import distillation_recipe
 from piti.training.loop import TrainingDiverged, TrainingInterrupted
 from piti.training.plan import plan
 from piti.training.recipe import Recipe, RecipeError
@@ -16,6 +17,7 @@ __all__ = [
     "Stage",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "distillation_recipe",
     "plan",
     "read_recipe",
     "train",

@@ -37,13 +37,15 @@ from piti.data.pairs import ALONE
 from piti.data.shards.dataset import open_shards
 from piti.data.shards.index import check_reached, list_shards
 from piti.data.shown import mirroring_notes
+from piti.diffusion.distillation import StudentGrid
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import PIXELS, Space, Translator
 from piti.models.discriminator import Discriminator, DiscriminatorEnsemble, PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.training.adversarial import ImageLosses, build_adversary
-from piti.training.recipe import ModelSpec, Recipe, RecipeError
+from piti.training.model_spec import ModelSpec
+from piti.training.recipe import Recipe, RecipeError
 from piti.training.run_folder import RunFolder
 from piti.training.stages import Stage
 
@@ -69,6 +71,8 @@ class Run:
     """For a translator's adversarial stages."""
     space: Space = PIXELS
     """Where the translator works."""
+    teacher: Translator | None = None
+    """For a distillation: the model that the translator learns from."""
 
 
 def build_condition(recipe: Recipe) -> Condition:
@@ -211,12 +215,21 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     schedule = NoiseSchedule(recipe.schedule)
     config = translator_config(model, condition)
-    translator = Translator(**config, steps=len(schedule), one_step=recipe.one_step)
+    translator = Translator(**config, steps=len(schedule), one_step=recipe.one_step, student_spec=student_of(recipe))
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
     if recipe.checkpointing:
         translator.unet.enable_gradient_checkpointing()
     return translator
+
+
+def student_of(recipe: Recipe) -> dict[str, Any] | None:
+    """What a distilled translator's configuration says of its steps; none where nothing is distilled."""
+    if recipe.distillation is None:
+        return None
+    spec = recipe.distillation
+    grid = StudentGrid.of(NoiseSchedule(recipe.schedule), spec.steps, spec.substeps)
+    return {"timesteps": list(grid.timesteps), "w": spec.guidance.w}
 
 
 def build_space(recipe: Recipe) -> Space:

@@ -182,12 +182,13 @@ def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
 
 def held_bytes(translator: Translator, recipe: Recipe) -> int:
     """Bytes of a translator's weights in every stage: with their averages and autocast's copies, but for those that no
-    stage trains."""
+    stage trains, and with those of the teacher of a distillation."""
     half = 0 if recipe.precision == "no" else 2
     freeze_all_but(translator, recipe.trained)
     learning = sum(p.numel() for p in translator.parameters() if p.requires_grad)
     low = sum(p.numel() for p in matrices(translator)) if recipe.adapts and half else 0
-    return (8 + half) * learning + 4 * (_size(translator) - learning) - 2 * low
+    teacher = 0 if recipe.distillation is None else (4 + half) * _size(translator)
+    return (8 + half) * learning + 4 * (_size(translator) - learning) - 2 * low + teacher
 
 
 def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condition_channels: int) -> StageCost:
@@ -196,6 +197,9 @@ def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condit
     half = 0 if recipe.precision == "no" else 2  # autocast's copy of every weight
     flops, activations = float(inner.flops), float(inner.activations)
     state = held + (4 + recipe.optimizer.bytes) * inner.learning  # gradients and two moments
+    if recipe.distillation is not None:  # the teacher's guided steps; its weights are held with the others
+        passes = 2 if recipe.distillation.guidance.w else 1
+        flops += passes * recipe.distillation.substeps * inner.forward
     for spec, outer in _outer_passes(recipe, stage, condition_channels):
         acting = stage.share_of(spec, recipe.schedule.steps)
         flops += outer.flops * acting * max(0, stage.steps - spec.after) / stage.steps

@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 import piti
-from piti.baselines import ImageNetwork
-from piti.checkpoints.folder import join_base, write_model_folder
+from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.checkpoints.folder import find_model, join_base, join_upsampler, write_model_folder
 from piti.core.distributed import together
 from piti.core.errors import UserError, option
 from piti.core.images import save_png
@@ -25,12 +25,14 @@ from piti.data.batches import Batches, BatchStream, TrainingBatch, loader
 from piti.data.order import numbers_of
 from piti.data.problems import Tally
 from piti.training.adversarial import LossOutput
+from piti.training.baseline import BaselineObjective
 from piti.training.build import Run
+from piti.training.distill import DistillationObjective
 from piti.training.distributed import is_sharded, prepared, release, unsynced
 from piti.training.ema import Weights
 from piti.training.metrics import Mean, mean_over_processes, sum_of, values_of
 from piti.training.monitor import Meter, StopRequest, training_bar
-from piti.training.objectives import objective_of
+from piti.training.objectives import DiffusionObjective, Objective
 from piti.training.recipe_io import write_recipe
 from piti.training.run_folder import RECIPE_FILE, RunError, RunState, matching_state
 from piti.training.stages import Stage, build_optimizer, freeze_all_but
@@ -42,6 +44,15 @@ class TrainingDiverged(UserError):
 
 class TrainingInterrupted(UserError):
     """The run was asked to stop, and was saved. The message says how to go on."""
+
+
+def objective_of(run: Run) -> Objective:
+    """What a run minimises: a baseline has its own losses and adversary, a student its teacher."""
+    network, recipe = run.translator, run.recipe
+    if isinstance(network, BaselineNetwork):
+        return BaselineObjective(recipe, run.condition, network.baseline, run.perceptual, run.accelerator, run.train)
+    given = (recipe, run.condition, run.perceptual, run.accelerator, run.discriminator, run.space)
+    return DiffusionObjective(*given) if run.teacher is None else DistillationObjective(*given, teacher=run.teacher)
 
 
 class Trainer:
@@ -308,6 +319,8 @@ class Trainer:
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
         if self.run.base is not None:
             join_base(target, self.run.base)
+        if self.recipe.distillation is not None and self.recipe.init is not None:
+            join_upsampler(target, find_model(self.recipe.init))
         write_recipe(self.recipe, target / RECIPE_FILE)
 
     # Parts

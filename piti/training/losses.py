@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from piti.core.spec import Spec, choices
 from piti.diffusion.augmentation import KINDS
+from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import (
     acts_at,
     adversarial_named,
@@ -32,6 +33,18 @@ class RangedLossSpec(Spec):
     def count(self, steps: int) -> int:
         """At how many of `steps` timesteps it acts."""
         return int(acts_at(torch.arange(steps), steps, self.noise).sum())
+
+
+class DistillationSpec(Spec):
+    """What takes the place of eq. 3 where a model is distilled: the student's x̂₀ after the teacher's steps; see
+    `piti.diffusion.distillation`."""
+
+    steps: int = Field(default=4, ge=1)
+    """The student's."""
+    substeps: int = Field(default=6, ge=1)
+    """The teacher's in each of them, each with guidance."""
+    guidance: Guidance = Guidance(w=1.0)
+    """Of the teacher; it becomes part of the student's weights."""
 
 
 class DiffusionLossSpec(RangedLossSpec):

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.baselines import BaselineNetwork
 from piti.checkpoints.folder import AUTOENCODER, SCHEDULERS, Saveable
 from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
@@ -24,8 +23,7 @@ from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted
-from piti.training.baseline import BaselineObjective
-from piti.training.build import Run, losses_of, low_res_of, weighting_of
+from piti.training.build import losses_of, low_res_of, weighting_of
 from piti.training.latent_cache import CachedSpace
 from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
@@ -200,11 +198,3 @@ class DiffusionObjective:
         if self.space.autoencoder is not None and not isinstance(network, Adapted):  # adapters have their prior's
             parts[AUTOENCODER] = self.space.autoencoder
         return parts
-
-
-def objective_of(run: Run) -> Objective:
-    """What a run minimises: a baseline has its own losses and adversary."""
-    if isinstance(run.translator, BaselineNetwork):
-        baseline = run.translator.baseline
-        return BaselineObjective(run.recipe, run.condition, baseline, run.perceptual, run.accelerator, run.train)
-    return DiffusionObjective(run.recipe, run.condition, run.perceptual, run.accelerator, run.discriminator, run.space)

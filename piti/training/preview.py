@@ -91,7 +91,7 @@ class Validation:
             x_T,
             self.schedule,
             spec.sampler,
-            spec.steps,
+            spec.steps if translator.student is None else translator.student.timesteps,
             generators,
         )
         return self.space.images(points)

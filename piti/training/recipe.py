@@ -14,87 +14,20 @@ from piti.core.spec import Spec, SpecError
 from piti.data.degrade import DegradationSpec
 from piti.data.generated import GeneratedSpec
 from piti.data.pairs import FolderSpec
+from piti.diffusion.distillation import StudentGrid
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import adversarial_named, weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
-from piti.models import AlignedEncoderSpec, EncoderSpec, PixelHeadSpec, SpaceSpec, TextEncoderSpec, UNetSpec
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
+from piti.training.losses import DistillationSpec
+from piti.training.model_spec import ModelSpec
 from piti.training.stages import GENERATOR, LORA, NETWORKS, OptimizerSpec, Stage
 
 
 class RecipeError(SpecError):
     """A recipe cannot be read or does not fit the run that it is to continue."""
-
-
-class ModelSpec(Spec):
-    """The translator to train. The encoder's channels follow from the condition."""
-
-    image_size: int = Field(default=64, ge=8)
-    patch_size: int = Field(default=1, ge=1)
-    low_res: int | None = Field(default=None, ge=1)
-    """Side of the small image that an upsampler enlarges; none: a base."""
-    learned_variance: bool = True
-    detail: float | None = Field(default=None, gt=0)
-    """For an upsampler that predicts the image: preconditioned for what its small image lacks, of this deviation."""
-    encoder: EncoderSpec | None = EncoderSpec()
-    """None where the UNet takes no condition (`token_width` null), or text."""
-    text: TextEncoderSpec | None = None
-    """The encoder of a prior. Its vocabulary and context follow from the condition."""
-    aligned: AlignedEncoderSpec | None = None
-    """Instead of an encoder of tokens, for a UNet without them: the condition's own maps, at the image's size."""
-    unet: UNetSpec = UNetSpec()
-    unet_config: dict[str, Any] | None = None
-    """Instead of `unet`, the UNet of a prior of another family, by its own configuration in diffusers."""
-    space: SpaceSpec = SpaceSpec()
-    """Where the UNet works; latents are those of the prior's autoencoder, and `image_size` stays in pixels."""
-    head: PixelHeadSpec | None = None
-    """How pixels are made of the UNet's features; none: by one pixel shuffle of `patch_size`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_encoder(cls, values: Any) -> Any:
-        other = isinstance(values, dict) and (values.get("text") is not None or values.get("aligned") is not None)
-        return {**values, "encoder": None} if other and "encoder" not in values else values
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ModelSpec:
-        if self.encoder is not None and self.text is not None:
-            raise ValueError("'encoder' and 'text' are both given; a translator has one encoder: remove one")
-        if self.aligned is not None and (self.encoder is not None or self.text is not None):
-            raise ValueError("'aligned' takes the place of 'encoder' and 'text'; give one of them")
-        if self.aligned is not None and self.aligned.size != self.image_size:
-            raise ValueError(f"'aligned.size' {self.aligned.size} is 'image_size' {self.image_size}; make them equal")
-        if self.head is not None and 2 ** len(self.head.channels) != self.patch_size:
-            raise ValueError(
-                f"'head.channels' are {len(self.head.channels)} and 'patch_size' is {self.patch_size}; each of them "
-                "doubles the sides, so give log2(patch_size) of them"
-            )
-        if self.unet_config is not None and self.unet != UNetSpec():
-            raise ValueError("'unet' and 'unet_config' are both given; remove one")
-        if self.space.latent and (self.unet_config is None or self.patch_size != 1 or self.low_res is not None):
-            raise ValueError("'space' of latents goes with 'unet_config', without 'patch_size' and 'low_res'")
-        if (self.encoder is None and self.text is None) == self.takes_tokens:
-            raise ValueError("'encoder' and 'unet.token_width' go together: give both, or make both null")
-        if self.low_res is not None and (self.image_size % self.low_res or self.image_size == self.low_res):
-            raise ValueError(
-                f"'low_res' {self.low_res} does not chain with 'image_size' {self.image_size}; "
-                "the large side is a multiple of the small one"
-            )
-        if self.detail is not None and self.low_res is None:
-            raise ValueError("'detail' is for upsamplers; set 'low_res', or leave it out")
-        return self
-
-    @property
-    def takes_tokens(self) -> bool:
-        """Whether its UNet attends to a condition's tokens."""
-        return self.unet_config is not None or self.unet.token_width is not None
-
-    @property
-    def scale(self) -> int | None:
-        """By how much an upsampler enlarges; none for a base."""
-        return None if self.low_res is None else self.image_size // self.low_res
 
 
 class LossSpec(Spec):
@@ -167,6 +100,8 @@ class Recipe(Spec):
     """The frozen network behind a stage's `perceptual` loss."""
     discriminator: DiscriminatorSpec = DiscriminatorSpec()
     """The network behind a stage's `adversarial` loss."""
+    distillation: DistillationSpec | None = None
+    """Instead of eq. 3: the model that `init` names, of many guided steps, becomes one of few (`piti distill`)."""
     stages: tuple[Stage, ...] = (Stage(),)
     batch: int = Field(default=32, ge=1)
     """Images of one process in one backward pass."""
@@ -191,6 +126,11 @@ class Recipe(Spec):
     preview: PreviewSpec = PreviewSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if not self.stages:
@@ -211,7 +151,27 @@ class Recipe(Spec):
             raise ValueError("loss.weighting: detail is for an upsampler with 'model.detail'; set it, or take uniform")
         sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
         self._check_stages()
+        if self.distillation is not None:
+            self._check_distillation(self.distillation)
         return self
+
+    def _check_distillation(self, spec: DistillationSpec) -> None:
+        """A student is its teacher's network, and learns from it alone."""
+        if self.init is None or self.prior is not None:
+            raise ValueError("'distillation' begins from its teacher, a model named in 'init'; name it there")
+        if self.baseline is not None or self.model.low_res is not None or self.model.space.latent:
+            raise ValueError("'distillation' is for the base of a cascade that works on pixels")
+        if not self.schedule.to_clean:
+            raise ValueError("'distillation' ends at the image itself: set schedule.to_clean: true")
+        if self.condition_dropout or any(stage.condition_dropout for stage in self.stages):
+            raise ValueError("a distilled model has its guidance in its weights: set condition_dropout: 0")
+        for stage in self.stages:
+            if stage.from_noise or stage.pixel or stage.perceptual:
+                raise ValueError(
+                    f"stage '{stage.name}': a student is compared with its teacher alone; leave 'from_noise', 'pixel' "
+                    "and 'perceptual' out"
+                )
+        StudentGrid.of(NoiseSchedule(self.schedule), spec.steps, spec.substeps)
 
     def _check_baseline(self) -> None:
         """What belongs to a baseline alone is there with it alone, and what it has no use for is not there."""
@@ -281,6 +241,8 @@ class Recipe(Spec):
             if loss is None:
                 continue
             self._check_side(name)
+            if name == "adversarial" and self.discriminator.conditional and self.model.low_res is None:
+                raise ValueError("a base has no small image for its adversary: set discriminator.conditional: false")
             if self.batch * stage.share_of(loss, self.schedule.steps) < 1:
                 raise ValueError(
                     f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,14 @@ def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys such as 'name' and 'stages', got {type(values).__name__}")
-    changes = list(changes)
+    return changed_recipe(values, list(changes), str(path))
+
+
+def changed_recipe(values: dict[str, Any], changes: Sequence[str], source: str) -> Recipe:
+    """The recipe of some values with `changes` on top, as `read_recipe` takes them. Raises as it, naming `source`."""
     for change in changes:
         _apply(values, change)
-    return Recipe.parse(values, f"{path} with {option('set')} {', '.join(changes)}" if changes else str(path))
+    return Recipe.parse(values, f"{source} with {option('set')} {', '.join(changes)}" if changes else source)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

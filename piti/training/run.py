@@ -23,6 +23,7 @@ from piti.training.build import (
     find_base,
     open_data,
 )
+from piti.training.distill import teacher_of
 from piti.training.distributed import build_accelerator, frozen_type
 from piti.training.init import adapt, begin
 from piti.training.loop import Trainer
@@ -93,6 +94,7 @@ def _prepared(
         adapted,
         discriminator,
         build_space(recipe),
+        None if recipe.distillation is None else teacher_of(recipe, condition),
     )
     return run, checkpoint
 

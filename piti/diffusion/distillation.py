@@ -1,0 +1,107 @@
+"""Few steps from many: the targets that a student of a guided teacher learns.
+
+Papers: guided distillation (Meng et al. 2023, arXiv 2210.03142), whose guidance becomes part of the weights, and
+progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), whose target is generalised here from two steps of
+the teacher to several: one student takes the place of a whole chain of them.
+
+Symbols: α_t = √ᾱ_t, σ_t = √(1−ᾱ_t); the teacher's guided steps lead from x_t to x_s, and the student's one DDIM
+step has to end there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from piti.core.errors import UserError
+from piti.core.spec import Spec
+from piti.diffusion.samplers import sampling_timesteps
+from piti.diffusion.schedule import Images, NoiseSchedule, Timesteps
+
+CLEAN = -1
+"""Stands for the timestep after the last, where x_s is the image itself."""
+
+Guess = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t [B]) -> x̂₀ [B, C, H, W], guided and bounded
+
+
+class StudentSpec(Spec):
+    """What a distilled translator knows."""
+
+    timesteps: tuple[int, ...] = Field(min_length=1)
+    """Those that it was trained at, ascending: it is sampled at all of them, and at no other."""
+    w: float = Field(ge=-1, allow_inf_nan=False)
+    """The strength of guidance that is part of its weights."""
+
+    @field_validator("timesteps")
+    @classmethod
+    def _ascending(cls, timesteps: tuple[int, ...]) -> tuple[int, ...]:
+        if list(timesteps) != sorted(set(timesteps)) or timesteps[0] < 0:
+            raise UserError(f"{list(timesteps)} are no ascending timesteps")
+        return timesteps
+
+
+@dataclass(frozen=True)
+class StudentGrid:
+    """A student's timesteps, and the teacher's steps in each of its own.
+
+    They are spread as "dpm++" spreads its own, dense towards the image: see `sampling_timesteps`.
+    """
+
+    schedule: NoiseSchedule
+    walks: Int[Tensor, "n k"]
+    """For each of the student's timesteps, ascending, the teacher's: the first is the student's own."""
+
+    @classmethod
+    def of(cls, schedule: NoiseSchedule, steps: int, substeps: int) -> Self:
+        """The grid of `steps` steps of `substeps` steps of the teacher. Raises UserError where there are too few."""
+        visited = sampling_timesteps(schedule, "dpm++", steps * substeps)
+        return cls(schedule, torch.tensor(visited).view(steps, substeps).flip(1))
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """The student's, ascending."""
+        return tuple(self.walks[:, 0].tolist())
+
+    def ends(self, k: Int[Tensor, " b"]) -> Timesteps:
+        """The timestep at which the student's step `k` ends, or `CLEAN`."""
+        after = torch.cat([torch.tensor([CLEAN]), self.walks[:-1, 0]])
+        return after.to(k.device)[k]
+
+    def target(self, guess: Guess, x_t: Images, k: Int[Tensor, " b"]) -> Images:
+        """What the student's x̂₀ is to be at its step `k`: that from which DDIM goes where the teacher goes.
+
+        guess: the guided teacher; k: for each sample, ascending with the timesteps.
+        """
+        x, walk, end = x_t, self.walks.to(k.device)[k], self.ends(k)
+        for j in range(walk.shape[1]):
+            t = walk[:, j]
+            x = self.moved(x, guess(x, t), t, walk[:, j + 1] if j + 1 < walk.shape[1] else end)
+        return self.reached(x, x_t, walk[:, 0], end)
+
+    def moved(self, x_t: Images, x0: Images, t: Timesteps, s: Timesteps) -> Images:
+        """DDIM's step from t to s (Song et al. 2020, eq. 12 with σ = 0): α_s x̂₀ + (σ_s/σ_t)(x_t − α_t x̂₀)."""
+        (alpha, sigma), (alpha_s, sigma_s) = self._levels(t, x_t), self._levels(s, x_t)
+        return alpha_s * x0 + sigma_s / sigma * (x_t - alpha * x0)
+
+    def reached(self, x_s: Images, x_t: Images, t: Timesteps, s: Timesteps) -> Images:
+        """The x̂₀ with which `moved` leads from x_t to x_s: its inverse (Salimans & Ho 2022, appendix G)."""
+        (alpha, sigma), (alpha_s, sigma_s) = self._levels(t, x_t), self._levels(s, x_t)
+        ratio = sigma_s / sigma
+        return (x_s - ratio * x_t) / (alpha_s - ratio * alpha)
+
+    def weight(self, k: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """max(α²/σ², 1) of the student's timesteps: the truncated SNR of Salimans & Ho 2022, section 4."""
+        snr = self.schedule.signal_to_noise[self.walks[:, 0]]
+        return snr.clamp(min=1).float().to(k.device)[k]
+
+    def _levels(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at timesteps, 1 and 0 where clean, [B, 1, 1, 1]."""
+        squared = torch.cat([torch.ones(1, dtype=torch.float64), self.schedule.alphas_cumprod.double()])
+        found = squared.to(t.device)[t + 1].view(-1, 1, 1, 1)
+        return found.sqrt().to(like.dtype), (1 - found).sqrt().to(like.dtype)

@@ -1,0 +1,189 @@
+"""Distillation: a model of many guided steps becomes one of few, with the guidance in its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piti.checkpoints.folder import ModelFolder, find_model
+from piti.conditions import Condition
+from piti.data.batches import SampleSet, TrainingBatch
+from piti.diffusion.distillation import Guess, StudentGrid
+from piti.diffusion.guidance import Guidance, conditioned, guided_noise
+from piti.diffusion.losses import timesteps_for
+from piti.diffusion.schedule import spec_of
+from piti.models import Prediction, Translator
+from piti.training.adversarial import LossOutput, Predicted
+from piti.training.build import build_translator
+from piti.training.init import begin
+from piti.training.losses import DistillationSpec
+from piti.training.metrics import Mean
+from piti.training.objectives import DiffusionObjective
+from piti.training.preview import Validation, fixed_batches
+from piti.training.recipe import Recipe, RecipeError
+from piti.training.recipe_io import changed_recipe
+from piti.training.sample_noise import noise_for
+
+_TRAINING: dict[str, Any] = {
+    "stages": [{"name": "distill", "steps": 4000, "lr": 2e-4, "warmup": 100, "decay": 0.3}],
+    "batch": 32,
+    "condition_dropout": 0.0,
+    "ema": 0.998,
+    "discriminator": {"conditional": False},
+    "optimizer": {"betas": [0.9, 0.99], "weight_decay": 0.0, "clip": 1.0},
+    "checkpoint": {"every": 500, "keep": 2},
+}
+"""How a student trains where nothing else is set: from weights that fit already, so at a low rate."""
+
+
+def distillation_recipe(
+    model: str, wanted: Mapping[str, Any], data: Path | None = None, changes: Sequence[str] = ()
+) -> Recipe:
+    """The recipe that distils the base of a model: its networks, condition and noise schedule are the model's own.
+
+    model: a bundled one, a folder, a training run; wanted: values of `DistillationSpec`, of which a `guidance` may be
+    a strength, or none for the model's own; changes: KEY=VALUE on top. Raises ModelError where there is no such model,
+    RecipeError for one that cannot be distilled, SpecError for impossible values.
+    """
+    folder = ModelFolder.open(find_model(model))
+    if "base" not in folder or "scheduler" not in folder:
+        raise RecipeError(f"{model} has no base that denoises in steps; name a model that makes images")
+    config = folder.config("base")
+    if config.get("student_spec"):
+        raise RecipeError(f"{model} is distilled already; name the model that it was made from")
+    if config.get("unet_config") or config.get("inpaint"):
+        raise RecipeError(f"{model}: a UNet of another family cannot be distilled yet; name a model of this package's")
+    usual = Guidance.parse(_as_guidance(folder.index.get("defaults", {}).get("guidance")), "the model's guidance")
+    own = usual if wanted.get("guidance") is None else usual.of_strength(wanted["guidance"])
+    spec = DistillationSpec.parse({**wanted, "guidance": own.to_dict()}, "distillation")
+    keys = {"encoder": "encoder_spec", "text": "text_spec", "unet": "unet_spec"}
+    networks = {ours: config[theirs] for ours, theirs in keys.items()}
+    plain = {key: config[key] for key in ("image_size", "patch_size", "learned_variance")}
+    encoder = networks["encoder"]
+    side = None if encoder is None or encoder["size"] == config["image_size"] else encoder["size"]
+    values = copy.deepcopy(_TRAINING) | {
+        "name": f"{Path(model).name}-{spec.steps}-steps",
+        "init": model,
+        "condition": folder.condition.to_config(),
+        "model": plain | networks,
+        "schedule": spec_of(folder.scheduler("base")).to_dict(),
+        "data": {"size": config["image_size"], "condition_size": side, "root": None if data is None else str(data)},
+        "distillation": spec.to_dict(),
+        "preview": {"every": 500, "sampler": "ddim", "steps": spec.steps, "guidance": {"w": 0.0}},
+    }
+    return changed_recipe(values, changes, f"distilling {model}")
+
+
+def _as_guidance(default: Any) -> dict[str, Any]:
+    """A guidance among a model's defaults, which may be a strength, or none."""
+    if isinstance(default, dict):
+        return default
+    return {"w": 1.0 if default is None else default}
+
+
+def teacher_of(recipe: Recipe, condition: Condition) -> Translator:
+    """The frozen model that `init` names. Raises ModelError, RecipeError."""
+    teacher = build_translator(recipe.model_copy(update={"distillation": None}), condition)
+    begin(teacher, recipe, condition)
+    return teacher.eval().requires_grad_(False)
+
+
+@dataclass
+class DistillationObjective(DiffusionObjective):
+    """The student's x̂₀ at its timesteps is that from which one step goes where the teacher's guided steps go; beside
+    it an adversary may judge x̂₀ (eq. 5), as ADD does (Sauer et al. 2023, arXiv 2311.17042)."""
+
+    teacher: Translator | None = None
+    grid: StudentGrid = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec = self.recipe.distillation
+        assert spec is not None
+        assert self.teacher is not None
+        self.grid = StudentGrid.of(self.schedule, spec.steps, spec.substeps)
+        self.teacher.to(self.accelerator.device)
+
+    def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
+        """Weighted by the truncated SNR; every condition is given. Seed and number of a sample decide its step and
+        noise."""
+        device = self.accelerator.device
+        x0, steps = batch.image.to(device), len(self.grid.timesteps)  # [B, 3, H, W]
+        k = timesteps_for(numbers, self.schedule, self.recipe.seed) * steps // len(self.schedule)  # [B]
+        x_t = self.noised(x0, k, noise_for(self.recipe.seed, numbers, x0.shape[1:]).to(device))
+        condition = self.condition.encode(batch.condition.to(device))
+        with torch.no_grad(), self.accelerator.autocast():
+            target = self.grid.target(self.guess(condition), x_t, k)
+        t = self.times(k, device)
+        with self.accelerator.autocast():
+            output, _ = model(x_t, t, condition, None)
+        x0_hat = self.schedule.to_x0(output.float(), x_t, t)
+        error = (x0_hat - target).square().mean(dim=(1, 2, 3))
+        found = LossOutput((self.grid.weight(k.to(device)) * error).mean(), {"distillation": Mean.of(error.mean())})
+        if self.image_losses.acting(within):
+            everything = torch.ones(len(x0), dtype=torch.bool, device=device)
+            judged = self.image_losses.of(Predicted(x0_hat, x0, t, numbers, None, condition, everything), within)
+            judged.total, judged.metrics = judged.total + found.total, found.metrics | judged.metrics
+            return judged
+        return found
+
+    def noised(self, x0: Tensor, k: Tensor, noise: Tensor) -> Tensor:
+        """x_t of images [B, 3, H, W] at the student's steps `k`."""
+        return self.schedule.q_sample(x0, self.times(k, x0.device), noise)
+
+    def times(self, k: Tensor, device: torch.device) -> Tensor:
+        """The student's timesteps [B] of its steps `k`."""
+        return torch.tensor(self.grid.timesteps)[k].to(device)
+
+    def guess(self, condition: Tensor) -> Guess:
+        """The guided teacher's bounded x̂₀ for encoded conditions [B, C, H, W]."""
+        spec, teacher, schedule = self.recipe.distillation, self.teacher, self.schedule
+        assert spec is not None
+        assert teacher is not None
+        tokens, guided = teacher.encode(condition), spec.guidance.w != 0
+        null = self.condition.null(1, *condition.shape[-2:], device=condition.device, dtype=condition.dtype)
+        both = tokens.joined(teacher.encode(null).picked([0] * len(condition))) if guided else None
+        pair, rule = conditioned(teacher, tokens, both, schedule), guided_noise(spec.guidance, schedule)
+
+        def guess(x_t: Tensor, t: Tensor) -> Tensor:
+            given, without = pair(x_t, t, guided)
+            eps = given.eps if without is None else rule(given.eps, without.eps, x_t, t)
+            return schedule.bounded(schedule.predict_x0(x_t, t, eps)).to(x_t.dtype)
+
+        return guess
+
+    def validator(self, samples: SampleSet) -> Validation:
+        batches = fixed_batches(self.recipe, samples, None, self.accelerator.device)
+        levels = list(self.grid.timesteps)
+        return StudentValidation(self.condition, batches, self.schedule, self.recipe.seed, levels, objective=self)
+
+
+@dataclass
+class StudentValidation(Validation):
+    """The distance to the teacher's targets on fixed pairs and noise."""
+
+    objective: DistillationObjective | None = None
+
+    @torch.no_grad()
+    def loss(self, predict: Callable[..., Prediction]) -> float:
+        """Mean squared difference of x̂₀ and its target, over all pairs and the student's timesteps, unweighted."""
+        objective, total, count = self.objective, 0.0, 0
+        assert objective is not None
+        for batch in self.batches:
+            numbers = range(count, count + len(batch.image))
+            count += len(numbers)
+            condition = self.condition.encode(batch.condition)
+            noise = noise_for(self.seed, numbers, batch.image.shape[1:]).to(batch.image.device)
+            for step in range(len(objective.grid.timesteps)):
+                k = torch.full((len(noise),), step)
+                x_t, t = objective.noised(batch.image, k, noise), objective.times(k, noise.device)
+                target = objective.grid.target(objective.guess(condition), x_t, k)
+                x0 = self.schedule.to_x0(predict(x_t, t, condition, None).output.float(), x_t, t)
+                total += (x0 - target).square().mean(dim=(1, 2, 3)).sum().item()
+        return total / (count * len(objective.grid.timesteps))

@@ -1,0 +1,124 @@
+"""A model distilled to a few steps: its training, the model that comes of it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from piti.cli.app import app
+from piti.core.errors import UserError
+from piti.core.spec import SpecError
+from piti.editing.edit import edit
+from piti.pipelines.pipeline import PITIPipeline
+from piti.training import Recipe, RecipeError, distillation_recipe, train
+from piti.training.build import build_condition, network_config
+from piti.training.cost import cost_of
+from tests.conftest import tiny_recipe
+
+WANTED = {"steps": 2, "substeps": 2, "guidance": 0.5}
+SMALL = ["stages.0.steps=30", "stages.0.lr=1e-3", "stages.0.warmup=0", "batch=4", "precision=no", "workers=0",
+         "ema=0.5", "preview.every=10", "preview.count=2", "checkpoint.every=10"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(its data, a run of it)"""
+    import tests.conftest as shared
+
+    folder = tmp_path_factory.mktemp("distilled")
+    data = shared.tiny_data.__wrapped__(folder)  # type: ignore[attr-defined]
+    recipe = tiny_recipe(
+        data,
+        stages=[{"name": "joint", "steps": 20, "lr": 1e-3}],
+        ema=0.5,
+        preview={"every": 100, "count": 2, "steps": 2},
+    )
+    train(Recipe.parse(recipe, "teacher"), folder / "teacher")
+    return data, folder / "teacher"
+
+
+@pytest.fixture(scope="module")
+def student(teacher: tuple[Path, Path]) -> Path:
+    """A run that distilled it."""
+    data, run = teacher
+    recipe = distillation_recipe(str(run), WANTED, data, SMALL)
+    train(recipe, run.parent / "student")
+    return run.parent / "student"
+
+
+def test_it_comes_nearer_to_its_teacher(student: Path) -> None:
+    rows = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert len(losses) == 3
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.95 * losses[0]
+    assert all(row["distillation"] > 0 for row in rows if "loss" in row)
+
+
+def test_it_is_sampled_in_its_own_steps_and_no_others(
+    teacher: tuple[Path, Path], student: Path, tmp_path: Path
+) -> None:
+    data, _ = teacher
+    mask = data / "labels/scene-00.png"
+    pipe = PITIPipeline.from_pretrained(student)
+    pipe.set_progress_bar_config(disable=True)
+    steps: list[tuple[int, int]] = []
+    first = pipe(mask, generator=torch.Generator().manual_seed(0), on_step=lambda k, n, x0: steps.append((k, n)))
+    assert steps == [(1, 2), (2, 2)]
+    for given, said in (
+        ({"steps": 3}, "distilled to 2 steps"),
+        ({"sampler": "ddpm"}, "distilled for 'ddim'"),
+        ({"guidance": 1.0}, "a guidance of 0.5, which is part of its weights"),
+    ):
+        with pytest.raises(UserError, match=said):
+            pipe(mask, **given)
+    with pytest.raises(UserError, match="edit with the model that it was distilled from"):
+        edit(pipe, first.images[0], to=mask)
+
+    run = CliRunner().invoke
+    run(app, ["translate", str(mask), "--model", str(student), "--out", str(tmp_path / "a")], catch_exceptions=False)
+    made = tmp_path / "a/scene-00_0.png"
+    run(app, ["translate", "--like", str(made), "--out", str(tmp_path / "b")], catch_exceptions=False)
+    assert np.array_equal(np.asarray(Image.open(made)), np.asarray(Image.open(tmp_path / "b/scene-00_0.png")))
+
+
+def test_distilled_with_an_adversary(teacher: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = teacher
+    adversary = [
+        "stages.0.steps=2",
+        "stages.0.adversarial={weight: 0.1, kind: hinge, noise: [0.0, 1.0], gradient_penalty: 0, after: 0}",
+        "discriminator={channels: [8, 16], norm: spectral, conditional: false}",
+    ]
+    train(distillation_recipe(str(run), WANTED, data, [*SMALL, *adversary, "log_every=1"]), tmp_path / "run")
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert {"distillation", "adversarial", "discriminator"} <= row.keys()
+
+
+def test_what_cannot_be_distilled(teacher: tuple[Path, Path], student: Path) -> None:
+    data, run = teacher
+    with pytest.raises(RecipeError, match="is distilled already"):
+        distillation_recipe(str(student), WANTED, data)
+    with pytest.raises(SpecError, match="guidance"):
+        distillation_recipe(str(run), WANTED | {"guidance": -3}, data)
+    for change, said in (
+        ("stages.0.from_noise=0.5", "leave 'from_noise'"),
+        ("condition_dropout=0.1", "set condition_dropout: 0"),
+        ("init=null", "named in 'init'"),
+        ("distillation.steps=900", "steps of this schedule"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            distillation_recipe(str(run), WANTED, data, [change])
+
+
+def test_the_plan_counts_the_teacher(teacher: tuple[Path, Path]) -> None:
+    data, run = teacher
+    recipe = distillation_recipe(str(run), WANTED, data, SMALL)
+    config = network_config(recipe, build_condition(recipe))
+    both, alone = (cost_of(one, config) for one in (recipe, recipe.model_copy(update={"distillation": None})))
+    assert both.stages[0].flops == alone.stages[0].flops + 2 * 2 * both.forward
