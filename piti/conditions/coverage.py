@@ -12,7 +12,7 @@ from jaxtyping import Int64, Integer, Shaped
 from torch import Tensor
 
 from piti.conditions.base import Condition
-from piti.conditions.drawings import NARROW, thinned
+from piti.conditions.drawings import NARROW, SMALLEST, thinned
 from piti.conditions.lines import depth_of
 from piti.conditions.mask import MaskCondition
 from piti.core.errors import Message, option, text_of
@@ -92,7 +92,7 @@ class Coverage:
 
 def _is_drawn(indices: Integer[Tensor, "1 h w"], pixels: Int64[Tensor, " indices"]) -> bool:
     """See `Counted.drawn`; lines may also be what is unlabelled, of a drawing that is white on black."""
-    if not pixels[-1] or int((pixels[:-1] > 0).sum()) != 1:
+    if min(indices.shape[-2:]) < SMALLEST or not pixels[-1] or int((pixels[:-1] > 0).sum()) != 1:
         return False
     seen = thinned(indices[0].numpy()) == len(pixels) - 1
     lines = seen if seen.mean() < 0.5 else ~seen

@@ -12,7 +12,6 @@ from piti.conditions.base import ConditionError
 from piti.conditions.lines import depth_of, grey_of, lines_of, rgba_of
 from piti.core.errors import option
 
-_SMALLEST = 48  # pixels of the short side, below which areas and lines look alike
 _LOOKED = 256  # rows and columns that are looked at, at most
 _MUCH = 0.2  # share of ink, and of middle greys, that no drawing has
 _SOFT = 12  # pixels from the outside of a soft edge map's lines to their middle, at most
@@ -21,6 +20,8 @@ _AREAS = 3  # areas of one value each from which on a picture is a mask
 _COVERED = 0.9  # share of a mask's pixels that have the value of such an area
 _ENDS = 0.8  # share of black and white in a line drawing, at least
 
+SMALLEST = 48
+"""Pixels of the short side, below which areas and lines look alike."""
 NARROW = 6
 """Pixels from the outside of a drawing's lines to their middle, at most, of what `thinned` leaves."""
 
@@ -37,7 +38,7 @@ def check_drawing(
     outside to the middle. A mask is flat areas of three values or more; in a lossy file they are not flat. A picture
     in black and white is a drawing, whatever it shows, and thumbnails of under 48 px are not judged.
     """
-    if min(lines.shape) < _SMALLEST:
+    if min(lines.shape) < SMALLEST:
         return
     seen, ink = thinned(pixels), thinned(lines)
     grey = grey_of(seen[..., :3])
@@ -63,7 +64,7 @@ def drawing_remedy(image: Image.Image) -> str:
 
     A drawing is black and white, and its lines are narrow.
     """
-    if image.mode == "F":
+    if image.mode == "F" or min(image.size) < SMALLEST:
         return ""
     seen = thinned(rgba_of(image, ""))
     grey = grey_of(seen[..., :3])

@@ -223,8 +223,8 @@ class MaskReader:
         ids = set(self.table.ids)
         used = {int(value) for value in planes.used if value != self.table.ignore}
         for shift, said in ((1, "above"), (-1, "below")):
-            if used and {value - shift for value in used} <= ids:
-                first = min(ids) + shift
+            first = min(ids) + shift
+            if first >= 0 and used and {value - shift for value in used} <= ids:
                 return f': every id lies one {said} one of the table; if they are numbered so, begin with "id": {first}'
         return ""
 
