@@ -63,15 +63,16 @@ class Imported:
     theirs: Any
     folder: Path
     model: Path
-    ours: PITIPipeline
+    ours: Any
+    """`PITIPipeline`; none for an upsampler alone."""
 
 
 def imported(build: Callable[..., Any], folder: Path, **settings: Any) -> Imported:
-    """A pipeline that `build` makes below `folder`, imported; an upsampler alone has no pipeline of ours."""
+    """A pipeline that `build` makes below `folder`, imported."""
     theirs, model = build(folder, **settings), folder / "model"
     import_prior(folder / "diffusers", model)
     alone = build is floyd_upsampler
-    ours: Any = None if alone else PITIPipeline.from_pretrained(model)
+    ours = None if alone else PITIPipeline.from_pretrained(model)
     if ours is not None:
         ours.set_progress_bar_config(disable=True)
     return Imported(theirs, folder / "diffusers", model, ours)
