@@ -13,7 +13,7 @@ from PIL import Image
 
 CHECKED = ["piti.conditions", "piti.data", "piti.models", "piti.diffusion", "piti.checkpoints", "piti.prepare.layouts"]
 """Packages whose signatures are checked at every call, shapes and types, where PITI_CHECK_SHAPES is set (`make
-shapes`): it takes half of these tests' time, and a third of the suite's."""
+shapes`): it takes half of the time of these packages' tests."""
 if os.environ.get("PITI_CHECK_SHAPES"):
     install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
+from piti.core.seeding import noise_for
 from piti.data.batches import SampleSet, TrainingBatch
 from piti.diffusion.distillation import Guess, StudentGrid
 from piti.diffusion.guidance import Guidance, conditioned, guided_noise
@@ -28,7 +29,6 @@ from piti.training.objectives import DiffusionObjective
 from piti.training.preview import Validation, fixed_batches
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import changed_recipe
-from piti.training.sample_noise import noise_for
 
 _TRAINING: dict[str, Any] = {
     "stages": [{"name": "distill", "steps": 4000, "lr": 2e-4, "warmup": 100, "decay": 0.3}],
