@@ -138,6 +138,9 @@ class Visitor:
         return self.browser.run(f"return (async () => {{ {script} }})()")
 
     def example(self, k: int = 0, model: str = "street") -> None:
+        """By its button; the page has drawn one already, so its words are taken away, and come with the new one."""
+        self.until(lambda: "480 × 360" in self.below(model), "the first example")
+        self.browser.run("document.querySelector(arguments[0]).textContent = ''", f"#{model}-drawing .below .what")
         self.browser.run(
             "document.querySelectorAll(arguments[0])[arguments[1]].click()", f"#{model}-examples button", k
         )
