@@ -7,7 +7,6 @@ torchvision wrote load as they are. AlexNet is an independent judge in evaluatio
 
 from __future__ import annotations
 
-import math
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,7 +155,7 @@ class PerceptualSpec(Spec):
             )
         if len(weights) != len(layers):
             raise UserError(f"'layer_weights' has {len(weights)} entries and 'layers' {len(layers)}; give one of each")
-        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        if min(weights) < 0 or not any(weights):
             raise UserError(f"'layer_weights' = {list(weights)}; none may be negative, and at least one above 0")
         return self
 

@@ -233,7 +233,7 @@ def test_a_training_runs_folder_is_a_model(tmp_path: Path) -> None:
         ({"sampler": "dmpp"}, "unknown sampler 'dmpp'"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 2000}, "steps 2000"),
-        ({"guidance": -3}, r"'w' = -3"),
+        ({"guidance": -3}, "'guidance' = -3: is no strength; give a number from -1 up"),
         ({"num_images": 0}, "num_images 0: expected a whole number of at least 1"),
     ],
 )

@@ -15,6 +15,7 @@ from PIL import Image
 
 from piti.conditions import ClassTable, ConditionError
 from piti.conditions.base import LossyCondition
+from piti.core.formats import ARRAYS
 from piti.core.images import ImageError, Source, open_image, read_rgb, save_png
 from piti.core.walk import composed, walk
 from piti.data.near_names import near_keys
@@ -238,9 +239,10 @@ def _alone(kind: str, files: Mapping[str, Path], lonely: Set[str], others: Set[s
 def files_below(folder: Path, ending: str) -> dict[str, Path]:
     """Files in any depth whose names end so, by their path without the ending; hidden ones are left out.
 
-    Raises ImageError for links that lead nowhere.
+    Arrays beside them are a data set's own, such as DIODE's depth beside its photographs. Raises ImageError for links
+    that lead nowhere and pictures of formats that are not read.
     """
-    paths = walk(folder, {f".{ending.rpartition('.')[2]}"}).check() if folder.is_dir() else []
+    paths = walk(folder, ARRAYS | {f".{ending.rpartition('.')[2]}"}).check() if folder.is_dir() else []
     inside = {composed(path.relative_to(folder).as_posix()): path for path in paths}
     return {name.removesuffix(ending): path for name, path in inside.items() if name.endswith(ending)}
 
