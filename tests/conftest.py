@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,13 @@ if os.environ.get("PITI_CHECK_SHAPES"):
     install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 os.environ["PITI_ENGINE"] = "torch"  # commands compile no networks, but for the tests of engines
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end, and every run's end collects garbage twice: it need not look there."""
+    gc.collect()
+    gc.freeze()
+
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PITI_SHARED", ROOT.parent / "shared"))
