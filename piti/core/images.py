@@ -83,8 +83,9 @@ def open_image(path: Source, exact: bool = False) -> Image.Image:
     """Decode the picture at `path` completely, upright (EXIF orientation applied), in its own mode.
 
     The mode is kept, so that label maps (L, P, I;16) stay what they are. Of an animation, the first
-    frame. exact: its values are to be those that were saved. Raises ImageError if the file is missing, not a picture,
-    damaged, or above MAX_PIXELS; LossyError where values are to be exact and its format changes them.
+    frame. exact: its values are to be those that were saved, of one picture. Raises ImageError if the file is missing,
+    not a picture, damaged, above MAX_PIXELS, or of several pictures where it is to be exact; LossyError where its
+    format changes values then.
     """
     return _decoded(path, exact)[0]
 
@@ -94,6 +95,8 @@ def _decoded(path: Source, exact: bool = False) -> tuple[Image.Image, bool]:
     with _open_header(path) as image:
         if exact and (kind := lossy(image)):
             raise lossy_error(kind, path)
+        if exact and (count := getattr(image, "n_frames", 1)) > 1:
+            raise ImageError(f"{path}: holds {count} pictures (pages or frames); save the one that is meant as PNG")
         deep = image.mode[0] not in "IF" and bool(_bits_lost(image))
         try:
             image.load()

@@ -229,3 +229,12 @@ class TestSave:
     def test_only_png(self, tmp_path):
         with pytest.raises(ImageError, match=r"a\.jpg: pictures are written as PNG"):
             save_png(noise(2, 2), tmp_path / "a.jpg")
+
+
+def test_a_file_of_several_pictures_holds_no_exact_values(tmp_path: Path) -> None:
+    """Which of its pages is meant, nobody can say; of an animated photograph the first frame is taken."""
+    file = tmp_path / "pages.tif"
+    Image.new("L", (4, 4), 1).save(file, save_all=True, append_images=[Image.new("L", (4, 4), 2)])
+    assert np.asarray(open_image(file)).max() == 1
+    with pytest.raises(ImageError, match=r"pages\.tif: holds 2 pictures \(pages or frames\); save the one"):
+        open_image(file, exact=True)
