@@ -125,6 +125,7 @@ def test_it_works_in_an_empty_folder(installed: Path, tmp_path: Path, tiny_data:
         with Image.open(path) as image:
             image.resize((80, 64), Image.Resampling.NEAREST).save(path)
     alone = {"PATH": os.environ["PATH"], "HOME": str(empty), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    alone |= {"PITI_ENGINE": "torch"}  # compiling the bundled networks takes longer than all the rest
     done = subprocess.run(
         [sys.executable, "-I", "-c", IN_AN_EMPTY_FOLDER, str(installed), str(tiny_data)],
         cwd=empty, env=alone, capture_output=True, text=True,

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from piti.core.errors import UserError, option
 from piti.core.spec import Spec, choices
 from piti.data.filters import l0_smooth, resize_antialiased
-from piti.models.hed import load_hed
 
 _SOFT = (5, 5), (1.0, 1.0)  # the Gaussian before the gradients: taps, pixels
 _SMALLEST = 8  # shorter sides are continued to this many pixels before they are filtered
@@ -214,6 +213,8 @@ def _hed(spec: HEDSpec) -> LineSource:
             option="detector",
             value="hed",
         )
+    from piti.models.hed import load_hed  # with all networks, which most that draw do without
+
     network = load_hed(Path(spec.weights).expanduser()).to(spec.device)
 
     def draw(photograph: UInt8[np.ndarray, "h w 3"]) -> Bool[Tensor, "h w"]:

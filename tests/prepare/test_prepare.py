@@ -399,11 +399,9 @@ class TestCommands:
         monkeypatch.setitem(DETECTORS, "mine", kind)
         assert self.run("sketch", photos, tmp_path / "out", "--detector", "mine", "--processes", 1)[0] == 0
 
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_stopped_it_says_how_to_go_on(self, number: int, code: int, tmp_path: Path) -> None:
-        photograph = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)
-        trees.save(tmp_path / "photos/0.png", photograph)
-        for k in range(1, 400):
+    def test_stopped_it_says_how_to_go_on(self, tmp_path: Path) -> None:
+        trees.save(tmp_path / "photos/0.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+        for k in range(1, 1000):
             os.link(tmp_path / "photos/0.png", tmp_path / f"photos/{k}.png")
         out = tmp_path / "out"
         line = ["prepare", "sketch", str(tmp_path / "photos"), str(out), "--processes", "2"]
@@ -414,14 +412,28 @@ class TestCommands:
         ) as run:
             while not list(out.glob("sketches/*.png")) and run.poll() is None:
                 time.sleep(0.05)
-            os.killpg(run.pid, number)  # as a terminal does, to the processes that draw too
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to the processes that draw too
             said = run.communicate()[1].decode()
-        assert run.returncode == code, said
+        assert run.returncode == 130, said
         assert "stopped; the same command goes on where it was" in said
         assert "leaked" not in said
         assert "Traceback" not in said
-        assert 0 < len(list(out.glob("sketches/*.png"))) < 400
+        assert 0 < len(list(out.glob("sketches/*.png"))) < 1000
         assert not list(out.rglob(".*"))
+
+    def test_ended_from_outside_it_says_so_too(self, photos: Path, tmp_path: Path, monkeypatch) -> None:
+        def draw(pixels: np.ndarray) -> object:
+            if list((tmp_path / "out/sketches").glob("*.png")):
+                signal.raise_signal(signal.SIGTERM)
+            return draw_lines(pixels, QUICK)
+
+        monkeypatch.setitem(DETECTORS, "mine", Detector(LineSpec, lambda spec: draw))  # type: ignore[arg-type]
+        line = ["prepare", "sketch", str(photos), str(tmp_path / "out"), "--detector", "mine", "--processes", "1"]
+        run = CliRunner().invoke(cli.app, line)
+        assert run.exit_code == 143
+        assert "stopped; the same command goes on where it was" in run.stderr
+        assert [path.name for path in (tmp_path / "out").rglob("*.png")].count("a.png") == 1
+        assert not list((tmp_path / "out").rglob(".*"))
 
     @pytest.mark.parametrize("inside", ["out", "ADEChallengeData2016/out", "ADEChallengeData2016/images/out"])
     def test_out_inside_the_source(self, inside: str, tmp_path: Path) -> None:
