@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from piti.conditions import ConditionError
+from piti.core.distributed import FailedElsewhere, together
 from piti.core.errors import Message, UserError, option, spelled, text_of
 from piti.data.batches import BatchStream, TrainingBatch, loader
 from piti.data.problems import BadSample, Skipped
@@ -108,28 +107,21 @@ def test_errors_keep_their_parts_on_their_way_from_a_worker(workers: int) -> Non
     assert (caught.value.option, caught.value.value) == ("size", 3)
 
 
-TOGETHER = """
-import sys
-import torch.distributed as dist
-from piti.core.distributed import FailedElsewhere, together
-from piti.core.errors import UserError
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
-try:
-    with together():
-        if dist.get_rank() == 1:
-            raise UserError("is wrong", remedy="give 1", option="num", value=0)
-except FailedElsewhere as error:
-    print("elsewhere:", error)
-except UserError as error:
-    print(error.option, error.value, error.remedy)
-dist.destroy_process_group()
-"""
+def test_the_process_that_fails_keeps_the_parts_of_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from either of two processes, of which the second fails."""
 
+    def gathered(failed: list[bool], own: bool) -> None:
+        assert own == (dist.get_rank() == 1)
+        failed[:] = [False, True]
 
-def test_the_process_that_fails_keeps_the_parts_of_its_error(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "meeting")]
-    processes = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=os.environ) for rank in (0, 1)
-    ]
-    said = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert said == ["elsewhere: process 1 failed", "num 0 give 1"]
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gathered)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    with pytest.raises(FailedElsewhere, match="process 1 failed"), together():
+        pass
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    with pytest.raises(UserError) as caught, together():
+        raise UserError("is wrong", remedy="give 1", option="num", value=0)
+    error = caught.value
+    assert (error.option, error.value, error.remedy) == ("num", 0, "give 1")

@@ -518,10 +518,10 @@ def crops(camvid, side: int, count: int) -> Iterator[Tensor]:
             yield photo[:, top : top + side, left : left + side]
 
 
-def test_a_thousand_photographs(camvid):
+def test_hundreds_of_photographs(camvid):
     """None comes out dark, all resemble the clean small image, and not all to the same degree."""
     decibels, brightness = [], []
-    for k, crop in enumerate(crops(camvid, side=128, count=1000)):
+    for k, crop in enumerate(crops(camvid, side=96, count=400)):
         clean, small = downsample(crop, 4), degrade(crop, 4, SPEC, generator_for("photographs", k))
         decibels.append(psnr(small, clean))
         brightness.append(((small + 1).mean() / (clean + 1).mean()).item())
