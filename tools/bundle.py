@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from piti.checkpoints.folder import share_upsampler
+from piti.checkpoints.joining import share_upsampler
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 

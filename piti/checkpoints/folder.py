@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,7 +22,6 @@ from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.compiled import uncompiled
 from piti.core.errors import UserError, text_of
-from piti.core.files import whole_file
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedule import spec_of_config
 from piti.models.translator import Translator, TranslatorSpec
@@ -104,45 +102,6 @@ def write_model_folder(
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def join_base(folder: Path, base: Path) -> None:
-    """Make of an upsampler's folder a whole model: add another model's base, condition and defaults."""
-    index, other = _read_json(folder, INDEX_FILE), _read_json(base, INDEX_FILE)
-    for part in ("base", "scheduler"):
-        shutil.copytree(base / part, folder / part)
-        index[part] = other[part]
-    settings = {key: value for key, value in other.get("defaults", {}).items() if not key.startswith(OF_UPSAMPLER)}
-    index["defaults"] = settings | index["defaults"]
-    shutil.copy(base / CONDITION_FILE, folder / CONDITION_FILE)
-    if (base / TOKENIZER_FOLDER).is_dir():
-        shutil.copytree(base / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER, dirs_exist_ok=True)
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-def join_upsampler(folder: Path, other: Path) -> None:
-    """Make of a base's folder a whole model: add another model's upsampler, where it has one, with its defaults."""
-    index, theirs = _read_json(folder, INDEX_FILE), _read_json(other, INDEX_FILE)
-    for part in ("upsampler", "upsampler_scheduler"):
-        if part in theirs:
-            shutil.copytree(other / part, folder / part)
-            index[part] = theirs[part]
-    if SHARED_UPSAMPLER in theirs:
-        index[SHARED_UPSAMPLER] = theirs[SHARED_UPSAMPLER]
-    settings = {key: value for key, value in theirs.get("defaults", {}).items() if key.startswith(OF_UPSAMPLER)}
-    index["defaults"] = settings | index["defaults"]
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-def share_upsampler(folder: Path, lender: str) -> None:
-    """Make a model without an upsampler use that of another, by name. Raises ModelError where either does not fit."""
-    index, other = _read_json(folder, INDEX_FILE), find_model(lender)
-    if "upsampler" in index or "base" not in index:
-        raise ModelError(f"{folder}: is to share an upsampler, but is no base alone; leave its own out")
-    if "upsampler" not in _read_json(other, INDEX_FILE):
-        raise ModelError(f"{lender}: has no upsampler to share; name a model that has")
-    with whole_file(folder / INDEX_FILE, overwrite=True) as partial:
-        partial.write_text(json.dumps(index | {SHARED_UPSAMPLER: lender}, indent=1), encoding="utf-8")
-
-
 def _forget_origin(folder: Path) -> None:
     """Drop the path that a part was loaded from, which diffusers saves with it."""
     for path in folder.glob("*.json"):
@@ -217,7 +176,7 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
 
 def _is_foreign(index: Path) -> bool:
     """Whether a model's index is that of a pipeline of diffusers' own."""
-    return _read_json(index.parent, index.name).get("_class_name") not in (None, "PITIPipeline")
+    return read_json(index.parent, index.name).get("_class_name") not in (None, "PITIPipeline")
 
 
 # Opening
@@ -236,10 +195,10 @@ class ModelFolder:
         """Read index and condition. Raises ModelError, and ConditionError for a condition that is not known."""
         index = path / INDEX_FILE
         if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
-            kind = _read_json(path, INDEX_FILE)["_class_name"]
+            kind = read_json(path, INDEX_FILE)["_class_name"]
             raise ModelError(f"{path}: is a folder of diffusers, a {kind}", remedy=f"import it: piti import {path}")
-        condition = condition_from_config(_read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
-        return cls(path, _read_json(path, INDEX_FILE), condition.found_in(path))
+        condition = condition_from_config(read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
+        return cls(path, read_json(path, INDEX_FILE), condition.found_in(path))
 
     def __contains__(self, part: str) -> bool:
         return part in self.index
@@ -260,7 +219,7 @@ class ModelFolder:
 
     def config(self, network: str) -> dict[str, Any]:
         """A network's configuration. Raises ModelError."""
-        return _read_json(self.path / network, "config.json")
+        return read_json(self.path / network, "config.json")
 
     def arguments(self, network: str) -> dict[str, Any]:
         """The arguments of a network's `Translator`. Raises ModelError, and SpecError that names file and key."""
@@ -314,7 +273,7 @@ class ModelFolder:
     def scheduler(self, network: str) -> Scheduler:
         """A network's scheduler, of the class that its file names. Raises ModelError."""
         folder = self.path / SCHEDULERS[network]
-        config, source = _read_json(folder, SCHEDULER_FILE), str(folder / SCHEDULER_FILE)
+        config, source = read_json(folder, SCHEDULER_FILE), str(folder / SCHEDULER_FILE)
         kind = scheduler_named(str(config.get("_class_name", DDPMScheduler.__name__)))
         spec_of_config(config, source)
         try:
@@ -364,7 +323,7 @@ def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         values = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -390,7 +349,7 @@ class ModelEntry:
         size = sum(p.stat().st_size for p in self.folder.rglob("*.safetensors"))
         return {
             "model": self.name,
-            "condition": str(_read_json(self.folder, CONDITION_FILE).get("kind", "?")),
+            "condition": str(read_json(self.folder, CONDITION_FILE).get("kind", "?")),
             "image": self._image(),
             "weights": f"{size / 1e6:.1f} MB",
             "where": self.where,
@@ -399,10 +358,10 @@ class ModelEntry:
     def _image(self) -> str:
         """The side of its images, "64 -> 256 px" for a cascade, also one that shares an upsampler, and for an
         upsampler alone."""
-        index = _read_json(self.folder, INDEX_FILE)
-        configs = [_read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
+        index = read_json(self.folder, INDEX_FILE)
+        configs = [read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
         if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
-            configs.append(_read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
+            configs.append(read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
         sides = [config.get("image_size", "?") for config in configs]
         if "base" in index:
             return f"{' -> '.join(map(str, sides))} px"
@@ -432,7 +391,7 @@ def _cached_models() -> Iterator[tuple[str, Path]]:
 def _is_whole(folder: Path) -> bool:
     """Whether a folder holds a model of this package with every configuration that listing it reads."""
     try:
-        index = _read_json(folder, INDEX_FILE)
+        index = read_json(folder, INDEX_FILE)
     except ModelError:
         return False
     parts = [part for part in ("base", "upsampler") if part in index]

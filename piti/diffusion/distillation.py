@@ -45,6 +45,19 @@ class StudentSpec(Spec):
             raise UserError(f"{list(timesteps)} are no ascending timesteps")
         return timesteps
 
+    def check(self, steps: int, sampler: str, w: float) -> None:
+        """Raises UserError for sampling that a student does not know."""
+        own = len(self.timesteps)
+        if steps != own:
+            known = f"this model was distilled to {own} steps and knows no others"
+            raise UserError(known, remedy="leave it out", option="steps", value=steps)
+        if sampler != "ddim":
+            known = "this model was distilled for 'ddim'"
+            raise UserError(known, remedy="leave it out", option="sampler", value=sampler)
+        if w:
+            known = f"this model was distilled with a guidance of {self.w:g}, which is part of its weights"
+            raise UserError(known, remedy="leave it out", option="guidance", value=w)
+
 
 @dataclass(frozen=True)
 class StudentGrid:

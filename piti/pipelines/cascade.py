@@ -13,7 +13,6 @@ from piti.checkpoints.folder import ModelError
 from piti.conditions import Condition, TextCondition
 from piti.core.errors import UserError, option
 from piti.core.images import quantized, truncated
-from piti.diffusion.distillation import StudentSpec
 from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
@@ -174,7 +173,7 @@ class Network:
         """How many denoising steps these settings take. Raises UserError for impossible ones."""
         count = len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
         if self.translator.student is not None:
-            _check_student(self.translator.student, settings, count)
+            self.translator.student.check(count, settings.sampler, settings.guidance.w)
         if self.translator.one_step and count != 1:
             raise UserError(
                 f"{count} steps: this {self.translator.role} was trained for one step from noise and knows no other",
@@ -253,25 +252,6 @@ class Network:
             return tokens, None
         null = self.condition.null(1, *encoded.shape[-2:], device=encoded.device, dtype=encoded.dtype)
         return tokens, tokens.joined(self.translator.encode(null).picked([0] * len(batch.rows)))
-
-
-def _check_student(student: StudentSpec, settings: NetworkSampling, count: int) -> None:
-    """Raises UserError for what a distilled network does not know."""
-    own = len(student.timesteps)
-    if count != own:
-        known = f"this model was distilled to {own} steps and knows no others"
-        raise UserError(known, remedy="leave it out", option="steps", value=count)
-    if settings.sampler != "ddim":
-        raise UserError(
-            "this model was distilled for 'ddim'", remedy="leave it out", option="sampler", value=settings.sampler
-        )
-    if settings.guidance.w:
-        raise UserError(
-            f"this model was distilled with a guidance of {student.w:g}, which is part of its weights",
-            remedy="leave it out",
-            option="guidance",
-            value=settings.guidance.w,
-        )
 
 
 @dataclass(frozen=True)

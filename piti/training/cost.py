@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork
 from piti.checkpoints.lora import inject, matrices
-from piti.core.errors import Message, UserError, option
+from piti.core.errors import UserError
 from piti.core.spec import choices
 from piti.diffusion.losses import adversarial_named
 from piti.models import AlignedEncoder, LanguageEncoder, SpaceSpec, Translator
@@ -140,41 +140,6 @@ def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
     if any(stage.adversarial for stage in recipe.stages):
         parameters["discriminator"] = _size(_discriminator(recipe, channels))
     return Cost(parameters, passes[recipe.stages[0].trains].forward, stages)
-
-
-def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
-    """The rows of a plan: FLOPs, speed and memory, in words."""
-    side, batch = recipe.data.size, recipe.batch
-    flops = ", ".join(f"{_flop(stage.flops)} ({stage.name})" for stage in cost.stages)
-    rates = ", ".join(f"{stage.rate(gpu):,.0f} images/s ({stage.name})" for stage in cost.stages)
-    hours = f"{cost.hours(gpu):,.1f}" if cost.hours(gpu) >= 0.1 else "less than 0.1"
-    slower = "; precision: no is slower than bf16, for which this is" if recipe.precision == "no" else ""
-    bound = "; an upper bound: a network this small does not fill it" if cost.forward < SMALL else ""
-    return {
-        "FLOPs": f"{_flop(cost.forward)} forward an image of {side} px; {flops} a training image",
-        "speed": f"about {rates} where the data keeps up, {hours} hours for all steps on one {gpu.name} at "
-        f"{UTILISATION:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s{slower}{bound}",
-        "memory": Message(
-            f"about {cost.memory(batch) / GIB:.1f} GiB at batch {batch}, allocator overhead aside; "
-            + _fit(cost, recipe, gpu)
-        ),
-    }
-
-
-def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
-    """Whether a recipe fits a GPU, and what to change if not."""
-    has = f"the {gpu.memory / GIB:.0f} GiB of one {gpu.name}"
-    fitting = cost.batch_for(gpu, recipe.batch)
-    if fitting == recipe.batch:
-        return f"fits {has}"
-    over = f"more than {ROOM:.0%} of {has}"
-    if fitting is None:
-        return f"{over}, as is one image: take a larger GPU, or a smaller model"
-    parts = recipe.accumulation * recipe.batch // fitting
-    return (
-        f"{over}: {option('set')} batch={fitting} {option('set')} accumulation={parts} takes "
-        f"{cost.memory(fitting) / GIB:.1f} GiB"
-    )
 
 
 # A stage
@@ -396,7 +361,3 @@ def _images(batch: int, side: int, channels: int = 3) -> Tensor:
 
 def _size(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
-
-
-def _flop(flops: float) -> str:
-    return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP"

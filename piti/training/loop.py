@@ -16,7 +16,8 @@ from torch import Tensor
 
 import piti
 from piti.baselines import BaselineNetwork, ImageNetwork
-from piti.checkpoints.folder import find_model, join_base, join_upsampler, write_model_folder
+from piti.checkpoints.folder import find_model, write_model_folder
+from piti.checkpoints.joining import join_base, join_upsampler
 from piti.core.distributed import together
 from piti.core.errors import UserError, option
 from piti.core.images import save_png

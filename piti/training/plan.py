@@ -26,7 +26,7 @@ from piti.training.build import (
     open_data,
     translator_config,
 )
-from piti.training.cost import DEFAULT_GPU, cost_of, cost_rows, gpu_named
+from piti.training.cost import DEFAULT_GPU, GIB, GPU, ROOM, SMALL, UTILISATION, Cost, cost_of, gpu_named
 from piti.training.init import begin
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunFolder, checked_state
@@ -107,3 +107,42 @@ def _described(recipe: Recipe, condition: Condition | None) -> str:
     encoder = recipe.model.encoder
     assumed = coco_stuff().count if recipe.baseline else encoder.in_channels if encoder else 0
     return f"{recipe.condition['kind']}, {assumed} channels assumed: its classes come with the data"
+
+
+def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
+    """The rows of a plan: FLOPs, speed and memory, in words."""
+    side, batch = recipe.data.size, recipe.batch
+    flops = ", ".join(f"{_flop(stage.flops)} ({stage.name})" for stage in cost.stages)
+    rates = ", ".join(f"{stage.rate(gpu):,.0f} images/s ({stage.name})" for stage in cost.stages)
+    hours = f"{cost.hours(gpu):,.1f}" if cost.hours(gpu) >= 0.1 else "less than 0.1"
+    slower = "; precision: no is slower than bf16, for which this is" if recipe.precision == "no" else ""
+    bound = "; an upper bound: a network this small does not fill it" if cost.forward < SMALL else ""
+    return {
+        "FLOPs": f"{_flop(cost.forward)} forward an image of {side} px; {flops} a training image",
+        "speed": f"about {rates} where the data keeps up, {hours} hours for all steps on one {gpu.name} at "
+        f"{UTILISATION:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s{slower}{bound}",
+        "memory": Message(
+            f"about {cost.memory(batch) / GIB:.1f} GiB at batch {batch}, allocator overhead aside; "
+            + _fit(cost, recipe, gpu)
+        ),
+    }
+
+
+def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
+    """Whether a recipe fits a GPU, and what to change if not."""
+    has = f"the {gpu.memory / GIB:.0f} GiB of one {gpu.name}"
+    fitting = cost.batch_for(gpu, recipe.batch)
+    if fitting == recipe.batch:
+        return f"fits {has}"
+    over = f"more than {ROOM:.0%} of {has}"
+    if fitting is None:
+        return f"{over}, as is one image: take a larger GPU, or a smaller model"
+    parts = recipe.accumulation * recipe.batch // fitting
+    return (
+        f"{over}: {option('set')} batch={fitting} {option('set')} accumulation={parts} takes "
+        f"{cost.memory(fitting) / GIB:.1f} GiB"
+    )
+
+
+def _flop(flops: float) -> str:
+    return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP"

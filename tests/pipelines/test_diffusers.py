@@ -407,7 +407,7 @@ def test_diffusers_own_loader_gives_it(
 ) -> None:
     from diffusers.utils import dynamic_modules_utils
 
-    from piti.checkpoints.folder import share_upsampler
+    from piti.checkpoints.joining import share_upsampler
     from piti.pipelines import custom
 
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))

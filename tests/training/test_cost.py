@@ -23,11 +23,11 @@ from piti.training.cost import (
     Cost,
     StageCost,
     cost_of,
-    cost_rows,
     count_pass,
     gpu_named,
     held_bytes,
 )
+from piti.training.plan import cost_rows
 from piti.training.stages import OptimizerSpec
 from tests.conftest import tiny_recipe
 

@@ -1,0 +1,58 @@
+"""Models put together of the parts of others: an upsampler behind a base, a base before an upsampler."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from piti.checkpoints.folder import (
+    CONDITION_FILE,
+    INDEX_FILE,
+    OF_UPSAMPLER,
+    SHARED_UPSAMPLER,
+    ModelError,
+    find_model,
+    read_json,
+)
+from piti.conditions.tokenizers import TOKENIZER_FOLDER
+from piti.core.files import whole_file
+
+
+def join_base(folder: Path, base: Path) -> None:
+    """Make of an upsampler's folder a whole model: add another model's base, condition and defaults."""
+    index, other = read_json(folder, INDEX_FILE), read_json(base, INDEX_FILE)
+    for part in ("base", "scheduler"):
+        shutil.copytree(base / part, folder / part)
+        index[part] = other[part]
+    settings = {key: value for key, value in other.get("defaults", {}).items() if not key.startswith(OF_UPSAMPLER)}
+    index["defaults"] = settings | index["defaults"]
+    shutil.copy(base / CONDITION_FILE, folder / CONDITION_FILE)
+    if (base / TOKENIZER_FOLDER).is_dir():
+        shutil.copytree(base / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER, dirs_exist_ok=True)
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def join_upsampler(folder: Path, other: Path) -> None:
+    """Make of a base's folder a whole model: add another model's upsampler, where it has one, with its defaults."""
+    index, theirs = read_json(folder, INDEX_FILE), read_json(other, INDEX_FILE)
+    for part in ("upsampler", "upsampler_scheduler"):
+        if part in theirs:
+            shutil.copytree(other / part, folder / part)
+            index[part] = theirs[part]
+    if SHARED_UPSAMPLER in theirs:
+        index[SHARED_UPSAMPLER] = theirs[SHARED_UPSAMPLER]
+    settings = {key: value for key, value in theirs.get("defaults", {}).items() if key.startswith(OF_UPSAMPLER)}
+    index["defaults"] = settings | index["defaults"]
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def share_upsampler(folder: Path, lender: str) -> None:
+    """Make a model without an upsampler use that of another, by name. Raises ModelError where either does not fit."""
+    index, other = read_json(folder, INDEX_FILE), find_model(lender)
+    if "upsampler" in index or "base" not in index:
+        raise ModelError(f"{folder}: is to share an upsampler, but is no base alone; leave its own out")
+    if "upsampler" not in read_json(other, INDEX_FILE):
+        raise ModelError(f"{lender}: has no upsampler to share; name a model that has")
+    with whole_file(folder / INDEX_FILE, overwrite=True) as partial:
+        partial.write_text(json.dumps(index | {SHARED_UPSAMPLER: lender}, indent=1), encoding="utf-8")
