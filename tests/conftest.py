@@ -106,9 +106,16 @@ def cases() -> Path:
 
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> Path:
-    """Twelve pairs, 40 × 32: a road below a sky of a random height, with a car; photographs in flat colours."""
+    """See `make_tiny_data`."""
+    return make_tiny_data(tmp_path)
+
+
+def make_tiny_data(folder: Path) -> Path:
+    """Twelve pairs in `folder/data`, 40 × 32: a road below a sky of a random height, with a car;
+    photographs in flat colours.
+    """
     rng = np.random.default_rng(0)
-    root = tmp_path / "data"
+    root = folder / "data"
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()
     (root / "classes.json").write_text(json.dumps(TINY_CLASSES))

@@ -1,7 +1,7 @@
-"""Does jobs one after the other, in each of the processes that torchrun starts: `in_processes.py JOBS.json`.
+"""Does jobs one after the other, in each of two processes that torchrun's agent starts.
 
 A job is {"recipe": {…}, "out": FOLDER, "resume": bool} or {"argv": arguments of piti}, with what is to go wrong:
-"stop_at": a step at which the last process is asked to stop; "terminate_at": one at which torchrun is; "no_data": the
+"stop_at": a step at which the last process is asked to stop; "terminate_at": one at which the agent is; "no_data": the
 process that finds no data; "full_disk": the process that cannot write its second picture. "sharded" and "zero", the
 stage, pretend that FSDP and DeepSpeed are for CPUs too, which accelerate offers for GPUs alone. "spoil_at": a step at
 which the last process's loss is not a number.
@@ -9,18 +9,17 @@ which the last process's loss is not a number.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from piti.cli import app as cli
 from piti.data import DataError
@@ -28,7 +27,6 @@ from piti.generation import translate
 from piti.training import Recipe, TrainingInterrupted, run, train
 from piti.training.loop import Trainer
 
-RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 _plain_init, _train_step, _open_data = AcceleratorState.__init__, Trainer.train_step, run.open_data
 _save_png, _losses = translate.save_png, Trainer.losses
 
@@ -47,11 +45,12 @@ def sharded_init(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
 
 def do(job: dict[str, Any]) -> None:
     saved = []
+    rank, last = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
 
     def step(self: Trainer, *args: Any) -> Any:
-        self.stop.asked |= self.state.step + 1 == job.get("stop_at") and RANK == WORLD - 1
+        self.stop.asked |= self.state.step + 1 == job.get("stop_at") and rank == last
         if self.state.step + 1 == job.get("terminate_at"):
-            if RANK == 0:
+            if rank == 0:
                 os.kill(os.getppid(), signal.SIGTERM)
             while not self.stop.asked:
                 time.sleep(0.01)
@@ -59,18 +58,18 @@ def do(job: dict[str, Any]) -> None:
 
     def losses(self: Trainer, *args: Any) -> Any:
         critique = _losses(self, *args)
-        spoilt = self.state.step + 1 == job.get("spoil_at") and RANK == WORLD - 1
+        spoilt = self.state.step + 1 == job.get("spoil_at") and rank == last
         return replace(critique, total=critique.total * float("nan")) if spoilt else critique
 
     def open_data(*args: Any) -> Any:
-        if job.get("no_data") == RANK:
-            raise DataError(f"no data in process {RANK}")
+        if job.get("no_data") == rank:
+            raise DataError(f"no data in process {rank}")
         return _open_data(*args)
 
     def save_png(*args: Any) -> None:
         saved.append(args)
-        if job.get("full_disk") == RANK and len(saved) == 2:
-            raise OSError(f"no space left for process {RANK}")
+        if job.get("full_disk") == rank and len(saved) == 2:
+            raise OSError(f"no space left for process {rank}")
         _save_png(*args)
 
     os.environ["ACCELERATE_USE_FSDP"] = str(job.get("sharded", False)).lower()
@@ -90,14 +89,26 @@ def do(job: dict[str, Any]) -> None:
             train(Recipe.parse(job["recipe"], "test"), job["out"], job.get("resume", False))
 
 
-if __name__ == "__main__":
-    *jobs, last = json.loads(Path(sys.argv[1]).read_text())
-    for job in jobs:
-        try:
-            do(job)
-        except (SystemExit, TrainingInterrupted) as error:
-            sys.stdout.write(f"process {RANK}: {type(error).__name__} {error}\n")
-        except Exception as error:
-            if type(error).__name__ != "FailedElsewhere":
-                raise
-    do(last)
+def launch(jobs: list[dict[str, Any]]) -> None:
+    """Do the jobs in two processes; as a program that ends by itself where one of them fails."""
+    address: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
+    config = LaunchConfig(1, 1, 2, **address, start_method="fork", max_restarts=0, monitor_interval=0.05)
+    elastic_launch(config, do_all)(jobs)
+
+
+def do_all(jobs: list[dict[str, Any]]) -> None:
+    """Do the jobs, of which the last may fail, as a script: a traceback is what Python prints."""
+    *before, last = jobs
+    try:
+        for job in before:
+            try:
+                do(job)
+            except (SystemExit, TrainingInterrupted) as error:
+                sys.stdout.write(f"process {os.environ['RANK']}: {type(error).__name__} {error}\n")
+            except Exception as error:
+                if type(error).__name__ != "FailedElsewhere":
+                    raise
+        do(last)
+    except Exception as error:  # noqa: BLE001 (as Python does at the end of a script)
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise SystemExit(1) from None

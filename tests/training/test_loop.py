@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,13 +33,26 @@ from piti.training import (
 )
 from piti.training.build import build_condition, build_translator
 from piti.training.loop import Trainer
-from tests.conftest import tiny_recipe
+from tests.conftest import TINY_MODEL, make_tiny_data, tiny_recipe
+from tests.forked import Forked, piti
 
 WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
 
 
 def recipe_of(root: Path, **changes: object) -> Recipe:
     return Recipe.parse(tiny_recipe(root, **changes), "test")
+
+
+BRIEF: dict[str, object] = {
+    "preview": {"every": 99, "count": 1, "judged": 1, "steps": 1},
+    "checkpoint": {"every": 99, "keep": 1},
+}
+"""Of a run that is not looked at on its way."""
+
+
+def shallow(**unet: object) -> dict[str, object]:
+    """A network of one level."""
+    return TINY_MODEL | {"unet": TINY_MODEL["unet"] | {"channels": [16], "attention": [True]} | unet}  # type: ignore[operator]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -69,13 +80,11 @@ def test_a_run_leaves_a_model_metrics_and_previews(tiny_data: Path, tmp_path: Pa
 
 
 def test_it_learns(tiny_data: Path, tmp_path: Path) -> None:
-    stages = [{"name": "joint", "steps": 100, "lr": 1e-2}]
-    train(
-        recipe_of(tiny_data, stages=stages, log_every=10, ema=0.5, preview={"every": 100, "count": 1}), tmp_path / "run"
-    )
+    stages = [{"name": "joint", "steps": 40, "lr": 1e-2}]
+    train(recipe_of(tiny_data, stages=stages, log_every=8, model=shallow(), ema=0.0, **BRIEF), tmp_path / "run")
     losses = [json.loads(line).get("loss") for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_adapting_leaves_the_unet_bit_identical_and_without_gradients(tiny_data: Path, tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_then_the_joint_stage_moves_the_unet(tiny_data: Path, tmp_path: Path) ->
 
 
 def test_frozen_networks_still_pass_gradients_on(tiny_data: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tiny_data, stages=[{"name": "adapt", "trains": ["encoder"], "steps": 30, "lr": 1e-2}], ema=0.0)
+    recipe = recipe_of(tiny_data, stages=[{"name": "adapt", "trains": ["encoder"], "steps": 10, "lr": 1e-2}], ema=0.0)
     train(recipe, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(row["grad_norm"] > 0 for row in rows if "grad_norm" in row)
@@ -118,14 +127,22 @@ def test_frozen_networks_still_pass_gradients_on(tiny_data: Path, tmp_path: Path
 STAGES = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 5, "lr": 1e-3, "decay": 0.5}]
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 6])
-def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, stop_after: int) -> None:
-    """Stopped in the first stage, between the stages, and between two checkpoints."""
-    dropout = {
-        "model": tiny_recipe(tiny_data)["model"] | {"unet": tiny_recipe(tiny_data)["model"]["unet"] | {"dropout": 0.1}}
-    }  # type: ignore[operator,index]
-    recipe = recipe_of(tiny_data, stages=STAGES, accumulation=2, **dropout)
-    train(recipe, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A recipe with all that is random, and its run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    stages = [STAGES[0], STAGES[1] | {"steps": 4}]
+    brief = {"preview": {"every": 5, "count": 1, "judged": 1, "steps": 1}, "checkpoint": {"every": 5, "keep": 2}}
+    model = shallow(dropout=0.1)
+    recipe = recipe_of(make_tiny_data(folder), stages=stages, accumulation=2, model=model, **brief)
+    train(recipe, folder / "whole")
+    return recipe, folder / "whole"
+
+
+@pytest.mark.parametrize("stop_after", [3, 6])
+def test_resumed_is_as_if_never_stopped(whole: tuple[Recipe, Path], tmp_path: Path, stop_after: int) -> None:
+    """Stopped between the stages, and between two checkpoints."""
+    recipe, uncut = whole
     real = Trainer.train_step
 
     def interrupted(self: Trainer, *args: object) -> object:
@@ -138,41 +155,36 @@ def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, stop_af
         with pytest.raises(RuntimeError, match="power cut"):
             train(recipe, tmp_path / "cut")
     train(recipe, tmp_path / "cut", resume=True)
-    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert equal(weights(uncut), weights(tmp_path / "cut"))
     logged = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
-    assert logged == [json.loads(line)["step"] for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert logged == [json.loads(line)["step"] for line in (uncut / "metrics.jsonl").read_text().splitlines()]
 
 
-def start(root: Path, out: Path, *more: str, precision: str = "no", workers: int = 0) -> subprocess.Popen[str]:
+def start(root: Path, out: Path, precision: str = "no") -> Forked:
     path = root / "recipe.yaml"
-    stages = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 21, "lr": 1e-3}]
-    changes = {"stages": stages, "checkpoint": {"every": 2, "keep": 2}, "precision": precision, "workers": workers}
-    path.write_text(yaml.safe_dump(tiny_recipe(root, **changes)))
-    command = [sys.executable, "-m", "piti", "train", str(path), "--out", str(out), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    stages = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 9, "lr": 1e-3}]
+    changes = BRIEF | {"stages": stages, "checkpoint": {"every": 2, "keep": 2}, "precision": precision, "workers": 1}
+    path.write_text(yaml.safe_dump(tiny_recipe(root, model=shallow(), **changes)))
+    return Forked(piti, "train", str(path), "--out", str(out), folder=root, environment={})
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
+def wait_for(path: Path, process: Forked) -> None:
+    for _ in range(6000):
         if path.exists():
             return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+        assert process.returncode is None, process.communicate()
+        time.sleep(0.01)
     raise AssertionError(f"{path} did not appear")
 
 
-@pytest.mark.parametrize(("precision", "workers"), [("no", 0), ("bf16", 1)])
-def test_killed_by_the_kernel_and_resumed(
-    tiny_data: Path, tmp_path: Path, precision: str, workers: int, capsys: pytest.CaptureFixture
-) -> None:
-    process = start(tiny_data, tmp_path / "cut", precision=precision, workers=workers)
+def test_killed_by_the_kernel_and_resumed(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    process = start(tiny_data, tmp_path / "cut", precision="bf16")
     wait_for(tmp_path / "cut/checkpoints/step-00000004", process)
     time.sleep(0.1 * np.random.default_rng().random())  # anywhere, saving included
     os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    recipe = read_recipe(tiny_data / "recipe.yaml")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    recipe = read_recipe(tiny_data / "recipe.yaml").model_copy(update={"workers": 0})
     train(recipe, tmp_path / "cut", resume=True)
     assert "going on from" in " ".join(capsys.readouterr().err.split())
     train(recipe, tmp_path / "whole")
@@ -198,7 +210,7 @@ def test_mixed_precision_survives_saving_and_the_next_stage(tiny_data: Path, tmp
 
 
 def test_interrupted_by_the_keyboard_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
-    process = start(tiny_data, tmp_path / "run", workers=1)
+    process = start(tiny_data, tmp_path / "run")
     wait_for(tmp_path / "run/checkpoints/step-00000002", process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's worker too
     _, said = process.communicate(timeout=120)
@@ -219,7 +231,7 @@ def test_killed_at_any_file_operation_of_the_last_save(tiny_data: Path, tmp_path
     """The power goes at the k-th change of the disk while the last step is saved, for every k; of those that leave the
     same files behind one goes on."""
     stages = [{"name": "joint", "steps": 2, "lr": 1e-2}]
-    recipe = recipe_of(tiny_data, stages=stages, checkpoint={"every": 1, "keep": 1}, preview={"every": 9, "steps": 1})
+    recipe = recipe_of(tiny_data, stages=stages, model=shallow(), **BRIEF | {"checkpoint": {"every": 1, "keep": 1}})
     operations = [(Path, "rename"), (Path, "write_text"), (Path, "mkdir"), (shutil, "rmtree")]
     operations += [(atomic, "flush"), (run_folder, "flush")]
     save, left = Trainer.save, {}
@@ -269,12 +281,13 @@ def failing(real, count: list[int], k: int):  # type: ignore[no-untyped-def]
 
 
 def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tiny_data)
+    stages = [{"name": "joint", "steps": 3, "lr": 1e-3}]
+    recipe = recipe_of(tiny_data, stages=stages, model=shallow(), **BRIEF | {"checkpoint": {"every": 1, "keep": 2}})
     train(recipe, tmp_path / "whole")
 
     def cut(self: RunFolder, partial: Path, *_: object) -> None:
         assert any(partial.iterdir())
-        if partial.name.startswith("step-00000006"):
+        if partial.name.startswith("step-00000002"):
             raise RuntimeError("power cut")
         return real(self, partial, *_)  # type: ignore[arg-type]
 
@@ -285,7 +298,7 @@ def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_pa
             train(recipe, tmp_path / "cut")
     newest = RunFolder(tmp_path / "cut").newest()
     assert newest is not None
-    assert newest.name == "step-00000003"
+    assert newest.name == "step-00000001"
     train(recipe, tmp_path / "cut", resume=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 

@@ -93,14 +93,19 @@ class TestPretraining:
 
     def test_it_learns_the_colours_of_the_words(self, scenes: Path, tmp_path: Path) -> None:
         """The seed is one with which so small a network learns to read in so few steps; not all are."""
-        stages = [{"name": "pretrain", "steps": 240, "lr": 1e-2}]
-        schedule = {"prediction": "v_prediction"}
-        preview = {"every": 240, "count": 1, "steps": 2}
-        recipe = prior_recipe(scenes, stages=stages, ema=0.9, batch=8, schedule=schedule, preview=preview, seed=2)
+        model = TEXT_MODEL | {"unet": TINY_MODEL["unet"] | {"channels": [16], "attention": [True]}}  # type: ignore[operator]
+        changes: dict[str, object] = {
+            "model": model,
+            "stages": [{"name": "pretrain", "steps": 80, "lr": 1e-2}],
+            "schedule": {"prediction": "v_prediction"},
+            "preview": {"every": 999, "count": 1, "judged": 1, "steps": 1},
+            "checkpoint": {"every": 999, "keep": 1},
+        }
+        recipe = prior_recipe(scenes, ema=0.9, batch=8, seed=0, **changes)
         train(recipe, tmp_path / "run")
         pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
         pipeline.set_progress_bar_config(disable=True)
-        images = pipeline(list(COLOURS), steps=10, sampler="ddim", guidance=1.0, num_images=4).images
+        images = pipeline(list(COLOURS), steps=6, sampler="ddim", guidance=1.0, num_images=4).images
         blue = np.array([np.asarray(image).reshape(-1, 3).mean(0)[2] for image in images])
         assert blue[:4].mean() > blue[4:].mean() + 60
 
@@ -265,13 +270,14 @@ class TestLora:
             merged({"unet.a.weight": torch.ones(4, 4)}, adapter, LoraSpec(rank=1))
 
     def test_resumed_as_if_never_stopped(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
-        train(adapted_recipe(tiny_data, prior), tmp_path / "whole")
+        brief = {"preview": {"every": 99, "count": 1, "judged": 1, "steps": 1}, "checkpoint": {"every": 99, "keep": 1}}
+        train(adapted_recipe(tiny_data, prior, **brief), tmp_path / "whole")
         stages = [
             {"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-3},
             {"name": "joint", "trains": ["encoder", "lora"], "steps": 1, "lr": 1e-2},
         ]
-        train(adapted_recipe(tiny_data, prior, stages=stages), tmp_path / "parts")
-        train(adapted_recipe(tiny_data, prior), tmp_path / "parts", resume=True)
+        train(adapted_recipe(tiny_data, prior, stages=stages, **brief), tmp_path / "parts")
+        train(adapted_recipe(tiny_data, prior, **brief), tmp_path / "parts", resume=True)
         whole, parts = (load_file(tmp_path / run / "model/base" / ADAPTER_FILE) for run in ("whole", "parts"))
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[key], parts[key]) for key in whole)

@@ -1,13 +1,9 @@
-"""Two processes as torchrun starts them: one run, one curve, one message; FSDP, DeepSpeed; translation."""
+"""Two processes as torchrun's agent starts them: one run, one curve, one message; FSDP, DeepSpeed; translation."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +24,26 @@ from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, train
 from piti.training.run_folder import RunFolder
-from tests.conftest import ROOT, tiny_recipe
+from tests.conftest import ROOT, TINY_MODEL, tiny_recipe
+from tests.forked import Forked
+from tests.training.in_processes import launch
 from tests.training.test_upsample import MODEL
 
 STAGES = [
-    {"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-3},
-    {"name": "joint", "steps": 4, "lr": 1e-3},
+    {"name": "adapt", "trains": ["encoder"], "steps": 1, "lr": 1e-3},
+    {"name": "joint", "steps": 3, "lr": 1e-3},
 ]
+SHALLOW = {"channels": [16], "attention": [True]}
 ADVERSARIAL = {"kind": "wgan_gp", "weight": 0.1, "after": 1, "noise": [0.0, 0.75]}
 UPSAMPLE = [{"name": "upsample", "trains": ["unet"], "steps": 4, "lr": 1e-3, "adversarial": ADVERSARIAL}]
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 
 
 def recipe(root: Path, **changes: Any) -> dict[str, Any]:
-    return tiny_recipe(root, **({"stages": STAGES, "log_every": 1} | changes))
+    """Four steps of a network of one level."""
+    model = TINY_MODEL | {"unet": TINY_MODEL["unet"] | SHALLOW}  # type: ignore[operator]
+    values = {"model": model, "stages": STAGES, "log_every": 1, "preview": {"every": 99, "count": 2, "steps": 2}}
+    return tiny_recipe(root, **(values | changes))
 
 
 def upsampler(root: Path, **changes: Any) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def upsampler(root: Path, **changes: Any) -> dict[str, Any]:
 def baseline(root: Path, **changes: Any) -> dict[str, Any]:
     """Pix2PixHD: it has no batch norms, whose statistics each process takes of its own images."""
     narrow = {"channels": 4, "blocks": 1, "downsamplings": 1, "layers": 1, "discriminator_channels": 4}
-    stages = [{"name": "adversarial", "trains": ["generator"], "steps": 5, "lr": 1e-3}]
+    stages = [{"name": "adversarial", "trains": ["generator"], "steps": 4, "lr": 1e-3}]
     values = {"baseline": {"kind": "pix2pixhd", "perceptual": 0, **narrow}, "model": {"image_size": 32}}
     return recipe(root, **values, data={"root": str(root), "size": 32}, stages=stages, **changes)
 
@@ -68,19 +70,13 @@ def environment(config: Path) -> dict[str, str]:
     return {key: value for key, value in values.items() if key.startswith(prefixes)}
 
 
-def torchrun(jobs: list[dict[str, Any]], folder: Path, config: str = "fsdp") -> subprocess.Popen[str]:
-    """The jobs in two processes on the CPU."""
-    file = folder / f"jobs-{config}.json"
-    file.write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+def launched(jobs: list[dict[str, Any]], folder: Path, config: str = "fsdp") -> tuple[int | None, str, str]:
+    """Two processes' exit status after the jobs, on the CPU, what they print, and what they say."""
     settings = environment(ROOT / f"recipes/accelerate/{config}.yaml")
-    settings |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [*start, "-m", "tests.training.in_processes", str(file)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, **pipes)  # type: ignore[call-overload]
+    settings |= {"ACCELERATE_USE_CPU": "1", "DS_ACCELERATOR": "cpu"}
+    process = Forked(launch, jobs, folder=folder, environment=settings)
+    out, err = process.communicate()
+    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +117,12 @@ def jobs_of(place: Path, data: Path, model: Path) -> list[dict[str, Any]]:
     fails = ["train", str(place / "two/recipe.yaml"), "--out", str(place / "none")]
     jobs: list[dict[str, Any]] = [
         {"recipe": two, "out": "two"},
-        {"recipe": two, "out": "cut", "stop_at": 3},
+        {"recipe": two, "out": "cut", "stop_at": 2},
         {"recipe": two, "out": "cut", "resume": True},
         {"recipe": large, "out": "upsampler"},
         {"recipe": baseline(data, batch=2), "out": "baseline"},
         {"recipe": two, "out": "sharded", **sharded},
-        {"recipe": two, "out": "sharded-cut", "stop_at": 3, **sharded},
+        {"recipe": two, "out": "sharded-cut", "stop_at": 2, **sharded},
         {"recipe": two, "out": "sharded-cut", "resume": True, **sharded},
         {"argv": ["train", str(place / "upsampler/recipe.yaml"), "--out", str(place / "none")], **sharded},
         {"argv": translate, "full_disk": 1},
@@ -138,11 +134,9 @@ def jobs_of(place: Path, data: Path, model: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def two(place: Path, data: Path, one: Path) -> tuple[int, str, str]:
+def two(place: Path, data: Path, one: Path) -> tuple[int | None, str, str]:
     """Two processes' exit status, what they print, and what they say."""
-    process = torchrun(jobs_of(place, data, one), place)
-    out, err = process.communicate()
-    return process.returncode, out, err
+    return launched(jobs_of(place, data, one), place)
 
 
 def zero_jobs(place: Path, data: Path) -> list[dict[str, Any]]:
@@ -154,7 +148,7 @@ def zero_jobs(place: Path, data: Path) -> list[dict[str, Any]]:
     none = ["--out", str(place / "zero-none")]
     jobs: list[dict[str, Any]] = [
         {"recipe": two, "out": "zero"},
-        {"recipe": two, "out": "zero-cut", "stop_at": 3},
+        {"recipe": two, "out": "zero-cut", "stop_at": 2},
         {"recipe": two, "out": "zero-cut", "resume": True},
         {"recipe": parted, "out": "zero-parted"},
         {"recipe": parted, "out": "zero-1", "zero": 1},
@@ -162,19 +156,17 @@ def zero_jobs(place: Path, data: Path) -> list[dict[str, Any]]:
         {"recipe": half, "out": "bf16", "zero": None},
         {"argv": ["train", str(place / "two.yaml"), *none], "zero": 3},
         {"argv": ["train", str(place / "large.yaml"), *none]},
-        {"argv": ["train", str(place / "two.yaml"), "--out", str(place / "zero-spoilt")], "spoil_at": 6},
+        {"argv": ["train", str(place / "two.yaml"), "--out", str(place / "zero-spoilt")], "spoil_at": 4},
     ]
     return [{"zero": 2} | job | ({"out": str(place / job["out"])} if "out" in job else {}) for job in jobs]
 
 
 @pytest.fixture(scope="module")
-def zero(place: Path, data: Path) -> tuple[int, str, str]:
+def zero(place: Path, data: Path) -> tuple[int | None, str, str]:
     """Two processes' exit status under DeepSpeed, what they print, and what they say."""
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed: not installed (pip install 'piti[deepspeed]')")
-    process = torchrun(zero_jobs(place, data), place, "deepspeed-zero2")
-    out, err = process.communicate()
-    return process.returncode, out, err
+    return launched(zero_jobs(place, data), place, "deepspeed-zero2")
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -203,7 +195,7 @@ def test_two_processes_have_the_curve_of_one_with_twice_the_batch(place: Path, o
     assert_same_curve(place / "two", one)
     a, b = weights(place / "two"), weights(one)
     assert all(torch.allclose(a[key], b[key], atol=2e-4) for key in b)
-    pictures = [np.asarray(Image.open(run / "previews/step-00000006.png"), np.int16) for run in (place / "two", one)]
+    pictures = [np.asarray(Image.open(run / "previews/step-00000004.png"), np.int16) for run in (place / "two", one)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
@@ -221,7 +213,7 @@ def test_accumulation_has_the_curve_of_the_whole_batch(data: Path, one: Path, tm
 
 
 def test_stopped_in_one_process_and_resumed_in_both(place: Path, two: Any) -> None:
-    assert "stopped and saved at step 3" in two[1]
+    assert "stopped and saved at step 2" in two[1]
     a, b = weights(place / "two"), weights(place / "cut")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert rows(place / "cut")[-3:] == rows(place / "two")[-3:]
@@ -245,7 +237,7 @@ def test_sharded_weights_have_the_curve_of_whole_ones(place: Path, one: Path, tw
 
 
 def test_sharded_weights_are_resumed(place: Path, two: Any) -> None:
-    assert "stopped and saved at step 3" in two[1]
+    assert "stopped and saved at step 2" in two[1]
     a, b = weights(place / "sharded"), weights(place / "sharded-cut")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -254,13 +246,13 @@ def test_sharded_weights_are_resumed(place: Path, two: Any) -> None:
 def test_a_sharded_optimiser_has_the_curve_of_a_whole_one(run: str, place: Path, one: Path, zero: Any) -> None:
     assert (place / run / "metrics.jsonl").exists(), zero[2]
     assert_same_curve(place / run, one)
-    assert len(list((place / run / "checkpoints/step-00000006").glob("*/*_optim_states.pt"))) == 2
+    assert len(list((place / run / "checkpoints/step-00000004").glob("*/*_optim_states.pt"))) == 2
     a, b = weights(place / run), weights(one)
     assert all(torch.allclose(a[key], b[key], atol=2e-4) for key in b)
 
 
 def test_a_sharded_optimiser_is_resumed(place: Path, zero: Any) -> None:
-    assert "stopped and saved at step 3" in zero[1]
+    assert "stopped and saved at step 2" in zero[1]
     a, b = weights(place / "zero"), weights(place / "zero-cut")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert rows(place / "zero-cut")[-3:] == rows(place / "zero")[-3:]
@@ -285,7 +277,7 @@ def test_what_deepspeed_cannot_do_ends_before_anything_is_written(place: Path, z
 
 
 def test_a_loss_that_is_no_number_ends_a_run_under_deepspeed(place: Path, zero: Any) -> None:
-    assert zero[2].count("step 6: loss nan") == 1
+    assert zero[2].count("step 4: loss nan") == 1
     newest = RunFolder(place / "zero-spoilt").newest()
     assert newest is not None
     assert newest.name == "step-00000003"
@@ -324,9 +316,10 @@ def test_translations_are_shared_and_resumed(place: Path, data: Path, one: Path,
 
 
 def test_terminated_processes_save_first(place: Path, data: Path) -> None:
-    process = torchrun([{"recipe": recipe(data, batch=2), "out": str(place / "ended"), "terminate_at": 3}], place)
-    _, err = process.communicate()
-    assert process.returncode != 0
+    status, _, err = launched(
+        [{"recipe": recipe(data, batch=2), "out": str(place / "ended"), "terminate_at": 3}], place
+    )
+    assert status != 0
     newest = RunFolder(place / "ended").newest()
     assert newest is not None, err
     assert newest.name == "step-00000003"

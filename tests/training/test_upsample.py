@@ -32,7 +32,7 @@ from piti.training.losses import PerceptualLossSpec
 from piti.training.objectives import DiffusionObjective
 from piti.training.preview import Validation
 from piti.training.recipe import RecipeError
-from tests.conftest import TINY_MODEL, tiny_recipe
+from tests.conftest import TINY_MODEL, make_tiny_data, tiny_recipe
 from tests.training.stopping import train_and_stop
 
 MODEL = {
@@ -47,14 +47,15 @@ STAGE = {"name": "upsample", "trains": ["unet"], "steps": 6, "lr": 1e-3, **LOSSE
 WEIGHTS = "model/upsampler/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture
-def features(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A perceptual network of two small layers with random weights, in a file."""
+    folder = tmp_path_factory.mktemp("features")
     spec = {"network": "squeezenet1_1", "layers": [1, 3]}
     torch.manual_seed(0)
     network = PerceptualNetwork(PerceptualSpec.parse(spec, "test"))
-    save_file(network.state_dict(), tmp_path / "features.safetensors")
-    return spec | {"weights": str(tmp_path / "features.safetensors")}
+    save_file(network.state_dict(), folder / "features.safetensors")
+    return spec | {"weights": str(folder / "features.safetensors")}
 
 
 def upsampler_recipe(root: Path, features: dict[str, Any], **changes: Any) -> Recipe:
@@ -126,17 +127,27 @@ def test_every_adversarial_loss_trains(tiny_data: Path, tmp_path: Path, features
 PLAIN = {"name": "diffusion", "trains": ["unet"], "steps": 3}
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 5, 7])
-def test_resumed_is_as_if_never_stopped(tiny_data: Path, tmp_path: Path, features: Any, stop_after: int) -> None:
-    """Stopped without an adversary, between the stages, before it acts and while it learns."""
-    recipe = upsampler_recipe(tiny_data, features, stages=[PLAIN, STAGE], accumulation=2, log_every=1)
-    train(recipe, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, features: Any) -> tuple[Recipe, Path]:
+    """A recipe of two stages, the second with an adversary that acts from step 5 on, and its run to step 6."""
+    folder = tmp_path_factory.mktemp("whole")
+    stages = [PLAIN | {"steps": 2}, STAGE | {"steps": 4}]
+    brief = {"preview": {"every": 99, "count": 1, "judged": 1, "steps": 1}, "checkpoint": {"every": 99, "keep": 1}}
+    recipe = upsampler_recipe(make_tiny_data(folder), features, stages=stages, accumulation=2, log_every=1, **brief)
+    train(recipe, folder / "whole")
+    return recipe, folder / "whole"
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4])
+def test_resumed_is_as_if_never_stopped(whole: tuple[Recipe, Path], tmp_path: Path, stop_after: int) -> None:
+    """Stopped between the stages, before the adversary acts and while it learns."""
+    recipe, uncut = whole
     train_and_stop(recipe, tmp_path / "parts", stop_after)
     train(recipe, tmp_path / "parts", resume=True)
-    whole, parts = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "parts" / WEIGHTS)
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    whole_weights, parts = load_file(uncut / WEIGHTS), load_file(tmp_path / "parts" / WEIGHTS)
+    assert all(torch.equal(whole_weights[key], parts[key]) for key in whole_weights)
     for name in ("model_1.safetensors", "optimizer_1.bin"):  # the discriminator and its optimiser
-        a, b = (tmp_path / run / "checkpoints/step-00000009" / name for run in ("whole", "parts"))
+        a, b = (run / "checkpoints/step-00000006" / name for run in (uncut, tmp_path / "parts"))
         assert a.is_file()
         assert _tensors(a) == _tensors(b)
 
@@ -203,12 +214,19 @@ def test_an_upsampler_is_no_base(tiny_data: Path, tmp_path: Path, features: Any)
 def test_a_base_with_an_upsampler_of_its_own_keeps_its_settings_to_itself(
     tiny_data: Path, tmp_path: Path, features: Any
 ) -> None:
-    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
-    model = train(upsampler_recipe(tiny_data, features, base=str(tmp_path / "base")), tmp_path / "first")
+    brief = {"preview": {"every": 99, "count": 1, "judged": 1, "steps": 1}, "checkpoint": {"every": 99, "keep": 1}}
+    stages = [PLAIN | {"steps": 1}]
+    base = tiny_recipe(tiny_data, stages=[{"name": "joint", "steps": 1}], **brief)
+    train(Recipe.parse(base, "test"), tmp_path / "base")
+
+    def recipe(of: str) -> Recipe:
+        return upsampler_recipe(tiny_data, features, base=str(tmp_path / of), stages=stages, **brief)
+
+    model = train(recipe("base"), tmp_path / "first")
     index = json.loads((model / "model_index.json").read_text())
     index["defaults"] = {"steps": 3, "upsampler_steps": 4}
     (model / "model_index.json").write_text(json.dumps(index))
-    again = train(upsampler_recipe(tiny_data, features, base=str(tmp_path / "first")), tmp_path / "second")
+    again = train(recipe("first"), tmp_path / "second")
     assert json.loads((again / "model_index.json").read_text())["defaults"] == {"steps": 3}
 
 

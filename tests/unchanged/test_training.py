@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.test_processes import torchrun
+from tests.training.test_processes import launched
 from tests.unchanged.recordings import (
     WRITTEN,
     assert_same_curve,
@@ -59,9 +59,8 @@ def test_losses_of_one_process(name: str, tmp_path: Path) -> None:
 def test_losses_of_two_processes(tmp_path: Path) -> None:
     data = pairs(tmp_path / "data")
     jobs = [{"recipe": RECIPES[name](data, batch=2), "out": str(tmp_path / name)} for name in RECIPES]
-    process = torchrun(jobs, tmp_path)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    status, _, said = launched(jobs, tmp_path)
+    assert status == 0, said
     for name in RECIPES:
         check_rows(f"losses-{name}-two-processes", read_rows(tmp_path / name))
 
