@@ -187,17 +187,25 @@ def inject(monkeypatch: pytest.MonkeyPatch, initial: list[Tensor], steps: dict[i
 def e2e_networks(pipeline: PITIPipeline) -> tuple[Network, Network]:
     assert pipeline.upsampler is not None
     assert pipeline.upsampler_schedule is not None
+    assert pipeline.schedule is not None
+    assert isinstance(pipeline.base, Translator)
     network = partial(Network, condition=Given(), device=torch.device("cpu"))  # type: ignore[arg-type]
     return network(pipeline.base, pipeline.schedule), network(pipeline.upsampler, pipeline.upsampler_schedule)
 
 
+@pytest.fixture(scope="module")
+def pipeline(released: Released, tmp_path_factory: pytest.TempPathFactory) -> PITIPipeline:
+    """The recorded cascade, imported."""
+    return PITIPipeline.from_pretrained(
+        imported(released, "base_s32_nrb1", tmp_path_factory.mktemp("cascade"), "up_s32_nrb1")
+    )
+
+
 def test_the_cascade_equals_the_recorded_one(
-    golden: Path, released: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden: Path, pipeline: PITIPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As imported but for 20 base steps: plain guidance, ancestral steps, cut to 8 bits, noise by 0.997, fast27."""
     want = load_file(golden / "e2e_sampling.safetensors")
-    folder = imported(released, "base_s32_nrb1", tmp_path / "model", "up_s32_nrb1")
-    pipeline = PITIPipeline.from_pretrained(folder)
     settings = SamplingOptions.from_flat({"steps": 20}).resolve(pipeline)
     assert settings.base.guidance == Guidance(kind="plain", w=0.3)
     inject(monkeypatch, [normal(600, 1, 3, 64, 64), normal(700, 1, 3, 256, 256)], {64: 1000, 256: 2000})
@@ -222,11 +230,9 @@ def test_the_cascade_equals_the_recorded_one(
 
 
 def test_the_base_s_ddim_run_equals_the_recorded_one(
-    golden: Path, released: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden: Path, pipeline: PITIPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = load_file(golden / "e2e_sampling.safetensors")["base_ddim_eta0"][:1]
-    folder = imported(released, "base_s32_nrb1", tmp_path / "model", "up_s32_nrb1")
-    pipeline = PITIPipeline.from_pretrained(folder)
     inject(monkeypatch, [normal(600, 1, 3, 64, 64)], {})
     settings = SamplingOptions.from_flat({"steps": 20, "sampler": "ddim", "base_only": True}).resolve(pipeline)
     prepared = Prepared(within_one(500, 3, 256, 256), Canvas(256, 256, (64, 64), 4), settings, "")
