@@ -73,9 +73,11 @@ def test_a_baseline_is_trained_resumed_and_translates(
     tiny_data: Path, tmp_path: Path, features: Path, kind: str
 ) -> None:
     """Stopped after two steps and resumed, it is the run that was never stopped; its images depend on seed and mask."""
-    recipe = recipe_of(tiny_data, kind, features, log_every=1)
+    stages = [{"name": "adversarial", "trains": ["generator"], "steps": 3, "lr": 1e-3, "decay": 0.5}]
+    brief = {"preview": {"every": 99, "count": 1, "judged": 1}, "checkpoint": {"every": 99, "keep": 1}}
+    recipe = recipe_of(tiny_data, kind, features, log_every=1, stages=stages, **brief)
     train(recipe, tmp_path / "whole")
-    train_and_stop(recipe, tmp_path / "parts", after=2)
+    train_and_stop(recipe, tmp_path / "parts", after=1)
     train(recipe, tmp_path / "parts", resume=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]

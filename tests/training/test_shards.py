@@ -51,20 +51,21 @@ def test_a_run_on_shards_with_classes_of_their_manifest(packed, tmp_path) -> Non
 
 
 def test_interrupted_and_resumed_is_as_if_never_stopped(packed, tmp_path, monkeypatch) -> None:
-    recipe = recipe_of(packed)
+    stages = [{"name": "joint", "steps": 5, "lr": 1e-3}]
+    recipe = recipe_of(packed, stages=stages)
     train(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         report = Trainer.report
 
         def stop(self, *args) -> None:
             report(self, *args)
-            self.stop.asked = self.state.step == 5
+            self.stop.asked = self.state.step == 3
 
         patch.setattr(Trainer, "report", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, tmp_path / "run")
     moved = packed.rename(packed.with_name("moved"))
-    train(recipe_of(moved, workers=1), tmp_path / "run", resume=True)
+    train(recipe_of(moved, stages=stages, workers=1), tmp_path / "run", resume=True)
     one, other = (load_file(tmp_path / run / WEIGHTS) for run in ("whole", "run"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
