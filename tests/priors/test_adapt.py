@@ -14,7 +14,7 @@ from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder
 from piti.checkpoints.lora import ADAPTER_FILE, LoraSpec, adapter_parameters, inject, keep_half
-from piti.checkpoints.priors import recognised
+from piti.checkpoints.prior_families import recognised
 from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
 from piti.diffusion.losses import diffusion_loss

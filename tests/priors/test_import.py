@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from piti.checkpoints.priors import import_prior, is_pipeline, recognised
+from piti.checkpoints.prior_families import recognised
+from piti.checkpoints.priors import import_prior, is_pipeline
 from piti.core.errors import UserError
 from piti.pipelines.pipeline import PITIPipeline
 from tests.priors import tiny
