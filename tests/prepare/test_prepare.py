@@ -427,8 +427,8 @@ class TestCommands:
                 signal.raise_signal(signal.SIGTERM)
             return draw_lines(pixels, QUICK)
 
-        monkeypatch.setitem(DETECTORS, "mine", Detector(LineSpec, lambda spec: draw))  # type: ignore[arg-type]
-        line = ["prepare", "sketch", str(photos), str(tmp_path / "out"), "--detector", "mine", "--processes", "1"]
+        monkeypatch.setitem(DETECTORS, "ending", Detector(LineSpec, lambda spec: draw))  # type: ignore[arg-type]
+        line = ["prepare", "sketch", str(photos), str(tmp_path / "out"), "--detector", "ending", "--processes", "1"]
         run = CliRunner().invoke(cli.app, line)
         assert run.exit_code == 143
         assert "stopped; the same command goes on where it was" in run.stderr
