@@ -3,6 +3,7 @@
 Conditions are those of examples/, or the prior's captions; the samples are the first ones of seed 0, as `piti
 translate` makes them. They are written into docs/pictures/ as JPEG. `ladder` compares with Real-ESRGAN x4plus, whose
 weights are no part of the package: REAL_ESRGAN=FILE names them (safetensors, keys as in `piti.baselines.rrdb`).
+`students` needs a run of `piti distill street`: STUDENT=RUN.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ CAPTIONS = ("a photo of a forest", "a photo of the sea", "a photo of a mountain"
 
 
 def rows_of(
-    model: str, inputs: Sequence[Path | str], num: int = 4, square: bool = False, base_only: bool = False
+    model: str,
+    inputs: Sequence[Path | str],
+    num: int = 4,
+    square: bool = False,
+    base_only: bool = False,
+    steps: int | None = None,
 ) -> list[list[Image.Image]]:
     """For each file or caption a row: the condition, and its samples."""
     upsampler = "sketch" if model == "scenes-prior" else None
@@ -47,7 +53,7 @@ def rows_of(
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
-        options = GenerationOptions.from_flat(num=num, square=square, base_only=base_only)
+        options = GenerationOptions.from_flat(num=num, square=square, base_only=base_only, steps=steps)
         translate_files(pipeline, TranslationFiles(files, out, texts=texts), options, model)
         for item in inputs:
             stem = item.stem if isinstance(item, Path) else item.replace(" ", "-")
@@ -109,6 +115,17 @@ def ladder() -> Image.Image:
         size = ours[1].size
         rows.append([ours[0], small.resize(size, Image.Resampling.BICUBIC), other.resize(size), ours[1]])
     return grid(rows, headings=["mask", "64 px, bicubic", "Real-ESRGAN x4plus", "street's upsampler"])
+
+
+def students() -> Image.Image:
+    """`street` in its twenty guided steps and in four, and what was distilled from it in its four."""
+    run = os.environ.get("STUDENT")
+    if run is None:
+        sys.exit("students: STUDENT=RUN names a run of `piti distill street`")
+    masks = examples("street", "crossing", "high_street")
+    made = [rows_of("street", masks, 1), rows_of("street", masks, 1, steps=4), rows_of(run, masks, 1)]
+    rows = [[many[0], many[1], few[1], student[1]] for many, few, student in zip(*made, strict=True)]
+    return grid(rows, headings=["mask", "street, 20 guided steps", "street, 4 guided steps", "its student, 4 steps"])
 
 
 def pairs() -> Image.Image:
@@ -213,6 +230,7 @@ PICTURES = {
     "sketch": lambda: grid(rows_of("sketch", examples("sketch"))),
     "tasks": lambda: grid(tasks()),
     "ladder": ladder,
+    "students": students,
     "pairs": pairs,
     "agreement": agreement,
 }
