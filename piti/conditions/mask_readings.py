@@ -10,7 +10,7 @@ from functools import partial
 
 from piti.conditions.base import ConditionError
 from piti.conditions.class_table import Reading
-from piti.conditions.mask_files import HOW_TO_DECIDE, Look, MaskReader, undecided
+from piti.conditions.mask_files import HOW_TO_DECIDE, Look, MaskReader, UndecidedMask, undecided
 from piti.core.images import ImageError, Source, image_mode, open_image
 
 
@@ -28,6 +28,7 @@ def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | N
     both = [(file, look) for file, look in looks if look.differ]
     alone: Counter[Reading] = Counter(look.fits[0] for _, look in looks if len(look.fits) == 1)
     if len(alone) > 1:
+        _refuse_exchanged(alone, looks)
         return None, [f"{alone['ids']} masks hold ids and {alone['colours']} colours: each is read as what it holds"]
     if not both:
         return None, []
@@ -44,6 +45,19 @@ def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | N
     return chosen, [
         f"masks are read as {chosen}; {len(both)} of {len(looks)} files could also be {other} ({HOW_TO_DECIDE})"
     ]
+
+
+def _refuse_exchanged(alone: Counter[Reading], looks: Sequence[tuple[Source, Look]]) -> None:
+    """Raises UndecidedMask where pictures of one kind, such as grey ones, would be read both ways in one set: then a
+    number means one class here and another there."""
+    for file, look in looks:
+        if len(look.fits) == 1 and look.fits[0] != look.natural:
+            raise UndecidedMask(
+                f"of this set {alone['ids']} masks hold ids and {alone['colours']} class colours, this one "
+                f"{look.fits[0]}, though such pictures mostly hold {look.natural}: a number would mean two classes",
+                remedy="save all masks in one form",
+                source=str(file),
+            )
 
 
 def _looked(reader: MaskReader, quick: bool, file: Source) -> Look | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -71,7 +70,7 @@ class StudentGrid:
     """For each of the student's timesteps, ascending, the teacher's: the first is the student's own."""
 
     @classmethod
-    def of(cls, schedule: NoiseSchedule, steps: int, substeps: int) -> Self:
+    def of(cls, schedule: NoiseSchedule, steps: int, substeps: int) -> StudentGrid:
         """The grid of `steps` steps of `substeps` steps of the teacher. Raises UserError where there are too few."""
         visited = sampling_timesteps(schedule, "dpm++", steps * substeps)
         return cls(schedule, torch.tensor(visited).view(steps, substeps).flip(1))

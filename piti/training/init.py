@@ -136,14 +136,14 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
     """
     found = not_imported(name) if only_check else None
     if found is not None:
-        _check_config(translator, found.unet, name)
+        check_config(translator, found.unet, name)
         _check_schedule(found.schedule, schedule, name)
         return f"prior {name}: {found.what}; fetched and imported when the run begins"
     folder = _network_of(translator, name, "prior")
     given, scheduler = _weights(folder)
     own = translator.state_dict()
     theirs = ModelFolder.open(folder.parent).config(folder.name).get("unet_config")
-    _check_config(translator, theirs or {}, str(folder))
+    check_config(translator, theirs or {}, str(folder))
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     _check_shapes("prior", folder, own, given, unet)
     _check_schedule(spec_of(scheduler), schedule, str(folder.parent))
@@ -162,7 +162,7 @@ def _check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) ->
         )
 
 
-def _check_config(translator: Translator, theirs: Mapping[str, Any], name: str) -> None:
+def check_config(translator: Translator, theirs: Mapping[str, Any], name: str) -> None:
     """Raises RecipeError where a UNet of another family is not the prior's: its weights may fit all the same."""
     if translator.config.get("unet_config") is None:
         return
@@ -170,10 +170,17 @@ def _check_config(translator: Translator, theirs: Mapping[str, Any], name: str) 
         with torch.device("meta"):  # for the defaults of what is not said, and what follows from the rest
             theirs = dict(UNet2DConditionModel(**plain_config(theirs)).config)
     ours = {key: value for key, value in translator.unet.config.items() if not key.startswith("_")}
-    odd = [key for key, value in sorted(ours.items()) if _plain(value) != _plain(theirs.get(key))]
+    odd = [key for key, value in sorted(ours.items()) if not _same(value, theirs.get(key))]
     if odd:
         named = ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in odd[:3])
         raise RecipeError(f"prior: 'model.unet_config' is not that of {name} ({named}); copy it from its config.json")
+
+
+def _same(value: Any, theirs: Any) -> bool:
+    """Whether two settings of a UNet are one. A switch that is null is off, as SDXL's published `upcast_attention`."""
+    if value is False and theirs is None:
+        return True
+    return _plain(value) == _plain(theirs)
 
 
 def _plain(value: Any) -> Any:

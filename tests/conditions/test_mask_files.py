@@ -101,6 +101,16 @@ class TestRgbOfGreys:
         assert notes == ["1 masks hold ids and 1 colours: each is read as what it holds"]
         assert [settled.load(file)[0].tolist() for file in files] == [[[0, 1]], [[1, 0]]]
 
+    def test_numbers_of_one_kind_of_picture_are_not_read_both_ways(self, tmp_path):
+        """0 and 1 as ids, and the same picture as 0 and 255, which are the colours of the other two classes."""
+        table = ClassTable(names=("road", "sky"), ids=(0, 1), colours=((255, 255, 255), (0, 0, 0)), ignore=None)
+        pixels = np.array([[0, 1]], np.uint8)
+        for name, factor in (("a", 1), ("b", 255)):
+            Image.fromarray(pixels * factor).save(tmp_path / f"{name}.png")
+        said = r"b\.png: of this set 1 masks hold ids and 1 class colours, this one colours.*a number would mean two"
+        with pytest.raises(ConditionError, match=said):
+            MaskCondition(table).settled([tmp_path / "a.png", tmp_path / "b.png"])
+
 
 class TestTransparency:
     @pytest.mark.parametrize("clear", [0, bytes([0, 255, 255])])

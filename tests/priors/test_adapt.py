@@ -24,6 +24,7 @@ from piti.models.wiring import Wiring
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, plan, read_recipe, train
 from piti.training.build import translator_config
+from piti.training.init import check_config
 from piti.training.latent_cache import CachedSpace
 from piti.training.stages import freeze_all_but
 from tests.conftest import TINY_MODEL, tiny_recipe
@@ -149,6 +150,17 @@ def test_the_plan_tells_costs_and_another_unet_is_refused(
     model["unet_config"] = {**model["unet_config"], "flip_sin_to_cos": False}
     with pytest.raises(RecipeError, match=r"'model.unet_config' is not that of .*flip_sin_to_cos: True there, False"):
         plan(recipe_of(stable, tiny_data, model=model), tmp_path / "run")
+
+
+def test_a_switch_that_is_null_in_a_published_configuration_is_off(stable: tiny.Imported, tiny_data: Path) -> None:
+    """SDXL's says `upcast_attention: null`."""
+    recipe = recipe_of(stable, tiny_data, stages=TWO_STAGES[:1])
+    with torch.device("meta"):
+        translator = Translator(**translator_config(recipe.model, None))
+    published = dict(recipe.model.to_dict()["unet_config"])
+    check_config(translator, published | {"upcast_attention": None}, "theirs")
+    with pytest.raises(RecipeError, match="upcast_attention: True there, False here"):
+        check_config(translator, published | {"upcast_attention": True}, "theirs")
 
 
 @pytest.mark.parametrize(
