@@ -46,22 +46,39 @@ def mirrored_indices(names: Sequence[str]) -> list[tuple[int, int]]:
 def one_sided(names: Sequence[str]) -> list[str]:
     """Classes that are named left or right, in whole words, and have no counterpart."""
     paired = {name for pair in mirrored_names(names) for name in pair}
-    return [name for name in names if name not in paired and {"left", "right"} & set(_words(name))]
+    return [name for name in names if name not in paired and {"left", "right"} & set(_whole_words(name))]
+
+
+def perhaps_mirrored(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs that differ in a first letter l and r alone, such as `lbrow` and `rbrow`, or `lamp` and `ramp`: which they
+    are, names do not say, so they are not exchanged."""
+    known = set(names)
+    return [(name, f"r{name[1:]}") for name in names if len(name) > 1 and name[0] == "l" and f"r{name[1:]}" in known]
 
 
 def said_of_mirroring(names: Sequence[str]) -> list[str]:
     """What a person should know of mirrored samples."""
     pairs = ", ".join(f"{one} ↔ {other}" for one, other in mirrored_names(names))
     alone = ", ".join(one_sided(names))
+    paired = mirrored_names(names)
+    perhaps = ", ".join(f"{one} and {other}" for one, other in perhaps_mirrored(names) if (one, other) not in paired)
     return [
         *([f"mirrored samples (data.flip) exchange {pairs}"] if pairs else []),
         *([f"{alone}: of one side, without the other, and data.flip mirrors it; set that to false"] if alone else []),
+        *(
+            [f"{perhaps}: not exchanged; if left and right, part the letter (l_brow), or set data.flip to false"]
+            if perhaps
+            else []
+        ),
     ]
 
 
+def _whole_words(name: str) -> list[str]:
+    return _WORDS.findall(_HUMPS.sub(" ", name).lower())
+
+
 def _words(name: str) -> list[str]:
-    spaced = _JOINED.sub(lambda found: f" {found[0]} ", _HUMPS.sub(" ", name).lower())
-    return _WORDS.findall(spaced)
+    return [part for word in _whole_words(name) for part in _JOINED.sub(lambda side: f" {side[0]} ", word).split()]
 
 
 def _form(name: str) -> str:

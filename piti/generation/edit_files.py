@@ -94,7 +94,7 @@ def edit_file(
 
 
 def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, list[str]]:
-    """What the image shows: as given, else as a PNG of piti's says itself; None where nobody says, and a note why."""
+    """What the image shows: as given, else as a PNG of ours says itself; None where nobody says, and a note why."""
     if files.from_ is not None:
         return pipeline.read(_named(pipeline, files.from_, "from")), []
     try:

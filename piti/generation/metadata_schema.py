@@ -62,7 +62,7 @@ class RawForm(Spec):
 
 
 class Carried(Spec):
-    """The condition inside a PNG of piti's, under these keys with "piti:" in front."""
+    """The condition inside a PNG of this package, under these keys with "piti:" in front."""
 
     condition_sha256: str = ""
     text: str | None = None
@@ -86,7 +86,7 @@ class Carried(Spec):
 
 
 class Said(Carried):
-    """All that a PNG of piti's says. The first keys every version wrote."""
+    """All that a PNG of this package says. The first keys every version wrote."""
 
     model: str = Field(min_length=1, max_length=_NAME)
     seed: int = Field(ge=0)
@@ -169,7 +169,7 @@ def texts_of(path: Source) -> dict[str, str]:
 
 
 def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]:
-    """What a PNG of piti's shows, an edited one too, in raw form.
+    """What a PNG of this package shows, an edited one too, in raw form.
 
     Raises ImageError for what is no picture, RemakeError, with the reason, where it does not say, or not in this kind.
     """
@@ -185,7 +185,7 @@ def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]
 
 
 def carried_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"] | None:
-    """What a PNG of piti's shows, an edited one too, in raw form; None where it does not say, or not in this kind.
+    """What a PNG of ours shows, an edited one too, in raw form; None where it does not say, or not in this kind.
 
     Raises ImageError for what is no picture.
     """

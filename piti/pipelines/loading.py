@@ -199,7 +199,7 @@ def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
 def _without_base(folder: ModelFolder, name: str | Path) -> str:
     """What to say of a folder that is no model by itself."""
     if "upsampler" not in folder:
-        return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; the folder is no model of piti's"
+        return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; it is no model of this package"
     return (
         f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model "
         f"that has a base, and add {option('upsampler')} {name}"

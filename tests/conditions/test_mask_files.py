@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from piti.conditions import ClassTable, ConditionError, MaskCondition
-from piti.conditions.mirroring import mirrored_names, one_sided
+from piti.conditions.mirroring import mirrored_names, one_sided, said_of_mirroring
 
 BINARY = ClassTable(names=("background", "lesion"), ids=(0, 1), colours=((0, 0, 0), (255, 255, 255)), ignore=255)
 SHAPE = np.array([[0, 0, 1], [0, 1, 0]], np.uint8)
@@ -181,6 +181,13 @@ class TestMirroring:
 
     def test_what_has_one_side_only(self):
         assert one_sided(["left_arm", "l_eye", "r_eye", "leg"]) == ["left_arm"]
+        assert one_sided(["copyright", "left-turn lane"]) == ["left-turn lane"]
+
+    def test_what_may_be_left_and_right_is_said_and_not_exchanged(self):
+        names = ["lbrow", "rbrow", "skin", "leftEye", "rightEye"]
+        assert mirrored_names(names) == [("leftEye", "rightEye")]
+        assert "lbrow and rbrow: not exchanged" in said_of_mirroring(names)[-1]
+        assert len(said_of_mirroring(["l_eye", "r_eye"])) == 1
 
     def test_flip_exchanges_and_twice_is_nothing(self):
         table = ClassTable(names=("skin", "l_eye", "r_eye"), ids=(0, 1, 2), colours=((1, 1, 1), (2, 2, 2), (3, 3, 3)))
