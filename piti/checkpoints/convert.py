@@ -98,7 +98,7 @@ class ImportSettings:
 
 
 @dataclass(frozen=True)
-class Exchanged:
+class Converted:
     """What was read or written, for a person."""
 
     what: str
@@ -169,19 +169,19 @@ class _Network:
         tensors = (tensor for part, weights in held for tensor in part.tensors(weights))
         write_weights(folder / WEIGHTS_FILE, kinds, tensors)
 
-    def exchanged(self, target: Path, assumed: str) -> Exchanged:
+    def exchanged(self, target: Path, assumed: str) -> Converted:
         """What was written to `target`; assumed: of its condition, or what that lacks."""
         told = [assumed] if assumed else []
         told += [_KNOWS_NOTHING] if self.translator.config["inpaint"] else []
         notes = tuple(Message(f"{self.what} {note}") for note in told)
         found = {part.path: read_checkpoint(part.path, part.raw).note for part in self.parts}
         notes += tuple(Message(f"{path}: {note}") for path, note in found.items() if note)
-        return Exchanged(self.what, self.parts[0].path, target, self.translator.num_parameters(), notes)
+        return Converted(self.what, self.parts[0].path, target, self.translator.num_parameters(), notes)
 
 
 def import_release(
     base: Path, out: Path, upsampler: Path | None = None, settings: ImportSettings | None = None
-) -> list[Exchanged]:
+) -> list[Converted]:
     """Write the model folder `out` from a released base, and an upsampler where there is one.
 
     What the files are is read off their keys and shapes (`piti.checkpoints.release.identify`); the weights keep their

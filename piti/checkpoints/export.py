@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from piti.checkpoints.convert import SCHEDULES, Exchanged, check_outside, saved_network
+from piti.checkpoints.convert import SCHEDULES, Converted, check_outside, saved_network
 from piti.checkpoints.folder import SCHEDULERS, ModelFolder, find_model
 from piti.checkpoints.release import ExchangeError, as_released, is_released
 from piti.checkpoints.release_keys import Rule
@@ -45,7 +45,7 @@ class _Export:
         return sum(tensor.numel() for tensor in released.values())
 
 
-def export_release(model: str | Path, out: Path, overwrite: bool = False) -> list[Exchanged]:
+def export_release(model: str | Path, out: Path, overwrite: bool = False) -> list[Converted]:
     """Write a model's networks in GLIDE's or PITI's released layout, as `torch.save` does.
 
     out: a file, for a model of one network (it ends in .pt, .pth or .ckpt), or a folder, in which base.pt and
@@ -70,8 +70,8 @@ def export_release(model: str | Path, out: Path, overwrite: bool = False) -> lis
         ]
 
 
-def _exchanged(export: _Export, path: Path, final: Path) -> Exchanged:
-    return Exchanged(export.what, export.weights.parent, final, export.write(path), export.notes)
+def _exchanged(export: _Export, path: Path, final: Path) -> Converted:
+    return Converted(export.what, export.weights.parent, final, export.write(path), export.notes)
 
 
 def _export(folder: ModelFolder, network: str) -> _Export:

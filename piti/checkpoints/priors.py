@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piti.checkpoints.convert import Exchanged, check_outside, is_model
+from piti.checkpoints.convert import Converted, check_outside, is_model
 from piti.checkpoints.folder import (
     AUTOENCODER,
     INDEX_FILE,
@@ -44,7 +44,7 @@ def refuse_release_options(source: str, **options: object) -> None:
             )
 
 
-def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Exchanged:
+def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Converted:
     """Write the model folder `out` from a folder of diffusers, or from a model of the hub.
 
     Weights are read from safetensors alone, a tensor at a time but for the autoencoder, and keep their type. `out` is
@@ -68,7 +68,7 @@ def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Exch
         condition = found.condition.saved_in(partial_folder)
         write_model_folder(partial_folder, parts, condition.to_config(), dict(found.family.sampling))
     parameters = network.translator.num_parameters()
-    return Exchanged(found.what, folder, out, parameters, (found.use(),))
+    return Converted(found.what, folder, out, parameters, (found.use(),))
 
 
 def not_imported(name: str) -> Recognised | None:

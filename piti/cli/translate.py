@@ -30,7 +30,7 @@ class InputFlags:
     ] = None
 
     def of(self, inputs: list[Path], out: Path, overwrite: bool) -> TranslationFiles:
-        """What `translate_files` takes. Raises GivenError, and RemakeError for an image that cannot be made again."""
+        """What `translate_files` takes. Raises InputError, and RemakeError for an image that cannot be made again."""
         from piti.generation.inputs import parsed_given
         from piti.generation.recreate import read_record
         from piti.generation.sources import TranslationFiles

@@ -22,7 +22,7 @@ from piti.data.pairs import parts_of
 from piti.evaluation.distances import CMMD_NETWORK, distances
 from piti.evaluation.diversity import feature_spread
 from piti.evaluation.features import FeatureNetwork, features_of, open_features
-from piti.evaluation.generating import JudgedModel, Made, Split, generate_split
+from piti.evaluation.generating import GeneratedSplit, JudgedModel, Split, generate_split
 from piti.evaluation.judges import open_judges, with_intervals
 from piti.evaluation.material import ConditionFiles, Material, ProgressMeter
 from piti.evaluation.memorisation import memorised, training_photographs
@@ -102,7 +102,7 @@ def evaluate_model(
 
 
 def evaluate_made(
-    made: Made, out: Path, options: Options, real: Path | None = None, on_step: OnProgress | None = None
+    made: GeneratedSplit, out: Path, options: Options, real: Path | None = None, on_step: OnProgress | None = None
 ) -> Evaluation:
     """Judge what `generate_split` made in `out`. real: photographs instead of the split's. Raises UserError."""
     place, split = Path(made.facts["data"]), str(made.facts["split"])

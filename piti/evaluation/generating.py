@@ -91,7 +91,7 @@ def _check_stems(pairs: Sequence[Pair]) -> None:
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedSplit:
     """A model's images of a split, all of them."""
 
     images: list[Path]
@@ -128,7 +128,7 @@ def generate_split(
     ranks: Ranks | None = None,
     on_step: Callable[[int, int], None] | None = None,
     num_given: bool = True,
-) -> Made:
+) -> GeneratedSplit:
     """Translate a split's conditions into `out`; images that are there already are kept.
 
     Every process of `ranks` must call this. on_step: (denoising steps done, in all). num_given: whether `options.num`
@@ -159,7 +159,7 @@ def generate_split(
         "sampling": {key.removeprefix(PREFIX): value for key, value in made.items() if key != f"{PREFIX}model"},
     }
     images, given = sorted([*report.made, *report.kept]), _by_part(pipeline.condition, pairs)
-    return Made(images, photographs_of(split.root, split.name), given, facts, [*notes, *report.notes])
+    return GeneratedSplit(images, photographs_of(split.root, split.name), given, facts, [*notes, *report.notes])
 
 
 def _split_facts(split: Split) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from piti.data.shards.sources import MANIFEST
 _NAMED = 3  # how many pictures a note names
 
 
-class GivenError(UserError):
+class InputError(UserError):
     """What `--given` names cannot be used. The message names the part and the file or folder."""
 
 
@@ -44,14 +44,14 @@ class PartFiles(Mapping[str, Path]):
 
 
 def parsed_given(values: Sequence[str]) -> dict[str, Path]:
-    """PART=PATH texts by part. Raises GivenError."""
+    """PART=PATH texts by part. Raises InputError."""
     given: dict[str, Path] = {}
     for value in values:
         part, equals, path = value.partition("=")
         if not (part and equals and path):
-            raise GivenError("expected PART=FILE or PART=FOLDER, such as mask=street.png", option="given", value=value)
+            raise InputError("expected PART=FILE or PART=FOLDER, such as mask=street.png", option="given", value=value)
         if part in given:
-            raise GivenError(
+            raise InputError(
                 f"'{part}' is given before as {given[part]}",
                 remedy="give each part once, a file or a folder",
                 option="given",
@@ -68,10 +68,10 @@ def matched_parts(
 
     given: a file for each part, which make one picture, named after the first; or a folder for each, whose files
     are matched by their names without suffix: a part that has no such file is absent there. inputs: what was
-    handed in without saying of which part. Raises GivenError where that does not fit the condition.
+    handed in without saying of which part. Raises InputError where that does not fit the condition.
     """
     if not isinstance(condition, SeveralCondition):
-        raise GivenError(
+        raise InputError(
             f"this model reads one {condition.kind} and no parts",
             remedy=f"give files or folders without {option('given')}",
             option="given",
@@ -86,7 +86,7 @@ def matched_parts(
     for part, path in ordered.items():
         if part not in folders:
             folder = f"{folders[0]}={ordered[folders[0]]}"
-            raise GivenError(
+            raise InputError(
                 f"{option('given')} {part}={path}: is no folder, but {folder} is",
                 remedy="give files alone, or folders alone",
             )
@@ -94,11 +94,11 @@ def matched_parts(
 
 
 def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs: Sequence[Path]) -> None:
-    """Raises GivenError for shards, for files of no named part, and for unknown parts."""
+    """Raises InputError for shards, for files of no named part, and for unknown parts."""
     first = next(iter(condition.parts))
     for path in (*inputs, *given.values()):
         if path.suffix.lower() == ".tar" or path.name == MANIFEST or (path / MANIFEST).is_file():
-            raise GivenError(
+            raise InputError(
                 "a model of several conditions does not translate shards",
                 remedy=(
                     f"unpack the conditions into a folder for each part and name them: {option('given')} {first}=FOLDER"
@@ -108,13 +108,13 @@ def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs:
     if inputs or not given:
         what = f"{inputs[0]}: of which part is it" if inputs else "nothing to translate"
         alone = "all together" if condition.together else "each alone or together"
-        raise GivenError(
+        raise InputError(
             f"{what}? This model reads {', '.join(condition.parts)}, {alone}",
             remedy=f"name them: {option('given')} {first}=FILE_OR_FOLDER",
         )
     for part in given:
         if part not in condition.parts:
-            raise GivenError(
+            raise InputError(
                 f"{option('given')} {part}={given[part]}: unknown part", remedy=choices(part, condition.parts)
             )
 
@@ -138,19 +138,19 @@ def _of_folders(condition: SeveralCondition, folders: Mapping[str, Path]) -> tup
 
 
 def _by_stem(part: str, folder: Path, condition: Condition) -> dict[str, Path]:
-    """A folder's files of a part. Raises GivenError if there are none, or two of one stem."""
+    """A folder's files of a part. Raises InputError if there are none, or two of one stem."""
     files: dict[str, Path] = {}
     for path in walk(folder, condition.suffixes).check():
         stem = stem_of(path, folder)
         if stem in files:
-            raise GivenError(
+            raise InputError(
                 f"{option('given')} {part}={folder}: {files[stem]} and {path.name} have the same stem",
                 remedy="keep one",
             )
         files[stem] = path
     if not files:
         known = ", ".join(sorted(condition.suffixes))
-        raise GivenError(
+        raise InputError(
             f"{option('given')} {part}={folder}: the folder holds no {part} ({known})", remedy="give one that does"
         )
     return files

@@ -77,7 +77,7 @@ class TranslationFiles:
 def sources_of(pipeline: PITIPipeline, files: TranslationFiles) -> tuple[dict[str, Item], list[str]]:
     """What to translate by the stem of what it becomes, and what a person should know of it.
 
-    Raises TranslationError, GivenError, DataError or ImageError for inputs, RemakeError for an image that holds no
+    Raises TranslationError, InputError, DataError or ImageError for inputs, RemakeError for an image that holds no
     condition.
     """
     condition, like = pipeline.condition, files.like

@@ -12,7 +12,7 @@ from PIL import Image
 
 from piti.conditions import ConditionError, condition_from_config
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
-from piti.generation.inputs import GivenError, PartFiles, matched_parts, parsed_given
+from piti.generation.inputs import InputError, PartFiles, matched_parts, parsed_given
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationError, TranslationFiles
 from piti.generation.translate import translate_files
@@ -171,9 +171,9 @@ class TestRefused:
     def test_texts(self) -> None:
         assert parsed_given(["mask=a=b.png"]) == {"mask": Path("a=b.png")}
         for value in ("", "mask", "=a.png", "mask="):
-            with pytest.raises(GivenError, match="expected PART=FILE"):
+            with pytest.raises(InputError, match="expected PART=FILE"):
                 parsed_given([value])
-        with pytest.raises(GivenError, match=r"'mask' is given before as a\.png"):
+        with pytest.raises(InputError, match=r"'mask' is given before as a\.png"):
             parsed_given(["mask=a.png", "mask=b.png"])
 
     def test_what_does_not_fit_together(self, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -185,10 +185,10 @@ class TestRefused:
             ({**folders, "sketch": folders["sketch"] / "m1.png"}, r"sketch=.*m1\.png: is no folder, but mask=.* is"),
             ({"mask": tmp_path / "empty"}, "the folder holds no mask"),
         ):
-            with pytest.raises(GivenError, match=message):
+            with pytest.raises(InputError, match=message):
                 matched_parts(condition, given)
         mask(1).save(folders["mask"] / "m1.webp", lossless=True)
-        with pytest.raises(GivenError, match=r"m1\.png and m1\.webp have the same stem"):
+        with pytest.raises(InputError, match=r"m1\.png and m1\.webp have the same stem"):
             matched_parts(condition, folders)
 
     def test_unreadable_ones_are_listed_and_nothing_is_written(self, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -226,5 +226,5 @@ def test_shards_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "sh" / "shards.json").write_text("{}")
     for path in (tmp_path / "sh", tmp_path / "sh" / "shards.json", tmp_path / "sh" / "a.tar"):
         for given, inputs in (({}, [path]), ({"mask": path}, [])):
-            with pytest.raises(GivenError, match=rf"^{path}: .*does not translate shards; .*given mask=FOLDER"):
+            with pytest.raises(InputError, match=rf"^{path}: .*does not translate shards; .*given mask=FOLDER"):
                 matched_parts(condition, given, inputs)

@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch.nn import functional as F
 
 from piti.conditions import ConditionError
-
-Colour = tuple[int, int, int]
+from piti.conditions.class_table import Colour
 
 NEAR = 48.0
 """A colour this far from a class's, in RGB of 0..255, may still be meant as that class."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from piti.conditions.class_table import Colour
 from piti.core.errors import UserError, spelled
 from piti.core.spec import Spec
 from piti.editing import EditSettings
@@ -113,9 +114,6 @@ class EditRequest(_Request):
     def settings(self) -> EditSettings:
         """How it is to be edited; what the request does not say is editing's own."""
         return EditSettings.from_flat(**self.model_dump(exclude={"model", "num", "seed"}, exclude_none=True))
-
-
-Colour = tuple[int, int, int]
 
 
 class _Answer(BaseModel):

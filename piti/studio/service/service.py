@@ -33,7 +33,7 @@ from piti.studio.service.models import Loaded, load
 from piti.studio.service.schema import EditRequest, Limits, TranslateRequest
 from piti.studio.service.storage import Picture, Store, held_prepared
 
-Made = tuple[list[Picture], tuple[str, ...]]
+Drawn = tuple[list[Picture], tuple[str, ...]]
 """What a job makes, and notes on it."""
 
 __all__ = ["Loaded", "Picture", "Result", "Studio", "UnknownModel"]
@@ -167,7 +167,7 @@ class Studio:
         said, notes = raw if isinstance(raw, str) else source, _notes(loaded, raw, request)
         held = held_prepared(prepared)
 
-        def made(on_step: OnStep) -> Made:
+        def made(on_step: OnStep) -> Drawn:
             prepared = held.out()
             images = make_images(pipeline, prepared, options, loaded.name, said, on_step)
             return [Picture.of(image, loaded.name, prepared.raw) for image in images], notes
@@ -199,7 +199,11 @@ class Studio:
         return self._submitted(request, lambda on_step: held.out().made(on_step), given.to.canvas, held.size)
 
     def _submitted(
-        self, request: TranslateRequest | EditRequest, made: Callable[[OnStep], Made], canvas: Canvas, size: int
+        self,
+        request: TranslateRequest | EditRequest,
+        made: Callable[[OnStep], Drawn],
+        canvas: Canvas,
+        size: int,
     ) -> Job[Result]:
         """A job that keeps the pictures that `made` makes. size: bytes that it holds. Raises QueueFull."""
 
