@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -144,10 +144,7 @@ class MaskCondition(Condition):
 
     def crop_resize(self, raw: Integer[Tensor, "1 h w"], box: Box, size: Size) -> Integer[Tensor, "1 h2 w2"]:
         """Cut `box` out and resize it, nearest neighbour, as PIL's NEAREST to the pixel."""
-        height, width = sides_of(size)
-        rows = nearest_positions(box.top, box.height, height)
-        columns = nearest_positions(box.left, box.width, width)
-        return raw[:, rows[:, None], columns]
+        return nearest(raw, box, size)
 
     def flip(self, raw: Integer[Tensor, "*any w"]) -> Integer[Tensor, "*any w"]:
         """Mirror left to right; what is left of a pair by name, such as `l_eye`, becomes right."""
@@ -215,6 +212,14 @@ def _perhaps_drawn(error: ConditionError, image: Image.Image) -> ConditionError:
     """The error, with what to do where the picture looks like a drawing."""
     error.remedy = ", or ".join(filter(None, [error.remedy, drawing_remedy(image)]))
     return error
+
+
+def nearest(values: Shaped[Tensor, "*rest h w"], box: Box, size: Size) -> Shaped[Tensor, "*rest h2 w2"]:
+    """What lies in `box`, resized to `size` by nearest neighbour, as PIL's NEAREST to the pixel."""
+    height, width = sides_of(size)
+    rows = nearest_positions(box.top, box.height, height)
+    columns = nearest_positions(box.left, box.width, width)
+    return values[..., rows[:, None], columns]
 
 
 def nearest_positions(start: int, length: int, size: int) -> Integer[Tensor, "*positions"]:

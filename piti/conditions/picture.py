@@ -12,8 +12,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
-from piti.conditions.mask import nearest_positions
+from piti.conditions.base import Condition, ConditionError, Size, register
+from piti.conditions.mask import nearest
 from piti.core.images import Box, as_rgb, from_uint8, to_tensor, to_uint8
 from piti.core.spec import Spec, SpecError
 
@@ -73,10 +73,7 @@ class PictureCondition(Condition):
 
     def crop_resize(self, raw: UInt8[Tensor, "3 h w"], box: Box, size: Size) -> UInt8[Tensor, "3 h2 w2"]:
         """Cut `box` out and resize it, nearest neighbour, as PIL's NEAREST to the pixel."""
-        height, width = sides_of(size)
-        rows = nearest_positions(box.top, box.height, height)
-        columns = nearest_positions(box.left, box.width, width)
-        return raw[:, rows[:, None], columns]
+        return nearest(raw, box, size)
 
     def encode(self, raw: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
         """Colours in [-1, 1], float32: colour / 127.5 - 1."""

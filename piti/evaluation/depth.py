@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from piti.conditions import GeometryCondition
 from piti.conditions.depth_files import read_depth
-from piti.conditions.mask import nearest_positions
+from piti.conditions.mask import nearest
 from piti.core.progress import OnProgress
 from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches, condition_file
 from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
@@ -187,8 +187,4 @@ def known_depth(one: Framed, path: Path, condition: GeometryCondition) -> Float[
     depth = torch.from_numpy(read_depth(path, condition.unit, condition.normal_axes).depth)
     if condition.far is not None:
         depth = torch.where(depth <= condition.far, depth, 0)
-    box = one.box(depth.shape[1], depth.shape[0], str(path))
-    height, width = one.size
-    rows = nearest_positions(box.top, box.height, height)
-    columns = nearest_positions(box.left, box.width, width)
-    return depth[rows[:, None], columns]
+    return nearest(depth, one.box(depth.shape[1], depth.shape[0], str(path)), one.size)
