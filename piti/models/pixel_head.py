@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,10 @@ class PixelHeadSpec(Spec):
     """Width after every step, coarsest first."""
     layers: int = Field(default=1, ge=0, le=512)
     """Residual blocks at each step."""
+    enlarge: Literal["shuffle", "bilinear"] = "shuffle"
+    """How a step doubles the sides: by a pixel shuffle, whose four pixels have weights of their own (Shi et al. 2016,
+    arXiv 1609.05158), or bilinearly before it convolves, which leaves no grid (Odena et al. 2016, doi
+    10.23915/distill.00003) and costs a convolution less."""
 
     @model_validator(mode="after")
     def _widths(self) -> PixelHeadSpec:
@@ -45,12 +50,38 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
+class _Shuffle(nn.Conv2d):
+    """Four times the width, then a pixel shuffle. At the start the four pixels of a place are equal: enlarged by the
+    nearest neighbour, without a grid (Aitken et al. 2017, arXiv 1707.02937).
+    """
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, 4 * c_out, 3, padding=1)
+        assert self.bias is not None
+        with torch.no_grad():
+            self.weight.copy_(self.weight[::4].repeat_interleave(4, dim=0))
+            self.bias.copy_(self.bias[::4].repeat_interleave(4))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        return F.pixel_shuffle(super().forward(x), 2)
+
+
+class _Bilinear(nn.Module):
+    """Twice the sides, nothing learned: the convolution that follows sees neighbours instead of one place's four."""
+
+    def __init__(self, _c_in: int, _c_out: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
 class PixelHead(nn.Module):
     """A UNet's features [B, F, H/p, W/p] => [B, out_channels, H, W] with p = 2^steps.
 
     Instead of one pixel shuffle by p, whose p² pixels are made by one linear map of the same features, each step
-    enlarges twice (Shi et al. 2016, arXiv 1609.05158), sees the condition's map of its own size, and the last one
-    what the UNet saw (noise and small image) at every pixel.
+    enlarges twice (`PixelHeadSpec.enlarge`), sees the condition's map of its own size, and the last one what the UNet
+    saw (noise and small image) at every pixel.
     """
 
     def __init__(
@@ -61,13 +92,12 @@ class PixelHead(nn.Module):
         steps = len(spec.channels)
         told = [maps[k] if k < len(maps) else 0 for k in reversed(range(steps))]  # of the map at each step's size
         extra = [*told[:-1], told[-1] + seen_channels]
-        self.enlarge = nn.ModuleList(
-            nn.Conv2d(c_in, 4 * c_out, 3, padding=1) for c_in, c_out in pairwise((in_channels, *spec.channels))
-        )
-        for enlarge in self.enlarge:
-            _alike(enlarge)
+        shuffled = spec.enlarge == "shuffle"
+        enlarge, enlarged = (_Shuffle, spec.channels) if shuffled else (_Bilinear, (in_channels, *spec.channels[:-1]))
+        self.enlarge = nn.ModuleList(enlarge(*widths) for widths in pairwise((in_channels, *spec.channels)))
         self.join = nn.ModuleList(
-            nn.Conv2d(width + more, width, 3, padding=1) for width, more in zip(spec.channels, extra, strict=True)
+            nn.Conv2d(c_in + more, c_out, 3, padding=1)
+            for c_in, more, c_out in zip(enlarged, extra, spec.channels, strict=True)
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(*(_Residual(width) for _ in range(spec.layers))) for width in spec.channels
@@ -83,18 +113,8 @@ class PixelHead(nn.Module):
         """features: of the UNet; seen: its input before it was folded, [B, S, H, W]; maps: the condition's."""
         x, last = features, len(self.enlarge) - 1
         for step, (enlarge, join, block) in enumerate(zip(self.enlarge, self.join, self.blocks, strict=True)):
-            x = F.pixel_shuffle(enlarge(F.silu(x)), 2)  # [B, C_k, 2h, 2w]
+            x = enlarge(F.silu(x))  # [B, C_k, 2h, 2w]
             told = [maps[last - step]] if last - step < len(maps) else []
             given = [*told, *([seen] if step == last else [])]
             x = block(join(torch.cat([x, *(one.to(x.dtype) for one in given)], dim=1)))
         return self.out(F.silu(x))
-
-
-def _alike(enlarge: nn.Module) -> None:
-    """At the start the four pixels of a place are equal: enlarged by the nearest neighbour, without a grid (Aitken et
-    al. 2017, arXiv 1707.02937)."""
-    assert isinstance(enlarge, nn.Conv2d)
-    with torch.no_grad():
-        enlarge.weight.copy_(enlarge.weight[::4].repeat_interleave(4, dim=0))
-        if enlarge.bias is not None:
-            enlarge.bias.copy_(enlarge.bias[::4].repeat_interleave(4))

@@ -41,7 +41,7 @@ def one_step_cascade() -> PITIPipeline:
     upsampler = Translator(
         unet_spec={"channels": [16, 32], "attention": [False] * 2, "layers": 1, "token_width": None, "norm_groups": 8},
         aligned_spec={"in_channels": pipeline.condition.channels, "size": 32, "channels": [8, 16, 24, 32]},
-        head_spec={"channels": [12, 8], "layers": 1},
+        head_spec={"channels": [12, 8], "layers": 1, "enlarge": "bilinear"},
         image_size=32, patch_size=4, low_res=16, learned_variance=False, one_step=True,
     ).eval()  # fmt: skip
     made = PITIPipeline(

@@ -7,7 +7,16 @@ import torch
 
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
-from piti.models import ConditionEncoder, EncoderSpec, Tokens, Translator, UNetSpec, build_unet
+from piti.models import (
+    ConditionEncoder,
+    EncoderSpec,
+    PixelHead,
+    PixelHeadSpec,
+    Tokens,
+    Translator,
+    UNetSpec,
+    build_unet,
+)
 from piti.models.wiring import Wiring
 from tests.conftest import TINY_MODEL
 
@@ -350,9 +359,11 @@ def test_the_aligned_condition_is_encoded_once_and_batched() -> None:
     )
 
 
-def test_a_pixel_head_begins_as_the_enlarged_small_image(tmp_path) -> None:
+@pytest.mark.parametrize("enlarge", ["shuffle", "bilinear"])
+def test_a_pixel_head_begins_as_the_enlarged_small_image(tmp_path, enlarge: str) -> None:
     torch.manual_seed(0)
-    translator = Translator(**ALIGNED, learned_variance=False, detail=0.2, steps=10).eval()  # type: ignore[arg-type]
+    head = ALIGNED["head_spec"] | {"enlarge": enlarge}  # type: ignore[operator]
+    translator = Translator(**{**ALIGNED, "head_spec": head}, learned_variance=False, detail=0.2, steps=10).eval()  # type: ignore[arg-type]
     assert translator.preconditioning is not None
     translator.preconditioning.set_noise(torch.linspace(0.99, 1e-6, 10))
     small = torch.rand(1, 3, 8, 8)
@@ -362,6 +373,18 @@ def test_a_pixel_head_begins_as_the_enlarged_small_image(tmp_path) -> None:
     translator.save_pretrained(tmp_path)
     again = Translator.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(translator.parameters(), again.parameters(), strict=True))
+
+
+def test_a_bilinear_head_leaves_no_grid_on_what_is_flat() -> None:
+    torch.manual_seed(0)
+    features, seen = torch.randn(1, 8, 1, 1).expand(1, 8, 12, 12), torch.zeros(1, 2, 48, 48)
+    grids = {}
+    for enlarge in ("shuffle", "bilinear"):
+        head = PixelHead(PixelHeadSpec(channels=(6, 4), enlarge=enlarge), 8, 3, 2)
+        for parameter in head.parameters():  # trained weights: no two of a shuffle's four pixels are alike
+            torch.nn.init.normal_(parameter, std=0.3)
+        grids[enlarge] = head(features, seen)[0, :, 16:32, 16:32].std(dim=(1, 2)).max()  # far from the borders
+    assert grids["bilinear"] < 1e-5 < 1e-2 < grids["shuffle"]
 
 
 @pytest.mark.parametrize(
