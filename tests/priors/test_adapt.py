@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,8 +15,6 @@ from piti.checkpoints.lora import ADAPTER_FILE, LoraSpec, adapter_parameters, in
 from piti.checkpoints.prior_families import recognised
 from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
-from piti.diffusion.losses import diffusion_loss
-from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.models import Space, SpaceSpec, Tokens, Translator
 from piti.models.wiring import Wiring
 from piti.pipelines.pipeline import PITIPipeline
@@ -29,6 +25,7 @@ from piti.training.latent_cache import CachedSpace
 from piti.training.stages import freeze_all_but
 from tests.conftest import TINY_MODEL, tiny_recipe
 from tests.priors import tiny
+from tests.priors.training_losses import losses_of_diffusers, recorded
 
 pytest.importorskip("transformers")
 
@@ -40,6 +37,7 @@ TWO_STAGES = [
 WITH_ADAPTERS = [TWO_STAGES[0], {**TWO_STAGES[1], "trains": ["encoder", "lora"]}]
 TOKENS: dict[str, dict[str, int]] = {
     "stable": {"sequence_width": 16, "pooled": 0},
+    "stable_v": {"sequence_width": 24, "pooled": 0},
     "sdxl": {"sequence_width": 24, "pooled": 8},
     "floyd": {"sequence_width": 8, "pooled": 0},
 }
@@ -80,10 +78,18 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("family", TOKENS)
 def test_two_stages_of_which_the_first_leaves_the_unet_as_it_is(
-    request: pytest.FixtureRequest, tiny_data: Path, tmp_path: Path, family: str
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tiny_data: Path, tmp_path: Path, family: str
 ) -> None:
+    """Their losses are those of diffusers' own training."""
     prior: tiny.Imported = request.getfixturevalue(family)
-    train(recipe_of(prior, tiny_data, family, checkpointing=True), tmp_path / "run")
+    steps = recorded(monkeypatch)
+    train(recipe_of(prior, tiny_data, family, checkpointing=True, condition_dropout=0.0), tmp_path / "run")
+    assert len(steps) == 2  # both with the prior's own UNet: the second learns after its loss
+    for step in steps:
+        squared, bound = losses_of_diffusers(prior.folder, step)
+        assert step.simple == pytest.approx(squared, abs=1e-6)
+        assert step.vb == pytest.approx(bound, abs=1e-6)
+        assert step.total == pytest.approx(squared + bound, abs=1e-6)
     before = unet_of(prior.model / "base/diffusion_pytorch_model.safetensors")
     first, second = sorted((tmp_path / "run/checkpoints").glob("*/model.safetensors"))
     assert same(unet_of(first), before)
@@ -186,32 +192,6 @@ def test_losses_on_pixels_are_refused_in_latents(stable: tiny.Imported, tiny_dat
     stage = {"name": "joint", "steps": 1, "lr": 1e-3, "perceptual": {"weight": 1.0}}
     with pytest.raises(UserError, match="look at pixels, and this model makes latents"):
         recipe_of(stable, tiny_data, stages=[stage])
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_loss_is_that_of_diffusers_own_training(prediction: Any) -> None:
-    """As its scripts have it: noise is added by the scheduler, and the squared error of its target is averaged."""
-    scheduler = DDPMScheduler(**_betas(), prediction_type=prediction)
-    spec = ScheduleSpec(betas="scaled_linear", beta_range=(0.00085, 0.012), prediction=prediction, clip=False)
-    schedule = NoiseSchedule(spec)
-    unet = tiny.unet(in_channels=4, out_channels=4, **tiny.ATTENDS)
-    torch.manual_seed(0)
-    latents, noise, tokens = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 16)
-    t = torch.tensor([3, 500, 999])
-    noisy: Any = scheduler.add_noise(latents, noise, t)  # pyright: ignore[reportArgumentType]
-    target: Any = noise
-    if prediction == "v_prediction":
-        target = scheduler.get_velocity(latents, noise, t)  # pyright: ignore[reportArgumentType]
-    with torch.no_grad():
-        wanted = F.mse_loss(unet(noisy, t, tokens).sample, target)
-        x_t = schedule.q_sample(latents, t, noise)
-        output = unet(x_t, t, tokens).sample
-    ours = diffusion_loss(output, None, latents, x_t, t, noise, schedule).total
-    assert abs(float(ours - wanted)) < 1e-6
-
-
-def _betas() -> dict[str, Any]:
-    return {key: tiny.STABLE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 
 
 def test_latents_are_those_of_the_autoencoder_and_kept_by_their_contents(tmp_path: Path) -> None:

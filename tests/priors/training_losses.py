@@ -1,0 +1,119 @@
+"""What the training loop minimises, and what diffusers' own training scripts do, by diffusers' own classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from piti.core.seeding import derive_seed, noise_for
+from piti.diffusion.losses import timesteps_for
+from piti.models import Tokens
+from piti.training.objectives import DiffusionObjective
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step was given and drew, and the losses that the loop made of it."""
+
+    images: Tensor
+    t: Tensor
+    seed: int
+    numbers: range
+    tokens: Tokens
+    total: float
+    simple: float
+    vb: float
+
+    def noise(self, purpose: str | None, shape: tuple[int, ...]) -> Tensor:
+        """What was drawn: of x_t, or for a purpose."""
+        return noise_for(self.seed if purpose is None else derive_seed(self.seed, purpose), self.numbers, shape)
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Gets every step that the training loop takes from now on."""
+    steps: list[Step] = []
+    losses = DiffusionObjective.losses
+
+    def keeping(self: DiffusionObjective, model: Any, batch: Any, numbers: range, within: int) -> Any:
+        with torch.no_grad():
+            tokens = model.encode(self.condition.encode(batch.condition))
+        found = losses(self, model, batch, numbers, within)
+        simple, vb = (found.metrics[name].total / found.metrics[name].over for name in ("simple", "vb"))
+        seed = self.recipe.seed
+        t = timesteps_for(numbers, self.schedule, seed)
+        steps.append(Step(batch.image, t, seed, numbers, tokens, found.total.item(), simple, vb))
+        return found
+
+    monkeypatch.setattr(DiffusionObjective, "losses", keeping)
+    return steps
+
+
+@torch.no_grad()
+def losses_of_diffusers(folder: Path, step: Step) -> tuple[float, float]:
+    """The squared error as `train_text_to_image`, `train_text_to_image_sdxl` and for IF `train_dreambooth` have it, and
+    the variational bound of Nichol & Dhariwal 2021, eq. 16, in bits a dimension: 0 without learned variance.
+
+    folder: of diffusers; the UNet's weights are those there.
+    """
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    scheduler: Any = DDPMScheduler.from_pretrained(folder / "scheduler")
+    x0 = _points(folder, step)
+    noise = step.noise(None, tuple(x0.shape[1:]))
+    noisy = scheduler.add_noise(x0, noise, step.t)
+    output = unet(noisy, step.t, step.tokens.sequence, **_beside(unet, step)).sample
+    target = noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(x0, noise, step.t)
+    bound = 0.0
+    if output.shape[1] == 6:
+        output, variance = output.chunk(2, dim=1)
+        bound = _bound(scheduler, step.t, x0, noisy, output, variance)
+    return F.mse_loss(output.float(), target.float(), reduction="mean").item(), bound
+
+
+def _points(folder: Path, step: Step) -> Tensor:
+    """The images, or their latents, drawn from the autoencoder's posterior."""
+    if not (folder / "vae").is_dir():
+        return step.images
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    posterior = vae.encode(step.images).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+    noise = step.noise("latents", tuple(posterior.mean.shape[1:]))
+    return (posterior.mean + posterior.std * noise) * vae.config["scaling_factor"]
+
+
+def _beside(unet: UNet2DConditionModel, step: Step) -> dict[str, Any]:
+    """The UNet's arguments beside x_t, t and tokens: SDXL's sizes, and the maps of the aligned path."""
+    given: dict[str, Any] = {}
+    if unet.config["addition_embed_type"] == "text_time":
+        height, width = step.images.shape[-2:]
+        ids = torch.tensor([[height, width, 0, 0, height, width]]).repeat(len(step.t), 1)
+        given["added_cond_kwargs"] = {"text_embeds": step.tokens.pooled, "time_ids": ids}
+    assert step.tokens.residuals is not None
+    *down, mid = step.tokens.residuals
+    return given | {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
+
+
+def _bound(scheduler: Any, t: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, variance: Tensor) -> float:
+    """KL(q(x_{t−1}|x_t, x₀) ‖ p(x_{t−1}|x_t)) by DDPM's eq. 6 and 7 in float64, of t above 0."""
+    assert t.min() > 0
+    betas = scheduler.betas.double()
+    products = (1 - betas).cumprod(0)
+    a, before, beta = (one.view(-1, 1, 1, 1) for one in (products[t], products[t - 1], betas[t]))
+    x0, x_t, noise, share = x0.double(), x_t.double(), noise.double(), (variance.double() + 1) / 2
+
+    def mean(clean: Tensor) -> Tensor:
+        return (before.sqrt() * beta * clean + (1 - beta).sqrt() * (1 - before) * x_t) / (1 - a)
+
+    posterior = beta * (1 - before) / (1 - a)
+    learned = (share * beta.log() + (1 - share) * posterior.log()).exp()  # Nichol & Dhariwal 2021, eq. 15
+    predicted = mean((x_t - (1 - a).sqrt() * noise) / a.sqrt())
+    nats = kl_divergence(Normal(mean(x0), posterior.sqrt().expand_as(x0)), Normal(predicted, learned.sqrt()))
+    return nats.mean().item() / torch.tensor(2.0, dtype=torch.float64).log().item()
