@@ -9,11 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from piti.checkpoints.priors import import_prior
 from piti.editing import edit
 from piti.evaluation import evaluate
 from piti.evaluation.generating import Split
@@ -25,34 +22,45 @@ from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.http.app import build_app
 from piti.studio.service.service import Studio
-from piti.training import train
+from piti.training import Recipe, train
 from tests.evaluation.seen import Colours
 from tests.priors import tiny
-from tests.priors.test_adapt import TWO_STAGES, recipe_of
+from tests.priors.test_adapt import recipe_of
+from tests.priors.training_losses import recorded
 
 pytest.importorskip("transformers")
 
 FAST = GenerationOptions.from_flat(num=1, steps=2, sampler="ddim", seed=5)
 
 
-def pretrained(pipe: Any, steps: int = 8) -> list[float]:
-    """Train a pipeline's UNet on one picture and its text, as diffusers' own scripts do; the losses."""
-    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        latents = pipe.vae.encode(torch.linspace(-1, 1, 256).view(1, 1, 16, 16).expand(4, 3, -1, -1)).latent_dist.mean
-        tokens = pipe.text_encoder(pipe.tokenizer(["a cat"] * 4, return_tensors="pt").input_ids)[0]
-    losses = []
-    for _ in range(steps):
-        noise = torch.randn(latents.shape, generator=generator)
-        t = torch.tensor([100, 300, 500, 900])
-        noisy = pipe.scheduler.add_noise(latents * pipe.vae.config.scaling_factor, noise, t)
-        loss = F.mse_loss(pipe.unet(noisy, t, tokens).sample, noise)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+CAPTIONS = ("a cat", "a dog")
+
+
+def photographs(folder: Path) -> Path:
+    """Pictures of two shades, each with its caption beside it."""
+    folder.mkdir()
+    for k in range(4):
+        Image.new("RGB", (20, 20), (60 + 120 * (k % 2), 90, 30 * k)).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text(CAPTIONS[k % 2], encoding="utf-8")
+    return folder
+
+
+def pretraining(start: tiny.Imported, captions: Path) -> Recipe:
+    """A new text encoder and the UNet learn from captions, in the latents of the prior's autoencoder."""
+    recipe = recipe_of(start, captions).to_dict()
+    model = recipe["model"] | {"encoder": None, "text": {"width": 16, "layers": 1, "heads": 2}}
+    return Recipe.parse(
+        recipe
+        | {
+            "condition": {"kind": "text", "context": 8},
+            "model": model,
+            "data": {"photographs": [str(captions)], "size": 16},
+            "stages": [{"name": "pretrain", "trains": ["encoder", "unet"], "steps": 16, "lr": 1e-2}],
+            "batch": 4,
+            "checkpoint": {"every": 16, "keep": 1},
+        },
+        "test",
+    )
 
 
 def served(model: Path, mask: Path) -> httpx.Response:
@@ -75,17 +83,18 @@ def served(model: Path, mask: Path) -> httpx.Response:
 
 
 def test_pretrained_adapted_evaluated_edited_made_again_and_served(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stable: tiny.Imported, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = tiny.stable_diffusion(tmp_path)
-    losses = pretrained(theirs)
-    assert losses[-1] < 0.8 * losses[0]
-    theirs.unet.save_pretrained(tmp_path / "diffusers/unet")
-    import_prior(tmp_path / "diffusers", tmp_path / "model")
-    prior = tiny.Imported(
-        theirs, tmp_path / "diffusers", tmp_path / "model", PITIPipeline.from_pretrained(tmp_path / "model")
-    )
-    train(recipe_of(prior, tiny_data, latent_cache=str(tmp_path / "latents"), stages=TWO_STAGES), tmp_path / "run")
+    steps = recorded(monkeypatch)
+    train(pretraining(stable, photographs(tmp_path / "photographs")), tmp_path / "prior")
+    losses = [step.simple for step in steps]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    reads = PITIPipeline.from_pretrained(tmp_path / "prior")
+    reads.set_progress_bar_config(disable=True)
+    assert reads(CAPTIONS[0], steps=2, sampler="ddim").images[0].size == (16, 16)
+
+    recipe = recipe_of(stable, tiny_data, latent_cache=str(tmp_path / "latents"), prior=str(tmp_path / "prior"))
+    train(recipe, tmp_path / "run")
     assert list((tmp_path / "latents").rglob("*.safetensors"))
 
     pipe = PITIPipeline.from_pretrained(tmp_path / "run")
