@@ -1,0 +1,51 @@
+"""The configurations that the models' publishers have are recognised, and the recipes are for those models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from piti.checkpoints.prior_families import recognised
+from piti.models import Translator
+from piti.training import read_recipe
+from piti.training.build import translator_config
+from piti.training.init import check_config
+from tests.priors.published import MODELS
+
+pytest.importorskip("transformers")
+
+RECIPES = [name for name in MODELS if not name.startswith("if-")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_published_model_is_recognised_and_has_its_size(tmp_path: Path, name: str) -> None:
+    published = MODELS[name]
+    found = recognised(published.folder(tmp_path))
+    assert found.what == published.says
+    with torch.device("meta"):
+        translator = Translator(**found.arguments())
+    assert sum(one.numel() for one in translator.unet.parameters()) == published.parameters
+    assert translator.role == found.family.role
+    assert translator.image_size % translator.granularity == 0
+    layers, levels = translator.unet.config["layers_per_block"], len(translator.unet.config["block_out_channels"])
+    counts = [layers] * levels if isinstance(layers, int) else layers
+    assert len(translator.wiring.skips) == sum(counts) + levels  # one after each layer, each shrinking, and the first
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_for_the_published_model(tmp_path: Path, name: str) -> None:
+    """Its UNet setting by setting, its schedule, space and sizes, and the width of its encoder's tokens."""
+    found, recipe = recognised(MODELS[name].folder(tmp_path)), read_recipe(name)
+    with torch.device("meta"):
+        translator = Translator(**translator_config(recipe.model, None))
+    check_config(translator, found.unet, name)
+    assert recipe.schedule == found.schedule
+    assert recipe.model.space == found.space
+    arguments = found.arguments()
+    assert recipe.model.image_size == arguments["image_size"]
+    assert recipe.model.learned_variance == arguments["learned_variance"]
+    assert recipe.model.encoder is not None
+    assert recipe.model.encoder.token_width == translator.wiring.sequence
+    assert [stage.trains[0] for stage in recipe.stages] == ["encoder", "encoder"]
