@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from piti.cli.app import app
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
+from piti.pipelines.computing import Computing
 from piti.studio.http.app import build_app
 from piti.studio.service.service import Studio
 
@@ -145,7 +146,7 @@ def of_command(entry: str, *arguments: object) -> Journey:
 def of_request() -> Journey:
     """The journey of `POST /api/translate`, the second time."""
     with Journey().watching() as journey:
-        studio = Studio(("street",), device="cpu")
+        studio = Studio(("street",), computing=Computing("cpu", engine="torch"))
         with TestClient(build_app(studio, page=False), base_url="http://127.0.0.1") as client:
             for journey.counting in (False, True):
                 fields = {"model": "street", "steps": "2", "upsampler_steps": "1", "size": "32"}

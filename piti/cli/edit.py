@@ -14,7 +14,9 @@ from typer import Option
 from piti.cli.console import print_notes, progress
 from piti.cli.options import (
     BaseOnly,
+    Compile,
     Device,
+    DType,
     Guidance,
     GuidanceRule,
     Model,
@@ -122,16 +124,18 @@ def edit(
     out: Annotated[Path, Option(help="A .png file, or a folder for STEM_0.png … and sheet.png.")] = Path("out"),
     overwrite: Overwrite = False,
     device: Device = None,
+    dtype: DType = "auto",
+    compile: Compile = False,
 ) -> None:
     """Change a part of an image by changing its condition there, and keep the rest."""
-    from piti.core.distributed import usable_device
     from piti.generation.edit_files import edit_file
     from piti.generation.metadata import model_name
+    from piti.pipelines.computing import Computing
     from piti.pipelines.pipeline import PITIPipeline
 
     edited, settings = files.of(image, out, overwrite), editing.settings()
     pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.sampling.base_only)
-    pipeline.to(usable_device(device))
+    Computing(device, dtype, "torch", compile).applied(pipeline)
     name = model_name(model, upsampler)
     with progress("editing") as on_step:
         report = edit_file(pipeline, edited, settings, name, num, seed, on_step)

@@ -14,7 +14,9 @@ from piti.cli import study
 from piti.cli.console import print_notes, print_rows, progress
 from piti.cli.options import (
     MODEL_HELP,
+    Compile,
     ConditionFlags,
+    DType,
     MeasureFlags,
     ResultFlags,
     SamplingFlags,
@@ -94,6 +96,11 @@ def model(
     measured: MeasureFlags,
     sampling: SamplingFlags,
     result: ResultFlags,
+    engine: Annotated[
+        str, Option(help="What computes the model: torch, openvino or auto, as of piti translate.")
+    ] = "torch",
+    dtype: DType = "auto",
+    compile: Compile = False,
     split: Annotated[str, Option(help="Split whose conditions are translated.")] = "val",
     conditions: Annotated[list[str] | None, Option(help="Their folder in the data, or PART=FOLDER.")] = None,
     limit: Annotated[int | None, Option(min=1, help="Only so many conditions.")] = None,
@@ -106,6 +113,7 @@ def model(
     from piti.core.distributed import joined
     from piti.evaluation.evaluate import evaluate_made
     from piti.evaluation.generating import JudgedModel, Split, generate_split
+    from piti.pipelines.computing import Computing
 
     result.check()
     options = measured.options()
@@ -114,7 +122,7 @@ def model(
     chosen = Split(data, split, tuple(conditions or ()), limit)
     ranks = joined()
     with progress("translating", ranks.main) as on_step:
-        judged = JudgedModel(model, upsampler, options.device)
+        judged = JudgedModel(model, upsampler, Computing(options.device, dtype, engine, compile))
         made = generate_split(judged, chosen, folder, generation, ranks, on_step, num is not None)
     if not ranks.main:
         return

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from piti.evaluation.perceptual import LpipsSpec
     from piti.generation.options import GenerationOptions
     from piti.models.perceptual import PerceptualSpec
+    from piti.pipelines.computing import Computing
     from piti.reproduction.runs import Judges
 
 MODEL_HELP = "A bundled model, a folder, a training run, or a hub id."
@@ -41,6 +42,13 @@ Engine = Annotated[
         help="What computes the networks: torch; openvino, about twice as fast on CPUs that know bfloat16; auto takes "
         "it where it is installed and faster.",
     ),
+]
+DType = Annotated[
+    str,
+    Option(help="Numbers to compute in: fp32, bf16, fp16; auto is bf16 where a GPU or an engine knows it, else fp32."),
+]
+Compile = Annotated[
+    bool, Option("--compile", help="Compile the networks' blocks (torch.compile): slow at first, faster afterwards.")
 ]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what an earlier run wrote.")]
 Gpu = Annotated[str, Option(help="For --dry-run: estimate hours and memory on a100, h100 or rtx4090.")]
@@ -64,6 +72,21 @@ GuidanceRule = Annotated[
 BaseOnly = Annotated[
     bool, Option("--base-only/--no-base-only", help="Stop at the base's small images.", rich_help_panel=_SAMPLING)
 ]
+
+
+@dataclass(frozen=True)
+class ComputeFlags:
+    """What computes the networks, beside the device."""
+
+    engine: Engine = "auto"
+    dtype: DType = "auto"
+    compile: Compile = False
+
+    def on(self, device: str | None) -> Computing:
+        """Where and how a pipeline's networks are computed."""
+        from piti.pipelines.computing import Computing
+
+        return Computing(device, self.dtype, self.engine, self.compile)
 
 
 @dataclass(frozen=True)

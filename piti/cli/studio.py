@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from piti.cli.console import log, print_warning
-from piti.cli.options import Device, Engine, with_groups
+from piti.cli.options import ComputeFlags, Device, with_groups
 
 if TYPE_CHECKING:
     from piti.studio.service.schema import Limits
@@ -50,6 +50,7 @@ class LimitFlags:
 @with_groups
 def studio(
     limits: LimitFlags,
+    computed: ComputeFlags,
     model: Annotated[
         list[str] | None,
         Option(help="A bundled model, a folder, a training run, or a hub id; repeatable. street and sketch."),
@@ -61,7 +62,6 @@ def studio(
     ] = None,
     root_path: Annotated[str, Option(help="Path under which a proxy serves the studio, such as /studio.")] = "",
     device: Device = None,
-    engine: Engine = "auto",
     open_: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve a page on which masks are painted, sketches drawn, and photographs made of them and edited.
@@ -79,7 +79,7 @@ def studio(
             print_warning(warning)
         names = tuple(model or _MODELS)
         log.print(f"loading {' and '.join(names)} …", markup=False)
-        loaded = Studio(names, limits.limits(), device, engine)
+        loaded = Studio(names, limits.limits(), computed.on(device))
 
         def ready(address: str) -> None:
             typer.echo(f"the studio is at {address} (Ctrl-C ends it)")

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from piti.cli.console import log, print_notes, progress
-from piti.cli.options import Device, Engine, Model, Overwrite, SamplingFlags, Seed, Upsampler, all_given, with_groups
+from piti.cli.options import (
+    ComputeFlags,
+    Device,
+    Model,
+    Overwrite,
+    SamplingFlags,
+    Seed,
+    Upsampler,
+    all_given,
+    with_groups,
+)
 
 if TYPE_CHECKING:
     from piti.generation.sources import TranslationFiles
@@ -45,6 +55,7 @@ def translate(
     ctx: typer.Context,
     wanted: InputFlags,
     sampling: SamplingFlags,
+    computed: ComputeFlags,
     inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, or folders of them.")] = None,
     model: Model = "street",
     upsampler: Upsampler = None,
@@ -57,10 +68,9 @@ def translate(
     out: Annotated[Path, typer.Option(help="Folder for STEM_0.png … and sheet.png.")] = Path("out"),
     overwrite: Overwrite = False,
     device: Device = None,
-    engine: Engine = "auto",
 ) -> None:
     """Translate conditions into images, and lay both out on a contact sheet."""
-    from piti.core.distributed import joined, usable_device
+    from piti.core.distributed import joined
     from piti.generation.plan import resolved_sampling
     from piti.generation.recreate import opened
     from piti.generation.translate import translate_files
@@ -69,8 +79,9 @@ def translate(
     like, options = files.like, sampling.options(num, seed, batch, skip_bad)
     ranks = joined()
     name, pipeline, options = opened(model, upsampler, options, like, flags)
-    pipeline.to(usable_device(device)).set_progress_bar_config(disable=True)  # ours is over all batches
-    pipeline.use_engine(like.said.engine if like and "engine" not in flags else engine)
+    computing = computed.on(device)
+    (like.computed(computing, flags) if like else computing).applied(pipeline)
+    pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
     resolved_sampling(pipeline, options, like)  # what is impossible is refused before the wait
     if ranks.main and not pipeline.engine_ready():
         log.print(f"converting the networks for {pipeline.engine.name}, once …")

@@ -1,4 +1,4 @@
-"""Several processes at one task, as torchrun starts them, and the device that each computes on."""
+"""Several processes at one task, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from piti.core.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
@@ -128,23 +125,3 @@ def together() -> Iterator[None]:
     if error is not None and first == dist.get_rank():
         raise error
     raise FailedElsewhere(f"process {first} failed") from None
-
-
-def usable_device(name: str | None = None) -> torch.device:
-    """The named device, or the fastest kind that torch sees here. Raises UserError for one that is not there."""
-    import torch
-
-    try:
-        device = torch.device(name or _fastest_kind())
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(str(error).splitlines()[0], remedy="cpu always works", option="device", value=name) from None
-    return device
-
-
-def _fastest_kind() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,6 +1,6 @@
 """OpenVINO: a step converted once, kept in the user's cache, and compiled for every shape at once.
 
-Where the processor computes in bfloat16, so does the engine; else in float32.
+Where the processor computes in bfloat16, so does the engine, unless it is to be exact; else in float32.
 """
 
 from __future__ import annotations
@@ -53,15 +53,16 @@ def computes_bfloat16() -> bool:
 
 
 class OpenVinoEngine:
-    """Steps of translators, compiled when they are first asked for."""
+    """Steps of translators, compiled when they are first asked for. half: in bfloat16, else in float32."""
 
     name = "openvino"
 
-    def __init__(self) -> None:
+    def __init__(self, half: bool = True) -> None:
+        self.half = half
         self._steps: WeakKeyDictionary[Translator, tuple[int, CompiledStep]] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenVinoEngine:
-        return OpenVinoEngine()  # of other networks
+        return OpenVinoEngine(self.half)  # of other networks
 
     def step(self, translator: Translator) -> NetworkStep:
         """Compiled with the weights that the translator has now; `torch.compile` of it is passed by."""
@@ -69,7 +70,7 @@ class OpenVinoEngine:
         version = sum(value._version for value in translator.parameters())  # counts changes in place
         known = self._steps.get(translator)
         if known is None or known[0] != version:
-            known = (version, CompiledStep(translator))
+            known = (version, CompiledStep(translator, self.half))
             self._steps[translator] = known
         return known[1]
 
@@ -84,13 +85,14 @@ class OpenVinoEngine:
         import openvino
 
         version = openvino.get_version().split("-")[0]
-        return f"openvino {version} {'bf16' if computes_bfloat16() else 'f32'}"
+        return f"openvino {version} {'bf16' if self.half else 'f32'}"
 
 
 class CompiledStep:
     """A `NetworkStep` of a translator, for every batch and size. One call runs at a time."""
 
-    def __init__(self, translator: Translator) -> None:
+    def __init__(self, translator: Translator, half: bool = True) -> None:
+        self._half = half
         self._alive = ref(translator)  # held by whoever calls: else the engine kept every network that it has seen
         self._request: Any = None
         self._lock = threading.Lock()
@@ -122,7 +124,7 @@ class CompiledStep:
         model = _from_cache(key) or _converted(translator, key, inputs, tokens)
         model.reshape(dict(enumerate(dynamic_shapes(inputs))))
         properties = {
-            "INFERENCE_PRECISION_HINT": "bf16" if computes_bfloat16() else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if self._half else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from piti.conditions import Condition, ConditionError, MaskCondition, NoCondition
 from piti.conditions.coverage import Coverage
+from piti.core.devices import usable_device
 from piti.core.distributed import Ranks
 from piti.core.errors import Message, UserError, option
 from piti.core.images import ImageError
@@ -39,7 +40,7 @@ from piti.evaluation.pairing import (
 from piti.evaluation.result import Evaluation, Measure
 from piti.evaluation.run_facts import Contents, facts_of, notes_of
 from piti.generation.options import GenerationOptions
-from piti.pipelines.pipeline import usable_device
+from piti.pipelines.computing import Computing
 
 __all__ = ["Evaluation", "Measure", "Options", "evaluate_files", "evaluate_made", "evaluate_model"]
 
@@ -97,7 +98,9 @@ def evaluate_model(
     all). See `generate_split` and `evaluate_made` for more choice. Raises UserError.
     """
     ranks = ranks or Ranks()
-    made = generate_split(JudgedModel(model, device=options.device), split, out, generation, ranks, on_step)
+    made = generate_split(
+        JudgedModel(model, computing=Computing(options.device, engine="torch")), split, out, generation, ranks, on_step
+    )
     return evaluate_made(made, out, options) if ranks.main else None
 
 

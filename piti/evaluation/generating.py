@@ -18,11 +18,12 @@ from piti.core.walk import list_images
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, photographs_of
 from piti.generation.kept import difference
-from piti.generation.metadata import made_with, model_name
+from piti.generation.metadata import made_on, made_with, model_name
 from piti.generation.options import SHEET, GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
-from piti.pipelines.pipeline import PITIPipeline, usable_device
+from piti.pipelines.computing import TORCH, Computing
+from piti.pipelines.pipeline import PITIPipeline
 
 USUAL_FOLDERS = {"mask": "labels", "palette": "labels", "sketch": "sketches", "geometry": "depth", "text": "captions"}
 """Where a data root keeps conditions of each kind, as the recipes have it."""
@@ -110,12 +111,12 @@ class JudgedModel:
     name: str
     upsampler: str | None = None
     """The model whose upsampler it takes."""
-    device: str | None = None
+    computing: Computing = TORCH
 
     def opened(self, base_only: bool) -> PITIPipeline:
-        """Its pipeline, on its device. Raises ModelError."""
+        """Its pipeline, on its device. Raises ModelError, and UserError for what cannot be computed here."""
         pipeline = PITIPipeline.from_pretrained(self.name, upsampler=self.upsampler, base_only=base_only)
-        pipeline.to(usable_device(self.device))
+        self.computing.applied(pipeline)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -156,6 +157,7 @@ def generate_split(
         "condition": pipeline.condition.kind,
         **_split_facts(split),
         "samples": options.num,
+        "made_on": made_on(pipeline),
         "sampling": {key.removeprefix(PREFIX): value for key, value in made.items() if key != f"{PREFIX}model"},
     }
     images, given = sorted([*report.made, *report.kept]), _by_part(pipeline.condition, pairs)

@@ -114,6 +114,14 @@ class Said(Carried):
         """What computes the networks as they were computed, where it can be had."""
         return "auto" if "openvino" in self.made_on else "torch"
 
+    @property
+    def dtype(self) -> str:
+        """The numbers that the networks were computed in, a name of `DTYPES`; an engine's are its own."""
+        if "openvino" in self.made_on:
+            return "auto" if " bf16, " in self.made_on else "fp32"
+        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+        return next((name for kind, name in names.items() if f", {kind} on " in self.made_on), "auto")
+
     @field_validator("guidance", "upsampler_guidance", "batch", mode="before")
     @classmethod
     def _values_from_json(cls, value: Any) -> Any:

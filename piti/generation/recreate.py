@@ -15,6 +15,7 @@ from torch import Tensor
 from piti import __version__
 from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.conditions import Condition, ConditionError, SeveralCondition, TextCondition
+from piti.core.devices import usable_device, usable_dtype
 from piti.core.errors import UserError, in_few_lines, option, quoted, text_of
 from piti.core.images import PREFIX, ImageError, Source
 from piti.generation.metadata import (
@@ -26,6 +27,7 @@ from piti.generation.metadata import (
 )
 from piti.generation.metadata_schema import RemakeError, Said, is_png, texts_of
 from piti.generation.options import MAX_ROWS, SHEET, GenerationOptions, Place
+from piti.pipelines.computing import Computing
 from piti.pipelines.pipeline import PITIPipeline
 
 _STEM = 200  # bytes of a name
@@ -128,6 +130,19 @@ class Record:
             values = ", ".join(f"{PREFIX}{key} = {quoted(str(value))}" for key, value in own.items())
             why = in_few_lines(text_of(error))
             raise RemakeError(f"{values}: {why} (a flag beside {option('like')} wins)", source=self.file) from None
+
+    def computed(self, given: Computing, flags: Collection[str] = ()) -> Computing:
+        """By what the networks are computed as they were then; what is named in `flags` is as `given`.
+
+        A type of numbers that cannot be had here is left to `auto`, and `differences` says so.
+        """
+        own = {"engine": self.said.engine, "dtype": self.said.dtype}
+        own = {key: value for key, value in own.items() if key not in flags}
+        try:
+            usable_dtype(own.get("dtype", "auto"), usable_device(given.device))
+        except UserError:
+            own["dtype"] = "auto"
+        return replace(given, **own)
 
     # The condition
 

@@ -20,7 +20,7 @@ from piti.checkpoints.folder import (
     list_models,
 )
 from piti.conditions import Condition, TextCondition
-from piti.core.distributed import usable_device
+from piti.core.devices import usable_device
 from piti.core.errors import UserError
 from piti.core.images import to_pil
 from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
@@ -335,12 +335,12 @@ class PITIPipeline(SavedPipeline):
 
     # Networks
 
-    def use_engine(self, name: str) -> Self:
+    def use_engine(self, name: str, dtype: str = "auto") -> Self:
         """Compute the networks' steps in "torch", "openvino", or what "auto" takes here, see `engine_named`.
 
         Encoders, baselines and edits stay with torch. Raises EngineError.
         """
-        engine = engine_named(name, self.device)
+        engine = engine_named(name, self.device, dtype)
         if engine.name != TorchEngine.name and not all(part.compiles for part in self._stepping()):
             if name != "auto":
                 raise EngineError("does not compute UNets of other families", option="engine", value=name)

@@ -31,7 +31,7 @@ def test_mistakes(recipe: Path, tiny_data: Path, tmp_path: Path, monkeypatch, ca
 
 
 def test_the_nearest_flag_and_command_are_named() -> None:
-    assert "No such option: --stps (Possible options: --steps)" in misspelt("translate", "m.png", "--stps", 2)
+    assert "No such option: --skp-bad (Possible options: --skip-bad)" in misspelt("translate", "m.png", "--skp-bad")
     assert "Did you mean 'translate'?" in misspelt("trnslate")
     assert "Did you mean 'make'?" in misspelt("study", "mak")
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from piti.cli.app import app
 from piti.core.errors import UserError
+from piti.pipelines.computing import Computing
 from piti.studio.http import app as server
 from piti.studio.service import service as engine
 from piti.studio.service.schema import Limits
@@ -28,8 +29,8 @@ def test_flags_become_limits_and_models(monkeypatch: pytest.MonkeyPatch) -> None
     done = run(*f"--model a --model b {limits} --allow-host x.example --root-path /studio".split())
     assert done.exit_code == 0
     assert "the studio is at http://127.0.0.1:1/" in done.stdout
-    names, limits, device, computed = seen["studio"]
-    assert (names, device, computed) == (("a", "b"), None, "torch")
+    names, limits, computing = seen["studio"]
+    assert (names, computing) == (("a", "b"), Computing(engine="torch"))
     assert limits == Limits(upload_bytes=3 * 2**20, samples=2)
     assert (seen["serve"][3], seen["serve"][6]) == (["x.example"], "/studio")
     run()

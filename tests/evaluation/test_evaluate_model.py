@@ -17,11 +17,14 @@ from piti.evaluation.evaluate import Options, evaluate_made, evaluate_model
 from piti.evaluation.generating import JudgedModel, Split, generate_split
 from piti.evaluation.pairing import PairingError
 from piti.generation.options import GenerationOptions
+from piti.pipelines.computing import Computing
 from tests.evaluation.seen import NOISELESS, OPTIONS, baseline_pipeline
 from tests.generation.test_inputs import several_pipeline
 from tests.pipelines.test_pipeline import tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("colour_networks")
+
+CPU = Computing("cpu", engine="torch")
 
 
 class TestModel:
@@ -57,17 +60,17 @@ class TestModel:
     def test_images_made_otherwise_are_not_taken(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         generate_split(
-            JudgedModel(str(model), device="cpu"), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2)
+            JudgedModel(str(model), computing=CPU), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2)
         )
         with pytest.raises(PairingError, match=r"scene-09_0\.png: is there already, made with steps = 2, and 3"):
             generate_split(
-                JudgedModel(str(model), device="cpu"),
+                JudgedModel(str(model), computing=CPU),
                 Split(tiny_data),
                 out,
                 GenerationOptions.from_flat(num=1, steps=3),
             )
         more = generate_split(
-            JudgedModel(str(model), device="cpu"), Split(tiny_data), out, GenerationOptions.from_flat(num=2, steps=2)
+            JudgedModel(str(model), computing=CPU), Split(tiny_data), out, GenerationOptions.from_flat(num=2, steps=2)
         )
         assert len(more.images) == 6
         pipeline = tiny_pipeline()
@@ -76,7 +79,7 @@ class TestModel:
         pipeline.save_pretrained(model)
         with pytest.raises(PairingError, match=r"made with model = .*weights"):
             generate_split(
-                JudgedModel(str(model), device="cpu"),
+                JudgedModel(str(model), computing=CPU),
                 Split(tiny_data),
                 out,
                 GenerationOptions.from_flat(num=1, steps=2),
@@ -86,8 +89,8 @@ class TestModel:
         self, model: Path, tiny_data: Path, tmp_path: Path
     ) -> None:
         out, settings = tmp_path / "out", GenerationOptions.from_flat(num=1, steps=1)
-        generate_split(JudgedModel(str(model), device="cpu"), Split(tiny_data), out, settings)
-        made = generate_split(JudgedModel(str(model), device="cpu"), Split(tiny_data, limit=2), out, settings)
+        generate_split(JudgedModel(str(model), computing=CPU), Split(tiny_data), out, settings)
+        made = generate_split(JudgedModel(str(model), computing=CPU), Split(tiny_data, limit=2), out, settings)
         assert (len(made.images), len(made.photographs)) == (2, 3)
         found = evaluate_made(made, out, OPTIONS, tiny_data / "images")
         assert (found.facts["generated"]["images"], found.facts["real"]["images"]) == (2, 12)
@@ -96,7 +99,7 @@ class TestModel:
     def test_a_model_without_noise_makes_one_image_a_condition(self, tiny_data: Path, tmp_path: Path) -> None:
         baseline_pipeline(NOISELESS).save_pretrained(tmp_path / "pix")
         arguments = (
-            JudgedModel(str(tmp_path / "pix"), device="cpu"),
+            JudgedModel(str(tmp_path / "pix"), computing=CPU),
             Split(tiny_data),
             tmp_path / "out",
             GenerationOptions.from_flat(num=4),
@@ -116,7 +119,7 @@ class TestModel:
         )
         split = Split(tiny_data, limit=1)
         made = generate_split(
-            JudgedModel(str(tmp_path / "oasis"), device="cpu"),
+            JudgedModel(str(tmp_path / "oasis"), computing=CPU),
             split,
             tmp_path / "out",
             GenerationOptions.from_flat(num=2),
@@ -132,7 +135,7 @@ class TestModel:
             save_png(Image.fromarray(lines), tiny_data / "lines" / path.name)
         split = Split(tiny_data, conditions=("sketch=lines",))
         made = generate_split(
-            JudgedModel(str(tmp_path / "several"), device="cpu"),
+            JudgedModel(str(tmp_path / "several"), computing=CPU),
             split,
             tmp_path / "out",
             GenerationOptions.from_flat(num=1, steps=1),
@@ -151,7 +154,7 @@ class TestModel:
         for entry, number in zip(table["classes"], (1, 0, 2), strict=True):
             entry["id"] = number
         (tiny_data / "labels/classes.json").write_text(json.dumps(table))
-        model = JudgedModel(str(tmp_path / "several"), device="cpu")
+        model = JudgedModel(str(tmp_path / "several"), computing=CPU)
         split, options = (
             Split(tiny_data, conditions=("sketch=lines",), limit=1),
             GenerationOptions.from_flat(num=1, steps=1),
@@ -168,7 +171,7 @@ class TestModel:
         def mistaken(said: str, **values: Any) -> None:
             with pytest.raises(UserError, match=said):
                 generate_split(
-                    JudgedModel(str(model), device="cpu"), Split(tiny_data, **values), tmp_path / "out", settings
+                    JudgedModel(str(model), computing=CPU), Split(tiny_data, **values), tmp_path / "out", settings
                 )
 
         mistaken("masks: no such folder", conditions=("masks",))

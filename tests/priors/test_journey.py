@@ -19,6 +19,7 @@ from piti.generation.options import GenerationOptions
 from piti.generation.recreate import read_record
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
+from piti.pipelines.computing import Computing
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.http.app import build_app
 from piti.studio.service.service import Studio
@@ -75,7 +76,7 @@ def served(model: Path, mask: Path) -> httpx.Response:
             )
             return await client.post("/api/translate", files=files, data=data, headers={"Accept": "image/png"})
 
-    studio = Studio((str(model),), device="cpu")
+    studio = Studio((str(model),), computing=Computing("cpu", engine="torch"))
     try:
         return asyncio.run(asked(build_app(studio, page=False)))
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from piti.pipelines.computing import Computing
 from piti.studio.service.schema import Limits
 from piti.studio.service.service import Studio
 from tests.studio.serving import answering
@@ -23,7 +24,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         patch.chdir(folder)
         tiny_model(Path("mask"))
         tiny_sketcher(Path("lines"))
-        made = Studio(("mask", "lines"), LIMITS, "cpu")
+        made = Studio(("mask", "lines"), LIMITS, Computing("cpu", engine="torch"))
     yield made
     made.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from piti.pipelines.computing import Computing
 from piti.studio.http.app import build_app
 from piti.studio.service.schema import Limits
 from piti.studio.service.service import Studio
@@ -123,7 +124,7 @@ def client(models: Path, inputs: Path) -> Iterator[TestClient]:
     """An HTTP client of a studio with the tiny models of masks and sketches."""
     for name in ("cascade", "sketch", "text"):
         link(models, name)
-    studio = Studio(("cascade", "sketch", "text"), Limits(), "cpu")
+    studio = Studio(("cascade", "sketch", "text"), Limits(), Computing("cpu", engine="torch"))
     with TestClient(build_app(studio, page=False), base_url="http://127.0.0.1") as found:
         yield found
     studio.close()

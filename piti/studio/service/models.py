@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from piti.conditions import Condition, MaskCondition
 from piti.core.errors import UserError
+from piti.pipelines.computing import Computing
 from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline, find_model
 from piti.studio.service.schema import Bounds, ClassInfo, Defaults, Limits, ModelInfo, SamplerName
@@ -44,8 +43,9 @@ class Loaded:
         return self.pipeline.condition
 
 
-def load(name: str, device: torch.device, limits: Limits) -> Loaded:
-    """A model by name, on its device. Raises UserError where it cannot be loaded, or is not of a kind in `KINDS`."""
+def load(name: str, computing: Computing, limits: Limits) -> Loaded:
+    """A model by name, computed as `computing` says. Raises UserError where it cannot be loaded or computed so, or is
+    not of a kind in `KINDS`."""
     pipeline = PITIPipeline.from_pretrained(name)
     kind = pipeline.condition.kind
     if kind not in KINDS:
@@ -55,7 +55,7 @@ def load(name: str, device: torch.device, limits: Limits) -> Loaded:
             option="model",
             value=name,
         )
-    pipeline = pipeline.to(device)
+    computing.applied(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(name, pipeline, _described(name, pipeline, limits), find_model(name).absolute())
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from piti.conditions import ConditionError, TextCondition
 from piti.conditions.coverage import unlabelled_note
-from piti.core.distributed import usable_device
 from piti.core.errors import UserError, option
 from piti.core.images import to_pil
 from piti.core.spec import choices
@@ -26,6 +25,7 @@ from piti.editing import EditInput, prepare_edit
 from piti.generation.generate import make_images
 from piti.generation.metadata_schema import carried_condition
 from piti.pipelines.canvas import Canvas, check_proportions
+from piti.pipelines.computing import TORCH, Computing
 from piti.studio.service.edits import Edit, held_edit
 from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
 from piti.studio.service.jobs import Job, Queue
@@ -59,27 +59,25 @@ class Result:
 class Studio:
     """Models that are loaded once, one queue for all of them, and the pictures that were made lately.
 
-    names: bundled models, folders, runs or hub ids. device: as `usable_device` takes it. engine: as
-    `PITIPipeline.use_engine` takes it; it is made ready here, which takes up to a minute the first time.
-    Raises UserError for a model that cannot be loaded or is not of a kind that is served, and for an engine that is
-    not there.
+    names: bundled models, folders, runs or hub ids. computing: where and how the networks are computed, by default by
+    torch on the fastest device; an engine, or compiled blocks, are made ready here, which takes up to a minute the
+    first time.
+    Raises UserError for a model that cannot be loaded or is not of a kind that is served, and for an engine, a device
+    or a type of numbers that is not there.
     """
 
     def __init__(
         self,
         names: Sequence[str] = ("street", "sketch"),
         limits: Limits | None = None,
-        device: str | None = None,
-        engine: str = "torch",
+        computing: Computing = TORCH,
     ) -> None:
         self.limits = limits or Limits()
-        where = usable_device(device)
         if not names:
             raise UserError("no model is named", remedy=f"give one with {option('model')}, such as street")
-        self.models: Mapping[str, Loaded] = {name: load(name, where, self.limits) for name in dict.fromkeys(names)}
+        self.models: Mapping[str, Loaded] = {name: load(name, computing, self.limits) for name in dict.fromkeys(names)}
         for loaded in self.models.values():
-            loaded.pipeline.use_engine(engine)
-            if engine != "torch":
+            if computing.compile or loaded.pipeline.engine.name != "torch":
                 loaded.pipeline.warm()
         self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
         self._store = Store(self.limits.kept_results, self.limits.kept_bytes)

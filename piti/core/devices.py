@@ -1,0 +1,127 @@
+"""The device that networks run on, the type of numbers that they compute in, and how both are made fast."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Literal, get_args
+
+from piti.core.errors import UserError, option
+from piti.core.spec import choices
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DTypeName = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES: tuple[str, ...] = get_args(DTypeName)
+"""Names that `usable_dtype` knows."""
+_MOST_WORKERS = 8
+
+
+def usable_device(name: str | None = None) -> torch.device:
+    """The named device, or the fastest kind that torch sees here. Raises UserError for one that is not there.
+
+    On CUDA, products in float32 may from then on be computed in TF32.
+    """
+    import torch
+
+    try:
+        device = torch.device(name or _fastest_kind())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(str(error).splitlines()[0], remedy="cpu always works", option="device", value=name) from None
+    allow_tf32(device)
+    return device
+
+
+def _fastest_kind() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def allow_tf32(device: torch.device) -> None:
+    """On CUDA, let products of float32 be computed in TF32: ten bits of mantissa, several times as fast."""
+    import torch
+
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def usable_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of a network's weights by one of `DTYPES`.
+
+    `auto` is bfloat16 on CUDA devices that compute in it, and float32 elsewhere. Raises UserError for a name that is
+    not known, and for a type in which the device does not compute, or slower than in float32.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise UserError(f"is no type of numbers; {choices(name, DTYPES)}", option="dtype", value=name)
+    if name == "auto":
+        fast = device.type == "cuda" and computes_bfloat16(device)
+        return torch.bfloat16 if fast else torch.float32
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("CPUs do not compute in float16", remedy="give bf16, fp32 or auto", option="dtype", value=name)
+    if name == "bf16" and not computes_bfloat16(device):
+        what = "this processor" if device.type == "cpu" else f"the device {device}"
+        other = "fp32" if device.type == "cpu" else "fp16 or fp32"
+        raise UserError(
+            f"{what} does not compute in bfloat16", remedy=f"give {other}, or auto", option="dtype", value=name
+        )
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device does so itself, and does not imitate it by float32."""
+    import torch
+
+    match device.type:
+        case "cuda":
+            return torch.cuda.get_device_capability(device) >= (8, 0)
+        case "cpu":
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        case "mps":
+            return torch.backends.mps.is_macos_or_newer(14, 0)
+    return True
+
+
+def check_compiles(device: torch.device) -> None:
+    """Raises UserError where `torch.compile` lacks what it needs on a device."""
+    import torch
+
+    if device.type == "cpu":
+        if not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "cl")))):
+            raise UserError(
+                "compiling for a CPU needs a C++ compiler, and none is on the path",
+                remedy=f"install g++, or leave {option('compile')} out",
+                option="compile",
+            )
+        return
+    from torch.utils._triton import has_triton
+
+    if device.type == "cuda" and not has_triton():
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        raise UserError(
+            f"compiling needs Triton, which is not installed or does not know this GPU (capability {capability})",
+            remedy=f"install triton, or leave {option('compile')} out",
+            option="compile",
+        )
+
+
+def usual_workers(processes: int = 1) -> int:
+    """Processes that load data beside each of `processes` that train on this machine: one a core but for the
+    training's own, 1 … 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_WORKERS, cores // max(1, processes) - 1))
+
+
+def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
+    """The same network; on CUDA its convolutions' weights lie in memory as its fast kernels read them."""
+    import torch
+
+    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,37 @@
+"""`torch.compile` of the blocks that a network repeats: nearly the speed of compiling it whole, in a fraction of the
+time, as diffusers' `compile_repeated_blocks` does it for networks of transformers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+REPEATED = frozenset({"ResnetBlock2D", "Attention", "BasicTransformerBlock"})
+"""Classes of the blocks that diffusers' UNets are made of."""
+_SHAPES = 256
+"""Shapes of weights and images for which one kind of block is compiled; torch's own 8 are fewer than a UNet has, and
+what comes after them would not be compiled at all."""
+
+
+def compile_blocks(network: nn.Module) -> int:
+    """Compile every block of `REPEATED` in place, when it is first called; returns how many there are.
+
+    Weights keep their names, and what is copied or saved is not compiled. Blocks that are compiled already stay so.
+    """
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # its name in later and in earlier versions
+        if hasattr(config, name):
+            setattr(config, name, max(_SHAPES, getattr(config, name)))
+    blocks = repeated_blocks(network)
+    for block in blocks:
+        if block._compiled_call_impl is None:
+            block.compile()
+    return len(blocks)
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks of `REPEATED`, without those inside another one."""
+    if type(network).__name__ in REPEATED:
+        return [network]
+    return [block for child in network.children() for block in repeated_blocks(child)]

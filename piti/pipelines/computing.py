@@ -1,0 +1,64 @@
+"""Where and how the networks of a pipeline are computed: device, type of numbers, engine, compiled or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import nn
+
+from piti.core.devices import check_compiles, laid_out, usable_device, usable_dtype
+from piti.core.errors import UserError, option
+from piti.models.compiling import compile_blocks
+from piti.pipelines.pipeline import PITIPipeline
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What a person asked for; by default what is fastest here."""
+
+    device: str | None = None
+    """As `usable_device` takes it."""
+    dtype: str = "auto"
+    """As `usable_dtype` takes it; "fp32" holds for an engine too, whose choice it is otherwise."""
+    engine: str = "auto"
+    """As `PITIPipeline.use_engine` takes it."""
+    compile: bool = False
+    """Compile the blocks that the networks repeat with `torch.compile`: the first images take a minute longer."""
+
+    def applied(self, pipeline: PITIPipeline) -> PITIPipeline:
+        """The same pipeline, its networks on the device and in the type of numbers, its engine chosen.
+
+        Under `auto` baselines stay in float32. Raises UserError, EngineError for what cannot be had here.
+        """
+        device = usable_device(self.device)
+        dtype = usable_dtype(self.dtype, device)
+        if self.compile and self.engine not in ("auto", "torch"):
+            raise UserError(
+                f"compiles networks of torch's, and {option('engine')} {self.engine} computes them itself",
+                remedy="leave one of the two out",
+                option="compile",
+            )
+        if self.compile:
+            check_compiles(device)
+        pipeline.to(device)
+        pipeline.use_engine("torch" if self.compile else self.engine, self.dtype)
+        for network in (pipeline.base, pipeline.upsampler, pipeline.vae):
+            if network is not None and not self._stays(network, pipeline):
+                nn.Module.to(network, dtype=dtype)
+            if network is not None:
+                laid_out(network, device)
+                if self.compile:
+                    compile_blocks(network)
+        return pipeline
+
+    def _stays(self, network: nn.Module, pipeline: PITIPipeline) -> bool:
+        """Whether a network's weights keep their type: where an engine computes in another, and those that half
+        precision spoils."""
+        if isinstance(network, AutoencoderKL):
+            return bool(network.config.get("force_upcast"))
+        return pipeline.engine.name != "torch" or (self.dtype == "auto" and bool(getattr(network, "one_pass", False)))
+
+
+TORCH = Computing(engine="torch")
+"""By torch, on the fastest device."""

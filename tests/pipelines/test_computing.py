@@ -1,0 +1,90 @@
+"""How a pipeline's networks are computed: type of numbers, engine, compiled blocks."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from piti.cli.app import app
+from piti.core.errors import UserError
+from piti.generation.metadata import made_on
+from piti.models.compiling import compile_blocks, repeated_blocks
+from piti.pipelines.computing import Computing
+from tests.pipelines.test_cascade import tiny_cascade
+from tests.pipelines.test_pipeline import arrays, mask, seeded
+
+bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not compute in bfloat16"
+)
+
+
+@bfloat16
+def test_half_precision_is_near_and_said() -> None:
+    wanted = arrays(tiny_cascade()(mask(1), generator=seeded()).images)
+    pipeline = Computing("cpu", "bf16", "torch").applied(tiny_cascade())
+    assert pipeline.base.dtype is pipeline.upsampler.dtype is torch.bfloat16  # type: ignore[union-attr]
+    made = arrays(pipeline(mask(1), generator=seeded()).images)
+    assert 0 < np.abs(made.astype(float) - wanted).mean() < 4
+    assert "bfloat16 on cpu" in made_on(pipeline)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_an_engine_leaves_the_weights_as_they_are_and_may_be_exact() -> None:
+    pipeline = Computing("cpu", "fp32", "openvino").applied(tiny_cascade())
+    assert pipeline.base.dtype is torch.float32
+    assert "f32, float32" in made_on(pipeline)
+    assert copy.deepcopy(pipeline.engine).described() == pipeline.engine.described()
+    assert Computing("cpu", "fp32", "auto").applied(tiny_cascade()).engine.name == "torch"  # no faster than torch
+
+
+def test_compiling_and_an_engine_are_one_too_many() -> None:
+    with pytest.raises(UserError, match="leave one of the two out"):
+        Computing("cpu", engine="openvino", compile=True).applied(tiny_cascade())
+
+
+def test_repeated_blocks_are_compiled_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compiled.append(block))
+    pipeline = Computing("cpu", compile=True).applied(tiny_cascade())
+    assert pipeline.engine.name == "torch"
+    kinds = {type(block).__name__ for block in compiled}
+    assert kinds == {"ResnetBlock2D", "Attention"}
+    assert compiled == [*repeated_blocks(pipeline.base), *repeated_blocks(pipeline.upsampler)]  # type: ignore[arg-type]
+
+
+def test_what_is_compiled_keeps_its_names_and_its_copies_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_cascade().base
+    names = list(base.state_dict())
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *given, **named: call(*given, **named))
+    assert compile_blocks(base) == len(repeated_blocks(base)) > 0
+    assert list(base.state_dict()) == names
+    assert repeated_blocks(base)[0]._compiled_call_impl is not None
+    assert repeated_blocks(copy.deepcopy(base))[0]._compiled_call_impl is None
+
+
+@bfloat16
+def test_on_the_command_line_and_again(tmp_path: Path) -> None:
+    tiny_cascade().save_pretrained(tmp_path / "model")
+    mask(1).save(tmp_path / "mask.png")
+    line = ["translate", str(tmp_path / "mask.png"), "--model", str(tmp_path / "model"), "--num", "1", "--steps", "2"]
+    result = CliRunner().invoke(
+        app, [*line, "--device", "cpu", "--dtype", "bf16", "--engine", "torch", "--out", f"{tmp_path}/a"]
+    )
+    assert result.exit_code == 0, result.output
+    again = ["translate", "--like", f"{tmp_path}/a/mask_0.png", "--device", "cpu", "--out", f"{tmp_path}/b"]
+    assert CliRunner().invoke(app, again).exit_code == 0
+    assert (tmp_path / "a" / "mask_0.png").read_bytes() == (tmp_path / "b" / "mask_0.png").read_bytes()
+
+
+@pytest.mark.parametrize("command", [["translate", "x.png"], ["edit", "x.png", "--to", "y.png"]])
+def test_a_type_that_a_cpu_does_not_compute_in_is_refused_in_words(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--device", "cpu", "--dtype", "fp16"])
+    assert isinstance(result.exception, UserError)
+    assert "CPUs do not compute in float16" in str(result.exception)
