@@ -84,13 +84,11 @@ class Space:
     def moments(self, images: Images) -> Points:
         """What `drawn` makes points of: the images themselves, or mean and log-variance of latents [B, 2 C, h, w].
 
-        images: in [-1, 1], sides multiples of the factor.
+        images: in [-1, 1], sides multiples of the factor; encoded one by one, which bounds memory.
         """
         if self.autoencoder is None:
             return images
-        (posterior,) = self.autoencoder.encode(images.to(self.autoencoder.dtype), return_dict=False)
-        assert isinstance(posterior, DiagonalGaussianDistribution)
-        return posterior.parameters.float()
+        return torch.cat([_moments(self.autoencoder, one) for one in images.to(self.autoencoder.dtype).split(1)])
 
     def drawn(self, moments: Tensor, noise: Points | None = None) -> Points:
         """Points of moments; noise: of latents, N(0, I), none: their mean. Pixels have none."""
@@ -108,13 +106,20 @@ class Space:
 
     @torch.no_grad()
     def images(self, points: Points) -> Images:
-        """Points of the space as images, in [-1, 1] where they were decoded."""
+        """Points of the space as images, in [-1, 1] where they were decoded: one by one, which bounds memory."""
         if self.autoencoder is None:
             return points
         config = self.autoencoder.config
         latents = points / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
-        (images,) = self.autoencoder.decode(latents.to(self.autoencoder.dtype), return_dict=False)
+        rows = latents.to(self.autoencoder.dtype).split(1)
+        images = torch.cat([self.autoencoder.decode(one, return_dict=False)[0] for one in rows])
         return images.float().clamp(-1, 1)
+
+
+def _moments(autoencoder: AutoencoderKL, image: Tensor) -> Tensor:
+    (posterior,) = autoencoder.encode(image, return_dict=False)
+    assert isinstance(posterior, DiagonalGaussianDistribution)
+    return posterior.parameters.float()
 
 
 PIXELS = Space()

@@ -17,7 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from piti.baselines import BaselineNetwork
-from piti.checkpoints.lora import inject, matrices
+from piti.checkpoints.lora import adapter_parameters, inject, matrices
 from piti.core.errors import UserError
 from piti.core.spec import choices
 from piti.diffusion.losses import adversarial_named
@@ -25,7 +25,7 @@ from piti.models import AlignedEncoder, LanguageEncoder, SpaceSpec, Translator
 from piti.models.discriminator import DiscriminatorEnsemble, PatchDiscriminator, all_logits
 from piti.models.perceptual import PerceptualNetwork
 from piti.models.text import TextEncoder
-from piti.training.flops import Checkpoints, PassCost, count_pass
+from piti.training.flops import Checkpoints, PassCost, count_pass, most_held
 from piti.training.losses import AdversarialLossSpec, ImageLossSpec
 from piti.training.recipe import Recipe
 from piti.training.stages import NETWORKS, Stage, freeze_all_but, parts_named
@@ -38,6 +38,7 @@ V100s for UNets of this kind. Small ones stay far below it."""
 SMALL = 2e10
 """FLOPs of one image below which a network is taken to be too small to fill a GPU. A guess: nothing was measured."""
 AUTOENCODER = "autoencoder (if of Stable Diffusion's size)"
+ADAPTERS = "adapters"
 ROOM = 0.9
 """Share of a GPU's memory that an estimate may fill: the allocator's gaps and cuDNN's workspace need the rest."""
 
@@ -81,10 +82,14 @@ class StageCost:
     """Bytes that do not depend on the batch: weights, gradients, AdamW's moments, the average."""
     activations: float
     """Bytes that one image of a batch keeps for the backward pass."""
+    learning: int = 0
+    """Parameters that learn."""
+    moment: int = 0
+    """Bytes that are held for a moment while no activations are: an image to latents, or latents to a preview."""
 
     def memory(self, batch: int) -> float:
         """Bytes of a training process, without what the allocator, cuDNN and CUDA itself take."""
-        return self.state + batch * self.activations
+        return self.state + max(batch * self.activations, self.moment)
 
     def rate(self, gpu: GPU) -> float:
         """Estimated images a second on a GPU, at `UTILISATION` of its bf16 peak."""
@@ -128,15 +133,18 @@ def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
             inject(translator, recipe.lora)
     networks = {name: parts_named(translator, name) for name in NETWORKS}
     parameters = {name: sum(map(_size, parts)) for name, parts in networks.items() if parts}
+    if recipe.adapts:
+        parameters[ADAPTERS] = sum(one.numel() for one in adapter_parameters(translator))
+        parameters["unet"] -= parameters[ADAPTERS]
     passes: dict[tuple[str, ...], PassCost] = {}
     for trains in dict.fromkeys(stage.trains for stage in recipe.stages):
         passes[trains] = _translator_pass(translator, recipe, trains)
     channels, held = _condition_channels(config), held_bytes(translator, recipe)
     stages = tuple(_stage_cost(recipe, stage, held, passes[stage.trains], channels) for stage in recipe.stages)
     if translator.space_spec.latent:
-        encoding = _encoding_pass(translator.space_spec, recipe)
-        parameters[AUTOENCODER] = encoding.weights
-        stages = tuple(_with_latents(stage, encoding) for stage in stages)
+        latents = _autoencoder_cost(translator.space_spec, recipe)
+        parameters[AUTOENCODER] = latents.weights
+        stages = tuple(_with_latents(stage, latents) for stage in stages)
     if any(stage.adversarial for stage in recipe.stages):
         parameters["discriminator"] = _size(_discriminator(recipe, channels))
     return Cost(parameters, passes[recipe.stages[0].trains].forward, stages)
@@ -171,20 +179,32 @@ def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condit
         activations += outer.activations * acting
         state += (4 + half) * outer.weights + 12 * outer.learning
     images = stage.steps * recipe.batch * recipe.accumulation
-    return StageCost(stage.name, images, flops, state, activations)
+    return StageCost(stage.name, images, flops, state, activations, inner.learning)
 
 
 _WIDTHS = (128, 256, 512, 512)
 """Of the levels of Stable Diffusion's autoencoder, which SDXL has too."""
 
 
-def _encoding_pass(space: SpaceSpec, recipe: Recipe) -> PassCost:
-    """An image to latents, by an autoencoder of Stable Diffusion's widths, whatever the prior's is.
+@dataclass(frozen=True)
+class AutoencoderCost:
+    """What images cost on their way to latents and back."""
 
-    It runs in TF32, at half the rate of bf16: its FLOPs count twice. What it needs for a moment is not counted. Crops
-    that are the same in every epoch are encoded once where the recipe keeps their latents: they count nothing.
+    weights: int
+    """Its parameters."""
+    flops: int
+    """FLOPs of an image to latents; 0 where latents are kept."""
+    moment: int
+    """Bytes that an image to latents holds at once, or latents to a preview: one image at a time, in float32."""
+
+
+def _autoencoder_cost(space: SpaceSpec, recipe: Recipe) -> AutoencoderCost:
+    """By an autoencoder of Stable Diffusion's widths, whatever the prior's is.
+
+    It runs in TF32, at half the rate of bf16: its FLOPs count twice. Crops that are the same in every epoch are encoded
+    once where the recipe keeps their latents: their FLOPs count nothing.
     """
-    levels = space.factor.bit_length()
+    levels, side = space.factor.bit_length(), recipe.data.size
     settings: dict[str, Any] = {
         "block_out_channels": (_WIDTHS[0],) * max(0, levels - len(_WIDTHS)) + _WIDTHS[-levels:],
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -192,21 +212,22 @@ def _encoding_pass(space: SpaceSpec, recipe: Recipe) -> PassCost:
     }
     with torch.device("meta"):
         network = AutoencoderKL(**settings, layers_per_block=2, latent_channels=space.channels)
-    size = _size(network)
     network.requires_grad_(False)
 
-    def run(batch: int) -> Tensor:
-        images = _images(batch, recipe.data.size).requires_grad_()
-        return network.encoder(images).sum()
+    def encode(batch: int) -> Tensor:
+        return network.encoder(_images(batch, side).requires_grad_(torch.is_grad_enabled())).sum()
 
-    if recipe.latent_cache is not None and recipe.data.crop_scale == (1.0, 1.0):
-        return PassCost(0, 0, 0, weights=size)
-    forward = count_pass(run, None).forward
-    return PassCost(forward, 2 * forward, 0, weights=size)
+    def decode() -> Tensor:
+        return network.decoder(_images(1, side // space.factor, space.channels))
+
+    kept = recipe.latent_cache is not None and recipe.data.crop_scale == (1.0, 1.0)
+    flops = 0 if kept else 2 * count_pass(encode, None).forward
+    return AutoencoderCost(_size(network), flops, max(most_held(partial(encode, 1)), most_held(decode)))
 
 
-def _with_latents(stage: StageCost, encoding: PassCost) -> StageCost:
-    return replace(stage, flops=stage.flops + encoding.flops, state=stage.state + 4 * encoding.weights)
+def _with_latents(stage: StageCost, cost: AutoencoderCost) -> StageCost:
+    state = stage.state + 4 * cost.weights
+    return replace(stage, flops=stage.flops + cost.flops, state=state, moment=cost.moment)
 
 
 def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, ...]) -> PassCost:
@@ -341,7 +362,7 @@ def _cost_of_baseline(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
     activations = max(made.activations, learned.activations)
     images = recipe.batch * recipe.accumulation
     stages = tuple(
-        StageCost(stage.name, stage.steps * images, made.flops + learned.flops, state, activations)
+        StageCost(stage.name, stage.steps * images, made.flops + learned.flops, state, activations, sizes["generator"])
         for stage in recipe.stages
     )
     return Cost(sizes, alone.forward, stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,13 @@ def count_pass(
     return PassCost(there // 2, (counter.get_total_flops() + again) // 2, three - two + largest)
 
 
+def most_held(run: Callable[[], object]) -> int:
+    """The most bytes of tensors that `run` holds at once on the meta device, without gradients, its inputs included."""
+    with torch.no_grad(), _Live() as live, _FusedAttention():
+        run()
+    return live.most
+
+
 def _bytes(storages: Iterable[torch.UntypedStorage]) -> int:
     return sum(storage.nbytes() for storage in storages)
 
@@ -157,3 +168,44 @@ class _Attention(torch.autograd.Function):
         grad_v = weights.transpose(-1, -2) @ grad
         grad_weights = grad @ v.transpose(-1, -2)
         return grad_weights @ k, grad_weights.transpose(-1, -2) @ q, grad_v
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention without its weights, as fused kernels compute it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            q, _, v = args[:3]
+            return q.new_empty(*q.shape[:-1], v.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of storages that operators made and that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self.known.setdefault(storage, True)  # such as a weight, of which a view is no new storage
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if storage not in self.known:
+                self._add(storage)
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self.known[storage] = True
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [one.untyped_storage() for one in tree_leaves(values) if isinstance(one, Tensor)]

@@ -56,8 +56,9 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
     rows = {"condition": _described(recipe, condition), "networks": ", ".join(sizes), **found}
     images = recipe.steps * recipe.batch * recipe.accumulation
     rows["images"] = f"{images:,} of one process: {recipe.steps:,} steps of {recipe.batch} × {recipe.accumulation}"
-    for stage in recipe.stages:
-        rows[f"stage {stage.name}"] = f"{' and '.join(stage.trains)}, {stage.steps:,} steps at {stage.lr:g}"
+    for stage, costs in zip(recipe.stages, cost.stages, strict=True):
+        learns = f"{' and '.join(stage.trains)} ({costs.learning / 1e6:.1f}M parameters learn)"
+        rows[f"stage {stage.name}"] = f"{learns}, {stage.steps:,} steps at {stage.lr:g}"
     rows |= cost_rows(cost, recipe, chosen)
     rows["folder"] = f"{out}: " + (f"holds {newest.name}, {option('resume')} goes on from there" if newest else "new")
     return [{"what": key, "plan": Message(text_of(value))} for key, value in rows.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from piti.models.wiring import Wiring
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, plan, train
 from piti.training.build import translator_config
+from piti.training.cost import cost_of
 from piti.training.init import check_config
 from piti.training.latent_cache import CachedSpace
 from piti.training.stages import freeze_all_but
@@ -152,10 +154,22 @@ def test_the_plan_tells_costs_and_another_unet_is_refused(
     assert "weights of its UNet taken" in rows["begins"]
     assert "autoencoder (if of Stable Diffusion's size) 73.0M parameters" in rows["networks"]  # of two levels
     assert "4090" in rows["speed"]
+    assert re.fullmatch(r"encoder \(0\.\dM parameters learn\), 1 steps at 0\.01", rows["stage adapt"])
     model = recipe.model.to_dict()
     model["unet_config"] = {**model["unet_config"], "flip_sin_to_cos": False}
     with pytest.raises(RecipeError, match=r"'model.unet_config' is not that of .*flip_sin_to_cos: True there, False"):
         plan(recipe_of(stable, tiny_data, model=model), tmp_path / "run")
+
+
+def test_an_image_on_its_way_to_latents_counts_in_memory_and_only_one_at_a_time(
+    stable: tiny.Imported, tiny_data: Path
+) -> None:
+    recipe = recipe_of(stable, tiny_data, stages=TWO_STAGES[:1])
+    (stage,) = cost_of(recipe, translator_config(recipe.model, None)).stages
+    # of the widest level, 512 channels of 16 px in float32: what enters a block, and what it makes of it
+    assert 2 < stage.moment / (4 * 512 * 16 * 16) < 6
+    assert stage.memory(1) == stage.state + max(stage.activations, stage.moment)
+    assert stage.memory(10_000) == stage.state + 10_000 * stage.activations
 
 
 def test_a_switch_that_is_null_in_a_published_configuration_is_off(stable: tiny.Imported, tiny_data: Path) -> None:
