@@ -21,7 +21,7 @@ from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.compiled import uncompiled
-from piti.core.errors import UserError, text_of
+from piti.core.errors import UserError, text_of, with_article
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedule import spec_of_config
 from piti.models.translator import Translator, TranslatorSpec
@@ -195,8 +195,8 @@ class ModelFolder:
         """Read index and condition. Raises ModelError, and ConditionError for a condition that is not known."""
         index = path / INDEX_FILE
         if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
-            kind = read_json(path, INDEX_FILE)["_class_name"]
-            raise ModelError(f"{path}: is a folder of diffusers, a {kind}", remedy=f"import it: piti import {path}")
+            kind = with_article(read_json(path, INDEX_FILE)["_class_name"])
+            raise ModelError(f"{path}: is a folder of diffusers, {kind}", remedy=f"import it: piti import {path}")
         condition = condition_from_config(read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
         return cls(path, read_json(path, INDEX_FILE), condition.found_in(path))
 

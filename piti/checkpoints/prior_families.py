@@ -21,7 +21,7 @@ from piti.checkpoints.foreign_weights import ForeignNetwork
 from piti.checkpoints.shards import WeightFiles
 from piti.conditions import TextCondition
 from piti.conditions.tokenizers import PretrainedTokenizer
-from piti.core.errors import UserError, text_of
+from piti.core.errors import UserError, text_of, with_article
 from piti.core.spec import choices
 from piti.diffusion.schedule import ScheduleSpec, spec_of_config
 from piti.models import LanguageSpec, SpaceSpec, Translator
@@ -76,7 +76,9 @@ def _plain(w: float) -> dict[str, Any]:
     return {"kind": "plain", "w": w}
 
 
-# How diffusers samples by default; its guidance_scale is 1 + w.
+# Steps and guidance are those that diffusers' pipelines take by default (guidance_scale there is 1 + w), and so are
+# DeepFloyd IF's ancestral steps. Published folders of Stable Diffusion name PNDM, DDIM or Euler's method as schedulers:
+# all are sampled by DDIM here, whose images are diffusers' own where its pipeline is given DDIM.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
         "Stable Diffusion", (_CLIP,), sampling={"sampler": "ddim", "steps": "leading50", "guidance": _plain(6.5)}
@@ -192,6 +194,10 @@ class Recognised:
 
 def recognised(folder: Path) -> Recognised:
     """What a folder of diffusers is. Raises PriorError for one that is no model of `FAMILIES`, or lacks a part."""
+    if not (folder / INDEX_FILE).is_file():
+        raise PriorError(
+            f"holds no {INDEX_FILE}", remedy="give the whole folder of a pipeline of diffusers", source=folder
+        )
     index = read_config(folder / INDEX_FILE)
     family = family_of(index, str(folder / INDEX_FILE))
     for name in _parts_of(family):
@@ -214,9 +220,11 @@ def family_of(index: Mapping[str, Any], source: str) -> Family:
     named = str(index.get("_class_name"))
     if named in FAMILIES:
         return FAMILIES[named]
+    if named == "PITIPipeline":
+        raise PriorError("is a model of this package already", remedy="name it as it is", source=source)
     why = next((reason for word, reason in _OTHERS.items() if word in named), "is none that is known here")
     raise PriorError(
-        f"a {named} {why}", remedy=f"give a text-to-image model; {choices(named, FAMILIES)}", source=source
+        f"{with_article(named)} {why}", remedy=f"give a text-to-image model; {choices(named, FAMILIES)}", source=source
     )
 
 
@@ -269,7 +277,8 @@ def _space(folder: Path) -> SpaceSpec:
     path = folder / "vae/config.json"
     config = read_config(path)
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise PriorError(f"is a {config['_class_name']}", remedy="take its AutoencoderKL", source=path)
+        kind = with_article(config["_class_name"])
+        raise PriorError(f"is {kind}", remedy="give a model whose autoencoder is an AutoencoderKL", source=path)
     try:
         return SpaceSpec.of(config)
     except (UserError, KeyError) as error:
@@ -298,10 +307,12 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
     if kind in _DISTILLED or trailing:
         how = "" if kind in _DISTILLED else " with timestep_spacing 'trailing' of a model that predicts noise"
         raise PriorError(
-            f"is a {kind}{how}: the model is distilled for a few steps (LCM, turbo)", remedy=_OTHER_MODEL, source=path
+            f"is {with_article(kind)}{how}: the model is distilled for a few steps (LCM, turbo)",
+            remedy=_OTHER_MODEL,
+            source=path,
         )
     if "FlowMatch" in kind or kind.startswith("EDM"):
-        raise PriorError(f"is a {kind}: another process than DDPM's, not supported", source=path)
+        raise PriorError(f"is {with_article(kind)}: another process than DDPM's, not supported", source=path)
     for key in ("rescale_betas_zero_snr", "trained_betas"):
         if config.get(key):
             raise PriorError(f"'{key}' is set: schedules that end in pure noise, or in a table, are not supported",
@@ -330,7 +341,7 @@ def _language(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[L
         kind = (index[part.encoder] or [None, None])[1]
         path = folder / part.encoder / "config.json"
         if kind not in part.classes:
-            raise PriorError(f"is a {kind}, expected {' or '.join(part.classes)}", source=path)
+            raise PriorError(f"is {with_article(str(kind))}, expected {' or '.join(part.classes)}", source=path)
         config = _own(read_config(path))
         contexts.add(part.context or min(tokenizer.longest(), config["max_position_embeddings"]))
         masked = part.masked or bool(config.get("use_attention_mask"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,18 @@ _SMALL = [INDEX_FILE, "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.vocab"]
 _FULL, _HALF = "{part}/*.safetensors", "{part}/*.fp16*.safetensors"
 
 
+def is_id(name: str) -> bool:
+    """Whether a name may be an id of the hub, OWNER/NAME."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
 def fetched_configurations(name: str) -> Path:
     """The folder of a model of the hub with its configurations and tokenizers alone. Raises ModelError."""
-    if name.count("/") != 1:
-        raise ModelError(f"there is no folder '{name}', and it is no id of the hub (owner/name)")
+    if not is_id(name):
+        raise ModelError(
+            f"there is no folder or file '{name}'",
+            remedy="check the path, or give an id of the hub (OWNER/NAME)",
+        )
     return _download(name, _SMALL, [])
 
 
@@ -44,4 +53,8 @@ def _download(name: str, patterns: list[str], without: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=without))
     except Exception as error:  # the hub raises errors of many libraries
-        raise ModelError(f"'{name}' is no folder, and the hub did not give it: {error}") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"there is no folder '{name}' here, and the hub did not give a model of this id ({said})",
+            remedy="check the path, or the id and the connection",
+        ) from error

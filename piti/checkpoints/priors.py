@@ -18,7 +18,7 @@ from piti.checkpoints.folder import (
     write_model_folder,
 )
 from piti.checkpoints.prior_families import PriorError, Recognised, family_of, read_config, recognised
-from piti.checkpoints.prior_hub import fetched, fetched_configurations
+from piti.checkpoints.prior_hub import fetched, fetched_configurations, is_id
 from piti.core.files import check_folder, whole_folder
 from piti.diffusion.schedule import scheduler_of
 
@@ -26,10 +26,10 @@ _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def is_pipeline(source: str) -> bool:
-    """Whether a name is taken for a folder of diffusers or an id of the hub, and not for a file of weights."""
+    """Whether a name is taken for a folder of diffusers or an id of the hub, and not for a file of weights: also where
+    nothing of this name is there."""
     path = Path(source)
-    named = source.count("/") == 1 and path.suffix not in _FILES
-    return path.is_dir() or (named and not path.exists())
+    return path.is_dir() or (path.suffix not in _FILES and not path.exists())
 
 
 def refuse_release_options(source: str, **options: object) -> None:
@@ -75,7 +75,7 @@ def not_imported(name: str) -> Recognised | None:
     """What a text-to-image model of the hub is that is named by its id and was not imported yet, by its configurations;
     None for any other name. Raises ModelError."""
     path = Path(name)
-    if path.exists() or name.count("/") != 1 or name.startswith(".") or (imported_folder(name) / INDEX_FILE).is_file():
+    if path.exists() or not is_id(name) or (imported_folder(name) / INDEX_FILE).is_file():
         return None
     folder = fetched_configurations(name)
     if read_config(folder / INDEX_FILE).get("_class_name") == "PITIPipeline":

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ TOKENIZER_FOLDER = "tokenizer"
 """Where a model's folder holds its tokenizer's files."""
 
 _VOCABULARY_FILES = ("vocab.json", "encoder.json", "encoder.json.gz")
+_WHOLE_AGAIN = "fetch the whole model again"
 _MERGES_FILES = ("merges.txt", "vocab.bpe", "vocab.bpe.gz")
 
 
@@ -194,7 +196,7 @@ class PretrainedTokenizer(Tokenizer):
         """The id after a text's end, of whoever was trained with it."""
         found = self._tokenizer.pad_token_id
         if found is None:
-            raise ConditionError(f"{self.folder}: the tokenizer has no padding token; fetch the whole model again")
+            raise ConditionError("the tokenizer has no padding token", remedy=_WHOLE_AGAIN, source=self.folder)
         return int(found)
 
     def longest(self) -> int:
@@ -223,10 +225,26 @@ class PretrainedTokenizer(Tokenizer):
             from transformers import AutoTokenizer
         except ImportError:
             raise ConditionError("this model's tokenizer needs transformers: pip install 'piti[text]'") from None
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            raise ConditionError("holds no tokenizer's files", remedy=_WHOLE_AGAIN, source=self.folder)
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ConditionError(f"{self.folder}: is read by no tokenizer of transformers ({error})") from None
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise self._unread(error) from None
+
+    def _unread(self, error: Exception) -> ConditionError:
+        """What to say of files that transformers did not read."""
+        pieces = (self.folder / "spiece.model").is_file() and not (self.folder / "tokenizer.json").is_file()
+        if pieces and find_spec("sentencepiece") is None:
+            return ConditionError(
+                "holds SentencePiece's files alone, and sentencepiece is not installed",
+                remedy="pip install 'piti[text]'",
+                source=self.folder,
+            )
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return ConditionError(
+            f"is read by no tokenizer of transformers ({said})", remedy=_WHOLE_AGAIN, source=self.folder
+        )
 
 
 def _text_of(path: Path) -> str:

@@ -105,6 +105,13 @@ def text_of(said: BaseException | str) -> str:
     return said.marked if isinstance(said, Message) else str(said)
 
 
+def with_article(noun: str) -> str:
+    """A name with "a" or "an" before it, by its first letter, or as that is spelled in an abbreviation: "an
+    EulerDiscreteScheduler", "an LCMScheduler", "a TCDScheduler"."""
+    spelled_out = noun[:2].isupper()
+    return f"{'an' if noun[:1] in ('AEFHILMNORSX' if spelled_out else 'AEIOaeio') else 'a'} {noun}"
+
+
 def quoted(text: str, most: int = 100) -> str:
     """A stranger's words as a terminal may show them: on one line, what cannot be printed escaped, and shortened."""
     shown = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

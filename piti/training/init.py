@@ -10,11 +10,13 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from piti.checkpoints.folder import ModelFolder, find_model
+from piti.checkpoints.folder import ModelError, ModelFolder, find_model
 from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, inject
+from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
 from piti.conditions import Condition, MaskCondition
+from piti.core.errors import option
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
@@ -201,6 +203,12 @@ def _weights(folder: Path) -> tuple[Mapping[str, Tensor], Scheduler]:
 
 def _network_of(translator: Translator, name: str, key: str) -> Path:
     """The folder of the network of a translator's kind within a model. Raises ModelError, RecipeError."""
+    if translator.config.get("unet_config") is not None and not Path(name).exists() and not is_id(name):
+        raise ModelError(
+            f"{key}: there is no model '{name}' yet",
+            remedy=f"import it: piti import FOLDER_OR_HUB_ID {option('out')} {name}; or name it by its id on the hub, "
+            f"{option('set')} {key}=OWNER/NAME",
+        )
     folder = find_model(name) / translator.role
     if not folder.is_dir():
         raise RecipeError(f"{key}: {folder.parent} holds no {translator.role}; name a model that does")

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from piti.conditions import ConditionError
 from piti.core.distributed import FailedElsewhere, together
-from piti.core.errors import Message, UserError, option, spelled, text_of
+from piti.core.errors import Message, UserError, option, spelled, text_of, with_article
 from piti.data.batches import BatchStream, TrainingBatch, loader
 from piti.data.problems import BadSample, Skipped
 
@@ -105,6 +105,22 @@ def test_errors_keep_their_parts_on_their_way_from_a_worker(workers: int) -> Non
         next(loader(Failing(), 3, 4, workers))
     assert spelled(caught.value.text(), flag) == "--size 3: is wrong; leave --text out"
     assert (caught.value.option, caught.value.value) == ("size", 3)
+
+
+@pytest.mark.parametrize(
+    ("noun", "article"),
+    [
+        ("EulerDiscreteScheduler", "an"),
+        ("AutoencoderTiny", "an"),
+        ("LCMScheduler", "an"),
+        ("TCDScheduler", "a"),
+        ("UniPCMultistepScheduler", "a"),
+        ("LatentConsistencyModelPipeline", "a"),
+        ("StableDiffusionPipeline", "a"),
+    ],
+)
+def test_an_article_before_a_name(noun: str, article: str) -> None:
+    assert with_article(noun) == f"{article} {noun}"
 
 
 def test_the_process_that_fails_keeps_the_parts_of_its_error(monkeypatch: pytest.MonkeyPatch) -> None:

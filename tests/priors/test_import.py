@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.prior_families import recognised
 from piti.checkpoints.priors import import_prior, is_pipeline
+from piti.checkpoints.shards import WeightFiles
+from piti.conditions import tokenizers
 from piti.core.errors import UserError
 from piti.pipelines.pipeline import PITIPipeline
 from tests.priors import tiny
@@ -65,7 +68,11 @@ def test_a_folder_says_itself_what_it_is(stable: tiny.Imported) -> None:
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "another process than DDPM's"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "'betas' = 'sigmoid'"),
         ("vae/config.json", {"latents_mean": [0.0]}, "'latents_mean' is set"),
-        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "is a AutoencoderTiny; take its AutoencoderKL"),
+        (
+            "vae/config.json",
+            {"_class_name": "AutoencoderTiny"},
+            "is an AutoencoderTiny; give a model whose",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_refused_in_words(
@@ -137,3 +144,75 @@ def test_files_are_told_from_folders_and_ids(stable: tiny.Imported) -> None:
     assert is_pipeline("owner/name")
     assert not is_pipeline("models/base.pt")
     assert not is_pipeline("base.pt")
+
+
+@pytest.mark.parametrize("name", ["models/none", "./models/none", "none", "a/deep/path"])
+def test_a_path_that_is_missing_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def absent(*args: Any, **kwargs: Any) -> str:
+        raise OSError("no connection\nand much more")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
+    assert is_pipeline(name)
+    with pytest.raises(UserError, match=rf"^there is no folder .*'{name}'.*; check the path, or [^\n]*$"):
+        import_prior(name, tmp_path / "model")
+
+
+def test_a_model_of_this_package_and_an_empty_folder_are_told_as_what_they_are(
+    stable: tiny.Imported, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is a model of this package already; name it as it is"):
+        import_prior(stable.model, tmp_path / "model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: holds no model_index\.json; give the whole folder of a pipeline"):
+        import_prior(tmp_path / "empty", tmp_path / "model")
+
+
+def test_a_tokenizer_without_files_and_one_of_sentencepiece_alone(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepFloyd IF's is published as SentencePiece's file."""
+    for path in (copied / "tokenizer").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"tokenizer: holds no tokenizer's files; fetch the whole model again$"):
+        import_prior(copied, tmp_path / "model")
+    (copied / "tokenizer/spiece.model").write_bytes(b"none")
+    monkeypatch.setattr(tokenizers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"sentencepiece is not installed; pip install 'piti\[text\]'$"):
+        import_prior(copied, tmp_path / "model")
+
+
+class Held:
+    """How many tensors that were read are still there, and the most at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = self.most = self.all = 0
+        read = WeightFiles.read
+
+        def counted(files: WeightFiles, name: str) -> torch.Tensor:
+            tensor = read(files, name)
+            self.bytes += tensor.nbytes
+            self.all += tensor.nbytes
+            self.most = max(self.most, self.bytes)
+            weakref.finalize(tensor, self.dropped, tensor.nbytes)
+            return tensor
+
+        monkeypatch.setattr(WeightFiles, "read", counted)
+
+    def dropped(self, size: int) -> None:
+        self.bytes -= size
+
+
+@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd"])
+def test_importing_holds_two_tensors_at_most(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """The one that is written, and the next one that is read; of UNet and text encoders alike."""
+    prior: tiny.Imported = request.getfixturevalue(family)
+    held = Held(monkeypatch)
+    import_prior(prior.folder, tmp_path / "model")
+    written = load_file(tmp_path / "model/base/diffusion_pytorch_model.safetensors")
+    assert held.all == sum(tensor.nbytes for tensor in written.values())
+    assert held.most <= 2 * max(tensor.nbytes for tensor in written.values())

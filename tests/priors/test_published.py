@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from piti.checkpoints.folder import ModelError
 from piti.checkpoints.prior_families import recognised
 from piti.models import Translator
 from piti.training import read_recipe
 from piti.training.build import translator_config
-from piti.training.init import check_config
+from piti.training.init import begin, check_config
 from tests.priors.published import MODELS
 
 pytest.importorskip("transformers")
@@ -49,3 +50,14 @@ def test_a_recipe_is_for_the_published_model(tmp_path: Path, name: str) -> None:
     assert recipe.model.encoder is not None
     assert recipe.model.encoder.token_width == translator.wiring.sequence
     assert [stage.trains[0] for stage in recipe.stages] == ["encoder", "encoder"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_plan_names_the_import_that_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe(name)
+    with torch.device("meta"):
+        translator = Translator(**translator_config(recipe.model, None))
+    imports = rf"import it: piti import FOLDER_OR_HUB_ID .* {recipe.prior}; or name it by its id on the hub"
+    with pytest.raises(ModelError, match=imports):
+        begin(translator, recipe, only_check=True)
