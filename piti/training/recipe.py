@@ -231,10 +231,10 @@ class Recipe(Spec):
             )
 
     def _check_image_losses(self, stage: Stage) -> None:
-        if self.model.space.latent and (stage.perceptual or stage.adversarial):
+        if self.model.space.latent and (stage.perceptual or stage.adversarial or stage.pixel):
             raise ValueError(
-                f"stage '{stage.name}': 'perceptual' and 'adversarial' look at pixels, and this model makes latents; "
-                "leave them out"
+                f"stage '{stage.name}': 'perceptual', 'adversarial' and 'pixel' look at pixels, and this model makes "
+                "latents; leave them out"
             )
         for name in ("perceptual", "adversarial"):
             loss = getattr(stage, name)

@@ -183,8 +183,9 @@ def test_a_switch_that_is_null_in_a_published_configuration_is_off(stable: tiny.
         check_config(translator, published | {"upcast_attention": True}, "theirs")
 
 
-def test_losses_on_pixels_are_refused_in_latents(stable: tiny.Imported, tiny_data: Path) -> None:
-    stage = {"name": "joint", "steps": 1, "lr": 1e-3, "perceptual": {"weight": 1.0}}
+@pytest.mark.parametrize("loss", ["perceptual", "adversarial", "pixel"])
+def test_losses_on_pixels_are_refused_in_latents(stable: tiny.Imported, tiny_data: Path, loss: str) -> None:
+    stage = {"name": "joint", "steps": 1, "lr": 1e-3, loss: {"weight": 1.0}}
     with pytest.raises(UserError, match="look at pixels, and this model makes latents"):
         recipe_of(stable, tiny_data, stages=[stage])
 

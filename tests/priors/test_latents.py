@@ -1,0 +1,99 @@
+"""What has no meaning for a model that works on latents is refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from piti.checkpoints.prior_families import recognised
+from piti.core.errors import UserError
+from piti.diffusion.schedule import scheduler_of
+from piti.models import Translator
+from piti.pipelines.cascade import check_cascade
+from piti.pipelines.pipeline import PITIPipeline
+from piti.training.build import find_base
+from tests.priors import tiny
+from tests.priors.test_adapt import recipe_of
+
+pytest.importorskip("transformers")
+
+TEXT = "a cat"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"low_res": 8}, "'low_res' is for networks that work on pixels"),
+        ({"patch_size": 2}, "'patch_size' is for networks that work on pixels"),
+        ({"inpaint": True}, "'inpaint' is for networks that work on pixels"),
+        ({"low_res": 8, "detail": 0.1}, "'low_res' is for networks that work on pixels"),
+        ({"detail": 0.1}, "'detail'.* upsampler"),
+        ({"image_size": 17}, "not a multiple of 'space_spec.factor' 2"),
+    ],
+)
+def test_networks_of_latents(stable: tiny.Imported, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why), torch.device("meta"):
+        Translator(**recognised(stable.folder).arguments() | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"low_res": 8}, "'space' of latents goes with 'unet_config', without 'patch_size' and 'low_res'"),
+        ({"patch_size": 2}, "'space' of latents goes with 'unet_config', without 'patch_size' and 'low_res'"),
+        ({"detail": 0.1}, "'detail' is for upsamplers"),
+    ],
+)
+def test_models_of_recipes(stable: tiny.Imported, tiny_data: Path, changes: dict[str, Any], why: str) -> None:
+    model = recipe_of(stable, tiny_data).model.to_dict() | changes
+    with pytest.raises(UserError, match=why):
+        recipe_of(stable, tiny_data, model=model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"prior": None}, "'model.space' of latents needs a 'prior', whose autoencoder makes them"),
+        ({"generated": {"root": "nowhere"}}, "'generated' is for upsamplers"),
+    ],
+)
+def test_recipes_of_latents(stable: tiny.Imported, tiny_data: Path, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        recipe_of(stable, tiny_data, **changes)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 4, 16, 16), (2, 4, 8, 8)])
+def test_noise_is_of_the_latents_shape(stable: tiny.Imported, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"expected standard normal noise \[1, 4, 8, 8\].*got \["):
+        stable.ours(TEXT, latents=torch.zeros(shape))
+
+
+def test_latents_are_no_output(stable: tiny.Imported) -> None:
+    with pytest.raises(UserError, match="latents are decoded; they are no output"):
+        stable.ours(TEXT, output_type="latent")
+
+
+def test_a_scheduler_that_bounds_latents_is_refused(stable: tiny.Imported) -> None:
+    ours = stable.ours
+    clipping = scheduler_of(ours.schedule.spec.model_copy(update={"clip": True}))
+    with pytest.raises(UserError, match="the base works on latents, and the scheduler bounds them"):
+        PITIPipeline(ours.base, clipping, vae=ours.vae, condition=ours.condition)(TEXT)
+
+
+def test_an_upsampler_of_other_small_images_is_refused(stable: tiny.Imported) -> None:
+    """Of those that fit it enlarges decoded images."""
+    ours, unet = stable.ours, {"channels": [32], "layers": 1, "attention": [False], "token_width": None}
+    with torch.device("meta"):
+        fits, other = (Translator(unet_spec=unet, image_size=2 * side, low_res=side) for side in (16, 8))
+    check_cascade(ours.condition, ours.base, fits)
+    with pytest.raises(UserError, match=r"16 px.*8 px|8 px.*16 px|8 -> 16 px"):
+        check_cascade(ours.condition, ours.base, other)
+
+
+def test_a_base_to_enlarge_is_for_upsamplers(stable: tiny.Imported, tiny_data: Path) -> None:
+    recipe = recipe_of(stable, tiny_data, base=str(stable.model))
+    with pytest.raises(UserError, match="base: is for upsamplers alone"):
+        find_base(recipe, stable.ours.condition)
