@@ -3,15 +3,18 @@
     python benchmarks/priors.py [--width 64] [--size 256] [--steps 10] [--rounds 12]
 
 A Stable Diffusion with random weights is built from diffusers' own classes, imported, and sampled by both from the same
-text and latents: DDIM with guidance, decoding included, in one process with the same threads. A round is one call of
-each, in turn and in alternating order; what is compared is the CPU time of the process, which other processes of the
-machine disturb less than its clock. Told are the median of the rounds' ratios, its quartiles, the ratio of the fastest
-call of each, and how near the images are. The smaller the UNet, the more everything beside it weighs.
+text and latents: DDIM with guidance, decoding included, in one process with the same threads. A round is theirs, ours,
+ours, theirs, so that a drift of the machine cancels; its ratio is of both sums. Compared are the process's CPU time,
+which other processes of the machine disturb less, and its clock. Told are the median of the rounds' ratios and its
+quartiles, what theirs takes beside theirs (each round's last call beside its first: how far measurements scatter when
+nothing differs), the ratio of the fastest call of each, and how near the images are. The smaller the UNet, the more
+everything beside it weighs.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -78,19 +81,44 @@ def stable_diffusion(folder: Path, width: int, size: int) -> StableDiffusionPipe
     return pipe
 
 
-def measured(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
-    """CPU seconds of ours and of theirs, a round each."""
-    found = []
-    for number in range(rounds):
-        pair = [ours, theirs] if number % 2 else [theirs, ours]
-        seconds = []
-        for run in pair:
-            started = time.process_time()
-            run()
-            seconds.append(time.process_time() - started)
-        mine, other = seconds if number % 2 else reversed(seconds)
-        found.append((mine, other))
+Seconds = tuple[float, float]
+"""Of the CPU, and by the clock."""
+CLOCKS = ("CPU time", "wall time")
+
+
+def timed(run: Callable[[], object]) -> Seconds:
+    """What a call takes; garbage of the calls before it is collected first, and none meanwhile."""
+    gc.collect()
+    gc.disable()
+    cpu, wall = time.process_time(), time.perf_counter()
+    run()
+    found = time.process_time() - cpu, time.perf_counter() - wall
+    gc.enable()
     return found
+
+
+def measured(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+) -> list[tuple[Seconds, Seconds, Seconds, Seconds]]:
+    """Seconds of theirs, ours, ours and theirs, a round each."""
+    return [(timed(theirs), timed(ours), timed(ours), timed(theirs)) for _ in range(rounds)]
+
+
+def quartiles(ratios: list[float]) -> str:
+    """The median of ratios with its quartiles, as differences from 1."""
+    lower, median, upper = statistics.quantiles(ratios, n=4)
+    return f"{median - 1:+.1%} (quartiles {lower - 1:+.1%} to {upper - 1:+.1%})"
+
+
+def told(found: list[tuple[Seconds, Seconds, Seconds, Seconds]], clock: int) -> str:
+    """What a clock of `CLOCKS` says."""
+    rounds = [[one[clock] for one in four] for four in found]
+    ratios = [(b + c) / (a + d) for a, b, c, d in rounds]
+    fastest = min(min(b, c) for _, b, c, _ in rounds) / min(min(a, d) for a, _, _, d in rounds)
+    return (
+        f"{CLOCKS[clock]}: ours beside theirs {quartiles(ratios)}, the fastest of each {fastest - 1:+.1%}; theirs "
+        f"beside theirs {quartiles([d / a for a, _, _, d in rounds])}"
+    )
 
 
 def main() -> None:
@@ -118,14 +146,13 @@ def main() -> None:
 
         apart = (by_us().images - by_diffusers().images).abs().max().item()  # also warms both up
         found = measured(by_us, by_diffusers, args.rounds)
-    lower, median, upper = statistics.quantiles([mine / other for mine, other in found], n=4)
-    fastest = min(mine for mine, _ in found) / min(other for _, other in found)
     parameters = sum(one.numel() for one in theirs.unet.parameters()) / 1e6
     print(
-        f"UNet of {parameters:.1f}M, {args.size} px, {args.steps} steps: ours takes {median - 1:+.1%} of diffusers' "
-        f"CPU time (quartiles {lower - 1:+.1%} to {upper - 1:+.1%}, {args.rounds} rounds), the fastest of each "
-        f"{fastest - 1:+.1%}; images differ by {apart:.1e}"
+        f"UNet of {parameters:.1f}M, {args.size} px, {args.steps} steps, {args.rounds} rounds on "
+        f"{torch.get_num_threads()} threads; images differ by {apart:.1e}"
     )
+    for clock in range(len(CLOCKS)):
+        print(told(found, clock))
 
 
 if __name__ == "__main__":
