@@ -54,6 +54,17 @@ SIMPLE: dict[str, Any] = {
     "addition_embed_type": "text",
     "addition_embed_type_num_heads": 2,
 }
+SECOND_STAGE: dict[str, Any] = {
+    "class_embed_type": "timestep",
+    "layers_per_block": (1, 2),
+    "mid_block_scale_factor": 1 / 0.7071,
+    "only_cross_attention": True,
+    "resnet_out_scale_factor": 1 / 0.7071,
+    "resnet_skip_time_act": True,
+    "time_embedding_act_fn": "gelu",
+    "time_embedding_dim": 16,
+}
+"""The switches of DeepFloyd IF's second stage, as diffusers' converter sets them."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +233,7 @@ def floyd_upsampler(folder: Path, **settings: Any) -> Any:
     pipe = IFSuperResolutionPipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=t5(),
-        unet=unet(in_channels=6, out_channels=6, class_embed_type="timestep", **SIMPLE, **settings),
+        unet=unet(in_channels=6, out_channels=6, **SIMPLE, **SECOND_STAGE, **settings),
         scheduler=DDPMScheduler(**FLOYD),
         image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         safety_checker=None,
