@@ -41,7 +41,13 @@ def test_how_to_translate_names_what_the_model_takes(
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(recipe: Path, tiny_data: Path, tmp_path: Path) -> None:
     said = run("train", recipe, "--data", tiny_data, "--out", tmp_path / "run", "--dry-run")
-    for words in ("9 training and 3 validation pairs", "encoder and unet, 8 steps", "32 of one process", "new"):
+    for words in (
+        "9 training and 3 validation pairs",
+        "encoder and unet (",
+        "parameters learn), 8 steps",
+        "32 of one process",
+        "new",
+    ):
         assert words in said
     assert not (tmp_path / "run").exists()
 
