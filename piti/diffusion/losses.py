@@ -1,4 +1,4 @@
-"""What a translator minimises: eq. 3 of PITI with the learned variance's bound, and timesteps to train on.
+"""What a translator minimises: eq. 3 of PITI with the learned variance's bound, eq. 4 and 5 on its x̂₀.
 
 Papers: PITI (Wang et al. 2022, arXiv 2205.12952), DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal
 2021, arXiv 2102.09672), min-SNR weighting (Hang et al. 2023, arXiv 2303.09556).
@@ -16,11 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from piti.core.errors import UserError
-from piti.core.seeding import derive_seed
 from piti.core.spec import choices
 from piti.diffusion.schedule import Images, NoiseSchedule, Timesteps
 
-_INVERSE_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
 Weighting = Callable[[NoiseSchedule, Tensor], Tensor]  # (schedule, t [B]) -> weights of the simple loss [B]
 
 
@@ -31,6 +29,7 @@ class Losses:
     simple: Float[Tensor, " b"]  # mean squared error of the prediction, unweighted
     vb: Float[Tensor, " b"]  # variational bound in bits a dimension, weighted; 0 without learned variance
     total: Float[Tensor, ""]  # mean of the weighted `simple` plus mean of `vb`
+    each: Float[Tensor, " b"]  # weighted `simple` plus `vb`, of which `total` is the mean
 
 
 def diffusion_loss(
@@ -57,11 +56,11 @@ def diffusion_loss(
     weigh = weighting_named(weighting) if isinstance(weighting, str) else weighting
     weighted = weigh(schedule, t).to(simple) * simple
     if variance is None:
-        return Losses(simple, torch.zeros_like(simple), weighted.mean())
+        return Losses(simple, torch.zeros_like(simple), weighted.mean(), weighted)
     weight = len(schedule) / 1000 if vb_weight is None else vb_weight
     # improved DDPM, eq. 16: L = L_simple + λ L_vlb, the gradient stopped through the mean
     vb = weight * vb_bits_per_dim(schedule.to_x0(output.detach(), x_t, t), variance, x0, x_t, t, schedule)
-    return Losses(simple, vb, weighted.mean() + vb.mean())
+    return Losses(simple, vb, weighted.mean() + vb.mean(), weighted + vb)
 
 
 def vb_bits_per_dim(
@@ -146,18 +145,6 @@ def weighting_named(name: str) -> Weighting:
     if name not in WEIGHTINGS:
         raise UserError(f"unknown loss weighting '{name}'; {choices(name, WEIGHTINGS)}")
     return WEIGHTINGS[name]
-
-
-def timesteps_for(numbers: Sequence[int], schedule: NoiseSchedule, seed: int) -> Int[Tensor, " b"]:
-    """Timesteps to train samples on: uniform over 0 … T−1, spread evenly over any samples in a row.
-
-    t_n = ⌊T · frac(u + n/φ)⌋, with u from the seed and φ the golden ratio: an additive recurrence of low discrepancy
-    (Niederreiter 1992, section 3.1). Each sample's t depends on seed and number alone; a batch's mean loss varies
-    less than with independent draws. numbers: of the samples, n ≥ 0. On the CPU.
-    """
-    offset = derive_seed(seed, "timesteps") * 2  # u and 1/φ in units of 2^−64: exact however large n is
-    places = [(offset + n * _INVERSE_GOLDEN_RATIO) % 2**64 for n in numbers]
-    return torch.tensor([place * len(schedule) >> 64 for place in places], dtype=torch.long)
 
 
 Logits = Float[Tensor, "b ..."]

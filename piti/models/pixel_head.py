@@ -62,8 +62,8 @@ class _Shuffle(nn.Conv2d):
             self.weight.copy_(self.weight[::4].repeat_interleave(4, dim=0))
             self.bias.copy_(self.bias[::4].repeat_interleave(4))
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        return F.pixel_shuffle(super().forward(x), 2)
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        return F.pixel_shuffle(super().forward(input), 2)
 
 
 class _Bilinear(nn.Module):

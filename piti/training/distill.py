@@ -17,8 +17,8 @@ from piti.core.seeding import noise_for
 from piti.data.batches import SampleSet, TrainingBatch
 from piti.diffusion.distillation import Guess, StudentGrid
 from piti.diffusion.guidance import Guidance, conditioned, guided_noise
-from piti.diffusion.losses import timesteps_for
 from piti.diffusion.schedule import spec_of
+from piti.diffusion.timesteps import timesteps_for
 from piti.models import Prediction, Translator
 from piti.training.adversarial import LossOutput, Predicted
 from piti.training.build import build_translator
@@ -115,7 +115,7 @@ class DistillationObjective(DiffusionObjective):
         noise."""
         device = self.accelerator.device
         x0, steps = batch.image.to(device), len(self.grid.timesteps)  # [B, 3, H, W]
-        k = timesteps_for(numbers, self.schedule, self.recipe.seed) * steps // len(self.schedule)  # [B]
+        k = timesteps_for(numbers, len(self.schedule), self.recipe.seed) * steps // len(self.schedule)  # [B]
         x_t = self.noised(x0, k, noise_for(self.recipe.seed, numbers, x0.shape[1:]).to(device))
         condition = self.condition.encode(batch.condition.to(device))
         with torch.no_grad(), self.accelerator.autocast():

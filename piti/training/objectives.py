@@ -17,8 +17,9 @@ from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
 from piti.core.seeding import derive_seed, noise_for, uniform_for
 from piti.data.batches import LowRes, SampleSet, TrainingBatch
-from piti.diffusion.losses import acts_at, diffusion_loss, timesteps_for
+from piti.diffusion.losses import acts_at, diffusion_loss
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
+from piti.diffusion.timesteps import SecondMomentTimesteps, timesteps_named
 from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
@@ -105,6 +106,9 @@ class DiffusionObjective:
     def __post_init__(self) -> None:
         self.schedule, self.low_res = NoiseSchedule(self.recipe.schedule), low_res_of(self.recipe)
         self.weighting = weighting_of(self.recipe)
+        self.timesteps = timesteps_named(self.recipe.loss.timesteps)(len(self.schedule))
+        if isinstance(self.timesteps, SecondMomentTimesteps):
+            self.accelerator.register_for_checkpointing(self.timesteps)
         if self.space.autoencoder is not None:
             self.space.autoencoder.to(self.accelerator.device)
         self.cached = CachedSpace(self.space, self.recipe.latent_cache)
@@ -131,7 +135,7 @@ class DiffusionObjective:
         recipe, device = self.recipe, self.accelerator.device
         x0 = self._points(batch.image.to(device), numbers)  # [B, C, H, W]
         paired = torch.ones(len(x0), dtype=torch.bool) if batch.paired is None else batch.paired
-        t = self._timesteps(numbers, paired).to(device)  # [B]
+        t, counts = self._timesteps(numbers, paired, device)  # [B]
         noise = noise_for(recipe.seed, numbers, x0.shape[1:]).to(device)
         x_t = self.schedule.q_sample(x0, t, noise)
         encoded = self.condition.encode(batch.condition.to(device))  # [B, C, H, W]
@@ -152,8 +156,10 @@ class DiffusionObjective:
             picked = terms if rows is None else tuple(None if x is None else x[rows] for x in terms)
             losses = diffusion_loss(*picked, self.schedule, self.weighting, recipe.loss.vb_weight)  # type: ignore[arg-type]
             share = 1.0 if rows is None else self.stage.diffusion.weight * rows.float().mean().item()
-            found.total = (losses.total if share == 1 else share * losses.total) + found.total
-            eq3 = {"simple": Mean(losses.simple.sum().item(), len(losses.simple)), "vb": Mean.of(losses.vb.mean())}
+            total = losses.total if counts is None else self._reweighed(losses.each, t, counts)
+            found.total = (total if share == 1 else share * total) + found.total
+            simple, vb = (x if counts is None else counts * x for x in (losses.simple, losses.vb))
+            eq3 = {"simple": Mean(simple.sum().item(), len(simple)), "vb": Mean.of(vb.mean())}
             found.metrics = eq3 | found.metrics
         return found
 
@@ -165,14 +171,23 @@ class DiffusionObjective:
         shape = self.space.shape(*images.shape[-2:])
         return self.space.drawn(moments, noise_for(derive_seed(self.recipe.seed, "latents"), numbers, shape))
 
-    def _timesteps(self, numbers: range, paired: Tensor) -> Tensor:
-        """One for each sample, [B]. Where there is no photograph there is no x_t but noise: the last."""
-        t, last = timesteps_for(numbers, self.schedule, self.recipe.seed), len(self.schedule) - 1
+    def _timesteps(self, numbers: range, paired: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """One for each sample, [B], and what each one's loss counts; none: all alike. Where there is no photograph
+        there is no x_t but noise: the last."""
+        t, counts = self.timesteps.drawn(numbers, self.recipe.seed)
+        last = len(self.schedule) - 1
         if self.stage.from_noise:
             # of the sequence's T places the first are spread over all timesteps, the others are the last
             spread = round((1 - self.stage.from_noise) * len(self.schedule))
             t = torch.where(t < spread, t * len(self.schedule) // max(1, spread), last)
-        return torch.where(paired, t, last)
+        return torch.where(paired, t, last).to(device), None if counts is None else counts.to(device)
+
+    def _reweighed(self, losses: Tensor, t: Tensor, counts: Tensor) -> Tensor:
+        """The mean of losses [B] at timesteps that were drawn where losses are large; all processes remember all."""
+        assert isinstance(self.timesteps, SecondMomentTimesteps)
+        seen = self.accelerator.gather(torch.stack([t.double(), losses.detach().double()], dim=1))
+        self.timesteps.remember(*torch.as_tensor(seen).unbind(dim=1))
+        return (counts * losses).mean()
 
     def _diffusion_rows(self, t: Tensor, paired: Tensor) -> Tensor | None:
         """The rows on which eq. 3 acts, [B] booleans; None: on all, unweighted."""

@@ -19,9 +19,10 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import adversarial_named, weighting_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
+from piti.diffusion.timesteps import timesteps_named
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
-from piti.training.losses import DistillationSpec
+from piti.training.losses import DiffusionLossSpec, DistillationSpec
 from piti.training.model_spec import ModelSpec
 from piti.training.stages import GENERATOR, LORA, NETWORKS, OptimizerSpec, Stage
 
@@ -36,11 +37,20 @@ class LossSpec(Spec):
     weighting: str = "uniform"
     vb_weight: float | None = None
     """Weight of the bound; none: T / 1000, as GLIDE trains."""
+    timesteps: str = "even"
+    """even: all alike. second_moment: where losses are large, each divided by its chance, as the released base trains
+    (improved DDPM, section 3.3)."""
 
     @field_validator("weighting")
     @classmethod
     def _known(cls, name: str) -> str:
         weighting_named(name)
+        return name
+
+    @field_validator("timesteps")
+    @classmethod
+    def _known_draws(cls, name: str) -> str:
+        timesteps_named(name)
         return name
 
 
@@ -149,11 +159,24 @@ class Recipe(Spec):
             raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
         if self.loss.weighting == "detail" and self.model.detail is None:
             raise ValueError("loss.weighting: detail is for an upsampler with 'model.detail'; set it, or take uniform")
+        if self.loss.timesteps != "even":
+            self._check_timesteps()
         sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
         self._check_stages()
         if self.distillation is not None:
             self._check_distillation(self.distillation)
         return self
+
+    def _check_timesteps(self) -> None:
+        """Draws by the losses are of eq. 3 at all timesteps, on every sample."""
+        ranged = any(stage.from_noise or stage.diffusion != DiffusionLossSpec() for stage in self.stages)
+        others = {"generated": self.generated, "distillation": self.distillation}
+        taken = [name for name, given in others.items() if given] + ["from_noise or diffusion of a stage"] * ranged
+        if taken:
+            raise ValueError(
+                f"loss.timesteps: {self.loss.timesteps} draws among all timesteps by eq. 3, and {', '.join(taken)} "
+                "set them otherwise; take even, or leave that out"
+            )
 
     def _check_distillation(self, spec: DistillationSpec) -> None:
         """A student is its teacher's network, and learns from it alone."""

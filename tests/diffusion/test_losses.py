@@ -12,7 +12,6 @@ from piti.diffusion.losses import (
     discretized_gaussian_log_likelihood,
     min_snr,
     normal_kl,
-    timesteps_for,
     vb_bits_per_dim,
 )
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
@@ -160,25 +159,3 @@ def test_an_unknown_weighting_names_the_nearest() -> None:
     x0, noise, t = batch()
     with pytest.raises(ValueError, match="'min-snr'; did you mean 'min_snr'"):
         diffusion_loss(x0, None, x0, x0, t, noise, V_SCHEDULE, weighting="min-snr")
-
-
-@pytest.mark.parametrize("size", [1, 7, 40])
-def test_timesteps_are_uniform_and_evenly_spread(size: int) -> None:
-    draws = torch.stack([timesteps_for(range(k * size, (k + 1) * size), V_SCHEDULE, 0) for k in range(2000)])
-    assert draws.dtype == torch.int64
-    assert 0 <= draws.min() < 5
-    assert 994 < draws.max() <= 999
-    gaps = torch.cat([draws.sort(dim=1).values, draws.min(dim=1, keepdim=True).values + 1000], dim=1).diff(dim=1)
-    assert gaps.max() <= 1.9 * 1000 / size + 1  # no batch leaves out more than two strata in a row
-    first = draws[:, 0].double()  # each place of the batch is uniform by itself
-    assert abs(first.mean() - 499.5) < 4 * 288.7 / math.sqrt(2000)
-    assert abs(first.std() - 288.7) < 15
-
-
-def test_timesteps_come_from_the_seed_and_the_samples_numbers_alone() -> None:
-    first, again, other = (timesteps_for(range(16), V_SCHEDULE, seed) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    parts = [timesteps_for(numbers, V_SCHEDULE, 1) for numbers in (range(5), range(5, 16))]
-    assert torch.equal(torch.cat(parts), first)
-    assert len(timesteps_for([10**15, 10**15 + 1], V_SCHEDULE, 1).unique()) == 2  # exact also for large numbers

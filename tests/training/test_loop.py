@@ -160,6 +160,25 @@ def test_resumed_is_as_if_never_stopped(whole: tuple[Recipe, Path], tmp_path: Pa
     assert logged == [json.loads(line)["step"] for line in (uncut / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_timesteps_drawn_by_their_losses_are_resumed_as_if_never_stopped(tiny_data: Path, tmp_path: Path) -> None:
+    def run(name: str, steps: int, draws: str = "second_moment", resume: bool = False) -> dict[str, torch.Tensor]:
+        recipe = recipe_of(
+            tiny_data, model=shallow(), loss={"timesteps": draws}, schedule={"betas": "squaredcos_cap_v2", "steps": 3},
+            stages=[{"name": "joint", "steps": steps, "lr": 1e-3}], **BRIEF,
+        )  # fmt: skip
+        train(recipe, tmp_path / name, resume=resume)
+        return weights(tmp_path / name)
+
+    whole = run("whole", 13)
+    run("parts", 11)
+    assert equal(run("parts", 13, resume=True), whole)
+    assert not equal(run("even", 13, draws="even"), whole)  # from step 11 on the losses decide
+    newest = RunFolder(tmp_path / "whole").newest()
+    assert newest is not None
+    histories = [torch.load(one) for one in newest.glob("custom_checkpoint_*.pkl")]
+    assert 13 * 4 in [int(one["counts"].sum()) for one in histories if "counts" in one]
+
+
 def start(root: Path, out: Path, precision: str = "no") -> Forked:
     path = root / "recipe.yaml"
     stages = [{"name": "adapt", "trains": ["encoder"], "steps": 3}, {"name": "joint", "steps": 9, "lr": 1e-3}]

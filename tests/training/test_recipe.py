@@ -55,6 +55,7 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("batch.size=3", "'batch' is a single value"),
         ("preview.sampler=dmpp", "known: ddpm, ddim"),
         ("loss.weighting=min_snrr", "did you mean 'min_snr'"),
+        ("loss.timesteps=second_momen", "did you mean 'second_moment'"),
         ("data.size=32", "make them equal"),
         ("stages.0.trains=[]", "nothing trains"),
         ("preview={sampler: dpm++, steps: 1000}", "steps 1000"),
@@ -66,6 +67,13 @@ def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, messa
     path = written(tmp_path, tiny_recipe(tmp_path))
     with pytest.raises(SpecError, match=message.replace("(", r"\(")):
         read_recipe(path, [change])
+
+
+@pytest.mark.parametrize("stage", [{"from_noise": 0.5}, {"diffusion": {"weight": 0.5}}])
+def test_timesteps_drawn_by_losses_are_set_by_nothing_else(tmp_path: Path, stage: dict[str, object]) -> None:
+    recipe = tiny_recipe(tmp_path, stages=[stage], loss={"timesteps": "second_moment"})
+    with pytest.raises(SpecError, match="from_noise or diffusion of a stage set them otherwise; take even"):
+        Recipe.parse(recipe, "test")
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""The timesteps that samples are trained on: evenly spread, or where the loss is large.
+
+Papers: improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672), Niederreiter 1992.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from piti.core.errors import UserError
+from piti.core.seeding import derive_seed
+from piti.core.spec import choices
+
+_INVERSE_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
+HISTORY = 10
+"""Losses of each timestep that are remembered (improved DDPM, section 3.3)."""
+EVEN_SHARE = 0.001
+"""The share of draws that stays even, as in the released code: no timestep is ever forgotten."""
+
+
+class Timesteps(Protocol):
+    """How a run draws timesteps. Draws are on the CPU."""
+
+    def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"] | None]:
+        """Timesteps of samples with these numbers, and what each one's loss counts; none: all alike."""
+        ...
+
+
+class EvenTimesteps:
+    """All T timesteps alike (DDPM, eq. 14)."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], None]:
+        return timesteps_for(numbers, self.steps, seed), None
+
+
+class SecondMomentTimesteps:
+    """Timesteps in proportion to the root of their losses' second moment (improved DDPM, eq. 18).
+
+    p_t ∝ √E[L_t²], over the last `HISTORY` losses of each t, and each loss divided by T p_t: the mean stays what it is
+    with even draws, and varies less. Even until every timestep has so many losses. The history is part of a run's
+    state.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.losses = torch.zeros(steps, HISTORY, dtype=torch.float64)  # newest last
+        self.counts = torch.zeros(steps, dtype=torch.long)
+
+    @property
+    def probabilities(self) -> Float[Tensor, " t"]:
+        """Of every timestep, in float64."""
+        steps = len(self.counts)
+        even = torch.full((steps,), 1 / steps, dtype=torch.float64)
+        size = self.losses.square().mean(dim=1).sqrt()
+        if (self.counts < HISTORY).any() or not size.sum():
+            return even
+        return (1 - EVEN_SHARE) * size / size.sum() + EVEN_SHARE * even
+
+    def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
+        """The places of `timesteps_for`, spread over the probabilities instead of over the timesteps."""
+        chances = self.probabilities
+        places = torch.tensor([place / 2**64 for place in _places(numbers, seed)], dtype=torch.float64)
+        t = torch.searchsorted(chances.cumsum(0), places, right=True).clamp(max=len(chances) - 1)
+        return t, (1 / (len(chances) * chances[t])).float()
+
+    def remember(self, t: Int[Tensor, " b"], losses: Float[Tensor, " b"]) -> None:
+        """Losses [B] at timesteps [B], not yet divided; those of all processes, in the same order on each."""
+        for step, loss in zip(t.long().tolist(), losses.double().tolist(), strict=True):
+            self.losses[step] = self.losses[step].roll(-1)
+            self.losses[step, -1] = loss
+            self.counts[step] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.counts = state["losses"].clone(), state["counts"].clone()
+
+
+TIMESTEPS: dict[str, type[EvenTimesteps] | type[SecondMomentTimesteps]] = {
+    "even": EvenTimesteps,
+    "second_moment": SecondMomentTimesteps,
+}
+
+
+def timesteps_named(name: str) -> type[EvenTimesteps] | type[SecondMomentTimesteps]:
+    """How timesteps are drawn by that name. Raises UserError that names the nearest one."""
+    if name not in TIMESTEPS:
+        raise UserError(f"unknown draws of timesteps '{name}'; {choices(name, TIMESTEPS)}")
+    return TIMESTEPS[name]
+
+
+def timesteps_for(numbers: Sequence[int], steps: int, seed: int) -> Int[Tensor, " b"]:
+    """Timesteps to train samples on: uniform over 0 … steps − 1, spread evenly over any samples in a row.
+
+    t_n = ⌊T · frac(u + n/φ)⌋, with u from the seed and φ the golden ratio: an additive recurrence of low discrepancy
+    (Niederreiter 1992, section 3.1). Each sample's t depends on seed and number alone; a batch's mean loss varies
+    less than with independent draws. numbers: of the samples, n ≥ 0. On the CPU.
+    """
+    return torch.tensor([place * steps >> 64 for place in _places(numbers, seed)], dtype=torch.long)
+
+
+def _places(numbers: Sequence[int], seed: int) -> list[int]:
+    """frac(u + n/φ) of every sample in units of 2^−64: exact however large n is."""
+    offset = derive_seed(seed, "timesteps") * 2
+    return [(offset + n * _INVERSE_GOLDEN_RATIO) % 2**64 for n in numbers]
