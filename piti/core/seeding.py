@@ -28,11 +28,17 @@ def generator_for(*parts: int | str, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
-def noise_for(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise [B, *shape], on the CPU, the row of sample n by a generator seeded by (seed, n)."""
-    noise = torch.empty(len(numbers), *shape)
+def draws_on(device: torch.device) -> torch.device:
+    """Where noise for networks on a device is drawn: there on CUDA, else on the CPU. The two draw other numbers."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def noise_for(seed: int, numbers: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise [B, *shape] on a device, drawn there, the row of sample n by a generator seeded by
+    (seed, n)."""
+    noise = torch.empty(len(numbers), *shape, device=device)
     for row, n in zip(noise, numbers, strict=True):
-        row.normal_(generator=generator_for(seed, "noise", n))
+        row.normal_(generator=generator_for(seed, "noise", n, device=device))
     return noise
 
 

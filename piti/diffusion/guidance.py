@@ -69,7 +69,8 @@ def guided(
     denoise(x_t, t, with_null): both estimates, best as one batch; with_null is False where guidance is not
     active, and the second estimate then None. schedule: the trained one, not respaced. Make a fresh one
     for each sampling run ("apg" remembers past steps). strength: w of the step to come, where it changes during a run;
-    by default the guidance's own. The result raises ValueError if `t` differs within a batch.
+    by default the guidance's own. The result raises ValueError if `t` differs within a batch; it reads `t`, which
+    waits for no device where that is on the CPU.
     """
     rule = _RULES[guidance.kind](guidance, schedule)
 
@@ -213,7 +214,8 @@ def guided_noise(guidance: Guidance, schedule: NoiseSchedule) -> Callable[[Image
     rule, T = _RULES[guidance.kind](guidance, schedule), len(schedule)
 
     def apply(cond: Images, null: Images, x_t: Images, t: Timesteps) -> Images:
-        active = torch.tensor([guidance.active(now, T) for now in t.tolist()], device=cond.device)
+        low, high = guidance.interval
+        active = ((t / T >= low) & (t / T <= high)).to(cond.device, non_blocking=True) & (guidance.w != 0)
         return torch.where(active.view(-1, 1, 1, 1), rule(cond, null, x_t, t, guidance.w), cond)
 
     return apply
@@ -237,7 +239,8 @@ def conditioned(
 
     predict: `(x_t, t, tokens) -> (output, variance)`, the output as the schedule's prediction says.
     tokens: of the conditions of B images; both: the same followed by B null conditions, or None where
-    no guidance is wanted. A guided pair runs as one batch of 2 B.
+    no guidance is wanted. A guided pair runs as one batch of 2 B. `t` may be on the CPU; `predict` has it on x_t's
+    device.
     """
 
     def denoise(x_t: Tensor, t: Tensor, with_null: bool) -> tuple[Estimate, Estimate | None]:
@@ -250,7 +253,7 @@ def conditioned(
         return Estimate(eps, variance.chunk(2)[0]), Estimate(eps_null, variance.chunk(2)[1])
 
     def estimate(x_t: Tensor, t: Tensor, given: Any) -> Estimate:
-        output, variance = predict(x_t, t, given)
+        output, variance = predict(x_t, t.to(x_t.device, non_blocking=True), given)
         eps = schedule.to_epsilon(output.float(), x_t, t)
         x0 = output.float() if schedule.spec.prediction == "sample" else None
         return Estimate(eps, None if variance is None else variance.float(), x0)

@@ -133,7 +133,7 @@ def _predictor(denoise: Denoise, spaced: NoiseSchedule) -> Callable[[Tensor, int
     """(x_k, k) -> x̂₀, bounded as in sampling."""
 
     def predict(x: Tensor, k: int) -> Tensor:
-        step = torch.full((len(x),), k, device=x.device)
+        step = torch.full((len(x),), k)
         return x0_of(spaced, x, step, denoise(x, torch.full_like(step, int(spaced.timesteps[k]))))
 
     return predict

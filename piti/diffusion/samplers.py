@@ -184,7 +184,8 @@ def sample(
 ) -> Images:
     """Denoise x_T, [B, C, H, W], into images in [−1, 1], or into latents where the schedule has no bounds.
 
-    denoise: a model's noise estimate, see `guided`; called with the timesteps the model was trained on.
+    denoise: a model's noise estimate, see `guided`; called with the timesteps the model was trained on, on the CPU
+    whatever the device of x_T is: nothing here waits for it.
     sampler: a name in `SAMPLERS`; steps: a count, a respacing of `space_timesteps`, or the timesteps themselves,
     ascending, such as a distilled network knows them; generators: one for each sample, so that a sample is the
     same in any batch; on_step(done, total, x̂₀) after each step; eta: "ddim" only, 0 … 1; after_step: may replace
@@ -198,7 +199,7 @@ def sample(
     scheduler = kind.build(spaced)
     x_t = x_T
     for k in reversed(range(len(spaced))):
-        step = torch.full((len(x_t),), k, device=x_t.device)
+        step = torch.full((len(x_t),), k)
         estimate = denoise(x_t, torch.full_like(step, int(spaced.timesteps[k])))
         x0 = x0_of(spaced, x_t, step, estimate)  # [B, C, H, W]
         output = with_variance(x0, estimate) if kind.learned_variance else x0  # [B, C|2C, H, W]

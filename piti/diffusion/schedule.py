@@ -160,14 +160,18 @@ class NoiseSchedule:
         return spaced
 
     def at(self, table: str, t: Timesteps, like: Tensor) -> PerSample:
-        """Entries `t` of a table, e.g. "betas", on t's device, in `like`'s precision but at least float32."""
+        """Entries `t` of a table, e.g. "betas", on `like`'s device, in its precision but at least float32.
+
+        `t` may stay on the CPU, where a sampler can read it without waiting for the device.
+        """
         if t.device not in self._tables:
             # Apple's GPUs have no float64
             dtype = torch.float32 if t.device.type == "mps" else torch.float64
             tables = {name: v for name, v in vars(self).items() if isinstance(v, Tensor) and v.is_floating_point()}
             self._tables[t.device] = {name: v.to(t.device, dtype) for name, v in tables.items()}
         values = self._tables[t.device][table][t]
-        return values.to(torch.promote_types(like.dtype, torch.float32)).view(-1, 1, 1, 1)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return values.to(like.device, dtype, non_blocking=True).view(-1, 1, 1, 1)
 
     # The forward process
 

@@ -17,6 +17,7 @@ from piti.core.images import PREFIX
 from piti.core.walk import list_images
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, photographs_of
+from piti.generation.generate import noise_device
 from piti.generation.kept import difference
 from piti.generation.metadata import made_on, made_with, model_name
 from piti.generation.options import SHEET, GenerationOptions
@@ -143,7 +144,8 @@ def generate_split(
         digest = weights_sha256(pipeline)
         name = model_name(model.name, model.upsampler, digest[:_SHOWN])
         pairs = split.pairs(pipeline.condition)
-        made = made_with(options.sampling.resolve(pipeline), options.seed, name)
+        where = noise_device(pipeline, options.noise_on)
+        made = made_with(options.sampling.resolve(pipeline), options.seed, name, where)
         if ranks.main:
             _check_made(out, made)
     with _given(pipeline.condition, pairs) as (inputs, parts):

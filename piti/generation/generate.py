@@ -12,9 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions import TextCondition
+from piti.core.errors import UserError, option
+from piti.core.seeding import draws_on
 from piti.diffusion.samplers import OnStep
 from piti.generation.metadata import condition_text, image_text, made_with, surroundings
-from piti.generation.options import GenerationOptions, Place, seed_of
+from piti.generation.options import GenerationOptions, NoiseOn, Place, seed_of
 from piti.pipelines.cascade import Batch, Prepared
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -61,7 +63,8 @@ def make_images(
     stem, numbers = stem or _stem_of(pipeline, source), options.wanted()
     seeds = {number: seed_of(options.seed, prepared.content_hash, number) for number in numbers}
     wanted = [Wanted(0, number, seeds[number], source, stem) for number in numbers]
-    common = made_with(prepared.sampling, options.seed, name) | surroundings(pipeline)
+    where = noise_device(pipeline, options.noise_on)
+    common = made_with(prepared.sampling, options.seed, name, where) | surroundings(pipeline)
     batches = [wanted[k : k + options.batch] for k in range(0, len(wanted), options.batch)]
     made: list[MadeImage] = []
     for index, batch in enumerate(batches):
@@ -70,7 +73,7 @@ def make_images(
             if on_step is not None:
                 on_step(index * total + done, len(batches) * total, x0)
 
-        made += make_batch(pipeline, [prepared], batch, common, stepped, options.place)
+        made += make_batch(pipeline, [prepared], batch, common, stepped, options.place, where)
     return made
 
 
@@ -81,13 +84,14 @@ def make_batch(
     common: Mapping[str, str],
     on_step: OnStep | None = None,
     place: Place | None = None,
+    noise_on: torch.device | str = "cpu",
 ) -> list[MadeImage]:
     """Images of canvases of one size, made at once.
 
-    common: metadata of all images, see `image_text`. place: where in a batch one image alone is made. Raises what
-    `on_step` raises.
+    common: metadata of all images, see `image_text`. place: where in a batch one image alone is made. noise_on: the
+    device that draws noise, see `noise_device`. Raises what `on_step` raises.
     """
-    batch, places = _batch(conditions, wanted, place)
+    batch, places = _batch(conditions, wanted, place, noise_on)
     images = pipeline.generate(batch, on_step)
     sources = {one.condition: one.source for one in wanted}
     texts = {k: condition_text(pipeline, conditions[k], source) for k, source in sources.items()}
@@ -99,19 +103,37 @@ def make_batch(
     ]
 
 
-def _batch(conditions: Sequence[Prepared], wanted: Sequence[Wanted], place: Place | None) -> tuple[Batch, list[Place]]:
+def noise_device(pipeline: PITIPipeline, wanted: NoiseOn | None) -> torch.device:
+    """The device that draws a pipeline's noise. wanted: its kind, such as that of an image to make again.
+
+    Raises UserError where there is none of that kind.
+    """
+    own = draws_on(pipeline.device)
+    if wanted in (None, own.type):
+        return own
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "the noise of the image was drawn on a CUDA device, and here is none to draw it again",
+            remedy=f"give {option('seed')}, for another image of its condition",
+        )
+    return torch.device(wanted or own)
+
+
+def _batch(
+    conditions: Sequence[Prepared], wanted: Sequence[Wanted], place: Place | None, noise_on: torch.device | str
+) -> tuple[Batch, list[Place]]:
     """The batch in which images are made, and the place of each."""
     seeds = [one.seed for one in wanted]
     if place is not None and len(wanted) == 1:
         same = [conditions[wanted[0].condition]] * place.distinct
-        return Batch(same, place.conditions(), _generators(seeds * place.rows)), [place]
-    batch = Batch.of(conditions, [one.condition for one in wanted], _generators(seeds))
+        return Batch(same, place.conditions(), _generators(seeds * place.rows, noise_on)), [place]
+    batch = Batch.of(conditions, [one.condition for one in wanted], _generators(seeds, noise_on))
     rows, distinct = len(batch.rows), len(batch.conditions)
     return batch, [Place(row, rows, order, distinct) for row, order in enumerate(batch.rows)]
 
 
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def _generators(seeds: Sequence[int], device: torch.device | str) -> list[torch.Generator]:
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 def stem_of_text(text: str) -> str:

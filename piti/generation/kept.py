@@ -7,6 +7,7 @@ from pathlib import Path
 
 from piti.core.errors import option, quoted
 from piti.core.images import PREFIX, ImageError, image_size, png_text
+from piti.generation.metadata import NOISE_ON
 from piti.generation.plan import TranslationJob
 from piti.generation.recreate import Record
 from piti.generation.sources import TranslationError
@@ -26,6 +27,7 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
         return f"and cannot be read ({error.problem})"
     if not any(key.startswith(PREFIX) for key in found):
         return "and does not say how it was made"
+    wanted, found = ({NOISE_ON: "cpu", **said} for said in (wanted, found))
     differing = [key for key, value in wanted.items() if value and found.get(key) != value]
     if not differing:
         return ""

@@ -53,8 +53,15 @@ def named_model(name: str) -> tuple[str, str | None]:
 # Of all images of a translation
 
 
-def made_with(sampling: ResolvedSampling, seed: int, name: str) -> dict[str, str]:
-    """The metadata that all images of a translation have: the model's name, and how it was sampled."""
+NOISE_ON = f"{PREFIX}noise_on"
+"""The key under which an image says on which kind of device its noise was drawn; without it, on the CPU."""
+
+
+def made_with(sampling: ResolvedSampling, seed: int, name: str, noise_on: torch.device | None = None) -> dict[str, str]:
+    """The metadata that all images of a translation have: the model's name, and how it was sampled.
+
+    noise_on: the device that draws their noise; none: the CPU.
+    """
     values: dict[str, object] = {
         "model": name,
         "seed": seed,
@@ -68,7 +75,8 @@ def made_with(sampling: ResolvedSampling, seed: int, name: str) -> dict[str, str
         upsampler = _options_of(sampling.upsampler) | {"noise": sampling.upsampler.noise}
         upsampler |= {"truncates": True} if sampling.upsampler.truncates else {}
         values |= {f"upsampler_{key}": value for key, value in upsampler.items()}
-    return _text(values)
+    said = {} if noise_on is None or noise_on.type == "cpu" else {NOISE_ON: noise_on.type}
+    return _text(values) | said
 
 
 def surroundings(pipeline: PITIPipeline) -> dict[str, str]:
@@ -98,6 +106,8 @@ def made_on(pipeline: PITIPipeline) -> str:
     else:
         where = device.type
     dtype = str(pipeline.base.dtype).removeprefix("torch.")
+    if device.type == "cuda" and pipeline.base.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        where += " in TF32"
     libraries = [f"torch {torch.__version__}", f"diffusers {importlib.metadata.version('diffusers')}"]
     engine = pipeline.engine.described()
     return f"{', '.join(libraries + ([engine] if engine else []))}, {dtype} on {where}"

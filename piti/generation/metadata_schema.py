@@ -25,7 +25,7 @@ from piti.core.images import MAX_PIXELS, PREFIX, Source, own_text
 from piti.core.spec import Spec
 from piti.diffusion.guidance import Guidance
 from piti.generation.metadata import MAX_TEXT, enlarged_to
-from piti.generation.options import MAX_ROWS
+from piti.generation.options import MAX_ROWS, NoiseOn
 from piti.pipelines.cascade import ONE_PASS
 from piti.pipelines.options import FLAT_KEYS, SamplingOptions
 
@@ -106,6 +106,7 @@ class Said(Carried):
     name: str | None = None
     batch: tuple[int, int, int, int] | None = None
     weights: str = ""
+    noise_on: NoiseOn = "cpu"
     version: str = ""
     made_on: str = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from piti.core.errors import UserError, option
 from piti.core.seeding import derive_seed
@@ -14,6 +14,10 @@ SHEET = "sheet.png"
 """The name of a contact sheet beside results."""
 MAX_ROWS = 64
 """An image's metadata gives its place in batches of at most this many; making it again costs as much as all rows."""
+
+
+NoiseOn = Literal["cpu", "cuda"]
+"""Kinds of device that noise is drawn on; one seed is other noise on another kind."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class GenerationOptions:
     """Leave out conditions that cannot be used, instead of stopping."""
     numbers: tuple[int, ...] | None = None
     """Which images of each condition, by number; the first `num` by default."""
+    noise_on: NoiseOn | None = None
+    """Where noise is drawn; none: where the networks are, on CUDA, and else on the CPU."""
     place: Place | None = None
     """If there is one image to make: where in a batch, so that it comes out as it did there, to the bit."""
 

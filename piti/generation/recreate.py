@@ -74,7 +74,7 @@ class Record:
         own = {key: value for key, value in own.items() if key not in flags}
         kept: dict[str, Any] = {"sampling": given.sampling.model_copy(update=own)}
         if "seed" not in flags:
-            kept["seed"] = told.seed
+            kept |= {"seed": told.seed, "noise_on": told.noise_on}
         if "num" not in flags:
             kept |= {"num": 1, "numbers": (told.number,)}
             kept |= {} if "batch" in flags else {"place": self.place}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from piti.core.distributed import Ranks, together
 from piti.core.errors import Message
 from piti.core.images import open_image, save_png
 from piti.core.sheets import grid
-from piti.generation.generate import Wanted, make_batch
+from piti.generation.generate import Wanted, make_batch, noise_device
 from piti.generation.kept import check_kept
 from piti.generation.metadata import made_with, surroundings
 from piti.generation.options import SHEET, GenerationOptions
@@ -61,14 +62,15 @@ def translate_files(
     ranks = ranks or Ranks()
     with together():
         plan = planned(pipeline, files, options)
-        common = made_with(plan.sampling, options.seed, name) | surroundings(pipeline)
+        where = noise_device(pipeline, options.noise_on)
+        common = made_with(plan.sampling, options.seed, name, where) | surroundings(pipeline)
         if not files.overwrite:
             check_kept(plan.jobs, common, files.like)
         missing = [job.target for job in plan.jobs if files.overwrite or not job.target.exists()]
     made = ranks.told(missing)  # as the first process saw it, before any image was made
     todo = set(made)
     with together():
-        _make(pipeline, plan, todo, common, on_step, ranks)
+        _make(pipeline, plan, todo, common, where, on_step, ranks)
     sheet = files.out / SHEET
     with together():
         if ranks.main:
@@ -82,6 +84,7 @@ def _make(
     plan: TranslationPlan,
     targets: Set[Path],
     common: Mapping[str, str],
+    noise_on: torch.device,
     on_step: Callable[[int, int], None] | None,
     ranks: Ranks,
 ) -> None:
@@ -105,7 +108,8 @@ def _make(
             one.with_raw(pipeline.read(given[source], one.sampling.square)) for source, one in prepared.items()
         ]
         wanted = [Wanted(order[job.source], job.number, job.seed, job.condition, job.stem) for job in batch]
-        for job, made in zip(batch, make_batch(pipeline, conditions, wanted, common, stepped, place), strict=True):
+        images = make_batch(pipeline, conditions, wanted, common, stepped, place, noise_on)
+        for job, made in zip(batch, images, strict=True):
             save_png(made.image, job.target, made.text)
 
 

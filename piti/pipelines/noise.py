@@ -10,9 +10,12 @@ from piti.core.errors import UserError
 from piti.core.seeding import generator_for
 
 
-def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    """One generator an image, its seed drawn from the given one in the order of the images.
+def one_each(
+    generator: torch.Generator | Sequence[torch.Generator] | None, count: int, device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One generator an image, on the device of the given one, its seed drawn from that in the order of the images.
 
+    device: where noise is drawn if no generator is given.
     Of several each is drawn from once, so that one alone and a list of it decide the same noise. Raises UserError for
     other things than generators, another number of them than of images, and one that is given twice.
     """
@@ -25,12 +28,14 @@ def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, coun
                 source="generator",
             )
     if several is None:
-        return [torch.Generator().manual_seed(seed) for seed in _seeds(generator, count)]  # pyright: ignore[reportArgumentType]
+        one = generator if isinstance(generator, torch.Generator) else None
+        where = device if one is None else one.device
+        return [torch.Generator(where).manual_seed(seed) for seed in _seeds(one, count)]
     if len(several) != count:
         raise UserError(f"{len(several)} generators for {count} images; give one, or one an image")
     if any(one is other for k, one in enumerate(several) for other in several[:k]):
         raise UserError("one generator is given twice, which images have which noise would depend on the batch")
-    return [torch.Generator().manual_seed(_seeds(one, 1)[0]) for one in several]
+    return [torch.Generator(one.device).manual_seed(_seeds(one, 1)[0]) for one in several]
 
 
 def _seeds(generator: torch.Generator | None, count: int) -> list[int]:
@@ -51,4 +56,5 @@ def _second(generator: torch.Generator) -> torch.Generator:
     """
     peek = torch.Generator(device=generator.device)
     peek.set_state(generator.get_state())
-    return generator_for(int(torch.randint(0, 2**62, (1,), generator=peek, device=generator.device)), "upsampler")
+    seed = int(torch.randint(0, 2**62, (1,), generator=peek, device=generator.device))
+    return generator_for(seed, "upsampler", device=generator.device)

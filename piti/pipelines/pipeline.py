@@ -23,6 +23,7 @@ from piti.conditions import Condition, TextCondition
 from piti.core.devices import usable_device
 from piti.core.errors import UserError
 from piti.core.images import to_pil
+from piti.core.seeding import draws_on
 from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
 from piti.diffusion.schedule import NoiseSchedule, noise_schedule_of, spec_of
 from piti.engine import Engine, EngineError, TorchEngine, engine_named
@@ -205,10 +206,10 @@ class PITIPipeline(SavedPipeline):
 
         condition: a `ConditionInput`, such as a file or a PIL image, or several in a list. Its image has its
         proportions, see `Canvas`.
-        generator: decides the noise; the same generator gives the same images, whatever the batch; several: one an
-        image, each deciding what it would alone. batch_size: images made at once, by either network. on_step: called
-        with (steps done, steps in all, x̂₀ [B, C, H, W]), counted over both networks; x̂₀ is the whole canvas, in
-        the space of the network at work: `shown` makes images of it.
+        generator: decides the noise, which is drawn on its device; the same generator gives the same images, whatever
+        the batch; several: one an image, each deciding what it would alone. batch_size: images made at once, by either
+        network. on_step: called with (steps done, steps in all, x̂₀ [B, C, H, W]), counted over both networks; x̂₀ is
+        the whole canvas, in the space of the network at work: `shown` makes images of it.
         sampling: guidance, steps, sampler, the same of the upsampler with `upsampler_` in front, base_only, size and
         square, see `SamplingOptions`; the model's own by default.
 
@@ -244,7 +245,7 @@ class PITIPipeline(SavedPipeline):
         rows = [distinct.index(k) for k in first for _ in range(count)]
         space = None if self.base.one_pass else self.space
         latents = checked_latents(latents, [prepared[k].canvas for k in rows], space)
-        return Batch(prepared, rows, one_each(generator, len(rows)), latents)
+        return Batch(prepared, rows, one_each(generator, len(rows), draws_on(self._device_of(self.base))), latents)
 
     def _in_batches(
         self,

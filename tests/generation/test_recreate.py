@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from piti.core.errors import UserError
 from piti.core.images import ImageError, png_bytes, png_text, save_png
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
-from piti.generation.generate import Wanted, make_batch, make_images
-from piti.generation.metadata import MAX_TEXT, model_name, named_model, packed
+from piti.generation.generate import Wanted, make_batch, make_images, noise_device
+from piti.generation.kept import difference
+from piti.generation.metadata import MAX_TEXT, made_with, model_name, named_model, packed
 from piti.generation.metadata_schema import RemakeError
 from piti.generation.options import GenerationOptions, Place
 from piti.generation.recreate import read_record
@@ -29,6 +31,7 @@ from piti.generation.sources import TranslationError, TranslationFiles
 from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.cascade import Batch
+from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 from tests.cli.running import code_and_output as run
 from tests.cli.running import printed_error as mistake
@@ -533,3 +536,33 @@ class TestHostile:
 def test_an_image_among_the_results_is_not_kept_as_its_own_remake(made: Path) -> None:
     with pytest.raises(TranslationError, match="in the place of this one"):
         again(tiny_pipeline(), made, made.parent)
+
+
+class TestNoise:
+    """On which device it is drawn: one seed is other noise on another kind."""
+
+    def test_it_is_drawn_where_a_gpu_computes_and_the_image_says_so(self) -> None:
+        gpu, cpu = (SimpleNamespace(device=torch.device(name)) for name in ("cuda", "cpu"))
+        assert noise_device(gpu, None) == torch.device("cuda")  # type: ignore[arg-type]
+        assert noise_device(gpu, "cpu") == noise_device(cpu, None) == torch.device("cpu")  # type: ignore[arg-type]
+        resolved = OWN_SAMPLING.resolve(tiny_pipeline())
+        assert made_with(resolved, 0, "m", torch.device("cuda"))["piti:noise_on"] == "cuda"
+        assert "piti:noise_on" not in made_with(resolved, 0, "m", torch.device("cpu"))
+
+    def test_an_image_of_a_gpus_noise_is_not_made_again_without_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        pipeline = tiny_pipeline()
+        options = GenerationOptions.from_flat(steps=1)
+        prepared = pipeline.prepare(mask(1), options.sampling)
+        (made,) = make_images(pipeline, prepared, options, "tiny", "mask.png")
+        save_png(made.image, tmp_path / "a.png", made.text | {"piti:noise_on": "cuda"})
+        record = read_record(tmp_path / "a.png")
+        again = record.options(options)
+        assert again.noise_on == "cuda"
+        with pytest.raises(UserError, match=r"drawn on a CUDA device, and here is none.*give seed"):
+            make_images(pipeline, prepared, again, "tiny", "mask.png")
+        assert record.options(options, ["seed"]).noise_on is None
+        assert "noise_on = cuda, and cpu is asked for" in difference(tmp_path / "a.png", made.text)
+        assert difference(tmp_path / "a.png", made.text | {"piti:noise_on": "cuda"}) == ""
