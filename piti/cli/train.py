@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from piti.cli.console import log, print_rows
-from piti.cli.options import DryRun, Gpu
+from piti.cli.options import Compile, DryRun, Gpu
 
 if TYPE_CHECKING:
     from piti.training import Recipe
 
+PrecisionFlag = Annotated[
+    str | None, typer.Option("--dtype", help="The recipe's precision: fp32, bf16 or fp16; auto leaves it as it is.")
+]
 _CONDITIONS = {
     "mask": "MASK.png",
     "palette": "MASK.png",
@@ -33,13 +36,15 @@ def train(
         typer.Option("--set", help="KEY=VALUE that replaces the recipe's, such as stages.0.lr=1e-4. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
+    dtype: PrecisionFlag = None,
+    compile: Compile = False,
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
 ) -> None:
     """Train a model as a recipe says."""
     from piti.training import read_recipe
 
-    parsed = read_recipe(recipe, changes or [])
+    parsed = read_recipe(recipe, [*(changes or []), *of_speed(dtype, compile)])
     if data is not None:
         parsed = parsed.model_copy(update={"data": parsed.data.model_copy(update={"root": data})})
     _run(parsed, out, resume, dry_run, gpu)
@@ -61,6 +66,8 @@ def distill(
         typer.Option("--set", help="KEY=VALUE of the recipe, such as stages.0.steps=8000. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
+    dtype: PrecisionFlag = None,
+    compile: Compile = False,
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
 ) -> None:
@@ -68,8 +75,20 @@ def distill(
     from piti.training import distillation_recipe
 
     values = {"steps": steps, "substeps": substeps, "guidance": guidance}
-    recipe = distillation_recipe(model, values, data, changes or [])
+    recipe = distillation_recipe(model, values, data, [*(changes or []), *of_speed(dtype, compile)])
     _run(recipe, out, resume, dry_run, gpu)
+
+
+def of_speed(dtype: str | None, compiled: bool) -> list[str]:
+    """The keys of a recipe that two flags stand for. Raises UserError for a type of numbers that there is not."""
+    from piti.core.devices import DTYPES
+    from piti.core.errors import UserError
+    from piti.core.spec import choices
+
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"is no type of numbers; {choices(str(dtype), DTYPES)}", option="dtype", value=dtype)
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}.get(dtype or "")
+    return ([f"precision={precision!r}"] if precision else []) + (["compile=true"] if compiled else [])
 
 
 def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str) -> None:

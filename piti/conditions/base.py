@@ -173,7 +173,7 @@ class Condition(ABC):
         uniform: independent numbers in [0, 1), `draws` a row; a row is replaced where its number is below p.
         """
         null = self.null(len(encoded), *encoded.shape[-2:], device=encoded.device)
-        drop = (uniform[:, 0] < p).to(encoded.device)  # [B]
+        drop = (uniform[:, 0] < p).to(encoded.device, non_blocking=True)  # [B]
         return torch.where(drop.view(-1, 1, 1, 1), null, encoded)
 
     @abstractmethod

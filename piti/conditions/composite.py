@@ -307,7 +307,8 @@ class SeveralCondition(Condition):
         sizes = [part.channels for part in self.parts.values()]
         null = self.null(len(encoded), *encoded.shape[-2:], device=encoded.device)
         drop = (uniform[:, 1:] < p) | (uniform[:, :1] < p)  # [B, P]
-        drop = drop.repeat_interleave(torch.tensor(sizes, device=drop.device), dim=1).to(encoded.device)  # [B, C]
+        drop = drop.repeat_interleave(torch.tensor(sizes, device=drop.device), dim=1)
+        drop = drop.to(encoded.device, non_blocking=True)  # [B, C]
         return torch.where(drop[..., None, None], null, encoded)
 
     # For people

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,9 +39,16 @@ class TrainingBatch:
     skipped: list[Skipped] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> TrainingBatch:
-        """The same batch on a device."""
-        low_res = None if self.low_res is None else self.low_res.to(device)
-        return replace(self, image=self.image.to(device), condition=self.condition.to(device), low_res=low_res)
+        """The same batch on a device; `paired` stays on the CPU. From pinned memory it is copied while this goes on."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TrainingBatch:
+        """The same batch in memory that GPUs read without help of the CPU, as torch's loaders ask."""
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, made: Callable[[Tensor], Tensor]) -> TrainingBatch:
+        low_res = None if self.low_res is None else made(self.low_res)
+        return replace(self, image=made(self.image), condition=made(self.condition), low_res=low_res)
 
 
 @dataclass(frozen=True)
@@ -209,10 +216,12 @@ class Batches(Iterator[TrainingBatch]):
         return seconds
 
 
-def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, tally: Tally | None = None) -> Batches:
+def loader(
+    stream: BatchStream, start: int, stop: int, workers: int = 0, tally: Tally | None = None, pinned: bool = False
+) -> Batches:
     """Batches of steps `start` to `stop` - 1 in order, made by `workers` processes (0: by this one).
 
-    tally: counts what was read and skipped for the batches that were taken.
+    tally: counts what was read and skipped for the batches that were taken. pinned: batches lie in pinned memory.
     """
     return Batches(
         DataLoader(
@@ -221,6 +230,7 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, tally: 
             sampler=range(start, stop),
             num_workers=workers,
             collate_fn=_unchanged,
+            pin_memory=pinned,
         ),
         tally,
     )

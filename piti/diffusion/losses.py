@@ -46,15 +46,16 @@ def diffusion_loss(
     """Simple loss plus the variational bound on the learned variance (PITI, eq. 3; improved DDPM, eq. 16).
 
     output: the model's prediction (ε, v or x₀, by `schedule.spec.prediction`); variance: its raw variance
-    values, or None where it learns none; x0 in [−1, 1]; x_t = q_sample(x0, t, noise); weighting: a name in
-    `WEIGHTINGS`, or what such a name stands for; vb_weight: λ of the bound, None for T/1000 as GLIDE trains.
+    values, or None where it learns none; x0 in [−1, 1]; x_t = q_sample(x0, t, noise), where t may be on the CPU, so
+    that nothing waits for the images' device; weighting: a name in `WEIGHTINGS`, or what such a name stands for;
+    vb_weight: λ of the bound, None for T/1000 as GLIDE trains.
     Raises ValueError for an unknown weighting.
     """
     output = output.to(torch.promote_types(output.dtype, torch.float32))
     # PITI, eq. 3: L_simple = E‖ε_θ(x_t, y, t) − ε‖², and likewise for v
     simple = (output - schedule.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
     weigh = weighting_named(weighting) if isinstance(weighting, str) else weighting
-    weighted = weigh(schedule, t).to(simple) * simple
+    weighted = weigh(schedule, t).to(simple, non_blocking=True) * simple
     if variance is None:
         return Losses(simple, torch.zeros_like(simple), weighted.mean(), weighted)
     weight = len(schedule) / 1000 if vb_weight is None else vb_weight
@@ -75,7 +76,7 @@ def vb_bits_per_dim(
     true_mean = schedule.posterior_mean(x0, x_t, t)
     true_log_variance = schedule.at("posterior_log_variance_clipped", t, x0)
     bound = normal_kl(true_mean, true_log_variance, mean, log_variance).mean(dim=(1, 2, 3))
-    first = (t == 0).nonzero().flatten()
+    first = (t == 0).nonzero().flatten().to(x0.device, non_blocking=True)
     if len(first):
         likelihood = discretized_gaussian_log_likelihood(x0[first], mean[first], 0.5 * log_variance[first])
         bound = bound.index_put((first,), -likelihood.mean(dim=(1, 2, 3)))

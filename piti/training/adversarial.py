@@ -52,7 +52,7 @@ class Seen:
 
     def rows(self, rows: Tensor) -> Seen:
         """Those samples alone. rows: [K] booleans."""
-        return Seen(*(None if x is None else x[rows] for x in (self.images, self.low_res, self.condition)))  # type: ignore[arg-type]
+        return Seen(*(None if x is None else picked(x, rows) for x in (self.images, self.low_res, self.condition)))  # type: ignore[arg-type]
 
     def with_images(self, images: Tensor) -> Seen:
         """Other images with the same small images and conditions."""
@@ -84,7 +84,7 @@ class Judged:
     real: Seen
     """x₀, of those of them that have one."""
     fake_rows: Tensor
-    """Which rows of the batch are judged, [B] booleans."""
+    """Which rows of the batch are judged, [B] booleans on the CPU."""
     real_rows: Tensor
     """Which of the batch's photographs."""
 
@@ -138,7 +138,7 @@ class Predicted:
     x0: Tensor
     """x₀; rows that are not `paired` hold nothing of meaning."""
     t: Tensor
-    """[B]."""
+    """[B], on the CPU like `paired`: which rows a loss sees is decided without waiting for the device."""
     numbers: range
     """Of the samples within the run."""
     low_res: Tensor | None
@@ -179,7 +179,7 @@ class ImageLosses:
         found, stage = LossOutput(batch.x0_hat.new_zeros(())), self.stage
         if stage.pixel is not None:
             rows = acts_at(batch.t, self.steps, stage.pixel.noise) & batch.paired
-            difference = (batch.x0_hat[rows] - batch.x0[rows]).abs().flatten(1).mean(1)
+            difference = (picked(batch.x0_hat, rows) - picked(batch.x0, rows)).abs().flatten(1).mean(1)
             found.add("pixel", stage.pixel.weight, _batch_mean(difference, len(batch.t)))
         if stage.consistency is not None:
             self._hold_to_small(stage.consistency, found, batch)
@@ -194,7 +194,8 @@ class ImageLosses:
         rows = acts_at(batch.t, self.steps, spec.noise)
         rows = rows if self.clean else rows & ~batch.paired
         size = (int(batch.low_res.shape[-2]), int(batch.low_res.shape[-1]))
-        difference = (resize_antialiased(batch.x0_hat[rows], size) - batch.low_res[rows]).abs().flatten(1).mean(1)
+        shrunk = resize_antialiased(picked(batch.x0_hat, rows), size)
+        difference = (shrunk - picked(batch.low_res, rows)).abs().flatten(1).mean(1)
         found.add("consistency", spec.weight, _batch_mean(difference, len(batch.t)))
 
     def _compare_features(self, spec: PerceptualLossSpec, found: LossOutput, batch: Predicted) -> None:
@@ -203,9 +204,9 @@ class ImageLosses:
         rows = acts_at(batch.t, self.steps, spec.noise) & batch.paired
         cut = self._jittered(spec.jitter, batch)
         with self.accelerator.autocast():
-            predicted = network(_looked_at(batch.x0_hat, spec)[rows][cut])
+            predicted = network(picked(_looked_at(batch.x0_hat, spec), rows)[cut])
             with torch.no_grad():
-                real = network(batch.x0[rows][cut])
+                real = network(picked(batch.x0, rows)[cut])
         loss = perceptual_loss(predicted, real, network.layer_weights, spec.error == "squared")
         found.add("perceptual", spec.weight, _batch_mean(loss, len(batch.t)))
 
@@ -240,8 +241,8 @@ class ImageLosses:
         """What a discriminator sees of some of a batch's rows, augmented where the loss says so."""
         if not spec.augment:
             return seen
-        uniform = uniform_for(self.seed, purpose, numbers, DRAWS).to(self.accelerator.device)
-        return seen.augmented(spec.augment, uniform[rows])
+        uniform = uniform_for(self.seed, purpose, numbers, DRAWS)[rows.cpu()]
+        return seen.augmented(spec.augment, uniform.to(self.accelerator.device, non_blocking=True))
 
     def discriminator_loss(self, judged: Judged, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
         """The discriminator's side of eq. 5 on what `of` judged. numbers: of the batch's samples.
@@ -276,10 +277,21 @@ class ImageLosses:
 
         weight = rule.gradient_penalty if spec.gradient_penalty is None else spec.gradient_penalty
         if weight:  # the recipe sees to it that every made image has its photograph
-            share = uniform_for(self.seed, "penalty", numbers).flatten().to(judged.real.images.device)
-            yield weight, gradient_penalty(exact, judged.real.images, judged.fake.images, share[judged.real_rows])
+            share = uniform_for(self.seed, "penalty", numbers).flatten()[judged.real_rows.cpu()]
+            share = share.to(judged.real.images.device, non_blocking=True)
+            yield weight, gradient_penalty(exact, judged.real.images, judged.fake.images, share)
         if spec.r1:
             yield spec.r1 / 2, real_gradient_penalty(exact, judged.real.images)
+
+
+def picked(x: Tensor, rows: Tensor) -> Tensor:
+    """The rows of x [B, …] where `rows`, [B] booleans, is true; x itself where it is everywhere.
+
+    Where `rows` is on the CPU, nothing waits for x's device.
+    """
+    if rows.all():
+        return x
+    return x[rows.nonzero().flatten().to(x.device, non_blocking=True)]
 
 
 def _looked_at(x0_hat: Tensor, spec: ImageLossSpec) -> Tensor:
@@ -305,7 +317,7 @@ def _accuracy(pairs: Sequence[tuple[Tensor, Tensor]]) -> Mean:
     """The share of logits on the right side of 0, over as many images as were judged."""
     right = [((real > 0).float().flatten(1).mean(1), (fake < 0).float().flatten(1).mean(1)) for real, fake in pairs]
     values = torch.stack([torch.cat(sides) for sides in right])  # [heads, images]
-    return Mean(values.mean(0).sum().item(), values.shape[1])
+    return Mean.of(values.mean(0).sum(), values.shape[1])
 
 
 def _total(losses: Sequence[Tensor]) -> Tensor:

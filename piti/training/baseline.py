@@ -17,7 +17,7 @@ from piti.baselines import Baseline, BaselineNetwork, noise_of
 from piti.checkpoints.folder import Saveable
 from piti.conditions import Condition
 from piti.core.images import to_pil
-from piti.core.seeding import derive_seed, generator_for, noise_for, uniform_for
+from piti.core.seeding import derive_seed, draws_on, generator_for, noise_for, uniform_for
 from piti.core.sheets import grid
 from piti.data.batches import BatchStream, LowRes, SampleSet, TrainingBatch
 from piti.models.perceptual import PerceptualNetwork
@@ -75,10 +75,12 @@ class BaselineObjective:
         """The generator's side. Seed and number of a sample decide its noise."""
         assert self.opponent is not None
         device = self.accelerator.device
-        real, condition = batch.image.to(device), self.condition.encode(batch.condition.to(device))  # [B, C, H, W]
+        batch = batch.to(device)
+        real, condition = batch.image, self.condition.encode(batch.condition)  # [B, C, H, W]
         noise = None
         if self.baseline.noise_shape:
-            noise = noise_for(self.recipe.seed, numbers, self.baseline.noise_shape).to(device)
+            shape = self.baseline.noise_shape
+            noise = noise_for(self.recipe.seed, numbers, shape, draws_on(device)).to(device)
         seen = self.baseline.seen(condition)
         with self.accelerator.autocast():
             fake = model(condition, noise).float()  # [B, 3, H, W]

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, convert_outputs_to_fp32
 from torch import Tensor, nn
 
+from piti.core.devices import allow_tf32, check_compiles
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
 from piti.training.recipe import Recipe, RecipeError
 
@@ -150,7 +151,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     precision = "no" if zero else recipe.precision  # DeepSpeed's own halves the weights too
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
     leave_at_exit()
+    allow_tf32(accelerator.device)
     _unless(_why_not(accelerator, recipe, ranks.world), ranks.main)
+    if recipe.compile:
+        check_compiles(accelerator.device)
     if is_zero(accelerator):
         settle(accelerator, recipe)
     if is_sharded(accelerator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ import piti
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import find_model, write_model_folder
 from piti.checkpoints.joining import join_base, join_upsampler
+from piti.core.devices import laid_out, usual_workers
 from piti.core.distributed import together
 from piti.core.errors import UserError, option
 from piti.core.images import save_png
@@ -25,17 +27,19 @@ from piti.core.seeding import derive_seed
 from piti.data.batches import Batches, BatchStream, TrainingBatch, loader
 from piti.data.order import numbers_of
 from piti.data.problems import Tally
+from piti.models.compiling import compile_blocks
 from piti.training.adversarial import LossOutput
 from piti.training.baseline import BaselineObjective
 from piti.training.build import Run
 from piti.training.distill import DistillationObjective
-from piti.training.distributed import is_sharded, prepared, release, unsynced
-from piti.training.ema import Weights
-from piti.training.metrics import Mean, mean_over_processes, sum_of, values_of
+from piti.training.distributed import is_sharded, is_zero, prepared, release, unsynced
+from piti.training.ema import Weights, whole
+from piti.training.metrics import Ledger, Mean, Measured, sum_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import DiffusionObjective, Objective
 from piti.training.recipe_io import write_recipe
 from piti.training.run_folder import RECIPE_FILE, RunError, RunState, matching_state
+from piti.training.scaling import adversary_scaler, backward, clipped
 from piti.training.stages import Stage, build_optimizer, freeze_all_but
 
 
@@ -87,6 +91,10 @@ class Trainer:
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
         )
         self.stop = StopRequest(console)
+        self.scaler = adversary_scaler(self.accelerator, recipe.adversarial)
+        self.ledger = Ledger(self.accelerator)
+        self.checked: list[dict[str, float]] = []
+        """What the steps measured that were fetched, and are not shown yet."""
 
     # The loop
 
@@ -112,6 +120,7 @@ class Trainer:
         A checkpoint holds the optimiser of the stage that wrote it, so that stage loads it, even at its end.
         """
         self.translator = self.weights.begin_stage()
+        self._made_fast()
         learning = freeze_all_but(self.translator, stage.trains)
         optimizer = build_optimizer(learning, stage, self.recipe.optimizer)
         model, optimizer = prepared(self.accelerator, self.recipe, self.translator, optimizer)
@@ -119,6 +128,8 @@ class Trainer:
         self.weights.prepared(self.device)
         self.objective.begin(stage)
         adversary = self.objective.adversary
+        if adversary is not None and self.scaler is not None:
+            adversary.optimizer.scaler = self.scaler
         if resume_from is not None:
             self.accelerator.load_state(str(resume_from))
             self.write_model()  # it may lag behind the checkpoint
@@ -129,18 +140,22 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr_at(within)
             self.objective.set_rates(stage.lr_at(within) / stage.lr)
-            numbers = self.train_step(model, optimizer, learning, batches, within)
+            self.train_step(model, optimizer, learning, batches, within)
             within += 1
             self._advance(stage, within, bar)
             bar.wait(batches.waited())
             if self.recipe.data.shards and self._on_any_process(self.tally.too_many):
                 with together():
                     self.tally.check()
-            self.report(stage, bar, numbers | {"lr": stage.lr_at(within - 1)})
             last, stop = within == stage.steps, self._on_any_process(self.stop.asked)
-            if last or stop or self.state.step % self.recipe.checkpoint.every == 0:
+            saves = last or stop or self.state.step % self.recipe.checkpoint.every == 0
+            previews = last or self.state.step % self.recipe.preview.every == 0
+            if saves or previews or self.state.step % self.recipe.log_every == 0:
+                self.check()
+            self.report(stage, bar, stage.lr_at(within - 1))
+            if saves:
                 self.save()
-            if last or self.state.step % self.recipe.preview.every == 0:
+            if previews:
                 self.preview(model)
             if stop and self.state.step < self.recipe.steps:
                 with together():
@@ -158,9 +173,10 @@ class Trainer:
         learning: list[torch.nn.Parameter],
         batches: Iterator[TrainingBatch],
         within: int,
-    ) -> dict[str, float]:
+    ) -> None:
         """One step of the translator's optimiser and, where there is one, of the discriminator's: losses,
-        backward, step, average."""
+        backward, step, average. What it measures goes into the ledger; on a CPU, where that costs nothing, it is
+        checked before the step is taken."""
         step, parts, adversary = self.state.step, self.recipe.accumulation, self.objective.adversary
         torch.manual_seed(derive_seed(self.recipe.seed, "step", self.rank, step))  # for dropout
         rows: list[dict[str, Mean]] = []
@@ -173,38 +189,55 @@ class Trainer:
             with unsynced(self.accelerator, *networks) if waits else contextlib.nullcontext():
                 samples = numbers_of(step * parts + part, len(batch.image), self.rank, self.world)
                 output = self.losses(model, batch, samples, within)
-                self.accelerator.backward(output.total / parts)
+                backward(self.accelerator, optimizer, output.total / parts)
                 rows.append({"loss": Mean.of(output.total), **output.metrics})
-                if output.adversarial is not None:
+                if adversary is not None and output.adversarial is not None:
                     loss, metrics = self.objective.discriminator_loss(output.adversarial, samples)
-                    self.accelerator.backward(loss / parts)
+                    backward(self.accelerator, adversary.optimizer, loss / parts)
                     rows[-1] |= metrics
-        norm = self.accelerator.clip_grad_norm_(learning, self.recipe.optimizer.clip)
-        metrics = sum_of(rows) | {"grad_norm": Mean(float(norm if norm is not None else 0.0))}
+        norm = clipped(self.accelerator, optimizer, learning, self.recipe.optimizer.clip)
+        metrics = sum_of(rows) | {"grad_norm": _of_norm(norm)}
         critic = adversary if "discriminator" in metrics else None  # it has gradients from when it acts
         if critic is not None:
-            norm = self.accelerator.clip_grad_norm_(critic.network.parameters(), math.inf)
-            metrics["discriminator_grad_norm"] = Mean(float(norm if norm is not None else 0.0))
-        numbers = mean_over_processes(self.accelerator, metrics)
-        self._check_finite(values_of(metrics), numbers, keys)
+            norm = clipped(self.accelerator, critic.optimizer, critic.network.parameters(), math.inf)
+            metrics["discriminator_grad_norm"] = _of_norm(norm)
+        self.ledger.add(step + 1, keys, metrics)
+        if self.device.type == "cpu":
+            self.check()
         optimizer.step()
         optimizer.zero_grad()
         if critic is not None:
             critic.optimizer.step()
             critic.optimizer.zero_grad()
         self.weights.step()
-        return numbers
+
+    def _made_fast(self) -> None:
+        """Lay the network's weights out for its device, and compile its blocks where the recipe says so."""
+        if not (is_sharded(self.accelerator) or is_zero(self.accelerator)):
+            laid_out(self.translator, self.device)
+        if self.recipe.compile:
+            compile_blocks(self.translator)
 
     def losses(self, model: Any, batch: TrainingBatch, samples: range, within: int) -> LossOutput:
         """What the model minimises on a batch. samples: their numbers within the run."""
         return self.objective.losses(model, batch, samples, within)
 
-    def _check_finite(self, here: dict[str, float], everywhere: dict[str, float], keys: list[str]) -> None:
-        """here: this process's numbers; everywhere: their means over all, so all processes judge alike."""
+    def check(self) -> None:
+        """Fetch what was measured since this was called last, and see that it is finite. Raises TrainingDiverged.
+
+        It is called before anything is saved, so that no checkpoint holds what is not finite.
+        """
+        for one in self.ledger.fetched():
+            self._check_finite(one)
+            self.checked.append(one.everywhere)
+
+    def _check_finite(self, measured: Measured) -> None:
+        """By the means over all processes, so all judge alike."""
+        here, everywhere, keys = measured.here, measured.everywhere, measured.keys
         if self._finite(everywhere):
             return
         newest = self.run.folder.newest()
-        where = f"step {self.state.step + 1}: loss {here['loss']}, gradient norm {here['grad_norm']}"
+        where = f"step {measured.step}: loss {here['loss']}, gradient norm {here['grad_norm']}"
         kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         files = self.run.train.files_of(keys)
         with together():
@@ -218,7 +251,7 @@ class Trainer:
 
     def _finite(self, numbers: dict[str, float]) -> bool:
         scaled = self.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
-        judged = ["loss", "discriminator", "discriminator_grad_norm"] + ([] if scaled else ["grad_norm"])
+        judged = ["loss", "discriminator"] + ([] if scaled else ["grad_norm", "discriminator_grad_norm"])
         return all(math.isfinite(numbers.get(name, 0.0)) for name in judged)
 
     def _on_any_process(self, flag: bool) -> bool:
@@ -241,17 +274,19 @@ class Trainer:
             seconds=self.state.seconds + bar.tick(),
         )
 
-    def report(self, stage: Stage, bar: Meter, numbers: dict[str, float]) -> None:
-        """Show the step, and log it every `log_every` steps."""
+    def report(self, stage: Stage, bar: Meter, rate: float) -> None:
+        """Show the steps that were checked, and log the last of them every `log_every` steps. rate: its own."""
+        checked, self.checked = self.checked, []
         if not self.accelerator.is_main_process:
             return
-        bar.show(numbers["loss"], self.state)
+        bar.show([numbers["loss"] for numbers in checked], self.state)
         if self.state.step % self.recipe.log_every:
             return
         row = {
             "step": self.state.step,
             "stage": stage.name,
-            **numbers,
+            **checked[-1],
+            "lr": rate,
             "loss": bar.mean_loss(),
             "images_seen": self.state.images_seen,
             "images_per_second": bar.rate * self.world,
@@ -340,4 +375,13 @@ class Trainer:
     def _batches(self, steps: int) -> Batches:
         parts = self.recipe.accumulation
         start = self.state.step * parts
-        return loader(self.stream, start, start + steps * parts, self.recipe.workers, self.tally)
+        workers = self.recipe.workers
+        if workers is None:
+            workers = usual_workers(int(os.environ.get("LOCAL_WORLD_SIZE") or self.world))
+        pinned = self.device.type == "cuda"
+        return loader(self.stream, start, start + steps * parts, workers, self.tally, pinned)
+
+
+def _of_norm(norm: Any) -> Mean:
+    """A gradient's norm as it is measured; of shards it becomes whole first."""
+    return Mean.of(whole(norm)) if isinstance(norm, Tensor) else Mean(float(norm or 0.0))

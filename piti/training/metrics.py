@@ -1,8 +1,10 @@
-"""What a step measures: means that stay right over backward passes and processes of unlike sizes."""
+"""What steps measure: means that stay right over backward passes and processes of unlike sizes, and that stay on the
+device until somebody asks for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
@@ -11,34 +13,80 @@ from torch import Tensor
 
 
 class Mean(NamedTuple):
-    """A sum, and over how many it is."""
+    """A sum, a scalar that may lie on the device, and over how many it is."""
 
-    total: float
+    total: Tensor | float
     over: float = 1.0
 
     @classmethod
-    def of(cls, value: Tensor) -> Mean:
-        """One scalar."""
-        return cls(value.item())
+    def of(cls, value: Tensor, over: float = 1.0) -> Mean:
+        """A scalar, left where it is. over: how many it is the sum of."""
+        return cls(value.detach(), over)
 
 
 def sum_of(rows: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
     """The means over a step's backward passes; one that not all of them measured is over those that did."""
+    if len(rows) == 1:
+        return dict(rows[0])
     names = dict.fromkeys(name for row in rows for name in row)
     found = {name: [row[name] for row in rows if name in row] for name in names}
-    return {name: Mean(sum(one.total for one in ones), sum(one.over for one in ones)) for name, ones in found.items()}
+    return {name: Mean(_total(ones), sum(one.over for one in ones)) for name, ones in found.items()}
 
 
-def values_of(metrics: Mapping[str, Mean]) -> dict[str, float]:
-    """The means as numbers, without those over nothing."""
-    return {name: mean.total / mean.over for name, mean in metrics.items() if mean.over}
+def _total(means: Sequence[Mean]) -> Tensor:
+    """Of several passes, in float64 where the device has it."""
+    return torch.stack([_exact(mean.total) for mean in means]).sum()
 
 
-def mean_over_processes(accelerator: Accelerator, metrics: Mapping[str, Mean]) -> dict[str, float]:
-    """Means over all processes, which have the same names, as numbers."""
-    if accelerator.num_processes == 1:
-        return values_of(metrics)
-    rows = [list(mean) for mean in metrics.values()]
-    values = torch.tensor(rows, dtype=torch.float64, device=accelerator.device)  # [K, 2]
-    sums = cast(Tensor, accelerator.reduce(values, "sum"))
-    return values_of({name: Mean(*row) for name, row in zip(metrics, sums.tolist(), strict=True)})
+def _exact(total: Tensor | float, device: torch.device | None = None) -> Tensor:
+    value = torch.as_tensor(total, device=device)
+    return value if value.device.type == "mps" else value.double()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a step measured, as numbers; without means over nothing."""
+
+    step: int
+    keys: list[str]
+    """Of the samples that it saw."""
+    here: dict[str, float]
+    """Of this process."""
+    everywhere: dict[str, float]
+    """Over all processes."""
+
+
+@dataclass
+class Ledger:
+    """What steps measured, kept on the device until it is fetched, of all steps at once."""
+
+    accelerator: Accelerator
+    _steps: list[tuple[int, list[str], dict[str, Mean]]] = field(default_factory=list)
+
+    def add(self, step: int, keys: list[str], metrics: Mapping[str, Mean]) -> None:
+        """Of one step; in all processes the same names."""
+        self._steps.append((step, keys, dict(metrics)))
+
+    def fetched(self) -> list[Measured]:
+        """Every step that was added since this was asked last; all processes ask at the same steps."""
+        steps, self._steps = self._steps, []
+        means = [mean for _, _, metrics in steps for mean in metrics.values()]
+        if not means:
+            return []
+        device = self.accelerator.device
+        totals = torch.stack([_exact(mean.total, device) for mean in means])  # [K]
+        overs = [mean.over for mean in means]
+        own = list(zip(totals.tolist(), overs, strict=True))
+        pairs = own
+        if self.accelerator.num_processes > 1:
+            both = torch.stack([totals, torch.tensor(overs, dtype=totals.dtype, device=device)], dim=1)  # [K, 2]
+            pairs = [tuple(row) for row in cast(Tensor, self.accelerator.reduce(both, "sum")).tolist()]
+        found, start = list[Measured](), 0
+        for step, keys, metrics in steps:
+            part = slice(start, start := start + len(metrics))
+            found.append(Measured(step, keys, _values(metrics, own[part]), _values(metrics, pairs[part])))
+        return found
+
+
+def _values(names: Mapping[str, Mean], means: Sequence[tuple[float, float]]) -> dict[str, float]:
+    return {name: total / over for name, (total, over) in zip(names, means, strict=True) if over}

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -61,9 +61,9 @@ class Meter:
         """Mean loss since the last line."""
         return sum(self.losses) / max(1, len(self.losses))
 
-    def show(self, loss: float, state: RunState) -> None:
-        """Bring the bar up to date."""
-        self.losses.append(loss)
+    def show(self, losses: Sequence[float], state: RunState) -> None:
+        """Bring the bar up to date. losses: of the steps that were not shown yet, where they are known."""
+        self.losses += losses
         if self.bar and self.task is not None:
             shown, speed = f"loss {self.mean_loss():.4f}", f"{self.rate:.1f} images/s, {self.waiting:.1%} waiting"
             self.bar.update(self.task, completed=state.step, loss=shown, rate=speed)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from piti.checkpoints.folder import AUTOENCODER, SCHEDULERS, Saveable
 from piti.checkpoints.lora import Adapted
 from piti.conditions import Condition
-from piti.core.seeding import derive_seed, noise_for, uniform_for
+from piti.core.seeding import derive_seed, draws_on, noise_for, uniform_for
 from piti.data.batches import LowRes, SampleSet, TrainingBatch
 from piti.diffusion.losses import acts_at, diffusion_loss
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
@@ -23,7 +23,7 @@ from piti.diffusion.timesteps import SecondMomentTimesteps, timesteps_named
 from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
-from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted
+from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted, picked
 from piti.training.build import losses_of, low_res_of, weighting_of
 from piti.training.latent_cache import CachedSpace
 from piti.training.losses import DiffusionLossSpec
@@ -133,33 +133,34 @@ class DiffusionObjective:
         """Some conditions are replaced by the null condition. Seed and number of a sample decide all that is random
         about it."""
         recipe, device = self.recipe, self.accelerator.device
-        x0 = self._points(batch.image.to(device), numbers)  # [B, C, H, W]
-        paired = torch.ones(len(x0), dtype=torch.bool) if batch.paired is None else batch.paired
-        t, counts = self._timesteps(numbers, paired, device)  # [B]
-        noise = noise_for(recipe.seed, numbers, x0.shape[1:]).to(device)
+        paired = torch.ones(len(numbers), dtype=torch.bool) if batch.paired is None else batch.paired
+        t, counts = self._timesteps(numbers, paired)  # [B] on the CPU: no step waits for the device
+        counts = None if counts is None else counts.to(device, non_blocking=True)
+        batch = batch.to(device)
+        x0 = self._points(batch.image, numbers)  # [B, C, H, W]
+        noise = noise_for(recipe.seed, numbers, x0.shape[1:], draws_on(device)).to(device)
         x_t = self.schedule.q_sample(x0, t, noise)
-        encoded = self.condition.encode(batch.condition.to(device))  # [B, C, H, W]
+        encoded = self.condition.encode(batch.condition)  # [B, C, H, W]
         uniform = uniform_for(recipe.seed, "dropout", numbers, self.condition.draws)
         own = self.stage.condition_dropout
         condition = self.condition.dropped(encoded, uniform, recipe.condition_dropout if own is None else own)
-        low_res = None if batch.low_res is None else batch.low_res.to(device)  # [B, 3, h, w]
         with self.accelerator.autocast():
-            output, variance = model(x_t, t, condition, low_res)
+            output, variance = model(x_t, t.to(device, non_blocking=True), condition, batch.low_res)
         found = LossOutput(x0.new_zeros(()))
         if self.image_losses.acting(within):
             x0_hat = self.schedule.to_x0(output.float(), x_t, t)
-            predicted = Predicted(x0_hat, x0, t, numbers, low_res, encoded, paired.to(device))
+            predicted = Predicted(x0_hat, x0, t, numbers, batch.low_res, encoded, paired)
             found = self.image_losses.of(predicted, within)
         rows = self._diffusion_rows(t, paired)
         if rows is None or rows.any():
             terms = (output, variance, x0, x_t, t, noise)
-            picked = terms if rows is None else tuple(None if x is None else x[rows] for x in terms)
-            losses = diffusion_loss(*picked, self.schedule, self.weighting, recipe.loss.vb_weight)  # type: ignore[arg-type]
+            some = terms if rows is None else tuple(None if x is None else picked(x, rows) for x in terms)
+            losses = diffusion_loss(*some, self.schedule, self.weighting, recipe.loss.vb_weight)  # type: ignore[arg-type]
             share = 1.0 if rows is None else self.stage.diffusion.weight * rows.float().mean().item()
             total = losses.total if counts is None else self._reweighed(losses.each, t, counts)
             found.total = (total if share == 1 else share * total) + found.total
             simple, vb = (x if counts is None else counts * x for x in (losses.simple, losses.vb))
-            eq3 = {"simple": Mean(simple.sum().item(), len(simple)), "vb": Mean.of(vb.mean())}
+            eq3 = {"simple": Mean.of(simple.sum(), len(simple)), "vb": Mean.of(vb.mean())}
             found.metrics = eq3 | found.metrics
         return found
 
@@ -169,9 +170,10 @@ class DiffusionObjective:
         if not self.space.spec.latent:
             return moments
         shape = self.space.shape(*images.shape[-2:])
-        return self.space.drawn(moments, noise_for(derive_seed(self.recipe.seed, "latents"), numbers, shape))
+        seed, where = derive_seed(self.recipe.seed, "latents"), draws_on(images.device)
+        return self.space.drawn(moments, noise_for(seed, numbers, shape, where))
 
-    def _timesteps(self, numbers: range, paired: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def _timesteps(self, numbers: range, paired: Tensor) -> tuple[Tensor, Tensor | None]:
         """One for each sample, [B], and what each one's loss counts; none: all alike. Where there is no photograph
         there is no x_t but noise: the last."""
         t, counts = self.timesteps.drawn(numbers, self.recipe.seed)
@@ -180,12 +182,12 @@ class DiffusionObjective:
             # of the sequence's T places the first are spread over all timesteps, the others are the last
             spread = round((1 - self.stage.from_noise) * len(self.schedule))
             t = torch.where(t < spread, t * len(self.schedule) // max(1, spread), last)
-        return torch.where(paired, t, last).to(device), None if counts is None else counts.to(device)
+        return torch.where(paired, t, last), counts
 
     def _reweighed(self, losses: Tensor, t: Tensor, counts: Tensor) -> Tensor:
         """The mean of losses [B] at timesteps that were drawn where losses are large; all processes remember all."""
         assert isinstance(self.timesteps, SecondMomentTimesteps)
-        seen = self.accelerator.gather(torch.stack([t.double(), losses.detach().double()], dim=1))
+        seen = self.accelerator.gather(torch.stack([t.double().to(losses.device), losses.detach().double()], dim=1))
         self.timesteps.remember(*torch.as_tensor(seen).unbind(dim=1))
         return (counts * losses).mean()
 
@@ -194,7 +196,7 @@ class DiffusionObjective:
         spec = self.stage.diffusion
         if paired.all() and spec == DiffusionLossSpec():
             return None
-        return acts_at(t, len(self.schedule), spec.noise) & paired.to(t.device) & bool(spec.weight)
+        return acts_at(t, len(self.schedule), spec.noise) & paired & bool(spec.weight)
 
     def discriminator_loss(self, adversarial: Any, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
         return self.image_losses.discriminator_loss(adversarial, numbers)

@@ -127,9 +127,12 @@ class Recipe(Spec):
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     checkpointing: bool = False
     """Compute the UNet's activations anew in the backward pass instead of keeping them: slower, in less memory."""
+    compile: bool = False
+    """Compile the blocks that the network repeats by `torch.compile`: the first steps take a minute or more longer."""
     latent_cache: Path | None = None
     """For latents: a folder that keeps them by the contents of the crops, so that each crop is encoded once."""
-    workers: int = Field(default=1, ge=0)
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that load data, for each one that trains; none: as many as the cores allow, see `usual_workers`."""
     log_every: int = Field(default=50, ge=1)
     tensorboard: bool = False
     """Write the metrics for TensorBoard too (needs the extra `track`)."""
@@ -215,8 +218,6 @@ class Recipe(Spec):
             raise ValueError("a baseline has its own losses; leave 'perceptual' and 'adversarial' of stages out")
         if any(stage.condition_dropout is not None for stage in self.stages):
             raise ValueError("a baseline's conditions are never dropped; leave 'condition_dropout' of stages out")
-        if self.precision == "fp16":
-            raise ValueError("precision: fp16 scales one optimiser's gradients, a baseline has two; take bf16")
         if self.condition.get("kind") in ("text", "none"):
             raise ValueError(f"condition: {self.condition['kind']} is no picture, and a baseline reads one")
 
@@ -311,8 +312,6 @@ class Recipe(Spec):
             self._check_upsampling(stage)
             if "encoder" in stage.trains and not self.model.takes_tokens and stage.trains != NETWORKS:
                 raise ValueError(f"stage '{stage.name}' trains an encoder, which the model does not have")
-        if self.precision == "fp16" and any(stage.adversarial for stage in self.stages):
-            raise ValueError("precision: fp16 scales one optimiser's gradients, an adversary has its own; take bf16")
         if self.adapts:
             self._check_lora()
         elif self.lora != LoraSpec():

@@ -212,7 +212,6 @@ def test_the_plan_tells_sizes_and_costs(tiny_data: Path, tmp_path: Path, feature
         ({"prior": "street"}, "'prior' has no meaning for a baseline"),
         ({"schedule": {"steps": 10}}, "'schedule' has no meaning for a baseline"),
         ({"condition_dropout": 0.1}, "'condition_dropout' has no meaning for a baseline"),
-        ({"precision": "fp16"}, "take bf16"),
         ({"condition": {"kind": "none"}}, "is no picture"),
     ],
 )

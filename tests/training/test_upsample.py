@@ -404,7 +404,6 @@ def test_perceptual_weights_with_wrong_keys_stop_before_the_data(
         ({"model": MODEL | {"detail": 0.2}}, "schedule.prediction: sample"),
         ({"model": MODEL | {"detail": 0.2, "low_res": None}}, "'detail' is for upsamplers"),
         ({"stages": [STAGE, PLAIN]}, "'diffusion' has no adversary, but 'upsample' before it has"),
-        ({"precision": "fp16"}, "an adversary has its own; take bf16"),
         (
             {"discriminator": {"channels": [4, 8, 8, 8, 8]}},
             "is less than the 48 px that the 'discriminator' network needs",
