@@ -513,10 +513,10 @@ def timesteps_of(tiny_data: Path, tmp_path: Path, features: Any, **stage: Any) -
     seen: list[int] = []
     real = DiffusionObjective._timesteps
 
-    def watched(self: DiffusionObjective, numbers: range, paired: torch.Tensor) -> torch.Tensor:
-        t = real(self, numbers, paired)
+    def watched(self: DiffusionObjective, numbers: range, paired: torch.Tensor) -> Any:
+        t, counts = real(self, numbers, paired)
         seen.extend(t.tolist())
-        return t
+        return t, counts
 
     plain = {key: MIXED[key] for key in ("name", "trains", "lr", "pixel")} | {"steps": 50} | stage
     recipe = mixed_recipe(tiny_data, features, None, stages=[plain], preview={"every": 100, "steps": 1})
