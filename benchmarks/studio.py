@@ -63,11 +63,13 @@ def ask(address: str, mask: bytes, model: str = "street", **fields: object) -> f
 
 
 def previews(mask: Path) -> None:
-    """From the click to the first preview and the result, and what a step costs in the queue's thread."""
+    """From the click to the first preview and the result, what a step costs in the queue's thread, and how soon a live
+    preview is there."""
+    from piti.pipelines.computing import Computing
     from piti.studio.service.schema import TranslateRequest
     from piti.studio.service.service import Studio
 
-    studio = Studio(("street",))
+    studio = Studio(("street",), computing=Computing())
     raw = studio.read_condition("street", mask, mask.name)
     request = TranslateRequest.parse({"model": "street", "num": 4}, "benchmark")
 
@@ -80,10 +82,16 @@ def previews(mask: Path) -> None:
         await job.result()
         return first, time.perf_counter() - begun
 
+    async def previewed() -> float:
+        begun = time.perf_counter()
+        await studio.live("street", raw, 0).result()
+        return time.perf_counter() - begun
+
     asyncio.run(seen())
     for _ in range(3):
         first, whole = asyncio.run(seen())
         print(f"click to first preview {first:.2f} s, to four 256 px results {whole:.2f} s")
+    print(f"a live preview {asyncio.run(previewed()):.2f} s, {asyncio.run(previewed()):.2f} s")
     pipeline = studio.model("street").pipeline
     begun = time.perf_counter()
     pipeline(raw, num_images=4)

@@ -29,6 +29,7 @@ from piti.pipelines.computing import TORCH, Computing
 from piti.studio.service.edits import Edit, held_edit
 from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
 from piti.studio.service.jobs import Job, Queue
+from piti.studio.service.live import LivePreview, live_batch, live_sampling
 from piti.studio.service.models import Loaded, load
 from piti.studio.service.schema import EditRequest, Limits, TranslateRequest
 from piti.studio.service.storage import Picture, Store, held_prepared
@@ -196,6 +197,22 @@ class Studio:
         held = held_edit(asked, upload)
         return self._submitted(request, lambda on_step: held.out().made(on_step), given.to.canvas, held.size)
 
+    def live(self, model: str, raw: Tensor | str, seed: int, guidance: float | None = None) -> Job[LivePreview]:
+        """Hand in a live preview of what `read_condition` or `read_text` returned. guidance: w, none: the model's own.
+
+        It is rough, and its noise is that of no picture of `translate`, so it is not kept. Raises QueueFull, and
+        UserError for a condition that the model cannot use.
+        """
+        pipeline = self.model(model).pipeline
+        prepared = pipeline.prepare(raw, live_sampling(pipeline, guidance))
+        held = held_prepared(prepared)
+
+        def work(job: Job[LivePreview]) -> LivePreview:
+            (image,) = pipeline.generate(live_batch(pipeline, held.out(), seed), job.stepped)
+            return LivePreview(_jpeg(image, LIVE_SIDE), prepared.sampling.steps, job.snapshot().seconds)
+
+        return self.queue.submit(work, size=held.size)
+
     def _submitted(
         self,
         request: TranslateRequest | EditRequest,
@@ -232,6 +249,8 @@ def _notes(loaded: Loaded, raw: Tensor | str, request: TranslateRequest) -> tupl
 
 SIDE = 256
 """The longest side of a preview, in pixels."""
+LIVE_SIDE = 512
+"""The same of a live preview."""
 _QUALITY = 80
 
 
@@ -246,8 +265,8 @@ def drawn_previews(canvas: Canvas, x0: Float[Tensor, "B 3 H W"]) -> tuple[bytes,
     return tuple(_jpeg(image) for image in to_pil(cut))
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    image.thumbnail((SIDE, SIDE))
+def _jpeg(image: Image.Image, side: int = SIDE) -> bytes:
+    image.thumbnail((side, side))
     file = BytesIO()
     image.save(file, format="JPEG", quality=_QUALITY)
     return file.getvalue()

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from piti.studio.service.jobs import Snapshot, State
+from piti.studio.service.live import LivePreview
 from piti.studio.service.service import Picture, Result
 from piti.studio.ui.element import Element, address_of, shrunk
 
@@ -56,10 +57,25 @@ def on_the_way(snapshot: Snapshot, sources: Sequence[SourceImage], expected: int
         "done": snapshot.done,
         "total": snapshot.total,
         "conditions": [source.shown for source in sources],
-        "previews": [f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in snapshot.preview],
+        "previews": [_data(jpeg) for jpeg in snapshot.preview],
         "expected": expected,
         "shape": sources[-1].picture.width / sources[-1].picture.height,
     }
+
+
+def live(preview: LivePreview, shape: float) -> dict[str, Any]:
+    """The state of a live preview. shape: its width over its height."""
+    steps = "one step" if preview.steps == 1 else f"{preview.steps} steps"
+    return {
+        "state": "live",
+        "status": f"Live: a rough preview in {steps}, {preview.seconds:.1f} s",
+        "previews": [_data(preview.jpeg)],
+        "shape": shape,
+    }
+
+
+def _data(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def finished(result: Result, sources: Sequence[SourceImage], editable: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from piti.studio.service.schema import EditRequest, TranslateRequest, for_browse
 from piti.studio.service.service import Loaded, Studio
 from piti.studio.ui.gallery import Gallery, SourceImage, Strip, finished, nothing_yet, on_the_way, refused, settled
 from piti.studio.ui.inputs import BLANK, surface_of
+from piti.studio.ui.live import LiveMode
 from piti.studio.ui.painter import PainterValue
 
 _LARGEST_SEED = 2**31 - 1
@@ -82,6 +83,7 @@ class Panel:
             "sampler": own.sampler,
             "steps": loaded.pipeline.base_network().steps(own),
         }
+        self.live_mode = LiveMode(studio, self.surface, own.guidance.w)
 
     # Layout
 
@@ -151,6 +153,7 @@ class Panel:
                 1, most, value=min(4, most), step=1, label="Photographs", elem_id=f"{self.id}-num", min_width=140
             )
             self.seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{self.id}-seed", min_width=100)
+            self.live = self.live_mode.build(f"{self.id}-live")
         with gr.Accordion("More settings", open=False, elem_id=f"{self.id}-more"):
             self.guidance = gr.Slider(
                 0, 8, value=own["guidance"], step=0.25, label="Guidance w", elem_id=f"{self.id}-guidance",
@@ -181,8 +184,10 @@ class Panel:
         outputs = [self.gallery, self.cancel, self.make, self.another]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         running: dict[str, Any] = {**quiet, "concurrency_limit": None}
-        made = self.make.click(self._made, inputs, outputs, **running)
-        reseeded = self.another.click(_other_seed, self.seed, self.seed, **quiet)
+        asking = [self.drawing, self.editing, self.live, self.seed, self.guidance]
+        previews = self.live_mode.connect(asking, self.gallery, running)
+        made = self.make.click(self._made, inputs, outputs, cancels=previews, **running)
+        reseeded = self.another.click(_other_seed, self.seed, self.seed, cancels=previews, **quiet)
         again = reseeded.then(self._made, inputs, outputs, **running)
         stopped = self.cancel.click(
             lambda: (nothing_yet("Cancelled."), gr.update(visible=False)),

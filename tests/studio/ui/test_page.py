@@ -226,3 +226,43 @@ def test_components_write_no_files_beside_themselves() -> None:
     import piti.studio
 
     assert not list(Path(piti.studio.__path__[0]).glob("*.pyi"))
+
+
+class TestLive:
+    request: Any = SimpleNamespace(session_hash="one")
+
+    def shown(self, panel: Panel, *drawings: Any, editing: Any = None, on: bool = True) -> list[Any]:
+        """What the gallery is given for drawings that come at once."""
+
+        async def run() -> list[Any]:
+            mode = panel.live_mode
+            calls = [mode.previewed(drawn, editing, on, 0, 1.0, self.request) for drawn in drawings]
+            return list(await asyncio.gather(*calls))
+
+        return asyncio.run(run())
+
+    def test_the_last_of_several_strokes_is_previewed(self, panel: Panel, studio: Studio) -> None:
+        skipped, shown = self.shown(panel, painted(ids()), painted(ids()[::-1].copy()))
+        assert skipped == gr_skip()
+        assert (shown["state"], len(shown["previews"])) == ("live", 1)
+        assert "rough preview in" in shown["status"]
+        assert len(studio.queue) == 0
+
+    def test_nothing_is_shown_while_it_is_off_or_a_photograph_is_edited(self, panel: Panel) -> None:
+        editing = Editing(painted(ids()), None)
+        assert self.shown(panel, painted(ids()), on=False) == self.shown(panel, None) == [gr_skip()]
+        assert self.shown(panel, painted(ids()), editing=editing) == [gr_skip()]
+
+    def test_what_cannot_be_previewed_is_told(self, panel: Panel) -> None:
+        (shown,) = self.shown(panel, painted(ids(400, 4)))
+        assert shown["state"] == "failed"
+
+    def test_it_is_off_at_first_and_for_painters_alone(self, panel: Panel) -> None:
+        assert panel.live.value is False
+        assert panel.live.visible
+
+
+def gr_skip() -> Any:
+    import gradio as gr
+
+    return gr.skip()

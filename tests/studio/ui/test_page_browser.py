@@ -181,6 +181,44 @@ def post(address: str, fields: dict[str, Any], file: Path) -> subprocess.Popen[b
     return subprocess.Popen(command)
 
 
+class TestLive:
+    """A preview after every stroke, where it is asked for."""
+
+    def preview(self, visitor: Visitor) -> str:
+        """The address of the preview that is shown; empty where there is none."""
+        if visitor.state() != "live":
+            return ""
+        return visitor.browser.run("return document.querySelector('#street-gallery .pictures img')?.src ?? ''")
+
+    def test_a_stroke_is_followed_by_another_preview(self, visitor: Visitor, address: str) -> None:
+        visitor.example()
+        visitor.stroke("car", (0.3, 0.8), (0.5, 0.8))
+        time.sleep(0.5)
+        assert visitor.state() == "empty"  # it is off
+        visitor.browser.click("#street-live input")
+        visitor.until(lambda: self.preview(visitor), "the first preview")
+        for k in range(3):
+            before = self.preview(visitor)
+            visitor.stroke("", (0.2 + 0.1 * k, 0.6), (0.3 + 0.1 * k, 0.9))
+            begun = time.monotonic()
+            visitor.until(lambda seen=before: self.preview(visitor) not in ("", seen), "the next preview")
+            assert time.monotonic() - begun < 10  # 1 s on an idle machine
+        assert jobs(address) == 0
+        assert "rough preview in" in visitor.words()
+
+    def test_photographs_are_not_disturbed_and_later_strokes_win(self, visitor: Visitor, address: str) -> None:
+        visitor.example()
+        visitor.browser.click("#street-live input")
+        visitor.until(lambda: self.preview(visitor), "the first preview")
+        for k in range(4):  # faster than previews come: the older ones are given up
+            visitor.stroke("car" if k == 0 else "", (0.2 + 0.1 * k, 0.6), (0.25 + 0.1 * k, 0.9))
+        visitor.browser.click("#street-make")
+        visitor.until(lambda: visitor.state() == "done", "photographs")
+        time.sleep(0.5)
+        assert visitor.state() == "done"
+        visitor.until(lambda: jobs(address) == 0, "the end of all previews")
+
+
 class TestMask:
     def test_the_first_press_on_an_untouched_page_shows_a_street(self, visitor: Visitor) -> None:
         """The same street as that of the example by its button: it is drawn from the beginning."""

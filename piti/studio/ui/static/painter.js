@@ -1,6 +1,6 @@
 // A tool to paint masks and draw sketches: its state, what it shows, and its exchange with the server. One script
-// with painter_pixels.js and painter_parts.js before it, and painter_hands.js after. `element`, `props` and `watch` are
-// Gradio's. props.kind: "mask" or "sketch"; props.colours: [{ name, colour }]; BUILT: both as they were at first.
+// with painter_pixels.js and painter_parts.js before it, and painter_hands.js after. `element`, `props`, `trigger` and
+// `watch` are Gradio's. props.kind: "mask" or "sketch"; props.colours: [{ name, colour }]; BUILT: both as they were at first.
 // props.value: { picture, underlay, before, load } from the server, { picture, load } of our own.
 const part = (name) => element.querySelector("." + name);
 const surface = part("surface");
@@ -233,6 +233,13 @@ function begun(width, height) {
 
 // Exchange with the server
 
+// Whether a preview is wanted after every stroke, and no photographs are on their way.
+function live() {
+  const tab = element.closest("[role=tabpanel]");
+  const state = tab?.querySelector(".gallery")?.closest("[data-state]")?.dataset.state;
+  return tab?.querySelector(".live input")?.checked && state !== "waiting" && state !== "running";
+}
+
 // Sends the picture. One file is encoded at a time; later changes follow directly.
 async function send() {
   again = true;
@@ -246,6 +253,7 @@ async function send() {
       if (number !== latest) continue;
       sent = file;
       props.value = { picture: file, load };
+      if (live()) setTimeout(() => trigger("input"));
       if (!original) store(file);
     }
   } finally {
