@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from piti.core.seeding import derive_seed, noise_for
-from piti.diffusion.losses import timesteps_for
+from piti.diffusion.timesteps import timesteps_for
 from piti.models import Tokens
 from piti.training.objectives import DiffusionObjective
 
@@ -50,7 +50,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         found = losses(self, model, batch, numbers, within)
         simple, vb = (found.metrics[name].total / found.metrics[name].over for name in ("simple", "vb"))
         seed = self.recipe.seed
-        t = timesteps_for(numbers, self.schedule, seed)
+        t = timesteps_for(numbers, len(self.schedule), seed)
         steps.append(Step(batch.image, t, seed, numbers, tokens, found.total.item(), simple, vb))
         return found
 
