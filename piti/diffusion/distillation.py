@@ -113,7 +113,7 @@ class StudentGrid:
         return snr.clamp(min=1).float().to(k.device)[k]
 
     def _levels(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ at timesteps, 1 and 0 where clean, [B, 1, 1, 1]."""
+        """α and σ at timesteps, 1 and 0 where clean, [B, 1, 1, 1] on `like`'s device; `t` may be on the CPU."""
         squared = torch.cat([torch.ones(1, dtype=torch.float64), self.schedule.alphas_cumprod.double()])
         found = squared.to(t.device)[t + 1].view(-1, 1, 1, 1)
-        return found.sqrt().to(like.dtype), (1 - found).sqrt().to(like.dtype)
+        return found.sqrt().to(like, non_blocking=True), (1 - found).sqrt().to(like, non_blocking=True)

@@ -6,7 +6,7 @@ Papers: improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672), Niederreiter 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,21 +23,14 @@ EVEN_SHARE = 0.001
 """The share of draws that stays even, as in the released code: no timestep is ever forgotten."""
 
 
-class Timesteps(Protocol):
-    """How a run draws timesteps. Draws are on the CPU."""
-
-    def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"] | None]:
-        """Timesteps of samples with these numbers, and what each one's loss counts; none: all alike."""
-        ...
-
-
 class EvenTimesteps:
-    """All T timesteps alike (DDPM, eq. 14)."""
+    """All T timesteps alike (DDPM, eq. 14). Draws are on the CPU."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], None]:
+        """Timesteps of samples with these numbers, and what each one's loss counts: none, all alike."""
         return timesteps_for(numbers, self.steps, seed), None
 
 
@@ -64,7 +57,8 @@ class SecondMomentTimesteps:
         return (1 - EVEN_SHARE) * size / size.sum() + EVEN_SHARE * even
 
     def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
-        """The places of `timesteps_for`, spread over the probabilities instead of over the timesteps."""
+        """Timesteps of samples with these numbers, and what each one's loss counts: the places of `timesteps_for`,
+        spread over the probabilities instead of over the timesteps."""
         chances = self.probabilities
         places = torch.tensor([place / 2**64 for place in _places(numbers, seed)], dtype=torch.float64)
         t = torch.searchsorted(chances.cumsum(0), places, right=True).clamp(max=len(chances) - 1)

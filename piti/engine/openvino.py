@@ -57,7 +57,7 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, half: bool = True) -> None:
+    def __init__(self, half: bool) -> None:
         self.half = half
         self._steps: WeakKeyDictionary[Translator, tuple[int, CompiledStep]] = WeakKeyDictionary()
 
@@ -91,7 +91,7 @@ class OpenVinoEngine:
 class CompiledStep:
     """A `NetworkStep` of a translator, for every batch and size. One call runs at a time."""
 
-    def __init__(self, translator: Translator, half: bool = True) -> None:
+    def __init__(self, translator: Translator, half: bool) -> None:
         self._half = half
         self._alive = ref(translator)  # held by whoever calls: else the engine kept every network that it has seen
         self._request: Any = None

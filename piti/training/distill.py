@@ -13,7 +13,7 @@ from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition
-from piti.core.seeding import noise_for
+from piti.core.seeding import draws_on, noise_for
 from piti.data.batches import SampleSet, TrainingBatch
 from piti.diffusion.distillation import Guess, StudentGrid
 from piti.diffusion.guidance import Guidance, conditioned, guided_noise
@@ -114,20 +114,22 @@ class DistillationObjective(DiffusionObjective):
         """Weighted by the truncated SNR; every condition is given. Seed and number of a sample decide its step and
         noise."""
         device = self.accelerator.device
-        x0, steps = batch.image.to(device), len(self.grid.timesteps)  # [B, 3, H, W]
+        batch = batch.to(device)
+        x0, steps = batch.image, len(self.grid.timesteps)  # [B, 3, H, W]
         k = timesteps_for(numbers, len(self.schedule), self.recipe.seed) * steps // len(self.schedule)  # [B]
-        x_t = self.noised(x0, k, noise_for(self.recipe.seed, numbers, x0.shape[1:]).to(device))
-        condition = self.condition.encode(batch.condition.to(device))
+        noise = noise_for(self.recipe.seed, numbers, x0.shape[1:], draws_on(device)).to(device)
+        x_t = self.noised(x0, k, noise)
+        condition = self.condition.encode(batch.condition)
         with torch.no_grad(), self.accelerator.autocast():
             target = self.grid.target(self.guess(condition), x_t, k)
-        t = self.times(k, device)
+        t = self.times(k)
         with self.accelerator.autocast():
-            output, _ = model(x_t, t, condition, None)
+            output, _ = model(x_t, t.to(device, non_blocking=True), condition, None)
         x0_hat = self.schedule.to_x0(output.float(), x_t, t)
         error = (x0_hat - target).square().mean(dim=(1, 2, 3))
         found = LossOutput((self.grid.weight(k.to(device)) * error).mean(), {"distillation": Mean.of(error.mean())})
         if self.image_losses.acting(within):
-            everything = torch.ones(len(x0), dtype=torch.bool, device=device)
+            everything = torch.ones(len(x0), dtype=torch.bool)
             judged = self.image_losses.of(Predicted(x0_hat, x0, t, numbers, None, condition, everything), within)
             judged.total, judged.metrics = judged.total + found.total, found.metrics | judged.metrics
             return judged
@@ -135,11 +137,11 @@ class DistillationObjective(DiffusionObjective):
 
     def noised(self, x0: Tensor, k: Tensor, noise: Tensor) -> Tensor:
         """x_t of images [B, 3, H, W] at the student's steps `k`."""
-        return self.schedule.q_sample(x0, self.times(k, x0.device), noise)
+        return self.schedule.q_sample(x0, self.times(k), noise)
 
-    def times(self, k: Tensor, device: torch.device) -> Tensor:
-        """The student's timesteps [B] of its steps `k`."""
-        return torch.tensor(self.grid.timesteps)[k].to(device)
+    def times(self, k: Tensor) -> Tensor:
+        """The student's timesteps [B] of its steps `k`, on the CPU as those are."""
+        return torch.tensor(self.grid.timesteps)[k]
 
     def guess(self, condition: Tensor) -> Guess:
         """The guided teacher's bounded x̂₀ for encoded conditions [B, C, H, W]."""
@@ -182,8 +184,8 @@ class StudentValidation(Validation):
             noise = noise_for(self.seed, numbers, batch.image.shape[1:]).to(batch.image.device)
             for step in range(len(objective.grid.timesteps)):
                 k = torch.full((len(noise),), step)
-                x_t, t = objective.noised(batch.image, k, noise), objective.times(k, noise.device)
+                x_t, t = objective.noised(batch.image, k, noise), objective.times(k)
                 target = objective.grid.target(objective.guess(condition), x_t, k)
-                x0 = self.schedule.to_x0(predict(x_t, t, condition, None).output.float(), x_t, t)
+                x0 = self.schedule.to_x0(predict(x_t, t.to(noise.device), condition, None).output.float(), x_t, t)
                 total += (x0 - target).square().mean(dim=(1, 2, 3)).sum().item()
         return total / (count * len(objective.grid.timesteps))

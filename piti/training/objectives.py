@@ -187,7 +187,7 @@ class DiffusionObjective:
     def _reweighed(self, losses: Tensor, t: Tensor, counts: Tensor) -> Tensor:
         """The mean of losses [B] at timesteps that were drawn where losses are large; all processes remember all."""
         assert isinstance(self.timesteps, SecondMomentTimesteps)
-        seen = self.accelerator.gather(torch.stack([t.double().to(losses.device), losses.detach().double()], dim=1))
+        seen = self.accelerator.gather(torch.stack([t.to(losses), losses.detach()], dim=1))
         self.timesteps.remember(*torch.as_tensor(seen).unbind(dim=1))
         return (counts * losses).mean()
 

@@ -48,6 +48,13 @@ def test_reached_inverts_moved(schedule: NoiseSchedule) -> None:
     assert torch.allclose(grid.reached(x_s, x_t, t, s), x0, atol=1e-9)
 
 
+def test_targets_lie_on_the_images_device_while_steps_stay_on_the_cpu(schedule: NoiseSchedule) -> None:
+    grid = StudentGrid.of(schedule, steps=4, substeps=2)
+    x_t = torch.empty(4, 3, 2, 2, device="meta")  # as on a GPU: other devices' tensors do not mix with it
+    target = grid.target(lambda x, t: x, x_t, torch.arange(4))
+    assert target.device.type == "meta"
+
+
 def test_a_perfect_student_ends_where_its_teacher_ends(schedule: NoiseSchedule) -> None:
     """Sampled as models are sampled, by "ddim" at the student's timesteps."""
     grid = StudentGrid.of(schedule, steps=3, substeps=4)
