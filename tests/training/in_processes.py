@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -98,6 +99,7 @@ def launch(jobs: list[dict[str, Any]]) -> None:
 
 def do_all(jobs: list[dict[str, Any]]) -> None:
     """Do the jobs, of which the last may fail, as a script: a traceback is what Python prints."""
+    torch.set_num_threads(1)  # by one thread: torch's pool, made anew after a fork, is made badly by several at once
     *before, last = jobs
     try:
         for job in before:
