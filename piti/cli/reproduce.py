@@ -52,6 +52,9 @@ def reproduce(
         str | None,
         Option(help="Weights for perceptual losses: a file of SqueezeNet 1.1 (small), of VGG-19 (paper)."),
     ] = None,
+    real_esrgan: Annotated[
+        Path | None, Option(help="table3b: Real-ESRGAN x4plus as .safetensors, for the row that is not ours.")
+    ] = None,
     no_train: Annotated[bool, Option("--no-train", help="Use finished runs alone; report what is missing.")] = False,
     model: Annotated[str, Option(help="figure6: the model whose guidance is shown.")] = "street",
     dry_run: DryRun = False,
@@ -67,9 +70,10 @@ def reproduce(
 
     given, figure, study = all_given(ctx), table in FIGURES, table in STUDIES
     others = (_OF_TABLES if figure else _OF_FIGURES) | (_OF_JUDGED if study else _OF_STUDIES)
+    others |= set() if table == "table3b" else {"real_esrgan"}
     refuse_others(given, [name for name in ctx.params if name not in others], f"piti reproduce {table}")
     changes = () if perceptual is None else (f"perceptual.weights={perceptual}",)
-    workspace = Workspace(out, {}, judged.judges(), 1 if study else seeds, device, not no_train, changes)
+    workspace = Workspace(out, {}, judged.judges(), 1 if study else seeds, device, not no_train, changes, real_esrgan)
     if figure:
         _figure(workspace, data or [], model, dry_run, bool(judged.features))
     elif study and not dry_run:

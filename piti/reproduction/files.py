@@ -72,6 +72,11 @@ def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) ->
     return DatasetFiles(condition, conditions, photographs, compared, stems, len(training))
 
 
+def training_conditions(condition: Condition, spec: FolderSpec, out: Path) -> Path:
+    """A folder in `out` of links to the conditions that a recipe trains on. Raises DataError."""
+    return linked({_stem(pair.key): pair.condition for pair in _pairs(spec, condition, "train")}, out / "training")
+
+
 def count_pairs(condition: Condition, spec: FolderSpec) -> tuple[int, int]:
     """How many training pairs and validation conditions there are. Raises DataError."""
     spec = spec.model_copy(update={"limit": None})

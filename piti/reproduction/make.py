@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from piti.baselines.rrdb import load_real_esrgan
 from piti.core.distributed import started
 from piti.core.errors import Message, UserError, option, text_of
 from piti.evaluation.features import open_features
@@ -18,9 +19,10 @@ from piti.pipelines.pipeline import usable_device
 from piti.reproduction import pictures, tables
 from piti.reproduction.checks import Checker, minimised
 from piti.reproduction.files import DatasetFiles, as_png, choose, contents_sha256
+from piti.reproduction.images import begin_folder, generated, sampled
 from piti.reproduction.plans import described
 from piti.reproduction.rows import Plan, Row, Training
-from piti.reproduction.runs import Judges, Workspace, begin_folder, evaluated, recipe_of, sampled, trained
+from piti.reproduction.runs import Judges, Workspace, evaluated, progress_of, recipe_of, trained
 from piti.reproduction.tables import Facts, Line, Table
 from piti.training import TrainingInterrupted
 from piti.training.build import build_condition
@@ -90,6 +92,11 @@ def check_all(plan: Plan, workspace: Workspace, console: Console, judged: bool =
             check_judges(workspace.judges, workspace.device, console, plan.networks)
         except UserError as error:
             found.append(text_of(error))
+    if judged and workspace.real_esrgan is not None:
+        try:
+            load_real_esrgan(workspace.real_esrgan)
+        except UserError as error:
+            found.append(text_of(error))
     found += checker.told
     if found:
         raise UserError("nothing was trained; it takes:\n  " + "\n  ".join(found))
@@ -156,6 +163,10 @@ def trained_once(
     if known is not None:
         raise UserError(known)
     try:
+        if training.generated is not None and workspace.train:
+            recipe = recipe_of(plan, training, seed, workspace)
+            if not progress_of(workspace.run(training, seed), recipe).finished:
+                generated(plan, training, seed, workspace, console)
         return trained(plan, training, seed, workspace, console)
     except TrainingInterrupted:
         raise

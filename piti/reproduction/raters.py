@@ -14,10 +14,11 @@ from piti.core.files import whole_file
 from piti.evaluation.preference.statistics import Preference, count_votes
 from piti.evaluation.preference.study import Compared, Study, StudyOptions, write_study
 from piti.evaluation.preference.votes import KEY_SUFFIX, StudyError, by_study, read_key
+from piti.reproduction.images import sampled
 from piti.reproduction.make import Results, check_all, check_alone, dataset_files, trained_once
 from piti.reproduction.published import ABOUT, quotes
 from piti.reproduction.rows import SETS, Plan, Row
-from piti.reproduction.runs import Workspace, sampled
+from piti.reproduction.runs import Workspace
 
 OURS = "piti"
 """The key of the row that raters compare with each other one."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from piti.diffusion.guidance import Guidance
 from piti.generation.options import GenerationOptions
@@ -78,6 +78,20 @@ class Training:
     data: str
     changes: tuple[str, ...] = ()
     """On top of the recipe, KEY=VALUE."""
+    generated: Generated | None = None
+    """For an upsampler that learns from what a base makes of the training conditions."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A base's images that an upsampler learns from."""
+
+    base: Training
+    options: GenerationOptions
+
+
+Enlarger = Literal["", "bicubic", "real-esrgan"]
+"""What enlarges a base's images in the place of an upsampler of ours; empty: nothing does."""
 
 
 def sampled_by(**values: Any) -> GenerationOptions:
@@ -101,6 +115,7 @@ class Row:
     """Of its images; by default that of its base."""
     pairs: int | None = None
     """How many training pairs its method is said to have; 0: all that there are; none: not said."""
+    enlarger: Enlarger = ""
 
     @property
     def heading(self) -> str:
@@ -178,8 +193,8 @@ def upsampler_rows(
     strength: float,
     whole: Training | None = None,
 ) -> tuple[Row, ...]:
-    """The upsampler's parts, one added after the other. training: a run of a name and changes; strength: w; whole:
-    a training with all of them."""
+    """What is not ours, then the upsampler's parts, one added after the other. training: a run of a name and changes;
+    strength: w; whole: a training with all of them."""
     plain = guided_by(options, Guidance(kind="plain", w=strength))
     no_adversary = "stages.1.adversarial=null"
     no_losses = ("stages.1.perceptual=null", no_adversary)
@@ -192,7 +207,14 @@ def upsampler_rows(
         ("+ normalised guidance", full, guided_by(options, Guidance(w=strength))),
     )
     names = ("plain", "degradation", "perceptual", "adversarial", "normalised")
-    return tuple(
-        Row(method, name, base, upsampler, chosen, f"{base.name}-up-{name}")
-        for name, (method, upsampler, chosen) in zip(names, steps, strict=True)
+    others: tuple[tuple[str, Enlarger], ...] = (("*bicubic*", "bicubic"), ("*Real-ESRGAN x4plus*", "real-esrgan"))
+    return (
+        *(
+            Row(method, "", base, options=options, name=f"{base.name}-up-{name}", enlarger=name)
+            for method, name in others
+        ),
+        *(
+            Row(method, name, base, upsampler, chosen, f"{base.name}-up-{name}")
+            for name, (method, upsampler, chosen) in zip(names, steps, strict=True)
+        ),
     )

@@ -1,4 +1,4 @@
-"""A row's work: its runs trained, its images made, its evaluation taken; what is done already is left as it is."""
+"""A row's runs trained and its evaluation taken; what is done already is left as it is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import hashlib
 import json
 import math
 import pickle
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,16 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from piti.core.errors import option
-from piti.core.files import OutputError, whole_file
 from piti.core.progress import steps_bar
-from piti.diffusion.guidance import Guidance
 from piti.evaluation.evaluate import evaluate_files
 from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
-from piti.generation.options import SHEET, GenerationOptions
-from piti.generation.sources import TranslationFiles
-from piti.generation.translate import translate_files
-from piti.pipelines.pipeline import PITIPipeline, usable_device
+from piti.models.discriminator import DiscriminatorSpec
+from piti.models.perceptual import PerceptualSpec
 from piti.reproduction.files import DatasetFiles, contents_sha256
 from piti.reproduction.rows import Plan, Row, Training
 from piti.training import Recipe, RunError, RunFolder, read_recipe, train
@@ -71,7 +66,8 @@ def _digests(tensors: Iterable[Tensor]) -> Counter[str]:
 
 IRRELEVANT = {
     "name", "workers", "log_every", "tensorboard", "preview", "checkpoint", "batch", "accumulation", "base",
-    "data.root", "data.cache", "data.cache_gib", "data.max_bad", "perceptual.weights",
+    "data.root", "data.cache", "data.cache_gib", "data.max_bad", "perceptual.weights", "generated.root",
+    "discriminator.features.weights",
 }  # fmt: skip
 """Keys of a recipe in which a finished run may differ from the plan: they do not change what it learned, or say where
 files lie. Batch and accumulation are compared as their product with the number of processes."""
@@ -122,6 +118,8 @@ class Workspace:
     """Whether what is not trained is to be; else it is missing from the table."""
     changes: tuple[str, ...] = ()
     """On top of every recipe."""
+    real_esrgan: Path | None = None
+    """Weights of the upsampler that is not ours, for the row that takes it."""
 
     def run(self, training: Training, seed: int) -> Path:
         """A training's folder."""
@@ -130,6 +128,10 @@ class Workspace:
     def images(self, row: Row, seed: int) -> Path:
         """A row's images."""
         return self.out / "images" / f"{row.images}-{seed}"
+
+    def generated(self, base: Training, seed: int) -> Path:
+        """A base's images of the training conditions, from which an upsampler learns."""
+        return self.out / "images" / f"{base.name}-training-{seed}"
 
     def result(self, name: str) -> Path:
         """An evaluation's file. name: a row's images' with the seed."""
@@ -160,8 +162,20 @@ class RunProgress:
 def recipe_of(plan: Plan, training: Training, seed: int, workspace: Workspace) -> Recipe:
     """The recipe of a run, its data named where `workspace` has it. Raises RecipeError."""
     recipe = read_recipe(plan.recipe_file(training), [*training.changes, *workspace.changes, f"seed={seed}"])
-    root = workspace.data.get(training.data)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+    changed: dict[str, Any] = {"data": recipe.data.model_copy(update={"root": workspace.data.get(training.data)})}
+    if recipe.generated is not None and training.generated is not None:
+        root = workspace.generated(training.generated.base, seed)
+        changed["generated"] = recipe.generated.model_copy(update={"root": root})
+    if recipe.discriminator is not None:
+        changed["discriminator"] = _with_weights(recipe.discriminator, recipe.perceptual)
+    return recipe.model_copy(update=changed)
+
+
+def _with_weights(spec: DiscriminatorSpec, perceptual: PerceptualSpec) -> DiscriminatorSpec:
+    """An adversary that judges features of the network that the perceptual loss compares: the same file."""
+    if spec.features is None or spec.features.weights is not None or spec.features.network != perceptual.network:
+        return spec
+    return spec.model_copy(update={"features": spec.features.model_copy(update={"weights": perceptual.weights})})
 
 
 def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
@@ -228,61 +242,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
-# Images
-
-
-def sampled(
-    row: Row,
-    runs: Sequence[Path],
-    seed: int,
-    workspace: Workspace,
-    chosen: DatasetFiles,
-    console: Console,
-    square: bool = True,
-) -> tuple[Path, dict[str, Any]]:
-    """A row's images of all validation conditions, and what they were made of. runs: of base and upsampler."""
-    folder, sampling = workspace.images(row, seed), row.options.sampling.model_copy(update={"square": square})
-    options = replace(row.options, sampling=sampling, seed=seed)
-    made_of = {
-        "models": [contents_sha256(run / "model") for run in runs],
-        "conditions": chosen.conditions_sha256,
-        "sampling": _plain(row.options),
-        "seed": seed,
-        "square": square,
-    }
-    begin_folder(folder, made_of)
-    expected = options.num * len(chosen.stems)
-    if _count(folder) == expected and (folder / SHEET).is_file():
-        return folder, made_of
-    pipeline = PITIPipeline.from_pretrained(runs[0], upsampler=runs[1] if len(runs) > 1 else None)
-    pipeline = pipeline.to(usable_device(workspace.device))
-    pipeline.set_progress_bar_config(disable=True)
-    console.log(f"{folder.name}: making {expected} images, {_count(folder)} are there")
-    with steps_bar(console, f"images of {folder.name}") as on_step:
-        translate_files(pipeline, TranslationFiles([chosen.conditions], folder), options, folder.name, on_step=on_step)
-    return folder, made_of
-
-
-def begin_folder(folder: Path, made_of: Mapping[str, Any]) -> None:
-    """Make a folder of images ready: what was made of something else is removed. Raises OutputError for other files."""
-    mark = folder.with_name(f"{folder.name}.json")
-    text = json.dumps(made_of, indent=1, sort_keys=True)
-    if mark.is_file() and mark.read_text(encoding="utf-8") == text:
-        return
-    if folder.exists() and any(folder.iterdir()):
-        if not mark.is_file():
-            raise OutputError(
-                "holds other things, which would be lost", remedy=f"give another {option('out')}", source=folder
-            )
-        shutil.rmtree(folder)
-    with whole_file(mark, overwrite=True) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def _count(folder: Path) -> int:
-    return sum(path.name != SHEET for path in folder.glob("*.png"))
-
-
 # Evaluation
 
 
@@ -325,11 +284,3 @@ def _identity(value: Any) -> Any:
         return [_identity(item) for item in value]
     path = Path(value) if value is not None else None
     return contents_sha256(path) if path is not None and path.exists() else value
-
-
-def _plain(options: GenerationOptions) -> dict[str, Any]:
-    """What images depend on, as JSON; not on the batch."""
-    always = ("steps", "sampler", "guidance", "upsampler_steps")
-    told = {key: value for key, value in options.sampling.to_flat().items() if key in always or value}
-    plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in told.items()}
-    return {"num": options.num} | plain

@@ -9,9 +9,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -21,11 +23,12 @@ from piti.core.files import OutputError
 from piti.evaluation.result import Evaluation, Measure
 from piti.generation.options import GenerationOptions
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.reproduction import checks, costs, make, rows, runs, small_plans
+from piti.reproduction import checks, costs, images, make, rows, runs, small_plans
+from piti.reproduction.images import begin_folder
 from piti.reproduction.plans import plan_of
-from piti.reproduction.rows import Plan, Row, Training
-from piti.reproduction.runs import Judges, Workspace, begin_folder, is_of, progress_of, recipe_of, trained
-from piti.training import RunError, RunFolder, TrainingInterrupted
+from piti.reproduction.rows import Generated, Plan, Row, Training
+from piti.reproduction.runs import Judges, Workspace, is_of, progress_of, recipe_of, trained
+from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_judges import segformer
 
@@ -106,12 +109,59 @@ def test_a_table_is_made_once(workspace: Workspace, tmp_path: Path, monkeypatch:
 
     before = stamps(workspace.out)
     monkeypatch.setattr(runs, "train", failing)
-    for name in ("translate_files", "evaluate_files"):
-        monkeypatch.setattr(runs, name, never)
+    monkeypatch.setattr(images, "translate_files", never)
+    monkeypatch.setattr(runs, "evaluate_files", never)
     again = make.reproduce(plan, workspace, QUIET)
     assert stamps(workspace.out) == before
     assert again.lines[0].found == line.found
     assert (workspace.out / "table1.md").read_text() == text
+
+
+def test_a_base_is_enlarged_by_others_and_its_images_are_learned_from(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_by_nobody(monkeypatch)
+    others = [
+        replace(ROW, method=name, key="", name=f"tiny-{name}", enlarger=name) for name in ("bicubic", "real-esrgan")
+    ]
+    learning = Training("learning", "learning", "camvid", generated=Generated(TINY, FAST))
+    upsampler = {"condition": {"kind": "none"}, "generated": {"root": "nowhere", "share": 0.5}}
+    model = {
+        "image_size": 32,
+        "low_res": 8,
+        "patch_size": 4,
+        "encoder": None,
+        "unet": {"channels": [32], "layers": 1, "attention": [False], "token_width": None},
+    }
+    recipe = tiny_recipe(tmp_path, model=model, stages=[{"name": "only", "trains": ["unet"], "steps": 1, "lr": 1e-3}])
+    (rows.FOLDER / "small/learning.yaml").write_text(yaml.safe_dump({**recipe, **upsampler}))
+    beyond = replace(ROW, method="beyond", key="", name="tiny-beyond", upsampler=learning)
+    seen: list[list[Path]] = []
+
+    def learn(recipe: Recipe, folder: Path, **more: object) -> None:
+        assert folder.name == "learning-0"
+        assert recipe.generated is not None
+        assert recipe.generated.root is not None
+        seen.append(sorted(Path(recipe.generated.root).glob("*_0.png")))
+        raise UserError("enough was seen")
+
+    plan = replace(PLAN, rows=(ROW, *others, beyond))
+    trained(PLAN, TINY, 0, workspace, QUIET)
+    monkeypatch.setattr(runs, "train", learn)
+    table = make.reproduce(plan, workspace, QUIET)
+    own, bicubic, real_esrgan, failed = table.lines
+    assert [line.found[0].value("fd") for line in (own, bicubic)] == [4, 3]  # with and without a contact sheet
+    assert "give real_esrgan FILE" in real_esrgan.missing[0]
+    assert "enough was seen" in failed.missing[0]
+    small, large = (sorted((workspace.out / "images" / name).glob("*_0.png")) for name in ("tiny-0", "tiny-bicubic-0"))
+    for before, after in zip(small, large, strict=True):
+        with Image.open(before) as one, Image.open(after) as other:
+            wanted = one.resize((4 * one.width, 4 * one.height), Image.Resampling.BICUBIC)
+            assert np.array_equal(np.asarray(other), np.asarray(wanted))
+    assert [len(files) for files in seen] == [9]  # every training pair, none of the held-out ones
+    stamp = large[0].stat().st_mtime_ns
+    make.reproduce(replace(plan, rows=(ROW, others[0])), workspace, QUIET)
+    assert large[0].stat().st_mtime_ns == stamp
 
 
 def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Workspace) -> None:

@@ -1,0 +1,174 @@
+"""A row's images: sampled from its run, or a base's enlarged by what is not ours; what is made already is left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from piti.baselines.rrdb import load_real_esrgan
+from piti.core.devices import usable_device
+from piti.core.errors import UserError, option
+from piti.core.files import OutputError, whole_file
+from piti.core.images import read_rgb, save_png, to_pil, to_tensor
+from piti.core.progress import steps_bar
+from piti.diffusion.guidance import Guidance
+from piti.generation.options import SHEET, GenerationOptions
+from piti.generation.sources import TranslationFiles
+from piti.generation.translate import translate_files
+from piti.pipelines.pipeline import PITIPipeline
+from piti.reproduction.files import DatasetFiles, contents_sha256, training_conditions
+from piti.reproduction.rows import Plan, Row, Training
+from piti.reproduction.runs import Workspace, recipe_of
+from piti.training.build import build_condition
+
+ENLARGEMENT = 4
+"""Of what enlarges in the place of an upsampler, as Real-ESRGAN x4plus does."""
+
+
+def sampled(
+    row: Row,
+    runs: Sequence[Path],
+    seed: int,
+    workspace: Workspace,
+    chosen: DatasetFiles,
+    console: Console,
+    square: bool = True,
+) -> tuple[Path, dict[str, Any]]:
+    """A row's images of all validation conditions, and what they were made of. runs: of base and upsampler."""
+    if row.enlarger:
+        small = replace(row, enlarger="", name="")
+        return _enlarged(row, sampled(small, runs, seed, workspace, chosen, console, square), seed, workspace, console)
+    folder, sampling = workspace.images(row, seed), row.options.sampling.model_copy(update={"square": square})
+    options = replace(row.options, sampling=sampling, seed=seed)
+    made_of = {
+        "models": [contents_sha256(run / "model") for run in runs],
+        "conditions": chosen.conditions_sha256,
+        "sampling": _plain(row.options),
+        "seed": seed,
+        "square": square,
+    }
+    begin_folder(folder, made_of)
+    _translated(folder, runs, chosen.conditions, options, workspace, console)
+    return folder, made_of
+
+
+def generated(plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console) -> None:
+    """Make the base's images of the training conditions that an upsampler learns from, whole frames; its base is
+    trained. Raises UserError where `training` takes none.
+    """
+    if training.generated is None:
+        raise UserError(f"{training.name} learns from no generated images")
+    base, options = training.generated.base, replace(training.generated.options, seed=seed)
+    recipe = recipe_of(plan, base, seed, workspace)
+    data = workspace.out / "data" / training.data
+    conditions = training_conditions(build_condition(recipe), recipe.data, data)
+    folder, run = workspace.generated(base, seed), workspace.run(base, seed)
+    made_of = {
+        "models": [contents_sha256(run / "model")],
+        "conditions": contents_sha256(conditions),
+        "sampling": _plain(options),
+        "seed": seed,
+    }
+    begin_folder(folder, made_of)
+    _translated(folder, [run], conditions, options, workspace, console)
+
+
+def _translated(
+    folder: Path,
+    runs: Sequence[Path],
+    conditions: Path,
+    options: GenerationOptions,
+    workspace: Workspace,
+    console: Console,
+) -> None:
+    """Fill a folder with the images of all conditions."""
+    expected = options.num * sum(1 for _ in conditions.iterdir())
+    if _count(folder) == expected and (folder / SHEET).is_file():
+        return
+    pipeline = PITIPipeline.from_pretrained(runs[0], upsampler=runs[1] if len(runs) > 1 else None)
+    pipeline = pipeline.to(usable_device(workspace.device))
+    pipeline.set_progress_bar_config(disable=True)
+    console.log(f"{folder.name}: making {expected} images, {_count(folder)} are there")
+    with steps_bar(console, f"images of {folder.name}") as on_step:
+        translate_files(pipeline, TranslationFiles([conditions], folder), options, folder.name, on_step=on_step)
+
+
+# Enlarged by what is not ours
+
+
+def _enlarged(
+    row: Row, small: tuple[Path, dict[str, Any]], seed: int, workspace: Workspace, console: Console
+) -> tuple[Path, dict[str, Any]]:
+    """The base's images enlarged. Raises UserError where the weights for that are not given."""
+    source, told = small
+    folder, weights = workspace.images(row, seed), None
+    if row.enlarger == "real-esrgan":
+        weights = workspace.real_esrgan
+        if weights is None:
+            raise UserError("its weights are not given", remedy=f"give {option('real_esrgan')} FILE")
+    made_of = told | {"enlarger": row.enlarger, "weights": weights and contents_sha256(weights)}
+    begin_folder(folder, made_of)
+    files = sorted(path for path in source.glob("*.png") if path.name != SHEET)
+    lacking = [path for path in files if not (folder / path.name).is_file()]
+    if lacking:
+        console.log(f"{folder.name}: enlarging {len(lacking)} images by {row.enlarger}")
+        enlarge = _bicubic if weights is None else _real_esrgan(weights, usable_device(workspace.device))
+        for path in lacking:
+            save_png(enlarge(path), folder / path.name)
+    return folder, made_of
+
+
+def _bicubic(path: Path) -> Image.Image:
+    small = read_rgb(path)
+    return small.resize((ENLARGEMENT * small.width, ENLARGEMENT * small.height), Image.Resampling.BICUBIC)
+
+
+def _real_esrgan(weights: Path, device: torch.device) -> Callable[[Path], Image.Image]:
+    network = load_real_esrgan(weights).to(device)
+
+    def enlarge(path: Path) -> Image.Image:
+        with torch.inference_mode():
+            (image,) = to_pil(network(to_tensor(read_rgb(path))[None].to(device)))
+        return image
+
+    return enlarge
+
+
+# Folders
+
+
+def begin_folder(folder: Path, made_of: Mapping[str, Any]) -> None:
+    """Make a folder of images ready: what was made of something else is removed. Raises OutputError for other files."""
+    mark = folder.with_name(f"{folder.name}.json")
+    text = json.dumps(made_of, indent=1, sort_keys=True)
+    if mark.is_file() and mark.read_text(encoding="utf-8") == text:
+        return
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.is_file():
+            raise OutputError(
+                "holds other things, which would be lost", remedy=f"give another {option('out')}", source=folder
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(mark, overwrite=True) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _count(folder: Path) -> int:
+    return sum(path.name != SHEET for path in folder.glob("*.png"))
+
+
+def _plain(options: GenerationOptions) -> dict[str, Any]:
+    """What images depend on, as JSON; not on the batch."""
+    always = ("steps", "sampler", "guidance", "upsampler_steps")
+    told = {key: value for key, value in options.sampling.to_flat().items() if key in always or value}
+    plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in told.items()}
+    return {"num": options.num} | plain
