@@ -301,6 +301,7 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
         "low_res": model.low_res,
         "learned_variance": model.learned_variance,
         "detail": model.detail,
+        "inpaint": model.inpaint,
         "aligned_spec": aligned,
         "head_spec": None if model.head is None else model.head.to_dict(),
     }

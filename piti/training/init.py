@@ -39,7 +39,7 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
         moved = load_weights(translator, recipe.init, schedule, condition)
         return f"all weights of {recipe.init}{', its channels matched with the classes by name' if moved else ''}"
     if recipe.prior is not None:
-        return load_prior(translator, recipe.prior, recipe.schedule, only_check)
+        return load_prior(translator, recipe.prior, recipe.schedule, only_check, recipe.adapts)
     first = recipe.stages[0]
     if "unet" not in first.trains:
         return f"weights drawn anew: stage '{first.name}' freezes a UNet that has learnt nothing; name a 'prior'"
@@ -129,8 +129,11 @@ def _few(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}" if names else "none"
 
 
-def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_check: bool = False) -> str:
-    """Take a prior's UNet and keep one's own encoder (PITI, section 3.3).
+def load_prior(
+    translator: Translator, name: str, schedule: ScheduleSpec, only_check: bool = False, adapts: bool = False
+) -> str:
+    """Take a prior's UNet and keep one's own encoder (PITI, section 3.3). adapts: by low-rank adapters, which leave the
+    UNet's own weights as they are.
 
     Returns what was taken and what dropped, in a line. Raises ModelError if there is no such model; RecipeError if a
     weight of the UNet is missing or has another shape, or if the prior was trained with another schedule or another
@@ -144,8 +147,14 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
     folder = _network_of(translator, name, "prior")
     given, scheduler = _weights(folder)
     own = translator.state_dict()
-    theirs = ModelFolder.open(folder.parent).config(folder.name).get("unet_config")
-    check_config(translator, theirs or {}, str(folder))
+    config = ModelFolder.open(folder.parent).config(folder.name)
+    check_config(translator, config.get("unet_config") or {}, str(folder))
+    given, widened = _widened(translator, given, bool(config.get("inpaint")), name)
+    if widened and adapts:
+        raise RecipeError(
+            f"prior: {name} does not inpaint, and adapters do not change what its UNet sees; leave 'model.inpaint' "
+            "out, or let stages train 'unet'"
+        )
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     _check_shapes("prior", folder, own, given, unet)
     _check_schedule(spec_of(scheduler), schedule, str(folder.parent))
@@ -153,7 +162,26 @@ def load_prior(translator: Translator, name: str, schedule: ScheduleSpec, only_c
         translator.load_state_dict({key: given[key] for key in unet}, strict=False)
     left = sorted(key for key in given if key.startswith(ENCODER))
     named = f" ({', '.join(left[:2])}, …)" if left else ""
-    return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}"
+    new = "; what it is to see of a known image enters with weights of zero" if widened else ""
+    return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}{new}"
+
+
+def _widened(
+    translator: Translator, given: Mapping[str, Tensor], inpaints: bool, name: str
+) -> tuple[Mapping[str, Tensor], bool]:
+    """The weights of a prior that does not inpaint for a translator that does: the new channels begin at zero, as
+    GLIDE's do (Nichol et al. 2021, arXiv 2112.10741), so at first it makes what the prior makes. inpaints: whether the
+    prior does. Raises RecipeError where it alone does.
+    """
+    if inpaints and not translator.inpaint:
+        raise RecipeError(f"prior: {name} inpaints, and this recipe's model does not; set model.inpaint: true")
+    key, squared = f"{UNET}conv_in.weight", translator.patch_size**2
+    weight = given.get(key)
+    if inpaints or not translator.inpaint or weight is None:
+        return given, False
+    noisy, small = weight[:, : 3 * squared], weight[:, 3 * squared :]  # x_t, then an upsampler's small image
+    zeros = weight.new_zeros(len(weight), 4 * squared, *weight.shape[2:])
+    return {**given, key: torch.cat([noisy, zeros, small], dim=1)}, True
 
 
 def _check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> None:

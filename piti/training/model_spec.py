@@ -18,6 +18,9 @@ class ModelSpec(Spec):
     low_res: int | None = Field(default=None, ge=1)
     """Side of the small image that an upsampler enlarges; none: a base."""
     learned_variance: bool = True
+    inpaint: bool = False
+    """The UNet also sees what is known of the image and where, as GLIDE's inpainting networks do; the recipe's `known`
+    says what that is in training."""
     detail: float | None = Field(default=None, gt=0)
     """For an upsampler that predicts the image: preconditioned for what its small image lacks, of this deviation."""
     encoder: EncoderSpec | None = EncoderSpec()
@@ -64,6 +67,8 @@ class ModelSpec(Spec):
                 f"'low_res' {self.low_res} does not chain with 'image_size' {self.image_size}; "
                 "the large side is a multiple of the small one"
             )
+        if self.inpaint and (self.detail is not None or self.unet_config is not None):
+            raise ValueError("'inpaint' does not go together with 'detail' and 'unet_config'; leave one of them out")
         if self.detail is not None and self.low_res is None:
             raise ValueError("'detail' is for upsamplers; set 'low_res', or leave it out")
         return self

@@ -144,8 +144,9 @@ class DiffusionObjective:
         uniform = uniform_for(recipe.seed, "dropout", numbers, self.condition.draws)
         own = self.stage.condition_dropout
         condition = self.condition.dropped(encoded, uniform, recipe.condition_dropout if own is None else own)
+        told = {"known": recipe.known.of(batch.image, recipe.seed, numbers)} if recipe.model.inpaint else {}
         with self.accelerator.autocast():
-            output, variance = model(x_t, t.to(device, non_blocking=True), condition, batch.low_res)
+            output, variance = model(x_t, t.to(device, non_blocking=True), condition, batch.low_res, **told)
         found = LossOutput(x0.new_zeros(()))
         if self.image_losses.acting(within):
             x0_hat = self.schedule.to_x0(output.float(), x_t, t)

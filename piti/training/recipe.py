@@ -22,6 +22,7 @@ from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.diffusion.timesteps import timesteps_named
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
+from piti.training.known import KnownSpec
 from piti.training.losses import DiffusionLossSpec, DistillationSpec
 from piti.training.model_spec import ModelSpec
 from piti.training.stages import GENERATOR, LORA, NETWORKS, OptimizerSpec, Stage
@@ -104,6 +105,8 @@ class Recipe(Spec):
     """For an upsampler: the model whose images it is to enlarge; the run's model is then both together."""
     generated: GeneratedSpec | None = None
     """For an upsampler: small images that a base made, mixed into training."""
+    known: KnownSpec = KnownSpec()
+    """For a translator that inpaints (`model.inpaint`): what it is shown of the image in training."""
     degradation: DegradationSpec | None = DegradationSpec()
     """For an upsampler: how its small images are degraded in training; null: shrunk and nothing else."""
     perceptual: PerceptualSpec = PerceptualSpec()
@@ -158,6 +161,8 @@ class Recipe(Spec):
         self._check_sizes()
         if self.generated is not None and self.model.low_res is None:
             raise ValueError("'generated' is for upsamplers; set model.low_res, or remove it")
+        if self.known != KnownSpec() and not self.model.inpaint:
+            raise ValueError("'known' is for translators that inpaint; set model.inpaint: true, or remove it")
         if self.model.detail is not None and self.schedule.prediction != "sample":
             raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
         if self.loss.weighting == "detail" and self.model.detail is None:
