@@ -1,14 +1,16 @@
 """Editing: how much of an image returns when it is inverted and sampled back, what an edit takes, what it looks like.
 
     python benchmarks/editing.py [--data DATA] [--count 4] [--steps 50 100 250] [--refinements 0 1 2 3] \\
-        [--threads 2] [--edits] [--picture docs/pictures/editing.jpg]
+        [--threads 2] [--upsampler MODEL] [--edits] \\
+        [--picture docs/pictures/editing.jpg]
 
 Images are samples of `street` for its example masks, and with --data (a folder of images, labels and splits.json, of
 one size) held-out photographs too. base: the 64 px image alone; cascade: the 256 px image, inverted through base and
 upsampler, each in that many steps, and sampled back by both, the upsampler seeing what the base made; all under their
-own masks without guidance. PSNR in dB of 8-bit images, the mean and the least over the images, exact where all pixels
-are equal. Seconds are of the inversion alone, for each of the images, all inverted at once. --edits: seconds of one
-edit with its defaults. --picture: four uses, written as JPEG.
+own masks without guidance. The bundled upsamplers know one step and invert nothing: --upsampler names a model or a run
+with one of several steps; without it there is no cascade. PSNR in dB of 8-bit images, the mean and the least over the
+images, exact where all pixels are equal. Seconds are of the inversion alone, for each of the images, all inverted at
+once. --edits: seconds of one edit with its defaults. --picture: four uses, written as JPEG.
 """
 
 from __future__ import annotations
@@ -70,21 +72,22 @@ def returns(pipeline: PITIPipeline, pairs: list[tuple[Tensor, Image.Image]], ste
     small = torch.cat([reduced(image[None], canvas.scale) for image in large])
     base, upsampler = pipeline.base_network(), pipeline.upsampler_network()
     assert isinstance(base, Network)
-    assert upsampler is not None
     down = walk(base, small, conditions, steps, refinements)
-    up = walk(upsampler, large, conditions, steps, refinements)
     started = time.perf_counter()
     small_noise = down.invert(SILENT)
     of_base = (time.perf_counter() - started) / len(conditions)
     back = quantized(small_noise.back(SILENT))
-    started = time.perf_counter()
-    large_noise = up.invert(SILENT, small)
-    of_both = of_base + (time.perf_counter() - started) / len(conditions)
-    whole = quantized(large_noise.back(SILENT, back))
+    found = [(back, small, of_base)]
+    if upsampler is not None and not upsampler.translator.one_step:
+        up = walk(upsampler, large, conditions, steps, refinements)
+        started = time.perf_counter()
+        large_noise = up.invert(SILENT, small)
+        of_both = of_base + (time.perf_counter() - started) / len(conditions)
+        found.append((quantized(large_noise.back(SILENT, back)), large, of_both))
     cells = []
-    for made, want, seconds in ((back, small, of_base), (whole, large, of_both)):
-        found = [psnr(canvas.crop(one), canvas.crop(other)) for one, other in zip(made, want, strict=True)]
-        mean, least = (f"{value:.1f}" if math.isfinite(value) else "exact" for value in (fmean(found), min(found)))
+    for made, want, seconds in found:
+        each = [psnr(canvas.crop(one), canvas.crop(other)) for one, other in zip(made, want, strict=True)]
+        mean, least = (f"{value:.1f}" if math.isfinite(value) else "exact" for value in (fmean(each), min(each)))
         cells.append(f"{mean} ({least}) | {seconds:.1f}")
     return f"| {steps} | {refinements} | {' | '.join(cells)} |"
 
@@ -145,11 +148,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[50, 100, 250])
     parser.add_argument("--refinements", type=int, nargs="*", default=[0, 1, 2, 3])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--upsampler", help="a model with an upsampler of several steps")
     parser.add_argument("--edits", action="store_true")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pipeline = PITIPipeline.from_pretrained("street", upsampler="sketch")  # whose own inverts nothing
+    pipeline = PITIPipeline.from_pretrained("street", upsampler=options.upsampler)
     pipeline.set_progress_bar_config(disable=True)
     sets = {"samples": [example(pipeline, name, k) for k, name in enumerate(SCENES[: options.count])]}
     if options.data is not None:

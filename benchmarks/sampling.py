@@ -1,10 +1,11 @@
 """Sampling speed: four guided samples, ours beside the way the released code samples.
 
-    python benchmarks/sampling.py [--model street] [--samples 4] [--other-upsampler sketch]
+    python benchmarks/sampling.py [--model street] [--samples 4]
 
 The released way encodes the condition at every step, runs 250 ancestral steps over a guided batch and 27 more in the
 upsampler; ours encodes once. Both use this package's networks, in turn, and the faster of the runs counts. An upsampler
-of one step is replaced for the runs of several. Engines compute the same settings one after the other; conversion is
+of one step is replaced for the runs of several by one of `recipes/upsampler.yaml`, with weights drawn anew: its time is
+measured, not its pictures. Engines compute the same settings one after the other; conversion is
 not counted. `first` includes loading. Peak memory is that of the process until then.
 """
 
@@ -20,11 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from piti.conditions import condition_from_config
+from piti.diffusion.schedule import scheduler_of
 from piti.engine import ENGINES, EngineError
 from piti.models import Prediction, Translator
 from piti.pipelines.canvas import fitted
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
+from piti.training import read_recipe
+from piti.training.build import build_translator
 
 UPSAMPLER_RUNS = (("ddpm", "fast27"), ("ddim", 10), ("ddim", 5), ("dpm++", 10), ("dpm++sde", 10))
 MASK = Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png"
@@ -57,6 +62,15 @@ def encode_every_step(pipeline: PITIPipeline) -> None:
     base.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def with_several_steps(pipeline: PITIPipeline) -> PITIPipeline:
+    """The same base before an upsampler of several steps, whose weights are drawn anew."""
+    recipe = read_recipe("upsampler")
+    upsampler = build_translator(recipe, condition_from_config(recipe.condition)).eval()
+    made = PITIPipeline(pipeline.base, pipeline.scheduler, pipeline.condition, upsampler, scheduler_of(recipe.schedule))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def engines(pipeline: PITIPipeline, make: Callable[[], np.ndarray]) -> dict[str, float]:
     """Seconds of the default with every engine that is installed; how near its images are to torch's is printed."""
     rows, wanted = {}, make()
@@ -84,7 +98,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="street")
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--other-upsampler", default="sketch", help="for several steps, where the model's knows one")
     options = parser.parse_args()
     started = time.perf_counter()
     pipeline = PITIPipeline.from_pretrained(options.model)
@@ -92,8 +105,7 @@ def main() -> None:
 
     several = pipeline
     if pipeline.upsampler is not None and pipeline.upsampler.one_step:
-        several = PITIPipeline.from_pretrained(options.model, upsampler=options.other_upsampler)
-        several.set_progress_bar_config(disable=True)
+        several = with_several_steps(pipeline)
 
     def make(pipeline: PITIPipeline = pipeline, **settings: object) -> np.ndarray:
         generator = torch.Generator().manual_seed(0)

@@ -41,7 +41,7 @@ BUNDLED = {
     "street-base-only": (("street",), "street --num 2 --steps 2 --base-only --guidance 1.5"),
     "street-square": (
         ("street", "sketch"),
-        "street --upsampler sketch --num 1 --steps 2 --upsampler-steps 2 --square --size 64",
+        "street --upsampler sketch --num 1 --steps 2 --upsampler-steps 1 --square --size 64",
     ),
     "street-one-step": (("street",), "street --num 2 --steps 2 --square --size 64"),
     "sketch-bundled": (("sketch",), "lines --num 2 --steps 2 --upsampler-steps 1 --size 48"),
