@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,10 +36,16 @@ TINY: dict[str, dict[str, Any]] = {
 
 def tiny_weights(name: str, seed: int = 0, **changes: Any) -> dict[str, Tensor]:
     """A released state dict of `TINY[name]`, changes made to its configuration."""
-    config = TINY[name] | changes
     generator = torch.Generator().manual_seed(seed)
-    shapes = expected_shapes(as_released(config).rules, our_tensors(config))
+    shapes = _shapes(json.dumps(TINY[name] | changes))
     return {key: 0.2 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+@cache
+def _shapes(config: str) -> dict[str, tuple[int, ...]]:
+    """By name, of the state dict of a translator's configuration, which is JSON here."""
+    values = json.loads(config)
+    return expected_shapes(as_released(values).rules, our_tensors(values))
 
 
 def encoder_weights(seed: int = 1, prefix: str = "") -> dict[str, Tensor]:

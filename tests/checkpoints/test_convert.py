@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -242,13 +243,24 @@ MISTAKES: dict[str, Case] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that mistakes name as priors."""
+    folder = tmp_path_factory.mktemp("priors")
+    file(folder, "stage1", encoder_weights())
+    file(folder, "wide", tiny_weights("glide", **_WIDE))
+    file(folder, "piti_up")
+    return folder
+
+
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_are_named_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_mistakes_are_named_and_nothing_is_written(
+    tmp_path: Path, priors: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     base, upsampler, settings, message = MISTAKES[case]
     monkeypatch.chdir(tmp_path)
-    for name, weights in (("stage1", encoder_weights()), ("wide", tiny_weights("glide", **_WIDE))):
-        file(tmp_path, name, weights)
-    file(tmp_path, "piti_up")
+    for path in priors.iterdir():
+        os.link(path, tmp_path / path.name)
     up = None if upsampler is None else file(tmp_path, "up", upsampler)
     path = file(tmp_path, "base", base)
     was = files_in(tmp_path)

@@ -26,6 +26,7 @@ from piti.pipelines.pipeline import PITIPipeline
 from tests.recorded import manifest_of, recipe_weights, recorded_config
 
 Released = Callable[[str], Path]
+Imported = Callable[..., Path]
 
 # Base models by what the recorded code was given: seed of x_t, seed of the condition, its shape.
 BASES = {
@@ -59,10 +60,17 @@ def released(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Released
     return file
 
 
-def imported(released: Released, base: str, out: Path, upsampler: str | None = None) -> Path:
-    """A model folder made by the import from recorded models."""
-    import_release(released(base), out, released(upsampler) if upsampler else None)
-    return out
+@pytest.fixture(scope="module")
+def imported(released: Released, tmp_path_factory: pytest.TempPathFactory) -> Imported:
+    """Recorded models, a base and perhaps an upsampler => the model folder that the import makes of them."""
+
+    @cache
+    def folder(base: str, upsampler: str | None = None) -> Path:
+        out = tmp_path_factory.mktemp(base) / "model"
+        import_release(released(base), out, released(upsampler) if upsampler else None)
+        return out
+
+    return folder
 
 
 def loaded(folder: Path, network: str = "base") -> Translator:
@@ -105,10 +113,10 @@ def test_the_stored_file_is_the_recipe_s(golden: Path, released: Released) -> No
 
 
 @pytest.mark.parametrize("model", BASES)
-def test_bases_equal_the_recorded_ones(golden: Path, released: Released, tmp_path: Path, model: str) -> None:
+def test_bases_equal_the_recorded_ones(golden: Path, imported: Imported, model: str) -> None:
     x_seed, seed, shape = BASES[model]
     want = load_file(golden / f"{model}.io.safetensors")
-    base = loaded(imported(released, model, tmp_path / "model"))
+    base = loaded(imported(model))
     found = errors(base, want, normal(x_seed, shape[0], 3, 64, 64), want["timesteps"], within_one(seed, *shape))
     assert max(found.values()) < 1e-5, found
 
@@ -126,16 +134,16 @@ def test_the_stored_base_equals_its_recording(golden: Path, tmp_path: Path) -> N
     assert max(found.values()) < 1e-5, found
 
 
-def test_the_upsampler_equals_the_recorded_one(golden: Path, released: Released, tmp_path: Path) -> None:
+def test_the_upsampler_equals_the_recorded_one(golden: Path, imported: Imported) -> None:
     want = load_file(golden / "up_s32_nrb1.io.safetensors")
-    folder = imported(released, "base_s32_nrb1", tmp_path / "model", "up_s32_nrb1")
+    folder = imported("base_s32_nrb1", "up_s32_nrb1")
     given = (within_one(131, 1, 3, 256, 256), within_one(132, 1, 3, 64, 64))
     found = errors(loaded(folder, "upsampler"), want, normal(130, 1, 3, 256, 256), want["timesteps"], *given)
     assert max(found.values()) < 1e-5, found
 
 
-def test_glide_equals_the_recorded_nets(golden: Path, released: Released, tmp_path: Path) -> None:
-    folder = imported(released, "glide_s32", tmp_path / "model", "glide_up_s32")
+def test_glide_equals_the_recorded_nets(golden: Path, imported: Imported) -> None:
+    folder = imported("glide_s32", "glide_up_s32")
     want = load_file(golden / "glide_s32.io.safetensors")
     ids = want["tokens"].masked_fill(~want["mask"], -1)[:, None, None]
     found = errors(loaded(folder), want, want["xt"], want["timesteps"], ids)
@@ -194,11 +202,9 @@ def e2e_networks(pipeline: PITIPipeline) -> tuple[Network, Network]:
 
 
 @pytest.fixture(scope="module")
-def pipeline(released: Released, tmp_path_factory: pytest.TempPathFactory) -> PITIPipeline:
+def pipeline(imported: Imported) -> PITIPipeline:
     """The recorded cascade, imported."""
-    return PITIPipeline.from_pretrained(
-        imported(released, "base_s32_nrb1", tmp_path_factory.mktemp("cascade"), "up_s32_nrb1")
-    )
+    return PITIPipeline.from_pretrained(imported("base_s32_nrb1", "up_s32_nrb1"))
 
 
 def test_the_cascade_equals_the_recorded_one(

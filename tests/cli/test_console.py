@@ -31,6 +31,7 @@ def test_progress_of_other_processes_is_not_shown(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_what_is_stopped_can_be_resumed(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
     with pytest.raises(typer.Exit) as stop, resumable():
         os.kill(os.getpid(), number)
     assert stop.value.exit_code == code

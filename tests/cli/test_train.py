@@ -44,8 +44,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(recipe: Path, tiny_data: P
     for words in (
         "9 training and 3 validation pairs",
         "encoder and unet (",
-        "parameters learn), 8 steps",
-        "32 of one process",
+        "parameters learn), 4 steps",
+        "16 of one process",
         "new",
     ):
         assert words in said

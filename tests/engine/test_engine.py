@@ -16,14 +16,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli.app import app
+from piti.diffusion.schedule import scheduler_of
 from piti.engine import EngineError, TorchEngine, engine_named
 from piti.engine.graph import StepGraph, inputs_of, time_embedding
 from piti.generation.metadata import made_on
 from piti.models import Translator
 from piti.pipelines.cascade import Batch, Network
 from piti.pipelines.pipeline import PITIPipeline
-from tests.pipelines.test_cascade import tiny_cascade
-from tests.pipelines.test_pipeline import arrays, mask, seeded
+from tests.conftest import TINY_MODEL
+from tests.pipelines.test_cascade import LINEAR, tiny_cascade
+from tests.pipelines.test_pipeline import arrays, mask, seeded, tiny_pipeline
 
 openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 CONVERTED = "converting the %s for openvino, once"
@@ -34,9 +36,20 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def small_base() -> PITIPipeline:
+    """A base of one level, with attention: converting takes as long as a network is deep."""
+    pipeline = tiny_pipeline()
+    torch.manual_seed(0)
+    unet = TINY_MODEL["unet"] | {"channels": [16], "attention": [True]}  # type: ignore[operator]
+    base = Translator(encoder_spec=TINY_MODEL["encoder"], unet_spec=unet, image_size=16, patch_size=2)  # type: ignore[arg-type]
+    made = PITIPipeline(base.eval(), pipeline.scheduler, pipeline.condition, defaults={"steps": 2})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def one_step_cascade() -> PITIPipeline:
-    """An upsampler with an aligned encoder and a head, as `street`'s."""
-    pipeline = tiny_cascade()
+    """An upsampler of two levels, with an aligned encoder and a head, as `street`'s."""
+    pipeline = small_base()
     torch.manual_seed(2)
     upsampler = Translator(
         unet_spec={"channels": [16, 32], "attention": [False] * 2, "layers": 1, "token_width": None, "norm_groups": 8},
@@ -45,7 +58,7 @@ def one_step_cascade() -> PITIPipeline:
         image_size=32, patch_size=4, low_res=16, learned_variance=False, one_step=True,
     ).eval()  # fmt: skip
     made = PITIPipeline(
-        pipeline.base, pipeline.scheduler, pipeline.condition, upsampler, pipeline.upsampler_scheduler, {"steps": 2}
+        pipeline.base, pipeline.scheduler, pipeline.condition, upsampler, scheduler_of(LINEAR), {"steps": 2}
     )
     made.set_progress_bar_config(disable=True)
     return made
@@ -112,8 +125,8 @@ class TestOpenVino:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
-        pipeline = tiny_cascade().use_engine("openvino")
-        before = arrays(pipeline(mask(1), generator=seeded(), base_only=True).images)
+        pipeline = small_base().use_engine("openvino")
+        before = arrays(pipeline(mask(1), generator=seeded()).images)
         assert "not kept" not in caplog.text
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -121,19 +134,19 @@ class TestOpenVino:
         assert bias is not None
         with torch.no_grad():
             bias += 0.5
-        after = arrays(pipeline(mask(1), generator=seeded(), base_only=True).images)
+        after = arrays(pipeline(mask(1), generator=seeded()).images)
         assert "not kept" in caplog.text
         assert np.abs(before - after).max() > 5
         pipeline.use_engine("torch")
-        assert psnr(arrays(pipeline(mask(1), generator=seeded(), base_only=True).images), after) > 40
+        assert psnr(arrays(pipeline(mask(1), generator=seeded()).images), after) > 40
         assert copy.deepcopy(pipeline).engine.name == "torch"
 
     def test_what_is_damaged_in_the_cache_is_made_again(
         self, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
-        one_step_cascade().use_engine("openvino").warm()
-        pipeline = one_step_cascade().use_engine("openvino")
+        small_base().use_engine("openvino").warm()
+        pipeline = small_base().use_engine("openvino")
         before = conversions(caplog)
         for damage in ("half", "foreign", "nonsense", "cut"):
             own = tmp_path / damage
@@ -154,7 +167,7 @@ class TestOpenVino:
         network.warm()
         assert conversions(caplog) == before + 1
         assert pipeline.engine.ready(network.translator)
-        assert one_step_cascade().use_engine("openvino").engine.ready(network.translator)
+        assert small_base().use_engine("openvino").engine.ready(network.translator)
         assert not list(own.rglob("*.partial"))
 
     def test_edits_are_exact(self) -> None:

@@ -41,18 +41,24 @@ ROW = Row("tiny", "piti", TINY, options=FAST)
 PLAN = Plan("table1", "Table 1: tiny", "small", (ROW,), 16, "train", own_data=True, own_speed=True)
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of a judge."""
+    torch.manual_seed(0)
+    network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
+    path = tmp_path_factory.mktemp("judge") / "squeezenet.safetensors"
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    return path
+
+
 @pytest.fixture
-def workspace(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tiny_data: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A place to work, with one tiny recipe, and its judge's weights."""
     recipes = tmp_path / "recipes"
     (recipes / "small").mkdir(parents=True)
-    recipe = tiny_recipe(tiny_data, stages=[{"name": "joint", "steps": 4, "lr": 1e-3}])
+    recipe = tiny_recipe(tiny_data, checkpoint={"every": 3, "keep": 2})
     (recipes / "small/tiny.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(rows, "FOLDER", recipes)
-    torch.manual_seed(0)
-    network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
-    weights = tmp_path / "squeezenet.safetensors"
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
     return Workspace(
         tmp_path / "out", {"camvid": tiny_data}, Judges((str(weights),), bootstrap=0), seeds=1, device="cpu"
     )

@@ -20,7 +20,7 @@ from piti.pipelines.pipeline import ModelError, PITIPipeline
 from piti.training import Recipe, RunFolder, baseline, plan, train
 from piti.training.baseline import BaselineObjective
 from piti.training.loop import Trainer
-from tests.conftest import tiny_recipe
+from tests.conftest import make_tiny_data, tiny_recipe
 from tests.training.stopping import train_and_stop
 
 WEIGHTS = "model/base/diffusion_pytorch_model.safetensors"
@@ -60,6 +60,18 @@ def recipe_of(root: Path, kind: str, features: Path, **changes: Any) -> Recipe:
     return Recipe.parse(values | changes, "test")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, features: Path) -> tuple[Path, Path]:
+    """(data, the run of a pix2pixhd on it)"""
+    folder = tmp_path_factory.mktemp("trained")
+    data = make_tiny_data(folder)
+    recipe = recipe_of(data, "pix2pixhd", features, stages=[{"trains": ["generator"], "steps": 1}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baseline, "SETTLING", 16)
+        train(recipe, folder / "run")
+    return data, folder / "run"
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / WEIGHTS)
 
@@ -74,8 +86,7 @@ def test_a_baseline_is_trained_resumed_and_translates(
 ) -> None:
     """Stopped after two steps and resumed, it is the run that was never stopped; its images depend on seed and mask."""
     stages = [{"name": "adversarial", "trains": ["generator"], "steps": 3, "lr": 1e-3, "decay": 0.5}]
-    brief = {"preview": {"every": 99, "count": 1, "judged": 1}, "checkpoint": {"every": 99, "keep": 1}}
-    recipe = recipe_of(tiny_data, kind, features, log_every=1, stages=stages, **brief)
+    recipe = recipe_of(tiny_data, kind, features, log_every=1, stages=stages)
     train(recipe, tmp_path / "whole")
     train_and_stop(recipe, tmp_path / "parts", after=1)
     train(recipe, tmp_path / "parts", resume=True)
@@ -152,19 +163,19 @@ def test_without_an_average_the_training_s_statistics_are_kept(tiny_data: Path, 
     assert equal(trained, weights(tmp_path / "run"))
 
 
-def test_a_baseline_has_no_guidance_steps_or_sampler(tiny_data: Path, tmp_path: Path, features: Path) -> None:
-    train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
-    pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
-    mask = next((tiny_data / "labels").glob("*.png"))
+def test_a_baseline_has_no_guidance_steps_or_sampler(trained: tuple[Path, Path]) -> None:
+    data, run = trained
+    pipeline = PITIPipeline.from_pretrained(run)
+    mask = next((data / "labels").glob("*.png"))
     for setting in ({"guidance": 2.0}, {"steps": 5}, {"sampler": "ddim"}):
         with pytest.raises(ValueError, match="in one pass; leave them out"):
             pipeline(mask, **setting)  # type: ignore[arg-type]
 
 
-def test_images_that_cannot_differ_are_told(tiny_data: Path, tmp_path: Path, features: Path) -> None:
-    train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
-    pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
-    masks = [tiny_data / "labels/scene-00.png"]
+def test_images_that_cannot_differ_are_told(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = trained
+    pipeline = PITIPipeline.from_pretrained(run)
+    masks = [data / "labels/scene-00.png"]
     notes = [
         translate_files(
             pipeline, TranslationFiles(masks, tmp_path / f"out-{num}"), GenerationOptions.from_flat(num=num), "run"
@@ -176,9 +187,9 @@ def test_images_that_cannot_differ_are_told(tiny_data: Path, tmp_path: Path, fea
     assert not pipeline.draws_noise()
 
 
-def test_it_is_no_prior(tiny_data: Path, tmp_path: Path, features: Path) -> None:
-    train(recipe_of(tiny_data, "pix2pixhd", features), tmp_path / "run")
-    values = tiny_recipe(tiny_data) | {"prior": str(tmp_path / "run")}
+def test_it_is_no_prior(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = trained
+    values = tiny_recipe(data) | {"prior": str(run)}
     with pytest.raises(ModelError, match="BaselineNetwork, no translator"):
         train(Recipe.parse(values, "test"), tmp_path / "other")
 

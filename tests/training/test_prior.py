@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -29,10 +30,10 @@ TEXT_MODEL = {key: value for key, value in TINY_MODEL.items() if key != "encoder
 TEXT_MODEL["text"] = {"width": 16, "layers": 1, "heads": 2}
 
 
-@pytest.fixture
-def scenes(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tar of 12 flat pictures with captions, as WebDataset names them."""
-    path = tmp_path / "scenes.tar"
+    path = tmp_path_factory.mktemp("scenes") / "scenes.tar"
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as tar:
         for k in range(12):
@@ -58,10 +59,32 @@ def prior_recipe(scenes: Path, **changes: object) -> Recipe:
     return Recipe.parse(values | changes, "test")
 
 
+@pytest.fixture(scope="module")
+def prior(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a prior."""
+    folder = tmp_path_factory.mktemp("prior") / "prior"
+    train(prior_recipe(scenes), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a prior with other weights."""
+    folder = tmp_path_factory.mktemp("other") / "prior"
+    train(prior_recipe(scenes, seed=1, stages=[{"name": "pretrain", "steps": 1}]), folder)
+    return folder
+
+
 @pytest.fixture
-def prior(scenes: Path, tmp_path: Path) -> Path:
-    train(prior_recipe(scenes), tmp_path / "prior")
-    return tmp_path / "prior"
+def changing(prior: Path, tmp_path: Path) -> Path:
+    """The run of a prior, for a test that changes it."""
+    return shutil.copytree(prior, tmp_path / "prior")
+
+
+def change(prior: Path, other: Path) -> None:
+    """The prior's model becomes another run's."""
+    shutil.rmtree(prior / "model")
+    shutil.copytree(other / "model", prior / "model")
 
 
 def adapted_recipe(root: Path, unet_of: Path, **changes: object) -> Recipe:
@@ -98,8 +121,6 @@ class TestPretraining:
             "model": model,
             "stages": [{"name": "pretrain", "steps": 80, "lr": 1e-2}],
             "schedule": {"prediction": "v_prediction"},
-            "preview": {"every": 999, "count": 1, "judged": 1, "steps": 1},
-            "checkpoint": {"every": 999, "keep": 1},
         }
         recipe = prior_recipe(scenes, ema=0.9, batch=8, seed=0, **changes)
         train(recipe, tmp_path / "run")
@@ -239,21 +260,15 @@ class TestLora:
         whole.load_state_dict(before)
         assert (whole(x, t, text).output - theirs).abs().max() > 1e-3
 
-    def test_a_prior_that_changed_is_refused(self, prior: Path, tiny_data: Path, scenes: Path, tmp_path: Path) -> None:
-        train(adapted_recipe(tiny_data, prior), tmp_path / "run")
-        train(prior_recipe(scenes, seed=1), tmp_path / "other")
-        (prior / "model").rename(prior / "old")
-        (tmp_path / "other/model").rename(prior / "model")
+    def test_a_prior_that_changed_is_refused(
+        self, changing: Path, other: Path, tiny_data: Path, tmp_path: Path
+    ) -> None:
+        stages = [{"name": "joint", "trains": ["encoder", "lora"], "steps": 1}]
+        train(adapted_recipe(tiny_data, changing, stages=stages), tmp_path / "run")
+        change(changing, other)
         with pytest.raises(ModelError, match=r"its weights have changed since"):
             PITIPipeline.from_pretrained(tmp_path / "run")
-
-    def test_resuming_on_another_prior_is_refused(self, prior: Path, tiny_data: Path, scenes: Path, tmp_path) -> None:
-        stages = [{"name": "joint", "trains": ["encoder", "lora"], "steps": 1}]
-        train(adapted_recipe(tiny_data, prior, stages=stages), tmp_path / "run")
-        train(prior_recipe(scenes, seed=1), tmp_path / "other")
-        (prior / "model").rename(prior / "old")
-        (tmp_path / "other/model").rename(prior / "model")
-        longer = adapted_recipe(tiny_data, prior, stages=[stages[0] | {"steps": 2}])
+        longer = adapted_recipe(tiny_data, changing, stages=[stages[0] | {"steps": 2}])
         with pytest.raises(RunError, match="was trained with prior_sha256 = "):
             train(longer, tmp_path / "run", resume=True)
 
@@ -270,14 +285,13 @@ class TestLora:
             merged({"unet.a.weight": torch.ones(4, 4)}, adapter, LoraSpec(rank=1))
 
     def test_resumed_as_if_never_stopped(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
-        brief = {"preview": {"every": 99, "count": 1, "judged": 1, "steps": 1}, "checkpoint": {"every": 99, "keep": 1}}
-        train(adapted_recipe(tiny_data, prior, **brief), tmp_path / "whole")
+        train(adapted_recipe(tiny_data, prior), tmp_path / "whole")
         stages = [
             {"name": "adapt", "trains": ["encoder"], "steps": 2, "lr": 1e-3},
             {"name": "joint", "trains": ["encoder", "lora"], "steps": 1, "lr": 1e-2},
         ]
-        train(adapted_recipe(tiny_data, prior, stages=stages, **brief), tmp_path / "parts")
-        train(adapted_recipe(tiny_data, prior, **brief), tmp_path / "parts", resume=True)
+        train(adapted_recipe(tiny_data, prior, stages=stages), tmp_path / "parts")
+        train(adapted_recipe(tiny_data, prior), tmp_path / "parts", resume=True)
         whole, parts = (load_file(tmp_path / run / "model/base" / ADAPTER_FILE) for run in ("whole", "parts"))
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[key], parts[key]) for key in whole)

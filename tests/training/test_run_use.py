@@ -85,13 +85,14 @@ def test_a_full_disk_names_what_is_whole_and_how_to_go_on(
                 raise SafetensorError("Error while serializing") from None
         return save(self, output_dir, *rest)
 
-    recipe, run = recipe_of(tiny_data, stages=[{"name": "joint", "steps": 6}]), tmp_path / "run"
+    recipe = recipe_of(tiny_data, stages=[{"name": "joint", "steps": 2}], checkpoint={"every": 1, "keep": 2})
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "save_state", full)
-        said = r"step 6 cannot be written \(No space left .*step-00000003; make room, then go on with resume"
+        said = r"step 2 cannot be written \(No space left .*step-00000001; make room, then go on with resume"
         with pytest.raises(RunError, match=said):
             train(recipe, run)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (run / LOCK_FILE).exists()
     assert (train(recipe, run, resume=True) / INDEX_FILE).is_file()
 

@@ -28,8 +28,7 @@ def packed(tiny_data, tmp_path) -> Path:
 
 
 def recipe_of(*shards: object, data: dict | None = None, **changes: object) -> Recipe:
-    brief = {"preview": {"every": 8, "count": 1, "judged": 2, "steps": 1}, "checkpoint": {"every": 8, "keep": 1}}
-    values = tiny_recipe(Path(), **(brief | changes))
+    values = tiny_recipe(Path(), **changes)
     root = Path(str(shards[0])).parent
     given = {"size": 16, "shards": list(map(str, shards)), "shard_cache": str(root / "cache"), "shuffle_shards": 2}
     return Recipe.parse(values | {"data": given | (data or {})}, "test")
@@ -74,7 +73,7 @@ def test_bad_samples_are_counted_and_named(packed, tmp_path) -> None:
     tar = next(packed.glob("*train-000001.tar"))
     content = tar.read_bytes()
     tar.write_bytes(content.replace(b"IDAT", b"XXXX", 1))
-    train(recipe_of(packed, workers=1), tmp_path / "run")
+    train(recipe_of(packed, workers=1, stages=[{"name": "joint", "steps": 8}]), tmp_path / "run")
     lines = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
     assert len(lines) == 1
     assert f"{tar.name}: scene-02: " in lines[0]

@@ -27,7 +27,8 @@ from piti.training.loop import Trainer
 from piti.training.metrics import Ledger, Mean, sum_of
 from piti.training.objectives import DiffusionObjective
 from piti.training.recipe import RecipeError
-from tests.training.test_loop import BRIEF, recipe_of, shallow
+from tests.conftest import BRIEF
+from tests.training.test_loop import recipe_of, shallow
 from tests.training.test_upsample import STAGE, WEIGHTS, features, rows, upsampler_recipe
 
 __all__ = ["features"]

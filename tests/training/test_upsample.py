@@ -71,12 +71,22 @@ def upsampler_recipe(root: Path, features: dict[str, Any], **changes: Any) -> Re
     return Recipe.parse(tiny_recipe(root, **(values | changes)), "test")
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a base for masks, on data beside it."""
+    folder = tmp_path_factory.mktemp("base")
+    recipe = tiny_recipe(make_tiny_data(folder), stages=[{"name": "joint", "steps": 1}])
+    train(Recipe.parse(recipe, "test"), folder / "base")
+    return folder / "base"
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_an_upsampler_metrics_and_previews(tiny_data: Path, tmp_path: Path, features: Any) -> None:
-    model = train(upsampler_recipe(tiny_data, features, log_every=1), tmp_path / "run")
+    preview = {"every": 4, "count": 2, "steps": 2}
+    model = train(upsampler_recipe(tiny_data, features, log_every=1, preview=preview), tmp_path / "run")
     upsampler = Translator.from_pretrained(model / "upsampler")
     assert (upsampler.low_res, upsampler.scale, upsampler.encoder) == (16, 2, None)
     logged = [row for row in rows(tmp_path / "run") if "loss" in row]
@@ -132,8 +142,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, features: Any) -> tuple[Reci
     """A recipe of two stages, the second with an adversary that acts from step 5 on, and its run to step 6."""
     folder = tmp_path_factory.mktemp("whole")
     stages = [PLAIN | {"steps": 2}, STAGE | {"steps": 4}]
-    brief = {"preview": {"every": 99, "count": 1, "judged": 1, "steps": 1}, "checkpoint": {"every": 99, "keep": 1}}
-    recipe = upsampler_recipe(make_tiny_data(folder), features, stages=stages, accumulation=2, log_every=1, **brief)
+    recipe = upsampler_recipe(make_tiny_data(folder), features, stages=stages, accumulation=2, log_every=1)
     train(recipe, folder / "whole")
     return recipe, folder / "whole"
 
@@ -184,9 +193,8 @@ def test_the_range_of_noise_decides_which_rows_are_judged(tiny_data: Path, tmp_p
         assert judged.any()
 
 
-def test_with_a_base_the_run_is_a_whole_model(tiny_data: Path, tmp_path: Path, features: Any) -> None:
-    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
-    recipe = upsampler_recipe(tiny_data, features, base=str(tmp_path / "base"))
+def test_with_a_base_the_run_is_a_whole_model(tiny_data: Path, tmp_path: Path, features: Any, base: Path) -> None:
+    recipe = upsampler_recipe(tiny_data, features, base=str(base), stages=[PLAIN])
     model = train(recipe, tmp_path / "run")
     assert ModelFolder.open(model).condition.kind == "mask"
     pipeline = PITIPipeline.from_pretrained(tmp_path / "run")
@@ -195,9 +203,10 @@ def test_with_a_base_the_run_is_a_whole_model(tiny_data: Path, tmp_path: Path, f
     assert pipeline(mask, steps=2, upsampler_steps=2).images[0].size == (40, 32)
 
 
-def test_a_base_of_another_size_is_refused_before_anything(tiny_data: Path, tmp_path: Path, features: Any) -> None:
-    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
-    recipe = upsampler_recipe(tiny_data, features, base=str(tmp_path / "base"), model=MODEL | {"low_res": 8})
+def test_a_base_of_another_size_is_refused_before_anything(
+    tiny_data: Path, tmp_path: Path, features: Any, base: Path
+) -> None:
+    recipe = upsampler_recipe(tiny_data, features, base=str(base), model=MODEL | {"low_res": 8})
     with pytest.raises(RecipeError, match=r"images of 16 px, the upsampler enlarges images of 'model.low_res' 8 px"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -212,21 +221,16 @@ def test_an_upsampler_is_no_base(tiny_data: Path, tmp_path: Path, features: Any)
 
 
 def test_a_base_with_an_upsampler_of_its_own_keeps_its_settings_to_itself(
-    tiny_data: Path, tmp_path: Path, features: Any
+    tiny_data: Path, tmp_path: Path, features: Any, base: Path
 ) -> None:
-    brief = {"preview": {"every": 99, "count": 1, "judged": 1, "steps": 1}, "checkpoint": {"every": 99, "keep": 1}}
-    stages = [PLAIN | {"steps": 1}]
-    base = tiny_recipe(tiny_data, stages=[{"name": "joint", "steps": 1}], **brief)
-    train(Recipe.parse(base, "test"), tmp_path / "base")
+    def recipe(of: Path) -> Recipe:
+        return upsampler_recipe(tiny_data, features, base=str(of), stages=[PLAIN | {"steps": 1}])
 
-    def recipe(of: str) -> Recipe:
-        return upsampler_recipe(tiny_data, features, base=str(tmp_path / of), stages=stages, **brief)
-
-    model = train(recipe("base"), tmp_path / "first")
+    model = train(recipe(base), tmp_path / "first")
     index = json.loads((model / "model_index.json").read_text())
     index["defaults"] = {"steps": 3, "upsampler_steps": 4}
     (model / "model_index.json").write_text(json.dumps(index))
-    again = train(recipe("first"), tmp_path / "second")
+    again = train(recipe(tmp_path / "first"), tmp_path / "second")
     assert json.loads((again / "model_index.json").read_text())["defaults"] == {"steps": 3}
 
 
@@ -448,19 +452,18 @@ MIXED = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def generated(tiny_data: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def generated(base: Path) -> Path:
     """What a base made of the training masks."""
-    train(Recipe.parse(tiny_recipe(tiny_data), "test"), tmp_path / "base")
-    pipeline = PITIPipeline.from_pretrained(tmp_path / "base")
+    pipeline = PITIPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
     translate_files(
         pipeline,
-        TranslationFiles([tiny_data / "labels"], tmp_path / "generated"),
+        TranslationFiles([base.parent / "data/labels"], base.parent / "generated"),
         GenerationOptions.from_flat(steps=2, base_only=True),
         "base",
     )
-    return tmp_path / "generated"
+    return base.parent / "generated"
 
 
 def mixed_recipe(root: Path, features: dict[str, Any], generated: Path | None, **changes: Any) -> Recipe:
@@ -473,15 +476,15 @@ def mixed_recipe(root: Path, features: dict[str, Any], generated: Path | None, *
         "generated": None if generated is None else {"root": str(generated), "share": 0.5},
         "stages": [MIXED],
         "log_every": 1,
-        "preview": {"every": 4, "count": 2, "steps": 1, "guidance": {"w": 0.0}},
+        "preview": {"every": 99, "count": 1, "judged": 1, "steps": 1, "guidance": {"w": 0.0}},
     }
     return upsampler_recipe(root, features, **(values | changes))
 
 
 def test_an_upsampler_learns_from_all_its_losses_at_once(
-    tiny_data: Path, tmp_path: Path, features: Any, generated: Path
+    tiny_data: Path, tmp_path: Path, features: Any, generated: Path, base: Path
 ) -> None:
-    recipe = mixed_recipe(tiny_data, features, generated, base=str(tmp_path / "base"))
+    recipe = mixed_recipe(tiny_data, features, generated, base=str(base))
     model = train(recipe, tmp_path / "run")
     logged = [row for row in rows(tmp_path / "run") if "loss" in row]
     assert all("simple" not in row for row in logged)  # eq. 3 has no weight
@@ -518,8 +521,8 @@ def timesteps_of(tiny_data: Path, tmp_path: Path, features: Any, **stage: Any) -
         seen.extend(t.tolist())
         return t, counts
 
-    plain = {key: MIXED[key] for key in ("name", "trains", "lr", "pixel")} | {"steps": 50} | stage
-    recipe = mixed_recipe(tiny_data, features, None, stages=[plain], preview={"every": 100, "steps": 1})
+    plain = {key: MIXED[key] for key in ("name", "trains", "lr", "pixel")} | {"steps": 10} | stage
+    recipe = mixed_recipe(tiny_data, features, None, stages=[plain], batch=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DiffusionObjective, "_timesteps", watched)
         train(recipe, tmp_path / "run")
