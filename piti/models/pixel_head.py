@@ -111,10 +111,16 @@ class PixelHead(nn.Module):
         self, features: Float[Tensor, "b f h w"], seen: Float[Tensor, "b s h2 w2"], maps: Sequence[Tensor] = ()
     ) -> Float[Tensor, "b o h2 w2"]:
         """features: of the UNet; seen: its input before it was folded, [B, S, H, W]; maps: the condition's."""
-        x, last = features, len(self.enlarge) - 1
+        x, last = features.contiguous(memory_format=self._layout), len(self.enlarge) - 1
         for step, (enlarge, join, block) in enumerate(zip(self.enlarge, self.join, self.blocks, strict=True)):
             x = enlarge(F.silu(x))  # [B, C_k, 2h, 2w]
             told = [maps[last - step]] if last - step < len(maps) else []
-            given = [*told, *([seen] if step == last else [])]
-            x = block(join(torch.cat([x, *(one.to(x.dtype) for one in given)], dim=1)))
+            given = [one.to(x.dtype, memory_format=self._layout) for one in (*told, *([seen] if step == last else []))]
+            x = block(join(torch.cat([x, *given], dim=1)))
         return self.out(F.silu(x))
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        """How the weights lie in memory: what comes in follows, or every convolution would copy it."""
+        last = self.out.weight.is_contiguous(memory_format=torch.channels_last)
+        return torch.channels_last if last else torch.contiguous_format

@@ -125,7 +125,8 @@ class Adversary:
 def build_adversary(network: nn.Module, lr: float, betas: tuple[float, float], accelerator: Accelerator) -> Adversary:
     """A discriminator with its own AdamW, on the device and prepared."""
     network = network.to(accelerator.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=betas, weight_decay=0.0)
+    fused = accelerator.device.type in {"cpu", "cuda"}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=fused)
     return Adversary(*accelerator.prepare(network, optimizer))
 
 

@@ -44,6 +44,7 @@ from piti.models import PIXELS, Space, Translator
 from piti.models.discriminator import Discriminator, DiscriminatorEnsemble, PatchDiscriminator
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.training.adversarial import ImageLosses, build_adversary
+from piti.training.distributed import lay_out
 from piti.training.model_spec import ModelSpec
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.run_folder import RunFolder
@@ -352,9 +353,10 @@ def losses_of(
     """The stage's losses on x̂₀, their networks on the device and prepared. steps: T of the noise schedule."""
     device, adversary = accelerator.device, None
     if perceptual is not None:
-        perceptual.to(device)
+        lay_out(accelerator, perceptual.to(device), also_on="cpu")
     if stage.adversarial is not None and discriminator is not None:
         if isinstance(discriminator, DiscriminatorEnsemble) and discriminator.frozen is not None:
-            discriminator.frozen.to(device)
+            lay_out(accelerator, discriminator.frozen.to(device), also_on="cpu")
+        lay_out(accelerator, discriminator, also_on="cpu")
         adversary = build_adversary(discriminator, stage.adversarial.lr, stage.adversarial.betas, accelerator)
     return ImageLosses(stage, steps, accelerator, recipe.seed, perceptual, adversary, recipe.degradation is None)

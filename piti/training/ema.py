@@ -115,10 +115,11 @@ def whole(tensor: Any) -> Tensor:
 
 
 def shard(tensor: Tensor, like: Any) -> Tensor:
-    """This process's part of a tensor that every process has whole, parted and placed as another."""
+    """This process's part of a tensor that every process has whole, parted, placed and laid out in memory as another:
+    so several are averaged by one kernel."""
     tensor = tensor.to(like.device)
     if not is_shard(like):
-        return tensor
+        return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local().clone()

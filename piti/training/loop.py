@@ -19,7 +19,7 @@ import piti
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.checkpoints.folder import find_model, write_model_folder
 from piti.checkpoints.joining import join_base, join_upsampler
-from piti.core.devices import laid_out, usual_workers
+from piti.core.devices import usual_workers
 from piti.core.distributed import together
 from piti.core.errors import UserError, option
 from piti.core.images import save_png
@@ -27,12 +27,13 @@ from piti.core.seeding import derive_seed
 from piti.data.batches import Batches, BatchStream, TrainingBatch, loader
 from piti.data.order import numbers_of
 from piti.data.problems import Tally
+from piti.models import Translator
 from piti.models.compiling import compile_blocks
 from piti.training.adversarial import LossOutput
 from piti.training.baseline import BaselineObjective
 from piti.training.build import Run
 from piti.training.distill import DistillationObjective
-from piti.training.distributed import is_sharded, is_zero, prepared, release, unsynced
+from piti.training.distributed import is_sharded, lay_out, prepared, release, unsynced
 from piti.training.ema import Weights, whole
 from piti.training.metrics import Ledger, Mean, Measured, sum_of
 from piti.training.monitor import Meter, StopRequest, training_bar
@@ -40,7 +41,7 @@ from piti.training.objectives import DiffusionObjective, Objective
 from piti.training.recipe_io import write_recipe
 from piti.training.run_folder import RECIPE_FILE, RunError, RunState, matching_state
 from piti.training.scaling import adversary_scaler, backward, clipped
-from piti.training.stages import Stage, build_optimizer, freeze_all_but
+from piti.training.stages import Stage, build_optimizer, freeze_all_but, lay_out_moments
 
 
 class TrainingDiverged(UserError):
@@ -115,7 +116,25 @@ class Trainer:
         return self.run.folder.model
 
     def run_stage(self, stage: Stage, within: int, resume_from: Path | None, bar: Meter) -> None:
-        """Train one stage from its step `within` to its end.
+        """Train one stage from its step `within` to its end, from the checkpoint that it wrote if it has one."""
+        model, optimizer, learning = self.begin(stage, resume_from)
+        bar.stage(stage.name)
+        batches = self._batches(stage.steps - within)
+        while within < stage.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = stage.lr_at(within)
+            self.objective.set_rates(stage.lr_at(within) / stage.lr)
+            self.train_step(model, optimizer, learning, batches, within)
+            within += 1
+            self._advance(stage, within, bar)
+            bar.wait(batches.waited())
+            self._after_step(stage, within, model, bar)
+        self.weights.end_stage()
+        adversary = self.objective.adversary
+        release(self.accelerator, model, *([adversary.network] if adversary else []))
+
+    def begin(self, stage: Stage, resume_from: Path | None = None) -> tuple[Any, Any, list[torch.nn.Parameter]]:
+        """The network and the optimiser of a stage, ready for `train_step`, and the parameters that learn.
 
         A checkpoint holds the optimiser of the stage that wrote it, so that stage loads it, even at its end.
         """
@@ -132,39 +151,11 @@ class Trainer:
             adversary.optimizer.scaler = self.scaler
         if resume_from is not None:
             self.accelerator.load_state(str(resume_from))
+            for one in (optimizer, *([adversary.optimizer] if adversary else [])):
+                lay_out_moments(one)
             self.write_model()  # it may lag behind the checkpoint
         model.train()
-        bar.stage(stage.name)
-        batches = self._batches(stage.steps - within)
-        while within < stage.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = stage.lr_at(within)
-            self.objective.set_rates(stage.lr_at(within) / stage.lr)
-            self.train_step(model, optimizer, learning, batches, within)
-            within += 1
-            self._advance(stage, within, bar)
-            bar.wait(batches.waited())
-            if self.recipe.data.shards and self._on_any_process(self.tally.too_many):
-                with together():
-                    self.tally.check()
-            last, stop = within == stage.steps, self._on_any_process(self.stop.asked)
-            saves = last or stop or self.state.step % self.recipe.checkpoint.every == 0
-            previews = last or self.state.step % self.recipe.preview.every == 0
-            if saves or previews or self.state.step % self.recipe.log_every == 0:
-                self.check()
-            self.report(stage, bar, stage.lr_at(within - 1))
-            if saves:
-                self.save()
-            if previews:
-                self.preview(model)
-            if stop and self.state.step < self.recipe.steps:
-                with together():
-                    raise TrainingInterrupted(
-                        f"stopped and saved at step {self.state.step}",
-                        remedy=f"to go on, give the same command with {option('resume')}",
-                    )
-        self.weights.end_stage()
-        release(self.accelerator, model, *([adversary.network] if adversary else []))
+        return model, optimizer, learning
 
     def train_step(
         self,
@@ -213,8 +204,9 @@ class Trainer:
 
     def _made_fast(self) -> None:
         """Lay the network's weights out for its device, and compile its blocks where the recipe says so."""
-        if not (is_sharded(self.accelerator) or is_zero(self.accelerator)):
-            laid_out(self.translator, self.device)
+        lay_out(self.accelerator, self.translator)
+        if isinstance(self.translator, Translator) and self.translator.head is not None:
+            lay_out(self.accelerator, self.translator.head, also_on="cpu")
         if self.recipe.compile:
             compile_blocks(self.translator)
 
@@ -262,6 +254,29 @@ class Trainer:
         return float(cast(Tensor, flags)) > 0
 
     # On a cadence
+
+    def _after_step(self, stage: Stage, within: int, model: Any, bar: Meter) -> None:
+        """Check, report, save and preview, each when its turn has come. Raises TrainingInterrupted, and DataError
+        where too many samples are bad."""
+        if self.recipe.data.shards and self._on_any_process(self.tally.too_many):
+            with together():
+                self.tally.check()
+        last, stop = within == stage.steps, self._on_any_process(self.stop.asked)
+        saves = last or stop or self.state.step % self.recipe.checkpoint.every == 0
+        previews = last or self.state.step % self.recipe.preview.every == 0
+        if saves or previews or self.state.step % self.recipe.log_every == 0:
+            self.check()
+        self.report(stage, bar, stage.lr_at(within - 1))
+        if saves:
+            self.save()
+        if previews:
+            self.preview(model)
+        if stop and self.state.step < self.recipe.steps:
+            with together():
+                raise TrainingInterrupted(
+                    f"stopped and saved at step {self.state.step}",
+                    remedy=f"to go on, give the same command with {option('resume')}",
+                )
 
     def _advance(self, stage: Stage, within: int, bar: Meter) -> None:
         images = self.recipe.batch * self.recipe.accumulation * self.world

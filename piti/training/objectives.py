@@ -25,6 +25,7 @@ from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, ImageLosses, LossOutput, Predicted, picked
 from piti.training.build import losses_of, low_res_of, weighting_of
+from piti.training.distributed import quick_attention
 from piti.training.latent_cache import CachedSpace
 from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
@@ -145,7 +146,7 @@ class DiffusionObjective:
         own = self.stage.condition_dropout
         condition = self.condition.dropped(encoded, uniform, recipe.condition_dropout if own is None else own)
         told = {"known": recipe.known.of(batch.image, recipe.seed, numbers)} if recipe.model.inpaint else {}
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), quick_attention(self.accelerator):
             output, variance = model(x_t, t.to(device, non_blocking=True), condition, batch.low_res, **told)
         found = LossOutput(x0.new_zeros(()))
         if self.image_losses.acting(within):

@@ -136,6 +136,21 @@ def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: Optimize
     return torch.optim.AdamW(parameters, fused=fused, **settings)
 
 
+def lay_out_moments(optimizer: Any) -> None:
+    """Let AdamW's moments lie in memory as their parameters do, after they were read.
+
+    A checkpoint keeps the layout of the device that wrote it, which is another one on CUDA (`lay_out`). The fused
+    kernel walks through memory: on a CPU it would silently pair moments with other weights, on CUDA it refuses.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # within accelerate's
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return
+    for parameter, state in optimizer.state.items():
+        for name, moment in state.items():
+            if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
 def eight_bits() -> Any:
     """The optimisers of bitsandbytes. Raises UserError where it is not installed, or does not load."""
     try:

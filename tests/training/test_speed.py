@@ -23,10 +23,12 @@ from piti.data.batches import BatchStream, TrainingBatch
 from piti.training import Recipe, train
 from piti.training import distributed as accelerators
 from piti.training.build import build_condition, build_discriminator, build_network, build_perceptual, open_data
+from piti.training.ema import shard
 from piti.training.loop import Trainer
 from piti.training.metrics import Ledger, Mean, sum_of
 from piti.training.objectives import DiffusionObjective
 from piti.training.recipe import RecipeError
+from piti.training.stages import OptimizerSpec, Stage, build_optimizer, lay_out_moments
 from tests.conftest import BRIEF
 from tests.training.test_loop import recipe_of, shallow
 from tests.training.test_upsample import STAGE, WEIGHTS, features, rows, upsampler_recipe
@@ -40,7 +42,12 @@ def on_meta(recipe: Recipe) -> tuple[DiffusionObjective, nn.Module, TrainingBatc
     """An objective whose device has no values to read, its network, and a batch."""
     condition = build_condition(recipe)
     accelerator: Any = SimpleNamespace(
-        device=META, autocast=contextlib.nullcontext, prepare=lambda *given: given, scaler=None
+        device=META,
+        autocast=contextlib.nullcontext,
+        prepare=lambda *given: given,
+        scaler=None,
+        distributed_type="NO",
+        mixed_precision="no",
     )
     discriminator = build_discriminator(recipe, condition)
     objective = DiffusionObjective(recipe, condition, build_perceptual(recipe), accelerator, discriminator)
@@ -176,6 +183,37 @@ class TestScaling:
         (made, judged) = zip(*scales, strict=True)
         assert set(made) == {2.0**12}
         assert judged[2] == judged[3] == judged[1] / 2
+
+
+class TestLayout:
+    """On CUDA weights lie channels-last; a checkpoint keeps the layout of the device that wrote it."""
+
+    def test_moments_read_in_another_layout_stay_with_their_weights(self) -> None:
+        torch.manual_seed(0)
+        weight, gradient = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+        made = []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            parameter = nn.Parameter(weight.clone())
+            optimizer = build_optimizer([parameter], Stage(lr=0.1), OptimizerSpec())
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            saved = optimizer.state_dict()
+            for name in ("exp_avg", "exp_avg_sq"):
+                saved["state"][0][name] = saved["state"][0][name].contiguous(memory_format=layout)
+            optimizer.load_state_dict(saved)
+            lay_out_moments(optimizer)
+            assert optimizer.state[parameter]["exp_avg"].stride() == parameter.stride()
+            parameter.grad = -2 * gradient
+            optimizer.step()
+            made.append(parameter.detach())
+        assert torch.equal(*made)
+
+    def test_the_average_lies_as_the_weights_do(self) -> None:
+        average, weight = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+        placed = shard(average, nn.Parameter(weight))
+        assert placed.stride() == weight.stride()
+        assert torch.equal(placed, average)
+        assert shard(placed, weight) is placed
 
 
 class TestWhatARecipeAsksFor:
