@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -95,6 +96,7 @@ def write_model_folder(
             else:
                 plain.save_pretrained(folder / name)
         _forget_origin(folder / name)
+        _as_readable_as_others(folder / name)
         kind = getattr(plain, "saved_as", type(plain))
         index[name] = [kind.__module__.partition(".")[0], kind.__name__]
     index["defaults"] = defaults
@@ -108,6 +110,13 @@ def _forget_origin(folder: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _as_readable_as_others(folder: Path) -> None:
+    """Give weights the permissions of the configuration beside them: safetensors keeps them to their owner, whatever
+    the umask, and a model is read by other users too."""
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(next(folder.glob("*.json")), path)
 
 
 # Finding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ def test_the_upsampler_of_street_takes_one_step_and_no_other() -> None:
 def test_an_upsampler_that_sees_masks_is_refused_for_sketches() -> None:
     with pytest.raises(ModelError, match="its upsampler reads another condition than the base"):
         PITIPipeline.from_pretrained("sketch", upsampler="street")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_may_be_read_by_whom_the_umask_allows(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        tiny_pipeline().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 DAMAGED: list[tuple[str, tuple[str, ...], Any]] = [
