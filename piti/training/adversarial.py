@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -196,7 +197,7 @@ class ImageLosses:
         rows = rows if self.clean else rows & ~batch.paired
         size = (int(batch.low_res.shape[-2]), int(batch.low_res.shape[-1]))
         shrunk = resize_antialiased(picked(batch.x0_hat, rows), size)
-        difference = (shrunk - picked(batch.low_res, rows)).abs().flatten(1).mean(1)
+        difference = F.avg_pool2d(shrunk - picked(batch.low_res, rows), spec.pool).abs().flatten(1).mean(1)
         found.add("consistency", spec.weight, _batch_mean(difference, len(batch.t)))
 
     def _compare_features(self, spec: PerceptualLossSpec, found: LossOutput, batch: Predicted) -> None:

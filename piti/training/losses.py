@@ -62,6 +62,10 @@ class ConsistencyLossSpec(RangedLossSpec):
     generated are held to it.
     """
 
+    pool: int = Field(default=1, ge=1)
+    """Both are compared as means of squares of this many pixels. A base that makes its images in patches leaves a grid
+    of them on plain surfaces, which the upsampler otherwise has to keep: its `patch_size` lets it go."""
+
 
 class ImageLossSpec(RangedLossSpec):
     """When a loss on x̂₀ acts, and how much it counts."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -26,12 +27,13 @@ from piti.models import Translator
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, plan, read_recipe, train
-from piti.training.adversarial import _looked_at
+from piti.training.adversarial import ImageLosses, Predicted, _looked_at
 from piti.training.loop import Trainer
 from piti.training.losses import PerceptualLossSpec
 from piti.training.objectives import DiffusionObjective
 from piti.training.preview import Validation
 from piti.training.recipe import RecipeError
+from piti.training.stages import Stage
 from tests.conftest import TINY_MODEL, make_tiny_data, tiny_recipe
 from tests.training.stopping import train_and_stop
 
@@ -628,6 +630,17 @@ def test_recipes_that_cannot_be(tiny_data: Path, features: Any, changes: dict[st
         data["size"] = 16
     with pytest.raises(SpecError, match=says):
         mixed_recipe(tiny_data, features, Path("generated"), **(changes | {"data": data}))
+
+
+@pytest.mark.parametrize(("pool", "wanted"), [(1, 0.5), (2, 0.0)])
+def test_a_pooled_consistency_lets_a_grid_of_the_small_image_go(pool: int, wanted: float) -> None:
+    values = {"name": "x", "trains": ["unet"], "steps": 1, "lr": 1e-3, "consistency": {"pool": pool}}
+    losses = ImageLosses(Stage.model_validate(values), 1000, Accelerator(cpu=True), seed=0, clean=True)
+    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2
+    grid = (board - 0.5).expand(1, 3, 16, 16)
+    grey, always = torch.zeros(1, 3, 32, 32), torch.ones(1, dtype=torch.bool)
+    found = losses.of(Predicted(grey, grey, torch.tensor([999]), range(1), grid, torch.empty(1, 0, 0, 0), always), 0)
+    assert found.total.item() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_consistency_needs_clean_small_images(tiny_data: Path, features: Any) -> None:
