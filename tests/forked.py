@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from tests.conftest import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.preloaded"])
+
+
+def forked_context() -> Any:
+    """The context of such processes, to give to what starts some of its own; the process that forks them runs already,
+    which one that is started while signals are blocked would not hear for ever after."""
+    forkserver.ensure_running()
+    return _CONTEXT
 
 
 class Forked:

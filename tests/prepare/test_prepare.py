@@ -32,6 +32,7 @@ from piti.prepare.layouts import Ade20k, Diode, SceneParse, ade20k
 from piti.prepare.sketches import SketchJob, SketchReport, prepare_sketches
 from piti.prepare.writer import PrepareError, place
 from tests.conftest import ROOT
+from tests.forked import forked_context
 from tests.prepare import trees
 
 QUICK = LineSpec(smoothing=0, shortest=2)
@@ -246,7 +247,12 @@ class TestSketches:
                 drawn(photos, out)
         assert drawn(photos, out).kept == 2
 
-    def test_processes_draw_the_same_and_an_interrupted_run_goes_on(self, tmp_path: Path) -> None:
+    def test_processes_draw_the_same_and_an_interrupted_run_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its processes are forked, which is quicker; those that are spawned are stopped below."""
+        context = forked_context()
+        monkeypatch.setattr(sketches.multiprocessing, "get_context", lambda kind: context)
         for k in range(24):
             pixels = np.kron(np.eye(4) * 255, np.ones((9, 9 + k))).astype(np.uint8)
             trees.save(tmp_path / f"photos/{k:02d}.png", pixels)

@@ -119,7 +119,7 @@ class TestPretraining:
         model = TEXT_MODEL | {"unet": TINY_MODEL["unet"] | {"channels": [16], "attention": [True]}}  # type: ignore[operator]
         changes: dict[str, object] = {
             "model": model,
-            "stages": [{"name": "pretrain", "steps": 80, "lr": 1e-2}],
+            "stages": [{"name": "pretrain", "steps": 50, "lr": 1e-2}],
             "schedule": {"prediction": "v_prediction"},
         }
         recipe = prior_recipe(scenes, ema=0.9, batch=8, seed=0, **changes)
