@@ -22,6 +22,8 @@ from piti.core.devices import allow_tf32, check_compiles
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
 from piti.training.recipe import Recipe, RecipeError
 
+FEW_PLACES = 256
+"""From as many on, attention's fused kernel is as quick on a CPU."""
 STAGES = (1, 2)
 
 
@@ -234,10 +236,10 @@ def lay_out(accelerator: Accelerator, network: nn.Module, also_on: str = "cuda")
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def quick_attention(accelerator: Accelerator) -> contextlib.AbstractContextManager[Any]:
-    """Attention by the kernel whose gradient is quick: on a CPU the fused one's in bfloat16 takes longer than products
-    of matrices, above all for few tokens."""
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+def quick_attention(accelerator: Accelerator, places: int) -> contextlib.AbstractContextManager[Any]:
+    """Attention over at most so many places, by the kernel whose gradient is quick: on a CPU in bfloat16, for few of
+    them, the fused one's takes several times as long as products of matrices, which for many take more memory."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and places < FEW_PLACES:
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
 

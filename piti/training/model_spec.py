@@ -82,3 +82,13 @@ class ModelSpec(Spec):
     def scale(self) -> int | None:
         """By how much an upsampler enlarges; none for a base."""
         return None if self.low_res is None else self.image_size // self.low_res
+
+    @property
+    def places(self) -> int:
+        """Of the finest map over which its UNet attends, for images of its own size; of another family's UNet those
+        of the whole image."""
+        side = self.image_size // self.patch_size
+        if self.unet_config is not None:
+            return side**2
+        attention = self.unet.attention
+        return (side >> attention.index(True)) ** 2 if any(attention) else 0

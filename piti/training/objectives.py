@@ -146,7 +146,7 @@ class DiffusionObjective:
         own = self.stage.condition_dropout
         condition = self.condition.dropped(encoded, uniform, recipe.condition_dropout if own is None else own)
         told = {"known": recipe.known.of(batch.image, recipe.seed, numbers)} if recipe.model.inpaint else {}
-        with self.accelerator.autocast(), quick_attention(self.accelerator):
+        with self.accelerator.autocast(), quick_attention(self.accelerator, recipe.model.places):
             output, variance = model(x_t, t.to(device, non_blocking=True), condition, batch.low_res, **told)
         found = LossOutput(x0.new_zeros(()))
         if self.image_losses.acting(within):

@@ -20,9 +20,10 @@ from piti.cli.train import of_speed
 from piti.core.errors import UserError
 from piti.core.seeding import noise_for
 from piti.data.batches import BatchStream, TrainingBatch
-from piti.training import Recipe, train
+from piti.training import Recipe, read_recipe, train
 from piti.training import distributed as accelerators
 from piti.training.build import build_condition, build_discriminator, build_network, build_perceptual, open_data
+from piti.training.distributed import quick_attention
 from piti.training.ema import shard
 from piti.training.loop import Trainer
 from piti.training.metrics import Ledger, Mean, sum_of
@@ -214,6 +215,30 @@ class TestLayout:
         assert placed.stride() == weight.stride()
         assert torch.equal(placed, average)
         assert shard(placed, weight) is placed
+
+
+class TestAttention:
+    """On a CPU, in bfloat16, by products of matrices for few places."""
+
+    @pytest.mark.parametrize(
+        ("device", "precision", "places", "products"),
+        [
+            ("cpu", "bf16", 64, True),
+            ("cpu", "bf16", 1024, False),
+            ("cpu", "no", 64, False),
+            ("cuda", "bf16", 64, False),
+        ],
+    )
+    def test_kernel(self, device: str, precision: str, places: int, products: bool) -> None:
+        accelerator: Any = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
+        with quick_attention(accelerator, places):
+            assert torch.backends.cuda.flash_sdp_enabled() != products
+
+    def test_places_of_a_network(self) -> None:
+        assert read_recipe("street").model.places == 8**2
+        assert read_recipe("full").model.places == 32**2
+        assert read_recipe("street-upsampler").model.places == 0
+        assert read_recipe("sd15").model.places == 512**2
 
 
 class TestWhatARecipeAsksFor:
