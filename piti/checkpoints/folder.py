@@ -22,7 +22,7 @@ from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.compiled import uncompiled
-from piti.core.errors import UserError, text_of, with_article
+from piti.core.errors import UserError, option, text_of, with_article
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedule import spec_of_config
 from piti.models.translator import Translator, TranslatorSpec
@@ -205,7 +205,8 @@ class ModelFolder:
         index = path / INDEX_FILE
         if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
             kind = with_article(read_json(path, INDEX_FILE)["_class_name"])
-            raise ModelError(f"{path}: is a folder of diffusers, {kind}", remedy=f"import it: piti import {path}")
+            how = f"import it: piti import {path} {option('out')} FOLDER"
+            raise ModelError(f"{path}: is a folder of diffusers, {kind}", remedy=how)
         condition = condition_from_config(read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
         return cls(path, read_json(path, INDEX_FILE), condition.found_in(path))
 

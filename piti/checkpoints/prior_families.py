@@ -13,17 +13,13 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from piti.checkpoints.folder import (
-    INDEX_FILE,
-    ModelError,
-)
+from piti.checkpoints.folder import INDEX_FILE, ModelError
 from piti.checkpoints.foreign_weights import ForeignNetwork
 from piti.checkpoints.shards import WeightFiles
 from piti.conditions import TextCondition
 from piti.conditions.tokenizers import PretrainedTokenizer
 from piti.core.errors import UserError, text_of, with_article
-from piti.core.spec import choices
-from piti.diffusion.schedule import ScheduleSpec, spec_of_config
+from piti.diffusion.schedule import BETAS, PREDICTIONS, ScheduleSpec, spec_of_config
 from piti.models import LanguageSpec, SpaceSpec, Translator
 from piti.models.translator import plain_config
 
@@ -148,10 +144,7 @@ class Recognised:
 
     @property
     def _image_size(self) -> int:
-        size = self.unet["sample_size"]
-        if not isinstance(size, int):
-            raise PriorError(f"'sample_size' is {size}; expected one side", source=self.folder / "unet/config.json")
-        return size * self.space.factor
+        return self.unet["sample_size"] * self.space.factor
 
     @property
     def _learned(self) -> bool:
@@ -175,11 +168,16 @@ class Recognised:
 
     def network(self) -> ForeignNetwork:
         """The network, its weights still in the files it came with. Raises PriorError, WeightsError."""
+        arguments = self.arguments()
         try:
             with torch.device("meta"):
-                translator = Translator(**self.arguments())
+                translator = Translator(**arguments)
         except UserError as error:
             raise PriorError(text_of(error), source=self.folder / "unet/config.json") from None
+        except (ValueError, TypeError, KeyError, NotImplementedError) as error:  # as diffusers and transformers raise
+            raise PriorError(
+                f"the configurations of its networks describe none ({error})", remedy=_WHOLE, source=self.folder
+            ) from None
         texts = [WeightFiles.of(self.folder / part.encoder, "model") for part in self.family.texts]
         return ForeignNetwork(translator, WeightFiles.of(self.folder / "unet", "diffusion_pytorch_model"), texts)
 
@@ -195,13 +193,11 @@ class Recognised:
 def recognised(folder: Path) -> Recognised:
     """What a folder of diffusers is. Raises PriorError for one that is no model of `FAMILIES`, or lacks a part."""
     if not (folder / INDEX_FILE).is_file():
-        raise PriorError(
-            f"holds no {INDEX_FILE}", remedy="give the whole folder of a pipeline of diffusers", source=folder
-        )
+        raise PriorError(f"holds no {INDEX_FILE}", remedy=_WHOLE, source=folder)
     index = read_config(folder / INDEX_FILE)
     family = family_of(index, str(folder / INDEX_FILE))
     for name in _parts_of(family):
-        _check_part(folder, index, name)
+        _check_part(folder, index, name, family)
     unet = read_config(folder / "unet/config.json")
     space = _space(folder) if family.latent else SpaceSpec()
     _check_unet(folder / "unet/config.json", unet, space, family)
@@ -217,14 +213,19 @@ def _parts_of(family: Family) -> list[str]:
 
 
 def family_of(index: Mapping[str, Any], source: str) -> Family:
-    named = str(index.get("_class_name"))
+    """The family that a `model_index.json` names. Raises PriorError for any other; source: names it there."""
+    named = str(index.get("_class_name", ""))
     if named in FAMILIES:
         return FAMILIES[named]
+    if not named:
+        raise PriorError("does not name its pipeline ('_class_name')", remedy=_WHOLE, source=source)
     if named == "PITIPipeline":
         raise PriorError("is a model of this package already", remedy="name it as it is", source=source)
     why = next((reason for word, reason in _OTHERS.items() if word in named), "is none that is known here")
     raise PriorError(
-        f"{with_article(named)} {why}", remedy=f"give a text-to-image model; {choices(named, FAMILIES)}", source=source
+        f"{with_article(named)} {why}",
+        remedy=f"give a text-to-image model, one of {', '.join(FAMILIES)}",
+        source=source,
     )
 
 
@@ -242,19 +243,19 @@ _OTHERS = {
 }
 
 
-def _check_part(folder: Path, index: Mapping[str, Any], name: str) -> None:
+def _check_part(folder: Path, index: Mapping[str, Any], name: str, family: Family) -> None:
     told = index.get(name)
     if not isinstance(told, list) or told[0] is None or not (folder / name).is_dir():
-        raise PriorError(
-            f"has no '{name}', which is needed",
-            remedy="fetch the whole model; of DeepFloyd IF with its text encoder",
-            source=folder,
-        )
+        own = any(name in (part.encoder, part.tokenizer) for part in family.texts)
+        more = ", with its text encoder, which pipelines of DeepFloyd IF may share" if own and not family.latent else ""
+        raise PriorError(f"has no '{name}', which is needed", remedy=f"fetch the whole model{more}", source=folder)
 
 
 def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: Family) -> None:
     """Raises PriorError for a UNet that sees or makes something else than a text-to-image model's."""
-    seen, made = unet.get("in_channels"), unet.get("out_channels")
+    seen, made, side = (unet.get(key) for key in ("in_channels", "out_channels", "sample_size"))
+    if not isinstance(side, int):
+        raise PriorError(f"'sample_size' is {side}, expected one side in pixels or latents", remedy=_WHOLE, source=path)
     expected = space.channels * (2 if family.role == "upsampler" else 1)
     if seen == 2 * space.channels + 1:
         raise PriorError(f"sees {seen} channels: it is an inpainting variant", remedy=_OTHER_MODEL, source=path)
@@ -271,6 +272,7 @@ def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: F
 
 
 _OTHER_MODEL = "give the text-to-image model that it was made from"
+_WHOLE = "give a whole folder of a pipeline of diffusers, as it was published"
 
 
 def _space(folder: Path) -> SpaceSpec:
@@ -279,9 +281,12 @@ def _space(folder: Path) -> SpaceSpec:
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         kind = with_article(config["_class_name"])
         raise PriorError(f"is {kind}", remedy="give a model whose autoencoder is an AutoencoderKL", source=path)
+    for key in ("block_out_channels", "latent_channels"):
+        if not config.get(key):
+            raise PriorError(f"lacks '{key}'", remedy=_WHOLE, source=path)
     try:
         return SpaceSpec.of(config)
-    except (UserError, KeyError) as error:
+    except UserError as error:
         raise PriorError(text_of(error), source=path) from None
 
 
@@ -318,6 +323,9 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
             raise PriorError(f"'{key}' is set: schedules that end in pure noise, or in a table, are not supported",
                              source=path)  # fmt: skip
     values = _DEFAULT_SCHEDULE | config
+    for key, known in (("prediction_type", PREDICTIONS), ("beta_schedule", BETAS)):
+        if values[key] not in known:
+            raise PriorError(f"'{key}' is {values[key]!r}; only {', '.join(known)} are supported", source=path)
     if latent:
         clean = config.get("set_alpha_to_one", kind != "PNDMScheduler")
         values |= {"clip_sample": False, "thresholding": False, "set_alpha_to_one": clean}
@@ -343,7 +351,7 @@ def _language(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[L
         if kind not in part.classes:
             raise PriorError(f"is {with_article(str(kind))}, expected {' or '.join(part.classes)}", source=path)
         config = _own(read_config(path))
-        contexts.add(part.context or min(tokenizer.longest(), config["max_position_embeddings"]))
+        contexts.add(part.context or min(tokenizer.longest(), _positions(config, path)))
         masked = part.masked or bool(config.get("use_attention_mask"))
         models.append(
             {
@@ -363,6 +371,14 @@ def _language(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[L
     return LanguageSpec.parse(spec, str(folder)), condition
 
 
+def _positions(config: Mapping[str, Any], path: Path) -> int:
+    """How many tokens a text encoder has places for. Raises PriorError where it does not say."""
+    count = config.get("max_position_embeddings")
+    if not isinstance(count, int):
+        raise PriorError(f"'max_position_embeddings' is {count}, expected a count", remedy=_WHOLE, source=path)
+    return count
+
+
 _ABOUT = frozenset({"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"})
 
 
@@ -372,12 +388,12 @@ def _own(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """A configuration in JSON. Raises PriorError for what is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PriorError(
-            f"cannot be read ({error})", remedy="give a whole folder of a pipeline of diffusers", source=path
-        ) from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise PriorError(f"cannot be read ({why})", remedy=_WHOLE, source=path) from None
     if not isinstance(values, dict):
         raise PriorError(f"expected an object, got {type(values).__name__}", source=path)
     return values

@@ -342,6 +342,8 @@ def _some(keys: Iterable[str]) -> str:
 
 def as_released(config: Mapping[str, Any]) -> Released:
     """What a translator of ours is in the released layout. Raises ReleaseError where it has none."""
+    if config.get("unet_config"):
+        raise ReleaseError("is of another family and has no released layout; only GLIDE's and PITI's own networks do")
     config = {"patch_size": 1, "image_size": 64, "low_res": None, "detail": None, "inpaint": False, **config}
     unet, text = UNetSpec.parse(config.get("unet_spec") or {}, "unet_spec"), config.get("text_spec")
     if text:

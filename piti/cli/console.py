@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from piti.pipelines.pipeline import PITIPipeline
 
 log = Console(stderr=True)
 
@@ -47,6 +51,19 @@ def print_notes(notes: Iterable[str]) -> None:
     """One line each."""
     for note in notes:
         _labelled("note", "bold yellow", note)
+
+
+def images_made(count: int) -> str:
+    """Such as "1 image made"."""
+    return f"{count} image{'' if count == 1 else 's'} made"
+
+
+def print_wait(pipeline: PITIPipeline, compiled: bool) -> None:
+    """One line where the first images take longer than others: the engine converts, or blocks are compiled."""
+    if not pipeline.engine_ready():
+        log.print(f"converting the networks for {pipeline.engine.name}, once …")
+    if compiled:
+        log.print("compiling the networks' blocks at the first image of each size, which takes minutes …")
 
 
 def print_warning(warning: str) -> None:

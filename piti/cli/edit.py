@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from piti.cli.console import print_notes, progress
+from piti.cli.console import images_made, print_notes, print_wait, progress
 from piti.cli.options import (
     BaseOnly,
     Compile,
@@ -134,14 +134,17 @@ def edit(
     from piti.pipelines.pipeline import PITIPipeline
 
     edited, settings = files.of(image, out, overwrite), editing.settings()
+    computing = Computing(device, dtype, "torch", compile)
+    computing.check()
     pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.sampling.base_only)
-    Computing(device, dtype, "torch", compile).applied(pipeline)
+    computing.applied(pipeline)
+    print_wait(pipeline, compile)
     name = model_name(model, upsampler)
     with progress("editing") as on_step:
         report = edit_file(pipeline, edited, settings, name, num, seed, on_step)
     print_notes(report.notes)
     look = report.sheet or report.made[0]
-    typer.echo(f"{len(report.made)} images made: {report.edits.words()}; look at {look}")
+    typer.echo(f"{images_made(len(report.made))}: {report.edits.words()}; look at {look}")
 
 
 def edit_condition(flag: str, values: Sequence[str] | None, text_flag: str, text: str | None) -> EditCondition | None:

@@ -72,8 +72,8 @@ class ReleaseFlags:
         return ImportSettings(self.prior, self.classes, self.tokenizer, heads, overwrite, raw, seen)
 
     def without_default(self) -> dict[str, object]:
-        """Those that are none unless they were given."""
-        return {key: value for key, value in vars(self).items() if key != "weights"}
+        """Those that are none unless they were given; the weights are unless others than the default were."""
+        return {**vars(self), "weights": None if self.weights is Weights.AVERAGED else self.weights.value}
 
 
 @with_groups

@@ -133,13 +133,17 @@ class SamplingFlags:
 def guidance_of(strength: float | None, rule: str | None) -> Any:
     """What --guidance and --guidance-rule say together, as `NetworkOptions` takes it. Raises UserError."""
     from piti.core.errors import UserError
+    from piti.core.spec import choices
+    from piti.diffusion.guidance import RULES
     from piti.diffusion.guidance import Guidance as Rule
 
     if rule is None:
         return strength
+    if rule not in RULES:
+        raise UserError(f"is no rule of guidance; {choices(rule, RULES)}", option="guidance_rule", value=rule)
     if strength is None:
         raise UserError("--guidance-rule without --guidance: say how strong, such as --guidance 1")
-    return Rule.parse({"kind": rule, "w": strength}, "--guidance-rule")
+    return Rule.parse({"kind": rule, "w": strength}, f"--guidance {strength:g}")
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,12 @@ def studio(
         warning = warning_of(host)
         if warning:
             print_warning(warning)
+        computing = computed.on(device)
+        computing.check()
         names = tuple(model or _MODELS)
-        log.print(f"loading {' and '.join(names)} …", markup=False)
-        loaded = Studio(names, limits.limits(), computed.on(device))
+        how = ", and compiling their blocks, which takes minutes" if computing.compile else ""
+        log.print(f"loading {' and '.join(names)}{how} …", markup=False)
+        loaded = Studio(names, limits.limits(), computing)
 
         def ready(address: str) -> None:
             typer.echo(f"the studio is at {address} (Ctrl-C ends it)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +45,7 @@ def train(
     """Train a model as a recipe says."""
     from piti.training import read_recipe
 
-    parsed = read_recipe(recipe, [*(changes or []), *of_speed(dtype, compile)])
+    parsed = read_recipe(recipe, with_speed(changes, dtype, compile))
     if data is not None:
         parsed = parsed.model_copy(update={"data": parsed.data.model_copy(update={"root": data})})
     _run(parsed, out, resume, dry_run, gpu)
@@ -75,12 +76,15 @@ def distill(
     from piti.training import distillation_recipe
 
     values = {"steps": steps, "substeps": substeps, "guidance": guidance}
-    recipe = distillation_recipe(model, values, data, [*(changes or []), *of_speed(dtype, compile)])
+    recipe = distillation_recipe(model, values, data, with_speed(changes, dtype, compile))
     _run(recipe, out, resume, dry_run, gpu)
 
 
-def of_speed(dtype: str | None, compiled: bool) -> list[str]:
-    """The keys of a recipe that two flags stand for. Raises UserError for a type of numbers that there is not."""
+def with_speed(changes: Sequence[str] | None, dtype: str | None, compiled: bool) -> list[str]:
+    """Changes of a recipe, and those that two flags stand for.
+
+    Raises UserError for a type of numbers that there is not, and where a key is given twice.
+    """
     from piti.core.devices import DTYPES
     from piti.core.errors import UserError
     from piti.core.spec import choices
@@ -88,7 +92,11 @@ def of_speed(dtype: str | None, compiled: bool) -> list[str]:
     if dtype not in (None, *DTYPES):
         raise UserError(f"is no type of numbers; {choices(str(dtype), DTYPES)}", option="dtype", value=dtype)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}.get(dtype or "")
-    return ([f"precision={precision!r}"] if precision else []) + (["compile=true"] if compiled else [])
+    given = ([f"precision={precision!r}"] if precision else []) + (["compile=true"] if compiled else [])
+    for key, flag in (("precision", "--dtype"), ("compile", "--compile")):
+        if sum(change.partition("=")[0].strip() == key for change in [*(changes or []), *given]) > 1:
+            raise UserError(f"{flag} and --set {key}=… say both; leave one of them out")
+    return [*(changes or []), *given]
 
 
 def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piti.cli.console import log, print_notes, progress
+from piti.cli.console import images_made, print_notes, print_wait, progress
 from piti.cli.options import (
     ComputeFlags,
     Device,
@@ -77,14 +77,15 @@ def translate(
 
     files, flags = wanted.of(inputs or [], out, overwrite), all_given(ctx)
     like, options = files.like, sampling.options(num, seed, batch, skip_bad)
+    computing = computed.on(device) if like is None else like.computed(computed.on(device), flags)
+    computing.check()
     ranks = joined()
     name, pipeline, options = opened(model, upsampler, options, like, flags)
-    computing = computed.on(device)
-    (like.computed(computing, flags) if like else computing).applied(pipeline)
+    computing.applied(pipeline)
     pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
     resolved_sampling(pipeline, options, like)  # what is impossible is refused before the wait
-    if ranks.main and not pipeline.engine_ready():
-        log.print(f"converting the networks for {pipeline.engine.name}, once …")
+    if ranks.main:
+        print_wait(pipeline, computing.compile)
     with progress("translating", ranks.main) as on_step:
         report = translate_files(pipeline, files, options, name, on_step, ranks)
     if ranks.main:
@@ -95,4 +96,4 @@ def _print_report(report: Report) -> None:
     """What was made, what was kept, and where to look."""
     print_notes(report.notes)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
-    typer.echo(f"{len(report.made)} images made{kept}; look at {report.sheet}{report.left_out}")
+    typer.echo(f"{images_made(len(report.made))}{kept}; look at {report.sheet}{report.left_out}")

@@ -28,9 +28,15 @@ def usable_device(name: str | None = None) -> torch.device:
 
     try:
         device = torch.device(name or _fastest_kind())
+        if device.type == "meta":
+            raise RuntimeError
+    except RuntimeError:
+        raise UserError("is no device", remedy="give cpu, cuda, cuda:1, mps …", option="device", value=name) from None
+    try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(str(error).splitlines()[0], remedy="cpu always works", option="device", value=name) from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"is not here ({said})", remedy="cpu always works", option="device", value=name) from None
     allow_tf32(device)
     return device
 

@@ -8,7 +8,7 @@ al. 2024, arXiv 2404.07724). w is the strength in PITI's sense: 0 is off, `guida
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,10 @@ from piti.core.errors import UserError
 from piti.core.spec import Spec
 from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, PerSample, Timesteps
 
+RuleName = Literal["normalized", "plain", "rescaled", "apg"]
+RULES: tuple[str, ...] = get_args(RuleName)
+"""Kinds of `Guidance`."""
+
 
 class Guidance(Spec):
     """How strongly, by which rule and during which part of the process samples follow the condition.
@@ -28,7 +32,7 @@ class Guidance(Spec):
     no bound.
     """
 
-    kind: Literal["normalized", "plain", "rescaled", "apg"] = "normalized"
+    kind: RuleName = "normalized"
     w: float = Field(default=1.0, ge=-1, allow_inf_nan=False)
     interval: tuple[float, float] = (0.0, 1.0)
     phi: float = Field(default=0.7, ge=0, le=1)

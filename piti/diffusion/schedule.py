@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -51,12 +51,19 @@ class ThresholdSpec(Spec):
     """What s is at most."""
 
 
+BetasName = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
+PredictionName = Literal["epsilon", "v_prediction", "sample"]
+BETAS: tuple[str, ...] = get_args(BetasName)
+PREDICTIONS: tuple[str, ...] = get_args(PredictionName)
+"""Of `ScheduleSpec`, under diffusers' names."""
+
+
 class ScheduleSpec(Spec):
     """Which noise a model was trained with, what it predicts, and in what bounds its x̂₀ is kept in sampling."""
 
-    betas: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
+    betas: BetasName = "squaredcos_cap_v2"
     steps: int = Field(default=1000, ge=2, le=100_000)
-    prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    prediction: PredictionName = "v_prediction"
     """The noise, the velocity, or the image itself."""
     beta_range: tuple[float, float] | None = None
     """β of the first and the last step, for "linear" and "scaled_linear" (even in √β); none: DDPM's, scaled to T."""

@@ -19,7 +19,7 @@ from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, photographs_of
 from piti.generation.generate import noise_device
 from piti.generation.kept import difference
-from piti.generation.metadata import made_on, made_with, model_name
+from piti.generation.metadata import MADE_ON, made_on, made_with, model_name
 from piti.generation.options import SHEET, GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
@@ -114,12 +114,15 @@ class JudgedModel:
     """The model whose upsampler it takes."""
     computing: Computing = TORCH
 
-    def opened(self, base_only: bool) -> PITIPipeline:
-        """Its pipeline, on its device. Raises ModelError, and UserError for what cannot be computed here."""
+    def opened(self, base_only: bool) -> tuple[PITIPipeline, str]:
+        """Its pipeline, on its device, and the hash of its weights. Raises ModelError, and UserError for what cannot be
+        computed here."""
+        self.computing.check()
         pipeline = PITIPipeline.from_pretrained(self.name, upsampler=self.upsampler, base_only=base_only)
+        digest = weights_sha256(pipeline)  # of what was loaded, whatever it is computed in
         self.computing.applied(pipeline)
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return pipeline, digest
 
 
 def generate_split(
@@ -139,15 +142,14 @@ def generate_split(
     """
     ranks = ranks or Ranks()
     with together():
-        pipeline = model.opened(options.sampling.base_only)
+        pipeline, digest = model.opened(options.sampling.base_only)
         options, notes = _of_one_image(pipeline, options, num_given)
-        digest = weights_sha256(pipeline)
         name = model_name(model.name, model.upsampler, digest[:_SHOWN])
         pairs = split.pairs(pipeline.condition)
         where = noise_device(pipeline, options.noise_on)
         made = made_with(options.sampling.resolve(pipeline), options.seed, name, where)
         if ranks.main:
-            _check_made(out, made)
+            _check_made(out, made | {MADE_ON: made_on(pipeline)})
     with _given(pipeline.condition, pairs) as (inputs, parts):
         report = translate_files(
             pipeline, TranslationFiles(inputs, out, parts=parts), options, name, on_step=on_step, ranks=ranks
@@ -199,7 +201,7 @@ def weights_sha256(pipeline: PITIPipeline) -> str:
 
 
 def _check_made(out: Path, wanted: Mapping[str, str]) -> None:
-    """Raises PairingError if images in `out` were not made as is `wanted` by their metadata."""
+    """Raises PairingError if images in `out` were not made as is `wanted` by their metadata, see `difference`."""
     existing = [path for path in (list_images(out) if out.is_dir() else []) if path.name != SHEET]
     for path in existing:
         odd = difference(path, wanted)

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from piti.core.errors import option, quoted
 from piti.core.images import PREFIX, ImageError, image_size, png_text
-from piti.generation.metadata import NOISE_ON
+from piti.generation.metadata import MADE_ON, NOISE_ON, numbers_of
 from piti.generation.plan import TranslationJob
 from piti.generation.recreate import Record
 from piti.generation.sources import TranslationError
 
 _WORDS = {"condition_sha256": "of another condition", "weights": "with other weights"}  # whose values say nothing
+_LAST_BITS = (f"{PREFIX}version", MADE_ON)
 _SHOWN = 60  # characters of a value
 
 
 def difference(path: Path, wanted: Mapping[str, str]) -> str:
     """How an image was made otherwise than is asked for; nothing if its PNG says just that.
 
-    wanted: metadata by key. An empty value is not known here, and not compared.
+    wanted: metadata by key. An empty value is not known here, and not compared. Versions and the device, which change
+    an image's last bits at most, are not compared either, but the type of numbers is.
     """
     try:
         found = png_text(path)
@@ -28,9 +30,11 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
     if not any(key.startswith(PREFIX) for key in found):
         return "and does not say how it was made"
     wanted, found = ({NOISE_ON: "cpu", **said} for said in (wanted, found))
-    differing = [key for key, value in wanted.items() if value and found.get(key) != value]
+    compared = {key: value for key, value in wanted.items() if value and key not in _LAST_BITS}
+    differing = [key for key, value in compared.items() if found.get(key) != value]
     if not differing:
-        return ""
+        then, now = numbers_of(found.get(MADE_ON, "")), numbers_of(wanted.get(MADE_ON, ""))
+        return f"made in {then} ({option('dtype')}), and {now} is asked for" if then and now and then != now else ""
     first, *others = (key.removeprefix(PREFIX) for key in differing)
     more = f" (and {', '.join(others)} differ{'s' if len(others) == 1 else ''})" if others else ""
     if first in _WORDS and differing[0] in found:
@@ -42,14 +46,13 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
 def check_kept(jobs: list[TranslationJob], common: Mapping[str, str], like: Record | None) -> None:
     """Raises TranslationError if an image that would be kept is another than the one that is asked for.
 
-    common: what all images are to say, see `image_text`. Versions and the device change an image's last bits at most.
+    common: what all images are to say, see `image_text`.
     """
     existing = [job for job in jobs if job.target.exists()]
     _check_sizes(existing)
     _check_not_itself(existing, like)
-    common = {key: value for key, value in common.items() if key.removeprefix(PREFIX) not in ("version", "made_on")}
-    if common.get(f"{PREFIX}weights"):
-        common.pop(f"{PREFIX}model", None)  # weights say it, whatever the model is called
+    if common.get(f"{PREFIX}weights"):  # they say it, whatever the model is called
+        common = {key: value for key, value in common.items() if key != f"{PREFIX}model"}
     for job in existing:
         own = {f"{PREFIX}number": str(job.number), f"{PREFIX}condition_sha256": job.condition_sha256}
         odd = difference(job.target, {**common, **own})

@@ -18,11 +18,12 @@ from torch import Tensor
 from piti import __version__
 from piti.conditions import Condition, TextCondition
 from piti.conditions.base import meaning_hash
-from piti.core.compiled import plain_key
 from piti.core.images import PREFIX, Box
 from piti.generation.options import MAX_ROWS, Place
+from piti.models.compiling import is_compiled
 from piti.pipelines.canvas import Canvas, canvas_of, fitted, part_of
 from piti.pipelines.cascade import NetworkSampling, Prepared, ResolvedSampling
+from piti.pipelines.marks import weights_mark
 from piti.pipelines.pipeline import PITIPipeline
 
 MAX_TEXT = 256 * 1024
@@ -30,8 +31,6 @@ MAX_TEXT = 256 * 1024
 
 _MOST_BYTES = 32_000_000  # of a raw tensor that is compressed to see whether it fits
 _PIECE = 1 << 20  # bytes that are compressed before looking whether it fits
-_MARKED = 16  # hexadecimal digits of a hash
-_SAMPLED = 256  # values of a tensor that its mark looks at
 _NAMED = re.compile(r"(?P<model>.*?)( with the upsampler of (?P<upsampler>.*?))?( \(weights [0-9a-f]+\))?", re.DOTALL)
 
 
@@ -53,6 +52,8 @@ def named_model(name: str) -> tuple[str, str | None]:
 # Of all images of a translation
 
 
+MADE_ON = f"{PREFIX}made_on"
+"""The key of what `made_on` says."""
 NOISE_ON = f"{PREFIX}noise_on"
 """The key under which an image says on which kind of device its noise was drawn; without it, on the CPU."""
 
@@ -84,20 +85,9 @@ def surroundings(pipeline: PITIPipeline) -> dict[str, str]:
     return _text({"weights": weights_mark(pipeline), "version": __version__, "made_on": made_on(pipeline)})
 
 
-def weights_mark(pipeline: PITIPipeline) -> str:
-    """Quick marks of the base's weights and the upsampler's: hashes of names, shapes and some values of every tensor.
-
-    Training changes them, a device or half precision of the file does not. Empty where weights are kept elsewhere
-    (offloaded one by one).
-    """
-    parts = [part for part in (pipeline.base, pipeline.upsampler, pipeline.vae) if part is not None]
-    if any(value.is_meta for part in parts for value in part.state_dict().values()):
-        return ""
-    return " ".join(_mark(part) for part in parts)
-
-
 def made_on(pipeline: PITIPipeline) -> str:
-    """Libraries, precision and device. Where they are the same, so are the images to the bit."""
+    """Libraries, precision, device, and whether blocks are compiled. Where they are the same, so are the images to the
+    bit."""
     device = pipeline.device
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
@@ -108,9 +98,21 @@ def made_on(pipeline: PITIPipeline) -> str:
     dtype = str(pipeline.base.dtype).removeprefix("torch.")
     if device.type == "cuda" and pipeline.base.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32:
         where += " in TF32"
+    if is_compiled(pipeline.base):
+        where += ", compiled"
     libraries = [f"torch {torch.__version__}", f"diffusers {importlib.metadata.version('diffusers')}"]
     engine = pipeline.engine.described()
     return f"{', '.join(libraries + ([engine] if engine else []))}, {dtype} on {where}"
+
+
+def numbers_of(made_on: str) -> str:
+    """The type of numbers that networks were computed in, a name of `DTYPES`, by what `made_on` said; empty where it
+    does not say."""
+    kinds = {"bf16, ": "bf16", "f32, ": "fp32"} if "openvino" in made_on else _NUMBERS
+    return next((name for kind, name in kinds.items() if f" {kind}" in made_on), "")
+
+
+_NUMBERS = {"float32 on ": "fp32", "bfloat16 on ": "bf16", "float16 on ": "fp16"}
 
 
 # Of one image
@@ -186,16 +188,6 @@ def raw_hash(raw: Shaped[Tensor, "K h w"]) -> str:
 
 
 # Small parts
-
-
-def _mark(network: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    named = {plain_key(key): value for key, value in network.state_dict().items()}
-    for key, value in sorted(named.items()):
-        digest.update(f"{key}{list(value.shape)}".encode())
-        flat = value.detach().reshape(-1)
-        digest.update(flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:_MARKED]
 
 
 def _says(condition: TextCondition, text: str, raw: Tensor) -> bool:

@@ -24,7 +24,7 @@ from piti.core.errors import UserError, in_few_lines, quoted
 from piti.core.images import MAX_PIXELS, PREFIX, Source, own_text
 from piti.core.spec import Spec
 from piti.diffusion.guidance import Guidance
-from piti.generation.metadata import MAX_TEXT, enlarged_to
+from piti.generation.metadata import MAX_TEXT, enlarged_to, numbers_of
 from piti.generation.options import MAX_ROWS, NoiseOn
 from piti.pipelines.cascade import ONE_PASS
 from piti.pipelines.options import FLAT_KEYS, SamplingOptions
@@ -118,10 +118,8 @@ class Said(Carried):
     @property
     def dtype(self) -> str:
         """The numbers that the networks were computed in, a name of `DTYPES`; an engine's are its own."""
-        if "openvino" in self.made_on:
-            return "auto" if " bf16, " in self.made_on else "fp32"
-        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-        return next((name for kind, name in names.items() if f", {kind} on " in self.made_on), "auto")
+        numbers = numbers_of(self.made_on)
+        return numbers if numbers and (self.engine == "torch" or numbers == "fp32") else "auto"
 
     @field_validator("guidance", "upsampler_guidance", "batch", mode="before")
     @classmethod

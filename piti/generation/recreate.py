@@ -23,11 +23,11 @@ from piti.generation.metadata import (
     model_name,
     named_model,
     raw_hash,
-    weights_mark,
 )
 from piti.generation.metadata_schema import RemakeError, Said, is_png, texts_of
 from piti.generation.options import MAX_ROWS, SHEET, GenerationOptions, Place
 from piti.pipelines.computing import Computing
+from piti.pipelines.marks import weights_mark
 from piti.pipelines.pipeline import PITIPipeline
 
 _STEM = 200  # bytes of a name

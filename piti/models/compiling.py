@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from piti.core.compiled import unwrapped
+
 REPEATED = frozenset({"ResnetBlock2D", "Attention", "BasicTransformerBlock"})
 """Classes of the blocks that diffusers' UNets are made of."""
 _SHAPES = 256
@@ -28,6 +30,11 @@ def compile_blocks(network: nn.Module) -> int:
         if block._compiled_call_impl is None:
             block.compile()
     return len(blocks)
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether blocks of a network are compiled, or it is as a whole."""
+    return any(part is not unwrapped(part) or part._compiled_call_impl is not None for part in network.modules())
 
 
 def repeated_blocks(network: nn.Module) -> list[nn.Module]:

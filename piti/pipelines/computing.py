@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
 from piti.core.devices import check_compiles, laid_out, usable_device, usable_dtype
 from piti.core.errors import UserError, option
+from piti.engine import engine_named
 from piti.models.compiling import compile_blocks
+from piti.pipelines.marks import cast
 from piti.pipelines.pipeline import PITIPipeline
 
 
@@ -24,33 +27,47 @@ class Computing:
     engine: str = "auto"
     """As `PITIPipeline.use_engine` takes it."""
     compile: bool = False
-    """Compile the blocks that the networks repeat with `torch.compile`: the first images take a minute longer."""
+    """Compile the blocks that the networks repeat with `torch.compile`: the first images take minutes longer."""
 
-    def applied(self, pipeline: PITIPipeline) -> PITIPipeline:
-        """The same pipeline, its networks on the device and in the type of numbers, its engine chosen.
+    def check(self) -> tuple[torch.device, torch.dtype]:
+        """The device and the type of weights, before any model is loaded.
 
-        Under `auto` baselines stay in float32. Raises UserError, EngineError for what cannot be had here.
+        Raises UserError, EngineError for what cannot be had here.
         """
         device = usable_device(self.device)
         dtype = usable_dtype(self.dtype, device)
         if self.compile and self.engine not in ("auto", "torch"):
             raise UserError(
                 f"compiles networks of torch's, and {option('engine')} {self.engine} computes them itself",
-                remedy="leave one of the two out",
+                remedy=f"leave {option('compile')} out, or give {option('engine')} torch",
                 option="compile",
             )
         if self.compile:
             check_compiles(device)
+        engine_named(self._engine, device, self.dtype)
+        return device, dtype
+
+    def applied(self, pipeline: PITIPipeline) -> PITIPipeline:
+        """The same pipeline, its networks on the device and in the type of numbers, its engine chosen.
+
+        Under `auto` baselines stay in float32. Raises UserError, EngineError for what cannot be had here.
+        """
+        device, dtype = self.check()
         pipeline.to(device)
-        pipeline.use_engine("torch" if self.compile else self.engine, self.dtype)
+        pipeline.use_engine(self._engine, self.dtype)
         for network in (pipeline.base, pipeline.upsampler, pipeline.vae):
-            if network is not None and not self._stays(network, pipeline):
-                nn.Module.to(network, dtype=dtype)
-            if network is not None:
-                laid_out(network, device)
-                if self.compile:
-                    compile_blocks(network)
+            if network is None:
+                continue
+            if not self._stays(network, pipeline):
+                cast(network, dtype)
+            laid_out(network, device)
+            if self.compile:
+                compile_blocks(network)
         return pipeline
+
+    @property
+    def _engine(self) -> str:
+        return "torch" if self.compile else self.engine
 
     def _stays(self, network: nn.Module, pipeline: PITIPipeline) -> bool:
         """Whether a network's weights keep their type: where an engine computes in another, and those that half

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from piti.core.devices import allow_tf32, check_compiles
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
+from piti.core.errors import option
 from piti.training.recipe import Recipe, RecipeError
 
 FEW_PLACES = 256
@@ -185,7 +186,7 @@ def _why_not(accelerator: Accelerator, recipe: Recipe, world: int) -> str | None
             "set ACCELERATE_USE_CPU=1 before torchrun"
         )
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
-        return "precision: fp16 needs a GPU; take bf16 or no"
+        return f"precision: fp16 needs a GPU; take bf16 or no ({option('dtype')} bf16 or fp32)"
     if _wants("FSDP") and not is_sharded(accelerator):
         return "FSDP shards over two or more GPUs, and here are not; leave its config file out"
     if recipe.optimizer.kind == "adamw8bit" and (is_sharded(accelerator) or is_zero(accelerator)):

@@ -16,7 +16,7 @@ from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
 from piti.conditions import Condition, MaskCondition
-from piti.core.errors import option
+from piti.core.errors import option, text_of
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
@@ -239,6 +239,10 @@ def _network_of(translator: Translator, name: str, key: str) -> Path:
         )
     folder = find_model(name) / translator.role
     if not folder.is_dir():
+        try:
+            ModelFolder.open(folder.parent)
+        except ModelError as error:  # it is no model of this package's, and named as that
+            raise RecipeError(f"{key}: {text_of(error)}") from None
         raise RecipeError(f"{key}: {folder.parent} holds no {translator.role}; name a model that does")
     return folder
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 
 from piti.checkpoints.folder import ModelError
-from piti.conditions import (
-    Condition,
-)
+from piti.conditions import Condition
 from piti.conditions.palette import coco_stuff
 from piti.core.errors import Message, option, text_of
 from piti.data.pairs import NO_VALIDATION
@@ -28,6 +26,7 @@ from piti.training.build import (
 )
 from piti.training.cost import DEFAULT_GPU, GIB, GPU, ROOM, SMALL, UTILISATION, Cost, cost_of, gpu_named
 from piti.training.init import begin
+from piti.training.losses import DistillationSpec
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunFolder, checked_state
 
@@ -59,6 +58,9 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
     for stage, costs in zip(recipe.stages, cost.stages, strict=True):
         learns = f"{' and '.join(stage.trains)} ({costs.learning / 1e6:.1f}M parameters learn)"
         rows[f"stage {stage.name}"] = f"{learns}, {stage.steps:,} steps at {stage.lr:g}"
+    if recipe.distillation is not None:
+        rows["teacher"] = _taught(recipe.distillation)
+    rows["precision"] = _precision(recipe)
     rows |= cost_rows(cost, recipe, chosen)
     rows["folder"] = f"{out}: " + (f"holds {newest.name}, {option('resume')} goes on from there" if newest else "new")
     return [{"what": key, "plan": Message(text_of(value))} for key, value in rows.items()]
@@ -100,6 +102,19 @@ def beginning(recipe: Recipe, condition: Condition | None) -> str:
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, condition))
     return begin(translator, recipe, condition, only_check=True)
+
+
+def _taught(spec: DistillationSpec) -> str:
+    """What a student learns from its teacher."""
+    steps = f"{spec.steps} steps, each in the place of {spec.substeps} of the teacher's"
+    return f"{steps} with guidance {spec.guidance.kind}, w = {spec.guidance.w:g}, which becomes part of the weights"
+
+
+def _precision(recipe: Recipe) -> str:
+    """The numbers that the networks compute in, and whether their blocks are compiled."""
+    numbers = "float32" if recipe.precision == "no" else f"products in {recipe.precision}, the rest in float32"
+    alone = ", which needs a GPU" if recipe.precision == "fp16" else ""
+    return f"{numbers}{alone}{'; blocks are compiled' if recipe.compile else ''}"
 
 
 def _described(recipe: Recipe, condition: Condition | None) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from piti.baselines.base import baseline_spec
 from piti.checkpoints.lora import LoraSpec
+from piti.core.errors import UserError, text_of
 from piti.core.spec import Spec, SpecError
 from piti.data.degrade import DegradationSpec
 from piti.data.generated import GeneratedSpec
@@ -202,7 +203,13 @@ class Recipe(Spec):
                     f"stage '{stage.name}': a student is compared with its teacher alone; leave 'from_noise', 'pixel' "
                     "and 'perceptual' out"
                 )
-        StudentGrid.of(NoiseSchedule(self.schedule), spec.steps, spec.substeps)
+        try:
+            StudentGrid.of(NoiseSchedule(self.schedule), spec.steps, spec.substeps)
+        except UserError as error:
+            raise ValueError(
+                f"'distillation' takes {spec.steps} × {spec.substeps} steps of the teacher ({text_of(error)}); "
+                "set fewer 'steps' or 'substeps'"
+            ) from None
 
     def _check_baseline(self) -> None:
         """What belongs to a baseline alone is there with it alone, and what it has no use for is not there."""

@@ -78,7 +78,7 @@ def test_into_a_file(model: Path, files: dict[str, Path], tmp_path: Path) -> Non
     out = tmp_path / "made/edited.png"
     exact = ["--keep", "exact", "--guidance", "1.5", "--seed", "3", "--measure"]
     said = run(*command(model, files, out, *exact))
-    assert "1 images made" in said
+    assert "1 image made" in said
     for word in ("of the picture was repainted", "inversion and return", "as it was, to the bit", str(out)):
         assert word in said
     made, image = (np.asarray(Image.open(path).convert("RGB"), np.int16) for path in (out, files["image"]))

@@ -78,5 +78,7 @@ def test_a_strength_with_and_without_a_rule() -> None:
     assert (rule.kind, rule.w) == ("plain", 1.5)
     with pytest.raises(UserError, match="--guidance-rule without --guidance"):
         guidance_of(None, "plain")
-    with pytest.raises(SpecError, match="--guidance-rule"):
-        guidance_of(1.0, "plane")
+    with pytest.raises(UserError, match=r"guidance_rule plane: is no rule of guidance; did you mean 'plain'\?"):
+        guidance_of(None, "plane")
+    with pytest.raises(SpecError, match=r"--guidance -2:\n.*is too small; give at least -1"):
+        guidance_of(-2.0, "plain")

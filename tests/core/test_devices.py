@@ -55,6 +55,19 @@ def test_a_cpu_computes_in_float32_unless_it_is_asked_otherwise(monkeypatch: pyt
         usable_dtype("bf16", CPU)
 
 
+def test_what_is_no_device_and_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gpu", "meta", "cuda:x"):
+        with pytest.raises(UserError, match=f"^device {name}: is no device; give cpu, cuda, cuda:1, mps …$"):
+            usable_device(name)
+
+    def refused(*_: object, device: torch.device) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled\nand more")
+
+    monkeypatch.setattr(torch, "empty", refused)
+    with pytest.raises(UserError, match=r"^device cuda: is not here \(Torch not compiled .*\); cpu always works$"):
+        usable_device("cuda")
+
+
 def test_a_type_that_is_unknown_names_the_nearest() -> None:
     with pytest.raises(UserError, match="bf16"):
         usable_dtype("bf61", CPU)

@@ -149,7 +149,7 @@ class TestCommandLine:
         given = [f"sketch={folders['sketch'] / 'm3.png'}", f"mask={folders['mask'] / 'm0.png'}"]
         code, said = run(*arguments, "--given", given[0], "--given", given[1])
         assert code == 0
-        assert "1 images made" in said
+        assert "1 image made" in said
         assert (out / "m0_0.png").is_file()  # named after the model's first part
 
     def test_mistakes(

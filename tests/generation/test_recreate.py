@@ -280,7 +280,7 @@ class TestCommandLine:
     def test_an_image_alone_is_enough(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "street.png").unlink()
         code, said = run("translate", "--like", tmp_path / "a/street_2.png", "--out", tmp_path / "b")
-        assert (code, "1 images made" in said) == (0, True)
+        assert (code, "1 image made" in said) == (0, True)
         assert (tmp_path / "b/street_2.png").read_bytes() == (tmp_path / "a/street_2.png").read_bytes()
 
     def test_flags_win(self, model: Path, tmp_path: Path) -> None:

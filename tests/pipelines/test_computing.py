@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from piti.cli.app import app
 from piti.core.errors import UserError
-from piti.generation.metadata import made_on
-from piti.models.compiling import compile_blocks, repeated_blocks
+from piti.generation.metadata import made_on, numbers_of
+from piti.models.compiling import compile_blocks, is_compiled, repeated_blocks
 from piti.pipelines.computing import Computing
+from piti.pipelines.marks import weights_mark
+from piti.pipelines.pipeline import PITIPipeline
 from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import arrays, mask, seeded
 
@@ -33,6 +35,19 @@ def test_half_precision_is_near_and_said() -> None:
     made = arrays(pipeline(mask(1), generator=seeded()).images)
     assert 0 < np.abs(made.astype(float) - wanted).mean() < 4
     assert "bfloat16 on cpu" in made_on(pipeline)
+    assert numbers_of(made_on(pipeline)) == "bf16"
+
+
+@bfloat16
+def test_a_cast_network_keeps_its_mark_until_its_weights_change() -> None:
+    wanted = weights_mark(tiny_cascade())
+    pipeline = Computing("cpu", "bf16", "torch").applied(tiny_cascade())
+    assert weights_mark(pipeline) == wanted
+    with torch.no_grad():
+        next(pipeline.upsampler.parameters()).mul_(2)  # type: ignore[union-attr]
+    base, upsampler = weights_mark(pipeline).split()
+    assert base == wanted.split()[0]
+    assert upsampler != wanted.split()[1]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
@@ -45,8 +60,8 @@ def test_an_engine_leaves_the_weights_as_they_are_and_may_be_exact() -> None:
 
 
 def test_compiling_and_an_engine_are_one_too_many() -> None:
-    with pytest.raises(UserError, match="leave one of the two out"):
-        Computing("cpu", engine="openvino", compile=True).applied(tiny_cascade())
+    with pytest.raises(UserError, match="leave compile out, or give engine torch"):
+        Computing("cpu", engine="openvino", compile=True).check()
 
 
 def test_repeated_blocks_are_compiled_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +71,7 @@ def test_repeated_blocks_are_compiled_and_nothing_else(monkeypatch: pytest.Monke
     assert pipeline.engine.name == "torch"
     kinds = {type(block).__name__ for block in compiled}
     assert kinds == {"ResnetBlock2D", "Attention"}
+    assert not is_compiled(pipeline.base)  # nothing really was
     assert compiled == [*repeated_blocks(pipeline.base), *repeated_blocks(pipeline.upsampler)]  # type: ignore[arg-type]
 
 
@@ -63,7 +79,9 @@ def test_what_is_compiled_keeps_its_names_and_its_copies_are_plain(monkeypatch: 
     base = tiny_cascade().base
     names = list(base.state_dict())
     monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *given, **named: call(*given, **named))
+    assert not is_compiled(base)
     assert compile_blocks(base) == len(repeated_blocks(base)) > 0
+    assert is_compiled(base)
     assert list(base.state_dict()) == names
     assert repeated_blocks(base)[0]._compiled_call_impl is not None
     assert repeated_blocks(copy.deepcopy(base))[0]._compiled_call_impl is None
@@ -81,10 +99,19 @@ def test_on_the_command_line_and_again(tmp_path: Path) -> None:
     again = ["translate", "--like", f"{tmp_path}/a/mask_0.png", "--device", "cpu", "--out", f"{tmp_path}/b"]
     assert CliRunner().invoke(app, again).exit_code == 0
     assert (tmp_path / "a" / "mask_0.png").read_bytes() == (tmp_path / "b" / "mask_0.png").read_bytes()
+    for dtype, said in (("fp32", "made in bf16 (dtype), and fp32 is asked for; add overwrite"), ("bf16", None)):
+        result = CliRunner().invoke(
+            app, [*line, "--device", "cpu", "--dtype", dtype, "--engine", "torch", "--out", f"{tmp_path}/a"]
+        )
+        assert (said or "") in str(result.exception or "")
+        assert ("0 images made, 1 kept" in result.output) == (said is None)
 
 
 @pytest.mark.parametrize("command", [["translate", "x.png"], ["edit", "x.png", "--to", "y.png"]])
-def test_a_type_that_a_cpu_does_not_compute_in_is_refused_in_words(command: list[str]) -> None:
+def test_a_type_that_a_cpu_does_not_compute_in_is_refused_before_a_model_is_loaded(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PITIPipeline, "from_pretrained", None)
     result = CliRunner().invoke(app, [*command, "--device", "cpu", "--dtype", "fp16"])
     assert isinstance(result.exception, UserError)
     assert "CPUs do not compute in float16" in str(result.exception)

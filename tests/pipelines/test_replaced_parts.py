@@ -19,8 +19,8 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from piti.baselines import BaselineNetwork
 from piti.core.compiled import uncompiled, unwrapped
 from piti.core.errors import UserError
-from piti.generation.metadata import weights_mark
 from piti.pipelines.cascade import OnePass
+from piti.pipelines.marks import weights_mark
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import ModelError, PITIPipeline
 from tests.pipelines.test_pipeline import arrays, mask, seeded, tiny_pipeline

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from piti.checkpoints.export import export_release
 from piti.checkpoints.prior_families import recognised
 from piti.checkpoints.priors import import_prior, is_pipeline
 from piti.checkpoints.shards import WeightFiles
+from piti.cli.app import app
+from piti.cli.console import with_flags
 from piti.conditions import tokenizers
 from piti.core.errors import UserError
 from piti.pipelines.pipeline import PITIPipeline
@@ -66,7 +70,21 @@ def test_a_folder_says_itself_what_it_is(stable: tiny.Imported) -> None:
         ("scheduler/scheduler_config.json", {"timestep_spacing": "trailing"}, r"distilled for a few steps \(LCM, turb"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr' is set"),
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "another process than DDPM's"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "'betas' = 'sigmoid'"),
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_schedule": "sigmoid"},
+            "'beta_schedule' is 'sigmoid'; only squaredcos",
+        ),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'prediction_type' is 'flow'; only epsilon"),
+        ("model_index.json", {"_class_name": ""}, r"model_index\.json: does not name its pipeline"),
+        (
+            "unet/config.json",
+            {"sample_size": [8, 16]},
+            r"^[^:]*unet/config\.json: 'sample_size' is \[8, 16\]",
+        ),
+        ("unet/config.json", {"down_block_types": ["A", "B"]}, r"networks describe none \(A does not exist"),
+        ("text_encoder/config.json", {"max_position_embeddings": None}, "'max_position_embeddings' is None, expected"),
+        ("vae/config.json", {"block_out_channels": None}, r"vae/config\.json: lacks 'block_out_channels'"),
         ("vae/config.json", {"latents_mean": [0.0]}, "'latents_mean' is set"),
         (
             "vae/config.json",
@@ -166,7 +184,7 @@ def test_a_model_of_this_package_and_an_empty_folder_are_told_as_what_they_are(
     with pytest.raises(UserError, match="is a model of this package already; name it as it is"):
         import_prior(stable.model, tmp_path / "model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: holds no model_index\.json; give the whole folder of a pipeline"):
+    with pytest.raises(UserError, match=r"empty: holds no model_index\.json; give a whole folder of a pipeline"):
         import_prior(tmp_path / "empty", tmp_path / "model")
 
 
@@ -182,6 +200,30 @@ def test_a_tokenizer_without_files_and_one_of_sentencepiece_alone(
     monkeypatch.setattr(tokenizers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"sentencepiece is not installed; pip install 'piti\[text\]'$"):
         import_prior(copied, tmp_path / "model")
+
+
+def test_a_folder_of_diffusers_is_told_from_a_model_wherever_a_model_is_named(
+    stable: tiny.Imported, tmp_path: Path
+) -> None:
+    how = f"is a folder of diffusers, a StableDiffusionPipeline; import it: piti import {stable.folder} --out FOLDER"
+    for line in (
+        ["translate", "--text", "a", "--model", str(stable.folder)],
+        ["train", "sd15", "--dry-run", "--set", f"prior={stable.folder}"],
+    ):
+        result = CliRunner().invoke(app, line)
+        assert isinstance(result.exception, UserError)
+        assert how in with_flags(result.exception)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"base: is of another family and has no released layout"):
+        export_release(stable.model, tmp_path / "out")
+
+
+def test_options_of_released_files_are_refused_for_a_folder(stable: tiny.Imported, tmp_path: Path) -> None:
+    line = ["import", str(stable.folder), "--out", str(tmp_path / "model")]
+    for option in (["--weights", "raw"], ["--heads", "2"], ["--upsampler", "up.pt"]):
+        result = CliRunner().invoke(app, [*line, *option])
+        assert "has no meaning here" in str(result.exception)
+    assert not (tmp_path / "model").exists()
+    assert CliRunner().invoke(app, [*line, "--weights", "averaged"]).exit_code == 0
 
 
 class Held:

@@ -16,7 +16,7 @@ from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.editing.edit import edit
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import Recipe, RecipeError, distillation_recipe, train
+from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
 from piti.training.build import build_condition, network_config
 from piti.training.cost import cost_of
 from tests.conftest import tiny_recipe
@@ -105,7 +105,7 @@ def test_what_cannot_be_distilled(teacher: tuple[Path, Path], student: Path) -> 
         ("stages.0.from_noise=0.5", "leave 'from_noise'"),
         ("condition_dropout=0.1", "set condition_dropout: 0"),
         ("init=null", "named in 'init'"),
-        ("distillation.steps=900", "steps of this schedule"),
+        ("distillation.steps=900", "900 × 2 steps of the teacher .*; set fewer 'steps' or 'substeps'"),
     ):
         with pytest.raises(SpecError, match=said):
             distillation_recipe(str(run), WANTED, data, [change])
@@ -117,3 +117,8 @@ def test_the_plan_counts_the_teacher(teacher: tuple[Path, Path]) -> None:
     config = network_config(recipe, build_condition(recipe))
     both, alone = (cost_of(one, config) for one in (recipe, recipe.model_copy(update={"distillation": None})))
     assert both.stages[0].flops == alone.stages[0].flops + 2 * 2 * both.forward
+    rows = {row["what"]: row["plan"] for row in plan(recipe, run.parent / "other")}
+    assert rows["teacher"].startswith(
+        "2 steps, each in the place of 2 of the teacher's with guidance normalized, w = 0.5"
+    )
+    assert rows["precision"] == "float32"

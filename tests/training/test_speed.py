@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from piti.cli.app import app
-from piti.cli.train import of_speed
+from piti.cli.train import with_speed
 from piti.core.errors import UserError
 from piti.core.seeding import noise_for
 from piti.data.batches import BatchStream, TrainingBatch
@@ -261,9 +261,13 @@ class TestWhatARecipeAsksFor:
         assert len(pinned) == 3
 
     def test_the_type_of_numbers_on_the_command_line(self, tmp_path: Path) -> None:
-        assert of_speed("fp32", True) == ["precision='no'", "compile=true"]
-        assert of_speed("bf16", False) == ["precision='bf16'"]
-        assert of_speed("auto", False) == of_speed(None, False) == []
+        assert with_speed(["lora.rank=2"], "fp32", True) == ["lora.rank=2", "precision='no'", "compile=true"]
+        assert with_speed(None, "bf16", False) == ["precision='bf16'"]
+        assert with_speed(["precision=no"], "auto", False) == ["precision=no"]
+        assert with_speed(None, None, False) == []
+        for change, dtype in (("precision=bf16", "bf16"), ("compile = false", None)):
+            with pytest.raises(UserError, match="say both; leave one of them out"):
+                with_speed([change], dtype, True)
         line = ["train", "street", "--dry-run", "--out", str(tmp_path / "run"), "--dtype", "fp8"]
         result = CliRunner().invoke(app, line)
         assert isinstance(result.exception, UserError)

@@ -1,0 +1,57 @@
+"""Quick marks of weights: whether a pipeline has those that an image was made with, whatever they are computed in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from piti.core.compiled import plain_key
+from piti.pipelines.pipeline import PITIPipeline
+
+_MARKED = 16  # hexadecimal digits of a hash
+_SAMPLED = 256  # values of a tensor that its mark looks at
+_BEFORE: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()
+"""Networks that were cast => how often their weights had been changed in place then, and their mark before it."""
+
+
+def weights_mark(pipeline: PITIPipeline) -> str:
+    """Marks of the base's weights, the upsampler's and the autoencoder's: hashes of names, shapes and some values of
+    every tensor.
+
+    Training changes them; a device, half precision of the file and `cast` do not. Empty where weights are kept
+    elsewhere (offloaded one by one).
+    """
+    parts = [part for part in (pipeline.base, pipeline.upsampler, pipeline.vae) if part is not None]
+    if any(value.is_meta for part in parts for value in part.state_dict().values()):
+        return ""
+    return " ".join(map(_mark, parts))
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of a network's weights in place; it keeps its mark."""
+    mark = None if all(weight.dtype is dtype for weight in network.parameters()) else _mark(network)
+    nn.Module.to(network, dtype=dtype)
+    if mark is not None:
+        _BEFORE[network] = _changes(network.parameters()), mark
+
+
+def _mark(network: nn.Module) -> str:
+    before = _BEFORE.get(network)
+    if before is not None and before[0] == _changes(network.parameters()):
+        return before[1]
+    digest = hashlib.sha256()
+    named = {plain_key(key): value for key, value in network.state_dict().items()}
+    for key, value in sorted(named.items()):
+        digest.update(f"{key}{list(value.shape)}".encode())
+        flat = value.detach().reshape(-1)
+        digest.update(flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:_MARKED]
+
+
+def _changes(weights: Iterable[torch.Tensor]) -> int:
+    """How often weights were changed in place."""
+    return sum(weight._version for weight in weights)
