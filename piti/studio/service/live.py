@@ -55,7 +55,7 @@ class Turn:
     """A visitor's request."""
 
     outdated: bool = False
-    """Whether the visitor has made a newer one."""
+    """Whether the visitor has made a newer one, or waits for this one no longer."""
     job: Job[Any] | None = None
 
     def holds(self, job: Job[Any]) -> Job[Any]:
@@ -92,6 +92,7 @@ class Newest:
         try:
             yield turn
         finally:
+            turn.outdated = True  # a job that is handed in only now ends at once
             if turn.job is not None:
                 turn.job.cancel()  # an ended job stays as it is
             with self._lock:

@@ -60,9 +60,9 @@ class LiveMode:
                 turn.check()
                 raw = await asyncio.to_thread(self.surface.read, drawn)
                 w = None if guidance == self.guidance else guidance
-                job = await asyncio.to_thread(self.studio.live, self.surface.loaded.name, raw, int(seed), w)
-                preview = await turn.holds(job).result()
-                return live(preview, drawn.width / drawn.height)
+                name, begin = self.surface.loaded.name, self.studio.live
+                job = await asyncio.to_thread(lambda: turn.holds(begin(name, raw, int(seed), w)))
+                return live(await job.result(), drawn.width / drawn.height)
         except Cancelled:
             return gr.skip()
         except UserError as error:

@@ -75,3 +75,14 @@ def test_the_newest_request_wins() -> None:
             first.holds(late)
         assert cancelled == ["first", "late"]
     assert newest._turns == {}
+
+
+def test_a_job_that_is_handed_in_when_nobody_waits_any_more_ends_at_once() -> None:
+    """As when photographs are asked for while a thread prepares a preview."""
+    cancelled = list[str]()
+    job: Any = SimpleNamespace(cancel=lambda: cancelled.append("late"))
+    with Newest().turn("one") as turn:
+        pass
+    with pytest.raises(Cancelled):
+        turn.holds(job)
+    assert cancelled == ["late"]
