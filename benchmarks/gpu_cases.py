@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.steps import Bare, Ours, Released
-from piti.core.devices import check_compiles, usable_dtype
+from piti.core.devices import PRECISIONS, check_compiles, usable_dtype
 from piti.core.seeding import draws_on
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.schedule import scheduler_of
@@ -201,14 +201,11 @@ def made_data(folder: Path, side: int = 256, count: int = 32) -> Path:
     return folder
 
 
-PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-
 def training(case: Case, scale: Scale, device: torch.device, folder: Path) -> Callable[[], object]:
     """A step of a recipe's stage, in one of three ways."""
     name, stage = case.what.split(", ")[:2]
     data = made_data(folder.parent / "data")
-    changes = (f"precision='{PRECISION[case.dtype]}'", f"compile={str(case.compile).lower()}")
+    changes = (f"precision='{PRECISIONS[case.dtype]}'", f"compile={str(case.compile).lower()}")
     recipe = recipe_of(name, scale, data, *changes)
     number = [one.name for one in recipe.stages].index(stage)
     usable_dtype(case.dtype, device)
@@ -240,7 +237,7 @@ def _sampling(scale: Scale) -> list[Case]:
         what = f"{name}, base alone, {scale.steps} guided steps"
         ways = [(what, "piti", ours_sampling), (what, PLAIN, diffusers_sampling)]
         ways += [(whole, "piti", ours_sampling)] if scale.whole else []
-        rows += [Case("sampling", *way[:2], dtype, False, scale.images, way[2]) for dtype in PRECISION for way in ways]
+        rows += [Case("sampling", *way[:2], dtype, False, scale.images, way[2]) for dtype in PRECISIONS for way in ways]
         rows.append(Case("sampling", what, "piti", "bf16", True, scale.images, ours_sampling))
     return rows
 

@@ -38,7 +38,7 @@ from piti.training.build import (
 from piti.training.distributed import build_accelerator
 from piti.training.loop import Trainer
 from piti.training.run_folder import RunFolder
-from piti.training.stages import freeze_all_but
+from piti.training.stages import FUSED, freeze_all_but
 
 MANY = 100_000
 """Steps that no measurement reaches."""
@@ -111,7 +111,7 @@ class Bare(Plain):
         self.dtype = TYPES[recipe.precision]
         if recipe.compile:
             compile_blocks(self.translator)
-        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=device.type in {"cpu", "cuda"})
+        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=device.type in FUSED)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def __call__(self) -> None:

@@ -18,12 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from PIL import Image
 from quality import judge, links, split_of
 
 from piti.baselines.rrdb import load_real_esrgan
-from piti.core.images import center_box, crop_resize, open_image, read_rgb, save_png, to_pil, to_tensor
+from piti.core.images import center_box, crop_resize, open_image, read_rgb, save_png
 from piti.core.sheets import grid
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
@@ -43,10 +42,8 @@ def enlarge_by_real_esrgan(weights: Path, small: Path, target: Path) -> float:
     """The base's images by Real-ESRGAN x4plus, one at a time; seconds an image."""
     network, files = load_real_esrgan(weights), sorted(small.glob("*_0.png"))
     started = time.perf_counter()
-    with torch.inference_mode():
-        for path in files:
-            (image,) = to_pil(network(to_tensor(read_rgb(path))[None]))
-            save_png(image, target / path.name)
+    for path in files:
+        save_png(network.enlarged(read_rgb(path)), target / path.name)
     return (time.perf_counter() - started) / len(files)
 
 

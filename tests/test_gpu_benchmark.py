@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_cases import BARE, PRECISION, RELEASED, Case, Scale, cases, made_data, training
+from benchmarks.gpu_cases import BARE, RELEASED, Case, Scale, cases, made_data, training
+from piti.core.devices import PRECISIONS
 from piti.core.errors import UserError
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def test_rows_compiled_come_last_and_every_ratio_has_its_partner() -> None:
         compiled = [row.compile for row in rows]
         assert compiled == sorted(compiled)
         assert len(set(rows)) == len(rows)
-        assert {row.dtype for row in rows if row.task == "sampling"} == set(PRECISION)
+        assert {row.dtype for row in rows if row.task == "sampling"} == set(PRECISIONS)
 
 
 @pytest.mark.parametrize("by", ["piti", BARE, RELEASED])

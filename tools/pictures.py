@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from piti.baselines.rrdb import load_real_esrgan
 from piti.conditions.sketch import city_block_distance
-from piti.core.images import to_pil, to_tensor
 from piti.core.sheets import grid
 from piti.data.edges import draw_lines, thinned
 from piti.evaluation.sketches import NEAR, compare_lines, edges_of
@@ -110,10 +109,9 @@ def ladder() -> Image.Image:
     for ours, (_, small) in zip(
         rows_of("street", masks, num=1), rows_of("street", masks, 1, base_only=True), strict=True
     ):
-        with torch.inference_mode():
-            (other,) = to_pil(network(to_tensor(small)[None]))
         size = ours[1].size
-        rows.append([ours[0], small.resize(size, Image.Resampling.BICUBIC), other.resize(size), ours[1]])
+        other = network.enlarged(small).resize(size)
+        rows.append([ours[0], small.resize(size, Image.Resampling.BICUBIC), other, ours[1]])
     return grid(rows, headings=["mask", "64 px, bicubic", "Real-ESRGAN x4plus", "street's upsampler"])
 
 

@@ -19,6 +19,7 @@ _OF_FIGURES = {"model"}
 _OF_TABLES = {"scale", "seeds", "perceptual", "no_train", "gpu"}
 _OF_JUDGED = {"features", "segmenter", "aliases", "bootstrap", "seeds"}
 _OF_STUDIES = {"votes", "limit"}
+_OF_LADDER = {"real_esrgan"}
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,30 @@ class StudyFlags:
     limit: Annotated[int | None, Option(min=1, help="table2: only so many pairs a page.")] = None
 
 
+@dataclass(frozen=True)
+class WeightFlags:
+    """Files of networks that are no part of the package."""
+
+    perceptual: Annotated[
+        str | None,
+        Option(help="Weights for perceptual losses: a file of SqueezeNet 1.1 (small), of VGG-19 (paper)."),
+    ] = None
+    real_esrgan: Annotated[
+        Path | None, Option(help="table3b: Real-ESRGAN x4plus as .safetensors, for the row that is not ours.")
+    ] = None
+
+    def changes(self) -> tuple[str, ...]:
+        """Of every recipe."""
+        return () if self.perceptual is None else (f"perceptual.weights={self.perceptual}",)
+
+
 @with_groups
 def reproduce(
     ctx: typer.Context,
     table: Annotated[str, Argument(help="table1, table2, table3a, table3b, table4, table5, figure5 or figure6.")],
     judged: JudgeFlags,
     rated: StudyFlags,
+    weights: WeightFlags,
     scale: Annotated[
         str, Option(help="small: 64 px, narrow networks, hours on a CPU; paper: the paper's settings.")
     ] = "small",
@@ -48,13 +67,6 @@ def reproduce(
         "evidence"
     ),
     seeds: Annotated[int, Option(min=1, help="Training runs of each row, with seeds 0, 1, …")] = 2,
-    perceptual: Annotated[
-        str | None,
-        Option(help="Weights for perceptual losses: a file of SqueezeNet 1.1 (small), of VGG-19 (paper)."),
-    ] = None,
-    real_esrgan: Annotated[
-        Path | None, Option(help="table3b: Real-ESRGAN x4plus as .safetensors, for the row that is not ours.")
-    ] = None,
     no_train: Annotated[bool, Option("--no-train", help="Use finished runs alone; report what is missing.")] = False,
     model: Annotated[str, Option(help="figure6: the model whose guidance is shown.")] = "street",
     dry_run: DryRun = False,
@@ -70,10 +82,11 @@ def reproduce(
 
     given, figure, study = all_given(ctx), table in FIGURES, table in STUDIES
     others = (_OF_TABLES if figure else _OF_FIGURES) | (_OF_JUDGED if study else _OF_STUDIES)
-    others |= set() if table == "table3b" else {"real_esrgan"}
+    others = others if table == "table3b" else others | _OF_LADDER
     refuse_others(given, [name for name in ctx.params if name not in others], f"piti reproduce {table}")
-    changes = () if perceptual is None else (f"perceptual.weights={perceptual}",)
-    workspace = Workspace(out, {}, judged.judges(), 1 if study else seeds, device, not no_train, changes, real_esrgan)
+    runs = 1 if study else seeds
+    changes, other = weights.changes(), weights.real_esrgan
+    workspace = Workspace(out, {}, judged.judges(), runs, device, not no_train, changes, other)
     if figure:
         _figure(workspace, data or [], model, dry_run, bool(judged.features))
     elif study and not dry_run:

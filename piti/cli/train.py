@@ -85,13 +85,13 @@ def with_speed(changes: Sequence[str] | None, dtype: str | None, compiled: bool)
 
     Raises UserError for a type of numbers that there is not, and where a key is given twice.
     """
-    from piti.core.devices import DTYPES
+    from piti.core.devices import DTYPES, PRECISIONS
     from piti.core.errors import UserError
     from piti.core.spec import choices
 
     if dtype not in (None, *DTYPES):
         raise UserError(f"is no type of numbers; {choices(str(dtype), DTYPES)}", option="dtype", value=dtype)
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}.get(dtype or "")
+    precision = PRECISIONS.get(dtype or "")
     given = ([f"precision={precision!r}"] if precision else []) + (["compile=true"] if compiled else [])
     for key, flag in (("precision", "--dtype"), ("compile", "--compile")):
         if sum(change.partition("=")[0].strip() == key for change in [*(changes or []), *given]) > 1:

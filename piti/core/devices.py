@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DTypeName = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES: tuple[str, ...] = get_args(DTypeName)
 """Names that `usable_dtype` knows."""
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""What a recipe's `precision` calls each but `auto`."""
 _MOST_WORKERS = 8
 
 
@@ -126,8 +128,10 @@ def usual_workers(processes: int = 1) -> int:
     return max(1, min(_MOST_WORKERS, cores // max(1, processes) - 1))
 
 
-def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
-    """The same network; on CUDA its convolutions' weights lie in memory as its fast kernels read them."""
+def laid_out(network: nn.Module, device: torch.device, also_on: str = "cuda") -> nn.Module:
+    """The same network; on CUDA, and on `also_on`, its convolutions' weights lie channels-last in memory, as the fast
+    kernels there read them."""
     import torch
 
-    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network  # pyright: ignore[reportCallIssue]
+    last = device.type in {"cuda", also_on}
+    return network.to(memory_format=torch.channels_last) if last else network  # pyright: ignore[reportCallIssue]

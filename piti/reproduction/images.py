@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -17,7 +16,7 @@ from piti.baselines.rrdb import load_real_esrgan
 from piti.core.devices import usable_device
 from piti.core.errors import UserError, option
 from piti.core.files import OutputError, whole_file
-from piti.core.images import read_rgb, save_png, to_pil, to_tensor
+from piti.core.images import read_rgb, save_png
 from piti.core.progress import steps_bar
 from piti.diffusion.guidance import Guidance
 from piti.generation.options import SHEET, GenerationOptions
@@ -25,7 +24,7 @@ from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from piti.reproduction.files import DatasetFiles, contents_sha256, training_conditions
-from piti.reproduction.rows import Plan, Row, Training
+from piti.reproduction.rows import Generated, Plan, Row
 from piti.reproduction.runs import Workspace, recipe_of
 from piti.training.build import build_condition
 
@@ -60,15 +59,11 @@ def sampled(
     return folder, made_of
 
 
-def generated(plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console) -> None:
-    """Make the base's images of the training conditions that an upsampler learns from, whole frames; its base is
-    trained. Raises UserError where `training` takes none.
-    """
-    if training.generated is None:
-        raise UserError(f"{training.name} learns from no generated images")
-    base, options = training.generated.base, replace(training.generated.options, seed=seed)
+def generated(plan: Plan, wanted: Generated, seed: int, workspace: Workspace, console: Console) -> None:
+    """Make a trained base's images of the training conditions, whole frames, from which an upsampler learns."""
+    base, options = wanted.base, replace(wanted.options, seed=seed)
     recipe = recipe_of(plan, base, seed, workspace)
-    data = workspace.out / "data" / training.data
+    data = workspace.out / "data" / base.data
     conditions = training_conditions(build_condition(recipe), recipe.data, data)
     folder, run = workspace.generated(base, seed), workspace.run(base, seed)
     made_of = {
@@ -120,26 +115,15 @@ def _enlarged(
     lacking = [path for path in files if not (folder / path.name).is_file()]
     if lacking:
         console.log(f"{folder.name}: enlarging {len(lacking)} images by {row.enlarger}")
-        enlarge = _bicubic if weights is None else _real_esrgan(weights, usable_device(workspace.device))
+        device = usable_device(workspace.device)
+        enlarge = _bicubic if weights is None else load_real_esrgan(weights).to(device).enlarged
         for path in lacking:
-            save_png(enlarge(path), folder / path.name)
+            save_png(enlarge(read_rgb(path)), folder / path.name)
     return folder, made_of
 
 
-def _bicubic(path: Path) -> Image.Image:
-    small = read_rgb(path)
+def _bicubic(small: Image.Image) -> Image.Image:
     return small.resize((ENLARGEMENT * small.width, ENLARGEMENT * small.height), Image.Resampling.BICUBIC)
-
-
-def _real_esrgan(weights: Path, device: torch.device) -> Callable[[Path], Image.Image]:
-    network = load_real_esrgan(weights).to(device)
-
-    def enlarge(path: Path) -> Image.Image:
-        with torch.inference_mode():
-            (image,) = to_pil(network(to_tensor(read_rgb(path))[None].to(device)))
-        return image
-
-    return enlarge
 
 
 # Folders

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from piti.reproduction.files import DatasetFiles, as_png, choose, contents_sha25
 from piti.reproduction.images import begin_folder, generated, sampled
 from piti.reproduction.plans import described
 from piti.reproduction.rows import Plan, Row, Training
-from piti.reproduction.runs import Judges, Workspace, evaluated, progress_of, recipe_of, trained
+from piti.reproduction.runs import Judges, Workspace, evaluated, recipe_of, trained
 from piti.reproduction.tables import Facts, Line, Table
 from piti.training import TrainingInterrupted
 from piti.training.build import build_condition
@@ -87,14 +88,14 @@ def check_all(plan: Plan, workspace: Workspace, console: Console, judged: bool =
     for training in plan.trainings:
         for seed in range(workspace.seeds):
             checker.problem(training, seed)
+    looks: list[Callable[[], object]] = []
     if judged:
+        looks.append(partial(check_judges, workspace.judges, workspace.device, console, plan.networks))
+    if workspace.real_esrgan is not None:
+        looks.append(partial(load_real_esrgan, workspace.real_esrgan))
+    for look in looks:
         try:
-            check_judges(workspace.judges, workspace.device, console, plan.networks)
-        except UserError as error:
-            found.append(text_of(error))
-    if judged and workspace.real_esrgan is not None:
-        try:
-            load_real_esrgan(workspace.real_esrgan)
+            look()
         except UserError as error:
             found.append(text_of(error))
     found += checker.told
@@ -163,11 +164,10 @@ def trained_once(
     if known is not None:
         raise UserError(known)
     try:
-        if training.generated is not None and workspace.train:
-            recipe = recipe_of(plan, training, seed, workspace)
-            if not progress_of(workspace.run(training, seed), recipe).finished:
-                generated(plan, training, seed, workspace, console)
-        return trained(plan, training, seed, workspace, console)
+        prepare = None
+        if training.generated is not None:
+            prepare = partial(generated, plan, training.generated, seed, workspace, console)
+        return trained(plan, training, seed, workspace, console, prepare)
     except TrainingInterrupted:
         raise
     except (UserError, OSError, RuntimeError) as error:

@@ -8,7 +8,7 @@ import json
 import math
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -196,8 +196,18 @@ def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
     return RunProgress(state.step, recipe.steps, state.seconds, state.images_seen, finished)
 
 
-def trained(plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console) -> Path:
-    """A finished run's folder; trains what is missing. Raises what `train` does, and RunError."""
+def trained(
+    plan: Plan,
+    training: Training,
+    seed: int,
+    workspace: Workspace,
+    console: Console,
+    prepare: Callable[[], None] | None = None,
+) -> Path:
+    """A finished run's folder; trains what is missing. prepare: makes what the run reads, where it is to be trained.
+
+    Raises what `train` and `prepare` do, and RunError.
+    """
     recipe, folder = recipe_of(plan, training, seed, workspace), workspace.run(training, seed)
     with _alone(folder, workspace.train):
         now = progress_of(folder, recipe)
@@ -205,6 +215,8 @@ def trained(plan: Plan, training: Training, seed: int, workspace: Workspace, con
             return folder
         if not workspace.train:
             raise RunError(f"{folder.name} is not trained ({now}), and {option('no_train')} was given")
+        if prepare is not None:
+            prepare()
         console.log(f"{folder.name}: training, {now}")
         train(recipe, folder, resume=True, console=console)
     return folder

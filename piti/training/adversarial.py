@@ -32,7 +32,7 @@ from piti.training.losses import (
     PerceptualLossSpec,
 )
 from piti.training.metrics import Mean
-from piti.training.stages import Stage
+from piti.training.stages import FUSED, Stage
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Adversary:
 def build_adversary(network: nn.Module, lr: float, betas: tuple[float, float], accelerator: Accelerator) -> Adversary:
     """A discriminator with its own AdamW, on the device and prepared."""
     network = network.to(accelerator.device)
-    fused = accelerator.device.type in {"cpu", "cuda"}
+    fused = accelerator.device.type in FUSED
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=fused)
     return Adversary(*accelerator.prepare(network, optimizer))
 

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, convert_ou
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from piti.core.devices import allow_tf32, check_compiles
+from piti.core.devices import allow_tf32, check_compiles, laid_out
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
 from piti.core.errors import option
 from piti.training.recipe import Recipe, RecipeError
@@ -228,13 +228,12 @@ def prepared(accelerator: Accelerator, recipe: Recipe, network: nn.Module, optim
 
 
 def lay_out(accelerator: Accelerator, network: nn.Module, also_on: str = "cuda") -> None:
-    """Let a network's convolutions lie in memory as a device's fast kernels read them, channels-last: on CUDA, and on
-    `also_on`. What is sharded stays as it is.
+    """`laid_out` in place, but for what is sharded, which stays as it is.
 
     On a CPU that is for networks without group normalisation, whose gradient is slow in this layout there.
     """
-    if accelerator.device.type in {"cuda", also_on} and not (is_sharded(accelerator) or is_zero(accelerator)):
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if not (is_sharded(accelerator) or is_zero(accelerator)):
+        laid_out(network, accelerator.device, also_on)
 
 
 def quick_attention(accelerator: Accelerator, places: int) -> contextlib.AbstractContextManager[Any]:

@@ -27,6 +27,8 @@ from piti.training.losses import (
 NETWORKS = ("encoder", "unet")
 GENERATOR = "generator"
 """What a baseline's stages train."""
+FUSED = frozenset({"cpu", "cuda"})
+"""Kinds of device that have a fused kernel of AdamW."""
 LORA = "lora"
 """Low-rank adapters on the UNet, trained in its place."""
 
@@ -132,7 +134,7 @@ def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: Optimize
     settings: dict[str, Any] = {"lr": stage.lr_at(0), "betas": spec.betas, "weight_decay": spec.weight_decay}
     if spec.kind == "adamw8bit":
         return eight_bits().AdamW8bit(parameters, **settings)
-    fused = all(p.device.type in {"cpu", "cuda"} for p in parameters)
+    fused = all(p.device.type in FUSED for p in parameters)
     return torch.optim.AdamW(parameters, fused=fused, **settings)
 
 

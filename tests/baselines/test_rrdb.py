@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from piti.baselines.rrdb import RRDBNet, load_real_esrgan
 from piti.core.errors import UserError
+from piti.core.images import to_pil, to_tensor
 
 
 def test_the_published_size_and_key_names() -> None:
@@ -34,6 +36,16 @@ def test_a_flat_image_stays_flat_where_nothing_is_learned() -> None:
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     assert torch.equal(network(torch.zeros(1, 3, 4, 4)), torch.full((1, 3, 16, 16), -1.0))
+
+
+def test_a_picture_is_enlarged_as_its_tensor_is() -> None:
+    torch.manual_seed(0)
+    network = RRDBNet(width=4, growth=2, blocks=1)
+    picture = Image.effect_noise((5, 6), 60).convert("RGB")
+    made = network.enlarged(picture)
+    assert made.size == (20, 24)
+    with torch.no_grad():
+        assert made == to_pil(network(to_tensor(picture)[None])[0])
 
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from piti.baselines.rrdb import RRDBNet
 from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.evaluation.result import Evaluation, Measure
@@ -166,8 +167,17 @@ def test_a_base_is_enlarged_by_others_and_its_images_are_learned_from(
             assert np.array_equal(np.asarray(other), np.asarray(wanted))
     assert [len(files) for files in seen] == [9]  # every training pair, none of the held-out ones
     stamp = large[0].stat().st_mtime_ns
-    make.reproduce(replace(plan, rows=(ROW, others[0])), workspace, QUIET)
+    torch.manual_seed(0)
+    network = RRDBNet(width=4, growth=2, blocks=1).eval()
+    weights = tmp_path / "network.safetensors"
+    save_file(network.state_dict(), weights)
+    for module in (images, make):
+        monkeypatch.setattr(module, "load_real_esrgan", lambda path: network)
+    again = make.reproduce(replace(plan, rows=(ROW, *others)), replace(workspace, real_esrgan=weights), QUIET)
+    assert not again.missing
     assert large[0].stat().st_mtime_ns == stamp
+    with Image.open(small[0]) as one, Image.open(workspace.out / "images/tiny-real-esrgan-0" / small[0].name) as other:
+        assert np.array_equal(np.asarray(other), np.asarray(network.enlarged(one.convert("RGB"))))
 
 
 def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Workspace) -> None:
