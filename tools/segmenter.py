@@ -21,6 +21,7 @@ from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmen
 
 from piti.conditions import MaskCondition
 from piti.conditions.class_table import ClassTable
+from piti.core.files import follow_umask
 from piti.data import FolderSpec, PairedFolder
 from piti.data.batches import BatchStream
 from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD
@@ -108,6 +109,7 @@ def main() -> None:
         if step % 100 == 99:
             print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
     network.eval().save_pretrained(given.out)
+    follow_umask(given.out / "model.safetensors")
     preprocessor = {
         "image_processor_type": "SegformerImageProcessor",
         "do_resize": True,

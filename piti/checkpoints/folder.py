@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,6 +22,7 @@ from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.compiled import uncompiled
 from piti.core.errors import UserError, option, text_of, with_article
+from piti.core.files import follow_umask
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedule import spec_of_config
 from piti.models.translator import Translator, TranslatorSpec
@@ -96,7 +96,8 @@ def write_model_folder(
             else:
                 plain.save_pretrained(folder / name)
         _forget_origin(folder / name)
-        _as_readable_as_others(folder / name)
+        for weights in (folder / name).glob("*.safetensors"):
+            follow_umask(weights)
         kind = getattr(plain, "saved_as", type(plain))
         index[name] = [kind.__module__.partition(".")[0], kind.__name__]
     index["defaults"] = defaults
@@ -110,13 +111,6 @@ def _forget_origin(folder: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _as_readable_as_others(folder: Path) -> None:
-    """Give weights the permissions of the configuration beside them: safetensors keeps them to their owner, whatever
-    the umask, and a model is read by other users too."""
-    for path in folder.glob("*.safetensors"):
-        shutil.copymode(next(folder.glob("*.json")), path)
 
 
 # Finding

@@ -176,6 +176,18 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions of a new one beside it: safetensors keeps what it writes to its owner, whatever the
+    umask, and results are read by other users too. The umask itself cannot be asked without setting it, which other
+    threads would see. Raises OSError."""
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    fresh.touch(exist_ok=False)
+    try:
+        shutil.copymode(fresh, path)
+    finally:
+        fresh.unlink()
+
+
 def flush_all(folder: Path) -> None:
     """Bring a folder, with all that is in it, onto the disk."""
     for path in [*folder.rglob("*"), folder]:

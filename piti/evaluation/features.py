@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from piti.checkpoints.weights import file_hash, read_weights
 from piti.core.errors import UserError
-from piti.core.files import whole_file
+from piti.core.files import follow_umask, whole_file
 from piti.core.images import center_box, crop_resize, read_rgb
 from piti.core.spec import choices
 from piti.evaluation import inception
@@ -293,3 +293,4 @@ def _keep(features: Float64[Tensor, "n d"], path: Path) -> None:
 
     with whole_file(path, overwrite=True) as partial:
         save_file({"features": features}, partial)
+        follow_umask(partial)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from piti.core.files import whole_file
+from piti.core.files import follow_umask, whole_file
 from piti.models import Space
 
 _KEY = "moments"
@@ -68,3 +68,4 @@ def _read(place: Path) -> Tensor | None:
 def _write(place: Path, moments: Tensor) -> None:
     with whole_file(place, overwrite=True) as partial:
         save_file({_KEY: moments.detach().float().cpu().contiguous()}, partial)
+        follow_umask(partial)

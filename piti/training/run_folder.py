@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from piti.core.errors import UserError, option, quoted
-from piti.core.files import check_place, flush, flush_all
+from piti.core.files import check_place, flush, flush_all, follow_umask
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, read_recipe, write_recipe
 from piti.training.run_lock import RunLock
@@ -163,6 +163,8 @@ class RunFolder:
         """Add state and recipe, make the checkpoint count, and drop the oldest beyond `keep`."""
         write_recipe(recipe, partial / RECIPE_FILE)
         (partial / RUN_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        for weights in partial.glob("*.safetensors"):
+            follow_umask(weights)
         final = partial.with_name(partial.name.removesuffix(PARTIAL))
         publish_folder(partial, final)
         for old in self._complete()[:-keep]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from piti.core.files import OutputError, whole_file, whole_folder
+from piti.core.files import OutputError, follow_umask, whole_file, whole_folder
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -223,3 +224,16 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="is a folder"), whole_file(tmp_path / "folder", True):
         raise AssertionError("refused first")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "features.safetensors"
+    path.touch(0o600)
+    before = os.umask(umask)
+    try:
+        follow_umask(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+    assert list(tmp_path.iterdir()) == [path]

@@ -163,6 +163,13 @@ def test_kept_features(tmp_path: Path) -> None:
         features_of(network, [tmp_path / "gone.png"], None, 10, cache=cache)
 
 
+def test_others_may_read_kept_features(tmp_path: Path) -> None:
+    paths = saved(tmp_path / "images", 1)
+    features_of(Mean(), paths, None, 1, cache=tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.stat().st_mode == paths[0].stat().st_mode
+
+
 def test_another_network_s_features_are_not_taken(tmp_path: Path) -> None:
     paths, cache = saved(tmp_path / "images", 2), tmp_path / "cache"
     first = open_features(str(squeezenet_file(tmp_path / "a.safetensors")), CPU)

@@ -204,6 +204,8 @@ def test_latents_are_those_of_the_autoencoder_and_kept_by_their_contents(tmp_pat
         torch.testing.assert_close(space.images(space.points(images)), decoded, atol=1e-5, rtol=0)
     cached = CachedSpace(space, tmp_path)
     first = cached.moments(images)
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in tmp_path.rglob("*.safetensors")} == {(tmp_path / "new").stat().st_mode}
     autoencoder.encode = None  # type: ignore[assignment]
     torch.testing.assert_close(cached.moments(images), first, atol=0, rtol=0)
     with pytest.raises(UserError, match="one autoencoder belongs to this space, none was given"):

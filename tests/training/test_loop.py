@@ -72,6 +72,7 @@ def test_a_run_leaves_a_model_metrics_and_previews(tiny_data: Path, tmp_path: Pa
     assert newest.name == "step-00000008"
     assert json.loads((newest / "run.json").read_text())["images_seen"] == 32
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
+    assert len({path.stat().st_mode for path in newest.iterdir()}) == 1  # safetensors' own are their owner's alone
 
 
 def test_it_learns(tiny_data: Path, tmp_path: Path) -> None:
