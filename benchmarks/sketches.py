@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from prior import features, frechet
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from piti.conditions.sketch import SketchCondition
 from piti.core.images import save_png, to_pil, to_tensor
 from piti.core.sheets import grid
 from piti.data import FolderSpec, PairedFolder
+from piti.data.crops import Sample
 from piti.data.edges import thinned
 from piti.evaluation.sketches import compare_lines, edges_of
 from piti.models.perceptual import PerceptualSpec, load_perceptual
@@ -43,6 +45,15 @@ def row(name: str, images: Sequence[Tensor], lines: Sequence[Tensor], fd: float)
     found = [agreement(image, given) for image, given in zip(images, lines, strict=True) if given.any()]
     kept, meant, chamfer = (sum(column) / len(found) for column in zip(*found, strict=True))
     return f"{name:24s} kept {100 * kept:5.1f}  meant {100 * meant:5.1f}  chamfer {chamfer:5.2f}  fd {fd:7.1f}"
+
+
+def sheet_of(condition: SketchCondition, samples: Sequence[Sample], images: Sequence[Image.Image]) -> Image.Image:
+    """A row a sketch, of some twelve of them: the sketch, its sample, its photograph."""
+    rows = [
+        [condition.preview(samples[k].condition), images[k], to_pil(samples[k].image[None])[0]]
+        for k in range(0, len(samples), max(1, len(samples) // 12))
+    ]
+    return grid([[cell.resize((128, 128)) for cell in row] for row in rows])
 
 
 def main() -> None:
@@ -83,12 +94,8 @@ def main() -> None:
         made = [to_tensor(image) for image in images]
         print(row(run, made, lines, frechet(features(network, made), references)), flush=True)
         if options.sheet is not None:
-            rows = [
-                [condition.preview(raws[k]), images[k], to_pil(photographs[k][None])[0]]
-                for k in range(0, len(raws), max(1, len(raws) // 12))
-            ]
-            cells = [[cell.resize((128, 128)) for cell in line] for line in rows]
-            save_png(grid(cells), options.sheet.with_name(f"{options.sheet.stem}-{run.replace(':', '-')}.png"))
+            name = f"{options.sheet.stem}-{run.replace(':', '-')}.png"
+            save_png(sheet_of(condition, chosen, images), options.sheet.with_name(name))
 
 
 if __name__ == "__main__":

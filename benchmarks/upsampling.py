@@ -16,14 +16,17 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from quality import judge, links, split_of
 
 from piti.baselines.rrdb import load_real_esrgan
+from piti.conditions import Condition
 from piti.core.images import center_box, crop_resize, open_image, read_rgb, save_png
 from piti.core.sheets import grid
+from piti.data.pairs import Pair
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
@@ -69,7 +72,63 @@ def side_by_side(
     return grid(rows, headings=["mask", *folders, "photograph"])
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Masks:
+    """The validation masks that are translated, and what their images are judged by."""
+
+    pairs: list[Pair]
+    labels: Path
+    held_out: Path
+    """Their own photographs."""
+    references: Path
+    """The training photographs."""
+
+
+def masks_of(data: Path, condition: Condition, limit: int | None, scratch: Path) -> Masks:
+    """The first `limit` validation pairs of DATA, linked into folders of `scratch`."""
+    chosen = split_of(data, condition, "val").pairs[:limit]
+    training = split_of(data, condition, "train").pairs
+    return Masks(
+        chosen,
+        labels=links([pair.condition for pair in chosen], scratch / "labels"),
+        held_out=links([pair.image for pair in chosen], scratch / "held-out"),
+        references=links([pair.image for pair in training], scratch / "real"),
+    )
+
+
+def compare(options: argparse.Namespace, base: PITIPipeline, masks: Masks) -> dict[str, Path]:
+    """Make and judge the images of every way of enlarging; the folder of each by its name."""
+
+    def show(name: str, folder: Path, note: str = "") -> None:
+        found = judge(options.referee, folder, masks.labels, masks.references)
+        print(f"{name:16s} {json.dumps(found)}  {note}", flush=True)
+
+    show("photographs", masks.held_out)
+    small = options.out / "base"
+    plain = GenerationOptions.from_flat(num=1, base_only=True, square=True)
+    translate(base, masks.labels, small, plain, options.model)
+    folders = {"bicubic": options.out / "bicubic"}
+    enlarge(small, folders["bicubic"])
+    show("bicubic", folders["bicubic"])
+    if options.real_esrgan:
+        folders["Real-ESRGAN"] = options.out / "real-esrgan"
+        seconds = enlarge_by_real_esrgan(options.real_esrgan, small, folders["Real-ESRGAN"])
+        show("Real-ESRGAN", folders["Real-ESRGAN"], f"{seconds:.2f} s an image")
+    settings = GenerationOptions.from_flat(
+        num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps, square=True
+    )
+    for entry in options.runs:
+        name, _, run = entry.partition("=")
+        pipeline = PITIPipeline.from_pretrained(options.model, upsampler=run)
+        pipeline.set_progress_bar_config(disable=True)
+        folders[name] = options.out / name.strip("+")
+        seconds = translate(pipeline, masks.labels, folders[name], settings, options.model)
+        show(name, folders[name], f"{seconds:.2f} s an image")
+    return folders
+
+
+def parsed() -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="NAME=RUN")
     parser.add_argument("--model", default="street")
@@ -82,49 +141,21 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--real-esrgan", type=Path)
     parser.add_argument("--shown", type=int, nargs="*", default=[0, 10, 20, 30])
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
     base = PITIPipeline.from_pretrained(options.model, base_only=True)
     base.set_progress_bar_config(disable=True)
     with tempfile.TemporaryDirectory() as scratch:
-        chosen = split_of(options.data, base.condition, "val").pairs[: options.limit]
-        training = split_of(options.data, base.condition, "train").pairs
-        references = links([pair.image for pair in training], Path(scratch) / "real")
-        labels = links([pair.condition for pair in chosen], Path(scratch) / "labels")
-        held_out = links([pair.image for pair in chosen], Path(scratch) / "held-out")
-
-        def show(name: str, folder: Path, note: str = "") -> None:
-            print(f"{name:16s} {json.dumps(judge(options.referee, folder, labels, references))}  {note}", flush=True)
-
-        show("photographs", held_out)
-        translate(
-            base,
-            labels,
-            options.out / "base",
-            GenerationOptions.from_flat(num=1, base_only=True, square=True),
-            options.model,
-        )
-        folders = {"bicubic": options.out / "bicubic"}
-        enlarge(options.out / "base", folders["bicubic"])
-        show("bicubic", folders["bicubic"])
-        if options.real_esrgan:
-            folders["Real-ESRGAN"] = options.out / "real-esrgan"
-            seconds = enlarge_by_real_esrgan(options.real_esrgan, options.out / "base", folders["Real-ESRGAN"])
-            show("Real-ESRGAN", folders["Real-ESRGAN"], f"{seconds:.2f} s an image")
-        settings = GenerationOptions.from_flat(
-            num=1, upsampler_sampler=options.sampler, upsampler_steps=options.steps, square=True
-        )
-        for entry in options.runs:
-            name, _, run = entry.partition("=")
-            pipeline = PITIPipeline.from_pretrained(options.model, upsampler=run)
-            pipeline.set_progress_bar_config(disable=True)
-            folders[name] = options.out / name.strip("+")
-            seconds = translate(pipeline, labels, folders[name], settings, options.model)
-            show(name, folders[name], f"{seconds:.2f} s an image")
+        masks = masks_of(options.data, base.condition, options.limit, Path(scratch))
+        folders = compare(options, base, masks)
         if options.sheet:
-            shown = [chosen[k] for k in options.shown if k < len(chosen)]
-            masks = [Path(str(pair.condition)) for pair in shown]
+            shown = [masks.pairs[k] for k in options.shown if k < len(masks.pairs)]
+            conditions = [Path(str(pair.condition)) for pair in shown]
             photographs = [Path(str(pair.image)) for pair in shown]
-            save_png(side_by_side(folders, masks, photographs, base), options.sheet)
+            save_png(side_by_side(folders, conditions, photographs, base), options.sheet)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,46 @@ def worsened(images: Tensor) -> Tensor:
     return (images.lerp(blurred, share) * gain + shift + noise).clamp(-1, 1)
 
 
+def train(network: UperNetForSemanticSegmentation, folder: PairedFolder, steps: int, count: int) -> None:
+    """Fit the network to the folder's masks of `count` classes; what lies beyond these is left out."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
+    stream = BatchStream(folder, BATCH, seed=0)
+    for step in range(steps):
+        rate = RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = stream[step]
+        labels = batch.condition[:, 0].long()
+        labels = torch.where(labels < count, labels, 255)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = network(normalised(worsened(batch.image))).logits
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=255)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 99:
+            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
+
+
+def save(network: UperNetForSemanticSegmentation, out: Path) -> None:
+    """Write the network and its preprocessor as transformers does."""
+    network.save_pretrained(out)
+    follow_umask(out / "model.safetensors")
+    preprocessor = {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": True,
+        "size": {"height": SIDE, "width": SIDE},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
+
+
 def confusion(network: UperNetForSemanticSegmentation, folder: PairedFolder, count: int) -> Tensor:
     """Pixels [N, N] of each class that were taken for each class."""
     found = torch.zeros(count, count)
@@ -90,38 +130,8 @@ def main() -> None:
     spec = FolderSpec(root=given.data, size=SIDE, crop_scale=(0.6, 1.0))
     training, held_out = PairedFolder(spec, condition, "train"), PairedFolder(spec, condition, "val")
     network = build(condition.classes).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
-    stream = BatchStream(training, BATCH, seed=0)
-    for step in range(given.steps):
-        rate = RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / given.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = stream[step]
-        labels = batch.condition[:, 0].long()
-        labels = torch.where(labels < count, labels, 255)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(normalised(worsened(batch.image))).logits
-        loss = F.cross_entropy(logits.float(), labels, ignore_index=255)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 100 == 99:
-            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
-    network.eval().save_pretrained(given.out)
-    follow_umask(given.out / "model.safetensors")
-    preprocessor = {
-        "image_processor_type": "SegformerImageProcessor",
-        "do_resize": True,
-        "size": {"height": SIDE, "width": SIDE},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
-    }
-    (given.out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
+    train(network, training, given.steps, count)
+    save(network.eval(), given.out)
     found = confusion(network, held_out, count)
     hit, union = found.diag(), found.sum(0) + found.sum(1) - found.diag()
     present = found.sum(1) > 0
