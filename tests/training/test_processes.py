@@ -27,7 +27,7 @@ from piti.training.run_folder import RunFolder
 from tests.conftest import ROOT, TINY_MODEL, tiny_recipe
 from tests.forked import Forked
 from tests.training.in_processes import launch
-from tests.training.test_upsample import MODEL
+from tests.training.upsamplers import MODEL
 
 STAGES = [
     {"name": "adapt", "trains": ["encoder"], "steps": 1, "lr": 1e-3},

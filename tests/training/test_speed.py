@@ -31,10 +31,8 @@ from piti.training.objectives import DiffusionObjective
 from piti.training.recipe import RecipeError
 from piti.training.stages import OptimizerSpec, Stage, build_optimizer, lay_out_moments
 from tests.conftest import BRIEF
-from tests.training.test_loop import recipe_of, shallow
-from tests.training.test_upsample import STAGE, WEIGHTS, features, rows, upsampler_recipe
-
-__all__ = ["features"]
+from tests.training.runs import recipe_of, shallow
+from tests.training.upsamplers import STAGE, WEIGHTS, rows, upsampler_recipe
 
 META = torch.device("meta")
 
