@@ -1,4 +1,4 @@
-"""Upsamplers beyond the paper: conditions at the large size, heads on features, generated images, all losses at once."""
+"""Upsamplers beyond the paper: large conditions, heads on features, generated images, all losses at once."""
 
 from __future__ import annotations
 
