@@ -1,4 +1,4 @@
-"""Small data sets in the genuine layouts, and ways to break them."""
+"""Small data sets in the genuine layouts, and ways to break them; what there is afterwards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from piti.data.edges import LineSpec
+
+QUICK = LineSpec(smoothing=0, shortest=2)
+"""Lines that take no time."""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What is in a folder, by name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
