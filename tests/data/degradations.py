@@ -1,0 +1,17 @@
+"""The degradation that tests take, the kinds of its resizing, and how far images are apart."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from piti.data.degrade import DegradationSpec
+
+SPEC = DegradationSpec()
+KINDS = ("linear", "cubic", "area")
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Decibels, of images in [-1, 1]."""
+    return 10 * math.log10(4 / max((one - other).square().mean().item(), 1e-10))
