@@ -22,7 +22,7 @@ from piti.core.errors import UserError, text_of
 from piti.core.images import png_text, save_png
 from piti.generation.metadata_schema import RemakeError, carried_condition, own_condition
 from piti.pipelines.pipeline import PITIPipeline
-from tests.editing.test_edit import photograph, two_masks
+from tests.editing.edits import photograph, two_masks
 from tests.generation.test_inputs import several_pipeline
 from tests.generation.test_translate import text_pipeline
 from tests.pipelines.test_cascade import tiny_cascade

@@ -11,55 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piti.conditions import Condition, GeometryCondition, SketchCondition, TextCondition
+from piti.conditions import Condition, TextCondition
 from piti.core.errors import UserError
-from piti.core.images import to_pil, to_tensor
-from piti.core.seeding import generator_for
-from piti.diffusion.samplers import initial_noise
-from piti.editing import VARIETY, Edited, EditError, EditSettings, edit
-from piti.editing.regions import changed, derived, distance, mixed, softened
+from piti.editing import VARIETY, EditError, EditSettings, edit
+from piti.editing.regions import mixed
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from tests.conftest import TINY_MODEL
+from tests.editing.edits import apart, edited, photograph, two_masks
 from tests.evaluation.seen import NOISELESS, baseline_pipeline
 from tests.generation.test_inputs import several_pipeline
 from tests.generation.test_translate import text_pipeline
 from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import arrays, mask, seeded, tiny_pipeline
-
-FAST = {"steps": 3, "upsampler_steps": 2, "dilate": 0.05, "feather": 0.05}
-
-
-def photograph(width: int = 40, height: int = 40, seed: int = 0) -> Image.Image:
-    rough = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def two_masks(width: int = 40, height: int = 40) -> tuple[Tensor, Tensor]:
-    """Sky above a road; and the same with a car on the left."""
-    before = torch.zeros(1, height, width, dtype=torch.uint8)
-    before[:, height // 2 :] = 1
-    after = before.clone()
-    after[:, height // 2 : height // 2 + 8, 4:12] = 2
-    return before, after
-
-
-def edited(pipeline: PITIPipeline, image: Image.Image | None = None, num: int = 1, **given: Any) -> Edited:
-    before, after = two_masks()
-    kept = {key: given.pop(key) for key in ("batch_size", "on_step", "region") if key in given}
-    alone = pipeline.upsampler is None or given.get("base_only")
-    fast = {key: value for key, value in FAST.items() if not (alone and key == "upsampler_steps")}
-    from_ = None if given.pop("unknown", False) else before
-    settings = EditSettings.from_flat(**{**fast, **given})
-    return edit(
-        pipeline, image or photograph(), after, from_, settings=settings, num_images=num, generator=seeded(), **kept
-    )
-
-
-def apart(one: Image.Image, other: Image.Image) -> np.ndarray:
-    """The largest difference of each pixel."""
-    first, second = arrays([one, other])
-    return np.abs(first - second).max(axis=-1)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -328,132 +292,3 @@ def test_a_baseline_inverts_nothing() -> None:
     before, after = two_masks()
     with pytest.raises(EditError, match="in one pass and inverts nothing"):
         edit(baseline_pipeline(NOISELESS), photograph(), after, before)
-
-
-class TestRegions:
-    def test_distances_are_euclidean(self) -> None:
-        inside = torch.rand(23, 17, generator=seeded()) < 0.02
-        points = inside.nonzero().float()
-        grid = torch.stack(torch.meshgrid(torch.arange(23.0), torch.arange(17.0), indexing="ij"), dim=-1)
-        want = torch.cdist(grid.view(-1, 2), points).amin(dim=1).view(23, 17)
-        torch.testing.assert_close(distance(inside, 40), want)
-        torch.testing.assert_close(distance(inside, 4), torch.where(want <= 4, want, 5.0))
-        assert (distance(torch.zeros(5, 5, dtype=torch.bool), 3) == 4).all()
-
-    def test_outside_is_zero_and_the_change_is_whole(self) -> None:
-        differs = torch.zeros(100, 100, dtype=torch.bool)
-        differs[40:50, 40:50] = True
-        region = derived(differs, (100, 100), dilate=0.05, feather=0.1)
-        far = distance(differs, 99)
-        assert (region[far <= 5] == 1).all()
-        assert (region[far > 15] == 0).all()
-        ring = (far > 7) & (far < 13)
-        assert ((region[ring] > 0) & (region[ring] < 1)).all()
-        assert torch.equal(derived(differs, (100, 100), 0, 0) == 1, differs)
-
-    def test_a_thin_change_survives_shrinking(self) -> None:
-        differs = torch.zeros(480, 640, dtype=torch.bool)
-        differs[:, 321] = True
-        region = derived(differs, (48, 64), 0, 0)
-        assert (region[:, 32] == 1).all()
-        assert region.sum() == 48
-
-    def test_a_thin_region_is_repainted_too(self) -> None:
-        inside = torch.zeros(40, 40, dtype=torch.bool)
-        inside[:, 20] = True
-        assert torch.equal(softened(inside, 10) == 1, inside)
-        assert (softened(torch.ones(8, 8, dtype=torch.bool), 3) == 1).all()
-
-    def test_of_a_sketch_what_lines_enclose_changes(self) -> None:
-        before = torch.zeros(1, 100, 100, dtype=torch.uint8)
-        after = before.clone()
-        after[0, 20:61, [20, 60]] = 1
-        after[0, [20, 60], 20:61] = 1
-        found = changed(SketchCondition(), before, after)
-        assert found[20:61, 20:61].all()
-        assert not found[:15].any()
-        lines = torch.zeros_like(before)
-        lines[0, 50:52] = 1
-        moved = lines.roll(3, 1)
-        found = changed(SketchCondition(), lines, moved)
-        assert found[50:55].all()  # and between them
-        assert not found[:47].any()
-        assert not changed(SketchCondition(), lines, lines).any()
-
-    def test_of_geometry_holes_are_equal_and_grain_is_none(self) -> None:
-        before = torch.zeros(4, 8, 8, dtype=torch.float16)
-        before[:, 0] = torch.nan
-        after = before + 0.01
-        after[0, 5, 5] = 0.5
-        after[:, 6, 6] = torch.nan
-        found = changed(GeometryCondition(), before, after)
-        assert found.nonzero().tolist() == [[5, 5], [6, 6]]
-
-    def test_of_several_parts_any(self) -> None:
-        both: Condition = several_pipeline().condition
-        lines = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
-        one, other = mask(1), mask(1)
-        other.putpixel((3, 4), (other.getpixel((3, 4)) + 1) % 3)  # type: ignore[operator]
-        first, second = both.load({"mask": one, "sketch": lines}), both.load({"mask": other, "sketch": lines})
-        assert changed(both, first, second).nonzero().tolist() == [[4, 3]]
-        assert not changed(both, first, first).any()
-        assert changed(both, first, both.load({"mask": one})).all()
-
-    def test_of_texts_all_or_nothing(self) -> None:
-        text = TextCondition()
-        assert changed(text, text.tokens("a"), text.tokens("b")).all()
-        assert not changed(text, text.tokens("a"), text.tokens("a")).any()
-
-
-# An upsampler of one step, which inverts nothing
-
-ONE_STEP_EDIT: dict[str, Any] = {"upsampler_steps": None}
-
-
-def test_an_upsampler_of_one_step_draws_the_region_anew_and_keeps_the_rest() -> None:
-    image = photograph(32, 32)
-    calls: list[tuple[int, int]] = []
-    result = edited(
-        tiny_cascade(conditional=True, one_step=True),
-        image,
-        num=3,
-        batch_size=2,
-        measure=True,
-        on_step=lambda done, total, x0: calls.append((done, total)),
-        **ONE_STEP_EDIT,
-    )
-    outside = np.asarray(result.region) == 0
-    assert 0.5 < outside.mean() < 1
-    for made in result.images:
-        assert (apart(made, image)[outside] == 0).all()
-    assert (apart(*result.images[:2])[~outside] > 5).mean() > 0.5
-    steps = 3 * (1 + 2 + 1) + 2  # of the base up, two batches down, back; one of the upsampler in each batch
-    assert calls == [(done, steps) for done in range(1, steps + 1)]
-    assert result.returned is not None
-    assert result.returned_small
-
-
-def test_without_variety_its_images_are_all_the_same() -> None:
-    made = edited(tiny_cascade(one_step=True), photograph(32, 32), num=3, batch_size=2, variety=0.0, **ONE_STEP_EDIT)
-    assert all((apart(made.images[0], other) <= 1).all() for other in made.images[1:])
-
-
-def test_an_edit_of_everything_is_what_it_makes_of_the_small_edit() -> None:
-    pipeline = tiny_cascade(one_step=True)
-    image, region = photograph(32, 32), Image.new("L", (32, 32), 255)
-    small = edited(pipeline, image, region=region, base_only=True).images[0]
-    network = pipeline.upsampler_network()
-    assert network is not None
-    noise = initial_noise((1, 3, 32, 32), [generator_for(0, "upsampler")])
-    with torch.no_grad():
-        nothing = network.translator.encode(torch.empty(1, 0, 0, 0))
-        eps = network.translator(noise, torch.tensor([999]), nothing, to_tensor(small)[None]).output
-    left = float(network.schedule.alphas_cumprod[-1])  # of the image in x_T
-    x0 = (noise - (1 - left) ** 0.5 * eps) / left**0.5  # DDPM, eq. 4
-    result = edited(pipeline, image, region=region, **ONE_STEP_EDIT).images[0]
-    assert np.abs(np.asarray(result, np.int16) - np.asarray(to_pil(x0.clamp(-1, 1)[0]), np.int16)).max() <= 1
-
-
-def test_more_steps_than_its_one_are_refused() -> None:
-    with pytest.raises(UserError, match="trained for one step"):
-        edited(tiny_cascade(one_step=True), upsampler_steps=4)
