@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,65 +13,21 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from piti.baselines.rrdb import RRDBNet
 from piti.core.errors import UserError
 from piti.core.files import OutputError
-from piti.evaluation.result import Evaluation, Measure
 from piti.generation.options import GenerationOptions
-from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
-from piti.reproduction import checks, costs, images, make, rows, runs, small_plans
+from piti.reproduction import images, make, rows, runs, small_plans
 from piti.reproduction.images import begin_folder
-from piti.reproduction.plans import plan_of
-from piti.reproduction.rows import Generated, Plan, Row, Training
-from piti.reproduction.runs import Judges, Workspace, is_of, progress_of, recipe_of, trained
+from piti.reproduction.rows import Generated, Row, Training
+from piti.reproduction.runs import Workspace, is_of, progress_of, recipe_of, trained
 from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_judges import segformer
-
-QUIET = Console(quiet=True)
-TINY = Training("tiny", "tiny", "camvid")
-LACKING = Training("lacking", "lacking", "camvid")
-DIVERGING = Training("diverging", "tiny", "camvid", ("stages.0.lr=1e+30",))
-FAST = GenerationOptions.from_flat(steps=2, sampler="ddim")
-ROW = Row("tiny", "piti", TINY, options=FAST)
-PLAN = Plan("table1", "Table 1: tiny", "small", (ROW,), 16, "train", own_data=True, own_speed=True)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those of a judge."""
-    torch.manual_seed(0)
-    network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
-    path = tmp_path_factory.mktemp("judge") / "squeezenet.safetensors"
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
-    return path
-
-
-@pytest.fixture
-def workspace(tiny_data: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A place to work, with one tiny recipe, and its judge's weights."""
-    recipes = tmp_path / "recipes"
-    (recipes / "small").mkdir(parents=True)
-    recipe = tiny_recipe(tiny_data, checkpoint={"every": 3, "keep": 2})
-    (recipes / "small/tiny.yaml").write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr(rows, "FOLDER", recipes)
-    return Workspace(
-        tmp_path / "out", {"camvid": tiny_data}, Judges((str(weights),), bootstrap=0), seeds=1, device="cpu"
-    )
-
-
-def judged_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations without a network, for tests of everything else."""
-
-    def fake(folder: Path, *rest: object) -> Evaluation:
-        return Evaluation((Measure("fd", float(len(list(folder.glob("*.png")))), of="nobody"),), {})
-
-    monkeypatch.setattr(runs, "evaluate_files", fake)
-    monkeypatch.setattr(make, "check_judges", lambda *rest: None)
+from tests.reproduction.tiny import DIVERGING, FAST, PLAN, QUIET, ROW, TINY, judged_by_nobody
 
 
 def touched_in_another_order(run: Path) -> None:
@@ -124,13 +79,8 @@ def test_a_table_is_made_once(workspace: Workspace, tmp_path: Path, monkeypatch:
     assert (workspace.out / "table1.md").read_text() == text
 
 
-def test_a_base_is_enlarged_by_others_and_its_images_are_learned_from(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judged_by_nobody(monkeypatch)
-    others = [
-        replace(ROW, method=name, key="", name=f"tiny-{name}", enlarger=name) for name in ("bicubic", "real-esrgan")
-    ]
+def beyond_the_paper(root: Path) -> Row:
+    """A row whose upsampler learns from the base's images, and the recipe of that upsampler."""
     learning = Training("learning", "learning", "camvid", generated=Generated(TINY, FAST))
     upsampler = {"condition": {"kind": "none"}, "generated": {"root": "nowhere", "share": 0.5}}
     model = {
@@ -140,9 +90,18 @@ def test_a_base_is_enlarged_by_others_and_its_images_are_learned_from(
         "encoder": None,
         "unet": {"channels": [32], "layers": 1, "attention": [False], "token_width": None},
     }
-    recipe = tiny_recipe(tmp_path, model=model, stages=[{"name": "only", "trains": ["unet"], "steps": 1, "lr": 1e-3}])
+    recipe = tiny_recipe(root, model=model, stages=[{"name": "only", "trains": ["unet"], "steps": 1, "lr": 1e-3}])
     (rows.FOLDER / "small/learning.yaml").write_text(yaml.safe_dump({**recipe, **upsampler}))
-    beyond = replace(ROW, method="beyond", key="", name="tiny-beyond", upsampler=learning)
+    return replace(ROW, method="beyond", key="", name="tiny-beyond", upsampler=learning)
+
+
+def test_a_base_is_enlarged_by_others_and_its_images_are_learned_from(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_by_nobody(monkeypatch)
+    others = [
+        replace(ROW, method=name, key="", name=f"tiny-{name}", enlarger=name) for name in ("bicubic", "real-esrgan")
+    ]
     seen: list[list[Path]] = []
 
     def learn(recipe: Recipe, folder: Path, **more: object) -> None:
@@ -152,7 +111,7 @@ def test_a_base_is_enlarged_by_others_and_its_images_are_learned_from(
         seen.append(sorted(Path(recipe.generated.root).glob("*_0.png")))
         raise UserError("enough was seen")
 
-    plan = replace(PLAN, rows=(ROW, *others, beyond))
+    plan = replace(PLAN, rows=(ROW, *others, beyond_the_paper(tmp_path)))
     trained(PLAN, TINY, 0, workspace, QUIET)
     monkeypatch.setattr(runs, "train", learn)
     table = make.reproduce(plan, workspace, QUIET)
@@ -262,25 +221,6 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "images/mine.png").exists()
 
 
-def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
-    for judges, message in (
-        (Judges((str(workspace.out / "nothing.safetensors"),)), "nothing.safetensors"),
-        (Judges(()), "give features or segmenter"),
-    ):
-        with pytest.raises(UserError, match=message):
-            make.reproduce(PLAN, replace(workspace, judges=judges), QUIET)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="runs in one process"):
-        make.reproduce(PLAN, workspace, QUIET)
-
-
-def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
-    with pytest.raises(UserError, match=r"distances of inception and clip; inception and clip is not among the judges"):
-        make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
-
-
 def test_photographs_that_cannot_be_judged_are_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     judged_by_nobody(monkeypatch)
 
@@ -294,104 +234,6 @@ def test_photographs_that_cannot_be_judged_are_told(workspace: Workspace, monkey
         f"photographs of `{workspace.data['camvid'].name}` (in the place of CamVid): the disk is full"
     ]
     assert "| *photographs (held out)* † | missing |" in (workspace.out / "table1.md").read_text()
-
-
-class TestBeforeTraining:
-    """All that is known to stop a run is told together, and nothing is trained."""
-
-    PERCEPTUAL = Training("perceptual", "baseline", "camvid")
-    PRIOR = Training("prior", "tiny", "camvid", ("prior=./nowhere",))
-
-    @pytest.fixture
-    def plan(self, workspace: Workspace) -> Plan:
-        recipe = tiny_recipe(workspace.data["camvid"], stages=[{"name": "joint", "trains": ["generator"], "steps": 4}])
-        recipe |= {
-            "model": {"image_size": 16},
-            "baseline": {"kind": "pix2pixhd", "channels": 4, "blocks": 1, "discriminator_channels": 4},
-            "perceptual": {"network": "squeezenet1_1"},
-        }
-        (rows.FOLDER / "small/baseline.yaml").write_text(yaml.safe_dump(recipe))
-        others = (Row("a", "", self.PERCEPTUAL), Row("b", "", self.PRIOR), Row("c", "", LACKING))
-        return replace(PLAN, rows=(*PLAN.rows, *others))
-
-    def test_all_of_it_at_once(self, workspace: Workspace, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
-        workspace = replace(workspace, seeds=2, judges=Judges((str(workspace.out / "nothing.safetensors"),)))
-        with pytest.raises(UserError, match="nothing was trained") as error:
-            make.reproduce(plan, workspace, QUIET)
-        told = str(error.value)
-        assert re.search(r"perceptual-0, perceptual-1: squeezenet1_1: no hub .*give perceptual FILE", told)
-        assert re.search(r"prior-0, prior-1: .*nowhere", told)
-        assert re.search(r"lacking-0, lacking-1: .*lacking\.yaml", told)
-        assert "nothing.safetensors" in told
-        assert "tiny-0" not in told
-        assert not workspace.out.exists()
-
-    def test_the_dry_run_tells_it_too(self, workspace: Workspace, plan: Plan) -> None:
-        rows, notes = costs.dry_run(plan, workspace)
-        states = {row["run"]: row["state"] for row in rows}
-        assert [states[name] for name in ("tiny-0", "perceptual-0", "prior-0", "lacking-0")] == [
-            "new", *["cannot be made"] * 3,
-        ]  # fmt: skip
-        assert sum(note.startswith("cannot be made: ") for note in notes) == 3
-        hours = {row["run"]: row["hours left"] for row in rows}
-        assert hours["prior-0"]  # what it would take is told all the same
-        assert "without lacking-0," in notes[0]
-        given = replace(workspace, changes=(f"perceptual.weights={workspace.judges.features[0]}",))
-        rows, _ = costs.dry_run(plan, given)
-        assert {row["run"]: row["state"] for row in rows}["perceptual-0"] == "new"
-
-    def test_data_that_does_not_pair(self, workspace: Workspace, tmp_path: Path) -> None:
-        data = shutil.copytree(workspace.data["camvid"], tmp_path / "copied")
-        sorted((data / "labels").iterdir())[0].unlink()
-        with pytest.raises(UserError, match=r"(?s)tiny-0: .*give data another folder"):
-            make.reproduce(PLAN, replace(workspace, data={"camvid": data}), QUIET)
-
-    def test_what_is_trained_needs_nothing(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-        trained(PLAN, TINY, 0, workspace, QUIET)
-        monkeypatch.setattr(checks, "beginning", lambda *rest, **more: pytest.fail("is not needed"))
-        monkeypatch.setattr(checks, "count_pairs", lambda *rest: pytest.fail("is not needed"))
-        assert not checks.Checker(PLAN, workspace).problem(TINY, 0)
-        assert not checks.Checker(PLAN, replace(workspace, train=False)).problem(self.PRIOR, 0)
-
-
-class TestDryRun:
-    def test_it_tells_states_and_hours(self, workspace: Workspace) -> None:
-        plan = replace(PLAN, rows=(*PLAN.rows, Row("lacking", "spade", LACKING)))
-        rows, notes = costs.dry_run(plan, workspace)
-        assert ", batches of 4: encoder and unet for 4 steps" in rows[0]["what"]
-        assert [row["state"] for row in rows] == ["new", "cannot be made"]
-        assert rows[0]["images"] == "16"
-        assert "without lacking-0" in notes[0]
-        assert "which is assumed" in notes[1]
-        assert not workspace.out.exists()
-        trained(PLAN, TINY, 0, workspace, QUIET)
-        rows, notes = costs.dry_run(PLAN, replace(workspace, seeds=2))
-        assert [row["state"] for row in rows] == ["finished", "new"]
-        assert "were made" in notes[1]
-
-    def test_a_baseline_samples_in_one_pass(self) -> None:
-        tally = costs.CostTally(checks.Checker(PLAN, Workspace(Path())), 0.0, {TINY: 10.0}, {}, {}, [], set())
-        assert costs._sampling(ROW, tally) == pytest.approx(2 * 2 * costs.FORWARD / 10)  # guided, of two steps
-        tally.one_pass.add(TINY)
-        assert costs._sampling(ROW, tally) == pytest.approx(costs.FORWARD / 10)
-
-    def test_at_the_papers_scale_hours_are_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Cost:
-            def hours(self, gpu: object) -> float:
-                return 12.0
-
-        monkeypatch.setattr(costs, "cost_of", lambda *rest: Cost())
-        monkeypatch.setattr(checks, "load_perceptual", lambda *rest: None)
-        monkeypatch.setattr(checks, "beginning", lambda *rest, **more: "")
-        plan = plan_of("table3a", "paper")
-        rows, notes = costs.dry_run(plan, Workspace(tmp_path, seeds=1), "h100")
-        assert {row["hours left"] for row in rows} == {"12.0"}
-        assert len(rows) == len(plan.trainings)
-        assert notes[0].startswith("about 60.0 hours of training")
-        assert "H100" in notes[1]
-        with pytest.raises(UserError, match="gpu abacus: unknown"):
-            costs.dry_run(plan, Workspace(tmp_path), "abacus")
 
 
 def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,136 @@
+"""What is said before anything is trained: what would stop a table, and what it would take."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from piti.core.errors import UserError
+from piti.reproduction import checks, costs, make, rows, runs
+from piti.reproduction.plans import plan_of
+from piti.reproduction.rows import Plan, Row, Training
+from piti.reproduction.runs import Judges, Workspace, trained
+from tests.conftest import tiny_recipe
+from tests.reproduction.tiny import LACKING, PLAN, QUIET, ROW, TINY
+
+
+def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
+    for judges, message in (
+        (Judges((str(workspace.out / "nothing.safetensors"),)), "nothing.safetensors"),
+        (Judges(()), "give features or segmenter"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make.reproduce(PLAN, replace(workspace, judges=judges), QUIET)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="runs in one process"):
+        make.reproduce(PLAN, workspace, QUIET)
+
+
+def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
+    with pytest.raises(UserError, match=r"distances of inception and clip; inception and clip is not among the judges"):
+        make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
+
+
+class TestBeforeTraining:
+    """All that is known to stop a run is told together, and nothing is trained."""
+
+    PERCEPTUAL = Training("perceptual", "baseline", "camvid")
+    PRIOR = Training("prior", "tiny", "camvid", ("prior=./nowhere",))
+
+    @pytest.fixture
+    def plan(self, workspace: Workspace) -> Plan:
+        recipe = tiny_recipe(workspace.data["camvid"], stages=[{"name": "joint", "trains": ["generator"], "steps": 4}])
+        recipe |= {
+            "model": {"image_size": 16},
+            "baseline": {"kind": "pix2pixhd", "channels": 4, "blocks": 1, "discriminator_channels": 4},
+            "perceptual": {"network": "squeezenet1_1"},
+        }
+        (rows.FOLDER / "small/baseline.yaml").write_text(yaml.safe_dump(recipe))
+        others = (Row("a", "", self.PERCEPTUAL), Row("b", "", self.PRIOR), Row("c", "", LACKING))
+        return replace(PLAN, rows=(*PLAN.rows, *others))
+
+    def test_all_of_it_at_once(self, workspace: Workspace, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runs, "train", lambda *rest, **more: pytest.fail("too early"))
+        workspace = replace(workspace, seeds=2, judges=Judges((str(workspace.out / "nothing.safetensors"),)))
+        with pytest.raises(UserError, match="nothing was trained") as error:
+            make.reproduce(plan, workspace, QUIET)
+        told = str(error.value)
+        assert re.search(r"perceptual-0, perceptual-1: squeezenet1_1: no hub .*give perceptual FILE", told)
+        assert re.search(r"prior-0, prior-1: .*nowhere", told)
+        assert re.search(r"lacking-0, lacking-1: .*lacking\.yaml", told)
+        assert "nothing.safetensors" in told
+        assert "tiny-0" not in told
+        assert not workspace.out.exists()
+
+    def test_the_dry_run_tells_it_too(self, workspace: Workspace, plan: Plan) -> None:
+        rows, notes = costs.dry_run(plan, workspace)
+        states = {row["run"]: row["state"] for row in rows}
+        assert [states[name] for name in ("tiny-0", "perceptual-0", "prior-0", "lacking-0")] == [
+            "new", *["cannot be made"] * 3,
+        ]  # fmt: skip
+        assert sum(note.startswith("cannot be made: ") for note in notes) == 3
+        hours = {row["run"]: row["hours left"] for row in rows}
+        assert hours["prior-0"]  # what it would take is told all the same
+        assert "without lacking-0," in notes[0]
+        given = replace(workspace, changes=(f"perceptual.weights={workspace.judges.features[0]}",))
+        rows, _ = costs.dry_run(plan, given)
+        assert {row["run"]: row["state"] for row in rows}["perceptual-0"] == "new"
+
+    def test_data_that_does_not_pair(self, workspace: Workspace, tmp_path: Path) -> None:
+        data = shutil.copytree(workspace.data["camvid"], tmp_path / "copied")
+        sorted((data / "labels").iterdir())[0].unlink()
+        with pytest.raises(UserError, match=r"(?s)tiny-0: .*give data another folder"):
+            make.reproduce(PLAN, replace(workspace, data={"camvid": data}), QUIET)
+
+    def test_what_is_trained_needs_nothing(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        trained(PLAN, TINY, 0, workspace, QUIET)
+        monkeypatch.setattr(checks, "beginning", lambda *rest, **more: pytest.fail("is not needed"))
+        monkeypatch.setattr(checks, "count_pairs", lambda *rest: pytest.fail("is not needed"))
+        assert not checks.Checker(PLAN, workspace).problem(TINY, 0)
+        assert not checks.Checker(PLAN, replace(workspace, train=False)).problem(self.PRIOR, 0)
+
+
+class TestDryRun:
+    def test_it_tells_states_and_hours(self, workspace: Workspace) -> None:
+        plan = replace(PLAN, rows=(*PLAN.rows, Row("lacking", "spade", LACKING)))
+        rows, notes = costs.dry_run(plan, workspace)
+        assert ", batches of 4: encoder and unet for 4 steps" in rows[0]["what"]
+        assert [row["state"] for row in rows] == ["new", "cannot be made"]
+        assert rows[0]["images"] == "16"
+        assert "without lacking-0" in notes[0]
+        assert "which is assumed" in notes[1]
+        assert not workspace.out.exists()
+        trained(PLAN, TINY, 0, workspace, QUIET)
+        rows, notes = costs.dry_run(PLAN, replace(workspace, seeds=2))
+        assert [row["state"] for row in rows] == ["finished", "new"]
+        assert "were made" in notes[1]
+
+    def test_a_baseline_samples_in_one_pass(self) -> None:
+        tally = costs.CostTally(checks.Checker(PLAN, Workspace(Path())), 0.0, {TINY: 10.0}, {}, {}, [], set())
+        assert costs._sampling(ROW, tally) == pytest.approx(2 * 2 * costs.FORWARD / 10)  # guided, of two steps
+        tally.one_pass.add(TINY)
+        assert costs._sampling(ROW, tally) == pytest.approx(costs.FORWARD / 10)
+
+    def test_at_the_papers_scale_hours_are_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Cost:
+            def hours(self, gpu: object) -> float:
+                return 12.0
+
+        monkeypatch.setattr(costs, "cost_of", lambda *rest: Cost())
+        monkeypatch.setattr(checks, "load_perceptual", lambda *rest: None)
+        monkeypatch.setattr(checks, "beginning", lambda *rest, **more: "")
+        plan = plan_of("table3a", "paper")
+        rows, notes = costs.dry_run(plan, Workspace(tmp_path, seeds=1), "h100")
+        assert {row["hours left"] for row in rows} == {"12.0"}
+        assert len(rows) == len(plan.trainings)
+        assert notes[0].startswith("about 60.0 hours of training")
+        assert "H100" in notes[1]
+        with pytest.raises(UserError, match="gpu abacus: unknown"):
+            costs.dry_run(plan, Workspace(tmp_path), "abacus")
