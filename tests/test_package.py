@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tomllib
 
@@ -20,3 +21,15 @@ def test_package_data_covers_every_file() -> None:
     packed = {str(path.relative_to(ROOT / "piti")) for glob in globs for path in (ROOT / "piti").glob(glob)}
     assert "recipes/baselines/spade.yaml" in files
     assert files <= packed
+
+
+def test_versions_of_python_agree() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    named = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", x) for x in settings["project"]["classifiers"]]
+    versions = [found[1] for found in named if found]
+    assert settings["project"]["requires-python"] == f">={versions[0]}"
+    assert settings["tool"]["ruff"]["target-version"] == f"py{versions[0].replace('.', '')}"
+    assert settings["tool"]["pyright"]["pythonVersion"] == versions[0]
+    container = re.search(r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert container is not None
+    assert container[1] in versions
