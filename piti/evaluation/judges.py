@@ -17,7 +17,7 @@ from piti.evaluation.diversity import diversity, photograph_distance
 from piti.evaluation.masks import Agreement, agreement
 from piti.evaluation.material import ConditionFiles, Material
 from piti.evaluation.metrics import percentiles
-from piti.evaluation.objects import object_distances
+from piti.evaluation.objects import LEAST, ObjectDistances, object_distances
 from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition
 from piti.evaluation.perceptual import open_perceptual
@@ -241,6 +241,8 @@ def _notes(found: PerCondition) -> list[str]:
             f"the segmenter has no label for {named}: their pixels count nowhere; name what it calls them in "
             f"{option('aliases')}"
         ]
+    if isinstance(found, ObjectDistances) and not found.stems:
+        return [f"no mask has two objects of one class that cover {LEAST:.1%} of the image each: none were compared"]
     if isinstance(found, LineAgreement | DepthAgreement) and found.blank:
         more = f" and {len(found.blank) - _NAMED} more" if len(found.blank) > _NAMED else ""
         return [f"left out, with nothing to compare: {', '.join(found.blank[:_NAMED])}{more}"]

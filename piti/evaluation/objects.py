@@ -19,7 +19,7 @@ from piti.conditions import MaskCondition
 from piti.core.connected_components import connected
 from piti.core.progress import OnProgress
 from piti.evaluation.masks import laid_under
-from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches, condition_file
+from piti.evaluation.per_condition import ConditionValues, Framed, Groups, batches, condition_file
 
 LEAST = 0.004
 """Regions that cover less of the image than this are left out: of so few pixels colours say little."""
@@ -77,6 +77,12 @@ class ObjectDistances:
     stems: tuple[str, ...]
     rows: Float[Tensor, "conditions 4 K"]
 
+    @classmethod
+    def of(cls, classes: tuple[str, ...], rows: Mapping[str, Float[Tensor, "4 K"]]) -> ObjectDistances:
+        """rows: those of each condition that has two objects of a class, by its name."""
+        empty = torch.zeros(0, 4, len(classes), dtype=torch.float64)
+        return cls(classes, tuple(rows), torch.stack(list(rows.values())) if rows else empty)
+
     def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
         """`object_distance`: the mean distance within an image, in levels; `object_distance_across`: between the same
         places in different samples; `object_ratio`: the first by the second, 1 where objects of one image are no more
@@ -111,7 +117,7 @@ def object_distances(
 ) -> ObjectDistances:
     """Compare the objects of every image. groups, conditions, resize: as `agreement` takes them.
 
-    Raises AlignmentError where no mask has two objects of one class, and as `agreement` does.
+    No condition is in the result where no mask has two objects of one class. Raises AlignmentError as `agreement` does.
     """
     count, rows = condition.classes.count, {}
     looks: dict[str, list[Tensor]] = {}
@@ -124,11 +130,7 @@ def object_distances(
                 looks.setdefault(one.stem, []).append(objects[one.stem].looks(np.asarray(one.image)))
     for stem, samples in looks.items():
         rows[stem] = _row(objects[stem], samples, count)
-    if not rows:
-        raise AlignmentError(
-            f"none of {len(groups)} masks has two objects of one class that cover {LEAST:.1%} of the image each"
-        )
-    return ObjectDistances(condition.classes.names, tuple(rows), torch.stack(list(rows.values())))
+    return ObjectDistances.of(condition.classes.names, rows)
 
 
 def _objects(one: Framed, conditions: Mapping[str, Path], condition: MaskCondition) -> Objects:

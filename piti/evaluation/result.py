@@ -36,7 +36,7 @@ KINDS: Mapping[str, MetricKind] = {
     "spread": MetricKind("spread of samples", "in features", "high"),
     "diversity": MetricKind("diversity of samples", "perceptual", "high"),
     "photograph_distance": MetricKind("distance to its photograph", "perceptual", "low"),
-    "object_distance": MetricKind("objects of a class: distance of colours in an image", "levels", "high"),
+    "object_distance": MetricKind("objects of a class: distance of colours in an image", "levels", ""),
     "object_distance_across": MetricKind("… in different samples", "levels", ""),
     "object_ratio": MetricKind("… in an image, by that in different samples", "", "high"),
     "real_object_distance": MetricKind("photographs: distance of objects of a class", "levels", ""),

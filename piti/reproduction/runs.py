@@ -20,6 +20,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from piti.conditions import MaskCondition
 from piti.core.errors import option
 from piti.core.progress import steps_bar
 from piti.evaluation.evaluate import evaluate_files
@@ -84,14 +85,16 @@ class Judges:
     aliases: Path | None = None
     bootstrap: int = 200
 
-    def options(self, side: int, device: str | None, cache: Path) -> Options:
-        """For images whose centre squares are brought to `side` pixels. cache: a folder that keeps features."""
+    def options(self, side: int, device: str | None, cache: Path, objects: bool = False) -> Options:
+        """For images whose centre squares are brought to `side` pixels. cache: a folder that keeps features; objects:
+        whether those of a class are compared."""
         return Options(
             self.features,
             side,
             device=device,
             segmenter=self.segmenter,
             aliases=self.aliases,
+            objects=objects,
             bootstrap=self.bootstrap,
             cache=cache,
         )
@@ -274,16 +277,16 @@ def judged(
     folder: Path, made_of: dict[str, Any], side: int, workspace: Workspace, chosen: DatasetFiles, console: Console
 ) -> Evaluation:
     """An evaluation by all that it is made of, which is plain data; see `evaluated`."""
-    place = workspace.result(folder.name)
+    objects = chosen.kind == MaskCondition.kind
+    place, made_of = workspace.result(folder.name), made_of | {"objects": objects}
     if place.is_file():
         found = Evaluation.read(place)
         if found.facts.get(OURS) == made_of:
             return found
-    options = workspace.judges.options(side, workspace.device, workspace.out / "features")
-    conditions = chosen.conditions if workspace.judges.segmenter or chosen.kind != "mask" else None
+    options = workspace.judges.options(side, workspace.device, workspace.out / "features", objects)
     with steps_bar(console, f"judging {folder.name}") as on_step:
         real = chosen.reference if workspace.judges.features else None
-        found = evaluate_files(folder, options, real, conditions, chosen.condition, on_step)
+        found = evaluate_files(folder, options, real, chosen.conditions, chosen.condition, on_step)
     found = replace(found, facts={**found.facts, OURS: made_of})
     place.parent.mkdir(parents=True, exist_ok=True)
     found.write(place, overwrite=True)

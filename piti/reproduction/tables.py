@@ -11,6 +11,8 @@ from typing import Any
 
 from piti.core.errors import Message, text_of
 from piti.core.files import whole_file
+from piti.evaluation.masks import SMALL
+from piti.evaluation.objects import LEAST
 from piti.evaluation.result import KINDS, Evaluation, Measure
 from piti.reproduction.published import ABOUT, Quote, quotes
 from piti.reproduction.rows import SETS, Plan, Row
@@ -86,9 +88,11 @@ def number(value: float, decimals: int) -> str:
 
 SHOWN = (
     "fd", "kid", "cmmd", "precision", "recall", "diversity",
-    "miou", "pixel_accuracy", "small_recall", "line_distance", "depth_error",
+    "miou", "pixel_accuracy", "small_recall", "small_found", "object_distance", "line_distance", "depth_error",
 )  # fmt: skip
 """Measures that have a column, in order; the others are in the evaluations' own files."""
+_OF_ALL = {"object_distance"}
+"""Of these, all classes together have a column, and none by itself."""
 _REFERENCE = "photographs (held out)"
 _NO_COUNTERPART = "–"
 
@@ -152,9 +156,8 @@ class Table:
         everything = [*(e for line in self.lines for e in line.found), *self.photographs.values()]
         there = dict.fromkeys((one.name, one.of) for evaluation in everything for one in evaluation.measures)
         order = {name: place for place, name in enumerate(SHOWN)}
-        return sorted(
-            (key for key in there if key[0] in order), key=lambda key: (order[key[0]], self.partial(key), key[1])
-        )
+        shown = (key for key in there if key[0] in order and not (key[0] in _OF_ALL and key[1]))
+        return sorted(shown, key=lambda key: (order[key[0]], self.partial(key), key[1]))
 
     def partial(self, key: MeasureKey) -> bool:
         """Whether a measure is of a network that took part in training a row."""
@@ -287,6 +290,7 @@ def _notes(table: Table) -> list[str]:
         f"split, the centre squares of both at {plan.side} px.",
         *_about_judges(table),
         *_about_photographs(table),
+        *_about_objects(table),
         *plan.notes,
     ]  # fmt: skip
     if plan.own_data:
@@ -308,6 +312,24 @@ def _about_judges(table: Table) -> list[str]:
         f"{networks} took part in training {rows}, by a perceptual loss, and favours these rows: nothing is bold in "
         "its columns. Compare methods by the other networks, which trained nothing."
     ]
+
+
+def _about_objects(table: Table) -> list[str]:
+    """What small objects are, and objects of a class."""
+    names = {name for name, _ in table.keys}
+    notes = []
+    if names & {"small_recall", "small_found"}:
+        notes.append(
+            f"Small objects are regions of one class that cover less than {SMALL:.0%} of the image: how much of their "
+            "pixels the judge sees right, and how many of them it sees right by at least half."
+        )
+    if "object_distance" in names:
+        notes.append(
+            "Objects of a class: how far two regions of one class in one image, each of at least "
+            f"{LEAST:.1%} of it, lie apart by the means and deviations of their colours, in levels of 255. The paper "
+            "names it as a limitation that they look alike; nearer to the photographs' value is better."
+        )
+    return notes
 
 
 def _about_photographs(table: Table) -> list[str]:

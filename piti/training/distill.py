@@ -89,8 +89,9 @@ def _as_guidance(default: Any) -> dict[str, Any]:
 
 def teacher_of(recipe: Recipe, condition: Condition) -> Translator:
     """The frozen model that `init` names. Raises ModelError, RecipeError."""
-    teacher = build_translator(recipe.model_copy(update={"distillation": None}), condition)
-    begin(teacher, recipe, condition)
+    plain = recipe.model_copy(update={"distillation": None})
+    teacher = build_translator(plain, condition)
+    begin(teacher, plain, condition)
     return teacher.eval().requires_grad_(False)
 
 

@@ -36,14 +36,30 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
     """
     if recipe.init is not None:
         schedule = None if only_check else NoiseSchedule(recipe.schedule)
-        moved = load_weights(translator, recipe.init, schedule, condition)
-        return f"all weights of {recipe.init}{', its channels matched with the classes by name' if moved else ''}"
+        key, name = _begins_from(recipe, recipe.init)
+        moved = load_weights(translator, name, schedule, condition, key)
+        return f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}"
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check, recipe.adapts)
     first = recipe.stages[0]
     if "unet" not in first.trains:
         return f"weights drawn anew: stage '{first.name}' freezes a UNet that has learnt nothing; name a 'prior'"
     return "weights drawn anew"
+
+
+def _begins_from(recipe: Recipe, init: str) -> tuple[str, str]:
+    """The key that names a recipe's first weights, and the model. Raises ModelError, RecipeError for a student that is
+    none."""
+    spec = recipe.distillation
+    if spec is None or spec.student is None:
+        return "init", init
+    folder = ModelFolder.open(find_model(spec.student))
+    if "base" not in folder or not folder.config("base").get("student_spec"):
+        raise RecipeError(
+            f"distillation.student: {spec.student} was not distilled",
+            remedy="name a model or a run that piti distill made, or leave the key out",
+        )
+    return "distillation.student", spec.student
 
 
 def adapt(translator: Translator, recipe: Recipe) -> Adapted:
@@ -61,24 +77,29 @@ def adapt(translator: Translator, recipe: Recipe) -> Adapted:
 
 
 def load_weights(
-    translator: Translator, name: str, schedule: NoiseSchedule | None = None, condition: Condition | None = None
+    translator: Translator,
+    name: str,
+    schedule: NoiseSchedule | None = None,
+    condition: Condition | None = None,
+    key: str = "init",
 ) -> bool:
     """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit.
 
     condition: what the translator reads; where the model has the same classes in another order, its channels are put
     into this one, and True is returned. Raises RecipeError for other classes.
 
-    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps; none: only check what fits.
+    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps; none: only check what fits. key: of
+    the recipe, for errors.
     """
-    folder = _network_of(translator, name, "init")
+    folder = _network_of(translator, name, key)
     learned = ModelFolder.open(folder.parent).condition
-    order = None if condition is None or translator.encoder is None else channel_order(learned, condition, name)
+    order = None if condition is None or translator.encoder is None else channel_order(learned, condition, name, key)
     given, own = _load(folder)[0].state_dict(), translator.state_dict()
-    _check_shapes("init", folder, own, given, own.keys() | given.keys())
+    _check_shapes(key, folder, own, given, own.keys() | given.keys())
     if schedule is None:
         return order is not None
     if order is not None:
-        given |= {key: given[key][:, order] for key in _READING if key in given}
+        given |= {name: given[name][:, order] for name in _READING if name in given}
     translator.load_state_dict(given)
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
@@ -88,27 +109,28 @@ def load_weights(
 _READING = ("encoder.stem.convs.0.weight", "encoder.convs.0.weight")  # [out, channels of the condition, k, k]
 
 
-def channel_order(learned: Condition, condition: Condition, name: str) -> list[int] | None:
+def channel_order(learned: Condition, condition: Condition, name: str, key: str = "init") -> list[int] | None:
     """Which channel of a model's condition each of another's is, by the names of parts and classes; None where all are
     in place.
 
-    name: of the model, for errors. Raises RecipeError where classes or parts are not the same.
+    name, key: of the model and of the recipe, for errors. Raises RecipeError where classes or parts are not the same.
     """
     theirs, ours = learned.named_parts(), condition.named_parts()
     if not any(isinstance(part, MaskCondition) for part in (*theirs.values(), *ours.values())):
         return None  # channels of other kinds have one meaning each
     if {key: part.kind for key, part in theirs.items()} != {key: part.kind for key, part in ours.items()}:
         raise RecipeError(
-            f"init: {name} reads {', '.join(theirs)}, and this recipe {', '.join(ours)}; name a model of the same kinds"
+            f"{key}: {name} reads {', '.join(theirs)}, and this recipe {', '.join(ours)}; name a model of the same "
+            "kinds"
         )
     start, starts = 0, dict[str, int]()
-    for key, part in theirs.items():
-        starts[key], start = start, start + part.channels
-    order = [starts[key] + place for key, part in ours.items() for place in _places(theirs[key], part, name)]
+    for kind, part in theirs.items():
+        starts[kind], start = start, start + part.channels
+    order = [starts[kind] + place for kind, part in ours.items() for place in _places(theirs[kind], part, name, key)]
     return None if order == list(range(start)) else order
 
 
-def _places(learned: Condition, condition: Condition, name: str) -> list[int]:
+def _places(learned: Condition, condition: Condition, name: str, key: str) -> list[int]:
     """The same within one part."""
     if not (isinstance(learned, MaskCondition) and isinstance(condition, MaskCondition)):
         return list(range(condition.channels))
@@ -119,7 +141,7 @@ def _places(learned: Condition, condition: Condition, name: str) -> list[int]:
         lacking = [f"'{one}'" for one in ours.names if one not in theirs.names]
         surplus = [f"'{one}'" for one in theirs.names if one not in ours.names]
         raise RecipeError(
-            f"init: the classes of {name} are others: it lacks {_few(lacking)} and has {_few(surplus)}",
+            f"{key}: the classes of {name} are others: it lacks {_few(lacking)} and has {_few(surplus)}",
             remedy="give the data's classes its names, or begin from its UNet alone (prior)",
         )
     return [theirs.names.index(one) for one in ours.names]

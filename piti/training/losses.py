@@ -45,6 +45,9 @@ class DistillationSpec(Spec):
     """The teacher's in each of them, each with guidance."""
     guidance: Guidance = Guidance(w=1.0)
     """Of the teacher; it becomes part of the student's weights."""
+    student: str | None = None
+    """A student that was made before, a model or a run, from whose weights this one begins; by default it begins from
+    the teacher's. To finish one with an adversary, or to halve its steps."""
 
 
 class DiffusionLossSpec(RangedLossSpec):

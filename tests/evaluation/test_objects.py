@@ -12,7 +12,6 @@ from PIL import Image
 from piti.conditions import ClassTable, MaskCondition
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.evaluation.objects import Objects, object_distances
-from piti.evaluation.per_condition import AlignmentError
 from tests.conftest import TINY_CLASSES
 
 TRUTH = torch.zeros(20, 30, dtype=torch.long)
@@ -76,10 +75,14 @@ def test_collapsed_and_varied(folders: tuple[Path, Path], condition: MaskConditi
 
 
 def test_masks_without_two_objects(tmp_path: Path, condition: MaskCondition) -> None:
-    Image.new("L", (20, 20)).save(tmp_path / "a.png")
-    Image.new("RGB", (20, 20)).save(tmp_path / "a_0.png")
-    with pytest.raises(AlignmentError, match="none of 1 masks has two objects of one class"):
-        object_distances({"a": [tmp_path / "a_0.png"]}, {"a": tmp_path / "a.png"}, condition)
+    for name, mode in (("masks", "L"), ("made", "RGB")):
+        (tmp_path / name).mkdir()
+        for stem in "ab":
+            Image.new(mode, (20, 20)).save(tmp_path / name / f"{stem}.png")
+    options = Options((), objects=True, bootstrap=20, device="cpu")
+    found = evaluate_files(tmp_path / "made", options, None, tmp_path / "masks", condition)
+    assert not found.measures
+    assert "no mask has two objects of one class that cover 0.4% of the image each: none were compared" in found.notes
 
 
 def test_as_part_of_an_evaluation(folders: tuple[Path, Path], condition: MaskCondition, tmp_path: Path) -> None:

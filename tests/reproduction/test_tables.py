@@ -143,6 +143,21 @@ def test_a_judge_that_trained_a_row_makes_nothing_bold_and_stands_behind_others(
     assert "took part" not in markdown(table())
 
 
+def test_objects_have_a_column_for_all_classes_together_and_words_for_what_they_are() -> None:
+    seen = (Measure("object_distance", 30.0, 28.0, 33.0), Measure("object_distance", 50.0, of="car"))
+    few = Measure("small_found", 40.0)
+    lines = (Line(PITI, (replace(found(5, 5), measures=(*seen, few)),)),)
+    text = markdown(table(lines=lines))
+    assert [title for title in rows(text)["method"] if "objects" in title] == [
+        "small objects: half of it right, % ↑",
+        "objects of a class: distance of colours in an image, levels",
+    ]
+    assert rows(text)["PITI"][2:4] == ["40.0", "30.0 [28.0 to 33.0]"]
+    assert "- Small objects are regions of one class that cover less than 1% of the image" in text
+    assert "- Objects of a class: how far two regions of one class in one image, each of at least 0.4%" in text
+    assert "bjects" not in markdown(table())
+
+
 def test_names_and_counts_are_those_of_the_data() -> None:
     few, more, every = (replace(PITI, pairs=pairs) for pairs in (31, 2000, 0))
     lines = tuple(Line(row, (found(5, 5),)) for row in (few, more, every, SPADE))

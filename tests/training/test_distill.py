@@ -15,10 +15,13 @@ from piti.cli.app import app
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.editing.edit import edit
+from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
-from piti.training.build import build_condition, network_config
+from piti.training.build import build_condition, build_translator, network_config
 from piti.training.cost import cost_of
+from piti.training.distill import teacher_of
+from piti.training.init import begin
 from tests.conftest import tiny_recipe
 
 WANTED = {"steps": 2, "substeps": 2, "guidance": 0.5}
@@ -83,14 +86,25 @@ def test_it_is_sampled_in_its_own_steps_and_no_others(
     assert np.array_equal(np.asarray(Image.open(made)), np.asarray(Image.open(tmp_path / "b/scene-00_0.png")))
 
 
-def test_distilled_with_an_adversary(teacher: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adversary_finishes_a_student(teacher: tuple[Path, Path], student: Path, tmp_path: Path) -> None:
     data, run = teacher
     adversary = [
+        f"distillation.student={student}",
         "stages.0.steps=2",
         "stages.0.adversarial={weight: 0.1, kind: hinge, noise: [0.0, 1.0], gradient_penalty: 0, after: 0}",
         "discriminator={channels: [8, 16], norm: spectral, conditional: false}",
     ]
-    train(distillation_recipe(str(run), WANTED, data, [*SMALL, *adversary, "log_every=1"]), tmp_path / "run")
+    recipe = distillation_recipe(str(run), WANTED, data, [*SMALL, *adversary, "log_every=1"])
+    assert str(student) in plan(recipe, tmp_path / "run")[2]["plan"]
+    condition = build_condition(recipe)
+    begun, known = build_translator(recipe, condition), PITIPipeline.from_pretrained(student).base
+    begin(begun, recipe, condition)
+    assert isinstance(known, Translator)
+    assert all(torch.equal(one, known.state_dict()[key]) for key, one in begun.state_dict().items())
+    assert any(
+        not torch.equal(one, known.state_dict()[key]) for key, one in teacher_of(recipe, condition).state_dict().items()
+    )
+    train(recipe, tmp_path / "run")
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     assert {"distillation", "adversarial", "discriminator"} <= row.keys()
 
@@ -109,6 +123,9 @@ def test_what_cannot_be_distilled(teacher: tuple[Path, Path], student: Path) -> 
     ):
         with pytest.raises(SpecError, match=said):
             distillation_recipe(str(run), WANTED, data, [change])
+    recipe = distillation_recipe(str(run), WANTED, data, [f"distillation.student={run}"])
+    with pytest.raises(RecipeError, match=r"distillation.student: .* was not distilled.*that piti distill made"):
+        plan(recipe, run.parent / "none")
 
 
 def test_the_plan_counts_the_teacher(teacher: tuple[Path, Path]) -> None:
