@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from piti.core.errors import UserError, option
 from piti.core.spec import choices
+from piti.core.system import cores
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +125,7 @@ def check_compiles(device: torch.device) -> None:
 def usual_workers(processes: int = 1) -> int:
     """Processes that load data beside each of `processes` that train on this machine: one a core but for the
     training's own, 1 … 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, cores // max(1, processes) - 1))
+    return max(1, min(_MOST_WORKERS, cores() // max(1, processes) - 1))
 
 
 def laid_out(network: nn.Module, device: torch.device, also_on: str = "cuda") -> nn.Module:

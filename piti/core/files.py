@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from piti.core.errors import UserError, option
+from piti.core.system import WINDOWS
 
 OUT = option("out")
 """What names a result's place, unless it is said otherwise."""
@@ -195,8 +196,10 @@ def flush_all(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Bring a file's contents, or a folder's names, onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Bring a file's contents, or a folder's names, onto the disk. On Windows folders are left to the system."""
+    if WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

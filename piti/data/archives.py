@@ -110,13 +110,21 @@ class InShard(Archived):
 
     def open(self) -> io.BytesIO:
         """The file's bytes. Raises OSError where the shard ends before them."""
-        data = os.pread(self.handle.fileno(), self.size, self.offset)
+        data = self._read(self.size, self.offset)
         while len(data) < self.size:
-            more = os.pread(self.handle.fileno(), self.size - len(data), self.offset + len(data))
+            more = self._read(self.size - len(data), self.offset + len(data))
             if not more:
                 raise OSError(f"cut short, {len(data)} of {self.size} bytes")
             data += more
         return io.BytesIO(data)
+
+    def _read(self, size: int, offset: int) -> bytes:
+        """At most `size` bytes, without moving the handle's place, which threads share."""
+        if hasattr(os, "pread"):
+            return os.pread(self.handle.fileno(), size, offset)
+        with self.archive.open("rb") as file:  # Windows, which removes no file that is held open
+            file.seek(offset)
+            return file.read(size)
 
     def __str__(self) -> str:
         return f"{self.shown}:{self.name}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,6 +232,7 @@ def loader(
             sampler=range(start, stop),
             num_workers=workers,
             collate_fn=_unchanged,
+            worker_init_fn=_begin_worker,
             pin_memory=pinned,
         ),
         tally,
@@ -247,6 +250,12 @@ class _Told(Dataset[TrainingBatch | UserError]):
             return self.stream[step]
         except UserError as error:
             return error
+
+
+def _begin_worker(number: int) -> None:
+    """Leave Ctrl-C to the process that trains; a forked worker has its handler, which does so, another has none."""
+    if multiprocessing.get_start_method() != "fork":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -14,6 +14,7 @@ from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.distributed import Ranks, together
 from piti.core.errors import option
 from piti.core.images import PREFIX
+from piti.core.system import link
 from piti.core.walk import list_images
 from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
 from piti.evaluation.pairing import PairingError, photographs_of
@@ -228,7 +229,7 @@ def _given(condition: Condition, pairs: Sequence[Pair]) -> Iterator[tuple[list[P
         for part, (_, by_stem) in files.items():
             parts[part].mkdir()
             for path in by_stem.values():
-                (parts[part] / path.name).symlink_to(path.resolve())
+                link(path.resolve(), parts[part] / path.name)
         yield [], parts
 
 

@@ -26,6 +26,7 @@ from piti.core.errors import option
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, read_rgb, save_png
 from piti.core.spec import Spec
+from piti.core.system import WINDOWS, cores
 from piti.core.walk import is_unread, key_of, list_images, walk
 from piti.data.archives import Archived, list_archived
 from piti.data.edges import LineSource, detector_spec
@@ -36,6 +37,7 @@ IMAGES, SKETCHES = "images", "sketches"
 _MARK = "piti-sketch"  # the PNG text that says what a sketch was made with
 _SMALL = 64  # the least short side, in pixels, that the recipes' own size trains on
 _ENOUGH = 8  # photographs that make starting one more process worth while
+_MOST_ON_WINDOWS = 61  # processes that one can wait for there
 
 
 @dataclass(frozen=True)
@@ -216,8 +218,8 @@ def _unusable(photograph: Photograph, others: dict[str, Photograph]) -> str | No
 
 def _drawn(photographs: Sequence[Photograph], job: SketchJob, processes: int | None) -> Iterator[_Done]:
     """Every photograph's outcome, in order, from as many processes as are worth while."""
-    wanted = processes if processes is not None else len(os.sched_getaffinity(0))
-    count = max(1, min(wanted, len(photographs) // _ENOUGH))
+    wanted = processes if processes is not None else cores()
+    count = max(1, min(wanted, len(photographs) // _ENOUGH, _MOST_ON_WINDOWS if WINDOWS else wanted))
     if count == 1:
         yield from map(partial(_draw, job), photographs)
         return
@@ -242,22 +244,30 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start(pool: ProcessPoolExecutor, count: int) -> None:
     """Start every worker, deaf from the first to what ends the whole group: blocked signals stay so in children."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if masks else set()
     try:
         for _ in range(count):
             pool.submit(os.getpid)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin() -> None:
-    """A worker's first act: leave the group, whose signals the parent acts on, and listen to the parent's alone."""
-    os.setpgrp()
+    """A worker's first act: leave the group, whose signals the parent acts on, and listen to the parent's alone.
+
+    macOS does not say who sent a signal, so there one to the group that comes while a worker starts ends it too.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    came = signal.sigtimedwait({signal.SIGTERM}, 0)
-    if came is not None and came.si_pid == os.getppid():
-        os._exit(1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    if hasattr(signal, "sigtimedwait"):
+        came = signal.sigtimedwait({signal.SIGTERM}, 0)
+        if came is not None and came.si_pid == os.getppid():
+            os._exit(1)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from piti.conditions import Condition
 from piti.core.errors import UserError
 from piti.core.images import read_rgb, save_png
+from piti.core.system import link
 from piti.data.pairs import FolderSpec, Pair, PairList
 
 _BLOCK = 2**20
@@ -111,7 +111,7 @@ def linked(files: Mapping[str, object], folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, path in wanted.items():
-        (folder / name).symlink_to(path)
+        link(path, folder / name)
     return folder
 
 
@@ -128,7 +128,7 @@ def contents_sha256(place: Path) -> str:
     """A hash of a file's contents, or of the names and contents of all files of a folder."""
     digest = hashlib.sha256()
     for path in _files(place):
-        digest.update((os.path.relpath(path, place) if path != place else "").encode() + b"\0")
+        digest.update((path.relative_to(place).as_posix() if path != place else "").encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)

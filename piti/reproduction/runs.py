@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -233,11 +233,11 @@ def _alone(folder: Path, writes: bool) -> Iterator[None]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder.name} is being trained by another process; start again when it is done") from None
+    try:
+        held = FileLock(lock).acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{folder.name} is being trained by another process; start again when it is done") from None
+    with held:
         yield
 
 

@@ -8,11 +8,13 @@ import socket
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from piti.core.errors import UserError, option
 
 try:
     import fcntl
-except ImportError:  # where there are no such locks, runs go without
+except ImportError:  # on Windows
     fcntl = None
 
 LOCK_FILE = "training.lock"
@@ -25,18 +27,21 @@ class RunLockedError(UserError):
 class RunLock:
     """The lock of a folder. A process that dies leaves the file but not the lock, so the next one takes it over.
 
-    (A POSIX record lock: workers that a process forks do not inherit it.)
+    (A POSIX record lock: workers that a process forks do not inherit it. Windows has none, and keeps others from
+    reading what they cannot lock; there a file beside this one is locked, by processes that fork no workers.)
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.path = root, root / LOCK_FILE
         self._file: IO[str] | None = None
+        self._beside = FileLock(self.path.with_suffix(".held"))
 
     def check(self) -> None:
         """Raises RunLockedError if another process holds it. Changes nothing."""
         if self._file is None and self.path.exists():
             with self.path.open("r+", encoding="utf-8") as file:
                 self._locked(file)
+            self._beside.release()
 
     def take(self) -> None:
         """Hold it until `release`. Raises RunLockedError, OSError."""
@@ -48,15 +53,19 @@ class RunLock:
             file.flush()
         except BaseException:
             file.close()
+            self._beside.release()
             raise
         self._file = file
 
     def release(self) -> None:
         """Let it go, and remove its file."""
         if self._file is not None:
+            if fcntl is None:  # Windows removes no open file
+                self._file.close()
             self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+            self._beside.release()
 
     def _locked(self, file: IO[str]) -> None:
         """Lock an open file. Raises RunLockedError if another process has, on this machine or on another."""
@@ -68,8 +77,10 @@ class RunLock:
             try:
                 if fcntl is not None:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                else:
+                    self._beside.acquire(timeout=0)
                 return
-            except (BlockingIOError, PermissionError):
+            except (BlockingIOError, PermissionError, Timeout):
                 pass
             except OSError:  # a file system without locks
                 return

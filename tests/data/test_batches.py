@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
+import pickle
+import signal
 from collections import Counter
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 from piti.conditions import ClassTable, MaskCondition
 from piti.core.images import to_pil, to_tensor
 from piti.data import FolderSpec, PairedFolder
+from piti.data import batches as batching
 from piti.data.batches import BatchStream, LowRes, TrainingBatch, loader
 from piti.data.degrade import DegradationSpec, downsample
 from piti.data.problems import DataError
@@ -97,6 +101,18 @@ def test_a_loader_gives_the_streams_batches_in_order(folder, workers):
     for step, batch in enumerate(batches, start=5):
         assert isinstance(batch, TrainingBatch)
         assert_equal(batch, stream[step])
+
+
+def test_a_loaders_workers_need_not_be_forked(folder, monkeypatch):
+    """macOS and Windows begin them afresh: with a copy of the stream, and without the owner's answer to Ctrl-C."""
+    stream = BatchStream(folder, 4, seed=3)
+    assert_equal(pickle.loads(pickle.dumps(batching._Told(stream)))[0], stream[0])
+    answers: list[object] = []
+    monkeypatch.setattr(signal, "signal", lambda *answer: answers.append(answer))
+    for method, answer in (("fork", []), ("spawn", [(signal.SIGINT, signal.SIG_IGN)])):
+        monkeypatch.setattr(multiprocessing, "get_start_method", lambda method=method: method)
+        batching._begin_worker(0)
+        assert answers == answer
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,20 @@ class TestSketches:
         assert (report.made, report.kept) == (24 - count, count)
         assert files(out) == files(tmp_path / "one")
 
+    def test_windows_waits_for_no_more_than_61_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Counted(Exception):
+            pass
+
+        def counted(count: int) -> None:
+            raise Counted(count)
+
+        monkeypatch.setattr(sketches, "_workers", counted)
+        photographs = [sketches.Photograph(str(k), tmp_path / f"{k}.png") for k in range(800)]
+        for windows, count in ((False, 90), (True, 61)):
+            monkeypatch.setattr(sketches, "WINDOWS", windows)
+            with pytest.raises(Counted, match=f"^{count}$"):
+                next(sketches._drawn(photographs, SketchJob(tmp_path), 90))
+
     def test_real_photographs(self, scenes: Path, tmp_path: Path) -> None:
         members = list_archived(sorted(scenes.glob("*.tar"))[0])[:3]
         for k, member in enumerate(members):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from piti.core.errors import UserError
 from piti.reproduction import checks, costs, make, rows, runs
@@ -31,6 +33,16 @@ def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="runs in one process"):
         make.reproduce(PLAN, workspace, QUIET)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(workspace: Workspace) -> None:
+    folder = workspace.run(PLAN.rows[0].base, 0)
+    folder.parent.mkdir(parents=True)
+    said = f"{folder.name} is being trained by another process; start again when it is done"
+    with FileLock(folder.with_name(f".{folder.name}.lock")), ThreadPoolExecutor(1) as other:
+        trains = other.submit(trained, PLAN, PLAN.rows[0].base, 0, workspace, QUIET)
+        with pytest.raises(UserError, match=said):
+            trains.result()
 
 
 def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:

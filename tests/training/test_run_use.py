@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from piti.checkpoints.folder import INDEX_FILE
-from piti.training import Recipe, RunError, RunFolder, plan, train
+from piti.training import Recipe, RunError, RunFolder, plan, run_lock, train
 from piti.training.run_folder import condition_changes
 from piti.training.run_lock import LOCK_FILE, RunLock, RunLockedError
 from tests.conftest import tiny_recipe
@@ -67,6 +67,21 @@ def test_a_lock_of_another_machine_is_not_taken_over(tmp_path: Path) -> None:
         lock.take()
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
         lock.release()
+
+
+def test_without_record_locks_a_file_beside_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where nobody reads what another has locked, and no open file is removed."""
+    monkeypatch.setattr(run_lock, "fcntl", None)
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    first.take()
+    for refused in (second.check, second.take):
+        with pytest.raises(RunLockedError, match=rf"another process \(pid {os.getpid()}, on .* trains in"):
+            refused()
+    first.release()
+    second.check()
+    first.take()
+    first.release()
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_a_full_disk_names_what_is_whole_and_how_to_go_on(

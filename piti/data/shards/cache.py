@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import io
 import json
@@ -10,11 +11,14 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from piti.core.system import WINDOWS
 from piti.data.archives import ShardIndex, ShardSample, index_shard
 from piti.data.problems import DataError
 from piti.data.shards.fetch import Expected, fetch
@@ -62,7 +66,7 @@ class ShardCache:
     """
 
     def __init__(self, folder: Path | None, gib: float, timeout: float) -> None:
-        self.folder = folder or Path(tempfile.gettempdir()) / f"piti-shards-{os.getuid()}"
+        self.folder = folder or Path(tempfile.gettempdir()) / f"piti-shards-{_user()}"
         self.most, self.timeout = int(gib * _GIB), timeout
         self._own = folder is None
 
@@ -82,7 +86,7 @@ class ShardCache:
             except OSError as error:
                 raise DataError(f"{path}: cannot be opened ({error.strerror}); check data.shards") from None
         self.make()
-        with _locked(path.with_suffix(".lock")):
+        with FileLock(path.with_suffix(".lock")):
             fetched = False
             while True:
                 try:
@@ -128,7 +132,7 @@ class ShardCache:
         """Make the folder. Raises DataError where it cannot be, or belongs to somebody else."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._own and self.folder.stat().st_uid != os.getuid():
+            if self._own and not WINDOWS and self.folder.stat().st_uid != os.getuid():
                 raise PermissionError(0, "it belongs to another user")
         except OSError as error:
             raise DataError(
@@ -137,7 +141,7 @@ class ShardCache:
 
     def _evict(self, but: Path) -> None:
         """Remove what was used longest ago until the rest fits, and what killed processes left."""
-        with _locked(self.folder / ".lock"):
+        with FileLock(self.folder / ".lock"):
             for partial in self.folder.glob("*.partial"):
                 _remove_unlocked(partial)
             found = []
@@ -149,8 +153,7 @@ class ShardCache:
             for _, size, path in sorted(found):
                 if total <= self.most:
                     break
-                if path != but:
-                    path.unlink(missing_ok=True)
+                if path != but and _removed(path):
                     total -= size
 
 
@@ -223,23 +226,24 @@ def _index_from(values: dict[str, list[tuple[str, dict[str, list[int]], list[str
     return ShardIndex(samples, None if damage is None else str(damage))
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock; other processes and threads wait for it."""
-    import fcntl
+def _user() -> int | str:
+    """What tells users apart whose temporary files lie in one folder."""
+    return getpass.getuser() if WINDOWS else os.getuid()
 
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+
+def _removed(path: Path) -> bool:
+    """Remove a shard. False where somebody reads it and the system keeps it meanwhile, as Windows does."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        if not WINDOWS:
+            raise
+        return False
+    return True
 
 
 def _remove_unlocked(partial: Path) -> None:
     """Remove a half-fetched file that nobody fetches any more."""
-    import fcntl
-
-    with partial.with_name(partial.name.removesuffix(".tar.partial") + ".lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return
+    lock = partial.with_name(partial.name.removesuffix(".tar.partial") + ".lock")
+    with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
         partial.unlink(missing_ok=True)

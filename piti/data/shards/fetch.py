@@ -16,10 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from piti.core.system import WINDOWS
 from piti.data.problems import DataError
 from piti.data.shards.sources import PIPE, shown
 
@@ -141,9 +143,7 @@ def _from_http(address: str, timeout: float) -> Generator[bytes, None, None]:
 
 def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
     """What a shell's command writes, if it then ends well. Raises FetchFailed."""
-    command = address.removeprefix(PIPE)
-    bash = shutil.which("bash")  # which can tell when a command within a pipeline failed
-    shell = [bash, "-o", "pipefail", "-c", command] if bash else ["/bin/sh", "-c", command]
+    shell = _shell(address.removeprefix(PIPE))
     began, came = time.monotonic(), False
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -167,26 +167,57 @@ def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
             raise FetchFailed(f"nothing came; {said}", early=early)
 
 
+def _shell(command: str) -> list[str] | str:
+    """What runs a command: bash, which can tell when one within a pipeline failed, or the system's own shell."""
+    if WINDOWS:
+        return f'cmd /d /s /c "{command}"'
+    bash = shutil.which("bash")
+    return [bash, "-o", "pipefail", "-c", command] if bash else ["/bin/sh", "-c", command]
+
+
 def _chunks(output: IO[bytes], timeout: float) -> Iterator[bytes]:
-    poll = select.poll()
-    poll.register(output, select.POLLIN | select.POLLHUP)
-    while True:
-        if not poll.poll(timeout * 1000):
+    read = _polled if hasattr(select, "poll") else _read_beside
+    for chunk in read(output, timeout):
+        if chunk is None:
             raise FetchFailed(f"the command wrote nothing for {timeout:g} s (data.shard_timeout)")
-        chunk = os.read(output.fileno(), _CHUNK)
         if not chunk:
             return
         yield chunk
 
 
+def _polled(output: IO[bytes], timeout: float) -> Iterator[bytes | None]:
+    """What comes, piece by piece, the last one empty; None where nothing came in time."""
+    poll = select.poll()
+    poll.register(output, select.POLLIN | select.POLLHUP)
+    while True:
+        yield os.read(output.fileno(), _CHUNK) if poll.poll(timeout * 1000) else None
+
+
+def _read_beside(output: IO[bytes], timeout: float) -> Iterator[bytes | None]:
+    """The same where pipes cannot be polled, as on Windows: by a thread, which `_end` sets free."""
+    reader = ThreadPoolExecutor(1)
+    try:
+        while True:
+            piece = reader.submit(os.read, output.fileno(), _CHUNK)
+            try:
+                yield piece.result(timeout)
+            except TimeoutError:
+                yield None
+    finally:
+        reader.shutdown(wait=False)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Stop a command that still runs, with all that it started."""
+    if process.poll() is None:
+        if WINDOWS:  # before its output is closed, which waits for who reads it
+            subprocess.run(["taskkill", "/f", "/t", "/pid", str(process.pid)], capture_output=True, check=False)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if process.stdout is not None:
         process.stdout.close()
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def _last_line(errors: IO[bytes]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -80,7 +81,7 @@ def name_of(address: str) -> str:
         tars = [word for word in words if ".tar" in word] or words or [address]
         address = tars[-1]
     path = urlsplit(address).path if "://" in address else address
-    return PurePosixPath(path).name.partition(".")[0] or "shard"
+    return PurePath(path).name.partition(".")[0] or "shard"
 
 
 def is_manifest(address: str) -> bool:
@@ -92,7 +93,7 @@ def is_manifest(address: str) -> bool:
 
 def beside(manifest: str, name: str) -> str:
     """The address of a file that lies beside a manifest."""
-    own = MANIFEST if manifest.startswith(PIPE) else PurePosixPath(shown(manifest)).name
+    own = MANIFEST if manifest.startswith(PIPE) else PurePath(shown(manifest)).name
     before, _, after = manifest.rpartition(own)
     return before + name + after
 
@@ -125,7 +126,7 @@ def _exists(address: str) -> bool:
 
 def _literal_folder(given: str) -> str:
     """The longest beginning of an address that is a folder there is, with its slash; what follows may be patterns."""
-    slashes = [place for place, letter in enumerate(given) if letter == "/"]
+    slashes = [place for place, letter in enumerate(given) if letter in {"/", os.sep}]
     return next((given[: place + 1] for place in reversed(slashes) if _exists(given[: place + 1])), "")
 
 

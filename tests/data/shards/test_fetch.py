@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import select
+import subprocess
 import time
+from pathlib import PureWindowsPath
 
 import pytest
 
 from piti.data.problems import DataError
 from piti.data.shards import fetch as fetching
+from piti.data.shards import sources
 from piti.data.shards.fetch import Expected, fetch
 from piti.data.shards.sources import beside, expanded, is_manifest, is_remote, name_of, shown
 from tests.shards import failing, respond, serving
@@ -153,6 +157,24 @@ class TestPipes:
             fetch("pipe:echo some; sleep 600 | cat", tmp_path / "got", 0.2)
         assert only(tmp_path) == []
 
+    def test_where_pipes_cannot_be_polled_a_thread_reads(self, served, tmp_path, monkeypatch) -> None:
+        monkeypatch.delattr(select, "poll")
+        fetch(f"pipe:cat {served}/a.tar", tmp_path / "got", 5)
+        assert (tmp_path / "got").read_bytes() == BODY
+        monkeypatch.setattr(fetching, "PAUSES", ())
+        with pytest.raises(DataError, match=r"wrote nothing for 0.2 s \(data.shard_timeout\)"):
+            fetch("pipe:echo some; sleep 600 | cat", tmp_path / "other", 0.2)
+        assert only(tmp_path) == ["got"]
+
+    def test_windows_has_a_shell_and_an_end_of_its_own(self, monkeypatch) -> None:
+        monkeypatch.setattr(fetching, "WINDOWS", True)
+        assert fetching._shell('type "a b.tar"') == 'cmd /d /s /c "type "a b.tar""'  # whose outer quotes it takes off
+        with subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE) as process:
+            ran: list[list[str]] = []
+            monkeypatch.setattr(subprocess, "run", lambda line, **more: ran.append(line) or process.kill())
+            fetching._end(process)
+        assert ran == [["taskkill", "/f", "/t", "/pid", str(process.pid)]]
+
     def test_nothing_comes(self, tmp_path) -> None:
         with pytest.raises(DataError, match=r"nothing came"):
             fetch("pipe:true", tmp_path / "got", 5)
@@ -194,6 +216,11 @@ class TestAddresses:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(DataError, match=message):
             expanded(given, "data.shards")
+
+    def test_paths_with_backslashes(self, monkeypatch) -> None:
+        monkeypatch.setattr(sources, "PurePath", PureWindowsPath)
+        assert name_of("D:\\shards\\s-000.tar") == name_of("https://host/shards/s-000.tar?x=1") == "s-000"
+        assert beside("D:\\shards\\shards.json", "s-000.tar") == "D:\\shards\\s-000.tar"
 
     def test_an_empty_folder(self, tmp_path) -> None:
         with pytest.raises(DataError, match=r"holds neither shards.json nor .tar files"):

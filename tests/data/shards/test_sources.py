@@ -6,14 +6,17 @@ import os
 import pickle
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from piti.conditions import NoCondition
 from piti.data import FolderSpec, open_shards
+from piti.data.archives import InShard
 from piti.data.batches import BatchStream
 from piti.data.problems import BadSample, DataError
+from piti.data.shards import cache as caching
 from piti.data.shards.cache import Shard, ShardCache, ShardStore
 from piti.data.shards.index import list_shards
 from tests.shards import (
@@ -73,6 +76,40 @@ class TestRemote:
                 os.utime(cache.path_of(remote[k]), (number, number))
                 assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= 2.5 * size
         assert asked == ["/s-0.tar", "/s-1.tar", "/s-2.tar", "/s-1.tar"]
+
+    def test_windows_keeps_what_is_read(self, served, tmp_path, monkeypatch) -> None:
+        """It reads at an offset from the file itself, which it does not remove while it is open."""
+        folder, shards = served
+        unlink = Path.unlink
+
+        def kept(self, missing_ok=False) -> None:
+            if self.suffix == ".tar":
+                raise PermissionError(13, "The process cannot access the file because it is being used")
+            unlink(self, missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", kept)
+        monkeypatch.delattr(os, "pread")
+        with serving(folder) as (address, _):
+            store = ShardStore([Shard(f"{address}/s-{k}.tar") for k in range(2)], ShardCache(tmp_path / "c", 0, 5), 2)
+            first = store.opened(0)
+            with pytest.raises(PermissionError):
+                store.opened(1)
+            monkeypatch.setattr(caching, "WINDOWS", True)
+            store.opened(1)
+        found = first.index.samples[0]
+        offset, size = found.files["png"]
+        data = shards[0].read_bytes()[offset : offset + size]
+        assert InShard(Path(first.handle.name), "a", offset, size, "s", first.handle).open().getvalue() == data
+        cut = InShard(Path(first.handle.name), "a", offset, 1 << 30, "s", first.handle)
+        with pytest.raises(OSError, match="cut short"):
+            cut.open()
+
+    def test_users_of_one_folder_are_told_apart(self, monkeypatch) -> None:
+        assert ShardCache(None, 1, 5).folder.name == f"piti-shards-{os.getuid()}"
+        monkeypatch.delattr(os, "getuid")
+        monkeypatch.setattr(caching, "WINDOWS", True)
+        monkeypatch.setenv("LOGNAME", "somebody")
+        assert ShardCache(None, 1, 5).folder.name == "piti-shards-somebody"
 
     def test_a_small_cache_loses_nothing(self, spec, served) -> None:
         """Shards that are in use stay open when they are evicted."""

@@ -1,0 +1,36 @@
+"""What differs between Linux, macOS and Windows, where Python does not hide it."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+
+WINDOWS = os.name == "nt"
+
+
+def cores() -> int:
+    """The processor's cores that this process may use; where systems do not say that, as macOS and Windows, all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` a symbolic link to a file. On Windows, where links ask for a privilege, it may be a copy.
+
+    Raises OSError.
+    """
+    try:
+        target.symlink_to(source)
+    except OSError:
+        if not WINDOWS:
+            raise
+        shutil.copyfile(source, target)
+
+
+def write_utf8() -> None:
+    """Write standard output and error in UTF-8 on Windows too, whose own encodings lack letters of messages."""
+    for stream in (sys.stdout, sys.stderr):
+        if WINDOWS and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
