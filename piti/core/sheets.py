@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from piti.core.images import ImageError
 
 _HEADING_SIZE = 12
+_LINE = 16
+"""Pixels from one line of a heading to the next."""
 
 
 def grid(
@@ -20,14 +22,16 @@ def grid(
 ) -> Image.Image:
     """A contact sheet: rows of pictures, each centred in its cell, `gap` pixels around every cell.
 
-    headings: a word above each column. Rows may differ in length and pictures in size.
+    headings: words above each column, in as many lines as its width asks for. Rows may differ in length and pictures
+    in size.
     """
     if not any(rows):
         raise ImageError("a sheet needs at least one picture")
     columns = max(len(row) for row in rows)
     widths = [max(row[c].width for row in rows if c < len(row)) for c in range(columns)]
     heights = [max((image.height for image in row), default=0) for row in rows]
-    y = gap + (_HEADING_SIZE + gap if headings else 0)
+    written = [_lines(words, width) for words, width in zip(headings or [], widths, strict=False)]
+    y = gap + (_LINE * max(map(len, written), default=1) if headings else 0)
     size = (sum(widths) + gap * (columns + 1), y + sum(heights) + gap * len(rows))
     sheet = Image.new("RGB", size, background)
     for row, height in zip(rows, heights, strict=True):
@@ -37,18 +41,38 @@ def grid(
             sheet.paste(image.convert("RGB"), corner)
             x += width + gap
         y += height + gap
-    _write_headings(sheet, headings or [], widths, gap)
+    _write_headings(sheet, written, widths, gap)
     return sheet
 
 
-def _write_headings(sheet: Image.Image, headings: Sequence[str], widths: Sequence[int], gap: int) -> None:
-    """Words above the columns, shortened to their width, dark on light or light on dark."""
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_HEADING_SIZE)
-    colour = "black" if np.asarray(sheet.crop((0, 0, 1, 1))).mean() > 127 else "white"
-    x = gap
-    for word, width in zip(headings, widths, strict=False):
-        while word and draw.textlength(word, font) > width:
+def _lines(words: str, width: int) -> list[str]:
+    """A heading in lines that are no wider than a column; a word that is gets shortened."""
+    lines: list[str] = []
+    for word in words.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _width(longer) <= width:
+            lines[-1] = longer
+            continue
+        while word and _width(word) > width:
             word = word[:-2] + "…" if len(word) > 2 else ""
-        draw.text((x + width / 2, gap), word, fill=colour, font=font, anchor="ma")
+        lines.append(word)
+    return lines
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(_HEADING_SIZE)
+
+
+def _width(text: str) -> float:
+    return _font().getlength(text)
+
+
+def _write_headings(sheet: Image.Image, headings: Sequence[Sequence[str]], widths: Sequence[int], gap: int) -> None:
+    """Lines above the columns, the last ones next to the pictures, dark on light or light on dark."""
+    draw = ImageDraw.Draw(sheet)
+    colour = "black" if np.asarray(sheet.crop((0, 0, 1, 1))).mean() > 127 else "white"
+    most, x = max(map(len, headings), default=0), gap
+    for lines, width in zip(headings, widths, strict=False):
+        for number, line in enumerate(lines, most - len(lines)):
+            draw.text((x + width / 2, gap + _LINE * number), line, fill=colour, font=_font(), anchor="ma")
         x += width + gap

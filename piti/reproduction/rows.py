@@ -120,7 +120,8 @@ class Row:
     @property
     def heading(self) -> str:
         """Above its samples."""
-        return self.method if self.pairs is None else f"{self.method}, {self.pairs or 'all'}"
+        words = self.method.strip("*")  # italic in Markdown
+        return words if self.pairs is None else f"{words}, {self.pairs or 'all'}"
 
     @property
     def data(self) -> str:

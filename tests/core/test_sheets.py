@@ -38,6 +38,14 @@ class TestGrid:
         assert changed[:, 1].max() < 84
         assert (band.mean() < plain.mean()) == darker
 
+    def test_a_heading_takes_as_many_lines_as_its_column_asks_for(self):
+        rows = [[Image.new("RGB", (60, 10), "white")] * 2]
+        heights = [grid(rows, headings=["one", words]).height for words in ("two", "two three four five", "w" * 40)]
+        assert heights == [heights[0], heights[0] + 16, heights[0]]
+        above = np.asarray(grid(rows, headings=["one", "two three four five"]).convert("L"))[:-18]
+        first, second = (np.argwhere(part < 128)[:, 0] for part in (above[:, :66], above[:, 66:]))
+        assert first.min() > second.min() + 10  # one line stands next to its picture
+
     def test_nothing_to_show(self):
         with pytest.raises(ImageError, match="at least one picture"):
             grid([[], []])
