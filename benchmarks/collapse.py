@@ -32,12 +32,11 @@ from piti.core.connected_components import connected
 from piti.core.images import Box, save_png, to_pil
 from piti.core.seeding import generator_for
 from piti.data import FolderSpec, PairedFolder
-from piti.diffusion.guidance import conditioned, sample_statistics
+from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.samplers import sample
 from piti.diffusion.schedule import Denoise, Estimate
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.generation.options import seed_of
-from piti.models import Tokens
 from piti.pipelines.cascade import Batch, Network, NetworkSampling, Prepared
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
@@ -67,25 +66,15 @@ def by_region(network: Network, batch: Batch, settings: NetworkSampling) -> Deno
     """A strength of guidance for each region of the mask, others in each sample."""
     tokens, both = network.encode(batch, with_null=True)
     strengths = strengths_of(batch, settings.guidance.w)
+    pair = conditioned(network.translator, tokens, both, network.schedule)
 
-    def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
-        return network.translator(x_t, t, given)
+    def away(x_t: Tensor, t: Tensor, with_null: bool) -> tuple[Estimate, Estimate | None]:
+        cond, null = pair(x_t, t, with_null)
+        if null is None:
+            return cond, None
+        return cond, Estimate(cond.eps - strengths * (cond.eps - null.eps), null.variance)
 
-    pair = conditioned(predict, tokens, both, network.schedule)
-
-    def denoise(x_t: Tensor, t: Tensor) -> Estimate:
-        cond, null = pair(x_t, t, True)
-        assert null is not None
-        return Estimate(normalised(cond.eps, null.eps, strengths), cond.variance)
-
-    return denoise
-
-
-def normalised(cond: Tensor, null: Tensor, strengths: Tensor) -> Tensor:
-    """PITI, eq. 7-8 with strengths [B, 1, h, w]; estimates [B, C, h, w]."""
-    guided = cond + strengths * (cond - null)  # eq. 7
-    (mean, std), (its_mean, its_std) = sample_statistics(cond), sample_statistics(guided)
-    return (guided - its_mean) * std / its_std + mean
+    return guided(away, settings.guidance.of_strength(1), network.schedule)  # 1 × the strengths: eq. 7-8
 
 
 def strengths_of(batch: Batch, w: float) -> Tensor:
@@ -128,8 +117,9 @@ def main() -> None:
     condition = pipeline.condition
     if not isinstance(condition, MaskCondition):
         raise SystemExit(f"{given.model} reads {condition.kind}; objects are those of masks")
-    if not isinstance(pipeline.base_network(), Network):
-        raise SystemExit(f"{given.model} makes its images in one pass, without guidance and tokens")
+    network = pipeline.base_network()
+    if not isinstance(network, Network) or network.translator.student is not None:
+        raise SystemExit(f"{given.model} is a baseline or distilled: it has no guidance to change")
     pairs = PairedFolder(FolderSpec(root=given.data, cache=False), condition, "val").pairs
     masks = [Path(str(pair.condition)) for pair in pairs]
     options = SamplingOptions(square=True, base_only=True)

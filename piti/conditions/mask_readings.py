@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from piti.conditions.base import ConditionError
 from piti.conditions.class_table import Reading
 from piti.conditions.mask_files import HOW_TO_DECIDE, Look, MaskReader, UndecidedMask, undecided
 from piti.core.images import ImageError, Source, image_mode, open_image
+from piti.core.system import cores
 
 
 def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | None, list[str]]:
@@ -20,7 +20,7 @@ def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | N
     Files that cannot be read are left out here: whoever reads them next names them. Raises ConditionError where files
     fit both ways, differ, and nothing in the set decides.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         found = list(zip(files, pool.map(partial(_looked, reader, True), files), strict=True))
         if any(look is not None and look.fits == ["colours"] for _, look in found):
             found = list(zip(files, pool.map(partial(_looked, reader, False), files), strict=True))

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from piti.core.images import ImageError
 
 _HEADING_SIZE = 12
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _LINE = 16
 """Pixels from one line of a heading to the next."""
 
@@ -30,8 +31,9 @@ def grid(
     columns = max(len(row) for row in rows)
     widths = [max(row[c].width for row in rows if c < len(row)) for c in range(columns)]
     heights = [max((image.height for image in row), default=0) for row in rows]
-    written = [_lines(words, width) for words, width in zip(headings or [], widths, strict=False)]
-    y = gap + (_LINE * max(map(len, written), default=1) if headings else 0)
+    font = ImageFont.load_default(_HEADING_SIZE) if headings else None
+    written = [_lines(words, width, font) for words, width in zip(headings or [], widths, strict=False) if font]
+    y = gap + (_LINE * max(1, *map(len, written)) if font else 0)
     size = (sum(widths) + gap * (columns + 1), y + sum(heights) + gap * len(rows))
     sheet = Image.new("RGB", size, background)
     for row, height in zip(rows, heights, strict=True):
@@ -41,38 +43,33 @@ def grid(
             sheet.paste(image.convert("RGB"), corner)
             x += width + gap
         y += height + gap
-    _write_headings(sheet, written, widths, gap)
+    if font is not None:
+        _write_headings(sheet, written, widths, gap, font)
     return sheet
 
 
-def _lines(words: str, width: int) -> list[str]:
+def _lines(words: str, width: int, font: _Font) -> list[str]:
     """A heading in lines that are no wider than a column; a word that is gets shortened."""
     lines: list[str] = []
     for word in words.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _width(longer) <= width:
+        if lines and font.getlength(longer) <= width:
             lines[-1] = longer
             continue
-        while word and _width(word) > width:
+        while word and font.getlength(word) > width:
             word = word[:-2] + "…" if len(word) > 2 else ""
         lines.append(word)
     return lines
 
 
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(_HEADING_SIZE)
-
-
-def _width(text: str) -> float:
-    return _font().getlength(text)
-
-
-def _write_headings(sheet: Image.Image, headings: Sequence[Sequence[str]], widths: Sequence[int], gap: int) -> None:
+def _write_headings(
+    sheet: Image.Image, headings: Sequence[Sequence[str]], widths: Sequence[int], gap: int, font: _Font
+) -> None:
     """Lines above the columns, the last ones next to the pictures, dark on light or light on dark."""
     draw = ImageDraw.Draw(sheet)
     colour = "black" if np.asarray(sheet.crop((0, 0, 1, 1))).mean() > 127 else "white"
     most, x = max(map(len, headings), default=0), gap
     for lines, width in zip(headings, widths, strict=False):
         for number, line in enumerate(lines, most - len(lines)):
-            draw.text((x + width / 2, gap + _LINE * number), line, fill=colour, font=_font(), anchor="ma")
+            draw.text((x + width / 2, gap + _LINE * number), line, fill=colour, font=font, anchor="ma")
         x += width + gap

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from piti.conditions import Condition, ConditionError
 from piti.conditions.base import LossyCondition
 from piti.core.images import ImageError, image_size, read_rgb
+from piti.core.system import cores
 from piti.data.archives import Archived
 from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
@@ -145,7 +145,7 @@ class PairedFolder:
         """Decode every pair and add what is wrong to `problems`, and what a person should know to `shown`."""
         self._fits()  # decided here once, not by several threads
         total = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for index, (size, found, seen) in enumerate(pool.map(self._examine, range(len(self.pairs)))):
                 total += size
                 for kind, what in found:

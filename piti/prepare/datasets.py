@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from piti.conditions.coverage import coverage_note, empty_note
 from piti.conditions.mirroring import said_of_mirroring
 from piti.core.errors import option
 from piti.core.progress import OnProgress
+from piti.core.system import cores
 from piti.data.pairs import NO_VALIDATION, SPLITS_FILE
 from piti.data.problems import Problems
 from piti.data.shown import FITS_UNTURNED, Shown
@@ -119,7 +119,7 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
     if not listing.entries:
         report.problems().raise_if_any(layout.root)
         raise PrepareError(f"{layout.root}: no pairs of photograph and annotation there; give the data set's folder")
-    threads = os.cpu_count() or 1
+    threads = cores()
     examined = []
     with ThreadPoolExecutor(threads) as pool:
         for count, one in enumerate(in_order(pool, layout.examine, listing.entries, 4 * threads), start=1):
@@ -180,7 +180,7 @@ def write_set(
         raise PrepareError(f"{out}: holds the data set itself; give another OUT")
     refuse_inside(out, layout.root)
     claim(out, layout.name, layout.settings(), [IMAGES, layout.folder], overwrite)
-    made, threads = 0, os.cpu_count() or 1
+    made, threads = 0, cores()
     with ThreadPoolExecutor(threads) as pool:
         work = partial(_write_pair, layout, out, link, overwrite)
         for count, new in enumerate(in_order(pool, work, report.good, 4 * threads), start=1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from piti.core.files import check_folder, flush, flush_all
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, orientation
 from piti.core.progress import OnProgress
+from piti.core.system import cores
 from piti.data.order import spaced
 from piti.data.problems import DataError, Problems, Skipped, reason_of
 from piti.data.shards.dataset import LOOKED
@@ -174,7 +174,7 @@ class _Packer:
     def _write(self, plan: ShardPlan) -> tuple[ShardEntry, list[Skipped]]:
         skipped: list[Skipped] = []
         with beside(self.work / plan.name) as partial:
-            with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+            with partial.open("wb") as file, ThreadPoolExecutor(cores()) as pool:
                 hashing = _Hashing(file)
                 with tarfile.open(fileobj=hashing, mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[arg-type]
                     for item, contents in _mapped(pool, _read, plan.items):

@@ -99,7 +99,7 @@ def load_weights(
     if schedule is None:
         return order is not None
     if order is not None:
-        given |= {name: given[name][:, order] for name in _READING if name in given}
+        given |= {one: given[one][:, order] for one in _READING if one in given}
     translator.load_state_dict(given)
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)

@@ -20,6 +20,7 @@ from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from tests.conftest import TINY_MODEL
+from tests.pipelines.test_pipeline import mask
 
 FAST = GenerationOptions.from_flat(num=4, seed=5, steps=2, batch=3)
 
@@ -33,6 +34,13 @@ def pipeline_of(config: dict[str, Any]) -> PITIPipeline:
     pipeline = PITIPipeline(base.eval(), scheduler_of(ScheduleSpec()), condition, defaults={"steps": 2})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def translated_mask(pipeline: PITIPipeline, folder: Path, options: GenerationOptions) -> Path:
+    """The folder with a mask's images m_0.png, …"""
+    mask(1).save(folder / "m.png")
+    translate_files(pipeline, TranslationFiles([folder / "m.png"], folder / "first"), options, "tiny")
+    return folder / "first"
 
 
 def again(pipeline: PITIPipeline, file: Path, out: Path, inputs: Sequence[Path] = (), **given: Any) -> list[str]:

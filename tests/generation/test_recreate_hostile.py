@@ -16,11 +16,9 @@ from piti.generation.metadata import MAX_TEXT
 from piti.generation.metadata_schema import RemakeError
 from piti.generation.options import GenerationOptions
 from piti.generation.recreate import read_record
-from piti.generation.sources import TranslationFiles
-from piti.generation.translate import translate_files
-from tests.generation.recreating import again, pipeline_of, with_text
+from tests.generation.recreating import again, pipeline_of, translated_mask, with_text
 from tests.pipelines.test_cascade import tiny_cascade
-from tests.pipelines.test_pipeline import CLASSES, mask, tiny_pipeline
+from tests.pipelines.test_pipeline import CLASSES, tiny_pipeline
 
 
 def bomb(side: int) -> str:
@@ -113,14 +111,8 @@ class TestHostile:
         assert not (tmp_path / "out").exists()
 
     def test_those_of_an_upsampler(self, made: Path, tmp_path: Path) -> None:
-        mask(1).save(tmp_path / "m.png")
-        translate_files(
-            tiny_cascade(),
-            TranslationFiles([tmp_path / "m.png"], tmp_path / "first"),
-            GenerationOptions.from_flat(num=1),
-            "tiny",
-        )
-        bad = with_text(tmp_path / "first/m_0.png", tmp_path / "bad.png", upsampler_steps="5000")
+        first = translated_mask(tiny_cascade(), tmp_path, GenerationOptions.from_flat(num=1))
+        bad = with_text(first / "m_0.png", tmp_path / "bad.png", upsampler_steps="5000")
         with pytest.raises(RemakeError, match=r"bad\.png: piti:upsampler_sampler = .*, piti:upsampler_steps = 5000"):
             again(tiny_cascade(), bad, tmp_path / "out")
         with pytest.raises(UserError, match="steps 5000") as error:  # a flag's fault is not the file's

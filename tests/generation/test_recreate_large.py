@@ -19,7 +19,7 @@ from piti.generation.recreate import read_record
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.cascade import Batch
-from tests.generation.recreating import FAST, again, pipeline_of
+from tests.generation.recreating import FAST, again, pipeline_of, translated_mask
 from tests.generation.test_inputs import sketch
 from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import mask, tiny_pipeline
@@ -62,14 +62,7 @@ class TestLarge:
 
     def test_else_it_is_asked_for(self, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         monkeypatch.setattr("piti.generation.metadata.MAX_TEXT", 40)
-        mask(1).save(tmp_path / "m.png")
-        translate_files(
-            tiny_pipeline(),
-            TranslationFiles([tmp_path / "m.png"], tmp_path / "first"),
-            GenerationOptions.from_flat(steps=2),
-            "tiny",
-        )
-        made = tmp_path / "first/m_0.png"
+        made = translated_mask(tiny_pipeline(), tmp_path, GenerationOptions.from_flat(steps=2)) / "m_0.png"
         with pytest.raises(RemakeError, match=r"m_0\.png: holds no condition .*give the mask's file beside like"):
             again(tiny_pipeline(), made, tmp_path / "out")
         assert not (tmp_path / "out").exists()
@@ -85,14 +78,11 @@ class TestLarge:
 class TestLargeBatches:
     def test_the_place_is_left_out_and_that_is_said(self, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         monkeypatch.setattr("piti.generation.metadata.MAX_ROWS", 3)
-        mask(1).save(tmp_path / "m.png")
-        translate_files(
-            tiny_pipeline(), TranslationFiles([tmp_path / "m.png"], tmp_path / "a"), replace(FAST, batch=4), "tiny"
-        )
-        assert "piti:batch" not in png_text(tmp_path / "a/m_3.png")
-        notes = again(tiny_pipeline(), tmp_path / "a/m_3.png", tmp_path / "out")
+        made = translated_mask(tiny_pipeline(), tmp_path, replace(FAST, batch=4)) / "m_3.png"
+        assert "piti:batch" not in png_text(made)
+        notes = again(tiny_pipeline(), made, tmp_path / "out")
         assert "made in a batch of more than 64; the image may differ in its last bits" in notes[0]
-        one, other = (np.asarray(Image.open(tmp_path / name), np.int16) for name in ("a/m_3.png", "out/m_3.png"))
+        one, other = (np.asarray(Image.open(path), np.int16) for path in (made, tmp_path / "out/m_3.png"))
         assert np.abs(one - other).max() <= 1
 
     def test_a_place_takes_no_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
