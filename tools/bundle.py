@@ -3,7 +3,10 @@
     python tools/bundle.py runs/street piti/assets/street --sampler dpm++sde --steps 20 --guidance 2 \\
         [--upsampler runs/street-upsampler --upsampler-sampler ddim --upsampler-steps 10] [--share street]
 
---share names the bundled model whose upsampler this one is to use, so that its weights lie in the package once.
+    python tools/bundle.py runs/light piti/assets/street-fast
+
+--share names the bundled model whose upsampler this one is to use, so that its weights lie in the package once. A run of
+low-rank adapters of a bundled model, as a distilled student, stays that: its folder names the model that it belongs to.
 
 Prints the size, and the largest difference that half precision makes to an image of an example, in levels of
 255.
@@ -12,12 +15,16 @@ Prints the size, and the largest difference that half precision makes to an imag
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
+from piti.checkpoints.folder import find_model
 from piti.checkpoints.joining import share_upsampler
+from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -33,13 +40,20 @@ def number_or_name(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def copy_adapters(model: Path, target: Path) -> None:
+    """A model of low-rank adapters, in half precision and without what its run says of itself."""
+    shutil.copytree(model, target, ignore=shutil.ignore_patterns("recipe.yaml"))
+    path = target / "base" / ADAPTER_FILE
+    save_file({name: tensor.half().contiguous() for name, tensor in load_file(path).items()}, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--sampler", required=True)
-    parser.add_argument("--steps", type=number_or_name, required=True)
-    parser.add_argument("--guidance", type=float, required=True)
+    parser.add_argument("--sampler")
+    parser.add_argument("--steps", type=number_or_name)
+    parser.add_argument("--guidance", type=float)
     parser.add_argument("--upsampler")
     parser.add_argument("--share")
     parser.add_argument("--upsampler-sampler")
@@ -48,11 +62,18 @@ def main() -> None:
     names = ("sampler", "steps", "guidance", "upsampler_sampler", "upsampler_steps")
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     full = PITIPipeline.from_pretrained(options.run, upsampler=options.upsampler)
-    half = PITIPipeline.from_pretrained(options.run, torch_dtype=torch.float16, upsampler=options.upsampler)
-    half.defaults = SamplingOptions.from_flat(settings).networks_over(half.defaults)
-    half.save_pretrained(options.target)
-    if options.share:
-        share_upsampler(options.target, options.share)
+    if (find_model(options.run) / "base" / ADAPTER_CONFIG).is_file():
+        if settings or options.upsampler or options.share:
+            parser.error("a run of adapters is taken as it is; leave all other options out")
+        copy_adapters(find_model(options.run), options.target)
+    else:
+        if not {"sampler", "steps", "guidance"} <= settings.keys():
+            parser.error("--sampler, --steps and --guidance are needed: with what the model is sampled by default")
+        half = PITIPipeline.from_pretrained(options.run, torch_dtype=torch.float16, upsampler=options.upsampler)
+        half.defaults = SamplingOptions.from_flat(settings).networks_over(half.defaults)
+        half.save_pretrained(options.target)
+        if options.share:
+            share_upsampler(options.target, options.share)
     pictures = []
     for pipeline in (full, PITIPipeline.from_pretrained(options.target, base_only=bool(options.share))):
         generator = torch.Generator().manual_seed(0)

@@ -33,15 +33,20 @@ def join_base(folder: Path, base: Path) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def join_upsampler(folder: Path, other: Path) -> None:
-    """Make of a base's folder a whole model: add another model's upsampler, where it has one, with its defaults."""
+def join_upsampler(folder: Path, other: Path, shared: str | None = None) -> None:
+    """Make of a base's folder a whole model: add another model's upsampler, where it has one, with its defaults.
+
+    shared: the other model's name, where its upsampler is only to be named and stays where it is."""
     index, theirs = read_json(folder, INDEX_FILE), read_json(other, INDEX_FILE)
-    for part in ("upsampler", "upsampler_scheduler"):
-        if part in theirs:
-            shutil.copytree(other / part, folder / part)
-            index[part] = theirs[part]
     if SHARED_UPSAMPLER in theirs:
         index[SHARED_UPSAMPLER] = theirs[SHARED_UPSAMPLER]
+    elif shared is not None and "upsampler" in theirs:
+        index[SHARED_UPSAMPLER] = shared
+    else:
+        for part in ("upsampler", "upsampler_scheduler"):
+            if part in theirs:
+                shutil.copytree(other / part, folder / part)
+                index[part] = theirs[part]
     settings = {key: value for key, value in theirs.get("defaults", {}).items() if key.startswith(OF_UPSAMPLER)}
     index["defaults"] = settings | index["defaults"]
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a prior's UNet (LoRA; Hu et al. 2021, arXiv 2106.09685), saved beside the prior's name."""
+"""Low-rank adapters on a model's UNet (LoRA; Hu et al. 2021, arXiv 2106.09685), saved beside the model's name."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class AdapterConfig(Spec):
     sha256: str
     """Of that model's weights file."""
     lora: LoraSpec
+    own_encoder: bool = True
+    """Whether the folder holds an encoder of its own; else that model's belongs to it, as to a distilled student."""
 
 
 def inject(translator: Translator, spec: LoraSpec) -> None:
@@ -66,6 +68,25 @@ def inject(translator: Translator, spec: LoraSpec) -> None:
         raise UserError("lora: this UNet attends nowhere; set lora.convolutions: true")
     config = LoraConfig(r=spec.rank, lora_alpha=spec.scale * spec.rank, target_modules=names)  # pyright: ignore[reportArgumentType]
     inject_adapter_in_model(config, translator.unet)
+
+
+def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpec) -> None:
+    """Let the adapters add what leads from the UNet's weights to others, as near as their rank allows: the first
+    singular vectors of each layer's difference (Eckart & Young 1936). Layers without adapters stay as they are.
+
+    target: a translator's weights of the same shapes, by name.
+    """
+    for name, layer in translator.unet.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        own = layer.get_parameter("base_layer.weight")
+        difference = (target[f"unet.{name}.weight"].to(own) - own.detach()).float().flatten(1)  # [out, in · k²]
+        left, values, right = torch.linalg.svd(difference, full_matrices=False)
+        rank = min(spec.rank, len(values))
+        root = (values[:rank] / spec.scale).sqrt()  # half of each singular value goes to either side
+        up, down = (layer.get_parameter(f"lora_{one}.default.weight").data for one in "BA")
+        up[:, :rank] = (left[:, :rank] * root).view(-1, rank, *up.shape[2:])
+        down[:rank] = (root[:, None] * right[:rank]).view(rank, *down.shape[1:])
 
 
 def adapter_parameters(translator: Translator) -> list[nn.Parameter]:
@@ -90,7 +111,8 @@ def keep_half(translator: Translator, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A translator with adapters, as it is saved: its encoder, its adapters, and the name of its prior."""
+    """A translator with adapters, as it is saved: its adapters, the name of its prior, and an encoder of its own where
+    it has one."""
 
     translator: Translator
     config: AdapterConfig
@@ -101,8 +123,8 @@ class Adapted:
         folder.mkdir(parents=True, exist_ok=True)
         self.translator.save_config(folder)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(self.config.to_dict(), indent=1), encoding="utf-8")
-        state = self.translator.state_dict()
-        kept = {name: tensor for name, tensor in state.items() if not name.startswith("unet.") or ".lora_" in name}
+        state, own = self.translator.state_dict(), self.config.own_encoder
+        kept = {name: x for name, x in state.items() if ".lora_" in name or (own and not name.startswith("unet."))}
         save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / ADAPTER_FILE)
 
 
@@ -116,11 +138,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: LoraSpec) -> dict[str, Tensor]:
-    """A whole translator's weights: the adapter's encoder, and the prior's UNet with the adapters added in.
+    """A whole translator's weights: the adapter's encoder, or the prior's where it has none, and the prior's UNet with
+    the adapters added in.
 
     Raises UserError if an adapter does not fit its layer.
     """
-    weights = {name: tensor for name, tensor in prior.items() if not name.startswith("encoder.")}
+    own = any(name.startswith("encoder.") for name in adapter)
+    weights = {name: tensor for name, tensor in prior.items() if not (own and name.startswith("encoder."))}
     weights |= {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
     for name in adapter:
         if not name.endswith(_A):

@@ -62,6 +62,10 @@ def distill(
     guidance: Annotated[
         float | None, typer.Option(help="Strength w that becomes part of the weights; by default the model's own.")
     ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of low-rank adapters of the model, trained in the place of a whole network."),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE of the recipe, such as stages.0.steps=8000. Repeatable."),
@@ -76,7 +80,7 @@ def distill(
     from piti.training import distillation_recipe
 
     values = {"steps": steps, "substeps": substeps, "guidance": guidance}
-    recipe = distillation_recipe(model, values, data, with_speed(changes, dtype, compile))
+    recipe = distillation_recipe(model, values, data, with_speed(changes, dtype, compile), rank)
     _run(recipe, out, resume, dry_run, gpu)
 
 

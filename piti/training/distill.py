@@ -29,6 +29,7 @@ from piti.training.objectives import DiffusionObjective
 from piti.training.preview import Validation, fixed_batches
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import changed_recipe
+from piti.training.stages import LORA
 
 _TRAINING: dict[str, Any] = {
     "stages": [{"name": "distill", "steps": 4000, "lr": 2e-4, "warmup": 100, "decay": 0.3}],
@@ -40,16 +41,23 @@ _TRAINING: dict[str, Any] = {
     "checkpoint": {"every": 500, "keep": 2},
 }
 """How a student trains where nothing else is set: from weights that fit already, so at a low rate."""
+_ADAPTERS_LR = 1e-3
+"""That of adapters, which begin by adding nothing."""
 
 
 def distillation_recipe(
-    model: str, wanted: Mapping[str, Any], data: Path | None = None, changes: Sequence[str] = ()
+    model: str,
+    wanted: Mapping[str, Any],
+    data: Path | None = None,
+    changes: Sequence[str] = (),
+    rank: int | None = None,
 ) -> Recipe:
     """The recipe that distils the base of a model: its networks, condition and noise schedule are the model's own.
 
     model: a bundled one, a folder, a training run; wanted: values of `DistillationSpec`, of which a `guidance` may be
-    a strength, or none for the model's own; changes: KEY=VALUE on top. Raises ModelError where there is no such model,
-    RecipeError for one that cannot be distilled, SpecError for impossible values.
+    a strength, or none for the model's own; changes: KEY=VALUE on top; rank: the student is the model with adapters of
+    this rank on all of the UNet's blocks, as LCM-LoRA is (Luo et al. 2023, arXiv 2311.05556). Raises ModelError where
+    there is no such model, RecipeError for one that cannot be distilled, SpecError for impossible values.
     """
     folder = ModelFolder.open(find_model(model))
     if "base" not in folder or "scheduler" not in folder:
@@ -77,6 +85,9 @@ def distillation_recipe(
         "distillation": spec.to_dict(),
         "preview": {"every": 500, "sampler": "ddim", "steps": spec.steps, "guidance": {"w": 0.0}},
     }
+    if rank is not None:
+        values["stages"][0] |= {"trains": [LORA], "lr": _ADAPTERS_LR}
+        values["lora"] = {"rank": rank, "convolutions": True}
     return changed_recipe(values, changes, f"distilling {model}")
 
 

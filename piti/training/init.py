@@ -10,8 +10,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from piti.checkpoints.folder import ModelError, ModelFolder, find_model
-from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, inject
+from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models, find_model
+from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject
 from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
@@ -36,9 +36,12 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
     """
     if recipe.init is not None:
         schedule = None if only_check else NoiseSchedule(recipe.schedule)
-        key, name = _begins_from(recipe, recipe.init)
+        student = _student_of(recipe)
+        key, name = ("init", recipe.init) if student is None or recipe.adapts else ("distillation.student", student)
         moved = load_weights(translator, name, schedule, condition, key)
-        return f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}"
+        begun = f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}"
+        near = f"; adapters as near as their rank allows to the student {student}"
+        return begun + (near if student is not None and recipe.adapts else "")
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check, recipe.adapts)
     first = recipe.stages[0]
@@ -47,33 +50,47 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
     return "weights drawn anew"
 
 
-def _begins_from(recipe: Recipe, init: str) -> tuple[str, str]:
-    """The key that names a recipe's first weights, and the model. Raises ModelError, RecipeError for a student that is
-    none."""
+def _student_of(recipe: Recipe) -> str | None:
+    """The student that another begins from. Raises ModelError, RecipeError for one that is none."""
     spec = recipe.distillation
     if spec is None or spec.student is None:
-        return "init", init
+        return None
     folder = ModelFolder.open(find_model(spec.student))
     if "base" not in folder or not folder.config("base").get("student_spec"):
         raise RecipeError(
             f"distillation.student: {spec.student} was not distilled",
             remedy="name a model or a run that piti distill made, or leave the key out",
         )
-    return "distillation.student", spec.student
+    return spec.student
 
 
-def adapt(translator: Translator, recipe: Recipe) -> Adapted:
-    """Put the recipe's low-rank adapters into a translator that has its prior's UNet. Raises UserError, ModelError."""
-    assert recipe.prior is not None  # the recipe sees to it
-    folder = _network_of(translator, recipe.prior, "prior")
+def adapt(translator: Translator, recipe: Recipe, anew: bool = True) -> Adapted:
+    """Put the recipe's low-rank adapters into a translator that has the UNet of its prior, or of the model that it
+    distils. anew: they begin as the recipe says; else they add nothing until they are loaded. Raises UserError,
+    ModelError."""
+    key, name = ("init", recipe.init) if recipe.prior is None else ("prior", recipe.prior)
+    assert name is not None  # the recipe sees to it
+    folder = _network_of(translator, name, key)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise RecipeError(f"prior: {folder} holds no {WEIGHTS_FILE}; adapters need a prior in one file")
-    named = Path(recipe.prior)
-    prior = str(named.resolve()) if named.exists() else recipe.prior
+        raise RecipeError(f"{key}: {folder} holds no {WEIGHTS_FILE}; adapters need a model in one file")
     torch.manual_seed(derive_seed(recipe.seed, "adapters"))
     inject(translator, recipe.lora)
-    return Adapted(translator, AdapterConfig(prior=prior, sha256=file_hash(path), lora=recipe.lora))
+    student = _student_of(recipe)
+    if student is not None and anew:
+        target = _load(_network_of(translator, student, "distillation.student"))[0].state_dict()
+        own = {one.replace(".base_layer.", "."): x for one, x in translator.state_dict().items() if ".lora_" not in one}
+        _check_shapes("distillation.student", Path(student), own, target, own.keys() | target.keys())
+        approach(translator, target, recipe.lora)
+    own_encoder = recipe.prior is not None or "encoder" in recipe.trained
+    config = AdapterConfig(prior=lasting_name(name), sha256=file_hash(path), lora=recipe.lora, own_encoder=own_encoder)
+    return Adapted(translator, config)
+
+
+def lasting_name(name: str) -> str:
+    """A model's name as another refers to it: a path from anywhere, a bundled one's or an id of the hub as it is."""
+    path = Path(name)
+    return str(path.resolve()) if name not in bundled_models() and path.exists() else name
 
 
 def load_weights(

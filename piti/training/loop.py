@@ -35,6 +35,7 @@ from piti.training.build import Run
 from piti.training.distill import DistillationObjective
 from piti.training.distributed import is_sharded, lay_out, prepared, release, unsynced
 from piti.training.ema import Weights, whole
+from piti.training.init import lasting_name
 from piti.training.metrics import Ledger, Mean, Measured, sum_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import DiffusionObjective, Objective
@@ -365,13 +366,14 @@ class Trainer:
                             self.run.folder.write_model(self._write_model)
 
     def _write_model(self, target: Path) -> None:
-        network = self.run.adapted or self.run.translator
+        adapted = self.run.adapted
+        network = adapted or self.run.translator
         parts = self.objective.parts(network, self.run.translator.role)
         write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
         if self.run.base is not None:
             join_base(target, self.run.base)
         if self.recipe.distillation is not None and self.recipe.init is not None:
-            join_upsampler(target, find_model(self.recipe.init))
+            join_upsampler(target, find_model(self.recipe.init), lasting_name(self.recipe.init) if adapted else None)
         write_recipe(self.recipe, target / RECIPE_FILE)
 
     # Parts

@@ -47,7 +47,8 @@ class DistillationSpec(Spec):
     """Of the teacher; it becomes part of the student's weights."""
     student: str | None = None
     """A student that was made before, a model or a run, from whose weights this one begins; by default it begins from
-    the teacher's. To finish one with an adversary, or to halve its steps."""
+    the teacher's. To finish one with an adversary, or to halve its steps. Stages that train `lora` take of it what
+    low-rank adapters of the teacher hold: the first singular vectors of each layer's difference."""
 
 
 class DiffusionLossSpec(RangedLossSpec):

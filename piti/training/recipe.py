@@ -101,7 +101,8 @@ class Recipe(Spec):
     prior: str | None = None
     """A model, named likewise, whose UNet is taken and whose encoder is not: adaptation (PITI, section 3.3)."""
     lora: LoraSpec = LoraSpec()
-    """The adapters of stages that train `lora`; the run's model is saved beside the name of its `prior`."""
+    """The adapters of stages that train `lora`; the run's model is saved beside the name of its `prior`, or, where one
+    is distilled, of its `init`."""
     base: str | None = None
     """For an upsampler: the model whose images it is to enlarge; the run's model is then both together."""
     generated: GeneratedSpec | None = None
@@ -351,7 +352,7 @@ class Recipe(Spec):
             raise ValueError(
                 f"stage '{whole}' trains the UNet whole and another adapts it; take 'unet' or 'lora', not both"
             )
-        if self.prior is None:
+        if self.prior is None and self.distillation is None:
             raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'")
 
     @property

@@ -73,7 +73,7 @@ def _prepared(
         console.log(
             begin(translator, recipe, condition) if isinstance(translator, Translator) else "weights drawn anew"
         )
-    adapted = _adapted(translator, recipe, accelerator)
+    adapted = _adapted(translator, recipe, accelerator, anew=checkpoint is None)
     training, validation = open_data(recipe, condition, console)
     if validation is None:
         console.log(NO_VALIDATION)
@@ -99,11 +99,11 @@ def _prepared(
     return run, checkpoint
 
 
-def _adapted(translator: ImageNetwork, recipe: Recipe, accelerator: Accelerator) -> Adapted | None:
+def _adapted(translator: ImageNetwork, recipe: Recipe, accelerator: Accelerator, anew: bool) -> Adapted | None:
     """The translator with the recipe's low-rank adapters, its prior held in half precision where that is possible."""
     if not (recipe.adapts and isinstance(translator, Translator)):
         return None
-    adapted = adapt(translator, recipe)
+    adapted = adapt(translator, recipe, anew)
     half = frozen_type(accelerator, recipe)
     if half is not None:
         keep_half(translator, half)

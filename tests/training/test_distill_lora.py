@@ -1,0 +1,151 @@
+"""A student that is its teacher with low-rank adapters: what is saved, where it begins, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, LoraSpec, approach, inject, merged
+from piti.cli.app import app
+from piti.models import Translator
+from piti.pipelines.pipeline import PITIPipeline
+from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
+from piti.training.build import build_condition, build_translator
+from piti.training.init import adapt, begin
+from tests.conftest import tiny_recipe
+
+WANTED = {"steps": 2, "substeps": 2, "guidance": 0.5}
+SMALL = ["stages.0.steps=20", "stages.0.lr=1e-2", "stages.0.warmup=0", "batch=4", "precision=no", "workers=0",
+         "ema=0.5", "preview.every=10", "preview.count=1", "checkpoint.every=99"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(its data, a run of it)"""
+    import tests.conftest as shared
+
+    folder = tmp_path_factory.mktemp("adapted")
+    data = shared.tiny_data.__wrapped__(folder)  # type: ignore[attr-defined]
+    recipe = tiny_recipe(data, stages=[{"name": "joint", "steps": 10, "lr": 1e-3}], ema=0.5)
+    train(Recipe.parse(recipe, "teacher"), folder / "teacher")
+    return data, folder / "teacher"
+
+
+@pytest.fixture(scope="module")
+def student(teacher: tuple[Path, Path]) -> Path:
+    """A run that trained adapters of it."""
+    data, run = teacher
+    train(distillation_recipe(str(run), WANTED, data, SMALL, rank=2), run.parent / "student")
+    return run.parent / "student"
+
+
+def weights_of(run: Path) -> dict[str, Tensor]:
+    base = PITIPipeline.from_pretrained(run).base
+    assert isinstance(base, Translator)
+    return base.state_dict()
+
+
+def test_its_model_is_adapters_alone(teacher: tuple[Path, Path], student: Path) -> None:
+    folder = student / "model/base"
+    assert sorted(p.name for p in folder.iterdir()) == [ADAPTER_CONFIG, ADAPTER_FILE, "config.json"]
+    adapter = load_file(folder / ADAPTER_FILE)
+    assert adapter
+    assert all(".lora_" in name for name in adapter)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    assert (config["prior"], config["own_encoder"]) == (str(teacher[1]), False)
+    assert config["lora"] == {"rank": 2, "alpha": None, "convolutions": True}
+
+    rows = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert losses[-1] < losses[0]
+
+    before, after = weights_of(teacher[1]), weights_of(student)
+    assert before.keys() == after.keys()
+    same = {name for name, x in before.items() if torch.equal(x, after[name])}
+    assert {name for name in before if name.startswith("encoder.")} <= same
+    adapted = {name.partition(".lora_")[0] + ".weight" for name in adapter}
+    assert before.keys() - same == adapted
+
+
+def test_it_is_sampled_as_any_student(teacher: tuple[Path, Path], student: Path, tmp_path: Path) -> None:
+    mask, run = teacher[0] / "labels/scene-00.png", CliRunner().invoke
+    arguments = ["translate", str(mask), "--model", str(student), "--num", "1", "--out", str(tmp_path / "a")]
+    run(app, arguments, catch_exceptions=False)
+    refused = run(app, [*arguments[:-1], str(tmp_path / "b"), "--steps", "5"])
+    assert refused.exit_code != 0
+    pipe = PITIPipeline.from_pretrained(student)
+    assert isinstance(pipe.base, Translator)
+    assert pipe.base.student is not None
+    assert len(pipe.base.student.timesteps) == 2
+
+
+def test_adapters_begin_as_the_difference_of_a_whole_student(teacher: tuple[Path, Path], tmp_path: Path) -> None:
+    """At the full rank of every layer they hold all of it; at rank 1 they are the best matrix of that rank."""
+    data, run = teacher
+    train(distillation_recipe(str(run), WANTED, data, SMALL), tmp_path / "whole")
+    before, target = weights_of(run), weights_of(tmp_path / "whole")
+    for rank in (1, 64):
+        changes = [*SMALL, f"distillation.student={tmp_path / 'whole'}"]
+        recipe = distillation_recipe(str(run), WANTED, data, changes, rank=rank)
+        assert (
+            f"adapters as near as their rank allows to the student {tmp_path / 'whole'}"
+            in plan(recipe, tmp_path / "run")[2]["plan"]
+        )
+        condition = build_condition(recipe)
+        begun = build_translator(recipe, condition)
+        begin(begun, recipe, condition)
+        adapted = adapt(begun, recipe)
+        adapter = {name: x for name, x in adapted.translator.state_dict().items() if ".lora_" in name}
+        found = merged(before, adapter, recipe.lora)
+        for name in {one.partition(".lora_")[0] + ".weight" for one in adapter}:
+            wanted = (target[name] - before[name]).flatten(1)
+            left, values, right = torch.linalg.svd(wanted, full_matrices=False)
+            best = (left[:, :rank] * values[:rank]) @ right[:rank]
+            torch.testing.assert_close((found[name] - before[name]).flatten(1), best, rtol=0, atol=1e-6)
+            if rank == 1:
+                assert (best - wanted).norm() > 0.05 * wanted.norm()
+    unadapted = adapt(build_translator(recipe, condition), recipe, anew=False).translator.state_dict()
+    assert all(not x.any() for name, x in unadapted.items() if ".lora_B." in name)
+
+
+def test_the_scale_of_the_adapters_is_theirs(teacher: tuple[Path, Path]) -> None:
+    before = weights_of(teacher[1])
+    translator = PITIPipeline.from_pretrained(teacher[1]).base
+    assert isinstance(translator, Translator)
+    target = {name: x + torch.randn_like(x) if x.is_floating_point() else x for name, x in before.items()}
+    spec = LoraSpec(rank=64, alpha=16.0, convolutions=True)
+    inject(translator, spec)
+    approach(translator, target, spec)
+    adapter = {name: x for name, x in translator.state_dict().items() if ".lora_" in name}
+    found = merged(before, adapter, spec)
+    for name in {one.partition(".lora_")[0] + ".weight" for one in adapter}:
+        torch.testing.assert_close(found[name], target[name], rtol=0, atol=1e-4)
+
+
+def test_it_shares_its_teachers_upsampler_by_name(tmp_path: Path) -> None:
+    from piti.checkpoints.folder import bundled_models
+    from piti.checkpoints.joining import join_upsampler
+
+    (tmp_path / "model_index.json").write_text('{"base": ["piti", "Translator"], "defaults": {}}')
+    join_upsampler(tmp_path, bundled_models()["street"], "street")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["shares_upsampler_of"] == "street"
+    assert "upsampler" not in index
+    assert [path.name for path in tmp_path.iterdir()] == ["model_index.json"]
+
+
+def test_what_does_not_fit(teacher: tuple[Path, Path], student: Path) -> None:
+    data, run = teacher
+    recipe = distillation_recipe(str(run), WANTED, data, [*SMALL, f"distillation.student={run}"], rank=2)
+    with pytest.raises(RecipeError, match=r"distillation.student: .* was not distilled"):
+        plan(recipe, run.parent / "none")
+    with pytest.raises(RecipeError, match="is distilled already"):
+        distillation_recipe(str(student), WANTED, data, rank=2)
+    refused = CliRunner().invoke(app, ["distill", str(run), "--data", str(data), "--rank", "0", "--dry-run"])
+    assert refused.exit_code == 2
