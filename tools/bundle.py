@@ -5,8 +5,8 @@
 
     python tools/bundle.py runs/light piti/assets/street-fast
 
---share names the bundled model whose upsampler this one is to use, so that its weights lie in the package once. A run of
-low-rank adapters of a bundled model, as a distilled student, stays that: its folder names the model that it belongs to.
+--share names the bundled model whose upsampler this one is to use, so that its weights lie in the package once. A run
+of low-rank adapters of a bundled model, such as a student, stays that, and names the model that it belongs to.
 
 Prints the size, and the largest difference that half precision makes to an image of an example, in levels of
 255.
