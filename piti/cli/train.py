@@ -57,7 +57,10 @@ def distill(
     ],
     data: Annotated[Path | None, typer.Option(help="The root of data such as it was trained on.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL-N-steps by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps of the student.")] = 4,
+    steps: Annotated[
+        int,
+        typer.Option(min=0, help="Denoising steps of the student; 0: any, each in one pass, for two of the model's."),
+    ] = 4,
     substeps: Annotated[int, typer.Option(help="Guided steps of the model in each of the student's.")] = 6,
     guidance: Annotated[
         float | None, typer.Option(help="Strength w that becomes part of the weights; by default the model's own.")
@@ -76,10 +79,10 @@ def distill(
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
 ) -> None:
-    """Make a model of few steps from one of many, with its guidance built in."""
+    """Make a model of few steps from one of many, with its guidance built in; or build in the guidance alone."""
     from piti.training import distillation_recipe
 
-    values = {"steps": steps, "substeps": substeps, "guidance": guidance}
+    values = {"steps": steps or None, "substeps": substeps, "guidance": guidance}
     recipe = distillation_recipe(model, values, data, with_speed(changes, dtype, compile), rank)
     _run(recipe, out, resume, dry_run, gpu)
 

@@ -32,25 +32,28 @@ Guess = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t [B]) -> x̂�
 class StudentSpec(Spec):
     """What a distilled translator knows."""
 
-    timesteps: tuple[int, ...] = Field(min_length=1)
-    """Those that it was trained at, ascending: it is sampled at all of them, and at no other."""
+    timesteps: tuple[int, ...] | None = Field(min_length=1)
+    """Those that it was trained at, ascending: it is sampled at all of them, and at no other. None: at every one, so
+    that any steps and sampler are its own; the guidance alone was distilled."""
     w: float = Field(ge=-1, allow_inf_nan=False)
     """The strength of guidance that is part of its weights."""
 
     @field_validator("timesteps")
     @classmethod
-    def _ascending(cls, timesteps: tuple[int, ...]) -> tuple[int, ...]:
+    def _ascending(cls, timesteps: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if timesteps is None:
+            return None
         if list(timesteps) != sorted(set(timesteps)) or timesteps[0] < 0:
             raise UserError(f"{list(timesteps)} are no ascending timesteps")
         return timesteps
 
     def check(self, steps: int, sampler: str, w: float) -> None:
         """Raises UserError for sampling that a student does not know."""
-        own = len(self.timesteps)
-        if steps != own:
+        own = None if self.timesteps is None else len(self.timesteps)
+        if own not in (None, steps):
             known = f"this model was distilled to {own} steps and knows no others"
             raise UserError(known, remedy="leave it out", option="steps", value=steps)
-        if sampler != "ddim":
+        if own is not None and sampler != "ddim":
             known = "this model was distilled for 'ddim'"
             raise UserError(known, remedy="leave it out", option="sampler", value=sampler)
         if w:
@@ -70,8 +73,11 @@ class StudentGrid:
     """For each of the student's timesteps, ascending, the teacher's: the first is the student's own."""
 
     @classmethod
-    def of(cls, schedule: NoiseSchedule, steps: int, substeps: int) -> StudentGrid:
-        """The grid of `steps` steps of `substeps` steps of the teacher. Raises UserError where there are too few."""
+    def of(cls, schedule: NoiseSchedule, steps: int | None, substeps: int) -> StudentGrid:
+        """The grid of `steps` steps of `substeps` steps of the teacher; of none: every timestep, where the student's x̂₀
+        is the guided teacher's own. Raises UserError where there are too few."""
+        if steps is None:
+            return cls(schedule, torch.arange(len(schedule))[:, None])
         visited = sampling_timesteps(schedule, "dpm++", steps * substeps)
         return cls(schedule, torch.tensor(visited).view(steps, substeps).flip(1))
 
@@ -91,6 +97,8 @@ class StudentGrid:
         guess: the guided teacher; k: for each sample, ascending with the timesteps.
         """
         x, walk, end = x_t, self.walks.to(k.device)[k], self.ends(k)
+        if walk.shape[1] == 1:  # `reached` undoes `moved`
+            return guess(x_t, walk[:, 0])
         for j in range(walk.shape[1]):
             t = walk[:, j]
             x = self.moved(x, guess(x, t), t, walk[:, j + 1] if j + 1 < walk.shape[1] else end)

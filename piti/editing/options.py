@@ -70,7 +70,7 @@ class EditSettings:
         network = pipeline.base_network()
         if isinstance(network, Network) and network.translator.student is not None:
             raise EditError(
-                "this model was distilled to a few steps, and an image is inverted by many",
+                "this model was distilled, and an image is inverted by steps without guidance, which it cannot take",
                 remedy="edit with the model that it was distilled from",
             )
         asked = self.sampling

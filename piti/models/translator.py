@@ -89,7 +89,7 @@ class Translator(NetworkMixin, ConfigMixin):
     that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of encoder_spec's, for a prior with text
     encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are latents and no pixels; image_size stays
     in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees its small image noised. student_spec:
-    fields of `StudentSpec`, of a base that was distilled to a few steps.
+    fields of `StudentSpec`, of a base that was distilled.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """

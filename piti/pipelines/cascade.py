@@ -201,7 +201,8 @@ class Network:
         if small is not None and self.translator.noised is not None:
             small = self.translator.noised(small, (x_T.shape[-2], x_T.shape[-1]), own)
         denoise = self.denoiser(tokens, both, settings.guidance, small, strength=strength)
-        known = settings.steps if self.translator.student is None else self.translator.student.timesteps
+        student = self.translator.student
+        known = settings.steps if student is None or student.timesteps is None else student.timesteps
         x_0 = sample(denoise, x_T, self.schedule, settings.sampler, known, own, report, after_step=after)
         return self.space.images(x_0)
 

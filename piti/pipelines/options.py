@@ -176,6 +176,8 @@ def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions
     student = network.translator.student
     if student is None:
         return usual
+    if student.timesteps is None:
+        return usual.model_copy(update={"guidance": Guidance(w=0.0)})
     return NetworkOptions(guidance=Guidance(w=0.0), steps=len(student.timesteps), sampler="ddim")
 
 

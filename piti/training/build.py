@@ -230,7 +230,7 @@ def student_of(recipe: Recipe) -> dict[str, Any] | None:
         return None
     spec = recipe.distillation
     grid = StudentGrid.of(NoiseSchedule(recipe.schedule), spec.steps, spec.substeps)
-    return {"timesteps": list(grid.timesteps), "w": spec.guidance.w}
+    return {"timesteps": None if spec.steps is None else list(grid.timesteps), "w": spec.guidance.w}
 
 
 def build_space(recipe: Recipe) -> Space:

@@ -171,8 +171,7 @@ def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condit
     flops, activations = float(inner.flops), float(inner.activations)
     state = held + (4 + recipe.optimizer.bytes) * inner.learning  # gradients and two moments
     if recipe.distillation is not None:  # the teacher's guided steps; its weights are held with the others
-        passes = 2 if recipe.distillation.guidance.w else 1
-        flops += passes * recipe.distillation.substeps * inner.forward
+        flops += recipe.distillation.passes * inner.forward
     for spec, outer in _outer_passes(recipe, stage, condition_channels):
         acting = stage.share_of(spec, recipe.schedule.steps)
         flops += outer.flops * acting * max(0, stage.steps - spec.after) / stage.steps

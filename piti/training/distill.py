@@ -1,4 +1,4 @@
-"""Distillation: a model of many guided steps becomes one of few, with the guidance in its weights."""
+"""Distillation: a model of many guided steps becomes one of few, or of as many, with the guidance in its weights."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ _TRAINING: dict[str, Any] = {
     "checkpoint": {"every": 500, "keep": 2},
 }
 """How a student trains where nothing else is set: from weights that fit already, so at a low rate."""
+JUDGED = 16
+"""Of a student's steps, those at which it is validated, at most."""
 _ADAPTERS_LR = 1e-3
 """That of adapters, which begin by adding nothing."""
 
@@ -76,14 +78,14 @@ def distillation_recipe(
     encoder = networks["encoder"]
     side = None if encoder is None or encoder["size"] == config["image_size"] else encoder["size"]
     values = copy.deepcopy(_TRAINING) | {
-        "name": f"{Path(model).name}-{spec.steps}-steps",
+        "name": f"{Path(model).name}-" + ("one-pass" if spec.steps is None else f"{spec.steps}-steps"),
         "init": model,
         "condition": folder.condition.to_config(),
         "model": plain | networks,
         "schedule": spec_of(folder.scheduler("base")).to_dict(),
         "data": {"size": config["image_size"], "condition_size": side, "root": None if data is None else str(data)},
         "distillation": spec.to_dict(),
-        "preview": {"every": 500, "sampler": "ddim", "steps": spec.steps, "guidance": {"w": 0.0}},
+        "preview": {"every": 500, "sampler": "ddim", "steps": spec.steps or 20, "guidance": {"w": 0.0}},
     }
     if rank is not None:
         values["stages"][0] |= {"trains": [LORA], "lr": _ADAPTERS_LR}
@@ -96,6 +98,16 @@ def _as_guidance(default: Any) -> dict[str, Any]:
     if isinstance(default, dict):
         return default
     return {"w": 1.0 if default is None else default}
+
+
+def usual_sampling(recipe: Recipe) -> dict[str, Any]:
+    """The settings with which the run's model is sampled by default: of a student in whose weights is the guidance
+    alone, the teacher's sampler and steps. Raises ModelError."""
+    spec = recipe.distillation
+    if spec is None or spec.steps is not None or recipe.init is None:
+        return {}
+    defaults = ModelFolder.open(find_model(recipe.init)).defaults
+    return {key: defaults[key] for key in ("sampler", "steps") if key in defaults}
 
 
 def teacher_of(recipe: Recipe, condition: Condition) -> Translator:
@@ -132,14 +144,17 @@ class DistillationObjective(DiffusionObjective):
         noise = noise_for(self.recipe.seed, numbers, x0.shape[1:], draws_on(device)).to(device)
         x_t = self.noised(x0, k, noise)
         condition = self.condition.encode(batch.condition)
+        told: list[Tensor | None] = []
         with torch.no_grad(), self.accelerator.autocast():
-            target = self.grid.target(self.guess(condition), x_t, k)
+            target = self.grid.target(self.guess(condition, told), x_t, k)
         t = self.times(k)
         with self.accelerator.autocast():
-            output, _ = model(x_t, t.to(device, non_blocking=True), condition, None)
+            output, variance = model(x_t, t.to(device, non_blocking=True), condition, None)
         x0_hat = self.schedule.to_x0(output.float(), x_t, t)
         error = (x0_hat - target).square().mean(dim=(1, 2, 3))
         found = LossOutput((self.grid.weight(k.to(device)) * error).mean(), {"distillation": Mean.of(error.mean())})
+        if self.keeps_variance and variance is not None and told[0] is not None:
+            found.total = found.total + (variance.float() - told[0]).square().mean()
         if self.image_losses.acting(within):
             everything = torch.ones(len(x0), dtype=torch.bool)
             judged = self.image_losses.of(Predicted(x0_hat, x0, t, numbers, None, condition, everything), within)
@@ -155,8 +170,14 @@ class DistillationObjective(DiffusionObjective):
         """The student's timesteps [B] of its steps `k`, on the CPU as those are."""
         return torch.tensor(self.grid.timesteps)[k]
 
-    def guess(self, condition: Tensor) -> Guess:
-        """The guided teacher's bounded x̂₀ for encoded conditions [B, C, H, W]."""
+    @property
+    def keeps_variance(self) -> bool:
+        """Whether the student is to say of the variance what its teacher says: only steps as small use it."""
+        return self.recipe.distillation is not None and self.recipe.distillation.steps is None
+
+    def guess(self, condition: Tensor, variances: list[Tensor | None] | None = None) -> Guess:
+        """The guided teacher's bounded x̂₀ for encoded conditions [B, C, H, W]. variances: is given the raw variance of
+        each step, as the teacher has it for the condition."""
         spec, teacher, schedule = self.recipe.distillation, self.teacher, self.schedule
         assert spec is not None
         assert teacher is not None
@@ -167,6 +188,8 @@ class DistillationObjective(DiffusionObjective):
 
         def guess(x_t: Tensor, t: Tensor) -> Tensor:
             given, without = pair(x_t, t, guided)
+            if variances is not None:
+                variances.append(given.variance)
             eps = given.eps if without is None else rule(given.eps, without.eps, x_t, t)
             return schedule.bounded(schedule.predict_x0(x_t, t, eps)).to(x_t.dtype)
 
@@ -174,19 +197,20 @@ class DistillationObjective(DiffusionObjective):
 
     def validator(self, samples: SampleSet) -> Validation:
         batches = fixed_batches(self.recipe, samples, None, self.accelerator.device)
-        levels = list(self.grid.timesteps)
-        return StudentValidation(self.condition, batches, self.schedule, self.recipe.seed, levels, objective=self)
+        steps = len(self.grid.timesteps)
+        judged = list(range(steps)) if steps <= JUDGED else [int((k + 0.5) * steps / JUDGED) for k in range(JUDGED)]
+        return StudentValidation(self.condition, batches, self.schedule, self.recipe.seed, judged, objective=self)
 
 
 @dataclass
 class StudentValidation(Validation):
-    """The distance to the teacher's targets on fixed pairs and noise."""
+    """The distance to the teacher's targets on fixed pairs and noise. `levels` are the student's steps, ascending."""
 
     objective: DistillationObjective | None = None
 
     @torch.no_grad()
     def loss(self, predict: Callable[..., Prediction]) -> float:
-        """Mean squared difference of x̂₀ and its target, over all pairs and the student's timesteps, unweighted."""
+        """Mean squared difference of x̂₀ and its target, over all pairs and the steps of `levels`, unweighted."""
         objective, total, count = self.objective, 0.0, 0
         assert objective is not None
         for batch in self.batches:
@@ -194,10 +218,10 @@ class StudentValidation(Validation):
             count += len(numbers)
             condition = self.condition.encode(batch.condition)
             noise = noise_for(self.seed, numbers, batch.image.shape[1:]).to(batch.image.device)
-            for step in range(len(objective.grid.timesteps)):
+            for step in self.levels:
                 k = torch.full((len(noise),), step)
                 x_t, t = objective.noised(batch.image, k, noise), objective.times(k)
                 target = objective.grid.target(objective.guess(condition), x_t, k)
                 x0 = self.schedule.to_x0(predict(x_t, t.to(noise.device), condition, None).output.float(), x_t, t)
                 total += (x0 - target).square().mean(dim=(1, 2, 3)).sum().item()
-        return total / (count * len(objective.grid.timesteps))
+        return total / (count * len(self.levels))

@@ -32,7 +32,7 @@ from piti.models.compiling import compile_blocks
 from piti.training.adversarial import LossOutput
 from piti.training.baseline import BaselineObjective
 from piti.training.build import Run
-from piti.training.distill import DistillationObjective
+from piti.training.distill import DistillationObjective, usual_sampling
 from piti.training.distributed import is_sharded, lay_out, prepared, release, unsynced
 from piti.training.ema import Weights, whole
 from piti.training.init import lasting_name
@@ -369,7 +369,7 @@ class Trainer:
         adapted = self.run.adapted
         network = adapted or self.run.translator
         parts = self.objective.parts(network, self.run.translator.role)
-        write_model_folder(target, parts, self.run.condition.to_config(), defaults={})
+        write_model_folder(target, parts, self.run.condition.to_config(), usual_sampling(self.recipe))
         if self.run.base is not None:
             join_base(target, self.run.base)
         if self.recipe.distillation is not None and self.recipe.init is not None:

@@ -39,16 +39,22 @@ class DistillationSpec(Spec):
     """What takes the place of eq. 3 where a model is distilled: the student's x̂₀ after the teacher's steps; see
     `piti.diffusion.distillation`."""
 
-    steps: int = Field(default=4, ge=1)
-    """The student's."""
+    steps: int | None = Field(default=4, ge=1)
+    """The student's; null: the guidance alone is distilled, at every timestep, and the student is sampled as its
+    teacher is, in half the passes."""
     substeps: int = Field(default=6, ge=1)
-    """The teacher's in each of them, each with guidance."""
+    """The teacher's in each of them, each with guidance; without `steps` it has no meaning."""
     guidance: Guidance = Guidance(w=1.0)
     """Of the teacher; it becomes part of the student's weights."""
     student: str | None = None
     """A student that was made before, a model or a run, from whose weights this one begins; by default it begins from
     the teacher's. To finish one with an adversary, or to halve its steps. Stages that train `lora` take of it what
     low-rank adapters of the teacher hold: the first singular vectors of each layer's difference."""
+
+    @property
+    def passes(self) -> int:
+        """Of the teacher's network, for one sample."""
+        return (2 if self.guidance.w else 1) * (1 if self.steps is None else self.substeps)
 
 
 class DiffusionLossSpec(RangedLossSpec):

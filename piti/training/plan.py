@@ -107,6 +107,8 @@ def beginning(recipe: Recipe, condition: Condition | None) -> str:
 def _taught(spec: DistillationSpec) -> str:
     """What a student learns from its teacher."""
     steps = f"{spec.steps} steps, each in the place of {spec.substeps} of the teacher's"
+    if spec.steps is None:
+        steps = "one pass at every timestep in the place of the teacher's two"
     return f"{steps} with guidance {spec.guidance.kind}, w = {spec.guidance.w:g}, which becomes part of the weights"
 
 

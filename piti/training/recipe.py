@@ -194,7 +194,7 @@ class Recipe(Spec):
             raise ValueError("'distillation' begins from its teacher, a model named in 'init'; name it there")
         if self.baseline is not None or self.model.low_res is not None or self.model.space.latent:
             raise ValueError("'distillation' is for the base of a cascade that works on pixels")
-        if not self.schedule.to_clean:
+        if spec.steps is not None and not self.schedule.to_clean:
             raise ValueError("'distillation' ends at the image itself: set schedule.to_clean: true")
         if self.condition_dropout or any(stage.condition_dropout for stage in self.stages):
             raise ValueError("a distilled model has its guidance in its weights: set condition_dropout: 0")

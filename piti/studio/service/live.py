@@ -35,7 +35,7 @@ def live_sampling(pipeline: PITIPipeline, guidance: float | None = None) -> Samp
     """How a preview is sampled: in few steps, and enlarged where one step does that. guidance: w, none: the model's."""
     base, upsampler = pipeline.base, pipeline.upsampler
     rough = upsampler is not None and not upsampler.one_step
-    if not isinstance(base, Translator) or base.student is not None:
+    if not isinstance(base, Translator) or (base.student is not None and base.student.timesteps is not None):
         return SamplingOptions(base_only=rough)
     usual = SamplingOptions().resolve(pipeline).base
     network = pipeline.base_network()
