@@ -144,17 +144,16 @@ class DistillationObjective(DiffusionObjective):
         noise = noise_for(self.recipe.seed, numbers, x0.shape[1:], draws_on(device)).to(device)
         x_t = self.noised(x0, k, noise)
         condition = self.condition.encode(batch.condition)
-        told: list[Tensor | None] = []
-        with torch.no_grad(), self.accelerator.autocast():
-            target = self.grid.target(self.guess(condition, told), x_t, k)
         t = self.times(k)
+        with torch.no_grad(), self.accelerator.autocast():
+            target, told = self.taught(condition, x_t, k)
         with self.accelerator.autocast():
             output, variance = model(x_t, t.to(device, non_blocking=True), condition, None)
         x0_hat = self.schedule.to_x0(output.float(), x_t, t)
         error = (x0_hat - target).square().mean(dim=(1, 2, 3))
         found = LossOutput((self.grid.weight(k.to(device)) * error).mean(), {"distillation": Mean.of(error.mean())})
-        if self.keeps_variance and variance is not None and told[0] is not None:
-            found.total = found.total + (variance.float() - told[0]).square().mean()
+        if variance is not None and told is not None:
+            found.total = found.total + (variance.float() - told).square().mean()
         if self.image_losses.acting(within):
             everything = torch.ones(len(x0), dtype=torch.bool)
             judged = self.image_losses.of(Predicted(x0_hat, x0, t, numbers, None, condition, everything), within)
@@ -170,30 +169,35 @@ class DistillationObjective(DiffusionObjective):
         """The student's timesteps [B] of its steps `k`, on the CPU as those are."""
         return torch.tensor(self.grid.timesteps)[k]
 
-    @property
-    def keeps_variance(self) -> bool:
-        """Whether the student is to say of the variance what its teacher says: only steps as small use it."""
-        return self.recipe.distillation is not None and self.recipe.distillation.steps is None
+    def taught(self, condition: Tensor, x_t: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the student is to say at its steps `k`: x̂₀, and where it takes steps as small as its teacher's, the raw
+        variance."""
+        assert self.recipe.distillation is not None
+        if self.recipe.distillation.steps is None:
+            return self.guided(condition)(x_t, self.times(k))
+        return self.grid.target(self.guess(condition), x_t, k), None
 
-    def guess(self, condition: Tensor, variances: list[Tensor | None] | None = None) -> Guess:
-        """The guided teacher's bounded x̂₀ for encoded conditions [B, C, H, W]. variances: is given the raw variance of
-        each step, as the teacher has it for the condition."""
+    def guess(self, condition: Tensor) -> Guess:
+        """The guided teacher's bounded x̂₀ for encoded conditions [B, C, H, W]."""
+        guided = self.guided(condition)
+        return lambda x_t, t: guided(x_t, t)[0]
+
+    def guided(self, condition: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+        """The same, and beside it the raw variance, as the teacher has it for the condition."""
         spec, teacher, schedule = self.recipe.distillation, self.teacher, self.schedule
         assert spec is not None
         assert teacher is not None
-        tokens, guided = teacher.encode(condition), spec.guidance.w != 0
+        tokens, with_null = teacher.encode(condition), spec.guidance.w != 0
         null = self.condition.null(1, *condition.shape[-2:], device=condition.device, dtype=condition.dtype)
-        both = tokens.joined(teacher.encode(null).picked([0] * len(condition))) if guided else None
+        both = tokens.joined(teacher.encode(null).picked([0] * len(condition))) if with_null else None
         pair, rule = conditioned(teacher, tokens, both, schedule), guided_noise(spec.guidance, schedule)
 
-        def guess(x_t: Tensor, t: Tensor) -> Tensor:
-            given, without = pair(x_t, t, guided)
-            if variances is not None:
-                variances.append(given.variance)
+        def guided(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+            given, without = pair(x_t, t, with_null)
             eps = given.eps if without is None else rule(given.eps, without.eps, x_t, t)
-            return schedule.bounded(schedule.predict_x0(x_t, t, eps)).to(x_t.dtype)
+            return schedule.bounded(schedule.predict_x0(x_t, t, eps)).to(x_t.dtype), given.variance
 
-        return guess
+        return guided
 
     def validator(self, samples: SampleSet) -> Validation:
         batches = fixed_batches(self.recipe, samples, None, self.accelerator.device)
