@@ -115,7 +115,7 @@ class WithGenerated:
         if not same_proportions((width, height), whole):
             return f"images that show a part of their condition; generate them without {option('square')}"
         said = own_text(file)
-        if said.get("base_only") != "True":
+        if "base_only" not in said:  # written wherever no upsampler took part, also of a base that has none
             return f"images that no base generated; make them by piti translate … {option('base_only')}"
         if not isinstance(self.condition, NoCondition) and _meaning_in(said) != meaning_hash(self.condition):
             return "images of another condition than this recipe's; generate them with a base that reads the same"

@@ -27,9 +27,9 @@ def condition(tiny_data: Path) -> MaskCondition:
     return MaskCondition(ClassTable.read(tiny_data / "classes.json"))
 
 
-def said(condition: MaskCondition, **changes: str) -> dict[str, str]:
+def said(condition: MaskCondition, **changes: str | None) -> dict[str, str]:
     values = {"base_only": "True", "raw_form": json.dumps({"reads": meaning_hash(condition)})} | changes
-    return {f"piti:{key}": value for key, value in values.items()}
+    return {f"piti:{key}": value for key, value in values.items() if value is not None}
 
 
 def write(folder: Path, name: str, text: dict[str, str], size: tuple[int, int] = (20, 16)) -> None:
@@ -99,10 +99,18 @@ def test_a_batch_says_which_rows_have_a_photograph(tiny_data: Path, tmp_path: Pa
     assert BatchStream(pairs, 8, seed=0, low_res=LowRes(2, None))[0].paired is None
 
 
+def test_images_of_a_base_that_has_no_upsampler_are_a_bases(
+    tiny_data: Path, tmp_path: Path, condition: MaskCondition
+) -> None:
+    write(tmp_path / "g", "scene-00_0.png", said(condition, base_only="False"))
+    mixed = WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "g"), condition, 2)
+    assert list(mixed.small) == [0]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "size", "says"),
     [
-        ("scene-00_0.png", {"base_only": "False"}, (20, 16), "images that no base generated"),
+        ("scene-00_0.png", {"base_only": None}, (20, 16), "images that no base generated"),
         ("scene-00_0.png", {"raw_form": '{"reads": "another"}'}, (20, 16), "another condition than this recipe's"),
         ("scene-00_0.png", {"raw_form": "no JSON"}, (20, 16), "another condition than this recipe's"),
         ("scene-00_0.png", {"raw_form": "[1]"}, (20, 16), "another condition than this recipe's"),

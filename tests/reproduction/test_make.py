@@ -19,12 +19,14 @@ from typer.testing import CliRunner
 from piti.baselines.rrdb import RRDBNet
 from piti.core.errors import UserError
 from piti.core.files import OutputError
+from piti.data.generated import WithGenerated
 from piti.generation.options import GenerationOptions
 from piti.reproduction import images, make, rows, runs, small_plans
 from piti.reproduction.images import begin_folder
 from piti.reproduction.rows import Generated, Row, Training
 from piti.reproduction.runs import Workspace, is_of, progress_of, recipe_of, trained
 from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted
+from piti.training.build import build_condition, open_data
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_judges import segformer
 from tests.reproduction.tiny import DIVERGING, FAST, PLAN, QUIET, ROW, TINY, judged_by_nobody
@@ -108,6 +110,8 @@ def test_a_base_is_enlarged_by_others_and_its_images_are_learned_from(
         assert folder.name == "learning-0"
         assert recipe.generated is not None
         assert recipe.generated.root is not None
+        training, _ = open_data(recipe, build_condition(recipe))
+        assert isinstance(training, WithGenerated)  # which reads what the base made
         seen.append(sorted(Path(recipe.generated.root).glob("*_0.png")))
         raise UserError("enough was seen")
 
