@@ -34,6 +34,9 @@ class LoraSpec(Spec):
     """Scale of what the adapters add, times rank; none: the rank itself."""
     convolutions: bool = False
     """Also on the residual blocks, not on the attention alone."""
+    encoder: bool = False
+    """Also on all layers of the encoder, where that is the adapted model's and is not trained itself: for students, in
+    whose weights goes guidance, which is how much the condition counts."""
 
     @property
     def scale(self) -> float:
@@ -54,7 +57,8 @@ class AdapterConfig(Spec):
 
 
 def inject(translator: Translator, spec: LoraSpec) -> None:
-    """Put adapters into a translator's UNet by peft. They add nothing until they are trained.
+    """Put adapters into a translator's UNet, and its encoder where the spec says so, by peft. They add nothing until
+    they are trained.
 
     Raises UserError where peft is not installed, or no layer is to be adapted.
     """
@@ -68,19 +72,25 @@ def inject(translator: Translator, spec: LoraSpec) -> None:
         raise UserError("lora: this UNet attends nowhere; set lora.convolutions: true")
     config = LoraConfig(r=spec.rank, lora_alpha=spec.scale * spec.rank, target_modules=names)  # pyright: ignore[reportArgumentType]
     inject_adapter_in_model(config, translator.unet)
+    if spec.encoder and isinstance(translator.encoder, nn.Module):
+        layers = [
+            name for name, layer in translator.encoder.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+        ]
+        config = LoraConfig(r=spec.rank, lora_alpha=spec.scale * spec.rank, target_modules=layers)  # pyright: ignore[reportArgumentType]
+        inject_adapter_in_model(config, translator.encoder)
 
 
 def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpec) -> None:
-    """Let the adapters add what leads from the UNet's weights to others, as near as their rank allows: the first
+    """Let the adapters add what leads from their layers' weights to others, as near as their rank allows: the first
     singular vectors of each layer's difference (Eckart & Young 1936). Layers without adapters stay as they are.
 
     target: a translator's weights of the same shapes, by name.
     """
-    for name, layer in translator.unet.named_modules():
+    for name, layer in translator.named_modules():
         if not hasattr(layer, "lora_A"):
             continue
         own = layer.get_parameter("base_layer.weight")
-        difference = (target[f"unet.{name}.weight"].to(own) - own.detach()).float().flatten(1)  # [out, in · k²]
+        difference = (target[f"{name}.weight"].to(own) - own.detach()).float().flatten(1)  # [out, in · k²]
         left, values, right = torch.linalg.svd(difference, full_matrices=False)
         rank = min(spec.rank, len(values))
         root = (values[:rank] / spec.scale).sqrt()  # half of each singular value goes to either side
@@ -91,7 +101,7 @@ def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpe
 
 def adapter_parameters(translator: Translator) -> list[nn.Parameter]:
     """The adapters' parameters."""
-    return [p for name, p in translator.unet.named_parameters() if ".lora_" in name]
+    return [p for name, p in translator.named_parameters() if ".lora_" in name]
 
 
 def matrices(translator: Translator) -> list[nn.Parameter]:
@@ -143,7 +153,7 @@ def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: Lor
 
     Raises UserError if an adapter does not fit its layer.
     """
-    own = any(name.startswith("encoder.") for name in adapter)
+    own = any(name.startswith("encoder.") and ".lora_" not in name for name in adapter)
     weights = {name: tensor for name, tensor in prior.items() if not (own and name.startswith("encoder."))}
     weights |= {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
     for name in adapter:

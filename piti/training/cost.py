@@ -129,13 +129,11 @@ def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
         return _cost_of_baseline(recipe, config)
     with torch.device("meta"):
         translator = Translator(**config)
+        networks = {name: parts_named(translator, name) for name in NETWORKS}
+        parameters = {name: sum(map(_size, parts)) for name, parts in networks.items() if parts}
         if recipe.adapts:
             inject(translator, recipe.lora)
-    networks = {name: parts_named(translator, name) for name in NETWORKS}
-    parameters = {name: sum(map(_size, parts)) for name, parts in networks.items() if parts}
-    if recipe.adapts:
-        parameters[ADAPTERS] = sum(one.numel() for one in adapter_parameters(translator))
-        parameters["unet"] -= parameters[ADAPTERS]
+            parameters[ADAPTERS] = sum(one.numel() for one in adapter_parameters(translator))
     passes: dict[tuple[str, ...], PassCost] = {}
     for trains in dict.fromkeys(stage.trains for stage in recipe.stages):
         passes[trains] = _translator_pass(translator, recipe, trains)

@@ -58,8 +58,9 @@ def distillation_recipe(
 
     model: a bundled one, a folder, a training run; wanted: values of `DistillationSpec`, of which a `guidance` may be
     a strength, or none for the model's own; changes: KEY=VALUE on top; rank: the student is the model with adapters of
-    this rank on all of the UNet's blocks, as LCM-LoRA is (Luo et al. 2023, arXiv 2311.05556). Raises ModelError where
-    there is no such model, RecipeError for one that cannot be distilled, SpecError for impossible values.
+    this rank on its encoder and all blocks of its UNet, as LCM-LoRA is (Luo et al. 2023, arXiv 2311.05556). Raises
+    ModelError where there is no such model, RecipeError for one that cannot be distilled, SpecError for impossible
+    values.
     """
     folder = ModelFolder.open(find_model(model))
     if "base" not in folder or "scheduler" not in folder:
@@ -89,7 +90,7 @@ def distillation_recipe(
     }
     if rank is not None:
         values["stages"][0] |= {"trains": [LORA], "lr": _ADAPTERS_LR}
-        values["lora"] = {"rank": rank, "convolutions": True}
+        values["lora"] = {"rank": rank, "convolutions": True, "encoder": True}
     return changed_recipe(values, changes, f"distilling {model}")
 
 

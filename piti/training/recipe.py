@@ -354,6 +354,11 @@ class Recipe(Spec):
             )
         if self.prior is None and self.distillation is None:
             raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'")
+        if self.lora.encoder and (self.prior is not None or "encoder" in self.trained):
+            raise ValueError(
+                "lora.encoder adapts the encoder of a model that is distilled, and it is not trained itself; leave it "
+                "out, or 'encoder' of the stages' 'trains'"
+            )
 
     @property
     def adversarial(self) -> bool:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, LoraSpec, approach, inject, merged
 from piti.cli.app import app
+from piti.core.spec import SpecError
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
@@ -59,7 +60,7 @@ def test_its_model_is_adapters_alone(teacher: tuple[Path, Path], student: Path) 
     assert all(".lora_" in name for name in adapter)
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     assert (config["prior"], config["own_encoder"]) == (str(teacher[1]), False)
-    assert config["lora"] == {"rank": 2, "alpha": None, "convolutions": True}
+    assert config["lora"] == {"rank": 2, "alpha": None, "convolutions": True, "encoder": True}
 
     rows = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
@@ -68,9 +69,9 @@ def test_its_model_is_adapters_alone(teacher: tuple[Path, Path], student: Path) 
     before, after = weights_of(teacher[1]), weights_of(student)
     assert before.keys() == after.keys()
     same = {name for name, x in before.items() if torch.equal(x, after[name])}
-    assert {name for name in before if name.startswith("encoder.")} <= same
     adapted = {name.partition(".lora_")[0] + ".weight" for name in adapter}
     assert before.keys() - same == adapted
+    assert {name.partition(".")[0] for name in adapted} == {"encoder", "unet"}
 
 
 def test_it_is_sampled_as_any_student(teacher: tuple[Path, Path], student: Path, tmp_path: Path) -> None:
@@ -147,5 +148,11 @@ def test_what_does_not_fit(teacher: tuple[Path, Path], student: Path) -> None:
         plan(recipe, run.parent / "none")
     with pytest.raises(RecipeError, match="is distilled already"):
         distillation_recipe(str(student), WANTED, data, rank=2)
+    trains = 'stages.0.trains=["encoder", "lora"]'
+    with pytest.raises(SpecError, match=r"lora.encoder adapts the encoder of a model that is distilled"):
+        distillation_recipe(str(run), WANTED, data, [*SMALL, trains], rank=2)
+    own = distillation_recipe(str(run), WANTED, data, [*SMALL, trains, "lora.encoder=false"], rank=2)
+    condition = build_condition(own)
+    assert adapt(build_translator(own, condition), own).config.own_encoder
     refused = CliRunner().invoke(app, ["distill", str(run), "--data", str(data), "--rank", "0", "--dry-run"])
     assert refused.exit_code == 2
