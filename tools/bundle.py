@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from piti.checkpoints.folder import find_model
+from piti.checkpoints.folder import ModelFolder, bundled_models, find_model
 from piti.checkpoints.joining import share_upsampler
-from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE
+from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, read_adapter_config
+from piti.core.files import follow_umask
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -41,10 +42,19 @@ def number_or_name(text: str) -> int | str:
 
 
 def copy_adapters(model: Path, target: Path) -> None:
-    """A model of low-rank adapters, in half precision and without what its run says of itself."""
+    """A model of low-rank adapters, in half precision and without what its run says of itself. Exits for one that
+    belongs to a model which is not bundled, and for a target that is there."""
+    config = read_adapter_config(model / "base")
+    lender = ModelFolder.open(model).lender
+    for name in (config.prior, lender):
+        if name is not None and name not in bundled_models():
+            raise SystemExit(f"{model} belongs to {name}, which is not bundled; name a bundled model in training")
+    if target.exists():
+        raise SystemExit(f"{target} is there already; remove it first")
     shutil.copytree(model, target, ignore=shutil.ignore_patterns("recipe.yaml"))
     path = target / "base" / ADAPTER_FILE
     save_file({name: tensor.half().contiguous() for name, tensor in load_file(path).items()}, path)
+    follow_umask(path)
 
 
 def main() -> None:
@@ -61,14 +71,15 @@ def main() -> None:
     options = parser.parse_args()
     names = ("sampler", "steps", "guidance", "upsampler_sampler", "upsampler_steps")
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    adapters = (find_model(options.run) / "base" / ADAPTER_CONFIG).is_file()
+    if adapters and (settings or options.upsampler or options.share):
+        parser.error("a run of adapters is taken as it is; leave all other options out")
+    if not adapters and not {"sampler", "steps", "guidance"} <= settings.keys():
+        parser.error("--sampler, --steps and --guidance are needed: with what the model is sampled by default")
     full = PITIPipeline.from_pretrained(options.run, upsampler=options.upsampler)
-    if (find_model(options.run) / "base" / ADAPTER_CONFIG).is_file():
-        if settings or options.upsampler or options.share:
-            parser.error("a run of adapters is taken as it is; leave all other options out")
+    if adapters:
         copy_adapters(find_model(options.run), options.target)
     else:
-        if not {"sampler", "steps", "guidance"} <= settings.keys():
-            parser.error("--sampler, --steps and --guidance are needed: with what the model is sampled by default")
         half = PITIPipeline.from_pretrained(options.run, torch_dtype=torch.float16, upsampler=options.upsampler)
         half.defaults = SamplingOptions.from_flat(settings).networks_over(half.defaults)
         half.save_pretrained(options.target)

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
 
 from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
-from piti.checkpoints.weights import WEIGHTS_FILE
+from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.compiled import uncompiled
@@ -40,6 +40,8 @@ OF_UPSAMPLER = "upsampler_"
 """How the settings of an upsampler begin."""
 SHARED_UPSAMPLER = "shares_upsampler_of"
 """The key of a model's index that names the model whose upsampler it uses, so that its weights lie there alone."""
+SHARED_SHA256 = "shares_upsampler_sha256"
+"""The key of the hash of those weights, where others are not to be taken in their place."""
 
 
 class ModelError(UserError):
@@ -220,6 +222,12 @@ class ModelFolder:
     def lender(self) -> str | None:
         """The model whose upsampler this one uses, none where it has its own, or none at all."""
         return None if "upsampler" in self else self.index.get(SHARED_UPSAMPLER)
+
+    def check_lent(self, lender: ModelFolder) -> None:
+        """Raises ModelError where the upsampler that this model shares is not the one that it was saved with."""
+        said, weights = self.index.get(SHARED_SHA256), lender.path / "upsampler" / WEIGHTS_FILE
+        if said is not None and (not weights.is_file() or file_hash(weights) != said):
+            raise ModelError(f"{weights}: has changed since {self.path} was saved beside it; give it as it was")
 
     def config(self, network: str) -> dict[str, Any]:
         """A network's configuration. Raises ModelError."""

@@ -10,11 +10,13 @@ from piti.checkpoints.folder import (
     CONDITION_FILE,
     INDEX_FILE,
     OF_UPSAMPLER,
+    SHARED_SHA256,
     SHARED_UPSAMPLER,
     ModelError,
     find_model,
     read_json,
 )
+from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.files import whole_file
 
@@ -42,6 +44,8 @@ def join_upsampler(folder: Path, other: Path, shared: str | None = None) -> None
         index[SHARED_UPSAMPLER] = theirs[SHARED_UPSAMPLER]
     elif shared is not None and "upsampler" in theirs:
         index[SHARED_UPSAMPLER] = shared
+        if (other / "upsampler" / WEIGHTS_FILE).is_file():
+            index[SHARED_SHA256] = file_hash(other / "upsampler" / WEIGHTS_FILE)
     else:
         for part in ("upsampler", "upsampler_scheduler"):
             if part in theirs:

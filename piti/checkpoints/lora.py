@@ -1,4 +1,5 @@
-"""Low-rank adapters on a model's UNet (LoRA; Hu et al. 2021, arXiv 2106.09685), saved beside the model's name."""
+"""Low-rank adapters on a model (LoRA; Hu et al. 2021, arXiv 2106.09685): on its UNet, and on the encoder of a student;
+saved beside the model's name."""
 
 from __future__ import annotations
 
@@ -163,7 +164,7 @@ def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: Lor
         down, up = adapter[name], adapter.get(layer + _B)
         weight = weights.get(f"{layer}.weight")
         if weight is None or up is None or (len(weight), *weight.shape[1:]) != (len(up), *down.shape[1:]):
-            raise UserError(f"the adapter of {layer} does not fit the prior's UNet; name the prior it was trained on")
+            raise UserError(f"the adapter of {layer} does not fit the model beneath it; name the one it was trained on")
         weights[f"{layer}.weight"] = weight.float() + spec.scale * product(up, down)  # not rounded to the prior's
     return weights
 

@@ -56,10 +56,10 @@ def distill(
         str, typer.Argument(help="A bundled model, a folder, or a training run, whose base is distilled.")
     ],
     data: Annotated[Path | None, typer.Option(help="The root of data such as it was trained on.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL-N-steps by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/MODEL-N-steps, or such.")] = None,
     steps: Annotated[
         int,
-        typer.Option(min=0, help="Denoising steps of the student; 0: any, each in one pass, for two of the model's."),
+        typer.Option(min=0, help="Denoising steps of the student; 0: any, the guidance alone is built in."),
     ] = 4,
     substeps: Annotated[int, typer.Option(help="Guided steps of the model in each of the student's.")] = 6,
     guidance: Annotated[

@@ -39,12 +39,14 @@ class WithGenerated:
     """A folder's pairs, of which a share of samples is replaced by small images that a base generated.
 
     Such a sample has a small image and a condition; its photograph is grey and means nothing. scale: by how much the
-    upsampler enlarges. Raises DataError for images that are of no training condition, of another kind of condition,
-    no base's or smaller than a crop: all problems together.
+    upsampler enlarges images of `low_res` pixels on the short side. Raises DataError for images that are of no training
+    condition, of another kind of condition, no base's, of another size or smaller than a crop: all problems together.
     """
 
-    def __init__(self, pairs: PairedFolder, spec: GeneratedSpec, condition: Condition, scale: int) -> None:
-        self.pairs, self.spec, self.condition = pairs, spec, condition
+    def __init__(
+        self, pairs: PairedFolder, spec: GeneratedSpec, condition: Condition, scale: int, low_res: int
+    ) -> None:
+        self.pairs, self.spec, self.condition, self.low_res = pairs, spec, condition, low_res
         self.side = pairs.spec.size // scale
         self.small = _by_pair(pairs, spec.root)
         self._check()
@@ -114,6 +116,8 @@ class WithGenerated:
             return f"generated images smaller than the {self.side} px of a crop (data.size / scale)"
         if not same_proportions((width, height), whole):
             return f"images that show a part of their condition; generate them without {option('square')}"
+        if min(width, height) != self.low_res:
+            return f"images whose short side is not the {self.low_res} px that the upsampler enlarges (model.low_res)"
         said = own_text(file)
         if "base_only" not in said:  # written wherever no upsampler took part, also of a base that has none
             return f"images that no base generated; make them by piti translate … {option('base_only')}"

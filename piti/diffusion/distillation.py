@@ -49,16 +49,19 @@ class StudentSpec(Spec):
 
     def check(self, steps: int, sampler: str, w: float) -> None:
         """Raises UserError for sampling that a student does not know."""
-        own = None if self.timesteps is None else len(self.timesteps)
-        if own not in (None, steps):
-            known = f"this model was distilled to {own} steps and knows no others"
+        if self.timesteps is not None and steps != len(self.timesteps):
+            known = f"this model was distilled to {len(self.timesteps)} steps and knows no others"
             raise UserError(known, remedy="leave it out", option="steps", value=steps)
-        if own is not None and sampler != "ddim":
+        if self.timesteps is not None and sampler != "ddim":
             known = "this model was distilled for 'ddim'"
             raise UserError(known, remedy="leave it out", option="sampler", value=sampler)
-        if w:
+        if w != self.w:
             known = f"this model was distilled with a guidance of {self.w:g}, which is part of its weights"
             raise UserError(known, remedy="leave it out", option="guidance", value=w)
+
+    def visited(self, steps: int | str) -> int | str | tuple[int, ...]:
+        """The steps of a sampler that was asked for `steps`: its own timesteps, where it does not know every one."""
+        return steps if self.timesteps is None else self.timesteps
 
 
 @dataclass(frozen=True)

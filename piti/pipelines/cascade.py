@@ -40,6 +40,8 @@ class NetworkSampling:
 
 ONE_PASS = NetworkSampling(Guidance(w=0.0), steps=1, sampler="none")
 """How a model that makes its images in one pass is sampled."""
+IN_THE_WEIGHTS = Guidance(w=0.0)
+"""What is left to do for the guidance that a student has in its weights."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ class Network:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
         small = None if low_res is None else low_res.to(self.device)
         strength, after = (None, None) if control is None else (control.strength, control.after_step)
-        tokens, both = self.encode(batch, with_null=settings.guidance.w != 0 or strength is not None)
+        student = self.translator.student
+        guidance = settings.guidance if student is None else IN_THE_WEIGHTS
+        tokens, both = self.encode(batch, with_null=guidance.w != 0 or strength is not None)
 
         def report(done: int, total: int, x0: Tensor) -> None:
             on_step(done, x0)
@@ -200,9 +204,8 @@ class Network:
         x_T, own = self.noise(batch, settings), batch.generators
         if small is not None and self.translator.noised is not None:
             small = self.translator.noised(small, (x_T.shape[-2], x_T.shape[-1]), own)
-        denoise = self.denoiser(tokens, both, settings.guidance, small, strength=strength)
-        student = self.translator.student
-        known = settings.steps if student is None or student.timesteps is None else student.timesteps
+        denoise = self.denoiser(tokens, both, guidance, small, strength=strength)
+        known = settings.steps if student is None else student.visited(settings.steps)
         x_0 = sample(denoise, x_T, self.schedule, settings.sampler, known, own, report, after_step=after)
         return self.space.images(x_0)
 

@@ -188,7 +188,9 @@ def _told(folder: ModelFolder, name: str, part: object) -> None:
 def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
     """The model whose upsampler this one shares. Raises ModelError."""
     try:
-        return ModelFolder.open(find_model(str(folder.lender), **of_hub))
+        lender = ModelFolder.open(find_model(str(folder.lender), **of_hub))
+        folder.check_lent(lender)
+        return lender
     except ModelError as error:
         raise ModelError(
             f"{text_of(error)}; {folder.path} shares its upsampler",

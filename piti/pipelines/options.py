@@ -176,9 +176,11 @@ def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions
     student = network.translator.student
     if student is None:
         return usual
+    rule = usual.guidance if isinstance(usual.guidance, Guidance) else Guidance()
+    own = usual.model_copy(update={"guidance": rule.of_strength(student.w)})
     if student.timesteps is None:
-        return usual.model_copy(update={"guidance": Guidance(w=0.0)})
-    return NetworkOptions(guidance=Guidance(w=0.0), steps=len(student.timesteps), sampler="ddim")
+        return own
+    return own.model_copy(update={"steps": len(student.timesteps), "sampler": "ddim"})
 
 
 def _decided(options: NetworkOptions) -> NetworkSampling:

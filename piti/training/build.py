@@ -170,9 +170,10 @@ def open_data(
         said = check_together([training, validation] if validation else [training], on_step)
     said += mirroring_notes(condition) if recipe.data.flip else []
     _say(said, console, notes)
-    if recipe.generated is None or recipe.model.scale is None:
+    low_res, scale = recipe.model.low_res, recipe.model.scale
+    if recipe.generated is None or scale is None or low_res is None:
         return training, validation
-    return WithGenerated(training, recipe.generated, condition, recipe.model.scale), validation
+    return WithGenerated(training, recipe.generated, condition, scale, low_res), validation
 
 
 def _say(said: list[str], console: Console | None, notes: list[str] | None) -> None:

@@ -79,7 +79,7 @@ def distillation_recipe(
     encoder = networks["encoder"]
     side = None if encoder is None or encoder["size"] == config["image_size"] else encoder["size"]
     values = copy.deepcopy(_TRAINING) | {
-        "name": f"{Path(model).name}-" + ("one-pass" if spec.steps is None else f"{spec.steps}-steps"),
+        "name": "-".join([Path(model).name, _student_kind(spec), *([] if rank is None else [f"rank-{rank}"])]),
         "init": model,
         "condition": folder.condition.to_config(),
         "model": plain | networks,
@@ -94,6 +94,10 @@ def distillation_recipe(
     return changed_recipe(values, changes, f"distilling {model}")
 
 
+def _student_kind(spec: DistillationSpec) -> str:
+    return "guided" if spec.steps is None else f"{spec.steps}-steps"
+
+
 def _as_guidance(default: Any) -> dict[str, Any]:
     """A guidance among a model's defaults, which may be a strength, or none."""
     if isinstance(default, dict):
@@ -103,7 +107,7 @@ def _as_guidance(default: Any) -> dict[str, Any]:
 
 def usual_sampling(recipe: Recipe) -> dict[str, Any]:
     """The settings with which the run's model is sampled by default: of a student in whose weights is the guidance
-    alone, the teacher's sampler and steps. Raises ModelError."""
+    alone, the sampler and the steps that its teacher's folder names, if it does. Raises ModelError."""
     spec = recipe.distillation
     if spec is None or spec.steps is not None or recipe.init is None:
         return {}

@@ -37,11 +37,11 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
     if recipe.init is not None:
         schedule = None if only_check else NoiseSchedule(recipe.schedule)
         student = _student_of(recipe)
-        key, name = ("init", recipe.init) if student is None or recipe.adapts else ("distillation.student", student)
+        if recipe.adapts:
+            return _begin_beneath(translator, recipe, schedule, condition, student)
+        key, name = ("init", recipe.init) if student is None else ("distillation.student", student)
         moved = load_weights(translator, name, schedule, condition, key)
-        begun = f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}"
-        near = f"; adapters as near as their rank allows to the student {student}"
-        return begun + (near if student is not None and recipe.adapts else "")
+        return f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}"
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check, recipe.adapts)
     first = recipe.stages[0]
@@ -50,8 +50,34 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
     return "weights drawn anew"
 
 
+def _begin_beneath(
+    translator: Translator,
+    recipe: Recipe,
+    schedule: NoiseSchedule | None,
+    condition: Condition | None,
+    student: str | None,
+) -> str:
+    """Load what a distilled model's adapters are to lie on, and see that the student fits that they begin from.
+
+    Raises ModelError, RecipeError where the model's encoder, which stays as it is, reads the classes in another order.
+    """
+    assert recipe.init is not None  # the recipe sees to it
+    for key, name in {"distillation.student": student, "init": recipe.init}.items():
+        if name is None:
+            continue
+        moved = load_weights(translator, name, None if key != "init" else schedule, condition, key)
+        if moved and "encoder" not in recipe.trained:
+            raise RecipeError(
+                f"{key}: {name} has the same classes in another order, and adapters leave its encoder as it is",
+                remedy="put the data's classes in its order, or let stages train 'encoder' too",
+            )
+    near = "" if student is None else f"; adapters as near as their rank allows to the student {student}"
+    return f"all weights of {recipe.init}{near}"
+
+
 def _student_of(recipe: Recipe) -> str | None:
-    """The student that another begins from. Raises ModelError, RecipeError for one that is none."""
+    """The student that another begins from. Raises ModelError, RecipeError for one that is none, or that knows a few
+    timesteps where the guidance is to be learned at all of them."""
     spec = recipe.distillation
     if spec is None or spec.student is None:
         return None
@@ -60,6 +86,11 @@ def _student_of(recipe: Recipe) -> str | None:
         raise RecipeError(
             f"distillation.student: {spec.student} was not distilled",
             remedy="name a model or a run that piti distill made, or leave the key out",
+        )
+    if spec.steps is None and folder.config("base")["student_spec"].get("timesteps") is not None:
+        raise RecipeError(
+            f"distillation.student: {spec.student} was distilled to a few steps, and this one is to know all",
+            remedy="leave the key out, or name a student of the guidance alone",
         )
     return spec.student
 
@@ -76,12 +107,10 @@ def adapt(translator: Translator, recipe: Recipe, anew: bool = True) -> Adapted:
         raise RecipeError(f"{key}: {folder} holds no {WEIGHTS_FILE}; adapters need a model in one file")
     torch.manual_seed(derive_seed(recipe.seed, "adapters"))
     inject(translator, recipe.lora)
-    student = _student_of(recipe)
-    if student is not None and anew:
+    student = _student_of(recipe) if anew else None
+    if student is not None:
         target = _load(_network_of(translator, student, "distillation.student"))[0].state_dict()
-        own = {one.replace(".base_layer.", "."): x for one, x in translator.state_dict().items() if ".lora_" not in one}
-        _check_shapes("distillation.student", Path(student), own, target, own.keys() | target.keys())
-        approach(translator, target, recipe.lora)
+        approach(translator, target, recipe.lora)  # `begin` has seen that it fits
     own_encoder = recipe.prior is not None or "encoder" in recipe.trained
     config = AdapterConfig(prior=lasting_name(name), sha256=file_hash(path), lora=recipe.lora, own_encoder=own_encoder)
     return Adapted(translator, config)

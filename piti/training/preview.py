@@ -91,7 +91,7 @@ class Validation:
             x_T,
             self.schedule,
             spec.sampler,
-            (translator.student and translator.student.timesteps) or spec.steps,
+            spec.steps if translator.student is None else translator.student.visited(spec.steps),
             generators,
         )
         return self.space.images(points)

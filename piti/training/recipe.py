@@ -194,6 +194,10 @@ class Recipe(Spec):
             raise ValueError("'distillation' begins from its teacher, a model named in 'init'; name it there")
         if self.baseline is not None or self.model.low_res is not None or self.model.space.latent:
             raise ValueError("'distillation' is for the base of a cascade that works on pixels")
+        if spec.steps is None and not spec.guidance.w:
+            raise ValueError("'distillation' without 'steps' is of the guidance alone, and its w is 0; give another")
+        if spec.steps is None and spec.substeps != DistillationSpec().substeps:
+            raise ValueError("'distillation.substeps' has no meaning without 'steps'; leave it out")
         if spec.steps is not None and not self.schedule.to_clean:
             raise ValueError("'distillation' ends at the image itself: set schedule.to_clean: true")
         if self.condition_dropout or any(stage.condition_dropout for stage in self.stages):
@@ -353,7 +357,7 @@ class Recipe(Spec):
                 f"stage '{whole}' trains the UNet whole and another adapts it; take 'unet' or 'lora', not both"
             )
         if self.prior is None and self.distillation is None:
-            raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'")
+            raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'; or a model that is distilled")
         if self.lora.encoder and (self.prior is not None or "encoder" in self.trained):
             raise ValueError(
                 "lora.encoder adapts the encoder of a model that is distilled, and it is not trained itself; leave it "

@@ -48,7 +48,7 @@ def pairs_of(root: Path, condition: MaskCondition, flip: bool = False) -> Paired
 def test_generated_samples_lie_over_their_condition(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
     write(tmp_path / "g", "scene-03_0.png", said(condition))
     pairs = pairs_of(tiny_data, condition)
-    mixed = WithGenerated(pairs, GeneratedSpec(root=tmp_path / "g", share=0.999), condition, 2)
+    mixed = WithGenerated(pairs, GeneratedSpec(root=tmp_path / "g", share=0.999), condition, 2, 16)
     raw = np.asarray(Image.open(tiny_data / "labels/scene-03.png"))  # 32 x 40, twice the small image
     seen = set()
     for n in range(40):
@@ -68,8 +68,8 @@ def test_generated_samples_lie_over_their_condition(tiny_data: Path, tmp_path: P
 def test_mirrored_ones_mirror_both(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
     write(tmp_path / "g", "scene-03_0.png", said(condition))
     spec = GeneratedSpec(root=tmp_path / "g", share=0.999)
-    plain = WithGenerated(pairs_of(tiny_data, condition), spec, condition, 2)
-    flipping = WithGenerated(pairs_of(tiny_data, condition, flip=True), spec, condition, 2)
+    plain = WithGenerated(pairs_of(tiny_data, condition), spec, condition, 2, 16)
+    flipping = WithGenerated(pairs_of(tiny_data, condition, flip=True), spec, condition, 2, 16)
     mirrored = 0
     for n in range(20):
         one, other = (each.sample(0, generator_for(0, "test", n)) for each in (plain, flipping))
@@ -86,7 +86,7 @@ def test_a_batch_says_which_rows_have_a_photograph(tiny_data: Path, tmp_path: Pa
     for k in range(3):
         write(tmp_path / "g", f"scene-0{k}_{k}.png", said(condition))
     pairs = pairs_of(tiny_data, condition)
-    mixed = WithGenerated(pairs, GeneratedSpec(root=tmp_path / "g", share=0.5), condition, 2)
+    mixed = WithGenerated(pairs, GeneratedSpec(root=tmp_path / "g", share=0.5), condition, 2, 16)
     stream = BatchStream(mixed, 8, seed=0, low_res=LowRes(2, None))
     paired = [batch.paired for batch in (stream[k] for k in range(12)) if batch.paired is not None]
     share = torch.cat(paired).float().mean().item()
@@ -103,7 +103,7 @@ def test_images_of_a_base_that_has_no_upsampler_are_a_bases(
     tiny_data: Path, tmp_path: Path, condition: MaskCondition
 ) -> None:
     write(tmp_path / "g", "scene-00_0.png", said(condition, base_only="False"))
-    mixed = WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "g"), condition, 2)
+    mixed = WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "g"), condition, 2, 16)
     assert list(mixed.small) == [0]
 
 
@@ -116,6 +116,7 @@ def test_images_of_a_base_that_has_no_upsampler_are_a_bases(
         ("scene-00_0.png", {"raw_form": "[1]"}, (20, 16), "another condition than this recipe's"),
         ("scene-00_0.png", {}, (16, 16), "images that show a part of their condition"),
         ("scene-00_0.png", {}, (20, 7), "smaller than the 8 px of a crop"),
+        ("scene-00_0.png", {}, (40, 32), r"short side is not the 16 px that the upsampler enlarges"),
         ("scene-11_0.png", {}, (20, 16), "holds no STEM_NUMBER.png of the training conditions"),  # validation's
         ("scene-00.png", {}, (20, 16), "such as scene-00_0.png"),
     ],
@@ -125,9 +126,9 @@ def test_images_that_cannot_be_used_are_named(
 ) -> None:
     write(tmp_path / "g", name, said(condition, **changes), size)
     with pytest.raises(DataError, match=says):
-        WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "g"), condition, 2)
+        WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "g"), condition, 2, 16)
 
 
 def test_a_folder_that_is_not_there(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
     with pytest.raises(DataError, match=r"generated\.root: .* is no folder; make it by piti translate"):
-        WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "none"), condition, 2)
+        WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "none"), condition, 2, 16)

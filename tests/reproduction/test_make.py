@@ -86,8 +86,8 @@ def beyond_the_paper(root: Path) -> Row:
     learning = Training("learning", "learning", "camvid", generated=Generated(TINY, FAST))
     upsampler = {"condition": {"kind": "none"}, "generated": {"root": "nowhere", "share": 0.5}}
     model = {
-        "image_size": 32,
-        "low_res": 8,
+        "image_size": 64,
+        "low_res": 16,
         "patch_size": 4,
         "encoder": None,
         "unet": {"channels": [32], "layers": 1, "attention": [False], "token_width": None},

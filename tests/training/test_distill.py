@@ -73,6 +73,7 @@ def test_it_is_sampled_in_its_own_steps_and_no_others(
         ({"steps": 3}, "distilled to 2 steps"),
         ({"sampler": "ddpm"}, "distilled for 'ddim'"),
         ({"guidance": 1.0}, "a guidance of 0.5, which is part of its weights"),
+        ({"guidance": 0.0}, "a guidance of 0.5, which is part of its weights"),
     ):
         with pytest.raises(UserError, match=said):
             pipe(mask, **given)

@@ -15,15 +15,16 @@ from typer.testing import CliRunner
 
 from piti.cli.app import app
 from piti.core.errors import UserError
+from piti.core.spec import SpecError
 from piti.diffusion.distillation import StudentGrid, StudentSpec
 from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.editing.edit import edit
 from piti.models import Translator
-from piti.pipelines.options import NetworkOptions
+from piti.pipelines.options import OWN_SAMPLING, NetworkOptions
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.live import STEPS, live_sampling
-from piti.training import Recipe, distillation_recipe, plan, train
+from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
 from piti.training.build import build_condition, network_config, open_data
 from piti.training.cost import cost_of
 from piti.training.distill import DistillationObjective, teacher_of
@@ -111,13 +112,19 @@ def test_it_is_sampled_as_its_teacher_in_half_the_passes(
     pipe.base.unet.register_forward_hook(lambda module, given, out: passes.append(len(given[0])))
     pipe(mask)
     assert passes == [1] * SAMPLING["steps"]  # type: ignore[operator]
-    own = pipe.defaults.base
-    assert (own.sampler, own.steps) == ("dpm++", 5)
+    own = OWN_SAMPLING.resolve(pipe).base
+    assert (own.sampler, own.steps, own.guidance.w) == ("dpm++", 5, 3.0)
     passes.clear()
     pipe(mask, steps=3, sampler="ddpm")
     assert passes == [1] * 3
-    with pytest.raises(UserError, match="a guidance of 3, which is part of its weights"):
-        pipe(mask, guidance=1.0)
+    passes.clear()
+    pipe(mask, guidance=3.0)  # what it has in its weights
+    assert passes == [1] * SAMPLING["steps"]  # type: ignore[operator]
+    for other in (0.0, 1.0):
+        with pytest.raises(UserError, match="a guidance of 3, which is part of its weights"):
+            pipe(mask, guidance=other)
+        with pytest.raises(UserError, match="a guidance of 3, which is part of its weights"):
+            live_sampling(pipe, other).resolve(pipe)
     image = pipe(mask).images[0]
     with pytest.raises(UserError, match="edit with the model that it was distilled from"):
         edit(pipe, image, to=mask)
@@ -135,12 +142,26 @@ def test_it_is_sampled_as_its_teacher_in_half_the_passes(
 def test_the_plan_counts_two_passes_of_the_teacher(teacher: tuple[Path, Path]) -> None:
     data, run = teacher
     recipe = distillation_recipe(str(run), WANTED, data, SMALL)
-    assert recipe.name == "teacher-one-pass"
+    assert recipe.name == "teacher-guided"
     config = network_config(recipe, build_condition(recipe))
     both, alone = (cost_of(one, config) for one in (recipe, recipe.model_copy(update={"distillation": None})))
     assert both.stages[0].flops == alone.stages[0].flops + 2 * both.forward
     rows = {row["what"]: row["plan"] for row in plan(recipe, run.parent / "other")}
     assert rows["teacher"].startswith("one pass at every timestep in the place of the teacher's two")
+
+
+def test_what_has_no_meaning_without_steps(teacher: tuple[Path, Path], student: Path) -> None:
+    data, run = teacher
+    with pytest.raises(SpecError, match="is of the guidance alone, and its w is 0"):
+        distillation_recipe(str(run), WANTED | {"guidance": 0.0}, data)
+    with pytest.raises(SpecError, match=r"'distillation\.substeps' has no meaning without 'steps'"):
+        distillation_recipe(str(run), WANTED | {"substeps": 2}, data)
+    few = {"steps": 2, "substeps": 2, "guidance": 3.0}
+    train(distillation_recipe(str(run), few, data, [*SMALL, "stages.0.steps=1"]), run.parent / "few")
+    with pytest.raises(RecipeError, match="was distilled to a few steps, and this one is to know all"):
+        plan(distillation_recipe(str(run), WANTED, data, [f"distillation.student={run.parent / 'few'}"]), run / "none")
+    after = distillation_recipe(str(run), few, data, [f"distillation.student={student}"])  # guidance first, then steps
+    assert str(student) in plan(after, run / "none")[2]["plan"]
 
 
 def test_a_grid_of_every_timestep() -> None:

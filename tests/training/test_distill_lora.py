@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
 from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, LoraSpec, approach, inject, merged
+from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.cli.app import app
 from piti.core.spec import SpecError
 from piti.models import Translator
@@ -19,7 +22,7 @@ from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
 from piti.training.build import build_condition, build_translator
 from piti.training.init import adapt, begin
-from tests.conftest import tiny_recipe
+from tests.conftest import ROOT, tiny_recipe
 
 WANTED = {"steps": 2, "substeps": 2, "guidance": 0.5}
 SMALL = ["stages.0.steps=20", "stages.0.lr=1e-2", "stages.0.warmup=0", "batch=4", "precision=no", "workers=0",
@@ -79,7 +82,7 @@ def test_it_is_sampled_as_any_student(teacher: tuple[Path, Path], student: Path,
     arguments = ["translate", str(mask), "--model", str(student), "--num", "1", "--out", str(tmp_path / "a")]
     run(app, arguments, catch_exceptions=False)
     refused = run(app, [*arguments[:-1], str(tmp_path / "b"), "--steps", "5"])
-    assert refused.exit_code != 0
+    assert "distilled to 2 steps" in str(refused.exception)
     pipe = PITIPipeline.from_pretrained(student)
     assert isinstance(pipe.base, Translator)
     assert pipe.base.student is not None
@@ -139,6 +142,76 @@ def test_it_shares_its_teachers_upsampler_by_name(tmp_path: Path) -> None:
     assert index["shares_upsampler_of"] == "street"
     assert "upsampler" not in index
     assert [path.name for path in tmp_path.iterdir()] == ["model_index.json"]
+
+
+def test_saved_anew_it_is_whole(student: Path, tmp_path: Path) -> None:
+    PITIPipeline.from_pretrained(student).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved/base" / ADAPTER_CONFIG).exists()
+    before, after = weights_of(student), weights_of(tmp_path / "saved")
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+
+
+def test_resumed_as_if_never_stopped(teacher: tuple[Path, Path], student: Path, tmp_path: Path) -> None:
+    """Also where the student that the adapters began from is gone by then."""
+    data, run = teacher
+    train(distillation_recipe(str(run), WANTED, data, [*SMALL, "stages.0.steps=1"]), tmp_path / "whole")
+    steps = [[*SMALL, f"distillation.student={tmp_path / 'whole'}", f"stages.0.steps={n}"] for n in (2, 4)]
+    train(distillation_recipe(str(run), WANTED, data, steps[1], rank=2), tmp_path / "once")
+    train(distillation_recipe(str(run), WANTED, data, steps[0], rank=2), tmp_path / "twice")
+    shutil.rmtree(tmp_path / "whole")
+    train(distillation_recipe(str(run), WANTED, data, steps[1], rank=2), tmp_path / "twice", resume=True)
+    once, twice = (load_file(tmp_path / name / "model/base" / ADAPTER_FILE) for name in ("once", "twice"))
+    assert all(torch.equal(x, twice[name]) for name, x in once.items())
+
+
+def test_classes_in_another_order_are_refused(teacher: tuple[Path, Path], tmp_path: Path) -> None:
+    """The encoder stays the teacher's, and reads them in its order."""
+    data, run = teacher
+    shutil.copytree(data, tmp_path / "data")
+    table = json.loads((data / "classes.json").read_text())
+    turned = {key: value[::-1] if isinstance(value, list) else value for key, value in table.items()}
+    (tmp_path / "data/classes.json").write_text(json.dumps(turned))
+    changes = [*SMALL, "condition={kind: mask}"]
+    assert plan(distillation_recipe(str(run), WANTED, tmp_path / "data", changes), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"init: .* the same classes in another order, and adapters"):
+        plan(distillation_recipe(str(run), WANTED, tmp_path / "data", changes, rank=2), tmp_path / "run")
+
+
+def test_a_lent_upsampler_that_changed_is_refused(tmp_path: Path) -> None:
+    from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models
+    from piti.checkpoints.joining import join_upsampler
+
+    street = bundled_models()["street"]
+    shutil.copytree(street, tmp_path / "lender")
+    for name in ("base", "scheduler"):
+        shutil.copytree(street / name, tmp_path / "mine" / name)
+    shutil.copy(street / "condition.json", tmp_path / "mine/condition.json")
+    index = json.loads((street / "model_index.json").read_text())
+    own = {key: value for key, value in index.items() if not key.startswith("upsampler")}
+    (tmp_path / "mine/model_index.json").write_text(json.dumps(own))
+    join_upsampler(tmp_path / "mine", tmp_path / "lender", str(tmp_path / "lender"))
+    assert PITIPipeline.from_pretrained(tmp_path / "mine").upsampler is not None
+    path = tmp_path / "lender/upsampler" / WEIGHTS_FILE
+    save_file({name: 0.5 * x for name, x in load_file(path).items()}, path)
+    with pytest.raises(ModelError, match=r"has changed since .* was saved beside it"):
+        PITIPipeline.from_pretrained(tmp_path / "mine")
+    assert ModelFolder.open(tmp_path / "mine").lender == str(tmp_path / "lender")
+
+
+def test_adapters_are_bundled_beside_bundled_models(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = runpy.run_path(str(ROOT / "tools/bundle.py"))["copy_adapters"]
+    with pytest.raises(SystemExit, match="which is not bundled"):
+        bundle(student / "model", tmp_path / "a")
+    monkeypatch.setitem(bundle.__globals__, "bundled_models", lambda: {str(student.parent / "teacher"): None})
+    bundle(student / "model", tmp_path / "a")
+    path = tmp_path / "a/base" / ADAPTER_FILE
+    assert {x.dtype for x in load_file(path).values()} == {torch.float16}
+    assert path.stat().st_mode & 0o044 == (student / "model/base" / ADAPTER_FILE).stat().st_mode & 0o044
+    assert not (tmp_path / "a/recipe.yaml").exists()
+    with pytest.raises(SystemExit, match="is there already"):
+        bundle(student / "model", tmp_path / "a")
 
 
 def test_what_does_not_fit(teacher: tuple[Path, Path], student: Path) -> None:

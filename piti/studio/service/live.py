@@ -35,11 +35,12 @@ def live_sampling(pipeline: PITIPipeline, guidance: float | None = None) -> Samp
     """How a preview is sampled: in few steps, and enlarged where one step does that. guidance: w, none: the model's."""
     base, upsampler = pipeline.base, pipeline.upsampler
     rough = upsampler is not None and not upsampler.one_step
-    if not isinstance(base, Translator) or (base.student is not None and base.student.timesteps is not None):
+    if not isinstance(base, Translator):
         return SamplingOptions(base_only=rough)
     usual = SamplingOptions().resolve(pipeline).base
-    network = pipeline.base_network()
-    fewer = {} if network.steps(usual) <= STEPS else {"steps": STEPS, "sampler": "dpm++"}  # type: ignore[arg-type]
+    few = pipeline.base_network().steps(usual) <= STEPS  # type: ignore[arg-type]
+    own = base.student is not None and base.student.timesteps is not None
+    fewer = {} if few or own else {"steps": STEPS, "sampler": "dpm++"}
     rule = None if guidance is None else usual.guidance.of_strength(guidance)
     return SamplingOptions(base=NetworkOptions(guidance=rule, **fewer), base_only=rough)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from piti.core.errors import UserError
 from piti.core.images import same_proportions
 from piti.editing import STEPS, VARIETY
+from piti.models import Translator
 from piti.pipelines.options import OWN_SAMPLING
 from piti.studio.service.schema import EditRequest, TranslateRequest, for_browser
 from piti.studio.service.service import Loaded, Studio
@@ -83,6 +84,7 @@ class Panel:
             "sampler": own.sampler,
             "steps": loaded.pipeline.base_network().steps(own),
         }
+        self.distilled = isinstance(loaded.pipeline.base, Translator) and loaded.pipeline.base.student is not None
         self.live_mode = LiveMode(studio, self.surface, own.guidance.w)
 
     # Layout
@@ -157,7 +159,8 @@ class Panel:
         with gr.Accordion("More settings", open=False, elem_id=f"{self.id}-more"):
             self.guidance = gr.Slider(
                 0, 8, value=own["guidance"], step=0.25, label="Guidance w", elem_id=f"{self.id}-guidance",
-                info="how strongly the photographs follow the drawing; 0 is off",
+                info="part of this model's weights" if self.distilled else
+                "how strongly the photographs follow the drawing; 0 is off", interactive=not self.distilled,
             )  # fmt: skip
             self.sampler = gr.Dropdown(
                 list(self.loaded.samplers), value=own["sampler"], label="Sampler", elem_id=f"{self.id}-sampler",
