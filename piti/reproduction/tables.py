@@ -346,7 +346,8 @@ def _about_photographs(table: Table) -> list[str]:
         notes.append(
             f"*{_REFERENCE}* are the validation photographs judged in the place of results: what these judges say of "
             "real photographs. It is no bound, results may exceed it: an image made from a mask can show the mask's "
-            "classes more plainly than the street did."
+            "classes more plainly than the street did, and methods learned from the photographs that distances are "
+            "to, of which the held-out ones show none."
         )
     return notes
 
