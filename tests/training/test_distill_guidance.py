@@ -24,30 +24,24 @@ from piti.models import Translator
 from piti.pipelines.options import OWN_SAMPLING, NetworkOptions
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.live import STEPS, live_sampling
-from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
+from piti.training import RecipeError, distillation_recipe, plan, train
 from piti.training.build import build_condition, network_config, open_data
 from piti.training.cost import cost_of
 from piti.training.distill import DistillationObjective, teacher_of
-from tests.conftest import tiny_recipe
+from tests.training.runs import a_teacher, short
 
 WANTED = {"steps": None, "guidance": 3.0}
-SMALL = ["stages.0.steps=40", "stages.0.lr=1e-3", "stages.0.warmup=0", "batch=4", "precision=no", "workers=0",
-         "ema=0.5", "preview.every=20", "preview.count=1", "checkpoint.every=99"]  # fmt: skip
+SMALL = short(40, every=20)
 SAMPLING = {"sampler": "dpm++", "steps": 5, "guidance": 1.5}
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(its data, a model of it with a sampling of its own)"""
-    import tests.conftest as shared
-
-    folder = tmp_path_factory.mktemp("guided")
-    data = shared.tiny_data.__wrapped__(folder)  # type: ignore[attr-defined]
-    recipe = tiny_recipe(data, stages=[{"name": "joint", "steps": 20, "lr": 1e-3}], ema=0.5)
-    train(Recipe.parse(recipe, "teacher"), folder / "teacher")
-    index = folder / "teacher/model/model_index.json"
+    data, run = a_teacher(tmp_path_factory.mktemp("guided"))
+    index = run / "model/model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"defaults": SAMPLING}))
-    return data, folder / "teacher"
+    return data, run
 
 
 @pytest.fixture(scope="module")

@@ -19,26 +19,20 @@ from piti.cli.app import app
 from piti.core.spec import SpecError
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
+from piti.training import RecipeError, distillation_recipe, plan, train
 from piti.training.build import build_condition, build_translator
 from piti.training.init import adapt, begin
-from tests.conftest import ROOT, tiny_recipe
+from tests.conftest import ROOT
+from tests.training.runs import a_teacher, short
 
 WANTED = {"steps": 2, "substeps": 2, "guidance": 0.5}
-SMALL = ["stages.0.steps=20", "stages.0.lr=1e-2", "stages.0.warmup=0", "batch=4", "precision=no", "workers=0",
-         "ema=0.5", "preview.every=10", "preview.count=1", "checkpoint.every=99"]  # fmt: skip
+SMALL = short(20, 1e-2)
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(its data, a run of it)"""
-    import tests.conftest as shared
-
-    folder = tmp_path_factory.mktemp("adapted")
-    data = shared.tiny_data.__wrapped__(folder)  # type: ignore[attr-defined]
-    recipe = tiny_recipe(data, stages=[{"name": "joint", "steps": 10, "lr": 1e-3}], ema=0.5)
-    train(Recipe.parse(recipe, "teacher"), folder / "teacher")
-    return data, folder / "teacher"
+    return a_teacher(tmp_path_factory.mktemp("adapted"), 10)
 
 
 @pytest.fixture(scope="module")
