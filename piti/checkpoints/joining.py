@@ -40,17 +40,16 @@ def join_upsampler(folder: Path, other: Path, shared: str | None = None) -> None
 
     shared: the other model's name, where its upsampler is only to be named and stays where it is."""
     index, theirs = read_json(folder, INDEX_FILE), read_json(other, INDEX_FILE)
-    if SHARED_UPSAMPLER in theirs:
-        index[SHARED_UPSAMPLER] = theirs[SHARED_UPSAMPLER]
-    elif shared is not None and "upsampler" in theirs:
+    if "upsampler" not in theirs:
+        index |= {key: theirs[key] for key in (SHARED_UPSAMPLER, SHARED_SHA256) if key in theirs}
+    elif shared is not None:
         index[SHARED_UPSAMPLER] = shared
         if (other / "upsampler" / WEIGHTS_FILE).is_file():
             index[SHARED_SHA256] = file_hash(other / "upsampler" / WEIGHTS_FILE)
     else:
         for part in ("upsampler", "upsampler_scheduler"):
-            if part in theirs:
-                shutil.copytree(other / part, folder / part)
-                index[part] = theirs[part]
+            shutil.copytree(other / part, folder / part)
+            index[part] = theirs[part]
     settings = {key: value for key, value in theirs.get("defaults", {}).items() if key.startswith(OF_UPSAMPLER)}
     index["defaults"] = settings | index["defaults"]
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")

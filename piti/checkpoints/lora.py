@@ -148,14 +148,15 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise UserError(f"{path}: cannot be read ({error}); copy the folder again") from None
 
 
-def merged(prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: LoraSpec) -> dict[str, Tensor]:
-    """A whole translator's weights: the adapter's encoder, or the prior's where it has none, and the prior's UNet with
-    the adapters added in.
+def merged(
+    prior: Mapping[str, Tensor], adapter: Mapping[str, Tensor], spec: LoraSpec, own_encoder: bool = True
+) -> dict[str, Tensor]:
+    """A whole translator's weights: the encoder of its own that lies with the adapter, or else the prior's, and the
+    prior's UNet, with the adapters added in.
 
     Raises UserError if an adapter does not fit its layer.
     """
-    own = any(name.startswith("encoder.") and ".lora_" not in name for name in adapter)
-    weights = {name: tensor for name, tensor in prior.items() if not (own and name.startswith("encoder."))}
+    weights = {name: tensor for name, tensor in prior.items() if not (own_encoder and name.startswith("encoder."))}
     weights |= {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
     for name in adapter:
         if not name.endswith(_A):
@@ -189,7 +190,7 @@ def load_adapted(
         )
     translator = Translator(**arguments)
     adapter = read_weights(folder / ADAPTER_FILE)
-    translator.load_state_dict(merged(read_weights(prior / WEIGHTS_FILE), adapter, config.lora))
+    translator.load_state_dict(merged(read_weights(prior / WEIGHTS_FILE), adapter, config.lora, config.own_encoder))
     for parameter in translator.parameters():
         parameter.data = parameter.data.to(torch_dtype)
     return translator

@@ -58,7 +58,7 @@ def distillation_recipe(
 
     model: a bundled one, a folder, a training run; wanted: values of `DistillationSpec`, of which a `guidance` may be
     a strength, or none for the model's own; changes: KEY=VALUE on top; rank: the student is the model with adapters of
-    this rank on its encoder and all blocks of its UNet, as LCM-LoRA is (Luo et al. 2023, arXiv 2311.05556). Raises
+    this rank on its encoder and all blocks of its UNet, much as LCM-LoRA (Luo et al. 2023, arXiv 2311.05556). Raises
     ModelError where there is no such model, RecipeError for one that cannot be distilled, SpecError for impossible
     values.
     """
@@ -144,7 +144,7 @@ class DistillationObjective(DiffusionObjective):
         noise."""
         device = self.accelerator.device
         batch = batch.to(device)
-        x0, steps = batch.image, len(self.grid.timesteps)  # [B, 3, H, W]
+        x0, steps = batch.image, len(self.grid.walks)  # [B, 3, H, W]
         k = timesteps_for(numbers, len(self.schedule), self.recipe.seed) * steps // len(self.schedule)  # [B]
         noise = noise_for(self.recipe.seed, numbers, x0.shape[1:], draws_on(device)).to(device)
         x_t = self.noised(x0, k, noise)
@@ -172,7 +172,7 @@ class DistillationObjective(DiffusionObjective):
 
     def times(self, k: Tensor) -> Tensor:
         """The student's timesteps [B] of its steps `k`, on the CPU as those are."""
-        return torch.tensor(self.grid.timesteps)[k]
+        return self.grid.walks[k, 0]
 
     def taught(self, condition: Tensor, x_t: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the student is to say at its steps `k`: x̂₀, and where it takes steps as small as its teacher's, the raw
@@ -226,11 +226,12 @@ class StudentValidation(Validation):
             numbers = range(count, count + len(batch.image))
             count += len(numbers)
             condition = self.condition.encode(batch.condition)
+            guess = objective.guess(condition)
             noise = noise_for(self.seed, numbers, batch.image.shape[1:]).to(batch.image.device)
             for step in self.levels:
                 k = torch.full((len(noise),), step)
                 x_t, t = objective.noised(batch.image, k, noise), objective.times(k)
-                target = objective.grid.target(objective.guess(condition), x_t, k)
+                target = objective.grid.target(guess, x_t, k)
                 x0 = self.schedule.to_x0(predict(x_t, t.to(noise.device), condition, None).output.float(), x_t, t)
                 total += (x0 - target).square().mean(dim=(1, 2, 3)).sum().item()
         return total / (count * len(self.levels))

@@ -100,7 +100,7 @@ def test_adapters_begin_as_the_difference_of_a_whole_student(teacher: tuple[Path
         begin(begun, recipe, condition)
         adapted = adapt(begun, recipe)
         adapter = {name: x for name, x in adapted.translator.state_dict().items() if ".lora_" in name}
-        found = merged(before, adapter, recipe.lora)
+        found = merged(before, adapter, recipe.lora, own_encoder=False)
         for name in {one.partition(".lora_")[0] + ".weight" for one in adapter}:
             wanted = (target[name] - before[name]).flatten(1)
             left, values, right = torch.linalg.svd(wanted, full_matrices=False)
