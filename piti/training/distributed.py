@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, convert_outputs_to_fp32
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, convert_outputs_to_fp32, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from piti.core.devices import allow_tf32, check_compiles, laid_out
+from piti.core.devices import allow_tf32, check_compiles, fast_in_bfloat16, fastest_kind, laid_out
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
 from piti.core.errors import option
 from piti.training.recipe import Recipe, RecipeError
@@ -79,7 +79,7 @@ def settle(accelerator: Accelerator, recipe: Recipe) -> None:
 def prepare_zero(accelerator: Accelerator, recipe: Recipe, network: nn.Module, optimizer: Any) -> tuple[Any, Any]:
     """The network's engine and its optimiser, whose step is taken in the last backward pass of a step. Weights are
     float32; in precision bf16 the forward pass is under autocast, as accelerate has it without DeepSpeed."""
-    if recipe.precision == "bf16":
+    if settled_precision(recipe, accelerator.device) == "bf16":
         _under_autocast(network, accelerator.device.type)
     engine, optimizer = accelerator.prepare(network, optimizer)
     accelerator.deepspeed_engine_wrapped = Engine(engine)  # type: ignore[assignment]
@@ -152,7 +152,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     zero = _wants("DEEPSPEED")
     _unless(why_not_installed() if zero else None, ranks.main)
-    precision = "no" if zero else recipe.precision  # DeepSpeed's own halves the weights too
+    # DeepSpeed's own halves the weights too
+    precision = "no" if zero else settled_precision(recipe, _expected_device())
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
     leave_at_exit()
     allow_tf32(accelerator.device)
@@ -165,6 +166,25 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         # as with whole weights: float32, and products in half precision by autocast
         cast(Any, accelerator.state.fsdp_plugin).mixed_precision_policy = None
     return accelerator
+
+
+def settled_precision(recipe: Recipe, device: torch.device) -> str:
+    """The recipe's precision on a device, `auto` settled."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16" if fast_in_bfloat16(device) else "no"
+
+
+def numbers_of(accelerator: Accelerator) -> str:
+    """In words, what an accelerator of the precision `auto` computes in."""
+    if accelerator.mixed_precision == "bf16":
+        return "products in bf16, the rest in float32"
+    return f"float32, which the device {accelerator.device} computes no slower than bf16"
+
+
+def _expected_device() -> torch.device:
+    """Of the kind that accelerate is going to take."""
+    return torch.device("cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else fastest_kind())
 
 
 def _unless(reason: str | None, main: bool) -> None:
@@ -213,7 +233,7 @@ def frozen_type(accelerator: Accelerator, recipe: Recipe) -> torch.dtype | None:
     autocast, and where processes share weights, which are then of one type."""
     if is_sharded(accelerator) or is_zero(accelerator):
         return None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
 def _wants(what: str) -> bool:

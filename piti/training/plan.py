@@ -38,8 +38,10 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
     whether the prior fits if it is there.
     """
     chosen = gpu_named(gpu)
-    newest = RunFolder(out).newest()
-    RunFolder(out).check(recipe, resume=newest is not None)
+    folder = RunFolder(out)
+    folder.lock.check()
+    newest = folder.newest()
+    folder.check(recipe, resume=newest is not None)
     given = has_data(recipe)
     condition = build_condition(recipe) if given else known_condition(recipe)
     if given and condition is not None:
@@ -114,7 +116,10 @@ def _taught(spec: DistillationSpec) -> str:
 
 def _precision(recipe: Recipe) -> str:
     """The numbers that the networks compute in, and whether their blocks are compiled."""
-    numbers = "float32" if recipe.precision == "no" else f"products in {recipe.precision}, the rest in float32"
+    if recipe.precision == "auto":
+        numbers = "products in bf16 where the device computes it faster than float32, the rest in float32"
+    else:
+        numbers = "float32" if recipe.precision == "no" else f"products in {recipe.precision}, the rest in float32"
     alone = ", which needs a GPU" if recipe.precision == "fp16" else ""
     return f"{numbers}{alone}{'; blocks are compiled' if recipe.compile else ''}"
 

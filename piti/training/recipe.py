@@ -129,7 +129,9 @@ class Recipe(Spec):
     optimizer: OptimizerSpec = OptimizerSpec()
     ema: float = Field(default=0.9999, ge=0, lt=1)
     """Decay of the running average of the weights."""
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Of products under autocast; the rest, and all with `no`, is float32. `auto`: bf16 on devices that compute it
+    faster than float32, else no."""
     checkpointing: bool = False
     """Compute the UNet's activations anew in the backward pass instead of keeping them: slower, in less memory."""
     compile: bool = False

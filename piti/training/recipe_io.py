@@ -122,12 +122,16 @@ def _number_or(value: Any) -> Any:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The keys in which two recipes differ and which a continued run may not change, with both values."""
+    """The keys in which two recipes differ and which a continued run may not change, with both values. A precision
+    that is `auto` in one of them is no difference: it follows the device, which may be another one now."""
     before, after = flat(old.to_dict()), flat(new.to_dict())
     found = []
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not _free(key):
-            found.append(f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now")
+        values = before.get(key), after.get(key)
+        if key == "precision" and "auto" in values:
+            continue
+        if values[0] != values[1] and not _free(key):
+            found.append(f"{key}: {values[0]!r} in the checkpoint, {values[1]!r} now")
     return found
 
 

@@ -90,12 +90,11 @@ class RunFolder:
     def check(self, recipe: Recipe, resume: bool) -> Path | None:
         """The checkpoint to go on from, or None to start afresh. Changes nothing.
 
-        Raises RunError if the folder holds a run and `resume` is not asked for, RunLockedError if another process
-        trains in it, OutputError if it cannot be written into, and RecipeError if the recipe differs from that run's
-        in more than a continued run may change.
+        Raises RunError if the folder holds a run and `resume` is not asked for, OutputError if it cannot be written
+        into, and RecipeError if the recipe differs from that run's in more than a continued run may change. Whether
+        another process trains in it says `lock.check`.
         """
         check_place(self.root)
-        self.lock.check()
         newest = self.newest()
         if not resume and (newest or self.metrics.exists()):
             raise RunError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from piti.core.devices import (
     allow_tf32,
     check_compiles,
     computes_bfloat16,
+    fast_in_bfloat16,
     laid_out,
     usable_device,
     usable_dtype,
@@ -53,6 +55,27 @@ def test_a_cpu_computes_in_float32_unless_it_is_asked_otherwise(monkeypatch: pyt
     monkeypatch.setattr("piti.core.devices.computes_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="this processor does not compute in bfloat16; give fp32, or auto"):
         usable_dtype("bf16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("computes", "vendor", "tiles", "fast"),
+    [
+        (False, "GenuineIntel", False, False),
+        (True, "GenuineIntel", False, False),
+        (True, "GenuineIntel", True, True),
+        (True, "AuthenticAMD", False, True),
+        (True, "", False, True),
+    ],
+)
+def test_bfloat16_is_fast_on_a_processor_with_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, computes: bool, vendor: str, tiles: bool, fast: bool
+) -> None:
+    monkeypatch.setattr("piti.core.devices.computes_bfloat16", lambda device: computes)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(Path, "exists", lambda self: vendor != "")
+    monkeypatch.setattr(Path, "read_text", lambda self, errors: f"vendor_id\t: {vendor}\nflags\t: avx512_bf16\n")
+    assert fast_in_bfloat16(CPU) is fast
+    assert fast_in_bfloat16(CUDA) is computes
 
 
 def test_what_is_no_device_and_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ A job is {"recipe": {…}, "out": FOLDER, "resume": bool} or {"argv": arguments 
 "stop_at": a step at which the last process is asked to stop; "terminate_at": one at which the agent is; "no_data": the
 process that finds no data; "full_disk": the process that cannot write its second picture. "sharded" and "zero", the
 stage, pretend that FSDP and DeepSpeed are for CPUs too, which accelerate offers for GPUs alone. "spoil_at": a step at
-which the last process's loss is not a number.
+which the last process's loss is not a number. "lingers": the first process is the last to leave the run.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from piti.data import DataError
 from piti.generation import translate
 from piti.training import Recipe, TrainingInterrupted, run, train
 from piti.training.loop import Trainer
+from piti.training.run_lock import RunLock
 
 _plain_init, _train_step, _open_data = AcceleratorState.__init__, Trainer.train_step, run.open_data
-_save_png, _losses = translate.save_png, Trainer.losses
+_save_png, _losses, _release = translate.save_png, Trainer.losses, RunLock.release
 
 
 def sharded_init(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
@@ -73,6 +74,10 @@ def do(job: dict[str, Any]) -> None:
             raise OSError(f"no space left for process {rank}")
         _save_png(*args)
 
+    def release(self: RunLock) -> None:
+        time.sleep(0.5 if job.get("lingers") and rank == 0 else 0)
+        _release(self)
+
     os.environ["ACCELERATE_USE_FSDP"] = str(job.get("sharded", False)).lower()
     os.environ["ACCELERATE_USE_DEEPSPEED"] = str(job.get("zero") is not None).lower()
     os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(job.get("zero"))
@@ -82,6 +87,7 @@ def do(job: dict[str, Any]) -> None:
         mock.patch.object(run, "open_data", open_data),
         mock.patch.object(translate, "save_png", save_png),
         mock.patch.object(AcceleratorState, "__init__", sharded_init),
+        mock.patch.object(RunLock, "release", release),
     ):
         if "argv" in job:
             sys.argv = ["piti", *job["argv"]]

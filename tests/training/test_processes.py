@@ -117,7 +117,7 @@ def jobs_of(place: Path, data: Path, model: Path) -> list[dict[str, Any]]:
     fails = ["train", str(place / "two/recipe.yaml"), "--out", str(place / "none")]
     jobs: list[dict[str, Any]] = [
         {"recipe": two, "out": "two"},
-        {"recipe": two, "out": "cut", "stop_at": 2},
+        {"recipe": two, "out": "cut", "stop_at": 2, "lingers": True},
         {"recipe": two, "out": "cut", "resume": True},
         {"recipe": large, "out": "upsampler"},
         {"recipe": baseline(data, batch=2), "out": "baseline"},

@@ -147,3 +147,6 @@ def test_what_a_continued_run_may_change(tmp_path: Path) -> None:
     assert differences(old, Recipe.parse(tiny_recipe(tmp_path, **free), "test")) == []
     changed = differences(old, Recipe.parse(tiny_recipe(tmp_path, seed=5, batch=8), "test"))
     assert changed == ["batch: 4 in the checkpoint, 8 now", "seed: 0 in the checkpoint, 5 now"]
+    of = {name: Recipe.parse(tiny_recipe(tmp_path, precision=name), "test") for name in ("auto", "no", "bf16")}
+    assert differences(of["bf16"], of["auto"]) == differences(of["auto"], of["no"]) == []
+    assert differences(of["bf16"], of["no"]) == ["precision: 'bf16' in the checkpoint, 'no' now"]

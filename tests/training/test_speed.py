@@ -4,6 +4,7 @@ measured is fetched when it is logged, losses are scaled for fp16, blocks are co
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
@@ -23,7 +25,7 @@ from piti.data.batches import BatchStream, TrainingBatch
 from piti.training import Recipe, read_recipe, train
 from piti.training import distributed as accelerators
 from piti.training.build import build_condition, build_discriminator, build_network, build_perceptual, open_data
-from piti.training.distributed import quick_attention
+from piti.training.distributed import build_accelerator, quick_attention
 from piti.training.ema import shard
 from piti.training.loop import Trainer
 from piti.training.metrics import Ledger, Mean, sum_of
@@ -270,6 +272,28 @@ class TestWhatARecipeAsksFor:
         result = CliRunner().invoke(app, line)
         assert isinstance(result.exception, UserError)
         assert "is no type of numbers" in str(result.exception)
+
+    @pytest.mark.parametrize(("fast", "taken"), [(True, "bf16"), (False, "no")])
+    def test_auto_is_what_the_device_is_faster_in(
+        self, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, taken: str
+    ) -> None:
+        monkeypatch.setattr("piti.training.distributed.fast_in_bfloat16", lambda device: fast)
+        assert read_recipe("street").precision == "auto"
+        recipe = recipe_of(
+            tiny_data, model=shallow(), stages=[{"name": "joint", "steps": 1}], precision="auto", **BRIEF
+        )
+        written, found = io.StringIO(), []
+        monkeypatch.setattr(
+            Trainer, "train_step", lambda self, *_: found.append(self.accelerator.mixed_precision) or 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            train(recipe, tmp_path / "run", console=Console(file=written, width=200))
+        assert found == [taken]
+        assert (
+            f"precision auto: {'products in bf16, the rest in float32' if fast else 'float32, which'}"
+            in written.getvalue()
+        )
+        assert build_accelerator(recipe.model_copy(update={"precision": "no"})).mixed_precision == "no"
 
     def test_an_adversary_in_fp16_needs_a_gpu_as_everything_in_fp16(
         self, tiny_data: Path, tmp_path: Path, features: Any
