@@ -39,8 +39,8 @@ Engine = Annotated[
     str,
     Option(
         envvar="PITI_ENGINE",
-        help="What computes the networks: torch; openvino, about twice as fast on CPUs that know bfloat16; auto takes "
-        "it where it is installed and faster.",
+        help="What computes the networks: torch; openvino, about twice as fast on CPUs that are fast in bfloat16; auto "
+        "takes it where it is installed and faster.",
     ),
 ]
 DType = Annotated[

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
+from piti.core.devices import fast_in_bfloat16
 from piti.core.errors import UserError, option
 from piti.core.spec import choices
 from piti.models.translator import NetworkStep, Translator
@@ -59,10 +60,10 @@ class TorchEngine:
 def engine_named(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> Engine:
     """The engine of a name, on a device.
 
-    `auto` takes OpenVINO where it is installed, the device is a CPU, and the processor computes in bfloat16, where it
-    is about twice as fast; else torch. dtype: a name in `DTYPES`; OpenVINO computes in bfloat16 where the processor
-    does, unless it is "fp32". Raises EngineError for a name that is not known, an engine that is not installed, and one
-    that does not compute on the device, or in the type of numbers.
+    `auto` takes OpenVINO where it is installed, the device is a CPU, and the processor is faster in bfloat16, where
+    OpenVINO is about twice as fast; else torch. dtype: a name in `DTYPES`; with "auto" OpenVINO computes in bfloat16
+    where the processor is faster in it, with "bf16" where it can, else in float32. Raises EngineError for a name that
+    is not known, an engine that is not installed, and one that does not compute on the device.
     """
     if name not in ENGINES:
         raise EngineError(f"is no engine; {choices(name, ENGINES)}", option="engine", value=name)
@@ -85,7 +86,7 @@ def engine_named(name: str, device: torch.device | str = "cpu", dtype: str = "au
         )
     from piti.engine.openvino import OpenVinoEngine, computes_bfloat16
 
-    half = computes_bfloat16() and dtype != "fp32"
+    half = computes_bfloat16() and (dtype == "bf16" or (dtype == "auto" and fast_in_bfloat16(torch.device("cpu"))))
     if name == "auto" and not half:
         return TorchEngine()
     return OpenVinoEngine(half)

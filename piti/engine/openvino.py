@@ -1,6 +1,6 @@
 """OpenVINO: a step converted once, kept in the user's cache, and compiled for every shape at once.
 
-Where the processor computes in bfloat16, so does the engine, unless it is to be exact; else in float32.
+Where the processor is faster in bfloat16, so does the engine compute, unless it is to be exact; else in float32.
 """
 
 from __future__ import annotations

@@ -199,6 +199,28 @@ class TestChoice:
         assert engine_named("auto").name in ("torch", "openvino")
         assert engine_named("auto", "meta").name == "torch"
 
+    @pytest.mark.parametrize(
+        ("name", "dtype", "can", "fast", "described"),
+        [
+            ("auto", "auto", True, True, "bf16"),
+            ("auto", "auto", True, False, ""),  # torch
+            ("auto", "auto", False, False, ""),
+            ("auto", "fp32", True, True, ""),
+            ("auto", "bf16", True, False, "bf16"),
+            ("openvino", "auto", True, False, "f32"),
+            ("openvino", "bf16", True, False, "bf16"),
+            ("openvino", "bf16", False, False, "f32"),
+            ("openvino", "fp32", True, True, "f32"),
+        ],
+    )
+    def test_what_the_processor_is_fast_in(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str, can: bool, fast: bool, described: str
+    ) -> None:
+        pytest.importorskip("openvino")
+        monkeypatch.setattr("piti.engine.openvino.computes_bfloat16", lambda: can)
+        monkeypatch.setattr("piti.engine.choice.fast_in_bfloat16", lambda device: fast)
+        assert engine_named(name, "cpu", dtype).described().split(" ")[-1] == described
+
     def test_a_name_that_is_unknown(self) -> None:
         with pytest.raises(EngineError, match="openvino"):
             engine_named("openvin")
