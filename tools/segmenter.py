@@ -21,6 +21,7 @@ from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmen
 
 from piti.conditions import MaskCondition
 from piti.conditions.class_table import ClassTable
+from piti.core.devices import fast_in_bfloat16
 from piti.core.files import follow_umask
 from piti.data import FolderSpec, PairedFolder
 from piti.data.batches import BatchStream
@@ -76,7 +77,7 @@ def train(network: UperNetForSemanticSegmentation, folder: PairedFolder, steps: 
         batch = stream[step]
         labels = batch.condition[:, 0].long()
         labels = torch.where(labels < count, labels, 255)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(torch.device("cpu"))):
             logits = network(normalised(worsened(batch.image))).logits
         loss = F.cross_entropy(logits.float(), labels, ignore_index=255)
         loss.backward()

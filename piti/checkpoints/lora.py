@@ -71,14 +71,14 @@ def inject(translator: Translator, spec: LoraSpec) -> None:
     names = [name for name, layer in translator.unet.named_modules() if name.endswith(tuple(f".{t}" for t in targets))]
     if not names:
         raise UserError("lora: this UNet attends nowhere; set lora.convolutions: true")
-    config = LoraConfig(r=spec.rank, lora_alpha=spec.scale * spec.rank, target_modules=names)  # pyright: ignore[reportArgumentType]
-    inject_adapter_in_model(config, translator.unet)
+    adapted: list[tuple[nn.Module, list[str]]] = [(translator.unet, names)]
     if spec.encoder and isinstance(translator.encoder, nn.Module):
-        layers = [
-            name for name, layer in translator.encoder.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
-        ]
+        kinds = (nn.Linear, nn.Conv2d)
+        layers = [name for name, layer in translator.encoder.named_modules() if isinstance(layer, kinds)]
+        adapted.append((translator.encoder, layers))
+    for network, layers in adapted:
         config = LoraConfig(r=spec.rank, lora_alpha=spec.scale * spec.rank, target_modules=layers)  # pyright: ignore[reportArgumentType]
-        inject_adapter_in_model(config, translator.encoder)
+        inject_adapter_in_model(config, network)
 
 
 def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpec) -> None:

@@ -23,6 +23,11 @@ EVEN_SHARE = 0.001
 """The share of draws that stays even, as in the released code: no timestep is ever forgotten."""
 
 
+def evenly(steps: int, count: int) -> list[int]:
+    """`count` of the steps 0 … `steps` − 1, ascending, each amid an equal share of them; all where they are fewer."""
+    return list(range(steps)) if steps <= count else [int((k + 0.5) * steps / count) for k in range(count)]
+
+
 class EvenTimesteps:
     """All T timesteps alike (DDPM, eq. 14). Draws are on the CPU."""
 

@@ -18,7 +18,7 @@ from piti.data.batches import SampleSet, TrainingBatch
 from piti.diffusion.distillation import Guess, StudentGrid
 from piti.diffusion.guidance import Guidance, conditioned, guided_noise
 from piti.diffusion.schedule import spec_of
-from piti.diffusion.timesteps import timesteps_for
+from piti.diffusion.timesteps import evenly, timesteps_for
 from piti.models import Prediction, Translator
 from piti.training.adversarial import LossOutput, Predicted
 from piti.training.build import build_translator
@@ -206,8 +206,7 @@ class DistillationObjective(DiffusionObjective):
 
     def validator(self, samples: SampleSet) -> Validation:
         batches = fixed_batches(self.recipe, samples, None, self.accelerator.device)
-        steps = len(self.grid.timesteps)
-        judged = list(range(steps)) if steps <= JUDGED else [int((k + 0.5) * steps / JUDGED) for k in range(JUDGED)]
+        judged = evenly(len(self.grid.timesteps), JUDGED)
         return StudentValidation(self.condition, batches, self.schedule, self.recipe.seed, judged, objective=self)
 
 

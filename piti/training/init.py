@@ -82,12 +82,13 @@ def _student_of(recipe: Recipe) -> str | None:
     if spec is None or spec.student is None:
         return None
     folder = ModelFolder.open(find_model(spec.student))
-    if "base" not in folder or not folder.config("base").get("student_spec"):
+    known = folder.config("base").get("student_spec") if "base" in folder else None
+    if not known:
         raise RecipeError(
             f"distillation.student: {spec.student} was not distilled",
             remedy="name a model or a run that piti distill made, or leave the key out",
         )
-    if spec.steps is None and folder.config("base")["student_spec"].get("timesteps") is not None:
+    if spec.steps is None and known.get("timesteps") is not None:
         raise RecipeError(
             f"distillation.student: {spec.student} was distilled to a few steps, and this one is to know all",
             remedy="leave the key out, or name a student of the guidance alone",

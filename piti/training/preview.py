@@ -17,10 +17,12 @@ from piti.data.batches import LowRes, SampleSet, TrainingBatch, centers, collate
 from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
+from piti.diffusion.timesteps import evenly
 from piti.models import PIXELS, Prediction, Space, Tokens, Translator
 from piti.training.recipe import PreviewSpec, Recipe
 
-LOSS_TIMESTEPS = 8  # evenly spread
+LOSS_TIMESTEPS = 8
+"""At so many of them, evenly spread, a validation loss is taken."""
 
 
 @dataclass
@@ -107,7 +109,7 @@ def validation_of(
 ) -> Validation:
     """The first samples of a set, at most `preview.judged`; low_res: makes the small images of an upsampler."""
     schedule, batches = NoiseSchedule(recipe.schedule), fixed_batches(recipe, folder, low_res, device)
-    levels = [int((k + 0.5) * len(schedule) / LOSS_TIMESTEPS) for k in range(LOSS_TIMESTEPS)]
+    levels = evenly(len(schedule), LOSS_TIMESTEPS)
     if recipe.one_step:  # it knows no other timestep
         levels = [len(schedule) - 1]
     return Validation(condition, batches, schedule, recipe.seed, levels, space)
