@@ -112,8 +112,8 @@ class Said(Carried):
 
     @property
     def engine(self) -> str:
-        """What computes the networks as they were computed, where it can be had."""
-        return "auto" if "openvino" in self.made_on else "torch"
+        """What the networks were computed by, a name of `ENGINES`."""
+        return "openvino" if "openvino" in self.made_on else "torch"
 
     @property
     def dtype(self) -> str:

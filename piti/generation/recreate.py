@@ -18,6 +18,7 @@ from piti.conditions import Condition, ConditionError, SeveralCondition, TextCon
 from piti.core.devices import usable_device, usable_dtype
 from piti.core.errors import UserError, in_few_lines, option, quoted, text_of
 from piti.core.images import PREFIX, ImageError, Source
+from piti.engine import EngineError, engine_named
 from piti.generation.metadata import (
     made_on,
     model_name,
@@ -134,12 +135,17 @@ class Record:
     def computed(self, given: Computing, flags: Collection[str] = ()) -> Computing:
         """By what the networks are computed as they were then; what is named in `flags` is as `given`.
 
-        A type of numbers that cannot be had here is left to `auto`, and `differences` says so.
+        An engine or a type of numbers that cannot be had here is left to `auto`, and `differences` says so.
         """
-        own = {"engine": self.said.engine, "dtype": self.said.dtype}
+        device = usable_device(given.device)
+        own = {"engine": "auto" if given.compile else self.said.engine, "dtype": self.said.dtype}
         own = {key: value for key, value in own.items() if key not in flags}
         try:
-            usable_dtype(own.get("dtype", "auto"), usable_device(given.device))
+            engine_named(own.get("engine", "auto"), device)
+        except EngineError:
+            own["engine"] = "auto"
+        try:
+            usable_dtype(own.get("dtype", "auto"), device)
         except UserError:
             own["dtype"] = "auto"
         return replace(given, **own)

