@@ -24,6 +24,7 @@ from piti.generation.recreate import read_record
 from piti.generation.sources import TranslationError, TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.cascade import Batch
+from piti.pipelines.computing import Computing
 from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline
 from tests.generation.recreating import FAST, again, pipeline_of, with_text
@@ -162,6 +163,39 @@ class TestTheSameToTheBit:
         assert png_bytes(one.image, one.text) == made.read_bytes()
         assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert png_bytes(images[2].image, images[2].text) == made.read_bytes()
+
+
+class TestComputed:
+    @pytest.mark.parametrize(
+        ("told", "given", "flags", "installed", "wanted"),
+        [
+            ("float32 on cpu", {}, (), True, ("torch", "fp32")),
+            ("openvino 2026.4.1 f32, float32 on cpu", {}, (), True, ("openvino", "fp32")),
+            ("openvino 2026.4.1 bf16, float32 on cpu", {}, (), True, ("openvino", "auto")),
+            ("openvino 2026.4.1 f32, float32 on cpu", {}, (), False, ("auto", "fp32")),
+            ("openvino 2026.4.1 f32, float32 on cpu", {"compile": True}, (), True, ("auto", "fp32")),
+            ("openvino 2026.4.1 f32, float32 on cpu", {"engine": "torch"}, ("engine",), True, ("torch", "fp32")),
+        ],
+    )
+    def test_by_what_the_image_names(
+        self,
+        made: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        told: str,
+        given: dict[str, Any],
+        flags: tuple[str, ...],
+        installed: bool,
+        wanted: tuple[str, str],
+    ) -> None:
+        if installed and "openvino" in told:
+            pytest.importorskip("openvino")
+        elif not installed:
+            monkeypatch.setattr("piti.engine.choice.importlib.util.find_spec", lambda name: None)
+        record = read_record(with_text(made, tmp_path / "told.png", made_on=f"torch 2.13.0, {told}"))
+        computing = record.computed(Computing("cpu", **given), flags)
+        assert (computing.engine, computing.dtype) == wanted
+        computing.check()
 
 
 class TestNotes:
