@@ -175,11 +175,11 @@ def settled_precision(recipe: Recipe, device: torch.device) -> str:
     return "bf16" if fast_in_bfloat16(device) else "no"
 
 
-def numbers_of(accelerator: Accelerator) -> str:
-    """In words, what an accelerator of the precision `auto` computes in."""
-    if accelerator.mixed_precision == "bf16":
+def numbers_of(recipe: Recipe, device: torch.device) -> str:
+    """In words, what a recipe of the precision `auto` computes in on a device."""
+    if settled_precision(recipe, device) == "bf16":
         return "products in bf16, the rest in float32"
-    return f"float32, which the device {accelerator.device} computes no slower than bf16"
+    return f"float32, in which the device {device} is no slower than in bf16"
 
 
 def _expected_device() -> torch.device:

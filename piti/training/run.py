@@ -43,7 +43,7 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     folder = RunFolder(out)
     if recipe.precision == "auto":
-        console.log(f"precision auto: {numbers_of(accelerator)}")
+        console.log(f"precision auto: {numbers_of(recipe, accelerator.device)}")
     with together():
         run, checkpoint = _prepared(recipe, folder, resume, console, accelerator)
     try:

@@ -71,9 +71,9 @@ def test_bfloat16_is_fast_on_a_processor_with_units_for_it(
     monkeypatch: pytest.MonkeyPatch, computes: bool, vendor: str, tiles: bool, fast: bool
 ) -> None:
     monkeypatch.setattr("piti.core.devices.computes_bfloat16", lambda device: computes)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    said = f"vendor_id\t: {vendor}\nflags\t: avx512_bf16{' amx_bf16' if tiles else ''}\n"
     monkeypatch.setattr(Path, "exists", lambda self: vendor != "")
-    monkeypatch.setattr(Path, "read_text", lambda self, errors: f"vendor_id\t: {vendor}\nflags\t: avx512_bf16\n")
+    monkeypatch.setattr(Path, "read_text", lambda self, errors: said)
     assert fast_in_bfloat16(CPU) is fast
     assert fast_in_bfloat16(CUDA) is computes
 

@@ -290,7 +290,7 @@ class TestWhatARecipeAsksFor:
             train(recipe, tmp_path / "run", console=Console(file=written, width=200))
         assert found == [taken]
         assert (
-            f"precision auto: {'products in bf16, the rest in float32' if fast else 'float32, which'}"
+            f"precision auto: {'products in bf16, the rest in float32' if fast else 'float32, in which'}"
             in written.getvalue()
         )
         assert build_accelerator(recipe.model_copy(update={"precision": "no"})).mixed_precision == "no"
