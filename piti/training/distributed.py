@@ -175,7 +175,7 @@ def settled_precision(recipe: Recipe, device: torch.device) -> str:
     return "bf16" if fast_in_bfloat16(device) else "no"
 
 
-def numbers_of(recipe: Recipe, device: torch.device) -> str:
+def auto_in_words(recipe: Recipe, device: torch.device) -> str:
     """In words, what a recipe of the precision `auto` computes in on a device."""
     if settled_precision(recipe, device) == "bf16":
         return "products in bf16, the rest in float32"

@@ -38,10 +38,8 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
     whether the prior fits if it is there.
     """
     chosen = gpu_named(gpu)
-    folder = RunFolder(out)
-    folder.lock.check()
-    newest = folder.newest()
-    folder.check(recipe, resume=newest is not None)
+    newest = RunFolder(out).newest()
+    RunFolder(out).check(recipe, resume=newest is not None)
     given = has_data(recipe)
     condition = build_condition(recipe) if given else known_condition(recipe)
     if given and condition is not None:

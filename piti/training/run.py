@@ -24,7 +24,7 @@ from piti.training.build import (
     open_data,
 )
 from piti.training.distill import teacher_of
-from piti.training.distributed import build_accelerator, frozen_type, numbers_of
+from piti.training.distributed import auto_in_words, build_accelerator, frozen_type
 from piti.training.init import adapt, begin
 from piti.training.loop import Trainer
 from piti.training.recipe import Recipe
@@ -43,7 +43,7 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     folder = RunFolder(out)
     if recipe.precision == "auto":
-        console.log(f"precision auto: {numbers_of(recipe, accelerator.device)}")
+        console.log(f"precision auto: {auto_in_words(recipe, accelerator.device)}")
     with together():
         run, checkpoint = _prepared(recipe, folder, resume, console, accelerator)
     try:
@@ -61,9 +61,7 @@ def _prepared(
     recipe: Recipe, folder: RunFolder, resume: bool, console: Console, accelerator: Accelerator
 ) -> tuple[Run, Path | None]:
     """All that the loop works with, checked, and the checkpoint to go on from."""
-    if accelerator.is_main_process:  # it alone takes the lock; others can be here before it lets an earlier run's go
-        folder.lock.check()
-    checkpoint = folder.check(recipe, resume)
+    checkpoint = folder.check(recipe, resume, locks=accelerator.is_main_process)
     if recipe.optimizer.kind == "adamw8bit":
         eight_bits()
     condition = build_condition(recipe)

@@ -87,14 +87,17 @@ class RunFolder:
         self.board: Any = None
         self.lock = RunLock(self.root)
 
-    def check(self, recipe: Recipe, resume: bool) -> Path | None:
+    def check(self, recipe: Recipe, resume: bool, locks: bool = True) -> Path | None:
         """The checkpoint to go on from, or None to start afresh. Changes nothing.
 
-        Raises RunError if the folder holds a run and `resume` is not asked for, OutputError if it cannot be written
-        into, and RecipeError if the recipe differs from that run's in more than a continued run may change. Whether
-        another process trains in it says `lock.check`.
+        locks: whether this process is to take the lock; others of the same run can be here before it lets an earlier
+        run's go. Raises RunError if the folder holds a run and `resume` is not asked for, RunLockedError if another
+        process trains in it, OutputError if it cannot be written into, and RecipeError if the recipe differs from that
+        run's in more than a continued run may change.
         """
         check_place(self.root)
+        if locks:
+            self.lock.check()
         newest = self.newest()
         if not resume and (newest or self.metrics.exists()):
             raise RunError(

@@ -311,6 +311,7 @@ def test_translations_are_shared_and_resumed(place: Path, data: Path, one: Path,
     for path in report.made:
         a, b = (np.asarray(Image.open(folder / path.name)) for folder in (place / "alone", place / "translated"))
         assert np.abs(a.astype(int) - b).max() <= 1  # some processors round one image alone otherwise than two
+        assert (a != b).sum() <= 3  # of 768 values
     assert (place / "translated/sheet.png").exists()
     assert not list((place / "translated").glob("*.partial"))
 
