@@ -1,5 +1,5 @@
-"""Low-rank adapters on a model (LoRA; Hu et al. 2021, arXiv 2106.09685): on its UNet, and on the encoder of a student;
-saved beside the model's name."""
+"""Low-rank adapters on a model (LoRA; Hu et al. 2021, arXiv 2106.09685): on its UNet, and on the encoder of a student,
+with or without the biases and normalisations there; saved beside the model's name."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ class LoraSpec(Spec):
     encoder: bool = False
     """Also on all layers of the encoder, where that is the adapted model's and is not trained itself: for students, in
     whose weights goes guidance, which is how much the condition counts."""
+    offsets: bool = False
+    """Biases, and the scales and shifts of normalisations, learn too in the networks that are adapted: a few numbers a
+    channel, without a rank (as BitFit's, Zaken et al. 2021, arXiv 2106.10199)."""
 
     @property
     def scale(self) -> float:
@@ -81,9 +84,24 @@ def inject(translator: Translator, spec: LoraSpec) -> None:
         inject_adapter_in_model(config, network)
 
 
+_BENEATH = ".base_layer."
+
+
+def _offsets(translator: Translator, spec: LoraSpec) -> dict[str, Tensor]:
+    """The biases and normalisations that learn beside the adapters, by the names that they have without adapters."""
+    adapted = ("unet.", "encoder.") if spec.encoder else ("unet.",)
+    named = translator.named_parameters() if spec.offsets else ()
+    return {
+        name.replace(_BENEATH, "."): one
+        for name, one in named
+        if name.startswith(adapted) and one.ndim == 1 and ".lora_" not in name
+    }
+
+
 def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpec) -> None:
     """Let the adapters add what leads from their layers' weights to others, as near as their rank allows: the first
-    singular vectors of each layer's difference (Eckart & Young 1936). Layers without adapters stay as they are.
+    singular vectors of each layer's difference (Eckart & Young 1936). Offsets become the others'; what does not learn
+    stays as it is.
 
     target: a translator's weights of the same shapes, by name.
     """
@@ -98,19 +116,21 @@ def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpe
         up, down = (layer.get_parameter(f"lora_{one}.default.weight").data for one in "BA")
         up[:, :rank] = (left[:, :rank] * root).view(-1, rank, *up.shape[2:])
         down[:rank] = (root[:, None] * right[:rank]).view(rank, *down.shape[1:])
+    for name, own in _offsets(translator, spec).items():
+        own.data = target[name].to(own)
 
 
-def adapter_parameters(translator: Translator) -> list[nn.Parameter]:
-    """The adapters' parameters."""
-    return [p for name, p in translator.named_parameters() if ".lora_" in name]
+def adapter_parameters(translator: Translator, spec: LoraSpec) -> list[nn.Parameter]:
+    """The adapters' parameters, and the offsets that learn with them."""
+    adapters = [p for name, p in translator.named_parameters() if ".lora_" in name]
+    return [*adapters, *_offsets(translator, spec).values()]
 
 
 def matrices(translator: Translator) -> list[nn.Parameter]:
-    """Weights and biases of the UNet's products and convolutions, adapters aside: what autocast reads in half
-    precision."""
+    """Weights of the UNet's products and convolutions, adapters aside: what autocast reads in half precision."""
     layers = (module for name, module in translator.unet.named_modules() if ".lora_" not in name)
     kinds = (nn.Linear, nn.Conv2d)
-    return [one for layer in layers if isinstance(layer, kinds) for one in layer.parameters(recurse=False)]
+    return [layer.weight for layer in layers if isinstance(layer, kinds)]
 
 
 def keep_half(translator: Translator, dtype: torch.dtype) -> None:
@@ -136,6 +156,7 @@ class Adapted:
         (folder / ADAPTER_CONFIG).write_text(json.dumps(self.config.to_dict(), indent=1), encoding="utf-8")
         state, own = self.translator.state_dict(), self.config.own_encoder
         kept = {name: x for name, x in state.items() if ".lora_" in name or (own and not name.startswith("unet."))}
+        kept |= {name: offset.detach() for name, offset in _offsets(self.translator, self.config.lora).items()}
         save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / ADAPTER_FILE)
 
 
@@ -157,7 +178,11 @@ def merged(
     Raises UserError if an adapter does not fit its layer.
     """
     weights = {name: tensor for name, tensor in prior.items() if not (own_encoder and name.startswith("encoder."))}
-    weights |= {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
+    whole = {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
+    for name, tensor in whole.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            raise UserError(f"{name} of the adapter does not fit the model beneath it; name the one it was trained on")
+    weights |= whole
     for name in adapter:
         if not name.endswith(_A):
             continue

@@ -133,7 +133,7 @@ def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
         parameters = {name: sum(map(_size, parts)) for name, parts in networks.items() if parts}
         if recipe.adapts:
             inject(translator, recipe.lora)
-            parameters[ADAPTERS] = sum(one.numel() for one in adapter_parameters(translator))
+            parameters[ADAPTERS] = sum(one.numel() for one in adapter_parameters(translator, recipe.lora))
     passes: dict[tuple[str, ...], PassCost] = {}
     for trains in dict.fromkeys(stage.trains for stage in recipe.stages):
         passes[trains] = _translator_pass(translator, recipe, trains)
@@ -155,7 +155,7 @@ def held_bytes(translator: Translator, recipe: Recipe) -> int:
     """Bytes of a translator's weights in every stage: with their averages and autocast's copies, but for those that no
     stage trains, and with those of the teacher of a distillation."""
     half = 0 if recipe.precision == "no" else 2
-    freeze_all_but(translator, recipe.trained)
+    freeze_all_but(translator, recipe.trained, recipe.lora)
     learning = sum(p.numel() for p in translator.parameters() if p.requires_grad)
     low = sum(p.numel() for p in matrices(translator)) if recipe.adapts and half else 0
     teacher = 0 if recipe.distillation is None else (4 + half) * _size(translator)
@@ -241,7 +241,7 @@ def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, 
         total = output.float().sum()
         return total if variance is None else total + variance.float().sum()
 
-    learning = sum(p.numel() for p in freeze_all_but(translator, trains))
+    learning = sum(p.numel() for p in freeze_all_but(translator, trains, recipe.lora))
     checkpoints = Checkpoints() if recipe.checkpointing else None
     if checkpoints is not None:
         translator.unet.enable_gradient_checkpointing(checkpoints)

@@ -58,9 +58,9 @@ def distillation_recipe(
 
     model: a bundled one, a folder, a training run; wanted: values of `DistillationSpec`, of which a `guidance` may be
     a strength, or none for the model's own; changes: KEY=VALUE on top; rank: the student is the model with adapters of
-    this rank on its encoder and all blocks of its UNet, much as LCM-LoRA (Luo et al. 2023, arXiv 2311.05556). Raises
-    ModelError where there is no such model, RecipeError for one that cannot be distilled, SpecError for impossible
-    values.
+    this rank on its encoder and all blocks of its UNet, with biases and normalisations, much as LCM-LoRA (Luo et al.
+    2023, arXiv 2311.05556). Raises ModelError where there is no such model, RecipeError for one that cannot be
+    distilled, SpecError for impossible values.
     """
     folder = ModelFolder.open(find_model(model))
     if "base" not in folder or "scheduler" not in folder:
@@ -90,7 +90,7 @@ def distillation_recipe(
     }
     if rank is not None:
         values["stages"][0] |= {"trains": [LORA], "lr": _ADAPTERS_LR}
-        values["lora"] = {"rank": rank, "convolutions": True, "encoder": True}
+        values["lora"] = {"rank": rank, "convolutions": True, "encoder": True, "offsets": True}
     return changed_recipe(values, changes, f"distilling {model}")
 
 

@@ -73,7 +73,7 @@ class Trainer:
         self.objective = objective_of(run)
         sharded = is_sharded(self.accelerator)
         self.translator = run.translator if sharded else run.translator.to(self.device)
-        freeze_all_but(self.translator, recipe.trained)
+        freeze_all_but(self.translator, recipe.trained, recipe.lora)
         self.weights = Weights(self.translator, recipe.ema, sharded)
         self.accelerator.register_for_checkpointing(self.weights)
         low_res, seed, max_bad = self.objective.low_res, recipe.seed, recipe.data.max_bad
@@ -141,7 +141,7 @@ class Trainer:
         """
         self.translator = self.weights.begin_stage()
         self._made_fast()
-        learning = freeze_all_but(self.translator, stage.trains)
+        learning = freeze_all_but(self.translator, stage.trains, self.recipe.lora)
         optimizer = build_optimizer(learning, stage, self.recipe.optimizer)
         model, optimizer = prepared(self.accelerator, self.recipe, self.translator, optimizer)
         learning = [parameter for parameter in self.translator.parameters() if parameter.requires_grad]  # or shards

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from piti.baselines import ImageNetwork
-from piti.checkpoints.lora import adapter_parameters
+from piti.checkpoints.lora import LoraSpec, adapter_parameters
 from piti.core.errors import UserError
 from piti.core.spec import Spec
 from piti.diffusion.losses import acts_at
@@ -101,8 +101,10 @@ class OptimizerSpec(Spec):
         return 8 if self.kind == "adamw" else 2
 
 
-def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...]) -> list[nn.Parameter]:
+def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...], lora: LoraSpec | None = None) -> list[nn.Parameter]:
     """Let the named networks learn and the others not; returns the parameters that learn.
+
+    lora: the recipe's, where `trains` names adapters; none: `LoraSpec()`.
 
     A frozen network collects no gradients. Gradients still flow through it to what lies before it.
     """
@@ -113,7 +115,7 @@ def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...]) -> list[nn.Pa
             if name in trains:
                 learning += list(part.parameters())
     if LORA in trains and isinstance(network, Translator):
-        adapters = adapter_parameters(network)
+        adapters = adapter_parameters(network, lora or LoraSpec())
         for parameter in adapters:
             parameter.requires_grad_(True)
         learning += adapters

@@ -54,10 +54,12 @@ def test_its_model_is_adapters_alone(teacher: tuple[Path, Path], student: Path) 
     assert sorted(p.name for p in folder.iterdir()) == [ADAPTER_CONFIG, ADAPTER_FILE, "config.json"]
     adapter = load_file(folder / ADAPTER_FILE)
     assert adapter
-    assert all(".lora_" in name for name in adapter)
+    offsets = {name for name, x in adapter.items() if ".lora_" not in name}
+    assert {len(adapter[name].shape) for name in offsets} == {1}
+    assert {"encoder.stem.norms.0.bias", "unet.conv_in.bias", "unet.conv_norm_out.weight"} <= offsets
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     assert (config["prior"], config["own_encoder"]) == (str(teacher[1]), False)
-    assert config["lora"] == {"rank": 2, "alpha": None, "convolutions": True, "encoder": True}
+    assert config["lora"] == {"rank": 2, "alpha": None, "convolutions": True, "encoder": True, "offsets": True}
 
     rows = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
@@ -66,8 +68,9 @@ def test_its_model_is_adapters_alone(teacher: tuple[Path, Path], student: Path) 
     before, after = weights_of(teacher[1]), weights_of(student)
     assert before.keys() == after.keys()
     same = {name for name, x in before.items() if torch.equal(x, after[name])}
-    adapted = {name.partition(".lora_")[0] + ".weight" for name in adapter}
-    assert before.keys() - same == adapted
+    adapted = {name.partition(".lora_")[0] + ".weight" for name in adapter if ".lora_" in name}
+    assert adapted <= before.keys() - same <= adapted | offsets
+    assert {"unet.conv_in.bias", "unet.conv_norm_out.weight"}.isdisjoint(same)
     assert {name.partition(".")[0] for name in adapted} == {"encoder", "unet"}
 
 
@@ -99,9 +102,11 @@ def test_adapters_begin_as_the_difference_of_a_whole_student(teacher: tuple[Path
         begun = build_translator(recipe, condition)
         begin(begun, recipe, condition)
         adapted = adapt(begun, recipe)
-        adapter = {name: x for name, x in adapted.translator.state_dict().items() if ".lora_" in name}
+        adapted.save_pretrained(tmp_path / f"adapted-{rank}")
+        adapter = load_file(tmp_path / f"adapted-{rank}" / ADAPTER_FILE)
         found = merged(before, adapter, recipe.lora, own_encoder=False)
-        for name in {one.partition(".lora_")[0] + ".weight" for one in adapter}:
+        assert all(torch.equal(found[name], target[name]) for name in adapter if ".lora_" not in name)
+        for name in {one.partition(".lora_")[0] + ".weight" for one in adapter if ".lora_" in one}:
             wanted = (target[name] - before[name]).flatten(1)
             left, values, right = torch.linalg.svd(wanted, full_matrices=False)
             best = (left[:, :rank] * values[:rank]) @ right[:rank]
