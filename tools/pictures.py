@@ -32,7 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 QUALITY = 86
 WIDTH = 1300  # at most
 SIDE = 192
+SHOWN = 144
 CAPTIONS = ("a photo of a forest", "a photo of the sea", "a photo of a mountain", "a photo of a glacier")
+BUILT = ("a photo of a street", "a photo of buildings")
 
 
 def rows_of(
@@ -73,6 +75,12 @@ def tasks() -> list[list[Image.Image]]:
     rows += rows_of("street", examples("street", "avenue", "high_street"), square=True)
     rows += rows_of("sketch", examples("sketch", "mountain", "street"))
     return [[cell.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for cell in row] for row in rows]
+
+
+def samples(model: str, conditions: Sequence[Path | str], num: int) -> list[list[Image.Image]]:
+    """The first samples of seed 0 of every example of a model, none left out: 32 or more."""
+    cells = rows_of(model, conditions, num=num)
+    return [[cell.resize((SHOWN * cell.width // cell.height, SHOWN)) for cell in row] for row in cells]
 
 
 def hero() -> list[list[Image.Image]]:
@@ -231,6 +239,9 @@ PICTURES = {
     "students": students,
     "pairs": pairs,
     "agreement": agreement,
+    "samples-street": lambda: grid(samples("street", examples("street"), num=8)),
+    "samples-sketch": lambda: grid(samples("sketch", examples("sketch"), num=7)),
+    "samples-prior": lambda: grid(samples("scenes-prior", (*CAPTIONS, *BUILT), num=6)),
 }
 
 

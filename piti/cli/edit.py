@@ -18,6 +18,7 @@ from piti.cli.options import (
     Device,
     DType,
     Guidance,
+    GuidanceInterval,
     GuidanceRule,
     Model,
     Num,
@@ -75,6 +76,7 @@ class EditFlags:
 
     guidance: Guidance = None
     guidance_rule: GuidanceRule = None
+    guidance_interval: GuidanceInterval = None
     steps: Annotated[int | None, Option(min=1, help="DDIM steps of the base, up and down; 25 by default.")] = None
     upsampler_steps: Annotated[
         str | None, Option(help="DDIM steps of the upsampler: a number (10 by default), or fast27.")
@@ -105,9 +107,9 @@ class EditFlags:
         """What `edit_file` takes. Raises EditError for values out of range."""
         from piti.editing import EditSettings
 
-        rules = ("keep", "guidance", "guidance_rule")
+        rules = ("keep", "guidance", "guidance_rule", "guidance_interval")
         given = {name: value for name, value in vars(self).items() if value is not None and name not in rules}
-        guidance = guidance_of(self.guidance, self.guidance_rule)
+        guidance = guidance_of(self.guidance, self.guidance_rule, self.guidance_interval)
         given |= {} if guidance is None else {"guidance": guidance}
         return EditSettings.from_flat(keep_exact=self.keep is Keep.EXACT, **given)
 

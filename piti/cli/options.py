@@ -69,6 +69,15 @@ GuidanceRule = Annotated[
         rich_help_panel=_SAMPLING,
     ),
 ]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    Option(
+        metavar="LOW HIGH",
+        help="Guide only where t/T lies between the two, 1 being pure noise; with --guidance and --guidance-rule. "
+        "Elsewhere a step takes one pass instead of two.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
 BaseOnly = Annotated[
     bool, Option("--base-only/--no-base-only", help="Stop at the base's small images.", rich_help_panel=_SAMPLING)
 ]
@@ -95,6 +104,7 @@ class SamplingFlags:
 
     guidance: Guidance = None
     guidance_rule: GuidanceRule = None
+    guidance_interval: GuidanceInterval = None
     steps: Annotated[int | None, Option(min=1, help="Denoising steps of the base.", rich_help_panel=_SAMPLING)] = None
     sampler: Annotated[str | None, Option(help="ddpm, ddim, dpm++, dpm++sde or unipc.", rich_help_panel=_SAMPLING)] = (
         None
@@ -125,25 +135,30 @@ class SamplingFlags:
         """What `translate_files` takes. Raises UserError for impossible values."""
         from piti.generation.options import GenerationOptions
 
-        values = {key: value for key, value in vars(self).items() if key != "guidance_rule"}
-        values["guidance"] = guidance_of(self.guidance, self.guidance_rule)
+        values = {key: value for key, value in vars(self).items() if not key.startswith("guidance_")}
+        values["guidance"] = guidance_of(self.guidance, self.guidance_rule, self.guidance_interval)
         return GenerationOptions.from_flat(num=num, seed=seed, batch=batch, skip_bad=skip_bad, **values)
 
 
-def guidance_of(strength: float | None, rule: str | None) -> Any:
-    """What --guidance and --guidance-rule say together, as `NetworkOptions` takes it. Raises UserError."""
+def guidance_of(strength: float | None, rule: str | None, interval: tuple[float, float] | None = None) -> Any:
+    """What --guidance, --guidance-rule and --guidance-interval say together, as `NetworkOptions` takes it. Raises
+    UserError."""
     from piti.core.errors import UserError
     from piti.core.spec import choices
     from piti.diffusion.guidance import RULES
     from piti.diffusion.guidance import Guidance as Rule
 
+    if rule is None and interval is not None:
+        raise UserError("--guidance-interval without --guidance-rule: name the rule too, such as normalized (eq. 8)")
     if rule is None:
         return strength
     if rule not in RULES:
         raise UserError(f"is no rule of guidance; {choices(rule, RULES)}", option="guidance_rule", value=rule)
     if strength is None:
         raise UserError("--guidance-rule without --guidance: say how strong, such as --guidance 1")
-    return Rule.parse({"kind": rule, "w": strength}, f"--guidance {strength:g}")
+    within = {} if interval is None else {"interval": list(interval)}
+    named = "" if interval is None else f" --guidance-interval {interval[0]:g} {interval[1]:g}"
+    return Rule.parse({"kind": rule, "w": strength, **within}, f"--guidance {strength:g}{named}")
 
 
 @dataclass(frozen=True)

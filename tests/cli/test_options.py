@@ -76,6 +76,11 @@ def test_a_strength_with_and_without_a_rule() -> None:
     assert guidance_of(None, None) is None
     rule = guidance_of(1.5, "plain")
     assert (rule.kind, rule.w) == ("plain", 1.5)
+    assert guidance_of(1.5, "apg", (0.0, 0.5)).interval == (0.0, 0.5)
+    with pytest.raises(UserError, match="--guidance-interval without --guidance-rule"):
+        guidance_of(1.5, None, (0.0, 0.5))
+    with pytest.raises(SpecError, match=r"--guidance 1 --guidance-interval 0.5 0.2:\n.*is not an interval of t/T"):
+        guidance_of(1.0, "plain", (0.5, 0.2))
     with pytest.raises(UserError, match="--guidance-rule without --guidance"):
         guidance_of(None, "plain")
     with pytest.raises(UserError, match=r"guidance_rule plane: is no rule of guidance; did you mean 'plain'\?"):
