@@ -111,7 +111,12 @@ def key_of(path: Path, folder: Path) -> str:
 
 def stem_of(path: Path, folder: Path) -> str:
     """What is made of a file of a folder is named after this: `b-s2` for `b/s2.png`."""
-    return key_of(path, folder).replace("/", "-")
+    return flat(key_of(path, folder))
+
+
+def flat(key: str) -> str:
+    """The name of what is made of what has a key: `b-s2` for `b/s2`."""
+    return key.replace("/", "-")
 
 
 def by_key(paths: Iterable[Path], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:

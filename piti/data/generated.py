@@ -19,7 +19,7 @@ from piti.conditions.base import meaning_hash
 from piti.core.errors import option
 from piti.core.images import Box, image_size, own_text, read_rgb, same_proportions, to_tensor
 from piti.core.spec import Spec
-from piti.core.walk import list_images
+from piti.core.walk import flat, list_images
 from piti.data.crops import Sample
 from piti.data.folders import PairedFolder
 from piti.data.order import Order
@@ -142,7 +142,14 @@ def _by_pair(pairs: PairedFolder, root: Path) -> Mapping[int, list[Path]]:
             f"generated.root: {root} is no folder",
             remedy=f"make it by piti translate … {option('base_only')} {option('out')} {root}",
         )
-    stems = {Path(pair.key).name: index for index, pair in enumerate(pairs.pairs)}
+    stems: dict[str, int] = {}
+    for index, pair in enumerate(pairs.pairs):
+        other = stems.setdefault(flat(pair.key), index)
+        if other != index:
+            raise DataError(
+                f"generated.root: images of {pairs.pairs[other].key} and {pair.key} would have one name",
+                remedy="rename one of them in the data, and generate its images anew",
+            )
     found: dict[int, list[Path]] = {}
     for file in list_images(root):
         stem, _, number = file.stem.rpartition("_")

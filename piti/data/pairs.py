@@ -169,9 +169,12 @@ class FolderSpec(ShardSpec):
     """The most that the cache may take."""
 
     @model_validator(mode="after")
-    def _limit_of_folders(self) -> FolderSpec:
+    def _alone_of_folders(self) -> FolderSpec:
         if self.limit is not None and self.shards:
             raise ValueError("'limit' is for folders; name fewer 'shards' instead")
+        for key in ("photographs", "images", "splits"):
+            if self.shards and getattr(self, key) != FolderSpec.model_fields[key].default:
+                raise ValueError(f"'{key}' is for folders, and shards hold all that is read; leave it out, or 'shards'")
         return self
 
     @property

@@ -100,7 +100,7 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
 def _perceptual(material: Material, options: Options, device: torch.device) -> tuple[list[Judge], list[str]]:
     """Who compares samples with each other and with their photographs, and what is not compared."""
     several = {stem: images for stem, images in material.samples.items() if len(images) > 1}
-    photographs = {path.stem: path for path in material.real}
+    photographs = material.photographs
     paired = {stem: images for stem, images in material.samples.items() if stem in photographs}
     if options.perceptual is None:
         notes = [
@@ -148,8 +148,8 @@ def _of_objects(given: ConditionFiles, material: Material, options: Options) -> 
 
 def _photographs(given: ConditionFiles, material: Material) -> Samples:
     """The photograph of each condition; nothing where some lack theirs."""
-    photographs = {path.stem: [path] for path in material.real}
-    real = {stem: photographs[stem] for stem in given.samples if stem in photographs}
+    photographs = material.photographs
+    real = {stem: [photographs[stem]] for stem in given.samples if stem in photographs}
     return real if len(real) == len(given.samples) else {}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from piti.conditions import Condition
 from piti.core.progress import OnProgress
-from piti.evaluation.pairing import grouped
+from piti.evaluation.pairing import by_name, grouped
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,13 @@ class Material:
         """Images by condition, as far as that can be told."""
         if self.given:
             return self.given[0].samples
-        return grouped(self.images, [path.stem for path in self.real])
+        return grouped(self.images, self.photographs)
+
+    @cached_property
+    def photographs(self) -> Mapping[str, Path]:
+        """The real photographs by what their samples are named after: `b-s2` for `b/s2.jpg` of their folder, and a
+        file's own name where no other has it."""
+        return {} if self.real_place is None else by_name(self.real, self.real_place)
 
 
 @dataclass

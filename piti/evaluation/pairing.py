@@ -86,6 +86,20 @@ def photographs_of(root: Path, split: str) -> list[Path]:
     return [pair.image for pair in pairs if isinstance(pair.image, Path)]
 
 
+def by_name(found: Sequence[Path], place: Path) -> dict[str, Path]:
+    """Photographs of `place`, a folder or a data root, by what samples of theirs are named after: `b-s2` for
+    `b/s2.jpg`, or else a file's own name. A name that two of them have is none's."""
+    folder = place / "images" if is_data_root(place) else place
+
+    def single(names: list[str]) -> dict[str, Path]:
+        count = Counter(names)
+        return {name: path for name, path in zip(names, found, strict=True) if count[name] == 1}
+
+    own = [composed(path.stem) for path in found]
+    inside = [stem_of(path, folder) if path.is_relative_to(folder) else path.stem for path in found]
+    return single(own) | single(inside)
+
+
 def is_data_root(place: Path) -> bool:
     """Whether a folder is laid out as training data: `images/`, and no pictures beside it."""
     return (place / "images").is_dir() and not list_images(place)

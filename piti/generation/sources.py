@@ -14,7 +14,7 @@ from piti.core.errors import UserError, option
 from piti.core.files import check_place
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
-from piti.core.walk import composed, stem_of, walk
+from piti.core.walk import composed, flat, stem_of, walk
 from piti.data.archives import Archived, list_archived, list_conditions
 from piti.data.shards.index import Manifest, read_manifest
 from piti.data.shards.sources import MANIFEST
@@ -115,7 +115,7 @@ def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition
         else:
             named.append((composed(path.stem), path))
     by_stem: dict[str, Item] = {}
-    named += [(file.key.replace("/", "-"), file) for file in archived]
+    named += [(flat(file.key), file) for file in archived]
     for stem, source in [*named, *((stem_of_text(text), text) for text in texts)]:
         other = by_stem.setdefault(stem, source)
         if other != source:

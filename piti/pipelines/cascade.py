@@ -69,6 +69,23 @@ class StepControl:
     strength: Callable[[], float] | None = None
     """w of the base's guidance, asked for before each of its steps; by default that of its settings."""
 
+    def of_fixed(self, w: float) -> StepControl:
+        """The same of a network whose guidance is part of its weights. After a step in which the strength became
+        another than w it raises UserError."""
+
+        def after(timestep: int, x_t: Tensor) -> Tensor:
+            made = self.after_step(timestep, x_t)
+            asked = w if self.strength is None else self.strength()
+            if asked != w:
+                raise UserError(
+                    f"the guidance scale became {1 + asked:g}, and w = {w:g} is in this student's weights",
+                    remedy="leave it as it is, or take the model that it was distilled from",
+                    option="callback_on_step_end",
+                )
+            return made
+
+        return StepControl(after)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -193,8 +210,10 @@ class Network:
     ) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
         small = None if low_res is None else low_res.to(self.device)
-        strength, after = (None, None) if control is None else (control.strength, control.after_step)
         student = self.translator.student
+        if control is not None and student is not None:
+            control = control.of_fixed(settings.guidance.w)
+        strength, after = (None, None) if control is None else (control.strength, control.after_step)
         guidance = settings.guidance if student is None else IN_THE_WEIGHTS
         tokens, both = self.encode(batch, with_null=guidance.w != 0 or strength is not None)
 

@@ -158,7 +158,7 @@ FLAT_KEYS = tuple(OWN_SAMPLING.to_flat())
 """The keys of `SamplingKeywords`."""
 
 ONE_STEP = UpsamplerOptions(steps=1, sampler="ddim", noise=1.0)
-"""An upsampler that was trained for one step from noise, whatever else its model says."""
+"""A network that was trained for one step from noise, whatever else its model says."""
 
 GENERAL_DEFAULTS = SamplingOptions(
     base=NetworkOptions(guidance=Guidance(w=1.0), steps=50, sampler="ddpm"),
@@ -174,6 +174,8 @@ def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions
     if isinstance(network, OnePass):
         return _ONE_PASS
     student = network.translator.student
+    if network.translator.one_step:
+        return usual.model_copy(update={"steps": ONE_STEP.steps, "sampler": ONE_STEP.sampler})
     if student is None:
         return usual
     rule = usual.guidance if isinstance(usual.guidance, Guidance) else Guidance()

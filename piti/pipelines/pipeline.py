@@ -257,7 +257,7 @@ class PITIPipeline(SavedPipeline):
     ) -> list[Image.Image | Tensor]:
         """The images of a call, made `batch_size` at a time."""
         resolved = everything.sampling
-        self._guidance_scale, self._num_timesteps = 1 + resolved.base.guidance.w, resolved.steps
+        self._num_timesteps = resolved.steps
         batches = batches_alike(everything.canvases, batch_size)
         images: dict[int, Image.Image | Tensor] = {}
         with self.progress_bar(total=resolved.steps * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
@@ -268,6 +268,7 @@ class PITIPipeline(SavedPipeline):
                     on_step(done, total, x0)
 
             for positions in batches:
+                self._guidance_scale = 1 + resolved.base.guidance.w  # whatever a callback made of it before
                 control = None if callback is None else callback.control()
                 made = self._sampled(everything.picked(positions), stepped, control)
                 images |= zip(positions, (as_output(image, output_type) for image in made), strict=True)
@@ -275,7 +276,7 @@ class PITIPipeline(SavedPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """1 + w of the base's guidance in the call that runs, or ran last; a callback may change it."""
+        """1 + w of the base's guidance in the call that runs, or ran last; a callback may change it within a batch."""
         return self._guidance_scale
 
     @property

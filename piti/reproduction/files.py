@@ -13,6 +13,7 @@ from piti.conditions import Condition
 from piti.core.errors import UserError
 from piti.core.images import read_rgb, save_png
 from piti.core.system import link
+from piti.core.walk import flat
 from piti.data.pairs import FolderSpec, Pair, PairList
 
 _BLOCK = 2**20
@@ -61,20 +62,20 @@ def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) ->
     """Gather a data set's files in `out`. reference: the split of the photographs to compare with. Raises DataError."""
     spec = spec.model_copy(update={"limit": None})
     pairs = _pairs(spec, condition, "val")
-    conditions = linked({_stem(pair.key): pair.condition for pair in pairs}, out / "conditions")
-    photographs = linked({_stem(pair.key): pair.image for pair in pairs}, out / "photographs")
+    conditions = linked({flat(pair.key): pair.condition for pair in pairs}, out / "conditions")
+    photographs = linked({flat(pair.key): pair.image for pair in pairs}, out / "photographs")
     training = _pairs(spec, condition, "train")
     compared = photographs
     if reference != "val":
         of_split = _pairs(spec, condition, reference)
-        compared = linked({_stem(pair.key): pair.image for pair in of_split}, out / f"photographs-{reference}")
-    stems = tuple(sorted(_stem(pair.key) for pair in pairs))
+        compared = linked({flat(pair.key): pair.image for pair in of_split}, out / f"photographs-{reference}")
+    stems = tuple(sorted(flat(pair.key) for pair in pairs))
     return DatasetFiles(condition, conditions, photographs, compared, stems, len(training))
 
 
 def training_conditions(condition: Condition, spec: FolderSpec, out: Path) -> Path:
     """A folder in `out` of links to the conditions that a recipe trains on. Raises DataError."""
-    return linked({_stem(pair.key): pair.condition for pair in _pairs(spec, condition, "train")}, out / "training")
+    return linked({flat(pair.key): pair.condition for pair in _pairs(spec, condition, "train")}, out / "training")
 
 
 def count_pairs(condition: Condition, spec: FolderSpec) -> tuple[int, int]:
@@ -92,10 +93,6 @@ def _pairs(spec: FolderSpec, condition: Condition, split: str) -> list[Pair]:
 
 def _named(folder: Path, stem: str) -> Path:
     return next(path for path in folder.iterdir() if path.stem == stem)
-
-
-def _stem(key: str) -> str:
-    return key.replace("/", "-")
 
 
 def linked(files: Mapping[str, object], folder: Path) -> Path:

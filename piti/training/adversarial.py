@@ -162,12 +162,15 @@ class ImageLosses:
         perceptual: PerceptualNetwork | None = None,
         adversary: Adversary | None = None,
         clean: bool = False,
+        generated: float = 0.0,
     ) -> None:
         """steps: T of the noise schedule; seed: the run's; perceptual, adversary: the networks of the stage's losses;
-        clean: whether small images are shrunk photographs, which consistency can hold x̂₀ to, and not degraded ones.
+        clean: whether small images are shrunk photographs, which consistency can hold x̂₀ to, and not degraded ones;
+        generated: the share of samples that have no photograph, and so no timestep but the last.
         """
         self.stage, self.steps, self.accelerator, self.seed = stage, steps, accelerator, seed
         self.perceptual, self.adversary, self.clean = perceptual, adversary, clean
+        self.generated = generated
 
     def acting(self, within: int) -> bool:
         """Whether any of them acts at the stage's step `within`."""
@@ -256,7 +259,8 @@ class ImageLosses:
         assert spec is not None
         assert adversary is not None
         rule = adversarial_named(spec.kind)
-        usual = len(judged.fake_rows) * self.stage.share_of(spec, self.steps)
+        share = self.generated + (1 - self.generated) * self.stage.share_of(spec, self.steps)
+        usual = len(judged.fake_rows) * share
         real = self._augmented(judged.real, spec, "augment-real", numbers, judged.real_rows)
         fake = self._augmented(judged.fake, spec, "augment-fake", numbers, judged.fake_rows)
         with self.accelerator.autocast():

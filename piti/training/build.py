@@ -45,6 +45,7 @@ from piti.models.discriminator import Discriminator, DiscriminatorEnsemble, Patc
 from piti.models.perceptual import PerceptualNetwork, load_perceptual
 from piti.training.adversarial import ImageLosses, build_adversary
 from piti.training.distributed import lay_out
+from piti.training.latent_cache import weights_digest
 from piti.training.model_spec import ModelSpec
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.run_folder import RunFolder
@@ -73,6 +74,13 @@ class Run:
     space: Space = PIXELS
     """Where the translator works."""
     teacher: Translator | None = None
+
+    def reads_anew(self) -> str | None:
+        """The digest of the weights that are read whenever the run begins and are not trained: those of its teacher, or
+        of its autoencoder; None where it has neither."""
+        frozen = self.teacher if self.teacher is not None else self.space.autoencoder
+        return None if frozen is None else weights_digest(frozen)
+
     """For a distillation: the model that the translator learns from."""
 
 
@@ -360,4 +368,6 @@ def losses_of(
             lay_out(accelerator, discriminator.frozen.to(device), also_on="cpu")
         lay_out(accelerator, discriminator, also_on="cpu")
         adversary = build_adversary(discriminator, stage.adversarial.lr, stage.adversarial.betas, accelerator)
-    return ImageLosses(stage, steps, accelerator, recipe.seed, perceptual, adversary, recipe.degradation is None)
+    generated = 0.0 if recipe.generated is None else recipe.generated.share
+    clean = recipe.degradation is None
+    return ImageLosses(stage, steps, accelerator, recipe.seed, perceptual, adversary, clean, generated)

@@ -19,7 +19,7 @@ from piti.diffusion.distillation import Guess, StudentGrid
 from piti.diffusion.guidance import Guidance, conditioned, guided_noise
 from piti.diffusion.schedule import spec_of
 from piti.diffusion.timesteps import evenly, timesteps_for
-from piti.models import Prediction, Translator
+from piti.models import Prediction, Tokens, Translator
 from piti.training.adversarial import LossOutput, Predicted
 from piti.training.build import build_translator
 from piti.training.init import begin
@@ -179,22 +179,31 @@ class DistillationObjective(DiffusionObjective):
         variance."""
         assert self.recipe.distillation is not None
         if self.recipe.distillation.steps is None:
-            return self.guided(condition)(x_t, self.times(k))
-        return self.grid.target(self.guess(condition), x_t, k), None
+            return self.guided(self.seen(condition))(x_t, self.times(k))
+        return self.grid.target(self.guess(self.seen(condition)), x_t, k), None
 
-    def guess(self, condition: Tensor) -> Guess:
-        """The guided teacher's bounded x̂₀ for encoded conditions [B, C, H, W]."""
-        guided = self.guided(condition)
+    def seen(self, condition: Tensor) -> tuple[Tokens, Tokens | None]:
+        """Encoded conditions [B, C, H, W] as the teacher's tokens, and these followed by the null condition's where it
+        is guided."""
+        assert self.recipe.distillation is not None
+        assert self.teacher is not None
+        tokens = self.teacher.encode(condition)
+        if self.recipe.distillation.guidance.w == 0:
+            return tokens, None
+        null = self.condition.null(1, *condition.shape[-2:], device=condition.device, dtype=condition.dtype)
+        return tokens, tokens.joined(self.teacher.encode(null).picked([0] * len(condition)))
+
+    def guess(self, seen: tuple[Tokens, Tokens | None]) -> Guess:
+        """The guided teacher's bounded x̂₀; one for each walk, since a rule may remember its steps ("apg")."""
+        guided = self.guided(seen)
         return lambda x_t, t: guided(x_t, t)[0]
 
-    def guided(self, condition: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    def guided(self, seen: tuple[Tokens, Tokens | None]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
         """The same, and beside it the raw variance, as the teacher has it for the condition."""
         spec, teacher, schedule = self.recipe.distillation, self.teacher, self.schedule
         assert spec is not None
         assert teacher is not None
-        tokens, with_null = teacher.encode(condition), spec.guidance.w != 0
-        null = self.condition.null(1, *condition.shape[-2:], device=condition.device, dtype=condition.dtype)
-        both = tokens.joined(teacher.encode(null).picked([0] * len(condition))) if with_null else None
+        (tokens, both), with_null = seen, spec.guidance.w != 0
         pair, rule = conditioned(teacher, tokens, both, schedule), guided_noise(spec.guidance, schedule)
 
         def guided(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -225,12 +234,12 @@ class StudentValidation(Validation):
             numbers = range(count, count + len(batch.image))
             count += len(numbers)
             condition = self.condition.encode(batch.condition)
-            guess = objective.guess(condition)
+            seen = objective.seen(condition)
             noise = noise_for(self.seed, numbers, batch.image.shape[1:]).to(batch.image.device)
             for step in self.levels:
                 k = torch.full((len(noise),), step)
                 x_t, t = objective.noised(batch.image, k, noise), objective.times(k)
-                target = objective.grid.target(guess, x_t, k)
+                target = objective.grid.target(objective.guess(seen), x_t, k)
                 x0 = self.schedule.to_x0(predict(x_t, t.to(noise.device), condition, None).output.float(), x_t, t)
                 total += (x0 - target).square().mean(dim=(1, 2, 3)).sum().item()
         return total / (count * len(self.levels))

@@ -91,6 +91,7 @@ class Trainer:
             condition=run.condition.to_config(),
             version=piti.__version__,
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
+            teacher_sha256=run.reads_anew(),
         )
         self.stop = StopRequest(console)
         self.scaler = adversary_scaler(self.accelerator, recipe.adversarial)

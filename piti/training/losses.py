@@ -1,4 +1,4 @@
-"""The losses of a stage, as a recipe sets them: how much each counts, and at which timesteps."""
+"""Losses as a recipe sets them: how much each of a stage counts, and at which timesteps; how eq. 3 weighs these."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from pydantic import Field, field_validator
 from piti.core.spec import Spec, choices
 from piti.diffusion.augmentation import KINDS
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.losses import (
-    acts_at,
-    adversarial_named,
-)
+from piti.diffusion.losses import acts_at, adversarial_named, weighting_named
+from piti.diffusion.timesteps import timesteps_named
 
 
 class RangedLossSpec(Spec):
@@ -33,6 +31,29 @@ class RangedLossSpec(Spec):
     def count(self, steps: int) -> int:
         """At how many of `steps` timesteps it acts."""
         return int(acts_at(torch.arange(steps), steps, self.noise).sum())
+
+
+class LossSpec(Spec):
+    """How eq. 3 weighs the timesteps and the variational bound."""
+
+    weighting: str = "uniform"
+    vb_weight: float | None = None
+    """Weight of the bound; none: T / 1000, as GLIDE trains."""
+    timesteps: str = "even"
+    """even: all alike. second_moment: where losses are large, each divided by its chance, as the released base trains
+    (improved DDPM, section 3.3)."""
+
+    @field_validator("weighting")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        weighting_named(name)
+        return name
+
+    @field_validator("timesteps")
+    @classmethod
+    def _known_draws(cls, name: str) -> str:
+        timesteps_named(name)
+        return name
 
 
 class DistillationSpec(Spec):

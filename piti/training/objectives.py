@@ -163,7 +163,11 @@ class DiffusionObjective:
             found.total = (total if share == 1 else share * total) + found.total
             simple, vb = (x if counts is None else counts * x for x in (losses.simple, losses.vb))
             eq3 = {"simple": Mean.of(simple.sum(), len(simple)), "vb": Mean.of(vb.mean())}
-            found.metrics = eq3 | found.metrics
+        else:  # a backward pass and the same names all the same: other processes have rows
+            nothing = 0 * output.float().sum() + (0 if variance is None else 0 * variance.float().sum())
+            found.total = nothing + found.total
+            eq3 = {"simple": Mean.of(nothing, 0), "vb": Mean.of(nothing, 0)}
+        found.metrics = eq3 | found.metrics
         return found
 
     def _points(self, images: Tensor, numbers: range) -> Tensor:

@@ -84,6 +84,8 @@ class Validation:
                 return predict(x_t, t, given)
             return predict(x_t, t, given, low_res.repeat(len(x_t) // count, 1, 1, 1))
 
+        if translator.one_step:  # it knows no other
+            spec = spec.model_copy(update={"sampler": "ddim", "steps": 1})
         denoise = conditioned(with_low_res, tokens, both, self.schedule)
         generators = [generator_for(self.seed, "preview", k) for k in range(count)]
         shape = (count, *self.space.shape(*first.image.shape[-2:]))

@@ -17,43 +17,20 @@ from piti.data.generated import GeneratedSpec
 from piti.data.pairs import FolderSpec
 from piti.diffusion.distillation import StudentGrid
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.losses import adversarial_named, weighting_named
+from piti.diffusion.losses import adversarial_named
 from piti.diffusion.samplers import sampler_named, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
-from piti.diffusion.timesteps import timesteps_named
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
 from piti.training.known import KnownSpec
-from piti.training.losses import DiffusionLossSpec, DistillationSpec
+from piti.training.losses import DiffusionLossSpec, DistillationSpec, LossSpec
 from piti.training.model_spec import ModelSpec
+from piti.training.recipe_unread import unread
 from piti.training.stages import GENERATOR, LORA, NETWORKS, OptimizerSpec, Stage
 
 
 class RecipeError(SpecError):
     """A recipe cannot be read or does not fit the run that it is to continue."""
-
-
-class LossSpec(Spec):
-    """How eq. 3 weighs the timesteps and the variational bound."""
-
-    weighting: str = "uniform"
-    vb_weight: float | None = None
-    """Weight of the bound; none: T / 1000, as GLIDE trains."""
-    timesteps: str = "even"
-    """even: all alike. second_moment: where losses are large, each divided by its chance, as the released base trains
-    (improved DDPM, section 3.3)."""
-
-    @field_validator("weighting")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        weighting_named(name)
-        return name
-
-    @field_validator("timesteps")
-    @classmethod
-    def _known_draws(cls, name: str) -> str:
-        timesteps_named(name)
-        return name
 
 
 class PreviewSpec(Spec):
@@ -177,6 +154,8 @@ class Recipe(Spec):
         self._check_stages()
         if self.distillation is not None:
             self._check_distillation(self.distillation)
+        for key, why in unread(self):
+            raise ValueError(f"'{key}' {why}; leave it out")
         return self
 
     def _check_timesteps(self) -> None:

@@ -67,6 +67,9 @@ class RunState:
     """Of the package that wrote it."""
     prior_sha256: str | None = None
     """Of the weights that low-rank adapters belong to, where a run trains such."""
+    teacher_sha256: str | None = None
+    """Of the weights that a run reads anew whenever it begins and does not train: a distillation's teacher, the
+    autoencoder of a model on latents. None in checkpoints of versions that did not note it, which are not compared."""
 
 
 class RunFolder:
@@ -226,7 +229,9 @@ def read_state(checkpoint: Path) -> RunState:
 
 def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
     """A checkpoint's state. Raises RunError if what else decides the run has changed since."""
-    decides = ("processes", "pairs", "condition", "prior_sha256")
+    decides = ["processes", "pairs", "condition", "prior_sha256"]
+    if read_state(checkpoint).teacher_sha256 is not None:
+        decides.append("teacher_sha256")
     return checked_state(checkpoint, {what: getattr(now, what) for what in decides}, recipe)
 
 

@@ -132,3 +132,31 @@ def test_images_that_cannot_be_used_are_named(
 def test_a_folder_that_is_not_there(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
     with pytest.raises(DataError, match=r"generated\.root: .* is no folder; make it by piti translate"):
         WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "none"), condition, 2, 16)
+
+
+def test_pairs_in_subfolders_have_their_images_by_path(
+    tiny_data: Path, tmp_path: Path, condition: MaskCondition
+) -> None:
+    """As `piti translate` names them: a-1_0.png of a/1.png."""
+    root = tmp_path / "data"
+    for part in ("images", "labels"):
+        for target, source in (("1", "scene-03"), ("a/1", "scene-04")):
+            (file,) = (tiny_data / part).glob(f"{source}.*")
+            place = root / part / f"{target}{file.suffix}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.read_bytes())
+    (root / "splits.json").write_text(json.dumps({"train": ["1", "a/1"], "val": []}))
+    write(tmp_path / "g", "a-1_0.png", said(condition))
+    write(tmp_path / "g", "1_0.png", said(condition))
+    write(tmp_path / "g", "1_1.png", said(condition))
+    pairs = pairs_of(root, condition)
+    mixed = WithGenerated(pairs, GeneratedSpec(root=tmp_path / "g"), condition, 2, 16)
+    found = {pairs.pairs[index].key: [file.name for file in files] for index, files in mixed.small.items()}
+    assert found == {"1": ["1_0.png", "1_1.png"], "a/1": ["a-1_0.png"]}
+
+    for part in ("images", "labels"):
+        (file,) = (root / part).glob("1.*")
+        file.rename(file.with_stem("a-1"))
+    (root / "splits.json").write_text(json.dumps({"train": ["a-1", "a/1"], "val": []}))
+    with pytest.raises(DataError, match=r"images of a-1 and a/1 would have one name"):
+        WithGenerated(pairs_of(root, condition), GeneratedSpec(root=tmp_path / "g"), condition, 2, 16)

@@ -12,6 +12,7 @@ from piti.core.images import ImageError, save_png
 from piti.data.problems import DataError
 from piti.evaluation.pairing import (
     PairingError,
+    by_name,
     check_alike,
     conditions_by_stem,
     generated_images,
@@ -151,3 +152,11 @@ class TestSizes:
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
         with pytest.raises(ImageError, match=r"a\.png: not a readable picture"):
             check_alike([tmp_path / "a.png"], None)
+
+
+def test_photographs_by_the_names_of_their_samples(tmp_path: Path) -> None:
+    a1, a2, b1 = made(tmp_path / "a", "1.jpg", "2.jpg") + made(tmp_path / "b", "1.jpg")
+    assert by_name([a1, a2, b1], tmp_path) == {"a-1": a1, "a-2": a2, "b-1": b1, "2": a2}
+    root = tmp_path / "root"
+    (one, two), three = made(root / "images", "a.jpg", "x-b.jpg"), made(root / "images/x", "b.jpg")[0]
+    assert by_name([one, two, three], root) == {"a": one, "b": three}  # x-b is the name of two

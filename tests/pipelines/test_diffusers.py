@@ -17,6 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from piti.core.errors import UserError
+from piti.diffusion.distillation import StudentSpec
 from piti.diffusion.guidance import Guidance
 from piti.pipelines.pipeline import PITIPipeline
 from tests.pipelines.calling import CLOSE, KINDS, called, inputs
@@ -172,3 +173,31 @@ def test_a_callback_may_change_the_guidance() -> None:
     assert np.abs(called(pipe, guidance_scale=1.0, callback_on_step_end=as_it_is) - off).max() < CLOSE
     on = called(pipe, guidance_scale=1.0, callback_on_step_end=stronger)
     assert np.abs(on - off).max() > CLOSE
+
+
+def test_what_a_callback_makes_of_the_guidance_ends_with_its_batch() -> None:
+    """As diffusers' SDCFGCutoffCallback switches it off."""
+
+    def cut_off(pipeline: PITIPipeline, *_: Any) -> None:
+        pipeline._guidance_scale = 1.0
+
+    pipe = tiny_cascade()
+    given = {"guidance_scale": 4.0, "callback_on_step_end": cut_off, "num_images_per_prompt": 2}
+    apart = called(pipe, **given, batch_size=1, generator=[seeded(1), seeded(2)])
+    together = called(pipe, **given, batch_size=2, generator=[seeded(1), seeded(2)])
+    assert np.abs(apart - together).max() < CLOSE
+
+
+def test_a_callback_leaves_the_guidance_in_a_students_weights() -> None:
+    pipe = tiny_pipeline()
+    pipe.base.register_to_config(student_spec={"timesteps": None, "w": 3.0})
+    pipe.base.student = StudentSpec(w=3.0)
+    plain = called(pipe)
+    assert np.array_equal(called(pipe, callback_on_step_end=lambda *_: {}), plain)
+    assert pipe.guidance_scale == 4.0
+
+    def weaker(pipeline: PITIPipeline, *_: Any) -> None:
+        pipeline._guidance_scale = 1.0
+
+    with pytest.raises(UserError, match=r"scale became 1, and w = 3 is in this student's weights.*distilled from"):
+        called(pipe, callback_on_step_end=weaker)

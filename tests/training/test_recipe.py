@@ -61,6 +61,11 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("preview={sampler: dpm++, steps: 1000}", "steps 1000"),
         ("name=[", "is not YAML"),
         ("stages=[{name: joint, steps: 1}, {name: tail, trains: [unet], steps: 1}]", "stage 'tail' freezes encoder"),
+        ("loss.vb_weight=0.5", "'loss.vb_weight' is of the bound on a learned variance, and model.learned_variance is"),
+        ("degradation={blur: 0.5}", "'degradation' is for upsamplers"),
+        ("stages.0.diffusion.weight=0", "'stages.0.diffusion.weight' is 0 and the stage has no other loss"),
+        ("data={shards: [a.tar], photographs: [b]}", "'photographs' is for folders"),
+        ("generated={root: made}", "'generated' is for upsamplers"),
     ],
 )
 def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, message: str) -> None:

@@ -1,0 +1,52 @@
+"""Keys that a recipe sets and that nothing would read: a run that ignored them would not be the one asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from piti.training.losses import DiffusionLossSpec, LossSpec
+
+if TYPE_CHECKING:
+    from piti.training.recipe import Recipe
+
+
+def unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Each such key, and why nothing reads it. Values that are the defaults count as not set."""
+    if recipe.baseline is not None:
+        yield from _of_baseline(recipe)
+    elif recipe.distillation is not None:
+        yield from _of_distillation(recipe)
+    else:
+        yield from _of_translator(recipe)
+    upsamples = recipe.model.low_res is not None
+    default = type(recipe).model_fields["degradation"].default
+    if not upsamples and recipe.degradation not in (None, default):
+        yield "degradation", "is for upsamplers: nothing shows a base small images"
+
+
+def _of_baseline(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for key in ("checkpointing", "compile"):
+        if getattr(recipe, key):
+            yield key, "does nothing for a baseline's networks"
+    for number, stage in enumerate(recipe.stages):
+        for key in ("diffusion", "pixel", "consistency", "from_noise"):
+            if getattr(stage, key) != type(stage).model_fields[key].default:
+                yield f"stages.{number}.{key}", "has no meaning for a baseline, which has its own losses"
+
+
+def _of_distillation(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.loss != LossSpec():
+        yield "loss", "is of eq. 3, and a student is compared with its teacher"
+    for number, stage in enumerate(recipe.stages):
+        if stage.diffusion != DiffusionLossSpec():
+            yield f"stages.{number}.diffusion", "is of eq. 3, and a student is compared with its teacher"
+
+
+def _of_translator(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.loss.vb_weight is not None and not recipe.model.learned_variance:
+        yield "loss.vb_weight", "is of the bound on a learned variance, and model.learned_variance is false"
+    for number, stage in enumerate(recipe.stages):
+        others = (stage.pixel, stage.consistency, stage.perceptual, stage.adversarial)
+        if not stage.diffusion.weight and not any(others):
+            yield f"stages.{number}.diffusion.weight", "is 0 and the stage has no other loss, so nothing is learned"
