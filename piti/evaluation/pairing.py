@@ -90,14 +90,15 @@ def by_name(found: Sequence[Path], place: Path) -> dict[str, Path]:
     """Photographs of `place`, a folder or a data root, by what samples of theirs are named after: `b-s2` for
     `b/s2.jpg`, or else a file's own name. A name that two of them have is none's."""
     folder = place / "images" if is_data_root(place) else place
-
-    def single(names: list[str]) -> dict[str, Path]:
-        count = Counter(names)
-        return {name: path for name, path in zip(names, found, strict=True) if count[name] == 1}
-
     own = [composed(path.stem) for path in found]
-    inside = [stem_of(path, folder) if path.is_relative_to(folder) else path.stem for path in found]
-    return single(own) | single(inside)
+    inside = [
+        stem_of(path, folder) if path.is_relative_to(folder) else name for path, name in zip(found, own, strict=True)
+    ]
+    names: dict[str, set[Path]] = {}
+    for name, path in zip([*own, *inside], [*found, *found], strict=True):
+        if name in inside or own.count(name) == 1:
+            names.setdefault(name, set()).add(path)
+    return {name: paths.pop() for name, paths in names.items() if len(paths) == 1}
 
 
 def is_data_root(place: Path) -> bool:

@@ -44,6 +44,8 @@ def _of_distillation(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _of_translator(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.generated is not None and recipe.data.shards:
+        yield "generated", "lies over the pairs of a folder, and the data are shards"
     if recipe.loss.vb_weight is not None and not recipe.model.learned_variance:
         yield "loss.vb_weight", "is of the bound on a learned variance, and model.learned_variance is false"
     for number, stage in enumerate(recipe.stages):

@@ -341,3 +341,13 @@ def test_a_lender_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "whole/model_index.json").unlink()
     with pytest.raises(ModelError, match=r"whole holds no model_index\.json.*shares its upsampler.*base_only"):
         PITIPipeline.from_pretrained(tmp_path / "alone")
+
+
+def test_a_base_of_one_step_is_sampled_in_one() -> None:
+    pipeline = tiny_cascade()
+    pipeline.base.one_step = True
+    steps: list[int] = []
+    pipeline(mask(1), generator=seeded(), base_only=True, on_step=lambda done, total, x0: steps.append(total))
+    assert steps == [1]
+    with pytest.raises(UserError, match="5 steps: this base was trained for one step"):
+        pipeline(mask(1), steps=5)

@@ -64,7 +64,7 @@ def test_its_target_is_the_guided_teacher(teacher: tuple[Path, Path]) -> None:
     given = condition.encode(torch.zeros(3, 1, side, side, dtype=torch.uint8))
     x_t, k = torch.randn(3, 3, side, side), torch.tensor([0, 400, 999])
     target, told = objective.taught(given, x_t, k)
-    assert torch.equal(target, objective.grid.target(objective.guess(given), x_t, k))
+    assert torch.equal(target, objective.grid.target(objective.guess(objective.seen(given)), x_t, k))
 
     assert recipe.distillation is not None
     schedule, guidance = objective.schedule, recipe.distillation.guidance
@@ -177,3 +177,19 @@ def test_one_substep_is_the_teachers_own_prediction() -> None:
     t, s = grid.walks[k, 0], grid.ends(k)
     around = grid.reached(grid.moved(x, guess, t, s), x, t, s)
     torch.testing.assert_close(grid.target(lambda x_t, t: guess, x, k), around, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rule_that_remembers_begins_anew_at_every_level(teacher: tuple[Path, Path]) -> None:
+    """Each step's target in the validation loss is that of a walk of its own (apg has a momentum)."""
+    data, run = teacher
+    few = {"steps": 2, "substeps": 2, "guidance": 3.0}
+    recipe = distillation_recipe(str(run), few, data, [*SMALL, "distillation.guidance.kind=apg"])
+    condition = build_condition(recipe)
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+    network = teacher_of(recipe, condition)
+    validation = open_data(recipe, condition)[1]
+    assert validation is not None
+    judge = DistillationObjective(recipe, condition, None, accelerator, None, teacher=network).validator(validation)
+    both = judge.loss(network)
+    judge.levels = judge.levels[::-1]
+    assert judge.loss(network) == pytest.approx(both, rel=1e-5)

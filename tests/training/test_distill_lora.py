@@ -19,7 +19,7 @@ from piti.cli.app import app
 from piti.core.spec import SpecError
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import RecipeError, distillation_recipe, plan, train
+from piti.training import RecipeError, RunError, distillation_recipe, plan, train
 from piti.training.build import build_condition, build_translator
 from piti.training.init import adapt, begin
 from tests.conftest import ROOT
@@ -161,6 +161,18 @@ def test_resumed_as_if_never_stopped(teacher: tuple[Path, Path], student: Path, 
     train(distillation_recipe(str(run), WANTED, data, steps[1], rank=2), tmp_path / "twice", resume=True)
     once, twice = (load_file(tmp_path / name / "model/base" / ADAPTER_FILE) for name in ("once", "twice"))
     assert all(torch.equal(x, twice[name]) for name, x in once.items())
+
+
+def test_a_teacher_that_changed_is_another_run(teacher: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = teacher
+    shutil.copytree(run, tmp_path / "teacher")
+    short_run, longer = ([*SMALL, f"stages.0.steps={steps}"] for steps in (1, 2))
+    train(distillation_recipe(str(tmp_path / "teacher"), WANTED, data, short_run), tmp_path / "run")
+    path = tmp_path / "teacher/model/base" / WEIGHTS_FILE
+    save_file({name: x + 1e-3 for name, x in load_file(path).items()}, path)
+    with pytest.raises(RunError, match="was trained with teacher_sha256 = "):
+        train(distillation_recipe(str(tmp_path / "teacher"), WANTED, data, longer), tmp_path / "run", resume=True)
+    train(distillation_recipe(str(run), WANTED, data, longer), tmp_path / "run", resume=True)  # moved, and the same
 
 
 def test_classes_in_another_order_are_refused(teacher: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from piti.core.spec import SpecError
 from piti.training.recipe import Recipe, RecipeError
-from piti.training.recipe_io import differences, read_recipe, recipe_names, recipe_path, write_recipe
+from piti.training.recipe_io import changed_recipe, differences, read_recipe, recipe_names, recipe_path, write_recipe
 from piti.training.stages import Stage
 from tests.conftest import ROOT, tiny_recipe
 
@@ -61,7 +62,6 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("preview={sampler: dpm++, steps: 1000}", "steps 1000"),
         ("name=[", "is not YAML"),
         ("stages=[{name: joint, steps: 1}, {name: tail, trains: [unet], steps: 1}]", "stage 'tail' freezes encoder"),
-        ("loss.vb_weight=0.5", "'loss.vb_weight' is of the bound on a learned variance, and model.learned_variance is"),
         ("degradation={blur: 0.5}", "'degradation' is for upsamplers"),
         ("stages.0.diffusion.weight=0", "'stages.0.diffusion.weight' is 0 and the stage has no other loss"),
         ("data={shards: [a.tar], photographs: [b]}", "'photographs' is for folders"),
@@ -72,6 +72,23 @@ def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, messa
     path = written(tmp_path, tiny_recipe(tmp_path))
     with pytest.raises(SpecError, match=message.replace("(", r"\(")):
         read_recipe(path, [change])
+
+
+def test_keys_that_nothing_would_read(tmp_path: Path) -> None:
+    path = written(tmp_path, tiny_recipe(tmp_path))
+    changes = ["loss.vb_weight=0.5", "model.learned_variance=false"]
+    with pytest.raises(SpecError, match=r"'loss.vb_weight' is of the bound on a learned variance.*leave it out"):
+        read_recipe(path, changes)
+    read_recipe(path, changes[:1])
+    baseline = {"baseline": {"kind": "spade"}, "stages": [{"trains": ["generator"], "steps": 1}]}
+    values = {key: value for key, value in tiny_recipe(tmp_path).items() if key not in ("model", "stages")}
+    values |= baseline | {"model": {"image_size": values["data"]["size"]}, "condition_dropout": 0.2}
+    Recipe.parse(values, "test")
+    for change in ("checkpointing=true", "compile=true", "stages.0.from_noise=1", "stages.0.pixel={weight: 1}"):
+        with pytest.raises(
+            SpecError, match=f"'{change.partition('=')[0]}' (does nothing|has no meaning) for a baseline"
+        ):
+            changed_recipe(copy.deepcopy(values), [change], "test")
 
 
 @pytest.mark.parametrize("stage", [{"from_noise": 0.5}, {"diffusion": {"weight": 0.5}}])

@@ -153,6 +153,25 @@ def test_eq_3_acts_in_its_range_with_its_weight(tiny_data: Path, tmp_path: Path,
     assert 0 < low["loss"] < whole["loss"]
 
 
+def test_a_batch_without_a_row_of_eq_3_learns_nothing_from_it(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    """And says the same things as one with rows, which other processes may have."""
+    stage = {key: MIXED[key] for key in ("name", "trains", "lr")} | {"steps": 3, "diffusion": {"noise": [0.0, 0.01]}}
+    recipe = mixed_recipe(tiny_data, features, None, stages=[stage], batch=2)
+    names, real = [], DiffusionObjective.losses
+
+    def watched(self: DiffusionObjective, *args: Any) -> Any:
+        found = real(self, *args)
+        names.append((list(found.metrics), float(found.total)))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionObjective, "losses", watched)
+        train(recipe, tmp_path / "run")
+    assert [kinds for kinds, _ in names] == [["simple", "vb"]] * 3
+    assert 0.0 in [total for _, total in names]
+    assert all("simple" not in row for row in rows(tmp_path / "run") if row.get("loss") == 0)
+
+
 def test_what_a_loss_clips_gets_no_gradient_beyond_the_range() -> None:
     x0_hat = torch.tensor([-1.5, 0.5]).view(2, 1, 1, 1).requires_grad_()
     for clip, gradient in ((True, [0.0, 1.0]), (False, [1.0, 1.0])):
