@@ -286,7 +286,10 @@ class ModelFolder:
         """A network's scheduler, of the class that its file names. Raises ModelError."""
         folder = self.path / SCHEDULERS[network]
         config, source = read_json(folder, SCHEDULER_FILE), str(folder / SCHEDULER_FILE)
-        kind = scheduler_named(str(config.get("_class_name", DDPMScheduler.__name__)))
+        try:
+            kind = scheduler_named(str(config.get("_class_name", DDPMScheduler.__name__)))
+        except UserError as error:
+            raise ModelError(f"{source}: {text_of(error)}") from None
         spec_of_config(config, source)
         try:
             return cast(Scheduler, kind.from_pretrained(folder))

@@ -19,6 +19,7 @@ _OF_FIGURES = {"model"}
 _OF_TABLES = {"scale", "seeds", "perceptual", "no_train", "gpu"}
 _OF_JUDGED = {"features", "segmenter", "aliases", "bootstrap", "seeds"}
 _OF_STUDIES = {"votes", "limit"}
+_OF_PAGES = {"limit", "dry_run"}  # which are sent out before there are votes to count
 _OF_LADDER = {"real_esrgan"}
 
 
@@ -81,9 +82,10 @@ def reproduce(
     from piti.reproduction.runs import Workspace
 
     given, figure, study = all_given(ctx), table in FIGURES, table in STUDIES
-    others = (_OF_TABLES if figure else _OF_FIGURES) | (_OF_JUDGED if study else _OF_STUDIES)
-    others = others if table == "table3b" else others | _OF_LADDER
-    refuse_others(given, [name for name in ctx.params if name not in others], f"piti reproduce {table}")
+    counted = study and bool(rated.votes)
+    others = _meaningless(table, figure, study, counted)
+    use = f"piti reproduce {table}{' --votes' if counted else ''}"
+    refuse_others(given, [name for name in ctx.params if name not in others], use)
     runs = 1 if study else seeds
     changes, other = weights.changes(), weights.real_esrgan
     workspace = Workspace(out, {}, judged.judges(), runs, device, not no_train, changes, other)
@@ -93,6 +95,13 @@ def reproduce(
         _study(table, scale, workspace, data or [], rated)
     else:
         _table(table, scale, workspace, data or [], dry_run, gpu if "gpu" in given else None)
+
+
+def _meaningless(table: str, figure: bool, study: bool, counted: bool) -> set[str]:
+    """Parameters that mean nothing with a table. counted: whether votes are counted, and no pages written."""
+    others = (_OF_TABLES if figure else _OF_FIGURES) | (_OF_JUDGED if study else _OF_STUDIES)
+    others = others if table == "table3b" else others | _OF_LADDER
+    return others | _OF_PAGES if counted else others
 
 
 def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_run: bool, gpu: str | None) -> None:

@@ -66,12 +66,15 @@ def _shifted(maps: list[Tensor], u: Tensor) -> list[Tensor]:
 
 
 def _cut_out(maps: list[Tensor], u: Tensor) -> list[Tensor]:
-    """A square of half the sides, anywhere, perhaps across the border, is 0."""
+    """A square of half the sides, an odd side's half rounded up, anywhere, perhaps across the border, is 0."""
     height, width = maps[0].shape[-2:]
     inside = []
     for k, side in enumerate((height, width)):
-        centre = (u[:, k] * side).floor().view(-1, 1)
-        inside.append((torch.arange(side, device=u.device) - centre).abs() < side / 4)
+        cut = (side + 1) // 2
+        # Zhao et al., DiffAugment: its middle is any pixel, or of an even cut any line between two, the borders too
+        first = (u[:, k] * (side + 1 - cut % 2)).floor().long().view(-1, 1) - cut // 2
+        beyond = torch.arange(side, device=u.device) - first  # [B, side]
+        inside.append((beyond >= 0) & (beyond < cut))
     kept = ~(inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)  # [B, 1, H, W]
     return [x * kept for x in maps]
 

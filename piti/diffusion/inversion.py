@@ -4,7 +4,9 @@ Papers: DDIM (Song et al. 2020, arXiv 2010.02502, section 4.3), refinement of ev
 2309.04907; Garibi et al. 2024, arXiv 2403.14602), blending at every noise level (Avrahami et al. 2021, arXiv
 2111.14818; PITI, appendix B).
 
-Steps are those of the respaced process, as the sampler "ddim" visits them, 0 … N−1; ᾱ before step 0 is 1.
+Steps are those of the respaced process, as the sampler "ddim" visits them, 0 … N−1. ᾱ before step 0 is 1, since an
+image is clean: also for schedules with `to_clean: false`, whose sampler stops at ᾱ of the trained step 0 instead and
+leaves a rest of noise.
 """
 
 from __future__ import annotations

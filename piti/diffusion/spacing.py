@@ -36,7 +36,10 @@ def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
                 f"({steps} timesteps in {len(counts)} sections); ask for at most {size} there"
             )
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        kept += [start + round(stride * k) for k in range(count)]
+        place = 0.0
+        for _ in range(count):
+            kept.append(start + round(place))
+            place += stride  # as the release sums; k · stride would be rounded to another step where it is a half
         start += size
     return kept
 

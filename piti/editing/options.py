@@ -30,8 +30,9 @@ class EditSettings:
     """How to edit."""
 
     sampling: SamplingOptions = OWN_SAMPLING
-    """Guidance is that of the base under the changed condition, steps are taken up to noise and down again;
-    `STEPS` and `UPSAMPLER_STEPS` by default. The size is the short side at which it is edited."""
+    """Guidance is that under the changed condition, steps are taken up to noise and down again; `STEPS` and
+    `UPSAMPLER_STEPS` by default. A factor on the initial noise is for an upsampler of one step, which inverts nothing.
+    The size is the short side at which it is edited."""
     refinements: int = 1
     """Of every step of the inversion, see `invert`."""
     variety: float | None = None
@@ -66,7 +67,8 @@ class EditSettings:
         return cls(sampling, **others)
 
     def resolve(self, pipeline: PITIPipeline) -> ResolvedSampling:
-        """How the pipeline is sampled in this edit. Raises UserError for impossible options."""
+        """How the pipeline is sampled in this edit. Raises UserError for impossible options, EditError for a model or
+        an option that an edit cannot use."""
         network = pipeline.base_network()
         if isinstance(network, Network) and network.translator.student is not None:
             raise EditError(
@@ -77,9 +79,22 @@ class EditSettings:
         base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
         upsampler = asked.upsampler
         if pipeline.upsampler is not None and not asked.base_only:
-            own = UpsamplerOptions() if pipeline.upsampler.one_step else UpsamplerOptions(steps=UPSAMPLER_STEPS)
+            own = UpsamplerOptions() if pipeline.upsampler.one_step else self._inverted()
             upsampler = upsampler.over(own).model_copy(update={"sampler": SAMPLER})
         return asked.model_copy(update={"base": base, "upsampler": upsampler}).resolve(pipeline)
+
+    def _inverted(self) -> UpsamplerOptions:
+        """What holds for an upsampler that inverts the image. Raises EditError for a factor on its initial noise, which
+        is the image's own."""
+        noise = self.sampling.upsampler.noise
+        if noise is not None:
+            raise EditError(
+                "this upsampler begins with the noise that the image is inverted to, as it is",
+                remedy="leave it out; it is for upsamplers of one step",
+                option="upsampler_noise",
+                value=noise,
+            )
+        return UpsamplerOptions(steps=UPSAMPLER_STEPS, noise=1.0)
 
 
 DEFAULTS = EditSettings()

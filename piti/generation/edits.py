@@ -86,10 +86,14 @@ def _text(
 ) -> dict[str, str]:
     """The metadata that all images of an edit have: the model, names and every setting, as it came out."""
     values = {key: value for key, value in vars(settings).items() if key not in ("sampling", "measure")}
+    upsampler = sampling.upsampler
     values |= {
         "guidance": sampling.base.guidance.to_dict(),
         "steps": sampling.base.steps,
-        f"{OF_UPSAMPLER}steps": None if sampling.upsampler is None else sampling.upsampler.steps,
+        f"{OF_UPSAMPLER}guidance": None if upsampler is None else upsampler.guidance.to_dict(),
+        f"{OF_UPSAMPLER}steps": None if upsampler is None else upsampler.steps,
+        f"{OF_UPSAMPLER}noise": None if upsampler is None else upsampler.noise,
+        f"{OF_UPSAMPLER}truncates": None if upsampler is None else upsampler.truncates,
         "base_only": sampling.base_only,
         "variety": edited.variety,
         "size": edited.size,

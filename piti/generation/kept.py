@@ -14,6 +14,9 @@ from piti.generation.sources import TranslationError
 
 _WORDS = {"condition_sha256": "of another condition", "weights": "with other weights"}  # whose values say nothing
 _LAST_BITS = (f"{PREFIX}version", MADE_ON)
+_SIZE = f"{PREFIX}size"
+_UNSAID = {NOISE_ON: "cpu", f"{PREFIX}square": "False", f"{PREFIX}upsampler_truncates": "False"}
+"""Values of keys that `made_with` writes only where they are others."""
 _SHOWN = 60  # characters of a value
 
 
@@ -21,7 +24,8 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
     """How an image was made otherwise than is asked for; nothing if its PNG says just that.
 
     wanted: metadata by key. An empty value is not known here, and not compared. Versions and the device, which change
-    an image's last bits at most, are not compared either, but the type of numbers is.
+    an image's last bits at most, are not compared either, but the type of numbers is. A size that is not said is the
+    model's own: then the pixels of the two images tell whether it differs.
     """
     try:
         found = png_text(path)
@@ -29,8 +33,9 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
         return f"and cannot be read ({error.problem})"
     if not any(key.startswith(PREFIX) for key in found):
         return "and does not say how it was made"
-    wanted, found = ({NOISE_ON: "cpu", **said} for said in (wanted, found))
-    compared = {key: value for key, value in wanted.items() if value and key not in _LAST_BITS}
+    wanted, found = _completed(wanted), _completed(found)
+    left_out = _LAST_BITS if _SIZE in found else (*_LAST_BITS, _SIZE)
+    compared = {key: value for key, value in wanted.items() if value and key not in left_out}
     differing = [key for key, value in compared.items() if found.get(key) != value]
     if not differing:
         then, now = numbers_of(found.get(MADE_ON, "")), numbers_of(wanted.get(MADE_ON, ""))
@@ -41,6 +46,11 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
         return f"made {_WORDS[first]} than is asked for{more}"
     said = quoted(found.get(differing[0], "nothing said"), _SHOWN)
     return f"made with {first} = {said}, and {quoted(wanted[differing[0]], _SHOWN)} is asked for{more}"
+
+
+def _completed(said: Mapping[str, str]) -> dict[str, str]:
+    """What is said, and the values of `_UNSAID` where nothing is."""
+    return {**said, **{key: value for key, value in _UNSAID.items() if key not in said}}
 
 
 def check_kept(jobs: list[TranslationJob], common: Mapping[str, str], like: Record | None) -> None:

@@ -72,7 +72,7 @@ class TranslationPlan:
         if len(self.previews) < SHEET_ROWS:
             size, previews = enlarged(prepared.canvas, SHEET_SIDE), pipeline.condition.previews(prepared.raw)
             self.previews[source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
-            self.all_differ &= like is not None and like.is_other(prepared.raw)
+        self.all_differ = self.all_differ and like is not None and like.is_other(prepared.raw)
         bare = prepared.bare()
         targets = {number: self.files.out / f"{stem}_{number}.png" for number in options.wanted()}
         sha = raw_hash(prepared.raw) if any(target.exists() for target in targets.values()) else ""

@@ -6,8 +6,8 @@
     pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=custom.__file__, trust_remote_code=True)
 
 diffusers copies this file and runs the copy, for which it asks to be trusted; there is no other code. What comes back
-is a `PITIPipeline`. FOLDER is a model's folder: bundled models by name, training runs, and models whose networks are
-adapters on a prior's are for `PITIPipeline.from_pretrained`.
+is a `PITIPipeline`. FOLDER is a model's folder, also of a model that works on latents: bundled models by name, training
+runs, and models whose networks are adapters on a prior's are for `PITIPipeline.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 class FromFolder(DiffusionPipeline):
     """Takes the parts that diffusers loaded, and adds the condition, which lies beside them."""
 
-    _optional_components = ["scheduler", "upsampler", "upsampler_scheduler"]  # noqa: RUF012
+    _optional_components = ["scheduler", "upsampler", "upsampler_scheduler", "vae"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -29,8 +29,10 @@ class FromFolder(DiffusionPipeline):
         scheduler: Any = None,
         upsampler: Any = None,
         upsampler_scheduler: Any = None,
+        vae: Any = None,
         defaults: Any = None,
         shares_upsampler_of: Any = None,
+        shares_upsampler_sha256: Any = None,
     ) -> None:
         """What diffusers reads of a model's index by this signature."""
 
@@ -40,10 +42,12 @@ class FromFolder(DiffusionPipeline):
         scheduler: Any = None,
         upsampler: Any = None,
         upsampler_scheduler: Any = None,
+        vae: Any = None,
         defaults: Any = None,
         shares_upsampler_of: str | None = None,
+        shares_upsampler_sha256: str | None = None,
     ) -> Any:
-        """A `PITIPipeline`. Raises ModelError."""
+        """A `PITIPipeline`. Raises ModelError, also where the upsampler that the model shares has changed since."""
         from piti.checkpoints.folder import OF_UPSAMPLER, ModelFolder, find_model
         from piti.pipelines import pipeline
 
@@ -51,7 +55,11 @@ class FromFolder(DiffusionPipeline):
         settings = dict(defaults or {})
         if upsampler is None and shares_upsampler_of is not None:
             lender = ModelFolder.open(find_model(shares_upsampler_of))
+            folder.check_lent(lender)
             upsampler, upsampler_scheduler = lender.load("upsampler", base.dtype)
             settings |= {key: value for key, value in lender.defaults.items() if key.startswith(OF_UPSAMPLER)}
+        if vae is not None:
+            vae = vae.eval().requires_grad_(False)
+            vae = vae.float() if vae.config.force_upcast else vae  # as `ModelFolder.autoencoder` has it
         parts = base.eval(), scheduler, folder.condition, upsampler, upsampler_scheduler
-        return pipeline.PITIPipeline(*parts, defaults=settings)
+        return pipeline.PITIPipeline(*parts, defaults=settings, vae=vae)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piti.core.errors import Message, UserError, option
-from piti.pipelines.options import GENERAL_DEFAULTS
+from piti.diffusion.guidance import Guidance
+from piti.diffusion.samplers import sampler_of, sampling_timesteps
+from piti.diffusion.schedule import NoiseSchedule, scheduler_of
+from piti.pipelines.options import GENERAL_DEFAULTS, ONE_STEP, NetworkOptions
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
 from piti.reproduction.rows import SETS, Plan, Row, Training
@@ -22,7 +25,6 @@ ASSUMED = 30.0
 """Training images a second of the small scale's networks where nothing was measured: about what two CPU cores do."""
 FORWARD = 1 / 3
 """Work of a network's forward pass by that of a training step, for estimates of sampling."""
-UPSAMPLER_STEPS = 27
 _HOUR = 3600
 
 
@@ -46,17 +48,17 @@ class CostTally:
     """By what the work depends on, since counting takes seconds."""
     bases: dict[str, None]
     unknown: list[str]
-    one_pass: set[Training]
-    """Those whose network makes an image in one pass."""
+    recipes: dict[Training, Recipe]
 
 
 def dry_run(plan: Plan, workspace: Workspace, gpu: str = DEFAULT_GPU) -> tuple[list[dict[str, str]], list[str]]:
     """A row for each run, and notes on the hours of all. Trains nothing and writes nothing.
 
-    gpu: a name in `piti.training.cost.GPUS`, for the paper's scale.
+    gpu: a name in `piti.training.cost.GPUS`, for the paper's scale. Raises UserError for a GPU that is not known, and
+    for a row whose options its networks cannot be sampled with.
     """
     chosen = gpu_named(gpu)
-    tally = CostTally(Checker(plan, workspace), 0.0, {}, {}, {}, [], set())
+    tally = CostTally(Checker(plan, workspace), 0.0, {}, {}, {}, [], {})
     found = [
         _run(plan, training, seed, workspace, chosen, tally)
         for training in plan.trainings
@@ -92,8 +94,7 @@ def _run(
         return {"run": name, "state": state, "images": "", "hours left": "", "what": "see below"}, None
     row = {"run": name, "state": state or str(now), "images": f"{_images(recipe):,}", "hours left": "?"}
     row["what"] = _what(recipe)
-    if recipe.baseline is not None:
-        tally.one_pass.add(training)
+    tally.recipes[training] = recipe
     try:
         estimate = _measured(recipe, workspace) if plan.own_speed else _counted(recipe, gpu, tally.counted)
     except (UserError, TypeError, NotImplementedError):  # a network whose work is not counted
@@ -177,11 +178,26 @@ def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
 
 
 def _sampling(row: Row, tally: CostTally) -> float:
-    """Seconds for a row's images of one condition: a pass of a baseline's generator; else two forward passes of the
-    base for a guided step, and one of the upsampler."""
-    base = (
-        1 if row.base in tally.one_pass else 2 * int(row.options.sampling.base.over(GENERAL_DEFAULTS.base).steps or 0)
-    )
-    passes = {row.base: base} | ({row.upsampler: UPSAMPLER_STEPS} if row.upsampler else {})
-    known = {one: count for one, count in passes.items() if one in tally.rates}
+    """Seconds for a row's images of one condition, by the passes of its networks. Raises UserError."""
+    asked = row.options.sampling
+    networks: dict[Training, NetworkOptions] = {row.base: asked.base}
+    if row.upsampler is not None and not asked.base_only:
+        networks[row.upsampler] = asked.upsampler
+    known = {one: _passes(tally.recipes[one], own) for one, own in networks.items() if one in tally.rates}
     return sum(row.options.num * count * FORWARD / tally.rates[one] for one, count in known.items())
+
+
+def _passes(recipe: Recipe, asked: NetworkOptions) -> int:
+    """Forward passes of a run's network for one image: one of a baseline's generator; else one for each step, two where
+    that is guided. What is not asked is the model's own, as in `SamplingOptions.resolve`. Raises UserError."""
+    if recipe.baseline is not None:
+        return 1
+    usual: NetworkOptions = GENERAL_DEFAULTS.base if recipe.model.low_res is None else GENERAL_DEFAULTS.upsampler
+    usual = usual.model_copy(update={"sampler": sampler_of(scheduler_of(recipe.schedule))})
+    if recipe.one_step:
+        usual = usual.model_copy(update={"steps": ONE_STEP.steps, "sampler": ONE_STEP.sampler})
+    chosen, schedule = asked.over(usual), NoiseSchedule(recipe.schedule)
+    assert chosen.steps is not None
+    assert isinstance(chosen.guidance, Guidance)
+    visited = sampling_timesteps(schedule, str(chosen.sampler), chosen.steps)
+    return sum(1 + chosen.guidance.active(t, len(schedule)) for t in visited)

@@ -34,8 +34,10 @@ from piti.training import Recipe, RunError, RunFolder, read_recipe, train
 from piti.training.recipe_io import flat
 from piti.training.run_folder import RECIPE_FILE, read_state
 
-AVERAGE = "custom_checkpoint_0.pkl"
-"""A checkpoint's file of averaged weights, which are what a model is made of."""
+STATES = "custom_checkpoint_*.pkl"
+"""A checkpoint's files of what a run registers, in the order in which it does: one is the averaged weights, which are
+what a model is made of."""
+_UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError)  # what torch raises of files that are no states
 SMALL = 2**16
 """Tensors of more numbers are not compared: a step of training changes the small ones too."""
 
@@ -45,11 +47,22 @@ def is_of(model: Path, checkpoint: Path) -> bool:
     if not (model / "model_index.json").is_file():
         return False
     try:
-        average = torch.load(checkpoint / AVERAGE, map_location="cpu", weights_only=True, mmap=True)
-        wanted = _digests(average["shadow_params"])
+        wanted = _digests(_average(checkpoint))
         return any(wanted and wanted <= _digests(_weights(file)) for file in sorted(model.rglob("*.safetensors")))
-    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError):
+    except (*_UNREADABLE, SafetensorError):
         return False
+
+
+def _average(checkpoint: Path) -> Iterable[Tensor]:
+    """The averaged weights among a checkpoint's states, by their content; nothing where no file holds them."""
+    for path in sorted(checkpoint.glob(STATES)):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except _UNREADABLE:
+            continue
+        if isinstance(state, Mapping) and "shadow_params" in state:
+            return state["shadow_params"]
+    return ()
 
 
 def _weights(path: Path) -> Iterable[Tensor]:

@@ -18,6 +18,7 @@ except ImportError:  # on Windows
     fcntl = None
 
 LOCK_FILE = "training.lock"
+_TRIES = 10  # to lock a file that is still there then
 
 
 class RunLockedError(UserError):
@@ -39,15 +40,16 @@ class RunLock:
     def check(self) -> None:
         """Raises RunLockedError if another process holds it. Changes nothing."""
         if self._file is None and self.path.exists():
-            with self.path.open("r+", encoding="utf-8") as file:
-                self._locked(file)
+            try:
+                self._opened("r+").close()
+            except FileNotFoundError:  # released since
+                return
             self._beside.release()
 
     def take(self) -> None:
         """Hold it until `release`. Raises RunLockedError, OSError."""
-        file = self.path.open("a+", encoding="utf-8")
+        file = self._opened("a+")
         try:
-            self._locked(file)
             file.truncate(0)
             json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
             file.flush()
@@ -66,6 +68,31 @@ class RunLock:
             self._file.close()
             self._file = None
             self._beside.release()
+
+    def _opened(self, mode: str) -> IO[str]:
+        """The folder's file, locked. Raises RunLockedError, OSError.
+
+        Whoever held it may have removed it after it was opened here. A lock of what lies there no more keeps nobody
+        out, so the file is opened anew; where it is another one every time, the file system does not tell files apart.
+        """
+        file = self._opened_once(mode)
+        for _ in range(_TRIES):
+            if _is_at(file, self.path):
+                break
+            file.close()
+            self._beside.release()
+            file = self._opened_once(mode)
+        return file
+
+    def _opened_once(self, mode: str) -> IO[str]:
+        file = self.path.open(mode, encoding="utf-8")
+        try:
+            self._locked(file)
+        except BaseException:
+            file.close()
+            self._beside.release()
+            raise
+        return file
 
     def _locked(self, file: IO[str]) -> None:
         """Lock an open file. Raises RunLockedError if another process has, on this machine or on another."""
@@ -90,6 +117,14 @@ class RunLock:
         raise RunLockedError(
             f"another process (pid {holder.get('pid', 'unknown')}, on {host}) trains in {self.root}", remedy=remedy
         )
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that lies there now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(text: str) -> dict[str, Any]:

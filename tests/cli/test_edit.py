@@ -96,6 +96,9 @@ def test_into_a_file(model: Path, files: dict[str, Path], tmp_path: Path) -> Non
     assert settings["keep_exact"] is True
     assert (settings["steps"], settings["upsampler_steps"], settings["guidance"]["w"]) == (2, 2, 1.5)
     assert (settings["variety"], settings["size"]) == (0.7, 32)  # as they came out, not as they were left out
+    upsampler = [settings[f"upsampler_{key}"] for key in ("noise", "truncates")]
+    assert upsampler == [1.0, False]  # the noise is the image's own
+    assert settings["upsampler_guidance"]["w"] == 0.0
     assert (text["piti:model"], text["piti:seed"], text["piti:number"]) == (str(model), "3", "0")
     again = run(*command(model, files, out, *exact, "--overwrite"))
     assert again == said

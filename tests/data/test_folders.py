@@ -166,8 +166,13 @@ class TestCheck:
 
     def test_checking_again_says_the_same(self, root):
         (root / "images" / "drive" / "1.png").unlink()
+        Image.new("RGB", (12, 8)).save(root / "images" / "drive" / "3.png")
         folder = PairedFolder(spec(root), MASK)
-        assert problems(folder) == problems(folder)
+        said = (
+            f"{root}: the data set has problems\n  1 conditions without an image in images/:\n    drive/1\n"
+            f"  1 {UNEQUAL}:\n    drive/3: image 12 x 8, condition 24 x 16"
+        )
+        assert [problems(folder) for _ in range(2)] == [said, said]
 
     def test_an_empty_split_cannot_be_used(self, root):
         (root / "splits.json").write_text('{"train": []}')

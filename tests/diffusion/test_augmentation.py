@@ -49,11 +49,28 @@ def test_all_shifts_come_about() -> None:
     assert [int(x[0, 8, 8] - 9) for x in moved] == [-2, -1, 0, 1, 2]
 
 
-def test_a_cutout_takes_a_square_of_half_the_sides() -> None:
+@pytest.mark.parametrize(("side", "half"), [(16, 8), (8, 4), (6, 3), (5, 3), (7, 4), (1, 1)])
+def test_a_cutout_takes_a_square_of_half_the_sides(side: int, half: int) -> None:
     u = torch.full((1, DRAWS), 0.5)
-    cut, (over,) = augmented(ramps(1), [ramps(1)], ["cutout"], u)
-    assert int((cut[0, 2] == 0).sum()) == 7 * 7  # centres within 4 of the middle pixel
+    cut, (over,) = augmented(ramps(1, side), [ramps(1, side)], ["cutout"], u)
+    gone = cut[0, 2] == 0
+    assert int(gone.sum()) == half * half
+    assert int(gone.any(dim=0).sum()) == int(gone.any(dim=1).sum()) == half
     assert torch.equal(cut, over)
+
+
+@pytest.mark.parametrize("side", [8, 6])
+def test_a_cutout_lies_anywhere_also_across_the_border(side: int) -> None:
+    """Its first row is drawn as DiffAugment draws it: from half its size before the image to half of it before the
+    end."""
+    half = side // 2
+    places = side + 1 - half % 2
+    u = torch.full((places, DRAWS), 0.5)
+    u[:, 5] = (torch.arange(places) + 0.5) / places
+    cut, _ = augmented(ramps(places, side), [], ["cutout"], u)
+    for place in range(places):
+        rows = range(max(0, place - half // 2), min(side, place - half // 2 + half))
+        assert (cut[place, 2] == 0).any(dim=1).nonzero().flatten().tolist() == list(rows)
 
 
 def test_colours_do_not_touch_the_condition() -> None:

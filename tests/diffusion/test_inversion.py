@@ -10,7 +10,7 @@ from torch import Tensor
 from piti.core.errors import UserError
 from piti.diffusion.inversion import Trajectory, cleaner, invert, noisier, resample
 from piti.diffusion.samplers import SAMPLERS, sample, x0_of
-from piti.diffusion.schedule import Estimate
+from piti.diffusion.schedule import Estimate, NoiseSchedule
 from piti.diffusion.spacing import space_timesteps
 from tests.diffusion.test_samplers import PROCESSES, SCHEDULE, Recorded, gaussian, generators
 
@@ -39,6 +39,16 @@ def test_a_step_is_the_samplers_and_the_reverse_undoes_it() -> None:
         torch.testing.assert_close(ours, scheduler.step(x0, k, x_k).prev_sample, atol=1e-5, rtol=0)
         if k > 0:
             torch.testing.assert_close(noisier(ours, x0, k - 1, spaced), x_k, atol=1e-9, rtol=0)
+
+
+def test_an_image_is_clean_also_where_the_sampler_leaves_a_rest_of_noise() -> None:
+    schedule = NoiseSchedule(SCHEDULE.spec.model_copy(update={"to_clean": False}))
+    spaced, x_k, x0 = schedule.respaced(space_timesteps(1000, 50)), IMAGE + 0.3, IMAGE.clamp(-1, 1)
+    torch.testing.assert_close(cleaner(x_k, x0, 0, spaced), x0)
+    left = SAMPLERS["ddim"].build(spaced).step(x0, 0, x_k).prev_sample
+    torch.testing.assert_close(left, x_k)  # which is where it ends
+    trajectory = invert(gaussian, IMAGE, schedule, 50, 100)
+    torch.testing.assert_close(resample(gaussian, trajectory, trajectory.noise), IMAGE, atol=1e-6, rtol=0)
 
 
 def returned(steps: int | str, refinements: int) -> float:

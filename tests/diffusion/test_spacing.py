@@ -21,6 +21,17 @@ def test_respacing_equals_the_recorded_one(golden: Path) -> None:
             space_timesteps(1000, spec)
 
 
+def test_strides_are_summed_before_they_are_rounded_as_in_the_release() -> None:
+    """Its sum falls short of a half here, where k times the stride does not."""
+    assert space_timesteps(1000, 21)[9:12] == [450, 499, 549]
+    for count in range(2, 1001):
+        place, wanted = 0.0, []
+        for _ in range(count):
+            wanted.append(round(place))
+            place += 999 / (count - 1)
+        assert space_timesteps(1000, count) == wanted
+
+
 def test_sections_share_the_steps_and_the_first_take_what_is_left() -> None:
     assert space_timesteps(10, "2,1,1") == [0, 3, 4, 7]  # sections of 4, 3 and 3
     assert space_timesteps(1000, "fast27")[-3:] == [799, 800, 997]  # "10,10,3,2,2" ends with 999

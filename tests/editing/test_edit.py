@@ -273,6 +273,7 @@ def test_texts_and_several_conditions() -> None:
         ({"num": 0}, r"at least 1"),
         ({"steps": 0}, r"steps"),
         ({"upsampler_steps": 5000}, r"upsampler_steps 5000"),
+        ({"upsampler_noise": 0.997}, r"upsampler_noise 0\.997: .*begins with the noise .* inverted to.*leave it out"),
     ],
 )
 def test_what_cannot_be_edited(given: dict[str, Any], message: str) -> None:

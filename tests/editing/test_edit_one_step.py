@@ -66,3 +66,9 @@ def test_an_edit_of_everything_is_what_it_makes_of_the_small_edit() -> None:
 def test_more_steps_than_its_one_are_refused() -> None:
     with pytest.raises(UserError, match="trained for one step"):
         edited(tiny_cascade(one_step=True), upsampler_steps=4)
+
+
+def test_its_noise_may_be_scaled() -> None:
+    pipeline, image = tiny_cascade(one_step=True), photograph(32, 32)
+    one, other = (edited(pipeline, image, upsampler_noise=noise, **ONE_STEP_EDIT).images[0] for noise in (1.0, 0.5))
+    assert (apart(one, other) > 5).any()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.folder import ModelError
 from piti.core.errors import UserError
@@ -227,26 +228,49 @@ def test_parts_that_are_given_are_not_loaded(saved: Path) -> None:
     assert pipe.defaults.base.sampler == "ddim"
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_diffusers_own_loader_gives_it(
-    saved: Path, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def by_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """What diffusers' own loader makes of a folder."""
     from diffusers.utils import dynamic_modules_utils
 
-    from piti.checkpoints.joining import share_upsampler
     from piti.pipelines import custom
 
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own = {"custom_pipeline": custom.__file__, "trust_remote_code": True}
+    return lambda folder, **options: DiffusionPipeline.from_pretrained(folder, **own, **options)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_diffusers_own_loader_gives_it(
+    saved: Path, shared: bool, tmp_path: Path, by_diffusers: Callable[..., Any]
+) -> None:
+    from piti.checkpoints.joining import share_upsampler
+
     folder = saved
     if shared:
         folder = tmp_path / "borrows"
         tiny_pipeline().save_pretrained(folder)
         share_upsampler(folder, str(saved))
-    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=custom.__file__, trust_remote_code=True)
+    pipe = by_diffusers(folder)
     assert isinstance(pipe, PITIPipeline)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.defaults == loaded(folder).defaults
     assert np.array_equal(called(pipe), called(loaded(folder)))
+
+
+def test_diffusers_own_loader_refuses_a_lent_upsampler_that_changed(
+    tmp_path: Path, by_diffusers: Callable[..., Any]
+) -> None:
+    from piti.checkpoints.joining import join_upsampler
+
+    tiny_pipeline().save_pretrained(tmp_path / "borrows")
+    tiny_cascade().save_pretrained(tmp_path / "lender")
+    join_upsampler(tmp_path / "borrows", tmp_path / "lender", str(tmp_path / "lender"))
+    assert by_diffusers(tmp_path / "borrows").upsampler is not None
+    path = tmp_path / "lender/upsampler" / f"{WEIGHTS}.safetensors"
+    save_file({name: 0.5 * x for name, x in load_file(path).items()}, path)
+    with pytest.raises(ModelError, match=r"has changed since .*borrows was saved beside it; give it as it was"):
+        by_diffusers(tmp_path / "borrows")
 
 
 # The hub

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from piti.checkpoints.prior_families import recognised
 from piti.core.errors import UserError
@@ -74,6 +75,28 @@ def test_noise_is_of_the_latents_shape(stable: tiny.Imported, shape: tuple[int, 
 def test_latents_are_no_output(stable: tiny.Imported) -> None:
     with pytest.raises(UserError, match="latents are decoded; they are no output"):
         stable.ours(TEXT, output_type="latent")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_diffusers_own_loader_takes_the_autoencoder(
+    stable: tiny.Imported, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.utils import dynamic_modules_utils
+
+    from piti.pipelines import custom
+
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipe: Any = DiffusionPipeline.from_pretrained(
+        stable.model, custom_pipeline=custom.__file__, trust_remote_code=True, torch_dtype=dtype
+    )
+    pipe.set_progress_bar_config(disable=True)
+    own = PITIPipeline.from_pretrained(stable.model, torch_dtype=dtype)
+    assert own.vae is not None
+    assert (pipe.base.dtype, pipe.vae.dtype) == (dtype, own.vae.dtype) == (dtype, torch.float32)  # which it asks for
+    assert not any(one.requires_grad for one in pipe.vae.parameters())
+    if dtype is torch.float32:
+        asked: dict[str, Any] = {"steps": 2, "output_type": "pt", "latents": torch.ones(1, 4, 8, 8)}
+        assert torch.equal(pipe(TEXT, **asked).images, stable.ours(TEXT, **asked).images)
 
 
 def test_a_scheduler_that_bounds_latents_is_refused(stable: tiny.Imported) -> None:

@@ -7,18 +7,22 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from filelock import FileLock
 
 from piti.core.errors import UserError
+from piti.diffusion.guidance import Guidance
+from piti.generation.options import GenerationOptions
 from piti.reproduction import checks, costs, make, rows, runs
 from piti.reproduction.plans import plan_of
 from piti.reproduction.rows import Plan, Row, Training
 from piti.reproduction.runs import Judges, Workspace, trained
+from piti.training import read_recipe
 from tests.conftest import tiny_recipe
-from tests.reproduction.tiny import LACKING, PLAN, QUIET, ROW, TINY
+from tests.reproduction.tiny import LACKING, PLAN, QUIET, TINY
 
 
 def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,11 +128,31 @@ class TestDryRun:
         assert [row["state"] for row in rows] == ["finished", "new"]
         assert "were made" in notes[1]
 
-    def test_a_baseline_samples_in_one_pass(self) -> None:
-        tally = costs.CostTally(checks.Checker(PLAN, Workspace(Path())), 0.0, {TINY: 10.0}, {}, {}, [], set())
-        assert costs._sampling(ROW, tally) == pytest.approx(2 * 2 * costs.FORWARD / 10)  # guided, of two steps
-        tally.one_pass.add(TINY)
-        assert costs._sampling(ROW, tally) == pytest.approx(costs.FORWARD / 10)
+    @pytest.mark.parametrize(
+        ("base", "upsampler", "asked", "passes"),
+        [
+            ("piti", None, {"steps": 2}, 2 * 2),  # guided: w is 1 where nothing is said
+            ("piti", None, {"steps": 2, "guidance": 0.0}, 2),
+            ("piti", None, {"steps": 10, "guidance": Guidance(w=1.0, interval=(0.0, 0.5))}, 10 + 5),
+            ("spade", None, {"steps": 2}, 1),
+            ("piti", "upsampler", {"steps": 2}, 2 * 2 + 27 / 2),
+            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4}, 2 * 2 + 4 / 2),
+            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4, "upsampler_guidance": 1.0}, 2 * 2 + 2 * 4 / 2),
+            ("piti", "upsampler", {"steps": 2, "base_only": True}, 2 * 2),
+            ("piti", "one-step-upsampler", {"steps": 2}, 2 * 2 + 1 / 2),
+            ("piti", "one-step-upsampler", {"steps": 2, "upsampler_steps": 1, "upsampler_sampler": "ddim"}, 4 + 1 / 2),
+        ],
+    )
+    def test_a_row_is_sampled_by_its_own_options(
+        self, base: str, upsampler: str | None, asked: dict[str, Any], passes: float
+    ) -> None:
+        """The base trains on 10 images a second here, an upsampler on 20."""
+        small, large = (Training(name or "", name or "", "camvid") for name in (base, upsampler))
+        recipes = {one: read_recipe(PLAN.recipe_file(one)) for one in (small, large) if one.recipe}
+        rates = dict(zip(recipes, (10.0, 20.0), strict=False))
+        row = Row("", "", small, large if upsampler else None, GenerationOptions.from_flat(num=3, **asked))
+        tally = costs.CostTally(checks.Checker(PLAN, Workspace(Path())), 0.0, rates, {}, {}, [], recipes)
+        assert costs._sampling(row, tally) == pytest.approx(3 * passes * costs.FORWARD / 10)
 
     def test_at_the_papers_scale_hours_are_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Cost:

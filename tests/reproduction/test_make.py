@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
@@ -177,6 +178,23 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Work
     assert progress_of(run, recipe).step == 4
 
 
+def test_the_average_is_found_among_all_that_a_checkpoint_keeps(workspace: Workspace) -> None:
+    """Draws of timesteps by their losses have a state too, and are registered first."""
+    workspace = replace(workspace, changes=("loss.timesteps=second_moment",))
+    run = trained(PLAN, TINY, 0, workspace, QUIET)
+    finished = RunFolder(run).newest()
+    assert finished is not None
+    assert len(list(finished.glob(runs.STATES))) == 2
+    assert progress_of(run, recipe_of(PLAN, TINY, 0, workspace)).finished
+    for number, path in enumerate(sorted(finished.glob(runs.STATES), reverse=True), start=5):
+        path.rename(path.with_name(f"custom_checkpoint_{number}.pkl"))
+    (finished / "custom_checkpoint_3.pkl").write_bytes(b"cut short")
+    assert is_of(run / "model", finished)
+    for path in finished.glob(runs.STATES):
+        path.write_bytes(b"cut short")
+    assert not is_of(run / "model", finished)
+
+
 def test_results_of_other_images_are_made_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     judged_by_nobody(monkeypatch)
     make.reproduce(PLAN, workspace, QUIET)
@@ -240,13 +258,16 @@ def test_photographs_that_cannot_be_judged_are_told(workspace: Workspace, monkey
     assert "| *photographs (held out)* † | missing |" in (workspace.out / "table1.md").read_text()
 
 
-def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    import typer
-
+def command_alone() -> typer.Typer:
     from piti.cli.reproduce import reproduce
 
     app = typer.Typer()
     app.command()(reproduce)
+    return app
+
+
+def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = command_alone()
     monkeypatch.setitem(small_plans.SMALL, "table1", lambda: PLAN)  # type: ignore[arg-type]
     run = CliRunner()
     data, out = str(workspace.data["camvid"]), str(workspace.out)
@@ -264,20 +285,22 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
     assert missing.exit_code == 1
     assert "missing: tiny: seed 0: tiny-0 is not trained (new), and --no-train was given" in missing.output
     assert (workspace.out / "table1.md").exists()
-    for words, message in (
-        (
-            ["figure6", "--scale", "small", "--no-train"],
-            "--scale, --no-train means nothing with piti reproduce figure6",
-        ),
-        (
-            ["figure6", "--seeds", "2", "--perceptual", "x", "--gpu", "h100"],
-            "--seeds, --perceptual, --gpu means nothing",
-        ),
-        (["table2", "--features", "clip"], "--features means nothing with piti reproduce table2"),
-        (["table1", "--votes", "sent"], "--votes means nothing with piti reproduce table1"),
-        (["table1", "--model", "street"], "--model means nothing with piti reproduce table1"),
-        (["table1", "--dry-run", "--gpu", "h100"], "--gpu means nothing but with --dry-run --scale paper"),
-        (["table1", "--scale", "paper", "--gpu", "h100"], "--gpu means nothing but with --dry-run"),
-        (["table1", "--aliases", "a.json"], "--aliases without --segmenter"),
-    ):
-        assert message in str(run.invoke(app, words).exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("figure6 --scale small --no-train", "--scale, --no-train means nothing with piti reproduce figure6"),
+        ("figure6 --seeds 2 --perceptual x --gpu h100", "--seeds, --perceptual, --gpu means nothing"),
+        ("table2 --features clip", "--features means nothing with piti reproduce table2"),
+        ("table2 --votes sent --dry-run", "--dry-run means nothing with piti reproduce table2 --votes; leave it out"),
+        ("table2 --votes sent --limit 5", "--limit means nothing with piti reproduce table2 --votes; leave it out"),
+        ("table1 --votes sent", "--votes means nothing with piti reproduce table1"),
+        ("table1 --model street", "--model means nothing with piti reproduce table1"),
+        ("table1 --dry-run --gpu h100", "--gpu means nothing but with --dry-run --scale paper"),
+        ("table1 --scale paper --gpu h100", "--gpu means nothing but with --dry-run"),
+        ("table1 --aliases a.json", "--aliases without --segmenter"),
+    ],
+)
+def test_what_means_nothing_is_refused(words: str, message: str) -> None:
+    assert message in str(CliRunner().invoke(command_alone(), words.split()).exception)

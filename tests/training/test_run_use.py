@@ -69,6 +69,80 @@ def test_a_lock_of_another_machine_is_not_taken_over(tmp_path: Path) -> None:
         lock.release()
 
 
+@pytest.mark.parametrize("then", ["removed", "taken"])
+def test_a_lock_that_was_released_while_it_was_opened_is_not_the_folders(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was opened lies there no more, or another process has locked a new one."""
+    assert run_lock.fcntl is not None
+    path, real = tmp_path / LOCK_FILE, run_lock.fcntl.lockf
+    path.touch()
+    opened: list[Any] = []
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    others: list[subprocess.Popen[str]] = []
+
+    def late(file: Any, how: int) -> None:
+        opened.append(file)
+        if len(opened) == 1:
+            path.unlink()  # its holder's last act
+            if then == "taken":
+                others.append(subprocess.Popen([sys.executable, "-c", HOLD, str(path)], **pipes))
+                assert others[0].stdout is not None
+                others[0].stdout.readline()
+        real(file, how)
+
+    monkeypatch.setattr(run_lock.fcntl, "lockf", late)
+    lock = RunLock(tmp_path)
+    try:
+        if then == "taken":
+            with pytest.raises(RunLockedError, match=r"another process \(pid [0-9]+, on ") as caught:
+                lock.take()
+            assert f"pid {others[0].pid}," in str(caught.value)
+        else:
+            lock.take()
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+            assert os.path.samestat(os.fstat(opened[-1].fileno()), path.stat())
+            lock.release()
+    finally:
+        for one in others:
+            one.kill()
+            one.communicate()
+    assert len(opened) == 2
+    assert opened[0].closed
+
+
+def test_where_files_are_not_told_apart_or_locked_the_folder_is_taken_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*rest: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+    for locks in (True, False):
+        if not locks:
+            monkeypatch.setattr(run_lock.fcntl, "lockf", refused)
+        lock = RunLock(tmp_path)
+        lock.take()
+        assert (tmp_path / LOCK_FILE).exists()
+        lock.release()
+        RunLock(tmp_path).check()
+
+
+def test_a_lock_that_is_released_while_it_is_looked_at_holds_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / LOCK_FILE, Path.open
+    path.touch()
+
+    def gone(self: Path, *rest: Any, **more: Any) -> Any:
+        path.unlink(missing_ok=True)
+        return real(self, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", gone)
+    RunLock(tmp_path).check()
+    assert not path.exists()
+
+
 def test_without_record_locks_a_file_beside_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows, where nobody reads what another has locked, and no open file is removed."""
     monkeypatch.setattr(run_lock, "fcntl", None)

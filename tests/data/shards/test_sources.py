@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import tarfile
 import threading
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from piti.conditions import NoCondition
 from piti.data import FolderSpec, open_shards
-from piti.data.archives import InShard
+from piti.data.archives import InShard, ShardIndex, ShardSample
 from piti.data.batches import BatchStream
 from piti.data.problems import BadSample, DataError
 from piti.data.shards import cache as caching
@@ -278,11 +279,17 @@ class TestMemory:
         assert self.decoded(training, monkeypatch) == 6 * times
 
 
-def test_an_index_is_kept_until_the_shard_changes(tmp_path, caplog) -> None:
+def test_an_index_is_kept_until_the_shard_changes(tmp_path, caplog, monkeypatch) -> None:
     caplog.set_level(logging.WARNING)
     cache = ShardCache(tmp_path / "cache", 1, 5)
     shard = Shard(str(photographs(tmp_path / "a.tar", 2)))
-    assert cache.index_of(shard) == cache.index_of(shard)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        places = {member.name: (member.offset_data, member.size) for member in tar}
+    wanted = ShardIndex([ShardSample(str(k), {"png": places[f"{k}.png"]}, ()) for k in range(2)])
+    assert cache.index_of(shard) == wanted
+    with monkeypatch.context() as patch:
+        patch.setattr(caching, "index_shard", lambda *rest: pytest.fail("is kept"))
+        assert cache.index_of(shard) == wanted
     assert len(list(cache.folder.glob("index-*.json"))) == 1
     photographs(tmp_path / "a.tar", 5)
     assert len(cache.index_of(shard).samples) == 5
