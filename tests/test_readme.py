@@ -114,7 +114,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("my_data")
 def test_the_commands_of_the_readme_run_in_their_order(here: Path) -> None:
     network = PerceptualNetwork(PerceptualSpec(network="squeezenet1_1"))
-    torch.save(network.state_dict(), here / "squeezenet1_1.pth")
+    torch.save(network.state_dict(), here / "squeezenet1_1-b8a52dc0.pth")
     commands = [line.removeprefix("piti ") for line in lines_of(README, ("bash",)) if line.startswith("piti ")]
     assert len(commands) == 7
     run(commands)

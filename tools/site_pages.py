@@ -110,7 +110,8 @@ def _metavar(option: Any) -> str:
     taken = get_args(taken)[0] if get_origin(taken) is list else taken
     if isinstance(taken, type) and issubclass(taken, Enum):
         return "/".join(str(one.value) for one in taken)
-    return {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}[taken]
+    several = get_args(taken) if get_origin(taken) is tuple else [taken]
+    return " ".join({str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}[one] for one in several)
 
 
 def _name(argument: Any) -> str:

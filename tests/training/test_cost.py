@@ -240,7 +240,7 @@ def test_adapters_learn_alone() -> None:
             inject(translator, LoraSpec(rank=2))
         recipe = recipe_of(stages=stages, prior="street", lora={"rank": 2}, precision=precision)
         norms = held_bytes(translator, recipe) - sizes[0] * learning - sizes[1] * (total - learning)
-        assert 0 <= norms < 0.02 * total  # of what is frozen they stay in float32
+        assert 0 <= norms < 0.04 * total  # of what is frozen they and biases stay in float32
     assert found.forward < found.stages[0].flops < 3 * found.forward
     assert [OptimizerSpec.parse({"kind": kind}, "test").bytes for kind in ("adamw", "adamw8bit")] == [8, 2]
 

@@ -161,7 +161,7 @@ def test_a_batch_without_a_row_of_eq_3_learns_nothing_from_it(tiny_data: Path, t
 
     def watched(self: DiffusionObjective, *args: Any) -> Any:
         found = real(self, *args)
-        names.append((list(found.metrics), float(found.total)))
+        names.append((list(found.metrics), found.total.item()))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
