@@ -87,7 +87,7 @@ def inject(translator: Translator, spec: LoraSpec) -> None:
 _BENEATH = ".base_layer."
 
 
-def _offsets(translator: Translator, spec: LoraSpec) -> dict[str, Tensor]:
+def _offsets(translator: Translator, spec: LoraSpec) -> dict[str, nn.Parameter]:
     """The biases and normalisations that learn beside the adapters, by the names that they have without adapters."""
     adapted = ("unet.", "encoder.") if spec.encoder else ("unet.",)
     named = translator.named_parameters() if spec.offsets else ()
@@ -130,7 +130,7 @@ def matrices(translator: Translator) -> list[nn.Parameter]:
     """Weights of the UNet's products and convolutions, adapters aside: what autocast reads in half precision."""
     layers = (module for name, module in translator.unet.named_modules() if ".lora_" not in name)
     kinds = (nn.Linear, nn.Conv2d)
-    return [layer.weight for layer in layers if isinstance(layer, kinds)]
+    return [layer.get_parameter("weight") for layer in layers if isinstance(layer, kinds)]
 
 
 def keep_half(translator: Translator, dtype: torch.dtype) -> None:
