@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -217,7 +218,7 @@ def _index_to(index: ShardIndex) -> dict[str, object]:
     return {"damage": index.damage, "samples": [[one.key, one.files, one.twice] for one in index.samples]}
 
 
-def _index_from(values: dict[str, list[tuple[str, dict[str, list[int]], list[str]]]]) -> ShardIndex:
+def _index_from(values: dict[str, Any]) -> ShardIndex:
     damage: object = values["damage"]
     samples = [
         ShardSample(key, {name: (place[0], place[1]) for name, place in files.items()}, tuple(twice))
