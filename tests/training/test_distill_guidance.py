@@ -24,10 +24,11 @@ from piti.models import Translator
 from piti.pipelines.options import OWN_SAMPLING, NetworkOptions
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.live import STEPS, live_sampling
-from piti.training import RecipeError, distillation_recipe, plan, train
+from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
 from piti.training.build import build_condition, network_config, open_data
 from piti.training.cost import cost_of
 from piti.training.distill import DistillationObjective, teacher_of
+from piti.training.preview import Validation
 from tests.training.runs import a_teacher, short
 
 WANTED = {"steps": None, "guidance": 3.0}
@@ -50,6 +51,17 @@ def student(teacher: tuple[Path, Path]) -> Path:
     data, run = teacher
     train(distillation_recipe(str(run), WANTED, data, SMALL), run.parent / "student")
     return run.parent / "student"
+
+
+def judge_of(recipe: Recipe) -> tuple[Validation, Translator]:
+    """How a distillation is judged on the way, and its teacher."""
+    condition = build_condition(recipe)
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+    network = teacher_of(recipe, condition)
+    validation = open_data(recipe, condition)[1]
+    assert validation is not None
+    judge = DistillationObjective(recipe, condition, None, accelerator, None, teacher=network).validator(validation)
+    return judge, network
 
 
 def test_its_target_is_the_guided_teacher(teacher: tuple[Path, Path]) -> None:
@@ -81,12 +93,7 @@ def test_it_learns_the_guidance(teacher: tuple[Path, Path], student: Path) -> No
     """By the validation loss, which before the first step is the distance that guidance makes."""
     data, run = teacher
     recipe = distillation_recipe(str(run), WANTED, data, SMALL)
-    condition = build_condition(recipe)
-    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
-    network = teacher_of(recipe, condition)
-    validation = open_data(recipe, condition)[1]
-    assert validation is not None
-    judge = DistillationObjective(recipe, condition, None, accelerator, None, teacher=network).validator(validation)
+    judge, network = judge_of(recipe)
     rows = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     losses = [judge.loss(network), *(row["validation_loss"] for row in rows if "validation_loss" in row)]
     assert losses == sorted(losses, reverse=True)
@@ -184,12 +191,7 @@ def test_a_rule_that_remembers_begins_anew_at_every_level(teacher: tuple[Path, P
     data, run = teacher
     few = {"steps": 2, "substeps": 2, "guidance": 3.0}
     recipe = distillation_recipe(str(run), few, data, [*SMALL, "distillation.guidance.kind=apg"])
-    condition = build_condition(recipe)
-    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
-    network = teacher_of(recipe, condition)
-    validation = open_data(recipe, condition)[1]
-    assert validation is not None
-    judge = DistillationObjective(recipe, condition, None, accelerator, None, teacher=network).validator(validation)
+    judge, network = judge_of(recipe)
     both = judge.loss(network)
     judge.levels = judge.levels[::-1]
     assert judge.loss(network) == pytest.approx(both, rel=1e-5)
