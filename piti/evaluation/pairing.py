@@ -94,9 +94,10 @@ def by_name(found: Sequence[Path], place: Path) -> dict[str, Path]:
     inside = [
         stem_of(path, folder) if path.is_relative_to(folder) else name for path, name in zip(found, own, strict=True)
     ]
+    whole, count = set(inside), Counter(own)
     names: dict[str, set[Path]] = {}
     for name, path in zip([*own, *inside], [*found, *found], strict=True):
-        if name in inside or own.count(name) == 1:
+        if name in whole or count[name] == 1:
             names.setdefault(name, set()).add(path)
     return {name: paths.pop() for name, paths in names.items() if len(paths) == 1}
 
