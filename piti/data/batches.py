@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -253,9 +255,20 @@ class _Told(Dataset[TrainingBatch | UserError]):
 
 
 def _begin_worker(number: int) -> None:
-    """Leave Ctrl-C to the process that trains; a forked worker has its handler, which does so, another has none."""
+    """Leave Ctrl-C and SIGTERM to the process that trains, which needs its workers for the step in hand and to save;
+    a terminal and a scheduler send them to all. A forked worker has its handler of Ctrl-C, which does so, another has
+    none."""
     if multiprocessing.get_start_method() != "fork":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(owner: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
+        pass
+    os._exit(0)
 
 
 def _unchanged(batch: Any) -> Any:

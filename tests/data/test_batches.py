@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -109,10 +111,27 @@ def test_a_loaders_workers_need_not_be_forked(folder, monkeypatch):
     assert_equal(pickle.loads(pickle.dumps(batching._Told(stream)))[0], stream[0])
     answers: list[object] = []
     monkeypatch.setattr(signal, "signal", lambda *answer: answers.append(answer))
+    monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # this process stays as it is
     for method, answer in (("fork", []), ("spawn", [(signal.SIGINT, signal.SIG_IGN)])):
         monkeypatch.setattr(multiprocessing, "get_start_method", lambda method=method: method)
         batching._begin_worker(0)
         assert answers == answer
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent a signal")
+def test_a_loaders_worker_ends_by_its_owners_word_alone(folder):
+    batches = loader(BatchStream(folder, 4, seed=3), 0, 50, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {int(signal.SIGTERM)})"], check=True)
+    assert len(list(batches)) == 49
+    batches = loader(BatchStream(folder, 4, seed=3), 0, 50, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(timeout=30)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize(

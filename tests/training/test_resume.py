@@ -108,10 +108,11 @@ def test_killed_by_the_kernel_and_resumed(tiny_data: Path, tmp_path: Path, capsy
     assert not list((tmp_path / "cut").rglob("*.partial"))
 
 
-def test_interrupted_by_the_keyboard_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_saves_and_says_how_to_go_on(number: int, tiny_data: Path, tmp_path: Path) -> None:
     process = start(tiny_data, tmp_path / "run")
     wait_for(tmp_path / "run/checkpoints/step-00000002", process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's worker too
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do: to the loader's worker too
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert said.count("stopping after this step") == 1
