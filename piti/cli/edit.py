@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from piti.cli.console import images_made, print_notes, print_wait, progress
+from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress
 from piti.cli.options import (
     BaseOnly,
     Compile,
@@ -114,6 +114,7 @@ class EditFlags:
         return EditSettings.from_flat(keep_exact=self.keep is Keep.EXACT, **given)
 
 
+@begins_with("piti.generation.edit_files")
 @with_groups
 def edit(
     image: Annotated[Path, typer.Argument(help="The image to edit, a photograph or a result.")],

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from piti.cli import study
-from piti.cli.console import print_notes, print_rows, progress
+from piti.cli.console import begins_with, print_notes, print_rows, progress
 from piti.cli.options import (
     MODEL_HELP,
     Compile,
@@ -66,6 +66,7 @@ evaluate_app.command("votes", hidden=True)(study.count)
 
 
 @evaluate_app.command()
+@begins_with("piti.evaluation.evaluate")
 @with_groups
 def images(
     generated: Annotated[Path, Argument(help="A folder of generated PNGs.")],
@@ -89,6 +90,7 @@ def images(
 
 
 @evaluate_app.command()
+@begins_with("piti.evaluation.evaluate")
 @with_groups
 def model(
     model: Annotated[str, Argument(help=MODEL_HELP)],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from piti.cli.console import log, print_notes, print_rows, with_flags
+from piti.cli.console import begins_with, log, print_notes, print_rows, with_flags
 from piti.cli.options import Device, DryRun, Gpu, JudgeFlags, all_given, refuse_others, with_groups
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class WeightFlags:
         return () if self.perceptual is None else (f"perceptual.weights={self.perceptual}",)
 
 
+@begins_with("piti.reproduction.make")
 @with_groups
 def reproduce(
     ctx: typer.Context,

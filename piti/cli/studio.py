@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from piti.cli.console import log, print_warning
+from piti.cli.console import log, print_warning, quick_imports
 from piti.cli.options import ComputeFlags, Device, with_groups
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def studio(
 
     need_ui()
     with listening(host, port) as bound:  # before the models are loaded
-        from piti.studio.service.service import Studio
+        with quick_imports():
+            from piti.studio.service.service import Studio
 
         warning = warning_of(host)
         if warning:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piti.cli.console import log, print_rows
+from piti.cli.console import begins_with, log, print_rows
 from piti.cli.options import Compile, DryRun, Gpu
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _CONDITIONS = {
 }  # what `piti translate` is given, by the kind of condition
 
 
+@begins_with("piti.training")
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe that comes with piti, such as street, or a file.")],
     data: Annotated[Path | None, typer.Option(help="The data's root, instead of the recipe's.")] = None,
@@ -51,6 +52,7 @@ def train(
     _run(parsed, out, resume, dry_run, gpu)
 
 
+@begins_with("piti.training")
 def distill(
     model: Annotated[
         str, typer.Argument(help="A bundled model, a folder, or a training run, whose base is distilled.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piti.cli.console import images_made, print_notes, print_wait, progress
+from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress
 from piti.cli.options import (
     ComputeFlags,
     Device,
@@ -50,6 +50,7 @@ class InputFlags:
         return TranslationFiles(inputs, out, self.text or [], parts, record, overwrite)
 
 
+@begins_with("piti.generation.translate")
 @with_groups
 def translate(
     ctx: typer.Context,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 
 import pytest
 import typer
 
-from piti.cli.console import print_notes, print_rows, progress, resumable
+from piti.cli.console import begins_with, print_notes, print_rows, progress, resumable
 
 
 def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +39,27 @@ def test_what_is_stopped_can_be_resumed(number: int, code: int, capsys: pytest.C
     assert stop.value.exit_code == code
     assert "the same command goes on where it was" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_begins_with_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is collected while they run; then all is as before, and a second time it begins at once."""
+    came: list[str] = []
+
+    def importing(name: str) -> None:
+        came.append(f"{name} {gc.isenabled()}")
+        if name == "broken":
+            raise ImportError(name)
+
+    monkeypatch.setattr("importlib.import_module", importing)
+    monkeypatch.setattr(gc, "freeze", lambda: came.append("frozen"))
+    command = begins_with("a", "b")(lambda *, word: came.append(word))
+    command(word="done")
+    assert came == ["a False", "b False", "frozen", "done"]
+    assert gc.isenabled()
+    for name in ("a", "b"):
+        monkeypatch.setitem(sys.modules, name, None)
+    command(word="again")
+    assert came[4:] == ["again"]
+    with pytest.raises(ImportError):
+        begins_with("broken")(lambda: None)()
+    assert gc.isenabled()
