@@ -19,7 +19,7 @@ _OF_FIGURES = {"model"}
 _OF_TABLES = {"scale", "seeds", "perceptual", "no_train", "gpu"}
 _OF_JUDGED = {"features", "segmenter", "aliases", "bootstrap", "seeds"}
 _OF_STUDIES = {"votes", "limit"}
-_OF_PAGES = {"limit", "dry_run"}  # which are sent out before there are votes to count
+_OF_PAGES = {"limit", "dry_run", "data", "device", "perceptual", "no_train"}  # sent out before there are votes to count
 _OF_LADDER = {"real_esrgan"}
 
 

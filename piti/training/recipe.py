@@ -139,6 +139,8 @@ class Recipe(Spec):
         if self.init is not None and self.prior is not None:
             raise ValueError("'init' and 'prior' are both given; a run begins from one of them: remove the other")
         self._check_baseline()
+        for key, why in unread(self):
+            raise ValueError(f"'{key}' {why}; leave it out")
         self._check_sizes()
         if self.generated is not None and self.model.low_res is None:
             raise ValueError("'generated' is for upsamplers; set model.low_res, or remove it")
@@ -154,8 +156,6 @@ class Recipe(Spec):
         self._check_stages()
         if self.distillation is not None:
             self._check_distillation(self.distillation)
-        for key, why in unread(self):
-            raise ValueError(f"'{key}' {why}; leave it out")
         return self
 
     def _check_timesteps(self) -> None:
@@ -198,7 +198,7 @@ class Recipe(Spec):
             ) from None
 
     def _check_baseline(self) -> None:
-        """What belongs to a baseline alone is there with it alone, and what it has no use for is not there."""
+        """What belongs to a baseline alone is there with it alone; what it has no use for, see `unread`."""
         for stage in self.stages:
             if (GENERATOR in stage.trains) != (self.baseline is not None) or (self.baseline and len(stage.trains) > 1):
                 trains = f"[{GENERATOR}]" if self.baseline else f"some of {', '.join((*NETWORKS, LORA))}"
@@ -209,13 +209,6 @@ class Recipe(Spec):
         baseline_spec(self.baseline)
         if self.model != ModelSpec(image_size=self.model.image_size):
             raise ValueError("'model' of a baseline is its 'image_size' alone; its networks are set in 'baseline'")
-        for key in ("schedule", "init", "prior", "base", "loss", "discriminator", "condition_dropout"):
-            if getattr(self, key) != Recipe.model_fields[key].get_default(call_default_factory=True):
-                raise ValueError(f"'{key}' has no meaning for a baseline; leave it out")
-        if any(stage.perceptual or stage.adversarial for stage in self.stages):
-            raise ValueError("a baseline has its own losses; leave 'perceptual' and 'adversarial' of stages out")
-        if any(stage.condition_dropout is not None for stage in self.stages):
-            raise ValueError("a baseline's conditions are never dropped; leave 'condition_dropout' of stages out")
         if self.condition.get("kind") in ("text", "none"):
             raise ValueError(f"condition: {self.condition['kind']} is no picture, and a baseline reads one")
 

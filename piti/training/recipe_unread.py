@@ -26,13 +26,21 @@ def unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _of_baseline(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for key in ("schedule", "init", "prior", "base", "loss", "discriminator", "condition_dropout"):
+        if getattr(recipe, key) != type(recipe).model_fields[key].get_default(call_default_factory=True):
+            yield key, "has no meaning for a baseline"
     for key in ("checkpointing", "compile"):
         if getattr(recipe, key):
             yield key, "does nothing for a baseline's networks"
     for number, stage in enumerate(recipe.stages):
-        for key in ("diffusion", "pixel", "consistency", "from_noise"):
+        for key in ("diffusion", "pixel", "consistency", "perceptual", "adversarial", "from_noise"):
             if getattr(stage, key) != type(stage).model_fields[key].default:
                 yield f"stages.{number}.{key}", "has no meaning for a baseline, which has its own losses"
+        if stage.condition_dropout is not None:
+            yield (
+                f"stages.{number}.condition_dropout",
+                "has no meaning for a baseline, whose conditions are never dropped",
+            )
 
 
 def _of_distillation(recipe: Recipe) -> Iterator[tuple[str, str]]:

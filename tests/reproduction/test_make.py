@@ -295,6 +295,10 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
         ("table2 --features clip", "--features means nothing with piti reproduce table2"),
         ("table2 --votes sent --dry-run", "--dry-run means nothing with piti reproduce table2 --votes; leave it out"),
         ("table2 --votes sent --limit 5", "--limit means nothing with piti reproduce table2 --votes; leave it out"),
+        (
+            "table2 --votes sent --data d --device cpu",
+            "--data, --device means nothing with piti reproduce table2",
+        ),
         ("table1 --votes sent", "--votes means nothing with piti reproduce table1"),
         ("table1 --model street", "--model means nothing with piti reproduce table1"),
         ("table1 --dry-run --gpu h100", "--gpu means nothing but with --dry-run --scale paper"),
