@@ -21,7 +21,8 @@ prepare_app = typer.Typer(
 
 Source = Annotated[Path, Argument(help="The data set's folder, unpacked as it is downloaded.")]
 Target = Annotated[Path | None, Argument(help="Gets images/ and conditions; may be left out with --check.")]
-TrainIds = Annotated[bool, Option("--train-ids", help="Read the masks *_labelTrainIds.png.")]
+TrainIdFiles = Annotated[bool, Option("--train-ids", help="Read the masks *_labelTrainIds.png.")]
+TrainIds = Annotated[bool, Option("--train-ids", help="Number the masks *_labelIds.png by train ids; the rest is 255.")]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def ade20k(
 
 @prepare_app.command("coco-stuff")
 @with_groups
-def coco_stuff(src: Source, flags: SetFlags, out: Target = None, train_ids: TrainIds = False) -> None:
+def coco_stuff(src: Source, flags: SetFlags, out: Target = None, train_ids: TrainIdFiles = False) -> None:
     """COCO-Stuff 164k: images/ and annotations/ of train2017 and val2017. Train ids: 171 classes."""
     from piti.prepare.layouts import CocoStuff
 

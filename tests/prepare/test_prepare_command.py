@@ -118,6 +118,10 @@ class TestCommands:
         conditions = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())["data"].get("conditions", "labels")
         assert (tmp_path / "out" / conditions).is_dir()
 
+    @pytest.mark.parametrize(("command", "own_files"), [("coco-stuff", True), ("cityscapes", False)])
+    def test_help_names_the_masks_that_train_ids_are_read_from(self, command: str, own_files: bool) -> None:
+        assert ("labelTrainIds" in self.run(command, "--help")[1]) is own_files
+
     def test_a_plain_folder_with_problems(self, tiny_data: Path, tmp_path: Path) -> None:
         (tiny_data / "images/scene-02.png").unlink()
         assert self.run("folder", tiny_data, tmp_path / "out")[0] == 1
