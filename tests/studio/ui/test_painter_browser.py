@@ -218,6 +218,15 @@ def test_painting_by_keys(page: Page) -> None:
     assert page.browser.run("return document.querySelector('#mask .said').textContent") == "Painted"
 
 
+def test_a_class_that_is_picked_by_keys_is_said(page: Page) -> None:
+    page.load("load")
+    page.browser.run("document.querySelector('#mask .surface').focus()")
+    said = "return document.querySelector('#mask .said').textContent"
+    page.browser.press("p")
+    page.browser.press(" ")
+    assert page.browser.run(said) == "class 1"
+
+
 def test_classes_by_arrow_keys(page: Page) -> None:
     page.browser.run("document.querySelector('#mask .classes [tabindex=\"0\"]').focus()")
     for key in ("down", "down", "down", "up"):

@@ -53,9 +53,11 @@ function press(hold) {
     end();
     return say("Painted");
   }
+  const picking = tool === "pick"; // which gives the brush back
   begin(cursor, tool);
   if (gesture && !hold && !["area", "rectangle", "line"].includes(tool)) end();
-  say(gesture ? "Begun: move with the arrow keys, then press again" : tool === "pick" ? colours[chosen].name : "Painted");
+  if (!picking) say(gesture ? "Begun: move with the arrow keys, then press again" : "Painted");
+  else if (!nameAt(cursor).foreign) say(colours[chosen].name);
   showPlace(cursor);
 }
 
