@@ -91,8 +91,9 @@ class Painter(Element):
     """A tool to paint a mask or draw a sketch.
 
     As an input of an event: the painting, an RGB picture in exactly the given colours, or None before anything was
-    painted. As an output: a PainterValue to continue from (undo starts anew), None for a blank one, or
-    `gr.update(kind=…, colours=…, value=…)` for another model. Its event `change` comes after every stroke.
+    painted. As an output: a PainterValue to continue from (undo brings back what was drawn before, unless a photograph
+    is edited), None for a blank one, or `gr.update(kind=…, colours=…, value=…)` for another model. Its event
+    `change` comes after every stroke.
 
     kind: mask or sketch. colours: the classes, in the order of the palette; left out for a sketch.
     """

@@ -260,9 +260,13 @@ def test_what_the_server_sends_is_shown_to_the_pixel(page: Page) -> None:
     page.browser.wait("document.querySelector('#mask .painter').getAttribute('aria-label') === 'Other'")
     page.browser.drag(page.surface(), (0.2, 0.4), (0.6, 0.4))
     page.until(lambda image: where(image, CAR)[16:24].any() and where(image, CAR)[35:42].any())
+    before = np.asarray(page.received["mask"])
     page.browser.click("#load")
     page.until(lambda image: np.array_equal(image, scene()))
-    assert page.browser.run("return document.querySelector('#mask .undo').disabled")
+    page.browser.click("#mask .undo")
+    page.until(lambda image: np.array_equal(image, before))
+    page.browser.click("#mask .redo")
+    page.until(lambda image: np.array_equal(image, scene()))
     page.browser.click("#none")
     page.browser.wait("document.querySelector('#mask .picture').width === 512")
 
@@ -282,6 +286,11 @@ def test_editing_marks_and_puts_back(page: Page) -> None:
     page.until(lambda image: where(image, CAR).any())
     many = page.browser.run(marked)
     assert many > 50
+    page.browser.click("#mask .undo")
+    page.until(lambda image: np.array_equal(image, scene()))
+    assert page.browser.run("return document.querySelector('#mask .undo').disabled"), "of what was before, nothing"
+    page.browser.click("#mask .redo")
+    page.until(lambda image: where(image, CAR).any())
     page.browser.click("#hide")
     page.browser.wait("!document.querySelector('#mask .underlay')?.checkVisibility()")
     page.browser.click("#show")

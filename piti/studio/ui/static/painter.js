@@ -17,6 +17,7 @@ let steps = new History();
 let tool = "brush", chosen = 0, ground = 0;
 let tools = null, palette = null, built = "", sent = "";
 let gesture = null, cursor = null, exporting = false, again = false, latest = 0;
+let untouched = true; // nothing was painted or loaded yet
 
 const sketching = () => (props.kind || BUILT.kind) === "sketch";
 const toolNames = () => (sketching() ? ["pen", "eraser", "line"] : ["brush", "fill", "area", "rectangle", "line", "pick", ...(original ? ["restore"] : [])]);
@@ -192,6 +193,7 @@ function patch(box, old) {
 }
 
 function keep(step) {
+  untouched = false;
   steps.add(step);
   showSteps();
   send();
@@ -215,20 +217,21 @@ function clear() {
   say("Cleared");
 }
 
-// A new blank picture; undo restores the old one.
-function begun(width, height) {
-  abort();
-  let other = { picture, original, load };
+// Shows another picture; the step returned brings the old one back.
+function exchanged(other) {
   const swap = () => {
-    const now = { picture, original, load };
-    ({ picture, original, load } = other);
+    const now = { colours, picture, original, load };
+    ({ colours, picture, original, load } = other);
     other = now;
     showLoaded();
   };
-  picture = blank(width, height, ground);
-  original = load = null;
-  showLoaded();
-  keep({ bytes: other.picture.data.byteLength, swap });
+  swap();
+  return { bytes: other.picture.data.byteLength, swap };
+}
+
+function begun(width, height) {
+  abort();
+  keep(exchanged({ colours, picture: blank(width, height, ground), original: null, load: null }));
 }
 
 // Exchange with the server
@@ -293,10 +296,13 @@ async function take({ picture: address, underlay, before, load: name }) {
   const first = base && base.address !== address ? await fromAddress(base.address, table, !sketching()) : loaded;
   if (number !== latest) return;
   abort();
-  [colours, picture, load, steps] = [table, loaded, name, new History()];
-  original = base ? first.data.slice() : null;
   if (base) remember(name, base);
-  showLoaded();
+  const alone = untouched || original || base; // a photograph's drawing and another are not exchanged: the server knows it
+  const step = exchanged({ colours: table, picture: loaded, original: base ? first.data.slice() : null, load: name });
+  if (alone) steps = new History();
+  else steps.add(step);
+  untouched = false;
+  showSteps();
   send();
 }
 
@@ -339,7 +345,7 @@ function setUp() {
   part("search").value = "";
   part("none").hidden = true;
   chooseSize(sketching() ? 4 : 28);
-  [original, load, steps] = [null, null, new History()];
+  [original, load, steps, untouched] = [null, null, new History(), true];
   picture = blank(SHAPES[0][1], SHAPES[0][2], ground);
   showLoaded();
   chooseClass(chosen);
