@@ -42,6 +42,12 @@ def check_drawing(
         return
     seen, ink = thinned(pixels), thinned(lines)
     grey = grey_of(seen[..., :3])
+    if not is_lossy and (count := _areas(seen)):
+        raise ConditionError(
+            f"is flat areas of {count} values, as of class ids or class colours, and lines are expected",
+            remedy=f"give a mask to a model of masks; {_BLACK_AND_WHITE}",
+            source=source,
+        )
     share = float(ink.mean())
     if share > _MUCH and _middle(grey) > _MUCH and not _is_soft_edge_map(seen, grey, ink):
         raise ConditionError(
@@ -49,12 +55,6 @@ def check_drawing(
             remedy="take its lines first (“Lines of a photograph” on the page), or give lines on an even ground; "
             + _BLACK_AND_WHITE,
             local_remedy="draw its lines by `piti prepare sketch`",
-            source=source,
-        )
-    if not is_lossy and (count := _areas(seen)):
-        raise ConditionError(
-            f"is flat areas of {count} values, as of class ids or class colours, and lines are expected",
-            remedy=f"give a mask to a model of masks; {_BLACK_AND_WHITE}",
             source=source,
         )
 
