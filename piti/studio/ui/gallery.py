@@ -44,7 +44,7 @@ def settled(words: str) -> dict[str, Any]:
 
 
 def refused(problem: str) -> dict[str, Any]:
-    """The state after an error. problem: its message."""
+    """The state after an error; the last pictures stay beside it. problem: its message."""
     return {"state": "failed", "problem": problem}
 
 

@@ -64,13 +64,15 @@ function view(pictures, place) {
   dialog.showModal();
 }
 
-let shown = {};
+let shown = {}, last = {}; // what is shown; the last finished pictures, which stay beside a problem
 
 // "settled" only clears an earlier problem: pictures stay.
 function arrived() {
   const value = JSON.parse(props.value || "{}");
   if (value.state === "settled" && shown.state !== "failed") return;
-  shown = value.state === "settled" ? { ...value, state: "empty" } : value;
+  if (value.state === "done") last = value;
+  if (value.state === "settled") shown = last.pictures ? last : { ...value, state: "empty" };
+  else shown = value.state === "failed" ? { ...last, ...value } : value;
   render(shown);
 }
 
