@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from piti import __version__
 from piti.core.errors import UserError
-from piti.core.spec import Spec
+from piti.core.spec import Spec, in_words
 from piti.studio.http.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
 from piti.studio.service.inputs import NoPicture, Upload
 from piti.studio.service.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
@@ -110,6 +111,9 @@ def refusal(error: Exception) -> Response:
     if isinstance(error, HTTPException):
         said = {404: _NOWHERE, 405: _WRONG_METHOD}.get(error.status_code, str(error.detail))
         return JSONResponse(ErrorAnswer(error=said).model_dump(), error.status_code, headers=error.headers)
+    if isinstance(error, RequestValidationError):
+        told = [(one["loc"][-1], str(one["input"])[:80], in_words([one])) for one in error.errors()]
+        error = WrongFields([f"'{key}' = {given!r}: {said}" for key, given, said in told])
     if not isinstance(error, UserError):
         words = "the studio failed, by a mistake of its own; see its log"
         headers = {"Connection": "close"}  # as uvicorn does after an exception; a client must not use it again
@@ -137,7 +141,7 @@ class _Api:
         router.post("/api/edit", openapi_extra=_body(EditRequest, _EDITED, self.studio), **made)(self.edit)
         picture: dict[str, Any] = {
             "response_class": Response,
-            "responses": {200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404),
+            "responses": {200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404, 422),
         }
         self._look(router, "/api/models", self.models)
         self._look(router, "/healthz", self.healthz)

@@ -55,6 +55,7 @@ def build_app(
     host: where it will listen. allow_hosts: other names that it answers to. root_path: the path under which a proxy
     serves it, such as "/studio"; whether the proxy passes that path on or strips it makes no difference.
     """
+    from fastapi.exceptions import RequestValidationError
     from fastapi_offline import FastAPIOffline
     from starlette.exceptions import HTTPException
     from starlette.middleware.exceptions import ExceptionMiddleware
@@ -70,7 +71,7 @@ def build_app(
         title="piti studio",
         version=__version__,
         description=_ABOUT,
-        exception_handlers={**handlers, Exception: error_answer},
+        exception_handlers={**handlers, RequestValidationError: error_answer, Exception: error_answer},
     )
     root = checked_root(root_path)
     add_api(app, studio)

@@ -41,6 +41,13 @@ def test_pictures_of_a_condition(client: httpx.Client, studio: Studio) -> None:
     assert np.abs(difference).max() <= 1  # made in a batch of another size
 
 
+def test_a_query_that_says_nothing_is_told_in_words(client: httpx.Client) -> None:
+    answer = client.get("/pictures/a.png", params={"download": "maybe"})
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "'download' = 'maybe': is neither true nor false; give one of them"
+    assert answer.json()["details"] == [answer.json()["error"]]
+
+
 def test_models_and_health(client: httpx.Client) -> None:
     mask, sketch = client.get("/api/models").json()
     assert (mask["name"], mask["kind"], mask["image_size"], mask["unlabelled"]) == ("mask", "mask", 16, [0, 0, 0])
