@@ -218,7 +218,7 @@ class _Api:
         kept = self.studio.kept(picture_id)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         if download:
-            headers["Content-Disposition"] = f'attachment; filename="piti-{picture_id[:8]}.png"'
+            headers["Content-Disposition"] = f'attachment; filename="{kept.file}"'
         return Response(kept.png, media_type=_PNG, headers=headers)
 
     async def _answered(self, request: Request, submitted: Callable[[], Job[Result]]) -> Response:

@@ -35,7 +35,7 @@ class Edit:
         asked, given, name = self.request, self.given, self.loaded.name
         names = Names(name, self.source, "the drawing", None if given.from_ is None else "the image's own")
         edits = make_edits(self.loaded.pipeline, given, self.settings, names, asked.num, asked.seed, on_step)
-        pictures = [Picture.of(made, name, edits.edited.shows) for made in edits.images]
+        pictures = [Picture.of(made, name, edits.edited.shows, asked.seed) for made in edits.images]
         unknown = given.from_ is None and given.region is None
         notes = ["what the photograph shows is not known, so all of it was repainted"] if unknown else []
         unlabelled = unlabelled_note(self.loaded.condition, given.to.raw)

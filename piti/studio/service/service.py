@@ -169,7 +169,7 @@ class Studio:
         def made(on_step: OnStep) -> Drawn:
             prepared = held.out()
             images = make_images(pipeline, prepared, options, loaded.name, said, on_step)
-            return [Picture.of(image, loaded.name, prepared.raw) for image in images], notes
+            return [Picture.of(image, loaded.name, prepared.raw, request.seed) for image in images], notes
 
         return self._submitted(request, made, prepared.canvas, held.size)
 

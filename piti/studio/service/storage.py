@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import zlib
@@ -38,12 +39,19 @@ class Picture:
     model: str
     raw: Tensor | None = None
     """The condition that it was made of, in raw form."""
+    seed: int = 0
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
     @classmethod
-    def of(cls, made: MadeImage, model: str, raw: Tensor | None) -> Picture:
+    def of(cls, made: MadeImage, model: str, raw: Tensor | None, seed: int) -> Picture:
         """Of an image that was made, as the file that it is saved as."""
-        return cls(png_bytes(made.image, made.text), made.number, *made.image.size, model, raw)
+        return cls(png_bytes(made.image, made.text), made.number, *made.image.size, model, raw, seed)
+
+    @property
+    def file(self) -> str:
+        """What it is called where it is saved, such as `street-7-0.png`: by model, seed and number."""
+        model = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model).strip("-.")
+        return f"{model or 'piti'}-{self.seed}-{self.number}.png"
 
     def image(self) -> Image.Image:
         """Its pixels, RGB."""

@@ -86,16 +86,16 @@ def finished(result: Result, sources: Sequence[SourceImage], editable: bool) -> 
         "state": "done",
         "status": f"{made} by {result.model}, seed {result.seed}, in {result.seconds:.1f} s",
         "conditions": [source.shown for source in sources],
-        "pictures": [_addressed(picture, result, editable) for picture in result.pictures],
+        "pictures": [_addressed(picture, editable) for picture in result.pictures],
         "notes": list(result.notes),
     }
 
 
-def _addressed(picture: Picture, result: Result, editable: bool) -> dict[str, Any]:
+def _addressed(picture: Picture, editable: bool) -> dict[str, Any]:
     return {
         "id": picture.id,
         "address": f"pictures/{picture.id}.png",
-        "file": f"{result.model.replace('/', '-')}-{result.seed}-{picture.number}.png",
+        "file": picture.file,
         "editable": editable and picture.raw is not None,
     }
 

@@ -32,7 +32,7 @@ def test_pictures_of_a_condition(client: httpx.Client, studio: Studio) -> None:
             assert image.info["piti:condition"] == "street.png"
         fetched = client.get(picture["address"], params={"download": "1"})
         assert fetched.content == png
-        assert fetched.headers["content-disposition"].startswith("attachment")
+        assert fetched.headers["content-disposition"] == f'attachment; filename="mask-3-{picture["number"]}.png"'
         assert "immutable" in fetched.headers["cache-control"]
     alone = translated(client, accept="image/png", seed=3)
     assert alone.headers["content-type"] == "image/png"
