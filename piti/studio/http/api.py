@@ -291,7 +291,9 @@ def _with_num(request: Request, form: Form) -> dict[str, str]:
 
 # The OpenAPI page
 
-_TRANSLATED = {"condition": "A mask, a sketch or a depth map, as the model reads it; PNG or another format."}
+_TRANSLATED = {
+    "condition": "A mask, a sketch or a depth map, as the model reads it; PNG or another format; depth may be NumPy's."
+}
 _EDITED = {
     "image": "The photograph.",
     "condition": "What it is to show: a mask or a sketch.",

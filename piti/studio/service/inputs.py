@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
@@ -13,16 +14,18 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from piti.conditions import Condition, ConditionError, MaskCondition, SketchCondition
+from piti.conditions import Condition, ConditionError, GeometryCondition, MaskCondition, SketchCondition
 from piti.conditions.drawings import drawing_remedy
 from piti.conditions.mask_files import UndecidedMask
 from piti.core.errors import UserError
-from piti.core.formats import decoders
+from piti.core.formats import ARRAYS, decoders
 from piti.core.images import ImageError, Source, open_image, read_rgb
 from piti.studio.service.palette_matching import snapped
 from piti.studio.service.schema import TooLarge
 
 _KNOWN = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000"
+_DEPTH_BYTES = 24  # of a pixel, at most: depth in 64 bits, a mask, a normal of three times 32
+_HEADERS = 1 << 16  # bytes beside the values of arrays
 
 
 class NoPicture(ImageError):
@@ -53,11 +56,7 @@ def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
 
     Raises NoPicture for other data, TooLarge for more pixels, ImageError for a file that cannot be read.
     """
-    if isinstance(data, Path):
-        try:
-            data = data.read_bytes()
-        except OSError as error:
-            raise ImageError(f"{name}: cannot be read ({error.strerror}); upload it again") from None
+    data = _bytes_of(data, name)
     if not data:
         raise NoPicture(f"{name}: is empty; choose a picture ({_KNOWN})")
     try:
@@ -73,6 +72,47 @@ def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
     if width * height > most:
         raise TooLarge(f"{name}: has {width} x {height} pixels, at most {most} are taken; make it smaller")
     return Upload(data, name)
+
+
+def _bytes_of(data: bytes | Path, name: str) -> bytes:
+    if not isinstance(data, Path):
+        return data
+    try:
+        return data.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror}); upload it again") from None
+
+
+def read_arrays(condition: GeometryCondition, data: bytes | Path, name: str, most: int) -> Tensor | None:
+    """Depth that a file of NumPy's holds, in raw form; None for other files. most: pixels.
+
+    Raises TooLarge before more is unpacked than so many pixels have, NoPicture for an EXR, whose size nothing bounds
+    before it is decoded, ImageError or ConditionError for what is no depth.
+    """
+    suffix = PurePath(name).suffix.lower()
+    if suffix == ".exr":
+        raise NoPicture(f"{name}: EXR is not read here; save depth as a 16-bit grey PNG, or in metres as .npy or .npz")
+    if suffix not in ARRAYS:
+        return None
+    upload = Upload(_bytes_of(data, name), name)
+    raw = None if _unpacked(upload) > most * _DEPTH_BYTES + _HEADERS else condition.load(upload)
+    if raw is None or raw.shape[-2] * raw.shape[-1] > most:
+        raise TooLarge(f"{name}: holds more than {most} pixels; make it smaller")
+    return raw
+
+
+def _unpacked(upload: Upload) -> int:
+    """The bytes of a file once it is unpacked. Raises ImageError for an archive that `numpy.savez` does not write."""
+    if not zipfile.is_zipfile(upload.open()):
+        return len(upload.data)
+    try:
+        with zipfile.ZipFile(upload.open()) as archive:
+            members = archive.infolist()
+    except Exception as error:  # noqa: BLE001  # of hostile archives, whatever comes
+        raise ImageError(f"{upload}: is damaged ({error}); save it again with numpy.savez") from None
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise ImageError(f"{upload}: is packed by another method than numpy's; save it again with numpy.savez")
+    return sum(member.file_size for member in members)
 
 
 def opened(given: Handed, name: str, most: int) -> Image.Image:

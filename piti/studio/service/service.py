@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from piti.conditions import ConditionError, TextCondition
+from piti.conditions import ConditionError, GeometryCondition, TextCondition
 from piti.conditions.coverage import unlabelled_note
 from piti.core.errors import UserError, option
 from piti.core.images import to_pil
@@ -27,7 +27,16 @@ from piti.generation.metadata_schema import carried_condition
 from piti.pipelines.canvas import Canvas, check_proportions
 from piti.pipelines.computing import TORCH, Computing
 from piti.studio.service.edits import Edit, held_edit
-from piti.studio.service.inputs import Upload, checked_upload, opened, photograph, read_painted, read_picture, shown
+from piti.studio.service.inputs import (
+    Upload,
+    checked_upload,
+    opened,
+    photograph,
+    read_arrays,
+    read_painted,
+    read_picture,
+    shown,
+)
 from piti.studio.service.jobs import Job, Queue
 from piti.studio.service.live import LivePreview, live_batch, live_sampling
 from piti.studio.service.models import Loaded, load
@@ -99,13 +108,16 @@ class Studio:
         """A condition in raw form, from a file, its bytes, or a picture that the painter shows.
 
         Masks may be class ids, palette pictures or colours; colours that are not exact are brought to the nearest
-        class, see `snapped`. Sketches may be dark on light or light on dark; the painter's are dark on light. source:
-        names it in errors. Raises ConditionError or ImageError in words, TooLarge before anything is decoded.
+        class, see `snapped`. Sketches may be dark on light or light on dark; the painter's are dark on light. Depth may
+        be an array in a file of NumPy's, by its name. source: names it in errors. Raises ConditionError or ImageError
+        in words, TooLarge before anything is decoded.
         """
-        pipeline, painted = self.model(model).pipeline, isinstance(image, Image.Image)
-        read = read_painted if painted else read_picture
-        picture = opened(image, source, self.limits.pixels)
-        raw = read(pipeline.condition, picture, source)
+        pipeline, raw = self.model(model).pipeline, None
+        if isinstance(pipeline.condition, GeometryCondition) and not isinstance(image, Image.Image):
+            raw = read_arrays(pipeline.condition, image, source, self.limits.pixels)
+        if raw is None:
+            read = read_painted if isinstance(image, Image.Image) else read_picture
+            raw = read(pipeline.condition, opened(image, source, self.limits.pixels), source)
         if pipeline.condition.spatial:
             check_proportions(raw.shape[-2], raw.shape[-1], source)
         return raw
