@@ -27,7 +27,7 @@ from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, read_rgb, save_png
 from piti.core.spec import Spec
 from piti.core.system import WINDOWS, cores
-from piti.core.walk import is_unread, key_of, list_images, walk
+from piti.core.walk import composed, is_unread, key_of, list_images, walk
 from piti.data.archives import Archived, list_archived
 from piti.data.edges import LineSource, detector_spec
 from piti.data.problems import Problems
@@ -82,7 +82,8 @@ class SketchJob:
 class SketchReport:
     """What was made, what was there already, and what was left out, each as (key or file, why).
 
-    small: pairs with a side below 64 px. others: files that are no pictures.
+    small: pairs with a side below 64 px. others: files that are no pictures. left: keys of pairs that are there of an
+    earlier run, of photographs that were not given now.
     """
 
     made: int = 0
@@ -90,12 +91,18 @@ class SketchReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     small: int = 0
     others: list[Path] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What else a person should know."""
         notes = []
         if self.others:
             notes.append(f"left out: {len(self.others)} files that are no pictures, such as {self.others[0]}")
+        if self.left:
+            notes.append(
+                f"{len(self.left)} pairs of an earlier run are of photographs that were not given now, such as "
+                f"{self.left[0]}; training sees them too, unless they are removed"
+            )
         if self.small:
             notes.append(f"{self.small} are smaller than {_SMALL} px, which training at that size refuses")
         return notes
@@ -149,9 +156,17 @@ def prepare_sketches(
         report.small += done.small
         if progress is not None:
             progress(count, len(photographs))
+    report.left = _left_over(job.out / SKETCHES, photographs)
     write_skipped(job.out, [f"{key}\t{why}" for key, why in report.skipped])
     _refuse_too_many(report, len(photographs) + len(skipped), max_bad, job.out)
     return report
+
+
+def _left_over(drawn: Path, photographs: Sequence[Photograph]) -> list[str]:
+    """Keys of the sketches in a folder that are of none of these photographs."""
+    given = {composed(photograph.key) for photograph in photographs}
+    there = [key_of(path, drawn) for path in walk(drawn).files] if drawn.is_dir() else []
+    return [key for key in there if key not in given]
 
 
 def _refuse_too_many(report: SketchReport, total: int, max_bad: float, out: Path) -> None:

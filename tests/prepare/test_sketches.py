@@ -87,6 +87,13 @@ class TestSketches:
         assert drawn(photos, out, link=False).made == 1
         assert (out / "images/b.v2.png").read_bytes() == (photos / "b.v2.png").read_bytes()
 
+    def test_pairs_of_photographs_that_are_gone_are_told(self, photos: Path, tmp_path: Path) -> None:
+        drawn(photos, tmp_path / "out")
+        assert drawn(photos, tmp_path / "out").left == []
+        (photos / "deep/er/c.webp").unlink()
+        (note, _) = drawn(photos, tmp_path / "out").notes()
+        assert "1 pairs of an earlier run are of photographs that were not given now, such as deep/er/c" in note
+
     def test_copies_leave_the_originals_alone(self, photos: Path, tmp_path: Path) -> None:
         before = files(photos)
         drawn(photos, tmp_path / "out", link=False)
