@@ -15,6 +15,8 @@ from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.data.problems import DataError
 
+DOTTED = "pictures in archives whose names end at a first dot, not at their suffix (rename them, or unpack the archive)"
+
 _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -62,13 +64,29 @@ def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES, extension:
     return [member for member in _files(archive) if f".{member.extension}" in wanted]
 
 
+def dotted(archive: Path) -> list[Archived]:
+    """The pictures of a tar archive that would be missed: those whose names have further dots, such as `a.b.jpg`, where
+    no picture is named by what stands before the first, as `a.edge.jpg` is beside an `a.jpg`. Raises ImageError."""
+    files = _files(archive)
+    known = {member.key for member in files if f".{member.extension}" in IMAGE_SUFFIXES}
+    return [
+        member
+        for member in files
+        if PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES
+        and member.key not in known
+        and not PurePosixPath(member.name).name.startswith(".")
+    ]
+
+
 def list_conditions(archive: Path, suffixes: Set[str]) -> list[Archived]:
     """The conditions of a tar archive that holds nothing else that could be one, sorted by name.
 
-    Raises ImageError as `list_archived`, and where `KEY.jpg` and a `KEY.edge.jpg` or `KEY.png` lie side by side:
-    the one is then a photograph, and which cannot be told.
+    Raises ImageError as `list_archived`, for pictures that would be missed, see `dotted`, and where `KEY.jpg` and a
+    `KEY.edge.jpg` or `KEY.png` lie side by side: the one is then a photograph, and which cannot be told.
     """
     found = list_archived(archive, suffixes)
+    if suffixes & IMAGE_SUFFIXES and (missed := dotted(archive)):
+        raise ImageError(f"{archive}: {len(missed)} {DOTTED}: {', '.join(member.name for member in missed[:3])}")
     likely = suffixes | IMAGE_SUFFIXES | DEPTH_SUFFIXES if suffixes & IMAGE_SUFFIXES else suffixes
     of_key: dict[str, list[Archived]] = defaultdict(list)
     for member in _files(archive):

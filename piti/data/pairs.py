@@ -17,7 +17,7 @@ from piti.core.images import ImageError
 from piti.core.json_files import JsonError, read_json
 from piti.core.spec import choices
 from piti.core.walk import Found, by_key, composed, key_of, walk
-from piti.data.archives import Archived, list_archived
+from piti.data.archives import DOTTED, Archived, dotted, list_archived
 from piti.data.near_names import near_keys
 from piti.data.problems import DataError, Problems
 from piti.data.shards.sources import ShardSpec
@@ -322,6 +322,8 @@ class PairList:
     def _inside(self, place: Path, suffixes: Set[str]) -> list[tuple[str, Stored]]:
         """The files of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
         if not place.is_dir():
+            for member in dotted(place) if suffixes == IMAGE_SUFFIXES else []:
+                self.problems.add(DOTTED, str(member))
             return [(f"{place.stem}/{member.key}", member) for member in list_archived(place, suffixes)]
         found = walk(place, suffixes)
         if suffixes == IMAGE_SUFFIXES:  # else it is walked for captions beside these

@@ -28,7 +28,7 @@ from piti.core.images import ImageError, open_image, read_rgb, save_png
 from piti.core.spec import Spec
 from piti.core.system import WINDOWS, cores
 from piti.core.walk import composed, is_unread, key_of, list_images, walk
-from piti.data.archives import Archived, list_archived
+from piti.data.archives import DOTTED, Archived, dotted, list_archived
 from piti.data.edges import LineSource, detector_spec
 from piti.data.problems import Problems
 from piti.prepare.writer import PrepareError, claim, in_order, mark_of, place, write_skipped
@@ -194,8 +194,7 @@ def list_photographs(places: Sequence[Path], out: Path) -> tuple[list[Photograph
     for path in places:
         if path.is_dir() and path.resolve() in [out.resolve(), *out.resolve().parents]:
             raise PrepareError(f"{out}: lies inside the photographs' folder {path}; give an OUT beside it")
-        lost = walk(path).lost() if path.is_dir() else []
-        unusable += [(str(one), f"{one}: is one of the {kind}") for kind, one in lost]
+        unusable += [(str(one), f"{one}: is one of the {kind}") for kind, one in _lost(path)]
         for photograph in _inside(path, alone=len(places) == 1):
             why = _unusable(photograph, found)
             if why is None:
@@ -205,8 +204,19 @@ def list_photographs(places: Sequence[Path], out: Path) -> tuple[list[Photograph
     return [found[key] for key in sorted(found)], unusable
 
 
+def _lost(place: Path) -> list[tuple[str, Path | Archived]]:
+    """What of a place is left out though it is a picture, with the kind of problem that it is."""
+    if place.is_dir():
+        return [(kind, path) for kind, path in walk(place).lost()]
+    return [] if _is_picture(place) else [(DOTTED, member) for member in dotted(place)]
+
+
+def _is_picture(place: Path) -> bool:
+    return place.suffix.lower() in IMAGE_SUFFIXES and not place.is_dir()
+
+
 def _inside(place: Path, alone: bool) -> list[Photograph]:
-    if place.suffix.lower() in IMAGE_SUFFIXES and not place.is_dir():
+    if _is_picture(place):
         if not place.is_file():
             raise ImageError(f"{place}: no such file; check the path")
         return [Photograph(place.stem, place)]

@@ -11,7 +11,7 @@ from piti.conditions import ClassTable, MaskCondition, NoCondition
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, image_size, read_rgb
 from piti.data import DataError, FolderSpec, PairedFolder
-from piti.data.archives import list_archived, list_conditions
+from piti.data.archives import dotted, list_archived, list_conditions
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
@@ -48,6 +48,16 @@ def test_keys_are_whole_paths(tmp_path) -> None:
     tar = packed(tmp_path / "p.tar", {name: png(k) for k, name in enumerate(names)})
     assert [member.key for member in list_archived(tar)] == ["a", "b", "v1.0/a", "v1.0/b"]
     assert len(PairedFolder(FolderSpec(photographs=(tar,), size=8), NoCondition())) == 4
+
+
+def test_pictures_whose_names_have_further_dots_are_not_lost_unseen(tmp_path) -> None:
+    names = ["at 10.32.png", "b.png", "b.edge.png", "._b.c.png", "d/e.f.jpg"]
+    tar = packed(tmp_path / "p.tar", {name: png(k) for k, name in enumerate(names)})
+    assert [member.name for member in dotted(tar)] == ["at 10.32.png", "d/e.f.jpg"]
+    with pytest.raises(DataError, match=r"(?s)2 pictures in archives whose names end at a first dot.*at 10\.32\.png"):
+        PairedFolder(FolderSpec(photographs=(tar,), size=8), NoCondition()).check()
+    with pytest.raises(ImageError, match=r"p\.tar: 2 pictures in archives .*at 10\.32\.png, d/e\.f\.jpg"):
+        list_conditions(tar, IMAGE_SUFFIXES)
 
 
 def test_of_one_extension(tmp_path) -> None:

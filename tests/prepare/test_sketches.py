@@ -159,6 +159,16 @@ class TestSketches:
         with pytest.raises(ImageError, match=r"more.tar: not an uncompressed tar archive"):
             prepare_sketches([tar], job, 1)
 
+    def test_an_archive_in_which_names_have_further_dots(self, photos: Path, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "more.tar", "w") as archive:
+            archive.add(photos / "a.jpg", "a.jpg")
+            archive.add(photos / "b.v2.png", "b.v2.png")
+        report = prepare_sketches([tmp_path / "more.tar"], SketchJob(tmp_path / "out", spec=QUICK), 1, max_bad=0.5)
+        assert report.made == 1
+        ((name, why),) = report.skipped
+        assert name.endswith("more.tar:b.v2.png")
+        assert "names end at a first dot" in why
+
     def test_single_pictures(self, photos: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         report = drawn([photos / "a.jpg", photos / "deep"], out)
