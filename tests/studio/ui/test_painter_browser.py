@@ -227,6 +227,15 @@ def test_a_class_that_is_picked_by_keys_is_said(page: Page) -> None:
     assert page.browser.run(said) == "class 1"
 
 
+def test_brackets_are_keys_where_they_are_typed_with_others(page: Page) -> None:
+    script = """const held = { key: arguments[0], altKey: arguments[1], ctrlKey: true, bubbles: true };
+        document.querySelector("#mask .surface").dispatchEvent(new KeyboardEvent("keydown", held));
+        return Number(document.querySelector("#mask .size input").value)"""
+    assert page.browser.run(script, "]", False) == 28, "Ctrl alone is the browser's"
+    assert page.browser.run(script, "]", True) == 34
+    assert page.browser.run(script, "b", True) == 34
+
+
 def test_classes_by_arrow_keys(page: Page) -> None:
     page.browser.run("document.querySelector('#mask .classes [tabindex=\"0\"]').focus()")
     for key in ("down", "down", "down", "up"):

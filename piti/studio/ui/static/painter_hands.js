@@ -62,7 +62,8 @@ function press(hold) {
 }
 
 surface.onkeydown = (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typed = event.altKey && ["[", "]"].includes(event.key); // as on keyboards that have these with AltGr or Option
+  if (!typed && (event.ctrlKey || event.metaKey || event.altKey)) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const named = toolNames().find((name) => TOOLS[name].key === key);
   const index = /^\d$/.test(key) ? (Number(key) + 9) % 10 : -1;
