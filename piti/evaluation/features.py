@@ -82,6 +82,11 @@ class FeatureNetwork(Named, Protocol):
         """D."""
         ...
 
+    @property
+    def settings(self) -> str:
+        """What decides its features beside the weights and `resize`: a hash of its folder's configs, "" of a file."""
+        ...
+
     def __call__(self, images: list[Image.Image]) -> Float64[Tensor, "n d"]:
         """RGB images, which may differ in size => pooled features, on the CPU."""
         ...
@@ -98,6 +103,8 @@ class FileNetwork:
     fitting: Fitting
     model: Callable[[list[Image.Image]], Tensor]
     """Fitted images => features [N, D]."""
+    settings: str = ""
+    """None: the code has all of them."""
 
     @property
     def resize(self) -> str:
@@ -203,7 +210,8 @@ def features_of(
 
     resize: before anything else, shrink (or enlarge) the largest centred square to this side, bicubic, so that sets of
     different sizes are judged alike. on_step: hears (images done, images in all). cache: a folder that keeps features,
-    found again by the files' contents, the network's hash and `resize`; what is damaged there is computed again.
+    found again by the files' contents, the network's weights and settings, and `resize`; what is damaged there is
+    computed again.
     Raises ImageError for a file that is no picture, and UserError that names the file whose features are not finite.
     """
     if batch < 1 or (resize is not None and resize < 1):
@@ -268,6 +276,7 @@ def _batches(images: Sequence[Path], resize: int | None, batch: int) -> Iterator
 def _key(network: FeatureNetwork, images: Sequence[Path], resize: int | None) -> str:
     """One name for what features depend on."""
     facts = [_CACHE_FORMAT, network.name, network.sha256, network.resize, str(resize)]
+    facts += [network.settings] if network.settings else []
     try:
         with ThreadPoolExecutor(_THREADS) as pool:
             facts += pool.map(file_hash, images)

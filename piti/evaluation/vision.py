@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class VisionNetwork:
     output: str
     """Which of the model's outputs the features are."""
     device: torch.device
+    settings: str = ""
+    """A hash of config.json and preprocessor_config.json, which decide features as the weights do."""
 
     @property
     def resize(self) -> str:
@@ -74,7 +77,8 @@ def open_folder(folder: Path, source: str, device: torch.device) -> VisionNetwor
         raise UserError(f"{folder / _CONFIG}: model_type {kind!r}; features come from {', '.join(_OPENERS)}")
     prepared = _read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else {}
     try:
-        return _OPENERS[kind](folder, source, file_hash(found[0]), prepared, device)
+        network = _OPENERS[kind](folder, source, file_hash(found[0]), prepared, device)
+        return replace(network, settings=_hash_of(config, prepared))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: {_CONFIG} or {_PREPROCESSOR} is not as expected ({error}); {REMEDY}") from error
 
@@ -145,6 +149,10 @@ def _load(kind: str, folder: Path) -> nn.Module:
         missing = sorted(report["missing_keys"])
         raise UserError(f"{folder}: {len(missing)} weights are missing (such as {missing[0]}); fetch it again")
     return model.float().eval().requires_grad_(False)
+
+
+def _hash_of(*settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _side(value: Any, key: str) -> int:

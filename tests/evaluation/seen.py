@@ -20,7 +20,7 @@ COLOURS = np.array([[120, 170, 230], [90, 90, 95], [200, 30, 40]], np.int64)  # 
 class Colours:
     """Features: means and deviations of the channels of an 8 × 8 picture."""
 
-    source, sha256, resize, dimensions = "none", "0" * 64, "both sides to 8 px", 6
+    source, sha256, resize, dimensions, settings = "none", "0" * 64, "both sides to 8 px", 6, ""
 
     def __init__(self, name: str = "colours") -> None:
         self.name = name

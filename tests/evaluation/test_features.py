@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,13 +26,13 @@ from piti.evaluation.features import CLASSIFIERS, features_of, open_features
 from piti.evaluation.fitting import centre_square
 from piti.evaluation.metrics import frechet_distance, kernel_estimate
 from tests.conftest import SHARED
-from tests.evaluation.tiny_features import CPU, picture, saved, squeezenet_file
+from tests.evaluation.tiny_features import CPU, clip_folder, picture, saved, squeezenet_file
 
 
 class Mean:
     """A network whose features are the image's mean colour and its size."""
 
-    name, source, sha256, resize, dimensions = "mean", "here", "00", "not at all", 5
+    name, source, sha256, resize, dimensions, settings = "mean", "here", "00", "not at all", 5, ""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -178,3 +179,15 @@ def test_another_network_s_features_are_not_taken(tmp_path: Path) -> None:
     features_of(first, paths, None, 2, cache=cache)
     features_of(other, paths, None, 2, cache=cache)
     assert len(list(cache.iterdir())) == 2
+
+
+def test_features_of_another_preprocessing_are_not_taken(tmp_path: Path) -> None:
+    """The same weights and size, images normalised otherwise."""
+    paths, cache, folder = saved(tmp_path / "images", 2), tmp_path / "cache", tmp_path / "clip"
+    clip_folder(folder)
+    features_of(open_features(str(folder), CPU), paths, None, 2, cache=cache)
+    said = folder / "preprocessor_config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    corrected = open_features(str(folder), CPU)
+    kept = features_of(corrected, paths, None, 2, cache=cache)
+    assert torch.equal(kept, features_of(corrected, paths, None, 2))
