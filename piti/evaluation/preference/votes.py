@@ -114,8 +114,8 @@ def study_id(question: str, ties: bool, repeats: int, pairs: Sequence[PairKey]) 
 def read_study(files: Sequence[Path], key: Path | None = None) -> tuple[Key, dict[Path, Votes]]:
     """The key, and votes by their files, every one of them checked against the key and each other.
 
-    files: votes files, folders that hold `votes-*.json`, and perhaps the key. A key that is not given is looked for
-    beside the votes. Raises StudyError with all problems together.
+    files: votes files, folders that hold some, under whatever names of .json, and perhaps the key. A key that is not
+    given is looked for beside the votes. Raises StudyError with all problems together.
     """
     votes, keys = _read_all([*_listed(files), *([key] if key is not None else [])])
     if not votes:
@@ -143,16 +143,27 @@ def by_study(files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _listed(files: Sequence[Path]) -> list[Path]:
-    """The files, and of folders those with a study's names. Raises StudyError for one that holds none."""
+    """The files, and of folders those that are of a study. Raises StudyError for one that holds none."""
     found: list[Path] = []
     for path in files:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted({*path.glob("votes-*.json"), *path.glob(f"*{KEY_SUFFIX}")})
+        inside = _inside(path) if path.is_dir() else [path]
         if not inside:
             raise StudyError(f"{path}: holds no votes-….json; give the folder or the files that raters sent back")
         found += inside
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """A folder's files with a study's names, and others by what they say: votes are renamed on their way back."""
+    named = {*folder.glob("votes-*.json"), *folder.glob(f"*{KEY_SUFFIX}")}
+    return sorted(named | {path for path in folder.glob("*.json") if path not in named and _is_of_a_study(path)})
+
+
+def _is_of_a_study(path: Path) -> bool:
+    try:
+        return bool(_read_json(path))
+    except StudyError:
+        return False
 
 
 def _read_all(paths: Sequence[Path]) -> tuple[dict[Path, Votes], dict[Path, Key]]:

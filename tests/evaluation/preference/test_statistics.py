@@ -157,6 +157,18 @@ def test_the_key_is_found_beside_the_votes_or_given(made: tuple[Path, Key], tmp_
         count_votes([path])
 
 
+def test_of_a_folder_renamed_votes_count_too(made: tuple[Path, Key], tmp_path: Path) -> None:
+    path, key = made
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    save(sent, 1, votes_of(key, 1, lambda *_: "a"))
+    save(sent, 2, votes_of(key, 2, lambda *_: "b")).rename(sent / "from Bob.json")
+    (sent / "result.json").write_text('{"rate": 0.5}')
+    (sent / "notes.json").write_text("none")
+    found = count_votes([sent], key=path)
+    assert (found.raters, found.rate) == (2, 0.5)
+
+
 def test_files_of_one_rater_are_refused(made: tuple[Path, Key], tmp_path: Path) -> None:
     path, key = made
     one = save(tmp_path, 1, votes_of(key, 7, lambda *_: "a"))
