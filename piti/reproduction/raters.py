@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from piti.core.errors import Message, UserError, text_of
+from piti.core.errors import Message, UserError, option, text_of
 from piti.core.files import whole_file
 from piti.evaluation.preference.statistics import Preference, count_votes
 from piti.evaluation.preference.study import Compared, Study, StudyOptions, write_study
@@ -38,8 +38,8 @@ def write_studies(plan: Plan, workspace: Workspace, console: Console, limit: int
     """Make every row's images, training what is lacking, and write a page for each method beside ours.
 
     Pages are `OUT/table2/METHOD.html`, their keys beside them; a page that is there is written anew only where it
-    would be another. limit: so many pairs a page. Raises UserError for what is known to stop a run, and where ours
-    cannot be made.
+    would be another, and its key is kept as `METHOD-STUDY.key.json`. limit: so many pairs a page. Raises UserError for
+    what is known to stop a run, and where ours cannot be made.
     """
     check_alone()
     check_all(plan, workspace, console, judged=False)
@@ -58,10 +58,32 @@ def write_studies(plan: Plan, workspace: Workspace, console: Console, limit: int
         try:
             compared = Compared(mine, images(row), chosen.conditions, chosen.condition)
             options = StudyOptions(_SEED, limit=limit)
-            written[row.key] = write_study(compared, page_of(workspace.out, row), options, overwrite=True)
+            written[row.key] = _written(compared, page_of(workspace.out, row), options)
         except (UserError, OSError, RuntimeError) as error:
             missing.append(Message(f"{row.method}: {text_of(error)}"))
     return Studies(written, tuple(missing))
+
+
+def _written(compared: Compared, page: Path, options: StudyOptions) -> Study:
+    """The page; the key of another one in its place is kept beside it, since votes of that may still come back."""
+    key = page.with_name(page.stem + KEY_SUFFIX)
+    if not key.is_file():
+        return write_study(compared, page, options, overwrite=True)
+    before = read_key(key).study
+    kept = page.with_name(f"{page.stem}-{before}{KEY_SUFFIX}")
+    with whole_file(kept, overwrite=True) as partial:
+        partial.write_bytes(key.read_bytes())
+    try:
+        study = write_study(compared, page, options, overwrite=True)
+    finally:
+        if read_key(key).study == before:
+            kept.unlink()
+    if study.id == before:
+        return study
+    note = Message(
+        f"that key is kept as {kept}; its votes are counted by piti study count VOTES {option('key')} {kept}"
+    )
+    return replace(study, notes=(*study.notes, note))
 
 
 def page_of(out: Path, row: Row) -> Path:
@@ -90,7 +112,10 @@ def count_studies(plan: Plan, out: Path, votes: Sequence[Path]) -> Path:
             counted[row.key] = count_votes(mine, key)
     if files:
         named = ", ".join(str(path) for paths in files.values() for path in paths)
-        raise StudyError(f"{named}: votes of other pages than those whose keys are in {out / 'table2'}; leave them out")
+        raise StudyError(
+            f"{named}: votes of other pages than those that are in {out / 'table2'} now; leave them out, or count them "
+            "by themselves, by piti study count with their own key"
+        )
     values = {
         "table": plan.table,
         "scale": plan.scale,

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from piti.core.errors import UserError
+from piti.evaluation.preference.statistics import count_votes
 from piti.evaluation.preference.votes import Key, StudyError, read_key
 from piti.reproduction import raters
 from piti.reproduction.plans import plan_of
@@ -80,6 +81,23 @@ def test_votes_of_another_page_are_refused(workspace: Workspace, tmp_path: Path)
     key = workspace.out / "table2/spade.key.json"
     (tmp_path / "votes-x.json").write_text(json.dumps(votes(read_key(key), 2, "a" * 16)))
     key.unlink()
+    with pytest.raises(StudyError, match=r"votes-x\.json: votes of other pages"):
+        count_studies(PLAN, workspace.out, [tmp_path / "votes-x.json"])
+
+
+def test_the_key_of_a_page_that_is_replaced_is_kept(workspace: Workspace, tmp_path: Path) -> None:
+    """Its raters may not have sent back their votes yet."""
+    write_studies(PLAN, workspace, QUIET)
+    place = workspace.out / "table2"
+    before = read_key(place / "spade.key.json")
+    again = write_studies(PLAN, workspace, QUIET)
+    assert not again.written["spade"].notes
+    assert len(list(place.glob("spade*.json"))) == 1
+    other = write_studies(PLAN, workspace, QUIET, limit=2)
+    kept = place / f"spade-{before.study}.key.json"
+    assert f"kept as {kept}" in other.written["spade"].notes[-1]
+    (tmp_path / "votes-x.json").write_text(json.dumps(votes(before, 2, "a" * 16)))
+    assert count_votes([tmp_path / "votes-x.json"], kept).pairs == 3
     with pytest.raises(StudyError, match=r"votes-x\.json: votes of other pages"):
         count_studies(PLAN, workspace.out, [tmp_path / "votes-x.json"])
 
