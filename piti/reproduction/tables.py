@@ -284,8 +284,8 @@ def _notes(table: Table) -> list[str]:
     notes = [
         f"Ours: mean over {seeds}" + ("; ± is the standard deviation between them" if table.seeds > 1 else "") + ".",
         "[low to high] is the 95% bootstrap interval over the images of a seed, as a mean over the seeds; where draws "
-        "do not differ, or the sample is large, none is shown. Bold: best. Nothing is bold where the intervals of the "
-        "best two overlap.",
+        "do not differ it is Wilson's of precision and recall and none is shown of others, nor of large samples. Bold: "
+        "best. Nothing is bold where the intervals of the best two overlap.",
         f"Images are made from the validation conditions; distances are to the photographs of the {plan.reference} "
         f"split, the centre squares of both at {plan.side} px.",
         *_about_judges(table),

@@ -185,6 +185,7 @@ def test_photographs_are_no_bound() -> None:
 
 def test_what_is_missing_is_named_and_notes_come_once() -> None:
     text = markdown(table())
+    assert "it is Wilson's of precision and recall" in text  # as `piti.evaluation.distances` gives
     assert "- † from scratch: seed 1: it diverged\n" in text
     assert text.count("few images") == 1
     assert "- a note\n" in text
