@@ -292,7 +292,8 @@ def judged(
 ) -> Evaluation:
     """An evaluation by all that it is made of, which is plain data; see `evaluated`."""
     objects = chosen.kind == MaskCondition.kind
-    place, made_of = workspace.result(folder.name), made_of | {"objects": objects}
+    read_as = json.loads(json.dumps(chosen.condition.to_config()))  # classes are matched with a segmenter's by name
+    place, made_of = workspace.result(folder.name), made_of | {"objects": objects, "condition": read_as}
     if place.is_file():
         found = Evaluation.read(place)
         if found.facts.get(OURS) == made_of:

@@ -18,11 +18,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from piti.baselines.rrdb import RRDBNet
+from piti.conditions import ClassTable, MaskCondition
 from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.data.generated import WithGenerated
 from piti.generation.options import GenerationOptions
 from piti.reproduction import images, make, rows, runs, small_plans
+from piti.reproduction.files import DatasetFiles
 from piti.reproduction.images import begin_folder
 from piti.reproduction.rows import Generated, Row, Training
 from piti.reproduction.runs import Workspace, is_of, progress_of, recipe_of, trained
@@ -208,6 +210,23 @@ def test_results_of_other_images_are_made_anew(workspace: Workspace, monkeypatch
     changed = {path for path in after if before.get(path) != after[path]}
     assert {path.parent.name for path in changed} == {"tiny-0", "images", "results"}
     assert not any("runs" in path.parts for path in changed)
+
+
+def test_a_corrected_class_table_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its names decide which of a segmenter's labels mean which class."""
+    judged_by_nobody(monkeypatch)
+    space = Workspace(tmp_path)
+
+    def judged_at(name: str) -> int:
+        """When the result was written that is found for these classes."""
+        condition = MaskCondition(ClassTable(names=("sky", name), ids=(0, 1), colours=((0, 0, 0), (9, 9, 9))))
+        chosen = DatasetFiles(condition, tmp_path, tmp_path, tmp_path, (), 0)
+        runs.judged(tmp_path / "row-0", {"images": "these"}, 64, space, chosen, QUIET)
+        return space.result("row-0").stat().st_mtime_ns
+
+    first = judged_at("raod")
+    assert judged_at("raod") == first
+    assert judged_at("road") > first
 
 
 def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(
