@@ -16,12 +16,14 @@ from piti.evaluation.preference.study import Compared, Study, StudyOptions, writ
 from piti.evaluation.preference.votes import KEY_SUFFIX, StudyError, by_study, read_key
 from piti.reproduction.images import sampled
 from piti.reproduction.make import Results, check_all, check_alone, dataset_files, trained_once
+from piti.reproduction.plans import described
 from piti.reproduction.published import ABOUT, quotes
 from piti.reproduction.rows import SETS, Plan, Row
 from piti.reproduction.runs import Workspace
 
 OURS = "piti"
 """The key of the row that raters compare with each other one."""
+_DATA = "data.txt"  # beside the pages, what data they are of
 _SEED = 0  # of the images: raters see one run of each method
 
 
@@ -52,6 +54,7 @@ def write_studies(plan: Plan, workspace: Workspace, console: Console, limit: int
 
     ours, others = _sides(plan)
     mine = images(ours)
+    _note_data(workspace.out, described(data, workspace.data[data]))
     written: dict[str, Study] = {}
     missing: list[str] = []
     for row in others:
@@ -84,6 +87,19 @@ def _written(compared: Compared, page: Path, options: StudyOptions) -> Study:
         f"that key is kept as {kept}; its votes are counted by piti study count VOTES {option('key')} {kept}"
     )
     return replace(study, notes=(*study.notes, note))
+
+
+def _note_data(out: Path, title: str) -> None:
+    """Keep beside the pages what data they are of, for when votes are counted."""
+    (out / "table2").mkdir(parents=True, exist_ok=True)
+    with whole_file(out / "table2" / _DATA, overwrite=True) as partial:
+        partial.write_text(title + "\n", encoding="utf-8")
+
+
+def _title(plan: Plan, out: Path) -> str:
+    """Of the pages' data."""
+    (data,), kept = plan.sets, out / "table2" / _DATA
+    return kept.read_text(encoding="utf-8").strip() if kept.is_file() else SETS[data].title
 
 
 def page_of(out: Path, row: Row) -> Path:
@@ -122,7 +138,10 @@ def count_studies(plan: Plan, out: Path, votes: Sequence[Path]) -> Path:
         "rows": [{"method": row.method, "rate": _plain(counted.get(row.key))} for row in _sides(plan)[1]],
         "published": [q.__dict__ for row in _sides(plan)[1] for q in _quotes(plan, row)],
     }
-    texts = {".json": json.dumps(values, indent=1, ensure_ascii=False) + "\n", ".md": _markdown(plan, counted)}
+    texts = {
+        ".json": json.dumps(values, indent=1, ensure_ascii=False) + "\n",
+        ".md": _markdown(plan, counted, _title(plan, out)),
+    }
     for suffix, text in texts.items():
         with whole_file(out / f"{plan.table}{suffix}", overwrite=True) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -137,13 +156,13 @@ def _quotes(plan: Plan, row: Row) -> Sequence:
     return quotes(plan.table, row.key, plan.published_on(row))
 
 
-def _markdown(plan: Plan, counted: Mapping[str, Preference]) -> str:
-    """The rates as a table."""
+def _markdown(plan: Plan, counted: Mapping[str, Preference], title: str) -> str:
+    """The rates as a table. title: of the data."""
     ours, others = _sides(plan)
     (data,) = plan.sets
     lines = [
         f"# {plan.title}, {plan.scale} scale\n",
-        f"How often raters prefer *{ours.method}*, %; {SETS[data].title}, {SETS[data].task}.\n",
+        f"How often raters prefer *{ours.method}*, %; {title}, {SETS[data].task}.\n",
         "| against | preferred, % | votes | raters | pairs | published: ours preferred, %, COCO-Stuff |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
