@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
 
-from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
+from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, load_adapted, read_adapter_config
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
@@ -67,13 +67,21 @@ class WeightsForm:
     """Of one file, in bytes or such as "5GB"; by default all in one."""
 
     def save(self, network: ModelMixin, folder: Path) -> None:
-        """Write a network, and remove weights of the same variant in the other form, which would be read instead."""
+        """Write a network, and remove what it would be read from instead: weights of the same variant in another form,
+        and adapters, unless it is a variant beside them."""
         sharded: dict[str, Any] = {} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}
+        middle = "" if self.variant is None else f".{self.variant}"
+        own, other = ("safetensors", "bin") if self.safe else ("bin", "safetensors")
+        index = folder / f"{WEIGHTS_STEM}.{own}.index{middle}.json"
+        index.unlink(missing_ok=True)
         network.save_pretrained(folder, safe_serialization=self.safe, variant=self.variant, **sharded)
-        middle, ending = "" if self.variant is None else f".{self.variant}", "bin" if self.safe else "safetensors"
-        for pattern in (f"{middle}.{ending}", f"{middle}-*-of-*.{ending}", f".{ending}.index{middle}.json"):
-            for stale in folder.glob(f"{WEIGHTS_STEM}{pattern}"):
-                stale.unlink()
+        stale = [f"{middle}.{other}", f"{middle}-*-of-*.{other}", f".{other}.index{middle}.json"]
+        stale += [f"{middle}.{own}"] if index.is_file() else []
+        for path in (path for pattern in stale for path in folder.glob(f"{WEIGHTS_STEM}{pattern}")):
+            path.unlink()
+        if self.variant is None:
+            for name in (ADAPTER_CONFIG, ADAPTER_FILE):
+                (folder / name).unlink(missing_ok=True)
 
 
 def write_model_folder(
@@ -298,7 +306,8 @@ class ModelFolder:
 
     def _translator(self, network: str, torch_dtype: torch.dtype, **form: Any) -> Translator:
         folder, arguments = self.path / network, self.arguments(network)
-        if not (folder / ADAPTER_CONFIG).is_file():
+        whole = form.get("variant") is not None  # beside adapters, or there are none
+        if whole or not (folder / ADAPTER_CONFIG).is_file():
             _check_weights(folder, arguments)
             return Translator.from_pretrained(folder, torch_dtype=torch_dtype, **form)
         config = read_adapter_config(folder)

@@ -157,6 +157,22 @@ def test_weights_in_the_other_form_do_not_stay_to_be_read(tmp_path: Path) -> Non
     assert np.array_equal(called(loaded(tmp_path)), called(pipe))
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_one_file_replace_several_and_the_other_way_round(variant: str | None, tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    for size in (None, "200KB", None):
+        with torch.no_grad():
+            for parameter in pipe.base.parameters():
+                parameter.add_(0.01)
+        pipe.save_pretrained(tmp_path, variant=variant, max_shard_size=size)
+        several = len(list((tmp_path / "base").glob("*-of-*"))) > 1
+        whole = list((tmp_path / "base").glob("diffusion_pytorch_model*.safetensors"))
+        assert several == (size is not None)
+        assert several == (len(whole) > 1)
+        assert all("-of-" in path.name for path in whole) == several
+        assert np.array_equal(called(loaded(tmp_path, variant=variant)), called(pipe))
+
+
 def test_parts_that_may_be_left_out(tmp_path: Path) -> None:
     pipe = tiny_cascade()
     for name in pipe._optional_components:

@@ -241,6 +241,20 @@ class TestLora:
             changed += 1
         assert changed > 10
 
+    def test_saved_over_itself_it_needs_its_prior_no_more(
+        self, changing: Path, tiny_data: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        train(adapted_recipe(tiny_data, changing, lora={"rank": 2}), run)
+        pipeline, mine = PITIPipeline.from_pretrained(run), run / "model"
+        torch.nn.init.zeros_(pipeline.base.unet.conv_out.weight)
+        pipeline.save_pretrained(mine, variant="fp16")
+        assert PITIPipeline.from_pretrained(mine).base.unet.conv_out.weight.any()
+        assert not PITIPipeline.from_pretrained(mine, variant="fp16").base.unet.conv_out.weight.any()
+        pipeline.save_pretrained(mine)
+        shutil.rmtree(changing)
+        assert not PITIPipeline.from_pretrained(mine).base.unet.conv_out.weight.any()
+
     def test_the_merged_network_computes_what_pefts_does(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
         translator = PITIPipeline.from_pretrained(prior).base
         before = {key: value.clone() for key, value in translator.state_dict().items()}
