@@ -274,9 +274,9 @@ class ModelFolder:
             raise ModelError(f"{self.path / network}: {_first_line(error)}; {_ANEW}") from None
         return translator.eval(), self.scheduler(network)
 
-    def autoencoder(self, torch_dtype: torch.dtype) -> AutoencoderKL | None:
+    def autoencoder(self, torch_dtype: torch.dtype, **form: Any) -> AutoencoderKL | None:
         """The autoencoder of a base that works on latents, in float32 where it says that less breaks it. Adapters have
-        that of their prior. Raises ModelError.
+        that of their prior. form: as of `load`, of one in this folder. Raises ModelError.
         """
         if AUTOENCODER not in self:
             adapter = self.path / "base" / ADAPTER_CONFIG
@@ -285,7 +285,7 @@ class ModelFolder:
             return ModelFolder.open(find_model(read_adapter_config(adapter.parent).prior)).autoencoder(torch_dtype)
         dtype = torch.float32 if self.config(AUTOENCODER).get("force_upcast") else torch_dtype
         try:
-            found = AutoencoderKL.from_pretrained(self.path / AUTOENCODER, torch_dtype=dtype)
+            found = AutoencoderKL.from_pretrained(self.path / AUTOENCODER, torch_dtype=dtype, **form)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: {error}") from None
         return found.eval().requires_grad_(False)

@@ -12,7 +12,15 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 
 from piti.baselines import BaselineNetwork, ImageNetwork
-from piti.checkpoints.folder import INDEX_FILE, OF_UPSAMPLER, SCHEDULERS, ModelError, ModelFolder, find_model
+from piti.checkpoints.folder import (
+    AUTOENCODER,
+    INDEX_FILE,
+    OF_UPSAMPLER,
+    SCHEDULERS,
+    ModelError,
+    ModelFolder,
+    find_model,
+)
 from piti.conditions import Condition
 from piti.core.errors import option, text_of
 from piti.core.spec import choices
@@ -100,7 +108,8 @@ class ModelSource:
         parts: dict[str, Any] = {"condition": self.given.get("condition", folder.condition)}
         logger.info(f"Loaded condition as {type(parts['condition']).__name__} from {folder.path}.")
         parts |= dict(zip(("base", "scheduler"), self._base(folder), strict=True))
-        parts["vae"] = self.given.get("vae") or folder.autoencoder(self.dtypes["vae"])
+        form = self._form(folder, AUTOENCODER)
+        parts["vae"] = self.given.get("vae") or folder.autoencoder(self.dtypes["vae"], **form)
         defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
         if isinstance(upsampler, Translator):
             parts |= {"upsampler": upsampler, "upsampler_scheduler": self.given.get("upsampler_scheduler")}
@@ -129,6 +138,7 @@ class ModelSource:
         if self.variant is None:
             return
         networks = {"base": folder} if other is None else {"base": folder, "upsampler": other}
+        networks |= {AUTOENCODER: folder} if AUTOENCODER in folder else {}
         without = [name for name, where in networks.items() if not where.has_variant(name, self.variant)]
         if len(without) == len(networks):
             raise ModelError(

@@ -99,6 +99,17 @@ def test_diffusers_own_loader_takes_the_autoencoder(
         assert torch.equal(pipe(TEXT, **asked).images, stable.ours(TEXT, **asked).images)
 
 
+def test_the_autoencoder_is_of_the_variant_and_form_that_is_asked_for(stable: tiny.Imported, tmp_path: Path) -> None:
+    stable.ours.save_pretrained(tmp_path, variant="fp16")
+    again = PITIPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)
+    assert again.vae is not None
+    assert all(map(torch.equal, again.vae.parameters(), stable.ours.vae.parameters()))
+    again.vae.save_pretrained(tmp_path / "vae", variant="fp16", safe_serialization=False)
+    (tmp_path / "vae/diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        PITIPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)
+
+
 def test_a_scheduler_that_bounds_latents_is_refused(stable: tiny.Imported) -> None:
     ours = stable.ours
     clipping = scheduler_of(ours.schedule.spec.model_copy(update={"clip": True}))
