@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -108,13 +109,13 @@ def merged(
     """Sampling options with those under diffusers' names. Raises UserError for two names of one option, for a name that
     has no meaning here, and for a scale that is none."""
     _check_names(sampling)
-    if guidance_scale is not None and (not isinstance(guidance_scale, int | float) or not guidance_scale >= 1):
+    if guidance_scale is not None and (not isinstance(guidance_scale, Real) or not guidance_scale >= 1):
         raise UserError(
             "expected a number of at least 1: it is 1 + w, so that 1 is no guidance",
             option="guidance_scale",
             value=repr(guidance_scale),
         )
-    strength = None if guidance_scale is None else guidance_scale - 1
+    strength = None if guidance_scale is None else float(guidance_scale) - 1
     steps = one_of("steps", sampling.get("steps"), "num_inference_steps", num_inference_steps)
     guidance = one_of("guidance", sampling.get("guidance"), "guidance_scale", strength)
     return {**sampling, "steps": steps, "guidance": guidance}
@@ -139,9 +140,9 @@ def images_each(num_images: int | None, num_images_per_prompt: int | None, batch
     count = 1 if count is None else count
     name = "num_images" if num_images_per_prompt is None else "num_images_per_prompt"
     for key, value in ((name, count), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise UserError("expected a whole number of at least 1", option=key, value=repr(value))
-    return count
+    return int(count)
 
 
 # Results
@@ -152,7 +153,7 @@ def check_output(output_type: str, canvases: Sequence[Canvas], space: Space) -> 
     latents of an autoencoder, which are decoded here."""
     known = get_args(OutputType)
     if output_type not in known:
-        raise UserError(choices(output_type, known), option="output_type", value=repr(output_type))
+        raise UserError(choices(str(output_type), known), option="output_type", value=repr(output_type))
     if output_type == "latent" and space.spec.latent:
         raise UserError(
             "this model's latents are decoded; they are no output", remedy="take 'pt'", option="output_type",
@@ -193,6 +194,8 @@ def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], space: S
         return None
     if space is None:
         raise UserError("this model makes its images in one pass, from no noise", remedy="remove it", option="latents")
+    if not isinstance(latents, Tensor):
+        raise UserError(f"expected a tensor, got {type(latents).__name__}", option="latents")
     sizes = {canvas.base_size for canvas in canvases}
     if len(sizes) > 1:
         raise UserError(

@@ -87,6 +87,14 @@ def test_diffusers_names_mean_ours() -> None:
         assert np.array_equal(arrays(ours.images), arrays(theirs.images))  # type: ignore[union-attr,arg-type]
 
 
+def test_numbers_may_be_numpys() -> None:
+    pipe = tiny_pipeline()
+    plain = called(pipe, num_images=2, batch_size=1, guidance_scale=3)
+    swept: dict[str, Any] = {"num_images": np.int64(2), "batch_size": np.int64(1)}
+    for scale in (np.int64(3), np.float32(3)):
+        assert np.array_equal(called(pipe, guidance_scale=scale, **swept), plain)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -104,6 +112,8 @@ def test_diffusers_names_mean_ours() -> None:
         ({"eta": 0.0}, "eta: .*; give sampler: 'ddim' is eta 0"),
         ({"strength": 0.5}, "strength: .* edit"),
         ({"output_type": "numpy"}, "output_type 'numpy'"),
+        ({"output_type": None}, "output_type None"),
+        ({"latents": np.zeros((1, 3, 16, 16))}, "latents: expected a tensor, got ndarray"),
         ({"condition": [mask(1), mask(1, 32)], "output_type": "np"}, "16 x 16, 32 x 16 px in one array"),
         ({"latents": torch.zeros(2, 3, 16, 16)}, r"expected standard normal noise \[1, 3, 16, 16\]"),
         ({"condition": [mask(1), mask(1, 32)], "latents": torch.zeros(2, 3, 16, 16)}, "latents: needs images of one"),
