@@ -93,7 +93,7 @@ class Trainer:
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
             teacher_sha256=run.reads_anew(),
         )
-        self.stop = StopRequest(console)
+        self.stop = StopRequest(console, alone=self.world == 1)
         self.scaler = adversary_scaler(self.accelerator, recipe.adversarial)
         self.ledger = Ledger(self.accelerator)
         self.checked: list[dict[str, float]] = []

@@ -101,13 +101,18 @@ def training_bar(console: Console, recipe: Recipe, state: RunState) -> Iterator[
 class StopRequest:
     """Whether somebody asked this process to stop, by Ctrl-C or SIGTERM."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, alone: bool = True) -> None:
+        """alone: whether no launcher's agent, which hands signals on and kills who does not end, is above it."""
+        self.console, self.alone = console, alone
         self.asked = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """A first signal asks for a stop after the step in hand; a second one stops at once."""
+        """A first signal asks for a stop after the step in hand, and a second Ctrl-C stops at once.
+
+        A second SIGTERM does not, nor anything among several processes: one request comes more than once where a
+        scheduler sends it to all processes and torchrun, or `timeout`, hands its own on.
+        """
         if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
             yield
             return
@@ -116,10 +121,12 @@ class StopRequest:
         def ask(number: int, frame: Any) -> None:
             if os.getpid() != owner:  # a worker of the loader, which ends when its owner does
                 return
-            if self.asked:
+            if not self.asked:
+                self.asked = True
+                hurry = "; Ctrl-C once more to stop at once without saving" if self.alone else ""
+                self.console.log(f"stopping after this step{hurry}")
+            elif self.alone and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.asked = True
-            self.console.log("stopping after this step; once more to stop at once without saving")
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

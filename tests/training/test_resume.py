@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from piti.core import files as atomic
 from piti.core.spec import SpecError
 from piti.training import Recipe, RunError, RunFolder, plan, read_recipe, run_folder, train
 from piti.training.loop import Trainer
+from piti.training.monitor import StopRequest
 from tests.conftest import make_tiny_data, tiny_recipe
 from tests.forked import Forked, piti
 from tests.training.runs import STAGES, equal, recipe_of, shallow, weights
@@ -121,6 +123,21 @@ def test_interrupted_it_saves_and_says_how_to_go_on(number: int, tiny_data: Path
     newest = RunFolder(tmp_path / "run").newest()
     assert newest is not None
     assert f"step {int(newest.name.removeprefix('step-'))}" in " ".join(said.split())
+
+
+def test_one_request_may_come_several_times() -> None:
+    """A scheduler sends SIGTERM to all processes, and torchrun hands its own on, so that each gets it twice."""
+    told, group = StopRequest(Console(quiet=True)), StopRequest(Console(quiet=True), alone=False)
+    with told.listening():
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert told.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with group.listening():
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert group.asked
 
 
 class PowerCut(BaseException):
