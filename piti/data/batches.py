@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.seeding import generator_for
 from piti.data.crops import Sample
 from piti.data.degrade import DegradationSpec, degrade, downsample
@@ -239,6 +240,21 @@ def loader(
         ),
         tally,
     )
+
+
+@contextlib.contextmanager
+def workers_watched() -> Iterator[None]:
+    """A loading process that was killed is a DataError within the block: torch raises it wherever the program is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a process that loads data has ended: {str(error).strip().rstrip('.')}",
+            remedy=f"where memory is short set fewer, such as {option('set')} workers=1 (0: none beside the training), "
+            f"then go on with {option('resume')}",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from piti.core.distributed import together
 from piti.core.errors import UserError, option
 from piti.core.images import save_png
 from piti.core.seeding import derive_seed
-from piti.data.batches import Batches, BatchStream, TrainingBatch, loader
+from piti.data.batches import Batches, BatchStream, TrainingBatch, loader, workers_watched
 from piti.data.order import numbers_of
 from piti.data.problems import Tally
 from piti.models import Translator
@@ -112,7 +112,7 @@ class Trainer:
                 self.state = matching_state(resume_from, self.state, self.recipe)
             if self.accelerator.is_main_process:
                 self.run.folder.forget_after(self.state.step)
-        with self.stop.listening(), training_bar(self.console, self.recipe, self.state) as bar:
+        with workers_watched(), self.stop.listening(), training_bar(self.console, self.recipe, self.state) as bar:
             for stage, done in self.recipe.stages_left(self.state.step):
                 self.run_stage(stage, done, resume_from if done else None, bar)
         return self.run.folder.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from piti.core.spec import SpecError
+from piti.data import DataError
 from piti.models import Translator
 from piti.training import RunFolder, TrainingDiverged, TrainingInterrupted, train
 from piti.training.build import build_condition, build_translator
@@ -134,6 +136,22 @@ def test_a_stop_asked_for_before_the_last_step(tiny_data: Path, tmp_path: Path) 
         with pytest.raises(TrainingInterrupted, match="saved at step 3"):
             train(recipe_of(tiny_data), tmp_path / "run")
     assert RunFolder(tmp_path / "run").newest().name == "step-00000003"  # type: ignore[union-attr]
+
+
+def test_a_killed_loader_ends_the_run_in_words(tiny_data: Path, tmp_path: Path) -> None:
+    """As the system kills one where memory is short."""
+    real = Trainer.train_step
+
+    def killing(self: Trainer, *args: Any) -> None:
+        for worker in args[3]._loaded._workers:
+            worker.kill()
+        real(self, *args)
+
+    recipe = recipe_of(tiny_data, model=shallow(), workers=1, stages=[{"name": "joint", "steps": 50}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killing)
+        with pytest.raises(DataError, match=r"data has ended: DataLoader worker .*; where memory is short set fewer"):
+            train(recipe, tmp_path / "run")
 
 
 def test_bad_data_stops_before_anything_is_written(tiny_data: Path, tmp_path: Path) -> None:
