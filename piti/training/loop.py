@@ -40,7 +40,7 @@ from piti.training.metrics import Ledger, Mean, Measured, sum_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import DiffusionObjective, Objective
 from piti.training.recipe_io import write_recipe
-from piti.training.run_folder import RECIPE_FILE, RunError, RunState, matching_state
+from piti.training.run_folder import RECIPE_FILE, RunError, RunState, load_state, matching_state
 from piti.training.scaling import adversary_scaler, backward, clipped
 from piti.training.stages import Stage, build_optimizer, freeze_all_but, lay_out_moments
 
@@ -152,7 +152,8 @@ class Trainer:
         if adversary is not None and self.scaler is not None:
             adversary.optimizer.scaler = self.scaler
         if resume_from is not None:
-            self.accelerator.load_state(str(resume_from))
+            with together():
+                load_state(self.accelerator, resume_from)
             for one in (optimizer, *([adversary.optimizer] if adversary else [])):
                 lay_out_moments(one)
             self.write_model()  # it may lag behind the checkpoint

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -19,6 +20,9 @@ from piti.core.files import check_place, flush, flush_all, follow_umask
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, read_recipe, write_recipe
 from piti.training.run_lock import RunLock
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PARTIAL = ".partial"
 OLD = ".old" + PARTIAL
@@ -29,6 +33,9 @@ RECIPE_FILE = "recipe.yaml"
 _DISK = re.compile(
     r"No space left|File too large|quota|Read-only|Input/output error|PytorchStreamWriter|I/O error", re.I
 )
+
+_CUT_OFF = re.compile(r"PytorchStreamReader|Number of custom checkpoints")
+"""What torch and accelerate say of files that are not whole, or are missing."""
 
 
 def _of_the_disk(error: BaseException) -> str | None:
@@ -108,6 +115,8 @@ class RunFolder:
                 remedy=f"add {option('resume')} to go on with it, or give another {option('out')}",
             )
         if newest is not None:
+            if not (newest / RECIPE_FILE).is_file():
+                raise _not_whole(newest, FileNotFoundError(f"there is no {RECIPE_FILE}"))
             changed = differences(read_recipe(newest / RECIPE_FILE), recipe)
             if changed:
                 raise RecipeError(
@@ -223,8 +232,28 @@ class RunFolder:
 
 
 def read_state(checkpoint: Path) -> RunState:
-    """The state saved in a checkpoint."""
-    return RunState(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
+    """The state saved in a checkpoint. Raises RunError."""
+    try:
+        return RunState(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:  # the last: keys of another version
+        raise _not_whole(checkpoint, error) from None
+
+
+def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Bring what the accelerator prepared and registered to where a checkpoint was saved. Raises RunError where that
+    is not whole, as where it was copied in part."""
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _CUT_OFF.search(str(error)):
+            raise
+        raise _not_whole(checkpoint, error) from error
+
+
+def _not_whole(checkpoint: Path, error: Exception) -> RunError:
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    remedy = f"copy it again, or remove it: then {option('resume')} goes on from the one before"
+    return RunError(f"a file of the checkpoint cannot be read ({cause})", remedy=remedy, source=checkpoint)
 
 
 def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:

@@ -220,6 +220,22 @@ def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_pa
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
+def test_a_checkpoint_that_was_copied_in_part_is_named(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, uncut = whole
+    for name in ("recipe.yaml", "run.json", "model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+        copy = shutil.copytree(uncut, tmp_path / name, ignore=shutil.ignore_patterns("*.lock*"))
+        newest = RunFolder(copy).newest()
+        assert newest is not None
+        kept = (newest / name).read_bytes()
+        (newest / name).unlink()
+        if name != "recipe.yaml":
+            (newest / name).write_bytes(kept[: len(kept) // 2])
+        with pytest.raises(RunError, match=f"{newest.name}: a file of the checkpoint cannot be read .*or remove it"):
+            train(recipe, copy, resume=True)
+        shutil.rmtree(newest)
+    train(recipe, copy, resume=True)
+
+
 def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(tiny_data: Path, tmp_path: Path) -> None:
     train(recipe_of(tiny_data), tmp_path / "run")
     before = weights(tmp_path / "run")
