@@ -30,7 +30,7 @@ from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
 from piti.reproduction.files import DatasetFiles, contents_sha256
 from piti.reproduction.rows import Plan, Row, Training
-from piti.training import Recipe, RunError, RunFolder, read_recipe, train
+from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted, read_recipe, train
 from piti.training.recipe_io import flat
 from piti.training.run_folder import RECIPE_FILE, read_state
 
@@ -235,7 +235,11 @@ def trained(
         if prepare is not None:
             prepare()
         console.log(f"{folder.name}: training, {now}")
-        train(recipe, folder, resume=True, console=console)
+        try:
+            train(recipe, folder, resume=True, console=console, last=False)
+        except TrainingInterrupted as stopped:
+            stopped.remedy = "to go on, give the same command again"
+            raise
     return folder
 
 

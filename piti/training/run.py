@@ -26,16 +26,19 @@ from piti.training.build import (
 from piti.training.distill import teacher_of
 from piti.training.distributed import auto_in_words, build_accelerator, frozen_type
 from piti.training.init import adapt, begin
-from piti.training.loop import Trainer
+from piti.training.loop import Trainer, TrainingInterrupted
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunFolder
 from piti.training.stages import eight_bits
 
 
-def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Console | None = None) -> Path:
+def train(
+    recipe: Recipe, out: Path | str, resume: bool = False, console: Console | None = None, last: bool = True
+) -> Path:
     """Train a recipe and return the folder of the model, `out/model`.
 
-    out: the run's folder; resume: go on from its newest checkpoint. All data is checked first.
+    out: the run's folder; resume: go on from its newest checkpoint; last: whether the process does nothing after it,
+    else being asked to stop during the last step is raised too. All data is checked first.
     Raises DataError, RecipeError, RunError, RunLockedError, TrainingDiverged, TrainingInterrupted.
     """
     accelerator = build_accelerator(recipe)
@@ -51,7 +54,11 @@ def train(recipe: Recipe, out: Path | str, resume: bool = False, console: Consol
             if main:
                 with folder.writing("the run's folder"):
                     _begin_folder(folder, recipe)
-        return Trainer(run, console).fit(checkpoint)
+        trainer = Trainer(run, console)
+        model = trainer.fit(checkpoint)
+        if trainer.stop.asked and not last:
+            raise TrainingInterrupted("stopped after the last step, with all of the run saved")
+        return model
     finally:
         folder.lock.release()
         accelerator.free_memory()

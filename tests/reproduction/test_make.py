@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from piti.reproduction.rows import Generated, Row, Training
 from piti.reproduction.runs import Workspace, is_of, progress_of, recipe_of, trained
 from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted
 from piti.training.build import build_condition, open_data
+from piti.training.loop import Trainer
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_judges import segformer
 from tests.reproduction.tiny import DIVERGING, FAST, PLAN, QUIET, ROW, TINY, judged_by_nobody
@@ -252,6 +254,13 @@ def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(
     monkeypatch.setattr(runs, "train", interrupted)
     with pytest.raises(TrainingInterrupted):
         make.reproduce(PLAN, workspace, QUIET)
+
+
+def test_a_stop_during_a_runs_last_step_ends_all(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "preview", lambda trainer, _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(TrainingInterrupted, match="all of the run saved; to go on, give the same command again"):
+        trained(PLAN, TINY, 0, workspace, QUIET)
+    assert trained(PLAN, TINY, 0, workspace, QUIET) == workspace.run(TINY, 0)
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
