@@ -17,10 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from piti.core.log import LogConsole
+
 if TYPE_CHECKING:
     from piti.pipelines.pipeline import PITIPipeline
 
-log = Console(stderr=True)
+log = LogConsole()
 
 
 def flag(name: str) -> str:

@@ -11,6 +11,7 @@ from piti.baselines import ImageNetwork
 from piti.checkpoints.lora import Adapted, keep_half
 from piti.checkpoints.priors import not_imported
 from piti.core.distributed import together
+from piti.core.log import LogConsole
 from piti.data.pairs import NO_VALIDATION
 from piti.models import Translator
 from piti.training.build import (
@@ -43,7 +44,7 @@ def train(
     """
     accelerator = build_accelerator(recipe)
     main = accelerator.is_main_process
-    console = (console or Console(stderr=True)) if main else Console(quiet=True)
+    console = (console or LogConsole()) if main else Console(quiet=True)
     folder = RunFolder(out)
     if recipe.precision == "auto":
         console.log(f"precision auto: {auto_in_words(recipe, accelerator.device)}")

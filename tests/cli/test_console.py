@@ -10,7 +10,7 @@ import sys
 import pytest
 import typer
 
-from piti.cli.console import begins_with, print_notes, print_rows, progress, resumable
+from piti.cli.console import begins_with, log, print_notes, print_rows, progress, resumable
 
 
 def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +22,19 @@ def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == ["note: [red]one[/]", "note: two"]
+
+
+def test_work_outlives_who_reads_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends the `tee` of a pipe before what it reads from; a terminal that was closed says "I/O error"."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    for descriptor in (writing, os.open("/dev/full", os.O_WRONLY)):
+        with os.fdopen(descriptor, "w") as gone, monkeypatch.context() as patch:
+            patch.setattr(log, "quiet", False)
+            patch.setattr(sys, "stderr", gone)
+            log.log("one")
+            assert log.quiet
+            log.log("two")
 
 
 def test_progress_of_other_processes_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
