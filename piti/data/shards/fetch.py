@@ -147,7 +147,12 @@ def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
     began, came = time.monotonic(), False
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            shell,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            preexec_fn=_let_through if _blocked() else None,
         )
         try:
             assert process.stdout is not None
@@ -165,6 +170,16 @@ def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
             raise FetchFailed(said, final=code in (126, 127), early=early)
         if not came:
             raise FetchFailed(f"nothing came; {said}", early=early)
+
+
+def _blocked() -> bool:
+    """Whether this thread blocks SIGTERM, as in a loader's worker; what it starts would too, and no `timeout` within a
+    command could end it."""
+    return not WINDOWS and signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _shell(command: str) -> list[str] | str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import select
+import signal
 import subprocess
 import time
 from pathlib import PureWindowsPath
@@ -156,6 +157,15 @@ class TestPipes:
         with pytest.raises(DataError, match=r"wrote nothing for 0.2 s \(data.shard_timeout\)"):
             fetch("pipe:echo some; sleep 600 | cat", tmp_path / "got", 0.2)
         assert only(tmp_path) == []
+
+    def test_a_command_can_be_terminated_whatever_its_starter_blocks(self, tmp_path) -> None:
+        """A loader's worker blocks SIGTERM, by which `timeout` within a command ends another."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            fetch("pipe:bash -c 'kill -TERM $$; echo survived' || echo ended", tmp_path / "got", 5)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert (tmp_path / "got").read_text() == "ended\n"
 
     def test_where_pipes_cannot_be_polled_a_thread_reads(self, served, tmp_path, monkeypatch) -> None:
         monkeypatch.delattr(select, "poll")
