@@ -29,7 +29,7 @@ from piti.training.distributed import auto_in_words, build_accelerator, frozen_t
 from piti.training.init import adapt, begin
 from piti.training.loop import Trainer, TrainingInterrupted
 from piti.training.recipe import Recipe
-from piti.training.run_folder import RunFolder
+from piti.training.run_folder import RunFolder, read_state
 from piti.training.stages import eight_bits
 
 
@@ -54,7 +54,7 @@ def train(
         with together():
             if main:
                 with folder.writing("the run's folder"):
-                    _begin_folder(folder, recipe)
+                    _begin_folder(folder, recipe, checkpoint)
         trainer = Trainer(run, console)
         model = trainer.fit(checkpoint)
         if trainer.stop.asked and not last:
@@ -120,7 +120,7 @@ def _adapted(translator: ImageNetwork, recipe: Recipe, accelerator: Accelerator,
     return adapted
 
 
-def _begin_folder(folder: RunFolder, recipe: Recipe) -> None:
+def _begin_folder(folder: RunFolder, recipe: Recipe, checkpoint: Path | None) -> None:
     folder.begin(recipe)
     if recipe.tensorboard:
-        folder.open_board()
+        folder.open_board(0 if checkpoint is None else read_state(checkpoint).step)

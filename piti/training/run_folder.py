@@ -211,15 +211,16 @@ class RunFolder:
         """Where a process names the samples that it left out."""
         return self.root / ("skipped.txt" if rank == 0 else f"skipped-{rank}.txt")
 
-    def open_board(self) -> None:
-        """Write to TensorBoard from now on. Raises RunError where it is not installed."""
+    def open_board(self, step: int) -> None:
+        """Write to TensorBoard from now on, which forgets what it was told after `step`. Raises RunError where it is
+        not installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise RunError(
                 "tensorboard: true needs TensorBoard; install it with pip install 'piti[track]', or leave it out"
             ) from None
-        self.board = SummaryWriter(str(self.root / "tensorboard"))
+        self.board = SummaryWriter(str(self.root / "tensorboard"), purge_step=step + 1)
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after `step`, and a last line that was cut short."""

@@ -172,6 +172,21 @@ def test_tensorboard_where_asked_for(tiny_data: Path, tmp_path: Path) -> None:
     assert b"images_per_second" in events.read_bytes()
 
 
+def test_tensorboard_forgets_what_a_resumed_run_takes_again(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for after, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
+        folder = RunFolder(tmp_path)
+        folder.open_board(after)
+        for step in steps:
+            folder.log({"step": step, "loss": 0.5})
+        folder.board.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [one.step for one in board.Scalars("loss")] == [1, 2, 3, 4, 5]
+
+
 def test_half_precision_needs_a_gpu(tiny_data: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
