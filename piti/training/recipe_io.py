@@ -22,7 +22,7 @@ FREE_KEYS = {
     "workers", "compile", "checkpointing", "log_every", "tensorboard", "preview", "checkpoint", "optimizer.clip",
     "data.root", "data.photographs", "data.cache", "data.cache_gib", "data.shards", "data.val_shards",
     "data.shard_cache", "data.shard_cache_gib", "data.shard_timeout", "data.max_bad", "perceptual.weights",
-    "base", "init", "prior", "latent_cache",
+    "discriminator.features.weights", "generated.root", "base", "init", "prior", "latent_cache",
 }  # fmt: skip
 FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
 

@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from piti.core.spec import SpecError
+from piti.data.generated import GeneratedSpec
+from piti.models.discriminator import DiscriminatorSpec
+from piti.models.perceptual import PerceptualSpec
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import changed_recipe, differences, read_recipe, recipe_names, recipe_path, write_recipe
 from piti.training.stages import Stage
@@ -163,12 +166,21 @@ def test_stages_follow_one_another(tmp_path: Path) -> None:
     assert recipe.steps == 5
 
 
+def _judging(folder: str) -> DiscriminatorSpec:
+    return DiscriminatorSpec(features=PerceptualSpec(weights=f"{folder}/features.pth"))
+
+
 def test_what_a_continued_run_may_change(tmp_path: Path) -> None:
     old = Recipe.parse(tiny_recipe(tmp_path), "test")
     free = {"log_every": 1, "stages": [{"name": "joint", "steps": 99, "lr": 1e-3}]}
     assert differences(old, Recipe.parse(tiny_recipe(tmp_path, **free), "test")) == []
     changed = differences(old, Recipe.parse(tiny_recipe(tmp_path, seed=5, batch=8), "test"))
     assert changed == ["batch: 4 in the checkpoint, 8 now", "seed: 0 in the checkpoint, 5 now"]
+    moved = [
+        old.model_copy(update={"generated": GeneratedSpec(root=Path(root)), "discriminator": _judging(root)})
+        for root in ("before", "now")
+    ]
+    assert differences(*moved) == []
     of = {name: Recipe.parse(tiny_recipe(tmp_path, precision=name), "test") for name in ("auto", "no", "bf16")}
     assert differences(of["bf16"], of["auto"]) == differences(of["auto"], of["no"]) == []
     assert differences(of["bf16"], of["no"]) == ["precision: 'bf16' in the checkpoint, 'no' now"]
