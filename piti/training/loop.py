@@ -334,7 +334,8 @@ class Trainer:
         assert self.validation is not None
         loss = self.validation.loss(predict)
         picture = self.validation.picture(translator, predict, self.recipe.preview)
-        save_png(picture, self.run.folder.previews / f"step-{self.state.step:08d}.png")
+        with self.run.folder.writing(f"the preview of step {self.state.step}"):
+            save_png(picture, self.run.folder.previews / f"step-{self.state.step:08d}.png")
         self.run.folder.log({"step": self.state.step, "validation_loss": loss})
         self.console.log(f"step {self.state.step}: validation loss {loss:.4f}")
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from piti.core.errors import UserError, option, quoted
 from piti.core.files import check_place, flush, flush_all, follow_umask
+from piti.core.images import ImageError
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, read_recipe, write_recipe
 from piti.training.run_lock import RunLock
@@ -147,9 +148,7 @@ class RunFolder:
         """A failing disk within the block is a RunError in words. what: is written, such as "the model"."""
         try:
             yield
-        except UserError:
-            raise
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError, RuntimeError, ImageError) as error:
             cause = _of_the_disk(error)
             if cause is None:
                 raise
@@ -228,8 +227,9 @@ class RunFolder:
             return
         kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
         partial = self.metrics.with_name(self.metrics.name + ".new")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self.metrics)
+        with self.writing(self.metrics.name):
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            partial.replace(self.metrics)
 
 
 def read_state(checkpoint: Path) -> RunState:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from accelerate import Accelerator
@@ -184,6 +185,29 @@ def test_a_full_disk_names_what_is_whole_and_how_to_go_on(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (run / LOCK_FILE).exists()
     assert (train(recipe, run, resume=True) / INDEX_FILE).is_file()
+
+
+def test_a_full_disk_is_told_alike_of_previews_and_of_what_is_logged(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, write = recipe_of(tiny_data, stages=[{"name": "joint", "steps": 1}]), Path.write_text
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_text(self: Path, *rest: Any, **more: Any) -> int:
+        if self.name.startswith("metrics"):
+            raise full
+        return write(self, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Mock(side_effect=full))
+        said = r"the preview of step 1 cannot be written \(No space left .*step-00000001; make room, then go on with"
+        with pytest.raises(RunError, match=said):
+            train(recipe, tmp_path / "run")
+    RunFolder(tmp_path / "run").log({"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_text)
+        with pytest.raises(RunError, match=r"metrics.jsonl cannot be written .*step-00000001; make room"):
+            RunFolder(tmp_path / "run").forget_after(1)
 
 
 def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
