@@ -126,7 +126,8 @@ class Recipe(Spec):
     @field_validator("precision", mode="before")
     @classmethod
     def _no_is_a_word(cls, value: Any) -> Any:
-        return "no" if value is False else value  # YAML reads a bare `no` as false
+        """YAML reads a bare `no` as false; "fp32" is what the flag says."""
+        return "no" if value is False or value == "fp32" else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

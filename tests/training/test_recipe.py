@@ -38,7 +38,8 @@ def test_written_and_read_back(tmp_path: Path) -> None:
 def test_changes_on_top(tmp_path: Path) -> None:
     path = written(tmp_path, tiny_recipe(tmp_path))
     recipe = read_recipe(
-        path, ["stages.0.lr=1e-4", "data.flip=false", "preview.guidance.w=2", "loss.weighting=min_snr"]
+        path,
+        ["stages.0.lr=1e-4", "data.flip=false", "preview.guidance.w=2", "loss.weighting=min_snr", "precision=fp32"],
     )
     assert recipe.stages[0].lr == 1e-4
     assert recipe.data.flip is False
