@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -12,6 +12,9 @@ from piti.diffusion.augmentation import KINDS
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import acts_at, adversarial_named, weighting_named
 from piti.diffusion.timesteps import timesteps_named
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""Of AdamW's moments."""
 
 
 class RangedLossSpec(Spec):
@@ -131,7 +134,7 @@ class AdversarialLossSpec(ImageLossSpec):
     """non_saturating, hinge or wgan_gp."""
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate of the discriminator's AdamW."""
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Beta, Beta] = (0.5, 0.9)
     gradient_penalty: float | None = Field(default=None, ge=0)
     """Weight of the penalty on the discriminator's gradient; none: the loss's own."""
     r1: float = Field(default=0.0, ge=0)

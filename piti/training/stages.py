@@ -17,6 +17,7 @@ from piti.diffusion.losses import acts_at
 from piti.models import Translator
 from piti.training.losses import (
     AdversarialLossSpec,
+    Beta,
     ConsistencyLossSpec,
     DiffusionLossSpec,
     PerceptualLossSpec,
@@ -90,7 +91,7 @@ class OptimizerSpec(Spec):
     kind: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit holds its moments in 8 bits, a quarter of the memory, by bitsandbytes (Dettmers et al. 2021, arXiv
     2110.02861)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""

@@ -41,6 +41,7 @@ def test_changes_on_top(tmp_path: Path) -> None:
         path,
         ["stages.0.lr=1e-4", "data.flip=false", "preview.guidance.w=2", "loss.weighting=min_snr", "precision=fp32"],
     )
+    assert recipe.precision == "no"
     assert recipe.stages[0].lr == 1e-4
     assert recipe.data.flip is False
     assert recipe.preview.guidance.w == 2
@@ -55,6 +56,7 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("model.unet.layer=3", "unknown key 'model.unet.layer'; did you mean 'layers'"),
         ("batch=none", "'batch' = 'none'"),
         ("batch=0", "'batch' = 0"),
+        ("optimizer.betas=[0.9, 1.5]", r"'optimizer.betas.1' = 1.5: is too large; give less than 1"),
         ("stages.3.lr=1", "'3' is none of the indices 0 to 0"),
         ("stages", "expected KEY=VALUE"),
         ("batch.size=3", "'batch' is a single value"),
