@@ -74,14 +74,13 @@ class Run:
     space: Space = PIXELS
     """Where the translator works."""
     teacher: Translator | None = None
+    """For a distillation: the model that the translator learns from."""
 
     def reads_anew(self) -> str | None:
         """The digest of the weights that are read whenever the run begins and are not trained: those of its teacher, or
         of its autoencoder; None where it has neither."""
         frozen = self.teacher if self.teacher is not None else self.space.autoencoder
         return None if frozen is None else weights_digest(frozen)
-
-    """For a distillation: the model that the translator learns from."""
 
 
 def build_condition(recipe: Recipe) -> Condition:
@@ -152,9 +151,6 @@ def known_condition(recipe: Recipe) -> Condition | None:
     if wants_classes(recipe.condition):
         return None
     return condition_from_config(recipe.condition, "condition")
-
-
-"""What a run and its plan say."""
 
 
 def open_data(
