@@ -21,7 +21,8 @@ class LogConsole(Console):
     def log(self, *objects: Any, **options: Any) -> None:
         """See `Console.log`."""
         try:
-            super().log(*objects, **{"_stack_offset": 2} | options)
+            named: dict[str, Any] = {"_stack_offset": 2, **options}
+            super().log(*objects, **named)
         except OSError:
             self.on_broken_pipe()
 
