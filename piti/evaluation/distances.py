@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from piti.evaluation.intervals import LEAST_FOR_INTERVAL, Halves, Interval, Values, interval_about, wilson
 from piti.evaluation.metrics import (
     CMMD_SIGMA,
-    LEAST_FOR_INTERVAL,
-    Interval,
-    bootstrap,
     cmmd,
+    cmmd_of_halves,
     frechet_distance,
+    frechet_of_halves,
     kernel_distance,
-    kernel_estimate,
+    kernel_of_halves,
     precision_recall,
-    wilson,
+    shares_of_halves,
 )
 from piti.evaluation.result import KINDS, Measure
 
@@ -35,6 +36,7 @@ NOISE = 20
 """Numbers of fewer images a side are noise."""
 CMMD_NETWORK = "clip-l"
 """The network whose features CMMD takes, and no other measure."""
+_POSITIVE = (0, math.inf)
 Features = Float[Tensor, "n d"]
 
 
@@ -53,19 +55,30 @@ class _Sets:
     draws: int
     seed: int
 
+    @cached_property
+    def halves(self) -> Halves:
+        """What the intervals of all measures are of."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return Halves.drawn(len(self.real), len(self.generated), self.draws, generator)
+
+    def drawn(
+        self, of_halves: Callable[[Features, Features, Halves], Tensor], least: int = LEAST_FOR_INTERVAL
+    ) -> Tensor | None:
+        """What the draws give; None where no intervals are wanted, and of fewer than `least` images a side."""
+        if not self.draws or min(len(self.real), len(self.generated)) < least:
+            return None
+        return of_halves(self.real, self.generated, self.halves)
+
     def measured(
         self,
         name: str,
-        of_sets: Callable[[Features, Features], float],
+        value: float,
+        drawn: Values | None,
         within: tuple[float, float] = (-math.inf, math.inf),
-        least: int = LEAST_FOR_INTERVAL,
         counted: int = 0,
     ) -> Measure:
-        """A measure, with its interval of at least `least` images a side. counted: of how many images a share is."""
-        value, interval = of_sets(self.real, self.generated), None
-        if self.draws and min(len(self.real), len(self.generated)) >= least:
-            generator = torch.Generator().manual_seed(self.seed)
-            interval = bootstrap(of_sets, self.real, self.generated, self.draws, generator, within)
+        """A measure, with its interval by what the draws gave. counted: of how many images a share is."""
+        interval = None if drawn is None else interval_about(value, drawn, within)
         if self.draws and counted and interval is None:  # the draws say nothing
             interval = Interval(*wilson(value * counted, counted))
         ends = (interval.low, interval.high) if interval else (None, None)
@@ -76,14 +89,13 @@ class _Sets:
 
         Wilson's takes the other side's manifold as it is.
         """
-
-        def share(k: int) -> Callable[[Features, Features], float]:
-            return lambda real, generated: precision_recall(real, generated, NEAREST)[k]
-
-        least = 2 * LEAST_FOR_SHARES  # a draw takes half
+        values = precision_recall(self.real, self.generated, NEAREST)
+        drawn = self.drawn(partial(shares_of_halves, k=NEAREST), 2 * LEAST_FOR_SHARES)  # a draw takes half
+        of_each = (None, None) if drawn is None else drawn.unbind(1)
+        counts = len(self.generated), len(self.real)
         return [
-            self.measured("precision", share(0), (0, 1), least, len(self.generated)),
-            self.measured("recall", share(1), (0, 1), least, len(self.real)),
+            self.measured(name, value, found, (0, 1), count)
+            for name, value, found, count in zip(("precision", "recall"), values, of_each, counts, strict=True)
         ]
 
 
@@ -97,11 +109,12 @@ def distances(
     small = is_small(len(real), len(generated), real.shape[1])
     sets = _Sets(network, real, generated, draws if small else 0, seed)
     if network == CMMD_NETWORK:
-        return [sets.measured("cmmd", cmmd, (0, math.inf))], {"cmmd_sigma": CMMD_SIGMA}
+        value = cmmd(real, generated)
+        return [sets.measured("cmmd", value, sets.drawn(cmmd_of_halves), _POSITIVE)], {"cmmd_sigma": CMMD_SIGMA}
     kid = kernel_distance(real, generated, generator=torch.Generator().manual_seed(seed))
     found = [
-        sets.measured("fd", frechet_distance, (0, math.inf)),
-        sets.measured("kid", kernel_estimate),
+        sets.measured("fd", frechet_distance(real, generated), sets.drawn(frechet_of_halves), _POSITIVE),
+        sets.measured("kid", kid.value, sets.drawn(kernel_of_halves)),
         Measure("kid_spread", kid.spread, of=network, unit=KINDS["kid_spread"].unit),
         *(sets.shares() if min(len(real), len(generated)) >= LEAST_FOR_SHARES else []),
     ]

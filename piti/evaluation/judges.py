@@ -14,9 +14,9 @@ from piti.core.errors import option
 from piti.core.progress import OnProgress
 from piti.evaluation.depth import DepthAgreement, depth_error, open_depth
 from piti.evaluation.diversity import diversity, photograph_distance
+from piti.evaluation.intervals import percentiles
 from piti.evaluation.masks import Agreement, agreement
 from piti.evaluation.material import ConditionFiles, Material
-from piti.evaluation.metrics import percentiles
 from piti.evaluation.objects import LEAST, ObjectDistances, object_distances
 from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition

@@ -17,8 +17,8 @@ from piti.core.files import check_file, whole_file
 from piti.core.images import center_box, crop_resize, read_rgb
 from piti.core.sheets import grid
 from piti.evaluation.features import FeatureNetwork, features_of
+from piti.evaluation.intervals import percentiles
 from piti.evaluation.material import Material, ProgressMeter
-from piti.evaluation.metrics import percentiles
 from piti.evaluation.options import Options
 from piti.evaluation.pairing import photographs
 from piti.evaluation.result import Measure

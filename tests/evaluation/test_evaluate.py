@@ -14,7 +14,7 @@ from piti.core.images import save_png
 from piti.evaluation import evaluate as module
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.evaluation.features import open_features
-from piti.evaluation.metrics import wilson
+from piti.evaluation.intervals import wilson
 from piti.evaluation.pairing import PairingError
 from piti.evaluation.result import Evaluation
 from tests.evaluation.seen import OPTIONS, Colours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 
 from piti.core.errors import UserError
 from piti.evaluation import metrics
+from piti.evaluation.intervals import Halves, Interval, interval_about, percentiles
 from piti.evaluation.metrics import (
-    Interval,
-    bootstrap,
     cmmd,
+    cmmd_of_halves,
     frechet_distance,
+    frechet_of_halves,
     kernel_distance,
     kernel_estimate,
-    percentiles,
+    kernel_of_halves,
     precision_recall,
+    shares_of_halves,
 )
 
 
@@ -29,9 +32,23 @@ def drawn(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def each(measure: Callable[[Tensor, Tensor], Any], a: Tensor, b: Tensor, halves: Halves) -> Tensor:
+    """A measure of the halves of every draw, one after the other."""
+    pairs = zip(halves.a, halves.b, strict=True)
+    return torch.tensor([measure(a[left], b[right]) for left, right in pairs], dtype=torch.float64)
+
+
+def maybe_interval(
+    measure: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor, draws: int, generator: torch.Generator,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval | None:  # fmt: skip
+    halves = Halves.drawn(len(a), len(b), draws, generator)
+    return interval_about(measure(a, b), each(measure, a, b, halves), within)
+
+
 def interval_of(*arguments: Any, **options: Any) -> Interval:
-    """`bootstrap`'s, of which there is one."""
-    found = bootstrap(*arguments, **options)
+    """That which there is."""
+    found = maybe_interval(*arguments, **options)
     assert found is not None
     return found
 
@@ -242,8 +259,8 @@ def test_precision_by_brute_force() -> None:
 def test_the_interval_repeats_and_stays_within() -> None:
     a, b = normal(20, 4), normal(20, 4, 1)
     interval = interval_of(frechet_distance, a, b, 30, drawn(3))
-    assert interval == bootstrap(frechet_distance, a, b, 30, drawn(3))
-    assert interval != bootstrap(frechet_distance, a, b, 30, drawn(4))
+    assert interval == maybe_interval(frechet_distance, a, b, 30, drawn(3))
+    assert interval != maybe_interval(frechet_distance, a, b, 30, drawn(4))
     assert interval.low <= frechet_distance(a, b) <= interval.high
     ends = (interval.low, (interval.low + interval.high) / 2)
     cut = interval_of(frechet_distance, a, b, 30, drawn(3), within=ends)
@@ -268,10 +285,25 @@ def test_it_covers_what_other_samples_of_its_size_give() -> None:
     assert sum(interval.low <= usual <= interval.high for interval in intervals) >= 24
 
 
+@pytest.mark.parametrize(("n", "m", "d"), [(24, 31, 5), (24, 31, 40), (31, 24, 5), (90, 140, 6)])
+def test_halves_all_at_once_as_one_after_the_other(n: int, m: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More and fewer rows than dimensions, either side the larger; with few rows looked at and held at once."""
+    monkeypatch.setattr(metrics, "_ROWS", 13)
+    monkeypatch.setattr(metrics, "_NEAR", 7)  # so that now and then fewer than k + 1 of them are in a half
+    a, b = normal(n, d) + 1, 1.3 * normal(m, d, 1) + 1.2
+    b[:3] = a[:3]  # pairs at distance 0
+    halves = Halves.drawn(n, m, 25, drawn(2))
+    assert torch.allclose(frechet_of_halves(a, b, halves), each(frechet_distance, a, b, halves), rtol=1e-6)
+    assert torch.allclose(kernel_of_halves(a, b, halves), each(kernel_estimate, a, b, halves), rtol=1e-9, atol=1e-9)
+    assert torch.allclose(cmmd_of_halves(a, b, halves), each(cmmd, a, b, halves), rtol=1e-9, atol=1e-9)
+    assert torch.equal(shares_of_halves(a, b, halves), each(precision_recall, a, b, halves))
+    assert torch.equal(shares_of_halves(a, b, halves, k=1), each(lambda x, y: precision_recall(x, y, 1), a, b, halves))
+
+
 def test_draws_that_do_not_differ_give_no_interval() -> None:
     a = normal(20, 4)
-    assert bootstrap(lambda x, y: precision_recall(x, y)[0], a, a + 1000, 30, drawn()) is None
-    assert bootstrap(frechet_distance, torch.ones(20, 4), torch.ones(20, 4) + 1, 30, drawn()) is None
+    assert maybe_interval(lambda x, y: precision_recall(x, y)[0], a, a + 1000, 30, drawn()) is None
+    assert maybe_interval(frechet_distance, torch.ones(20, 4), torch.ones(20, 4) + 1, 30, drawn()) is None
     rounding = torch.tensor([3.0, 3.0 + 4e-16, 3.0], dtype=torch.float64)
     assert percentiles(rounding) is None
     found = percentiles(torch.linspace(0, 1, 401, dtype=torch.float64))
@@ -307,6 +339,6 @@ def test_numbers_that_make_no_sense() -> None:
     with pytest.raises(UserError, match="0 subsets"):
         kernel_distance(a, a, subsets=0)
     with pytest.raises(UserError, match="at least 4 images a side, got 3"):
-        bootstrap(frechet_distance, a, a[:3], 20, drawn())
+        Halves.drawn(8, 3, 20, drawn())
     with pytest.raises(UserError, match="from 1 draws"):
-        bootstrap(frechet_distance, a, a, 1, drawn())
+        Halves.drawn(8, 8, 1, drawn())

@@ -16,7 +16,7 @@ from torch import Tensor
 from piti.core.errors import option
 from piti.core.files import whole_file
 from piti.core.seeding import generator_for
-from piti.evaluation.metrics import wilson
+from piti.evaluation.intervals import wilson
 from piti.evaluation.preference.votes import Key, StudyError, Vote, Votes, read_study
 
 _FEW_RATERS = 5
