@@ -109,6 +109,10 @@ class SampleSet(Protocol):
         """Where these keys are found, a line each, for a person."""
         ...
 
+    def identity(self) -> str | None:
+        """What tells it from other samples, as many and in other places; None where that is not known."""
+        ...
+
 
 class BatchStream(Dataset[TrainingBatch]):
     """An endless stream of batches, addressed by step.

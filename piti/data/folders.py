@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -88,6 +89,14 @@ class PairedFolder:
     def files_of(self, keys: Sequence[str]) -> list[str]:
         """The files of these keys, a line each, for a person."""
         return [str(pair) for pair in self.pairs if pair.key in set(keys)]
+
+    def identity(self) -> str:
+        """SHA-256 of the pairs' keys in order, wherever their files lie. Keys of `spec.photographs` count without the
+        name of their folder or archive."""
+        keys = [pair.key for pair in self.pairs]
+        if self.spec.photographs:
+            keys = [key.partition("/")[2] or key for key in keys]
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
     def raw(self, index: int) -> Shaped[Tensor, "K h w"]:
         """A pair's raw condition in its own resolution."""

@@ -100,6 +100,10 @@ class WithGenerated:
         """As the pairs'."""
         return self.pairs.files_of(keys)
 
+    def identity(self) -> str:
+        """As the pairs'."""
+        return self.pairs.identity()
+
     def _check(self) -> None:
         problems = Problems()
         for index, files in self.small.items():

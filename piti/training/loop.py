@@ -92,6 +92,7 @@ class Trainer:
             version=piti.__version__,
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
             teacher_sha256=run.reads_anew(),
+            pairs_sha256=run.train.identity(),
         )
         self.stop = StopRequest(console, alone=self.world == 1)
         self.scaler = adversary_scaler(self.accelerator, recipe.adversarial)

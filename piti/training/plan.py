@@ -82,7 +82,8 @@ def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[
     if validation is None:
         rows["validation"] = NO_VALIDATION
     if newest is not None:
-        checked_state(newest, {"pairs": len(training), "condition": condition.to_config()}, recipe)
+        now = {"pairs": len(training), "condition": condition.to_config(), "pairs_sha256": training.identity()}
+        checked_state(newest, now, recipe)
     return rows
 
 

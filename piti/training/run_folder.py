@@ -78,6 +78,9 @@ class RunState:
     teacher_sha256: str | None = None
     """Of the weights that a run reads anew whenever it begins and does not train: a distillation's teacher, the
     autoencoder of a model on latents. None in checkpoints of versions that did not note it, which are not compared."""
+    pairs_sha256: str | None = None
+    """Of the training pairs' keys in order, see `SampleSet.identity`. None of shards and in checkpoints of versions
+    that did not note it, which are not compared."""
 
 
 class RunFolder:
@@ -257,11 +260,12 @@ def _not_whole(checkpoint: Path, error: Exception) -> RunError:
     return RunError(f"a file of the checkpoint cannot be read ({cause})", remedy=remedy, source=checkpoint)
 
 
+_NOT_ALWAYS_NOTED = ("teacher_sha256", "pairs_sha256")
+
+
 def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
     """A checkpoint's state. Raises RunError if what else decides the run has changed since."""
-    decides = ["processes", "pairs", "condition", "prior_sha256"]
-    if read_state(checkpoint).teacher_sha256 is not None:
-        decides.append("teacher_sha256")
+    decides = ("processes", "pairs", "condition", "prior_sha256", *_NOT_ALWAYS_NOTED)
     return checked_state(checkpoint, {what: getattr(now, what) for what in decides}, recipe)
 
 
@@ -270,10 +274,10 @@ def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> R
     saved = read_state(checkpoint)
     for what, new in now.items():
         old = getattr(saved, what)
-        if old != new:
-            changed = condition_changes(old, new) if what == "condition" else f"{what} = {old}, now it is {new}"
+        if old != new and not (what in _NOT_ALWAYS_NOTED and None in (old, new)):
             raise RunError(
-                f"{checkpoint} was trained with {changed}", remedy=f"undo the change, or give another {option('out')}"
+                f"{checkpoint} was trained with {_changed(what, old, new)}",
+                remedy=f"undo the change, or give another {option('out')}",
             )
     places = [(stage.name, done) for stage, done in recipe.stages_left(saved.step)]
     if (saved.stage, saved.within) not in places[:1]:
@@ -282,6 +286,12 @@ def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> R
             remedy=f"undo the change of 'stages', or give another {option('out')}",
         )
     return saved
+
+
+def _changed(what: str, old: Any, new: Any) -> str:
+    if what == "pairs_sha256":
+        return "other pairs: now there are as many, and their names are others"
+    return condition_changes(old, new) if what == "condition" else f"{what} = {old}, now it is {new}"
 
 
 def condition_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

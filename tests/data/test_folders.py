@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from piti.conditions import ClassTable, MaskCondition
+from piti.conditions import ClassTable, MaskCondition, NoCondition
 from piti.core.images import center_box, to_uint8
 from piti.core.seeding import generator_for
 from piti.core.spec import SpecError
@@ -48,6 +48,18 @@ def problems(folder) -> str:
     with pytest.raises(DataError) as error:
         folder.check()
     return str(error.value)
+
+
+def test_identity_follows_names_and_not_places(root):
+    def identity(**places):
+        return PairedFolder(FolderSpec(size=8, **places), MASK if "root" in places else NoCondition()).identity()
+
+    before, alone = identity(root=root), identity(photographs=(root / "images",))
+    moved = root.rename(root.with_name("moved"))
+    assert identity(root=moved) == before
+    assert identity(photographs=((moved / "images").rename(moved / "pictures"),)) == alone
+    (moved / "pictures/drive/5.png").rename(moved / "pictures/drive/6.png")
+    assert identity(photographs=(moved / "pictures",)) != alone
 
 
 class TestMatching:

@@ -261,6 +261,10 @@ def test_what_diverged_goes_on_with_a_lower_rate(tiny_data: Path, tmp_path: Path
     [
         (lambda root: (root / "images/scene-00.png").unlink() or (root / "labels/scene-00.png").unlink(), "pairs = 9"),
         (
+            lambda root: [(root / name / "scene-00.png").rename(root / name / "other.png") for name in FOLDERS],
+            "other pairs: now there are as many",
+        ),
+        (
             lambda root: edit(root / "classes.json", '"car"', '"lorry"'),
             "other classes: 'car' is gone and 'lorry' is new",
         ),
@@ -273,12 +277,27 @@ def test_other_data_is_not_gone_on_with(tiny_data: Path, tmp_path: Path, change,
     first.write_text(json.dumps({"train": keys[:9], "val": keys[9:]}))
     train(recipe_of(tiny_data, stages=stages), tmp_path / "run")
     change(tiny_data)
-    keys = [key for key in keys if (tiny_data / f"images/{key}.png").exists()]
+    keys = sorted(path.stem for path in (tiny_data / "images").iterdir())
     first.write_text(json.dumps({"train": keys[:-3], "val": keys[-3:]}))
     with pytest.raises(RunError, match=message):
         train(recipe_of(tiny_data, stages=stages), tmp_path / "run", resume=True)
     with pytest.raises(RunError, match=message):  # a dry run says the same
         plan(recipe_of(tiny_data, stages=stages), tmp_path / "run")
+
+
+FOLDERS = ("images", "labels")
+
+
+def test_a_checkpoint_that_does_not_note_its_pairs_goes_on_as_before(tiny_data: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_data, stages=[{"name": "joint", "steps": 1}])
+    train(recipe, tmp_path / "run")
+    newest = RunFolder(tmp_path / "run").newest()
+    assert newest is not None
+    state = json.loads((newest / "run.json").read_text())
+    (newest / "run.json").write_text(json.dumps({key: state[key] for key in state if key != "pairs_sha256"}))
+    splits = json.loads((tiny_data / "splits.json").read_text())
+    (tiny_data / "splits.json").write_text(json.dumps({"train": splits["train"][1:] + splits["val"][:1], "val": []}))
+    train(recipe, tmp_path / "run", resume=True)
 
 
 def edit(path: Path, old: str, new: str) -> None:

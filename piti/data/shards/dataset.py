@@ -81,6 +81,9 @@ class ShardSet:
         addresses = {shard.name: str(shard) for shard in self.store.shards}
         return [f"{key} in {addresses.get(key.partition('/')[0], '?')}" for key in keys]
 
+    def identity(self) -> None:
+        """None: keys are known once shards are fetched, and the same samples may be packed into others."""
+
     def looked(self, most: int = LOOKED) -> list[str]:
         """What some samples show, evenly spaced over the shards that are on this machine: nothing is fetched.
 
