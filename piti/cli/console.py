@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from piti.core.log import LogConsole
+from piti.core.system import ending_signals
 
 if TYPE_CHECKING:
     from piti.pipelines.pipeline import PITIPipeline
@@ -95,24 +96,26 @@ def progress(what: str, shown: bool = True) -> AbstractContextManager[Callable[[
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt, it lets every process and file be closed."""
+    """SIGTERM or SIGHUP arrived; like KeyboardInterrupt, it lets every process and file be closed."""
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block once the files being written are complete, and say that it can be resumed."""
+    """Ctrl-C, SIGTERM and a terminal that closes end the block once the files being written are complete, and say that
+    it can be resumed."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise _Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, terminate) for number in ending_signals()}
     try:
         yield
     except (KeyboardInterrupt, _Terminated) as stop:
-        typer.echo("stopped; the same command goes on where it was", err=True)
-        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+        log.print("stopped; the same command goes on where it was", soft_wrap=True)
+        raise typer.Exit(128 + (stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT)) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def begins_with(*modules: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

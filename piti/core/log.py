@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,11 +17,10 @@ class LogConsole(Console):
     def __init__(self) -> None:
         super().__init__(stderr=True)
 
-    def log(self, *objects: Any, **options: Any) -> None:
-        """See `Console.log`."""
+    def _check_buffer(self) -> None:
+        """By which rich writes whatever there is, bars included; of errors it answers a broken pipe alone."""
         try:
-            named: dict[str, Any] = {"_stack_offset": 2, **options}
-            super().log(*objects, **named)
+            super()._check_buffer()
         except OSError:
             self.on_broken_pipe()
 

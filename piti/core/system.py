@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,13 @@ WINDOWS = os.name == "nt"
 def cores() -> int:
     """The processor's cores that this process may use; where systems do not say that, as macOS and Windows, all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ending_signals() -> list[signal.Signals]:
+    """By which a process is asked to end, Ctrl-C aside: SIGTERM, and SIGHUP of a terminal that closes, unless this
+    process is to outlive it, as under `nohup`. Windows has the first alone."""
+    hangs_up = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
 
 
 def link(source: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from piti.core.errors import UserError, option
 from piti.core.seeding import generator_for
+from piti.core.system import ending_signals
 from piti.data.crops import Sample
 from piti.data.degrade import DegradationSpec, degrade, downsample
 from piti.data.order import Order, SamplePlace
@@ -275,11 +276,12 @@ class _Told(Dataset[TrainingBatch | UserError]):
 
 
 def _begin_worker(number: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the process that trains, which needs its workers for the step in hand and to save;
-    a terminal and a scheduler send them to all. A forked worker has its handler of Ctrl-C, which does so, another has
-    none."""
+    """Leave what asks for an end to the process that trains, which needs its workers for the step in hand and to save;
+    a terminal and a scheduler send Ctrl-C, SIGHUP and SIGTERM to all. A forked worker has its handlers, which do so,
+    another has none."""
     if multiprocessing.get_start_method() != "fork":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in {signal.SIGINT, *ending_signals()} - {signal.SIGTERM}:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()

@@ -106,7 +106,7 @@ class Trainer:
         """Train to the end of the last stage, and return the folder of the model.
 
         Raises RunError if the checkpoint is of other data, TrainingDiverged, and TrainingInterrupted after
-        Ctrl-C or SIGTERM.
+        Ctrl-C, SIGTERM or SIGHUP.
         """
         with together():
             if resume_from is not None:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from piti.core.system import ending_signals
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunState
 
@@ -99,7 +100,7 @@ def training_bar(console: Console, recipe: Recipe, state: RunState) -> Iterator[
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop, by Ctrl-C or SIGTERM."""
+    """Whether somebody asked this process to stop, by Ctrl-C, SIGTERM or a terminal that closes."""
 
     def __init__(self, console: Console, alone: bool = True) -> None:
         """alone: whether no launcher's agent, which hands signals on and kills who does not end, is above it."""
@@ -128,7 +129,7 @@ class StopRequest:
             elif self.alone and number == signal.SIGINT:
                 raise KeyboardInterrupt
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *ending_signals())}
         try:
             yield
         finally:

@@ -35,6 +35,10 @@ def test_work_outlives_who_reads_its_log(monkeypatch: pytest.MonkeyPatch) -> Non
             log.log("one")
             assert log.quiet
             log.log("two")
+            patch.setattr(log, "quiet", False)
+            with progress("drawing") as on_step:
+                log.print("three")
+                on_step(1, 2)
 
 
 def test_progress_of_other_processes_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,8 +47,12 @@ def test_progress_of_other_processes_is_not_shown(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_what_is_stopped_can_be_resumed(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_what_is_stopped_can_be_resumed(
+    number: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "quiet", False)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has ignored
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
     with pytest.raises(typer.Exit) as stop, resumable():

@@ -140,6 +140,21 @@ def test_one_request_may_come_several_times() -> None:
         assert group.asked
 
 
+def test_a_terminal_that_closes_ends_what_is_not_to_outlive_it() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, ends in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):  # the latter by `nohup`
+            signal.signal(signal.SIGHUP, handler)
+            stop = StopRequest(Console(quiet=True))
+            with stop.listening():
+                assert (signal.getsignal(signal.SIGHUP) != handler) == ends
+                signal.raise_signal(signal.SIGHUP)
+            assert stop.asked == ends
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class PowerCut(BaseException):
     """Stops everything at once, as a kill does."""
 
