@@ -1,7 +1,8 @@
 """Training: recipes, stages, the loop, and runs that survive being killed."""
 
 from piti.training.distill import distillation_recipe
-from piti.training.loop import TrainingDiverged, TrainingInterrupted
+from piti.training.divergence import TrainingDiverged
+from piti.training.loop import TrainingInterrupted
 from piti.training.plan import plan
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import read_recipe, write_recipe

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,6 @@ from torch import Tensor
 
 import piti
 from piti.baselines import BaselineNetwork, ImageNetwork
-from piti.checkpoints.folder import find_model, write_model_folder
-from piti.checkpoints.joining import join_base, join_upsampler
 from piti.core.devices import usual_workers
 from piti.core.distributed import together
 from piti.core.errors import UserError, option
@@ -32,21 +31,17 @@ from piti.models.compiling import compile_blocks
 from piti.training.adversarial import LossOutput
 from piti.training.baseline import BaselineObjective
 from piti.training.build import Run
-from piti.training.distill import DistillationObjective, usual_sampling
+from piti.training.distill import DistillationObjective
 from piti.training.distributed import is_sharded, lay_out, prepared, release, unsynced
+from piti.training.divergence import check_finite
 from piti.training.ema import Weights, whole
-from piti.training.init import lasting_name
-from piti.training.metrics import Ledger, Mean, Measured, sum_of
+from piti.training.metrics import Ledger, Mean, sum_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import DiffusionObjective, Objective
-from piti.training.recipe_io import write_recipe
-from piti.training.run_folder import RECIPE_FILE, RunError, RunState, load_state, matching_state
+from piti.training.run_folder import RunError, RunState, load_state, matching_state
+from piti.training.run_model import write_run_model
 from piti.training.scaling import adversary_scaler, backward, clipped
 from piti.training.stages import Stage, build_optimizer, freeze_all_but, lay_out_moments
-
-
-class TrainingDiverged(UserError):
-    """The loss or its gradient is not a number. The message names the step and the batch's files."""
 
 
 class TrainingInterrupted(UserError):
@@ -224,31 +219,8 @@ class Trainer:
         It is called before anything is saved, so that no checkpoint holds what is not finite.
         """
         for one in self.ledger.fetched():
-            self._check_finite(one)
+            check_finite(one, self.run)
             self.checked.append(one.everywhere)
-
-    def _check_finite(self, measured: Measured) -> None:
-        """By the means over all processes, so all judge alike."""
-        here, everywhere, keys = measured.here, measured.everywhere, measured.keys
-        if self._finite(everywhere):
-            return
-        newest = self.run.folder.newest()
-        where = f"step {measured.step}: loss {here['loss']}, gradient norm {here['grad_norm']}"
-        kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        files = self.run.train.files_of(keys)
-        with together():
-            # one batch's loss spoils the gradients of all processes: then its process speaks
-            if not math.isfinite(here["loss"]) or math.isfinite(everywhere["loss"]):
-                raise TrainingDiverged(
-                    f"{where}; {kept}. Look at this batch, or go on with {option('resume')} and a lower rate "
-                    f"({option('set')} stages.0.lr=… or {option('set')} optimizer.clip=…):"
-                    + "".join(f"\n  {file}" for file in files)
-                )
-
-    def _finite(self, numbers: dict[str, float]) -> bool:
-        scaled = self.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
-        judged = ["loss", "discriminator"] + ([] if scaled else ["grad_norm", "discriminator_grad_norm"])
-        return all(math.isfinite(numbers.get(name, 0.0)) for name in judged)
 
     def _on_any_process(self, flag: bool) -> bool:
         """Whether the flag is set on one process at least; every process gets the same answer."""
@@ -367,18 +339,8 @@ class Trainer:
                 with self.averaged():
                     if self.accelerator.is_main_process:
                         with self.run.folder.writing("the model"):
-                            self.run.folder.write_model(self._write_model)
-
-    def _write_model(self, target: Path) -> None:
-        adapted = self.run.adapted
-        network = adapted or self.run.translator
-        parts = self.objective.parts(network, self.run.translator.role)
-        write_model_folder(target, parts, self.run.condition.to_config(), usual_sampling(self.recipe))
-        if self.run.base is not None:
-            join_base(target, self.run.base)
-        if self.recipe.distillation is not None and self.recipe.init is not None:
-            join_upsampler(target, find_model(self.recipe.init), lasting_name(self.recipe.init) if adapted else None)
-        write_recipe(self.recipe, target / RECIPE_FILE)
+                            write = partial(write_run_model, run=self.run, objective=self.objective)
+                            self.run.folder.write_model(write)
 
     # Parts
 

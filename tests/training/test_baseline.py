@@ -17,8 +17,9 @@ from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import ModelError, PITIPipeline
-from piti.training import Recipe, RunFolder, baseline, plan, train
+from piti.training import Recipe, RunFolder, baseline, loop, plan, train
 from piti.training.baseline import BaselineObjective
+from piti.training.build import Run
 from piti.training.loop import Trainer
 from tests.conftest import make_tiny_data, tiny_recipe
 from tests.training.stopping import train_and_stop
@@ -131,11 +132,11 @@ def test_both_networks_learn(tiny_data: Path, tmp_path: Path, features: Path) ->
 def test_averaged_weights_get_their_own_statistics(tiny_data: Path, tmp_path: Path, features: Path) -> None:
     """Those that are saved are of the averaged weights; the training's own go on untouched."""
     live: list[dict[str, torch.Tensor]] = []
-    write = Trainer._write_model
+    write = loop.write_run_model
 
-    def watched(self: Trainer, target: Path) -> None:
-        write(self, target)
-        live.append({k: v.clone() for k, v in self.translator.state_dict().items() if "running_mean" in k})
+    def watched(target: Path, run: Run, objective: Any) -> None:
+        write(target, run, objective)
+        live.append({k: v.clone() for k, v in run.translator.state_dict().items() if "running_mean" in k})
 
     before: list[dict[str, torch.Tensor]] = []
     save = Trainer.save
@@ -148,7 +149,7 @@ def test_averaged_weights_get_their_own_statistics(tiny_data: Path, tmp_path: Pa
         assert equal(before[-1], after)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_write_model", watched)
+        patch.setattr(loop, "write_run_model", watched)
         patch.setattr(Trainer, "save", saved)
         train(recipe_of(tiny_data, "oasis", features), tmp_path / "run")
     assert any(not torch.equal(before[-1][key], live[-1][key]) for key in before[-1])

@@ -1,0 +1,27 @@
+"""A run's model: its networks with what samples them, in the layout of every other model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from piti.checkpoints.folder import find_model, write_model_folder
+from piti.checkpoints.joining import join_base, join_upsampler
+from piti.training.build import Run
+from piti.training.distill import usual_sampling
+from piti.training.init import lasting_name
+from piti.training.objectives import Objective
+from piti.training.recipe_io import write_recipe
+from piti.training.run_folder import RECIPE_FILE
+
+
+def write_run_model(target: Path, run: Run, objective: Objective) -> None:
+    """Fill an empty folder with the run's networks as they are, with those that they are sampled beside, and with the
+    recipe."""
+    parts = objective.parts(run.adapted or run.translator, run.translator.role)
+    write_model_folder(target, parts, run.condition.to_config(), usual_sampling(run.recipe))
+    if run.base is not None:
+        join_base(target, run.base)
+    if run.recipe.distillation is not None and run.recipe.init is not None:
+        lasting = lasting_name(run.recipe.init) if run.adapted else None
+        join_upsampler(target, find_model(run.recipe.init), lasting)
+    write_recipe(run.recipe, target / RECIPE_FILE)
