@@ -257,8 +257,8 @@ def workers_watched() -> Iterator[None]:
             raise
         raise DataError(
             f"a process that loads data has ended: {str(error).strip().rstrip('.')}",
-            remedy=f"where memory is short set fewer, such as {option('set')} workers=1 (0: none beside the training), "
-            f"then go on with {option('resume')}",
+            local_remedy=f"set fewer where memory is short, such as {option('set')} workers=1 (0: none beside it)",
+            remedy=f"make room in memory; then go on with {option('resume')}",
         ) from error
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from piti.conditions import MaskCondition
-from piti.core.errors import option
+from piti.core.errors import UserError, option, spelled
 from piti.core.progress import steps_bar
 from piti.evaluation.evaluate import evaluate_files
 from piti.evaluation.options import Options
@@ -226,7 +226,7 @@ def trained(
     Raises what `train` and `prepare` do, and RunError.
     """
     recipe, folder = recipe_of(plan, training, seed, workspace), workspace.run(training, seed)
-    with _alone(folder, workspace.train):
+    with _alone(folder, workspace.train), _without_flags():
         now = progress_of(folder, recipe)
         if now.finished:
             return folder
@@ -235,12 +235,26 @@ def trained(
         if prepare is not None:
             prepare()
         console.log(f"{folder.name}: training, {now}")
-        try:
-            train(recipe, folder, resume=True, console=console, last=False)
-        except TrainingInterrupted as stopped:
-            stopped.remedy = "to go on, give the same command again"
-            raise
+        train(recipe, folder, resume=True, console=console, last=False)
     return folder
+
+
+@contextmanager
+def _without_flags() -> Iterator[None]:
+    """What a run says within the block proposes no flags of its own command: this one goes on by itself, and changes no
+    recipe."""
+    try:
+        yield
+    except UserError as error:
+        interrupted = isinstance(error, TrainingInterrupted)
+        error.remedy = "to go on, give the same command again" if interrupted else spelled(error.remedy, _by_itself)
+        if option("set") in error.local_remedy:
+            error.local_remedy = ""
+        raise
+
+
+def _by_itself(name: str) -> str:
+    return "the same command" if name == "resume" else option(name)
 
 
 @contextmanager

@@ -29,9 +29,10 @@ def check_finite(measured: Measured, run: Run) -> None:
         # one batch's loss spoils the gradients of all processes: then its process speaks
         if not math.isfinite(here["loss"]) or math.isfinite(everywhere["loss"]):
             raise TrainingDiverged(
-                f"{where}; {kept}. Look at this batch, or go on with {option('resume')} and a lower rate "
-                f"({option('set')} stages.0.lr=… or {option('set')} optimizer.clip=…):"
-                + "".join(f"\n  {file}" for file in files)
+                f"{where}; {kept}",
+                local_remedy=f"go on with {option('resume')} and a lower rate ({option('set')} stages.0.lr=… or "
+                f"{option('set')} optimizer.clip=…)",
+                remedy="look at this batch:" + "".join(f"\n  {file}" for file in files),
             )
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from piti.baselines.rrdb import RRDBNet
 from piti.conditions import ClassTable, MaskCondition
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.files import OutputError
 from piti.data.generated import WithGenerated
 from piti.generation.options import GenerationOptions
@@ -59,6 +60,7 @@ def test_a_table_is_made_once(workspace: Workspace, tmp_path: Path, monkeypatch:
     assert 0 <= line.found[0].value("miou") <= 100
     assert table.photographs["camvid"].value("fd") > 0
     assert "the last good checkpoint" in other.missing[0] or "no checkpoint yet" in other.missing[0]
+    assert "; look at this batch:" in other.missing[0]  # and no flags of another command
     assert (table.data["camvid"].training, table.data["camvid"].validation) == (9, 3)
     text = (workspace.out / "table1.md").read_text()
     assert "| tiny | " in text
@@ -261,6 +263,17 @@ def test_a_stop_during_a_runs_last_step_ends_all(workspace: Workspace, monkeypat
     with pytest.raises(TrainingInterrupted, match="all of the run saved; to go on, give the same command again"):
         trained(PLAN, TINY, 0, workspace, QUIET)
     assert trained(PLAN, TINY, 0, workspace, QUIET) == workspace.run(TINY, 0)
+
+
+def test_what_a_run_proposes_is_what_this_command_can_do(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    remedy = f"make room, then go on with {option('resume')}, or give another {option('out')}"
+    for local, said in ((f"give {option('set')} workers=1", ""), ("mend classes.json", "mend classes.json, or ")):
+        full = Mock(side_effect=RunError("full", remedy=remedy, local_remedy=local))
+        monkeypatch.setattr(runs, "train", full)
+        with pytest.raises(
+            RunError, match=f"full; {said}make room, then go on with the same command, or give another out$"
+        ):
+            trained(PLAN, TINY, 0, workspace, QUIET)
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
