@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
+from piti.core.files import OutputError
 
 _NAMED = 5  # how many files of each kind of problem a report names
 
@@ -76,7 +77,7 @@ class Tally:
     """Counts samples that were read and that were skipped, over a run.
 
     most: the share that may be bad. file: where each is named, once, a line each; its earlier lines are kept. The
-    first few are also logged. Without a file they are only counted.
+    first few are also logged. Without a file they are only counted. Raises OutputError where it cannot be written.
     """
 
     def __init__(self, most: float, file: Path | None = None) -> None:
@@ -102,8 +103,15 @@ class Tally:
                 self._tell(line, self.file)
 
     def _tell(self, line: str, file: Path) -> None:
-        with file.open("a", encoding="utf-8") as opened:
-            opened.write(line + "\n")
+        try:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(line + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"the samples that are left out cannot be noted ({error.strerror})",
+                remedy=f"make room, then go on with {option('resume')}",
+                source=file,
+            ) from error
         self._told += 1
         if self._told <= _LOGGED:
             log.warning("left out: %s%s", line, f" (further ones are named in {file})" if self._told == _LOGGED else "")

@@ -243,10 +243,11 @@ class Trainer:
         if saves or previews or self.state.step % self.recipe.log_every == 0:
             self.check()
         self.report(stage, bar, stage.lr_at(within - 1))
-        if saves:
-            self.save()
-        if previews:
-            self.preview(model)
+        with bar.aside():
+            if saves:
+                self.save()
+            if previews:
+                self.preview(model)
         if stop and self.state.step < self.recipe.steps:
             with together():
                 raise TrainingInterrupted(
@@ -266,12 +267,13 @@ class Trainer:
         )
 
     def report(self, stage: Stage, bar: Meter, rate: float) -> None:
-        """Show the steps that were checked, and log the last of them every `log_every` steps. rate: its own."""
+        """Show the steps that were checked, and log the last of them every `log_every` steps and of the run. rate: its
+        own."""
         checked, self.checked = self.checked, []
         if not self.accelerator.is_main_process:
             return
         bar.show([numbers["loss"] for numbers in checked], self.state)
-        if self.state.step % self.recipe.log_every:
+        if self.state.step % self.recipe.log_every and self.state.step < self.recipe.steps:
             return
         row = {
             "step": self.state.step,

@@ -30,10 +30,11 @@ class Meter:
         self.losses: deque[float] = deque(maxlen=recipe.log_every)
         self.task = bar.add_task("", total=recipe.steps, loss="", rate="") if bar else None
         self.last = time.perf_counter()
+        self.between = 0.0
 
     def stage(self, name: str) -> None:
         """Say which stage begins; the time until now is not a step's."""
-        self.last = time.perf_counter()
+        self.last, self.between = time.perf_counter(), 0.0
         if self.bar and self.task is not None:
             self.bar.update(self.task, description=name)
 
@@ -41,8 +42,16 @@ class Meter:
         """Seconds since the last step."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        self.times.append(seconds)
+        self.times.append(seconds - self.between)
+        self.between = 0.0
         return seconds
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """The time within the block counts as training, but to no step: saves and previews come once in a while."""
+        began = time.perf_counter()
+        yield
+        self.between += time.perf_counter() - began
 
     def wait(self, seconds: float) -> None:
         """How much of the last step went by waiting for data."""
@@ -55,11 +64,11 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Images a second of this process, over the last steps."""
+        """Images a second of this process, over the last steps, saves and previews left out."""
         return self.images * len(self.times) / sum(self.times) if self.times else 0.0
 
     def mean_loss(self) -> float:
-        """Mean loss since the last line."""
+        """Mean loss of the last `log_every` steps."""
         return sum(self.losses) / max(1, len(self.losses))
 
     def show(self, losses: Sequence[float], state: RunState) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
 from piti.core.spec import SpecError
@@ -19,6 +20,7 @@ from piti.models import Translator
 from piti.training import RunFolder, TrainingDiverged, TrainingInterrupted, train
 from piti.training.build import build_condition, build_translator
 from piti.training.loop import Trainer
+from piti.training.monitor import Meter
 from tests.training.runs import STAGES, recipe_of, shallow, weights
 
 
@@ -122,6 +124,26 @@ def test_not_a_number_stops_the_run_and_names_step_and_files(tiny_data: Path, tm
     checkpoint = load_file(RunFolder(tmp_path / "run").newest() / "model.safetensors")  # type: ignore[operator]
     assert all(torch.isfinite(value).all() for value in checkpoint.values())
     train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_run_shorter_than_the_log_s_cadence_logs_its_last_step(tiny_data: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_data, stages=[{"name": "joint", "steps": 1}], log_every=50, model=shallow())
+    train(recipe, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1]
+
+
+def test_saves_and_previews_take_no_time_of_steps(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("piti.training.monitor.time.perf_counter", lambda: now[0])
+    meter = Meter(Console(quiet=True), recipe_of(tiny_data), None)  # of 4 images a step
+    for seconds, between in ((2.0, 7.0), (2.0, 0.0)):
+        now[0] += seconds
+        total = meter.tick()
+        with meter.aside():
+            now[0] += between
+    assert total == 9.0  # of training, as it is summed up
+    assert meter.rate == 2.0
 
 
 def test_a_stop_asked_for_before_the_last_step(tiny_data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from piti.conditions import NoCondition, SeveralCondition, SketchCondition, TextCondition
+from piti.core.files import OutputError
 from piti.data import FolderSpec, PairedFolder, open_shards
 from piti.data.archives import index_shard
 from piti.data.batches import BatchStream, centers, loader
@@ -192,6 +193,10 @@ class TestBad:
     def test_none_may_be(self, spec, tmp_path) -> None:
         with pytest.raises(DataError, match=r"^1 of \d+ samples read cannot be used, more than data.max_bad = 0 "):
             list(loader(self.stream(spec, tmp_path, max_bad=0.0), 0, 13))
+
+    def test_a_disk_that_fails_is_told(self, tmp_path) -> None:
+        with pytest.raises(OutputError, match=r"skipped.txt: .* cannot be noted \(No such .*; make room, then go on"):
+            Tally(0.01, tmp_path / "gone/skipped.txt").add(1, [Skipped("x", "is torn")])
 
     def test_a_share_is_of_many(self) -> None:
         tally = Tally(0.01)
