@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from piti.core.files import follow_umask, whole_file
+from piti.core.errors import option
+from piti.core.files import OutputError, follow_umask, whole_file
 from piti.models import Space
 
 _KEY = "moments"
@@ -21,12 +22,20 @@ class CachedSpace:
     """A space whose moments of images are kept in a folder; without one, or of pixels, they are computed anew."""
 
     def __init__(self, space: Space, folder: Path | None) -> None:
-        """folder: is made where it is missing; autoencoders with other weights have a folder of their own in it."""
+        """folder: is made where it is missing; autoencoders with other weights have a folder of their own in it. Raises
+        OutputError where it cannot be made."""
         self.space = space
         self.folder = None
         if folder is not None and space.autoencoder is not None:
             self.folder = folder / weights_digest(space.autoencoder)[:16]
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"the folder cannot be made ({error.strerror})",
+                    remedy=f"give another one, by {option('set')} latent_cache=FOLDER",
+                    source=f"latent_cache: {folder}",
+                ) from None
 
     def moments(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
         """See `Space.moments`. images: in [-1, 1]; what is not kept yet is encoded as one batch."""

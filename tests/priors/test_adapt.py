@@ -208,5 +208,7 @@ def test_latents_are_those_of_the_autoencoder_and_kept_by_their_contents(tmp_pat
     assert {path.stat().st_mode for path in tmp_path.rglob("*.safetensors")} == {(tmp_path / "new").stat().st_mode}
     autoencoder.encode = None  # type: ignore[assignment]
     torch.testing.assert_close(cached.moments(images), first, atol=0, rtol=0)
+    with pytest.raises(UserError, match=r"^latent_cache: .*new: .* cannot be made \(Not a directory\); give"):
+        CachedSpace(space, tmp_path / "new")
     with pytest.raises(UserError, match="one autoencoder belongs to this space, none was given"):
         Space(SpaceSpec(channels=4, factor=2))
