@@ -6,10 +6,12 @@ Each has one meaning beside our own names: `guidance_scale` is 1 + w, `num_infer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -210,6 +212,44 @@ def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], space: S
     return latents
 
 
+# What a call has to itself
+
+_CALLS: ContextVar[tuple[tuple[object, dict[str, Any]], ...]] = ContextVar("calls", default=())
+"""The calls that this thread is in, the innermost first: a callback may call, too."""
+
+
+@contextmanager
+def one_call(pipe: object) -> Iterator[None]:
+    """A call of a pipeline, with `PerCall` values of its own, whatever other threads or its callback call."""
+    own: dict[str, Any] = {}
+    token = _CALLS.set(((pipe, own), *_CALLS.get()))
+    try:
+        yield
+    finally:
+        _CALLS.reset(token)
+        vars(pipe).update(own)
+
+
+class PerCall(Generic[T]):
+    """An attribute of a pipeline: that of the call which this thread is in, else that of the one which ran last."""
+
+    def __init__(self, initial: T) -> None:
+        self.initial = initial
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, pipe: object, owner: type | None = None) -> T:
+        return self.initial if pipe is None else self._values(pipe).get(self.name, self.initial)
+
+    def __set__(self, pipe: object, value: T) -> None:
+        self._values(pipe)[self.name] = value
+
+    @staticmethod
+    def _values(pipe: object) -> dict[str, Any]:
+        return next((own for called, own in _CALLS.get() if called is pipe), vars(pipe))
+
+
 # Callbacks
 
 
@@ -217,19 +257,20 @@ class StepCallback:
     """`callback_on_step_end` of a call: (pipeline, step, timestep, tensors) after every step of a batch.
 
     Steps count from 0 over both networks, `pipe.num_timesteps` of them. What it gives back as "latents" the next step
-    goes on from; a `pipe._guidance_scale` that it changes holds from the base's next step on.
+    goes on from; a `pipe._guidance_scale` that it changes holds from the base's next step on, in its own call.
     """
 
-    def __init__(self, pipe: PITIPipeline, callback: StepEnd, names: Sequence[str]) -> None:
-        """names: of the tensors that it is called with. Raises UserError for one that there is not."""
+    def __init__(self, pipe: PITIPipeline, callback: StepEnd, names: Sequence[str] | None) -> None:
+        """names: of the tensors that it is called with; None: all. Raises UserError for one that there is not."""
         self.pipe, self.callback, self.step = pipe, callback, 0
-        self.names = list(getattr(callback, "tensor_inputs", names))  # diffusers' own callbacks know theirs
+        names = getattr(callback, "tensor_inputs", names)  # diffusers' own callbacks know theirs
+        self.names = TENSOR_INPUTS if names is None else list(names)
         for name in self.names:
             if name not in TENSOR_INPUTS:
                 raise UserError(choices(name, TENSOR_INPUTS), option="callback_on_step_end_tensor_inputs", value=name)
 
     @classmethod
-    def of(cls, pipe: PITIPipeline, callback: StepEnd | None, names: Sequence[str]) -> StepCallback | None:
+    def of(cls, pipe: PITIPipeline, callback: StepEnd | None, names: Sequence[str] | None) -> StepCallback | None:
         """That of a call; none where no callback is given."""
         return None if callback is None else cls(pipe, callback, names)
 
@@ -240,11 +281,18 @@ class StepCallback:
 
     def _after_step(self, timestep: int, x_t: Tensor) -> Tensor:
         given = {"latents": x_t} if "latents" in self.names else {}
-        changed = self.callback(self.pipe, self.step, timestep, given) or {}
+        changed = self.callback(self.pipe, self.step, timestep, given)
         self.step += 1
-        latents = changed.get("latents", x_t)
+        if not isinstance(changed, Mapping | None):
+            raise _gave(f"{type(changed).__name__}, not a dictionary", "{'latents': …}, or nothing")
+        latents = (changed or {}).get("latents", x_t)
+        if not isinstance(latents, Tensor):
+            raise _gave(f"'latents' as {type(latents).__name__}, not as a tensor", "it as a tensor, or leave it out")
         if latents.shape != x_t.shape:
-            raise UserError(
-                f"gave 'latents' of {list(latents.shape)}, not {list(x_t.shape)}", option="callback_on_step_end"
-            )
+            raise _gave(f"'latents' of {list(latents.shape)}, not {list(x_t.shape)}")
         return latents.to(x_t)
+
+
+def _gave(what: str, instead: str = "") -> UserError:
+    remedy = f"return {instead}" if instead else ""
+    return UserError(f"gave {what}", remedy=remedy, option="callback_on_step_end")

@@ -31,6 +31,7 @@ from piti.models import PIXELS, Space, Translator
 from piti.pipelines.call import (
     TENSOR_INPUTS,
     OutputType,
+    PerCall,
     PITIPipelineOutput,
     StepCallback,
     StepEnd,
@@ -41,6 +42,7 @@ from piti.pipelines.call import (
     images_each,
     listed,
     merged,
+    one_call,
 )
 from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, content_hash, fitted
 from piti.pipelines.cascade import (
@@ -93,8 +95,8 @@ class PITIPipeline(SavedPipeline):
     model_cpu_offload_seq = "base->vae->upsampler"
     _optional_components: ClassVar[list[str]] = ["upsampler", "upsampler_scheduler", "vae"]
     _callback_tensor_inputs: ClassVar[list[str]] = TENSOR_INPUTS
-    _guidance_scale = 1.0
-    _num_timesteps = 0
+    _guidance_scale = PerCall(1.0)
+    _num_timesteps = PerCall(0)
 
     def __init__(
         self,
@@ -199,7 +201,7 @@ class PITIPipeline(SavedPipeline):
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> PITIPipelineOutput:
         """Translate one condition or several, `num_images` times each (1).
@@ -257,10 +259,10 @@ class PITIPipeline(SavedPipeline):
     ) -> list[Image.Image | Tensor]:
         """The images of a call, made `batch_size` at a time."""
         resolved = everything.sampling
-        self._num_timesteps = resolved.steps
         batches = batches_alike(everything.canvases, batch_size)
         images: dict[int, Image.Image | Tensor] = {}
-        with self.progress_bar(total=resolved.steps * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
+        with one_call(self), self.progress_bar(total=resolved.steps * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
+            self._num_timesteps = resolved.steps
 
             def stepped(done: int, total: int, x0: Tensor) -> None:
                 bar.update()

@@ -8,7 +8,9 @@ has dropped them).
 
 from __future__ import annotations
 
+import copy
 import inspect
+import threading
 from typing import Any
 
 import numpy as np
@@ -161,8 +163,46 @@ def test_a_callback_sees_and_changes_every_step() -> None:
 
     made = pipe(**inputs(pipe, callback_on_step_end=blank, output_type="latent"))[0]
     assert made.abs().sum() == 0
-    with pytest.raises(UserError, match=r"callback_on_step_end: gave 'latents' of \[1\]"):
-        called(pipe, callback_on_step_end=lambda *_: {"latents": torch.zeros(1)})
+    called(pipe, callback_on_step_end=watching, callback_on_step_end_tensor_inputs=None)
+    assert seen[-1][2] == ("latents",)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"latents": torch.zeros(1)}, r"gave 'latents' of \[1\]"),
+        ({"latents": None}, "gave 'latents' as NoneType, not as a tensor; return it as a tensor, or leave it out"),
+        (torch.zeros(2), "gave Tensor, not a dictionary; return {'latents': …}, or nothing"),
+        (("latents",), "gave tuple, not a dictionary"),
+    ],
+)
+def test_what_a_callback_gives_back_is_checked(result: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"callback_on_step_end: {message}"):
+        called(tiny_pipeline(), callback_on_step_end=lambda *_: result)
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_a_call_keeps_its_guidance_while_another_runs(threads: bool) -> None:
+    pipe, counts = tiny_pipeline(), []
+    alone = called(pipe, guidance_scale=1.0)
+
+    def other() -> None:
+        called(pipe, guidance_scale=9.0, num_inference_steps=3, callback_on_step_end=lambda *_: {})
+
+    def calling(pipeline: PITIPipeline, *_: Any) -> None:
+        if threads:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        else:
+            other()
+        counts.append((pipeline.guidance_scale, pipeline.num_timesteps))
+
+    beside = called(pipe, guidance_scale=1.0, callback_on_step_end=calling)
+    assert counts == [(1.0, 2)] * 2
+    assert np.abs(beside - alone).max() < CLOSE
+    assert (pipe.guidance_scale, pipe.num_timesteps) == (1.0, 2)
+    assert copy.deepcopy(pipe).guidance_scale == 1.0
 
 
 def test_a_callback_may_change_the_guidance() -> None:
