@@ -58,7 +58,11 @@ class TextCondition(Condition):
         try:
             data = Path(path).read_bytes() if isinstance(path, str | Path) else path.open().read()
             text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except FileNotFoundError:
+            raise ConditionError(f"{path}: no such file; check the path") from None
+        except OSError as error:
+            raise ConditionError(f"{path}: cannot be read ({error.strerror or error}); give a .txt file") from None
+        except UnicodeDecodeError as error:
             raise ConditionError(f"{path}: cannot be read as UTF-8 text ({error}); save it as such") from None
         return self.tokens(text, str(path))
 

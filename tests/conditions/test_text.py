@@ -77,8 +77,10 @@ class TestFiles:
         assert TEXT.text(TEXT.load(tmp_path / "a.txt")) == "a photo"
 
     def test_no_file_and_no_text(self, tmp_path: Path) -> None:
-        with pytest.raises(ConditionError, match=r"gone\.txt: cannot be read as UTF-8"):
+        with pytest.raises(ConditionError, match=r"gone\.txt: no such file; check the path"):
             TEXT.load(tmp_path / "gone.txt")
+        with pytest.raises(ConditionError, match=r"cannot be read \(.+\); give a \.txt file"):
+            TEXT.load(tmp_path)
         (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(ConditionError, match=r"b\.txt: cannot be read as UTF-8"):
             TEXT.load(tmp_path / "b.txt")
