@@ -183,6 +183,8 @@ def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]
     texts = texts_of(path)
     if not texts:
         raise RemakeError(f"{path}: does not say what it shows")
+    if "edit" in texts and "condition_sha256" not in texts:
+        raise RemakeError(f"{path}: is an edit of a region, of which it was not known what the rest of it shows")
     try:
         said = {key: value for key, value in texts.items() if key in Carried.model_fields}
         return Carried.parse(said, str(path)).unpacked(condition)

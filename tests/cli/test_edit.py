@@ -156,6 +156,8 @@ def test_a_region(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     unknown = [word for word in command(model, files, second, *more) if word not in ("--from", str(files["before"]))]
     assert "does not say what it shows: it is inverted without a condition" in said_in_all(*unknown)
     assert not {"piti:raw", "piti:condition_sha256"} & png_text(second).keys()
+    with pytest.raises(RemakeError, match=r"2\.png: is an edit of a region, of which it was not known what the rest"):
+        own_condition(second, PITIPipeline.from_pretrained(model).condition)
     assert "sheet.png: is there already" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
 
 
