@@ -139,7 +139,7 @@ class _Work:
         white = None if given.region is None else white_of(given.region)
         if white is not None:
             _check_proportions("the region", (white.shape[1], white.shape[0]), "the image", image.size)
-        soft = _region_of(pipeline, before, after, white, canvas, settings)  # [h, w]
+        soft = _region_of(pipeline, before, after, white, canvas, settings, _off(given.from_, after))  # [h, w]
         everything = bool((soft == 1).all())
         variety = settings.variety if settings.variety is not None else (0.0 if everything else VARIETY)
         large = on_canvas(image, canvas)  # [1, 3, H, W]
@@ -248,6 +248,13 @@ def _like(pipeline: PITIPipeline, before: Tensor, after: Tensor) -> Tensor:
     return pipeline.condition.crop_resize(before, Box(0, 0, columns, rows), size)
 
 
+def _off(before: Tensor | None, after: Tensor) -> int:
+    """By how many pixels of the changed condition edges of the image's own may be off, for being of another size."""
+    if before is None or before.shape == after.shape:
+        return 0
+    return math.ceil(max(after.shape[axis] / before.shape[axis] for axis in (-2, -1)))
+
+
 def _check_proportions(one: str, size: tuple[int, int], other: str, like: tuple[int, int]) -> None:
     """Raises EditError unless two (width, height) agree to the rounding of a pixel."""
     if not same_proportions(size, like):
@@ -265,10 +272,11 @@ def _region_of(
     white: Tensor | None,
     canvas: Canvas,
     settings: EditSettings,
+    within: int,
 ) -> Tensor:
     """The region [h, w] over the canvas's image. Raises EditError where nothing would be repainted, or nothing kept
     that is to be kept exactly."""
-    soft = _soft_region(pipeline, before, after, white, (canvas.image_height, canvas.image_width), settings)
+    soft = _soft_region(pipeline, before, after, white, (canvas.image_height, canvas.image_width), settings, within)
     if settings.keep_exact and bool((soft > 0).all()) and (white is None or bool(white.all())):
         remedies = ["paint less of the region white" if white is not None else f"give a {option('region')}"]
         if white is None and before is None:
@@ -287,6 +295,7 @@ def _soft_region(
     white: Tensor | None,
     size: tuple[int, int],
     settings: EditSettings,
+    within: int,
 ) -> Tensor:
     if white is not None:
         if not white.any():
@@ -294,7 +303,7 @@ def _soft_region(
         return softened(resized_to(white, size), round(settings.feather * min(size)))
     if before is None:
         return torch.ones(size)
-    differs = changed(pipeline.condition, before, after)
+    differs = changed(pipeline.condition, before, after, within)
     if not differs.any():
         raise EditError(
             "the two conditions are the same: nothing would change",

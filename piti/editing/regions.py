@@ -6,7 +6,7 @@ A region is float32 [h, w] in [0, 1]. What is 0 is outside and is kept; what is 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -29,23 +29,35 @@ class EditError(UserError):
 
 
 def changed(
-    condition: Condition, before: Shaped[Tensor, "K h w"], after: Shaped[Tensor, "K h w"]
+    condition: Condition, before: Shaped[Tensor, "K h w"], after: Shaped[Tensor, "K h w"], within: int = 0
 ) -> Bool[Tensor, "h w"]:
     """Where two conditions in raw form and of one size differ.
 
+    within: by how many pixels edges may be off, as they are where one of the two was resized.
     Of sketches also what lies between lines that went and lines that came close by, and what they enclose. Of several
     parts what is changed in any; everything, where a part is given in one alone. Of texts everything or nothing.
     """
     if not condition.spatial:
         return torch.full((1, 1), not torch.equal(before, after))
     if isinstance(condition, SeveralCondition):
-        return _any_part_changed(condition, before, after)
+        return _any_part_changed(condition, before, after, within)
     if isinstance(condition, SketchCondition):
-        return _enclosed(before[0] != after[0])
+        return _enclosed(_apart(before, after, within))
     if isinstance(condition, GeometryCondition):
         near = torch.isclose(before.float(), after.float(), rtol=0, atol=_SAME, equal_nan=True)
         return ~near.all(dim=0)
-    return (before != after).any(dim=0)
+    return _apart(before, after, within)
+
+
+def _apart(one: Shaped[Tensor, "K h w"], other: Shaped[Tensor, "K h w"], within: int) -> Bool[Tensor, "h w"]:
+    """Where the value of either is not in the other, at most `within` pixels away in each direction."""
+    height, width = one.shape[-2:]
+    found = torch.zeros(2, height, width, dtype=torch.bool)
+    padded = [F.pad(x[None].double(), (within,) * 4, mode="replicate")[0].to(x.dtype) for x in (one, other)]
+    for row, column in product(range(2 * within + 1), repeat=2):
+        nearby = [x[:, row : row + height, column : column + width] for x in padded]
+        found |= torch.stack([(one == nearby[1]).all(dim=0), (other == nearby[0]).all(dim=0)])
+    return ~found.all(dim=0)
 
 
 def derived(
@@ -131,7 +143,7 @@ def _pixels(share: float, size: tuple[int, int]) -> int:
 
 
 def _any_part_changed(
-    condition: SeveralCondition, before: Shaped[Tensor, "K h w"], after: Shaped[Tensor, "K h w"]
+    condition: SeveralCondition, before: Shaped[Tensor, "K h w"], after: Shaped[Tensor, "K h w"], within: int
 ) -> Bool[Tensor, "h w"]:
     first, second = (condition.given(raw) for raw in (before, after))
     if not torch.equal(first, second):
@@ -143,7 +155,8 @@ def _any_part_changed(
         edges.append(edges[-1] + part.planes)
     for part, given, (start, stop) in zip(parts, first.tolist(), pairwise(edges), strict=True):
         if given:
-            found |= changed(part, before[start:stop].to(part.raw_dtype), after[start:stop].to(part.raw_dtype))
+            own, other = (raw[start:stop].to(part.raw_dtype) for raw in (before, after))
+            found |= changed(part, own, other, within)
     return found
 
 

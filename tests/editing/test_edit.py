@@ -194,6 +194,12 @@ def test_other_proportions_and_sizes() -> None:
     assert apart(first.images[0], second.images[0]).max() == 0
 
 
+def test_the_same_condition_at_half_its_size_changes_nothing() -> None:
+    slope = (torch.arange(40)[:, None] < torch.arange(40)).to(torch.uint8)[None]
+    with pytest.raises(EditError, match="the two conditions are the same"):
+        edit(tiny_pipeline(), photograph(), slope, slope[:, ::2, ::2], settings=EditSettings.from_flat(steps=2))
+
+
 def test_steps_are_counted_and_an_error_ends_it() -> None:
     told: list[tuple[int, int, int]] = []
 

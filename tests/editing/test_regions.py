@@ -9,7 +9,7 @@ from PIL import Image
 from piti.conditions import Condition, GeometryCondition, SketchCondition, TextCondition
 from piti.editing.regions import changed, derived, distance, softened
 from tests.generation.test_inputs import several_pipeline
-from tests.pipelines.test_pipeline import mask, seeded
+from tests.pipelines.test_pipeline import mask, seeded, tiny_pipeline
 
 
 class TestRegions:
@@ -61,6 +61,19 @@ class TestRegions:
         assert found[50:55].all()  # and between them
         assert not found[:47].any()
         assert not changed(SketchCondition(), lines, lines).any()
+
+    def test_edges_that_resizing_moved_are_no_change(self) -> None:
+        rows, columns = torch.meshgrid(torch.arange(90), torch.arange(90), indexing="ij")
+        after = ((rows - 40) ** 2 + (columns - 45) ** 2 < 700).to(torch.uint8)[None]
+        before = torch.nn.functional.interpolate(after[None], (30, 30), mode="nearest")
+        before = torch.nn.functional.interpolate(before, (90, 90), mode="nearest")[0]
+        kinds = [tiny_pipeline().condition, SketchCondition()]
+        assert changed(kinds[0], before, after).sum() > 50
+        assert all(not changed(kind, before, after, within=3).any() for kind in kinds)
+        after[0, 80, :] = 1  # thinner than a pixel of the smaller
+        for kind in kinds:
+            assert changed(kind, before, after, within=3)[80].all()
+            assert changed(kind, after, before, within=3)[80].all()
 
     def test_of_geometry_holes_are_equal_and_grain_is_none(self) -> None:
         before = torch.zeros(4, 8, 8, dtype=torch.float16)
