@@ -306,6 +306,13 @@ def _network_of(translator: Translator, name: str, key: str) -> Path:
             remedy=f"import it: piti import FOLDER_OR_HUB_ID {option('out')} {name}; or name it by its id on the hub, "
             f"{option('set')} {key}=OWNER/NAME",
         )
+    if key == "prior" and name.startswith(("./", "../", "/")) and not Path(name).exists():
+        upsampler = f" {option('upsampler')} UPSAMPLER.pt" if translator.role == "upsampler" else ""
+        raise ModelError(
+            f"{key}: there is no model '{name}' yet",
+            remedy=f"import it, such as GLIDE's files: piti import BASE.pt{upsampler} {option('out')} {name}; or name "
+            f"a model or a run that is there, {option('set')} {key}=NAME",
+        )
     folder = find_model(name) / translator.role
     if not folder.is_dir():
         try:

@@ -199,6 +199,12 @@ class TestAdaptation:
         with pytest.raises(RecipeError, match="was trained with schedule"):
             plan(other, tmp_path / "run")
 
+    def test_a_prior_that_is_still_to_be_imported_is_said_how(self, tiny_data: Path, tmp_path: Path) -> None:
+        missing = adapted_recipe(tiny_data, tmp_path, prior="./models/glide")
+        with pytest.raises(ModelError, match=r"prior: .*'./models/glide' yet") as raised:
+            plan(missing, tmp_path / "run")
+        assert "piti import BASE.pt out ./models/glide" in str(raised.value)
+
     def test_what_is_no_prior(self, tiny_data: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="there is no model 'nowhere'"):
             plan(adapted_recipe(tiny_data, Path("nowhere")), tmp_path / "run")
