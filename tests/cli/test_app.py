@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from piti import __version__
+from piti.cli.app import app
 from tests.cli.running import invoked, misspelt, printed_error, run
 from tests.pipelines.test_pipeline import tiny_pipeline
 
@@ -34,6 +36,14 @@ def test_the_nearest_flag_and_command_are_named() -> None:
     assert "No such option: --skp-bad (Possible options: --skip-bad)" in misspelt("translate", "m.png", "--skp-bad")
     assert "Did you mean 'translate'?" in misspelt("trnslate")
     assert "Did you mean 'make'?" in misspelt("study", "mak")
+
+
+def test_the_list_of_commands_has_a_sentence_for_each() -> None:
+    """One line of source: a second one begins a new line in the midst of the sentence there."""
+    waiting = [typer.main.get_command(app)]
+    for command in waiting:
+        waiting += getattr(command, "commands", {}).values()
+        assert "\n" not in (command.help or "").split("\n\n")[0], command.name
 
 
 def test_version_and_completion() -> None:
