@@ -11,16 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from piti.checkpoints.folder import (
-    AUTOENCODER,
-    CONDITION_FILE,
-    INDEX_FILE,
-    SCHEDULERS,
-    ModelFolder,
-    Saveable,
-    find_model,
-    write_model_folder,
-)
+from piti.checkpoints.folder import AUTOENCODER, CONDITION_FILE, INDEX_FILE, SCHEDULERS, ModelFolder, find_model
 from piti.checkpoints.lora import ADAPTER_CONFIG
 from piti.checkpoints.release import ExchangeError, Heads, Released, identify, our_tensors
 from piti.checkpoints.release_keys import Rule, same
@@ -33,6 +24,7 @@ from piti.checkpoints.weights import (
     read_weights,
     write_weights,
 )
+from piti.checkpoints.writing import Saveable, write_model_folder
 from piti.conditions import Condition, TextCondition
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.errors import Message, UserError, option

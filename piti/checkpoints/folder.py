@@ -1,28 +1,25 @@
-"""Model folders on disk, in the layout of diffusers' pipelines: writing, finding, opening and listing them."""
+"""Model folders on disk, in the layout of diffusers' pipelines: finding and opening them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
 
-from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, load_adapted, read_adapter_config
+from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
-from piti.core.compiled import uncompiled
 from piti.core.errors import UserError, option, text_of, with_article
-from piti.core.files import follow_umask
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedule import spec_of_config
 from piti.models.translator import Translator, TranslatorSpec
@@ -46,81 +43,6 @@ SHARED_SHA256 = "shares_upsampler_sha256"
 
 class ModelError(UserError):
     """A model cannot be found, loaded or put together. The message says what was looked for and what there is."""
-
-
-@runtime_checkable
-class Saveable(Protocol):
-    """What diffusers can save into a folder: models and schedulers; or what saves itself as one, `saved_as` a class."""
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any: ...
-
-
-@dataclass(frozen=True)
-class WeightsForm:
-    """In which files a network's weights are written."""
-
-    safe: bool = True
-    """As safetensors, else as PyTorch's pickles."""
-    variant: str | None = None
-    """A name in those of the files, such as "fp16"."""
-    max_shard_size: int | str | None = None
-    """Of one file, in bytes or such as "5GB"; by default all in one."""
-
-    def save(self, network: ModelMixin, folder: Path) -> None:
-        """Write a network, and remove what it would be read from instead: weights of the same variant in another form,
-        and adapters, unless it is a variant beside them."""
-        sharded: dict[str, Any] = {} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}
-        middle = "" if self.variant is None else f".{self.variant}"
-        own, other = ("safetensors", "bin") if self.safe else ("bin", "safetensors")
-        index = folder / f"{WEIGHTS_STEM}.{own}.index{middle}.json"
-        index.unlink(missing_ok=True)
-        network.save_pretrained(folder, safe_serialization=self.safe, variant=self.variant, **sharded)
-        stale = [f"{middle}.{other}", f"{middle}-*-of-*.{other}", f".{other}.index{middle}.json"]
-        stale += [f"{middle}.{own}"] if index.is_file() else []
-        for path in (path for pattern in stale for path in folder.glob(f"{WEIGHTS_STEM}{pattern}")):
-            path.unlink()
-        if self.variant is None:
-            for name in (ADAPTER_CONFIG, ADAPTER_FILE):
-                (folder / name).unlink(missing_ok=True)
-
-
-def write_model_folder(
-    folder: Path,
-    parts: Mapping[str, Saveable],
-    condition: dict[str, Any],
-    defaults: dict[str, Any],
-    form: WeightsForm = WeightsForm(),
-) -> None:
-    """Write `model_index.json`, a sub-folder for each part, and the condition.
-
-    parts: name => what is saved there: `base` and `scheduler`, `upsampler` and `upsampler_scheduler`, or all
-    four; condition: a condition's configuration; defaults: settings with which the model is sampled where a
-    caller gives none.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {"_class_name": "PITIPipeline"}
-    for name, part in parts.items():
-        with uncompiled(part) as plain:
-            if isinstance(plain, ModelMixin):
-                form.save(plain, folder / name)
-            else:
-                plain.save_pretrained(folder / name)
-        _forget_origin(folder / name)
-        for weights in (folder / name).glob("*.safetensors"):
-            follow_umask(weights)
-        kind = getattr(plain, "saved_as", type(plain))
-        index[name] = [kind.__module__.partition(".")[0], kind.__name__]
-    index["defaults"] = defaults
-    (folder / CONDITION_FILE).write_text(json.dumps(condition, indent=1), encoding="utf-8")
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-def _forget_origin(folder: Path) -> None:
-    """Drop the path that a part was loaded from, which diffusers saves with it."""
-    for path in folder.glob("*.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 # Finding
@@ -355,69 +277,3 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelError(f"{folder / name}: expected an object, got {type(values).__name__}; write the folder anew")
     return values
-
-
-# Listing
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model that is at hand."""
-
-    name: str
-    where: str
-    folder: Path
-
-    def row(self) -> dict[str, str]:
-        """For a table. Raises ModelError where a file is missing."""
-        size = sum(p.stat().st_size for p in self.folder.rglob("*.safetensors"))
-        return {
-            "model": self.name,
-            "condition": str(read_json(self.folder, CONDITION_FILE).get("kind", "?")),
-            "image": self._image(),
-            "weights": f"{size / 1e6:.1f} MB",
-            "where": self.where,
-        }
-
-    def _image(self) -> str:
-        """The side of its images, "64 -> 256 px" for a cascade, also one that shares an upsampler, and for an
-        upsampler alone."""
-        index = read_json(self.folder, INDEX_FILE)
-        configs = [read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
-        if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
-            configs.append(read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
-        sides = [config.get("image_size", "?") for config in configs]
-        if "base" in index:
-            return f"{' -> '.join(map(str, sides))} px"
-        return f"{configs[0].get('low_res', '?')} -> {sides[0]} px, upsampler alone" if configs else "?"
-
-
-def list_models() -> list[ModelEntry]:
-    """Bundled models, then those in the hub's cache."""
-    found = [ModelEntry(name, "bundled", folder) for name, folder in bundled_models().items()]
-    return found + [ModelEntry(name, "hub cache", folder) for name, folder in _cached_models()]
-
-
-def _cached_models() -> Iterator[tuple[str, Path]]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return
-    for repository in sorted(repositories, key=lambda repo: repo.repo_id):
-        for revision in repository.revisions:
-            if _is_whole(Path(revision.snapshot_path)):
-                yield repository.repo_id, Path(revision.snapshot_path)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder holds a model of this package with every configuration that listing it reads."""
-    try:
-        index = read_json(folder, INDEX_FILE)
-    except ModelError:
-        return False
-    parts = [part for part in ("base", "upsampler") if part in index]
-    needed = [CONDITION_FILE, *(f"{part}/config.json" for part in parts)]
-    return index.get("_class_name") == "PITIPipeline" and bool(parts) and all((folder / n).is_file() for n in needed)

@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from piti.checkpoints.convert import Converted, check_outside, is_model
-from piti.checkpoints.folder import (
-    AUTOENCODER,
-    INDEX_FILE,
-    SCHEDULERS,
-    Saveable,
-    imported_folder,
-    write_model_folder,
-)
+from piti.checkpoints.folder import AUTOENCODER, INDEX_FILE, SCHEDULERS, imported_folder
 from piti.checkpoints.prior_families import PriorError, Recognised, family_of, read_config, recognised
 from piti.checkpoints.prior_hub import fetched, fetched_configurations, is_id
+from piti.checkpoints.writing import Saveable, write_model_folder
 from piti.core.files import check_folder, whole_folder
 from piti.diffusion.schedule import scheduler_of
 

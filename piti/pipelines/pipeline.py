@@ -11,14 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from piti.baselines import BaselineNetwork, ImageNetwork
-from piti.checkpoints.folder import (
-    SCHEDULERS,
-    ModelEntry,
-    ModelError,
-    bundled_models,
-    find_model,
-    list_models,
-)
+from piti.checkpoints.folder import SCHEDULERS, ModelError, bundled_models, find_model
+from piti.checkpoints.listing import ModelEntry, list_models
 from piti.conditions import Condition, TextCondition
 from piti.core.devices import usable_device
 from piti.core.errors import UserError

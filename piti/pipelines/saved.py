@@ -11,8 +11,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from piti.baselines import ImageNetwork
-from piti.checkpoints.folder import OF_UPSAMPLER, Saveable, WeightsForm, write_model_folder
+from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.checkpoints.hub import UploadKeywords, upload_model
+from piti.checkpoints.writing import Saveable, WeightsForm, write_model_folder
 from piti.conditions import Condition
 from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance

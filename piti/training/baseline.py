@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from piti.baselines import Baseline, BaselineNetwork, noise_of
-from piti.checkpoints.folder import Saveable
+from piti.checkpoints.writing import Saveable
 from piti.conditions import Condition
 from piti.core.images import to_pil
 from piti.core.seeding import derive_seed, draws_on, generator_for, noise_for, uniform_for

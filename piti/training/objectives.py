@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.checkpoints.folder import AUTOENCODER, SCHEDULERS, Saveable
+from piti.checkpoints.folder import AUTOENCODER, SCHEDULERS
 from piti.checkpoints.lora import Adapted
+from piti.checkpoints.writing import Saveable
 from piti.conditions import Condition
 from piti.core.seeding import derive_seed, draws_on, noise_for, uniform_for
 from piti.data.batches import LowRes, SampleSet, TrainingBatch

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from piti.checkpoints.folder import find_model, write_model_folder
+from piti.checkpoints.folder import find_model
 from piti.checkpoints.joining import join_base, join_upsampler
+from piti.checkpoints.writing import write_model_folder
 from piti.training.build import Run
 from piti.training.distill import usual_sampling
 from piti.training.init import lasting_name

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from piti.checkpoints import convert
 from piti.checkpoints.convert import ImportSettings, import_release
 from piti.checkpoints.export import export_release
-from piti.checkpoints.folder import ModelFolder, write_model_folder
+from piti.checkpoints.folder import ModelFolder
 from piti.checkpoints.release import Heads
+from piti.checkpoints.writing import write_model_folder
 from piti.cli.app import app
 from piti.conditions import PaletteCondition, SketchCondition, TextCondition, coco_stuff
 from piti.core.errors import UserError

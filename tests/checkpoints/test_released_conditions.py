@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from piti.checkpoints.convert import SCHEDULES, ImportSettings, import_release
 from piti.checkpoints.export import export_release
-from piti.checkpoints.folder import write_model_folder
 from piti.checkpoints.release import ExchangeError
 from piti.checkpoints.released_conditions import RELEASED_GEOMETRY, Reading, condition_of, lost_in_release
+from piti.checkpoints.writing import write_model_folder
 from piti.cli.app import app
 from piti.conditions import (
     ClassTable,

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from piti.checkpoints.folder import ModelEntry, ModelError, write_model_folder
+from piti.checkpoints.folder import ModelError
 from piti.checkpoints.joining import share_upsampler
+from piti.checkpoints.listing import ModelEntry
+from piti.checkpoints.writing import write_model_folder
 from piti.cli.app import app
 from piti.conditions import NoCondition, condition_from_config
 from piti.core.errors import UserError

@@ -1,0 +1,80 @@
+"""The models that are at hand: bundled ones and those in the hub's cache, each as a row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from piti.checkpoints.folder import (
+    CONDITION_FILE,
+    INDEX_FILE,
+    SHARED_UPSAMPLER,
+    ModelError,
+    bundled_models,
+    find_model,
+    read_json,
+)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that is at hand."""
+
+    name: str
+    where: str
+    folder: Path
+
+    def row(self) -> dict[str, str]:
+        """For a table. Raises ModelError where a file is missing."""
+        size = sum(p.stat().st_size for p in self.folder.rglob("*.safetensors"))
+        return {
+            "model": self.name,
+            "condition": str(read_json(self.folder, CONDITION_FILE).get("kind", "?")),
+            "image": self._image(),
+            "weights": f"{size / 1e6:.1f} MB",
+            "where": self.where,
+        }
+
+    def _image(self) -> str:
+        """The side of its images, "64 -> 256 px" for a cascade, also one that shares an upsampler, and for an
+        upsampler alone."""
+        index = read_json(self.folder, INDEX_FILE)
+        configs = [read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
+        if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
+            configs.append(read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
+        sides = [config.get("image_size", "?") for config in configs]
+        if "base" in index:
+            return f"{' -> '.join(map(str, sides))} px"
+        return f"{configs[0].get('low_res', '?')} -> {sides[0]} px, upsampler alone" if configs else "?"
+
+
+def list_models() -> list[ModelEntry]:
+    """Bundled models, then those in the hub's cache."""
+    found = [ModelEntry(name, "bundled", folder) for name, folder in bundled_models().items()]
+    return found + [ModelEntry(name, "hub cache", folder) for name, folder in _cached_models()]
+
+
+def _cached_models() -> Iterator[tuple[str, Path]]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda repo: repo.repo_id):
+        for revision in repository.revisions:
+            if _is_whole(Path(revision.snapshot_path)):
+                yield repository.repo_id, Path(revision.snapshot_path)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder holds a model of this package with every configuration that listing it reads."""
+    try:
+        index = read_json(folder, INDEX_FILE)
+    except ModelError:
+        return False
+    parts = [part for part in ("base", "upsampler") if part in index]
+    needed = [CONDITION_FILE, *(f"{part}/config.json" for part in parts)]
+    return index.get("_class_name") == "PITIPipeline" and bool(parts) and all((folder / n).is_file() for n in needed)
