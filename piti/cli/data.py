@@ -10,7 +10,8 @@ import typer
 from typer import Argument, Option
 
 from piti.cli.console import log, print_notes, print_rows, progress, resumable
-from piti.cli.options import Link, MaxBad, Overwrite, with_groups
+from piti.cli.groups import with_groups
+from piti.cli.options import Link, MaxBad, Overwrite
 
 if TYPE_CHECKING:
     from piti.prepare.layouts import Layout

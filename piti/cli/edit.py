@@ -12,6 +12,7 @@ import typer
 from typer import Option
 
 from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress
+from piti.cli.groups import with_groups
 from piti.cli.options import (
     BaseOnly,
     Compile,
@@ -26,7 +27,6 @@ from piti.cli.options import (
     Seed,
     Upsampler,
     guidance_of,
-    with_groups,
 )
 
 if TYPE_CHECKING:

@@ -12,17 +12,9 @@ from typer.core import TyperGroup
 
 from piti.cli import study
 from piti.cli.console import begins_with, print_notes, print_rows, progress
-from piti.cli.options import (
-    MODEL_HELP,
-    Compile,
-    ConditionFlags,
-    DType,
-    MeasureFlags,
-    ResultFlags,
-    SamplingFlags,
-    Upsampler,
-    with_groups,
-)
+from piti.cli.groups import with_groups
+from piti.cli.measuring import ConditionFlags, MeasureFlags, ResultFlags
+from piti.cli.options import MODEL_HELP, Compile, DType, SamplingFlags, Upsampler
 
 if TYPE_CHECKING:
     from piti.evaluation.result import Evaluation

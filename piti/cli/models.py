@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from piti.cli.console import print_notes, print_rows
-from piti.cli.options import MODEL_HELP, Overwrite, with_groups
+from piti.cli.groups import with_groups
+from piti.cli.options import MODEL_HELP, Overwrite
 
 if TYPE_CHECKING:
     from piti.checkpoints.convert import ImportSettings

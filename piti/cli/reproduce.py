@@ -10,7 +10,9 @@ import typer
 from typer import Argument, Option
 
 from piti.cli.console import begins_with, log, print_notes, print_rows, with_flags
-from piti.cli.options import Device, DryRun, Gpu, JudgeFlags, all_given, refuse_others, with_groups
+from piti.cli.groups import all_given, refuse_others, with_groups
+from piti.cli.measuring import JudgeFlags
+from piti.cli.options import Device, DryRun, Gpu
 
 if TYPE_CHECKING:
     from piti.reproduction.runs import Workspace

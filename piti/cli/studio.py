@@ -9,7 +9,8 @@ import typer
 from typer import Option
 
 from piti.cli.console import log, print_warning, quick_imports
-from piti.cli.options import ComputeFlags, Device, with_groups
+from piti.cli.groups import with_groups
+from piti.cli.options import ComputeFlags, Device
 
 if TYPE_CHECKING:
     from piti.studio.service.schema import Limits

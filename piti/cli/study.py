@@ -9,7 +9,9 @@ import typer
 from typer import Argument, Option
 
 from piti.cli.console import print_notes, print_rows, progress
-from piti.cli.options import ConditionFlags, Overwrite, ResultFlags, Seed, with_groups
+from piti.cli.groups import with_groups
+from piti.cli.measuring import ConditionFlags, ResultFlags
+from piti.cli.options import Overwrite, Seed
 
 study_app = typer.Typer(no_args_is_help=True, help="Let people compare two folders of images.")
 

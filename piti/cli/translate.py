@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress
-from piti.cli.options import (
-    ComputeFlags,
-    Device,
-    Model,
-    Overwrite,
-    SamplingFlags,
-    Seed,
-    Upsampler,
-    all_given,
-    with_groups,
-)
+from piti.cli.groups import all_given, with_groups
+from piti.cli.options import ComputeFlags, Device, Model, Overwrite, SamplingFlags, Seed, Upsampler
 
 if TYPE_CHECKING:
     from piti.generation.sources import TranslationFiles

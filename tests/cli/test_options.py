@@ -10,7 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from piti.cli.options import JudgeFlags, SamplingFlags, Seed, all_given, guidance_of, refuse_others, with_groups
+from piti.cli.groups import all_given, refuse_others, with_groups
+from piti.cli.measuring import JudgeFlags
+from piti.cli.options import SamplingFlags, Seed, guidance_of
 from piti.core.errors import UserError
 
 

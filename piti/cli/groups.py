@@ -1,0 +1,72 @@
+"""Groups of flags, and which flags were given.
+
+A group is a frozen dataclass whose fields are flags. A command under `@with_groups` takes the group as one parameter;
+its flags stand on the command line as if the command had declared them itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from typing import Any, get_type_hints
+
+import typer
+
+from piti.cli.console import flag
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for Typer in place of one that takes groups of flags: each group's fields become parameters."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {flag.name: flag.annotation for flag in own if is_dataclass(flag.annotation)}
+    flat = [parameter for parameter in own if parameter.name not in groups]
+    for group in groups.values():
+        flat += _parameters(group)
+
+    @wraps(command)
+    def ungrouped(**given: Any) -> None:
+        filled = {}
+        for name, group in groups.items():
+            filled[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given, **filled)
+
+    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in flat]
+    ungrouped.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword}
+    vars(ungrouped)["__signature__"] = inspect.Signature(keyword)
+    return ungrouped
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    """The fields of a group as parameters of a function."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter was given on the command line."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE" and ctx.params[name] not in (None, (), [])
+
+
+def all_given(ctx: typer.Context) -> list[str]:
+    """The parameters that were given."""
+    return [name for name in ctx.params if is_given(ctx, name)]
+
+
+def refuse_others(given: Sequence[str], meant: Collection[str], use: str) -> None:
+    """Raises UserError for parameters that mean nothing in a use of a command. use: in words."""
+    from piti.core.errors import UserError
+
+    odd = [flag(name) for name in given if name not in meant]
+    if odd:
+        raise UserError(f"{', '.join(odd)} means nothing with {use}; leave it out")
