@@ -11,11 +11,11 @@ from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import sampler_of, sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, scheduler_of
 from piti.pipelines.options import GENERAL_DEFAULTS, ONE_STEP, NetworkOptions
+from piti.reproduction.cells import decimals_for, number
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
 from piti.reproduction.rows import SETS, Plan, Row, Training
 from piti.reproduction.runs import Workspace, progress_of, recipe_of
-from piti.reproduction.tables import decimals_for, number
 from piti.training import Recipe, RunFolder, read_recipe
 from piti.training.build import build_condition, known_condition, network_config
 from piti.training.cost import DEFAULT_GPU, GPU, cost_of, gpu_named

@@ -27,6 +27,7 @@ from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.pipeline import PITIPipeline, usable_device
+from piti.reproduction.cells import cell_of, decimals_for, number, title_of
 from piti.reproduction.files import DatasetFiles, choose, count_pairs
 from piti.reproduction.image_statistics import LOOKS, Look, look_of, mean_look
 from piti.reproduction.images import begin_folder
@@ -34,7 +35,6 @@ from piti.reproduction.make import check_alone, check_judges
 from piti.reproduction.pictures import SIDE, preview_of, save_jpeg, square
 from piti.reproduction.published import ABOUT
 from piti.reproduction.runs import Workspace, judged
-from piti.reproduction.tables import cell_of, decimals_for, number, title_of
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 RULES = {"plain": "plain (eq. 7)", "normalized": "normalised (eq. 8)"}

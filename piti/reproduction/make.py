@@ -17,7 +17,7 @@ from piti.evaluation.features import open_features
 from piti.evaluation.result import Evaluation
 from piti.evaluation.segmentation import open_segmenter
 from piti.pipelines.pipeline import usable_device
-from piti.reproduction import pictures, tables
+from piti.reproduction import pictures, table_files
 from piti.reproduction.checks import Checker, minimised
 from piti.reproduction.files import DatasetFiles, as_png, choose, contents_sha256
 from piti.reproduction.images import begin_folder, generated, sampled
@@ -63,7 +63,7 @@ def reproduce(plan: Plan, workspace: Workspace, console: Console) -> Table:
         for row in plan.rows:
             _finish(plan, (seed, row), workspace, chosen[row.data], console, found)
             table = _table(plan, workspace, chosen, found)
-            tables.write(table, workspace.out)
+            table_files.write(table, workspace.out)
             _draw(plan, workspace, chosen, found)
     return _table(plan, workspace, chosen, found)
 
@@ -216,4 +216,4 @@ def _draw(plan: Plan, workspace: Workspace, chosen: dict[str, DatasetFiles], fou
         rows = [row for row in plan.rows if row.data == name and (0, row) in found.evaluations]
         columns = [(row.heading, workspace.images(row, 0)) for row in rows]
         if columns:
-            pictures.save_jpeg(pictures.samples(files, columns), workspace.out / tables.picture_name(plan, name))
+            pictures.save_jpeg(pictures.samples(files, columns), workspace.out / table_files.picture_name(plan, name))

@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 
 from piti.evaluation.result import Evaluation, Measure
+from piti.reproduction.cells import Cell, best_of, cell_of, decimals_for, number
 from piti.reproduction.rows import Plan, Row, Training
-from piti.reproduction.tables import (
-    Cell,
-    Facts,
-    Line,
-    Table,
-    best_of,
-    cell_of,
-    decimals_for,
-    markdown,
-    number,
-    to_dict,
-    write,
-)
+from piti.reproduction.table_files import markdown, to_dict, write
+from piti.reproduction.tables import Facts, Line, Table
 
 PITI = Row("PITI", "piti", Training("piti", "piti", "camvid"))
 SPADE = Row("SPADE", "spade", Training("spade", "spade", "camvid"))
