@@ -27,7 +27,6 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}, "models": {"conditions"}, "conditions": {"models"}}
-EXCEPTIONS = {("checkpoints/convert.py", "pipelines")}  # whether the networks that were read fit each other
 FIELDS = {"upsampler_guidance", "upsampler_noise"}  # options of a pipeline, and of no flag
 FIELDS |= {"num_images", "num_images_per_prompt", "num_inference_steps", "guidance_scale", "output_type", "latents"}
 FIELDS |= {"callback_on_step_end", "callback_on_step_end_tensor_inputs", "torch_dtype", "device_map"}
@@ -62,8 +61,6 @@ def sources() -> list[Path]:
 def test_imports_go_one_way(path: Path) -> None:
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for other in imports_of(path):
-        if (path.relative_to(PACKAGE).as_posix(), other) in EXCEPTIONS:
-            continue
         assert layer_of(other) <= layer_of(own), f"{path} imports piti.{other}, which lies in a later layer"
         assert other not in FOREIGN_TO.get(own, set()), f"{path} imports piti.{other}"
 

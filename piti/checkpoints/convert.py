@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from piti.checkpoints.compatibility import check_cascade
 from piti.checkpoints.folder import AUTOENCODER, CONDITION_FILE, INDEX_FILE, SCHEDULERS, ModelFolder, find_model
 from piti.checkpoints.lora import ADAPTER_CONFIG
 from piti.checkpoints.release import ExchangeError, Heads, Released, identify, our_tensors
@@ -31,7 +32,6 @@ from piti.core.errors import Message, UserError, option
 from piti.core.files import check_folder, whole_folder
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
 from piti.models import Translator
-from piti.pipelines.cascade import check_cascade
 
 SCHEDULES = {
     "base": ScheduleSpec(betas="squaredcos_cap_v2", prediction="epsilon"),

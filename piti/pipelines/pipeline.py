@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.baselines import BaselineNetwork, ImageNetwork
+from piti.checkpoints.compatibility import check_cascade
 from piti.checkpoints.folder import SCHEDULERS, ModelError, bundled_models, find_model
 from piti.checkpoints.listing import ModelEntry, list_models
 from piti.conditions import Condition, TextCondition
@@ -46,7 +47,6 @@ from piti.pipelines.cascade import (
     Prepared,
     ResolvedSampling,
     StepControl,
-    check_cascade,
     sample_cascade,
 )
 from piti.pipelines.noise import one_each

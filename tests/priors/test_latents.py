@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from piti.checkpoints.compatibility import check_cascade
 from piti.checkpoints.prior_families import recognised
 from piti.core.errors import UserError
 from piti.diffusion.schedule import scheduler_of
 from piti.models import Translator
-from piti.pipelines.cascade import check_cascade
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training.build import find_base
 from tests.priors import tiny

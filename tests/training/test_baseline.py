@@ -196,8 +196,8 @@ def test_it_is_no_prior(trained: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_other_channels_than_the_condition_s_are_refused() -> None:
+    from piti.checkpoints.compatibility import check_cascade
     from piti.conditions import SketchCondition
-    from piti.pipelines.cascade import check_cascade
 
     network = BaselineNetwork({"kind": "spade", **KINDS["spade"]}, channels=3, image_size=32)
     with pytest.raises(ModelError, match="reads 3 channels, but the condition 'sketch' has 1"):
