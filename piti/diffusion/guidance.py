@@ -73,7 +73,7 @@ def guided(
     denoise(x_t, t, with_null): both estimates, best as one batch; with_null is False where guidance is not
     active, and the second estimate then None. schedule: the trained one, not respaced. Make a fresh one
     for each sampling run ("apg" remembers past steps). strength: w of the step to come, where it changes during a run;
-    by default the guidance's own. The result raises ValueError if `t` differs within a batch; it reads `t`, which
+    by default the guidance's own. The result raises UserError if `t` differs within a batch; it reads `t`, which
     waits for no device where that is on the CPU.
     """
     rule = _RULES[guidance.kind](guidance, schedule)

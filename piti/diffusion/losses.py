@@ -49,7 +49,7 @@ def diffusion_loss(
     values, or None where it learns none; x0 in [−1, 1]; x_t = q_sample(x0, t, noise), where t may be on the CPU, so
     that nothing waits for the images' device; weighting: a name in `WEIGHTINGS`, or what such a name stands for;
     vb_weight: λ of the bound, None for T/1000 as GLIDE trains.
-    Raises ValueError for an unknown weighting.
+    Raises UserError for an unknown weighting.
     """
     output = output.to(torch.promote_types(output.dtype, torch.float32))
     # PITI, eq. 3: L_simple = E‖ε_θ(x_t, y, t) − ε‖², and likewise for v
@@ -142,7 +142,7 @@ WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "min_snr": min_snr, "det
 
 
 def weighting_named(name: str) -> Weighting:
-    """The weighting of that name. Raises ValueError that names the nearest one."""
+    """The weighting of that name. Raises UserError that names the nearest one."""
     if name not in WEIGHTINGS:
         raise UserError(f"unknown loss weighting '{name}'; {choices(name, WEIGHTINGS)}")
     return WEIGHTINGS[name]
@@ -249,7 +249,7 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {
 
 
 def adversarial_named(name: str) -> AdversarialLoss:
-    """The adversarial loss of that name. Raises ValueError that names the nearest one."""
+    """The adversarial loss of that name. Raises UserError that names the nearest one."""
     if name not in ADVERSARIAL:
         raise UserError(f"unknown adversarial loss '{name}'; {choices(name, ADVERSARIAL)}")
     return ADVERSARIAL[name]
@@ -294,7 +294,7 @@ def real_gradient_penalty(logits_of: Callable[[Tensor], Tensor], real: Float[Ten
 def acts_at(t: Int[Tensor, " b"], steps: int, share: tuple[float, float]) -> Bool[Tensor, " b"]:
     """Rows whose timestep lies in [share[0] · T, share[1] · T): at a large t x̂₀ is no image that could be judged.
 
-    t: timesteps 0 … steps − 1; steps: T; share: 0 ≤ low < high ≤ 1, else ValueError.
+    t: timesteps 0 … steps − 1; steps: T; share: 0 ≤ low < high ≤ 1, else UserError.
     """
     low, high = share
     if not 0 <= low < high <= 1:

@@ -96,7 +96,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def sampler_named(name: str) -> Sampler:
-    """The sampler of that name. Raises ValueError that lists the known ones."""
+    """The sampler of that name. Raises UserError that lists the known ones."""
     if name not in SAMPLERS:
         raise UserError(f"unknown sampler '{name}'; {choices(name, SAMPLERS)}")
     return SAMPLERS[name]
@@ -164,7 +164,7 @@ def initial_noise(
 ) -> Images:
     """x_T ~ N(0, I) of `shape` [B, C, H, W], sample i from generators[i] alone.
 
-    Drawn on the generators' device, then moved to `device`. Raises ValueError unless there are B generators.
+    Drawn on the generators' device, then moved to `device`. Raises UserError unless there are B generators.
     """
     _one_generator_each(shape[0], generators)
     return randn_tensor(tuple(shape), generator=list(generators), device=torch.device(device))
@@ -190,7 +190,7 @@ def sample(
     ascending, such as a distilled network knows them; generators: one for each sample, so that a sample is the
     same in any batch; on_step(done, total, x̂₀) after each step; eta: "ddim" only, 0 … 1; after_step: may replace
     what the next step starts from, after the last one the result.
-    Raises ValueError for an unknown sampler, impossible steps, or eta where it has no meaning.
+    Raises UserError for an unknown sampler, impossible steps, or eta where it has no meaning.
     """
     _one_generator_each(len(x_T), generators)
     kind = sampler_named(sampler)
@@ -217,7 +217,7 @@ def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str |
     A respacing by name ("250", "fast27") as released. A count: for "ddpm" and "ddim" the same; for the
     others spread evenly in √t between their bounds on λ, because steps even in t end too early: with 20
     of them a Gaussian texture of deviation 0.05 keeps 48% of it, with these 93%.
-    Timesteps that are given stay as they are. Raises ValueError for fewer steps than 1 or more than there are.
+    Timesteps that are given stay as they are. Raises UserError for fewer steps than 1 or more than there are.
     """
     kind = sampler_named(sampler)
     if not isinstance(steps, int | str):

@@ -153,7 +153,7 @@ class NoiseSchedule:
     def respaced(self, timesteps: Sequence[int]) -> NoiseSchedule:
         """The process that visits only `timesteps` of this one (improved DDPM, eq. 19).
 
-        timesteps: distinct steps of this schedule, in any order. Raises ValueError for none, or for one
+        timesteps: distinct steps of this schedule, in any order. Raises UserError for none, or for one
         outside 0 … len(self) − 1.
         """
         kept = sorted({int(t) for t in timesteps})

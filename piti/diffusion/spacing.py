@@ -16,7 +16,7 @@ def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
     steps are cut into as many equal sections); "ddim50": one fixed stride, as the DDIM paper; "fast27": the
     released upsampler's sections, whose last step is 2 before the end (ᾱ there is not yet 0); "leading50": one
     stride of steps // 50 from 1, as Stable Diffusion is sampled; "trailing50": evenly, the last step among them.
-    Raises ValueError that names the spec and what is possible.
+    Raises UserError that names the spec and what is possible.
     """
     if isinstance(spec, str) and spec.startswith("ddim"):
         return _strided(steps, spec)
