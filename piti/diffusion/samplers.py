@@ -43,7 +43,7 @@ class Sampler:
     scheduler: type[Any]
     settings: dict[str, Any] = field(default_factory=dict)
     draws_noise: bool = False  # `step` takes `generator`
-    learned_variance: bool = False  # `step` takes the raw variance as three more channels
+    learned_variance: bool = False  # `step` takes the raw variance as C more channels
     takes_eta: bool = False
     log_snr: tuple[float, float] = (-math.inf, math.inf)  # visit λ = log(α/σ) within these bounds
     quadratic: bool = False  # a count of steps is spread evenly in √t, not in t

@@ -59,17 +59,18 @@ class Prediction(NamedTuple):
     """What a translator says of a noisy image."""
 
     output: Float[Tensor, "b c h w"]
-    """Noise or velocity, as the noise schedule that it was trained with says."""
+    """Noise, velocity or the image itself, as the noise schedule that it was trained with says."""
     variance: Float[Tensor, "b c h w"] | None
     """Where the variance lies between its bounds, as v in [-1, 1] of Nichol & Dhariwal 2021, eq. 15."""
 
 
 NetworkStep = Callable[[Tensor, Tensor, Tokens], Tensor]
-"""(seen [B, C, H, W], t, tokens) -> output and variance [B, 3|6, H, W]; see `Translator.step`."""
+"""(seen [B, S, H, W], t, tokens) -> output and variance [B, C|2C, H, W], C the channels of x_t; see
+`Translator.step`."""
 
 
 class Translator(NetworkMixin, ConfigMixin):
-    """Predicts noise (or velocity) and variance from x_t, t and a condition (PITI, section 3.1).
+    """Predicts noise (or velocity, or the image) and variance from x_t, t and a condition (PITI, section 3.1).
 
     encoder_spec, unet_spec: fields of `EncoderSpec` and `UNetSpec`; `config.json` holds them. A UNet whose
     `token_width` is none takes no condition: there is no encoder, and its tokens are empty. text_spec: fields of
@@ -216,7 +217,7 @@ class Translator(NetworkMixin, ConfigMixin):
         """
         tokens = condition if isinstance(condition, Tokens) else self.encode(condition)
         self._check_sides(x_t, tokens)
-        seen, large = self.join_low_res(x_t, low_res, t, known)  # [B, 3|6|7|10, H, W]
+        seen, large = self.join_low_res(x_t, low_res, t, known)  # [B, S, H, W]
         out = (step or self.step)(seen, t, tokens)
         output, variance = out.chunk(2, dim=1) if self.learned_variance else (out, None)
         if self.preconditioning is not None and large is not None:
@@ -226,13 +227,14 @@ class Translator(NetworkMixin, ConfigMixin):
     def step(self, seen: Tensor, t: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:
         """The UNet, and the head where there is one, at one timestep: what costs time in sampling.
 
-        seen: what `join_low_res` puts together, [B, 3|6|7|10, H, W].
+        seen: what `join_low_res` puts together, [B, S, H, W]: S is 3, or 4 of latents; 4 more to inpaint, and 3 more
+        for the small image of an upsampler.
         """
-        x = F.pixel_unshuffle(seen, self.patch_size)  # [B, C·p², H/p, W/p]
+        x = F.pixel_unshuffle(seen, self.patch_size)  # [B, S·p², H/p, W/p]
         size = (seen.shape[-2] * self.space_spec.factor, seen.shape[-1] * self.space_spec.factor)
         level = None if self.noised is None else self.noised.spec.level
         given = self.wiring.arguments(tokens, size, level)
-        out = self.unet(x, t, **given, return_dict=False)[0]  # [B, 6·p² | F, H/p, W/p]
+        out = self.unet(x, t, **given, return_dict=False)[0]  # [B, 2C·p² | F, H/p, W/p]
         return self.unfolded(out, seen, tokens)
 
     def unfolded(self, features: Tensor, seen: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:

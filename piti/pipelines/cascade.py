@@ -117,7 +117,7 @@ class Batch:
     generators: list[torch.Generator]
     """Each image's noise."""
     latents: Tensor | None = None
-    """x_T of the base, [B, 3, H, W] over the canvases; by default drawn from the generators."""
+    """x_T of the base, [B, C, H, W] over the canvases in its space; by default drawn from the generators."""
 
     @classmethod
     def of(
