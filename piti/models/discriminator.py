@@ -62,14 +62,6 @@ class DiscriminatorSpec(Spec):
             side = (side - 1) * stride + KERNEL - 2
         return max(side, deepest)
 
-    @property
-    def receptive_field(self) -> int:
-        """Side of the patch in pixels that a logit sees, normalisation aside."""
-        side = 1
-        for stride in reversed(self.strides):
-            side = (side - 1) * stride + KERNEL
-        return side
-
 
 class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017, arXiv 1611.07004): images => one logit a patch, high for real.
