@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from piti.conditions import NoCondition
+from piti.conditions.class_table import CLASSES_FILE
 from piti.conditions.coverage import coverage_note, empty_note
 from piti.conditions.mirroring import said_of_mirroring
 from piti.core.errors import option
@@ -32,7 +33,6 @@ from piti.prepare.writer import (
 )
 
 IMAGES = "images"
-CLASSES_FILE = "classes.json"
 
 
 @dataclass

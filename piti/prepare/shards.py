@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from piti.conditions import ClassTable, Condition, ConditionError, MaskCondition
+from piti.conditions.class_table import CLASSES_FILE
 from piti.conditions.coverage import Coverage
 from piti.core.errors import Message, option, text_of
 from piti.core.files import check_folder, flush, flush_all
@@ -31,7 +32,6 @@ from piti.data.shown import TURNED
 from piti.prepare.packable import CAPTION, MASKS, MIB, Packable, PackItem, PackJob, ShardPlan, find_samples, shard_plans
 from piti.prepare.writer import SKIPPED_FILE, beside
 
-CLASSES_FILE = "classes.json"
 _CHUNK = 1 << 20
 _AHEAD = 32  # samples that are read and decoded at once
 
