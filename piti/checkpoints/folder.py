@@ -19,7 +19,7 @@ from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_con
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
-from piti.core.errors import UserError, option, text_of, with_article
+from piti.core.errors import UserError, first_line, option, text_of, with_article
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedule import spec_of_config
 from piti.models.translator import Translator, TranslatorSpec
@@ -193,7 +193,7 @@ class ModelFolder:
         except UserError as error:
             raise ModelError(f"{self.path}: {text_of(error)}") from None
         except _ODD as error:
-            raise ModelError(f"{self.path / network}: {_first_line(error)}; {_ANEW}") from None
+            raise ModelError(f"{self.path / network}: {first_line(error)}; {_ANEW}") from None
         return translator.eval(), self.scheduler(network)
 
     def autoencoder(self, torch_dtype: torch.dtype, **form: Any) -> AutoencoderKL | None:
@@ -224,7 +224,7 @@ class ModelFolder:
         try:
             return cast(Scheduler, kind.from_pretrained(folder))
         except _ODD as error:
-            raise ModelError(f"{source}: {_first_line(error)}; {_ANEW}") from None
+            raise ModelError(f"{source}: {first_line(error)}; {_ANEW}") from None
 
     def _translator(self, network: str, torch_dtype: torch.dtype, **form: Any) -> Translator:
         folder, arguments = self.path / network, self.arguments(network)
@@ -240,10 +240,6 @@ class ModelFolder:
 _ANEW = "write the model anew, or fetch it again"
 _ODD = (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RuntimeError)
 # what libraries raise of values that no model of this package has
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:

@@ -112,6 +112,11 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[:1] in ('AEFHILMNORSX' if spelled_out else 'AEIOaeio') else 'a'} {noun}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without the lines below; of one that says nothing its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def quoted(text: str, most: int = 100) -> str:
     """A stranger's words as a terminal may show them: on one line, what cannot be printed escaped, and shortened."""
     shown = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

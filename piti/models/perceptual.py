@@ -21,7 +21,7 @@ from jaxtyping import Float
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, first_line
 from piti.core.spec import Spec, choices
 
 # Mean and standard deviation of ImageNet's pixels in [0, 1], with which all of them were trained.
@@ -316,7 +316,7 @@ def hub_folder(repository: str, patterns: Sequence[str], remedy: str) -> Path:
     except Exception as error:  # the hub raises errors of many libraries
         raise UserError(
             f"there is no file or folder '{repository}', and the hub did not give a repository of this name "
-            f"({_first_line(error)}); {remedy}"
+            f"({first_line(error)}); {remedy}"
         ) from error
 
 
@@ -344,7 +344,7 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         raise UserError(
-            f"{path} is no readable file of weights ({_first_line(error)}); give a state dict written by "
+            f"{path} is no readable file of weights ({first_line(error)}); give a state dict written by "
             "torch.save, or a .safetensors file"
         ) from error
     if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) for x in found.values()):
@@ -359,11 +359,7 @@ def _read_safetensors(path: Path, prefix: str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable .safetensors file ({_first_line(error)}); fetch it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is no readable .safetensors file ({first_line(error)}); fetch it again") from error
 
 
 def _fitting(found: dict[str, Tensor], network: PerceptualNetwork, name: str, path: Path) -> dict[str, Tensor]:
