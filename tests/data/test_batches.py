@@ -14,6 +14,7 @@ from PIL import Image
 
 from piti.conditions import ClassTable, MaskCondition
 from piti.core.images import to_pil, to_tensor
+from piti.core.system import ending_signals
 from piti.data import FolderSpec, PairedFolder
 from piti.data import batches as batching
 from piti.data.batches import BatchStream, LowRes, TrainingBatch, loader
@@ -109,13 +110,14 @@ def test_a_loaders_workers_need_not_be_forked(folder, monkeypatch):
     """macOS and Windows begin them afresh: with a copy of the stream, and without the owner's answer to Ctrl-C."""
     stream = BatchStream(folder, 4, seed=3)
     assert_equal(pickle.loads(pickle.dumps(batching._Told(stream)))[0], stream[0])
-    answers: list[object] = []
-    monkeypatch.setattr(signal, "signal", lambda *answer: answers.append(answer))
+    answers: dict[int, object] = {}
+    monkeypatch.setattr(signal, "signal", answers.__setitem__)
     monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # this process stays as it is
-    for method, answer in (("fork", []), ("spawn", [(signal.SIGINT, signal.SIG_IGN)])):
+    deaf = dict.fromkeys({signal.SIGINT, *ending_signals()} - {signal.SIGTERM}, signal.SIG_IGN)
+    for method, expected in (("fork", {}), ("spawn", deaf)):
         monkeypatch.setattr(multiprocessing, "get_start_method", lambda method=method: method)
         batching._begin_worker(0)
-        assert answers == answer
+        assert answers == expected
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent a signal")
