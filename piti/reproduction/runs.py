@@ -231,7 +231,7 @@ def trained(
         if now.finished:
             return folder
         if not workspace.train:
-            raise RunError(f"{folder.name} is not trained ({now}), and {option('no_train')} was given")
+            raise RunError(f"{folder.name} is not trained ({now}), and nothing was to be trained now")
         if prepare is not None:
             prepare()
         console.log(f"{folder.name}: training, {now}")

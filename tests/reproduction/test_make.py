@@ -164,7 +164,7 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Work
     shutil.rmtree(finished)  # as if it had been stopped at step 3
     now = progress_of(run, recipe)
     assert (str(now), now.finished) == ("step 3 of 4", False)
-    with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and no_train"):
+    with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and nothing was to be trained now"):
         trained(PLAN, TINY, 0, replace(workspace, train=False), QUIET)
     trained(PLAN, TINY, 0, workspace, QUIET)
     assert progress_of(run, recipe).finished
@@ -324,7 +324,7 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
     given = ["--features", workspace.judges.features[0], "--bootstrap", "0", "--seeds", "1", "--device", "cpu"]
     missing = run.invoke(app, ["table1", "--data", data, "--out", out, "--no-train", *given])
     assert missing.exit_code == 1
-    assert "missing: tiny: seed 0: tiny-0 is not trained (new), and --no-train was given" in missing.output
+    assert "missing: tiny: seed 0: tiny-0 is not trained (new), and nothing was to be trained now" in missing.output
     assert (workspace.out / "table1.md").exists()
 
 
