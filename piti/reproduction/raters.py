@@ -17,9 +17,10 @@ from piti.evaluation.preference.votes import KEY_SUFFIX, StudyError, by_study, r
 from piti.reproduction.images import sampled
 from piti.reproduction.make import Results, check_all, check_alone, dataset_files, trained_once
 from piti.reproduction.plans import described
-from piti.reproduction.published import ABOUT, quotes
+from piti.reproduction.published import ABOUT
 from piti.reproduction.rows import SETS, Plan, Row
 from piti.reproduction.runs import Workspace
+from piti.reproduction.table_files import published_of
 
 OURS = "piti"
 """The key of the row that raters compare with each other one."""
@@ -136,7 +137,7 @@ def count_studies(plan: Plan, out: Path, votes: Sequence[Path]) -> Path:
         "table": plan.table,
         "scale": plan.scale,
         "rows": [{"method": row.method, "rate": _plain(counted.get(row.key))} for row in _sides(plan)[1]],
-        "published": [q.__dict__ for row in _sides(plan)[1] for q in _quotes(plan, row)],
+        "published": [q.__dict__ for row in _sides(plan)[1] for q in published_of(plan, row)],
     }
     texts = {
         ".json": json.dumps(values, indent=1, ensure_ascii=False) + "\n",
@@ -152,10 +153,6 @@ def _plain(found: Preference | None) -> object:
     return found.to_dict() if found else None
 
 
-def _quotes(plan: Plan, row: Row) -> Sequence:
-    return quotes(plan.table, row.key, plan.published_on(row))
-
-
 def _markdown(plan: Plan, counted: Mapping[str, Preference], title: str) -> str:
     """The rates as a table. title: of the data."""
     ours, others = _sides(plan)
@@ -167,7 +164,7 @@ def _markdown(plan: Plan, counted: Mapping[str, Preference], title: str) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in others:
-        quoted = ", ".join(f"{q.value:.1f}" for q in _quotes(plan, row)) or "–"
+        quoted = ", ".join(f"{q.value:.1f}" for q in published_of(plan, row)) or "–"
         found = counted.get(row.key)
         cells = ["no votes", "", "", ""]
         if found:

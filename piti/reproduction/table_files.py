@@ -44,7 +44,7 @@ def picture_name(plan: Plan, data: str) -> str:
 def _grid(table: Table, data: str) -> str:
     """The rows of one data set."""
     lines, decimals = [line for line in table.lines if line.row.data == data], table.decimals(data)
-    published = [_published(table.plan, line.row) for line in lines]
+    published = [published_of(table.plan, line.row) for line in lines]
     columns = list(dict.fromkeys((q.data, q.measure) for found in published for q in found))
     ours = [title_of(key, table.partial(key)) for key in table.keys]
     titles = ["method", *ours, *(f"published: {m}, {SETS[d].title}" for d, m in columns)]
@@ -81,7 +81,7 @@ def _shown(table: Table, line: Line, key: MeasureKey, decimals: int) -> str:
     return f"**{text}**" if cell.mean == table.best(line.row.data, key) else text
 
 
-def _published(plan: Plan, row: Row) -> Sequence[Quote]:
+def published_of(plan: Plan, row: Row) -> Sequence[Quote]:
     """Those of the row's data set, or of every one of its task where no paper has it."""
     return quotes(plan.table, row.key, plan.published_on(row))
 
@@ -203,7 +203,7 @@ def _line_dict(table: Table, line: Line) -> dict[str, Any]:
             for (name, of), cell in cells.items()
             if cell is not None
         ],
-        "published": [asdict(quote) for quote in _published(table.plan, line.row)],
+        "published": [asdict(quote) for quote in published_of(table.plan, line.row)],
         "missing": list(line.missing),
     }
 
