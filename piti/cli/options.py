@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
@@ -34,6 +35,7 @@ DType = Annotated[
 Compile = Annotated[
     bool, Option("--compile", help="Compile the networks' blocks (torch.compile): slow at first, faster afterwards.")
 ]
+Results = Annotated[Path, Option(help="A .png file for one image, or a folder for STEM_0.png … and sheet.png.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what an earlier run wrote.")]
 Gpu = Annotated[str, Option(help="For --dry-run: estimate hours and memory on a100, h100 or rtx4090.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check everything, print the plan, and stop.")]

@@ -10,7 +10,7 @@ import typer
 
 from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress
 from piti.cli.groups import all_given, with_groups
-from piti.cli.options import ComputeFlags, Device, Model, Overwrite, SamplingFlags, Seed, Upsampler
+from piti.cli.options import ComputeFlags, Device, Model, Overwrite, Results, SamplingFlags, Seed, Upsampler
 
 if TYPE_CHECKING:
     from piti.generation.sources import TranslationFiles
@@ -57,7 +57,7 @@ def translate(
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images sampled at once; fewer take less memory.")] = 8,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable conditions out, do not stop.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for STEM_0.png … and sheet.png.")] = Path("out"),
+    out: Results = Path("out"),
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
@@ -88,4 +88,5 @@ def _print_report(report: Report) -> None:
     """What was made, what was kept, and where to look."""
     print_notes(report.notes)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
-    typer.echo(f"{images_made(len(report.made))}{kept}; look at {report.sheet}{report.left_out}")
+    look = report.sheet or [*report.made, *report.kept][0]
+    typer.echo(f"{images_made(len(report.made))}{kept}; look at {look}{report.left_out}")

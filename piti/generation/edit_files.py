@@ -20,7 +20,7 @@ from piti.editing.options import check_exact
 from piti.editing.regions import EditError
 from piti.generation.edits import Edits, Names, make_edits
 from piti.generation.metadata_schema import RemakeError, own_condition
-from piti.generation.options import SHEET
+from piti.generation.options import SHEET, check_one, is_one_file
 from piti.generation.readers import mapped_note
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -132,20 +132,13 @@ def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
 
 
 def _targets(files: EditFiles, num: int) -> tuple[list[Path], Path | None]:
-    """Where the images go, and the sheet, if that is a folder. Raises EditError."""
+    """Where the images go, and the sheet, if that is a folder. Raises EditError, OutputError."""
     out = files.out
     if num < 1:
         raise EditError("expected at least 1 image", option="num", value=num)
-    if out.suffix.lower() == ".png" and not out.is_dir():
-        if num > 1:
-            raise EditError(
-                f"is one file and {option('num')} {num} makes more", remedy="give a folder", option="out", value=out
-            )
+    if is_one_file(out):
+        check_one(out, num)
         return [out], None
-    if out.suffix and not out.is_dir():
-        raise EditError(
-            "images are written as PNG", remedy="end the name in .png, or give a folder", option="out", value=out
-        )
     return [out / f"{files.image.stem}_{number}.png" for number in range(num)], out / SHEET
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from piti.core.errors import UserError, option
+from piti.core.files import OutputError
+from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.seeding import derive_seed
 from piti.pipelines.options import OWN_SAMPLING, SamplingOptions
 
@@ -71,6 +74,27 @@ class GenerationOptions:
     def wanted(self) -> Sequence[int]:
         """The numbers of the images of each condition."""
         return range(self.num) if self.numbers is None else self.numbers
+
+
+def is_one_file(out: Path) -> bool:
+    """Whether results are one PNG of this name, and not a folder of them. A folder may be called as it likes.
+
+    Raises OutputError for the name of a picture of another format.
+    """
+    suffix = out.suffix.lower()
+    if out.is_dir() or suffix not in IMAGE_SUFFIXES:
+        return False
+    if suffix != ".png":
+        remedy = "end the name in .png, or give a folder"
+        raise OutputError("images are written as PNG", remedy=remedy, option="out", value=out)
+    return True
+
+
+def check_one(out: Path, images: int) -> None:
+    """Raises OutputError where several images are to be made into one file."""
+    if images != 1:
+        what = f"is one file, and {images} images are to be made"
+        raise OutputError(what, remedy=f"give a folder, or {option('num')} 1 of one input", option="out", value=out)
 
 
 def seed_of(seed: int, content_hash: str, number: int) -> int:

@@ -14,7 +14,7 @@ from piti.conditions.coverage import Coverage
 from piti.core.errors import option, text_of
 from piti.core.images import ImageError
 from piti.generation.metadata import raw_hash
-from piti.generation.options import GenerationOptions, seed_of
+from piti.generation.options import SHEET, GenerationOptions, check_one, is_one_file, seed_of
 from piti.generation.readers import readers_of
 from piti.generation.recreate import Record
 from piti.generation.sources import Item, Recalled, TranslationError, TranslationFiles, as_taken, sources_of
@@ -74,11 +74,20 @@ class TranslationPlan:
             self.previews[source] = [preview.resize(size, Image.Resampling.NEAREST) for preview in previews]
         self.all_differ = self.all_differ and like is not None and like.is_other(prepared.raw)
         bare = prepared.bare()
-        targets = {number: self.files.out / f"{stem}_{number}.png" for number in options.wanted()}
+        targets = {number: self._target(stem, number) for number in options.wanted()}
         sha = raw_hash(prepared.raw) if any(target.exists() for target in targets.values()) else ""
         for number, target in targets.items():
             seed = seed_of(options.seed, bare.content_hash, number)
             self.jobs.append(TranslationJob(source, bare, number, seed, sha, target, stem))
+
+    def _target(self, stem: str, number: int) -> Path:
+        out = self.files.out
+        return out if self.sheet is None else out / f"{stem}_{number}.png"
+
+    @property
+    def sheet(self) -> Path | None:
+        """Where the contact sheet goes; none beside an image that is one file of its own name."""
+        return None if is_one_file(self.files.out) else self.files.out / SHEET
 
     @property
     def left_out(self) -> str:
@@ -105,6 +114,8 @@ def planned(pipeline: PITIPipeline, files: TranslationFiles, options: Generation
     plan = TranslationPlan(files, options, resolved_sampling(pipeline, options, like))
     files.check_out()
     sources, plan.notes = sources_of(pipeline, files)
+    if plan.sheet is None:
+        check_one(files.out, len(sources) * len(options.wanted()))
     with nullcontext() if like is None else like.blamed(options, "size"):
         left_out = _prepare_all(pipeline, sources, plan)
     if options.num > 1 and not pipeline.draws_noise(plan.sampling.base_only):

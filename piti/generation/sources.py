@@ -20,6 +20,7 @@ from piti.data.shards.index import Manifest, read_manifest
 from piti.data.shards.sources import MANIFEST
 from piti.generation.generate import stem_of_text
 from piti.generation.inputs import PartFiles, matched_parts
+from piti.generation.options import is_one_file
 from piti.generation.recreate import Record
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -50,7 +51,7 @@ class TranslationFiles:
     inputs: Sequence[Path]
     """Files, folders of them in any depth, tar archives, and packed shards by their manifest or its folder."""
     out: Path
-    """A folder; what lies there is no input."""
+    """A folder, where what lies there is no input; or a .png file, for one image."""
     texts: Sequence[str] = ()
     """For a prior; their images are named after their words."""
     parts: Mapping[str, Path] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class TranslationFiles:
 
     def check_out(self) -> None:
         """Raises OutputError where nothing can be written, TranslationError where the results would be inputs."""
-        check_place(self.out)
+        check_place(self.out.parent if is_one_file(self.out) else self.out)
         if self.out.resolve() in {path.resolve() for path in (*self.inputs, *self.parts.values())}:
             raise TranslationError(
                 "the results would lie among the inputs", remedy=f"give another {option('out')}", source=self.out

@@ -17,7 +17,7 @@ from piti.core.sheets import grid
 from piti.generation.generate import Wanted, make_batch, noise_device
 from piti.generation.kept import check_kept
 from piti.generation.metadata import made_with, surroundings
-from piti.generation.options import SHEET, GenerationOptions
+from piti.generation.options import GenerationOptions
 from piti.generation.plan import SHEET_SIDE, TranslationPlan, planned
 from piti.generation.sources import TranslationFiles, as_taken
 from piti.pipelines.canvas import batches_alike, enlarged
@@ -30,7 +30,8 @@ class Report:
 
     made: list[Path]
     kept: list[Path]
-    sheet: Path
+    sheet: Path | None
+    """None beside one image that was asked for as a file."""
     notes: list[str]
     """What else a person should know, such as which texts were too long."""
     left_out: str
@@ -45,7 +46,8 @@ def translate_files(
     on_step: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> Report:
-    """Translate condition files and folders of them into `files.out / STEM_0.png` … and `sheet.png`.
+    """Translate condition files and folders of them into `files.out / STEM_0.png` … and `sheet.png`, or one condition
+    into one image, where `files.out` ends in .png and is no folder.
 
     The noise of an image follows from the seed, the condition's content and the image's number, so it
     does not depend on the file's name, the other files, or the batch. Existing images are kept unless
@@ -71,12 +73,11 @@ def translate_files(
     todo = set(made)
     with together():
         _make(pipeline, plan, todo, common, where, on_step, ranks)
-    sheet = files.out / SHEET
     with together():
-        if ranks.main:
-            save_png(_contact_sheet(plan), sheet)
+        if ranks.main and plan.sheet is not None:
+            save_png(_contact_sheet(plan), plan.sheet)
     kept = [job.target for job in plan.jobs if job.target not in todo]
-    return Report(made, kept, sheet, [*map(Message, plan.notes)], plan.left_out)
+    return Report(made, kept, plan.sheet, [*map(Message, plan.notes)], plan.left_out)
 
 
 def _make(

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from piti.conditions import TextCondition
+from piti.core.files import OutputError
 from piti.core.images import png_text, save_png
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationError, TranslationFiles
-from piti.generation.translate import translate_files
+from piti.generation.translate import Report, translate_files
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.prepare.packable import PackJob
@@ -37,6 +38,33 @@ def pixels(folder: Path) -> dict[str, bytes]:
     return {p.name: np.asarray(Image.open(p)).tobytes() for p in sorted(folder.glob("m*.png"))}
 
 
+def test_one_image_into_one_file(masks: Path, tmp_path: Path) -> None:
+    pipeline, out = tiny_pipeline(), tmp_path / "new/street.png"
+
+    def translated(mask: Path, out: Path, overwrite: bool = False, num: int = 1) -> Report:
+        files = TranslationFiles([mask], out, overwrite=overwrite)
+        return translate_files(pipeline, files, GenerationOptions.from_flat(num=num, steps=2), "tiny")
+
+    report = translated(masks / "m0.png", out)
+    assert (report.made, report.sheet) == ([out], None)
+    assert [path.name for path in out.parent.iterdir()] == ["street.png"]
+    translated(masks / "m0.png", tmp_path / "folder")
+    first, pixels_first = out.read_bytes(), np.asarray(Image.open(out))
+    assert (pixels_first == np.asarray(Image.open(tmp_path / "folder/m0_0.png"))).all()
+    assert translated(masks / "m0.png", out).kept == [out]
+    with pytest.raises(TranslationError, match=r"street\.png: is there already, made of another condition"):
+        translated(masks / "m1.png", out)
+    assert out.read_bytes() == first
+    with pytest.raises(OutputError, match=r"is one file, and 2 images are to be made; give a folder, or num 1 of one input"):
+        translated(masks / "m0.png", out, num=2)
+    with pytest.raises(OutputError, match=r"images are written as PNG; end the name in \.png, or give a folder"):
+        translated(masks / "m0.png", tmp_path / "street.jpg")
+    with pytest.raises(TranslationError, match="the results would lie among the inputs"):
+        translated(masks / "m0.png", masks / "m0.png", overwrite=True)
+    (tmp_path / "v1.png").mkdir()
+    assert translated(masks / "m1.png", tmp_path / "v1.png").made == [tmp_path / "v1.png/m1_0.png"]
+
+
 def test_images_and_a_sheet(masks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     seen = []
@@ -51,7 +79,8 @@ def test_images_and_a_sheet(masks: Path, tmp_path: Path) -> None:
     assert len(report.made) == 6
     assert not report.kept
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    sheet = Image.open(report.sheet)
+    sheet = Image.open(out / "sheet.png")
+    assert report.sheet == out / "sheet.png"
     assert sheet.width > 3 * 192
     assert sheet.height > 3 * 192
     with Image.open(out / "m1_1.png") as image:
