@@ -24,7 +24,7 @@ from piti.conditions import (
     TextCondition,
     condition_from_config,
 )
-from piti.conditions.class_table import ClassTable
+from piti.conditions.class_table import CLASSES_FILE, ClassTable
 from piti.conditions.composite import part_configs
 from piti.conditions.palette import coco_stuff
 from piti.core.errors import option
@@ -93,8 +93,8 @@ def build_condition(recipe: Recipe) -> Condition:
         return condition_from_config(packed, "condition")
     if not recipe.data.root.is_dir():
         raise RecipeError(f"data.root: {recipe.data.root} is no folder", remedy=f"check the path ({option('data')})")
-    root = recipe.data.root
-    return condition_from_config(_with_classes(config, lambda name: _classes_in(root, name)), "condition")
+    root, images = recipe.data.root, recipe.data.images
+    return condition_from_config(_with_classes(config, lambda name: _classes_in(root, name, images)), "condition")
 
 
 def has_data(recipe: Recipe) -> bool:
@@ -116,9 +116,13 @@ def _with_classes(config: dict[str, Any], read: Callable[[str], dict[str, Any]])
     return {**config, "classes": read(str(config.get("classes") or ""))}
 
 
-def _classes_in(root: Path, name: str) -> dict[str, Any]:
-    """A class table in the data's root."""
-    return ClassTable.read(root / (name or "classes.json")).to_dict()
+def _classes_in(root: Path, name: str, images: str) -> dict[str, Any]:
+    """A class table in the data's root. images: the folder of images there; where both lack, it is another root."""
+    table = root / (name or CLASSES_FILE)
+    if not (table.exists() or (root / images).is_dir()):
+        what = f"data.root: {root} holds neither {images}/ nor {table.name}"
+        raise RecipeError(what, remedy=f"give the folder that holds both ({option('data')})")
+    return ClassTable.read(table).to_dict()
 
 
 def _packed_classes(recipe: Recipe) -> Callable[[str], dict[str, Any]]:

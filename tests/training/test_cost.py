@@ -217,6 +217,9 @@ def test_what_is_said_of_a_batch_that_does_not_fit(exact: Cost) -> None:
 def test_data_that_is_given_but_broken_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"data.root: .*nowhere is no folder"):
         plan(recipe_of(data={"root": str(tmp_path / "nowhere"), "size": 16}), tmp_path / "run")
+    within = {"condition": {"kind": "mask"}, "data": {"root": str(tmp_path), "size": 16}}
+    with pytest.raises(RecipeError, match=r"holds neither images/ nor classes\.json; give the folder that holds both"):
+        plan(recipe_of(**within), tmp_path / "run")
 
 
 def test_gpus() -> None:
