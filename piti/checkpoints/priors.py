@@ -1,5 +1,5 @@
 """Text-to-image models of other families, in diffusers' folders, to model folders: Stable Diffusion 1 and 2, SDXL,
-DeepFloyd IF. What a folder is follows from its `model_index.json` and the configurations of its parts.
+DeepFloyd IF, PixArt. What a folder is follows from its `model_index.json` and the configurations of its parts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 from piti.checkpoints.convert import Converted, check_outside, is_model
 from piti.checkpoints.folder import AUTOENCODER, INDEX_FILE, SCHEDULERS, imported_folder
-from piti.checkpoints.prior_families import PriorError, Recognised, family_of, read_config, recognised
+from piti.checkpoints.prior_families import PriorError, family_of
+from piti.checkpoints.prior_folders import Recognised, read_config, recognised
 from piti.checkpoints.prior_hub import fetched, fetched_configurations, is_id
 from piti.checkpoints.writing import Saveable, write_model_folder
 from piti.core.files import check_folder, whole_folder
@@ -80,4 +81,4 @@ def not_imported(name: str) -> Recognised | None:
 def _weights_wanted(index: Mapping[str, Any], source: str) -> list[str]:
     """The folders of a repository whose weights an import reads. Raises PriorError."""
     family = family_of(index, source)
-    return ["unet", *(part.encoder for part in family.texts), *(["vae"] if family.latent else [])]
+    return [family.network, *(part.encoder for part in family.texts), *(["vae"] if family.latent else [])]

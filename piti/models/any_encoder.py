@@ -41,7 +41,12 @@ def encoder_spec_of(
 
 
 def _check_widths(encoder: EncoderSpec | TextEncoderSpec, unet: Wiring) -> None:
-    """Raises UserError unless an encoder's tokens are as wide as the UNet's."""
+    """Raises UserError unless an encoder's tokens are as wide as the UNet's, and its maps have somewhere to go."""
+    if isinstance(encoder, EncoderSpec) and encoder.residuals and not unet.skips:
+        raise UserError(
+            "the encoder's aligned path goes through a UNet's skip connections, and a transformer has none; set its "
+            "'residuals' to false"
+        )
     if encoder.token_width != unet.sequence:
         raise UserError(
             f"the encoder's 'width' {encoder.token_width} is not the UNet's 'token_width' {unet.sequence}; make them "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -26,17 +26,22 @@ class Tokens(NamedTuple):
     """The aligned path: one map for each skip connection of the UNet and, last, one for its middle."""
     maps: tuple[Tensor, ...] | None = None
     """The condition's own maps, finest first, for a pixel head."""
+    mask: Bool[Tensor, "b s"] | None = None
+    """Where the sequence holds a text's tokens and not what fills it up; none: they all count."""
 
     def picked(self, rows: list[int]) -> Tokens:
         """A batch of these rows, each as often as it is named."""
-        residuals, maps = (None if group is None else tuple(x[rows] for x in group) for group in self[2:])
-        return Tokens(self.pooled[rows], self.sequence[rows], residuals, maps)
+        groups = (self.residuals, self.maps)
+        residuals, maps = (None if group is None else tuple(x[rows] for x in group) for group in groups)
+        mask = None if self.mask is None else self.mask[rows]
+        return Tokens(self.pooled[rows], self.sequence[rows], residuals, maps, mask)
 
     def joined(self, other: Tokens) -> Tokens:
         """The rows of both, these first."""
-        residuals, maps = (_joined(ours, theirs) for ours, theirs in zip(self[2:], other[2:], strict=True))
-        pooled = torch.cat([self.pooled, other.pooled])
-        return Tokens(pooled, torch.cat([self.sequence, other.sequence]), residuals, maps)
+        residuals, maps = _joined(self.residuals, other.residuals), _joined(self.maps, other.maps)
+        masks = _joined(*(None if mask is None else (mask,) for mask in (self.mask, other.mask)))
+        pooled, sequence = torch.cat([self.pooled, other.pooled]), torch.cat([self.sequence, other.sequence])
+        return Tokens(pooled, sequence, residuals, maps, None if masks is None else masks[0])
 
 
 def _joined(ours: tuple[Tensor, ...] | None, theirs: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:

@@ -43,6 +43,8 @@ class LanguageSpec(Spec):
     """The ids of the empty text, which stands for no condition."""
     zero_empty: bool = False
     """No condition is tokens of zeros instead."""
+    mask: bool = False
+    """The network too is told where a text ends."""
 
 
 class LanguageEncoder(nn.Module):
@@ -68,7 +70,7 @@ class LanguageEncoder(nn.Module):
         if self.spec.zero_empty:
             sequence = torch.where(none[:, None, None], 0.0, sequence)
             pooled = torch.where(none[:, None], 0.0, pooled)
-        return Tokens(pooled, sequence)
+        return Tokens(pooled, sequence, mask=filled >= 0 if self.spec.mask else None)
 
 
 def _clip(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from piti.diffusion.distillation import StudentSpec
 from piti.models.any_encoder import AnyEncoderSpec, built_encoder, encoder_spec_of
 from piti.models.casting import NetworkMixin
 from piti.models.encoders import AlignedEncoderSpec, EncoderSpec, Tokens
+from piti.models.foreign import foreign_network, is_transformer
 from piti.models.noised import NoisedSmallImage, NoisedSpec
 from piti.models.pixel_head import PixelHead, PixelHeadSpec
 from piti.models.preconditioning import DetailPreconditioning
@@ -86,11 +87,11 @@ class Translator(NetworkMixin, ConfigMixin):
     condition reaches it through its skip connections alone. head_spec: fields of `PixelHeadSpec`, how pixels are made
     of the UNet's features; none: by one pixel shuffle. one_step: it was trained at the last timestep alone, so that
     one step from noise is all that it knows.
-    unet_config: a UNet of diffusers by its own configuration, instead of unet_spec; how it takes tokens follows from
-    that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of encoder_spec's, for a prior with text
-    encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are latents and no pixels; image_size stays
-    in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees its small image noised. student_spec:
-    fields of `StudentSpec`, of a base that was distilled.
+    unet_config: a UNet of diffusers, or a transformer of PixArt, by its own configuration, instead of unet_spec; how it
+    takes tokens follows from that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of encoder_spec's, for
+    a prior with text encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are latents and no pixels;
+    image_size stays in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees its small image noised.
+    student_spec: fields of `StudentSpec`, of a base that was distilled.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -191,8 +192,10 @@ class Translator(NetworkMixin, ConfigMixin):
         return 1 if self.low_res is None else self.image_size // self.low_res
 
     def set_attention_slice(self, slice_size: str | int | list[int] | None) -> None:
-        """The UNet's attention in slices, as `enable_attention_slicing` of a pipeline asks: less memory, more time."""
-        self.unet.set_attention_slice(slice_size)  # pyright: ignore[reportArgumentType]
+        """The UNet's attention in slices, as `enable_attention_slicing` of a pipeline asks: less memory, more time. A
+        transformer's stays as it is, as in diffusers."""
+        if not is_transformer(self.unet.config):
+            self.unet.set_attention_slice(slice_size)  # pyright: ignore[reportArgumentType]
 
     def encode(self, condition: Shaped[Tensor, "b c h w"]) -> Tokens:
         """The condition's tokens; once an image is enough, they do not depend on t."""
@@ -234,7 +237,7 @@ class Translator(NetworkMixin, ConfigMixin):
         size = (seen.shape[-2] * self.space_spec.factor, seen.shape[-1] * self.space_spec.factor)
         level = None if self.noised is None else self.noised.spec.level
         given = self.wiring.arguments(tokens, size, level)
-        out = self.unet(x, t, **given, return_dict=False)[0]  # [B, 2C·p² | F, H/p, W/p]
+        out = self.unet(x, timestep=t.expand(len(x)), **given, return_dict=False)[0]  # [B, 2C·p² | F, H/p, W/p]
         return self.unfolded(out, seen, tokens)
 
     def unfolded(self, features: Tensor, seen: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:
@@ -295,11 +298,6 @@ class Translator(NetworkMixin, ConfigMixin):
         return [image * mask, mask]
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments in a configuration of diffusers, without what it says of itself."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
 def _check_space(space: SpaceSpec, image_size: int, patch_size: int, low_res: int | None, inpaint: bool) -> None:
     """Raises UserError for a patch that does not fit, and for what has no meaning in latents."""
     if patch_size < 1 or image_size % patch_size:
@@ -340,7 +338,7 @@ class _Folded(NamedTuple):
                 f"the UNet sees {config['in_channels']} channels and makes {config['out_channels']}; images of this "
                 f"model ask for {self.seen} and {self.made}"
             )
-        return UNet2DConditionModel(**plain_config(config))
+        return foreign_network(config)
 
 
 def _check_sizes(

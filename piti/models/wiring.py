@@ -1,4 +1,4 @@
-"""How any UNet of diffusers takes a condition, read from its own configuration."""
+"""How any UNet of diffusers, and PixArt's transformer, takes a condition, read from its own configuration."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.models.encoders import Tokens
+from piti.models.foreign import is_transformer
 
 _TIME_IDS = 6  # SDXL: original height and width, top, left, target height and width (Podell et al. 2023, section 2.2)
 
@@ -35,7 +37,9 @@ class Wiring:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Wiring:
-        """Of a UNet's configuration. Raises UserError for what no task encoder can be put in front of."""
+        """Of a network's configuration. Raises UserError for what no task encoder can be put in front of."""
+        if is_transformer(config):
+            return TransformerWiring.of_transformer(config)
         _refuse_others(config)
         blocks = (*config["down_block_types"], config["mid_block_type"] or "", *config["up_block_types"])
         attends = any("CrossAttn" in block for block in blocks)
@@ -70,6 +74,46 @@ class Wiring:
             given["down_block_additional_residuals"] = tokens.residuals[:-1]
             given["mid_block_additional_residual"] = tokens.residuals[-1]
         return given
+
+
+@dataclass(frozen=True)
+class TransformerWiring(Wiring):
+    """Of a transformer of PixArt's kind (Chen et al. 2023, arXiv 2310.00426), which has no skip connections."""
+
+    proportioned: bool = False
+    """Whether it is told the image's size and proportions, as PixArt-α is at 1024 px."""
+
+    @classmethod
+    def of_transformer(cls, config: Mapping[str, Any]) -> TransformerWiring:
+        """Of its whole configuration, defaults included."""
+        told = config.get("use_additional_conditions")
+        return cls(
+            sequence=config["caption_channels"] or config["cross_attention_dim"],
+            pooled=None,
+            pooled_width=0,
+            sized=False,
+            leveled=False,
+            skips=(),
+            reduction=config["patch_size"],
+            proportioned=config["sample_size"] == _PROPORTIONED if told is None else told,
+        )
+
+    def arguments(self, tokens: Tokens, size: tuple[int, int], level: int | None) -> dict[str, Any]:
+        """As of a UNet; where a text ends is told too."""
+        sequence = tokens.sequence
+        told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        if self.proportioned:
+            height, width = size
+            told["resolution"] = sequence.new_tensor([height, width]).expand(len(sequence), -1)
+            told["aspect_ratio"] = sequence.new_tensor([height / width]).expand(len(sequence), -1)
+        return {
+            "encoder_hidden_states": sequence,
+            "encoder_attention_mask": tokens.mask,
+            "added_cond_kwargs": told,
+        }
+
+
+_PROPORTIONED = 128  # side of the latents at which diffusers takes such a transformer to be told, if nothing is said
 
 
 def _sequence(config: Mapping[str, Any]) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models, find_model
@@ -21,7 +20,7 @@ from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
 from piti.models import Translator
-from piti.models.translator import plain_config
+from piti.models.foreign import foreign_network
 from piti.training.recipe import Recipe, RecipeError
 
 UNET = "unet."
@@ -267,7 +266,7 @@ def check_config(translator: Translator, theirs: Mapping[str, Any], name: str) -
         return
     if theirs:
         with torch.device("meta"):  # for the defaults of what is not said, and what follows from the rest
-            theirs = dict(UNet2DConditionModel(**plain_config(theirs)).config)
+            theirs = dict(foreign_network(theirs).config)
     ours = {key: value for key, value in translator.unet.config.items() if not key.startswith("_")}
     odd = [key for key, value in sorted(ours.items()) if not _same(value, theirs.get(key))]
     if odd:

@@ -55,7 +55,7 @@ def test_one_image_into_one_file(masks: Path, tmp_path: Path) -> None:
     with pytest.raises(TranslationError, match=r"street\.png: is there already, made of another condition"):
         translated(masks / "m1.png", out)
     assert out.read_bytes() == first
-    with pytest.raises(OutputError, match=r"is one file, and 2 images are to be made; give a folder, or num 1 of one input"):
+    with pytest.raises(OutputError, match="is one file, and 2 images are to be made; give a folder, or num 1"):
         translated(masks / "m0.png", out, num=2)
     with pytest.raises(OutputError, match=r"images are written as PNG; end the name in \.png, or give a folder"):
         translated(masks / "m0.png", tmp_path / "street.jpg")

@@ -38,6 +38,12 @@ def floyd(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
 
 
 @pytest.fixture(scope="session")
+def pixart(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
+    """PixArt-Σ: a transformer."""
+    return tiny.imported(tiny.pixart, _folder(tmp_path_factory), sigma=True)
+
+
+@pytest.fixture(scope="session")
 def floyd_upsampler(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
     """DeepFloyd IF's second stage, for images of 8 px."""
     return tiny.imported(tiny.floyd_upsampler, _folder(tmp_path_factory), sample_size=32)

@@ -3,6 +3,8 @@
 The UNets and schedules of Stable Diffusion 1.5 and 2.1 and of SDXL are those of their public folders. Of DeepFloyd IF
 the switches and layers are those of diffusers' converter (`scripts/convert_if.py`), the widths of IF-I-XL those of its
 public description; the others' widths are such that their sizes are the published ones (400M, 900M, 450M, 1.2B).
+PixArt's are those of diffusers' converters (`scripts/convert_pixart_alpha_to_diffusers.py` and of Σ), with the switches
+of the class that they name.
 """
 
 from __future__ import annotations
@@ -89,6 +91,45 @@ _IF_II = _IF | {
     "sample_size": 256,
     "time_embedding_act_fn": "gelu",
 }
+_PIXART: dict[str, Any] = {
+    "_class_name": "Transformer2DModel",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_head_dim": 72,
+    "attention_type": "default",
+    "caption_channels": 4096,
+    "cross_attention_dim": 1152,
+    "double_self_attention": False,
+    "dropout": 0.0,
+    "in_channels": 4,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "norm_type": "ada_norm_single",
+    "num_attention_heads": 16,
+    "num_embeds_ada_norm": 1000,
+    "num_layers": 28,
+    "num_vector_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 8,
+    "patch_size": 2,
+    "sample_size": 64,
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
+_PIXART_SCHEDULE: dict[str, Any] = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "solver_order": 2,
+    "thresholding": False,
+    "trained_betas": None,
+}
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 _STABLE = _BETAS | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "trained_betas": None}
 _COSINE: dict[str, Any] = {
@@ -128,7 +169,7 @@ class Published:
     says: str
     """What importing calls it."""
     parameters: int
-    """Of the UNet: exact for latents' models; of DeepFloyd IF what is rounded to the published sizes."""
+    """Of the UNet or transformer: exact for latents' models; of DeepFloyd IF what is rounded to the published sizes."""
     width: int = 768
     """Of its first text encoder."""
     scaling_factor: float | None = 0.18215
@@ -136,13 +177,15 @@ class Published:
 
     def folder(self, root: Path) -> Path:
         """A folder of diffusers without weights."""
-        parts = {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
-        _written(root / "unet/config.json", self.unet)
+        network = "transformer" if self.pipeline.startswith("PixArt") else "unet"
+        parts = {network: ["diffusers", self.unet["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"]}
+        _written(root / network / "config.json", self.unet)
         _written(root / "scheduler/scheduler_config.json", self.scheduler)
-        if self.pipeline.startswith("IF"):
+        if self.pipeline.startswith(("IF", "PixArt")):
             parts |= _t5(root)
         else:
             parts |= _clip(root, "", self.width)
+        if not self.pipeline.startswith("IF"):
             parts |= _vae(root, self.scaling_factor)
         if self.pipeline == "StableDiffusionXLPipeline":
             parts |= _clip(root, "_2", 1280)
@@ -201,6 +244,21 @@ MODELS = {
         | {"interpolation_type": "linear", "sample_max_value": 1.0, "use_karras_sigmas": False},
         "SDXL, predicts noise, 1024 px, tokens of 2048",
         2_567_463_684,
+        scaling_factor=0.13025,
+    ),
+    "pixart-alpha": Published(
+        "PixArtAlphaPipeline",
+        _PIXART,
+        _PIXART_SCHEDULE,
+        "PixArt-α, predicts noise and its variance, 512 px, tokens of 4096",
+        610_856_096,
+    ),
+    "pixart-sigma": Published(
+        "PixArtSigmaPipeline",
+        _PIXART | {"interpolation_scale": 2, "sample_size": 128, "use_additional_conditions": False},
+        _PIXART_SCHEDULE,
+        "PixArt-Σ, predicts noise and its variance, 1024 px, tokens of 4096",
+        610_856_096,
         scaling_factor=0.13025,
     ),
     "if-i-m": Published(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder
 from piti.checkpoints.lora import ADAPTER_FILE, LoraSpec, adapter_parameters, inject, keep_half
-from piti.checkpoints.prior_families import recognised
+from piti.checkpoints.prior_folders import recognised
 from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
 from piti.models import Space, SpaceSpec, Tokens, Translator
@@ -37,11 +37,12 @@ TWO_STAGES = [
     {"name": "joint", "trains": ["encoder", "unet"], "steps": 1, "lr": 1e-2},
 ]
 WITH_ADAPTERS = [TWO_STAGES[0], {**TWO_STAGES[1], "trains": ["encoder", "lora"]}]
-TOKENS: dict[str, dict[str, int]] = {
+TOKENS: dict[str, dict[str, Any]] = {
     "stable": {"sequence_width": 16, "pooled": 0},
     "stable_v": {"sequence_width": 24, "pooled": 0},
     "sdxl": {"sequence_width": 24, "pooled": 8},
     "floyd": {"sequence_width": 8, "pooled": 0},
+    "pixart": {"sequence_width": 8, "pooled": 0, "residuals": False},
 }
 """What each UNet takes of an encoder."""
 
@@ -56,7 +57,7 @@ def recipe_of(prior: tiny.Imported, data: Path, family: str = "stable", /, **cha
         model={
             "image_size": side,
             "learned_variance": found.arguments()["learned_variance"],
-            "encoder": {**TINY_MODEL["encoder"], **TOKENS[family]},  # type: ignore[dict-item]
+            "encoder": {**TINY_MODEL["encoder"], **TOKENS[family]},
             "unet_config": found.unet,
             "space": found.space.to_dict(),
         },
@@ -181,6 +182,23 @@ def test_a_switch_that_is_null_in_a_published_configuration_is_off(stable: tiny.
     check_config(translator, published | {"upcast_attention": None}, "theirs")
     with pytest.raises(RecipeError, match="upcast_attention: True there, False here"):
         check_config(translator, published | {"upcast_attention": True}, "theirs")
+
+
+def test_the_aligned_path_does_not_lead_into_a_transformer(pixart: tiny.Imported, tiny_data: Path) -> None:
+    model = recipe_of(pixart, tiny_data, "pixart").model.to_dict()
+    model["encoder"]["residuals"] = True
+    with pytest.raises(UserError, match="goes through a UNet's skip connections, and a transformer has none; set its"):
+        plan(recipe_of(pixart, tiny_data, "pixart", model=model), tiny_data / "run")
+
+
+def test_adapters_on_a_transformer(pixart: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
+    train(recipe_of(pixart, tiny_data, "pixart", stages=WITH_ADAPTERS, lora={"rank": 2}), tmp_path / "run")
+    learned = load_file(tmp_path / "run/model/base" / ADAPTER_FILE)
+    assert {name.split(".")[1] for name in learned if "lora_" in name} == {"transformer_blocks"}
+    pipe = PITIPipeline.from_pretrained(tmp_path / "run")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_attention_slicing()  # which a transformer of diffusers does not know
+    assert pipe(sorted((tiny_data / "labels").glob("*.png"))[0], steps=2).images[0].height == 16
 
 
 @pytest.mark.parametrize("loss", ["perceptual", "adversarial", "pixel"])

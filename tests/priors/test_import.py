@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from piti.checkpoints.export import export_release
-from piti.checkpoints.prior_families import recognised
+from piti.checkpoints.prior_folders import recognised
 from piti.checkpoints.priors import import_prior, is_pipeline
 from piti.checkpoints.shards import WeightFiles
 from piti.cli.app import app
@@ -51,6 +51,13 @@ def test_a_folder_says_itself_what_it_is(stable: tiny.Imported) -> None:
         "to_clean": False,
     }
     assert (found.space.channels, found.space.factor) == (4, 2)
+
+
+def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
+    found = recognised(pixart.folder)
+    assert found.what == "PixArt-Σ, predicts noise and its variance, 16 px, tokens of 8"
+    assert found.use().endswith("used scheduler, text_encoder, tokenizer, transformer, vae")
+    assert (found.language.context, found.language.mask) == (300, True)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +117,23 @@ def test_a_part_that_is_not_there_and_weights_that_are_pickles_are_refused(copie
     shutil.rmtree(copied / "vae")
     with pytest.raises(UserError, match="has no 'vae', which is needed"):
         import_prior(copied, tmp_path / "model")
+
+
+def test_a_transformer_of_another_kind_is_refused(pixart: tiny.Imported, tmp_path: Path) -> None:
+    copied = shutil.copytree(pixart.folder, tmp_path / "diffusers")
+    config = copied / "transformer/config.json"
+    # as they were saved once, under the name of another class
+    changed(config, _class_name="Transformer2DModel", double_self_attention=False, num_vector_embeds=None)
+    import_prior(copied, tmp_path / "model")
+    changed(config, num_vector_embeds=8)
+    with pytest.raises(UserError, match=r"transformer/config\.json: the transformer's 'num_vector_embeds' is set"):
+        import_prior(copied, tmp_path / "other")
+    changed(config, num_vector_embeds=None, norm_type="ada_norm")
+    with pytest.raises(UserError, match="the configurations of its networks describe none"):
+        import_prior(copied, tmp_path / "other")
+    shutil.rmtree(copied / "vae")
+    with pytest.raises(UserError, match=r"has no 'vae'.*with its text encoder and its autoencoder, which models of Pi"):
+        import_prior(copied, tmp_path / "other")
 
 
 @pytest.mark.parametrize("fault", ["missing", "more", "shape", "nan"])
@@ -247,7 +271,7 @@ class Held:
         self.bytes -= size
 
 
-@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd"])
+@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd", "pixart"])
 def test_importing_holds_two_tensors_at_most(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

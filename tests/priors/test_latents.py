@@ -10,7 +10,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from piti.checkpoints.compatibility import check_cascade
-from piti.checkpoints.prior_families import recognised
+from piti.checkpoints.prior_folders import recognised
 from piti.core.errors import UserError
 from piti.diffusion.schedule import scheduler_of
 from piti.models import Translator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,3 +104,46 @@ def test_deepfloyd_if_enlarges_what_it_sees_under_noise(floyd: tiny.Imported, fl
     batch = Batch([prepared], [0], [seeded()])
     made = network.sample(batch, prepared.sampling.upsampler, lambda done, x0: None, small)
     torch.testing.assert_close(made, wanted.clamp(-1, 1), **CLOSE)
+
+
+@pytest.mark.parametrize("sigma", [False, True])
+def test_pixart_with_the_ends_of_its_texts(tmp_path: Path, pixart: tiny.Imported, sigma: bool) -> None:
+    """A short text and a long one."""
+    prior = pixart if sigma else tiny.imported(tiny.pixart, tmp_path)
+    theirs, ours, latents = prior.theirs, prior.ours, noise(2, 4, 8, 8)
+    visited = sampling_timesteps(ours.schedule, "dpm++", 3)[::-1]
+    asked: dict[str, Any] = {"latents": latents, "output_type": "pt"}
+    cleaned: dict[str, Any] = {"clean_caption": False, "use_resolution_binning": False}
+    texts = ["A Cat ab ", "dogs and cats and dogs"]
+    wanted = theirs(texts, timesteps=visited, guidance_scale=3.0, **asked, **cleaned).images
+    made = ours(texts, steps=3, guidance={"kind": "plain", "w": 2.0}, **asked).images
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(made, wanted, **CLOSE)
+
+
+def test_a_transformer_is_told_where_a_text_ends(pixart: tiny.Imported) -> None:
+    x_t, t, ours = noise(1, 4, 8, 8), torch.tensor(500), pixart.ours
+    tokens = ours.base.encode(ours.read(TEXT)[None])
+    assert tokens.mask is not None
+    assert tokens.mask.sum() == len(TEXT) + 1
+    told, untold = (ours.base(x_t, t, given).output for given in (tokens, tokens._replace(mask=None)))
+    assert (told - untold).abs().max() > 1e-3  # what fills a text up would change the image
+
+
+def test_pixart_is_told_sizes_and_proportions(tmp_path: Path) -> None:
+    """As PixArt-α is at 1024 px: height and width in pixels, and their ratio."""
+    sizes: dict[str, Any] = {"attention_head_dim": 12, "cross_attention_dim": 24, "use_additional_conditions": True}
+    prior = tiny.imported(tiny.pixart, tmp_path, **sizes)
+    x_t, t, ours = noise(1, 4, 8, 12), torch.tensor([500]), prior.ours
+    tokens = ours.base.encode(ours.read(TEXT)[None])
+    told = {"resolution": torch.tensor([[16.0, 24.0]]), "aspect_ratio": torch.tensor([[16 / 24]])}
+    with torch.no_grad():
+        wanted = prior.theirs.transformer(
+            x_t,
+            encoder_hidden_states=tokens.sequence,
+            encoder_attention_mask=tokens.mask,
+            timestep=t,
+            added_cond_kwargs=told,
+        ).sample
+        found = ours.base(x_t, t, tokens)
+    torch.testing.assert_close(torch.cat([found.output, found.variance], dim=1), wanted, **CLOSE)

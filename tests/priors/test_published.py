@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from piti.checkpoints.folder import ModelError
-from piti.checkpoints.prior_families import recognised
+from piti.checkpoints.prior_folders import recognised
 from piti.models import Translator
 from piti.training import read_recipe
 from piti.training.build import translator_config
@@ -17,7 +17,7 @@ from tests.priors.published import MODELS
 
 pytest.importorskip("transformers")
 
-RECIPES = [name for name in MODELS if not name.startswith("if-")]
+RECIPES = [name for name in MODELS if not name.startswith("if-") and name != "pixart-sigma"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -30,6 +30,9 @@ def test_a_published_model_is_recognised_and_has_its_size(tmp_path: Path, name: 
     assert sum(one.numel() for one in translator.unet.parameters()) == published.parameters
     assert translator.role == found.family.role
     assert translator.image_size % translator.granularity == 0
+    if found.family.network == "transformer":
+        assert not translator.wiring.skips
+        return
     layers, levels = translator.unet.config["layers_per_block"], len(translator.unet.config["block_out_channels"])
     counts = [layers] * levels if isinstance(layers, int) else layers
     assert len(translator.wiring.skips) == sum(counts) + levels  # one after each layer, each shrinking, and the first

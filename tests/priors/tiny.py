@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from piti.checkpoints.priors import import_prior
 from piti.pipelines.pipeline import PITIPipeline
@@ -240,6 +241,25 @@ def floyd_upsampler(folder: Path, **settings: Any) -> Any:
         feature_extractor=None,
         watermarker=None,
         requires_safety_checker=False,
+    )
+    return _saved(pipe, folder)
+
+
+def pixart(folder: Path, sigma: bool = False, **settings: Any) -> Any:
+    """A pipeline of PixArt-α, or of PixArt-Σ; saved below `folder`."""
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+    from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
+    from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPipeline
+
+    torch.manual_seed(6)
+    sizes: dict[str, Any] = {"sample_size": 8, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+    transformer = PixArtTransformer2DModel(**(sizes | {"cross_attention_dim": 16, "caption_channels": 8} | settings))
+    pipe = (PixArtSigmaPipeline if sigma else PixArtAlphaPipeline)(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        vae=autoencoder(),
+        transformer=transformer.eval(),
+        scheduler=DPMSolverMultistepScheduler(num_train_timesteps=1000),
     )
     return _saved(pipe, folder)
 

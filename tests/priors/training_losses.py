@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
@@ -65,15 +66,16 @@ def losses_of_diffusers(folder: Path, step: Step) -> tuple[float, float]:
 
     folder: of diffusers; the UNet's weights are those there.
     """
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    network = _network(folder)
     scheduler: Any = DDPMScheduler.from_pretrained(folder / "scheduler")
     x0 = _points(folder, step)
     noise = step.noise(None, tuple(x0.shape[1:]))
     noisy = scheduler.add_noise(x0, noise, step.t)
-    output = unet(noisy, step.t, step.tokens.sequence, **_beside(unet, step)).sample
+    given = {"timestep": step.t, "encoder_hidden_states": step.tokens.sequence}
+    output = network(noisy, **given, **_beside(network, step)).sample
     target = noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(x0, noise, step.t)
     bound = 0.0
-    if output.shape[1] == 6:
+    if output.shape[1] == 2 * x0.shape[1]:
         output, variance = output.chunk(2, dim=1)
         bound = _bound(scheduler, step.t, x0, noisy, output, variance)
     return F.mse_loss(output.float(), target.float(), reduction="mean").item(), bound
@@ -89,10 +91,18 @@ def _points(folder: Path, step: Step) -> Tensor:
     return (posterior.mean + posterior.std * noise) * vae.config["scaling_factor"]
 
 
-def _beside(unet: UNet2DConditionModel, step: Step) -> dict[str, Any]:
-    """The UNet's arguments beside x_t, t and tokens: SDXL's sizes, and the maps of the aligned path."""
+def _network(folder: Path) -> UNet2DConditionModel | PixArtTransformer2DModel:
+    if (folder / "transformer").is_dir():
+        return PixArtTransformer2DModel.from_pretrained(folder / "transformer")
+    return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def _beside(network: UNet2DConditionModel | PixArtTransformer2DModel, step: Step) -> dict[str, Any]:
+    """The network's arguments beside x_t, t and tokens: SDXL's sizes, and the maps of the aligned path."""
+    if isinstance(network, PixArtTransformer2DModel):
+        return {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
     given: dict[str, Any] = {}
-    if unet.config["addition_embed_type"] == "text_time":
+    if network.config["addition_embed_type"] == "text_time":
         height, width = step.images.shape[-2:]
         ids = torch.tensor([[height, width, 0, 0, height, width]]).repeat(len(step.t), 1)
         given["added_cond_kwargs"] = {"text_embeds": step.tokens.pooled, "time_ids": ids}

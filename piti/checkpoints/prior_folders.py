@@ -1,0 +1,287 @@
+"""What a text-to-image model of another family in diffusers' folder is: recognised by `model_index.json` and the
+configurations of its parts, nothing asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from piti.checkpoints.folder import INDEX_FILE
+from piti.checkpoints.foreign_weights import ForeignNetwork
+from piti.checkpoints.prior_families import WHOLE, Family, PriorError, family_of
+from piti.checkpoints.shards import WeightFiles
+from piti.conditions import TextCondition
+from piti.conditions.tokenizers import PretrainedTokenizer
+from piti.core.errors import UserError, text_of, with_article
+from piti.diffusion.schedule import BETAS, PREDICTIONS, ScheduleSpec, spec_of_config
+from piti.models import LanguageSpec, SpaceSpec, Translator
+from piti.models.foreign import plain_config
+
+_SCALE = 4  # of DeepFloyd IF's second stage
+_LEVEL = 250  # of the noise in its small images, as diffusers samples
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A folder of diffusers, everything about it read but the weights."""
+
+    folder: Path
+    family: Family
+    index: dict[str, Any]
+    unet: dict[str, Any]
+    schedule: ScheduleSpec
+    language: LanguageSpec
+    condition: TextCondition
+    space: SpaceSpec
+
+    @property
+    def what(self) -> str:
+        """For a person, such as "Stable Diffusion, noise, 512 px, tokens of 768"."""
+        predicts = {"epsilon": "noise", "v_prediction": "v", "sample": "the image"}[self.schedule.prediction]
+        widths = ("caption_channels", "encoder_hid_dim", "cross_attention_dim")
+        width = next(filter(None, map(self.unet.get, widths)))
+        variance = " and its variance" if self._learned else ""
+        return f"{self.family.name}, predicts {predicts}{variance}, {self._image_size} px, tokens of {width}"
+
+    def use(self) -> str:
+        """Which parts are used and which are not, for a person."""
+        used = {self.family.network, "scheduler", *({"vae"} if self.family.latent else ())}
+        used |= {name for part in self.family.texts for name in (part.encoder, part.tokenizer)}
+        used |= {"image_noising_scheduler"} & self.index.keys()
+        others = sorted(key for key, value in self.index.items() if isinstance(value, list) and value[0] is not None)
+        left = [name for name in others if name not in used]
+        return f"{self.what}: used {', '.join(sorted(used))}" + (f"; not used {', '.join(left)}" if left else "")
+
+    @property
+    def _image_size(self) -> int:
+        return self.unet["sample_size"] * self.space.factor
+
+    @property
+    def _learned(self) -> bool:
+        return self.unet["out_channels"] == 2 * self.space.channels
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of its `Translator`."""
+        found: dict[str, Any] = {
+            "unet_config": self.unet,
+            "language_spec": self.language.to_dict(),
+            "space_spec": self.space.to_dict(),
+            "image_size": self._image_size,
+            "learned_variance": self._learned,
+            "steps": self.schedule.steps,
+        }
+        if self.family.role == "upsampler":
+            noising = _schedule(self.folder, "image_noising_scheduler", latent=False)
+            found["low_res"] = self._image_size // _SCALE
+            found["noised_spec"] = {"level": _LEVEL, "schedule": noising.to_dict()}
+        return found
+
+    def network(self) -> ForeignNetwork:
+        """The network, its weights still in the files it came with. Raises PriorError, WeightsError."""
+        arguments = self.arguments()
+        try:
+            with torch.device("meta"):
+                translator = Translator(**arguments)
+        except UserError as error:
+            raise PriorError(text_of(error), source=self.folder / self.family.network / "config.json") from None
+        except (ValueError, TypeError, KeyError, NotImplementedError) as error:  # as diffusers and transformers raise
+            raise PriorError(
+                f"the configurations of its networks describe none ({error})", remedy=WHOLE, source=self.folder
+            ) from None
+        texts = [WeightFiles.of(self.folder / part.encoder, "model") for part in self.family.texts]
+        files = WeightFiles.of(self.folder / self.family.network, "diffusion_pytorch_model")
+        return ForeignNetwork(translator, files, texts)
+
+    def autoencoder(self) -> AutoencoderKL:
+        """Read whole. Raises PriorError."""
+        files = WeightFiles.of(self.folder / "vae", "diffusion_pytorch_model")
+        try:
+            return AutoencoderKL.from_pretrained(self.folder / "vae", variant=files.variant, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise PriorError(f"cannot be read ({error})", source=self.folder / "vae") from None
+
+
+def recognised(folder: Path) -> Recognised:
+    """What a folder of diffusers is. Raises PriorError for one that is no model of `FAMILIES`, or lacks a part."""
+    if not (folder / INDEX_FILE).is_file():
+        raise PriorError(f"holds no {INDEX_FILE}", remedy=WHOLE, source=folder)
+    index = read_config(folder / INDEX_FILE)
+    family = family_of(index, str(folder / INDEX_FILE))
+    for name in _parts_of(family):
+        _check_part(folder, index, name, family)
+    path = folder / family.network / "config.json"
+    unet = read_config(path)
+    space = _space(folder) if family.latent else SpaceSpec()
+    _check_unet(path, unet, space, family)
+    schedule = _schedule(folder, "scheduler", family.latent)
+    language, condition = _language(folder, index, family)
+    return Recognised(folder, family, index, plain_config(unet), schedule, language, condition, space)
+
+
+def _parts_of(family: Family) -> list[str]:
+    texts = [name for part in family.texts for name in (part.encoder, part.tokenizer)]
+    noising = ["image_noising_scheduler"] if family.role == "upsampler" else []
+    return [family.network, "scheduler", *texts, *(["vae"] if family.latent else []), *noising]
+
+
+def _check_part(folder: Path, index: Mapping[str, Any], name: str, family: Family) -> None:
+    told = index.get(name)
+    if not isinstance(told, list) or told[0] is None or not (folder / name).is_dir():
+        own = any(name in (part.encoder, part.tokenizer) for part in family.texts) or name == "vae"
+        more = f", with {family.shared}" if own and family.shared else ""
+        raise PriorError(f"has no '{name}', which is needed", remedy=f"fetch the whole model{more}", source=folder)
+
+
+def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: Family) -> None:
+    """Raises PriorError for a UNet that sees or makes something else than a text-to-image model's."""
+    seen, made, side = (unet.get(key) for key in ("in_channels", "out_channels", "sample_size"))
+    if not isinstance(side, int):
+        raise PriorError(f"'sample_size' is {side}, expected one side in pixels or latents", remedy=WHOLE, source=path)
+    expected = space.channels * (2 if family.role == "upsampler" else 1)
+    if seen == 2 * space.channels + 1:
+        raise PriorError(f"sees {seen} channels: it is an inpainting variant", remedy=_OTHER_MODEL, source=path)
+    if seen != expected:
+        raise PriorError(f"sees {seen} channels, expected {expected}", remedy=_OTHER_MODEL, source=path)
+    if made not in (space.channels, 2 * space.channels):
+        raise PriorError(f"makes {made} channels, expected {space.channels}", remedy=_OTHER_MODEL, source=path)
+    if unet.get("time_cond_proj_dim") is not None:
+        raise PriorError(
+            "takes the guidance strength as an input ('time_cond_proj_dim'): it is distilled for a few guided steps",
+            remedy=_OTHER_MODEL,
+            source=path,
+        )
+
+
+_OTHER_MODEL = "give the text-to-image model that it was made from"
+
+
+def _space(folder: Path) -> SpaceSpec:
+    path = folder / "vae/config.json"
+    config = read_config(path)
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        kind = with_article(config["_class_name"])
+        raise PriorError(f"is {kind}", remedy="give a model whose autoencoder is an AutoencoderKL", source=path)
+    for key in ("block_out_channels", "latent_channels"):
+        if not config.get(key):
+            raise PriorError(f"lacks '{key}'", remedy=WHOLE, source=path)
+    try:
+        return SpaceSpec.of(config)
+    except UserError as error:
+        raise PriorError(text_of(error), source=path) from None
+
+
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
+_DEFAULT_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}  # what diffusers takes where a file says nothing
+
+
+def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
+    """The noise schedule in a scheduler's file. latent: x̂₀ has no bounds. Raises PriorError."""
+    path = folder / part / "scheduler_config.json"
+    config = read_config(path)
+    kind = str(config.get("_class_name"))
+    prediction = config.get("prediction_type", "epsilon")
+    trailing = latent and config.get("timestep_spacing") == "trailing" and prediction == "epsilon"
+    if kind in _DISTILLED or trailing:
+        how = "" if kind in _DISTILLED else " with timestep_spacing 'trailing' of a model that predicts noise"
+        raise PriorError(
+            f"is {with_article(kind)}{how}: the model is distilled for a few steps (LCM, turbo)",
+            remedy=_OTHER_MODEL,
+            source=path,
+        )
+    if "FlowMatch" in kind or kind.startswith("EDM"):
+        raise PriorError(f"is {with_article(kind)}: another process than DDPM's, not supported", source=path)
+    for key in ("rescale_betas_zero_snr", "trained_betas"):
+        if config.get(key):
+            raise PriorError(f"'{key}' is set: schedules that end in pure noise, or in a table, are not supported",
+                             source=path)  # fmt: skip
+    values = _DEFAULT_SCHEDULE | config
+    for key, known in (("prediction_type", PREDICTIONS), ("beta_schedule", BETAS)):
+        if values[key] not in known:
+            raise PriorError(f"'{key}' is {values[key]!r}; only {', '.join(known)} are supported", source=path)
+    if latent:
+        clean = config.get("set_alpha_to_one", kind != "PNDMScheduler")
+        values |= {"clip_sample": False, "thresholding": False, "set_alpha_to_one": clean}
+    elif config.get("clip_sample_range", 1.0) != 1.0:
+        raise PriorError(f"'clip_sample_range' is {config['clip_sample_range']}; only 1 is supported", source=path)
+    return spec_of_config(values, str(path))
+
+
+# Text
+
+
+def _language(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[LanguageSpec, TextCondition]:
+    """The text encoders and what they read. Raises PriorError, ConditionError where transformers is missing."""
+    tokenizers = [PretrainedTokenizer(folder / part.tokenizer, lower=family.lower) for part in family.texts]
+    vocabularies = [tokenizer.vocabulary() for tokenizer in tokenizers]
+    if any(other != vocabularies[0] for other in vocabularies[1:]):
+        raise PriorError("its tokenizers have different vocabularies, which is not supported", source=folder)
+    first, models = tokenizers[0], []
+    contexts = set()
+    for part, tokenizer in zip(family.texts, tokenizers, strict=True):
+        kind = (index[part.encoder] or [None, None])[1]
+        path = folder / part.encoder / "config.json"
+        if kind not in part.classes:
+            raise PriorError(f"is {with_article(str(kind))}, expected {' or '.join(part.classes)}", source=path)
+        config = _own(read_config(path))
+        contexts.add(part.context or min(tokenizer.longest(), _positions(config, path)))
+        masked = part.masked or bool(config.get("use_attention_mask"))
+        models.append(
+            {
+                "kind": part.kind,
+                "config": config,
+                "pad": tokenizer.pad(),
+                "penultimate": part.penultimate,
+                "masked": masked,
+            }
+        )
+    context, size = min(contexts), len(vocabularies[0])
+    zero_empty = bool(index.get("force_zeros_for_empty_prompt", family.zero_empty)) and family.zero_empty
+    spec = {
+        "models": models, "context": context, "vocabulary": size, "empty": first.encode(""), "zero_empty": zero_empty,
+        "mask": family.mask,
+    }  # fmt: skip
+    condition = TextCondition(context, PretrainedTokenizer(first.folder, size, family.lower))
+    return LanguageSpec.parse(spec, str(folder)), condition
+
+
+def _positions(config: Mapping[str, Any], path: Path) -> int:
+    """How many tokens a text encoder has places for. Raises PriorError where it does not say."""
+    count = config.get("max_position_embeddings")
+    if not isinstance(count, int):
+        raise PriorError(f"'max_position_embeddings' is {count}, expected a count", remedy=WHOLE, source=path)
+    return count
+
+
+_ABOUT = frozenset({"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"})
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of transformers without what it says of its origin."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in _ABOUT}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration in JSON. Raises PriorError for what is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise PriorError(f"cannot be read ({why})", remedy=WHOLE, source=path) from None
+    if not isinstance(values, dict):
+        raise PriorError(f"expected an object, got {type(values).__name__}", source=path)
+    return values
