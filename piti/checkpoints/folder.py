@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
 
@@ -39,6 +40,9 @@ SHARED_UPSAMPLER = "shares_upsampler_of"
 """The key of a model's index that names the model whose upsampler it uses, so that its weights lie there alone."""
 SHARED_SHA256 = "shares_upsampler_sha256"
 """The key of the hash of those weights, where others are not to be taken in their place."""
+
+
+M = TypeVar("M", bound=ModelMixin)
 
 
 class ModelError(UserError):
@@ -206,10 +210,7 @@ class ModelFolder:
                 return None
             return ModelFolder.open(find_model(read_adapter_config(adapter.parent).prior)).autoencoder(torch_dtype)
         dtype = torch.float32 if self.config(AUTOENCODER).get("force_upcast") else torch_dtype
-        try:
-            found = AutoencoderKL.from_pretrained(self.path / AUTOENCODER, torch_dtype=dtype, **form)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{self.path}: {error}") from None
+        found = load_whole(AutoencoderKL, self.path / AUTOENCODER, torch_dtype=dtype, **form)
         return found.eval().requires_grad_(False)
 
     def scheduler(self, network: str) -> Scheduler:
@@ -231,7 +232,7 @@ class ModelFolder:
         whole = form.get("variant") is not None  # beside adapters, or there are none
         if whole or not (folder / ADAPTER_CONFIG).is_file():
             _check_weights(folder, arguments)
-            return Translator.from_pretrained(folder, torch_dtype=torch_dtype, **form)
+            return load_whole(Translator, folder, torch_dtype=torch_dtype, **form)
         config = read_adapter_config(folder)
         prior = find_model(config.prior) / network
         return load_adapted(folder, config, arguments, prior, torch_dtype)
@@ -240,6 +241,22 @@ class ModelFolder:
 _ANEW = "write the model anew, or fetch it again"
 _ODD = (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RuntimeError)
 # what libraries raise of values that no model of this package has
+
+
+def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
+    """A network of diffusers from its folder, in whatever files its weights are. form: of its `from_pretrained`.
+
+    Raises ModelError, also where the files lack a weight, which diffusers would leave to chance.
+    """
+    try:
+        found, told = cast(Any, kind).from_pretrained(folder, output_loading_info=True, **form)
+    except (OSError, ValueError) as error:
+        raise ModelError(first_line(error), remedy=_ANEW, source=folder) from None
+    lacking = sorted(told["missing_keys"])
+    if lacking:
+        what = f"'{lacking[0]}'" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else "")
+        raise ModelError(f"its weights lack {what}, which config.json asks for", remedy=_ANEW, source=folder)
+    return found
 
 
 def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:

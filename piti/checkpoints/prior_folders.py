@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from piti.checkpoints.folder import INDEX_FILE
+from piti.checkpoints.folder import INDEX_FILE, load_whole
 from piti.checkpoints.foreign_weights import ForeignNetwork
 from piti.checkpoints.prior_families import WHOLE, Family, PriorError, family_of
 from piti.checkpoints.shards import WeightFiles
+from piti.checkpoints.weights import check_finite
 from piti.conditions import TextCondition
 from piti.conditions.tokenizers import PretrainedTokenizer
 from piti.core.errors import UserError, text_of, with_article
@@ -100,12 +101,13 @@ class Recognised:
         return ForeignNetwork(translator, files, texts)
 
     def autoencoder(self) -> AutoencoderKL:
-        """Read whole. Raises PriorError."""
-        files = WeightFiles.of(self.folder / "vae", "diffusion_pytorch_model")
-        try:
-            return AutoencoderKL.from_pretrained(self.folder / "vae", variant=files.variant, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise PriorError(f"cannot be read ({error})", source=self.folder / "vae") from None
+        """Read whole. Raises ModelError, WeightsError."""
+        folder = self.folder / "vae"
+        files = WeightFiles.of(folder, "diffusion_pytorch_model")
+        found = load_whole(AutoencoderKL, folder, variant=files.variant, use_safetensors=True)
+        for name, value in found.state_dict().items():
+            check_finite(folder, name, value)
+        return found
 
 
 def recognised(folder: Path) -> Recognised:

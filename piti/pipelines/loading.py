@@ -20,6 +20,7 @@ from piti.checkpoints.folder import (
     ModelError,
     ModelFolder,
     find_model,
+    load_whole,
 )
 from piti.conditions import Condition
 from piti.core.errors import option, text_of
@@ -159,12 +160,8 @@ class ModelSource:
         if isinstance(base, BaselineNetwork):
             return base, None
         if base is None and folder.config("base").get("_class_name") == BaselineNetwork.__name__:
-            try:
-                form = self._form(folder, "base")
-                path, dtype = folder.path / "base", self.dtypes["base"]
-                network = BaselineNetwork.from_pretrained(path, torch_dtype=dtype, **form)
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{folder.path}: {error}") from None
+            form = self._form(folder, "base")
+            network = load_whole(BaselineNetwork, folder.path / "base", torch_dtype=self.dtypes["base"], **form)
             _told(folder, "base", network)
             return network.eval(), None
         if base is None:

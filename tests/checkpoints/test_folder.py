@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.folder import ModelError, bundled_models
 from piti.core.errors import UserError
@@ -126,3 +127,17 @@ def test_a_configuration_of_fewer_weights_than_there_are_is_refused(whole: Path,
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ModelError, match=r"weights of .* are not those of this configuration: 'encoder.blocks"):
         PITIPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("form", [{"variant": "fp16"}, {"safe_serialization": False}], ids=["variant", "pickles"])
+def test_weights_in_other_files_that_lack_one_are_refused(tmp_path: Path, form: dict[str, Any]) -> None:
+    tiny_pipeline().save_pretrained(tmp_path, **form)
+    (path,) = (tmp_path / "base").glob("diffusion_pytorch_model.*")
+    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
+    del tensors["unet.conv_out.bias"]
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, {"format": "pt"})
+    else:
+        torch.save(tensors, path)
+    with pytest.raises(ModelError, match=r"base: its weights lack 'unet\.conv_out\.bias'"):
+        PITIPipeline.from_pretrained(tmp_path, variant=form.get("variant"))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from piti.checkpoints.export import export_release
+from piti.checkpoints.folder import ModelError
 from piti.checkpoints.prior_folders import recognised
 from piti.checkpoints.priors import import_prior, is_pipeline
 from piti.checkpoints.shards import WeightFiles
@@ -152,6 +153,27 @@ def test_weights_that_are_not_what_the_configuration_says_are_refused(copied: Pa
     save_file(tensors, path)
     with pytest.raises(UserError, match=r"conv_in\.weight|knows nothing of, such as 'other\.weight'"):
         import_prior(copied, tmp_path / "model")
+
+
+@pytest.mark.parametrize("fault", ["missing", "nan"])
+def test_an_autoencoder_that_lacks_a_weight_or_holds_nan_is_refused(copied: Path, tmp_path: Path, fault: str) -> None:
+    path, key = copied / "vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.weight"
+    tensors = load_file(path)
+    tensors[key][0] = torch.nan
+    save_file({name: x for name, x in tensors.items() if fault == "nan" or name != key}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"vae: .*'{key}'"):
+        import_prior(copied, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_whose_autoencoder_lacks_a_weight_is_not_loaded_with_one_drawn_at_random(
+    stable: tiny.Imported, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(stable.model, tmp_path / "model")
+    path, key = folder / "vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.weight"
+    save_file({name: x for name, x in load_file(path).items() if name != key}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"vae: its weights lack '{key}', which config\.json asks for"):
+        PITIPipeline.from_pretrained(folder)
 
 
 def test_shards_and_half_precision_are_read(copied: Path, tmp_path: Path) -> None:
