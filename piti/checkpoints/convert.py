@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from piti.checkpoints.compatibility import check_cascade
-from piti.checkpoints.folder import AUTOENCODER, CONDITION_FILE, INDEX_FILE, SCHEDULERS, ModelFolder, find_model
+from piti.checkpoints.folder import (
+    AUTOENCODER,
+    CONDITION_FILE,
+    INDEX_FILE,
+    SCHEDULERS,
+    ModelFolder,
+    find_model,
+    weights_in_one_file,
+)
 from piti.checkpoints.lora import ADAPTER_CONFIG
 from piti.checkpoints.release import ExchangeError, Heads, Released, identify, our_tensors
 from piti.checkpoints.release_keys import Rule, same
@@ -305,7 +313,8 @@ def _prior_file(path: Path, chosen: ImportSettings) -> tuple[dict[str, Any], Sch
 
 def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
     folder = ModelFolder.open(find_model(name))
-    config, schedule, weights = saved_network(folder, "base", f"{option('prior')} {name}")
+    config, schedule, network = saved_network(folder, "base", f"{option('prior')} {name}")
+    weights = weights_in_one_file(network)
     expected, held = our_tensors(config, "unet."), read_weights(weights)
     odd = next((key for key, kind in expected.items() if key not in held or held[key].shape != kind.shape), None)
     if odd is not None:
@@ -314,10 +323,10 @@ def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part
 
 
 def saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict[str, Any], ScheduleSpec, Path]:
-    """A network's configuration, schedule and file of weights. Raises ExchangeError, ModelError."""
+    """A network's configuration, schedule and folder. Raises ExchangeError, ModelError."""
     if network not in folder:
         raise ExchangeError(f"{source}: has no {network}; give a model that does")
     path = folder.path / network
     if (path / ADAPTER_CONFIG).is_file():
         raise ExchangeError(f"{source}: its {network} is a set of adapters on another model; give a model of its own")
-    return folder.arguments(network), spec_of(folder.scheduler(network)), path / WEIGHTS_FILE
+    return folder.arguments(network), spec_of(folder.scheduler(network)), path

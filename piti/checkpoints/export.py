@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from piti.checkpoints.convert import SCHEDULES, Converted, check_outside, saved_network
-from piti.checkpoints.folder import SCHEDULERS, ModelFolder, find_model
+from piti.checkpoints.folder import SCHEDULERS, ModelFolder, find_model, weights_in_one_file
 from piti.checkpoints.release import ExchangeError, as_released, is_released
 from piti.checkpoints.release_keys import Rule
 from piti.checkpoints.released_conditions import RELEASED_GEOMETRY, lost_in_release
@@ -76,7 +76,7 @@ def _exchanged(export: _Export, path: Path, final: Path) -> Converted:
 
 def _export(folder: ModelFolder, network: str) -> _Export:
     source = str(folder.path / network)
-    config, schedule, weights = saved_network(folder, network, str(folder.path))
+    config, schedule, path = saved_network(folder, network, str(folder.path))
     condition, reads = folder.condition, config.get("encoder_spec") is not None
     if reads and isinstance(condition, SeveralCondition) and not condition.reads_like(RELEASED_GEOMETRY):
         raise ExchangeError(
@@ -97,9 +97,8 @@ def _export(folder: ModelFolder, network: str) -> _Export:
         )
     told = f" (to import: {text_of(found.options)})" if found.options else ""
     notes = lost_in_release(condition) if reads and network == "base" else []
-    return _Export(
-        Message(found.name + told), found.rules, weights, tuple(Message(f"{found.name}: {note}") for note in notes)
-    )
+    texts = tuple(Message(f"{found.name}: {note}") for note in notes)
+    return _Export(Message(found.name + told), found.rules, weights_in_one_file(path), texts)
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -251,12 +252,44 @@ def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
     try:
         found, told = cast(Any, kind).from_pretrained(folder, output_loading_info=True, **form)
     except (OSError, ValueError) as error:
-        raise ModelError(first_line(error), remedy=_ANEW, source=folder) from None
+        variant = _only_variant(folder) if form.get("variant") is None else None
+        if variant is None:
+            raise ModelError(first_line(error), remedy=_ANEW, source=folder) from None
+        raise ModelError(
+            f"its weights are of the variant '{variant}' alone",
+            remedy=f"ask for it, PITIPipeline.from_pretrained(FOLDER, variant='{variant}'), and save that without a "
+            "variant for what does not ask",
+            source=folder,
+        ) from None
     lacking = sorted(told["missing_keys"])
     if lacking:
         what = f"'{lacking[0]}'" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else "")
         raise ModelError(f"its weights lack {what}, which config.json asks for", remedy=_ANEW, source=folder)
     return found
+
+
+def weights_in_one_file(folder: Path) -> Path:
+    """A network's weights in one safetensors file, for what reads them a tensor at a time. Raises ModelError."""
+    path = folder / WEIGHTS_FILE
+    if path.is_file():
+        return path
+    variant = _only_variant(folder)
+    asked = "FOLDER" if variant is None else f"FOLDER, variant='{variant}'"
+    raise ModelError(
+        f"holds no {WEIGHTS_FILE}, and its weights are needed in this one file",
+        remedy=f"save the model anew: PITIPipeline.from_pretrained({asked}).save_pretrained(OTHER_FOLDER)",
+        source=folder,
+    )
+
+
+_VARIANT = re.compile(rf"{WEIGHTS_STEM}\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+
+
+def _only_variant(folder: Path) -> str | None:
+    """The variant as which a network's weights lie in its folder, where there are no others."""
+    names = [path.name for path in sorted(folder.glob(f"{WEIGHTS_STEM}*")) if path.suffix != ".json"]
+    found = [_VARIANT.fullmatch(name) for name in names]
+    return found[0][1] if found and found[0] and all(found) else None
 
 
 def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from piti.checkpoints.convert import ImportSettings, import_release
 from piti.checkpoints.export import export_release
+from piti.checkpoints.folder import ModelError
 from piti.checkpoints.release import Heads
 from piti.core.errors import UserError
 from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.pipelines.pipeline import PITIPipeline
 from tests.checkpoints.test_convert import CASCADES, file, imported
-from tests.released import tiny_weights
+from tests.released import encoder_weights, tiny_weights
 
 
 @pytest.mark.parametrize(("base", "upsampler"), CASCADES)
@@ -144,3 +147,25 @@ def test_models_without_a_released_layout_are_refused(tmp_path: Path) -> None:
     ):
         export_release(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "asked"),
+    [
+        ({"safe_serialization": False}, "FOLDER"),
+        ({"max_shard_size": 400_000}, "FOLDER"),
+        ({"variant": "fp16"}, "FOLDER, variant='fp16'"),
+    ],
+    ids=["pickles", "shards", "variant"],
+)
+def test_weights_in_other_files_than_one_are_told_with_how_to_save_them_in_one(
+    tmp_path: Path, form: dict[str, Any], asked: str
+) -> None:
+    import_release(file(tmp_path, "base", tiny_weights("piti")), tmp_path / "model")
+    PITIPipeline.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "other", **form)
+    encoder = file(tmp_path, "encoder", encoder_weights(prefix="encoder."))
+    remedy = re.escape(f"save the model anew: PITIPipeline.from_pretrained({asked}).save_pretrained(OTHER_FOLDER)")
+    with pytest.raises(ModelError, match=f"other/base: holds no .*safetensors, .* in this one file; {remedy}"):
+        export_release(tmp_path / "other", tmp_path / "out")
+    with pytest.raises(ModelError, match=f"other/base: holds no .*safetensors, .* in this one file; {remedy}"):
+        import_release(encoder, tmp_path / "joined", settings=ImportSettings(prior=tmp_path / "other"))

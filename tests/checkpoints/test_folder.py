@@ -141,3 +141,10 @@ def test_weights_in_other_files_that_lack_one_are_refused(tmp_path: Path, form: 
         torch.save(tensors, path)
     with pytest.raises(ModelError, match=r"base: its weights lack 'unet\.conv_out\.bias'"):
         PITIPipeline.from_pretrained(tmp_path, variant=form.get("variant"))
+
+
+def test_a_variant_that_was_not_asked_for_is_named(tmp_path: Path) -> None:
+    """diffusers says that a .bin is missing."""
+    tiny_pipeline().save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(ModelError, match=r"base: its weights are of the variant 'fp16' alone; .* variant='fp16'\)"):
+        PITIPipeline.from_pretrained(tmp_path)
