@@ -19,6 +19,7 @@ from piti.core.errors import Message, UserError, text_of
 from piti.core.files import whole_file, whole_folder
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
+_OTHER_SUFFIXES = (".safetensors", ".bin")
 _EXPORTED = {network: f"{network}.pt" for network in SCHEDULERS}
 
 
@@ -64,6 +65,9 @@ def export_release(model: str | Path, out: Path, overwrite: bool = False) -> lis
             )
         with whole_file(out, overwrite) as partial:
             return [_exchanged(export, partial, out) for export in exports.values()]
+    if out.suffix in _OTHER_SUFFIXES:
+        remedy = f"end the name in {' or '.join(_FILE_SUFFIXES)}, or give a folder"
+        raise ExchangeError("released files are torch.save's", remedy=remedy, option="out", value=out)
     with whole_folder(out, overwrite, _is_export) as partial:
         return [
             _exchanged(export, partial / _EXPORTED[name], out / _EXPORTED[name]) for name, export in exports.items()

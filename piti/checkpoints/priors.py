@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from piti.checkpoints.convert import Converted, check_outside, is_model
-from piti.checkpoints.folder import AUTOENCODER, INDEX_FILE, SCHEDULERS, imported_folder
+from piti.checkpoints.folder import AUTOENCODER, INDEX_FILE, SCHEDULERS, bundled_models, imported_folder
 from piti.checkpoints.prior_families import PriorError, family_of
 from piti.checkpoints.prior_folders import Recognised, read_config, recognised
 from piti.checkpoints.prior_hub import fetched, fetched_configurations, is_id
@@ -48,6 +48,8 @@ def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Conv
     """
     folder = Path(source)
     if not folder.exists():
+        if str(source) in bundled_models():
+            raise PriorError("is a model of this package already", remedy="name it as it is", source=source)
         folder = fetched(str(source), _weights_wanted)
     check_outside(out, folder)
     check_folder(out, overwrite, is_model)

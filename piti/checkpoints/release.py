@@ -184,11 +184,20 @@ def _below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
     return {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
 
 
+_OF_OTHERS = ("diffusion_model.", "first_stage_model.", "cond_stage_model.", "down_blocks.", "transformer_blocks.")
+"""How keys of Stable Diffusion's single files begin, and those of networks in a folder of diffusers."""
+
+
 def _unknown(shapes: Shapes, source: str) -> str:
     wanted = "; ".join(
         f"for {item.family}{' (an encoder alone)' if item.unet is None else ''} '{item.signs[0]}' and '{item.signs[1]}'"
         for item in _LAYOUTS
     )
+    if any(key.startswith(_OF_OTHERS) for key in shapes):
+        return (
+            f"{source}: is of another family, in one file or a part of it; give a folder of diffusers, such as "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes of Stable Diffusion's file"
+        )
     return (
         f"{source}: is neither GLIDE's nor PITI's. Expected were, {wanted}. Found were {_some(shapes)}; "
         "give a released checkpoint, or one that was finetuned in its layout"

@@ -55,6 +55,9 @@ def test_a_single_network_is_exported_to_a_file(tmp_path: Path) -> None:
     cascade = imported(tmp_path, "piti", "piti_up", overwrite=True)
     with pytest.raises(UserError, match="has base and upsampler; give a folder"):
         export_release(cascade, tmp_path / "out.pt", overwrite=True)
+    with pytest.raises(UserError, match=r"out\.safetensors: released files are torch\.save's; end the name in \.pt or"):
+        export_release(folder, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_exports_are_replaced_only_when_asked_and_nothing_else_ever(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from piti.checkpoints.convert import import_release
 from piti.checkpoints.export import export_release
 from piti.checkpoints.folder import ModelError
 from piti.checkpoints.prior_folders import recognised
@@ -229,6 +230,8 @@ def test_a_model_of_this_package_and_an_empty_folder_are_told_as_what_they_are(
 ) -> None:
     with pytest.raises(UserError, match="is a model of this package already; name it as it is"):
         import_prior(stable.model, tmp_path / "model")
+    with pytest.raises(UserError, match=r"^street: is a model of this package already; name it as it is"):
+        import_prior("street", tmp_path / "model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: holds no model_index\.json; give a whole folder of a pipeline"):
         import_prior(tmp_path / "empty", tmp_path / "model")
@@ -261,6 +264,13 @@ def test_a_folder_of_diffusers_is_told_from_a_model_wherever_a_model_is_named(
         assert how in with_flags(result.exception)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"base: is of another family and has no released layout"):
         export_release(stable.model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["model.diffusion_model.time_embed.0.weight", "down_blocks.0.resnets.0.conv1.weight"])
+def test_a_single_file_of_another_family_is_told_from_a_released_one(tmp_path: Path, key: str) -> None:
+    save_file({key: torch.zeros(4, 4)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: is of another family, in one file or a part of it; give a"):
+        import_release(tmp_path / "model.safetensors", tmp_path / "model")
 
 
 def test_options_of_released_files_are_refused_for_a_folder(stable: tiny.Imported, tmp_path: Path) -> None:
