@@ -9,6 +9,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from piti.core.errors import UserError
 
+TRANSFORMER_BLOCK = "BasicTransformerBlock"
+"""The class of the blocks that a transformer repeats."""
 _UNREAD = ("double_self_attention", "num_vector_embeds", "only_cross_attention", "use_linear_projection")
 """Switches of the class that PixArt's transformers once were saved as, all off in them."""
 

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from piti.core.devices import allow_tf32, check_compiles, fast_in_bfloat16, fastest_kind, laid_out
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
 from piti.core.errors import option
+from piti.models.foreign import TRANSFORMER_BLOCK, is_transformer
 from piti.training.recipe import Recipe, RecipeError
 
 FEW_PLACES = 256
@@ -225,6 +226,12 @@ def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
         return "FSDP shards one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
     if recipe.precision == "fp16":
         return "precision: fp16 is not supported with FSDP; take bf16"
+    wrapped = accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap or []
+    if is_transformer(recipe.model.unet_config or {}) and TRANSFORMER_BLOCK not in wrapped:
+        return (
+            f"FSDP shards {', '.join(wrapped) or 'no blocks'}, and a transformer is made of {TRANSFORMER_BLOCK}; "
+            f"set fsdp_transformer_layer_cls_to_wrap: {TRANSFORMER_BLOCK} in accelerate's config"
+        )
     return None
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from piti.core.errors import UserError
 from piti.models import Space, SpaceSpec, Tokens, Translator
 from piti.models.wiring import Wiring
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import Recipe, RecipeError, plan, train
+from piti.training import Recipe, RecipeError, distributed, plan, train
 from piti.training.build import translator_config
 from piti.training.cost import cost_of
 from piti.training.init import check_config
@@ -189,6 +191,23 @@ def test_the_aligned_path_does_not_lead_into_a_transformer(pixart: tiny.Imported
     model["encoder"]["residuals"] = True
     with pytest.raises(UserError, match="goes through a UNet's skip connections, and a transformer has none; set its"):
         plan(recipe_of(pixart, tiny_data, "pixart", model=model), tiny_data / "run")
+
+
+def test_sharding_names_the_blocks_of_a_transformer(pixart: tiny.Imported, tiny_data: Path) -> None:
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=["ResnetBlock2D"])
+    state, recipe = SimpleNamespace(fsdp_plugin=plugin), recipe_of(pixart, tiny_data, "pixart")
+    accelerator: Any = SimpleNamespace(
+        num_processes=2,
+        device=torch.device("cpu"),
+        distributed_type=DistributedType.FSDP,
+        is_fsdp2=True,
+        state=state,
+    )
+    why = distributed._why_not(accelerator, recipe, 2)
+    assert why is not None
+    assert "FSDP shards ResnetBlock2D, and a transformer is made of BasicTransformerBlock; set" in why
+    plugin.transformer_cls_names_to_wrap = ["BasicTransformerBlock"]
+    assert distributed._why_not(accelerator, recipe, 2) is None
 
 
 def test_adapters_on_a_transformer(pixart: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
