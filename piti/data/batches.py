@@ -114,6 +114,10 @@ class SampleSet(Protocol):
         """What tells it from other samples, as many and in other places; None where that is not known."""
         ...
 
+    def contents(self) -> str | None:
+        """What tells whether its files hold the same as before; None where that is not known."""
+        ...
+
 
 class BatchStream(Dataset[TrainingBatch]):
     """An endless stream of batches, addressed by step.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from piti.core.system import cores
 from piti.data.archives import Archived
 from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
-from piti.data.pairs import FolderSpec, PairList
+from piti.data.pairs import FolderSpec, Pair, PairList
 from piti.data.problems import Problems
 from piti.data.shown import FITS_UNTURNED, LOSSY, TURNED, UNEQUAL, Seen, Shown, seen_in
 
@@ -67,6 +68,8 @@ class PairedFolder:
         self.split_names = listed.split_names
         self._root, self._problems = listed.root, listed.problems
         self._decoded: dict[int, Decoded] = {}
+        self._sums: list[int] = []
+        """A checksum of each pair's files, once they are checked."""
         self._cached: bool | None = None if spec.cache else False
 
     def __len__(self) -> int:
@@ -97,6 +100,10 @@ class PairedFolder:
         if self.spec.photographs:
             keys = [key.partition("/")[2] or key for key in keys]
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+    def contents(self) -> str | None:
+        """SHA-256 of what is in the pairs' files, in the order of their keys; None before they are checked."""
+        return hashlib.sha256(repr(self._sums).encode()).hexdigest() if self._sums else None
 
     def raw(self, index: int) -> Shaped[Tensor, "K h w"]:
         """A pair's raw condition in its own resolution."""
@@ -153,10 +160,11 @@ class PairedFolder:
     ) -> FolderReport:
         """Decode every pair and add what is wrong to `problems`, and what a person should know to `shown`."""
         self._fits()  # decided here once, not by several threads
-        total = 0
+        total, self._sums = 0, []
         with ThreadPoolExecutor(cores()) as pool:
-            for index, (size, found, seen) in enumerate(pool.map(self._examine, range(len(self.pairs)))):
+            for index, (size, found, seen, checksum) in enumerate(pool.map(self._examine, range(len(self.pairs)))):
                 total += size
+                self._sums.append(checksum)
                 for kind, what in found:
                     problems.add(kind, what)
                 shown.add(seen, str(self.pairs[index].image))
@@ -175,8 +183,8 @@ class PairedFolder:
             f"px, so it needs {self.smallest} (leave these out, raise data.crop_scale, or lower data.size)"
         )
 
-    def _examine(self, index: int) -> tuple[int, list[tuple[str, str]], Seen]:
-        """Bytes decoded, what is wrong with one pair, as (kind, detail), and what it shows."""
+    def _examine(self, index: int) -> tuple[int, list[tuple[str, str]], Seen, int]:
+        """Bytes decoded, what is wrong with one pair, as (kind, detail), what it shows, and its files' checksum."""
         pair = self.pairs[index]
         found: list[tuple[str, str]] = []
         image = raw = None
@@ -193,7 +201,7 @@ class PairedFolder:
             kind = LOSSY if isinstance(error, LossyCondition) else "conditions that do not fit their kind"
             found.append((kind, str(error)))
         if image is None or raw is None:
-            return 0, found, Seen()
+            return 0, found, Seen(), 0
         seen = seen_in(self.condition, pair.image, image, raw)
         height, width = image.shape[:2]
         if self.condition.spatial and raw.shape[-2:] != (height, width):
@@ -205,7 +213,15 @@ class PairedFolder:
             found.append((self._too_small(), f"{pair.image}: {width} x {height}"))
         if self._fits():
             self._decoded[index] = (image, raw)
-        return image.nbytes + raw.nbytes, found, seen
+        return image.nbytes + raw.nbytes, found, seen, _checksum(pair)
+
+
+def _checksum(pair: Pair) -> int:
+    """Of the bytes of a pair's files."""
+    checksum = 0
+    for file in pair.files():
+        checksum = zlib.crc32(file.open().read() if isinstance(file, Archived) else file.read_bytes(), checksum)
+    return checksum
 
 
 _UNREADABLE = "unreadable files (replace or remove them)"

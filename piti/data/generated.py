@@ -104,6 +104,10 @@ class WithGenerated:
         """As the pairs'."""
         return self.pairs.identity()
 
+    def contents(self) -> str | None:
+        """The pairs'."""
+        return self.pairs.contents()
+
     def _check(self) -> None:
         problems = Problems()
         for index, files in self.small.items():

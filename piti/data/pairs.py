@@ -129,10 +129,14 @@ class Pair:
     condition: Stored | dict[str, Stored] | None
     """For a condition of several parts the files of those that are given; None where the model takes no condition."""
 
+    def files(self) -> list[Stored]:
+        """Its files, the image first."""
+        parts = self.condition.values() if isinstance(self.condition, dict) else [self.condition]
+        return [self.image, *(part for part in parts if part is not None)]
+
     def __str__(self) -> str:
         """Its files."""
-        parts = list(self.condition.values()) if isinstance(self.condition, dict) else [self.condition]
-        return ", ".join(map(str, [self.image, *parts]))
+        return ", ".join(map(str, self.files()))
 
 
 class FolderSpec(ShardSpec):

@@ -38,7 +38,7 @@ from piti.training.ema import Weights, whole
 from piti.training.metrics import Ledger, Mean, sum_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import DiffusionObjective, Objective
-from piti.training.run_folder import RunError, RunState, load_state, matching_state
+from piti.training.run_folder import RunError, RunState, load_state, matching_state, other_contents
 from piti.training.run_model import write_run_model
 from piti.training.scaling import adversary_scaler, backward, clipped
 from piti.training.stages import Stage, build_optimizer, freeze_all_but, lay_out_moments
@@ -88,6 +88,7 @@ class Trainer:
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
             teacher_sha256=run.reads_anew(),
             pairs_sha256=run.train.identity(),
+            contents_sha256=run.train.contents(),
         )
         self.stop = StopRequest(console, alone=self.world == 1)
         self.scaler = adversary_scaler(self.accelerator, recipe.adversarial)
@@ -105,13 +106,21 @@ class Trainer:
         """
         with together():
             if resume_from is not None:
-                self.state = matching_state(resume_from, self.state, self.recipe)
+                self._go_on(matching_state(resume_from, self.state, self.recipe))
             if self.accelerator.is_main_process:
                 self.run.folder.forget_after(self.state.step)
         with workers_watched(), self.stop.listening(), training_bar(self.console, self.recipe, self.state) as bar:
             for stage, done in self.recipe.stages_left(self.state.step):
                 self.run_stage(stage, done, resume_from if done else None, bar)
         return self.run.folder.model
+
+    def _go_on(self, saved: RunState) -> None:
+        """Begin from a checkpoint's state, and say whether the data changed since."""
+        contents = self.state.contents_sha256
+        changed = other_contents(saved, contents)
+        if changed is not None:
+            self.console.log(changed)
+        self.state = replace(saved, contents_sha256=contents)
 
     def run_stage(self, stage: Stage, within: int, resume_from: Path | None, bar: Meter) -> None:
         """Train one stage from its step `within` to its end, from the checkpoint that it wrote if it has one."""

@@ -28,7 +28,7 @@ from piti.training.cost import DEFAULT_GPU, GIB, GPU, ROOM, SMALL, UTILISATION, 
 from piti.training.init import begin
 from piti.training.losses import DistillationSpec
 from piti.training.recipe import Recipe
-from piti.training.run_folder import RunFolder, checked_state
+from piti.training.run_folder import RunFolder, checked_state, other_contents
 
 
 def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:
@@ -83,7 +83,9 @@ def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[
         rows["validation"] = NO_VALIDATION
     if newest is not None:
         now = {"pairs": len(training), "condition": condition.to_config(), "pairs_sha256": training.identity()}
-        checked_state(newest, now, recipe)
+        changed = other_contents(checked_state(newest, now, recipe), training.contents())
+        if changed is not None:
+            rows["changed"] = changed
     return rows
 
 

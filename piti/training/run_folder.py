@@ -81,6 +81,8 @@ class RunState:
     pairs_sha256: str | None = None
     """Of the training pairs' keys in order, see `SampleSet.identity`. None of shards and in checkpoints of versions
     that did not note it, which are not compared."""
+    contents_sha256: str | None = None
+    """Of what is in the training pairs' files, None where `pairs_sha256` is. Another one is told, and not refused."""
 
 
 class RunFolder:
@@ -287,6 +289,15 @@ def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> R
             remedy=f"undo the change of 'stages', or give another {option('out')}",
         )
     return saved
+
+
+def other_contents(saved: RunState, now: str | None) -> str | None:
+    """In words, that files hold something else than when a checkpoint was saved; None where they do not, and where
+    that is not known. now: `SampleSet.contents`."""
+    if None in (saved.contents_sha256, now) or saved.contents_sha256 == now:
+        return None
+    since = f"training pairs of the same names hold something else than up to step {saved.step}"
+    return f"{since}; the run goes on with them"
 
 
 def _changed(what: str, old: Any, new: Any) -> str:

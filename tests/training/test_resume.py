@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from piti.core import files as atomic
@@ -298,6 +300,24 @@ def test_other_data_is_not_gone_on_with(tiny_data: Path, tmp_path: Path, change,
         train(recipe_of(tiny_data, stages=stages), tmp_path / "run", resume=True)
     with pytest.raises(RunError, match=message):  # a dry run says the same
         plan(recipe_of(tiny_data, stages=stages), tmp_path / "run")
+
+
+def test_other_contents_under_the_same_names_are_told_once(tiny_data: Path, tmp_path: Path) -> None:
+    def resumed(steps: int, root: Path = tiny_data) -> tuple[Recipe, str]:
+        recipe, said = recipe_of(root, stages=[{"name": "joint", "steps": steps}]), io.StringIO()
+        train(recipe, tmp_path / "run", resume=True, console=Console(file=said, width=200))
+        return recipe, said.getvalue()
+
+    told = "hold something else than up to step 1"
+    recipe, said = resumed(1)
+    moved = tiny_data.rename(tiny_data.with_name("moved"))
+    assert told not in said + resumed(1, moved)[1]
+    mask = Image.open(moved / "labels/scene-00.png")
+    mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(moved / "labels/scene-00.png")
+    recipe = recipe_of(moved, stages=[{"name": "joint", "steps": 1}])
+    assert any(told in row["plan"] for row in plan(recipe, tmp_path / "run"))
+    assert told in resumed(2, moved)[1]
+    assert "hold something else" not in resumed(3, moved)[1]
 
 
 FOLDERS = ("images", "labels")

@@ -84,6 +84,9 @@ class ShardSet:
     def identity(self) -> None:
         """None: keys are known once shards are fetched, and the same samples may be packed into others."""
 
+    def contents(self) -> None:
+        """None, for the same reason."""
+
     def looked(self, most: int = LOOKED) -> list[str]:
         """What some samples show, evenly spaced over the shards that are on this machine: nothing is fetched.
 
