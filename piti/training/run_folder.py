@@ -31,6 +31,9 @@ RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
 
 
+_CHECKPOINT = re.compile(r"step-\d+")
+"""The name of a complete one. Another name, such as `step-00001000-kept`, is a person's copy."""
+
 _DISK = re.compile(
     r"No space left|File too large|quota|Read-only|Input/output error|PytorchStreamWriter|I/O error", re.I
 )
@@ -171,7 +174,7 @@ class RunFolder:
         return (self._complete() or [None])[-1]
 
     def _complete(self) -> list[Path]:
-        return sorted(p for p in self.checkpoints.glob("step-*") if not p.name.endswith(PARTIAL))
+        return sorted(p for p in self.checkpoints.glob("step-*") if _CHECKPOINT.fullmatch(p.name) and p.is_dir())
 
     def partial_checkpoint(self, step: int) -> Path:
         """Where the checkpoint of this step is to be written before it is whole."""

@@ -23,6 +23,7 @@ from piti.core.spec import SpecError
 from piti.training import Recipe, RunError, RunFolder, plan, read_recipe, run_folder, train
 from piti.training.loop import Trainer
 from piti.training.monitor import StopRequest
+from piti.training.run_folder import RunState
 from tests.conftest import make_tiny_data, tiny_recipe
 from tests.forked import Forked, piti
 from tests.training.runs import STAGES, equal, recipe_of, shallow, weights
@@ -235,6 +236,22 @@ def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_pa
     assert newest.name == "step-00000001"
     train(recipe, tmp_path / "cut", resume=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_copies_that_a_person_put_beside_checkpoints_stay_theirs(tmp_path: Path) -> None:
+    folder, recipe = RunFolder(tmp_path), recipe_of(tmp_path)
+    state = RunState(0, "joint", 0, 0, 0.0, processes=1, pairs=1, condition={}, version="0")
+    kept = folder.partial_checkpoint(1).with_name("step-00000001-kept")
+    kept.mkdir(parents=True)
+    packed = kept.with_name("step-00000001.tar")
+    packed.write_bytes(b"")
+    assert folder.newest() is None
+    for step in (1, 2):
+        partial = folder.partial_checkpoint(step)
+        partial.mkdir()
+        newest = folder.complete_checkpoint(partial, state, recipe, keep=1)
+        assert folder.newest() == newest
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [kept.name, packed.name, newest.name]
 
 
 def test_a_checkpoint_that_was_copied_in_part_is_named(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
