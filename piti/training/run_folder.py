@@ -110,7 +110,8 @@ class RunFolder:
         """The checkpoint to go on from, or None to start afresh. Changes nothing.
 
         locks: whether this process is to take the lock; others of the same run can be here before it lets an earlier
-        run's go. Raises RunError if the folder holds a run and `resume` is not asked for, RunLockedError if another
+        run's go. Raises RunError if the folder holds a run and `resume` is not asked for, or a `model` that belongs to
+        no checkpoint, RunLockedError if another
         process trains in it, OutputError if it cannot be written into, and RecipeError if the recipe differs from that
         run's in more than a continued run may change.
         """
@@ -122,6 +123,11 @@ class RunFolder:
             raise RunError(
                 f"{self.root} holds a run already",
                 remedy=f"add {option('resume')} to go on with it, or give another {option('out')}",
+            )
+        if newest is None and self.model.exists():  # a run writes it after a checkpoint
+            raise RunError(
+                f"{self.model} is there, without a checkpoint to go on from, and this run would replace it",
+                remedy=f"give another {option('out')}, or move it away",
             )
         if newest is not None:
             if not (newest / RECIPE_FILE).is_file():

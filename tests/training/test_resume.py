@@ -238,6 +238,14 @@ def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_pa
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_model_that_no_checkpoint_belongs_to_is_not_replaced(tmp_path: Path, resume: bool) -> None:
+    """A folder of a project's own of that name, or what is left of a run whose checkpoints were removed."""
+    (tmp_path / "model").mkdir()
+    with pytest.raises(RunError, match=r"model is there, without a checkpoint .* another out"):
+        RunFolder(tmp_path).check(recipe_of(tmp_path), resume)
+
+
 def test_copies_that_a_person_put_beside_checkpoints_stay_theirs(tmp_path: Path) -> None:
     folder, recipe = RunFolder(tmp_path), recipe_of(tmp_path)
     state = RunState(0, "joint", 0, 0, 0.0, processes=1, pairs=1, condition={}, version="0")
