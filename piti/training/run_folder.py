@@ -155,7 +155,17 @@ class RunFolder:
                 old.rename(final)
         for leftover in [*self.checkpoints.glob("*" + PARTIAL), *self.root.glob("*" + PARTIAL)]:
             shutil.rmtree(leftover)
-        write_recipe(recipe, self.root / RECIPE_FILE)
+        self._keep_recipe(recipe)
+
+    def _keep_recipe(self, recipe: Recipe) -> None:
+        """Write the run's recipe, unless the file that is there says the same: a person's keeps its comments."""
+        path = self.root / RECIPE_FILE
+        try:
+            same = read_recipe(path) == recipe
+        except UserError:  # there is none, or none that can be read
+            same = False
+        if not same:
+            write_recipe(recipe, path)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:

@@ -238,6 +238,17 @@ def test_killed_while_saving_keeps_the_checkpoint_before(tiny_data: Path, tmp_pa
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
+def test_a_recipe_written_into_the_runs_folder_keeps_its_comments(tmp_path: Path) -> None:
+    path, values = tmp_path / "recipe.yaml", tiny_recipe(tmp_path)
+    path.write_text(text := "# mine\n" + yaml.safe_dump(values))
+    folder = RunFolder(tmp_path)
+    for seed in (0, 1):
+        folder.begin(Recipe.parse(values | {"seed": seed}, "test"))
+        folder.lock.release()
+        assert (path.read_text() == text) == (seed == 0)
+    assert read_recipe(path).seed == 1
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_model_that_no_checkpoint_belongs_to_is_not_replaced(tmp_path: Path, resume: bool) -> None:
     """A folder of a project's own of that name, or what is left of a run whose checkpoints were removed."""
