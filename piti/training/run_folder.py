@@ -35,7 +35,9 @@ _CHECKPOINT = re.compile(r"step-\d+")
 """The name of a complete one. Another name, such as `step-00001000-kept`, is a person's copy."""
 
 _DISK = re.compile(
-    r"No space left|File too large|quota|Read-only|Input/output error|PytorchStreamWriter|I/O error", re.I
+    r"No space left|File too large|quota|Read-only|Input/output error|PytorchStreamWriter|I/O error"
+    r"|inline_container.* unexpected pos|iostream error",  # the last two: torch, while it saves
+    re.I,
 )
 
 _CUT_OFF = re.compile(r"PytorchStreamReader|Number of custom checkpoints")
