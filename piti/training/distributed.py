@@ -226,7 +226,7 @@ def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
         return "FSDP shards one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
     if recipe.precision == "fp16":
         return "precision: fp16 is not supported with FSDP; take bf16"
-    wrapped = accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap or []
+    wrapped = getattr(accelerator.state.fsdp_plugin, "transformer_cls_names_to_wrap", None) or []
     if is_transformer(recipe.model.unet_config or {}) and TRANSFORMER_BLOCK not in wrapped:
         return (
             f"FSDP shards {', '.join(wrapped) or 'no blocks'}, and a transformer is made of {TRANSFORMER_BLOCK}; "

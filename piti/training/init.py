@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models, find_model
+from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models, find_model, weights_in_one_file
 from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject
 from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
@@ -102,9 +102,10 @@ def adapt(translator: Translator, recipe: Recipe, anew: bool = True) -> Adapted:
     key, name = ("init", recipe.init) if recipe.prior is None else ("prior", recipe.prior)
     assert name is not None  # the recipe sees to it
     folder = _network_of(translator, name, key)
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise RecipeError(f"{key}: {folder} holds no {WEIGHTS_FILE}; adapters need a model in one file")
+    try:
+        path = weights_in_one_file(folder)
+    except ModelError as error:
+        raise RecipeError(f"{key}: {text_of(error)}") from None
     torch.manual_seed(derive_seed(recipe.seed, "adapters"))
     inject(translator, recipe.lora)
     student = _student_of(recipe) if anew else None

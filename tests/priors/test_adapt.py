@@ -216,6 +216,10 @@ def test_adapters_on_a_transformer(pixart: tiny.Imported, tiny_data: Path, tmp_p
     assert {name.split(".")[1] for name in learned if "lora_" in name} == {"transformer_blocks"}
     pipe = PITIPipeline.from_pretrained(tmp_path / "run")
     pipe.set_progress_bar_config(disable=True)
+    own = str(tmp_path / "run")
+    again = recipe_of(pixart, tiny_data, "pixart", stages=WITH_ADAPTERS, lora={"rank": 2}, prior=own)
+    with pytest.raises(RecipeError, match=r"^prior: .*holds no .*safetensors, .*save the model anew: PITIPipeline\.fr"):
+        train(again, tmp_path / "again")
     pipe.enable_attention_slicing()  # which a transformer of diffusers does not know
     assert pipe(sorted((tiny_data / "labels").glob("*.png"))[0], steps=2).images[0].height == 16
 
