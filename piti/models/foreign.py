@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -25,9 +25,9 @@ def is_transformer(config: Mapping[str, Any]) -> bool:
     return "caption_channels" in config
 
 
-def foreign_network(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """The network of a configuration of diffusers. A transformer has what is asked of a UNet here, but for slices of
-    its attention: x_t, t and tokens in, x_t's form out.
+def foreign_network(config: Mapping[str, Any]) -> Any:
+    """The network of a configuration of diffusers: a UNet2DConditionModel, or a PixArtTransformer2DModel, which has
+    what is asked of a UNet here, but for slices of its attention: x_t, t and tokens in, x_t's form out.
 
     Raises UserError for switches of a transformer that are not read; what diffusers raises for any other mistake.
     """
@@ -39,4 +39,4 @@ def foreign_network(config: Mapping[str, Any]) -> UNet2DConditionModel:
     for key in _UNREAD:
         if values.pop(key, None):
             raise UserError(f"the transformer's '{key}' is set, which no transformer of PixArt's is")
-    return cast(UNet2DConditionModel, PixArtTransformer2DModel(**values))
+    return PixArtTransformer2DModel(**values)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Shaped
 from pydantic import Field
 from torch import Tensor
@@ -322,8 +321,9 @@ class _Folded(NamedTuple):
 
     def unet(
         self, fields: Mapping[str, Any] | None, config: Mapping[str, Any] | None, head: PixelHeadSpec | None
-    ) -> UNet2DConditionModel:
-        """The UNet of a `UNetSpec`'s fields, or of diffusers' own configuration. head: makes the pixels in its place.
+    ) -> Any:
+        """The UNet of a `UNetSpec`'s fields, or the network of diffusers' own configuration. head: makes the pixels in
+        its place.
 
         Raises UserError for a configuration that has other channels or is not given alone.
         """

@@ -113,9 +113,8 @@ class RunFolder:
 
         locks: whether this process is to take the lock; others of the same run can be here before it lets an earlier
         run's go. Raises RunError if the folder holds a run and `resume` is not asked for, or a `model` that belongs to
-        no checkpoint, RunLockedError if another
-        process trains in it, OutputError if it cannot be written into, and RecipeError if the recipe differs from that
-        run's in more than a continued run may change.
+        no checkpoint, RunLockedError if another process trains in it, OutputError if it cannot be written into, and
+        RecipeError if the recipe differs from that run's in more than a continued run may change.
         """
         check_place(self.root)
         if locks:
