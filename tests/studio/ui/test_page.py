@@ -246,6 +246,9 @@ class TestLive:
         assert skipped == gr_skip()
         assert (shown["state"], len(shown["previews"])) == ("live", 1)
         assert "rough preview in" in shown["status"]
+        deadline = time.monotonic() + 20
+        while len(studio.queue) and time.monotonic() < deadline:  # it leaves the queue a moment after its last preview
+            time.sleep(0.01)
         assert len(studio.queue) == 0
 
     def test_nothing_is_shown_while_it_is_off_or_a_photograph_is_edited(self, panel: Panel) -> None:
