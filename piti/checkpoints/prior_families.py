@@ -121,6 +121,11 @@ FAMILIES: dict[str, Family] = {
 """By the class in `model_index.json`."""
 
 
+def own_model(source: str) -> PriorError:
+    """What is said of a model of this package, which needs no import."""
+    return PriorError("is a model of this package already", remedy="name it as it is", source=source)
+
+
 def family_of(index: Mapping[str, Any], source: str) -> Family:
     """The family that a `model_index.json` names. Raises PriorError for any other; source: names it there."""
     named = str(index.get("_class_name", ""))
@@ -129,7 +134,7 @@ def family_of(index: Mapping[str, Any], source: str) -> Family:
     if not named:
         raise PriorError("does not name its pipeline ('_class_name')", remedy=WHOLE, source=source)
     if named == "PITIPipeline":
-        raise PriorError("is a model of this package already", remedy="name it as it is", source=source)
+        raise own_model(source)
     why = next((reason for word, reason in _OTHERS.items() if word in named), "is none that is known here")
     raise PriorError(
         f"{with_article(named)} {why}",

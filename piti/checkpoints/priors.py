@@ -10,7 +10,7 @@ from typing import Any
 
 from piti.checkpoints.convert import Converted, check_outside, is_model
 from piti.checkpoints.folder import AUTOENCODER, INDEX_FILE, SCHEDULERS, bundled_models, imported_folder
-from piti.checkpoints.prior_families import PriorError, family_of
+from piti.checkpoints.prior_families import PriorError, family_of, own_model
 from piti.checkpoints.prior_folders import Recognised, read_config, recognised
 from piti.checkpoints.prior_hub import fetched, fetched_configurations, is_id
 from piti.checkpoints.writing import Saveable, write_model_folder
@@ -49,7 +49,7 @@ def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Conv
     folder = Path(source)
     if not folder.exists():
         if str(source) in bundled_models():
-            raise PriorError("is a model of this package already", remedy="name it as it is", source=source)
+            raise own_model(str(source))
         folder = fetched(str(source), _weights_wanted)
     check_outside(out, folder)
     check_folder(out, overwrite, is_model)

@@ -82,7 +82,7 @@ def is_one_file(out: Path) -> bool:
     Raises OutputError for the name of a picture of another format.
     """
     suffix = out.suffix.lower()
-    if out.is_dir() or suffix not in IMAGE_SUFFIXES:
+    if suffix not in IMAGE_SUFFIXES or out.is_dir():
         return False
     if suffix != ".png":
         remedy = "end the name in .png, or give a folder"

@@ -39,9 +39,9 @@ class Tokens(NamedTuple):
     def joined(self, other: Tokens) -> Tokens:
         """The rows of both, these first."""
         residuals, maps = _joined(self.residuals, other.residuals), _joined(self.maps, other.maps)
-        masks = _joined(*(None if mask is None else (mask,) for mask in (self.mask, other.mask)))
+        mask = None if self.mask is None or other.mask is None else torch.cat([self.mask, other.mask])
         pooled, sequence = torch.cat([self.pooled, other.pooled]), torch.cat([self.sequence, other.sequence])
-        return Tokens(pooled, sequence, residuals, maps, None if masks is None else masks[0])
+        return Tokens(pooled, sequence, residuals, maps, mask)
 
 
 def _joined(ours: tuple[Tensor, ...] | None, theirs: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
