@@ -8,8 +8,8 @@ of its three. Then: `piti train sketch --data OUT`.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -52,11 +52,17 @@ def write(out: Path, photograph: Archived, edges: Archived) -> str:
 
 
 def main() -> None:
-    out, tars = Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]]
-    photographs = [one for tar in tars for one in list_archived(tar)]
-    edges = [one for tar in tars for one in list_archived(tar, {".edge.jpg"})]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("tars", type=Path, nargs="+")
+    given = parser.parse_args()
+    out, photographs = given.out, [one for tar in given.tars for one in list_archived(tar)]
+    edges = {one.key: one for tar in given.tars for one in list_archived(tar, {".edge.jpg"})}
+    without = [one.key for one in photographs if one.key not in edges]
+    if without:
+        parser.error(f"{len(without)} photographs have no .edge.jpg beside them, {without[0]} for one")
     with ProcessPoolExecutor() as pool:
-        keys = list(pool.map(write, [out] * len(edges), photographs, edges, chunksize=50))
+        keys = list(pool.map(write, [out] * len(photographs), photographs, [edges[one.key] for one in photographs]))
     splits = split_by_hash(keys)
     train = sorted(f"{kind}/{key}" for kind in KINDS for key in splits["train"])
     held_out = sorted(f"{KINDS[k % 3]}/{key}" for k, key in enumerate(splits["val"]))

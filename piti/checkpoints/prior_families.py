@@ -49,6 +49,8 @@ class Family:
     """No text is tokens of zeros, unless the index says otherwise."""
     network: str = "unet"
     """The folder of the network that denoises."""
+    classes: tuple[str, ...] = ("UNet2DConditionModel",)
+    """What that network may be saved as."""
     mask: bool = False
     """That network is told where a text ends."""
     shared: str = ""
@@ -78,6 +80,7 @@ def _pixart(name: str, context: int) -> Family:
         sampling={"sampler": "dpm++", "steps": 20, "guidance": _plain(3.5)},
         lower=True,
         network="transformer",
+        classes=("PixArtTransformer2DModel", "Transformer2DModel"),
         mask=True,
         shared=shared,
     )

@@ -56,7 +56,7 @@ class Recognised:
         used = {self.family.network, "scheduler", *({"vae"} if self.family.latent else ())}
         used |= {name for part in self.family.texts for name in (part.encoder, part.tokenizer)}
         used |= {"image_noising_scheduler"} & self.index.keys()
-        others = sorted(key for key, value in self.index.items() if isinstance(value, list) and value[0] is not None)
+        others = sorted(key for key, value in self.index.items() if isinstance(value, list) and value[:1] not in ([], [None]))
         left = [name for name in others if name not in used]
         return f"{self.what}: used {', '.join(sorted(used))}" + (f"; not used {', '.join(left)}" if left else "")
 
@@ -135,7 +135,10 @@ def _parts_of(family: Family) -> list[str]:
 
 def _check_part(folder: Path, index: Mapping[str, Any], name: str, family: Family) -> None:
     told = index.get(name)
-    if not isinstance(told, list) or told[0] is None or not (folder / name).is_dir():
+    if told is not None and not (isinstance(told, list) and len(told) == 2):
+        kind = f"'{name}' is {told}, expected its library and its class"
+        raise PriorError(kind, remedy=WHOLE, source=folder / INDEX_FILE)
+    if told is None or told[0] is None or not (folder / name).is_dir():
         own = any(name in (part.encoder, part.tokenizer) for part in family.texts) or name == "vae"
         more = f", with {family.shared}" if own and family.shared else ""
         raise PriorError(f"has no '{name}', which is needed", remedy=f"fetch the whole model{more}", source=folder)
@@ -144,15 +147,19 @@ def _check_part(folder: Path, index: Mapping[str, Any], name: str, family: Famil
 def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: Family) -> None:
     """Raises PriorError for a UNet that sees or makes something else than a text-to-image model's."""
     seen, made, side = (unet.get(key) for key in ("in_channels", "out_channels", "sample_size"))
+    kind = str(unet.get("_class_name", family.classes[0]))
+    if kind not in family.classes:
+        raise PriorError(f"is {with_article(kind)}, expected {' or '.join(family.classes)}", remedy=WHOLE, source=path)
     if not isinstance(side, int):
         raise PriorError(f"'sample_size' is {side}, expected one side in pixels or latents", remedy=WHOLE, source=path)
     expected = space.channels * (2 if family.role == "upsampler" else 1)
+    of = f", as its autoencoder has {space.channels}" if family.latent else ""
     if seen == 2 * space.channels + 1:
         raise PriorError(f"sees {seen} channels: it is an inpainting variant", remedy=_OTHER_MODEL, source=path)
     if seen != expected:
-        raise PriorError(f"sees {seen} channels, expected {expected}", remedy=_OTHER_MODEL, source=path)
+        raise PriorError(f"sees {seen} channels, expected {expected}{of}", remedy=_OTHER_MODEL, source=path)
     if made not in (space.channels, 2 * space.channels):
-        raise PriorError(f"makes {made} channels, expected {space.channels}", remedy=_OTHER_MODEL, source=path)
+        raise PriorError(f"makes {made} channels, expected {space.channels}{of}", remedy=_OTHER_MODEL, source=path)
     if unet.get("time_cond_proj_dim") is not None:
         raise PriorError(
             "takes the guidance strength as an input ('time_cond_proj_dim'): it is distilled for a few guided steps",
@@ -173,6 +180,9 @@ def _space(folder: Path) -> SpaceSpec:
     for key in ("block_out_channels", "latent_channels"):
         if not config.get(key):
             raise PriorError(f"lacks '{key}'", remedy=WHOLE, source=path)
+    scale = config.get("scaling_factor", 1.0)
+    if not isinstance(scale, (int, float)) or scale <= 0:
+        raise PriorError(f"'scaling_factor' is {scale}, expected a number above 0", remedy=WHOLE, source=path)
     try:
         return SpaceSpec.of(config)
     except UserError as error:
@@ -235,7 +245,7 @@ def _language(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[L
     first, models = tokenizers[0], []
     contexts = set()
     for part, tokenizer in zip(family.texts, tokenizers, strict=True):
-        kind = (index[part.encoder] or [None, None])[1]
+        kind = index[part.encoder][1]
         path = folder / part.encoder / "config.json"
         if kind not in part.classes:
             raise PriorError(f"is {with_article(str(kind))}, expected {' or '.join(part.classes)}", source=path)
