@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
 from piti.core.errors import UserError
@@ -73,6 +73,15 @@ class ScheduleSpec(Spec):
     """Instead of clipping."""
     to_clean: bool = True
     """The last step of "ddim" ends at x̂₀ itself; false: at ᾱ of step 0, with a rest of noise."""
+
+    @field_validator("beta_range")
+    @classmethod
+    def _usual_range_is_none(
+        cls, value: tuple[float, float] | None, info: ValidationInfo
+    ) -> tuple[float, float] | None:
+        """Written out, DDPM's own range is the same schedule as without one."""
+        steps = info.data.get("steps", 1000)
+        return None if info.data.get("betas") == "linear" and value == (0.1 / steps, 20 / steps) else value
 
     @model_validator(mode="after")
     def _betas_lie_between_zero_and_one(self) -> ScheduleSpec:
@@ -344,9 +353,8 @@ _NAMES = {"steps": "num_train_timesteps", "betas": "beta_schedule", "prediction"
 def spec_of_config(config: Mapping[str, Any], source: str) -> ScheduleSpec:
     """The same of a configuration that was read from `source`, before a scheduler is built of it."""
     values: dict[str, Any] = {ours: config[theirs] for ours, theirs in _NAMES.items() if theirs in config}
-    steps, given = values.get("steps", 1000), (config.get("beta_start"), config.get("beta_end"))
-    usual = values.get("betas") == "linear" and isinstance(steps, int) and given == (0.1 / steps, 20 / steps)
-    if values.get("betas") != "squaredcos_cap_v2" and None not in given and not usual:
+    given = (config.get("beta_start"), config.get("beta_end"))
+    if values.get("betas") != "squaredcos_cap_v2" and None not in given:
         values["beta_range"] = given
     if config.get("thresholding"):
         ratio, largest = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)

@@ -48,6 +48,13 @@ def test_respacing_twice_maps_to_the_original_steps() -> None:
         once.respaced([])
 
 
+def test_the_usual_range_written_out_is_the_same_schedule() -> None:
+    usual = ScheduleSpec(betas="linear", steps=500)
+    written = ScheduleSpec.parse(usual.to_dict() | {"beta_range": [0.1 / 500, 20 / 500]}, "recipe.yaml")
+    assert written == usual
+    assert ScheduleSpec(betas="linear", steps=500, beta_range=(1e-4, 0.02)) != usual
+
+
 def test_impossible_specs_are_refused() -> None:
     with pytest.raises(SpecError, match="at least 21"):
         ScheduleSpec.parse({"betas": "linear", "steps": 20}, "recipe.yaml")
