@@ -56,7 +56,9 @@ class Recognised:
         used = {self.family.network, "scheduler", *({"vae"} if self.family.latent else ())}
         used |= {name for part in self.family.texts for name in (part.encoder, part.tokenizer)}
         used |= {"image_noising_scheduler"} & self.index.keys()
-        others = sorted(key for key, value in self.index.items() if isinstance(value, list) and value[:1] not in ([], [None]))
+        others = sorted(
+            key for key, value in self.index.items() if isinstance(value, list) and value[:1] not in ([], [None])
+        )
         left = [name for name in others if name not in used]
         return f"{self.what}: used {', '.join(sorted(used))}" + (f"; not used {', '.join(left)}" if left else "")
 

@@ -63,6 +63,8 @@ class Condition(ABC):
     """
 
     kind: ClassVar[str]
+    usual_folder: ClassVar[str | None] = None
+    """Where a data root keeps files of this kind, as the recipes have it; none where there is no custom."""
     suffixes: ClassVar[frozenset[str]] = IMAGE_SUFFIXES
     """How its files end."""
     exact: ClassVar[bool] = False

@@ -77,6 +77,7 @@ class GeometryCondition(Condition):
     """
 
     kind: ClassVar[str] = "geometry"
+    usual_folder: ClassVar[str | None] = "depth"
     suffixes: ClassVar[frozenset[str]] = DEPTH_SUFFIXES
 
     unit: float = 0.001

@@ -62,6 +62,7 @@ class MaskCondition(Condition):
     """
 
     kind: ClassVar[str] = "mask"
+    usual_folder: ClassVar[str | None] = "labels"
     exact: ClassVar[bool] = True
 
     classes: ClassTable

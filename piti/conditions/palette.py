@@ -40,6 +40,7 @@ class PaletteCondition(MaskCondition):
     """
 
     kind: ClassVar[str] = "palette"
+    usual_folder: ClassVar[str | None] = "labels"
 
     null_value: float = 1.0
 

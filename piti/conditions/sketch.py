@@ -49,6 +49,7 @@ class SketchCondition(Condition):
     """
 
     kind: ClassVar[str] = "sketch"
+    usual_folder: ClassVar[str | None] = "sketches"
 
     threshold: float = 0.35
     null_value: float = 1.0

@@ -37,6 +37,7 @@ class TextCondition(Condition):
     """
 
     kind: ClassVar[str] = "text"
+    usual_folder: ClassVar[str | None] = "captions"
     suffixes: ClassVar[frozenset[str]] = frozenset({".txt"})
     spatial: ClassVar[bool] = False
 

@@ -27,8 +27,6 @@ from piti.generation.translate import translate_files
 from piti.pipelines.computing import TORCH, Computing
 from piti.pipelines.pipeline import PITIPipeline
 
-USUAL_FOLDERS = {"mask": "labels", "palette": "labels", "sketch": "sketches", "geometry": "depth", "text": "captions"}
-"""Where a data root keeps conditions of each kind, as the recipes have it."""
 _SHOWN = 12  # digits of a hash in an image's metadata
 
 
@@ -78,9 +76,9 @@ class Split:
 
 
 def _usual(name: str, condition: Condition) -> str:
-    if condition.kind not in USUAL_FOLDERS:
+    if condition.usual_folder is None:
         raise PairingError(f"where the data has its {name} is not known", remedy=f"say it with {option('conditions')}")
-    return USUAL_FOLDERS[condition.kind]
+    return condition.usual_folder
 
 
 def _check_stems(pairs: Sequence[Pair]) -> None:

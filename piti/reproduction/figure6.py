@@ -21,7 +21,7 @@ from piti.core.progress import steps_bar
 from piti.core.sheets import grid
 from piti.data.pairs import FolderSpec, key_hash
 from piti.diffusion.guidance import Guidance
-from piti.evaluation.generating import USUAL_FOLDERS, weights_sha256
+from piti.evaluation.generating import weights_sha256
 from piti.evaluation.result import Evaluation, Measure
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
@@ -96,7 +96,7 @@ def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
 
 
 def _spec(condition: Condition, data: Path) -> FolderSpec:
-    return FolderSpec(root=data, conditions=USUAL_FOLDERS.get(condition.kind, "labels"))
+    return FolderSpec(root=data, conditions=condition.usual_folder or "labels")
 
 
 def reproduce(model: str, data: Path, workspace: Workspace, judges: bool, console: Console) -> Path:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piti.checkpoints.folder import ModelFolder, find_model
-from piti.conditions import Condition
+from piti.conditions import Condition, SeveralCondition
 from piti.core.seeding import draws_on, noise_for
 from piti.data.batches import SampleSet, TrainingBatch
 from piti.diffusion.distillation import Guess, StudentGrid
@@ -76,15 +76,13 @@ def distillation_recipe(
     keys = {"encoder": "encoder_spec", "text": "text_spec", "unet": "unet_spec"}
     networks = {ours: config[theirs] for ours, theirs in keys.items()}
     plain = {key: config[key] for key in ("image_size", "patch_size", "learned_variance")}
-    encoder = networks["encoder"]
-    side = None if encoder is None or encoder["size"] == config["image_size"] else encoder["size"]
     values = copy.deepcopy(_TRAINING) | {
         "name": "-".join([Path(model).name, _student_kind(spec), *([] if rank is None else [f"rank-{rank}"])]),
         "init": model,
         "condition": folder.condition.to_config(),
         "model": plain | networks,
         "schedule": spec_of(folder.scheduler("base")).to_dict(),
-        "data": {"size": config["image_size"], "condition_size": side, "root": None if data is None else str(data)},
+        "data": _data_of(folder.condition, config, data),
         "distillation": spec.to_dict(),
         "preview": {"every": 500, "sampler": "ddim", "steps": spec.steps or 20, "guidance": {"w": 0.0}},
     }
@@ -92,6 +90,18 @@ def distillation_recipe(
         values["stages"][0] |= {"trains": [LORA], "lr": _ADAPTERS_LR}
         values["lora"] = {"rank": rank, "convolutions": True, "encoder": True, "offsets": True}
     return changed_recipe(values, changes, f"distilling {model}")
+
+
+def _data_of(condition: Condition, config: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
+    """`data` of a student: its teacher's sizes, and conditions in the usual folder of their kind, or of each part's."""
+    encoder = config["encoder_spec"]
+    side = None if encoder is None or encoder["size"] == config["image_size"] else encoder["size"]
+    values: dict[str, Any] = {"size": config["image_size"], "condition_size": side}
+    parts = condition.parts if isinstance(condition, SeveralCondition) else {condition.kind: condition}
+    folders = {name: part.usual_folder for name, part in parts.items()}
+    if None not in folders.values():
+        values["conditions"] = folders if isinstance(condition, SeveralCondition) else condition.usual_folder
+    return values if root is None else values | {"root": str(root)}
 
 
 def _student_kind(spec: DistillationSpec) -> str:

@@ -177,7 +177,9 @@ class Recipe(Spec):
         if self.baseline is not None or self.model.low_res is not None or self.model.space.latent:
             raise ValueError("'distillation' is for the base of a cascade that works on pixels")
         if spec.steps is None and not spec.guidance.w:
-            raise ValueError("'distillation' with 'steps' 0 or none is of the guidance alone, and its w is 0; give another")
+            raise ValueError(
+                "'distillation' with 'steps' 0 or none is of the guidance alone, and its w is 0; give another"
+            )
         if spec.steps is None and spec.substeps != DistillationSpec().substeps:
             raise ValueError("'distillation.substeps' has no meaning where 'steps' is 0 or none; leave it out")
         if spec.steps is not None and not self.schedule.to_clean:

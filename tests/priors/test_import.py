@@ -75,7 +75,11 @@ def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
         ("model_index.json", {"vae": []}, r"model_index\.json: 'vae' is \[\], expected its library and its class"),
         ("model_index.json", {"text_encoder": ["transformers"]}, r"'text_encoder' is \['transformers'\], expected its"),
         ("unet/config.json", {"in_channels": 8}, "sees 8 channels, expected 4, as its autoencoder has 4"),
-        ("unet/config.json", {"_class_name": "UNet2DModel"}, r"is an? UNet2DModel, expected UNet2DConditionModel; give"),
+        (
+            "unet/config.json",
+            {"_class_name": "UNet2DModel"},
+            r"is an? UNet2DModel, expected UNet2DConditionModel; give",
+        ),
         ("unet/config.json", {"time_cond_proj_dim": 256}, "it is distilled for a few guided steps"),
         ("unet/config.json", {"class_embed_type": "identity"}, "'class_embed_type' is 'identity'"),
         ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, r"distilled for a few steps \(LCM, turbo"),

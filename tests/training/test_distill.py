@@ -103,6 +103,11 @@ def test_an_adversary_finishes_a_student(teacher: tuple[Path, Path], student: Pa
     assert {"distillation", "adversarial", "discriminator"} <= row.keys()
 
 
+@pytest.mark.parametrize(("model", "folder"), [("street", "labels"), ("sketch", "sketches")])
+def test_conditions_lie_in_the_usual_folder_of_their_kind(model: str, folder: str) -> None:
+    assert distillation_recipe(model, WANTED).data.conditions == folder
+
+
 def test_what_cannot_be_distilled(teacher: tuple[Path, Path], student: Path) -> None:
     data, run = teacher
     with pytest.raises(RecipeError, match="is distilled already"):
