@@ -111,7 +111,7 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
     """Make a table, or print what that would take."""
     from piti.core.errors import UserError
     from piti.reproduction import costs, make
-    from piti.reproduction.plans import data_folders, plan_of
+    from piti.reproduction.plans import STUDIES, data_folders, plan_of
 
     plan = plan_of(table, scale)
     if gpu and (plan.own_speed or not dry_run):
@@ -119,7 +119,8 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
     if data or not dry_run:
         workspace = replace(workspace, data=data_folders(plan.sets, data))
     if dry_run:
-        rows, notes = costs.dry_run(plan, workspace, gpu or "a100")
+        lacking = make.judges_lacking(plan, workspace, log, judged=table not in STUDIES)
+        rows, notes = costs.dry_run(plan, workspace, gpu or "a100", lacking)
         print_rows(rows)
         for note in notes:
             typer.echo(f"note: {with_flags(note)}")

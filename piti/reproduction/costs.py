@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +51,13 @@ class CostTally:
     recipes: dict[Training, Recipe]
 
 
-def dry_run(plan: Plan, workspace: Workspace, gpu: str = DEFAULT_GPU) -> tuple[list[dict[str, str]], list[str]]:
-    """A row for each run, and notes on the hours of all. Trains nothing and writes nothing.
+def dry_run(
+    plan: Plan, workspace: Workspace, gpu: str = DEFAULT_GPU, lacking: Sequence[str] = ()
+) -> tuple[list[dict[str, str]], list[str]]:
+    """A row for each run, and notes on the hours of all and on what is lacking. Trains nothing and writes nothing.
 
-    gpu: a name in `piti.training.cost.GPUS`, for the paper's scale. Raises UserError for a GPU that is not known, and
-    for a row whose options its networks cannot be sampled with.
+    gpu: a name in `piti.training.cost.GPUS`, for the paper's scale. lacking: what else stops the table. Raises
+    UserError for a GPU that is not known, and for a row whose options its networks cannot be sampled with.
     """
     chosen = gpu_named(gpu)
     tally = CostTally(Checker(plan, workspace), 0.0, {}, {}, {}, [], {})
@@ -75,7 +77,7 @@ def dry_run(plan: Plan, workspace: Workspace, gpu: str = DEFAULT_GPU) -> tuple[l
         notes.append(f"hours are of {'; '.join(tally.bases)}")
     decimals = min(2, decimals_for(hours for _, hours in found if hours is not None))
     rows = [row if hours is None else row | {"hours left": number(hours, decimals)} for row, hours in found]
-    notes += [f"cannot be made: {problem}" for problem in tally.checker.told]
+    notes += [f"cannot be made: {problem}" for problem in (*tally.checker.told, *lacking)]
     return rows, [*map(Message, notes)]
 
 

@@ -84,45 +84,66 @@ def check_all(plan: Plan, workspace: Workspace, console: Console, judged: bool =
 
     judged: whether networks judge the images, or raters alone.
     """
-    checker, found = Checker(plan, workspace), []
+    checker = Checker(plan, workspace)
     for training in plan.trainings:
         for seed in range(workspace.seeds):
             checker.problem(training, seed)
+    if found := [*judges_lacking(plan, workspace, console, judged), *checker.told]:
+        raise UserError("nothing was trained; it takes:\n  " + "\n  ".join(found))
+
+
+def judges_lacking(plan: Plan, workspace: Workspace, console: Console, judged: bool = True) -> list[str]:
+    """What is known to stop the judges, and what enlarges images in the place of an upsampler; empty where nothing is.
+
+    judged: see `check_all`.
+    """
     looks: list[Callable[[], object]] = []
     if judged:
         looks.append(partial(check_judges, workspace.judges, workspace.device, console, plan.networks))
     if workspace.real_esrgan is not None:
         looks.append(partial(load_real_esrgan, workspace.real_esrgan))
+    return [line.strip() for said in _failures(looks) for line in said.splitlines()]
+
+
+def _failures(looks: Iterable[Callable[[], object]]) -> list[str]:
+    """What those say that fail, of all of them."""
+    found = []
     for look in looks:
         try:
             look()
         except UserError as error:
             found.append(text_of(error))
-    found += checker.told
-    if found:
-        raise UserError("nothing was trained; it takes:\n  " + "\n  ".join(found))
+    return found
 
 
 def check_judges(judges: Judges, device: str | None, console: Console, wanted: Sequence[str] = ()) -> None:
     """Open every network that judges, before anything is trained for them. wanted: feature networks that must be
-    among them. Raises UserError.
+    among them. Raises UserError with all that is lacking.
     """
     chosen: torch.device = usable_device(device)
     if not judges.features and judges.segmenter is None:
         raise UserError("nothing would judge the images", remedy=f"give {option('features')} or {option('segmenter')}")
     there = set()
-    for name in judges.features:
+
+    def open_network(name: str) -> None:
         network = open_features(name, chosen)
         there.add(network.name)
         console.log(f"features: {network.name}, {network.dimensions} numbers an image")
-    if lacking := [name for name in wanted if name not in there]:
+
+    def see_segmenter(name: str) -> None:
+        console.log(f"segmenter: {open_segmenter(name, chosen).name}")
+
+    found = _failures(partial(open_network, name) for name in judges.features)
+    if not found and (lacking := [name for name in wanted if name not in there]):
         named = " and ".join(f"{option('features')} {name}" for name in wanted)
-        raise UserError(
-            f"this table is the distances of {' and '.join(wanted)}; {' and '.join(lacking)} is not among the judges",
-            remedy=f"give {named}; others may be added",
+        found.append(
+            f"this table is the distances of {' and '.join(wanted)}; {' and '.join(lacking)} is not among the judges; "
+            f"give {named}; others may be added"
         )
     if judges.segmenter is not None:
-        console.log(f"segmenter: {open_segmenter(judges.segmenter, chosen).name}")
+        found += _failures([partial(see_segmenter, judges.segmenter)])
+    if found:
+        raise UserError("\n  ".join(found))
 
 
 def dataset_files(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:

@@ -49,6 +49,24 @@ def test_a_run_that_another_process_trains_is_left_alone(workspace: Workspace) -
             trains.result()
 
 
+def test_all_judges_that_are_lacking_are_told_at_once(workspace: Workspace) -> None:
+    """As lines of the run's error, and as notes of the dry run, which fails for nothing."""
+    files = [
+        str(workspace.out / name) for name in ("nothing.safetensors", "neither.safetensors", "judge", "esrgan.pth")
+    ]
+    judges = Judges(tuple(files[:2]), files[2])
+    lacking = replace(workspace, judges=judges, real_esrgan=Path(files[3]))
+    with pytest.raises(UserError, match="nothing was trained") as error:
+        make.reproduce(PLAN, lacking, QUIET)
+    found = make.judges_lacking(PLAN, lacking, QUIET)
+    assert len(found) == len(files)
+    assert all(file in said and file in str(error.value) for file, said in zip(files, found, strict=True))
+    assert len(make.judges_lacking(PLAN, lacking, QUIET, judged=False)) == 1
+    _, notes = costs.dry_run(PLAN, lacking, lacking=found)
+    told = [note for note in notes if note.startswith("cannot be made: ")]
+    assert all(file in said for file, said in zip(files, told, strict=True))
+
+
 def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
     with pytest.raises(UserError, match=r"distances of inception and clip; inception and clip is not among the judges"):
         make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
