@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from piti.diffusion.guidance import Guidance
 from piti.reproduction import costs, published
@@ -34,6 +36,54 @@ def test_every_recipe_of_every_table_reads(table: str, scale: str) -> None:
         assert recipe.condition["kind"] in (kinds.get(training.data, "mask"), "none")
         assert seen.setdefault(training.name, training.changes) == training.changes  # a name is one run
     assert len({(row.images, row.data) for row in plan.rows}) == len(plan.rows)
+
+
+SIZES = {
+    "channels",
+    "width",
+    "layers",
+    "heads",
+    "norm_groups",
+    "token_width",
+    "attention",
+    "head_dim",
+    "encoder",
+    "unet",
+}
+"""Keys of a smaller network; what it does is the same."""
+KEYS_OF_THE_METHOD = (
+    "model",
+    "schedule",
+    "stages",
+    "batch",
+    "condition_dropout",
+    "ema",
+    "optimizer",
+    "loss",
+    "degradation",
+)
+
+
+@pytest.mark.parametrize(
+    ("small", "paper"), [("piti", "piti"), ("upsampler", "upsampler"), ("one-step-upsampler", "upsampler")]
+)
+def test_what_departs_at_small_scale_is_named(small: str, paper: str) -> None:
+    """Every key in which a small recipe differs from its counterpart at the paper's scale stands in departures.md."""
+    folder, text = ROOT / "piti/reproduction", (ROOT / "docs/evidence/departures.md").read_text(encoding="utf-8")
+    ours, theirs = (
+        yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in (f"small/{small}", f"paper/{paper}")
+    )
+    keys = set[str]()
+    for top in KEYS_OF_THE_METHOD:
+        a, b = ours.get(top), theirs.get(top)
+        pairs = list(zip(a, b, strict=False)) if top == "stages" else [(a, b)]
+        for mine, other in pairs:
+            if not isinstance(mine, dict) or not isinstance(other, dict):
+                keys |= {top} if mine != other else set()
+                continue
+            keys |= {key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key)}
+    lacking = {key for key in keys - SIZES - {"name", "trains"} if not re.search(rf"`[\w.]*\b{key}\b", text)}
+    assert not lacking - {"steps", "diffusion", "pixel", "consistency", "perceptual", "adversarial"}  # told in words
 
 
 def test_at_small_scale_all_rows_see_as_many_images() -> None:
