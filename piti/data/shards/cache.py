@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ class ShardCache:
             except OSError as error:
                 raise DataError(f"{path}: cannot be opened ({error.strerror}); check data.shards") from None
         self.make()
-        with FileLock(path.with_suffix(".lock")):
+        with self._locked(path.with_suffix(".lock")):
             fetched = False
             while True:
                 try:
@@ -109,8 +109,8 @@ class ShardCache:
             return _index_from(json.loads(kept.read_bytes()))
         with contextlib.nullcontext(handle) if handle else self.opened(shard) as file:
             index = index_shard(file, str(shard))
-        self.make()
-        with contextlib.suppress(OSError):  # it is only quicker with it
+        with contextlib.suppress(OSError, DataError):  # it is only quicker with it
+            self.make()
             partial = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
             partial.write_text(json.dumps(_index_to(index)), encoding="utf-8")
             os.replace(partial, kept)
@@ -136,13 +136,26 @@ class ShardCache:
             if self._own and not WINDOWS and self.folder.stat().st_uid != os.getuid():
                 raise PermissionError(0, "it belongs to another user")
         except OSError as error:
-            raise DataError(
-                f"{self.folder}: cannot hold fetched shards ({error.strerror}); set data.shard_cache to another folder"
-            ) from None
+            raise self._unusable(error) from None
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """Hold a lock of the folder's. Raises DataError where it cannot be written there."""
+        try:
+            held = FileLock(path).acquire()
+        except OSError as error:
+            raise self._unusable(error) from None
+        with held:
+            yield
+
+    def _unusable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self.folder}: cannot hold fetched shards ({error.strerror}); set data.shard_cache to another folder"
+        )
 
     def _evict(self, but: Path) -> None:
         """Remove what was used longest ago until the rest fits, and what killed processes left."""
-        with FileLock(self.folder / ".lock"):
+        with self._locked(self.folder / ".lock"):
             for partial in self.folder.glob("*.partial"):
                 _remove_unlocked(partial)
             found = []

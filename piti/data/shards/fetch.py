@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import io
 import logging
 import os
 import select
@@ -95,14 +96,13 @@ def _attempt(address: str, partial: Path, timeout: float, expected: Expected) ->
     digest, size = hashlib.sha256(), 0
     chunks = _from_pipe(address, timeout) if address.startswith(PIPE) else _from_http(address, timeout)
     try:
-        file = partial.open("wb")
+        file = partial.open("wb", buffering=0)  # what closing flushed could fail once more
     except OSError as error:
         raise _unwritable(partial, error) from None
     with contextlib.closing(chunks), file:
         for chunk in chunks:
             try:
-                file.write(chunk)
-                file.flush()
+                _write(file, chunk)
             except OSError as error:
                 raise _unwritable(partial, error) from None
             digest.update(chunk)
@@ -113,6 +113,13 @@ def _attempt(address: str, partial: Path, timeout: float, expected: Expected) ->
         raise FetchFailed(f"{size} bytes came, the manifest says {expected.bytes}")
     if expected.sha256 is not None and digest.hexdigest() != expected.sha256:
         raise FetchFailed(f"its sha256 is {digest.hexdigest()}, the manifest says {expected.sha256}")
+
+
+def _write(file: io.FileIO, chunk: bytes) -> None:
+    """All of it: a disk that fills up takes a part."""
+    left = memoryview(chunk)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _unwritable(partial: Path, error: OSError) -> FetchFailed:

@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 import time
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -68,6 +68,18 @@ class TestHttp:
         ):
             fetch(f"{address}/b.tar", tmp_path / "got", 5)
         assert len(asked) == 1
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+    def test_a_full_disk_is_named(self, served, tmp_path) -> None:
+        (served / "a.tar").write_bytes(BODY[:1000])  # less than what is written at once
+        (tmp_path / "got.partial").symlink_to("/dev/full")
+        with (
+            serving(served) as (address, asked),
+            pytest.raises(DataError, match=r"cannot be written \(No space left on device\); see data.shard_cache"),
+        ):
+            fetch(f"{address}/a.tar", tmp_path / "got", 5)
+        assert len(asked) == 1
+        assert only(tmp_path) == []
 
     def test_a_server_that_falls_silent(self, served, tmp_path) -> None:
         def silent(handler) -> None:

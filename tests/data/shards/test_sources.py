@@ -296,3 +296,13 @@ def test_an_index_is_kept_until_the_shard_changes(tmp_path, caplog, monkeypatch)
     for kept in cache.folder.glob("index-*.json"):
         kept.write_text("{")
     assert len(cache.index_of(shard).samples) == 5
+
+
+def test_a_cache_that_cannot_be_written(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    local = Shard(str(pairs(tmp_path / "s.tar", 4)))
+    assert len(ShardCache(tmp_path / "file" / "cache", 1, 5).index_of(local).samples) == 4
+    cache, remote = ShardCache(tmp_path / "cache", 1, 5), Shard("http://127.0.0.1:9/s.tar")
+    cache.path_of(remote).with_suffix(".lock").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"cannot hold fetched shards \(.*\); set data.shard_cache"):
+        cache.opened(remote)
