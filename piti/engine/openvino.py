@@ -164,6 +164,10 @@ def _converted(translator: Translator, key: str, inputs: list[Tensor], tokens: T
             (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
     except OutputError as error:
         log.warning("the converted network is not kept: %s", error)
+    except RuntimeError as error:  # as OpenVINO speaks of a full disk
+        log.warning(
+            "the converted network is not kept: %s cannot be written (%s); check the free space", cache_folder(), error
+        )
     return model
 
 

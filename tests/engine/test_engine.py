@@ -121,6 +121,19 @@ class TestOpenVino:
         again.use_engine("torch")
         assert np.array_equal(arrays(again(tall, generator=seeded(), guidance=1.5).images), wanted[1])
 
+    def test_a_full_disk_keeps_nothing_and_ends_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def full(model: object, path: Path, **options: object) -> None:
+            path.write_text("<a part of it")
+            raise RuntimeError("basic_ios::clear: iostream error")
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr("openvino.save_model", full)
+        assert small_base().use_engine("openvino")(mask(1), generator=seeded()).images
+        assert f"{tmp_path / 'piti' / 'openvino'} cannot be written (basic_ios" in caplog.text
+        assert not list(tmp_path.rglob("step.xml"))
+
     def test_other_weights_are_other_networks_and_where_nothing_can_be_kept_they_work_without(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
