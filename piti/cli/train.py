@@ -116,7 +116,8 @@ def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str
 
     folder = out or Path("runs") / recipe.name
     if dry_run:
-        print_rows(plan(recipe, folder, gpu))
+        if started().main:
+            print_rows(plan(recipe, folder, gpu))
         return
     model = run_training(recipe, folder, resume, log)
     if started().main:

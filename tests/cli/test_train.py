@@ -52,6 +52,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(recipe: Path, tiny_data: P
     assert not (tmp_path / "run").exists()
 
 
+def test_of_several_processes_the_first_prints_the_plan(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piti.training.plan", lambda *given: [{"what": "the plan"}])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "the plan" in run("train", recipe, "--dry-run")
+    monkeypatch.setenv("RANK", "1")
+    assert run("train", recipe, "--dry-run") == ""
+
+
 def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("piti.training.plan", lambda parsed, folder, gpu: [{"recipe": parsed.name, "gpu": gpu}])
     monkeypatch.chdir(tmp_path)  # where there is no folder of recipes
