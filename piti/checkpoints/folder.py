@@ -22,6 +22,7 @@ from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.errors import UserError, first_line, option, text_of, with_article
+from piti.core.walk import list_images
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedule import spec_of_config
 from piti.models.translator import Translator, TranslatorSpec
@@ -39,6 +40,8 @@ OF_UPSAMPLER = "upsampler_"
 """How the settings of an upsampler begin."""
 SHARED_UPSAMPLER = "shares_upsampler_of"
 """The key of a model's index that names the model whose upsampler it uses, so that its weights lie there alone."""
+EXAMPLES = "examples"
+"""The folder of a model in which lie conditions to begin with."""
 SHARED_SHA256 = "shares_upsampler_sha256"
 """The key of the hash of those weights, where others are not to be taken in their place."""
 
@@ -88,7 +91,7 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
     return _download(str(name), known, **kwargs)
 
 
-_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", "examples/*.png"]
+_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", f"{EXAMPLES}/*.png"]
 
 
 def _download(name: str, known: str, **kwargs: Any) -> Path:
@@ -157,6 +160,14 @@ class ModelFolder:
     def lender(self) -> str | None:
         """The model whose upsampler this one uses, none where it has its own, or none at all."""
         return None if "upsampler" in self else self.index.get(SHARED_UPSAMPLER)
+
+    def examples(self) -> list[Path]:
+        """Conditions that came with the model, or with the one whose upsampler it uses, if that reads the same."""
+        own = self.path / EXAMPLES
+        if own.is_dir() or self.lender is None:
+            return list_images(own) if own.is_dir() else []
+        lender = ModelFolder.open(find_model(self.lender))
+        return lender.examples() if lender.condition.to_config() == self.condition.to_config() else []
 
     def check_lent(self, lender: ModelFolder) -> None:
         """Raises ModelError where the upsampler that this model shares is not the one that it was saved with."""

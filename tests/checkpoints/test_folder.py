@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from piti.checkpoints.folder import ModelError, bundled_models
+from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models
 from piti.core.errors import UserError
 from piti.pipelines.pipeline import PITIPipeline
 from tests.pipelines.test_pipeline import tiny_pipeline
@@ -28,6 +28,16 @@ def test_the_upsampler_of_street_takes_one_step_and_no_other() -> None:
     assert min(image.size) == 64
     with pytest.raises(UserError, match="trained for one step from noise"):
         pipeline(mask, steps=1, size=64, upsampler_steps=4)
+
+
+def test_examples_come_along_with_an_upsampler_where_the_condition_is_the_same(tmp_path: Path) -> None:
+    index = {"_class_name": "PITIPipeline", "base": ["piti", "Adapted"], "shares_upsampler_of": "street"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    for name in ("street", "sketch"):
+        shutil.copy(bundled_models()[name] / "condition.json", tmp_path)
+        found = ModelFolder.open(tmp_path).examples()
+        assert found == (ModelFolder.open(bundled_models()["street"]).examples() if name == "street" else [])
+    assert len(ModelFolder.open(bundled_models()["street"]).examples()) > 1
 
 
 def test_an_upsampler_that_sees_masks_is_refused_for_sketches() -> None:

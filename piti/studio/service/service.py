@@ -13,12 +13,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from piti.checkpoints.folder import ModelFolder
 from piti.conditions import ConditionError, GeometryCondition, TextCondition
 from piti.conditions.coverage import unlabelled_note
 from piti.core.errors import UserError, option
 from piti.core.images import to_pil
 from piti.core.spec import choices
-from piti.core.walk import list_images
 from piti.data.edges import draw_lines
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, prepare_edit
@@ -159,8 +159,7 @@ class Studio:
     def examples(self, model: str) -> dict[str, Image.Image]:
         """Conditions to begin with, as the painter shows them, by name; those that came with the model."""
         loaded = self.model(model)
-        folder = loaded.folder / "examples"
-        files = list_images(folder) if folder.is_dir() else []
+        files = ModelFolder.open(loaded.folder).examples()
         return {file.stem: shown(loaded.condition, loaded.condition.load(file)) for file in files}
 
     # Jobs
