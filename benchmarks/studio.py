@@ -1,6 +1,6 @@
 """What a visitor of the studio waits for, and what it keeps: start-up, first preview, results, memory, a crowd.
 
-python benchmarks/studio.py [--generations 100] [--mask examples/street/high_street.png]
+python benchmarks/studio.py [--model street] [--generations 100] [--mask examples/street/high_street.png]
 
 Starts `piti studio` as a process of its own (start-up, memory), and the same engine in this one (previews).
 """
@@ -53,7 +53,7 @@ def resident(pid: int) -> float:
     return int(found[1]) / 1000
 
 
-def ask(address: str, mask: bytes, model: str = "street", **fields: object) -> float:
+def ask(address: str, model: str, mask: bytes, **fields: object) -> float:
     """Seconds that an answer takes."""
     begun = time.perf_counter()
     files = {"condition": ("mask.png", mask)}
@@ -62,16 +62,16 @@ def ask(address: str, mask: bytes, model: str = "street", **fields: object) -> f
     return time.perf_counter() - begun
 
 
-def previews(mask: Path) -> None:
+def previews(model: str, mask: Path) -> None:
     """From the click to the first preview and the result, what a step costs in the queue's thread, and how soon a live
     preview is there."""
     from piti.pipelines.computing import Computing
     from piti.studio.service.schema import TranslateRequest
     from piti.studio.service.service import Studio
 
-    studio = Studio(("street",), computing=Computing())
-    raw = studio.read_condition("street", mask, mask.name)
-    request = TranslateRequest.parse({"model": "street", "num": 4}, "benchmark")
+    studio = Studio((model,), computing=Computing())
+    raw = studio.read_condition(model, mask, mask.name)
+    request = TranslateRequest.parse({"model": model, "num": 4}, "benchmark")
 
     async def seen() -> tuple[float, float]:
         begun, first = time.perf_counter(), 0.0
@@ -84,7 +84,7 @@ def previews(mask: Path) -> None:
 
     async def previewed() -> float:
         begun = time.perf_counter()
-        await studio.live("street", raw, 0).result()
+        await studio.live(model, raw, 0).result()
         return time.perf_counter() - begun
 
     asyncio.run(seen())
@@ -92,18 +92,18 @@ def previews(mask: Path) -> None:
         first, whole = asyncio.run(seen())
         print(f"click to first preview {first:.2f} s, to four 256 px results {whole:.2f} s")
     print(f"a live preview {asyncio.run(previewed()):.2f} s, {asyncio.run(previewed()):.2f} s")
-    pipeline = studio.model("street").pipeline
+    pipeline = studio.model(model).pipeline
     begun = time.perf_counter()
     pipeline(raw, num_images=4)
     print(f"the same pipeline in the main thread, without previews: {time.perf_counter() - begun:.2f} s")
     studio.close()
 
 
-def growth(address: str, pid: int, mask: bytes, generations: int) -> None:
+def growth(address: str, model: str, pid: int, mask: bytes, generations: int) -> None:
     """Memory after 10 generations, and after all."""
     after_10 = 0.0
     for k in range(1, generations + 1):
-        ask(address, mask, num=4, seed=k)
+        ask(address, model, mask, num=4, seed=k)
         if k == 10:
             after_10 = resident(pid)
             print(f"memory after 10 generations of 4: {after_10:.0f} MB")
@@ -111,7 +111,7 @@ def growth(address: str, pid: int, mask: bytes, generations: int) -> None:
     print(f"memory after {generations}: {last:.0f} MB ({100 * (last / after_10 - 1):+.1f}%)")
 
 
-def crowd(address: str, pid: int, mask: bytes, count: int = 20) -> None:
+def crowd(address: str, model: str, pid: int, mask: bytes, count: int = 20) -> None:
     """So many at once."""
     peak, over = [resident(pid)], threading.Event()
 
@@ -123,7 +123,7 @@ def crowd(address: str, pid: int, mask: bytes, count: int = 20) -> None:
     watcher.start()
     before, begun = resident(pid), time.perf_counter()
     with ThreadPoolExecutor(count) as pool:
-        took = sorted(pool.map(lambda k: ask(address, mask, num=1, seed=k), range(count)))
+        took = sorted(pool.map(lambda k: ask(address, model, mask, num=1, seed=k), range(count)))
     over.set()
     watcher.join()
     print(f"{count} at once: all answered after {time.perf_counter() - begun:.1f} s, the first after {took[0]:.1f} s; ")
@@ -132,17 +132,18 @@ def crowd(address: str, pid: int, mask: bytes, count: int = 20) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="street", help="a model of masks")
     parser.add_argument("--generations", type=int, default=100)
     parser.add_argument("--mask", type=Path, default=_MASK)
     options = parser.parse_args()
     mask = options.mask.read_bytes()
-    with running(["street", "sketch"]) as (address, pid, seconds):
+    with running([options.model, "sketch"]) as (address, pid, seconds):
         print(f"start-up {seconds:.1f} s, memory {resident(pid):.0f} MB")
-        first, second = ask(address, mask, num=4), ask(address, mask, num=4)
+        first, second = (ask(address, options.model, mask, num=4) for _ in range(2))
         print(f"four 256 px results over HTTP: {first:.2f} s the first time, then {second:.2f} s")
-        growth(address, pid, mask, options.generations)
-        crowd(address, pid, mask)
-    previews(options.mask)
+        growth(address, options.model, pid, mask, options.generations)
+        crowd(address, options.model, pid, mask)
+    previews(options.model, options.mask)
 
 
 if __name__ == "__main__":

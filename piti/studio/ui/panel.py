@@ -65,6 +65,7 @@ _ABOUT = {
     "sketch": "*sketch* is a small model, trained on two CPU cores with 7,603 photographs of 96 pixels. It shows the "
     "method: buildings, forests, glaciers, mountains, seas and streets; no people, animals or objects.",
 }
+_ABOUT |= {f"{name}-fast": text.replace(f"*{name}*", f"*{name}-fast*") for name, text in _ABOUT.items()}
 """What a bundled model is and is not, in a line under its drawing, Markdown."""
 
 
