@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float, Int
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from piti.core.errors import UserError
@@ -76,10 +76,8 @@ class ScheduleSpec(Spec):
 
     @field_validator("beta_range")
     @classmethod
-    def _usual_range_is_none(
-        cls, value: tuple[float, float] | None, info: ValidationInfo
-    ) -> tuple[float, float] | None:
-        """Written out, DDPM's own range is the same schedule as without one."""
+    def _usual_range_is_none(cls, value: tuple[float, float] | None, info: Any) -> tuple[float, float] | None:
+        """Written out, DDPM's own range is the same schedule as without one. info: pydantic's ValidationInfo."""
         steps = info.data.get("steps", 1000)
         return None if info.data.get("betas") == "linear" and value == (0.1 / steps, 20 / steps) else value
 
