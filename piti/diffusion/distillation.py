@@ -37,6 +37,8 @@ class StudentSpec(Spec):
     that any steps and sampler are its own; the guidance alone was distilled."""
     w: float = Field(ge=-1, allow_inf_nan=False)
     """The strength of guidance that is part of its weights."""
+    teacher: str | None = None
+    """The model that it was distilled from, where that is known."""
 
     @field_validator("timesteps")
     @classmethod
@@ -49,15 +51,22 @@ class StudentSpec(Spec):
 
     def check(self, steps: int, sampler: str, w: float) -> None:
         """Raises UserError for sampling that a student does not know."""
+        remedy = f"leave it out, or take {self.origin}"
         if self.timesteps is not None and steps != len(self.timesteps):
             known = f"this model was distilled to {len(self.timesteps)} steps and knows no others"
-            raise UserError(known, remedy="leave it out", option="steps", value=steps)
+            raise UserError(known, remedy=remedy, option="steps", value=steps)
         if self.timesteps is not None and sampler != "ddim":
             known = "this model was distilled for 'ddim'"
-            raise UserError(known, remedy="leave it out", option="sampler", value=sampler)
+            raise UserError(known, remedy=remedy, option="sampler", value=sampler)
         if w != self.w:
             known = f"this model was distilled with a guidance of {self.w:g}, which is part of its weights"
-            raise UserError(known, remedy="leave it out", option="guidance", value=w)
+            raise UserError(known, remedy=remedy, option="guidance", value=w)
+
+    @property
+    def origin(self) -> str:
+        """The model that it was distilled from, in words."""
+        named = "" if self.teacher is None else f", {self.teacher}"
+        return f"the model that it was distilled from{named}"
 
     def visited(self, steps: int | str) -> int | str | tuple[int, ...]:
         """The steps of a sampler that was asked for `steps`: its own timesteps, where it does not know every one."""

@@ -73,7 +73,7 @@ class EditSettings:
         if isinstance(network, Network) and network.translator.student is not None:
             raise EditError(
                 "this model was distilled, and an image is inverted by steps without guidance, which it cannot take",
-                remedy="edit with the model that it was distilled from",
+                remedy=f"edit with {network.translator.student.origin}",
             )
         asked = self.sampling
         base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
