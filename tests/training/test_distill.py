@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from piti.cli.app import app
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
+from piti.diffusion.guidance import Guidance
 from piti.editing.edit import edit
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
@@ -62,12 +64,15 @@ def test_it_is_sampled_in_its_own_steps_and_no_others(
     steps: list[tuple[int, int]] = []
     first = pipe(mask, generator=torch.Generator().manual_seed(0), on_step=lambda k, n, x0: steps.append((k, n)))
     assert steps == [(1, 2), (2, 2)]
-    for given, said in (
-        ({"steps": 3}, "distilled to 2 steps"),
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"steps": 3}, "distilled to 2 steps.*leave it out, or take the model that it was distilled from"),
         ({"sampler": "ddpm"}, "distilled for 'ddim'"),
         ({"guidance": 1.0}, "a guidance of 0.5, which is part of its weights"),
         ({"guidance": 0.0}, "a guidance of 0.5, which is part of its weights"),
-    ):
+        ({"guidance": Guidance(kind="plain", w=0.5)}, r"no other rule or interval .*\(here plain, 0 to 1\)"),
+        ({"guidance": Guidance(w=0.5, interval=(0.2, 0.8))}, r"here normalized, 0\.2 to 0\.8"),
+    )
+    for given, said in refused:
         with pytest.raises(UserError, match=said):
             pipe(mask, **given)
     with pytest.raises(UserError, match="edit with the model that it was distilled from"):
