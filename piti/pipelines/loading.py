@@ -172,7 +172,9 @@ class ModelSource:
     def _upsampler(self, folder: ModelFolder, condition: Condition) -> tuple[Translator, Scheduler]:
         """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
         if "upsampler" not in folder:
-            raise ModelError(f"{folder.path} holds no upsampler; give a model, a folder or a training run that does")
+            other = "a model, a folder or a training run that does" if folder.lender is None else folder.lender
+            uses = "" if folder.lender is None else f", and uses that of {folder.lender}"
+            raise ModelError(f"{folder.path} holds no upsampler{uses}; give {other}")
         upsampler, scheduler = self._loaded(folder, "upsampler")
         if upsampler.encoder is not None and not folder.condition.reads_like(condition):
             raise ModelError(

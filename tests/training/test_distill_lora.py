@@ -202,6 +202,8 @@ def test_a_lent_upsampler_that_changed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine/model_index.json").write_text(json.dumps(own))
     join_upsampler(tmp_path / "mine", tmp_path / "lender", str(tmp_path / "lender"))
     assert PITIPipeline.from_pretrained(tmp_path / "mine").upsampler is not None
+    with pytest.raises(ModelError, match=r"mine holds no upsampler, and uses that of (.*/lender); give \1$"):
+        PITIPipeline.from_pretrained(tmp_path / "lender", upsampler=tmp_path / "mine")
     path = tmp_path / "lender/upsampler" / WEIGHTS_FILE
     save_file({name: 0.5 * x for name, x in load_file(path).items()}, path)
     with pytest.raises(ModelError, match=r"has changed since .* was saved beside it"):
