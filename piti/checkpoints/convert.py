@@ -328,5 +328,8 @@ def saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict[
         raise ExchangeError(f"{source}: has no {network}; give a model that does")
     path = folder.path / network
     if (path / ADAPTER_CONFIG).is_file():
-        raise ExchangeError(f"{source}: its {network} is a set of adapters on another model; give a model of its own")
+        raise ExchangeError(
+            f"{source}: its {network} is a set of adapters on another model",
+            remedy="save it whole, PITIPipeline.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER), and give that",
+        )
     return folder.arguments(network), spec_of(folder.scheduler(network)), path

@@ -70,6 +70,7 @@ def _begin_beneath(
                 f"{key}: {name} has the same classes in another order, and adapters leave its encoder as it is",
                 remedy="put the data's classes in its order, or let stages train 'encoder' too",
             )
+    _beneath(_network_of(translator, recipe.init, "init"), "init")
     near = "" if student is None else f"; adapters as near as their rank allows to the student {student}"
     return f"all weights of {recipe.init}{near}"
 
@@ -101,11 +102,7 @@ def adapt(translator: Translator, recipe: Recipe, anew: bool = True) -> Adapted:
     ModelError."""
     key, name = ("init", recipe.init) if recipe.prior is None else ("prior", recipe.prior)
     assert name is not None  # the recipe sees to it
-    folder = _network_of(translator, name, key)
-    try:
-        path = weights_in_one_file(folder)
-    except ModelError as error:
-        raise RecipeError(f"{key}: {text_of(error)}") from None
+    path = _beneath(_network_of(translator, name, key), key)
     torch.manual_seed(derive_seed(recipe.seed, "adapters"))
     inject(translator, recipe.lora)
     student = _student_of(recipe) if anew else None
@@ -115,6 +112,14 @@ def adapt(translator: Translator, recipe: Recipe, anew: bool = True) -> Adapted:
     own_encoder = recipe.prior is not None or "encoder" in recipe.trained
     config = AdapterConfig(prior=lasting_name(name), sha256=file_hash(path), lora=recipe.lora, own_encoder=own_encoder)
     return Adapted(translator, config)
+
+
+def _beneath(folder: Path, key: str) -> Path:
+    """The file of a network's weights, which adapters can lie on. Raises RecipeError."""
+    try:
+        return weights_in_one_file(folder)
+    except ModelError as error:
+        raise RecipeError(f"{key}: {text_of(error)}") from None
 
 
 def lasting_name(name: str) -> str:
@@ -214,6 +219,8 @@ def load_prior(
         _check_schedule(found.schedule, schedule, name)
         return f"prior {name}: {found.what}; fetched and imported when the run begins"
     folder = _network_of(translator, name, "prior")
+    if adapts:
+        _beneath(folder, "prior")
     given, scheduler = _weights(folder)
     own = translator.state_dict()
     config = ModelFolder.open(folder.parent).config(folder.name)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from piti.checkpoints.export import export_release
 from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE, LoraSpec, approach, inject, merged
+from piti.checkpoints.release import ExchangeError
 from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.cli.app import app
 from piti.core.spec import SpecError
@@ -21,7 +23,7 @@ from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import RecipeError, RunError, distillation_recipe, plan, train
 from piti.training.build import build_condition, build_translator
-from piti.training.init import adapt, begin
+from piti.training.init import adapt, begin, load_prior
 from tests.conftest import ROOT
 from tests.training.runs import a_teacher, short
 
@@ -239,6 +241,11 @@ def test_what_does_not_fit(teacher: tuple[Path, Path], student: Path) -> None:
         distillation_recipe(str(run), WANTED, data, [*SMALL, trains], rank=2)
     own = distillation_recipe(str(run), WANTED, data, [*SMALL, trains, "lora.encoder=false"], rank=2)
     condition = build_condition(own)
-    assert adapt(build_translator(own, condition), own).config.own_encoder
+    translator = build_translator(own, condition)
+    with pytest.raises(RecipeError, match=r"prior: .*base: holds no .*; save the model anew"):
+        load_prior(translator, str(student), own.schedule, only_check=True, adapts=True)
+    with pytest.raises(ExchangeError, match=r"is a set of adapters on another model; save it whole, .*save_pretrained"):
+        export_release(str(student), student.parent / "exported")
+    assert adapt(translator, own).config.own_encoder
     refused = CliRunner().invoke(app, ["distill", str(run), "--data", str(data), "--rank", "0", "--dry-run"])
     assert refused.exit_code == 2
