@@ -75,7 +75,7 @@ def data_folder(given: Sequence[str]) -> Path:
 
 def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
     """What would be done, a row a line. data: its root, whose conditions are counted. Raises ModelError, DataError."""
-    condition = ModelFolder.open(find_model(model)).condition
+    condition = _guided(model).condition
     settings = 1 + len(RULES) * (len(STRENGTHS) - 1)
     if data is None:
         conditions = Message(f"each validation condition ({option('data')} is not given: they are not counted)")
@@ -95,6 +95,19 @@ def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
     ]
 
 
+def _guided(model: str) -> ModelFolder:
+    """The model's folder. Raises ModelError, UserError for one whose guidance cannot be changed."""
+    folder = ModelFolder.open(find_model(model))
+    if "base" in folder and folder.config("base").get("student_spec"):
+        raise UserError(
+            "was distilled, and its one guidance is part of its weights",
+            remedy="name the model that it was distilled from",
+            option="model",
+            value=model,
+        )
+    return folder
+
+
 def _spec(condition: Condition, data: Path) -> FolderSpec:
     return FolderSpec(root=data, conditions=condition.usual_folder or "labels")
 
@@ -105,6 +118,7 @@ def reproduce(model: str, data: Path, workspace: Workspace, judges: bool, consol
     judges: whether `workspace.judges.features` were asked for. Raises UserError.
     """
     check_alone()
+    _guided(model)
     features = workspace.judges.features if judges else ()
     workspace = replace(workspace, judges=replace(workspace.judges, features=features))
     judging = bool(features or workspace.judges.segmenter)

@@ -118,6 +118,18 @@ def test_the_plan_counts_conditions(tiny_data: Path, tmp_path: Path) -> None:
         figure6.plan_rows(str(tmp_path / "model"), tiny_data)
 
 
+def test_a_student_is_refused_before_anything_is_made(tiny_data: Path, tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model/base/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "student_spec": {"timesteps": [1, 5], "w": 2.0}}))
+    with pytest.raises(UserError, match=r"model.*was distilled.*name the model that it was distilled from"):
+        figure6.plan_rows(str(tmp_path / "model"), None)
+    workspace = Workspace(tmp_path / "out", device="cpu")
+    with pytest.raises(UserError, match=r"model.*was distilled.*name the model that it was distilled from"):
+        figure6.reproduce(str(tmp_path / "model"), tiny_data, workspace, False, Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_digits_are_those_of_the_column() -> None:
     evaluations = [
         Evaluation((Measure("kid", v, v - 1, v + 1, "n"), Measure("miou", 0.0, 0.0, 0.0)), {}) for v in (9, 1634)
