@@ -40,6 +40,8 @@ def keep_all(out: Path, place: str, tars: Iterable[Path]) -> list[str]:
     """All of some tars, under PLACE/KEY; returns their keys in the tars."""
     photographs = [one for tar in tars for one in list_archived(tar)]
     captions: dict[str, Archived] = {one.key: one for tar in tars for one in list_archived(tar, {".txt"})}
+    if without := [one.key for one in photographs if one.key not in captions]:
+        raise SystemExit(f"{len(without)} photographs have no .txt beside them, {without[0]} for one")
     for one in photographs:
         caption = captions[one.key].open().read().decode().strip()
         keep(out, f"{place}/{one.key}", read_rgb(one), caption)

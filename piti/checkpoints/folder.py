@@ -40,10 +40,10 @@ OF_UPSAMPLER = "upsampler_"
 """How the settings of an upsampler begin."""
 SHARED_UPSAMPLER = "shares_upsampler_of"
 """The key of a model's index that names the model whose upsampler it uses, so that its weights lie there alone."""
-EXAMPLES = "examples"
-"""The folder of a model in which lie conditions to begin with."""
 SHARED_SHA256 = "shares_upsampler_sha256"
 """The key of the hash of those weights, where others are not to be taken in their place."""
+EXAMPLES = "examples"
+"""The folder of a model in which lie conditions to begin with."""
 
 
 M = TypeVar("M", bound=ModelMixin)
@@ -164,10 +164,11 @@ class ModelFolder:
     def examples(self) -> list[Path]:
         """Conditions that came with the model, or with the one whose upsampler it uses, if that reads the same."""
         own = self.path / EXAMPLES
-        if own.is_dir() or self.lender is None:
-            return list_images(own) if own.is_dir() else []
-        lender = ModelFolder.open(find_model(self.lender))
-        return lender.examples() if lender.condition.to_config() == self.condition.to_config() else []
+        if own.is_dir():
+            return list_images(own)
+        lender = None if self.lender is None else ModelFolder.open(find_model(self.lender))
+        same = lender is not None and lender.condition.to_config() == self.condition.to_config()  # units of files too
+        return lender.examples() if lender is not None and same else []
 
     def check_lent(self, lender: ModelFolder) -> None:
         """Raises ModelError where the upsampler that this model shares is not the one that it was saved with."""

@@ -93,9 +93,9 @@ def test_a_person_votes_and_the_file_counts(browser: Browser, made: Study, downl
     assert count_shown(browser) == f"3 of {PAIRS + REPEATS}"
     browser.run(f"return (async () => {{ {VOTE_FOR_A} }})()", sorted(ours), 1000)
     browser.click("#save")
-    while not (
-        files := [one for one in downloads.glob("votes-*.json") if one.stat().st_size]
-    ):  # made before it is filled
+    files: list[Path] = []
+    while not files:  # which are made before they are filled
+        files = [one for one in downloads.glob("votes-*.json") if one.stat().st_size]
         time.sleep(0.01)
     assert files[0].name.startswith(f"votes-{made.id[:6]}-a-")
 
