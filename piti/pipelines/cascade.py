@@ -169,6 +169,12 @@ class Network:
     step: NetworkStep | None = None
     """What an engine computes in place of the translator's own step."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether images go through it one by one: an upsampler on a CPU, where a batch is no faster and takes the
+        memory of as many large images."""
+        return self.translator.low_res is not None and self.device.type == "cpu"
+
     def exact(self) -> Network:
         """The same, computed by torch in the translator's own precision."""
         return replace(self, step=None)
@@ -253,6 +259,18 @@ class Network:
         def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
             # a guided pair is a batch of 2 B: both halves see the small images, and what is known
             seen, told = (None if x is None else x.repeat(len(x_t) // len(x), 1, 1, 1) for x in (low_res, known))
+            if not self.alone:
+                return computed(x_t, t, given, seen, told)
+            made = [
+                computed(x_t[k : k + 1], t[k : k + 1], given.picked([k]), _row(seen, k), _row(told, k))
+                for k in range(len(x_t))
+            ]
+            outputs, variances = zip(*made, strict=True)
+            return torch.cat(outputs), None if variances[0] is None else torch.cat(variances)
+
+        def computed(
+            x_t: Tensor, t: Tensor, given: Tokens, seen: Tensor | None, told: Tensor | None
+        ) -> tuple[Tensor, Tensor | None]:
             more = {key: value for key, value in {"known": told, "step": self.step}.items() if value is not None}
             return self.translator(x_t.to(dtype), t, given, seen, **more)
 
@@ -328,6 +346,10 @@ def sample_cascade(
     small = to_8_bits(base.sample(batch, sampling.base, on_step, control=control))  # [B, 3, h, w]
     further = None if control is None else replace(control, strength=None)
     return upsampler.sample(second, sampling.upsampler, lambda done, x0: on_step(before + done, x0), small, further)
+
+
+def _row(x: Tensor | None, k: int) -> Tensor | None:
+    return None if x is None else x[k : k + 1]
 
 
 # Devices
