@@ -15,6 +15,7 @@ from piti.checkpoints.folder import (
     find_model,
     read_json,
 )
+from piti.checkpoints.lora import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,16 @@ class ModelEntry:
             "model": self.name,
             "condition": str(read_json(self.folder, CONDITION_FILE).get("kind", "?")),
             "image": self._image(),
-            "weights": f"{size / 1e6:.1f} MB",
+            "weights": ", ".join([f"{size / 1e6:.1f} MB", *(f"needs {name}" for name in self._needed())]),
             "where": self.where,
         }
+
+    def _needed(self) -> list[str]:
+        """The models without whose weights it cannot be loaded: that of its adapters, and that of its upsampler."""
+        adapter = self.folder / "base" / ADAPTER_CONFIG
+        names = [read_json(adapter.parent, ADAPTER_CONFIG).get("prior", "?")] if adapter.is_file() else []
+        shared = read_json(self.folder, INDEX_FILE).get(SHARED_UPSAMPLER)
+        return list(dict.fromkeys([*names, *([shared] if shared else [])]))
 
     def _image(self) -> str:
         """The side of its images, "64 -> 256 px" for a cascade, also one that shares an upsampler, and for an

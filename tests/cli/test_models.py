@@ -6,6 +6,7 @@ from tests.cli.running import run
 
 
 def test_models_are_listed() -> None:
-    said = run("models")
-    assert "street" in said
-    assert "mask" in said
+    rows = {line.split()[0]: line for line in run("models").splitlines()}
+    assert "mask" in rows["street"]
+    assert "needs" not in rows["street"]
+    assert "MB, needs street " in rows["street-fast"]  # adapters on its base, enlarged by its upsampler
