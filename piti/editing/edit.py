@@ -21,7 +21,7 @@ from piti.editing.trajectory import Inverted, Progress, Redraw, Walk
 from piti.models import Tokens
 from piti.pipelines.call import ConditionInput
 from piti.pipelines.canvas import MAX_RATIO, Canvas, extended
-from piti.pipelines.cascade import Batch, Network, NetworkSampling, OnePass, Prepared
+from piti.pipelines.cascade import Batch, Network, NetworkSampling, Prepared
 from piti.pipelines.noise import one_each, upsampler_generators
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -77,8 +77,6 @@ def prepare_edit(pipeline: PITIPipeline, image: Image.Image, to: ConditionInput,
     Raises EditError for what is longer than `MAX_RATIO` times its width and for a model that is no diffusion model,
     UserError for impossible settings.
     """
-    if isinstance(pipeline.base_network(), OnePass):
-        raise EditError("this model makes its images in one pass and inverts nothing; edit with a diffusion model")
     sampling, raw, spatial = settings.resolve(pipeline), pipeline.read(to), pipeline.condition.spatial
     columns, rows = (raw.shape[-1], raw.shape[-2]) if spatial else image.size
     if min(rows, columns) * MAX_RATIO < max(rows, columns):

@@ -13,7 +13,7 @@ from piti.core.errors import option
 from piti.core.images import Source, loss_as_rgb
 from piti.diffusion.inversion import SAMPLER
 from piti.editing.regions import EditError
-from piti.pipelines.cascade import Network, ResolvedSampling
+from piti.pipelines.cascade import OnePass, ResolvedSampling
 from piti.pipelines.options import OWN_SAMPLING, NetworkOptions, SamplingOptions, UpsamplerOptions
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -69,12 +69,7 @@ class EditSettings:
     def resolve(self, pipeline: PITIPipeline) -> ResolvedSampling:
         """How the pipeline is sampled in this edit. Raises UserError for impossible options, EditError for a model or
         an option that an edit cannot use."""
-        network = pipeline.base_network()
-        if isinstance(network, Network) and network.translator.student is not None:
-            raise EditError(
-                "this model was distilled, and an image is inverted by steps without guidance, which it cannot take",
-                remedy=f"edit with {network.translator.student.origin}",
-            )
+        check_edits(pipeline)
         asked = self.sampling
         base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
         upsampler = asked.upsampler
@@ -132,4 +127,17 @@ def check_exact(picture: Image.Image | Source, source: str) -> None:
             "every bit",
             remedy=f"export it as 8-bit RGB without transparency, or leave {option('keep')} exact out",
             source=source,
+        )
+
+
+def check_edits(pipeline: PITIPipeline) -> None:
+    """Raises EditError for a model that edits nothing: a baseline, and one that was distilled."""
+    network = pipeline.base_network()
+    if isinstance(network, OnePass):
+        raise EditError("this model makes its images in one pass and inverts nothing; edit with a diffusion model")
+    student = network.translator.student
+    if student is not None:
+        raise EditError(
+            "this model was distilled, and an image is inverted by steps without guidance, which it cannot take",
+            remedy=f"edit with {student.origin}",
         )

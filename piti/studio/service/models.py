@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from torch import nn
+
 from piti.conditions import Condition, MaskCondition
 from piti.core.errors import UserError
+from piti.editing import EditError, check_edits
+from piti.models import Translator
 from piti.pipelines.computing import Computing
 from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline, find_model
@@ -57,10 +61,11 @@ def load(name: str, computing: Computing, limits: Limits) -> Loaded:
         )
     computing.applied(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    return Loaded(name, pipeline, _described(name, pipeline, limits), find_model(name).absolute())
+    return Loaded(name, pipeline, described(name, pipeline, limits), find_model(name).absolute())
 
 
-def _described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
+def described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
+    """What visitors are told of a model."""
     condition, upsampler = pipeline.condition, pipeline.upsampler
     table = condition.classes if isinstance(condition, MaskCondition) else None
     entries = () if table is None else zip(table.ids, table.names, table.colours, strict=True)
@@ -71,7 +76,9 @@ def _described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
         small_size=pipeline.base.image_size,
         classes=[ClassInfo(id=number, name=word, colour=colour) for number, word, colour in entries],
         unlabelled=None if table is None else table.ignore_colour,
-        samplers=[] if pipeline.base.one_pass else list(get_args(SamplerName)),
+        samplers=_samplers(pipeline.base),
+        fixed=_fixed(pipeline.base),
+        edits=_edits(pipeline),
         defaults=Defaults.of(OWN_SAMPLING.resolve(pipeline)),
         limits=Bounds(
             num=limits.samples,
@@ -82,3 +89,28 @@ def _described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
             seconds=limits.seconds,
         ),
     )
+
+
+def _fixed(base: nn.Module) -> list[str]:
+    """Which settings are part of a base's weights."""
+    if not isinstance(base, Translator):
+        return ["guidance", "steps", "sampler"]
+    if base.student is None:
+        return ["steps"] if base.one_step else []
+    return ["guidance"] if base.student.timesteps is None else ["guidance", "steps", "sampler"]
+
+
+def _samplers(base: nn.Module) -> list[str]:
+    """Which a base takes."""
+    if not isinstance(base, Translator):
+        return []
+    return ["ddim"] if "sampler" in _fixed(base) else list(get_args(SamplerName))
+
+
+def _edits(pipeline: PITIPipeline) -> bool:
+    """Whether a model edits."""
+    try:
+        check_edits(pipeline)
+    except EditError:
+        return False
+    return True

@@ -170,7 +170,15 @@ class ModelInfo(_Answer):
     small_size: int = Field(description="The same with base_only.")
     classes: list[ClassInfo] = Field(description="Of a mask; else empty.")
     unlabelled: Colour | None = Field(description="Of a mask: the colour that stands for no class.")
-    samplers: list[str] = Field(description="Empty for a baseline, which makes its pictures in one pass.")
+    samplers: list[str] = Field(
+        description="Those that it takes: one of a model of few steps, none of a baseline, which makes its pictures in "
+        "one pass."
+    )
+    fixed: list[str] = Field(
+        description="Which of guidance, steps and sampler are part of its weights: it takes its defaults alone.",
+        examples=[[]],
+    )
+    edits: bool = Field(description="Whether POST /api/edit takes it; a distilled model and a baseline edit nothing.")
     defaults: Defaults
     limits: Bounds
 

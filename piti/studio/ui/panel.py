@@ -17,7 +17,6 @@ from torch import Tensor
 from piti.core.errors import UserError
 from piti.core.images import same_proportions
 from piti.editing import STEPS, VARIETY
-from piti.models import Translator
 from piti.pipelines.options import OWN_SAMPLING
 from piti.studio.service.schema import EditRequest, TranslateRequest, for_browser
 from piti.studio.service.service import Loaded, Studio
@@ -85,7 +84,6 @@ class Panel:
             "sampler": own.sampler,
             "steps": loaded.pipeline.base_network().steps(own),
         }
-        self.distilled = isinstance(loaded.pipeline.base, Translator) and loaded.pipeline.base.student is not None
         self.live_mode = LiveMode(studio, self.surface, own.guidance.w)
 
     # Layout
@@ -125,7 +123,8 @@ class Panel:
             with gr.Column(scale=1, min_width=170, elem_classes="uploads"):
                 self.upload = self._upload_button(self.surface.upload_label, "upload")
                 self.lines = self._upload_button("Lines of a photograph", "lines") if self.surface.takes_lines else None
-                self.photograph = self._upload_button("Edit a photograph", "photograph")
+                edits = self.loaded.info.edits
+                self.photograph = self._upload_button("Edit a photograph", "photograph") if edits else None
 
     def _upload_button(self, label: str, name: str) -> gr.UploadButton:
         return gr.UploadButton(label, file_types=["image"], size="sm", elem_id=f"{self.id}-{name}", min_width=130)
@@ -160,16 +159,15 @@ class Panel:
         with gr.Accordion("More settings", open=False, elem_id=f"{self.id}-more"):
             self.guidance = gr.Slider(
                 0, 8, value=own["guidance"], step=0.25, label="Guidance w", elem_id=f"{self.id}-guidance",
-                info="part of this model's weights" if self.distilled else
-                "how strongly the photographs follow the drawing; 0 is off", interactive=not self.distilled,
+                **self._settable("guidance", "how strongly the photographs follow the drawing; 0 is off"),
             )  # fmt: skip
             self.sampler = gr.Dropdown(
                 list(self.loaded.samplers), value=own["sampler"], label="Sampler", elem_id=f"{self.id}-sampler",
-                interactive=bool(self.loaded.samplers),
+                **self._settable("sampler"),
             )  # fmt: skip
             self.steps = gr.Slider(
                 1, limits.steps, value=own["steps"], step=1, label="Steps", elem_id=f"{self.id}-steps",
-                info="fewer are quicker, more are finer",
+                **self._settable("steps", "fewer are quicker, more are finer"),
             )  # fmt: skip
         with gr.Row(elem_classes="actions"):
             self.make = gr.Button("Make photographs", variant="primary", size="md", scale=3, elem_id=f"{self.id}-make")
@@ -177,6 +175,11 @@ class Panel:
             self.cancel = gr.Button(
                 "Cancel", size="md", scale=1, visible=False, elem_id=f"{self.id}-cancel", min_width=90
             )
+
+    def _settable(self, key: str, info: str | None = None) -> dict[str, Any]:
+        """Whether a setting can be moved, and what is said of it."""
+        fixed = key in self.loaded.info.fixed
+        return {"interactive": not fixed, "info": "part of this model's weights" if fixed else info}
 
     # Events
 
@@ -213,7 +216,8 @@ class Panel:
         self.upload.upload(self._uploaded, [self.upload, self.editing], begun, **quiet)
         if self.lines is not None:
             self.lines.upload(self._lines_drawn, [self.lines, self.editing], begun, **quiet)
-        self.photograph.upload(self._photograph_given, self.photograph, begun, **quiet)
+        if self.photograph is not None:
+            self.photograph.upload(self._photograph_given, self.photograph, begun, **quiet)
         self.gallery.select(self._picked, None, begun, **quiet)
         self.traced.click(self._traced, [self.drawing, self.editing], begun, **quiet)
         self.own_lines.click(self._own_lines, self.editing, begun, **quiet)
@@ -227,7 +231,8 @@ class Panel:
             async for snapshot in job.changes():
                 if not snapshot.state.ended:
                     yield on_the_way(snapshot, sources, count), *_buttons(running=True)
-            yield finished(await job.result(), sources, self.surface.drawn), *_buttons(running=False)
+            editable = self.surface.drawn and self.loaded.info.edits
+            yield finished(await job.result(), sources, editable), *_buttons(running=False)
         except UserError as error:
             yield refused(for_browser(error)), *_buttons(running=False)
         finally:

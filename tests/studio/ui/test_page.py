@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -104,6 +105,21 @@ class TestMaking:
         asyncio.run(run())
         while len(studio.queue):
             time.sleep(0.01)
+
+
+def test_a_student_offers_no_edit_and_no_settings_of_its_weights(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, its refusal came after the photograph and the drawing."""
+    served = studio.models["mask"]
+    info = served.info.model_copy(update={"fixed": ["guidance", "steps", "sampler"], "edits": False})
+    monkeypatch.setitem(studio.models, "mask", dataclasses.replace(served, info=info))
+    panel = laid_out(studio, "mask")
+    assert panel.photograph is None
+    assert not any(one.interactive for one in (panel.guidance, panel.steps, panel.sampler))
+    own = {key: panel.own[key] for key in ("guidance", "sampler", "steps")}
+    done = made(panel, painted(ids()), **own)[-1]
+    assert not any(picture["editable"] for picture in done["pictures"])
 
 
 class TestEditing:

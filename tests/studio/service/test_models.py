@@ -1,0 +1,36 @@
+"""What the studio says of the models that it serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from piti.diffusion.distillation import StudentSpec
+from piti.studio.service.models import described
+from piti.studio.service.schema import Limits
+from tests.evaluation.seen import NOISELESS, baseline_pipeline
+from tests.pipelines.test_pipeline import tiny_pipeline
+
+
+def told(pipeline: Any) -> tuple[int, list[str], bool]:
+    info = described("any", pipeline, Limits())
+    return len(info.samplers), info.fixed, info.edits
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (None, (5, [], True)),
+        (StudentSpec(timesteps=(1, 5), w=2.0), (1, ["guidance", "steps", "sampler"], False)),
+        (StudentSpec(timesteps=None, w=2.0), (5, ["guidance"], False)),
+    ],
+)
+def test_what_a_student_does_not_take_is_not_offered(student: StudentSpec | None, said: tuple[Any, ...]) -> None:
+    pipeline: Any = tiny_pipeline()
+    pipeline.base.student = student
+    assert told(pipeline) == said
+
+
+def test_a_baseline_takes_no_settings_and_edits_nothing() -> None:
+    assert told(baseline_pipeline(NOISELESS)) == (0, ["guidance", "steps", "sampler"], False)
