@@ -10,16 +10,18 @@ step has to end there too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.spec import Spec
+from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import sampling_timesteps
 from piti.diffusion.schedule import Images, NoiseSchedule, Timesteps
 
@@ -35,10 +37,17 @@ class StudentSpec(Spec):
     timesteps: tuple[int, ...] | None = Field(min_length=1)
     """Those that it was trained at, ascending: it is sampled at all of them, and at no other. None: at every one, so
     that any steps and sampler are its own; the guidance alone was distilled."""
-    w: float = Field(ge=-1, allow_inf_nan=False)
-    """The strength of guidance that is part of its weights."""
+    guidance: Guidance
+    """Which is part of its weights. A file may say `w` alone, which is that strength by the usual rule."""
     teacher: str | None = None
     """The model that it was distilled from, where that is known."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strength_alone(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "w" not in values or "guidance" in values:
+            return values
+        return {**{key: value for key, value in values.items() if key != "w"}, "guidance": {"w": values["w"]}}
 
     @field_validator("timesteps")
     @classmethod
@@ -49,7 +58,7 @@ class StudentSpec(Spec):
             raise UserError(f"{list(timesteps)} are no ascending timesteps")
         return timesteps
 
-    def check(self, steps: int, sampler: str, w: float) -> None:
+    def check(self, steps: int, sampler: str, guidance: Guidance) -> None:
         """Raises UserError for sampling that a student does not know."""
         remedy = f"leave it out, or take {self.origin}"
         if self.timesteps is not None and steps != len(self.timesteps):
@@ -58,9 +67,16 @@ class StudentSpec(Spec):
         if self.timesteps is not None and sampler != "ddim":
             known = "this model was distilled for 'ddim'"
             raise UserError(known, remedy=remedy, option="sampler", value=sampler)
-        if w != self.w:
-            known = f"this model was distilled with a guidance of {self.w:g}, which is part of its weights"
-            raise UserError(known, remedy=remedy, option="guidance", value=w)
+        if guidance.w != self.guidance.w:
+            known = f"this model was distilled with a guidance of {self.guidance.w:g}, which is part of its weights"
+            raise UserError(known, remedy=remedy, option="guidance", value=guidance.w)
+        if guidance != self.guidance:
+            here, own = (f"{one.kind}, {one.interval[0]:g} to {one.interval[1]:g}" for one in (guidance, self.guidance))
+            raise UserError(
+                f"this model was distilled, and its guidance is part of its weights: no other rule or interval can be "
+                f"had (here {here}; its own is {own})",
+                remedy=f"leave both out, or take {self.origin}",
+            )
 
     @property
     def origin(self) -> str:

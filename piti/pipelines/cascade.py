@@ -196,7 +196,7 @@ class Network:
         """How many denoising steps these settings take. Raises UserError for impossible ones."""
         count = len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
         if self.translator.student is not None:
-            self.translator.student.check(count, settings.sampler, settings.guidance.w)
+            self.translator.student.check(count, settings.sampler, settings.guidance)
         if self.translator.one_step and count != 1:
             raise UserError(
                 f"{count} steps: this {self.translator.role} was trained for one step from noise and knows no other",

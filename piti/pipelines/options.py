@@ -133,7 +133,6 @@ class SamplingOptions(Spec):
         own = _own_of(network, pipe.defaults.base)
         base = _decided(self.base.over(own))
         steps, upsampler = network.steps(base), None
-        _check_rule(network, base.guidance, own.guidance)
         if pipe.upsampler is not None and not self.base_only:
             usual = pipe.defaults.upsampler
             if pipe.upsampler.one_step:
@@ -179,22 +178,10 @@ def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions
         return usual.model_copy(update={"steps": ONE_STEP.steps, "sampler": ONE_STEP.sampler})
     if student is None:
         return usual
-    rule = usual.guidance if isinstance(usual.guidance, Guidance) else Guidance()
-    own = usual.model_copy(update={"guidance": rule.of_strength(student.w)})
+    own = usual.model_copy(update={"guidance": student.guidance})
     if student.timesteps is None:
         return own
     return own.model_copy(update={"steps": len(student.timesteps), "sampler": "ddim"})
-
-
-def _check_rule(network: Network | OnePass, guidance: Guidance, own: Guidance | float | None) -> None:
-    """Raises UserError for another rule, or its settings, than a student's, in whose weights the guidance is."""
-    student = None if isinstance(network, OnePass) else network.translator.student
-    if student is not None and guidance != own:
-        raise UserError(
-            f"this model was distilled, and its guidance is part of its weights: no other rule or interval can be had "
-            f"(here {guidance.kind}, {guidance.interval[0]:g} to {guidance.interval[1]:g})",
-            remedy=f"leave both out, or take {student.origin}",
-        )
 
 
 def _decided(options: NetworkOptions) -> NetworkSampling:

@@ -239,7 +239,7 @@ def student_of(recipe: Recipe) -> dict[str, Any] | None:
         return None
     spec = recipe.distillation
     grid = StudentGrid.of(NoiseSchedule(recipe.schedule), spec.steps, spec.substeps)
-    return {"timesteps": None if spec.steps is None else list(grid.timesteps), "w": spec.guidance.w}
+    return {"timesteps": None if spec.steps is None else list(grid.timesteps), "guidance": spec.guidance.to_dict()}
 
 
 def build_space(recipe: Recipe) -> Space:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from piti.core.errors import UserError
+from piti.core.spec import SpecError
 from piti.diffusion.distillation import CLEAN, StudentGrid, StudentSpec
+from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec
 
@@ -89,3 +91,16 @@ def test_the_weight_is_the_truncated_snr(schedule: NoiseSchedule) -> None:
 def test_a_student_s_timesteps_ascend(timesteps: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="timesteps"):
         StudentSpec.parse({"timesteps": timesteps, "w": 1.0}, "student_spec")
+
+
+def test_a_rule_is_a_students_own() -> None:
+    """Files that know no rule mean the usual one; before, a student of plain guidance said that it was normalised."""
+    plain = Guidance(kind="plain", w=2.0)
+    student = StudentSpec.parse({"timesteps": None, "guidance": plain.to_dict()}, "student_spec")
+    student.check(20, "ddim", plain)
+    with pytest.raises(UserError, match=r"here normalized, 0 to 1; its own is plain, 0 to 1"):
+        student.check(20, "ddim", Guidance(w=2.0))
+    old = StudentSpec.parse({"timesteps": None, "w": 2.0}, "student_spec")
+    assert old.guidance == Guidance(w=2.0)
+    with pytest.raises(SpecError, match="guidance"):
+        StudentSpec.parse({"timesteps": None, "w": -2.0}, "student_spec")

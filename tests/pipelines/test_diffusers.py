@@ -241,7 +241,7 @@ def test_what_a_callback_makes_of_the_guidance_ends_with_its_batch() -> None:
 def test_a_callback_leaves_the_guidance_in_a_students_weights() -> None:
     pipe = tiny_pipeline()
     pipe.base.register_to_config(student_spec={"timesteps": None, "w": 3.0})
-    pipe.base.student = StudentSpec(timesteps=None, w=3.0)
+    pipe.base.student = StudentSpec(timesteps=None, guidance=Guidance(w=3.0))
     plain = called(pipe)
     assert np.array_equal(called(pipe, callback_on_step_end=lambda *_: {}), plain)
     assert pipe.guidance_scale == 4.0

@@ -69,7 +69,7 @@ def test_it_is_sampled_in_its_own_steps_and_no_others(
         ({"sampler": "ddpm"}, "distilled for 'ddim'"),
         ({"guidance": 1.0}, "a guidance of 0.5, which is part of its weights"),
         ({"guidance": 0.0}, "a guidance of 0.5, which is part of its weights"),
-        ({"guidance": Guidance(kind="plain", w=0.5)}, r"no other rule or interval .*\(here plain, 0 to 1\)"),
+        ({"guidance": Guidance(kind="plain", w=0.5)}, r"no other rule .*here plain, 0 to 1; its own is normalized"),
         ({"guidance": Guidance(w=0.5, interval=(0.2, 0.8))}, r"here normalized, 0\.2 to 0\.8"),
     )
     for given, said in refused:

@@ -17,7 +17,7 @@ from piti.cli.app import app
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.diffusion.distillation import StudentGrid, StudentSpec
-from piti.diffusion.guidance import conditioned, guided
+from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.editing.edit import edit
 from piti.models import Translator
@@ -99,7 +99,7 @@ def test_it_learns_the_guidance(teacher: tuple[Path, Path], student: Path) -> No
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.92 * losses[0]
     config = json.loads((student / "model/base/config.json").read_text())
-    assert config["student_spec"] == {"timesteps": None, "w": 3.0}
+    assert StudentSpec.parse(config["student_spec"], "spec") == StudentSpec(timesteps=None, guidance=Guidance(w=3.0))
 
 
 def test_it_is_sampled_as_its_teacher_in_half_the_passes(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from piti.diffusion.distillation import StudentSpec
+from piti.diffusion.guidance import Guidance
 from piti.studio.service.models import described
 from piti.studio.service.schema import Limits
 from tests.evaluation.seen import NOISELESS, baseline_pipeline
@@ -22,8 +23,8 @@ def told(pipeline: Any) -> tuple[int, list[str], bool]:
     ("student", "said"),
     [
         (None, (5, [], True)),
-        (StudentSpec(timesteps=(1, 5), w=2.0), (1, ["guidance", "steps", "sampler"], False)),
-        (StudentSpec(timesteps=None, w=2.0), (5, ["guidance"], False)),
+        (StudentSpec(timesteps=(1, 5), guidance=Guidance(w=2.0)), (1, ["guidance", "steps", "sampler"], False)),
+        (StudentSpec(timesteps=None, guidance=Guidance(w=2.0)), (5, ["guidance"], False)),
     ],
 )
 def test_what_a_student_does_not_take_is_not_offered(student: StudentSpec | None, said: tuple[Any, ...]) -> None:
