@@ -105,7 +105,7 @@ def model(
 ) -> None:
     """Translate a split of a data set, resuming what was interrupted, then measure the images."""
     from piti.core.distributed import joined
-    from piti.evaluation.evaluate import evaluate_made
+    from piti.evaluation.evaluate import check_measures, evaluate_made
     from piti.evaluation.generating import JudgedModel, Split, generate_split
     from piti.pipelines.computing import Computing
 
@@ -115,6 +115,7 @@ def model(
     folder = out or Path("evaluated") / f"{Path(model).name}-{split}"
     chosen = Split(data, split, tuple(conditions or ()), limit)
     ranks = joined()
+    check_measures(options, chosen, ranks, real)
     with progress("translating", ranks.main) as on_step:
         judged = JudgedModel(model, upsampler, Computing(options.device, dtype, engine, compile))
         made = generate_split(judged, chosen, folder, generation, ranks, on_step, num is not None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from piti.conditions import Condition, ConditionError, MaskCondition, NoCondition
 from piti.conditions.coverage import Coverage
 from piti.core.devices import usable_device
-from piti.core.distributed import Ranks
+from piti.core.distributed import Ranks, together
 from piti.core.errors import Message, UserError, option
 from piti.core.images import ImageError
 from piti.core.progress import OnProgress
@@ -24,7 +24,7 @@ from piti.evaluation.distances import CMMD_NETWORK, distances
 from piti.evaluation.diversity import feature_spread
 from piti.evaluation.features import FeatureNetwork, features_of, open_features
 from piti.evaluation.generating import GeneratedSplit, JudgedModel, Split, generate_split
-from piti.evaluation.judges import open_judges, with_intervals
+from piti.evaluation.judges import check_named, open_judges, with_intervals
 from piti.evaluation.material import ConditionFiles, Material, ProgressMeter
 from piti.evaluation.memorisation import memorised, training_photographs
 from piti.evaluation.options import Options
@@ -98,10 +98,24 @@ def evaluate_model(
     all). See `generate_split` and `evaluate_made` for more choice. Raises UserError.
     """
     ranks = ranks or Ranks()
+    check_measures(options, split, ranks)
     made = generate_split(
         JudgedModel(model, computing=Computing(options.device, engine="torch")), split, out, generation, ranks, on_step
     )
     return evaluate_made(made, out, options) if ranks.main else None
+
+
+def check_measures(options: Options, split: Split, ranks: Ranks, real: Path | None = None) -> None:
+    """Before anything is sampled: raises UserError for networks and photographs by which `evaluate_made` could not
+    judge it. Every process of `ranks` must call this."""
+    with together():
+        if ranks.main:
+            cpu = torch.device("cpu")
+            _networks(options, cpu)
+            check_named(options, cpu)
+            for place, name in ((real, split.name), (options.training, "train")):
+                if place is not None:
+                    photographs(place, name)
 
 
 def evaluate_made(

@@ -97,6 +97,18 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
     return [*judges, *perceptual], [*notes, *more]
 
 
+def check_named(options: Options, device: torch.device) -> None:
+    """Open every judge that the options name, and keep none. Raises UserError for one that cannot be had."""
+    if options.segmenter:
+        open_segmenter(options.segmenter, device)
+    if options.aliases:
+        read_aliases(options.aliases)
+    if options.depth:
+        open_depth(options.depth, device)
+    if options.perceptual is not None:
+        open_perceptual(options.perceptual, device)
+
+
 def _perceptual(material: Material, options: Options, device: torch.device) -> tuple[list[Judge], list[str]]:
     """Who compares samples with each other and with their photographs, and what is not compared."""
     several = {stem: images for stem, images in material.samples.items() if len(images) > 1}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from piti.evaluation import evaluate, judges
+from piti.evaluation.features import open_features
 from piti.evaluation.result import Evaluation
+from piti.evaluation.segmentation import open_segmenter
 from tests.cli.running import mistake, run
-from tests.evaluation.seen import NOISELESS, baseline_pipeline
+from tests.evaluation.seen import NOISELESS, Colours, baseline_pipeline
 
 pytestmark = pytest.mark.usefixtures("colour_networks")
 
@@ -55,6 +59,31 @@ class TestCommand:
         said = run(*arguments, "--num", 2, "--bootstrap", 0)
         assert "spread of samples" in said
         assert len(list(out.glob("scene-*.png"))) == 6
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (("--features", "incepton"), "no feature network 'incepton'"),
+            (("--real", "nowhere"), "nowhere: no such folder"),
+            (("--training", "nowhere"), "nowhere: no such folder"),
+            (("--segmenter", "nowhere"), "nowhere"),
+            (("--depth", "nowhere"), "nowhere"),
+        ],
+    )
+    def test_what_cannot_judge_is_refused_before_sampling(
+        self, model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, said: str
+    ) -> None:
+        monkeypatch.setattr(judges, "open_segmenter", open_segmenter)
+        monkeypatch.setattr(
+            evaluate,
+            "open_features",
+            lambda name, device: Colours(name) if name == "colours" else open_features(name, device),
+        )
+        out = tmp_path / "out"
+        features = () if "--features" in given else ("--features", "colours")
+        words = mistake("evaluate", "model", model, "--data", tiny_data, "--out", out, "--steps", 1, *features, *given)
+        assert said in words
+        assert not out.exists()
 
     def test_another_split_than_the_folder_has(self, tiny_data: Path) -> None:
         images = tiny_data / "images"
