@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models, find_model, weights_in_one_file
-from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject
+from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject, read_adapter_config
 from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
@@ -210,8 +210,8 @@ def load_prior(
     UNet's own weights as they are.
 
     Returns what was taken and what dropped, in a line. Raises ModelError if there is no such model; RecipeError if a
-    weight of the UNet is missing or has another shape, or if the prior was trained with another schedule or another
-    kind of prediction.
+    weight of the UNet is missing or has another shape, if the prior was distilled, or if it was trained with another
+    schedule or another kind of prediction.
     """
     found = not_imported(name) if only_check else None
     if found is not None:
@@ -219,11 +219,13 @@ def load_prior(
         _check_schedule(found.schedule, schedule, name)
         return f"prior {name}: {found.what}; fetched and imported when the run begins"
     folder = _network_of(translator, name, "prior")
+    config = ModelFolder.open(folder.parent).config(folder.name)
+    if config.get("student_spec"):
+        raise _distilled(folder, name)
     if adapts:
         _beneath(folder, "prior")
     given, scheduler = _weights(folder)
     own = translator.state_dict()
-    config = ModelFolder.open(folder.parent).config(folder.name)
     check_config(translator, config.get("unet_config") or {}, str(folder))
     given, widened = _widened(translator, given, bool(config.get("inpaint")), name)
     if widened and adapts:
@@ -240,6 +242,15 @@ def load_prior(
     named = f" ({', '.join(left[:2])}, …)" if left else ""
     new = "; what it is to see of a known image enters with weights of zero" if widened else ""
     return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}{new}"
+
+
+def _distilled(folder: Path, name: str) -> RecipeError:
+    """That a student is no prior: its UNet knows a few timesteps alone, and holds guidance."""
+    teacher = read_adapter_config(folder).prior if (folder / ADAPTER_CONFIG).is_file() else None
+    return RecipeError(
+        f"prior: {name} was distilled, and its UNet no longer denoises as a prior's does",
+        remedy="name the model that it was made from" + (f", {option('set')} prior={teacher}" if teacher else ""),
+    )
 
 
 def _widened(

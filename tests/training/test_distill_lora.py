@@ -242,8 +242,9 @@ def test_what_does_not_fit(teacher: tuple[Path, Path], student: Path) -> None:
     own = distillation_recipe(str(run), WANTED, data, [*SMALL, trains, "lora.encoder=false"], rank=2)
     condition = build_condition(own)
     translator = build_translator(own, condition)
-    with pytest.raises(RecipeError, match=r"prior: .*base: holds no .*; save the model anew"):
-        load_prior(translator, str(student), own.schedule, only_check=True, adapts=True)
+    for adapts in (False, True):
+        with pytest.raises(RecipeError, match=r"prior: .* was distilled, .*; name the model .* prior=.*teacher"):
+            load_prior(translator, str(student), own.schedule, only_check=True, adapts=adapts)
     with pytest.raises(ExchangeError, match=r"is a set of adapters on another model; save it whole, .*save_pretrained"):
         export_release(str(student), student.parent / "exported")
     assert adapt(translator, own).config.own_encoder

@@ -225,6 +225,8 @@ class TestLora:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         assert config["prior"] == str(prior)
         PITIPipeline.from_pretrained(run)
+        with pytest.raises(RecipeError, match=r"prior: .*base: holds no .*; save the model anew"):
+            plan(adapted_recipe(tiny_data, run), tmp_path / "another")
 
     def test_merged_weights_are_what_was_trained(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
         """peft's own arithmetic, read from the checkpoint, against ours."""
