@@ -19,7 +19,8 @@ from piti.reproduction.runs import Workspace, progress_of, recipe_of
 from piti.training import Recipe, RunFolder, read_recipe
 from piti.training.build import build_condition, known_condition, network_config
 from piti.training.cost import DEFAULT_GPU, GPU, cost_of, gpu_named
-from piti.training.run_folder import RECIPE_FILE, read_state
+from piti.training.run_folder import RECIPE_FILE
+from piti.training.run_state import read_state
 
 ASSUMED = 30.0
 """Training images a second of the small scale's networks where nothing was measured: about what two CPU cores do."""

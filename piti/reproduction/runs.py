@@ -32,7 +32,8 @@ from piti.reproduction.files import DatasetFiles, contents_sha256
 from piti.reproduction.rows import Plan, Row, Training
 from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted, read_recipe, train
 from piti.training.recipe_io import flat
-from piti.training.run_folder import RECIPE_FILE, read_state
+from piti.training.run_folder import RECIPE_FILE
+from piti.training.run_state import read_state
 
 STATES = "custom_checkpoint_*.pkl"
 """A checkpoint's files of what a run registers, in the order in which it does: one is the averaged weights, which are

@@ -7,7 +7,8 @@ from piti.training.plan import plan
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import read_recipe, write_recipe
 from piti.training.run import train
-from piti.training.run_folder import RunError, RunFolder
+from piti.training.run_folder import RunFolder
+from piti.training.run_state import RunError
 from piti.training.stages import Stage
 
 __all__ = [

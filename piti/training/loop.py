@@ -38,8 +38,9 @@ from piti.training.ema import Weights, whole
 from piti.training.metrics import Ledger, Mean, sum_of
 from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import DiffusionObjective, Objective
-from piti.training.run_folder import RunError, RunState, load_state, matching_state, other_contents
+from piti.training.run_folder import load_state
 from piti.training.run_model import write_run_model
+from piti.training.run_state import RunError, RunState, matching_state, other_contents
 from piti.training.scaling import adversary_scaler, backward, clipped
 from piti.training.stages import Stage, build_optimizer, freeze_all_but, lay_out_moments
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from piti.core.system import ending_signals
 from piti.training.recipe import Recipe
-from piti.training.run_folder import RunState
+from piti.training.run_state import RunState
 
 
 class Meter:

@@ -28,7 +28,8 @@ from piti.training.cost import DEFAULT_GPU, GIB, GPU, ROOM, SMALL, UTILISATION, 
 from piti.training.init import begin
 from piti.training.losses import DistillationSpec
 from piti.training.recipe import Recipe
-from piti.training.run_folder import RunFolder, checked_state, other_contents
+from piti.training.run_folder import RunFolder
+from piti.training.run_state import checked_state, other_contents
 
 
 def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:

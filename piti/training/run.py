@@ -29,7 +29,8 @@ from piti.training.distributed import auto_in_words, build_accelerator, frozen_t
 from piti.training.init import adapt, begin
 from piti.training.loop import Trainer, TrainingInterrupted
 from piti.training.recipe import Recipe
-from piti.training.run_folder import RunFolder, read_state
+from piti.training.run_folder import RunFolder
+from piti.training.run_state import read_state
 from piti.training.stages import eight_bits
 
 

@@ -6,28 +6,28 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from piti.core.errors import UserError, option, quoted
+from piti.core.errors import UserError, option
 from piti.core.files import check_place, flush, flush_all, follow_umask
 from piti.core.images import ImageError
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, read_recipe, write_recipe
 from piti.training.run_lock import RunLock
+from piti.training.run_state import RUN_FILE, RunError, RunState, not_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PARTIAL = ".partial"
 OLD = ".old" + PARTIAL
-RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
 
 
@@ -53,41 +53,6 @@ def _of_the_disk(error: BaseException) -> str | None:
         cause = cause.__cause__ or cause.__context__
     first = (str(error).splitlines() or [""])[0]
     return first if _DISK.search(first) else None
-
-
-class RunError(UserError):
-    """A run's folder cannot be used as asked. The message says what to do."""
-
-
-@dataclass(frozen=True)
-class RunState:
-    """How far a run has come, and what else decides how it goes on."""
-
-    step: int
-    """Optimiser steps done, over all stages."""
-    stage: str
-    """The stage that made the last of them, and `within` how many of them are its own."""
-    within: int
-    images_seen: int
-    seconds: float
-    """Time spent training, interruptions left out."""
-    processes: int
-    pairs: int
-    """Training pairs."""
-    condition: dict[str, Any]
-    """The condition's configuration, classes included."""
-    version: str
-    """Of the package that wrote it."""
-    prior_sha256: str | None = None
-    """Of the weights that low-rank adapters belong to, where a run trains such."""
-    teacher_sha256: str | None = None
-    """Of the weights that a run reads anew whenever it begins and does not train: a distillation's teacher, the
-    autoencoder of a model on latents. None in checkpoints of versions that did not note it, which are not compared."""
-    pairs_sha256: str | None = None
-    """Of the training pairs' keys in order, see `SampleSet.identity`. None of shards and in checkpoints of versions
-    that did not note it, which are not compared."""
-    contents_sha256: str | None = None
-    """Of what is in the training pairs' files, None where `pairs_sha256` is. Another one is told, and not refused."""
 
 
 class RunFolder:
@@ -132,7 +97,7 @@ class RunFolder:
             )
         if newest is not None:
             if not (newest / RECIPE_FILE).is_file():
-                raise _not_whole(newest, FileNotFoundError(f"there is no {RECIPE_FILE}"))
+                raise not_whole(newest, FileNotFoundError(f"there is no {RECIPE_FILE}"))
             changed = differences(read_recipe(newest / RECIPE_FILE), recipe)
             if changed:
                 raise RecipeError(
@@ -257,14 +222,6 @@ class RunFolder:
             partial.replace(self.metrics)
 
 
-def read_state(checkpoint: Path) -> RunState:
-    """The state saved in a checkpoint. Raises RunError."""
-    try:
-        return RunState(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:  # the last: keys of another version
-        raise _not_whole(checkpoint, error) from None
-
-
 def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
     """Bring what the accelerator prepared and registered to where a checkpoint was saved. Raises RunError where that
     is not whole, as where it was copied in part."""
@@ -273,94 +230,7 @@ def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
     except (OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _CUT_OFF.search(str(error)):
             raise
-        raise _not_whole(checkpoint, error) from error
-
-
-def _not_whole(checkpoint: Path, error: Exception) -> RunError:
-    cause = (str(error).splitlines() or [type(error).__name__])[0]
-    remedy = f"copy it again, or remove it: then {option('resume')} goes on from the one before"
-    return RunError(f"a file of the checkpoint cannot be read ({cause})", remedy=remedy, source=checkpoint)
-
-
-_NOT_ALWAYS_NOTED = ("teacher_sha256", "pairs_sha256")
-
-
-def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
-    """A checkpoint's state. Raises RunError if what else decides the run has changed since."""
-    decides = ("processes", "pairs", "condition", "prior_sha256", *_NOT_ALWAYS_NOTED)
-    return checked_state(checkpoint, {what: getattr(now, what) for what in decides}, recipe)
-
-
-def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> RunState:
-    """The same, where only some of what decides the run is known. now: fields of `RunState`."""
-    saved = read_state(checkpoint)
-    for what, new in now.items():
-        old = getattr(saved, what)
-        unknown = (old is None and what in _NOT_ALWAYS_NOTED) or (new is None and what == "pairs_sha256")
-        if old != new and not unknown:
-            raise RunError(
-                f"{checkpoint} was trained with {_changed(what, old, new)}",
-                remedy=f"undo the change, or give another {option('out')}",
-            )
-    places = [(stage.name, done) for stage, done in recipe.stages_left(saved.step)]
-    if (saved.stage, saved.within) not in places[:1]:
-        raise RunError(
-            f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have there",
-            remedy=f"undo the change of 'stages', or give another {option('out')}",
-        )
-    return saved
-
-
-def other_contents(saved: RunState, now: str | None) -> str | None:
-    """In words, that files hold something else than when a checkpoint was saved; None where they do not, and where
-    that is not known. now: `SampleSet.contents`."""
-    if None in (saved.contents_sha256, now) or saved.contents_sha256 == now:
-        return None
-    since = f"training pairs of the same names hold something else than up to step {saved.step}"
-    return f"{since}; the run goes on with them"
-
-
-def _changed(what: str, old: Any, new: Any) -> str:
-    if what == "pairs_sha256":
-        return "other pairs: now there are as many, and their names are others"
-    return condition_changes(old, new) if what == "condition" else f"{what} = {old}, now it is {new}"
-
-
-def condition_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In what two configurations of a condition differ, one that a checkpoint has and the present one."""
-    parts, others = (", ".join(str(part.get("name")) for part in config.get("parts", ())) for config in (old, new))
-    if parts != others:
-        return f"the parts {parts or 'none'}, in this order, now they are {others or 'none'}"
-    before, after = _by_key(old), _by_key(new)
-    classes = [key for key in before if key.endswith("names") and before[key] != after.get(key)]
-    if classes:
-        return "other classes: " + _other_names(before[classes[0]], after.get(classes[0]) or [])
-    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
-    shown = [f"{key} = {quoted(str(before.get(key)))}, now it is {quoted(str(after.get(key)))}" for key in keys[:3]]
-    more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"another condition: {'; '.join(shown)}{more}"
-
-
-def _other_names(old: Sequence[str], new: Sequence[str]) -> str:
-    gone, come = [name for name in old if name not in new], [name for name in new if name not in old]
-    said = [f"{', '.join(map(repr, gone[:5]))} {'is' if len(gone) == 1 else 'are'} gone"] if gone else []
-    said += [f"{', '.join(map(repr, come[:5]))} {'is' if len(come) == 1 else 'are'} new"] if come else []
-    if not said:
-        first = next(k for k, (one, other) in enumerate(zip(old, new, strict=True)) if one != other)
-        said = [f"in another order, {old[first]!r} was class {first}, where {new[first]!r} is now"]
-    return " and ".join(said)
-
-
-def _by_key(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested plain data as one level, lists of single values whole, entries of other lists by position."""
-    if isinstance(config, list) and any(isinstance(one, Mapping | list | tuple) for one in config):
-        config = dict(enumerate(config))
-    if not isinstance(config, Mapping):
-        return {prefix: config}
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= _by_key(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        raise not_whole(checkpoint, error) from error
 
 
 def _rounded(value: Any) -> Any:

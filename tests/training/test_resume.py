@@ -23,7 +23,7 @@ from piti.core.spec import SpecError
 from piti.training import Recipe, RunError, RunFolder, plan, read_recipe, run_folder, train
 from piti.training.loop import Trainer
 from piti.training.monitor import StopRequest
-from piti.training.run_folder import RunState
+from piti.training.run_state import RunState
 from tests.conftest import make_tiny_data, tiny_recipe
 from tests.forked import Forked, piti
 from tests.training.runs import STAGES, equal, recipe_of, shallow, weights

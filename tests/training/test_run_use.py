@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 
 from piti.checkpoints.folder import INDEX_FILE
 from piti.training import Recipe, RunError, RunFolder, plan, run_lock, train
-from piti.training.run_folder import condition_changes
 from piti.training.run_lock import LOCK_FILE, RunLock, RunLockedError
+from piti.training.run_state import condition_changes
 from tests.conftest import tiny_recipe
 
 ONE = [{"name": "joint", "steps": 1}]
