@@ -79,6 +79,15 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
 
 
+def is_written(path: Path) -> bool:
+    """Whether a file has the form of `write_recipe`'s, so that no comment, order or alias of a person's is in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return False
+
+
 def _apply(values: dict[str, Any], change: str) -> None:
     """Set one value, `key.of.it=value` with the value in YAML."""
     key, sign, text = change.partition("=")

@@ -29,7 +29,7 @@ from piti.training.distributed import auto_in_words, build_accelerator, frozen_t
 from piti.training.init import adapt, begin
 from piti.training.loop import Trainer, TrainingInterrupted
 from piti.training.recipe import Recipe
-from piti.training.run_folder import RunFolder
+from piti.training.run_folder import RECIPE_FILE, RunFolder
 from piti.training.run_state import read_state
 from piti.training.stages import eight_bits
 
@@ -55,7 +55,7 @@ def train(
         with together():
             if main:
                 with folder.writing("the run's folder"):
-                    _begin_folder(folder, recipe, checkpoint)
+                    _begin_folder(folder, recipe, checkpoint, console)
         trainer = Trainer(run, console)
         model = trainer.fit(checkpoint)
         if trainer.stop.asked and not last:
@@ -121,7 +121,9 @@ def _adapted(translator: ImageNetwork, recipe: Recipe, accelerator: Accelerator,
     return adapted
 
 
-def _begin_folder(folder: RunFolder, recipe: Recipe, checkpoint: Path | None) -> None:
-    folder.begin(recipe)
+def _begin_folder(folder: RunFolder, recipe: Recipe, checkpoint: Path | None, console: Console) -> None:
+    kept = folder.begin(recipe)
+    if kept is not None:
+        console.log(f"{folder.root / RECIPE_FILE} is now the recipe as it runs; the one that was there is {kept}")
     if recipe.tensorboard:
         folder.open_board(0 if checkpoint is None else read_state(checkpoint).step)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from piti.core.errors import UserError, option
 from piti.core.files import check_place, flush, flush_all, follow_umask
 from piti.core.images import ImageError
 from piti.training.recipe import Recipe, RecipeError
-from piti.training.recipe_io import differences, read_recipe, write_recipe
+from piti.training.recipe_io import differences, is_written, read_recipe, write_recipe
 from piti.training.run_lock import RunLock
 from piti.training.run_state import RUN_FILE, RunError, RunState, not_whole
 
@@ -58,8 +59,9 @@ def _of_the_disk(error: BaseException) -> str | None:
 class RunFolder:
     """The folder of a run.
 
-    recipe.yaml, metrics.jsonl, skipped.txt (samples left out), previews/, checkpoints/step-NNNNNNNN/ (weights, EMA,
-    optimiser, step, random state, recipe, package version), model/ (a pipeline with the averaged weights).
+    recipe.yaml (recipe-given.yaml: a person's, where flags changed it), metrics.jsonl, skipped.txt (samples left out),
+    previews/, checkpoints/step-NNNNNNNN/ (weights, EMA, optimiser, step, random state, recipe, package version), model/
+    (a pipeline with the averaged weights).
 
     A checkpoint is written under another name, flushed to the disk, and renamed when it is whole.
     """
@@ -106,10 +108,11 @@ class RunFolder:
                 )
         return newest
 
-    def begin(self, recipe: Recipe) -> None:
+    def begin(self, recipe: Recipe) -> Path | None:
         """Lock the folder and make it ready, clearing away what a killed process left half-done.
 
-        Raises RunLockedError; the lock is held until `lock.release`.
+        Returns where a person's text of another recipe is kept, that was in the place of the run's own; None where
+        there was none. Raises RunLockedError; the lock is held until `lock.release`.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self.lock.take()
@@ -121,17 +124,23 @@ class RunFolder:
                 old.rename(final)
         for leftover in [*self.checkpoints.glob("*" + PARTIAL), *self.root.glob("*" + PARTIAL)]:
             shutil.rmtree(leftover)
-        self._keep_recipe(recipe)
+        return self._keep_recipe(recipe)
 
-    def _keep_recipe(self, recipe: Recipe) -> None:
-        """Write the run's recipe, unless the file that is there says the same: a person's keeps its comments."""
+    def _keep_recipe(self, recipe: Recipe) -> Path | None:
+        """Write the run's recipe, unless the file that is there says the same: a person's keeps its comments. Where
+        theirs says something else, as with changes by flags, it is kept beside it, and where is returned."""
         path = self.root / RECIPE_FILE
         try:
-            same = read_recipe(path) == recipe
+            if read_recipe(path) == recipe:
+                return None
         except UserError:  # there is none, or none that can be read
-            same = False
-        if not same:
-            write_recipe(recipe, path)
+            pass
+        kept = None
+        if path.is_file() and not is_written(path):
+            kept = next(one for one in _names_beside(path) if not one.exists())
+            shutil.copyfile(path, kept)
+        write_recipe(recipe, path)
+        return kept
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -220,6 +229,12 @@ class RunFolder:
         with self.writing(self.metrics.name):
             partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             partial.replace(self.metrics)
+
+
+def _names_beside(path: Path) -> Iterator[Path]:
+    """Such as recipe-given.yaml, recipe-given-2.yaml, …, of recipe.yaml."""
+    first = f"{path.stem}-given"
+    return (path.with_stem(first if number == 1 else f"{first}-{number}") for number in count(1))
 
 
 def load_state(accelerator: Accelerator, checkpoint: Path) -> None:

@@ -249,6 +249,20 @@ def test_a_recipe_written_into_the_runs_folder_keeps_its_comments(tmp_path: Path
     assert read_recipe(path).seed == 1
 
 
+def test_a_recipe_of_the_runs_folder_that_flags_change_is_kept_beside_it(tmp_path: Path) -> None:
+    path, values = tmp_path / "recipe.yaml", tiny_recipe(tmp_path)
+    folder = RunFolder(tmp_path)
+    kept = []
+    for seed, text in ((1, "# mine\n" + yaml.safe_dump(values)), (2, None), (3, "name: [cut")):
+        if text is not None:
+            path.write_text(text)
+        kept.append(folder.begin(Recipe.parse(values | {"seed": seed}, "test")))
+        folder.lock.release()
+        assert read_recipe(path).seed == seed
+    assert kept == [tmp_path / "recipe-given.yaml", None, tmp_path / "recipe-given-2.yaml"]
+    assert [one.read_text()[:6] for one in kept if one is not None] == ["# mine", "name: "]
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_model_that_no_checkpoint_belongs_to_is_not_replaced(tmp_path: Path, resume: bool) -> None:
     """A folder of a project's own of that name, or what is left of a run whose checkpoints were removed."""
