@@ -6,8 +6,10 @@ such an image: it is judged by the adversary and by its own small image alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,17 @@ class WithGenerated:
         """The pairs'."""
         return self.pairs.contents()
 
+    def images_identity(self) -> str:
+        """SHA-256 of the generated images' names in the order of their pairs, wherever they lie."""
+        return _sha256(file.name for file in self._files())
+
+    def images_contents(self) -> str:
+        """SHA-256 of what is in the generated images, in the same order."""
+        return _sha256(str(zlib.crc32(file.read_bytes())) for file in self._files())
+
+    def _files(self) -> list[Path]:
+        return [file for index in self._with_images for file in self.small[index]]
+
     def _check(self) -> None:
         problems = Problems()
         for index, files in self.small.items():
@@ -132,6 +145,10 @@ class WithGenerated:
         if not isinstance(self.condition, NoCondition) and _meaning_in(said) != meaning_hash(self.condition):
             return "images of another condition than this recipe's; generate them with a base that reads the same"
         return None
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _meaning_in(said: Mapping[str, str]) -> object:

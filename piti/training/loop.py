@@ -40,7 +40,7 @@ from piti.training.monitor import Meter, StopRequest, training_bar
 from piti.training.objectives import DiffusionObjective, Objective
 from piti.training.run_folder import load_state
 from piti.training.run_model import write_run_model
-from piti.training.run_state import RunError, RunState, matching_state, other_contents
+from piti.training.run_state import RunError, RunState, data_state, matching_state, other_contents
 from piti.training.scaling import adversary_scaler, backward, clipped
 from piti.training.stages import Stage, build_optimizer, freeze_all_but, lay_out_moments
 
@@ -76,6 +76,7 @@ class Trainer:
         self.stream = BatchStream(run.train, recipe.batch, seed, self.rank, self.world, low_res, max_bad)
         self.tally = Tally(max_bad, run.folder.skipped_of(self.rank))
         self.validation = None if run.validation is None else self.objective.validator(run.validation)
+        self.of_data = data_state(run.train, run.validation)
         self.state = RunState(
             step=0,
             stage=recipe.stages[0].name,
@@ -83,13 +84,11 @@ class Trainer:
             images_seen=0,
             seconds=0.0,
             processes=self.world,
-            pairs=len(run.train),
             condition=run.condition.to_config(),
             version=piti.__version__,
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
             teacher_sha256=run.reads_anew(),
-            pairs_sha256=run.train.identity(),
-            contents_sha256=run.train.contents(),
+            **self.of_data,
         )
         self.stop = StopRequest(console, alone=self.world == 1)
         self.scaler = adversary_scaler(self.accelerator, recipe.adversarial)
@@ -117,11 +116,10 @@ class Trainer:
 
     def _go_on(self, saved: RunState) -> None:
         """Begin from a checkpoint's state, and say whether the data changed since."""
-        contents = self.state.contents_sha256
-        changed = other_contents(saved, contents)
+        changed = other_contents(saved, self.of_data)
         if changed is not None:
             self.console.log(changed)
-        self.state = replace(saved, contents_sha256=contents)
+        self.state = replace(saved, **self.of_data)
 
     def run_stage(self, stage: Stage, within: int, resume_from: Path | None, bar: Meter) -> None:
         """Train one stage from its step `within` to its end, from the checkpoint that it wrote if it has one."""

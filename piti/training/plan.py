@@ -29,7 +29,7 @@ from piti.training.init import begin
 from piti.training.losses import DistillationSpec
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunFolder
-from piti.training.run_state import checked_state, other_contents
+from piti.training.run_state import checked_state, data_state, other_contents
 
 
 def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:
@@ -83,8 +83,8 @@ def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[
     if validation is None:
         rows["validation"] = NO_VALIDATION
     if newest is not None:
-        now = {"pairs": len(training), "condition": condition.to_config(), "pairs_sha256": training.identity()}
-        changed = other_contents(checked_state(newest, now, recipe), training.contents())
+        now = data_state(training, validation)
+        changed = other_contents(checked_state(newest, now | {"condition": condition.to_config()}, recipe), now)
         if changed is not None:
             rows["changed"] = changed
     return rows

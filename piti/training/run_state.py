@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from piti.core.errors import UserError, option, quoted
+from piti.data.batches import SampleSet
+from piti.data.generated import WithGenerated
 from piti.training.recipe import Recipe
 
 RUN_FILE = "run.json"
@@ -47,6 +49,31 @@ class RunState:
     that did not note it, which are not compared."""
     contents_sha256: str | None = None
     """Of what is in the training pairs' files, None where `pairs_sha256` is. Another one is told, and not refused."""
+    validation_pairs: int | None = None
+    """How many there are, and the same two of them. None without validation and in checkpoints of versions that did not
+    note it; neither is compared."""
+    validation_sha256: str | None = None
+    validation_contents_sha256: str | None = None
+    generated_sha256: str | None = None
+    """Of the names of an upsampler's generated images, and of what is in them; None as above."""
+    generated_contents_sha256: str | None = None
+
+
+def data_state(training: SampleSet, validation: SampleSet | None) -> dict[str, Any]:
+    """The fields of `RunState` that follow from a run's data; what is not known, or not there, is left out."""
+    found: dict[str, Any] = {
+        "pairs": len(training),
+        "pairs_sha256": training.identity(),
+        "contents_sha256": training.contents(),
+    }
+    if validation is not None:
+        found["validation_pairs"] = len(validation)
+        found["validation_sha256"] = validation.identity()
+        found["validation_contents_sha256"] = validation.contents()
+    if isinstance(training, WithGenerated):
+        found["generated_sha256"] = training.images_identity()
+        found["generated_contents_sha256"] = training.images_contents()
+    return {what: value for what, value in found.items() if value is not None}
 
 
 def read_state(checkpoint: Path) -> RunState:
@@ -64,13 +91,29 @@ def not_whole(checkpoint: Path, error: Exception) -> RunError:
     return RunError(f"a file of the checkpoint cannot be read ({cause})", remedy=remedy, source=checkpoint)
 
 
-_NOT_ALWAYS_NOTED = ("teacher_sha256", "pairs_sha256")
+_ALWAYS_NOTED = ("processes", "pairs", "condition", "prior_sha256")
+_CONTENTS = {
+    "contents_sha256": "training pairs",
+    "validation_contents_sha256": "validation pairs",
+    "generated_contents_sha256": "generated images",
+}
+"""What is told where it changed, and not refused."""
+_OTHER_NAMES = {
+    "pairs_sha256": "other pairs: now there are as many, and their names are others",
+    "validation_sha256": "other validation pairs: now there are as many, and their names are others",
+    "generated_sha256": "other images in 'generated.root': their names are others",
+}
 
 
 def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
-    """A checkpoint's state. Raises RunError if what else decides the run has changed since."""
-    decides = ("processes", "pairs", "condition", "prior_sha256", *_NOT_ALWAYS_NOTED)
-    return checked_state(checkpoint, {what: getattr(now, what) for what in decides}, recipe)
+    """A checkpoint's state. Raises RunError if what else decides the run, or what it is validated on, has changed.
+
+    Pairs and images that are not there now, or whose names are not known, are not compared.
+    """
+    fixed = {what: getattr(now, what) for what in (*_ALWAYS_NOTED, "teacher_sha256")}
+    of_data = {what: getattr(now, what) for what in ("validation_pairs", *_OTHER_NAMES)}
+    known = {what: new for what, new in of_data.items() if new is not None}
+    return checked_state(checkpoint, fixed | known, recipe)
 
 
 def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> RunState:
@@ -78,7 +121,7 @@ def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> R
     saved = read_state(checkpoint)
     for what, new in now.items():
         old = getattr(saved, what)
-        unknown = (old is None and what in _NOT_ALWAYS_NOTED) or (new is None and what == "pairs_sha256")
+        unknown = what in _CONTENTS or (old is None and what not in _ALWAYS_NOTED)
         if old != new and not unknown:
             raise RunError(
                 f"{checkpoint} was trained with {_changed(what, old, new)}",
@@ -93,18 +136,20 @@ def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> R
     return saved
 
 
-def other_contents(saved: RunState, now: str | None) -> str | None:
+def other_contents(saved: RunState, now: Mapping[str, Any]) -> str | None:
     """In words, that files hold something else than when a checkpoint was saved; None where they do not, and where
-    that is not known. now: `SampleSet.contents`."""
-    if None in (saved.contents_sha256, now) or saved.contents_sha256 == now:
+    that is not known. now: fields of `RunState`, see `data_state`."""
+    pairs = {named: (getattr(saved, what), now.get(what)) for what, named in _CONTENTS.items()}
+    changed = [named for named, both in pairs.items() if None not in both and both[0] != both[1]]
+    if not changed:
         return None
-    since = f"training pairs of the same names hold something else than up to step {saved.step}"
+    since = f"{', '.join(changed)} of the same names hold something else than up to step {saved.step}"
     return f"{since}; the run goes on with them"
 
 
 def _changed(what: str, old: Any, new: Any) -> str:
-    if what == "pairs_sha256":
-        return "other pairs: now there are as many, and their names are others"
+    if what in _OTHER_NAMES:
+        return _OTHER_NAMES[what]
     return condition_changes(old, new) if what == "condition" else f"{what} = {old}, now it is {new}"
 
 

@@ -65,6 +65,24 @@ def test_generated_samples_lie_over_their_condition(tiny_data: Path, tmp_path: P
     assert max(seen) == 12
 
 
+def test_other_images_are_told_apart(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
+    def facts(folder: str, number: int) -> tuple[str, str]:
+        write(tmp_path / folder, f"scene-03_{number}.png", said(condition))
+        spec = GeneratedSpec(root=tmp_path / folder)
+        mixed = WithGenerated(pairs_of(tiny_data, condition), spec, condition, 2, 16)
+        return mixed.images_identity(), mixed.images_contents()
+
+    first, moved, renamed = facts("a", 0), facts("b", 0), facts("c", 1)
+    assert moved == first
+    assert renamed[0] != first[0]
+    assert renamed[1] == first[1]
+    path = tmp_path / "b/scene-03_0.png"
+    path.write_bytes(path.read_bytes() + b"more")
+    changed = WithGenerated(pairs_of(tiny_data, condition), GeneratedSpec(root=tmp_path / "b"), condition, 2, 16)
+    assert changed.images_identity() == first[0]
+    assert changed.images_contents() != first[1]
+
+
 def test_mirrored_ones_mirror_both(tiny_data: Path, tmp_path: Path, condition: MaskCondition) -> None:
     write(tmp_path / "g", "scene-03_0.png", said(condition))
     spec = GeneratedSpec(root=tmp_path / "g", share=0.999)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -352,18 +353,39 @@ def test_other_data_is_not_gone_on_with(tiny_data: Path, tmp_path: Path, change,
         plan(recipe_of(tiny_data, stages=stages), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (["scene-09", "scene-10"], "validation_pairs = 3, now it is 2"),
+        (["scene-08", "scene-09", "scene-10"], "other validation pairs: now there are as many"),
+        ([], None),  # nothing to compare with
+    ],
+)
+def test_other_validation_pairs_are_not_gone_on_with(
+    tiny_data: Path, tmp_path: Path, validation: list[str], message: str | None
+) -> None:
+    recipe, splits = recipe_of(tiny_data, stages=[{"name": "joint", "steps": 1}]), tiny_data / "splits.json"
+    training, held_out = ([f"scene-{k:02d}" for k in places] for places in (range(8), range(9, 12)))
+    splits.write_text(json.dumps({"train": training, "val": held_out}))
+    train(recipe, tmp_path / "run")
+    splits.write_text(json.dumps({"train": training, "val": validation}))
+    for go_on in (plan, lambda recipe, run: train(recipe, run, resume=True)):
+        with contextlib.nullcontext() if message is None else pytest.raises(RunError, match=message):
+            go_on(recipe, tmp_path / "run")
+
+
 def test_other_contents_under_the_same_names_are_told_once(tiny_data: Path, tmp_path: Path) -> None:
     def resumed(steps: int, root: Path = tiny_data) -> tuple[Recipe, str]:
         recipe, said = recipe_of(root, stages=[{"name": "joint", "steps": steps}]), io.StringIO()
         train(recipe, tmp_path / "run", resume=True, console=Console(file=said, width=200))
         return recipe, said.getvalue()
 
-    told = "hold something else than up to step 1"
+    told = "training pairs, validation pairs of the same names hold something else than up to step 1"
     recipe, said = resumed(1)
     moved = tiny_data.rename(tiny_data.with_name("moved"))
     assert told not in said + resumed(1, moved)[1]
-    mask = Image.open(moved / "labels/scene-00.png")
-    mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(moved / "labels/scene-00.png")
+    for path in (moved / "labels/scene-00.png", moved / "labels/scene-11.png"):
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     recipe = recipe_of(moved, stages=[{"name": "joint", "steps": 1}])
     assert any(told in row["plan"] for row in plan(recipe, tmp_path / "run"))
     assert told in resumed(2, moved)[1]

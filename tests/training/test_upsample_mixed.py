@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from piti.core.spec import SpecError
 from piti.data import DataError
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import Recipe, read_recipe, train
+from piti.training import Recipe, RunError, read_recipe, train
 from piti.training.adversarial import ImageLosses, Predicted, _looked_at
 from piti.training.losses import PerceptualLossSpec
 from piti.training.objectives import DiffusionObjective
@@ -96,6 +97,11 @@ def test_a_mixed_run_resumed_is_as_if_never_stopped(
     train(recipe, tmp_path / "parts", resume=True)
     whole, parts = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "parts" / WEIGHTS)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    other = shutil.copytree(generated, tmp_path / "other")
+    file = next(other.glob("*_0.png"))
+    file.rename(file.with_stem(file.stem.removesuffix("0") + "7"))
+    with pytest.raises(RunError, match=r"other images in 'generated.root': their names are others"):
+        train(mixed_recipe(tiny_data, features, other), tmp_path / "parts", resume=True)
 
 
 def timesteps_of(tiny_data: Path, tmp_path: Path, features: Any, **stage: Any) -> list[int]:
