@@ -58,7 +58,11 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "upsampler": {"upsampler_sampler": "ddim", "upsampler_truncates": False},
     },
 }
-_UPSAMPLING = {"upsampler_steps": "fast27", "upsampler_noise": 0.997, "upsampler_guidance": 0.0}
+_UPSAMPLING = {
+    "upsampler_steps": "fast27",
+    "upsampler_noise": 0.997,
+    "upsampler_guidance": {"kind": "plain", "w": 0.0},
+}
 
 _MODEL_HOLDS = {
     AUTOENCODER,

@@ -86,7 +86,7 @@ def test_conditions_and_settings_are_the_release_s(tmp_path: Path) -> None:
     assert (settings.base.guidance, settings.base.steps) == (Guidance(kind="plain", w=0.3), 250)
     assert (settings.base.sampler, settings.upsampler.sampler) == ("ddpm", "ddpm")
     assert (settings.upsampler.steps, settings.upsampler.noise) == ("fast27", 0.997)
-    assert (settings.upsampler.guidance.w, settings.upsampler.truncates) == (0, True)
+    assert (settings.upsampler.guidance, settings.upsampler.truncates) == (Guidance(kind="plain", w=0.0), True)
 
 
 def test_glide_s_conditions_and_settings(tmp_path: Path) -> None:
