@@ -261,6 +261,8 @@ def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
 
     Raises ModelError, also where the files lack a weight, which diffusers would leave to chance.
     """
+    if folder.is_dir() and not _weight_files(folder):  # of which diffusers says that a pickle is missing
+        raise ModelError(f"holds no weights, such as {WEIGHTS_FILE}", remedy=_ANEW, source=folder)
     try:
         found, told = cast(Any, kind).from_pretrained(folder, output_loading_info=True, **form)
     except (OSError, ValueError) as error:
@@ -299,9 +301,13 @@ _VARIANT = re.compile(rf"{WEIGHTS_STEM}\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|b
 
 def _only_variant(folder: Path) -> str | None:
     """The variant as which a network's weights lie in its folder, where there are no others."""
-    names = [path.name for path in sorted(folder.glob(f"{WEIGHTS_STEM}*")) if path.suffix != ".json"]
-    found = [_VARIANT.fullmatch(name) for name in names]
+    found = [_VARIANT.fullmatch(name) for name in _weight_files(folder)]
     return found[0][1] if found and found[0] and all(found) else None
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The names of a network's files of weights, in order."""
+    return [path.name for path in sorted(folder.glob(f"{WEIGHTS_STEM}*")) if path.suffix != ".json"]
 
 
 def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:

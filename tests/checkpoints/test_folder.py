@@ -153,6 +153,21 @@ def test_weights_in_other_files_that_lack_one_are_refused(tmp_path: Path, form: 
         PITIPipeline.from_pretrained(tmp_path, variant=form.get("variant"))
 
 
+@pytest.mark.parametrize("left", [None, "diffusion_pytorch_model.safetensors.index.json"], ids=["none", "an index"])
+def test_a_folder_without_weights_is_told_which_file_it_lacks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], left: str | None
+) -> None:
+    tiny_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "base/diffusion_pytorch_model.safetensors").unlink()
+    if left is not None:
+        (tmp_path / "base" / left).write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"base: holds no weights, such as diffusion_pytorch_model.safetensors; .* fetch"
+    ):
+        PITIPipeline.from_pretrained(tmp_path)
+    assert "unsafe" not in capfd.readouterr().err
+
+
 def test_a_variant_that_was_not_asked_for_is_named(tmp_path: Path) -> None:
     """diffusers says that a .bin is missing."""
     tiny_pipeline().save_pretrained(tmp_path, variant="fp16")
