@@ -68,7 +68,8 @@ def dry_run(
         for seed in range(workspace.seeds)
     ]
     counts = {name: _validation(plan, name, workspace) for name in plan.sets}
-    sampling = sum(counts[row.data] * _sampling(row, tally) for row in plan.rows) * workspace.seeds / _HOUR
+    made = {row.sampled.images: row.sampled for row in plan.rows}.values()  # rows may share a base's images
+    sampling = sum(counts[row.data] * _sampling(row, tally) for row in made) * workspace.seeds / _HOUR
     left_out = f", without {', '.join(tally.unknown)}" if tally.unknown else ""
     notes = [
         f"about {_hours(tally.hours)} hours of training to go{left_out}, and {_hours(sampling)} of sampling in all; "

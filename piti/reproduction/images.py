@@ -43,8 +43,8 @@ def sampled(
 ) -> tuple[Path, dict[str, Any]]:
     """A row's images of all validation conditions, and what they were made of. runs: of base and upsampler."""
     if row.enlarger:
-        small = replace(row, enlarger="", name="")
-        return _enlarged(row, sampled(small, runs, seed, workspace, chosen, console, square), seed, workspace, console)
+        small = sampled(row.sampled, runs, seed, workspace, chosen, console, square)
+        return _enlarged(row, small, seed, workspace, console)
     folder, sampling = workspace.images(row, seed), row.options.sampling.model_copy(update={"square": square})
     options = replace(row.options, sampling=sampling, seed=seed)
     made_of = {

@@ -134,6 +134,11 @@ class Row:
         return self.name or self.base.name
 
     @property
+    def sampled(self) -> Row:
+        """The row whose images are sampled: where `enlarger` enlarges them the base's, which rows share."""
+        return replace(self, enlarger="", name="") if self.enlarger else self
+
+    @property
     def trainings(self) -> tuple[Training, ...]:
         """What it needs, in order."""
         return (self.base,) if self.upsampler is None else (self.base, self.upsampler)

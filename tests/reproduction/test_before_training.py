@@ -172,6 +172,14 @@ class TestDryRun:
         tally = costs.CostTally(checks.Checker(PLAN, Workspace(Path())), 0.0, rates, {}, {}, [], recipes)
         assert costs._sampling(row, tally) == pytest.approx(3 * passes * costs.FORWARD / 10)
 
+    def test_images_that_rows_share_count_once(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[str] = []
+        monkeypatch.setattr(costs, "_sampling", lambda row, tally: seen.append(row.images) or 0.0)
+        own = PLAN.rows[0]
+        rows = [own, *(replace(own, name=name, enlarger=name) for name in ("bicubic", "real-esrgan"))]
+        costs.dry_run(replace(PLAN, rows=tuple(rows)), workspace)
+        assert seen == [own.images]
+
     def test_at_the_papers_scale_hours_are_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Cost:
             def hours(self, gpu: object) -> float:
