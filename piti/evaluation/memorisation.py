@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ SIDE = 64
 """To which centre squares are shrunk before pixels are compared, in pixels."""
 _SHOWN, _TILE = 8, 128
 _BLOCK = 256
+_READ = 1024
+"""Of how many training photographs pixels are held at once: those of all of COCO's would take 5.8 GB."""
 Features = Float[Tensor, "n d"]
 
 
@@ -44,6 +46,25 @@ class Nearest:
         """By Euclidean distance, in float64."""
         found = [torch.cdist(block.double(), training.double()).min(1) for block in images.split(_BLOCK)]
         return cls(torch.cat([one.values for one in found]), torch.cat([one.indices for one in found]))
+
+    @classmethod
+    def of_each(cls, sets: Sequence[Features], blocks: Iterable[Features]) -> list[Nearest]:
+        """Of several sets of images, where training photographs come in blocks, of which one at a time is held."""
+        found: list[Nearest] = []
+        start = 0
+        for block in blocks:
+            here = [cls.of(images, block)._later(start) for images in sets]
+            found = [one._or(other) for one, other in zip(found, here, strict=True)] if found else here
+            start += len(block)
+        return found
+
+    def _later(self, start: int) -> Nearest:
+        return Nearest(self.distances, self.rows + start)
+
+    def _or(self, other: Nearest) -> Nearest:
+        """The nearer of both; of equally near ones this one's."""
+        closer = other.distances < self.distances
+        return Nearest(torch.where(closer, other.distances, self.distances), torch.where(closer, other.rows, self.rows))
 
 
 @dataclass(frozen=True)
@@ -128,8 +149,9 @@ def memorised(
     """
     row = {path: k for k, path in enumerate(material.images)}
     groups = [[row[path] for path in images] for images in material.samples.values()]
-    pixels = pixel_features(training)
-    found = [_of(PIXELS, pixel_features(material.images), pixel_features(material.real), pixels)]
+    sets = [pixel_features(material.images), pixel_features(material.real)]
+    blocks = (pixel_features(training[start : start + _READ]) for start in range(0, len(training), _READ))
+    found = [Memorisation(PIXELS, *Nearest.of_each(sets, blocks))]
     for network, (generated, real) in zip(networks, features, strict=True):
         known = features_of(network, training, options.resize, options.batch, meter.part(len(training)), options.cache)
         found.insert(-1, _of(network.name, generated, real, known))

@@ -13,6 +13,7 @@ from PIL import Image
 from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.core.images import read_rgb, save_png
+from piti.evaluation import memorisation
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.evaluation.memorisation import Memorisation, Nearest, pixel_features
 
@@ -24,6 +25,21 @@ def test_nearest_by_hand() -> None:
     found = Nearest.of(torch.tensor([[3.0, 4.0], [10.0, 1.0]]), training)
     assert found.distances.tolist() == [5, 1]
     assert found.rows.tolist() == [0, 1]
+
+
+def test_photographs_in_blocks_give_what_all_at_once_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sets = [torch.randn(count, 5, generator=generator) for count in (30, 7)]
+    training = torch.randn(50, 5, generator=generator)
+    training[40] = training[3]  # equally near: the first counts
+    sets[1][2] = training[3]
+    for size in (50, 16, 1):
+        for images, found in zip(sets, Nearest.of_each(sets, training.split(size)), strict=True):
+            whole = Nearest.of(images, training)
+            assert torch.allclose(found.distances, whole.distances, atol=1e-6)
+            assert torch.equal(found.rows[:2], whole.rows[:2])
+            nearest = training[found.rows].double()
+            assert torch.allclose((images.double() - nearest).norm(dim=1), whole.distances, atol=1e-6)
 
 
 def test_nearer_is_the_share_of_pairs() -> None:
@@ -60,13 +76,17 @@ def made(tiny_data: Path, tmp_path: Path) -> Path:
     return tmp_path / "made"
 
 
-def test_copies_are_found(tiny_data: Path, made: Path, tmp_path: Path) -> None:
+def test_copies_are_found(tiny_data: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, read = [], memorisation.pixel_features
+    monkeypatch.setattr(memorisation, "pixel_features", lambda images: held.append(len(images)) or read(images))
+    monkeypatch.setattr(memorisation, "_READ", 4)  # of 9 training photographs
     options = Options(("colours",), bootstrap=20, device="cpu", training=tiny_data, nearest=tmp_path / "nearest.jpg")
     found = evaluate_files(made, options, tiny_data)
     assert found.value("nearer", "pixels") == 100
     assert found.value("nearest", "pixels") < 1 < found.value("real_nearest", "pixels")
     assert found.value("nearest", "colours") < found.value("real_nearest", "colours")
     assert found.facts["training"]["images"] == 9
+    assert held[-3:] == [4, 4, 1]
     width, height = read_rgb(tmp_path / "nearest.jpg").size
     assert width > 6 * 128
     assert height > 3 * 128
