@@ -73,6 +73,8 @@ def build_app(
         description=_ABOUT,
         exception_handlers={**handlers, RequestValidationError: error_answer, Exception: error_answer},
     )
+    for route in app.routes:  # its documentation, of which FastAPI answers GET alone
+        getattr(route, "methods", set()).add("HEAD")
     root = checked_root(root_path)
     add_api(app, studio)
     if page:

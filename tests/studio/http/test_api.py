@@ -200,6 +200,7 @@ def test_other_methods_addresses_and_pages(client: httpx.Client) -> None:
         assert (answer.status_code, bool(answer.json()["error"])) == (status, True), path
         assert ("allow" in answer.headers) == (status == 405)
     assert client.head("/healthz").status_code == client.head("/api/models").status_code == 200
+    assert client.head("/docs").status_code == client.head("/openapi.json").status_code == 200
     assert client.get("/healthz", headers={"Host": "[::1"}).status_code == 421
     assert client.post("/api/translate", headers={"Origin": "http://[::1"}).status_code == 403
     assert translated(client, num=2, accept="image/png").status_code == 422
