@@ -163,12 +163,14 @@ def _converted(translator: Translator, key: str, inputs: list[Tensor], tokens: T
             about = {name: _digest(folder / name) for name in (_MODEL, _WEIGHTS)}
             (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
     except OutputError as error:
-        log.warning("the converted network is not kept: %s", error)
+        log.warning("the converted network is not kept: %s; %s", error.problem, _elsewhere())
     except RuntimeError as error:  # as OpenVINO speaks of a full disk
-        log.warning(
-            "the converted network is not kept: %s cannot be written (%s); check the free space", cache_folder(), error
-        )
+        log.warning("the converted network is not kept: a file of it cannot be written (%s); %s", error, _elsewhere())
     return model
+
+
+def _elsewhere() -> str:
+    return f"check {cache_folder()} and its free space, or set XDG_CACHE_HOME to another folder"
 
 
 def _from_cache(key: str) -> Any:
