@@ -209,7 +209,10 @@ def _why_not(accelerator: Accelerator, recipe: Recipe, world: int) -> str | None
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
         return f"precision: fp16 needs a GPU; take bf16 or no ({option('dtype')} bf16 or fp32)"
     if _wants("FSDP") and not is_sharded(accelerator):
-        return "FSDP shards over two or more GPUs, and here are not; leave its config file out"
+        return (
+            f"FSDP shards over two or more processes with a GPU each (processes here: {world}, GPUs: "
+            f"{torch.cuda.device_count()}); start one for each GPU by accelerate launch, or leave its config file out"
+        )
     if recipe.optimizer.kind == "adamw8bit" and (is_sharded(accelerator) or is_zero(accelerator)):
         return "optimizer.kind: adamw8bit holds its moments whole, in blocks; with FSDP or DeepSpeed take adamw"
     if is_sharded(accelerator):

@@ -77,7 +77,8 @@ def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[
         rows["discriminator"] = f"also judges features of {_features(recipe.discriminator.features)}"
     notes: list[str] = []
     training, validation = open_data(recipe, condition, notes=notes)
-    rows["data"] = f"{len(training)} training and {len(validation) if validation else 0} validation pairs"
+    held_out = len(validation) if validation else 0
+    rows["data"] = f"{len(training)} training and {held_out} validation pair{'' if held_out == 1 else 's'}"
     if notes:
         rows["shows"] = "\n".join(notes)
     if validation is None:

@@ -13,11 +13,13 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 
 from piti.checkpoints.folder import INDEX_FILE
-from piti.training import Recipe, RunError, RunFolder, plan, run_lock, train
+from piti.training import Recipe, RunError, RunFolder, distributed, plan, run_lock, train
 from piti.training.run_lock import LOCK_FILE, RunLock, RunLockedError
 from piti.training.run_state import condition_changes
 from tests.conftest import tiny_recipe
@@ -36,6 +38,21 @@ sys.stdin.read()
 
 def recipe_of(root: Path, **changes: object) -> Recipe:
     return Recipe.parse(tiny_recipe(root, **changes), "test")
+
+
+def test_one_pair_is_told_as_one(tiny_data: Path, tmp_path: Path) -> None:
+    keys = [f"scene-{k:02d}" for k in range(12)]
+    (tiny_data / "splits.json").write_text(json.dumps({"train": keys[:9], "val": keys[9:10]}))
+    rows = {row["what"]: row["plan"] for row in plan(recipe_of(tiny_data), tmp_path / "run")}
+    assert rows["data"] == "9 training and 1 validation pair"
+
+
+def test_sharding_without_the_gpus_for_it_says_what_there_is(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    here = Mock(num_processes=1, distributed_type=DistributedType.NO)
+    why = distributed._why_not(here, recipe_of(tiny_data), 1)
+    assert why is not None
+    assert f"(processes here: 1, GPUs: {torch.cuda.device_count()}); start one for each GPU" in why
 
 
 def test_a_second_process_is_refused_and_a_dead_one_s_lock_taken_over(tiny_data: Path, tmp_path: Path) -> None:
