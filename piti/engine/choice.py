@@ -61,7 +61,7 @@ def engine_named(name: str, device: torch.device | str = "cpu", dtype: str = "au
     """The engine of a name, on a device.
 
     `auto` takes OpenVINO where it is installed, the device is a CPU, and the processor is faster in bfloat16, where
-    OpenVINO is about twice as fast; else torch. dtype: a name in `DTYPES`; with "auto" OpenVINO computes in bfloat16
+    OpenVINO is 1.4 to 2 times as fast; else torch. dtype: a name in `DTYPES`; with "auto" OpenVINO computes in bfloat16
     where the processor is faster in it, with "bf16" where it can, else in float32. Raises EngineError for a name that
     is not known, an engine that is not installed, and one that does not compute on the device.
     """
