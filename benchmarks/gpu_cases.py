@@ -20,7 +20,7 @@ from benchmarks.steps import Bare, Ours, Released
 from piti.core.devices import PRECISIONS, check_compiles, usable_dtype
 from piti.core.seeding import draws_on
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.schedule import scheduler_of
+from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipelines.canvas import fitted
 from piti.pipelines.cascade import Batch

@@ -22,7 +22,8 @@ from piti.conditions import NoCondition
 from piti.data import FolderSpec, PairedFolder
 from piti.data.degrade import downsample
 from piti.diffusion.losses import perceptual_loss
-from piti.diffusion.schedule import NoiseSchedule, spec_of
+from piti.diffusion.schedule import NoiseSchedule
+from piti.diffusion.schedulers import spec_of
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perceptual
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)

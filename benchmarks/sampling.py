@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from piti.conditions import condition_from_config
-from piti.diffusion.schedule import scheduler_of
+from piti.diffusion.schedulers import scheduler_of
 from piti.engine import ENGINES, EngineError
 from piti.models import Prediction, Translator
 from piti.pipelines.canvas import fitted

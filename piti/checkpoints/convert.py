@@ -38,7 +38,8 @@ from piti.conditions import Condition, TextCondition
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.errors import Message, UserError, option
 from piti.core.files import check_folder, whole_folder
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of, spec_of
 from piti.models import Translator
 
 SCHEDULES = {

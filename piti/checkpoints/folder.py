@@ -24,7 +24,8 @@ from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.errors import UserError, first_line, option, text_of, with_article
 from piti.core.walk import list_images
 from piti.diffusion.samplers import Scheduler, scheduler_named
-from piti.diffusion.schedule import spec_of_config
+from piti.diffusion.schedulers import spec_of_config
+from piti.models.space import AUTOENCODERS, Autoencoder
 from piti.models.translator import Translator, TranslatorSpec
 
 INDEX_FILE = "model_index.json"
@@ -213,7 +214,7 @@ class ModelFolder:
             raise ModelError(f"{self.path / network}: {first_line(error)}; {_ANEW}") from None
         return translator.eval(), self.scheduler(network)
 
-    def autoencoder(self, torch_dtype: torch.dtype, **form: Any) -> AutoencoderKL | None:
+    def autoencoder(self, torch_dtype: torch.dtype, **form: Any) -> Autoencoder | None:
         """The autoencoder of a base that works on latents, in float32 where it says that less breaks it. Adapters have
         that of their prior. form: as of `load`, of one in this folder. Raises ModelError.
         """
@@ -222,8 +223,14 @@ class ModelFolder:
             if not adapter.is_file():
                 return None
             return ModelFolder.open(find_model(read_adapter_config(adapter.parent).prior)).autoencoder(torch_dtype)
-        dtype = torch.float32 if self.config(AUTOENCODER).get("force_upcast") else torch_dtype
-        found = load_whole(AutoencoderKL, self.path / AUTOENCODER, torch_dtype=dtype, **form)
+        config = self.config(AUTOENCODER)
+        dtype = torch.float32 if config.get("force_upcast") else torch_dtype
+        kind = AUTOENCODERS.get(str(config.get("_class_name", AutoencoderKL.__name__)))
+        if kind is None:
+            known = " or ".join(map(with_article, AUTOENCODERS))
+            other = with_article(str(config["_class_name"]))
+            raise ModelError(f"{self.path / AUTOENCODER}: is {other}, expected {known}; {_ANEW}")
+        found = load_whole(kind, self.path / AUTOENCODER, torch_dtype=dtype, **form)
         return found.eval().requires_grad_(False)
 
     def scheduler(self, network: str) -> Scheduler:

@@ -120,6 +120,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "PixArtAlphaPipeline": _pixart("PixArt-α", 120),
     "PixArtSigmaPipeline": _pixart("PixArt-Σ", 300),
+    "SanaPipeline": Family(
+        "Sana",
+        (TextPart("text_encoder", "tokenizer", "gemma", ("Gemma2Model",), masked=True, context=300),),
+        sampling={"sampler": "dpm++", "steps": 20, "guidance": _plain(3.5)},
+        lower=True,
+        network="transformer",
+        classes=("SanaTransformer2DModel",),
+        mask=True,
+    ),
 }
 """By the class in `model_index.json`."""
 
@@ -155,5 +164,6 @@ _OTHERS = {
     "Upscale": "enlarges pictures in latents beside their pixels, as what follows DeepFloyd IF's second stage does",
     "StableDiffusion3": "is a transformer with flow matching, which is not supported",
     "Flux": "is a transformer with flow matching, which is not supported",
-    "Sana": "is a transformer with flow matching, which is not supported",
+    "SanaSprint": "is distilled for a few guided steps",
+    "SanaControlNet": "is a model with a ControlNet beside it",
 }

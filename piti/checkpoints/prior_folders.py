@@ -21,10 +21,13 @@ from piti.checkpoints.weights import check_finite
 from piti.conditions import TextCondition
 from piti.conditions.tokenizers import PretrainedTokenizer
 from piti.core.errors import UserError, text_of, with_article
-from piti.diffusion.schedule import BETAS, PREDICTIONS, ScheduleSpec, spec_of_config
+from piti.diffusion.schedule import BETAS, PREDICTIONS, ScheduleSpec
+from piti.diffusion.schedulers import spec_of_config
 from piti.models import LanguageSpec, SpaceSpec, Translator
 from piti.models.foreign import plain_config
+from piti.models.space import AUTOENCODERS, Autoencoder, widths_key
 
+_PREDICTED = {"epsilon": "noise", "v_prediction": "v", "sample": "the image", "flow_prediction": "a flow"}
 _SCALE = 4  # of DeepFloyd IF's second stage
 _LEVEL = 250  # of the noise in its small images, as diffusers samples
 
@@ -45,7 +48,7 @@ class Recognised:
     @property
     def what(self) -> str:
         """For a person, such as "Stable Diffusion, noise, 512 px, tokens of 768"."""
-        predicts = {"epsilon": "noise", "v_prediction": "v", "sample": "the image"}[self.schedule.prediction]
+        predicts = _PREDICTED[self.schedule.prediction]
         widths = ("caption_channels", "encoder_hid_dim", "cross_attention_dim")
         width = next(filter(None, map(self.unet.get, widths)))
         variance = " and its variance" if self._learned else ""
@@ -79,6 +82,7 @@ class Recognised:
             "image_size": self._image_size,
             "learned_variance": self._learned,
             "steps": self.schedule.steps,
+            "flow_shift": self.schedule.shift if self.schedule.betas == "flow" else None,
         }
         if self.family.role == "upsampler":
             noising = _schedule(self.folder, "image_noising_scheduler", latent=False)
@@ -102,11 +106,12 @@ class Recognised:
         files = WeightFiles.of(self.folder / self.family.network, "diffusion_pytorch_model")
         return ForeignNetwork(translator, files, texts)
 
-    def autoencoder(self) -> AutoencoderKL:
+    def autoencoder(self) -> Autoencoder:
         """Read whole. Raises ModelError, WeightsError."""
         folder = self.folder / "vae"
         files = WeightFiles.of(folder, "diffusion_pytorch_model")
-        found = load_whole(AutoencoderKL, folder, variant=files.variant, use_safetensors=True)
+        kind = AUTOENCODERS[str(read_config(folder / "config.json").get("_class_name", AutoencoderKL.__name__))]
+        found = load_whole(kind, folder, variant=files.variant, use_safetensors=True)
         for name, value in found.state_dict().items():
             check_finite(folder, name, value)
         return found
@@ -176,10 +181,10 @@ _OTHER_MODEL = "give the text-to-image model that it was made from"
 def _space(folder: Path) -> SpaceSpec:
     path = folder / "vae/config.json"
     config = read_config(path)
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        kind = with_article(config["_class_name"])
-        raise PriorError(f"is {kind}", remedy="give a model whose autoencoder is an AutoencoderKL", source=path)
-    for key in ("block_out_channels", "latent_channels"):
+    if config.get("_class_name", AutoencoderKL.__name__) not in AUTOENCODERS:
+        kind, known = with_article(config["_class_name"]), " or ".join(map(with_article, AUTOENCODERS))
+        raise PriorError(f"is {kind}", remedy=f"give a model whose autoencoder is {known}", source=path)
+    for key in (widths_key(config), "latent_channels"):
         if not config.get(key):
             raise PriorError(f"lacks '{key}'", remedy=WHOLE, source=path)
     scale = config.get("scaling_factor", 1.0)
@@ -217,8 +222,10 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
             remedy=_OTHER_MODEL,
             source=path,
         )
+    if kind == _FLOW_EULER or config.get("use_flow_sigmas"):
+        return _flow(path, kind, config)
     if "FlowMatch" in kind or kind.startswith("EDM"):
-        raise PriorError(f"is {with_article(kind)}: another process than DDPM's, not supported", source=path)
+        raise PriorError(f"is {with_article(kind)}: another process than DDPM's or a flow, not supported", source=path)
     for key in ("rescale_betas_zero_snr", "trained_betas"):
         if config.get(key):
             raise PriorError(f"'{key}' is set: schedules that end in pure noise, or in a table, are not supported",
@@ -233,6 +240,26 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
     elif config.get("clip_sample_range", 1.0) != 1.0:
         raise PriorError(f"'clip_sample_range' is {config['clip_sample_range']}; only 1 is supported", source=path)
     return spec_of_config(values, str(path))
+
+
+_FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+_OTHER_FLOWS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas")
+"""Settings by which the levels of noise differ from one image or one use to another."""
+
+
+def _flow(path: Path, kind: str, config: Mapping[str, Any]) -> ScheduleSpec:
+    """The noise schedule of a rectified flow. Raises PriorError for levels of noise that are not fixed."""
+    for key in _OTHER_FLOWS:
+        if config.get(key):
+            raise PriorError(
+                f"'{key}' is set: only flows whose levels of noise are the same for every image are supported",
+                remedy="give a model with one 'shift', such as Sana",
+                source=path,
+            )
+    shift = config.get("shift" if kind == _FLOW_EULER else "flow_shift", 1.0)
+    steps = config.get("num_train_timesteps", 1000)
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    return spec_of_config(flow | {"num_train_timesteps": steps}, str(path))
 
 
 # Text

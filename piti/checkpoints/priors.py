@@ -1,5 +1,5 @@
 """Text-to-image models of other families, in diffusers' folders, to model folders: Stable Diffusion 1 and 2, SDXL,
-DeepFloyd IF, PixArt. What a folder is follows from its `model_index.json` and the configurations of its parts.
+DeepFloyd IF, PixArt, Sana. What a folder is follows from its `model_index.json` and the configurations of its parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from piti.checkpoints.prior_folders import Recognised, read_config, recognised
 from piti.checkpoints.prior_hub import fetched, fetched_configurations, is_id
 from piti.checkpoints.writing import Saveable, write_model_folder
 from piti.core.files import check_folder, whole_folder
-from piti.diffusion.schedule import scheduler_of
+from piti.diffusion.schedulers import scheduler_of
 
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 

@@ -182,8 +182,10 @@ class PretrainedTokenizer(Tokenizer):
         return self._tokenizer(text.lower().strip() if self.lower else text).input_ids
 
     def within(self, ids: list[int], context: int) -> list[int]:
-        """The token that ends a text stays its last."""
-        return ids if len(ids) <= context else [*ids[: context - 1], ids[-1]]
+        """The token that ends a text, where there is one, stays its last."""
+        if len(ids) <= context:
+            return ids
+        return [*ids[: context - 1], ids[-1]] if ids[-1:] == self.encode("")[-1:] else ids[:context]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -133,8 +133,13 @@ def detail(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Te
 
 def _per_x0(schedule: NoiseSchedule, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The squared error of what the model predicts to one of x₀."""
-    # ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²
-    factors = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    # ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²; of a flow, whose x̂₀ = z − s v̂ with 1/s = √SNR + 1, its square
+    factors = {
+        "epsilon": snr,
+        "v_prediction": snr + 1,
+        "sample": torch.ones_like(snr),
+        "flow_prediction": (snr.sqrt() + 1).square(),
+    }
     return factors[schedule.spec.prediction]
 
 

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.core.spec import choices
-from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps, spec_of
+from piti.diffusion.schedule import Denoise, Estimate, Images, NoiseSchedule, Timesteps
+from piti.diffusion.schedulers import spec_of
 from piti.diffusion.spacing import space_timesteps
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
@@ -110,6 +111,7 @@ Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler | UniPCM
 _OF_SCHEDULE = frozenset(
     {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
     | {"clip_sample", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one"}
+    | {"use_flow_sigmas", "flow_shift"}
 )  # compared by the betas that follow from them, or followed by the schedule itself
 _FIXED: dict[str, tuple[Any, ...]] = {
     "timestep_spacing": ("linspace",),
@@ -133,7 +135,8 @@ def sampler_of(scheduler: SchedulerMixin) -> str:
     kinds = {sampler: kind for sampler, kind in SAMPLERS.items() if kind.scheduler is scheduler_named(name)}
     schedule = NoiseSchedule(spec_of(scheduler))
     scheduler = cast(Scheduler, scheduler)
-    if not torch.allclose(scheduler.betas.double(), schedule.betas.double(), rtol=1e-3, atol=1e-6):
+    flow = schedule.spec.betas == "flow"
+    if not flow and not torch.allclose(scheduler.betas.double(), schedule.betas.double(), rtol=1e-3, atol=1e-6):
         raise UserError(
             f"{name}: its betas are not those of '{scheduler.config['beta_schedule']}' in its range",
             remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
@@ -216,7 +219,8 @@ def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str |
 
     A respacing by name ("250", "fast27") as released. A count: for "ddpm" and "ddim" the same; for the
     others spread evenly in √t between their bounds on λ, because steps even in t end too early: with 20
-    of them a Gaussian texture of deviation 0.05 keeps 48% of it, with these 93%.
+    of them a Gaussian texture of deviation 0.05 keeps 48% of it, with these 93%. A count of a flow's steps: evenly up
+    to the last for every sampler, as flows are sampled (Esser et al. 2024, section 5.3.2).
     Timesteps that are given stay as they are. Raises UserError for fewer steps than 1 or more than there are.
     """
     kind = sampler_named(sampler)
@@ -231,6 +235,8 @@ def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str |
         raise UserError(
             f"{sampler!r} takes 1 … {most} steps of this schedule of {len(schedule)}", option="steps", value=steps
         )
+    if isinstance(steps, int) and schedule.spec.betas == "flow":
+        return (np.round(np.arange(1, steps + 1) * (last + 1) / steps).astype(int) - 1).tolist()
     if isinstance(steps, int) and kind.quadratic:
         return _even_in_root(first, last, steps)
     kept = sorted({min(t, last) for t in space_timesteps(len(schedule), steps)})

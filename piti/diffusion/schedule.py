@@ -2,23 +2,23 @@
 
 Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672),
 progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), DDIM (Song et al. 2020, arXiv 2010.02502),
-latent diffusion (Rombach et al. 2022, arXiv 2112.10752), Imagen (Saharia et al. 2022, arXiv 2205.11487).
+latent diffusion (Rombach et al. 2022, arXiv 2112.10752), Imagen (Saharia et al. 2022, arXiv 2205.11487),
+rectified flow (Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206).
 
 Symbols: α = √ᾱ_t, σ = √(1−ᾱ_t), x_t = α x₀ + σ ε. Images are [B, C, H, W] in [−1, 1]; t is int64 [B].
+
+A rectified flow's z_t = (1−s) x₀ + s ε is this process at another scale: x_t = z_t/√((1−s)² + s²), so that
+s = σ/(α+σ) and z_t = x_t/(α+σ). Samplers, guidance and inversion know x_t alone; a network that learned a flow is
+given z_t (see `piti.models.flow`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple, cast, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -51,11 +51,11 @@ class ThresholdSpec(Spec):
     """What s is at most."""
 
 
-BetasName = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
-PredictionName = Literal["epsilon", "v_prediction", "sample"]
+BetasName = Literal["squaredcos_cap_v2", "linear", "scaled_linear", "flow"]
+PredictionName = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 BETAS: tuple[str, ...] = get_args(BetasName)
 PREDICTIONS: tuple[str, ...] = get_args(PredictionName)
-"""Of `ScheduleSpec`, under diffusers' names."""
+"""Of `ScheduleSpec`, under diffusers' names; "flow", which it has none for, is a rectified flow."""
 
 
 class ScheduleSpec(Spec):
@@ -64,15 +64,23 @@ class ScheduleSpec(Spec):
     betas: BetasName = "squaredcos_cap_v2"
     steps: int = Field(default=1000, ge=2, le=100_000)
     prediction: PredictionName = "v_prediction"
-    """The noise, the velocity, or the image itself."""
+    """The noise, the velocity, the image itself, or what a flow learns, ε − x₀."""
+    shift: float = Field(default=1.0, gt=0, le=100)
+    """For "flow": how much more of the steps lies at high noise, as large images want (Esser et al. 2024, section
+    5.3.2); 1: none."""
     beta_range: tuple[float, float] | None = None
     """β of the first and the last step, for "linear" and "scaled_linear" (even in √β); none: DDPM's, scaled to T."""
     clip: bool = True
-    """x̂₀ is clipped to [-1, 1]; not so where images are latents, which have no bounds."""
+    """x̂₀ is clipped to [-1, 1]; not so where images are latents, which have no bounds, nor of a flow."""
     threshold: ThresholdSpec | None = None
     """Instead of clipping."""
     to_clean: bool = True
     """The last step of "ddim" ends at x̂₀ itself; false: at ᾱ of step 0, with a rest of noise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_flow_has_no_bounds(cls, values: Any) -> Any:
+        return {"clip": False} | values if isinstance(values, dict) and values.get("betas") == "flow" else values
 
     @field_validator("beta_range")
     @classmethod
@@ -82,9 +90,22 @@ class ScheduleSpec(Spec):
         return None if info.data.get("betas") == "linear" and value == (0.1 / steps, 20 / steps) else value
 
     @model_validator(mode="after")
+    def _a_flow_is_learned_as_one(self) -> ScheduleSpec:
+        if (self.betas == "flow") != (self.prediction == "flow_prediction"):
+            raise UserError(
+                f"betas = '{self.betas}' with prediction = '{self.prediction}': a flow is learned as one; set both "
+                "'flow' and 'flow_prediction', or neither"
+            )
+        if self.shift != 1 and self.betas != "flow":
+            raise UserError(f"'shift' has no meaning for betas = '{self.betas}'; leave it out")
+        if self.betas == "flow" and (self.clip or self.threshold is not None or not self.to_clean):
+            raise UserError("'clip', 'threshold' and 'to_clean' have no meaning for betas = 'flow'; leave them out")
+        return self
+
+    @model_validator(mode="after")
     def _betas_lie_between_zero_and_one(self) -> ScheduleSpec:
-        if self.beta_range is not None and self.betas == "squaredcos_cap_v2":
-            raise UserError("'beta_range' has no meaning for betas = 'squaredcos_cap_v2'; leave it out")
+        if self.beta_range is not None and self.betas in ("squaredcos_cap_v2", "flow"):
+            raise UserError(f"'beta_range' has no meaning for betas = '{self.betas}'; leave it out")
         if self.beta_range is None and self.betas == "scaled_linear":
             raise UserError("betas = 'scaled_linear' needs 'beta_range', such as [0.00085, 0.012]")
         if self.beta_range is not None and not 0 < self.beta_range[0] <= self.beta_range[1] < 1:
@@ -97,9 +118,29 @@ class ScheduleSpec(Spec):
         return self
 
 
+def flow_noise(steps: int, shift: float) -> Float[Tensor, " T"]:
+    """The share s of noise in z_t = (1−s) x₀ + s ε, float64: from almost 0 to 1."""
+    # Esser et al., eq. 23, of even times: s = shift u/(1 + (shift − 1) u)
+    u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def make_alphas_cumprod(spec: ScheduleSpec) -> Float[Tensor, " T"]:
+    """ᾱ_t of a spec, float64."""
+    if spec.betas != "flow":
+        return torch.cumprod(1 - make_betas(spec), dim=0)
+    s = flow_noise(spec.steps, spec.shift).clamp(max=1 - _LEAST_SIGNAL)
+    return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+
+
+_LEAST_SIGNAL = 1e-6  # of a flow's last step, which is noise alone: x̂₀ of an estimated noise divides by it, in float64
+
+
 def make_betas(spec: ScheduleSpec) -> Float[Tensor, " T"]:
     """β_t of a spec, float64."""
     T = spec.steps
+    if spec.betas == "flow":
+        return _betas_of(make_alphas_cumprod(spec))
     if spec.betas == "scaled_linear" and spec.beta_range is not None:
         first, last = spec.beta_range
         return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64).square()
@@ -113,6 +154,10 @@ def make_betas(spec: ScheduleSpec) -> Float[Tensor, " T"]:
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
 
 
+def _betas_of(alphas_cumprod: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+
+
 class NoiseSchedule:
     """The tables of a diffusion process and the formulas that use them.
 
@@ -122,8 +167,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, spec: ScheduleSpec) -> None:
-        betas = make_betas(spec)
-        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        betas, alphas_cumprod = make_betas(spec), make_alphas_cumprod(spec)
         self.final = 1.0 if spec.to_clean else float(alphas_cumprod[0])  # ᾱ at which "ddim" ends
         self._build(spec, betas, alphas_cumprod, torch.arange(spec.steps))
 
@@ -167,10 +211,9 @@ class NoiseSchedule:
         if not kept or kept[0] < 0 or kept[-1] >= len(self):
             raise UserError(f"cannot keep the timesteps {kept}: name at least one of 0 … {len(self) - 1}")
         alphas_cumprod = self.alphas_cumprod[kept]
-        before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         spaced = NoiseSchedule.__new__(NoiseSchedule)
         spaced.final = self.final
-        spaced._build(self.spec, 1 - alphas_cumprod / before, alphas_cumprod, self.timesteps[kept])
+        spaced._build(self.spec, _betas_of(alphas_cumprod), alphas_cumprod, self.timesteps[kept])
         return spaced
 
     def at(self, table: str, t: Timesteps, like: Tensor) -> PerSample:
@@ -211,7 +254,7 @@ class NoiseSchedule:
         """Signal-to-noise ratio ᾱ_t/(1−ᾱ_t), float32 [B]."""
         return self.at("signal_to_noise", t, t).flatten()
 
-    # x₀, ε and v, any from any
+    # x₀, ε, v and a flow's direction, any from any
 
     def predict_x0(self, x_t: Images, t: Timesteps, eps: Images) -> Images:
         """x̂₀ from an estimate of the noise, not clipped."""
@@ -239,10 +282,22 @@ class NoiseSchedule:
         # Salimans & Ho, appendix D: x₀ = α x_t − σ v
         return self.at("sqrt_alphas_cumprod", t, v) * x_t - self.at("sqrt_one_minus_alphas_cumprod", t, v) * v
 
+    def eps_from_flow(self, x_t: Images, t: Timesteps, flow: Images) -> Images:
+        """The noise that a flow's direction ε − x₀ implies."""
+        alpha, sigma = self.at("sqrt_alphas_cumprod", t, flow), self.at("sqrt_one_minus_alphas_cumprod", t, flow)
+        # z = (1−s) x₀ + s ε, so ε = z + (1−s)(ε − x₀); z = x_t/(α+σ), 1−s = α/(α+σ)
+        return (x_t + alpha * flow) / (alpha + sigma)
+
+    def x0_from_flow(self, x_t: Images, t: Timesteps, flow: Images) -> Images:
+        """The image that it implies; exact at every t."""
+        alpha, sigma = self.at("sqrt_alphas_cumprod", t, flow), self.at("sqrt_one_minus_alphas_cumprod", t, flow)
+        # x₀ = z − s (ε − x₀), s = σ/(α+σ)
+        return (x_t - sigma * flow) / (alpha + sigma)
+
     # A model's output, whichever of them it predicts
 
     def target(self, x0: Images, noise: Images, t: Timesteps) -> Images:
-        """What the model is to predict: the noise, the velocity, or the image."""
+        """What the model is to predict: the noise, the velocity, the image, or a flow's direction."""
         match self.spec.prediction:
             case "epsilon":
                 return noise
@@ -250,6 +305,8 @@ class NoiseSchedule:
                 return self.v_from(x0, noise, t)
             case "sample":
                 return x0
+            case "flow_prediction":
+                return noise - x0  # Esser et al., eq. 10 and section 3.1
 
     def to_epsilon(self, output: Images, x_t: Images, t: Timesteps) -> Images:
         """A model's output as noise, in float64 (float32 where the device has no float64).
@@ -265,6 +322,8 @@ class NoiseSchedule:
                 return self.eps_from_v(x_t, t, output)
             case "sample":
                 return self.eps_from_x0(x_t, t, output)
+            case "flow_prediction":
+                return self.eps_from_flow(x_t, t, output)
 
     def to_x0(self, output: Images, x_t: Images, t: Timesteps) -> Images:
         """A model's output as x̂₀, not clipped; differentiable, for losses on x̂₀ (PITI, eq. 4-5)."""
@@ -275,6 +334,8 @@ class NoiseSchedule:
                 return self.x0_from_v(x_t, t, output)
             case "sample":
                 return output
+            case "flow_prediction":
+                return self.x0_from_flow(x_t, t, output)
 
     # Bounds of x̂₀ in sampling
 
@@ -303,58 +364,3 @@ def thresholded(x0: Images, spec: ThresholdSpec) -> Images:
     flat = x0.float().flatten(1).abs()  # quantiles want float32
     bound = torch.quantile(flat, spec.ratio, dim=1).clamp(1, spec.largest).to(x0).view(-1, 1, 1, 1)
     return x0.clamp(-bound, bound) / bound
-
-
-def scheduler_of(spec: ScheduleSpec) -> DDPMScheduler | DDIMScheduler:
-    """The scheduler of a model of this schedule: the ancestral one with learned variance, or DDIM's where that ends
-    with a rest of noise."""
-    first, last = spec.beta_range or (0.1 / spec.steps, 20 / spec.steps)
-    common: dict[str, Any] = {
-        "num_train_timesteps": spec.steps,
-        "beta_start": first,
-        "beta_end": last,
-        "beta_schedule": spec.betas,
-        "prediction_type": spec.prediction,
-        "timestep_spacing": "linspace",
-        "clip_sample": spec.clip,
-    }
-    if spec.threshold is not None:
-        common |= {
-            "thresholding": True,
-            "dynamic_thresholding_ratio": spec.threshold.ratio,
-            "sample_max_value": spec.threshold.largest,
-        }
-    if not spec.to_clean:
-        return DDIMScheduler(**common, set_alpha_to_one=False)
-    return DDPMScheduler(**common, variance_type="learned_range")
-
-
-def noise_schedule_of(scheduler: SchedulerMixin) -> NoiseSchedule:
-    """The noise schedule of a scheduler's configuration. Raises SpecError as `spec_of`."""
-    return _noise_schedule(spec_of(scheduler).model_dump_json())
-
-
-@cache
-def _noise_schedule(spec: str) -> NoiseSchedule:
-    return NoiseSchedule(ScheduleSpec.model_validate_json(spec))
-
-
-def spec_of(scheduler: SchedulerMixin) -> ScheduleSpec:
-    """The spec of a scheduler's configuration. Raises SpecError for a schedule that is not one of ours."""
-    return spec_of_config(cast(ConfigMixin, scheduler).config, "scheduler/scheduler_config.json")
-
-
-_NAMES = {"steps": "num_train_timesteps", "betas": "beta_schedule", "prediction": "prediction_type",
-          "clip": "clip_sample", "to_clean": "set_alpha_to_one"}  # fmt: skip
-
-
-def spec_of_config(config: Mapping[str, Any], source: str) -> ScheduleSpec:
-    """The same of a configuration that was read from `source`, before a scheduler is built of it."""
-    values: dict[str, Any] = {ours: config[theirs] for ours, theirs in _NAMES.items() if theirs in config}
-    given = (config.get("beta_start"), config.get("beta_end"))
-    if values.get("betas") != "squaredcos_cap_v2" and None not in given:
-        values["beta_range"] = given
-    if config.get("thresholding"):
-        ratio, largest = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
-        values["threshold"] = {"ratio": ratio, "largest": largest}
-    return ScheduleSpec.parse(values, source)

@@ -1,4 +1,4 @@
-"""Networks of diffusers by their own configuration: its UNets, and transformers of PixArt's kind."""
+"""Networks of diffusers by their own configuration: its UNets, and the transformers of PixArt and of Sana."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from piti.core.errors import UserError
 
-TRANSFORMER_BLOCK = "BasicTransformerBlock"
-"""The class of the blocks that a transformer repeats."""
 _UNREAD = ("double_self_attention", "num_vector_embeds", "only_cross_attention", "use_linear_projection")
 """Switches of the class that PixArt's transformers once were saved as, all off in them."""
 
@@ -25,18 +23,43 @@ def is_transformer(config: Mapping[str, Any]) -> bool:
     return "caption_channels" in config
 
 
+def is_sana(config: Mapping[str, Any]) -> bool:
+    """Whether a transformer's configuration is Sana's."""
+    return "num_cross_attention_heads" in config
+
+
+def transformer_block(config: Mapping[str, Any]) -> str:
+    """The class of the blocks that a transformer repeats."""
+    return "SanaTransformerBlock" if is_sana(config) else "BasicTransformerBlock"
+
+
 def foreign_network(config: Mapping[str, Any]) -> Any:
-    """The network of a configuration of diffusers: a UNet2DConditionModel, or a PixArtTransformer2DModel, which has
-    what is asked of a UNet here, but for slices of its attention: x_t, t and tokens in, x_t's form out.
+    """The network of a configuration of diffusers: a UNet2DConditionModel, or a PixArtTransformer2DModel or
+    SanaTransformer2DModel, which have what is asked of a UNet here, but for slices of their attention: x_t, t and
+    tokens in, x_t's form out.
 
     Raises UserError for switches of a transformer that are not read; what diffusers raises for any other mistake.
     """
     values = plain_config(config)
     if not is_transformer(values):
         return UNet2DConditionModel(**values)
+    if is_sana(values):
+        return _sana(values)
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
     for key in _UNREAD:
         if values.pop(key, None):
             raise UserError(f"the transformer's '{key}' is set, which no transformer of PixArt's is")
     return PixArtTransformer2DModel(**values)
+
+
+def _sana(values: dict[str, Any]) -> Any:
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+
+    if values.get("guidance_embeds") or values.get("timestep_scale", 1.0) != 1.0:
+        raise UserError(
+            "the transformer takes the guidance strength as an input, or its time at another scale: it is distilled "
+            "for a few guided steps",
+            remedy="take the model that it was distilled from",
+        )
+    return SanaTransformer2DModel(**values)

@@ -1,4 +1,4 @@
-"""The text encoders that priors of other families come with: CLIP's and T5's, as transformers builds them."""
+"""The text encoders that priors of other families come with: CLIP's, T5's and Gemma's, as transformers builds them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from piti.models.text import checked_ids
 class LanguageModelSpec(Spec):
     """One text encoder."""
 
-    kind: Literal["clip", "clip_projection", "t5"]
-    """CLIP's; CLIP's with its projected pooled token; T5's encoder."""
+    kind: Literal["clip", "clip_projection", "t5", "gemma"]
+    """CLIP's; CLIP's with its projected pooled token; T5's encoder; Gemma 2, a decoder whose last states are taken."""
     config: dict[str, Any]
     """Its configuration in transformers."""
     pad: int = Field(ge=0)
@@ -84,7 +84,7 @@ def _clip(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tenso
     return tokens, pooled
 
 
-def _t5(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _states(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     mask = (ids >= 0).long() if spec.masked else None
     out = model(input_ids=torch.where(ids >= 0, ids, spec.pad), attention_mask=mask)
     return out.last_hidden_state, out.last_hidden_state.new_empty(len(ids), 0)
@@ -114,13 +114,20 @@ def _build_t5(config: dict[str, Any]) -> nn.Module:
     return library.T5EncoderModel(library.T5Config(**config)).encoder
 
 
+def _build_gemma(config: dict[str, Any]) -> nn.Module:
+    library = _transformers()
+    return library.Gemma2Model(library.Gemma2Config(**config | {"use_cache": False}))
+
+
 _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "clip": _build_clip,
     "clip_projection": _build_clip_projection,
     "t5": _build_t5,
+    "gemma": _build_gemma,
 }
 _READERS: dict[str, Callable[[LanguageModelSpec, nn.Module, Tensor], tuple[Tensor, Tensor]]] = {
     "clip": _clip,
     "clip_projection": _clip,
-    "t5": _t5,
+    "t5": _states,
+    "gemma": _states,
 }

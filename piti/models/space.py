@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
@@ -21,6 +22,13 @@ from piti.core.spec import Spec
 
 Images = Float[Tensor, "b 3 h w"]
 Points = Float[Tensor, "b c h2 w2"]
+Autoencoder = AutoencoderKL | AutoencoderDC
+"""What makes latents: Stable Diffusion's kind, or Sana's, whose latents are not drawn (Chen et al. 2024, arXiv
+2410.10733)."""
+AUTOENCODERS: dict[str, type[AutoencoderKL] | type[AutoencoderDC]] = {
+    kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC)
+}
+"""By the class that a configuration names."""
 
 
 class SpaceSpec(Spec):
@@ -48,7 +56,7 @@ class SpaceSpec(Spec):
         for key in ("latents_mean", "latents_std"):
             if autoencoder.get(key) is not None:
                 raise UserError(f"the autoencoder's '{key}' is set; only latents with one 'scaling_factor' are read")
-        levels = len(autoencoder["block_out_channels"])
+        levels = len(autoencoder[widths_key(autoencoder)])
         return cls(channels=autoencoder["latent_channels"], factor=2 ** (levels - 1))
 
 
@@ -63,7 +71,7 @@ class Space:
     """
 
     spec: SpaceSpec = _PIXELS
-    autoencoder: AutoencoderKL | None = None
+    autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         if self.spec.latent != (self.autoencoder is not None):
@@ -82,7 +90,8 @@ class Space:
 
     @torch.no_grad()
     def moments(self, images: Images) -> Points:
-        """What `drawn` makes points of: the images themselves, or mean and log-variance of latents [B, 2 C, h, w].
+        """What `drawn` makes points of: the images themselves, or mean and log-variance of latents [B, 2 C, h, w], or
+        latents [B, C, h, w] where the autoencoder draws none.
 
         images: in [-1, 1], sides multiples of the factor; encoded one by one, which bounds memory.
         """
@@ -94,8 +103,9 @@ class Space:
         """Points of moments; noise: of latents, N(0, I), none: their mean. Pixels have none."""
         if self.autoencoder is None:
             return moments
-        mean, log_variance = moments.chunk(2, dim=1)
-        if noise is not None:
+        drawn = moments.shape[1] == 2 * self.spec.channels
+        mean, log_variance = moments.chunk(2, dim=1) if drawn else (moments, moments)
+        if drawn and noise is not None:
             mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise.to(mean)  # clipped as in AutoencoderKL
         config = self.autoencoder.config
         return (mean - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]
@@ -106,9 +116,9 @@ class Space:
 
     @torch.no_grad()
     def images(self, points: Points) -> Images:
-        """Points of the space as images, in [-1, 1] where they were decoded: one by one, which bounds memory."""
+        """Points of the space as images in [-1, 1]; latents are decoded one by one, which bounds memory."""
         if self.autoencoder is None:
-            return points
+            return points.clamp(-1, 1)
         config = self.autoencoder.config
         latents = points / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
         rows = latents.to(self.autoencoder.dtype).split(1)
@@ -116,10 +126,14 @@ class Space:
         return images.float().clamp(-1, 1)
 
 
-def _moments(autoencoder: AutoencoderKL, image: Tensor) -> Tensor:
-    (posterior,) = autoencoder.encode(image, return_dict=False)
-    assert isinstance(posterior, DiagonalGaussianDistribution)
-    return posterior.parameters.float()
+def widths_key(autoencoder: Mapping[str, Any]) -> str:
+    """The key of an autoencoder's configuration that lists its levels' widths."""
+    return "block_out_channels" if "block_out_channels" in autoencoder else "encoder_block_out_channels"
+
+
+def _moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
+    (found,) = autoencoder.encode(image, return_dict=False)
+    return (found.parameters if isinstance(found, DiagonalGaussianDistribution) else found).float()
 
 
 PIXELS = Space()

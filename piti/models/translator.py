@@ -16,9 +16,11 @@ from torch import Tensor
 from piti.core.errors import UserError
 from piti.core.spec import Spec
 from piti.diffusion.distillation import StudentSpec
+from piti.diffusion.schedule import ScheduleSpec
 from piti.models.any_encoder import AnyEncoderSpec, built_encoder, encoder_spec_of
 from piti.models.casting import NetworkMixin
 from piti.models.encoders import AlignedEncoderSpec, EncoderSpec, Tokens
+from piti.models.flow import FlowInput
 from piti.models.foreign import foreign_network, is_transformer
 from piti.models.noised import NoisedSmallImage, NoisedSpec
 from piti.models.pixel_head import PixelHead, PixelHeadSpec
@@ -53,6 +55,7 @@ class TranslatorSpec(Spec):
     space_spec: dict[str, Any] | None = None
     noised_spec: dict[str, Any] | None = None
     student_spec: dict[str, Any] | None = None
+    flow_shift: float | None = Field(default=None, gt=0, le=100)
 
 
 class Prediction(NamedTuple):
@@ -86,11 +89,13 @@ class Translator(NetworkMixin, ConfigMixin):
     condition reaches it through its skip connections alone. head_spec: fields of `PixelHeadSpec`, how pixels are made
     of the UNet's features; none: by one pixel shuffle. one_step: it was trained at the last timestep alone, so that
     one step from noise is all that it knows.
-    unet_config: a UNet of diffusers, or a transformer of PixArt, by its own configuration, instead of unet_spec; how it
-    takes tokens follows from that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of encoder_spec's, for
-    a prior with text encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are latents and no pixels;
-    image_size stays in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees its small image noised.
-    student_spec: fields of `StudentSpec`, of a base that was distilled.
+    unet_config: a UNet of diffusers, or a transformer of PixArt or Sana, by its own configuration, instead of
+    unet_spec; how it takes tokens follows from that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of
+    encoder_spec's, for a prior with text encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are
+    latents and no pixels; image_size stays in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees
+    its small image noised.
+    student_spec: fields of `StudentSpec`, of a base that was distilled. flow_shift: of the rectified flow that it
+    learned, see `FlowInput`; none: it learned another process.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -121,17 +126,19 @@ class Translator(NetworkMixin, ConfigMixin):
         space_spec: Mapping[str, Any] | None = None,
         noised_spec: Mapping[str, Any] | None = None,
         student_spec: Mapping[str, Any] | None = None,
+        flow_shift: float | None = None,
     ) -> None:
         super().__init__()
         self.student = None if student_spec is None else StudentSpec.parse(student_spec, "student_spec")
         self.space_spec = SpaceSpec.parse(space_spec or {}, "space_spec")
         head = None if head_spec is None else PixelHeadSpec.parse(head_spec, "head_spec")
         _check_space(self.space_spec, image_size, patch_size, low_res, inpaint)
-        _check_detail(detail, low_res, inpaint)
+        _check_detail(detail, low_res, inpaint or flow_shift is not None)
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
         self.learned_variance, self.inpaint, self.one_step = learned_variance, inpaint, one_step
         self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
         self.noised = None if noised_spec is None else NoisedSmallImage(NoisedSpec.parse(noised_spec, "noised_spec"))
+        self.flow = None if flow_shift is None else FlowInput(steps, flow_shift)
         points, side = self.space_spec.channels, image_size // self.space_spec.factor
         seen, made = points + (4 if inpaint else 0) + (0 if low_res is None else 3), points * (1 + learned_variance)
         folded = _Folded(side // patch_size, seen * patch_size**2, made * patch_size**2)
@@ -190,6 +197,16 @@ class Translator(NetworkMixin, ConfigMixin):
         """By how much an upsampler enlarges; 1 for a base translator."""
         return 1 if self.low_res is None else self.image_size // self.low_res
 
+    def check_schedule(self, schedule: ScheduleSpec) -> None:
+        """Raises UserError unless this is the flow that the network learned, or neither is one."""
+        own = None if self.flow is None else (self.flow.steps, self.flow.shift)
+        given = (schedule.steps, schedule.shift) if schedule.betas == "flow" else None
+        if own != given:
+            said = ["no flow" if one is None else f"a flow of {one[0]} steps, shift {one[1]:g}" for one in (own, given)]
+            raise UserError(
+                f"the {self.role} learned {said[0]}, and its scheduler is of {said[1]}; take the one that belongs to it"
+            )
+
     def set_attention_slice(self, slice_size: str | int | list[int] | None) -> None:
         """The UNet's attention in slices, as `enable_attention_slicing` of a pipeline asks: less memory, more time. A
         transformer's stays as it is, as in diffusers."""
@@ -219,8 +236,9 @@ class Translator(NetworkMixin, ConfigMixin):
         """
         tokens = condition if isinstance(condition, Tokens) else self.encode(condition)
         self._check_sides(x_t, tokens)
-        seen, large = self.join_low_res(x_t, low_res, t, known)  # [B, S, H, W]
-        out = (step or self.step)(seen, t, tokens)
+        z_t, time = (x_t, t) if self.flow is None else self.flow(x_t, t)
+        seen, large = self.join_low_res(z_t, low_res, t, known)  # [B, S, H, W]
+        out = (step or self.step)(seen, time, tokens)
         output, variance = out.chunk(2, dim=1) if self.learned_variance else (out, None)
         if self.preconditioning is not None and large is not None:
             output = self.preconditioning.image(output, x_t, large, t)
@@ -365,9 +383,9 @@ def _check_sizes(
         )
 
 
-def _check_detail(detail: float | None, low_res: int | None, inpaint: bool) -> None:
+def _check_detail(detail: float | None, low_res: int | None, other: bool) -> None:
     """Raises UserError where the preconditioning has no meaning."""
     if detail is not None and (low_res is None or detail <= 0):
         raise UserError(f"'detail' {detail} is for upsamplers and above 0; set 'low_res', or leave it out")
-    if detail is not None and inpaint:
-        raise UserError("'detail' and 'inpaint' do not go together; leave one of them out")
+    if detail is not None and other:
+        raise UserError("'detail' does not go together with 'inpaint' and 'flow_shift'; leave one of them out")

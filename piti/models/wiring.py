@@ -1,4 +1,5 @@
-"""How any UNet of diffusers, and PixArt's transformer, takes a condition, read from its own configuration."""
+"""How any UNet of diffusers, and the transformers of PixArt and Sana, take a condition, read from their own
+configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.models.encoders import Tokens
-from piti.models.foreign import is_transformer
+from piti.models.foreign import is_sana, is_transformer
 
 _TIME_IDS = 6  # SDXL: original height and width, top, left, target height and width (Podell et al. 2023, section 2.2)
 
@@ -78,15 +79,19 @@ class Wiring:
 
 @dataclass(frozen=True)
 class TransformerWiring(Wiring):
-    """Of a transformer of PixArt's kind (Chen et al. 2023, arXiv 2310.00426), which has no skip connections."""
+    """Of a transformer of PixArt's kind (Chen et al. 2023, arXiv 2310.00426), which has no skip connections, or of
+    Sana's."""
 
+    sana: bool = False
+    """Whether it is Sana's (Xie et al. 2024, arXiv 2410.10629), which is told nothing beside its tokens."""
     proportioned: bool = False
     """Whether it is told the image's size and proportions, as PixArt-α is at 1024 px."""
 
     @classmethod
     def of_transformer(cls, config: Mapping[str, Any]) -> TransformerWiring:
         """Of its whole configuration, defaults included."""
-        told = config.get("use_additional_conditions")
+        told, sana = config.get("use_additional_conditions"), is_sana(config)
+        told = False if sana else told
         return cls(
             sequence=config["caption_channels"] or config["cross_attention_dim"],
             pooled=None,
@@ -95,12 +100,15 @@ class TransformerWiring(Wiring):
             leveled=False,
             skips=(),
             reduction=config["patch_size"],
+            sana=sana,
             proportioned=config["sample_size"] == _PROPORTIONED if told is None else told,
         )
 
     def arguments(self, tokens: Tokens, size: tuple[int, int], level: int | None) -> dict[str, Any]:
         """As of a UNet; where a text ends is told too."""
         sequence = tokens.sequence
+        if self.sana:
+            return {"encoder_hidden_states": sequence, "encoder_attention_mask": tokens.mask}
         told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.proportioned:
             height, width = size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
@@ -72,6 +73,8 @@ class Computing:
     def _stays(self, network: nn.Module, pipeline: PITIPipeline) -> bool:
         """Whether a network's weights keep their type: where an engine computes in another, and those that half
         precision spoils."""
+        if isinstance(network, AutoencoderDC):
+            return self.dtype == "fp16"  # in which it overflows
         if isinstance(network, AutoencoderKL):
             return bool(network.config.get("force_upcast"))
         return pipeline.engine.name != "torch" or (self.dtype == "auto" and bool(getattr(network, "one_pass", False)))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
@@ -20,9 +19,11 @@ from piti.core.errors import UserError
 from piti.core.images import to_pil
 from piti.core.seeding import draws_on
 from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
-from piti.diffusion.schedule import NoiseSchedule, noise_schedule_of, spec_of
+from piti.diffusion.schedule import NoiseSchedule
+from piti.diffusion.schedulers import noise_schedule_of, spec_of
 from piti.engine import Engine, EngineError, TorchEngine, engine_named
 from piti.models import PIXELS, Space, Translator
+from piti.models.space import Autoencoder
 from piti.pipelines.call import (
     TENSOR_INPUTS,
     OutputType,
@@ -100,7 +101,7 @@ class PITIPipeline(SavedPipeline):
         upsampler: Translator | None = None,
         upsampler_scheduler: Scheduler | None = None,
         defaults: SamplingOptions | Mapping[str, Any] | None = None,
-        vae: AutoencoderKL | None = None,
+        vae: Autoencoder | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -139,7 +140,7 @@ class PITIPipeline(SavedPipeline):
         if before is None:
             return
         old, new = spec_of(before), spec_of(scheduler)
-        if (old.betas, old.beta_range, old.steps) != (new.betas, new.beta_range, new.steps):
+        if (old.betas, old.beta_range, old.steps, old.shift) != (new.betas, new.beta_range, new.steps, new.shift):
             raise UserError(
                 f"{type(scheduler).__name__}: {new.to_dict()} is another noise schedule than that which the network "
                 f"was trained with, {old.to_dict()}",
@@ -153,6 +154,9 @@ class PITIPipeline(SavedPipeline):
         if (self.scheduler is None) != self.base.one_pass:
             raise ModelError("a translator goes with its scheduler, a baseline has none; give what belongs together")
         check_cascade(self.condition, self.base, self.upsampler)
+        for network, scheduler in ((self.base, self.scheduler), (self.upsampler, self.upsampler_scheduler)):
+            if isinstance(network, Translator) and scheduler is not None:
+                network.check_schedule(spec_of(scheduler))
         bounded = self.schedule is not None and self.schedule.has_bounds
         if self.space.spec.latent and bounded:
             raise ModelError(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from piti.baselines import ImageNetwork
@@ -19,6 +18,7 @@ from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import Scheduler, sampler_of
 from piti.models import Translator
+from piti.models.space import Autoencoder
 from piti.pipelines.call import one_of
 from piti.pipelines.loading import DType, ModelSource, dtypes_of, place, split
 from piti.pipelines.options import GENERAL_DEFAULTS, NetworkOptions, SamplingOptions, UpsamplerOptions
@@ -32,7 +32,7 @@ class SavedPipeline(DiffusionPipeline):
     condition: Condition
     upsampler: Translator | None
     upsampler_scheduler: Scheduler | None
-    vae: AutoencoderKL | None
+    vae: Autoencoder | None
 
     @property
     def defaults(self) -> SamplingOptions:

@@ -9,7 +9,8 @@ from pathlib import Path
 from piti.core.errors import Message, UserError, option
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import sampler_of, sampling_timesteps
-from piti.diffusion.schedule import NoiseSchedule, scheduler_of
+from piti.diffusion.schedule import NoiseSchedule
+from piti.diffusion.schedulers import scheduler_of
 from piti.pipelines.options import GENERAL_DEFAULTS, ONE_STEP, NetworkOptions
 from piti.reproduction.cells import decimals_for, number
 from piti.reproduction.checks import Checker

@@ -17,7 +17,7 @@ from piti.core.seeding import draws_on, noise_for
 from piti.data.batches import SampleSet, TrainingBatch
 from piti.diffusion.distillation import Guess, StudentGrid
 from piti.diffusion.guidance import Guidance, conditioned, guided_noise
-from piti.diffusion.schedule import spec_of
+from piti.diffusion.schedulers import spec_of
 from piti.diffusion.timesteps import evenly, timesteps_for
 from piti.models import Prediction, Tokens, Translator
 from piti.training.adversarial import LossOutput, Predicted

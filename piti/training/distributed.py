@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from piti.core.devices import allow_tf32, check_compiles, fast_in_bfloat16, fastest_kind, laid_out
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
 from piti.core.errors import option
-from piti.models.foreign import TRANSFORMER_BLOCK, is_transformer
+from piti.models.foreign import is_transformer, transformer_block
 from piti.training.recipe import Recipe, RecipeError
 
 FEW_PLACES = 256
@@ -230,10 +230,11 @@ def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
     if recipe.precision == "fp16":
         return "precision: fp16 is not supported with FSDP; take bf16"
     wrapped = getattr(accelerator.state.fsdp_plugin, "transformer_cls_names_to_wrap", None) or []
-    if is_transformer(recipe.model.unet_config or {}) and TRANSFORMER_BLOCK not in wrapped:
+    config = recipe.model.unet_config or {}
+    if is_transformer(config) and (block := transformer_block(config)) not in wrapped:
         return (
-            f"FSDP shards {', '.join(wrapped) or 'no blocks'}, and a transformer is made of {TRANSFORMER_BLOCK}; "
-            f"set fsdp_transformer_layer_cls_to_wrap: {TRANSFORMER_BLOCK} in accelerate's config"
+            f"FSDP shards {', '.join(wrapped) or 'no blocks'}, and this transformer is made of {block}; "
+            f"set fsdp_transformer_layer_cls_to_wrap: {block} in accelerate's config"
         )
     return None
 

@@ -18,7 +18,8 @@ from piti.conditions import Condition, MaskCondition
 from piti.core.errors import option, text_of
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
-from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, spec_of
+from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
+from piti.diffusion.schedulers import spec_of
 from piti.models import Translator
 from piti.models.foreign import foreign_network
 from piti.training.recipe import Recipe, RecipeError

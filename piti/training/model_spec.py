@@ -31,8 +31,8 @@ class ModelSpec(Spec):
     """Instead of an encoder of tokens, for a UNet without them: the condition's own maps, at the image's size."""
     unet: UNetSpec = UNetSpec()
     unet_config: dict[str, Any] | None = None
-    """Instead of `unet`, the network of a prior of another family, a UNet or PixArt's transformer, by its own
-    configuration in diffusers."""
+    """Instead of `unet`, the network of a prior of another family, a UNet or a transformer of PixArt or Sana, by its
+    own configuration in diffusers."""
     space: SpaceSpec = SpaceSpec()
     """Where the UNet works; latents are those of the prior's autoencoder, and `image_size` stays in pixels."""
     head: PixelHeadSpec | None = None

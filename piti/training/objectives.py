@@ -19,7 +19,8 @@ from piti.conditions import Condition
 from piti.core.seeding import derive_seed, draws_on, noise_for, uniform_for
 from piti.data.batches import LowRes, SampleSet, TrainingBatch
 from piti.diffusion.losses import acts_at, diffusion_loss
-from piti.diffusion.schedule import NoiseSchedule, scheduler_of
+from piti.diffusion.schedule import NoiseSchedule
+from piti.diffusion.schedulers import scheduler_of
 from piti.diffusion.timesteps import SecondMomentTimesteps, timesteps_named
 from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator

@@ -26,7 +26,8 @@ from piti.cli.app import app
 from piti.conditions import PaletteCondition, SketchCondition, TextCondition, coco_stuff
 from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of, spec_of
 from piti.models import Translator
 from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline

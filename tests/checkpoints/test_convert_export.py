@@ -17,7 +17,8 @@ from piti.checkpoints.export import export_release
 from piti.checkpoints.folder import ModelError
 from piti.checkpoints.release import Heads
 from piti.core.errors import UserError
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.pipelines.pipeline import PITIPipeline
 from tests.checkpoints.test_convert import CASCADES, file, imported
 from tests.released import encoder_weights, tiny_weights

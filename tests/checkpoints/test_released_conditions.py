@@ -34,7 +34,7 @@ from piti.conditions import (
     coco_stuff,
 )
 from piti.core.errors import Message
-from piti.diffusion.schedule import scheduler_of
+from piti.diffusion.schedulers import scheduler_of
 from piti.models import EncoderSpec, Translator
 from piti.pipelines.pipeline import PITIPipeline
 from tests.released import TINY

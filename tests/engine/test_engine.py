@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli.app import app
-from piti.diffusion.schedule import scheduler_of
+from piti.diffusion.schedulers import scheduler_of
 from piti.engine import EngineError, TorchEngine, engine_named
 from piti.engine.graph import StepGraph, inputs_of, time_embedding
 from piti.generation.metadata import made_on

@@ -11,7 +11,8 @@ from PIL import Image
 
 from piti.conditions import condition_from_config
 from piti.core.images import png_text, save_png
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.generation.metadata import model_name
 from piti.generation.options import GenerationOptions
 from piti.generation.recreate import read_record

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from piti.conditions import ConditionError, condition_from_config
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.generation.inputs import InputError, PartFiles, matched_parts, parsed_given
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationError, TranslationFiles

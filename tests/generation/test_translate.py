@@ -13,7 +13,8 @@ from PIL import Image
 from piti.conditions import TextCondition
 from piti.core.files import OutputError
 from piti.core.images import png_text, save_png
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationError, TranslationFiles
 from piti.generation.translate import Report, translate_files

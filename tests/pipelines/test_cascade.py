@@ -22,7 +22,8 @@ from piti.core.errors import UserError
 from piti.core.images import quantized, to_pil, to_tensor, truncated
 from piti.core.seeding import generator_for
 from piti.diffusion.samplers import initial_noise, sample
-from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.diffusion.spacing import space_timesteps
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationError, TranslationFiles

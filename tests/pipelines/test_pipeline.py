@@ -15,7 +15,8 @@ from piti.conditions import ConditionError, condition_from_config
 from piti.core.errors import UserError
 from piti.core.spec import SpecError
 from piti.diffusion.guidance import Guidance
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of, spec_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of, spec_of
 from piti.models import Translator
 from piti.pipelines.options import NetworkOptions
 from piti.pipelines.pipeline import ModelError, PITIPipeline, bundled_models, find_model, list_models

@@ -44,6 +44,12 @@ def pixart(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
 
 
 @pytest.fixture(scope="session")
+def sana(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
+    """Sana: a transformer that learned a flow."""
+    return tiny.imported(tiny.sana, _folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
 def floyd_upsampler(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
     """DeepFloyd IF's second stage, for images of 8 px."""
     return tiny.imported(tiny.floyd_upsampler, _folder(tmp_path_factory), sample_size=32)

@@ -3,8 +3,8 @@
 The UNets and schedules of Stable Diffusion 1.5 and 2.1 and of SDXL are those of their public folders. Of DeepFloyd IF
 the switches and layers are those of diffusers' converter (`scripts/convert_if.py`), the widths of IF-I-XL those of its
 public description; the others' widths are such that their sizes are the published ones (400M, 900M, 450M, 1.2B).
-PixArt's are those of diffusers' converters (`scripts/convert_pixart_alpha_to_diffusers.py` and of Σ), with the switches
-of the class that they name.
+PixArt's and Sana's are those of diffusers' converters (`scripts/convert_pixart_alpha_to_diffusers.py`, of Σ, and
+`scripts/convert_sana_to_diffusers.py`), with the switches of the class that they name.
 """
 
 from __future__ import annotations
@@ -130,6 +130,37 @@ _PIXART_SCHEDULE: dict[str, Any] = {
     "thresholding": False,
     "trained_betas": None,
 }
+_SANA: dict[str, Any] = {
+    "_class_name": "SanaTransformer2DModel",
+    "attention_bias": False,
+    "attention_head_dim": 32,
+    "caption_channels": 2304,
+    "cross_attention_dim": 1152,
+    "cross_attention_head_dim": 72,
+    "dropout": 0.0,
+    "in_channels": 32,
+    "interpolation_scale": None,
+    "mlp_ratio": 2.5,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-06,
+    "num_attention_heads": 36,
+    "num_cross_attention_heads": 16,
+    "num_layers": 28,
+    "out_channels": 32,
+    "patch_size": 1,
+    "sample_size": 16,
+}
+_FLOW: dict[str, Any] = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "beta_schedule": "linear",
+    "final_sigmas_type": "zero",
+    "flow_shift": 3.0,
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "solver_order": 2,
+    "use_flow_sigmas": True,
+}
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 _STABLE = _BETAS | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "trained_betas": None}
 _COSINE: dict[str, Any] = {
@@ -177,15 +208,19 @@ class Published:
 
     def folder(self, root: Path) -> Path:
         """A folder of diffusers without weights."""
-        network = "transformer" if self.pipeline.startswith("PixArt") else "unet"
+        network = "transformer" if self.pipeline.startswith(("PixArt", "Sana")) else "unet"
         parts = {network: ["diffusers", self.unet["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"]}
         _written(root / network / "config.json", self.unet)
         _written(root / "scheduler/scheduler_config.json", self.scheduler)
         if self.pipeline.startswith(("IF", "PixArt")):
             parts |= _t5(root)
+        elif self.pipeline.startswith("Sana"):
+            parts |= _gemma(root)
         else:
             parts |= _clip(root, "", self.width)
-        if not self.pipeline.startswith("IF"):
+        if self.pipeline.startswith("Sana"):
+            parts |= _deep_vae(root)
+        elif not self.pipeline.startswith("IF"):
             parts |= _vae(root, self.scaling_factor)
         if self.pipeline == "StableDiffusionXLPipeline":
             parts |= _clip(root, "_2", 1280)
@@ -260,6 +295,22 @@ MODELS = {
         "PixArt-Σ, predicts noise and its variance, 1024 px, tokens of 4096",
         610_856_096,
         scaling_factor=0.13025,
+    ),
+    "sana": Published(
+        "SanaPipeline",
+        _SANA,
+        _FLOW,
+        "Sana, predicts a flow, 512 px, tokens of 2304",
+        591_747_872,
+    ),
+    "sana-1600m": Published(
+        "SanaPipeline",
+        _SANA
+        | {"cross_attention_dim": 2240, "cross_attention_head_dim": 112, "num_attention_heads": 70}
+        | {"num_cross_attention_heads": 20, "num_layers": 20, "sample_size": 32},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+        "Sana, predicts a flow, 1024 px, tokens of 2304",
+        1_604_462_752,
     ),
     "if-i-m": Published(
         "IFPipeline",
@@ -343,3 +394,19 @@ def _vae(root: Path, scaling_factor: float | None) -> dict[str, list[str]]:
     }
     _written(root / "vae/config.json", config | ({"scaling_factor": scaling_factor} if scaling_factor else {}))
     return {"vae": ["diffusers", "AutoencoderKL"]}
+
+
+def _gemma(root: Path) -> dict[str, list[str]]:
+    tiny.gemma_tokenizer().save_pretrained(root / "tokenizer")
+    config = {"head_dim": 4, "hidden_size": 2304, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 64}
+    more = {"num_hidden_layers": 1, "num_key_value_heads": 1, "model_type": "gemma2", "torch_dtype": "bfloat16"}
+    _written(root / "text_encoder/config.json", {"architectures": ["Gemma2Model"]} | config | more)
+    return {"text_encoder": ["transformers", "Gemma2Model"], "tokenizer": ["transformers", "GemmaTokenizerFast"]}
+
+
+def _deep_vae(root: Path) -> dict[str, list[str]]:
+    widths = [128, 256, 512, 512, 1024, 1024]
+    config = {"_class_name": "AutoencoderDC", "latent_channels": 32, "scaling_factor": 0.41407}
+    parts = {f"{part}_block_out_channels": widths for part in ("encoder", "decoder")}
+    _written(root / "vae/config.json", config | parts)
+    return {"vae": ["diffusers", "AutoencoderDC"]}

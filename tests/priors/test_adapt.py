@@ -45,6 +45,7 @@ TOKENS: dict[str, dict[str, Any]] = {
     "sdxl": {"sequence_width": 24, "pooled": 8},
     "floyd": {"sequence_width": 8, "pooled": 0},
     "pixart": {"sequence_width": 8, "pooled": 0, "residuals": False},
+    "sana": {"sequence_width": 8, "pooled": 0, "residuals": False},
 }
 """What each UNet takes of an encoder."""
 
@@ -193,9 +194,13 @@ def test_the_aligned_path_does_not_lead_into_a_transformer(pixart: tiny.Imported
         plan(recipe_of(pixart, tiny_data, "pixart", model=model), tiny_data / "run")
 
 
-def test_sharding_names_the_blocks_of_a_transformer(pixart: tiny.Imported, tiny_data: Path) -> None:
+@pytest.mark.parametrize(("family", "block"), [("pixart", "BasicTransformerBlock"), ("sana", "SanaTransformerBlock")])
+def test_sharding_names_the_blocks_of_a_transformer(
+    request: pytest.FixtureRequest, tiny_data: Path, family: str, block: str
+) -> None:
+    prior: tiny.Imported = request.getfixturevalue(family)
     plugin = SimpleNamespace(transformer_cls_names_to_wrap=["ResnetBlock2D"])
-    state, recipe = SimpleNamespace(fsdp_plugin=plugin), recipe_of(pixart, tiny_data, "pixart")
+    state, recipe = SimpleNamespace(fsdp_plugin=plugin), recipe_of(prior, tiny_data, family)
     accelerator: Any = SimpleNamespace(
         num_processes=2,
         device=torch.device("cpu"),
@@ -205,8 +210,8 @@ def test_sharding_names_the_blocks_of_a_transformer(pixart: tiny.Imported, tiny_
     )
     why = distributed._why_not(accelerator, recipe, 2)
     assert why is not None
-    assert "FSDP shards ResnetBlock2D, and a transformer is made of BasicTransformerBlock; set" in why
-    plugin.transformer_cls_names_to_wrap = ["BasicTransformerBlock"]
+    assert f"FSDP shards ResnetBlock2D, and this transformer is made of {block}; set" in why
+    plugin.transformer_cls_names_to_wrap = [block]
     assert distributed._why_not(accelerator, recipe, 2) is None
 
 

@@ -48,6 +48,7 @@ def test_a_folder_says_itself_what_it_is(stable: tiny.Imported) -> None:
         "steps": 1000,
         "prediction": "epsilon",
         "beta_range": [0.00085, 0.012],
+        "shift": 1.0,
         "clip": False,
         "threshold": None,
         "to_clean": False,
@@ -128,6 +129,52 @@ def test_a_part_that_is_not_there_and_weights_that_are_pickles_are_refused(copie
     shutil.rmtree(copied / "vae")
     with pytest.raises(UserError, match="has no 'vae', which is needed"):
         import_prior(copied, tmp_path / "model")
+
+
+def test_a_flow_is_one_too(sana: tiny.Imported, tmp_path: Path) -> None:
+    """Named by either scheduler with which it is published."""
+    found = recognised(sana.folder)
+    assert found.what == "Sana, predicts a flow, 16 px, tokens of 8"
+    assert (found.schedule.betas, found.schedule.shift) == ("flow", 3.0)
+    assert found.arguments()["flow_shift"] == 3.0
+    tiny.sana(tmp_path, euler=True)
+    assert recognised(tmp_path / "diffusers").schedule == found.schedule
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "why"),
+    [
+        (
+            "scheduler/scheduler_config.json",
+            {"use_dynamic_shifting": True},
+            "'use_dynamic_shifting' is set: only flows",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"flow_shift": -1.0},
+            "'shift' = -1.0: is too small; give more than",
+        ),
+        ("transformer/config.json", {"guidance_embeds": True}, "distilled for a few guided steps; take the model that"),
+        (
+            "vae/config.json",
+            {"_class_name": "AutoencoderTiny"},
+            "give a model whose autoencoder is an AutoencoderKL or an",
+        ),
+        (
+            "model_index.json",
+            {"_class_name": "SanaSprintPipeline"},
+            "a SanaSprintPipeline is distilled for a few guided",
+        ),
+    ],
+)
+def test_a_flow_of_another_kind_is_refused(
+    sana: tiny.Imported, tmp_path: Path, file: str, values: dict[str, Any], why: str
+) -> None:
+    copied = shutil.copytree(sana.folder, tmp_path / "diffusers")
+    changed(copied / file, **values)
+    with pytest.raises(UserError, match=why):
+        import_prior(copied, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_transformer_of_another_kind_is_refused(pixart: tiny.Imported, tmp_path: Path) -> None:
@@ -312,7 +359,7 @@ class Held:
         self.bytes -= size
 
 
-@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd", "pixart"])
+@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd", "pixart", "sana"])
 def test_importing_holds_two_tensors_at_most(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

@@ -12,7 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from piti.checkpoints.compatibility import check_cascade
 from piti.checkpoints.prior_folders import recognised
 from piti.core.errors import UserError
-from piti.diffusion.schedule import scheduler_of
+from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training.build import find_base

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from piti.diffusion.samplers import sampling_timesteps
@@ -119,6 +120,44 @@ def test_pixart_with_the_ends_of_its_texts(tmp_path: Path, pixart: tiny.Imported
     made = ours(texts, steps=3, guidance={"kind": "plain", "w": 2.0}, **asked).images
     assert wanted.std() > 0.05
     torch.testing.assert_close(made, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_sana_by_the_steps_of_a_flow(monkeypatch: pytest.MonkeyPatch, sana: tiny.Imported, solver: str) -> None:
+    """A short text and one that is cut: by Euler's method, which "ddim" is for a flow, and by DPM-Solver++."""
+    theirs, ours, latents = sana.theirs, sana.ours, noise(2, 4, 8, 8)
+    shares = [(t + 1) / 1000 for t in sampling_timesteps(ours.schedule, solver, 4)[::-1]]
+    asked: dict[str, Any] = {"latents": latents, "output_type": "pt"}
+    cleaned: dict[str, Any] = {"complex_human_instruction": None, "use_resolution_binning": False}
+    if solver == "ddim":
+        monkeypatch.setattr(theirs, "scheduler", FlowMatchEulerDiscreteScheduler(shift=3.0))
+        cleaned["sigmas"] = shares
+    else:
+        monkeypatch.setattr(theirs, "scheduler", _flow_by_dpm(theirs.scheduler, shares))
+        cleaned["num_inference_steps"] = 4
+    s = 3 * shares[0] / (1 + 2 * shares[0])  # the solver begins below 1, where z_t is another multiple of x_t
+    texts = ["A Cat ab ", "dogs and cats " * 30]
+    begun = {"latents": (s**2 + (1 - s) ** 2) ** 0.5 * latents, "output_type": "pt"}
+    wanted = theirs(texts, guidance_scale=3.0, **begun, **cleaned).images
+    made = ours(texts, sampler=solver, steps=4, guidance={"kind": "plain", "w": 2.0}, **asked).images
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(made, wanted, **CLOSE)
+
+
+def _flow_by_dpm(scheduler: Any, shares: list[float]) -> DPMSolverMultistepScheduler:
+    """Diffusers' own solver of a flow, at these shares of noise before the shift."""
+    made = DPMSolverMultistepScheduler.from_config(scheduler.config)
+    whole = made.set_timesteps
+
+    def set_timesteps(num_inference_steps: int, device: Any = None, **_: Any) -> None:
+        whole(num_inference_steps, device=device)
+        u = torch.tensor(shares, dtype=torch.float64)
+        sigmas = 3 * u / (1 + 2 * u)
+        made.sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]).float()
+        made.timesteps = 1000 * sigmas.float()
+
+    made.set_timesteps = set_timesteps  # pyright: ignore[reportAttributeAccessIssue]
+    return made
 
 
 def test_a_transformer_is_told_where_a_text_ends(pixart: tiny.Imported) -> None:

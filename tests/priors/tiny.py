@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from piti.checkpoints.priors import import_prior
 from piti.pipelines.pipeline import PITIPipeline
@@ -260,6 +262,61 @@ def pixart(folder: Path, sigma: bool = False, **settings: Any) -> Any:
         vae=autoencoder(),
         transformer=transformer.eval(),
         scheduler=DPMSolverMultistepScheduler(num_train_timesteps=1000),
+    )
+    return _saved(pipe, folder)
+
+
+def gemma_tokenizer() -> Any:
+    """Letters as tokens, and one that begins a text; none ends it."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *LETTERS]
+    made = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def gemma() -> Any:
+    """Gemma 2, with a window shorter than a text."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(7)
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 4}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 16}
+    return Gemma2Model(Gemma2Config(vocab_size=32, **sizes, **heads)).eval()
+
+
+def deep_autoencoder() -> AutoencoderDC:
+    """2 px to one, of 4 channels."""
+    torch.manual_seed(8)
+    sizes: dict[str, Any] = {}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_block_types": ("ResBlock", "EfficientViTBlock"), f"{part}_block_out_channels": (8, 8)}
+        sizes |= {f"{part}_layers_per_block": (1, 1), f"{part}_qkv_multiscales": ((), (5,))}
+    return AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **sizes).eval()
+
+
+def sana(folder: Path, euler: bool = False, **settings: Any) -> Any:
+    """A pipeline of Sana; saved below `folder`. euler: its scheduler is named as a flow's by Euler's method."""
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+    from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
+
+    torch.manual_seed(9)
+    sizes: dict[str, Any] = {"sample_size": 8, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 4}
+    crossed: dict[str, Any] = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 4, "cross_attention_dim": 8}
+    more: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "caption_channels": 8}
+    transformer = SanaTransformer2DModel(**(sizes | crossed | more | settings))
+    flow = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipe = SanaPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=gemma(),
+        vae=deep_autoencoder(),
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if euler else flow,  # pyright: ignore[reportArgumentType]
     )
     return _saved(pipe, folder)
 

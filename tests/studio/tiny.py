@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from piti.conditions import condition_from_config
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from tests.conftest import TINY_MODEL

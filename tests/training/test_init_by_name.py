@@ -53,7 +53,8 @@ def test_colours_are_no_classes_channels() -> None:
 
 
 def test_a_model_begun_from_another_order_reads_the_same_mask_alike(tmp_path: Path) -> None:
-    from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec, scheduler_of
+    from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
+    from piti.diffusion.schedulers import scheduler_of
     from piti.models import Translator
     from piti.pipelines.pipeline import PITIPipeline
     from piti.training.init import load_weights

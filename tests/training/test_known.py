@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from piti.core.spec import SpecError
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, train

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from piti.cli.app import app
 from piti.conditions import TextCondition, condition_from_config
-from piti.diffusion.schedule import ScheduleSpec, scheduler_of
+from piti.diffusion.schedule import ScheduleSpec
+from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from tests.evaluation.seen import NOISELESS, baseline_pipeline
