@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from typer.testing import CliRunner
 
 from piti.cli.app import app
@@ -71,7 +72,6 @@ def test_repeated_blocks_are_compiled_and_nothing_else(monkeypatch: pytest.Monke
     assert pipeline.engine.name == "torch"
     kinds = {type(block).__name__ for block in compiled}
     assert kinds == {"ResnetBlock2D", "Attention"}
-    assert not is_compiled(pipeline.base)  # nothing really was
     assert compiled == [*repeated_blocks(pipeline.base), *repeated_blocks(pipeline.upsampler)]  # type: ignore[arg-type]
 
 
@@ -85,6 +85,22 @@ def test_what_is_compiled_keeps_its_names_and_its_copies_are_plain(monkeypatch: 
     assert list(base.state_dict()) == names
     assert repeated_blocks(base)[0]._compiled_call_impl is not None
     assert repeated_blocks(copy.deepcopy(base))[0]._compiled_call_impl is None
+
+
+def test_what_torch_cannot_compile_names_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where a process was killed that wrote there."""
+    failed = BackendCompilerFailed.__new__(BackendCompilerFailed)
+    failed.inner_exception = OSError("file too short")
+
+    def fails(*_: object, **__: object) -> None:
+        raise failed
+
+    monkeypatch.setattr(torch, "compile", lambda call, **_: fails)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    pipeline = tiny_cascade()
+    compile_blocks(pipeline.base)
+    with pytest.raises(UserError, match=rf"torch\.compile failed \(OSError\): .*; remove {tmp_path}, or leave "):
+        pipeline(mask(1), steps=1)
 
 
 @bfloat16
