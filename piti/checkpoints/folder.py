@@ -25,7 +25,7 @@ from piti.core.errors import UserError, first_line, option, text_of, with_articl
 from piti.core.walk import list_images
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedulers import spec_of_config
-from piti.models.space import AUTOENCODERS, Autoencoder
+from piti.models.space import AUTOENCODERS, Autoencoder, autoencoder_dtype
 from piti.models.translator import Translator, TranslatorSpec
 
 INDEX_FILE = "model_index.json"
@@ -224,12 +224,12 @@ class ModelFolder:
                 return None
             return ModelFolder.open(find_model(read_adapter_config(adapter.parent).prior)).autoencoder(torch_dtype)
         config = self.config(AUTOENCODER)
-        dtype = torch.float32 if config.get("force_upcast") else torch_dtype
         kind = AUTOENCODERS.get(str(config.get("_class_name", AutoencoderKL.__name__)))
         if kind is None:
             known = " or ".join(map(with_article, AUTOENCODERS))
             other = with_article(str(config["_class_name"]))
             raise ModelError(f"{self.path / AUTOENCODER}: is {other}, expected {known}; {_ANEW}")
+        dtype = autoencoder_dtype(config, torch_dtype)
         found = load_whole(kind, self.path / AUTOENCODER, torch_dtype=dtype, **form)
         return found.eval().requires_grad_(False)
 

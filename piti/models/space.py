@@ -131,6 +131,14 @@ def widths_key(autoencoder: Mapping[str, Any]) -> str:
     return "block_out_channels" if "block_out_channels" in autoencoder else "encoder_block_out_channels"
 
 
+def autoencoder_dtype(autoencoder: Mapping[str, Any], asked: torch.dtype) -> torch.dtype:
+    """The type of an autoencoder's weights, by its configuration: float32 where the one asked for breaks it, as half
+    precision does one that says so ("force_upcast") and float16, in which it overflows, Sana's."""
+    sana = widths_key(autoencoder) != "block_out_channels"
+    breaks = asked is torch.float16 if sana else bool(autoencoder.get("force_upcast"))
+    return torch.float32 if breaks else asked
+
+
 def _moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
     (found,) = autoencoder.encode(image, return_dict=False)
     return (found.parameters if isinstance(found, DiagonalGaussianDistribution) else found).float()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
 from piti.core.devices import check_compiles, laid_out, usable_device, usable_dtype
 from piti.core.errors import UserError, option
 from piti.engine import engine_named
 from piti.models.compiling import compile_blocks
+from piti.models.space import Autoencoder, autoencoder_dtype
 from piti.pipelines.marks import cast
 from piti.pipelines.pipeline import PITIPipeline
 
@@ -59,7 +58,7 @@ class Computing:
         for network in (pipeline.base, pipeline.upsampler, pipeline.vae):
             if network is None:
                 continue
-            if not self._stays(network, pipeline):
+            if not self._stays(network, pipeline, dtype):
                 cast(network, dtype)
             laid_out(network, device)
             if self.compile:
@@ -70,13 +69,11 @@ class Computing:
     def _engine(self) -> str:
         return "torch" if self.compile else self.engine
 
-    def _stays(self, network: nn.Module, pipeline: PITIPipeline) -> bool:
+    def _stays(self, network: nn.Module, pipeline: PITIPipeline, dtype: torch.dtype) -> bool:
         """Whether a network's weights keep their type: where an engine computes in another, and those that half
         precision spoils."""
-        if isinstance(network, AutoencoderDC):
-            return self.dtype == "fp16"  # in which it overflows
-        if isinstance(network, AutoencoderKL):
-            return bool(network.config.get("force_upcast"))
+        if isinstance(network, Autoencoder):
+            return autoencoder_dtype(network.config, dtype) is not dtype
         return pipeline.engine.name != "torch" or (self.dtype == "auto" and bool(getattr(network, "one_pass", False)))
 
 

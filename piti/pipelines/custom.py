@@ -49,6 +49,7 @@ class FromFolder(DiffusionPipeline):
     ) -> Any:
         """A `PITIPipeline`. Raises ModelError, also where the upsampler that the model shares has changed since."""
         from piti.checkpoints.folder import OF_UPSAMPLER, ModelFolder, find_model
+        from piti.models.space import autoencoder_dtype
         from piti.pipelines import pipeline
 
         folder = ModelFolder.open(Path(base.config["_name_or_path"]).parent)
@@ -60,6 +61,7 @@ class FromFolder(DiffusionPipeline):
             settings |= {key: value for key, value in lender.defaults.items() if key.startswith(OF_UPSAMPLER)}
         if vae is not None:
             vae = vae.eval().requires_grad_(False)
-            vae = vae.float() if vae.config.force_upcast else vae  # as `ModelFolder.autoencoder` has it
+            if autoencoder_dtype(vae.config, vae.dtype) is not vae.dtype:
+                vae = vae.float()  # as `ModelFolder.autoencoder` has it
         parts = base.eval(), scheduler, folder.condition, upsampler, upsampler_scheduler
         return pipeline.PITIPipeline(*parts, defaults=settings, vae=vae)

@@ -99,6 +99,24 @@ def test_diffusers_own_loader_takes_the_autoencoder(
         assert torch.equal(pipe(TEXT, **asked).images, stable.ours(TEXT, **asked).images)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sanas_autoencoder_stays_in_float32_where_float16_is_asked_for(
+    sana: tiny.Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """In which it overflows: by both loaders."""
+    from diffusers.utils import dynamic_modules_utils
+
+    from piti.pipelines import custom
+
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own: Any = PITIPipeline.from_pretrained(sana.model, torch_dtype=dtype)
+    pipe: Any = DiffusionPipeline.from_pretrained(
+        sana.model, custom_pipeline=custom.__file__, trust_remote_code=True, torch_dtype=dtype
+    )
+    exact = torch.float32 if dtype is torch.float16 else dtype
+    assert (own.base.dtype, own.vae.dtype, pipe.base.dtype, pipe.vae.dtype) == (dtype, exact, dtype, exact)
+
+
 def test_the_autoencoder_is_of_the_variant_and_form_that_is_asked_for(stable: tiny.Imported, tmp_path: Path) -> None:
     stable.ours.save_pretrained(tmp_path, variant="fp16")
     again = PITIPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)
