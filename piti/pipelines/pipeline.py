@@ -18,7 +18,7 @@ from piti.core.devices import usable_device
 from piti.core.errors import UserError
 from piti.core.images import to_pil
 from piti.core.seeding import draws_on
-from piti.diffusion.samplers import OnStep, Scheduler, sampler_of
+from piti.diffusion.samplers import OnStep, Scheduler, sampler_of, scheduler_named
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.schedulers import noise_schedule_of, spec_of
 from piti.engine import Engine, EngineError, TorchEngine, engine_named
@@ -135,7 +135,8 @@ class PITIPipeline(SavedPipeline):
         super().__setattr__(name, value)
 
     def _check_schedule(self, name: str, scheduler: Scheduler) -> None:
-        """Raises UserError where a scheduler is of another noise schedule than the one that it replaces."""
+        """Raises UserError where a scheduler is none that is sampled with, or of another noise schedule than before."""
+        scheduler_named(type(scheduler).__name__)
         before = getattr(self, name, None)
         if before is None:
             return
@@ -156,6 +157,7 @@ class PITIPipeline(SavedPipeline):
         check_cascade(self.condition, self.base, self.upsampler)
         for network, scheduler in ((self.base, self.scheduler), (self.upsampler, self.upsampler_scheduler)):
             if isinstance(network, Translator) and scheduler is not None:
+                scheduler_named(type(scheduler).__name__)  # another class says its noise schedule in words of its own
                 network.check_schedule(spec_of(scheduler))
         bounded = self.schedule is not None and self.schedule.has_bounds
         if self.space.spec.latent and bounded:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from piti.core.errors import UserError
@@ -45,7 +47,7 @@ def test_it_is_saved_with_its_flow_and_sampled(flow_run: Path, tiny_data: Path) 
 
 
 def test_another_schedule_is_refused(flow_run: Path) -> None:
-    pipe = PITIPipeline.from_pretrained(flow_run)
+    pipe: Any = PITIPipeline.from_pretrained(flow_run)
     with pytest.raises(UserError, match="is another noise schedule than that which the network was trained with"):
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=5.0)
     with pytest.raises(UserError, match="is another noise schedule"):
@@ -53,8 +55,12 @@ def test_another_schedule_is_refused(flow_run: Path) -> None:
     other = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     with pytest.raises(UserError, match="the base learned a flow of 1000 steps, shift 3, and its scheduler is of no"):
         PITIPipeline(pipe.base, other, pipe.condition)
-    assert pipe.scheduler is not None
     assert pipe.scheduler.config["flow_shift"] == 3.0
+    euler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)  # of the same flow, which its settings say otherwise
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler is no scheduler that images are sampled with"):
+        pipe.scheduler = euler
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler is no scheduler that images are sampled with"):
+        PITIPipeline.from_pretrained(flow_run, scheduler=euler)
 
 
 def test_it_is_distilled_and_edited(flow_run: Path, tiny_data: Path, tmp_path: Path) -> None:
