@@ -222,7 +222,14 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
             remedy=_OTHER_MODEL,
             source=path,
         )
-    if kind == _FLOW_EULER or config.get("use_flow_sigmas"):
+    flow = bool(config.get("use_flow_sigmas"))
+    if kind != _FLOW_EULER and flow != (prediction == "flow_prediction"):
+        raise PriorError(
+            f"'prediction_type' is '{prediction}' and 'use_flow_sigmas' {flow}: a flow has 'flow_prediction' and true",
+            remedy=WHOLE,
+            source=path,
+        )
+    if kind == _FLOW_EULER or flow:
         return _flow(path, kind, config)
     if "FlowMatch" in kind or kind.startswith("EDM"):
         raise PriorError(f"is {with_article(kind)}: another process than DDPM's or a flow, not supported", source=path)
@@ -231,7 +238,8 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
             raise PriorError(f"'{key}' is set: schedules that end in pure noise, or in a table, are not supported",
                              source=path)  # fmt: skip
     values = _DEFAULT_SCHEDULE | config
-    for key, known in (("prediction_type", PREDICTIONS), ("beta_schedule", BETAS)):
+    for key, names in (("prediction_type", PREDICTIONS), ("beta_schedule", BETAS)):
+        known = [name for name in names if "flow" not in name]
         if values[key] not in known:
             raise PriorError(f"'{key}' is {values[key]!r}; only {', '.join(known)} are supported", source=path)
     if latent:

@@ -90,7 +90,7 @@ def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
         (
             "scheduler/scheduler_config.json",
             {"beta_schedule": "sigmoid"},
-            "'beta_schedule' is 'sigmoid'; only squaredcos",
+            "'beta_schedule' is 'sigmoid'; only squaredcos_cap_v2, linear, scaled_linear are supported",
         ),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'prediction_type' is 'flow'; only epsilon"),
         ("model_index.json", {"_class_name": ""}, r"model_index\.json: does not name its pipeline"),
@@ -153,6 +153,16 @@ def test_a_flow_is_one_too(sana: tiny.Imported, tmp_path: Path) -> None:
             "scheduler/scheduler_config.json",
             {"flow_shift": -1.0},
             "'shift' = -1.0: is too small; give more than",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "epsilon"},
+            "'prediction_type' is 'epsilon' and 'use_flow_sigmas' True: a flow has 'flow_prediction' and true",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"use_flow_sigmas": False},
+            "'prediction_type' is 'flow_prediction' and 'use_flow_sigmas' False: a flow has",
         ),
         ("transformer/config.json", {"guidance_embeds": True}, "distilled for a few guided steps; take the model that"),
         (
