@@ -93,7 +93,7 @@ class StudentSpec(Spec):
 class StudentGrid:
     """A student's timesteps, and the teacher's steps in each of its own.
 
-    They are spread as "dpm++" spreads its own, dense towards the image: see `sampling_timesteps`.
+    They are spread as "dpm++" spreads its own, dense towards the image, or evenly of a flow: see `sampling_timesteps`.
     """
 
     schedule: NoiseSchedule
