@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from PIL import Image
 
 from piti.core.errors import UserError
+from piti.diffusion.schedulers import spec_of
 from piti.editing.edit import edit
 from piti.editing.options import EditSettings
 from piti.pipelines.pipeline import PITIPipeline
@@ -55,7 +56,7 @@ def test_another_schedule_is_refused(flow_run: Path) -> None:
     other = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     with pytest.raises(UserError, match="the base learned a flow of 1000 steps, shift 3, and its scheduler is of no"):
         PITIPipeline(pipe.base, other, pipe.condition)
-    assert pipe.scheduler.config["flow_shift"] == 3.0
+    assert spec_of(cast(Any, pipe.scheduler)).shift == 3.0
     euler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)  # of the same flow, which its settings say otherwise
     with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler is no scheduler that images are sampled with"):
         pipe.scheduler = euler
