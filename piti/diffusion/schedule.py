@@ -99,7 +99,10 @@ class ScheduleSpec(Spec):
         if self.shift != 1 and self.betas != "flow":
             raise UserError(f"'shift' has no meaning for betas = '{self.betas}'; leave it out")
         if self.betas == "flow" and (self.clip or self.threshold is not None or not self.to_clean):
-            raise UserError("'clip', 'threshold' and 'to_clean' have no meaning for betas = 'flow'; leave them out")
+            raise UserError(
+                "a flow is neither clipped nor thresholded, and ends at the image: leave 'clip', 'threshold' and "
+                "'to_clean' out, or set clip to false, threshold to null and to_clean to true"
+            )
         return self
 
     @model_validator(mode="after")

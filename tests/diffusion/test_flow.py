@@ -136,7 +136,7 @@ def test_a_scheduler_says_it_again() -> None:
         ({"prediction": "epsilon"}, "a flow is learned as one; set both 'flow' and 'flow_prediction', or neither"),
         ({"betas": "linear"}, "a flow is learned as one"),
         ({"beta_range": [0.1, 0.2]}, "'beta_range' has no meaning for betas = 'flow'"),
-        ({"clip": True}, "'clip', 'threshold' and 'to_clean' have no meaning for betas = 'flow'; leave them out"),
+        ({"clip": True}, "leave 'clip', 'threshold' and 'to_clean' out, or set clip to false"),
         ({"shift": 0.0}, "'shift' = 0.0: is too small"),
         ({"betas": "linear", "prediction": "epsilon"}, "'shift' has no meaning for betas = 'linear'; leave it out"),
     ],
