@@ -266,5 +266,5 @@ def test_only_inpainting_nets_are_told_what_is_known() -> None:
     known, ids = torch.zeros(1, 4, 16, 16), torch.full((1, 1, 1, 6), -1)
     with pytest.raises(UserError, match="does not inpaint"):
         tiny_translator("glide")(torch.zeros(1, 3, 16, 16), torch.tensor(5), ids, None, known)
-    with pytest.raises(UserError, match="'detail' and 'inpaint'"):
+    with pytest.raises(UserError, match="'detail' does not go together with 'inpaint'"):
         Translator(**(TINY["inpaint_up"] | {"detail": 0.1}))
