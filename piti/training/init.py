@@ -36,12 +36,12 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
     """
     if recipe.init is not None:
         schedule = None if only_check else NoiseSchedule(recipe.schedule)
-        student = _student_of(recipe)
+        student, other = _student_of(recipe), _learned_otherwise(translator, recipe)
         if recipe.adapts:
             return _begin_beneath(translator, recipe, schedule, condition, student)
         key, name = ("init", recipe.init) if student is None else ("distillation.student", student)
         moved = load_weights(translator, name, schedule, condition, key)
-        return f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}"
+        return f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}{other}"
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check, recipe.adapts)
     first = recipe.stages[0]
@@ -74,6 +74,21 @@ def _begin_beneath(
     _beneath(_network_of(translator, recipe.init, "init"), "init")
     near = "" if student is None else f"; adapters as near as their rank allows to the student {student}"
     return f"all weights of {recipe.init}{near}"
+
+
+def _learned_otherwise(translator: Translator, recipe: Recipe) -> str:
+    """What is to be said of an `init` of another noise schedule than the recipe's; nothing of one of the same.
+
+    Raises RecipeError for a distilled model, unless it is distilled further.
+    """
+    assert recipe.init is not None
+    folder = _network_of(translator, recipe.init, "init")
+    model = ModelFolder.open(folder.parent)
+    if recipe.distillation is None and model.config(folder.name).get("student_spec"):
+        raise _distilled(folder, recipe.init, "init")
+    learned, wanted = (spec.to_dict() for spec in (spec_of(model.scheduler(folder.name)), recipe.schedule))
+    odd = [f"{key} {learned[key]} there, {wanted[key]} here" for key in wanted if learned[key] != wanted[key]]
+    return f"; they learned another schedule ({', '.join(odd)})" if odd else ""
 
 
 def _student_of(recipe: Recipe) -> str | None:
@@ -245,12 +260,12 @@ def load_prior(
     return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}{new}"
 
 
-def _distilled(folder: Path, name: str) -> RecipeError:
-    """That a student is no prior: its UNet knows a few timesteps alone, and holds guidance."""
+def _distilled(folder: Path, name: str, key: str = "prior") -> RecipeError:
+    """That nothing is trained from a student: its UNet knows a few timesteps alone, and holds guidance."""
     teacher = read_adapter_config(folder).prior if (folder / ADAPTER_CONFIG).is_file() else None
     return RecipeError(
-        f"prior: {name} was distilled, and its UNet no longer denoises as a prior's does",
-        remedy="name the model that it was made from" + (f", {option('set')} prior={teacher}" if teacher else ""),
+        f"{key}: {name} was distilled, and its UNet no longer denoises as a prior's does",
+        remedy="name the model that it was made from" + (f", {option('set')} {key}={teacher}" if teacher else ""),
     )
 
 

@@ -19,11 +19,12 @@ from piti.diffusion.guidance import Guidance
 from piti.editing.edit import edit
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
-from piti.training import RecipeError, distillation_recipe, plan, train
+from piti.training import Recipe, RecipeError, distillation_recipe, plan, train
 from piti.training.build import build_condition, build_translator, network_config
 from piti.training.cost import cost_of
 from piti.training.distill import teacher_of
 from piti.training.init import begin
+from tests.conftest import tiny_recipe
 from tests.training.runs import a_teacher, short
 
 WANTED = {"steps": 2, "substeps": 2, "guidance": 0.5}
@@ -130,6 +131,14 @@ def test_what_cannot_be_distilled(teacher: tuple[Path, Path], student: Path) -> 
     recipe = distillation_recipe(str(run), WANTED, data, [f"distillation.student={run}"])
     with pytest.raises(RecipeError, match=r"distillation.student: .* was not distilled.*that piti distill made"):
         plan(recipe, run.parent / "none")
+
+
+def test_nothing_else_begins_from_a_student(teacher: tuple[Path, Path], student: Path) -> None:
+    recipe = Recipe.parse(tiny_recipe(teacher[0], init=str(student)), "test")
+    with pytest.raises(
+        RecipeError, match=r"init: .* was distilled, and its UNet no longer denoises.*; name the model "
+    ):
+        plan(recipe, student.parent / "none")
 
 
 def test_the_plan_counts_the_teacher(teacher: tuple[Path, Path]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.folder import ModelError, ModelFolder
@@ -87,7 +88,10 @@ def test_another_schedules_noise_is_not_taken_over_with_the_weights(
         )
 
     train(recipe("linear"), tmp_path / "linear")
-    train(recipe("squaredcos_cap_v2", init=str(tmp_path / "linear")), tmp_path / "cosine")
+    console = Console(record=True, width=200)
+    train(recipe("squaredcos_cap_v2", init=str(tmp_path / "linear")), tmp_path / "cosine", console=console)
+    said = " ".join(console.export_text().split())
+    assert "learned another schedule (betas linear there, squaredcos_cap_v2 here)" in said
     levels = [load_file(tmp_path / run / WEIGHTS)["preconditioning.log_noise"] for run in ("linear", "cosine")]
     assert not torch.allclose(levels[0], levels[1])
 
