@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
@@ -25,7 +24,7 @@ from piti.core.errors import UserError, first_line, option, text_of, with_articl
 from piti.core.walk import list_images
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedulers import spec_of_config
-from piti.models.space import AUTOENCODERS, Autoencoder, autoencoder_dtype
+from piti.models.space import AUTOENCODERS, Autoencoder, autoencoder_class, autoencoder_dtype
 from piti.models.translator import Translator, TranslatorSpec
 
 INDEX_FILE = "model_index.json"
@@ -224,7 +223,7 @@ class ModelFolder:
                 return None
             return ModelFolder.open(find_model(read_adapter_config(adapter.parent).prior)).autoencoder(torch_dtype)
         config = self.config(AUTOENCODER)
-        kind = AUTOENCODERS.get(str(config.get("_class_name", AutoencoderKL.__name__)))
+        kind = autoencoder_class(config)
         if kind is None:
             known = " or ".join(map(with_article, AUTOENCODERS))
             other = with_article(str(config["_class_name"]))

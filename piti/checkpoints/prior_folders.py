@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from piti.checkpoints.folder import INDEX_FILE, load_whole
 from piti.checkpoints.foreign_weights import ForeignNetwork
@@ -25,7 +24,7 @@ from piti.diffusion.schedule import BETAS, PREDICTIONS, ScheduleSpec
 from piti.diffusion.schedulers import spec_of_config
 from piti.models import LanguageSpec, SpaceSpec, Translator
 from piti.models.foreign import plain_config
-from piti.models.space import AUTOENCODERS, Autoencoder, widths_key
+from piti.models.space import AUTOENCODERS, Autoencoder, autoencoder_class, widths_key
 
 _PREDICTED = {"epsilon": "noise", "v_prediction": "v", "sample": "the image", "flow_prediction": "a flow"}
 _SCALE = 4  # of DeepFloyd IF's second stage
@@ -82,7 +81,7 @@ class Recognised:
             "image_size": self._image_size,
             "learned_variance": self._learned,
             "steps": self.schedule.steps,
-            "flow_shift": self.schedule.shift if self.schedule.betas == "flow" else None,
+            "flow_shift": self.schedule.flow_shift,
         }
         if self.family.role == "upsampler":
             noising = _schedule(self.folder, "image_noising_scheduler", latent=False)
@@ -110,7 +109,8 @@ class Recognised:
         """Read whole. Raises ModelError, WeightsError."""
         folder = self.folder / "vae"
         files = WeightFiles.of(folder, "diffusion_pytorch_model")
-        kind = AUTOENCODERS[str(read_config(folder / "config.json").get("_class_name", AutoencoderKL.__name__))]
+        kind = autoencoder_class(read_config(folder / "config.json"))
+        assert kind is not None  # `_space` has seen to it
         found = load_whole(kind, folder, variant=files.variant, use_safetensors=True)
         for name, value in found.state_dict().items():
             check_finite(folder, name, value)
@@ -181,7 +181,7 @@ _OTHER_MODEL = "give the text-to-image model that it was made from"
 def _space(folder: Path) -> SpaceSpec:
     path = folder / "vae/config.json"
     config = read_config(path)
-    if config.get("_class_name", AutoencoderKL.__name__) not in AUTOENCODERS:
+    if autoencoder_class(config) is None:
         kind, known = with_article(config["_class_name"]), " or ".join(map(with_article, AUTOENCODERS))
         raise PriorError(f"is {kind}", remedy=f"give a model whose autoencoder is {known}", source=path)
     for key in (widths_key(config), "latent_channels"):

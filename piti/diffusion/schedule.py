@@ -77,6 +77,11 @@ class ScheduleSpec(Spec):
     to_clean: bool = True
     """The last step of "ddim" ends at x̂₀ itself; false: at ᾱ of step 0, with a rest of noise."""
 
+    @property
+    def flow_shift(self) -> float | None:
+        """The shift of a flow; none of another process."""
+        return self.shift if self.betas == "flow" else None
+
     @model_validator(mode="before")
     @classmethod
     def _a_flow_has_no_bounds(cls, values: Any) -> Any:
@@ -123,8 +128,12 @@ class ScheduleSpec(Spec):
 
 def flow_noise(steps: int, shift: float) -> Float[Tensor, " T"]:
     """The share s of noise in z_t = (1−s) x₀ + s ε, float64: from almost 0 to 1."""
-    # Esser et al., eq. 23, of even times: s = shift u/(1 + (shift − 1) u)
-    u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    return shifted(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift)
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """Even times of a flow, above 0 and up to 1, with more of them at high noise."""
+    # Esser et al., eq. 23: s = shift u/(1 + (shift − 1) u)
     return shift * u / (1 + (shift - 1) * u)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from piti.diffusion.schedule import flow_noise
+from piti.diffusion.schedule import shifted
 
 
 class FlowInput:
@@ -17,10 +17,9 @@ class FlowInput:
     def __init__(self, steps: int, shift: float) -> None:
         """Of a flow's noise schedule."""
         self.steps, self.shift = steps, shift
-        self.noise = flow_noise(steps, shift).float()  # s, [T]
 
     def __call__(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """z_t [B, C, H, W] of x_t, in its precision, and T s [B] of t, float32."""
-        s = self.noise.to(t.device)[t.reshape(-1).expand(len(x_t))]
+        s = shifted((t.reshape(-1).expand(len(x_t)) + 1).float() / self.steps, self.shift)
         scale = torch.sqrt((1 - s) ** 2 + s**2).view(-1, 1, 1, 1)
         return (scale * x_t).to(x_t.dtype), self.steps * s

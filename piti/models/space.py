@@ -126,6 +126,11 @@ class Space:
         return images.float().clamp(-1, 1)
 
 
+def autoencoder_class(autoencoder: Mapping[str, Any]) -> type[AutoencoderKL] | type[AutoencoderDC] | None:
+    """The class of an autoencoder's configuration, Stable Diffusion's where it names none; None for an unknown one."""
+    return AUTOENCODERS.get(str(autoencoder.get("_class_name", AutoencoderKL.__name__)))
+
+
 def widths_key(autoencoder: Mapping[str, Any]) -> str:
     """The key of an autoencoder's configuration that lists its levels' widths."""
     return "block_out_channels" if "block_out_channels" in autoencoder else "encoder_block_out_channels"

@@ -200,7 +200,7 @@ class Translator(NetworkMixin, ConfigMixin):
     def check_schedule(self, schedule: ScheduleSpec) -> None:
         """Raises UserError unless this is the flow that the network learned, or neither is one."""
         own = None if self.flow is None else (self.flow.steps, self.flow.shift)
-        given = (schedule.steps, schedule.shift) if schedule.betas == "flow" else None
+        given = None if schedule.flow_shift is None else (schedule.steps, schedule.flow_shift)
         if own != given:
             said = ["no flow" if one is None else f"a flow of {one[0]} steps, shift {one[1]:g}" for one in (own, given)]
             raise UserError(

@@ -90,8 +90,8 @@ class TransformerWiring(Wiring):
     @classmethod
     def of_transformer(cls, config: Mapping[str, Any]) -> TransformerWiring:
         """Of its whole configuration, defaults included."""
-        told, sana = config.get("use_additional_conditions"), is_sana(config)
-        told = False if sana else told
+        sana = is_sana(config)
+        told = False if sana else config.get("use_additional_conditions")
         return cls(
             sequence=config["caption_channels"] or config["cross_attention_dim"],
             pooled=None,

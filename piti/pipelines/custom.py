@@ -61,7 +61,6 @@ class FromFolder(DiffusionPipeline):
             settings |= {key: value for key, value in lender.defaults.items() if key.startswith(OF_UPSAMPLER)}
         if vae is not None:
             vae = vae.eval().requires_grad_(False)
-            if autoencoder_dtype(vae.config, vae.dtype) is not vae.dtype:
-                vae = vae.float()  # as `ModelFolder.autoencoder` has it
+            vae = vae.to(autoencoder_dtype(vae.config, vae.dtype))  # as `ModelFolder.autoencoder` has it
         parts = base.eval(), scheduler, folder.condition, upsampler, upsampler_scheduler
         return pipeline.PITIPipeline(*parts, defaults=settings, vae=vae)

@@ -225,9 +225,13 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     schedule = NoiseSchedule(recipe.schedule)
     config = translator_config(model, condition)
-    flow = recipe.schedule.shift if recipe.schedule.betas == "flow" else None
-    taught: dict[str, Any] = {"one_step": recipe.one_step, "student_spec": student_of(recipe), "flow_shift": flow}
-    translator = Translator(**config, steps=len(schedule), **taught)
+    translator = Translator(
+        **config,
+        steps=len(schedule),
+        one_step=recipe.one_step,
+        student_spec=student_of(recipe),
+        flow_shift=recipe.schedule.flow_shift,
+    )
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
     if recipe.checkpointing:
