@@ -9,12 +9,17 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Generic, TypeVar
 
+import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from piti.core.errors import UserError, spelled
@@ -207,6 +212,23 @@ def _seen(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, or in a function that it decorates, the calling thread computes on one core; other threads as before.
+
+    For all that computes beside the queue's thread. Two threads that each compute on every core are, to OpenMP, more
+    threads than there are cores: from then on none waits awake for the others, and each takes a quarter longer.
+    """
+    torch.get_num_threads()  # the first operation of a thread would else set its number anew
+    with _pools().limit(limits=1, user_api="openmp"):
+        yield
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 class Queue:
     """One worker thread that does jobs one after the other, first come, first served.
 
@@ -241,6 +263,20 @@ class Queue:
             self._jobs.append(job)
             self._changed.notify()
         return job
+
+    def done(self, work: Callable[[], T]) -> T:
+        """What a function returns, or raises, called by the worker thread in this one's context; waits for it."""
+        told: Future[T] = Future()
+        context = copy_context()  # in which errors spell options as the caller does
+
+        def run(_: Job[None]) -> None:
+            try:
+                told.set_result(context.run(work))
+            except BaseException as error:  # noqa: BLE001 (raised again by whoever waits)
+                told.set_exception(error)
+
+        self.submit(run)
+        return told.result()
 
     def __len__(self) -> int:
         """How many jobs wait or run."""

@@ -37,7 +37,7 @@ from piti.studio.service.inputs import (
     read_picture,
     shown,
 )
-from piti.studio.service.jobs import Job, Queue
+from piti.studio.service.jobs import Job, Queue, one_thread
 from piti.studio.service.live import LivePreview, live_batch, live_sampling
 from piti.studio.service.models import Loaded, load
 from piti.studio.service.schema import EditRequest, Limits, TranslateRequest
@@ -85,12 +85,21 @@ class Studio:
         self.limits = limits or Limits()
         if not names:
             raise UserError("no model is named", remedy=f"give one with {option('model')}, such as street")
-        self.models: Mapping[str, Loaded] = {name: load(name, computing, self.limits) for name in dict.fromkeys(names)}
-        for loaded in self.models.values():
+        self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
+        try:
+            # by the thread that samples, see one_thread
+            self.models: Mapping[str, Loaded] = self.queue.done(lambda: self._loaded(names, computing))
+        except BaseException:
+            self.queue.close(wait=False)
+            raise
+        self._store = Store(self.limits.kept_results, self.limits.kept_bytes)
+
+    def _loaded(self, names: Sequence[str], computing: Computing) -> dict[str, Loaded]:
+        models = {name: load(name, computing, self.limits) for name in dict.fromkeys(names)}
+        for loaded in models.values():
             if computing.compile or loaded.pipeline.engine.name != "torch":
                 loaded.pipeline.warm()
-        self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
-        self._store = Store(self.limits.kept_results, self.limits.kept_bytes)
+        return models
 
     def close(self, wait: bool = True) -> None:
         """Cancel every job and take no more."""
@@ -104,6 +113,7 @@ class Studio:
 
     # What is handed in
 
+    @one_thread()
     def read_condition(self, model: str, image: Image.Image | bytes | Path, source: str) -> Tensor:
         """A condition in raw form, from a file, its bytes, or a picture that the painter shows.
 
@@ -131,6 +141,7 @@ class Studio:
         loaded.condition.tokens(text, "text")
         return text
 
+    @one_thread()
     def lines_of_photograph(self, image: Image.Image | bytes | Path, source: str = "the photograph") -> Image.Image:
         """Lines of a photograph, black on white. Raises ImageError."""
         picture = photograph(image, source, self.limits.pixels)
@@ -138,6 +149,7 @@ class Studio:
         lines = draw_lines(np.asarray(picture)).numpy()
         return Image.fromarray(np.where(lines, 0, 255).astype(np.uint8)).convert("RGB")
 
+    @one_thread()
     def read_photograph(
         self, model: str, data: Image.Image | bytes | Path, source: str = "the photograph"
     ) -> tuple[Image.Image, Tensor | None]:
@@ -152,10 +164,12 @@ class Studio:
         """What of a photograph is repainted: white, and not transparent; in its own mode. Raises ImageError."""
         return opened(data, source, self.limits.pixels)
 
+    @one_thread()
     def drawn(self, model: str, raw: Tensor) -> Image.Image:
         """A condition as the painter shows it: RGB in class colours, or black on white."""
         return shown(self.model(model).condition, raw)
 
+    @one_thread()
     def examples(self, model: str) -> dict[str, Image.Image]:
         """Conditions to begin with, as the painter shows them, by name; those that came with the model."""
         loaded = self.model(model)
@@ -164,6 +178,7 @@ class Studio:
 
     # Jobs
 
+    @one_thread()
     def translate(self, request: TranslateRequest, raw: Tensor | str, source: str = "drawing.png") -> Job[Result]:
         """Hand in a translation: the images of `piti translate` for the same condition, settings and seed.
 
@@ -184,6 +199,7 @@ class Studio:
 
         return self._submitted(request, made, prepared.canvas, held.size)
 
+    @one_thread()
     def edit(
         self,
         request: EditRequest,
@@ -208,6 +224,7 @@ class Studio:
         held = held_edit(asked, upload)
         return self._submitted(request, lambda on_step: held.out().made(on_step), given.to.canvas, held.size)
 
+    @one_thread()
     def live(self, model: str, raw: Tensor | str, seed: int, guidance: float | None = None) -> Job[LivePreview]:
         """Hand in a live preview of what `read_condition` or `read_text` returned. guidance: w, none: the model's own.
 

@@ -12,9 +12,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 
 from piti.core.errors import UserError
-from piti.studio.service.jobs import Cancelled, Job, JobFailed, Queue, QueueFull, Snapshot, State, TimeOver
+from piti.studio.service.jobs import (
+    Cancelled,
+    Job,
+    JobFailed,
+    Queue,
+    QueueFull,
+    Snapshot,
+    State,
+    TimeOver,
+    one_thread,
+)
 
 X0 = torch.zeros(2, 3, 8, 8)
 
@@ -125,6 +136,7 @@ def test_nothing_of_an_ended_job_is_kept(queue: Queue) -> None:
         job, large = submitted(fails)
         with pytest.raises(JobFailed) if fails else contextlib.nullcontext():
             result(job)
+        queue.done(lambda: None)  # the thread has left the job's frames
         gc.collect()
         assert large() is None
     reference = weakref.ref(job)
@@ -213,3 +225,35 @@ def test_what_jobs_hold_is_bounded(queue: Queue) -> None:
     assert result(queue.submit(gate, size=2**20)) == "made"
     while queue.held:
         time.sleep(0.002)
+
+
+def test_what_another_thread_asks_for_is_done_by_the_queues(queue: Queue) -> None:
+    assert queue.done(lambda: threading.current_thread().name) == "piti-studio"
+    with pytest.raises(UserError, match="in words"):
+        queue.done(lambda: _raised(UserError("said in words")))
+    assert queue.done(lambda: 3) == 3
+
+
+def _raised(error: Exception) -> None:
+    raise error
+
+
+def test_beside_the_queue_a_thread_computes_on_one_core_and_the_queues_as_before(queue: Queue) -> None:
+    seen: dict[str, int] = {}
+
+    def fresh() -> None:  # a thread whose number torch has not set yet
+        with one_thread():
+            torch.ones(100_000).sum()
+            seen["within"] = torch.get_num_threads()
+            seen["of the queue"] = queue.done(torch.get_num_threads)
+
+    many = ThreadpoolController()
+    queue.done(lambda: many.limit(limits=2, user_api="openmp"))
+    with many.limit(limits=2, user_api="openmp"):
+        thread = threading.Thread(target=fresh)
+        thread.start()
+        thread.join()
+        with one_thread():
+            seen["of this one"] = torch.get_num_threads()
+        seen["after"] = torch.get_num_threads()
+    assert seen == {"within": 1, "of the queue": 2, "of this one": 1, "after": 2}

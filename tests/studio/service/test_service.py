@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFile
+from threadpoolctl import ThreadpoolController
 
 from piti.conditions import ClassTable, ConditionError, MaskCondition
 from piti.conditions.mask_files import UndecidedMask
@@ -24,14 +25,16 @@ from piti.generation.generate import make_images
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
+from piti.pipelines.computing import Computing
 from piti.pipelines.pipeline import PITIPipeline
+from piti.studio.service import service
 from piti.studio.service.edits import Edit
 from piti.studio.service.inputs import Upload, photograph, read_painted, read_picture
 from piti.studio.service.jobs import State
 from piti.studio.service.schema import EditRequest, LimitError, Limits, TooLarge, TranslateRequest
 from piti.studio.service.service import Result, Studio, UnknownModel
 from piti.studio.service.storage import NotKept, Picture, Store, held_image, held_tensor
-from tests.studio.tiny import COLOURS, file_of, ids, painted
+from tests.studio.tiny import COLOURS, file_of, ids, painted, tiny_model
 
 
 def made(studio: Studio, raw: torch.Tensor, **settings: object) -> Result:
@@ -60,6 +63,22 @@ def test_images_and_metadata_are_those_of_piti_translate(
             assert file.info == ours.info
         assert studio.kept(picture.id) is picture
     assert result.seconds > 0
+
+
+def test_the_queues_thread_loads_and_no_other_computes_on_every_core(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    where: list[str] = []
+    counted: list[int] = []
+    load, check = service.load, service.check_proportions
+    monkeypatch.setattr(service, "load", lambda *a: where.append(threading.current_thread().name) or load(*a))
+    monkeypatch.setattr(service, "check_proportions", lambda *a: counted.append(torch.get_num_threads()) or check(*a))
+    tiny_model(tmp_path / "mask")
+    Studio((str(tmp_path / "mask"),), computing=Computing("cpu", engine="torch")).close()
+    assert where == ["piti-studio"]
+    with ThreadpoolController().limit(limits=2, user_api="openmp"):
+        studio.read_condition("mask", painted(ids()), "the drawing")
+    assert counted == [1]
 
 
 def test_a_picture_that_was_made_here_carries_its_condition(studio: Studio) -> None:
