@@ -22,6 +22,7 @@ from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.errors import UserError, first_line, option, text_of, with_article
 from piti.core.walk import list_images
+from piti.diffusion.distillation import StudentSpec
 from piti.diffusion.samplers import Scheduler, scheduler_named
 from piti.diffusion.schedulers import spec_of_config
 from piti.models.space import AUTOENCODERS, Autoencoder, autoencoder_class, autoencoder_dtype
@@ -92,6 +93,12 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
 
 
 _DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", f"{EXAMPLES}/*.png"]
+
+
+def lasting_name(name: str) -> str:
+    """A model's name as another refers to it: a path from anywhere, a bundled one's or an id of the hub as it is."""
+    path = Path(name)
+    return str(path.resolve()) if name not in bundled_models() and path.exists() else name
 
 
 def _download(name: str, known: str, **kwargs: Any) -> Path:
@@ -185,6 +192,17 @@ class ModelFolder:
         own = {key: value for key, value in self.config(network).items() if not key.startswith("_")}
         TranslatorSpec.parse(own, str(self.path / network / "config.json"))
         return own
+
+    def student(self, network: str) -> StudentSpec | None:
+        """What a network knows that was distilled, its teacher named where that is known; None of another, and where
+        the model has no such network. Raises ModelError, SpecError."""
+        given = self.config(network).get("student_spec") if network in self else None
+        if not given:
+            return None
+        student = StudentSpec.parse(given, f"{self.path / network / 'config.json'}: student_spec")
+        if not (self.path / network / ADAPTER_CONFIG).is_file():
+            return student
+        return student.model_copy(update={"teacher": read_adapter_config(self.path / network).prior})
 
     def has_variant(self, network: str, variant: str) -> bool:
         """Whether there are weights of a network under this name."""

@@ -98,10 +98,11 @@ def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
 def _guided(model: str) -> ModelFolder:
     """The model's folder. Raises ModelError, UserError for one whose guidance cannot be changed."""
     folder = ModelFolder.open(find_model(model))
-    if "base" in folder and folder.config("base").get("student_spec"):
+    student = folder.student("base")
+    if student is not None:
         raise UserError(
             "was distilled, and its one guidance is part of its weights",
-            remedy="name the model that it was distilled from",
+            remedy=f"name {student.origin}",
             option="model",
             value=model,
         )

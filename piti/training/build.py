@@ -14,7 +14,7 @@ from rich.console import Console
 
 from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.baselines.base import baseline_spec
-from piti.checkpoints.folder import ModelFolder, find_model
+from piti.checkpoints.folder import ModelFolder, find_model, lasting_name
 from piti.checkpoints.lora import Adapted
 from piti.conditions import (
     Condition,
@@ -37,7 +37,7 @@ from piti.data.pairs import ALONE
 from piti.data.shards.dataset import open_shards
 from piti.data.shards.index import check_reached, list_shards
 from piti.data.shown import mirroring_notes
-from piti.diffusion.distillation import StudentGrid
+from piti.diffusion.distillation import StudentGrid, StudentSpec
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import PIXELS, Space, Translator
@@ -241,11 +241,12 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
 
 def student_of(recipe: Recipe) -> dict[str, Any] | None:
     """What a distilled translator's configuration says of its steps; none where nothing is distilled."""
-    if recipe.distillation is None:
+    if recipe.distillation is None or recipe.init is None:
         return None
     spec = recipe.distillation
     grid = StudentGrid.of(NoiseSchedule(recipe.schedule), spec.steps, spec.substeps)
-    return {"timesteps": None if spec.steps is None else list(grid.timesteps), "guidance": spec.guidance.to_dict()}
+    known = None if spec.steps is None else grid.timesteps
+    return StudentSpec(timesteps=known, guidance=spec.guidance, teacher=lasting_name(recipe.init)).to_dict()
 
 
 def build_space(recipe: Recipe) -> Space:

@@ -66,8 +66,9 @@ def distillation_recipe(
     if "base" not in folder or "scheduler" not in folder:
         raise RecipeError(f"{model} has no base that denoises in steps; name a model that makes images")
     config = folder.config("base")
-    if config.get("student_spec"):
-        raise RecipeError(f"{model} is distilled already; name the model that it was made from")
+    student = folder.student("base")
+    if student is not None:
+        raise RecipeError(f"{model} is distilled already; name {student.origin}")
     if config.get("unet_config") or config.get("inpaint"):
         raise RecipeError(f"{model}: a UNet of another family cannot be distilled yet; name a model of this package's")
     usual = Guidance.parse(_as_guidance(folder.index.get("defaults", {}).get("guidance")), "the model's guidance")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models, find_model, weights_in_one_file
-from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject, read_adapter_config
+from piti.checkpoints.folder import ModelError, ModelFolder, find_model, lasting_name, weights_in_one_file
+from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject
 from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
@@ -84,8 +84,8 @@ def _learned_otherwise(translator: Translator, recipe: Recipe) -> str:
     assert recipe.init is not None
     folder = _network_of(translator, recipe.init, "init")
     model = ModelFolder.open(folder.parent)
-    if recipe.distillation is None and model.config(folder.name).get("student_spec"):
-        raise _distilled(folder, recipe.init, "init")
+    if recipe.distillation is None:
+        _check_no_student(model, folder.name, recipe.init, "init")
     learned, wanted = (spec.to_dict() for spec in (spec_of(model.scheduler(folder.name)), recipe.schedule))
     odd = [f"{key} {learned[key]} there, {wanted[key]} here" for key in wanted if learned[key] != wanted[key]]
     return f"; they learned another schedule ({', '.join(odd)})" if odd else ""
@@ -98,13 +98,13 @@ def _student_of(recipe: Recipe) -> str | None:
     if spec is None or spec.student is None:
         return None
     folder = ModelFolder.open(find_model(spec.student))
-    known = folder.config("base").get("student_spec") if "base" in folder else None
-    if not known:
+    known = folder.student("base")
+    if known is None:
         raise RecipeError(
             f"distillation.student: {spec.student} was not distilled",
             remedy="name a model or a run that piti distill made, or leave the key out",
         )
-    if spec.steps is None and known.get("timesteps") is not None:
+    if spec.steps is None and known.timesteps is not None:
         raise RecipeError(
             f"distillation.student: {spec.student} was distilled to a few steps, and this one is to know all",
             remedy="leave the key out, or name a student of the guidance alone",
@@ -136,12 +136,6 @@ def _beneath(folder: Path, key: str) -> Path:
         return weights_in_one_file(folder)
     except ModelError as error:
         raise RecipeError(f"{key}: {text_of(error)}") from None
-
-
-def lasting_name(name: str) -> str:
-    """A model's name as another refers to it: a path from anywhere, a bundled one's or an id of the hub as it is."""
-    path = Path(name)
-    return str(path.resolve()) if name not in bundled_models() and path.exists() else name
 
 
 def load_weights(
@@ -235,9 +229,9 @@ def load_prior(
         _check_schedule(found.schedule, schedule, name)
         return f"prior {name}: {found.what}; fetched and imported when the run begins"
     folder = _network_of(translator, name, "prior")
-    config = ModelFolder.open(folder.parent).config(folder.name)
-    if config.get("student_spec"):
-        raise _distilled(folder, name)
+    model = ModelFolder.open(folder.parent)
+    _check_no_student(model, folder.name, name, "prior")
+    config = model.config(folder.name)
     if adapts:
         _beneath(folder, "prior")
     given, scheduler = _weights(folder)
@@ -260,13 +254,15 @@ def load_prior(
     return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}{new}"
 
 
-def _distilled(folder: Path, name: str, key: str = "prior") -> RecipeError:
-    """That nothing is trained from a student: its UNet knows a few timesteps alone, and holds guidance."""
-    teacher = read_adapter_config(folder).prior if (folder / ADAPTER_CONFIG).is_file() else None
-    return RecipeError(
-        f"{key}: {name} was distilled, and its UNet no longer denoises as a prior's does",
-        remedy="name the model that it was made from" + (f", {option('set')} {key}={teacher}" if teacher else ""),
-    )
+def _check_no_student(model: ModelFolder, network: str, name: str, key: str) -> None:
+    """Raises RecipeError for a student: its UNet may know a few timesteps alone, and holds guidance."""
+    student = model.student(network)
+    if student is not None:
+        given = "" if student.teacher is None else f" ({option('set')} {key}={student.teacher})"
+        raise RecipeError(
+            f"{key}: {name} was distilled, and its UNet no longer denoises as a prior's does",
+            remedy=f"name {student.origin}{given}",
+        )
 
 
 def _widened(

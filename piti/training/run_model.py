@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from piti.checkpoints.folder import find_model
+from piti.checkpoints.folder import find_model, lasting_name
 from piti.checkpoints.joining import join_base, join_upsampler
 from piti.checkpoints.writing import write_model_folder
 from piti.training.build import Run
 from piti.training.distill import usual_sampling
-from piti.training.init import lasting_name
 from piti.training.objectives import Objective
 from piti.training.recipe_io import write_recipe
 from piti.training.run_folder import RECIPE_FILE
