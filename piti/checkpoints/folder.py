@@ -17,10 +17,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
 
 from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
-from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
+from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core.errors import UserError, first_line, option, text_of, with_article
+from piti.core.files import file_hash
 from piti.core.walk import list_images
 from piti.diffusion.distillation import StudentSpec
 from piti.diffusion.samplers import Scheduler, scheduler_named

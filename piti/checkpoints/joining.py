@@ -16,9 +16,9 @@ from piti.checkpoints.folder import (
     find_model,
     read_json,
 )
-from piti.checkpoints.weights import WEIGHTS_FILE, file_hash
+from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
-from piti.core.files import whole_file
+from piti.core.files import file_hash, whole_file
 
 
 def join_base(folder: Path, base: Path) -> None:

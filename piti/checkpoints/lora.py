@@ -15,8 +15,9 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
+from piti.checkpoints.weights import WEIGHTS_FILE, read_weights
 from piti.core.errors import UserError
+from piti.core.files import file_hash
 from piti.core.spec import Spec
 from piti.models.translator import Translator
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -169,12 +168,6 @@ def is_archive(path: Path) -> bool:
     """Whether a file begins as a zip, which is what torch.save writes since version 1.6."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sums(path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Files and folders that are whole or absent: written beside their place, then renamed into it."""
+"""Files and folders that are whole or absent: written beside their place, then renamed into it; hashes of files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -204,3 +205,9 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from piti.core.compiled import unwrapped
 from piti.core.errors import option
-from piti.core.files import OutputError, whole_folder
+from piti.core.files import OutputError, file_hash, whole_folder
 from piti.engine.choice import EngineError
 from piti.engine.graph import StepGraph, dynamic_shapes, inputs_of, time_embedding
 from piti.models import Tokens
@@ -160,7 +160,7 @@ def _converted(translator: Translator, key: str, inputs: list[Tensor], tokens: T
     try:
         with whole_folder(cache_folder() / key, overwrite=True, ours=lambda _: True) as folder:
             openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
-            about = {name: _digest(folder / name) for name in (_MODEL, _WEIGHTS)}
+            about = {name: file_hash(folder / name) for name in (_MODEL, _WEIGHTS)}
             (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
     except OutputError as error:
         log.warning("the converted network is not kept: %s; %s", error.problem, _elsewhere())
@@ -183,11 +183,6 @@ def _is_whole(folder: Path) -> bool:
     """Whether a folder of the cache holds what was written into it."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        return all(about[name] == _digest(folder / name) for name in (_MODEL, _WEIGHTS))
+        return all(about[name] == file_hash(folder / name) for name in (_MODEL, _WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

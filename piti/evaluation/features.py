@@ -15,9 +15,9 @@ from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.checkpoints.weights import file_hash, read_weights
+from piti.checkpoints.weights import read_weights
 from piti.core.errors import UserError
-from piti.core.files import follow_umask, whole_file
+from piti.core.files import file_hash, follow_umask, whole_file
 from piti.core.images import center_box, crop_resize, read_rgb
 from piti.core.spec import choices
 from piti.evaluation import inception

@@ -11,9 +11,8 @@ from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError, option
-from piti.core.files import check_file, whole_file
+from piti.core.files import check_file, file_hash, whole_file
 from piti.core.images import center_box, crop_resize, read_rgb
 from piti.core.sheets import grid
 from piti.evaluation.features import FeatureNetwork, features_of

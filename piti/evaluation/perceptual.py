@@ -11,8 +11,9 @@ from jaxtyping import Float
 from pydantic import field_validator
 from torch import Tensor
 
-from piti.checkpoints.weights import file_hash, read_weights
+from piti.checkpoints.weights import read_weights
 from piti.core.errors import UserError, option
+from piti.core.files import file_hash
 from piti.core.spec import Spec, choices
 from piti.models.perceptual import NETWORKS, PerceptualNetwork, PerceptualSpec, load_perceptual, weights_file
 

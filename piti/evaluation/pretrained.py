@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError, text_of
 from piti.core.errors import option as mention
+from piti.core.files import file_hash
 from piti.models.perceptual import hub_folder
 
 _WANTED = ("*.json", "model*.safetensors")

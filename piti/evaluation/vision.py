@@ -14,8 +14,8 @@ from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
+from piti.core.files import file_hash
 from piti.evaluation.fitting import BICUBIC, Fitting, centre_square, normalised, shorter_side, stretched
 from piti.evaluation.pretrained import first_line, import_transformers, quietly, repository_folder
 from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD

@@ -13,9 +13,10 @@ from piti.checkpoints.folder import ModelError, ModelFolder, find_model, lasting
 from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject
 from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
-from piti.checkpoints.weights import WEIGHTS_FILE, file_hash, read_weights
+from piti.checkpoints.weights import WEIGHTS_FILE, read_weights
 from piti.conditions import Condition, MaskCondition
 from piti.core.errors import option, text_of
+from piti.core.files import file_hash
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec

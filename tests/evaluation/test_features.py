@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
+from piti.core.files import file_hash
 from piti.core.images import ImageError
 from piti.core.walk import list_images
 from piti.evaluation import features

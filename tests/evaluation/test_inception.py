@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
+from piti.core.files import file_hash
 from piti.evaluation import inception
 from piti.evaluation.features import FILES, FeatureNetwork, open_features
 from piti.evaluation.inception import Inception, load_inception, tf1_resize

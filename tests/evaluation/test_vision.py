@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
+from piti.core.files import file_hash
 from piti.evaluation import vision
 from piti.evaluation.features import FeatureNetwork, open_features
 from piti.evaluation.fitting import centre_square

@@ -16,8 +16,8 @@ from torch import Tensor
 from piti.checkpoints.folder import ModelFolder
 from piti.checkpoints.lora import ADAPTER_FILE, LoraSpec, adapter_parameters, inject, keep_half
 from piti.checkpoints.prior_folders import recognised
-from piti.checkpoints.weights import file_hash
 from piti.core.errors import UserError
+from piti.core.files import file_hash
 from piti.models import Space, SpaceSpec, Tokens, Translator
 from piti.models.wiring import Wiring
 from piti.pipelines.pipeline import PITIPipeline
