@@ -14,7 +14,14 @@ from torch import Tensor
 from piti.core.errors import option
 from piti.core.images import crop_resize, read_rgb, to_tensor
 from piti.core.progress import OnProgress
-from piti.evaluation.per_condition import AlignmentError, ConditionValues, Framed, Groups, batches
+from piti.evaluation.per_condition import (
+    AlignmentError,
+    ConditionValues,
+    Framed,
+    Groups,
+    batches,
+    check_same_size,
+)
 from piti.evaluation.perceptual import PerceptualJudge, unit_features
 
 
@@ -66,15 +73,11 @@ def diversity(
     for batched in batches(several, resize, batch, on_step):
         found = _features(judge, batched, device)
         for k, one in enumerate(batched):
-            first = sizes.setdefault(one.stem, one)
-            if first.size != one.size:
-                raise AlignmentError(
-                    f"{first.path} and {one.path} are samples of {one.stem} and differ in size",
-                    remedy=f"make them alike, or bring all to one size with {option('resize')}",
-                )
+            check_same_size(sizes.setdefault(one.stem, one), one)
             features[one.stem].append([x[k : k + 1] for x in found])
             if len(features[one.stem]) == len(several[one.stem]):
                 rows[row_of[one.stem]] = _added(features.pop(one.stem), judge)
+                del sizes[one.stem]
     return Distances("diversity", judge.name, tuple(several), rows)
 
 

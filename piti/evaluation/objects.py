@@ -19,7 +19,7 @@ from piti.conditions import MaskCondition
 from piti.core.connected_components import connected
 from piti.core.progress import OnProgress
 from piti.evaluation.masks import laid_under
-from piti.evaluation.per_condition import ConditionValues, Framed, Groups, batches, condition_file
+from piti.evaluation.per_condition import ConditionValues, Framed, Groups, batches, check_same_size, condition_file
 
 LEAST = 0.004
 """Regions that cover less of the image than this are left out: of so few pixels colours say little."""
@@ -63,6 +63,9 @@ class Objects:
             inside = pixels[self.ids == number]  # [pixels, 3]
             rows.append(torch.cat([inside.mean(0), inside.std(0, correction=0)]))
         return torch.stack(rows) if rows else torch.zeros(0, 6, dtype=torch.float64)
+
+
+_NONE = Objects(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
 
 
 @dataclass(frozen=True)
@@ -117,19 +120,21 @@ def object_distances(
 ) -> ObjectDistances:
     """Compare the objects of every image. groups, conditions, resize: as `agreement` takes them.
 
-    No condition is in the result where no mask has two objects of one class. Raises AlignmentError as `agreement` does.
+    No condition is in the result where no mask has two objects of one class. Raises AlignmentError as `agreement` does,
+    and for samples of one mask that differ in size.
     """
-    count, rows = condition.classes.count, {}
-    looks: dict[str, list[Tensor]] = {}
-    objects: dict[str, Objects] = {}
+    count = condition.classes.count
+    rows: dict[str, Tensor] = {}
+    first: Framed | None = None
+    objects, looks = _NONE, list[Tensor]()
     for found in batches(groups, resize, batch, on_step):
         for one in found:
-            if one.stem not in objects:
-                objects[one.stem] = _objects(one, conditions, condition)
-            if len(objects[one.stem].classes):
-                looks.setdefault(one.stem, []).append(objects[one.stem].looks(np.asarray(one.image)))
-    for stem, samples in looks.items():
-        rows[stem] = _row(objects[stem], samples, count)
+            if first is None or first.stem != one.stem:  # they come condition by condition: one mask is held at a time
+                first, objects, looks = one, _objects(one, conditions, condition), []
+            check_same_size(first, one)
+            looks.append(objects.looks(np.asarray(one.image)))
+            if len(objects.classes) and len(looks) == len(groups[one.stem]):
+                rows[one.stem] = _row(objects, looks, count)
     return ObjectDistances.of(condition.classes.names, rows)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Integer, Shaped
 from PIL import Image
 from torch import Tensor
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.core.images import Box, center_box, crop_resize, read_rgb
 from piti.core.progress import OnProgress
 
@@ -113,6 +113,15 @@ def batches(groups: Groups, resize: int | None, batch: int, on_step: OnProgress 
     yield waiting
     if on_step is not None:
         on_step(len(jobs), len(jobs))
+
+
+def check_same_size(first: Framed, one: Framed) -> None:
+    """Raises AlignmentError for two samples of one condition that cannot be compared place by place."""
+    if first.size != one.size:
+        raise AlignmentError(
+            f"{first.path} and {one.path} are samples of {one.stem} and differ in size",
+            remedy=f"make them alike, or bring all to one size with {option('resize')}",
+        )
 
 
 def condition_file(stem: str, conditions: Mapping[str, Path], image: Path) -> Path:

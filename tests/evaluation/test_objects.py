@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from piti.conditions import ClassTable, MaskCondition
 from piti.evaluation.evaluate import Options, evaluate_files
 from piti.evaluation.objects import Objects, object_distances
+from piti.evaluation.per_condition import AlignmentError
 from tests.conftest import TINY_CLASSES
 
 TRUTH = torch.zeros(20, 30, dtype=torch.long)
@@ -72,6 +75,39 @@ def test_collapsed_and_varied(folders: tuple[Path, Path], condition: MaskConditi
     assert (collapsed["object_distance", ""], collapsed["object_ratio", ""]) == (0, 0)
     assert ("object_ratio", "") not in varied  # in different samples they are the same colour
     assert ("object_distance", "road") not in measures
+
+
+def test_samples_of_one_mask_that_differ_in_size_are_named(
+    folders: tuple[Path, Path], condition: MaskCondition
+) -> None:
+    masks, made = folders
+    Image.new("RGB", (20, 20)).save(made / "own_1.png")  # its centred square, of the same short side
+    files = {path.stem: path for path in masks.iterdir()}
+    with pytest.raises(AlignmentError, match=r"own_0\.png and .*own_1\.png are samples of own and differ in size"):
+        object_distances(groups_of(made), files, condition)
+
+
+def test_one_mask_is_held_at_a_time(
+    folders: tuple[Path, Path], condition: MaskCondition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, made = folders
+    groups = groups_of(made)
+    for path in [masks / "own.png", *groups["own"]]:
+        shutil.copy(path, path.with_name(path.name.replace("own", "third")))
+    groups["third"] = sorted(made.glob("third_*.png"))
+    held: list[weakref.ref[Objects]] = []
+    alive: list[int] = []
+    found_of = Objects.of
+
+    def watched(truth: torch.Tensor, count: int) -> Objects:
+        alive.append(sum(one() is not None for one in held))
+        found = found_of(truth, count)
+        held.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Objects, "of", staticmethod(watched))
+    object_distances(groups, {path.stem: path for path in masks.iterdir()}, condition)
+    assert alive == [0, 1, 1]
 
 
 def test_masks_without_two_objects(tmp_path: Path, condition: MaskCondition) -> None:
