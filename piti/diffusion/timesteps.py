@@ -106,6 +106,13 @@ def timesteps_for(numbers: Sequence[int], steps: int, seed: int) -> Int[Tensor, 
     return torch.tensor([place * steps >> 64 for place in _places(numbers, seed)], dtype=torch.long)
 
 
+def partly_last(numbers: Sequence[int], steps: int, share: float, seed: int) -> Int[Tensor, " b"]:
+    """The same, but for a share of the samples, 0 … 1, that have the last timestep; the others' are spread over all."""
+    spread = round((1 - share) * 2**64)
+    places = _places(numbers, seed)
+    return torch.tensor([place * steps // spread if place < spread else steps - 1 for place in places])
+
+
 def _places(numbers: Sequence[int], seed: int) -> list[int]:
     """frac(u + n/φ) of every sample in units of 2^−64: exact however large n is."""
     offset = derive_seed(seed, "timesteps") * 2

@@ -21,7 +21,7 @@ from piti.data.batches import LowRes, SampleSet, TrainingBatch
 from piti.diffusion.losses import acts_at, diffusion_loss
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.schedulers import scheduler_of
-from piti.diffusion.timesteps import SecondMomentTimesteps, timesteps_named
+from piti.diffusion.timesteps import SecondMomentTimesteps, partly_last, timesteps_named
 from piti.models import PIXELS, Space
 from piti.models.discriminator import Discriminator
 from piti.models.perceptual import PerceptualNetwork
@@ -187,9 +187,7 @@ class DiffusionObjective:
         t, counts = self.timesteps.drawn(numbers, self.recipe.seed)
         last = len(self.schedule) - 1
         if self.stage.from_noise:
-            # of the sequence's T places the first are spread over all timesteps, the others are the last
-            spread = round((1 - self.stage.from_noise) * len(self.schedule))
-            t = torch.where(t < spread, t * len(self.schedule) // max(1, spread), last)
+            t = partly_last(numbers, len(self.schedule), self.stage.from_noise, self.recipe.seed)
         return torch.where(paired, t, last), counts
 
     def _reweighed(self, losses: Tensor, t: Tensor, counts: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from piti.core.errors import UserError
-from piti.diffusion.timesteps import HISTORY, EvenTimesteps, SecondMomentTimesteps, timesteps_for, timesteps_named
+from piti.diffusion.timesteps import (
+    HISTORY,
+    EvenTimesteps,
+    SecondMomentTimesteps,
+    partly_last,
+    timesteps_for,
+    timesteps_named,
+)
 
 
 @pytest.mark.parametrize("size", [1, 7, 40])
@@ -31,6 +38,16 @@ def test_timesteps_come_from_the_seed_and_the_samples_numbers_alone() -> None:
     parts = [timesteps_for(numbers, 1000, 1) for numbers in (range(5), range(5, 16))]
     assert torch.equal(torch.cat(parts), first)
     assert len(timesteps_for([10**15, 10**15 + 1], 1000, 1).unique()) == 2  # exact also for large numbers
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_beside_the_share_that_has_the_last_every_timestep_is_drawn(share: float) -> None:
+    t = partly_last(range(20_000), 100, share, 0)
+    counts = t.bincount(minlength=100) / 20_000
+    torch.testing.assert_close(counts[:-1], torch.full((99,), (1 - share) / 100), atol=3e-4, rtol=0)
+    assert counts[-1] == pytest.approx(share + (1 - share) / 100, abs=1e-3)
+    assert torch.equal(partly_last(range(50), 100, 0.0, 3), timesteps_for(range(50), 100, 3))
+    assert partly_last(range(50), 100, 1.0, 3).unique().tolist() == [99]
 
 
 def filled(sizes: list[float]) -> SecondMomentTimesteps:

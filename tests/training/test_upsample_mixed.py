@@ -129,6 +129,7 @@ def test_a_share_of_samples_begins_from_noise(tiny_data: Path, tmp_path: Path, f
     assert min(others) < 40
     assert max(others) > 950
     assert sum(others) / len(others) == pytest.approx(500, abs=40)
+    assert {x % 4 for x in others} == {0, 1, 2, 3}  # all of them, and not every fourth
 
 
 def test_what_knows_the_last_timestep_alone_is_validated_there(tiny_data: Path, tmp_path: Path, features: Any) -> None:
