@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from piti.core.errors import UserError
 from piti.core.files import OutputError
@@ -56,6 +59,31 @@ def test_nearer_is_the_share_of_pairs() -> None:
     assert low < 62.5 < high
     alone = Memorisation("net", samples, held_out).measures([[0, 1]], 50, 0)
     assert all(one.low is None for one in alone)  # one condition tells nothing of others
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that anything computes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(found) if isinstance(x, torch.Tensor))])
+        return found
+
+
+def test_nearer_holds_no_table_of_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples, held_out = (
+        Nearest(torch.randint(0, 50, (count,), generator=generator).double(), torch.zeros(count, dtype=torch.long))
+        for count in (2000, 300)
+    )
+    with Largest() as largest:
+        measures = Memorisation("net", samples, held_out).measures([[k] for k in range(2000)], 2, 0)
+    ours, theirs = samples.distances[:, None], held_out.distances
+    expected = 100 * ((ours < theirs).double() + 0.5 * (ours == theirs).double()).mean().item()
+    assert {one.name: one.value for one in measures}["nearer"] == pytest.approx(expected, rel=1e-12)
+    assert largest.numbers <= 4000
 
 
 def test_pixels_are_levels_of_centre_squares(tmp_path: Path) -> None:
