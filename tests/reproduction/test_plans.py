@@ -67,6 +67,19 @@ def test_what_departs_at_small_scale_is_named(small: str, paper: str) -> None:
     assert not lacking - {"steps", "diffusion", "pixel", "consistency", "perceptual", "adversarial"}  # told in words
 
 
+def test_who_adapts_a_prior_without_the_aligned_path_is_named() -> None:
+    row = next(
+        line
+        for line in (ROOT / "docs/evidence/departures.md").read_text(encoding="utf-8").splitlines()
+        if "`model.encoder.residuals`" in line
+    )
+    recipes = {file.stem: yaml.safe_load(file.read_text()) for file in (ROOT / "piti/recipes").glob("*.yaml")}
+    adapts = {name: one for name, one in recipes.items() if one.get("prior")}
+    tokens = {name for name, one in adapts.items() if not one["model"].get("encoder", {}).get("residuals")}
+    named = set(re.findall(r"`([\w*-]+)`", row.partition("adapts a prior but")[2]))
+    assert {re.sub("^released-.*", "released-*", name) for name in tokens} == named
+
+
 def test_at_small_scale_all_rows_see_as_many_images() -> None:
     for table in TABLES:
         plan = plan_of(table, "small")
