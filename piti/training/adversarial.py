@@ -207,22 +207,16 @@ class ImageLosses:
         network = self.perceptual
         assert network is not None
         rows = acts_at(batch.t, self.steps, spec.noise) & batch.paired
-        cut = self._jittered(spec.jitter, batch)
+        made, there = picked(_looked_at(batch.x0_hat, spec), rows), picked(batch.x0, rows)
+        if spec.jitter and rows.any():
+            uniform = uniform_for(self.seed, "jitter", batch.numbers, 2)[rows]
+            made, there = _jittered(made, spec.jitter, uniform), _jittered(there, spec.jitter, uniform)
         with self.accelerator.autocast():
-            predicted = network(picked(_looked_at(batch.x0_hat, spec), rows)[cut])
+            predicted = network(made)
             with torch.no_grad():
-                real = network(picked(batch.x0, rows)[cut])
+                real = network(there)
         loss = perceptual_loss(predicted, real, network.layer_weights, spec.error == "squared")
         found.add("perceptual", spec.weight, _batch_mean(loss, len(batch.t)))
-
-    def _jittered(self, most: int, batch: Predicted) -> tuple[slice, ...]:
-        """Which part of the images is compared: all but `most` rows and columns, at a place of the batch's own."""
-        if not most:
-            return (slice(None),)
-        height, width = batch.x0.shape[-2:]
-        draws = uniform_for(self.seed, "jitter", batch.numbers[:1], 2)[0].tolist()
-        top, left = (int(u * (most + 1)) for u in draws)
-        return (slice(None), slice(None), slice(top, height - most + top), slice(left, width - most + left))
 
     def _fool(self, spec: AdversarialLossSpec, found: LossOutput, batch: Predicted) -> None:
         """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""
@@ -303,6 +297,14 @@ def picked(x: Tensor, rows: Tensor) -> Tensor:
 def _looked_at(x0_hat: Tensor, spec: ImageLossSpec) -> Tensor:
     """x̂₀ as a loss sees it; where it is clipped, no gradient pushes it further out."""
     return x0_hat.clamp(-1, 1) if spec.clip else x0_hat
+
+
+def _jittered(images: Tensor, most: int, uniform: Tensor) -> Tensor:
+    """All but `most` rows and columns of each image [K, C, H, W], at a place of its own. uniform: [K, 2] in [0, 1)."""
+    height, width = images.shape[-2] - most, images.shape[-1] - most
+    corners = (uniform * (most + 1)).long().tolist()
+    parts = (one[:, y : y + height, x : x + width] for one, (y, x) in zip(images, corners, strict=True))
+    return torch.stack(list(parts))
 
 
 def _judge(network: Any, seen: Seen) -> Any:

@@ -122,7 +122,7 @@ class PerceptualLossSpec(ImageLossSpec):
     error: Literal["absolute", "squared"] = "absolute"
     """How features differ: by the mean absolute difference, or by the mean square, as in the released code."""
     jitter: int = Field(default=0, ge=0)
-    """By how many pixels at most both images are cut off at their edges, alike and anew for each batch: a network with
+    """By how many pixels at most both images are cut off at their edges, alike and anew for each sample: a network with
     strides otherwise looks at the same grid of pixels, and leaves it in the image."""
 
 

@@ -253,6 +253,16 @@ def test_a_pooled_consistency_lets_a_grid_of_the_small_image_go(pool: int, wante
     assert found.total.item() == pytest.approx(wanted, abs=1e-6)
 
 
+def test_jitter_is_each_samples_own_however_a_batch_is_divided(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    plain = {key: MIXED[key] for key in ("name", "trains", "lr", "perceptual")} | {"steps": 1}
+    for name, batch, parts in (("whole", 4, 1), ("parts", 1, 4)):
+        recipe = mixed_recipe(tiny_data, features, None, stages=[plain], batch=batch, accumulation=parts)
+        train(recipe, tmp_path / name)
+    whole, parts = (rows(tmp_path / name)[0] for name in ("whole", "parts"))
+    assert parts["perceptual"] == pytest.approx(whole["perceptual"], rel=1e-5)
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
 def test_consistency_needs_clean_small_images(tiny_data: Path, features: Any) -> None:
     with pytest.raises(SpecError, match="'consistency' holds images to clean small ones"):
         mixed_recipe(tiny_data, features, None, degradation={})
