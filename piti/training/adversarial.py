@@ -253,15 +253,15 @@ class ImageLosses:
         assert spec is not None
         assert adversary is not None
         rule = adversarial_named(spec.kind)
-        share = self.generated + (1 - self.generated) * self.stage.share_of(spec, self.steps)
-        usual = len(judged.fake_rows) * share
+        paired = (1 - self.generated) * self.stage.share_of(spec, self.steps)
+        usual = len(judged.fake_rows) * (self.generated + paired)
         real = self._augmented(judged.real, spec, "augment-real", numbers, judged.real_rows)
         fake = self._augmented(judged.fake, spec, "augment-fake", numbers, judged.fake_rows)
         with self.accelerator.autocast():
             logits = all_logits(_judge(adversary.network, real.joined(fake)))
         pairs = [(one[: len(real.images)].float(), one[len(real.images) :].float()) for one in logits]
-        losses = _total([_both_sides(rule, real_logits, fake_logits) for real_logits, fake_logits in pairs])
-        loss = losses.sum() / usual
+        more = (self.generated + paired) / paired if paired else 0.0  # made images to a photograph, on average
+        loss = _total([_both_sides(rule, *both, more) for both in pairs]) / usual
         for weight, penalties in self._penalties(spec, rule, adversary, judged, numbers):
             loss = loss + weight * penalties.sum() / usual
         return loss, {"discriminator": Mean.of(loss), "discriminator_accuracy": _accuracy(pairs)}
@@ -311,14 +311,11 @@ def _judge(network: Any, seen: Seen) -> Any:
     return network(seen.images, *seen.others)
 
 
-def _both_sides(rule: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss, a row a judged image. Where fewer photographs than made images are, they count more."""
-    if len(real) == len(fake):
-        return rule.discriminator(real, fake)
-    losses = rule.fake(fake)  # [K]
-    if not len(real):
-        return losses
-    return losses + rule.real(real).mean()
+def _both_sides(rule: AdversarialLoss, real: Tensor, fake: Tensor, more: float) -> Tensor:
+    """The discriminator's loss, summed. more: what a photograph counts, since there are fewer than made images."""
+    if more == 1:
+        return rule.discriminator(real, fake).sum()
+    return rule.fake(fake).sum() + more * rule.real(real).sum()
 
 
 def _accuracy(pairs: Sequence[tuple[Tensor, Tensor]]) -> Mean:

@@ -263,6 +263,24 @@ def test_jitter_is_each_samples_own_however_a_batch_is_divided(tiny_data: Path, 
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
+def test_a_discriminator_learns_the_same_however_a_batch_with_generated_images_is_divided(
+    tiny_data: Path, tmp_path: Path, features: Any, generated: Path
+) -> None:
+    adversarial = {"kind": "hinge", "weight": 0.1, "after": 0, "noise": [0.0, 1.0]}
+    plain = {key: MIXED[key] for key in ("name", "trains", "lr", "from_noise")} | {
+        "steps": 1,
+        "adversarial": adversarial,
+    }
+    for name, batch, parts in (("whole", 6, 1), ("parts", 1, 6)):
+        recipe = mixed_recipe(
+            tiny_data, features, generated, stages=[plain], batch=batch, accumulation=parts,
+            discriminator={"channels": [4, 8], "norm": "none"},
+        )  # fmt: skip
+        train(recipe, tmp_path / name)
+    whole, parts = (rows(tmp_path / name)[0] for name in ("whole", "parts"))
+    assert parts["discriminator"] == pytest.approx(whole["discriminator"], rel=1e-5)
+
+
 def test_consistency_needs_clean_small_images(tiny_data: Path, features: Any) -> None:
     with pytest.raises(SpecError, match="'consistency' holds images to clean small ones"):
         mixed_recipe(tiny_data, features, None, degradation={})
