@@ -163,14 +163,16 @@ class ImageLosses:
         adversary: Adversary | None = None,
         clean: bool = False,
         generated: float = 0.0,
+        visited: Sequence[int] | None = None,
     ) -> None:
         """steps: T of the noise schedule; seed: the run's; perceptual, adversary: the networks of the stage's losses;
         clean: whether small images are shrunk photographs, which consistency can hold x̂₀ to, and not degraded ones;
-        generated: the share of samples that have no photograph, and so no timestep but the last.
+        generated: the share of samples that have no photograph, and so no timestep but the last; visited: the timesteps
+        of the samples where these are few, as a student's are.
         """
         self.stage, self.steps, self.accelerator, self.seed = stage, steps, accelerator, seed
         self.perceptual, self.adversary, self.clean = perceptual, adversary, clean
-        self.generated = generated
+        self.generated, self.visited = generated, visited
 
     def acting(self, within: int) -> bool:
         """Whether any of them acts at the stage's step `within`."""
@@ -253,7 +255,7 @@ class ImageLosses:
         assert spec is not None
         assert adversary is not None
         rule = adversarial_named(spec.kind)
-        paired = (1 - self.generated) * self.stage.share_of(spec, self.steps)
+        paired = (1 - self.generated) * self.stage.share_of(spec, self.steps, self.visited)
         usual = len(judged.fake_rows) * (self.generated + paired)
         real = self._augmented(judged.real, spec, "augment-real", numbers, judged.real_rows)
         fake = self._augmented(judged.fake, spec, "augment-fake", numbers, judged.fake_rows)

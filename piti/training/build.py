@@ -377,4 +377,4 @@ def losses_of(
         adversary = build_adversary(discriminator, stage.adversarial.lr, stage.adversarial.betas, accelerator)
     generated = 0.0 if recipe.generated is None else recipe.generated.share
     clean = recipe.degradation is None
-    return ImageLosses(stage, steps, accelerator, recipe.seed, perceptual, adversary, clean, generated)
+    return ImageLosses(stage, steps, accelerator, recipe.seed, perceptual, adversary, clean, generated, recipe.visited)

@@ -171,7 +171,7 @@ def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condit
     if recipe.distillation is not None:  # the teacher's guided steps; its weights are held with the others
         flops += recipe.distillation.passes * inner.forward
     for spec, outer in _outer_passes(recipe, stage, condition_channels):
-        acting = stage.share_of(spec, recipe.schedule.steps)
+        acting = stage.share_of(spec, recipe.schedule.steps, recipe.visited)
         flops += outer.flops * acting * max(0, stage.steps - spec.after) / stage.steps
         activations += outer.activations * acting
         state += (4 + half) * outer.weights + 12 * outer.learning

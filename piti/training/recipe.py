@@ -154,9 +154,9 @@ class Recipe(Spec):
         if self.loss.timesteps != "even":
             self._check_timesteps()
         sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
-        self._check_stages()
         if self.distillation is not None:
             self._check_distillation(self.distillation)
+        self._check_stages()
         return self
 
     def _check_timesteps(self) -> None:
@@ -261,7 +261,13 @@ class Recipe(Spec):
             self._check_side(name)
             if name == "adversarial" and self.discriminator.conditional and self.model.low_res is None:
                 raise ValueError("a base has no small image for its adversary: set discriminator.conditional: false")
-            if self.batch * stage.share_of(loss, self.schedule.steps) < 1:
+            share = stage.share_of(loss, self.schedule.steps, self.visited)
+            if self.visited is not None and not share:
+                raise ValueError(
+                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} holds none of the student's timesteps, "
+                    f"{', '.join(map(str, self.visited))} of {self.schedule.steps}; widen it"
+                )
+            if self.batch * share < 1:
                 raise ValueError(
                     f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "
                     f"{self.batch}; widen it, or raise 'batch'"
@@ -355,6 +361,14 @@ class Recipe(Spec):
     def trained(self) -> tuple[str, ...]:
         """What some stage trains, by the names of `Stage.trains`."""
         return tuple(dict.fromkeys(name for stage in self.stages for name in stage.trains))
+
+    @property
+    def visited(self) -> tuple[int, ...] | None:
+        """The timesteps that a student of few steps is trained at, each as often; none: samples have any."""
+        spec = self.distillation
+        if spec is None or spec.steps is None:
+            return None
+        return StudentGrid.of(NoiseSchedule(self.schedule), spec.steps, spec.substeps).timesteps
 
     @property
     def one_step(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -71,8 +72,11 @@ class Stage(Spec):
             raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
         return trains
 
-    def share_of(self, loss: RangedLossSpec, timesteps: int) -> float:
-        """The share of samples on whose timesteps a loss acts, of a schedule of so many."""
+    def share_of(self, loss: RangedLossSpec, timesteps: int, visited: Sequence[int] | None = None) -> float:
+        """The share of samples on whose timesteps a loss acts, of a schedule of so many. visited: those that samples
+        have, each alike; none: all of them, and the last as often as `from_noise` says."""
+        if visited is not None:
+            return acts_at(torch.tensor(visited), timesteps, loss.noise).double().mean().item()
         last = 1.0 if acts_at(torch.tensor([timesteps - 1]), timesteps, loss.noise).item() else 0.0
         return self.from_noise * last + (1 - self.from_noise) * loss.count(timesteps) / timesteps
 

@@ -111,6 +111,36 @@ def test_an_adversary_finishes_a_student(teacher: tuple[Path, Path], student: Pa
     assert {"distillation", "adversarial", "discriminator"} <= row.keys()
 
 
+def test_an_adversary_judges_some_of_the_students_timesteps() -> None:
+    adversary = "stages.0.adversarial={weight: 0.1, kind: hinge, gradient_penalty: 0, noise: [0.0, %s]}"
+    for steps, high, share in ((4, 0.5, 0.5), (4, 0.1, 0.25), (2, 0.9, 0.5), (2, 1.0, 1.0)):
+        recipe = distillation_recipe("street", {"steps": steps}, changes=[adversary % high])
+        spec = recipe.stages[0].adversarial
+        assert spec is not None
+        assert recipe.stages[0].share_of(spec, recipe.schedule.steps, recipe.visited) == share
+    said = r"'adversarial.noise' \[0.0, 0.5\] holds none of the student's timesteps, 995 of 1000; widen it"
+    with pytest.raises(SpecError, match=said):
+        distillation_recipe("street", {"steps": 1}, changes=[adversary % 0.5])
+    alone = distillation_recipe("street", {"steps": None}, changes=[adversary % 0.5])
+    assert alone.visited is None
+
+
+def test_a_discriminators_loss_is_the_mean_of_those_that_it_judges(
+    teacher: tuple[Path, Path], student: Path, tmp_path: Path
+) -> None:
+    data, run = teacher
+    adversary = [
+        f"distillation.student={student}",
+        "stages.0.steps=1",
+        "stages.0.adversarial={weight: 0.1, kind: hinge, noise: [0.0, 0.9], gradient_penalty: 0, after: 0}",
+        "discriminator={channels: [8, 16], norm: spectral, conditional: false}",
+    ]
+    recipe = distillation_recipe(str(run), WANTED, data, [*SMALL, *adversary, "log_every=1", "batch=24"])
+    train(recipe, tmp_path / "run")
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert row["discriminator"] == pytest.approx(2, abs=0.3)  # a hinge that knows nothing yet; half of the samples
+
+
 @pytest.mark.parametrize(("model", "folder"), [("street", "labels"), ("sketch", "sketches")])
 def test_conditions_lie_in_the_usual_folder_of_their_kind(model: str, folder: str) -> None:
     assert distillation_recipe(model, WANTED).data.conditions == folder
