@@ -65,10 +65,11 @@ def edges_of(image: Image.Image) -> Bool[Tensor, "h w"]:
 
     What is shorter than 10 pixels of a 256 px image is left out, and than 4 px of any.
     """
-    short = min(image.size)
-    spec = LineSpec(shortest=max(4, round(10 * short / 256)))
+    short, usual = min(image.size), LineSpec()
+    drawn = min(short, usual.side)  # at which lines are drawn, and then enlarged
+    spec = LineSpec(shortest=max(4, round(usual.shortest * drawn / usual.side)))
     lines = draw_lines(np.asarray(image.convert("RGB")), spec)
-    return thinned(lines) if short > spec.side else lines  # they are enlarged there
+    return thinned(lines) if short > usual.side else lines
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,14 @@ def test_edges_of_a_large_image_are_one_pixel_wide() -> None:
     assert torch.equal(thinned(lines), lines)
 
 
+def test_small_things_have_edges_in_images_of_any_size() -> None:
+    board = np.full((256, 256, 3), 30, np.uint8)
+    board[40:46, 40:46] = board[200:206, 100:106] = 220  # 6 px, whose edges are some 20 px long
+    small, large = (edges_of(Image.fromarray(board).resize((side, side))) for side in (256, 768))
+    assert small.any()
+    assert 2.5 * small.sum() < large.sum() < 3.5 * small.sum()  # lines are drawn at 256 px, and enlarged
+
+
 def drawn(width: int, height: int, fill: str = "white") -> Image.Image:
     """A bright box on black."""
     image = Image.new("RGB", (width, height))
