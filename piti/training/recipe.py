@@ -248,6 +248,18 @@ class Recipe(Spec):
                 f"equal, and multiples of {model.aligned.stride}"
             )
 
+    def _check_ranges(self, stage: Stage) -> None:
+        """A loss that acts at none of the samples' timesteps would do nothing, without a word."""
+        T = self.schedule.steps
+        for name in ("diffusion", "pixel", "consistency", "perceptual", "adversarial"):
+            loss = getattr(stage, name)
+            if loss is not None and loss.weight and not stage.share_of(loss, T, self.visited):
+                seen = ", ".join(map(str, self.visited or (T - 1,)))
+                raise ValueError(
+                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} holds none of the samples' timesteps, "
+                    f"{seen} of {T}; widen it"
+                )
+
     def _check_image_losses(self, stage: Stage) -> None:
         if self.model.space.latent and (stage.perceptual or stage.adversarial or stage.pixel):
             raise ValueError(
@@ -261,13 +273,7 @@ class Recipe(Spec):
             self._check_side(name)
             if name == "adversarial" and self.discriminator.conditional and self.model.low_res is None:
                 raise ValueError("a base has no small image for its adversary: set discriminator.conditional: false")
-            share = stage.share_of(loss, self.schedule.steps, self.visited)
-            if self.visited is not None and not share:
-                raise ValueError(
-                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} holds none of the student's timesteps, "
-                    f"{', '.join(map(str, self.visited))} of {self.schedule.steps}; widen it"
-                )
-            if self.batch * share < 1:
+            if self.batch * stage.share_of(loss, self.schedule.steps, self.visited) < 1:
                 raise ValueError(
                     f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "
                     f"{self.batch}; widen it, or raise 'batch'"
@@ -308,6 +314,7 @@ class Recipe(Spec):
 
     def _check_stages(self) -> None:
         for stage in self.stages:
+            self._check_ranges(stage)
             self._check_image_losses(stage)
             self._check_upsampling(stage)
             if "encoder" in stage.trains and not self.model.takes_tokens and stage.trains != NETWORKS:

@@ -118,7 +118,7 @@ def test_an_adversary_judges_some_of_the_students_timesteps() -> None:
         spec = recipe.stages[0].adversarial
         assert spec is not None
         assert recipe.stages[0].share_of(spec, recipe.schedule.steps, recipe.visited) == share
-    said = r"'adversarial.noise' \[0.0, 0.5\] holds none of the student's timesteps, 995 of 1000; widen it"
+    said = r"'adversarial.noise' \[0.0, 0.5\] holds none of the samples' timesteps, 995 of 1000; widen it"
     with pytest.raises(SpecError, match=said):
         distillation_recipe("street", {"steps": 1}, changes=[adversary % 0.5])
     alone = distillation_recipe("street", {"steps": None}, changes=[adversary % 0.5])

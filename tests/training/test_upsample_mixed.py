@@ -231,6 +231,11 @@ def test_the_released_upsamplers_losses() -> None:
             {"stages": [MIXED | {"from_noise": 0.5, "adversarial": {"kind": "hinge", "noise": [0, 0.9]}}]},
             "must reach 1",
         ),
+        (
+            {"stages": [MIXED | {"pixel": {"noise": [0, 0.5]}}]},
+            r"'pixel.noise' \[0.0, 0.5\] holds none of .* 999 of 1000",
+        ),
+        ({"stages": [MIXED | {"diffusion": {"noise": [0, 0.5]}}]}, "'diffusion.noise' .* holds none of"),
         ({"stages": [MIXED | {"adversarial": {"augment": ["colors"]}}]}, "did you mean 'colour'"),
     ],
 )
