@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, quoted
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -26,7 +26,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes, source: str) -> Any:
-    """The values that a file holds. source: names it. Raises JsonError."""
+    """The values that a file holds. source: names it. Raises JsonError, also for a key that an object has twice."""
     if data.startswith(_WIDE) or b"\0" in data[:4]:
         raise JsonError(
             "is text in UTF-16, and UTF-8 is read",
@@ -34,10 +34,22 @@ def parse_json(data: bytes, source: str) -> Any:
             source=source,
         )
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_of_pairs)
+    except JsonError as error:
+        raise error.about(source) from None
     except UnicodeDecodeError as error:
         raise JsonError(
             f"is not in UTF-8 (byte {error.start})", remedy="save it again with that encoding", source=source
         ) from None
     except (ValueError, RecursionError) as error:
         raise JsonError(f"not valid JSON ({error})", remedy="correct it there", source=source) from None
+
+
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises JsonError for a key that it has twice, of which readers of JSON silently drop the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise JsonError(f"'{quoted(twice)}' stands there twice, and one would be lost", remedy="keep or rename one")
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from piti.core.errors import option
+from piti.core.errors import option, quoted
 from piti.core.spec import choices
 from piti.training.recipe import Recipe, RecipeError
 
@@ -57,7 +57,9 @@ def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
     """
     path = recipe_path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(path.read_text(encoding="utf-8"))
+    except RecipeError as error:
+        raise error.about(path) from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -65,6 +67,29 @@ def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys such as 'name' and 'stages', got {type(values).__name__}")
     return changed_recipe(values, list(changes), str(path))
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses a key that stands twice in one place, of which YAML's reader silently drops the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        assert node is not None
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            before, line = lines.get((key.tag, key.value)), key.start_mark.line + 1
+            if before is not None:
+                raise RecipeError(
+                    f"'{quoted(key.value)}' stands there twice, in lines {before} and {line}, and one would be lost",
+                    remedy="join both",
+                )
+            lines[key.tag, key.value] = line
+        return node
+
+
+def _parsed(text: str) -> Any:
+    """YAML's values. Raises YAMLError, and RecipeError for a key that stands twice."""
+    return yaml.load(text, _EachKeyOnce)
 
 
 def changed_recipe(values: dict[str, Any], changes: Sequence[str], source: str) -> Recipe:
@@ -98,7 +123,9 @@ def _apply(values: dict[str, Any], change: str) -> None:
     for part in parents:
         place = _inside(place, part, change)
     try:
-        value = _number_or(yaml.safe_load(text))
+        value = _number_or(_parsed(text))
+    except RecipeError as error:
+        raise error.about(f"{option('set')} {change}") from None
     except yaml.YAMLError:
         raise RecipeError(
             f"'{text}' is not YAML", remedy="quote it if it is text", option="set", value=change

@@ -72,6 +72,11 @@ class TestMistakes:
         with pytest.raises(ConditionError, match="not in UTF-8"):
             ClassTable.read(tmp_path / "classes.json")
 
+    def test_a_name_that_stands_twice_is_named(self, tmp_path):
+        (tmp_path / "classes.json").write_text('{"sky": 0, "road": 1, "sky": 2}')
+        with pytest.raises(ConditionError, match=r"classes\.json: .*'sky' stands there twice.*; keep or rename one"):
+            ClassTable.read(tmp_path / "classes.json")
+
     @pytest.mark.parametrize("color", ["grün", [1, 2], [0.5, 0.5, 0.5], 7])
     def test_what_is_no_colour_is_said_in_one_line(self, tmp_path, color):
         classes = [{"id": k, "name": str(k), "color": color} for k in range(59)]

@@ -114,6 +114,27 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         read_recipe(written(tmp_path, [1]))
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, tiny_recipe(tmp_path))
+    line = len(path.read_text().splitlines()) + 1
+    path.write_text(path.read_text() + "data: {flip: false}\n")
+    with pytest.raises(
+        RecipeError, match=rf"recipe\.yaml: 'data' stands there twice, in lines \d+ and {line}, .* join"
+    ):
+        read_recipe(path)
+    with pytest.raises(RecipeError, match="'w' stands there twice"):
+        changed_recipe(tiny_recipe(tmp_path), ["preview.guidance={w: 1, kind: plain, w: 2}"], "test")
+
+
+def test_yaml_that_overrides_what_it_merges_has_no_key_twice(tmp_path: Path) -> None:
+    values = tiny_recipe(tmp_path)
+    del values["stages"]
+    stages = "stages:\n- &one {name: one, steps: 3}\n- {<<: *one, name: two}\n- {<<: *one, steps: 4}\n"
+    path = written(tmp_path, values)
+    path.write_text(path.read_text() + stages)
+    assert [(stage.name, stage.steps) for stage in read_recipe(path).stages] == [("one", 3), ("two", 3), ("one", 4)]
+
+
 def test_recipes_in_the_package_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = recipe_names()
     assert {"street", "full-upsampler", "baselines/spade"} <= set(names)
