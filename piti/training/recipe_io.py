@@ -123,7 +123,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
     for part in parents:
         place = _inside(place, part, change)
     try:
-        value = _number_or(_parsed(text))
+        value = _parsed(text)
+        value = value if text.lstrip().startswith(("'", '"')) else _number_or(value)  # what is quoted is text
     except RecipeError as error:
         raise error.about(f"{option('set')} {change}") from None
     except yaml.YAMLError:

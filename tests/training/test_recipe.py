@@ -104,6 +104,14 @@ def test_timesteps_drawn_by_losses_are_set_by_nothing_else(tmp_path: Path, stage
         Recipe.parse(recipe, "test")
 
 
+@pytest.mark.parametrize("name", ["001", "2024_01", "1e5", "inf"])
+def test_what_is_quoted_is_text(tmp_path: Path, name: str) -> None:
+    for quoted in (f"'{name}'", f'"{name}"'):
+        assert changed_recipe(tiny_recipe(tmp_path), [f"data.images={quoted}"], "test").data.images == name
+    with pytest.raises(SpecError, match=r"'data.images' = .*: is no text; write it in quotes"):
+        changed_recipe(tiny_recipe(tmp_path), [f"data.images={name}"], "test")
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: there is no such file or recipe"):
         read_recipe(tmp_path / "nowhere.yaml")
