@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 E = TypeVar("E", bound="UserError")
 
 _OPTION = re.compile("\u2039([a-z_]+)\u203a")
+_OTHER_BYTE = re.compile("[\ud800-\udfff]")
 
 
 def option(name: str) -> str:
@@ -121,6 +122,11 @@ def quoted(text: str, most: int = 100) -> str:
     """A stranger's words as a terminal may show them: on one line, what cannot be printed escaped, and shortened."""
     shown = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
+
+
+def in_utf8(text: str) -> str:
+    """A text as UTF-8 can say it: bytes of a file's name that are in another encoding become such as `%DF`."""
+    return _OTHER_BYTE.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
 
 
 def in_few_lines(message: str, most: int = 8, length: int = 600) -> str:

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from piti.core.colour import ColourError, check_sixteen_bits, eight_bits, other_colours, to_srgb
-from piti.core.errors import UserError
+from piti.core.errors import UserError, in_utf8
 from piti.core.formats import decoders, lossy
 
 MAX_PIXELS = 64_000_000
@@ -359,7 +359,7 @@ def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> byte
     """A picture as a PNG file's contents; text: metadata, read back by `png_text`. Raises ValueError for odd modes."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
-        info.add_text(key, value)
+        info.add_text(key, in_utf8(value))
     file = io.BytesIO()
     image.save(file, format="PNG", pnginfo=info)
     return file.getvalue()

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from piti.core.errors import in_utf8
 from piti.core.formats import ARRAYS, IMAGE_SUFFIXES, UNREAD_PICTURES
 from piti.core.images import ImageError
 
@@ -100,8 +101,9 @@ def is_unread(path: Path) -> bool:
 
 
 def composed(text: str) -> str:
-    """A name in Unicode's composed form, in which names that look the same are the same (macOS decomposes them)."""
-    return unicodedata.normalize("NFC", text)
+    """A name in Unicode's composed form, in which names that look the same are the same (macOS decomposes them), and
+    `in_utf8`, so that it can be hashed and saved."""
+    return unicodedata.normalize("NFC", in_utf8(text))
 
 
 def key_of(path: Path, folder: Path) -> str:

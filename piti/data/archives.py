@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from piti.conditions.depth_files import DEPTH_SUFFIXES
+from piti.core.errors import in_utf8
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.data.problems import DataError
@@ -110,7 +111,7 @@ def _files(archive: Path) -> list[Archived]:
     """All files of a tar archive, sorted by name. Raises ImageError."""
     try:
         with tarfile.open(archive, "r:") as tar:
-            found = [Archived(archive, one.name, one.offset_data, one.size) for one in tar if one.isfile()]
+            found = [Archived(archive, in_utf8(one.name), one.offset_data, one.size) for one in tar if one.isfile()]
     except FileNotFoundError:
         raise ImageError(f"{archive}: no such file; check the path") from None
     except (OSError, tarfile.TarError) as error:
@@ -216,7 +217,7 @@ def _check_plain(file: io.BufferedReader, shown: str) -> None:
 
 def _add(found: dict[str, _Found], member: tarfile.TarInfo) -> None:
     """Put a file where it belongs."""
-    path = PurePosixPath(member.name)
+    path = PurePosixPath(in_utf8(member.name))
     stem, dot, extension = path.name.partition(".")
     if not member.isfile() or member.issparse() or not (stem and dot) or (stem[:2] == stem[-2:] == "__"):
         return

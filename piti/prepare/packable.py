@@ -184,7 +184,11 @@ class ShardPlan:
         for item in self.items:
             for extension, path in sorted(item.files.items()):
                 state = path.stat()
-                digest.update(f"{item.key}.{extension}\n{path}\n{state.st_size}\n{state.st_mtime_ns}\n".encode())
+                digest.update(
+                    f"{item.key}.{extension}\n{path}\n{state.st_size}\n{state.st_mtime_ns}\n".encode(
+                        "utf-8", "surrogateescape"
+                    )
+                )
         return digest.hexdigest()
 
 

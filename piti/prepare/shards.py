@@ -283,7 +283,8 @@ def _finish(job: PackJob, work: Path, manifest: Manifest, table: ClassTable | No
         if path.name not in names:
             path.unlink()
     if skipped:
-        (work / SKIPPED_FILE).write_text("".join(f"{one}\n" for one in skipped), encoding="utf-8")
+        text = "".join(f"{one}\n" for one in skipped)
+        (work / SKIPPED_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
     if table is not None:
         text = json.dumps(table.to_file(), indent=1, ensure_ascii=False)
         (work / CLASSES_FILE).write_text(text + "\n", encoding="utf-8")

@@ -147,7 +147,8 @@ def write_skipped(out: Path, lines: Sequence[str]) -> None:
         path.unlink(missing_ok=True)
         return
     with beside(path) as partial:
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        text = "".join(f"{line}\n" for line in lines)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may hold bytes that are no UTF-8
 
 
 def in_order(pool: Executor, work: Callable[[_T], _R], items: Sequence[_T], ahead: int) -> Iterator[_R]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from piti.core import images
-from piti.core.images import Box, ImageError, center_box, crop_resize, open_image, read_rgb, save_png
+from piti.core.images import Box, ImageError, center_box, crop_resize, open_image, png_text, read_rgb, save_png
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -181,6 +181,10 @@ class TestCrop:
 
 
 class TestSave:
+    def test_text_of_a_name_in_another_encoding_is_written_out(self, tmp_path):
+        save_png(noise(8, 8), tmp_path / "a.png", {"condition": "stra\udcdfe.png"})
+        assert png_text(tmp_path / "a.png") == {"condition": "stra%DFe.png"}
+
     def test_text_comes_back_and_folders_are_made(self, tmp_path):
         path = tmp_path / "new" / "a.png"
         save_png(noise(8, 8), path, {"seed": "7", "prompt": "Straße — 通り"})

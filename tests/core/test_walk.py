@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -72,6 +73,12 @@ class TestFormats:
 
 
 class TestNames:
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+    def test_bytes_of_another_encoding_are_written_out(self, tmp_path):
+        path = tmp_path / os.fsdecode(b"stra\xdfe/caf\xe9.png")
+        assert key_of(path, tmp_path) == "stra%DFe/caf%E9"
+        assert stem_of(path, tmp_path).encode() == b"stra%DFe-caf%E9"
+
     def test_composed_and_decomposed_names_are_one(self, tmp_path):
         name = unicodedata.normalize("NFD", "café/ガ")
         touch(tmp_path, f"{name}.png")

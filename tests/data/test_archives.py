@@ -11,7 +11,7 @@ from piti.conditions import ClassTable, MaskCondition, NoCondition
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, image_size, read_rgb
 from piti.data import DataError, FolderSpec, PairedFolder
-from piti.data.archives import dotted, list_archived, list_conditions
+from piti.data.archives import dotted, index_shard, list_archived, list_conditions
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
@@ -31,6 +31,19 @@ def packed(path, files: dict[str, bytes], mode: str = "w"):
 
 
 FILES = {"b/1.png": png(1), "0.PNG": png(0), "0.edge.png": png(9), "0.txt": b"words", ".hidden.png": png(8)}
+
+
+def test_names_in_another_encoding_are_written_out(tmp_path) -> None:
+    path = tmp_path / "old.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:  # as tar itself packs them
+        info = tarfile.TarInfo("stra\udcdfe.png")
+        info.size = len(png(1))
+        tar.addfile(info, io.BytesIO(png(1)))
+    (member,) = list_archived(path)
+    assert member.key == "stra%DFe"
+    assert member.open().read() == png(1)
+    with path.open("rb") as file:
+        assert [sample.key for sample in index_shard(file, "old.tar").samples] == ["stra%DFe"]
 
 
 def test_pictures_are_found_and_read_in_any_order(tmp_path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from piti.data import FolderSpec, PairedFolder, crops, folders
 from piti.data.pairs import split_by_hash
 from piti.data.problems import DataError
 from piti.data.shown import UNEQUAL
+from piti.prepare.packable import PackJob
+from piti.prepare.shards import pack_shards
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10))
 MASK = MaskCondition(ClassTable(names=tuple("abcd"), ids=range(4), colours=COLOURS, ignore=255))
@@ -48,6 +52,19 @@ def problems(folder) -> str:
     with pytest.raises(DataError) as error:
         folder.check()
     return str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+def test_names_in_another_encoding_are_names_as_others(root):
+    for folder in ("images", "labels"):
+        (root / folder / "drive/0.png").rename(root / folder / os.fsdecode(b"drive/stra\xdfe.png"))
+    found = PairedFolder(spec(root), MASK)
+    assert found.check().pairs == 6
+    assert found.pairs[-1].key == "drive/stra%DFe"
+    assert len(found.identity()) == 64
+    assert len(PairedFolder(spec(root), MASK, "train")) == 5
+    packed = pack_shards(PackJob(root, root / "packed"))
+    assert sum(entry.samples for entry in packed.manifest.entries) == 6
 
 
 def test_identity_follows_names_and_not_places(root):
