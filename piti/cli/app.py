@@ -53,9 +53,9 @@ def main() -> None:
     """Run the command line; a user's mistake is one message, not a traceback."""
     from piti.core.distributed import FailedElsewhere
     from piti.core.errors import UserError
-    from piti.core.system import write_utf8
+    from piti.core.system import write_all_letters
 
-    write_utf8()
+    write_all_letters()
     try:
         app()
     except FailedElsewhere:  # the process that failed prints why

@@ -37,8 +37,9 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_utf8() -> None:
-    """Write standard output and error in UTF-8 on Windows too, whose own encodings lack letters of messages."""
+def write_all_letters() -> None:
+    """Let every message be written. On Windows, whose own encodings lack letters of messages, in UTF-8; elsewhere in
+    what was chosen, and what that lacks is written out, such as `\\xd7`, where Python would raise an error."""
     for stream in (sys.stdout, sys.stderr):
-        if WINDOWS and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8" if WINDOWS else None, errors="backslashreplace")

@@ -58,13 +58,18 @@ def test_where_links_are_forbidden_windows_copies(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "c").is_symlink()
 
 
-def test_messages_are_written_in_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
-    for windows, encoding in ((False, "cp1252"), (True, "utf-8")):
-        stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+def test_every_message_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    for windows, encoding, written in (
+        (False, "ascii", b"32 \\xd7 1, \\udcdf"),
+        (True, "utf-8", b"32 \xc3\x97 1, \\udcdf"),
+    ):
+        stream = io.TextIOWrapper(bytes_of := io.BytesIO(), encoding="ascii")
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(system, "WINDOWS", windows)
-        system.write_utf8()
+        system.write_all_letters()
         assert stream.encoding == encoding
+        print("32 × 1, \udcdf", end="", file=stream, flush=True)
+        assert bytes_of.getvalue() == written
 
 
 def test_windows_flushes_files_that_may_be_written_and_no_folders(
