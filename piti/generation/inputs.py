@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,14 +61,23 @@ def parsed_given(values: Sequence[str]) -> dict[str, Path]:
     return given
 
 
+def files_inside(folder: Path, suffixes: Set[str], out: Path | None) -> list[Path]:
+    """The conditions of a folder, in any depth, but for what an earlier translation made in it. Raises ImageError."""
+    inside, results = walk(folder, suffixes).check(), out and out.resolve()
+    if results is None or folder.resolve() not in results.parents:
+        return inside
+    return [path for path in inside if results not in path.resolve().parents]
+
+
 def matched_parts(
-    condition: Condition, given: Mapping[str, Path], inputs: Sequence[Path] = ()
+    condition: Condition, given: Mapping[str, Path], inputs: Sequence[Path] = (), out: Path | None = None
 ) -> tuple[dict[str, PartFiles], list[str]]:
     """What to translate, by the stem of what it becomes, and what a person should know.
 
     given: a file for each part, which make one picture, named after the first; or a folder for each, whose files
     are matched by their names without suffix: a part that has no such file is absent there. inputs: what was
-    handed in without saying of which part. Raises InputError where that does not fit the condition.
+    handed in without saying of which part. out: where results go; what lies there is no input. Raises InputError
+    where that does not fit the condition.
     """
     if not isinstance(condition, SeveralCondition):
         raise InputError(
@@ -90,7 +99,7 @@ def matched_parts(
                 f"{option('given')} {part}={path}: is no folder, but {folder} is",
                 remedy="give files alone, or folders alone",
             )
-    return _of_folders(condition, ordered)
+    return _of_folders(condition, ordered, out)
 
 
 def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs: Sequence[Path]) -> None:
@@ -119,9 +128,11 @@ def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs:
             )
 
 
-def _of_folders(condition: SeveralCondition, folders: Mapping[str, Path]) -> tuple[dict[str, PartFiles], list[str]]:
+def _of_folders(
+    condition: SeveralCondition, folders: Mapping[str, Path], out: Path | None
+) -> tuple[dict[str, PartFiles], list[str]]:
     """The files of a folder for each part, matched by stem, and how many lack which part."""
-    found = {part: _by_stem(part, folder, condition.parts[part]) for part, folder in folders.items()}
+    found = {part: _by_stem(part, folder, condition.parts[part], out) for part, folder in folders.items()}
     stems = sorted({stem for files in found.values() for stem in files})
     notes = []
     for part, files in found.items():
@@ -137,10 +148,10 @@ def _of_folders(condition: SeveralCondition, folders: Mapping[str, Path]) -> tup
     return matched, notes
 
 
-def _by_stem(part: str, folder: Path, condition: Condition) -> dict[str, Path]:
+def _by_stem(part: str, folder: Path, condition: Condition, out: Path | None) -> dict[str, Path]:
     """A folder's files of a part. Raises InputError if there are none, or two of one stem."""
     files: dict[str, Path] = {}
-    for path in walk(folder, condition.suffixes).check():
+    for path in files_inside(folder, condition.suffixes, out):
         stem = stem_of(path, folder)
         if stem in files:
             raise InputError(

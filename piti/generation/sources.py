@@ -14,12 +14,12 @@ from piti.core.errors import UserError, option
 from piti.core.files import check_place
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
-from piti.core.walk import composed, flat, stem_of, walk
+from piti.core.walk import composed, flat, stem_of
 from piti.data.archives import Archived, list_archived, list_conditions
 from piti.data.shards.index import Manifest, read_manifest
 from piti.data.shards.sources import MANIFEST
 from piti.generation.generate import stem_of_text
-from piti.generation.inputs import PartFiles, matched_parts
+from piti.generation.inputs import PartFiles, files_inside, matched_parts
 from piti.generation.options import is_one_file
 from piti.generation.recreate import Record
 from piti.pipelines.pipeline import PITIPipeline
@@ -90,7 +90,7 @@ def sources_of(pipeline: PITIPipeline, files: TranslationFiles) -> tuple[dict[st
     if like is not None and files.own:
         return {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
     if files.parts or isinstance(condition, SeveralCondition):
-        matched, notes = matched_parts(condition, files.parts, files.inputs)
+        matched, notes = matched_parts(condition, files.parts, files.inputs, files.out)
         return dict(matched), notes
     texts = list(dict.fromkeys(" ".join(text.split()) for text in files.texts))
     return _sources(files, texts, condition), _cut(condition, texts)
@@ -106,7 +106,7 @@ def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition
         if packed is not None:
             archived += _packed_conditions(*packed, path, condition)
         elif path.is_dir():
-            inside = _inside(path, suffixes, files.out)
+            inside = files_inside(path, suffixes, files.out)
             if not inside:
                 what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
                 raise TranslationError(f"{path}: the folder holds no {what}; give one that does, or files")
@@ -126,14 +126,6 @@ def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition
     if not by_stem:
         raise TranslationError("nothing to translate", remedy=f"give files, folders, or {option('text')}")
     return by_stem
-
-
-def _inside(folder: Path, suffixes: Set[str], out: Path) -> list[Path]:
-    """The conditions of a folder, in any depth, but for what an earlier translation made in it. Raises ImageError."""
-    inside, results = walk(folder, suffixes).check(), out.resolve()
-    if folder.resolve() not in results.parents:
-        return inside
-    return [path for path in inside if results not in path.resolve().parents]
 
 
 def _packed(path: Path) -> tuple[Manifest, list[Path]] | None:

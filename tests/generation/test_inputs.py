@@ -124,6 +124,11 @@ class TestFolders:
             ).kept
         ] == [path.name for path in report.made]
 
+    def test_results_within_a_folder_are_no_inputs(self, folders: dict[str, Path]) -> None:
+        files = TranslationFiles([], folders["mask"] / "results", parts=folders)
+        first = translate_files(several_pipeline(), files, SETTINGS, "tiny")
+        assert translate_files(several_pipeline(), files, SETTINGS, "tiny").kept == first.made
+
     def test_one_part_alone(self, folders: dict[str, Path], tmp_path: Path) -> None:
         given = {"sketch": folders["sketch"]}
         report = translate_files(
