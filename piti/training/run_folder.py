@@ -79,11 +79,13 @@ class RunFolder:
         """The checkpoint to go on from, or None to start afresh. Changes nothing.
 
         locks: whether this process is to take the lock; others of the same run can be here before it lets an earlier
-        run's go. Raises RunError if the folder holds a run and `resume` is not asked for, or a `model` that belongs to
-        no checkpoint, RunLockedError if another process trains in it, OutputError if it cannot be written into, and
-        RecipeError if the recipe differs from that run's in more than a continued run may change.
+        run's go. Raises RunError if the folder lies inside those of the data, or holds a run and `resume` is not asked
+        for, or a `model` that belongs to no checkpoint, RunLockedError if another process trains in it, OutputError
+        if it cannot be written into, and RecipeError if the recipe differs from that run's in more than a continued
+        run may change.
         """
         check_place(self.root)
+        self._check_apart(recipe)
         if locks:
             self.lock.check()
         newest = self.newest()
@@ -107,6 +109,17 @@ class RunFolder:
                     + "".join(f"\n  {change}" for change in changed)
                 )
         return newest
+
+    def _check_apart(self, recipe: Recipe) -> None:
+        """Raises RunError where previews would lie among the pictures that are trained on."""
+        own = self.root.resolve()
+        for folder in _folders_read(recipe):
+            if folder.resolve() in (own, *own.parents):
+                raise RunError(
+                    f"lies inside {folder}, which is trained on, and the run's previews would be pictures there",
+                    remedy=f"give another {option('out')}",
+                    source=self.root,
+                )
 
     def begin(self, recipe: Recipe) -> Path | None:
         """Lock the folder and make it ready, clearing away what a killed process left half-done.
@@ -246,6 +259,15 @@ def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
         if isinstance(error, RuntimeError) and not _CUT_OFF.search(str(error)):
             raise
         raise not_whole(checkpoint, error) from error
+
+
+def _folders_read(recipe: Recipe) -> list[Path]:
+    """Folders of pictures that a recipe reads, in any depth."""
+    data = recipe.data
+    if data.root is None or data.shards:
+        return list(data.photographs)
+    conditions = [data.conditions] if isinstance(data.conditions, str) else data.conditions.values()
+    return [*data.photographs, *(data.root / name for name in (data.images, *conditions))]
 
 
 def _rounded(value: Any) -> Any:

@@ -141,12 +141,14 @@ class TestPretraining:
         assert (tmp_path / "run/model/base").is_dir()
 
     def test_missing_and_empty_captions_are_named(self, tmp_path: Path) -> None:
+        photographs = tmp_path / "photographs"
+        photographs.mkdir()
         for k in range(3):
-            Image.new("RGB", (20, 20)).save(tmp_path / f"{k}.png")
-        (tmp_path / "0.txt").write_text("a photo")
-        (tmp_path / "1.txt").write_text("  ")
+            Image.new("RGB", (20, 20)).save(photographs / f"{k}.png")
+        (photographs / "0.txt").write_text("a photo")
+        (photographs / "1.txt").write_text("  ")
         with pytest.raises(DataError, match=r"(?s)without a caption beside them.*2\.png.*1\.txt: is empty"):
-            train(prior_recipe(tmp_path), tmp_path / "run")
+            train(prior_recipe(photographs), tmp_path / "run")
 
     @pytest.mark.parametrize(
         ("changes", "message"),

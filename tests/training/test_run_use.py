@@ -47,6 +47,17 @@ def test_one_pair_is_told_as_one(tiny_data: Path, tmp_path: Path) -> None:
     assert rows["data"] == "9 training and 1 validation pair"
 
 
+def test_a_run_within_the_pictures_that_it_reads_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    images, labels = tiny_data / "images", tiny_data / "labels"
+    for out in (images, images / "runs/a", labels / "a"):
+        with pytest.raises(RunError, match=r"lies inside .*(images|labels), which is trained on.*; give another out"):
+            plan(recipe_of(tiny_data), out)
+    alone = recipe_of(tiny_data, data={"size": 16, "photographs": [str(tmp_path)]})
+    with pytest.raises(RunError, match="lies inside"):
+        RunFolder(tmp_path / "run").check(alone, resume=False)
+    RunFolder(tiny_data / "run").check(recipe_of(tiny_data), resume=False)
+
+
 def test_sharding_without_the_gpus_for_it_says_what_there_is(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     here = Mock(num_processes=1, distributed_type=DistributedType.NO)
