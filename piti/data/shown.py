@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from piti.conditions import Condition, MaskCondition
+from piti.conditions import Condition, MaskCondition, TextCondition
 from piti.conditions.coverage import Counts, Coverage
 from piti.conditions.mirroring import said_of_mirroring
+from piti.conditions.text import NO_TOKEN
 from piti.core.images import ImageError, orientation
 from piti.data.pairs import Stored
 
@@ -35,12 +36,14 @@ _BETTER = 1.1  # how much more of the colours classes must explain before a mask
 class Seen:
     """What one pair shows: pixels of each class, its photograph's EXIF orientation, how well the mask fits.
 
-    fits_unturned: whether classes explain the colours better without the turn; None where that says nothing.
+    fits_unturned: whether classes explain the colours better without the turn; None where that says nothing. full:
+    whether its text takes all tokens that are read, so that more of it was cut unless it ends just there.
     """
 
     counts: Counts = field(default_factory=dict)
     orientation: int = 1
     fits_unturned: bool | None = None
+    full: bool = False
 
 
 def seen_in(
@@ -48,6 +51,8 @@ def seen_in(
 ) -> Seen:
     """Look at a decoded pair. file: of the photograph."""
     counts = Coverage(condition).counted(raw)
+    if isinstance(condition, TextCondition):
+        return Seen(counts, *turn_of(file, image, None), full=bool(raw[0, 0, -1] != NO_TOKEN))
     return Seen(counts, *turn_of(file, image, raw[0].numpy() if isinstance(condition, MaskCondition) else None))
 
 
@@ -73,6 +78,8 @@ class Shown:
     pairs: int = 0
     coverage: Coverage = field(init=False)
     turned: int = 0
+    full: int = 0
+    """How many texts are `Seen.full`."""
     unturned_fits: Counter[bool] = field(default_factory=Counter)
     unturned: list[str] = field(default_factory=list)
     """Names of photographs whose masks fit their unturned pixels better."""
@@ -85,6 +92,7 @@ class Shown:
         self.pairs += 1
         self.coverage.add(seen.counts)
         self.turned += seen.orientation != 1
+        self.full += seen.full
         if seen.fits_unturned is not None:
             self.unturned_fits[seen.fits_unturned] += 1
             self.unturned += [name] if seen.fits_unturned else []
@@ -96,7 +104,15 @@ class Shown:
 
     def notes(self) -> list[str]:
         """What a person should know, a line each."""
-        return [*self.said, *self.coverage.notes(), *self.turns()]
+        return [*self.said, *self.coverage.notes(), *self._cut(), *self.turns()]
+
+    def _cut(self) -> list[str]:
+        """How many texts are probably longer than what is read."""
+        if not self.full or not isinstance(self.condition, TextCondition):
+            return []
+        context = self.condition.context
+        of = f"{self.full} of {self.pairs} captions fill all {context} tokens that are read (condition.context)"
+        return [f"{of}: what is beyond them is cut off"]
 
     def turns(self) -> list[str]:
         """How many photographs are turned by their files' tags, and whether masks fit them so."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from piti.conditions import ClassTable, MaskCondition, NoCondition
+from piti.conditions import ClassTable, MaskCondition, NoCondition, TextCondition
 from piti.core.images import center_box, to_uint8
 from piti.core.seeding import generator_for
 from piti.core.spec import SpecError
@@ -65,6 +65,16 @@ def test_names_in_another_encoding_are_names_as_others(root):
     assert len(PairedFolder(spec(root), MASK, "train")) == 5
     packed = pack_shards(PackJob(root, root / "packed"))
     assert sum(entry.samples for entry in packed.manifest.entries) == 6
+
+
+def test_captions_that_are_longer_than_what_is_read_are_counted(tmp_path):
+    for k, caption in enumerate(("a street", "a street in the rain, " * 4, "x" * 64)):
+        write_pair(tmp_path, str(k))
+        (tmp_path / f"images/{k}.txt").write_text(caption)
+    alone = FolderSpec(photographs=(tmp_path / "images",), size=8)
+    said = "2 of 3 captions fill all 64 tokens that are read (condition.context): what is beyond them is cut off"
+    assert PairedFolder(alone, TextCondition()).check().notes == (said,)
+    assert PairedFolder(alone, TextCondition(context=100)).check().notes == ()
 
 
 def test_identity_follows_names_and_not_places(root):
