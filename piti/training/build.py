@@ -169,7 +169,8 @@ def open_data(
     if recipe.data.shards:
         with steps_bar(console or Console(quiet=True), "counting the shards' samples") as on_step:
             sets = open_shards(recipe.data, condition, sharp, on_step)
-        _say([*sets[0].looked(), *(mirroring_notes(condition) if recipe.data.flip else [])], console, notes)
+        said = [*_root_beside(recipe), *sets[0].looked(), *(mirroring_notes(condition) if recipe.data.flip else [])]
+        _say(said, console, notes)
         return sets
     training = PairedFolder(recipe.data, condition, "train", sharp)
     validation = PairedFolder(recipe.data, condition, "val", sharp) if "val" in training.split_names else None
@@ -182,6 +183,13 @@ def open_data(
     if recipe.generated is None or scale is None or low_res is None:
         return training, validation
     return WithGenerated(training, recipe.generated, condition, scale, low_res), validation
+
+
+def _root_beside(recipe: Recipe) -> list[str]:
+    """What to say where a data's root is named beside shards, which take the place of its folders."""
+    root = recipe.data.root
+    read = "its classes are read" if wants_classes(recipe.condition) else "nothing of it is read"
+    return [] if root is None else [f"data.root {root}: {read}, and the pairs are those of data.shards"]
 
 
 def _say(said: list[str], console: Console | None, notes: list[str] | None) -> None:

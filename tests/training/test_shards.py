@@ -49,6 +49,12 @@ def test_a_run_on_shards_with_classes_of_their_manifest(packed, tmp_path) -> Non
     assert not (tmp_path / "run" / "skipped.txt").exists()
 
 
+def test_a_root_beside_shards_is_said_to_give_its_classes_alone(packed, tiny_data, tmp_path) -> None:
+    both = recipe_of(packed, data={"root": str(tiny_data)})
+    said = {row["what"]: row["plan"] for row in plan(both, tmp_path / "run")}["shows"]
+    assert f"data.root {tiny_data}: its classes are read, and the pairs are those of data.shards" in said
+
+
 def test_interrupted_and_resumed_is_as_if_never_stopped(packed, tmp_path, monkeypatch) -> None:
     stages = [{"name": "joint", "steps": 5, "lr": 1e-3}]
     recipe = recipe_of(packed, stages=stages)
