@@ -148,7 +148,7 @@ class ClassTable(Spec):
 
 
 CLASSES_FILE = "classes.json"
-_ABOVE = 3  # folders from a mask upwards in which its table may lie: labels/b, labels, the data's root
+_ABOVE = 8  # folders from a mask upwards in which its table may lie: labels/train/city, …, labels, the data's root
 
 
 def table_beside(path: str | Path) -> ClassTable | None:

@@ -43,6 +43,13 @@ class TestTablesBeside:
         assert "matched by name" in notes[0]
         assert MODEL.beside(str(path)).load(path)[0].tolist() == [[2, 1, 0, 255]]
 
+    def test_in_deep_folders_too(self, tmp_path):
+        flat = labelled(tmp_path, "car", "road", "sky")
+        deep = flat.parent / "ADE/training/urban/street/m.png"
+        deep.parent.mkdir(parents=True)
+        deep.write_bytes(flat.read_bytes())
+        assert MODEL.beside(deep) == MODEL.beside(flat) != MODEL
+
     def test_the_models_own_table_changes_nothing(self, tmp_path):
         path = labelled(tmp_path, "sky", "road", "car")
         assert readers_of(MODEL, [path]) == ({}, [])
