@@ -131,13 +131,19 @@ class RunFolder:
         self.lock.take()
         for folder in (self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
-        for old in self.root.rglob("*" + OLD):  # replaced but for the last rename
+        for old in self._half_done(OLD):  # replaced but for the last rename
             final = old.with_name(old.name.removesuffix(OLD))
             if not final.exists():
                 old.rename(final)
-        for leftover in [*self.checkpoints.glob("*" + PARTIAL), *self.root.glob("*" + PARTIAL)]:
+        for leftover in self._half_done(PARTIAL):
             shutil.rmtree(leftover)
         return self._keep_recipe(recipe)
+
+    def _half_done(self, ending: str) -> list[Path]:
+        """Folders that a killed process left under the names of checkpoints, or of the model, with this ending."""
+        found = [path for path in self.checkpoints.glob("step-*" + ending) if path.is_dir()]
+        models = (self.model.with_name(self.model.name + one) for one in (PARTIAL, OLD) if one.endswith(ending))
+        return [*found, *(path for path in models if path.is_dir())]
 
     def _keep_recipe(self, recipe: Recipe) -> Path | None:
         """Write the run's recipe, unless the file that is there says the same: a person's keeps its comments. Where

@@ -58,6 +58,22 @@ def test_a_run_within_the_pictures_that_it_reads_is_refused(tiny_data: Path, tmp
     RunFolder(tiny_data / "run").check(recipe_of(tiny_data), resume=False)
 
 
+def test_what_a_run_did_not_leave_is_not_cleared_away(tiny_data: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    mine = [tmp_path / "film.partial/a", tmp_path / "film.old.partial/a", tmp_path / "a.partial"]
+    left = [run.root / "model.partial/a", run.checkpoints / "step-00000001.partial/a"]
+    for path in (*mine, *left, run.checkpoints / "step-00000002.old.partial/a", run.root / "model.old.partial/a"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run.begin(recipe_of(tiny_data))
+    run.lock.release()
+    assert all(path.exists() for path in mine)
+    assert not any(path.parent.exists() for path in left)
+    assert (run.model / "a").exists()
+    assert (run.checkpoints / "step-00000002/a").exists()
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000002"]
+
+
 def test_sharding_without_the_gpus_for_it_says_what_there_is(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     here = Mock(num_processes=1, distributed_type=DistributedType.NO)
