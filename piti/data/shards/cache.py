@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import threading
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from piti.data.shards.fetch import Expected, fetch
 from piti.data.shards.sources import is_remote, name_of, shown
 
 _GIB = 2**30
+_FETCHED = re.compile(r".*-[0-9a-f]{20}\.tar")  # names of `ShardCache.path_of`
 _AT_ONCE = 4  # shards that one process fetches side by side
 
 
@@ -154,12 +156,13 @@ class ShardCache:
         )
 
     def _evict(self, but: Path) -> None:
-        """Remove what was used longest ago until the rest fits, and what killed processes left."""
+        """Remove what was used longest ago until the rest fits, and what killed processes left; other files stay."""
         with self._locked(self.folder / ".lock"):
             for partial in self.folder.glob("*.partial"):
-                _remove_unlocked(partial)
+                if _FETCHED.fullmatch(partial.stem):
+                    _remove_unlocked(partial)
             found = []
-            for path in self.folder.glob("*.tar"):
+            for path in (path for path in self.folder.glob("*.tar") if _FETCHED.fullmatch(path.name)):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     found.append((status.st_mtime_ns, status.st_size, path))

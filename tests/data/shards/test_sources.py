@@ -78,6 +78,20 @@ class TestRemote:
                 assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= 2.5 * size
         assert asked == ["/s-0.tar", "/s-1.tar", "/s-2.tar", "/s-1.tar"]
 
+    def test_files_of_others_in_the_cache_s_folder_stay(self, served, tmp_path) -> None:
+        folder, _ = served
+        others = [tmp_path / "my-photographs.tar", tmp_path / "my-download.partial"]
+        with serving(folder) as (address, _):
+            cache, remote = ShardCache(tmp_path, 1e-9, 5), [Shard(f"{address}/s-{k}.tar") for k in range(2)]
+            left = cache.path_of(Shard(f"{address}/s-2.tar")).with_suffix(".tar.partial")
+            for path in (*others, left):
+                path.write_bytes(bytes(10_000))
+            for shard in remote:
+                cache.opened(shard).close()
+        assert all(path.exists() for path in others)
+        assert [path.exists() for path in map(cache.path_of, remote)] == [False, True]
+        assert not left.exists()
+
     def test_windows_keeps_what_is_read(self, served, tmp_path, monkeypatch) -> None:
         """It reads at an offset from the file itself, which it does not remove while it is open."""
         folder, shards = served
