@@ -57,14 +57,14 @@ class _GeometryConfig(Spec):
 class GeometryCondition(Condition):
     """Depth and surface normals, with holes kept as holes.
 
-    Files: what `read_depth` reads (16-bit PNG or TIFF in counts of `unit` metres; EXR, `.npy` and `.npz` in metres),
-    decided by their suffix. A hole is what is not above 0, not finite, masked out, or beyond `far`. Normals that a
-    file lacks are computed from depth and the pinhole camera, see `normals_of_depth`: that of `camera`, stated for
-    one size of picture and scaled to others, else one with a horizontal `field_of_view`, else `FIELD_OF_VIEW`
-    is assumed. Normals are in the camera's frame, x right, y down, z forward, and point towards the camera
-    (n_z < 0 along its axis). normal_axes: signs that bring those of files there, such as [1, -1, -1] for y up
-    and z backward. (DIODE's files are known by their names and need none.) jump: how much depth may differ from a
-    plane between neighbours, as a share, before no normal is computed across.
+    Files: what `read_depth` reads (16-bit PNG or TIFF, EXR, `.npy` and `.npz`; integers are counts of `unit`
+    metres, floats are metres), decided by their suffix. A hole is what is not above 0, not finite, masked out, or
+    beyond `far`. Normals that a file lacks are computed from depth and the pinhole camera, see `normals_of_depth`:
+    that of `camera`, stated for one size of picture and scaled to others, else one with a horizontal
+    `field_of_view`, else `FIELD_OF_VIEW` is assumed. Normals are in the camera's frame, x right, y down, z forward,
+    and point towards the camera (n_z < 0 along its axis). normal_axes: signs that bring those of files there, such
+    as [1, -1, -1] for y up and z backward. (DIODE's files are known by their names and need none.) jump: how much
+    depth may differ from a plane between neighbours, as a share, before no normal is computed across.
 
     Raw form: float16 [4, h, w]: normalised log depth in [-1, 1], then the normal. NaN is what is not known: all
     four in a hole, the normal alone where there is none to compute. Normalised: near is -1 and far is 1 where both
