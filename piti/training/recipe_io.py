@@ -146,7 +146,9 @@ def _inside(place: Any, part: str, change: str) -> Any:
             raise RecipeError(f"'{part}' is none of the indices 0 to {len(place) - 1}", option="set", value=change)
         return place[int(part)]
     if isinstance(place, dict):
-        return place.setdefault(part, {})
+        if place.get(part) is None:  # absent, or null as in a recipe that a run wrote
+            place[part] = {}
+        return place[part]
     raise RecipeError(f"'{part}' lies inside a single value", option="set", value=change)
 
 

@@ -112,6 +112,13 @@ def test_what_is_quoted_is_text(tmp_path: Path, name: str) -> None:
         changed_recipe(tiny_recipe(tmp_path), [f"data.images={name}"], "test")
 
 
+def test_keys_inside_what_a_run_wrote_as_null(tmp_path: Path) -> None:
+    write_recipe(Recipe.parse(tiny_recipe(tmp_path), "test"), tmp_path / "written.yaml")
+    recipe = read_recipe(tmp_path / "written.yaml", ["stages.0.pixel.weight=0.5"])
+    assert recipe.stages[0].pixel is not None
+    assert recipe.stages[0].pixel.weight == 0.5
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: there is no such file or recipe"):
         read_recipe(tmp_path / "nowhere.yaml")
