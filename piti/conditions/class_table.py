@@ -154,7 +154,7 @@ _ABOVE = 8  # folders from a mask upwards in which its table may lie: labels/tra
 def table_beside(path: str | Path) -> ClassTable | None:
     """The class table in a file's folder, or the nearest of those above it. Raises ConditionError if it is damaged."""
     named = Path(path).absolute()
-    for start in (named, named.resolve()) if named.is_symlink() else (named,):
+    for start in dict.fromkeys((named, named.resolve())):  # where it is named, and where links lead
         for folder in list(start.parents)[:_ABOVE]:
             place = folder / CLASSES_FILE
             if place.is_file():

@@ -50,6 +50,11 @@ class TestTablesBeside:
         deep.write_bytes(flat.read_bytes())
         assert MODEL.beside(deep) == MODEL.beside(flat) != MODEL
 
+    def test_behind_a_link_to_their_folder_too(self, tmp_path):
+        path = labelled(tmp_path / "set", "car", "road", "sky")
+        (tmp_path / "masks").symlink_to(tmp_path / "set/labels")
+        assert MODEL.beside(tmp_path / "masks/b/m.png") == MODEL.beside(path) != MODEL
+
     def test_the_models_own_table_changes_nothing(self, tmp_path):
         path = labelled(tmp_path, "sky", "road", "car")
         assert readers_of(MODEL, [path]) == ({}, [])
