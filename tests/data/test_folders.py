@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from piti.conditions import ClassTable, MaskCondition, NoCondition, TextCondition
+from piti.conditions import ClassTable, MaskCondition, NoCondition
 from piti.core.images import center_box, to_uint8
 from piti.core.seeding import generator_for
 from piti.core.spec import SpecError
@@ -18,8 +16,6 @@ from piti.data import FolderSpec, PairedFolder, crops, folders
 from piti.data.pairs import split_by_hash
 from piti.data.problems import DataError
 from piti.data.shown import UNEQUAL
-from piti.prepare.packable import PackJob
-from piti.prepare.shards import pack_shards
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10))
 MASK = MaskCondition(ClassTable(names=tuple("abcd"), ids=range(4), colours=COLOURS, ignore=255))
@@ -52,29 +48,6 @@ def problems(folder) -> str:
     with pytest.raises(DataError) as error:
         folder.check()
     return str(error.value)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
-def test_names_in_another_encoding_are_names_as_others(root):
-    for folder in ("images", "labels"):
-        (root / folder / "drive/0.png").rename(root / folder / os.fsdecode(b"drive/stra\xdfe.png"))
-    found = PairedFolder(spec(root), MASK)
-    assert found.check().pairs == 6
-    assert found.pairs[-1].key == "drive/stra%DFe"
-    assert len(found.identity()) == 64
-    assert len(PairedFolder(spec(root), MASK, "train")) == 5
-    packed = pack_shards(PackJob(root, root / "packed"))
-    assert sum(entry.samples for entry in packed.manifest.entries) == 6
-
-
-def test_captions_that_are_longer_than_what_is_read_are_counted(tmp_path):
-    for k, caption in enumerate(("a street", "a street in the rain, " * 4, "x" * 64)):
-        write_pair(tmp_path, str(k))
-        (tmp_path / f"images/{k}.txt").write_text(caption)
-    alone = FolderSpec(photographs=(tmp_path / "images",), size=8)
-    said = "2 of 3 captions fill all 64 tokens that are read (condition.context): what is beyond them is cut off"
-    assert PairedFolder(alone, TextCondition()).check().notes == (said,)
-    assert PairedFolder(alone, TextCondition(context=100)).check().notes == ()
 
 
 def test_identity_follows_names_and_not_places(root):

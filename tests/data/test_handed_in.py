@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piti.conditions import ClassTable, MaskCondition
+from piti.conditions import ClassTable, MaskCondition, TextCondition
 from piti.core.images import ImageError, read_rgb
 from piti.core.walk import walk
 from piti.data import open_shards
@@ -348,3 +350,26 @@ def test_mirrored_samples_keep_left_and_right(cases):
     from piti.data.shown import mirroring_notes
 
     assert mirroring_notes(folder.condition) == ["mirrored samples (data.flip) exchange l_eye ↔ r_eye"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+def test_names_in_another_encoding_are_names_as_others(tiny_data):
+    (tiny_data / "splits.json").unlink()
+    for folder in ("images", "labels"):
+        (tiny_data / folder / "scene-00.png").rename(tiny_data / folder / os.fsdecode(b"stra\xdfe.png"))
+    found = folder_of(tiny_data)
+    assert found.check().pairs == 12
+    assert found.pairs[-1].key == "stra%DFe"
+    assert len(found.identity()) == 64
+    packed = pack_shards(PackJob(tiny_data, tiny_data / "packed"))
+    assert sum(entry.samples for entry in packed.manifest.entries) == 12
+
+
+def test_captions_that_are_longer_than_what_is_read_are_counted(tmp_path):
+    for k, caption in enumerate(("a street", "a street in the rain, " * 4, "x" * 64)):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{k}.png")
+        (tmp_path / f"{k}.txt").write_text(caption)
+    alone = FolderSpec(photographs=(tmp_path,), size=16)
+    said = "2 of 3 captions fill all 64 tokens that are read (condition.context): what is beyond them is cut off"
+    assert PairedFolder(alone, TextCondition()).check().notes == (said,)
+    assert PairedFolder(alone, TextCondition(context=100)).check().notes == ()
