@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
 
 from piti.baselines import ImageNetwork
 from piti.checkpoints.folder import OF_UPSAMPLER
@@ -18,7 +19,7 @@ from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import Scheduler, sampler_of
 from piti.models import Translator
-from piti.models.space import Autoencoder
+from piti.models.space import Autoencoder, autoencoder_dtype
 from piti.pipelines.call import one_of
 from piti.pipelines.loading import DType, ModelSource, dtypes_of, place, split
 from piti.pipelines.options import GENERAL_DEFAULTS, NetworkOptions, SamplingOptions, UpsamplerOptions
@@ -43,6 +44,15 @@ class SavedPipeline(DiffusionPipeline):
     def defaults(self, options: SamplingOptions) -> None:
         self._defaults = options
         self.register_to_config(defaults=self._own_defaults())
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As of any pipeline, but an autoencoder that half precision breaks stays in float32, as where it is loaded."""
+        super().to(*args, **kwargs)
+        if self.vae is not None:
+            dtype = autoencoder_dtype(self.vae.config, self.vae.dtype)
+            if dtype is not self.vae.dtype:
+                nn.Module.to(self.vae, dtype=dtype)  # diffusers' own warns of it
+        return self
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def test_sanas_autoencoder_stays_in_float32_where_float16_is_asked_for(
     )
     exact = torch.float32 if dtype is torch.float16 else dtype
     assert (own.base.dtype, own.vae.dtype, pipe.base.dtype, pipe.vae.dtype) == (dtype, exact, dtype, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_autoencoder_that_half_precision_breaks_stays_in_float32_in_a_pipeline_that_is_cast(
+    sana: tiny.Imported, sdxl: tiny.Imported, dtype: torch.dtype
+) -> None:
+    for prior, exact in ((sana, torch.float32 if dtype is torch.float16 else dtype), (sdxl, torch.float32)):
+        pipe = copy.deepcopy(prior.ours)
+        pipe.vae.register_to_config(force_upcast=True)
+        assert pipe.to("cpu", dtype) is pipe
+        assert (pipe.base.dtype, pipe.vae.dtype) == (dtype, exact)
+        assert {value.dtype for value in pipe.vae.parameters()} == {exact}
 
 
 def test_the_autoencoder_is_of_the_variant_and_form_that_is_asked_for(stable: tiny.Imported, tmp_path: Path) -> None:
