@@ -93,11 +93,13 @@ class Space:
         """What `drawn` makes points of: the images themselves, or mean and log-variance of latents [B, 2 C, h, w], or
         latents [B, C, h, w] where the autoencoder draws none.
 
-        images: in [-1, 1], sides multiples of the factor; encoded one by one, which bounds memory.
+        images: in [-1, 1], sides multiples of the factor; encoded one by one, which bounds memory. The autoencoder may
+        be on another device.
         """
         if self.autoencoder is None:
             return images
-        return torch.cat([_moments(self.autoencoder, one) for one in images.to(self.autoencoder.dtype).split(1)])
+        rows = _at(self.autoencoder, images).split(1)
+        return torch.cat([_moments(self.autoencoder, one) for one in rows]).to(images.device)
 
     def drawn(self, moments: Tensor, noise: Points | None = None) -> Points:
         """Points of moments; noise: of latents, N(0, I), none: their mean. Pixels have none."""
@@ -116,14 +118,17 @@ class Space:
 
     @torch.no_grad()
     def images(self, points: Points) -> Images:
-        """Points of the space as images in [-1, 1]; latents are decoded one by one, which bounds memory."""
+        """Points of the space as images in [-1, 1]; latents are decoded one by one, which bounds memory.
+
+        As in `moments` the autoencoder may be elsewhere.
+        """
         if self.autoencoder is None:
             return points.clamp(-1, 1)
         config = self.autoencoder.config
         latents = points / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
-        rows = latents.to(self.autoencoder.dtype).split(1)
+        rows: Any = _at(self.autoencoder, latents).split(1)
         images = torch.cat([self.autoencoder.decode(one, return_dict=False)[0] for one in rows])
-        return images.float().clamp(-1, 1)
+        return images.to(points.device).float().clamp(-1, 1)
 
 
 def autoencoder_class(autoencoder: Mapping[str, Any]) -> type[AutoencoderKL] | type[AutoencoderDC] | None:
@@ -142,6 +147,12 @@ def autoencoder_dtype(autoencoder: Mapping[str, Any], asked: torch.dtype) -> tor
     sana = widths_key(autoencoder) != "block_out_channels"
     breaks = asked is torch.float16 if sana else bool(autoencoder.get("force_upcast"))
     return torch.float32 if breaks else asked
+
+
+def _at(autoencoder: Autoencoder, values: Tensor) -> Tensor:
+    """Values where an autoencoder computes, in its type. Offloading brings its weights to where the values are."""
+    device = values.device if hasattr(autoencoder, "_hf_hook") else autoencoder.device
+    return values.to(device, autoencoder.dtype)
 
 
 def _moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:

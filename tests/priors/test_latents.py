@@ -130,6 +130,27 @@ def test_an_autoencoder_that_half_precision_breaks_stays_in_float32_in_a_pipelin
         assert {value.dtype for value in pipe.vae.parameters()} == {exact}
 
 
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_an_autoencoder_may_be_on_another_device_than_the_base(
+    stable: tiny.Imported, offloaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, seen = copy.deepcopy(stable.ours).space, list[torch.device]()
+    assert space.autoencoder is not None
+    space.autoencoder.to("meta")  # a second device, where no GPU is
+    if offloaded:  # which brings the weights to the values
+        space.autoencoder._hf_hook = object()  # type: ignore[assignment]
+
+    def computed(values: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        seen.append(values.device)
+        return (torch.zeros(1, 3, 8, 8),)
+
+    monkeypatch.setattr(space.autoencoder, "encode", computed)
+    monkeypatch.setattr(space.autoencoder, "decode", computed)
+    assert space.moments(torch.zeros(1, 3, 8, 8)).device.type == "cpu"
+    assert space.images(torch.zeros(1, 4, 4, 4)).device.type == "cpu"
+    assert {device.type for device in seen} == {"cpu" if offloaded else "meta"}
+
+
 def test_the_autoencoder_is_of_the_variant_and_form_that_is_asked_for(stable: tiny.Imported, tmp_path: Path) -> None:
     stable.ours.save_pretrained(tmp_path, variant="fp16")
     again = PITIPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)
