@@ -288,6 +288,14 @@ def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
     """
     if folder.is_dir() and not _weight_files(folder):  # of which diffusers says that a pickle is missing
         raise ModelError(f"holds no weights, such as {WEIGHTS_FILE}", remedy=_ANEW, source=folder)
+    endings, safe = _endings(folder, form.get("variant")), form.get("use_safetensors")
+    if safe is None and endings == {"bin"}:  # where nothing is said, diffusers sees no pickles in several files
+        form["use_safetensors"] = False
+    elif safe is not None and endings == ({"bin"} if safe else {"safetensors"}):
+        other = "pickles" if safe else "safetensors"
+        raise ModelError(
+            f"its weights are {other} alone", remedy="leave it out", option="use_safetensors", value=safe, source=folder
+        )
     try:
         found, told = cast(Any, kind).from_pretrained(folder, output_loading_info=True, **form)
     except (OSError, ValueError) as error:
@@ -328,6 +336,13 @@ def _only_variant(folder: Path) -> str | None:
     """The variant as which a network's weights lie in its folder, where there are no others."""
     found = [_VARIANT.fullmatch(name) for name in _weight_files(folder)]
     return found[0][1] if found and found[0] and all(found) else None
+
+
+def _endings(folder: Path, variant: str | None) -> set[str]:
+    """In which forms a network's weights of a variant are there: "safetensors", "bin"."""
+    stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
+    names = [re.fullmatch(rf"{re.escape(stem)}(?:-\d+-of-\d+)?\.(\w+)", name) for name in _weight_files(folder)]
+    return {found[1] for found in names if found and found[1] in ("safetensors", "bin")}
 
 
 def _weight_files(folder: Path) -> list[str]:

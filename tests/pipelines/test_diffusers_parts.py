@@ -173,6 +173,22 @@ def test_weights_in_one_file_replace_several_and_the_other_way_round(variant: st
         assert np.array_equal(called(loaded(tmp_path, variant=variant)), called(pipe))
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_pickles_in_several_files_are_found(variant: str | None, tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path, safe_serialization=False, variant=variant, max_shard_size="200KB")
+    assert len(list((tmp_path / "base").glob("*-of-*.bin"))) > 1
+    assert np.array_equal(called(loaded(tmp_path, variant=variant)), called(pipe))
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_other_form_of_weights_than_is_there_is_refused_by_its_name(safe: bool, tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path, safe_serialization=safe)
+    other = "safetensors" if safe else "pickles"
+    with pytest.raises(ModelError, match=rf"base: use_safetensors {not safe}: its weights are {other} alone; leave it"):
+        loaded(tmp_path, use_safetensors=not safe)
+
+
 def test_parts_that_may_be_left_out(tmp_path: Path) -> None:
     pipe = tiny_cascade()
     for name in pipe._optional_components:
