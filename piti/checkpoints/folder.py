@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -108,7 +108,10 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
     try:
         index = Path(snapshot_download(name, allow_patterns=[INDEX_FILE], **kwargs)) / INDEX_FILE
         if not (index.is_file() and _is_foreign(index)):
-            return Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
+            folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
+            if any(folder.rglob("*.safetensors")):
+                return folder
+            return Path(snapshot_download(name, allow_patterns=[f"*/{WEIGHTS_STEM}*.bin"], **kwargs))
     except Exception as error:  # the hub raises errors of many libraries
         raise ModelError(
             f"there is no model '{name}': no folder or training run of this name is here, and the hub did not give it",
@@ -116,10 +119,11 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
         ) from error
     from piti.checkpoints.priors import import_prior  # which writes folders as this module does
 
-    if any(value is not None for value in kwargs.values()):
+    asked = [key for key, value in kwargs.items() if value]
+    if asked:
         raise ModelError(
             f"'{name}' is a model of diffusers of another family, imported as it is by now",
-            remedy=f"leave {', '.join(kwargs)} out, or import it beforehand: piti import",
+            remedy=f"leave {', '.join(asked)} out, or import it beforehand: piti import",
         )
     import_prior(name, imported_folder(name), overwrite=True)
     return imported_folder(name)
@@ -140,17 +144,22 @@ class ModelFolder:
     path: Path
     index: dict[str, Any]
     condition: Condition
+    hub: Mapping[str, Any] = field(default_factory=dict)
+    """Of the download of models that this one names, such as that beneath adapters; see `find_model`."""
 
     @classmethod
-    def open(cls, path: Path) -> ModelFolder:
-        """Read index and condition. Raises ModelError, and ConditionError for a condition that is not known."""
+    def open(cls, path: Path, **hub: Any) -> ModelFolder:
+        """Read index and condition. hub: of the download of models that it names.
+
+        Raises ModelError, and ConditionError for a condition that is not known.
+        """
         index = path / INDEX_FILE
         if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
             kind = with_article(read_json(path, INDEX_FILE)["_class_name"])
             how = f"import it: piti import {path} {option('out')} FOLDER"
             raise ModelError(f"{path}: is a folder of diffusers, {kind}", remedy=how)
         condition = condition_from_config(read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
-        return cls(path, read_json(path, INDEX_FILE), condition.found_in(path))
+        return cls(path, read_json(path, INDEX_FILE), condition.found_in(path), hub)
 
     def __contains__(self, part: str) -> bool:
         return part in self.index
@@ -174,7 +183,7 @@ class ModelFolder:
         own = self.path / EXAMPLES
         if own.is_dir():
             return list_images(own)
-        lender = None if self.lender is None else ModelFolder.open(find_model(self.lender))
+        lender = None if self.lender is None else ModelFolder.open(find_model(self.lender, **self.hub))
         same = lender is not None and lender.condition.to_config() == self.condition.to_config()  # units of files too
         return lender.examples() if lender is not None and same else []
 
@@ -240,7 +249,8 @@ class ModelFolder:
             adapter = self.path / "base" / ADAPTER_CONFIG
             if not adapter.is_file():
                 return None
-            return ModelFolder.open(find_model(read_adapter_config(adapter.parent).prior)).autoencoder(torch_dtype)
+            prior = find_model(read_adapter_config(adapter.parent).prior, **self.hub)
+            return ModelFolder.open(prior, **self.hub).autoencoder(torch_dtype)
         config = self.config(AUTOENCODER)
         kind = autoencoder_class(config)
         if kind is None:
@@ -272,7 +282,7 @@ class ModelFolder:
             _check_weights(folder, arguments)
             return load_whole(Translator, folder, torch_dtype=torch_dtype, **form)
         config = read_adapter_config(folder)
-        prior = find_model(config.prior) / network
+        prior = find_model(config.prior, **self.hub) / network
         return load_adapted(folder, config, arguments, prior, torch_dtype)
 
 

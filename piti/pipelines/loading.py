@@ -101,7 +101,7 @@ class ModelSource:
                 option="upsampler",
                 value=upsampler if isinstance(upsampler, str | Path) else None,
             )
-        folder = ModelFolder.open(find_model(name, **self.hub))
+        folder = ModelFolder.open(find_model(name, **self.hub), **self._of_others)
         if "base" not in folder:
             raise ModelError(_without_base(folder, name))
         other = None if base_only else self._upsampler_folder(folder, upsampler)
@@ -123,13 +123,18 @@ class ModelSource:
                 defaults.pop(sampler, None)
         return {**parts, "defaults": defaults}
 
+    @property
+    def _of_others(self) -> dict[str, Any]:
+        """Arguments of the hub for models that the one to be loaded names: its revision is its own."""
+        return {key: value for key, value in self.hub.items() if key != "revision"}
+
     def _upsampler_folder(self, folder: ModelFolder, upsampler: str | Path | Translator | None) -> ModelFolder | None:
         """The folder whose upsampler is loaded: another model's, its own, or the one that it shares."""
-        of_hub = {key: value for key, value in self.hub.items() if key != "revision"}
+        of_hub = self._of_others
         if isinstance(upsampler, Translator):
             return None
         if upsampler is not None:
-            return ModelFolder.open(find_model(upsampler, **of_hub))
+            return ModelFolder.open(find_model(upsampler, **of_hub), **of_hub)
         if "upsampler" in folder:
             return folder
         return None if folder.lender is None else _lender_of(folder, **of_hub)
@@ -197,7 +202,7 @@ def _told(folder: ModelFolder, name: str, part: object) -> None:
 def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
     """The model whose upsampler this one shares. Raises ModelError."""
     try:
-        lender = ModelFolder.open(find_model(str(folder.lender), **of_hub))
+        lender = ModelFolder.open(find_model(str(folder.lender), **of_hub), **of_hub)
         folder.check_lent(lender)
         return lender
     except ModelError as error:
