@@ -153,9 +153,18 @@ class SavedPipeline(DiffusionPipeline):
 
 
 def _whole(network: ImageNetwork, name: str) -> ImageNetwork:
-    """A network with all its weights at hand. Raises UserError where offloading keeps them elsewhere."""
+    """A network with all its weights at hand, under their own names.
+
+    Raises UserError where offloading keeps them elsewhere, or adapters of peft's lie over them.
+    """
     if any(parameter.is_meta for parameter in network.parameters()):
         raise UserError(f"the {name}'s weights are offloaded and cannot be saved", remedy="call remove_all_hooks first")
+    if any(".lora_" in key for key, _ in network.named_parameters()):
+        raise UserError(
+            f"the {name} has low-rank adapters of peft's over its weights, and would be saved as no model that loads",
+            remedy=f"merge them first: pipe.{name}.unet.fuse_lora() and unload_lora(), or pipe.{name} = "
+            f"pipe.{name}.merge_and_unload() of a PeftModel",
+        )
     return network
 
 

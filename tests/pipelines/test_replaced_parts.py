@@ -154,3 +154,25 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     pipeline.scheduler = None
     with pytest.raises(ModelError, match="a translator goes with its scheduler"):
         pipeline(mask(1))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_adapters_of_pefts_are_merged_before_a_model_is_saved(whole: bool, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pipe, config = tiny_pipeline(), peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    if whole:
+        pipe.base = peft.get_peft_model(pipe.base, config)
+    else:
+        pipe.base.unet.add_adapter(config)
+    adapted = made(pipe)
+    assert not np.allclose(adapted, made(tiny_pipeline()))
+    with pytest.raises(UserError, match=r"the base has low-rank adapters of peft's .* merge them first"):
+        pipe.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    if whole:
+        pipe.base = pipe.base.merge_and_unload()
+    else:
+        pipe.base.unet.fuse_lora()
+        pipe.base.unet.unload_lora()
+    pipe.save_pretrained(tmp_path)
+    assert np.allclose(made(PITIPipeline.from_pretrained(tmp_path)), adapted, atol=1)
