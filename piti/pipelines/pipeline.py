@@ -118,7 +118,7 @@ class PITIPipeline(SavedPipeline):
             raise ModelError(_TOGETHER)
         self.check_parts()
         self.engine: Engine = TorchEngine()
-        self.defaults = defaults.networks_over(self._general_defaults())
+        self.defaults = defaults
 
     def __setattr__(self, name: str, value: Any) -> None:
         replaced = "_defaults" in self.__dict__

@@ -37,12 +37,21 @@ class SavedPipeline(DiffusionPipeline):
 
     @property
     def defaults(self) -> SamplingOptions:
-        """How this model is sampled where a caller does not say; part of its configuration, as `from_pipe` takes it."""
+        """How this model is sampled where a caller does not say; part of its configuration, as `from_pipe` takes it.
+
+        Of what options that are set leave out it is sampled as any model. Raises UserError for options of a call alone.
+        """
         return self._defaults
 
     @defaults.setter
     def defaults(self, options: SamplingOptions) -> None:
-        self._defaults = options
+        completed = options.networks_over(self._general_defaults())
+        for key in ("base_only", "size", "square"):
+            if getattr(options, key) != getattr(completed, key):
+                raise UserError(
+                    "is an option of a call, and no default of a model", remedy="give it to each call", option=key
+                )
+        self._defaults = completed
         self.register_to_config(defaults=self._own_defaults())
 
     def to(self, *args: Any, **kwargs: Any) -> Self:

@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from piti.baselines import BaselineNetwork
 from piti.core.compiled import uncompiled, unwrapped
 from piti.core.errors import UserError
+from piti.diffusion.guidance import Guidance
 from piti.pipelines.cascade import OnePass
 from piti.pipelines.marks import weights_mark
 from piti.pipelines.options import SamplingOptions
@@ -154,6 +155,19 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     pipeline.scheduler = None
     with pytest.raises(ModelError, match="a translator goes with its scheduler"):
         pipeline(mask(1))
+
+
+def test_defaults_that_are_set_may_leave_options_out(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.defaults = SamplingOptions.from_flat({"steps": 2})
+    assert pipe.defaults.base.guidance == Guidance(w=1.0)
+    images = made(pipe)
+    pipe.save_pretrained(tmp_path)
+    assert np.array_equal(made(PITIPipeline.from_pretrained(tmp_path)), images)
+    with pytest.raises(UserError, match="size: is an option of a call, and no default of a model"):
+        pipe.defaults = SamplingOptions(size=32)
+    with pytest.raises(UserError, match="square: is an option of a call"):
+        PITIPipeline(**pipe.components, defaults={"square": True})
 
 
 @pytest.mark.parametrize("whole", [False, True])
