@@ -61,8 +61,8 @@ class OpenVinoEngine:
         self.half = half
         self._steps: WeakKeyDictionary[Translator, tuple[int, CompiledStep]] = WeakKeyDictionary()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OpenVinoEngine:
-        return OpenVinoEngine(self.half)  # of other networks
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OpenVinoEngine, (self.half,)  # a copy is of other networks, here or in another process
 
     def step(self, translator: Translator) -> NetworkStep:
         """Compiled with the weights that the translator has now; `torch.compile` of it is passed by."""

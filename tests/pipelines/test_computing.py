@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,8 @@ def test_an_engine_leaves_the_weights_as_they_are_and_may_be_exact() -> None:
     assert pipeline.base.dtype is torch.float32
     assert "f32, float32" in made_on(pipeline)
     assert copy.deepcopy(pipeline.engine).described() == pipeline.engine.described()
+    sent = pickle.loads(pickle.dumps(pipeline))  # as to another process
+    assert sent.engine.described() == pipeline.engine.described()
     assert Computing("cpu", "fp32", "auto").applied(tiny_cascade()).engine.name == "torch"  # no faster than torch
 
 
