@@ -23,7 +23,7 @@ from piti.checkpoints.folder import (
     load_whole,
 )
 from piti.conditions import Condition
-from piti.core.errors import option, text_of
+from piti.core.errors import first_line, option, text_of
 from piti.core.spec import choices
 from piti.diffusion.samplers import Scheduler
 from piti.models import Translator
@@ -225,7 +225,11 @@ def _without_base(folder: ModelFolder, name: str | Path) -> str:
 # Devices
 
 
-def place(pipe: DiffusionPipeline, device_map: str | Mapping[str, Any] | None) -> None:
+DeviceMap = str | int | torch.device | Mapping[str, Any]
+"""A device, "balanced", or a device for each network."""
+
+
+def place(pipe: DiffusionPipeline, device_map: DeviceMap | None) -> None:
     """Put a pipeline's networks on devices, as `from_pretrained` is asked to. Raises ModelError."""
     if device_map is None:
         return
@@ -233,7 +237,7 @@ def place(pipe: DiffusionPipeline, device_map: str | Mapping[str, Any] | None) -
     if device_map == "balanced":
         devices = [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
         device_map = {name: devices[k % len(devices)] for k, name in enumerate(networks)}
-    if isinstance(device_map, str):
+    if not isinstance(device_map, Mapping):
         pipe.to(_device(device_map))
     else:
         if set(device_map) != set(networks):
@@ -245,9 +249,11 @@ def place(pipe: DiffusionPipeline, device_map: str | Mapping[str, Any] | None) -
 
 def _device(value: Any) -> torch.device:
     try:
-        return torch.device(value)
-    except (RuntimeError, TypeError):
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            "is no device; give one such as 'cuda', 'balanced', or one for each network",
+            f"is no device here ({first_line(error)}); give one such as 'cpu', 'balanced', or one for each network",
             option="device_map", value=repr(value),
         ) from None  # fmt: skip
+    return device

@@ -21,7 +21,7 @@ from piti.diffusion.samplers import Scheduler, sampler_of
 from piti.models import Translator
 from piti.models.space import Autoencoder, autoencoder_dtype
 from piti.pipelines.call import one_of
-from piti.pipelines.loading import DType, ModelSource, dtypes_of, place, split
+from piti.pipelines.loading import DeviceMap, DType, ModelSource, dtypes_of, place, split
 from piti.pipelines.options import GENERAL_DEFAULTS, NetworkOptions, SamplingOptions, UpsamplerOptions
 
 
@@ -137,7 +137,7 @@ class SavedPipeline(DiffusionPipeline):
         dtype: DType | Mapping[str, DType] | None = None,
         variant: str | None = None,
         use_safetensors: bool | None = None,
-        device_map: str | Mapping[str, Any] | None = None,
+        device_map: DeviceMap | None = None,
         **others: Any,
     ) -> Self:
         """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.

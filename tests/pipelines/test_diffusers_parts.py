@@ -235,6 +235,8 @@ def test_a_dtype_for_each_part(saved: Path) -> None:
         ({"torch_dtype": "fp16"}, "torch_dtype 'fp16': expected a floating-point"),
         ({"torch_dtype": {"unet": torch.float16}}, "there is no part 'unet'"),
         ({"device_map": "everywhere"}, "device_map 'everywhere': is no device"),
+        ({"device_map": "cuda:99"}, "device_map 'cuda:99': is no device here"),
+        ({"device_map": 99}, "device_map 99: is no device here"),
         ({"device_map": {"base": "cpu"}}, "device_map: expected a device for each of base, upsampler"),
         ({"safety_checker": None}, "unknown argument safety_checker; known are"),
     ],
@@ -244,7 +246,7 @@ def test_what_cannot_be_loaded_so(saved: Path, options: dict[str, Any], message:
         loaded(saved, **options)
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "balanced", {"base": "cpu", "upsampler": "cpu"}])
+@pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), "balanced", {"base": "cpu", "upsampler": "cpu"}])
 def test_device_maps(saved: Path, device_map: Any) -> None:
     pipe = loaded(saved, device_map=device_map)
     assert pipe.hf_device_map
