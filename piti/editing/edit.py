@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +13,34 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from piti.conditions.base import is_source
 from piti.core.errors import option
-from piti.core.images import Box, as_rgb, quantized, same_proportions, to_pil, to_tensor, truncated
+from piti.core.images import (
+    Box,
+    Source,
+    as_rgb,
+    image_of_array,
+    open_image,
+    quantized,
+    read_rgb,
+    same_proportions,
+    to_pil,
+    to_tensor,
+    truncated,
+)
 from piti.diffusion.samplers import OnStep
 from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact
 from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
 from piti.editing.trajectory import Inverted, Progress, Redraw, Walk
 from piti.models import Tokens
-from piti.pipelines.call import ConditionInput
+from piti.pipelines.call import ConditionInput, images_each
 from piti.pipelines.canvas import MAX_RATIO, Canvas, extended
 from piti.pipelines.cascade import Batch, Network, NetworkSampling, Prepared
 from piti.pipelines.noise import one_each, upsampler_generators
 from piti.pipelines.pipeline import PITIPipeline
+
+Picture = Source | Image.Image | np.ndarray
+"""A picture that is handed in: its file, itself, or its pixels as an array."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +58,10 @@ class EditInput:
 
 def edit(
     pipeline: PITIPipeline,
-    image: Image.Image,
+    image: Picture,
     to: ConditionInput,
     from_: ConditionInput | None = None,
-    region: Image.Image | None = None,
+    region: Picture | None = None,
     settings: EditSettings = DEFAULTS,
     num_images: int = 1,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -53,7 +70,8 @@ def edit(
 ) -> Edited:
     """Show `to` in an image that shows `from_`, and keep the rest (PITI, appendix B, figure 20).
 
-    image: of any size, in the conditions' proportions, seen as `as_rgb` has it. to, from_: as the pipeline takes
+    image: a picture, its file, or its pixels as an array, of any size, in the conditions' proportions, seen as `as_rgb`
+    has it. to, from_: as the pipeline takes
     conditions; without `from_` the image is inverted under the null condition. region: white where it is repainted, in
     the same proportions; by default where the conditions differ, dilated and feathered, and everything without
     `from_`. generator: decides the fresh noise, as the pipeline's does. on_step(done, total, x̂₀): over all
@@ -63,12 +81,25 @@ def edit(
     nothing differs, proportions do not agree, what is to be exact cannot be kept so, or the model is no diffusion
     model; ConditionError, ImageError for a condition, UserError for a setting.
     """
-    if num_images < 1 or batch_size < 1:
-        raise EditError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
-    prepared = prepare_edit(pipeline, image, to, settings)
+    count = images_each(num_images, None, batch_size)
+    if settings.keep_exact and is_source(image):
+        check_exact(image, str(image))
+    picture, white = _picture(image, "image"), None if region is None else _picture(region, "region")
+    prepared = prepare_edit(pipeline, picture, to, settings)
     before = None if from_ is None else pipeline.read(from_)
-    given = EditInput(image, prepared, before, region)
-    return edit_prepared(pipeline, given, settings, one_each(generator, num_images), batch_size, on_step)
+    given = EditInput(picture, prepared, before, white)
+    return edit_prepared(pipeline, given, settings, one_each(generator, count), batch_size, on_step)
+
+
+def _picture(given: Any, name: str) -> Image.Image:
+    """A picture, decoded; name: of the argument. Raises EditError for what is none, ImageError for a file."""
+    if isinstance(given, Image.Image):
+        return given
+    if is_source(given):
+        return open_image(given) if name == "region" else read_rgb(given)
+    if isinstance(given, np.ndarray):
+        return image_of_array(given, f"the given {name}")
+    raise EditError(f"expected a picture, its file or an array, got {type(given).__name__}", option=name)
 
 
 def prepare_edit(pipeline: PITIPipeline, image: Image.Image, to: ConditionInput, settings: EditSettings) -> Prepared:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from PIL import Image
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from piti.core.errors import option
 from piti.core.images import Source, loss_as_rgb
+from piti.core.spec import SpecError, choices
 from piti.diffusion.inversion import SAMPLER
 from piti.editing.regions import EditError
 from piti.pipelines.cascade import OnePass, ResolvedSampling
-from piti.pipelines.options import OWN_SAMPLING, NetworkOptions, SamplingOptions, UpsamplerOptions
+from piti.pipelines.options import FLAT_KEYS, OWN_SAMPLING, NetworkOptions, SamplingOptions, UpsamplerOptions
 from piti.pipelines.pipeline import PITIPipeline
 
 VARIETY = 0.7
@@ -53,7 +55,7 @@ class EditSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
                 raise EditError("is a share", remedy="give 0 to 1", option=name, value=value)
-        if self.refinements < 0:
+        if not isinstance(self.refinements, Integral) or self.refinements < 0:
             raise EditError("give 0 (plain inversion) or more", option="refinements", value=self.refinements)
         if self.sampling.base.sampler or self.sampling.upsampler.sampler or self.sampling.square:
             raise EditError(
@@ -64,6 +66,10 @@ class EditSettings:
     def from_flat(cls, **values: Any) -> EditSettings:
         """The settings with those of `sampling` among them under their flat keys. Raises SpecError, EditError."""
         sampling, others = SamplingOptions.split(values)
+        own = [one.name for one in fields(cls) if one.name != "sampling"]
+        for key in others:
+            if key not in own:
+                raise SpecError(f"edit settings: unknown key '{key}'; {choices(key, (*FLAT_KEYS, *own))}")
         return cls(sampling, **others)
 
     def resolve(self, pipeline: PITIPipeline) -> ResolvedSampling:

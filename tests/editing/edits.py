@@ -30,16 +30,15 @@ def two_masks(width: int = 40, height: int = 40) -> tuple[Tensor, Tensor]:
     return before, after
 
 
-def edited(pipeline: PITIPipeline, image: Image.Image | None = None, num: int = 1, **given: Any) -> Edited:
+def edited(pipeline: PITIPipeline, image: Any = None, num: int = 1, **given: Any) -> Edited:
     before, after = two_masks()
     kept = {key: given.pop(key) for key in ("batch_size", "on_step", "region") if key in given}
     alone = pipeline.upsampler is None or given.get("base_only")
     fast = {key: value for key, value in FAST.items() if not (alone and key == "upsampler_steps")}
     from_ = None if given.pop("unknown", False) else before
     settings = EditSettings.from_flat(**{**fast, **given})
-    return edit(
-        pipeline, image or photograph(), after, from_, settings=settings, num_images=num, generator=seeded(), **kept
-    )
+    image = photograph() if image is None else image
+    return edit(pipeline, image, after, from_, settings=settings, num_images=num, generator=seeded(), **kept)
 
 
 def apart(one: Image.Image, other: Image.Image) -> np.ndarray:

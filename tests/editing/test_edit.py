@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,6 +269,23 @@ def test_texts_and_several_conditions() -> None:
     assert 0 < result.share < 0.5
 
 
+def test_an_image_and_a_region_may_be_files_or_arrays(tmp_path: Path) -> None:
+    pipeline, image, region = tiny_pipeline(), photograph(), Image.new("L", (40, 40))
+    region.paste(255, (8, 8, 24, 24))
+    whole = edited(pipeline, image, region=region, keep_exact=True).images[0]
+    photo, white = tmp_path / "photo.png", tmp_path / "region.png"
+    image.save(photo)
+    region.save(white)
+    for first, second in ((photo, str(white)), (np.asarray(image), np.asarray(region))):
+        again = edited(pipeline, first, region=second, keep_exact=True).images[0]
+        assert np.array_equal(np.asarray(again), np.asarray(whole))
+    Image.new("RGBA", (40, 40)).save(photo)
+    with pytest.raises(EditError, match=r"photo\.png: images are written as 8-bit RGB, where its transparency"):
+        edited(pipeline, photo, region=region, keep_exact=True)
+    with pytest.raises(EditError, match="image: expected a picture, its file or an array, got Tensor"):
+        edited(pipeline, torch.zeros(3, 40, 40))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -277,6 +295,9 @@ def test_texts_and_several_conditions() -> None:
         ({"variety": 1.5}, "variety 1.5: is a share"),
         ({"refinements": -1}, r"refinements -1"),
         ({"num": 0}, r"at least 1"),
+        ({"num": 1.5}, r"num_images 1\.5: expected a whole number"),
+        ({"refinements": 1.5}, r"refinements 1\.5"),
+        ({"step": 3}, r"unknown key 'step'; did you mean 'steps'"),
         ({"steps": 0}, r"steps"),
         ({"upsampler_steps": 5000}, r"upsampler_steps 5000"),
         ({"upsampler_noise": 0.997}, r"upsampler_noise 0\.997: .*begins with the noise .* inverted to.*leave it out"),
