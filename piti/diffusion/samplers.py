@@ -184,6 +184,7 @@ def sample(
     on_step: OnStep | None = None,
     eta: float = 0.0,
     after_step: AfterStep | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Images:
     """Denoise x_T, [B, C, H, W], into images in [−1, 1], or into latents where the schedule has no bounds.
 
@@ -192,7 +193,8 @@ def sample(
     sampler: a name in `SAMPLERS`; steps: a count, a respacing of `space_timesteps`, or the timesteps themselves,
     ascending, such as a distilled network knows them; generators: one for each sample, so that a sample is the
     same in any batch; on_step(done, total, x̂₀) after each step; eta: "ddim" only, 0 … 1; after_step: may replace
-    what the next step starts from, after the last one the result.
+    what the next step starts from, after the last one the result; stopped: asked before each step, whether what there
+    is is to be the result.
     Raises UserError for an unknown sampler, impossible steps, or eta where it has no meaning.
     """
     _one_generator_each(len(x_T), generators)
@@ -202,6 +204,8 @@ def sample(
     scheduler = kind.build(spaced)
     x_t = x_T
     for k in reversed(range(len(spaced))):
+        if stopped():
+            break
         step = torch.full((len(x_t),), k)
         estimate = denoise(x_t, torch.full_like(step, int(spaced.timesteps[k])))
         x0 = x0_of(spaced, x_t, step, estimate)  # [B, C, H, W]

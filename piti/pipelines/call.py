@@ -250,6 +250,29 @@ class PerCall(Generic[T]):
         return next((own for called, own in _CALLS.get() if called is pipe), vars(pipe))
 
 
+class CallState:
+    """What a pipeline says of the call that runs, or ran last."""
+
+    _guidance_scale = PerCall(1.0)
+    _num_timesteps = PerCall(0)
+    _interrupt = PerCall(False)
+
+    @property
+    def guidance_scale(self) -> float:
+        """1 + w of the base's guidance; a callback may change it within a batch."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of a batch over both networks."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback ended the call, by `pipe._interrupt = True`."""
+        return self._interrupt
+
+
 # Callbacks
 
 
@@ -257,7 +280,8 @@ class StepCallback:
     """`callback_on_step_end` of a call: (pipeline, step, timestep, tensors) after every step of a batch.
 
     Steps count from 0 over both networks, `pipe.num_timesteps` of them. What it gives back as "latents" the next step
-    goes on from; a `pipe._guidance_scale` that it changes holds from the base's next step on, in its own call.
+    goes on from; a `pipe._guidance_scale` that it changes holds from the base's next step on, in its own call, and
+    after `pipe._interrupt = True` no other step is taken in that.
     """
 
     def __init__(self, pipe: PITIPipeline, callback: StepEnd, names: Sequence[str] | None) -> None:
@@ -277,7 +301,7 @@ class StepCallback:
     def control(self) -> StepControl:
         """Of a batch to come."""
         self.step = 0
-        return StepControl(self._after_step, strength=lambda: self.pipe.guidance_scale - 1)
+        return StepControl(self._after_step, lambda: self.pipe.guidance_scale - 1, lambda: self.pipe.interrupt)
 
     def _after_step(self, timestep: int, x_t: Tensor) -> Tensor:
         given = {"latents": x_t} if "latents" in self.names else {}

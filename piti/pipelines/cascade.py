@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from piti.baselines import BaselineNetwork, ImageNetwork, noise_of
@@ -66,6 +67,8 @@ class StepControl:
     """May replace what the next step of either network starts from."""
     strength: Callable[[], float] | None = None
     """w of the base's guidance, asked for before each of its steps; by default that of its settings."""
+    stopped: Callable[[], bool] = lambda: False
+    """Whether the steps that are left are to be left out, asked for before each of them."""
 
     def of_fixed(self, w: float) -> StepControl:
         """The same of a network whose guidance is part of its weights. After a step in which the strength became
@@ -82,7 +85,7 @@ class StepControl:
                 )
             return made
 
-        return StepControl(after)
+        return replace(self, after_step=after, strength=None)
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,9 @@ class Network:
         student = self.translator.student
         if control is not None and student is not None:
             control = control.of_fixed(settings.guidance.w)
-        strength, after = (None, None) if control is None else (control.strength, control.after_step)
+        strength, acts = None if control is None else control.strength, {}
+        if control is not None:
+            acts = {"after_step": control.after_step, "stopped": control.stopped}
         guidance = settings.guidance if student is None else IN_THE_WEIGHTS
         tokens, both = self.encode(batch, with_null=guidance.w != 0 or strength is not None)
 
@@ -229,7 +234,7 @@ class Network:
             small = self.translator.noised(small, (x_T.shape[-2], x_T.shape[-1]), own)
         denoise = self.denoiser(tokens, both, guidance, small, strength=strength)
         known = settings.steps if student is None else student.visited(settings.steps)
-        x_0 = sample(denoise, x_T, self.schedule, settings.sampler, known, own, report, after_step=after)
+        x_0 = sample(denoise, x_T, self.schedule, settings.sampler, known, own, report, **acts)
         return self.space.images(x_0)
 
     def noise(self, batch: Batch, settings: NetworkSampling) -> Tensor:
@@ -334,7 +339,8 @@ def sample_cascade(
     on_step: OnBatchStep,
     control: StepControl | None = None,
 ) -> Tensor:
-    """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both.
+    """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both. Stopped in the
+    base, small images are enlarged pixel by pixel.
 
     The upsampler sees the small images in 8 bits, as the release does and as they are when they are saved.
     """
@@ -344,6 +350,8 @@ def sample_cascade(
     second, before = batch.upsampled(), base.steps(sampling.base)
     to_8_bits = truncated if sampling.upsampler.truncates else quantized
     small = to_8_bits(base.sample(batch, sampling.base, on_step, control=control))  # [B, 3, h, w]
+    if control is not None and control.stopped():
+        return F.interpolate(small, scale_factor=upsampler.translator.scale)
     further = None if control is None else replace(control, strength=None)
     return upsampler.sample(second, sampling.upsampler, lambda done, x0: on_step(before + done, x0), small, further)
 

@@ -26,8 +26,8 @@ from piti.models import PIXELS, Space, Translator
 from piti.models.space import Autoencoder
 from piti.pipelines.call import (
     TENSOR_INPUTS,
+    CallState,
     OutputType,
-    PerCall,
     PITIPipelineOutput,
     StepCallback,
     StepEnd,
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 
-class PITIPipeline(SavedPipeline):
+class PITIPipeline(CallState, SavedPipeline):
     """Translates conditions into images (PITI, section 3): a base, and an upsampler where there is one.
 
     base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
@@ -90,8 +90,6 @@ class PITIPipeline(SavedPipeline):
     model_cpu_offload_seq = "base->vae->upsampler"
     _optional_components: ClassVar[list[str]] = ["upsampler", "upsampler_scheduler", "vae"]
     _callback_tensor_inputs: ClassVar[list[str]] = TENSOR_INPUTS
-    _guidance_scale = PerCall(1.0)
-    _num_timesteps = PerCall(0)
 
     def __init__(
         self,
@@ -262,7 +260,7 @@ class PITIPipeline(SavedPipeline):
         batches = batches_alike(everything.canvases, batch_size)
         images: dict[int, Image.Image | Tensor] = {}
         with one_call(self), self.progress_bar(total=resolved.steps * len(batches)) as bar:  # pyright: ignore[reportCallIssue]
-            self._num_timesteps = resolved.steps
+            self._num_timesteps, self._interrupt = resolved.steps, False
 
             def stepped(done: int, total: int, x0: Tensor) -> None:
                 bar.update()
@@ -275,16 +273,6 @@ class PITIPipeline(SavedPipeline):
                 made = self._sampled(everything.picked(positions), stepped, control)
                 images |= zip(positions, (as_output(image, output_type) for image in made), strict=True)
         return [images[k] for k in range(len(images))]
-
-    @property
-    def guidance_scale(self) -> float:
-        """1 + w of the base's guidance in the call that runs, or ran last; a callback may change it within a batch."""
-        return self._guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of a batch over both networks, in the call that runs, or ran last."""
-        return self._num_timesteps
 
     # The two steps of it
 

@@ -238,6 +238,28 @@ def test_what_a_callback_makes_of_the_guidance_ends_with_its_batch() -> None:
     assert np.abs(apart - together).max() < 10 * CLOSE  # 0.3 where a batch begins as the one before it ended
 
 
+@KINDS
+@pytest.mark.parametrize("last", [0, 2])
+def test_a_callback_may_end_the_call(tiny: Any, last: int) -> None:
+    """As diffusers' guide to callbacks interrupts a pipeline."""
+    pipe, seen = tiny(), list[torch.Tensor]()
+    steps = {"num_inference_steps": 2} if pipe.upsampler is None else {"num_inference_steps": 2, "upsampler_steps": 2}
+    whole = called(pipe, **steps)
+
+    def interrupt(pipeline: PITIPipeline, step: int, _: int, tensors: dict[str, torch.Tensor]) -> None:
+        seen.append(tensors["latents"])
+        if step == last:
+            pipeline._interrupt = True
+
+    ended = called(pipe, **steps, callback_on_step_end=interrupt)
+    assert (len(seen), pipe.interrupt) == (min(last + 1, pipe.num_timesteps), last < pipe.num_timesteps)
+    assert ended.shape == whole.shape
+    there = (seen[-1].clamp(-1, 1) / 2 + 0.5).repeat_interleave(ended.shape[1] // seen[-1].shape[-1], -1)
+    assert np.abs(ended[0, 0] - there[0, :, 0].T.numpy()).max() < 0.01  # what the last step left, to 8 bits
+    assert np.abs(called(pipe, **steps) - whole).max() < CLOSE
+    assert not pipe.interrupt
+
+
 def test_a_callback_leaves_the_guidance_in_a_students_weights() -> None:
     pipe = tiny_pipeline()
     pipe.base.register_to_config(student_spec={"timesteps": None, "w": 3.0})
