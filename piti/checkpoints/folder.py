@@ -309,7 +309,7 @@ def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
     try:
         found, told = cast(Any, kind).from_pretrained(folder, output_loading_info=True, **form)
     except (OSError, ValueError) as error:
-        variant = _only_variant(folder) if form.get("variant") is None else None
+        variant = only_variant(folder) if form.get("variant") is None else None
         if variant is None:
             raise ModelError(first_line(error), remedy=_ANEW, source=folder) from None
         raise ModelError(
@@ -330,7 +330,7 @@ def weights_in_one_file(folder: Path) -> Path:
     path = folder / WEIGHTS_FILE
     if path.is_file():
         return path
-    variant = _only_variant(folder)
+    variant = only_variant(folder)
     asked = "FOLDER" if variant is None else f"FOLDER, variant='{variant}'"
     raise ModelError(
         f"holds no {WEIGHTS_FILE}, and its weights are needed in this one file",
@@ -342,7 +342,7 @@ def weights_in_one_file(folder: Path) -> Path:
 _VARIANT = re.compile(rf"{WEIGHTS_STEM}\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 
 
-def _only_variant(folder: Path) -> str | None:
+def only_variant(folder: Path) -> str | None:
     """The variant as which a network's weights lie in its folder, where there are no others."""
     found = [_VARIANT.fullmatch(name) for name in _weight_files(folder)]
     return found[0][1] if found and found[0] and all(found) else None

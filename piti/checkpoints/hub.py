@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from piti import __version__
-from piti.checkpoints.folder import CONDITION_FILE, INDEX_FILE, SHARED_UPSAMPLER, WEIGHTS_STEM
+from piti.checkpoints.folder import CONDITION_FILE, INDEX_FILE, SHARED_UPSAMPLER, WEIGHTS_STEM, only_variant
+from piti.conditions import SeveralCondition
+from piti.conditions.composite import part_configs
 
 CARD_FILE = "README.md"
 
@@ -55,6 +57,8 @@ def model_card(folder: Path, name: str) -> str:
     index, condition = _json(folder / INDEX_FILE), _json(folder / CONDITION_FILE)
     kind = condition["kind"]
     task = "text-to-image" if kind == "text" else "image-to-image"
+    variant = only_variant(folder / "base")
+    given = f'"{name}"' if variant is None else f'"{name}", variant="{variant}"'
     tags = "\n".join(f"- {tag}" for tag in ("diffusers", "piti", kind))
     return f"""---
 library_name: piti
@@ -83,8 +87,8 @@ A model of `piti` {__version__}, an implementation of *Pretraining is All You Ne
 ```python
 from piti import PITIPipeline
 
-pipe = PITIPipeline.from_pretrained("{name}")
-images = pipe({"'a street with trees'" if kind == "text" else '"CONDITION.png"'}, num_images_per_prompt=4).images
+pipe = PITIPipeline.from_pretrained({given})
+images = pipe({_example(condition)}, num_images_per_prompt=4).images
 ```
 
 ## What this card does not say
@@ -92,6 +96,16 @@ images = pipe({"'a street with trees'" if kind == "text" else '"CONDITION.png"'}
 It was written from the model's files. What the model was trained on, its licence, and where it fails are for whoever
 publishes it to add.
 """
+
+
+def _example(condition: dict[str, Any]) -> str:
+    """What is handed in, as Python writes it."""
+    if condition["kind"] == "text":
+        return '"a street with trees"'
+    if condition["kind"] == SeveralCondition.kind:
+        parts = part_configs(condition, CONDITION_FILE)
+        return "{" + ", ".join(f'"{part}": "{part.upper()}.png"' for part in parts) + "}"
+    return '"CONDITION.png"'
 
 
 def _rows(folder: Path, index: dict[str, Any]) -> str:
