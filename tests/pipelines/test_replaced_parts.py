@@ -177,7 +177,11 @@ def test_adapters_of_pefts_are_merged_before_a_model_is_saved(whole: bool, tmp_p
     if whole:
         pipe.base = peft.get_peft_model(pipe.base, config)
     else:
-        pipe.base.unet.add_adapter(config)
+        other = tiny_pipeline().base.unet
+        other.add_adapter(config)
+        other.save_lora_adapter(tmp_path, weight_name="lora.safetensors")
+        pipe.base.unet.load_lora_adapter(str(tmp_path), prefix=None, weight_name="lora.safetensors")
+        (tmp_path / "lora.safetensors").unlink()
     adapted = made(pipe)
     assert not np.allclose(adapted, made(tiny_pipeline()))
     with pytest.raises(UserError, match=r"the base has low-rank adapters of peft's .* merge them first"):
