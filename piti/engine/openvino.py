@@ -64,9 +64,12 @@ class OpenVinoEngine:
     def __reduce__(self) -> tuple[Any, ...]:
         return OpenVinoEngine, (self.half,)  # a copy is of other networks, here or in another process
 
-    def step(self, translator: Translator) -> NetworkStep:
-        """Compiled with the weights that the translator has now; `torch.compile` of it is passed by."""
+    def step(self, translator: Translator) -> NetworkStep | None:
+        """Compiled with the weights that the translator has now; `torch.compile` of it is passed by. None, for torch,
+        under adapters of peft's, which are switched without a change of weights."""
         translator = unwrapped(translator)
+        if any(".lora_" in name for name, _ in translator.named_parameters()):
+            return None
         version = sum(value._version for value in translator.parameters())  # counts changes in place
         known = self._steps.get(translator)
         if known is None or known[0] != version:

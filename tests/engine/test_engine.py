@@ -185,6 +185,16 @@ class TestOpenVino:
         assert small_base().use_engine("openvino").engine.ready(network.translator)
         assert not list(own.rglob("*.partial"))
 
+    def test_adapters_of_pefts_may_be_switched_off(self) -> None:
+        peft = pytest.importorskip("peft")
+        pipeline = small_base()
+        before = arrays(pipeline(mask(1), generator=seeded()).images)
+        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        pipeline.use_engine("openvino").base.unet.add_adapter(config)
+        assert np.abs(arrays(pipeline(mask(1), generator=seeded()).images) - before).max() > 5
+        pipeline.base.unet.disable_lora()
+        assert np.array_equal(arrays(pipeline(mask(1), generator=seeded()).images), before)
+
     def test_edits_are_exact(self) -> None:
         assert tiny_cascade().use_engine("openvino").base_network().exact().step is None  # type: ignore[union-attr]
 
