@@ -139,7 +139,7 @@ def lost_in_release(condition: Condition) -> list[str]:
 
     A sentence each, options marked; none where an import reads the file as the model did.
     """
-    has_classes = f"piti import reads it with {option('classes')} FILE, the classes.json of its training"
+    has_classes = "piti import reads it with --classes FILE, the classes.json of its training"
     match condition:
         case TextCondition() | SeveralCondition():
             return []

@@ -56,11 +56,13 @@ class SavedPipeline(DiffusionPipeline):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As of any pipeline, but an autoencoder that half precision breaks stays in float32, as where it is loaded."""
+        exact = {} if self.vae is None else self.vae.state_dict()
         super().to(*args, **kwargs)
         if self.vae is not None:
             dtype = autoencoder_dtype(self.vae.config, self.vae.dtype)
             if dtype is not self.vae.dtype:
                 nn.Module.to(self.vae, dtype=dtype)  # diffusers' own warns of it
+                self.vae.load_state_dict(exact)  # which were rounded meanwhile
         return self
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -73,7 +73,7 @@ def check_alone() -> None:
     if started().world > 1:
         raise UserError(
             "piti reproduce runs in one process. Train the runs with several first, each by torchrun … "
-            f"piti train RECIPE {option('out')} OUT/runs/NAME-SEED as {option('dry_run')} names them "
+            "piti train RECIPE --out OUT/runs/NAME-SEED as --dry-run names them "
             "(batch is that of one process: divide it by their number), then start piti reproduce "
             "without torchrun: finished runs are taken as they are"
         )

@@ -334,14 +334,14 @@ def _network_of(translator: Translator, name: str, key: str) -> Path:
     if translator.config.get("unet_config") is not None and not Path(name).exists() and not is_id(name):
         raise ModelError(
             f"{key}: there is no model '{name}' yet",
-            remedy=f"import it: piti import FOLDER_OR_HUB_ID {option('out')} {name}; or name it by its id on the hub, "
+            remedy=f"import it: piti import FOLDER_OR_HUB_ID --out {name}; or name it by its id on the hub, "
             f"{option('set')} {key}=OWNER/NAME",
         )
     if key == "prior" and name.startswith(("./", "../", "/")) and not Path(name).exists():
-        upsampler = f" {option('upsampler')} UPSAMPLER.pt" if translator.role == "upsampler" else ""
+        upsampler = " --upsampler UPSAMPLER.pt" if translator.role == "upsampler" else ""
         raise ModelError(
             f"{key}: there is no model '{name}' yet",
-            remedy=f"import it, such as GLIDE's files: piti import BASE.pt{upsampler} {option('out')} {name}; or name "
+            remedy=f"import it, such as GLIDE's files: piti import BASE.pt{upsampler} --out {name}; or name "
             f"a model or a run that is there, {option('set')} {key}=NAME",
         )
     folder = find_model(name) / translator.role

@@ -128,6 +128,9 @@ def test_an_autoencoder_that_half_precision_breaks_stays_in_float32_in_a_pipelin
         assert pipe.to("cpu", dtype) is pipe
         assert (pipe.base.dtype, pipe.vae.dtype) == (dtype, exact)
         assert {value.dtype for value in pipe.vae.parameters()} == {exact}
+        if exact is torch.float32:
+            for key, value in prior.ours.vae.state_dict().items():
+                assert torch.equal(pipe.vae.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("offloaded", [False, True])
