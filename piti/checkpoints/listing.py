@@ -58,7 +58,7 @@ class ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Bundled models, then those in the hub's cache."""
+    """Bundled models, then those in the hub's cache, of each the one revision that its id alone means."""
     found = [ModelEntry(name, "bundled", folder) for name, folder in bundled_models().items()]
     return found + [ModelEntry(name, "hub cache", folder) for name, folder in _cached_models()]
 
@@ -72,9 +72,11 @@ def _cached_models() -> Iterator[tuple[str, Path]]:
     except CacheNotFound:
         return
     for repository in sorted(repositories, key=lambda repo: repo.repo_id):
-        for revision in repository.revisions:
-            if _is_whole(Path(revision.snapshot_path)):
-                yield repository.repo_id, Path(revision.snapshot_path)
+        usual_first = sorted(repository.revisions, key=lambda one: ("main" not in one.refs, -one.last_modified))
+        folders = (Path(revision.snapshot_path) for revision in usual_first)
+        whole = next((folder for folder in folders if _is_whole(folder)), None)
+        if whole is not None:
+            yield repository.repo_id, whole
 
 
 def _is_whole(folder: Path) -> bool:

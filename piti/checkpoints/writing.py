@@ -12,8 +12,10 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from piti.checkpoints.folder import CONDITION_FILE, INDEX_FILE, WEIGHTS_STEM
 from piti.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_FILE
+from piti.conditions import Condition
 from piti.core.compiled import uncompiled
-from piti.core.files import follow_umask
+from piti.core.errors import option
+from piti.core.files import filled_folder, follow_umask
 
 
 @runtime_checkable
@@ -35,21 +37,36 @@ class WeightsForm:
     """Of one file, in bytes or such as "5GB"; by default all in one."""
 
     def save(self, network: ModelMixin, folder: Path) -> None:
-        """Write a network, and remove what it would be read from instead: weights of the same variant in another form,
-        and adapters, unless it is a variant beside them."""
+        """Write a network into a folder without one."""
         sharded: dict[str, Any] = {} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}
-        middle = "" if self.variant is None else f".{self.variant}"
-        own, other = ("safetensors", "bin") if self.safe else ("bin", "safetensors")
-        index = folder / f"{WEIGHTS_STEM}.{own}.index{middle}.json"
-        index.unlink(missing_ok=True)
         network.save_pretrained(folder, safe_serialization=self.safe, variant=self.variant, **sharded)
-        stale = [f"{middle}.{other}", f"{middle}-*-of-*.{other}", f".{other}.index{middle}.json"]
-        stale += [f"{middle}.{own}"] if index.is_file() else []
-        for path in (path for pattern in stale for path in folder.glob(f"{WEIGHTS_STEM}{pattern}")):
-            path.unlink()
-        if self.variant is None:
-            for name in (ADAPTER_CONFIG, ADAPTER_FILE):
-                (folder / name).unlink(missing_ok=True)
+
+    def others(self, folder: Path) -> set[Path]:
+        """What a network of a folder may be read from in the place of one that is written there in this form: weights
+        of the same variant, and adapters, unless it is a variant beside them."""
+        middle = "" if self.variant is None else f".{self.variant}"
+        patterns = [
+            f"{WEIGHTS_STEM}{pattern}"
+            for ending in ("safetensors", "bin")
+            for pattern in (f"{middle}.{ending}", f"{middle}-*-of-*.{ending}", f".{ending}.index{middle}.json")
+        ]
+        patterns += [ADAPTER_CONFIG, ADAPTER_FILE] if self.variant is None else []
+        return {path for pattern in patterns for path in folder.glob(pattern)}
+
+
+def save_model_folder(
+    folder: Path, parts: Mapping[str, Saveable], condition: Condition, defaults: dict[str, Any], form: WeightsForm
+) -> None:
+    """`write_model_folder` over what is there: until all is written that stays as it was, and what else lies there,
+    such as other variants, stays.
+
+    Raises OutputError where it cannot be written.
+    """
+    with filled_folder(folder, option("save_directory")) as partial:
+        write_model_folder(partial, parts, condition.saved_in(partial).to_config(), defaults, form)
+        written = {folder / path.relative_to(partial) for path in partial.rglob("*")}
+    for stale in {path for name in parts for path in form.others(folder / name)} - written:
+        stale.unlink()
 
 
 def write_model_folder(
@@ -59,7 +76,7 @@ def write_model_folder(
     defaults: dict[str, Any],
     form: WeightsForm = WeightsForm(),
 ) -> None:
-    """Write `model_index.json`, a sub-folder for each part, and the condition.
+    """Write `model_index.json`, a sub-folder for each part, and the condition, into a folder without a model.
 
     parts: name => what is saved there: `base` and `scheduler`, `upsampler` and `upsampler_scheduler`, or all
     four; condition: a condition's configuration; defaults: settings with which the model is sampled where a

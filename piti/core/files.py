@@ -41,6 +41,32 @@ def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) ->
 
 
 @contextmanager
+def filled_folder(target: Path, named: str = OUT) -> Iterator[Path]:
+    """An empty folder to fill, whose files are put into `target` when the block ends without an error: in the place of
+    those of the same names, beside the others.
+
+    Those of the top go last. However the block ends, until it ends well `target` is as it was, and nothing else
+    remains. named: what names the folder, see `option`. Raises OutputError, also for a full disk.
+    """
+    check_place(target, named)
+    place = target.resolve()
+    with _termination_raised(), _beside(place, inside=place.exists()) as partial:
+        partial.mkdir()
+        yield partial
+        flush_all(partial)
+        if partial.parent != place:
+            partial.rename(place)
+            return
+        with _interrupts_held():
+            files = [path for path in partial.rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda path: (-len(path.parts), path)):
+                final = place / path.relative_to(partial)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, final)
+            shutil.rmtree(partial)
+
+
+@contextmanager
 def whole_file(target: Path, overwrite: bool, named: str = OUT) -> Iterator[Path]:
     """The name of a file to write, which becomes `target` as a folder does in `whole_folder`."""
     check_file(target, overwrite, named)
@@ -87,10 +113,11 @@ def check_place(folder: Path, named: str = OUT) -> None:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A name beside `target` that is not taken; what is left there at the end is removed."""
+def _beside(target: Path, inside: bool = False) -> Iterator[Path]:
+    """A name beside `target`, or inside it, that is not taken; what is left there at the end is removed."""
     target = target.absolute()
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    name = f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial = target / name if inside else target.with_name(name)
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import nn
 from piti.baselines import ImageNetwork
 from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.checkpoints.hub import UploadKeywords, upload_model
-from piti.checkpoints.writing import Saveable, WeightsForm, write_model_folder
+from piti.checkpoints.writing import Saveable, WeightsForm, save_model_folder
 from piti.conditions import Condition
 from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance
@@ -74,11 +74,12 @@ class SavedPipeline(DiffusionPipeline):
         push_to_hub: bool = False,
         **hub: Unpack[UploadKeywords],
     ) -> None:
-        """Write the model's folder.
+        """Write the model's folder; a model that is there already stays as it was until all is written.
 
         safe_serialization: weights as safetensors, else as PyTorch's pickles; variant: a name in those of the files,
         such as "fp16"; max_shard_size: of a file of weights, such as "5GB". push_to_hub: also upload it, with a card
-        that says what is in it; hub: `repo_id`, by default the folder's name, and as of `push_to_hub`.
+        that says what is in it; hub: `repo_id`, by default the folder's name, and as of `push_to_hub`. Raises
+        OutputError where it cannot be written.
         """
         folder = Path(save_directory)
         parts: dict[str, Saveable] = {"base": _whole(self.base, "base")}
@@ -88,9 +89,8 @@ class SavedPipeline(DiffusionPipeline):
             parts |= {"upsampler": _whole(self.upsampler, "upsampler"), "upsampler_scheduler": self.upsampler_scheduler}
         if self.vae is not None:
             parts["vae"] = self.vae
-        condition = self.condition.saved_in(folder)
         form = WeightsForm(safe_serialization, variant, max_shard_size)
-        write_model_folder(folder, parts, condition.to_config(), self._own_defaults(), form)
+        save_model_folder(folder, parts, self.condition, self._own_defaults(), form)
         if push_to_hub:
             upload_model(folder, **{"repo_id": folder.name, **hub})
         elif hub:

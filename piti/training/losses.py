@@ -40,7 +40,7 @@ class LossSpec(Spec):
     """How eq. 3 weighs the timesteps and the variational bound."""
 
     weighting: str = "uniform"
-    vb_weight: float | None = None
+    vb_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Weight of the bound; none: T / 1000, as GLIDE trains."""
     timesteps: str = "even"
     """even: all alike. second_moment: where losses are large, each divided by its chance, as the released base trains

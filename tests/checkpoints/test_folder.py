@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,8 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models
+from piti.checkpoints.listing import list_models
 from piti.core.errors import UserError
+from piti.core.files import OutputError
 from piti.pipelines.pipeline import PITIPipeline
+from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import tiny_pipeline
 
 
@@ -173,3 +177,41 @@ def test_a_variant_that_was_not_asked_for_is_named(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path, variant="fp16")
     with pytest.raises(ModelError, match=r"base: its weights are of the variant 'fp16' alone; .* variant='fp16'\)"):
         PITIPipeline.from_pretrained(tmp_path)
+
+
+def test_a_model_that_cannot_be_saved_over_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny_cascade()
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/README.md").write_text("mine")
+    was = {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()}
+    with torch.no_grad():
+        pipe.base.unet.conv_in.weight.zero_()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.upsampler, "save_pretrained", full)
+        with pytest.raises(OutputError, match=r"model: cannot be written \(No space left on device\); nothing was ch"):
+            pipe.save_pretrained(tmp_path / "model")
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()} == was
+    pipe.save_pretrained(tmp_path / "model")
+    again = PITIPipeline.from_pretrained(tmp_path / "model")
+    assert not again.base.unet.conv_in.weight.any()
+    assert (tmp_path / "model/README.md").read_text() == "mine"
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_model_of_the_hub_is_listed_once_as_its_id_means_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path))
+    snapshots = tmp_path / "models--me--mine/snapshots"
+    for k, revision in enumerate(("b" * 40, "c" * 40, "a" * 40)):
+        tiny_pipeline().save_pretrained(snapshots / revision)
+        for path in (snapshots / revision).rglob("*"):
+            os.utime(path, (1e9 + k, 1e9 + k))
+    (snapshots / ("a" * 40) / "condition.json").unlink()  # fetched in part
+    (tmp_path / "models--me--mine/refs").mkdir()
+    (tmp_path / "models--me--mine/refs/main").write_text("b" * 40)
+    found = [(one.name, one.folder.name) for one in list_models() if one.where != "bundled"]
+    assert found == [("me/mine", "b" * 40)]
+    (tmp_path / "models--me--mine/refs/main").unlink()
+    assert [one.folder.name for one in list_models() if one.where != "bundled"] == ["c" * 40]

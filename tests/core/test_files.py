@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from piti.core.files import OutputError, follow_umask, whole_file, whole_folder
+from piti.core.files import OutputError, filled_folder, follow_umask, whole_file, whole_folder
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -237,3 +237,38 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
         os.umask(before)
     assert path.stat().st_mode & 0o777 == mode
     assert list(tmp_path.iterdir()) == [path]
+
+
+def put(target: Path, text: str, error: BaseException | None = None) -> None:
+    with filled_folder(target) as folder:
+        (folder / "inside/new").mkdir(parents=True)
+        (folder / "inside/data").write_text(text)
+        (folder / "mark").write_text(text)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_folder_is_filled_when_all_is_written(tmp_path: Path, before: bool) -> None:
+    target = tmp_path / "deep/out"
+    if before:
+        fill(target, "old")
+        (target / "inside/own").write_text("theirs")
+        (tmp_path / "link").symlink_to(target)
+    was = tree(tmp_path)
+    for error in (FULL, KeyboardInterrupt()):
+        with pytest.raises(OutputError if error is FULL else KeyboardInterrupt):
+            put(target, "new", error)
+        assert tree(tmp_path) == was
+    put(tmp_path / "link" if before else target, "new")
+    assert tree(target) == {"inside": "", "inside/data": "new", "mark": "new"} | (
+        {"inside/own": "theirs"} if before else {"inside/new": ""}
+    )
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+    with pytest.raises(OutputError, match="is a file, no folder; give another save_directory"):
+        put_named(target / "mark")
+
+
+def put_named(target: Path) -> None:
+    with filled_folder(target, "save_directory"):
+        raise AssertionError("it was let in")

@@ -18,6 +18,7 @@ from piti.data.pairs import NO_VALIDATION
 from piti.data.problems import DataError
 from piti.prepare.datasets import SetReport, check_set, write_set
 from piti.prepare.layouts import Ade20k, Cityscapes, CocoStuff, Diode, Layout, PlainFolder, SceneParse, ade20k
+from piti.prepare.layouts.base import photographs_below
 from piti.prepare.layouts.coco_stuff import UNUSED
 from piti.prepare.layouts.diode import facing_normals
 from tests.prepare import trees
@@ -53,6 +54,14 @@ def kinds(report: SetReport) -> dict[str, list[str]]:
     for fault in report.faults:
         found.setdefault(fault.kind.partition(" (")[0], []).append(fault.key)
     return found
+
+
+def test_photographs_are_jpegs_however_their_names_end(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.Jpg", "deep/b.v2.jpeg", "deep/c.JPG", "d.jpeg", "d.jpg", ".hidden.jpg", "e.png"):
+        (tmp_path / name).touch()
+    found = {key: path.name for key, path in photographs_below(tmp_path).items()}
+    assert found == {"a": "a.Jpg", "d": "d.jpg", "deep/b.v2": "b.v2.jpeg", "deep/c": "c.JPG"}
 
 
 class TestSceneParse:

@@ -205,7 +205,7 @@ class TestAdaptation:
         missing = adapted_recipe(tiny_data, tmp_path, prior="./models/glide")
         with pytest.raises(ModelError, match=r"prior: .*'./models/glide' yet") as raised:
             plan(missing, tmp_path / "run")
-        assert "piti import BASE.pt out ./models/glide" in str(raised.value)
+        assert "piti import BASE.pt --out ./models/glide" in str(raised.value)
 
     def test_what_is_no_prior(self, tiny_data: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="there is no model 'nowhere'"):

@@ -248,10 +248,11 @@ def files_below(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def photographs_below(folder: Path) -> dict[str, Path]:
-    """JPEG photographs in any depth, by path without suffix."""
-    found = {
-        key: path for ending in (".JPG", ".JPEG", ".jpeg", ".jpg") for key, path in files_below(folder, ending).items()
-    }
+    """JPEG photographs in any depth, by path without suffix; of several of one such path that in ".jpg"."""
+    paths = walk(folder, ARRAYS | {".jpg", ".jpeg"}).check() if folder.is_dir() else []
+    jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")]
+    usual_last = sorted(jpegs, key=lambda path: (path.suffix == ".jpg", path))
+    found = {composed(path.relative_to(folder).with_suffix("").as_posix()): path for path in usual_last}
     return dict(sorted(found.items()))
 
 
