@@ -77,6 +77,7 @@ def measured(network: Network, rows: int, rounds: int) -> None:
     engines: dict[str, Step] = {"torch": lambda: translator.step(seen, t, tokens)}
     for half in halves:
         step = OpenVinoEngine(half).step(translator)
+        assert step is not None  # as under adapters of peft's
         engines[f"openvino, {'bf16' if half else 'float32'}"] = lambda step=step: step(seen, t, tokens)
     with tempfile.TemporaryDirectory() as folder:
         engines["onnxruntime"] = by_onnx_runtime(translator, seen, t, tokens, Path(folder))
