@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from piti.baselines.base import baseline_spec
 from piti.core.errors import UserError, option, text_of
 from piti.models.perceptual import PerceptualSpec, load_perceptual
 from piti.reproduction.files import count_pairs
 from piti.reproduction.rows import Plan, Row, Training
-from piti.reproduction.runs import Workspace, progress_of, recipe_of
+from piti.reproduction.runs import Workspace, check_pairs, pairs_of, progress_of, recipe_of
 from piti.training import Recipe
 from piti.training.build import build_condition, known_condition
 from piti.training.plan import beginning
@@ -49,6 +50,8 @@ class Checker:
     """What is wrong, by what was looked at; empty where nothing is."""
     stopped: dict[str, list[str]] = field(default_factory=dict)
     """The runs found so far that each problem stops."""
+    pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The training pairs of data that runs were trained on; see `pairs_of`."""
 
     def problem(self, training: Training, seed: int) -> str:
         """What would stop a run before its first step; empty where nothing would, or nothing is to be trained."""
@@ -65,11 +68,21 @@ class Checker:
     def _problem(self, training: Training, seed: int) -> str:
         try:
             recipe = recipe_of(self.plan, training, seed, self.workspace)
-            if not self.workspace.train or progress_of(self.workspace.run(training, seed), recipe).finished:
+            run = self.workspace.run(training, seed)
+            if not self.workspace.train:
+                return ""
+            if progress_of(run, recipe).finished:
+                check_pairs(run, recipe, self._pairs(recipe))
                 return ""
         except (UserError, OSError) as error:
             return text_of(error)
         return "; ".join(filter(None, (self._data(recipe), self._prior(recipe), self._perceptual(recipe))))
+
+    def _pairs(self, recipe: Recipe) -> dict[str, Any]:
+        what = f"{recipe.data} {recipe.condition}"
+        if what not in self.pairs:
+            self.pairs[what] = pairs_of(recipe)
+        return self.pairs[what]
 
     def _data(self, recipe: Recipe) -> str:
         """Of the pairs, as far as their names tell; training looks into each file."""

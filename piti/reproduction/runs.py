@@ -23,6 +23,7 @@ from torch import Tensor
 from piti.conditions import MaskCondition
 from piti.core.errors import UserError, option, spelled
 from piti.core.progress import steps_bar
+from piti.data.folders import PairedFolder
 from piti.evaluation.evaluate import evaluate_files
 from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
@@ -31,9 +32,10 @@ from piti.models.perceptual import PerceptualSpec
 from piti.reproduction.files import DatasetFiles, contents_sha256
 from piti.reproduction.rows import Plan, Row, Training
 from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted, read_recipe, train
+from piti.training.build import build_condition
 from piti.training.recipe_io import flat
 from piti.training.run_folder import RECIPE_FILE
-from piti.training.run_state import read_state
+from piti.training.run_state import checked_state, read_state
 
 STATES = "custom_checkpoint_*.pkl"
 """A checkpoint's files of what a run registers, in the order in which it does: one is the averaged weights, which are
@@ -214,6 +216,23 @@ def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
     return RunProgress(state.step, recipe.steps, state.seconds, state.images_seen, finished)
 
 
+def pairs_of(recipe: Recipe) -> dict[str, Any]:
+    """The training pairs that a recipe's data has now, as `RunState` notes them; nothing where they are not known.
+    Raises DataError."""
+    if recipe.data.root is None:
+        return {}
+    pairs = PairedFolder(recipe.data, build_condition(recipe), "train")
+    return {"pairs": len(pairs), "pairs_sha256": pairs.identity()}
+
+
+def check_pairs(folder: Path, recipe: Recipe, pairs: Mapping[str, Any]) -> None:
+    """Raises RunError if a run was trained on other pairs: wherever data lies, a table is of the data that is given.
+    pairs: see `pairs_of`."""
+    newest = RunFolder(folder).newest()
+    if newest is not None:
+        checked_state(newest, pairs, recipe)
+
+
 def trained(
     plan: Plan,
     training: Training,
@@ -230,6 +249,7 @@ def trained(
     with _alone(folder, workspace.train), _without_flags():
         now = progress_of(folder, recipe)
         if now.finished:
+            check_pairs(folder, recipe, pairs_of(recipe))
             return folder
         if not workspace.train:
             raise RunError(f"{folder.name} is not trained ({now}), and nothing was to be trained now")

@@ -26,6 +26,7 @@ from piti.core.files import OutputError
 from piti.data.generated import WithGenerated
 from piti.generation.options import GenerationOptions
 from piti.reproduction import images, make, rows, runs, small_plans
+from piti.reproduction.checks import Checker
 from piti.reproduction.files import DatasetFiles
 from piti.reproduction.images import begin_folder
 from piti.reproduction.rows import Generated, Row, Training
@@ -182,6 +183,25 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Work
         progress_of(run, recipe)
     (finished / "recipe.yaml").write_text(yaml.safe_dump(halved.to_dict()))
     assert progress_of(run, recipe).step == 4
+
+
+def test_a_finished_run_is_of_the_data_that_is_given(workspace: Workspace) -> None:
+    run = trained(PLAN, TINY, 0, workspace, QUIET)
+    elsewhere = shutil.copytree(workspace.data["camvid"], workspace.out / "elsewhere")
+    moved = replace(workspace, data={"camvid": elsewhere})
+    assert trained(PLAN, TINY, 0, moved, QUIET) == run
+    assert Checker(PLAN, moved).problem(TINY, 0) == ""
+    for folder in ("images", "labels"):
+        for path in (elsewhere / folder).glob("*.png"):
+            path.rename(path.with_stem(f"{path.stem}-other"))
+    splits = json.loads((elsewhere / "splits.json").read_text())
+    renamed = {split: [f"{key}-other" for key in keys] for split, keys in splits.items()}
+    (elsewhere / "splits.json").write_text(json.dumps(renamed))
+    said = "step-00000004 was trained with other pairs: now there are as many, and their names are others"
+    assert said in Checker(PLAN, moved).problem(TINY, 0)
+    for train in (True, False):
+        with pytest.raises(RunError, match=said):
+            trained(PLAN, TINY, 0, replace(moved, train=train), QUIET)
 
 
 def test_the_average_is_found_among_all_that_a_checkpoint_keeps(workspace: Workspace) -> None:
