@@ -120,7 +120,8 @@ class BaselineObjective:
         learning = [*norms, *(module for module in network.modules() if hasattr(module, "_power_method"))]
         for module in learning:
             module.train()
-        stream = BatchStream(self.train, self.recipe.batch, derive_seed(self.recipe.seed, "statistics"))
+        seed, max_bad = derive_seed(self.recipe.seed, "statistics"), self.recipe.data.max_bad
+        stream = BatchStream(self.train, self.recipe.batch, seed, max_bad=max_bad)
         with torch.no_grad(), self.accelerator.autocast():
             for k in range(math.ceil(SETTLING / self.recipe.batch)):
                 self._run(network, stream[k], k * self.recipe.batch)

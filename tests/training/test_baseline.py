@@ -17,6 +17,8 @@ from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import ModelError, PITIPipeline
+from piti.prepare.packable import PackJob
+from piti.prepare.shards import pack_shards
 from piti.training import Recipe, RunFolder, baseline, loop, plan, train
 from piti.training.baseline import BaselineObjective
 from piti.training.build import Run
@@ -154,6 +156,19 @@ def test_averaged_weights_get_their_own_statistics(tiny_data: Path, tmp_path: Pa
         train(recipe_of(tiny_data, "oasis", features), tmp_path / "run")
     assert any(not torch.equal(before[-1][key], live[-1][key]) for key in before[-1])
     assert all(torch.equal(value, weights(tmp_path / "run")[key]) for key, value in live[-1].items())
+
+
+def test_statistics_are_taken_of_shards_as_bad_as_the_recipe_allows(
+    tiny_data: Path, tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline, "SETTLING", 64)  # one of nine is bad, and 1% of 500 are five
+    pack_shards(PackJob(tiny_data, tmp_path / "packed", samples=2))
+    tar = next((tmp_path / "packed").glob("*train-000001.tar"))
+    tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"XXXX", 1))
+    data = {"size": 32, "shards": [str(tmp_path / "packed")], "shard_cache": str(tmp_path / "cache"), "max_bad": 0.5}
+    stages = [{"trains": ["generator"], "steps": 1}]
+    recipe = recipe_of(tiny_data, "oasis", features, data=data, stages=stages)
+    assert (train(recipe, tmp_path / "run") / "model_index.json").is_file()
 
 
 def test_without_an_average_the_training_s_statistics_are_kept(tiny_data: Path, tmp_path: Path, features: Path) -> None:
