@@ -84,11 +84,11 @@ def _digests(tensors: Iterable[Tensor]) -> Counter[str]:
 IRRELEVANT = {
     "name", "workers", "log_every", "tensorboard", "preview", "checkpoint", "batch", "accumulation", "base",
     "data.root", "data.cache", "data.cache_gib", "data.max_bad", "perceptual.weights", "generated.root",
-    "discriminator.features.weights", "precision",
+    "discriminator.features.weights", "precision", "compile", "checkpointing",
 }  # fmt: skip
-"""Keys of a recipe in which a finished run may differ from the plan: they do not change what it learned (the precision
-only by rounding), or say where files lie. Batch and accumulation are compared as their product with the number of
-processes."""
+"""Keys of a recipe in which a finished run may differ from the plan: they do not change what it learned (precision and
+compiler only by rounding), or say where files lie. Batch and accumulation are compared as their product with the number
+of processes."""
 OURS = "made_of"
 """What an evaluation's facts call that of which it was made."""
 

@@ -173,6 +173,8 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Work
     assert not progress_of(run, recipe).finished
     trained(PLAN, TINY, 0, workspace, QUIET)
     assert progress_of(run, recipe).finished
+    faster = replace(workspace, changes=("compile=true", "checkpointing=true", "precision=bf16"))  # as on GPUs
+    assert progress_of(run, recipe_of(PLAN, TINY, 0, faster)).finished
     other = replace(workspace, changes=("stages.0.lr=0.5", "workers=3"))
     with pytest.raises(RunError, match=r"another recipe; .*stages\.0\.lr = 0\.001 where 0\.5 is planned"):
         trained(PLAN, TINY, 0, other, QUIET)
