@@ -117,7 +117,7 @@ def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str
     folder = out or Path("runs") / recipe.name
     if dry_run:
         if started().main:
-            print_rows(plan(recipe, folder, gpu))
+            print_rows(plan(recipe, folder, gpu, resume))
         return
     model = run_training(recipe, folder, resume, log)
     if started().main:

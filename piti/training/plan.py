@@ -32,15 +32,15 @@ from piti.training.run_folder import RunFolder
 from piti.training.run_state import checked_state, data_state, other_contents
 
 
-def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[str, str]]:
+def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU, resume: bool = False) -> list[dict[str, str]]:
     """What `train` would do and cost, a row a line, after the same checks of recipe, data and folder.
 
-    gpu: a name in `cost.GPUS`, of the GPU whose hours and memory are told. Without data the costs are told, and
-    whether the prior fits if it is there.
+    gpu: a name in `cost.GPUS`, of the GPU whose hours and memory are told. resume: whether that is asked for; a run
+    with a checkpoint is told without. Without data the costs are told, and whether the prior fits if it is there.
     """
     chosen = gpu_named(gpu)
     newest = RunFolder(out).newest()
-    RunFolder(out).check(recipe, resume=newest is not None)
+    RunFolder(out).check(recipe, resume=resume or newest is not None)
     given = has_data(recipe)
     condition = build_condition(recipe) if given else known_condition(recipe)
     if given and condition is not None:
@@ -63,7 +63,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU) -> list[dict[s
         rows["teacher"] = _taught(recipe.distillation)
     rows["precision"] = _precision(recipe)
     rows |= cost_rows(cost, recipe, chosen)
-    rows["folder"] = f"{out}: " + (f"holds {newest.name}, {option('resume')} goes on from there" if newest else "new")
+    rows["folder"] = f"{out}: " + _found(newest, resume)
     return [{"what": key, "plan": Message(text_of(value))} for key, value in rows.items()]
 
 
@@ -89,6 +89,13 @@ def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[
         if changed is not None:
             rows["changed"] = changed
     return rows
+
+
+def _found(newest: Path | None, resume: bool) -> str:
+    """Where a run would begin in its folder."""
+    if newest is not None:
+        return f"holds {newest.name}, {option('resume')} goes on from there"
+    return "holds no checkpoint: a new run begins" if resume else "new"
 
 
 def _features(spec: PerceptualSpec) -> str:

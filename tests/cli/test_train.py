@@ -52,6 +52,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(recipe: Path, tiny_data: P
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_of_a_run_without_a_checkpoint_takes_resume(recipe: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """As a run leaves it that was killed before its first one."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss": 0.1}\n')
+    given = ("train", recipe, "--data", tiny_data, "--out", tmp_path / "run", "--dry-run")
+    assert "holds no checkpoint: a new run begins" in " ".join(run(*given, "--resume").split())
+    assert "holds a run already; add --resume to go on with it" in mistake(*given)
+
+
 def test_of_several_processes_the_first_prints_the_plan(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("piti.training.plan", lambda *given: [{"what": "the plan"}])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -62,7 +71,7 @@ def test_of_several_processes_the_first_prints_the_plan(recipe: Path, monkeypatc
 
 
 def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("piti.training.plan", lambda parsed, folder, gpu: [{"recipe": parsed.name, "gpu": gpu}])
+    monkeypatch.setattr("piti.training.plan", lambda parsed, folder, gpu, resume: [{"recipe": parsed.name, "gpu": gpu}])
     monkeypatch.chdir(tmp_path)  # where there is no folder of recipes
     said = run("train", "baselines/spade", "--dry-run", "--gpu", "h100")
     assert "spade" in said
