@@ -243,7 +243,8 @@ class RunFolder:
         """Drop what was logged after `step`, and a last line that was cut short."""
         if not self.metrics.exists():
             return
-        kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        text = self.metrics.read_text(encoding="utf-8", errors="replace")  # a machine that went down may leave anything
+        kept = [line for line in text.splitlines() if _step(line) <= step]
         partial = self.metrics.with_name(self.metrics.name + ".new")
         with self.writing(self.metrics.name):
             partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -209,6 +209,15 @@ def test_tensorboard_forgets_what_a_resumed_run_takes_again(tmp_path: Path) -> N
     assert [one.step for one in board.Scalars("loss")] == [1, 2, 3, 4, 5]
 
 
+def test_what_a_machine_that_went_down_left_in_the_metrics_is_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 1})
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"step": 2, "lo\x00\x00\xff\xfe')
+    folder.forget_after(2)
+    assert folder.metrics.read_text() == '{"step": 1}\n'
+
+
 def test_half_precision_needs_a_gpu(tiny_data: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
