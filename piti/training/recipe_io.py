@@ -162,16 +162,23 @@ def _number_or(value: Any) -> Any:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The keys in which two recipes differ and which a continued run may not change, with both values. A precision
-    that is `auto` in one of them is no difference: it follows the device, which may be another one now."""
+    that is `auto` in one of them is no difference: it follows the device, which may be another one now. But it is never
+    fp16, whose scales of the losses are part of a checkpoint."""
     before, after = flat(old.to_dict()), flat(new.to_dict())
     found = []
     for key in sorted(before.keys() | after.keys()):
         values = before.get(key), after.get(key)
-        if key == "precision" and "auto" in values:
+        if key == "precision" and "auto" in values and not _scales_differ(old, new):
             continue
         if values[0] != values[1] and not _free(key):
             found.append(f"{key}: {values[0]!r} in the checkpoint, {values[1]!r} now")
     return found
+
+
+def _scales_differ(old: Recipe, new: Recipe) -> bool:
+    """Whether a run of fp16 would find no scale in the checkpoint of one of `auto`; or one of `auto` one too many, as
+    an adversary's losses have their own."""
+    return new.precision == "fp16" or (old.precision == "fp16" and new.adversarial)
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -220,6 +220,10 @@ def test_what_a_continued_run_may_change(tmp_path: Path) -> None:
         for root in ("before", "now")
     ]
     assert differences(*moved) == []
-    of = {name: Recipe.parse(tiny_recipe(tmp_path, precision=name), "test") for name in ("auto", "no", "bf16")}
+    of = {name: Recipe.parse(tiny_recipe(tmp_path, precision=name), "test") for name in ("auto", "no", "bf16", "fp16")}
     assert differences(of["bf16"], of["auto"]) == differences(of["auto"], of["no"]) == []
     assert differences(of["bf16"], of["no"]) == ["precision: 'bf16' in the checkpoint, 'no' now"]
+    assert differences(of["auto"], of["fp16"]) == ["precision: 'auto' in the checkpoint, 'fp16' now"]
+    assert differences(of["fp16"], of["auto"]) == []  # the scale is left out
+    judged = [of[name].model_copy(update={"baseline": {"kind": "spade"}}) for name in ("fp16", "auto")]
+    assert differences(*judged) == ["precision: 'fp16' in the checkpoint, 'auto' now"]
