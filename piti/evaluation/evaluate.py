@@ -17,6 +17,7 @@ from piti.conditions.coverage import Coverage
 from piti.core.devices import usable_device
 from piti.core.distributed import Ranks, together
 from piti.core.errors import Message, UserError, option
+from piti.core.files import check_place
 from piti.core.images import ImageError
 from piti.core.progress import OnProgress
 from piti.data.pairs import parts_of
@@ -111,6 +112,7 @@ def check_measures(options: Options, split: Split, ranks: Ranks, real: Path | No
     with together():
         if ranks.main:
             cpu = torch.device("cpu")
+            _check_cache(options)
             _networks(options, cpu)
             check_named(options, cpu)
             for place, name in ((real, split.name), (options.training, "train")):
@@ -167,6 +169,7 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
     """Open every network, then measure."""
     if material.real:
         check_alike(material.images, options.resize)
+    _check_cache(options)
     device = usable_device(options.device)
     networks = _networks(options, device) if material.real else []
     training = training_photographs(material, options)
@@ -199,6 +202,12 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
         measures += found
         notes += more
     return Evaluation(tuple(measures), facts, tuple(map(Message, notes)))
+
+
+def _check_cache(options: Options) -> None:
+    """Raises OutputError where features could not be kept once they are computed."""
+    if options.cache is not None:
+        check_place(options.cache, option("cache"))
 
 
 def _networks(options: Options, device: torch.device) -> list[FeatureNetwork]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image
 
+from piti.core.distributed import Ranks
 from piti.core.errors import UserError
+from piti.core.files import OutputError
 from piti.core.images import save_png
 from piti.evaluation import evaluate as module
-from piti.evaluation.evaluate import Options, evaluate_files
+from piti.evaluation.evaluate import Options, check_measures, evaluate_files
 from piti.evaluation.features import open_features
+from piti.evaluation.generating import Split
 from piti.evaluation.intervals import wilson
 from piti.evaluation.pairing import PairingError
 from piti.evaluation.result import Evaluation
@@ -118,6 +122,18 @@ class TestDistances:
         save_png(Image.new("RGB", (40, 32)), noisy / "scene-03_1.png")
         with pytest.raises(UserError, match=r"scene-03_1\.png: its features by colours are NaN"):
             evaluate_files(noisy, OPTIONS, tiny_data / "images")
+
+    def test_where_features_cannot_be_kept_none_are_computed(
+        self, tiny_data: Path, noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "open_features", lambda *given: pytest.fail("no network is to be opened"))
+        taken = tmp_path / "taken"
+        taken.write_text("a file")
+        options = replace(OPTIONS, cache=taken)
+        with pytest.raises(OutputError, match="taken is a file, no folder; give another cache"):
+            evaluate_files(noisy, options, tiny_data / "images")
+        with pytest.raises(OutputError, match="taken is a file, no folder; give another cache"):
+            check_measures(options, Split(tiny_data), Ranks())
 
     def test_few_images(self, tiny_data: Path, tmp_path: Path) -> None:
         def judged(count: int) -> Evaluation:
