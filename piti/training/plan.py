@@ -30,6 +30,7 @@ from piti.training.losses import DistillationSpec
 from piti.training.recipe import Recipe
 from piti.training.run_folder import RunFolder
 from piti.training.run_state import checked_state, data_state, other_contents
+from piti.training.stages import Stage
 
 
 def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU, resume: bool = False) -> list[dict[str, str]]:
@@ -58,7 +59,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU, resume: bool =
     rows["images"] = f"{images:,} of one process: {recipe.steps:,} steps of {recipe.batch} × {recipe.accumulation}"
     for stage, costs in zip(recipe.stages, cost.stages, strict=True):
         learns = f"{' and '.join(stage.trains)} ({costs.learning / 1e6:.1f}M parameters learn)"
-        rows[f"stage {stage.name}"] = f"{learns}, {stage.steps:,} steps at {stage.lr:g}"
+        rows[f"stage {stage.name}"] = f"{learns}, {stage.steps:,} steps at {_rate(stage)}"
     if recipe.distillation is not None:
         rows["teacher"] = _taught(recipe.distillation)
     rows["precision"] = _precision(recipe)
@@ -114,6 +115,15 @@ def beginning(recipe: Recipe, condition: Condition | None) -> str:
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, condition))
     return begin(translator, recipe, condition, only_check=True)
+
+
+def _rate(stage: Stage) -> str:
+    """A stage's learning rate, and what it comes to where the warm-up is not over before the rate falls or the stage
+    ends, as in one that was made short."""
+    if stage.warmup < max(1, stage.steps * (1 - stage.decay)):
+        return f"{stage.lr:g}"
+    highest = max(map(stage.lr_at, range(stage.steps)))
+    return f"{stage.lr:g}, of which the warm-up of {stage.warmup:,} steps reaches {highest:.2g}"
 
 
 def _taught(spec: DistillationSpec) -> str:

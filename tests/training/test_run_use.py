@@ -47,6 +47,22 @@ def test_one_pair_is_told_as_one(tiny_data: Path, tmp_path: Path) -> None:
     assert rows["data"] == "9 training and 1 validation pair"
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"warmup": 3}, "4 steps at 0.001"),
+        ({"warmup": 7}, "4 steps at 0.001, of which the warm-up of 7 steps reaches 0.0005"),
+        ({"warmup": 3, "decay": 0.5}, "4 steps at 0.001, of which the warm-up of 3 steps reaches 0.00075"),
+        ({"decay": 1.0}, "4 steps at 0.001"),
+    ],
+)
+def test_the_plan_says_where_the_warm_up_is_never_over(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path / "none", stages=[{"name": "joint", "steps": 4, "lr": 1e-3, **given}])
+    bare = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": None})})
+    rows = {row["what"]: row["plan"] for row in plan(bare, tmp_path / "run")}
+    assert rows["stage joint"].endswith(said)
+
+
 def test_a_run_within_the_pictures_that_it_reads_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     images, labels = tiny_data / "images", tiny_data / "labels"
     for out in (images, images / "runs/a", labels / "a"):
