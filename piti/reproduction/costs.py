@@ -172,14 +172,17 @@ def _networks(recipe: Recipe) -> object:
 
 
 def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
-    """The runs with a checkpoint, and their images a second."""
+    """The runs with a checkpoint that can be read, and their images a second."""
     for folder in sorted(place.iterdir()) if place.is_dir() else []:
         newest = RunFolder(folder).newest()
         if newest is None:
             continue
-        state = read_state(newest)
+        try:
+            state, recipe = read_state(newest), read_recipe(newest / RECIPE_FILE)
+        except UserError:  # it was copied in part, or another version wrote it: told with the run itself
+            continue
         if state.seconds > 0 and state.images_seen > 0:
-            yield read_recipe(newest / RECIPE_FILE), state.images_seen / state.seconds
+            yield recipe, state.images_seen / state.seconds
 
 
 def _sampling(row: Row, tally: CostTally) -> float:

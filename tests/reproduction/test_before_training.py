@@ -196,3 +196,11 @@ class TestDryRun:
         assert "H100" in notes[1]
         with pytest.raises(UserError, match="gpu abacus: unknown"):
             costs.dry_run(plan, Workspace(tmp_path), "abacus")
+
+
+def test_a_run_that_cannot_be_read_leaves_the_hours_of_others_known(workspace: Workspace) -> None:
+    """Speeds are those of the runs that are there; one of them may have been copied in part."""
+    (workspace.out / "runs/other-0/checkpoints/step-00000004").mkdir(parents=True)
+    told, notes = costs.dry_run(PLAN, workspace)
+    assert [row["hours left"] for row in told] != ["?"]
+    assert "without" not in notes[0]
