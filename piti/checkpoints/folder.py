@@ -20,7 +20,7 @@ from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_con
 from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
-from piti.core.errors import UserError, first_line, text_of, with_article
+from piti.core.errors import UserError, first_line, flag, text_of, with_article
 from piti.core.files import file_hash
 from piti.core.walk import list_images
 from piti.diffusion.distillation import StudentSpec
@@ -156,7 +156,7 @@ class ModelFolder:
         index = path / INDEX_FILE
         if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
             kind = with_article(read_json(path, INDEX_FILE)["_class_name"])
-            how = f"import it: piti import {path} --out FOLDER"
+            how = f"import it: piti import {path} {flag('out')} FOLDER"
             raise ModelError(f"{path}: is a folder of diffusers, {kind}", remedy=how)
         condition = condition_from_config(read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
         return cls(path, read_json(path, INDEX_FILE), condition.found_in(path), hub)

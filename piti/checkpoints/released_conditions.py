@@ -20,7 +20,7 @@ from piti.conditions import (
     coco_stuff,
 )
 from piti.conditions.tokenizers import BytePairTokenizer
-from piti.core.errors import option
+from piti.core.errors import flag, option
 from piti.models import EncoderSpec, TextEncoderSpec
 
 Masks = Literal["colours", "one-hot"]
@@ -139,7 +139,7 @@ def lost_in_release(condition: Condition) -> list[str]:
 
     A sentence each, options marked; none where an import reads the file as the model did.
     """
-    has_classes = "piti import reads it with --classes FILE, the classes.json of its training"
+    has_classes = f"piti import reads it with {flag('classes')} FILE, the classes.json of its training"
     match condition:
         case TextCondition() | SeveralCondition():
             return []

@@ -22,6 +22,11 @@ def option(name: str) -> str:
     return f"\u2039{name}\u203a"
 
 
+def flag(name: str) -> str:
+    """An option within a quoted command, which has it as a flag whoever reads the text. name: as of `option`."""
+    return f"--{name.replace('_', '-')}"
+
+
 def spelled(text: str, spelling: Callable[[str], str] = str) -> str:
     """A text for its readers. spelling: makes of an option's keyword what they call it; by default the keyword."""
     return _OPTION.sub(lambda found: spelling(found[1]), text)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from piti.conditions import Condition, NoCondition
 from piti.conditions.base import meaning_hash
-from piti.core.errors import option
+from piti.core.errors import flag, option
 from piti.core.images import Box, image_size, own_text, read_rgb, same_proportions, to_tensor
 from piti.core.spec import Spec
 from piti.core.walk import flat, list_images
@@ -141,7 +141,7 @@ class WithGenerated:
             return f"images whose short side is not the {self.low_res} px that the upsampler enlarges (model.low_res)"
         said = own_text(file)
         if "base_only" not in said:  # written wherever no upsampler took part, also of a base that has none
-            return "images that no base generated; make them by piti translate … --base-only"
+            return f"images that no base generated; make them by piti translate … {flag('base_only')}"
         if not isinstance(self.condition, NoCondition) and _meaning_in(said) != meaning_hash(self.condition):
             return "images of another condition than this recipe's; generate them with a base that reads the same"
         return None
@@ -165,7 +165,7 @@ def _by_pair(pairs: PairedFolder, root: Path) -> Mapping[int, list[Path]]:
     if not root.is_dir():
         raise DataError(
             f"generated.root: {root} is no folder",
-            remedy=f"make it by piti translate … --base-only --out {root}",
+            remedy=f"make it by piti translate … {flag('base_only')} {flag('out')} {root}",
         )
     stems: dict[str, int] = {}
     for index, pair in enumerate(pairs.pairs):
@@ -184,6 +184,6 @@ def _by_pair(pairs: PairedFolder, root: Path) -> Mapping[int, list[Path]]:
         raise DataError(
             f"generated.root: {root} holds no STEM_NUMBER.png of the training conditions (such as "
             f"{next(iter(stems))}_0.png)",
-            remedy="make them by piti translate … --base-only",
+            remedy=f"make them by piti translate … {flag('base_only')}",
         )
     return found

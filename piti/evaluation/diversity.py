@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from piti.core.errors import flag
 from piti.core.images import crop_resize, read_rgb, to_tensor
 from piti.core.progress import OnProgress
 from piti.evaluation.per_condition import (
@@ -149,7 +150,7 @@ def _several(groups: Mapping[str, Sequence]) -> dict[str, Sequence]:
     if not several:
         raise AlignmentError(
             f"none of {len(groups)} conditions has two samples, between which diversity is measured",
-            remedy="make more with piti translate --num 4",
+            remedy=f"make more with piti translate {flag('num')} 4",
         )
     return several
 

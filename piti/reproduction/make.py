@@ -12,7 +12,7 @@ from rich.console import Console
 
 from piti.baselines.rrdb import load_real_esrgan
 from piti.core.distributed import started
-from piti.core.errors import Message, UserError, option, text_of
+from piti.core.errors import Message, UserError, flag, option, text_of
 from piti.evaluation.features import open_features
 from piti.evaluation.result import Evaluation
 from piti.evaluation.segmentation import open_segmenter
@@ -73,7 +73,7 @@ def check_alone() -> None:
     if started().world > 1:
         raise UserError(
             "piti reproduce runs in one process. Train the runs with several first, each by torchrun … "
-            "piti train RECIPE --out OUT/runs/NAME-SEED as --dry-run names them "
+            f"piti train RECIPE {flag('out')} OUT/runs/NAME-SEED as {flag('dry_run')} names them "
             "(batch is that of one process: divide it by their number), then start piti reproduce "
             "without torchrun: finished runs are taken as they are"
         )

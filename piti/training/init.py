@@ -15,7 +15,7 @@ from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, read_weights
 from piti.conditions import Condition, MaskCondition
-from piti.core.errors import option, text_of
+from piti.core.errors import flag, option, text_of
 from piti.core.files import file_hash
 from piti.core.seeding import derive_seed
 from piti.diffusion.samplers import Scheduler
@@ -334,14 +334,14 @@ def _network_of(translator: Translator, name: str, key: str) -> Path:
     if translator.config.get("unet_config") is not None and not Path(name).exists() and not is_id(name):
         raise ModelError(
             f"{key}: there is no model '{name}' yet",
-            remedy=f"import it: piti import FOLDER_OR_HUB_ID --out {name}; or name it by its id on the hub, "
+            remedy=f"import it: piti import FOLDER_OR_HUB_ID {flag('out')} {name}; or name it by its id on the hub, "
             f"{option('set')} {key}=OWNER/NAME",
         )
     if key == "prior" and name.startswith(("./", "../", "/")) and not Path(name).exists():
-        upsampler = " --upsampler UPSAMPLER.pt" if translator.role == "upsampler" else ""
+        upsampler = f" {flag('upsampler')} UPSAMPLER.pt" if translator.role == "upsampler" else ""
         raise ModelError(
             f"{key}: there is no model '{name}' yet",
-            remedy=f"import it, such as GLIDE's files: piti import BASE.pt{upsampler} --out {name}; or name "
+            remedy=f"import it, such as GLIDE's files: piti import BASE.pt{upsampler} {flag('out')} {name}; or name "
             f"a model or a run that is there, {option('set')} {key}=NAME",
         )
     folder = find_model(name) / translator.role
