@@ -10,6 +10,7 @@ from piti.conditions.coverage import unlabelled_note
 from piti.core.images import same_proportions
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, EditSettings
+from piti.editing.regions import white_of
 from piti.generation.edits import Names, make_edits
 from piti.studio.service.inputs import Upload, photograph
 from piti.studio.service.models import Loaded
@@ -43,11 +44,15 @@ class Edit:
 
 
 def held_edit(edit: Edit, upload: Upload | None = None) -> Held[Edit]:
-    """An edit that is put away. upload: see `held_photograph`."""
+    """An edit that is put away; of its region only what is white. upload: see `held_photograph`.
+
+    Raises ImageError for a region that is no picture of colours.
+    """
     given = edit.given
     image, to = held_photograph(edit, upload), held_prepared(given.to)
     before = None if given.from_ is None else held_tensor(given.from_)
-    region = None if given.region is None else held_image(given.region)
+    white = None if given.region is None else white_of(given.region).numpy()
+    region = None if white is None else held_image(Image.fromarray(white))
     bare = replace(edit, given=EditInput(_NONE, given.to.bare()))
 
     def out() -> Edit:

@@ -378,6 +378,23 @@ def test_waiting_jobs_hold_little_and_make_the_same(studio: Studio, keep_exact: 
     assert np.array_equal(np.asarray(results[1].pictures[0].image()), np.asarray(alone[0].image))
 
 
+def test_a_region_is_white_where_its_file_is(studio: Studio) -> None:
+    """Put away without its palette, a region was black all over, or white where another palette is."""
+    raw = studio.read_condition("mask", painted(ids()), "the drawing")
+    inside = np.zeros((30, 40), np.uint8)
+    inside[:, :20] = 1
+    palette = Image.fromarray(inside, "P")
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    grey = Image.fromarray(inside * 255)
+    hidden = file_of(Image.fromarray(np.where(inside, 255, 254).astype(np.uint8)), transparency=254)
+    request = EditRequest.parse({"model": "mask", "steps": 2}, "test")
+    found = []
+    for file in (file_of(grey), file_of(palette), hidden):
+        job = studio.edit(request, painted(ids()), raw, raw, studio.read_region(file, "region.png"))
+        found.append(asyncio.run(job.result()).pictures[0].image().tobytes())
+    assert found[0] == found[1] == found[2]
+
+
 def test_conditions_are_put_away_to_the_bit() -> None:
     for raw in (torch.rand(1, 30, 40), torch.randint(-1, 9, (2, 3, 4), dtype=torch.int16), torch.rand(1, 4, 6).mT):
         held = held_tensor(raw)
