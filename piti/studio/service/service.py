@@ -22,6 +22,7 @@ from piti.core.spec import choices
 from piti.data.edges import draw_lines
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, prepare_edit
+from piti.editing.options import check_exact
 from piti.generation.generate import make_images
 from piti.generation.metadata_schema import carried_condition
 from piti.pipelines.canvas import Canvas, check_proportions
@@ -214,11 +215,14 @@ class Studio:
 
         region: white is repainted, instead of where the conditions differ. source: what the photograph is called in
         the metadata. upload: the file that it was read from, which takes less room while the job waits. Raises as
-        `translate`; what only editing itself finds, the job raises.
+        `translate`, and EditError where what is to be kept exactly is lost in 8-bit RGB; what only editing itself
+        finds, the job raises.
         """
         loaded = self.model(request.model)
         self.limits.check(request)
         settings = request.settings()
+        if settings.keep_exact and upload is not None:
+            check_exact(upload, upload.name)
         given = EditInput(image, prepare_edit(loaded.pipeline, image, to, settings), from_, region)
         asked = Edit(loaded, request, settings, given, source)
         held = held_edit(asked, upload)

@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from piti.core.errors import UserError
 from piti.core.images import same_proportions
 from piti.editing import STEPS, VARIETY
 from piti.pipelines.options import OWN_SAMPLING
+from piti.studio.service.inputs import Upload
 from piti.studio.service.schema import EditRequest, TranslateRequest, for_browser
 from piti.studio.service.service import Loaded, Studio
 from piti.studio.ui.gallery import Gallery, SourceImage, Strip, finished, nothing_yet, on_the_way, refused, settled
@@ -38,6 +39,8 @@ class Editing:
 
     photograph: Image.Image
     raw: Tensor | None
+    upload: Upload | None = None
+    """The file that it was read from, where it was."""
 
 
 class Settings(NamedTuple):
@@ -256,7 +259,8 @@ class Panel:
         if "guidance" in chosen:
             shared["guidance"] = said.guidance
         shared |= {"steps": int(said.edit_steps), "variety": said.variety, "keep_exact": said.exact}
-        job = self.studio.edit(EditRequest.parse(shared, "settings"), editing.photograph, raw, editing.raw)
+        request = EditRequest.parse(shared, "settings")
+        job = self.studio.edit(request, editing.photograph, raw, editing.raw, upload=editing.upload)
         return [SourceImage("before", editing.photograph), self.surface.source(raw)], int(said.num), job
 
     # Inputs and edits; each returns what changes on the page
@@ -290,16 +294,17 @@ class Panel:
         except UserError as error:
             return self._refused(error)
         if editing is not None and editing.raw is None and describes:
-            editing = Editing(editing.photograph, raw)
+            editing = replace(editing, raw=raw)
         return self._laid(drawn, editing)
 
     def _photograph_given(self, path: str) -> Changes:
         """A photograph to edit; one that piti made carries its condition."""
+        file = Path(path)
         try:
-            photograph, raw = self.studio.read_photograph(self.loaded.name, Path(path), Path(path).name)
+            photograph, raw = self.studio.read_photograph(self.loaded.name, file, file.name)
         except UserError as error:
             return self._refused(error)
-        return self._begun(Editing(photograph, raw))
+        return self._begun(Editing(photograph, raw, Upload(file.read_bytes(), file.name)))
 
     def _picked(self, event: gr.EventData) -> Changes:
         """Edit one of the results."""
@@ -317,7 +322,7 @@ class Panel:
             return self._refused(error)
         if editing is None or isinstance(raw, str):
             return {}
-        return self._laid(drawn, Editing(editing.photograph, raw))
+        return self._laid(drawn, replace(editing, raw=raw))
 
     def _begun(self, editing: Editing) -> Changes:
         if editing.raw is not None:

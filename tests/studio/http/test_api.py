@@ -272,6 +272,21 @@ def test_an_edit(client: httpx.Client) -> None:
     assert (other.status_code, "unknown file 'mask'" in other.json()["error"]) == (422, True)
 
 
+def test_what_is_to_be_kept_exactly_and_cannot_be_is_refused(client: httpx.Client) -> None:
+    """Transparency and 16 bits were dropped without a word."""
+    clear = painted(ids())
+    clear.putalpha(Image.fromarray(np.where(ids() == 0, 100, 255).astype(np.uint8)))
+    deep = Image.fromarray(ids().astype(np.uint16) * 9000)
+    after = file_of(painted(np.where(ids() == 2, 1, ids())))
+    for name, image, lost in (("clear.png", clear, "its transparency"), ("deep.png", deep, "beyond 8 bits")):
+        files = {"image": (name, file_of(image)), "from": ("m.png", MASK), "condition": ("after.png", after)}
+        fields = {"model": "mask", "steps": "2", "keep_exact": "true"}
+        answer = client.post("/api/edit", data=fields, files=files)
+        assert (answer.status_code, answer.json()["error"][: len(name)]) == (400, name), answer.text
+        assert lost in answer.json()["error"]
+        assert client.post("/api/edit", data=fields | {"keep_exact": "false"}, files=files).status_code == 200
+
+
 def test_nothing_is_looked_up_or_connected_to(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[Any] = []
     connect, lookup = socket.socket.connect, socket.getaddrinfo

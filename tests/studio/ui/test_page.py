@@ -158,6 +158,17 @@ class TestEditing:
         assert stopped[panel.editing] is None
         assert stopped[panel.drawing].underlay is None
 
+    def test_what_pixels_cannot_keep_exactly_is_told(self, panel: Panel, tmp_path: Path) -> None:
+        """It was dropped without a word."""
+        clear = painted(ids())
+        clear.putalpha(100)
+        clear.save(tmp_path / "clear.png")
+        begun = panel._photograph_given(str(tmp_path / "clear.png"))
+        editing = panel._traced(painted(ids()), begun[panel.editing])[panel.editing]
+        other = painted(np.where(ids() == 2, 1, ids()))
+        assert "clear.png: images are written as 8-bit RGB" in made(panel, other, editing, exact=True)[-1]["problem"]
+        assert made(panel, other, editing)[-1]["state"] == "done"
+
     def test_another_mask_while_editing_is_the_change(self, panel: Panel, studio: Studio, tmp_path: Path) -> None:
         """What it differs in from the photograph's own is what the painter marks."""
         raw = studio.read_condition("mask", painted(ids()), "mask")
