@@ -140,9 +140,10 @@ class Panel:
                     0, 1, value=VARIETY, step=0.05, label="How freely", elem_id=f"{self.id}-variety",
                     info="0 keeps what the photograph had there as far as it fits; 1 invents it anew",
                 )  # fmt: skip
+                most = self.studio.limits.steps
                 self.edit_steps = gr.Slider(
-                    1, self.studio.limits.steps, value=STEPS, step=1, label="Editing steps",
-                    elem_id=f"{self.id}-edit-steps", info="more keep the rest more exactly",
+                    **_counted(most, min(STEPS, most)), label="Editing steps", elem_id=f"{self.id}-edit-steps",
+                    info="more keep the rest more exactly",
                 )  # fmt: skip
             self.exact = gr.Checkbox(False, label="Keep the rest pixel for pixel", elem_id=f"{self.id}-exact")
             with gr.Row():
@@ -155,13 +156,14 @@ class Panel:
         with gr.Row(equal_height=True):
             most = limits.samples
             self.num = gr.Slider(
-                1, most, value=min(4, most), step=1, label="Photographs", elem_id=f"{self.id}-num", min_width=140
+                **_counted(most, min(4, most)), label="Photographs", elem_id=f"{self.id}-num", min_width=140
             )
             self.seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{self.id}-seed", min_width=100)
             self.live = self.live_mode.build(f"{self.id}-live")
         with gr.Accordion("More settings", open=False, elem_id=f"{self.id}-more"):
             self.guidance = gr.Slider(
-                0, 8, value=own["guidance"], step=0.25, label="Guidance w", elem_id=f"{self.id}-guidance",
+                0, max(8, own["guidance"]), value=own["guidance"], step=0.25, label="Guidance w",
+                elem_id=f"{self.id}-guidance",
                 **self._settable("guidance", "how strongly the photographs follow the drawing; 0 is off"),
             )  # fmt: skip
             self.sampler = gr.Dropdown(
@@ -169,8 +171,9 @@ class Panel:
                 **self._settable("sampler"),
             )  # fmt: skip
             self.steps = gr.Slider(
-                1, limits.steps, value=own["steps"], step=1, label="Steps", elem_id=f"{self.id}-steps",
-                **self._settable("steps", "fewer are quicker, more are finer"),
+                **_counted(limits.steps, own["steps"])
+                | self._settable("steps", "fewer are quicker, more are finer"),
+                label="Steps", elem_id=f"{self.id}-steps",
             )  # fmt: skip
         with gr.Row(elem_classes="actions"):
             self.make = gr.Button("Make photographs", variant="primary", size="md", scale=3, elem_id=f"{self.id}-make")
@@ -359,6 +362,12 @@ class Panel:
 
     def _refused(self, error: UserError) -> Changes:
         return {self.gallery: refused(for_browser(error))}
+
+
+def _counted(most: int, value: int) -> dict[str, Any]:
+    """A slider from 1 to `most`, and as far as the value that it begins with, which Gradio would refuse beyond its end;
+    fixed where there is nothing to choose, for Gradio has no slider of one number."""
+    return {"minimum": 1, "maximum": max(most, value, 2), "value": value, "step": 1, "interactive": most > 1}
 
 
 def _buttons(running: bool) -> tuple[Any, Any, Any]:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piti.pipelines.options import OWN_SAMPLING
+from piti.diffusion.guidance import Guidance
+from piti.pipelines.options import OWN_SAMPLING, NetworkOptions, SamplingOptions
 from piti.studio.service.service import Studio
 from piti.studio.ui.gallery import Gallery
 from piti.studio.ui.inputs import FileSurface, TextSurface
@@ -120,6 +121,22 @@ def test_a_student_offers_no_edit_and_no_settings_of_its_weights(
     own = {key: panel.own[key] for key in ("guidance", "sampler", "steps")}
     done = made(panel, painted(ids()), **own)[-1]
     assert not any(picture["editable"] for picture in done["pictures"])
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_limits_below_what_a_model_takes_by_itself_leave_a_page_that_works(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """One of anything ended in Gradio's error, and beyond a slider's end the page refused its own settings."""
+    monkeypatch.setattr(studio, "limits", dataclasses.replace(studio.limits, samples=most, steps=most))
+    pipeline = studio.models["mask"].pipeline
+    strong = SamplingOptions(base=NetworkOptions(guidance=Guidance(w=9)))
+    monkeypatch.setattr(pipeline, "defaults", strong.networks_over(pipeline.defaults))
+    panel = laid_out(studio, "mask")
+    sliders = {"num": panel.num, "guidance": panel.guidance, "steps": panel.steps, "edit_steps": panel.edit_steps}
+    begun: dict[str, Any] = {name: slider.preprocess(slider.value) for name, slider in sliders.items()}
+    assert begun == {"num": most, "guidance": 9, "steps": 3, "edit_steps": most}
+    assert len(made(panel, painted(ids()), **begun | {"sampler": panel.own["sampler"]})[-1]["pictures"]) == most
 
 
 class TestEditing:
