@@ -69,9 +69,10 @@ def studio(
 
     The same over HTTP: /docs lists the routes. Nothing is fetched from, or sent to, any other machine.
     """
-    from piti.studio.http.app import listening, need_ui, serve, warning_of
+    from piti.studio.http.app import check_names, listening, need_ui, serve, warning_of
 
     need_ui()
+    check_names(host, allow_host or (), root_path)
     with listening(host, port) as bound:  # before the models are loaded
         with quick_imports():
             from piti.studio.service.service import Studio

@@ -54,6 +54,7 @@ def build_app(
 
     host: where it will listen. allow_hosts: other names that it answers to. root_path: the path under which a proxy
     serves it, such as "/studio"; whether the proxy passes that path on or strips it makes no difference.
+    Raises UserError for what is no name or path.
     """
     from fastapi.exceptions import RequestValidationError
     from fastapi_offline import FastAPIOffline
@@ -85,6 +86,14 @@ def build_app(
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ProxyPath, root=root)
     return app
+
+
+def check_names(host: str, allow_hosts: Collection[str], root_path: str) -> None:
+    """Raises UserError for what `build_app` would refuse, before models are loaded."""
+    from piti.studio.http.security import hosts_of
+
+    hosts_of(host, allow_hosts)
+    checked_root(root_path)
 
 
 def checked_root(path: str) -> str:

@@ -96,12 +96,23 @@ class Hosts:
 
 
 def hosts_of(host: str, more: Collection[str] = ()) -> Hosts:
-    """The names of a studio that listens on `host`. more: other names that it answers to."""
+    """The names of a studio that listens on `host`. more: other names that it answers to, whatever port stands behind
+    them. Raises UserError for what is no name, such as an address with http:// in front."""
     names = set(_LOOPBACK) | {host.lower().strip("[]")}
     everywhere = host in _EVERYWHERE
     if everywhere:
         names |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
-    return Hosts(frozenset(names), frozenset(name.lower() for name in more), everywhere)
+    return Hosts(frozenset(names), frozenset(_trusted(name) for name in more), everywhere)
+
+
+def _trusted(name: str) -> str:
+    """A name that the user gave, as `Guard` compares it: lower case, without a port or brackets."""
+    found = _name_of(f"[{name}]" if _is_address(name) and ":" in name else name.strip())
+    if not found or "*" in found:
+        raise UserError(
+            "is no name of a host", remedy="give one such as studio.example.org", option="allow_host", value=name
+        )
+    return found
 
 
 class Guard:

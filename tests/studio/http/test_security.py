@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from piti.core.errors import UserError
 from piti.studio.http.security import Guard, SecurityHeaders, cleaned, hosts_of
 from tests.studio.http.asgi import asked, echo
 
@@ -27,6 +28,10 @@ from tests.studio.http.asgi import asked, echo
         ("0.0.0.0", (), "[", 421),
         ("127.0.0.1", (), "[nonsense]:80", 421),
         ("127.0.0.1", ("Studio.example",), "studio.example", 200),
+        ("127.0.0.1", ("studio.example:8443",), "studio.example:8443", 200),
+        ("127.0.0.1", ("studio.example:8443",), "studio.example", 200),
+        ("127.0.0.1", ("[2001:db8::1]",), "[2001:db8::1]:80", 200),
+        ("127.0.0.1", ("2001:db8::1",), "[2001:db8::1]:80", 200),
         ("0.0.0.0", (), "192.168.0.7:7860", 200),
         ("0.0.0.0", (), "[fe80::1]:7860", 200),
         ("0.0.0.0", (), "evil.example", 421),
@@ -37,6 +42,13 @@ from tests.studio.http.asgi import asked, echo
 def test_a_studio_answers_to_its_names_alone(host: str, more: tuple[str, ...], name: str, status: int) -> None:
     for method in ("GET", "POST"):
         assert asked(Guard(echo, hosts_of(host, more)), method=method, host=name)[0] == status
+
+
+@pytest.mark.parametrize("name", ["https://studio.example", "studio.example/studio", "*.example", "", "*", "[::1"])
+def test_what_is_no_name_is_refused_at_the_start(name: str) -> None:
+    """It was taken, and every request under the name that was meant refused."""
+    with pytest.raises(UserError, match="is no name of a host"):
+        hosts_of("127.0.0.1", [name])
 
 
 @pytest.mark.parametrize(
