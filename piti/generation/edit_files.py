@@ -18,7 +18,7 @@ from piti.core.sheets import grid
 from piti.editing import EditInput, EditSettings, prepare_edit
 from piti.editing.options import check_exact
 from piti.editing.regions import EditError
-from piti.generation.edits import Edits, Names, make_edits
+from piti.generation.edits import THE_IMAGES_OWN, Edits, Names, make_edits
 from piti.generation.metadata_schema import RemakeError, own_condition
 from piti.generation.options import SHEET, check_one, is_one_file
 from piti.generation.readers import mapped_note
@@ -111,7 +111,7 @@ def _seen(pipeline: PITIPipeline, files: EditFiles, raw: Tensor) -> list[str]:
 
 
 def _names(model: str, files: EditFiles, known: bool) -> Names:
-    own = "the image's own" if known else None
+    own = THE_IMAGES_OWN if known else None
     return Names(
         model,
         files.image.name,

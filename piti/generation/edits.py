@@ -18,6 +18,9 @@ from piti.generation.options import seed_of
 from piti.pipelines.cascade import ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
+THE_IMAGES_OWN = "the image's own"
+"""What a condition is called that an image itself holds."""
+
 
 @dataclass(frozen=True)
 class Names:

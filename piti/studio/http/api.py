@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from piti import __version__
 from piti.core.errors import UserError
 from piti.core.spec import Spec, in_words
+from piti.generation.edits import THE_IMAGES_OWN, Names
 from piti.studio.http.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
 from piti.studio.service.inputs import NoPicture, Upload
 from piti.studio.service.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
@@ -196,12 +197,14 @@ class _Api:
             file, told = form.taken("image"), form.taken("condition")
             image, before = studio.read_photograph(asked.model, file.data, file.name)
             to = studio.read_condition(asked.model, told.data, told.name)
+            own = None if before is None else THE_IMAGES_OWN
             if "from" in files:
                 shown = form.taken("from")
-                before = studio.read_condition(asked.model, shown.data, shown.name)
+                before, own = studio.read_condition(asked.model, shown.data, shown.name), shown.name
             white = form.taken("region") if "region" in files else None
             region = None if white is None else studio.read_region(white.data, white.name)
-            return studio.edit(asked, image, to, before, region, upload=Upload(file.data, file.name))
+            names = Names(asked.model, file.name, told.name, own, None if white is None else white.name)
+            return studio.edit(asked, image, to, before, region, Upload(file.data, file.name), names)
 
         return await self._answered(request, submitted)
 

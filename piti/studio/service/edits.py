@@ -28,14 +28,13 @@ class Edit:
     request: EditRequest
     settings: EditSettings
     given: EditInput
-    source: str
-    """What the photograph is called."""
+    names: Names
+    """What a person calls what is handed in."""
 
     def made(self, on_step: OnStep) -> tuple[list[Picture], tuple[str, ...]]:
         """The pictures, and what a person should know of them. Raises EditError, and what `on_step` raises."""
         asked, given, name = self.request, self.given, self.loaded.name
-        names = Names(name, self.source, "the drawing", None if given.from_ is None else "the image's own")
-        edits = make_edits(self.loaded.pipeline, given, self.settings, names, asked.num, asked.seed, on_step)
+        edits = make_edits(self.loaded.pipeline, given, self.settings, self.names, asked.num, asked.seed, on_step)
         pictures = [Picture.of(made, name, edits.edited.shows, asked.seed) for made in edits.images]
         unknown = given.from_ is None and given.region is None
         notes = ["what the photograph shows is not known, so all of it was repainted"] if unknown else []

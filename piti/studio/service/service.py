@@ -23,6 +23,7 @@ from piti.data.edges import draw_lines
 from piti.diffusion.samplers import OnStep
 from piti.editing import EditInput, prepare_edit
 from piti.editing.options import check_exact
+from piti.generation.edits import THE_IMAGES_OWN, Names
 from piti.generation.generate import make_images
 from piti.generation.metadata_schema import carried_condition
 from piti.pipelines.canvas import Canvas, check_proportions
@@ -208,15 +209,15 @@ class Studio:
         to: Tensor,
         from_: Tensor | None = None,
         region: Image.Image | None = None,
-        source: str = "photograph.png",
         upload: Upload | None = None,
+        names: Names | None = None,
     ) -> Job[Result]:
         """Hand in an edit: `image`, which shows `from_` (None: not known), is to show `to`; see `piti.editing.edit`.
 
-        region: white is repainted, instead of where the conditions differ. source: what the photograph is called in
-        the metadata. upload: the file that it was read from, which takes less room while the job waits. Raises as
-        `translate`, and EditError where what is to be kept exactly is lost in 8-bit RGB; what only editing itself
-        finds, the job raises.
+        region: white is repainted, instead of where the conditions differ. upload: the file that the photograph was
+        read from, which takes less room while the job waits. names: of what was handed in, for the metadata; by default
+        those of what is drawn on the page. Raises as `translate`, and EditError where what is to be kept exactly is
+        lost in 8-bit RGB; what only editing itself finds, the job raises.
         """
         loaded = self.model(request.model)
         self.limits.check(request)
@@ -224,7 +225,9 @@ class Studio:
         if settings.keep_exact and upload is not None:
             check_exact(upload, upload.name)
         given = EditInput(image, prepare_edit(loaded.pipeline, image, to, settings), from_, region)
-        asked = Edit(loaded, request, settings, given, source)
+        own = None if from_ is None else THE_IMAGES_OWN
+        names = names or Names(loaded.name, "photograph.png", "the drawing", own)
+        asked = Edit(loaded, request, settings, given, names)
         held = held_edit(asked, upload)
         return self._submitted(request, lambda on_step: held.out().made(on_step), given.to.canvas, held.size)
 

@@ -256,11 +256,15 @@ def test_an_edit(client: httpx.Client) -> None:
     assert len(answer.json()["pictures"]) == 1
     assert "was repainted" in answer.json()["notes"][0]
     png = base64.b64decode(answer.json()["pictures"][0]["png"])
-    assert Image.open(BytesIO(png)).info["piti:model"] == "mask"
+    said = Image.open(BytesIO(png)).info
+    assert (said["piti:model"], said["piti:edited"], said["piti:edit_to"]) == ("mask", "photograph.png", "after.png")
+    assert said["piti:edit_from"] == "the image's own"
     with Image.open(BytesIO(photograph)) as plain:
-        files["image"] = ("photograph.png", file_of(Image.fromarray(np.asarray(plain))))
+        files["image"] = ("plain.png", file_of(Image.fromarray(np.asarray(plain))))
     files |= {"from": ("before.png", file_of(painted(before)))}
     told = client.post("/api/edit", data=fields, files=files, headers={"Accept": "image/png"})
+    told_of = {key: Image.open(BytesIO(told.content)).info[f"piti:{key}"] for key in ("edited", "edit_from")}
+    assert told_of == {"edited": "plain.png", "edit_from": "before.png"}
     assert np.array_equal(np.asarray(Image.open(BytesIO(told.content))), np.asarray(Image.open(BytesIO(png))))
     for missing in ("image", "condition"):
         some = {key: file for key, file in files.items() if key != missing}

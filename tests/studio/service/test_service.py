@@ -21,6 +21,7 @@ from piti.conditions.mask_files import UndecidedMask
 from piti.core.errors import UserError
 from piti.core.images import ImageError
 from piti.editing import EditInput, prepare_edit
+from piti.generation.edits import Names
 from piti.generation.generate import make_images
 from piti.generation.options import GenerationOptions
 from piti.generation.sources import TranslationFiles
@@ -354,13 +355,14 @@ def test_waiting_jobs_hold_little_and_make_the_same(studio: Studio, keep_exact: 
     request = EditRequest.parse({"model": "mask", "steps": 2, "keep_exact": keep_exact}, "test")
     loaded, settings = studio.models["mask"], request.settings()
     given = EditInput(image, prepare_edit(loaded.pipeline, image, after, settings), before, region)
-    expected = Edit(loaded, request, settings, given, "noise.jpg").made(lambda *_: None)
+    names = Names("mask", "noise.jpg", "after.png", "before.png")
+    expected = Edit(loaded, request, settings, given, names).made(lambda *_: None)
     del given
     go, jobs = threading.Event(), []
     studio.queue.submit(lambda job: go.wait())
     for _ in range(3):
         parts = [image.copy(), after.clone(), before.clone(), region.copy()]
-        jobs.append(studio.edit(request, *parts, source="noise.jpg", upload=upload))
+        jobs.append(studio.edit(request, *parts, upload=upload, names=names))
         translation = TranslateRequest.parse({"model": "mask", "num": 1}, "test")
         jobs.append(studio.translate(translation, parts[1], "street.png"))
         alive = [weakref.ref(part) for part in parts]
