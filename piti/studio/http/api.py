@@ -189,7 +189,11 @@ class _Api:
         """
         form = await read_form(request, ("image", "condition", "from", "region"))
         asked = parsed(EditRequest, _with_num(request, form))
-        self.studio.model(asked.model)
+        if self.studio.model(asked.model).kind == "text":
+            raise UserError(
+                f"model '{asked.model}' reads text, and pictures are edited here by masks, sketches and depth alone",
+                remedy="give another model; piti edit takes texts",
+            )
         self.studio.limits.check(asked)
 
         def submitted() -> Job[Result]:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from torch import nn
 
-from piti.conditions import Condition, MaskCondition
+from piti.conditions import Condition, MaskCondition, TextCondition
 from piti.core.errors import UserError
 from piti.editing import EditError, check_edits
 from piti.models import Translator
@@ -108,7 +108,9 @@ def _samplers(base: nn.Module) -> list[str]:
 
 
 def _edits(pipeline: PITIPipeline) -> bool:
-    """Whether a model edits."""
+    """Whether a model edits what a picture describes, which is all that the studio takes."""
+    if isinstance(pipeline.condition, TextCondition):
+        return False
     try:
         check_edits(pipeline)
     except EditError:

@@ -178,7 +178,9 @@ class ModelInfo(_Answer):
         description="Which of guidance, steps and sampler are part of its weights: it takes its defaults alone.",
         examples=[[]],
     )
-    edits: bool = Field(description="Whether POST /api/edit takes it; a distilled model and a baseline edit nothing.")
+    edits: bool = Field(
+        description="Whether POST /api/edit takes it; a distilled model and a baseline edit nothing, a prior not here."
+    )
     defaults: Defaults
     limits: Bounds
 

@@ -228,6 +228,10 @@ def test_a_text_that_says_nothing(
     monkeypatch.setitem(studio.models, "mask", reads_text)  # type: ignore[arg-type]
     answer = translated(client, None, **({} if text is None else {"text": text}))
     assert (answer.status_code, answer.json()["error"]) == (422, f"'text' is {what}; say what is to be seen")
+    edit = client.post(
+        "/api/edit", data={"model": "mask"}, files={"image": ("m.png", MASK), "condition": ("m.png", MASK)}
+    )
+    assert (edit.status_code, "piti edit takes texts" in edit.json()["error"]) == (400, True)
 
 
 def test_what_is_unlabelled_is_in_the_notes(client: httpx.Client) -> None:

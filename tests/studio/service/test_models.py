@@ -8,6 +8,7 @@ import pytest
 
 from piti.diffusion.distillation import StudentSpec
 from piti.diffusion.guidance import Guidance
+from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.models import described
 from piti.studio.service.schema import Limits
 from tests.evaluation.seen import NOISELESS, baseline_pipeline
@@ -31,6 +32,11 @@ def test_what_a_student_does_not_take_is_not_offered(student: StudentSpec | None
     pipeline: Any = tiny_pipeline()
     pipeline.base.student = student
     assert told(pipeline) == said
+
+
+def test_a_prior_edits_nothing_here() -> None:
+    """An edit is asked for with a picture of what is to be shown, which a prior does not read."""
+    assert told(PITIPipeline.from_pretrained("scenes-prior"))[-1] is False
 
 
 def test_a_baseline_takes_no_settings_and_edits_nothing() -> None:
