@@ -80,8 +80,9 @@ def build_app(
     add_api(app, studio)
     if page:
         _add_page(app, studio, root)
-    app.add_middleware(BodyLimits, limits=studio.limits)  # the one added last is called first
-    app.add_middleware(Guard, hosts=hosts_of(host, allow_hosts))
+    hosts = hosts_of(host, allow_hosts)
+    app.add_middleware(BodyLimits, limits=studio.limits, trusted=hosts.trusted)  # the one added last is called first
+    app.add_middleware(Guard, hosts=hosts)
     app.add_middleware(ExceptionMiddleware, handlers=handlers)  # for what the two raise
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ProxyPath, root=root)

@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from starlette._utils import get_route_path
@@ -43,10 +44,12 @@ class BodyLimits:
     Raises HTTPException, either at once or when the application reads on: 413 beyond `limits.upload_bytes`, 408 after
     `limits.upload_seconds`. A body that is no form, whatever its content type, is parsed as a message of the page:
     8 MiB at most, and 400 if it is not JSON or names files on other servers, which Gradio would fetch.
+
+    trusted: names under which a proxy serves the page, which may call the studio by another.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self._app, self._limits = app, limits
+    def __init__(self, app: ASGIApp, limits: Limits, trusted: Collection[str] = ()) -> None:
+        self._app, self._limits, self._trusted = app, limits, trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -59,7 +62,8 @@ class BodyLimits:
             raise _too_large(most)
         receive = _bounded(receive, most, self._limits.upload_seconds)
         if not is_form:
-            receive = await _checked_message(scope, receive, headers.get("host", ""))
+            own = _Own(headers.get("host", "").lower(), self._trusted)
+            receive = await _checked_message(scope, receive, own)
         await self._app(scope, receive, send)
 
 
@@ -91,10 +95,19 @@ def _too_large(most: int) -> HTTPException:
     return HTTPException(413, f"the request is larger than the {most} bytes that are taken; send a smaller picture")
 
 
-async def _checked_message(scope: Scope, receive: Receive, host: str) -> Receive:
-    """A message of the page once all of it has arrived. host: under which the page asks. Raises HTTPException."""
+class _Own(NamedTuple):
+    """The studio's own addresses."""
+
+    host: str
+    """Under which the page asks, with its port."""
+    trusted: Collection[str]
+    """Under any port."""
+
+
+async def _checked_message(scope: Scope, receive: Receive, own: _Own) -> Receive:
+    """A message of the page once all of it has arrived. Raises HTTPException."""
     body = await Request(scope, receive).body()
-    if problem := await asyncio.to_thread(_problem_of, body, host):
+    if problem := await asyncio.to_thread(_problem_of, body, own):
         raise HTTPException(400, problem)
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -104,7 +117,7 @@ async def _checked_message(scope: Scope, receive: Receive, host: str) -> Receive
     return replayed
 
 
-def _problem_of(body: bytes, host: str) -> str:
+def _problem_of(body: bytes, own: _Own) -> str:
     """Why a message of the page is refused; empty if it is not."""
     if not body:
         return ""
@@ -114,13 +127,13 @@ def _problem_of(body: bytes, host: str) -> str:
         message = json.loads(body)
     except (ValueError, RecursionError):
         return "the message is no JSON; pages send that, and forms go to /api"
-    return "the message names a file on another server; upload the file itself" if _names_remote(message, host) else ""
+    return "the message names a file on another server; upload the file itself" if _names_remote(message, own) else ""
 
 
-def _names_remote(message: Any, host: str) -> bool:
+def _names_remote(message: Any, own: _Own) -> bool:
     """Whether JSON holds an object that Gradio takes for a file, and whose "path" or "url" is on another server.
 
-    Files that the page itself uploaded have a "url" on `host`.
+    Files that the page itself uploaded have a "url" of its own.
     """
     remaining = [message]
     while remaining:
@@ -128,7 +141,7 @@ def _names_remote(message: Any, host: str) -> bool:
         if isinstance(value, dict):
             for key in ("path", "url"):
                 named = value.get(key)
-                if isinstance(named, str) and "meta" in value and _is_remote(named, host if key == "url" else ""):
+                if isinstance(named, str) and "meta" in value and _is_remote(named, own if key == "url" else None):
                     return True
             remaining += value.values()
         elif isinstance(value, list):
@@ -136,11 +149,14 @@ def _names_remote(message: Any, host: str) -> bool:
     return False
 
 
-def _is_remote(named: str, host: str) -> bool:
-    """Whether a path or an address is on another server than `host`."""
+def _is_remote(named: str, own: _Own | None) -> bool:
+    """Whether a path or an address is on a server, and none of the studio's own addresses."""
     if not named.strip().lower().startswith(_REMOTE):
         return False
     try:
-        return not host or urlsplit(named.strip()).netloc.lower() != host.lower()
+        parts = urlsplit(named.strip())
+        if own is None or not parts.netloc:
+            return True
+        return parts.netloc.lower() != own.host and parts.hostname not in own.trusted
     except ValueError:
         return True

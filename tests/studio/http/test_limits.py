@@ -53,6 +53,22 @@ def test_messages_of_the_page_that_name_other_servers_are_refused() -> None:
     assert asked(limited, [], path=path)[::2] == (200, b"0")
 
 
+def test_a_proxy_that_asks_under_another_name_may_hand_on_what_was_uploaded() -> None:
+    """As Apache does, whose X-Forwarded-Host Gradio takes for the addresses of files: no upload was ever read."""
+    limited, path = BodyLimits(echo, LIMITS, frozenset({"studio.example"})), "/gradio_api/queue/join"
+    named = {"path": "/tmp/a.png", "meta": {}}
+    for url, status in (
+        ("https://studio.example/gradio_api/file=/tmp/a.png", 200),
+        ("https://Studio.example:8443/gradio_api/file=/tmp/a.png", 200),
+        ("https://studio.example.org/gradio_api/file=/tmp/a.png", 400),
+        ("https://studio.example@evil.example/a.png", 400),
+        ("file:///tmp/a.png", 400),
+    ):
+        assert asked(limited, [json.dumps({"data": [named | {"url": url}]}).encode()], path=path)[0] == status, url
+    there = named | {"path": "https://studio.example/a.png"}
+    assert asked(limited, [json.dumps({"data": [there]}).encode()], path=path)[0] == 400
+
+
 FAR = json.dumps({"data": [{"path": "http://93.184.216.34:81/x.png", "meta": {"_type": "gradio.FileData"}}]}).encode()
 
 
