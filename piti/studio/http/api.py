@@ -135,6 +135,7 @@ class _Api:
     def router(self) -> APIRouter:
         router = APIRouter()
         codes = _responses(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+        codes[200] = {"content": {_PNG: {}}, "description": "The pictures, or as image/png the one that was asked for."}
         made: dict[str, Any] = {"response_model": ResultAnswer, "responses": codes, "tags": ["make"]}
         router.post("/api/translate", openapi_extra=_body(TranslateRequest, _TRANSLATED, self.studio), **made)(
             self.translate

@@ -72,6 +72,7 @@ def test_the_page_of_the_interface_needs_no_other_server(client: httpx.Client) -
     assert form["properties"]["condition"]["format"] == "binary"
     assert form["required"] == ["model"]
     assert {"200", "400", "413", "415", "422", "429", "504"} <= set(post["responses"])
+    assert set(post["responses"]["200"]["content"]) == {"application/json", "image/png"}  # which clients may choose
     assert all(field.get("description") for field in form["properties"].values())
 
 
