@@ -23,6 +23,7 @@ from piti.core.spec import Spec, choices, in_words
 R = TypeVar("R", bound=Spec)
 
 _MOST_FIELDS = 40
+_NAME, _ENDING = 100, 10  # characters of a file's name, and of its end
 _TEXT_BYTES = 64 * 1024  # of a field that is no file
 
 
@@ -105,7 +106,7 @@ async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
                 wrong.append(f"unknown file '{key}'; {choices(key, files)}")
             elif value.size or value.filename:
                 name = (value.filename or key).replace("\\", "/").rpartition("/")[2]
-                found[key] = File(name[:100] or key, await value.read())
+                found[key] = File(_shortened(name) or key, await value.read())
         elif key in files and value:
             wrong.append(f"'{key}' is a text; send a file (curl -F {key}=@FILE.png)")
         elif value.strip():
@@ -115,6 +116,11 @@ async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
     if wrong:
         raise WrongFields(wrong)
     return Form(fields, found, frozenset(blank))
+
+
+def _shortened(name: str) -> str:
+    """A file's name of at most 100 characters, with its end, which says what depth is written in."""
+    return name if len(name) <= _NAME else f"{name[: _NAME - _ENDING]}{name[-_ENDING:]}"
 
 
 def parsed(kind: type[R], fields: dict[str, str]) -> R:

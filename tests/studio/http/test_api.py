@@ -281,6 +281,13 @@ def test_an_edit(client: httpx.Client) -> None:
     assert (other.status_code, "unknown file 'mask'" in other.json()["error"]) == (422, True)
 
 
+def test_a_long_name_keeps_its_end(client: httpx.Client) -> None:
+    """Depth in .npy under a name of more than 100 characters was no picture."""
+    files = {"condition": (f"{'d' * 200}.npy", b"")}
+    error = client.post("/api/translate", data={"model": "mask"}, files=files).json()["error"]
+    assert error.startswith(f"{'d' * 96}.npy: is empty")
+
+
 def test_what_is_to_be_kept_exactly_and_cannot_be_is_refused(client: httpx.Client) -> None:
     """Transparency and 16 bits were dropped without a word."""
     clear = painted(ids())
