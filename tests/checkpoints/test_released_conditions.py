@@ -154,7 +154,7 @@ def test_what_does_not_agree_is_refused(
         (SketchCondition(threshold=0.6), []),
         (RELEASED_GEOMETRY, []),
         (TextCondition(6), []),
-        (PaletteCondition(table(3)), ["the file has no place for its classes: .* with classes FILE"]),
+        (PaletteCondition(table(3)), ["the file has no place for its classes: .* with --classes FILE"]),
         (SketchCondition(threshold=0.6, clip=32), [r".*no place for clip = 32 \(an import has 255\)"]),
         (
             MaskCondition(table(3)),
