@@ -21,6 +21,7 @@ _HEAD = """
 _STYLE = """
 .gradio-container .fillable { max-width: 1560px !important; padding: 0.6rem 1.2rem !important; }
 .uploads { gap: 0.35rem !important; }
+.amounts .live { min-width: 130px !important; }  /* in a narrow column on a line of its own */
 :is(button, a, input, select, summary, [tabindex]):focus-visible {
   outline: 3px solid var(--color-accent) !important; outline-offset: 2px;
 }

@@ -153,10 +153,10 @@ class Panel:
 
     def _build_settings(self) -> None:
         limits, own = self.studio.limits, self.own
-        with gr.Row(equal_height=True):
+        with gr.Row(equal_height=True, elem_classes="amounts"):
             most = limits.samples
             self.num = gr.Slider(
-                **_counted(most, min(4, most)), label="Photographs", elem_id=f"{self.id}-num", min_width=140
+                **_counted(most, min(4, most)), label="Photographs", elem_id=f"{self.id}-num", min_width=180
             )
             self.seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{self.id}-seed", min_width=100)
             self.live = self.live_mode.build(f"{self.id}-live")
