@@ -65,7 +65,8 @@ def test_mistakes_are_told_before_anything_is_served(monkeypatch: pytest.MonkeyP
         run("--port", str(bound.getsockname()[1]))
 
 
-def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"piti studio needs gradio.*pip install 'piti\[ui\]'"):
+@pytest.mark.parametrize("missing", ["gradio", "threadpoolctl"])
+def test_without_the_extra_it_says_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=rf"piti studio needs {missing}.*pip install 'piti\[ui\]'"):
         run()

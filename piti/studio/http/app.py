@@ -39,6 +39,7 @@ def need_ui() -> None:
         import fastapi  # noqa: F401
         import fastapi_offline  # noqa: F401
         import gradio  # noqa: F401
+        import threadpoolctl  # noqa: F401
     except ImportError as error:
         raise UserError(f"piti studio needs {error.name}, which is not installed: pip install 'piti[ui]'") from None
 
