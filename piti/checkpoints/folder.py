@@ -93,13 +93,13 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
     return _download(str(name), known, **kwargs)
 
 
-_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", f"{EXAMPLES}/*.png"]
-
-
 def lasting_name(name: str) -> str:
     """A model's name as another refers to it: a path from anywhere, a bundled one's or an id of the hub as it is."""
     path = Path(name)
     return str(path.resolve()) if name not in bundled_models() and path.exists() else name
+
+
+_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", f"{EXAMPLES}/*.png"]
 
 
 def _download(name: str, known: str, **kwargs: Any) -> Path:

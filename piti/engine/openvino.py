@@ -25,6 +25,7 @@ from piti.core.files import OutputError, file_hash, whole_folder
 from piti.engine.choice import EngineError
 from piti.engine.graph import StepGraph, dynamic_shapes, inputs_of, time_embedding
 from piti.models import Tokens
+from piti.models.casting import under_adapters
 from piti.models.translator import NetworkStep, Translator
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class OpenVinoEngine:
         """Compiled with the weights that the translator has now; `torch.compile` of it is passed by. None, for torch,
         under adapters of peft's, which are switched without a change of weights."""
         translator = unwrapped(translator)
-        if any(".lora_" in name for name, _ in translator.named_parameters()):
+        if under_adapters(translator):
             return None
         version = sum(value._version for value in translator.parameters())  # counts changes in place
         known = self._steps.get(translator)

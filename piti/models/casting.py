@@ -1,4 +1,4 @@
-"""Networks of this package as diffusers' models: how they change their type of numbers."""
+"""Networks of this package as diffusers' models: how they change their type of numbers, and what lies over them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 _Network = TypeVar("_Network", bound="NetworkMixin")
+
+
+def under_adapters(network: nn.Module) -> bool:
+    """Whether low-rank adapters of peft's lie over some of a network's weights, which then have other names."""
+    return any(".lora_" in name for name, _ in network.named_parameters())
 
 
 class NetworkMixin(ModelMixin):

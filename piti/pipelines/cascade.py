@@ -59,11 +59,15 @@ class ResolvedSampling:
     """Whether the square at a condition's centre is taken."""
 
 
+def _as_it_is(timestep: int, x_t: Tensor) -> Tensor:
+    return x_t
+
+
 @dataclass(frozen=True)
 class StepControl:
-    """How a caller acts on a batch between its steps, beyond watching."""
+    """How a caller acts on a batch between its steps, beyond watching; by default not at all."""
 
-    after_step: AfterStep
+    after_step: AfterStep = _as_it_is
     """May replace what the next step of either network starts from."""
     strength: Callable[[], float] | None = None
     """w of the base's guidance, asked for before each of its steps; by default that of its settings."""
@@ -86,6 +90,9 @@ class StepControl:
             return made
 
         return replace(self, after_step=after, strength=None)
+
+
+UNCONTROLLED = StepControl()
 
 
 @dataclass(frozen=True)
@@ -213,18 +220,15 @@ class Network:
         settings: NetworkSampling,
         on_step: OnBatchStep,
         low_res: Tensor | None = None,
-        control: StepControl | None = None,
+        control: StepControl = UNCONTROLLED,
     ) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
         small = None if low_res is None else low_res.to(self.device)
         student = self.translator.student
-        if control is not None and student is not None:
+        if student is not None:
             control = control.of_fixed(settings.guidance.w)
-        strength, acts = None if control is None else control.strength, {}
-        if control is not None:
-            acts = {"after_step": control.after_step, "stopped": control.stopped}
         guidance = settings.guidance if student is None else IN_THE_WEIGHTS
-        tokens, both = self.encode(batch, with_null=guidance.w != 0 or strength is not None)
+        tokens, both = self.encode(batch, with_null=guidance.w != 0 or control.strength is not None)
 
         def report(done: int, total: int, x0: Tensor) -> None:
             on_step(done, x0)
@@ -232,9 +236,12 @@ class Network:
         x_T, own = self.noise(batch, settings), batch.generators
         if small is not None and self.translator.noised is not None:
             small = self.translator.noised(small, (x_T.shape[-2], x_T.shape[-1]), own)
-        denoise = self.denoiser(tokens, both, guidance, small, strength=strength)
+        denoise = self.denoiser(tokens, both, guidance, small, strength=control.strength)
         known = settings.steps if student is None else student.visited(settings.steps)
-        x_0 = sample(denoise, x_T, self.schedule, settings.sampler, known, own, report, **acts)
+        x_0 = sample(
+            denoise, x_T, self.schedule, settings.sampler, known, own, report,
+            after_step=control.after_step, stopped=control.stopped,
+        )  # fmt: skip
         return self.space.images(x_0)
 
     def noise(self, batch: Batch, settings: NetworkSampling) -> Tensor:
@@ -317,7 +324,7 @@ class OnePass:
         return 1
 
     def sample(
-        self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, control: StepControl | None = None
+        self, batch: Batch, settings: NetworkSampling, on_step: OnBatchStep, control: StepControl = UNCONTROLLED
     ) -> Tensor:
         """The canvases of a batch, [B, 3, H, W] in [-1, 1]."""
         network = self.translator
@@ -329,7 +336,7 @@ class OnePass:
         _bring(network)
         images = network(condition, None if noise is None else noise.to(network.dtype)).float().clamp(-1, 1)
         on_step(1, images)
-        return images if control is None else control.after_step(0, images)
+        return control.after_step(0, images)
 
 
 def sample_cascade(
@@ -337,7 +344,7 @@ def sample_cascade(
     upsampler: Network | None,
     batch: Batch,
     on_step: OnBatchStep,
-    control: StepControl | None = None,
+    control: StepControl = UNCONTROLLED,
 ) -> Tensor:
     """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both. Stopped in the
     base, small images are enlarged pixel by pixel.
@@ -350,9 +357,9 @@ def sample_cascade(
     second, before = batch.upsampled(), base.steps(sampling.base)
     to_8_bits = truncated if sampling.upsampler.truncates else quantized
     small = to_8_bits(base.sample(batch, sampling.base, on_step, control=control))  # [B, 3, h, w]
-    if control is not None and control.stopped():
+    if control.stopped():
         return F.interpolate(small, scale_factor=upsampler.translator.scale)
-    further = None if control is None else replace(control, strength=None)
+    further = replace(control, strength=None)
     return upsampler.sample(second, sampling.upsampler, lambda done, x0: on_step(before + done, x0), small, further)
 
 

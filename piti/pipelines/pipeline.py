@@ -42,6 +42,7 @@ from piti.pipelines.call import (
 )
 from piti.pipelines.canvas import batches_alike, canvas_of, canvas_over, content_hash, fitted
 from piti.pipelines.cascade import (
+    UNCONTROLLED,
     Batch,
     Network,
     OnePass,
@@ -269,7 +270,7 @@ class PITIPipeline(CallState, SavedPipeline):
 
             for positions in batches:
                 self._guidance_scale = 1 + resolved.base.guidance.w  # whatever a callback made of it before
-                control = None if callback is None else callback.control()
+                control = UNCONTROLLED if callback is None else callback.control()
                 made = self._sampled(everything.picked(positions), stepped, control)
                 images |= zip(positions, (as_output(image, output_type) for image in made), strict=True)
         return [images[k] for k in range(len(images))]
@@ -303,7 +304,9 @@ class PITIPipeline(CallState, SavedPipeline):
         return [to_pil(image) for image in self._sampled(batch, on_step)]
 
     @torch.no_grad()
-    def _sampled(self, batch: Batch, on_step: OnStep | None = None, control: StepControl | None = None) -> list[Tensor]:
+    def _sampled(
+        self, batch: Batch, on_step: OnStep | None = None, control: StepControl = UNCONTROLLED
+    ) -> list[Tensor]:
         """The images of a batch, [3, h, w] in [-1, 1], float32 on the CPU."""
         total = batch.sampling.steps
 

@@ -19,6 +19,7 @@ from piti.core.errors import UserError
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import Scheduler, sampler_of
 from piti.models import Translator
+from piti.models.casting import under_adapters
 from piti.models.space import Autoencoder, autoencoder_dtype
 from piti.pipelines.call import one_of
 from piti.pipelines.loading import DeviceMap, DType, ModelSource, dtypes_of, place, split
@@ -170,7 +171,7 @@ def _whole(network: ImageNetwork, name: str) -> ImageNetwork:
     """
     if any(parameter.is_meta for parameter in network.parameters()):
         raise UserError(f"the {name}'s weights are offloaded and cannot be saved", remedy="call remove_all_hooks first")
-    if any(".lora_" in key for key, _ in network.named_parameters()):
+    if under_adapters(network):
         raise UserError(
             f"the {name} has low-rank adapters of peft's over its weights, and would be saved as no model that loads",
             remedy=f"merge them first: pipe.{name}.unet.fuse_lora() and unload_lora(), or pipe.{name} = "

@@ -30,7 +30,7 @@ from piti.data.shards.index import Manifest, ShardEntry, read_manifest
 from piti.data.shards.sources import MANIFEST
 from piti.data.shown import TURNED
 from piti.prepare.packable import CAPTION, MASKS, MIB, Packable, PackItem, PackJob, ShardPlan, find_samples, shard_plans
-from piti.prepare.writer import SKIPPED_FILE, beside
+from piti.prepare.writer import SKIPPED_FILE, beside, write_skipped
 
 _CHUNK = 1 << 20
 _AHEAD = 32  # samples that are read and decoded at once
@@ -282,9 +282,7 @@ def _finish(job: PackJob, work: Path, manifest: Manifest, table: ClassTable | No
     for path in work.iterdir():
         if path.name not in names:
             path.unlink()
-    if skipped:
-        text = "".join(f"{one}\n" for one in skipped)
-        (work / SKIPPED_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_skipped(work, [str(one) for one in skipped])
     if table is not None:
         text = json.dumps(table.to_file(), indent=1, ensure_ascii=False)
         (work / CLASSES_FILE).write_text(text + "\n", encoding="utf-8")

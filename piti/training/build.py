@@ -37,7 +37,7 @@ from piti.data.pairs import ALONE
 from piti.data.shards.dataset import open_shards
 from piti.data.shards.index import check_reached, list_shards
 from piti.data.shown import mirroring_notes
-from piti.diffusion.distillation import StudentGrid, StudentSpec
+from piti.diffusion.distillation import StudentSpec
 from piti.diffusion.losses import Weighting, detail, weighting_named
 from piti.diffusion.schedule import NoiseSchedule
 from piti.models import PIXELS, Space, Translator
@@ -251,10 +251,8 @@ def student_of(recipe: Recipe) -> dict[str, Any] | None:
     """What a distilled translator's configuration says of its steps; none where nothing is distilled."""
     if recipe.distillation is None or recipe.init is None:
         return None
-    spec = recipe.distillation
-    grid = StudentGrid.of(NoiseSchedule(recipe.schedule), spec.steps, spec.substeps)
-    known = None if spec.steps is None else grid.timesteps
-    return StudentSpec(timesteps=known, guidance=spec.guidance, teacher=lasting_name(recipe.init)).to_dict()
+    guidance, teacher = recipe.distillation.guidance, lasting_name(recipe.init)
+    return StudentSpec(timesteps=recipe.visited, guidance=guidance, teacher=teacher).to_dict()
 
 
 def build_space(recipe: Recipe) -> Space:
