@@ -82,7 +82,7 @@ def _digests(tensors: Iterable[Tensor]) -> Counter[str]:
 
 
 IRRELEVANT = {
-    "name", "workers", "log_every", "tensorboard", "preview", "checkpoint", "batch", "accumulation", "base",
+    "name", "workers", "log_every", "tensorboard", "trackers", "preview", "checkpoint", "batch", "accumulation", "base",
     "data.root", "data.cache", "data.cache_gib", "data.max_bad", "perceptual.weights", "generated.root",
     "discriminator.features.weights", "precision", "compile", "checkpointing",
 }  # fmt: skip

@@ -23,8 +23,9 @@ from piti.data.batches import BatchStream, LowRes, SampleSet, TrainingBatch
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, LossOutput, build_adversary, frozen
 from piti.training.metrics import Mean
+from piti.training.outputs import PreviewSpec
 from piti.training.preview import fixed_batches
-from piti.training.recipe import PreviewSpec, Recipe
+from piti.training.recipe import Recipe
 from piti.training.stages import Stage
 
 SETTLING = 512

@@ -21,7 +21,6 @@ from piti.baselines import BaselineNetwork, ImageNetwork
 from piti.core.devices import usual_workers
 from piti.core.distributed import together
 from piti.core.errors import UserError, option
-from piti.core.images import save_png
 from piti.core.seeding import derive_seed
 from piti.data.batches import Batches, BatchStream, TrainingBatch, loader, workers_watched
 from piti.data.order import numbers_of
@@ -317,8 +316,7 @@ class Trainer:
         assert self.validation is not None
         loss = self.validation.loss(predict)
         picture = self.validation.picture(translator, predict, self.recipe.preview)
-        with self.run.folder.writing(f"the preview of step {self.state.step}"):
-            save_png(picture, self.run.folder.previews / f"step-{self.state.step:08d}.png")
+        self.run.folder.show(self.state.step, picture)
         self.run.folder.log({"step": self.state.step, "validation_loss": loss})
         self.console.log(f"step {self.state.step}: validation loss {loss:.4f}")
 

@@ -31,8 +31,9 @@ from piti.training.distributed import quick_attention
 from piti.training.latent_cache import CachedSpace
 from piti.training.losses import DiffusionLossSpec
 from piti.training.metrics import Mean
+from piti.training.outputs import PreviewSpec
 from piti.training.preview import validation_of
-from piti.training.recipe import PreviewSpec, Recipe
+from piti.training.recipe import Recipe
 from piti.training.stages import Stage
 
 

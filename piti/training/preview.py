@@ -19,7 +19,8 @@ from piti.diffusion.samplers import initial_noise, sample
 from piti.diffusion.schedule import NoiseSchedule
 from piti.diffusion.timesteps import evenly
 from piti.models import PIXELS, Prediction, Space, Tokens, Translator
-from piti.training.recipe import PreviewSpec, Recipe
+from piti.training.outputs import PreviewSpec
+from piti.training.recipe import Recipe
 
 LOSS_TIMESTEPS = 8
 """At so many of them, evenly spread, a validation loss is taken."""

@@ -16,47 +16,21 @@ from piti.data.degrade import DegradationSpec
 from piti.data.generated import GeneratedSpec
 from piti.data.pairs import FolderSpec
 from piti.diffusion.distillation import StudentGrid
-from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import adversarial_named
-from piti.diffusion.samplers import sampler_named, sampling_timesteps
+from piti.diffusion.samplers import sampling_timesteps
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
 from piti.training.known import KnownSpec
 from piti.training.losses import DiffusionLossSpec, DistillationSpec, LossSpec
 from piti.training.model_spec import ModelSpec
+from piti.training.outputs import CheckpointSpec, PreviewSpec, TrackerOptions
 from piti.training.recipe_unread import unread
 from piti.training.stages import GENERATOR, LORA, NETWORKS, OptimizerSpec, Stage
 
 
 class RecipeError(SpecError):
     """A recipe cannot be read or does not fit the run that it is to continue."""
-
-
-class PreviewSpec(Spec):
-    """Validation: the loss on fixed timesteps and noise, and samples of fixed conditions."""
-
-    every: int = Field(default=1000, ge=1)
-    count: int = Field(default=8, ge=1)
-    """Pairs that are shown."""
-    judged: int = Field(default=64, ge=1)
-    """Pairs over which the loss is taken, at most."""
-    sampler: str = "ddim"
-    steps: int = Field(default=20, ge=1)
-    guidance: Guidance = Guidance()
-
-    @field_validator("sampler")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        sampler_named(name)
-        return name
-
-
-class CheckpointSpec(Spec):
-    """How often a run is saved and how many of the newest checkpoints are kept."""
-
-    every: int = Field(default=1000, ge=1)
-    keep: int = Field(default=2, ge=1)
 
 
 class Recipe(Spec):
@@ -119,7 +93,10 @@ class Recipe(Spec):
     """Processes that load data, for each one that trains; none: as many as the cores allow, see `usual_workers`."""
     log_every: int = Field(default=50, ge=1)
     tensorboard: bool = False
-    """Write the metrics for TensorBoard too (needs the extra `track`)."""
+    """Write metrics and previews for TensorBoard too (needs the extra `track`)."""
+    trackers: TrackerOptions = Field(default_factory=dict)
+    """Show metrics and previews in experiment trackers too, by accelerate's names: a list, such as `[wandb]`, or with
+    what a tracker's `init` takes, and the project: `{wandb: {project: streets, mode: offline}}`."""
     preview: PreviewSpec = PreviewSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 

@@ -19,8 +19,8 @@ _ENDINGS = (".yaml", ".yml")
 # What may differ between a checkpoint's recipe and the one that goes on with it: what acts only on the steps
 # still to come, so that a run can be made longer, or tamed after it diverged.
 FREE_KEYS = {
-    "workers", "compile", "checkpointing", "log_every", "tensorboard", "preview", "checkpoint", "optimizer.clip",
-    "data.root", "data.photographs", "data.cache", "data.cache_gib", "data.shards", "data.val_shards",
+    "workers", "compile", "checkpointing", "log_every", "tensorboard", "trackers", "preview", "checkpoint",
+    "optimizer.clip", "data.root", "data.photographs", "data.cache", "data.cache_gib", "data.shards", "data.val_shards",
     "data.shard_cache", "data.shard_cache_gib", "data.shard_timeout", "data.max_bad", "perceptual.weights",
     "discriminator.features.weights", "generated.root", "base", "init", "prior", "latent_cache",
 }  # fmt: skip

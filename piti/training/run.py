@@ -29,9 +29,11 @@ from piti.training.distributed import auto_in_words, build_accelerator, frozen_t
 from piti.training.init import adapt, begin
 from piti.training.loop import Trainer, TrainingInterrupted
 from piti.training.recipe import Recipe
+from piti.training.recipe_io import flat
 from piti.training.run_folder import RECIPE_FILE, RunFolder
 from piti.training.run_state import read_state
 from piti.training.stages import eight_bits
+from piti.training.trackers import TensorBoard, Trackers, open_tracker
 
 
 def train(
@@ -62,6 +64,7 @@ def train(
             raise TrainingInterrupted("stopped after the last step, with all of the run saved")
         return model
     finally:
+        folder.trackers.close()
         folder.lock.release()
         accelerator.free_memory()
 
@@ -125,5 +128,9 @@ def _begin_folder(folder: RunFolder, recipe: Recipe, checkpoint: Path | None, co
     kept = folder.begin(recipe)
     if kept is not None:
         console.log(f"{folder.root / RECIPE_FILE} is now the recipe as it runs; the one that was there is {kept}")
+    folder.trackers = Trackers(console.log)
     if recipe.tensorboard:
-        folder.open_board(0 if checkpoint is None else read_state(checkpoint).step)
+        step = 0 if checkpoint is None else read_state(checkpoint).step
+        folder.trackers.open["tensorboard"] = TensorBoard(folder.root / "tensorboard", step)
+    for name, options in recipe.trackers.items():
+        folder.trackers.open[name] = open_tracker(name, options, folder.root, flat(recipe.to_dict()))

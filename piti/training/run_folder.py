@@ -14,15 +14,17 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from safetensors import SafetensorError
 
 from piti.core.errors import UserError, option
 from piti.core.files import check_place, flush, flush_all, follow_umask
-from piti.core.images import ImageError
+from piti.core.images import ImageError, save_png
 from piti.training.recipe import Recipe, RecipeError
 from piti.training.recipe_io import differences, is_written, read_recipe, write_recipe
 from piti.training.run_lock import RunLock
 from piti.training.run_state import RUN_FILE, RunError, RunState, not_whole
+from piti.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,7 +74,7 @@ class RunFolder:
         self.previews = self.root / "previews"
         self.model = self.root / "model"
         self.metrics = self.root / "metrics.jsonl"
-        self.board: Any = None
+        self.trackers = Trackers()
         self.lock = RunLock(self.root)
 
     def check(self, recipe: Recipe, resume: bool, locks: bool = True) -> Path | None:
@@ -211,33 +213,24 @@ class RunFolder:
         publish_folder(partial, self.model)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one JSON line to the metrics, and its numbers to TensorBoard's where `board` is open.
+        """Append one JSON line to the metrics, and tell the trackers its numbers.
 
         Numbers are rounded to six digits; what is no number is null.
         """
         row = {key: _rounded(value) for key, value in row.items()}
         with self.writing(self.metrics.name), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self.board is not None:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, int | float):
-                    self.board.add_scalar(name, value, row["step"])
-            self.board.flush()
+        self.trackers.log(row["step"], row)
+
+    def show(self, step: int, picture: Image.Image) -> None:
+        """Keep a preview, and show it the trackers."""
+        with self.writing(f"the preview of step {step}"):
+            save_png(picture, self.previews / f"step-{step:08d}.png")
+        self.trackers.show(step, picture)
 
     def skipped_of(self, rank: int) -> Path:
         """Where a process names the samples that it left out."""
         return self.root / ("skipped.txt" if rank == 0 else f"skipped-{rank}.txt")
-
-    def open_board(self, step: int) -> None:
-        """Write to TensorBoard from now on, which forgets what it was told after `step`. Raises RunError where it is
-        not installed."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise RunError(
-                "tensorboard: true needs TensorBoard; install it with pip install 'piti[track]', or leave it out"
-            ) from None
-        self.board = SummaryWriter(str(self.root / "tensorboard"), purge_step=step + 1)
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after `step`, and a last line that was cut short."""

@@ -185,30 +185,6 @@ def test_bad_data_stops_before_anything_is_written(tiny_data: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_where_asked_for(tiny_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    stages = [{"name": "joint", "steps": 2}]
-    train(recipe_of(tiny_data, stages=stages, tensorboard=True), tmp_path / "run")
-    (events,) = (tmp_path / "run/tensorboard").iterdir()
-    assert b"validation_loss" in events.read_bytes()
-    assert b"images_per_second" in events.read_bytes()
-
-
-def test_tensorboard_forgets_what_a_resumed_run_takes_again(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for after, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
-        folder = RunFolder(tmp_path)
-        folder.open_board(after)
-        for step in steps:
-            folder.log({"step": step, "loss": 0.5})
-        folder.board.close()
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    assert [one.step for one in board.Scalars("loss")] == [1, 2, 3, 4, 5]
-
-
 def test_what_a_machine_that_went_down_left_in_the_metrics_is_forgotten(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.log({"step": 1})

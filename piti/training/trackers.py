@@ -1,0 +1,178 @@
+"""Where a run is shown besides its folder: TensorBoard, and the experiment trackers that accelerate knows."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from piti.core.files import whole_file
+from piti.training.run_state import RunError
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+PROJECT = "piti"
+"""What a tracker is told to file a run under, where the recipe names no project."""
+CONTINUED = {"wandb": ("id", "name"), "trackio": ("name",)}
+"""Trackers that go on with a run of theirs, and the options of their `init` that say which."""
+NAMES_FILE = "trackers.json"
+"""In a run's folder: what each of those calls the run."""
+
+
+class Tracker(Protocol):
+    """Is told a run's numbers and shown its previews."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers by their names."""
+        ...
+
+    def show(self, step: int, picture: Image.Image) -> None:
+        """A preview, RGB."""
+        ...
+
+    def close(self) -> None:
+        """Nothing comes after."""
+        ...
+
+
+class TensorBoard:
+    """Writes into a folder from now on, and forgets what it was told after `step`.
+
+    Raises RunError where it is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise RunError(
+                "tensorboard: true needs TensorBoard; install it with pip install 'piti[track]', or leave it out"
+            ) from None
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """A scalar a number."""
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def show(self, step: int, picture: Image.Image) -> None:
+        """As image "preview"."""
+        self.writer.add_image("preview", np.asarray(picture), step, dataformats="HWC")
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()
+
+
+@dataclass
+class Foreign:
+    """One that accelerate knows."""
+
+    tracker: GeneralTracker
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """As it logs values."""
+        self.tracker.log(dict(numbers), step=step)
+
+    def show(self, step: int, picture: Image.Image) -> None:
+        """As image "preview", where it takes images."""
+        if hasattr(self.tracker, "log_images"):
+            self.tracker.log_images({"preview": [picture]}, step=step)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Let it send what is left."""
+        self.tracker.finish()
+
+
+@dataclass
+class Trackers:
+    """All that a run is shown in. One that fails on the way is told nothing more: a run does not end for it."""
+
+    say: Callable[[str], None] = print
+    open: dict[str, Tracker] = field(default_factory=dict)
+    """By the key of the recipe that asks for it."""
+
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
+        """The numbers of a line of metrics."""
+        numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
+        self._each(lambda tracker: tracker.log(step, numbers))
+
+    def show(self, step: int, picture: Image.Image) -> None:
+        """A preview, RGB."""
+        self._each(lambda tracker: tracker.show(step, picture))
+
+    def close(self) -> None:
+        """Close all."""
+        self._each(lambda tracker: tracker.close())
+        self.open.clear()
+
+    def _each(self, told: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self.open.items()):
+            try:
+                told(tracker)
+            except Exception as error:  # noqa: BLE001 - of a network, a service, or a foreign package
+                del self.open[name]
+                self.say(f"{name}: {_first_line(error)}; it is told nothing more, and the run goes on")
+
+
+def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Mapping[str, Any]) -> Tracker:
+    """A tracker that accelerate knows, told the recipe. One in `CONTINUED` goes on with the run that this folder was
+    there before.
+
+    options: what its own `init` takes, and `project`; folder: the run's; recipe: keys and single values.
+    Raises RunError where it is not installed or does not start.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # slow to import, and most runs have none
+
+    own = dict(options)
+    project = own.pop("project", PROJECT)
+    if name in CONTINUED:
+        own = dict.fromkeys(CONTINUED[name], _name_in(folder, name)) | {"resume": "allow"} | own
+    try:
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        if kind.requires_logging_directory:
+            own = {"logging_dir": str(folder)} | own
+        tracker = kind(project, **own)
+        tracker.start()
+        tracker.store_init_configuration({key: _plain(value) for key, value in recipe.items()})
+    except (ImportError, KeyError) as error:
+        raise RunError(f"trackers: {name} is not installed ({error})", remedy="install it, or leave it out") from None
+    except Exception as error:
+        raise RunError(
+            f"trackers: {name} does not start: {_first_line(error)}", remedy="correct its options, or leave it out"
+        ) from error
+    return Foreign(tracker)
+
+
+def _name_in(folder: Path, tracker: str) -> str:
+    """What a tracker calls the run of a folder: drawn once."""
+    place = folder / NAMES_FILE
+    try:
+        names = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        names = {}
+    if not isinstance(names, dict) or not isinstance(names.get(tracker), str):
+        names = {
+            **(names if isinstance(names, dict) else {}),
+            tracker: f"{folder.resolve().name}-{secrets.token_hex(4)}",
+        }
+        with whole_file(place, overwrite=True) as partial:
+            partial.write_text(json.dumps(names, indent=1), encoding="utf-8")
+    return names[tracker]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
