@@ -259,8 +259,8 @@ class Studio:
 
         def work(job: Job[Result]) -> Result:
             pictures, notes = made(job.stepped)
-            kept = tuple(self._store.add(picture) for picture in pictures)
-            return Result(request.model, request.seed, kept, job.snapshot().seconds, tuple(notes))
+            self._store.add(pictures)
+            return Result(request.model, request.seed, tuple(pictures), job.snapshot().seconds, tuple(notes))
 
         pipeline = self.model(request.model).pipeline
         return self.queue.submit(work, lambda x0: drawn_previews(canvas, pipeline.shown(x0)), size)

@@ -7,7 +7,7 @@ import secrets
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Generic, TypeVar
@@ -72,14 +72,18 @@ class Store:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, picture: Picture) -> Picture:
-        """Keep a picture; the oldest go where there is no room, the new one stays."""
+    def add(self, pictures: Sequence[Picture]) -> None:
+        """Keep the pictures of a job; the oldest go where there is no room, these stay."""
         with self._lock:
-            self._kept[picture.id] = picture
-            self._bytes += picture.size
-            while len(self._kept) > 1 and (len(self._kept) > self._most or self._bytes > self._most_bytes):
+            for picture in pictures:
+                self._kept[picture.id] = picture
+                self._bytes += picture.size
+            while len(self._kept) > len(pictures) and self._full:
                 self._bytes -= self._kept.popitem(last=False)[1].size
-        return picture
+
+    @property
+    def _full(self) -> bool:
+        return len(self._kept) > self._most or self._bytes > self._most_bytes
 
     def get(self, picture_id: str) -> Picture:
         """The picture. Raises NotKept."""

@@ -301,15 +301,27 @@ def test_a_model_of_no_kind_that_is_served(monkeypatch: pytest.MonkeyPatch, stud
 
 def test_the_store_forgets_the_oldest() -> None:
     store = Store(most=3, most_bytes=1000)
-    pictures = [store.add(Picture(bytes(100), k, 1, 1, "m")) for k in range(5)]
+    pictures = [Picture(bytes(100), k, 1, 1, "m") for k in range(5)]
+    for picture in pictures:
+        store.add([picture])
     assert len(store) == 3
     with pytest.raises(NotKept, match="upload the file"):
         store.get(pictures[1].id)
     assert store.get(pictures[2].id).number == 2
-    large = store.add(Picture(bytes(990), 9, 1, 1, "m", torch.zeros(100, dtype=torch.uint8)))
+    large = Picture(bytes(990), 9, 1, 1, "m", torch.zeros(100, dtype=torch.uint8))
+    store.add([large])
     assert len(store) == 1
     assert store.get(large.id) is large
     assert len({picture.id for picture in pictures}) == 5
+
+
+def test_the_store_keeps_all_pictures_of_one_job() -> None:
+    store = Store(most=2, most_bytes=1000)
+    store.add([Picture(bytes(100), 7, 1, 1, "m")])
+    pictures = [Picture(bytes(100), k, 1, 1, "m") for k in range(4)]
+    store.add(pictures)
+    assert [store.get(picture.id).number for picture in pictures] == [0, 1, 2, 3]
+    assert len(store) == 4
 
 
 # Edits
