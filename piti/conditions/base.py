@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
@@ -38,6 +38,8 @@ def is_source(item: object) -> TypeGuard[Source]:
     return isinstance(item, str | Path | OpenedImage)
 
 
+Pen = Callable[[Tensor], Tensor]
+"""Makes other lines of lines, bool [h, w], True on a line."""
 Size = int | tuple[int, int]
 """The side of a square, or (height, width), in pixels."""
 
@@ -146,6 +148,10 @@ class Condition(ABC):
     def flip(self, raw: Shaped[Tensor, "*any w"]) -> Shaped[Tensor, "*any w"]:
         """Mirror left to right."""
         return raw.flip(-1)
+
+    def redrawn(self, raw: Shaped[Tensor, "K h w"], pen: Pen) -> Shaped[Tensor, "K h w"]:
+        """The same with its lines as `pen` makes them; kinds that are no drawings have none."""
+        return raw
 
     @abstractmethod
     def encode(self, raw: Shaped[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch C h w"]:

@@ -23,6 +23,7 @@ from piti.conditions.base import (
     ConditionError,
     Files,
     Given,
+    Pen,
     Size,
     condition_from_config,
     is_source,
@@ -226,14 +227,15 @@ class SeveralCondition(Condition):
 
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
         """Cut `box` out and resize it, every part by its own filter."""
-        cut = {
-            name: part.crop_resize(planes, box, size)
-            for (name, given), (part, planes) in zip(self._named_given(raw), self._split(raw), strict=True)
-            if given
-        }
+        cut = {name: part.crop_resize(planes, box, size) for name, (part, planes) in self.given_parts(raw).items()}
         if cut:
             return self._joined(cut)
         return torch.zeros(self.planes, *sides_of(size), dtype=self.raw_dtype)
+
+    def redrawn(self, raw: Shaped[Tensor, "K h w"], pen: Pen) -> Shaped[Tensor, "K h w"]:
+        """The lines of every part that has any."""
+        made = {name: part.redrawn(planes, pen) for name, (part, planes) in self.given_parts(raw).items()}
+        return self._joined(made) if made else raw
 
     def flip(self, raw: Shaped[Tensor, "*batch K h w"]) -> Shaped[Tensor, "*batch K h w"]:
         """Mirror left to right."""

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from piti.conditions.base import Condition, ConditionError, Size, register, sides_of
+from piti.conditions.base import Condition, ConditionError, Pen, Size, register, sides_of
 from piti.conditions.drawings import check_drawing
 from piti.conditions.lines import FAR, INK, city_block_distance, lines_of, rgba_of
 from piti.conditions.mask import nearest_positions
@@ -105,6 +105,10 @@ class SketchCondition(Condition):
         first, last = _source_spans(box.left, box.width, width)
         lines = _any_between(lines.mT, first.to(raw.device), last.to(raw.device))  # [1, w2, h2]
         return lines.mT.to(torch.uint8)
+
+    def redrawn(self, raw: UInt8[Tensor, "1 h w"], pen: Pen) -> UInt8[Tensor, "1 h w"]:
+        """Lines as `pen` makes them of lines, True on a line."""
+        return pen(raw[0] != 0)[None].to(torch.uint8)
 
     def encode(self, raw: Shaped[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch 1 h w"]:
         """Distances to the nearest line in [-1, 1], float32."""

@@ -48,9 +48,13 @@ class Cutter:
         return torch.empty(0, *(image.shape[:2] if image is not None else (0, 0)), dtype=torch.uint8)
 
     def random(self, decoded: Decoded, key: str, generator: torch.Generator) -> Sample:
-        """A random square crop, perhaps mirrored, the same for image and condition."""
-        box, mirrored = self.draw(decoded[0].shape[1], decoded[0].shape[0], generator)
-        return self.cut(decoded, key, box, mirrored)
+        """A random square crop, perhaps mirrored, the same for image and condition; of that lines may change."""
+        image, raw = decoded
+        box, mirrored = self.draw(image.shape[1], image.shape[0], generator)
+        if self.spec.drawn is not None:
+            drawn = self.spec.drawn
+            raw = self.condition.redrawn(raw, lambda lines: drawn(lines, generator))
+        return self.cut((image, raw), key, box, mirrored)
 
     def center(self, decoded: Decoded, key: str) -> Sample:
         """The centred square of the largest crop, not mirrored: the same every time."""

@@ -18,6 +18,7 @@ from piti.core.json_files import JsonError, read_json
 from piti.core.spec import choices
 from piti.core.walk import Found, by_key, composed, key_of, walk
 from piti.data.archives import DOTTED, Archived, dotted, list_archived
+from piti.data.drawn import DrawnSpec
 from piti.data.near_names import near_keys
 from piti.data.problems import DataError, Problems
 from piti.data.shards.sources import ShardSpec
@@ -167,6 +168,8 @@ class FolderSpec(ShardSpec):
     the centred square of the largest."""
     flip: bool = True
     """Mirror half of the samples."""
+    drawn: DrawnSpec | None = None
+    """For sketches: make the lines of training samples more like drawings; none: they stay as they are."""
     cache: bool = True
     """Keep decoded pictures in memory if they fit."""
     cache_gib: float = Field(default=4.0, ge=0)

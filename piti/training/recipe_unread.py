@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from piti.conditions import SketchCondition
 from piti.training.losses import DiffusionLossSpec, LossSpec
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ def unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from _of_distillation(recipe)
     else:
         yield from _of_translator(recipe)
+    if recipe.data.drawn is not None and not _draws(recipe.condition):
+        yield "data.drawn", "is for sketches, and the condition has no lines"
     upsamples = recipe.model.low_res is not None
     default = type(recipe).model_fields["degradation"].default
     if not upsamples and recipe.degradation not in (None, default):
@@ -60,3 +63,10 @@ def _of_translator(recipe: Recipe) -> Iterator[tuple[str, str]]:
         others = (stage.pixel, stage.consistency, stage.perceptual, stage.adversarial)
         if not stage.diffusion.weight and not any(others):
             yield f"stages.{number}.diffusion.weight", "is 0 and the stage has no other loss, so nothing is learned"
+
+
+def _draws(condition: Mapping[str, Any]) -> bool:
+    """Whether lines are read, in a part at least."""
+    parts = condition.get("parts") or ()  # checked where the condition is built
+    listed = parts.values() if isinstance(parts, Mapping) else (part.get("condition", {}) for part in parts)
+    return SketchCondition.kind in (condition.get("kind"), *(part.get("kind") for part in listed))

@@ -1,0 +1,72 @@
+"""Lines of photographs, changed in training towards lines that a hand draws: thin, astray, and not all of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from piti.core.spec import Spec
+from piti.data.edges import thinned
+
+BENDS = 6
+"""Points along each side that go astray independently; between them lines bend smoothly."""
+STROKES = 16
+"""The same for what is left out: gaps are about as long as a side divided by this."""
+HIT = 0.35
+"""A pixel is on a bent line where that covers so much of it: less than a half, so that lines keep together."""
+
+
+class DrawnSpec(Spec):
+    """How training sketches, which edges of photographs are, are brought nearer to drawings by hand.
+
+    A model that has seen whole and exact edges alone takes every gap for an end and every bend for a shape. Neither
+    the paper nor the released code has this.
+    """
+
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Of the samples whose lines are changed."""
+    thin: float = Field(default=0.5, ge=0, le=1)
+    """Of those the share whose lines are thinned to one pixel first."""
+    wobble: float = Field(default=0.02, ge=0, le=0.05)
+    """How far lines go astray: a deviation in shares of the short side, drawn evenly from 0 to this."""
+    gaps: float = Field(default=0.3, ge=0, lt=1)
+    """The share of the lines that is left out, drawn evenly from 0 to this."""
+
+    def __call__(self, lines: Bool[Tensor, "h w"], generator: torch.Generator) -> Bool[Tensor, "h w"]:
+        """The lines of one sample, True on lines, changed or as they are."""
+        chosen, thin, wobble, gaps = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        bends = torch.randn(2, BENDS, BENDS, generator=generator)
+        strokes = torch.randn(1, STROKES, STROKES, generator=generator)
+        if chosen >= self.share or not lines.any():
+            return lines
+        if thin < self.thin:
+            lines = thinned(lines)
+        lines = bent(lines, wobble * self.wobble * min(lines.shape) * _smooth(bends, lines))
+        return with_gaps(lines, _smooth(strokes, lines)[0], gaps * self.gaps)
+
+
+def bent(lines: Bool[Tensor, "h w"], shift: Float[Tensor, "2 h w"]) -> Bool[Tensor, "h w"]:
+    """What lies at each pixel moved by `shift` rows and columns; what touches an edge goes on beyond it."""
+    sides = torch.tensor(lines.shape)
+    rows, columns = (torch.arange(n, dtype=torch.float32) for n in lines.shape)
+    place = torch.stack([rows[:, None] + shift[0], columns + shift[1]])  # [2, h, w]
+    scaled = 2 * place / (sides - 1).clamp(min=1)[:, None, None] - 1
+    grid = scaled.flip(0).permute(1, 2, 0)[None]  # [1, h, w, (x, y)]
+    covered = F.grid_sample(lines[None, None].float(), grid, padding_mode="border", align_corners=True)
+    return covered[0, 0] > HIT
+
+
+def with_gaps(lines: Bool[Tensor, "h w"], noise: Float[Tensor, "h w"], share: float) -> Bool[Tensor, "h w"]:
+    """Without that share of the lines' pixels where the noise is lowest."""
+    on_lines = noise[lines]
+    left_out = int(share * len(on_lines))
+    if not left_out:
+        return lines
+    return lines & (noise > on_lines.kthvalue(left_out).values)
+
+
+def _smooth(noise: Float[Tensor, "k n n"], over: Bool[Tensor, "h w"]) -> Float[Tensor, "k h w"]:
+    return F.interpolate(noise[None], size=over.shape, mode="bicubic", align_corners=True)[0]
