@@ -47,6 +47,17 @@ def test_the_recipe_page_has_every_key_once(site: dict[str, Any], pages: dict[st
     assert {"stages.N.adversarial.augment", "model.unet.channels", "data.shard_cache", "seed"} <= set(listed)
 
 
+def test_the_recipe_page_explains_every_key(pages: dict[str, str]) -> None:
+    """In its row, or under its name in the words above the table."""
+    of_recipes, _, _ = pages["reference/recipe.md"].partition("## `condition`, by kind")
+    sections = [section.partition("| key |") for section in of_recipes.split("\n## ")[1:]]
+    for words, _, table in sections:
+        silent = re.findall(r"^\| `[\w.]*?(\w+)` \|  \|", table, re.MULTILINE)
+        unknown = [key for key in silent if not re.search(rf"\b{key}\b", words)]
+        assert not unknown, (words.splitlines()[0], unknown)
+    assert "NETWORKS" not in of_recipes, "a name in the code says nothing to who writes YAML"
+
+
 def test_the_recipe_page_has_the_keys_of_every_recipe(pages: dict[str, str]) -> None:
     rows = set(re.findall(r"^\| `([\w.]+)` \|", pages["reference/recipe.md"], re.MULTILINE))
     for recipe in (ROOT / "piti/recipes").glob("*.yaml"):

@@ -32,6 +32,7 @@ class LoraSpec(Spec):
     """Adapters W + (alpha / rank) B A on the UNet's layers."""
 
     rank: int = Field(default=16, ge=1)
+    """Of the matrices B A: more learns more, and is larger."""
     alpha: float | None = Field(default=None, gt=0)
     """Scale of what the adapters add, times rank; none: the rank itself."""
     convolutions: bool = False

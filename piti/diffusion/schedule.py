@@ -62,7 +62,9 @@ class ScheduleSpec(Spec):
     """Which noise a model was trained with, what it predicts, and in what bounds its x̂₀ is kept in sampling."""
 
     betas: BetasName = "squaredcos_cap_v2"
+    """How noise grows over the steps, by diffusers' names; "flow": that of a rectified flow."""
     steps: int = Field(default=1000, ge=2, le=100_000)
+    """Timesteps T of the training; samplers take fewer of them."""
     prediction: PredictionName = "v_prediction"
     """The noise, the velocity, the image itself, or what a flow learns, ε − x₀."""
     shift: float = Field(default=1.0, gt=0, le=100)

@@ -62,7 +62,9 @@ class EncoderSpec(Spec):
     width: int = Field(default=512, ge=1)
     """Width D of the tokens."""
     layers: int = Field(default=8, ge=0, le=512)
+    """Of the transformer."""
     heads: int = Field(default=8, ge=1)
+    """Of its attention; they share the width."""
     norm_groups: int | None = Field(default=None, ge=1)
     """Groups of the stem's normalisation; none: one group a channel, which is instance normalisation."""
     residuals: bool = False

@@ -129,13 +129,13 @@ class PerceptualSpec(Spec):
     """Which network's features are compared, from which layers, and where its weights come from."""
 
     network: str = "vgg19"
-    """A name in `NETWORKS`."""
+    """vgg16, vgg19, squeezenet1_1 or alexnet."""
     weights: str | None = None
     """A file (.safetensors, or .pth as torchvision's), or a hub repository; none: the network's usual one."""
     layers: tuple[int, ...] | None = None
     """Modules of `features`, in torchvision's numbering, whose outputs are compared; none: the usual ones."""
     layer_weights: tuple[float, ...] | None = None
-    """What each layer counts; none: as pix2pixHD for VGG-19's usual layers, else all alike."""
+    """What each layer counts; none: as pix2pixHD for the usual layers of both VGGs, else all alike."""
 
     @field_validator("network")
     @classmethod

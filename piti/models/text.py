@@ -22,7 +22,9 @@ class TextEncoderSpec(Spec):
     width: int = Field(default=512, ge=1)
     """Width D of the tokens."""
     layers: int = Field(default=16, ge=0, le=512)
+    """Of the transformer."""
     heads: int = Field(default=8, ge=1)
+    """Of its attention; they share the width."""
     final_norm: bool = True
     """A normalisation after the last layer."""
 

@@ -32,6 +32,7 @@ class UNetSpec(Spec):
     norm_groups: int = Field(default=32, ge=1)
     """Groups of every group normalisation."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the activations in residual blocks that is dropped in training."""
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetSpec:

@@ -21,6 +21,7 @@ class RangedLossSpec(Spec):
     """How much a loss counts, and at which timesteps."""
 
     weight: float = Field(default=1.0, ge=0)
+    """What it is multiplied by in the sum of the losses."""
     noise: tuple[float, float] = (0.0, 1.0)
     """The timesteps at which it acts, as shares of T, from and below."""
 
@@ -40,6 +41,8 @@ class LossSpec(Spec):
     """How eq. 3 weighs the timesteps and the variational bound."""
 
     weighting: str = "uniform"
+    """uniform: all timesteps alike. min_snr: those of little noise less (Hang et al. 2023). detail: for an upsampler
+    with `model.detail`: alike for an image that is known up to a deviation of 0.15."""
     vb_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Weight of the bound; none: T / 1000, as GLIDE trains."""
     timesteps: str = "even"
@@ -135,6 +138,7 @@ class AdversarialLossSpec(ImageLossSpec):
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate of the discriminator's AdamW."""
     betas: tuple[Beta, Beta] = (0.5, 0.9)
+    """Of the same."""
     gradient_penalty: float | None = Field(default=None, ge=0)
     """Weight of the penalty on the discriminator's gradient; none: the loss's own."""
     r1: float = Field(default=0.0, ge=0)

@@ -14,10 +14,13 @@ class ModelSpec(Spec):
     """The translator to train. The encoder's channels follow from the condition."""
 
     image_size: int = Field(default=64, ge=8)
+    """Side of its images in pixels."""
     patch_size: int = Field(default=1, ge=1)
+    """Squares of pixels with this side are folded into channels: 2 makes the UNet's maps half as wide and high."""
     low_res: int | None = Field(default=None, ge=1)
     """Side of the small image that an upsampler enlarges; none: a base."""
     learned_variance: bool = True
+    """The network predicts the variance of a step too."""
     inpaint: bool = False
     """The UNet also sees what is known of the image and where, as GLIDE's inpainting networks do; the recipe's `known`
     says what that is in training."""

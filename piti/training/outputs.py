@@ -13,7 +13,8 @@ from piti.diffusion.samplers import sampler_named
 
 
 class PreviewSpec(Spec):
-    """Validation: the loss on fixed timesteps and noise, and samples of fixed conditions."""
+    """Validation after each `every` steps: the loss on fixed timesteps and noise, and samples of fixed conditions, by
+    `sampler` in so many `steps`."""
 
     every: int = Field(default=1000, ge=1)
     count: int = Field(default=8, ge=1)
@@ -32,7 +33,7 @@ class PreviewSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """How often a run is saved and how many of the newest checkpoints are kept."""
+    """A run is saved after each `every` steps, and the newest `keep` checkpoints are kept."""
 
     every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)

@@ -37,7 +37,9 @@ class Recipe(Spec):
     """A run: condition, networks, noise schedule, data, stages, and how they are trained."""
 
     name: str
+    """Of the run, whose folder is `runs/NAME` where no other is given."""
     seed: int = Field(default=0, ge=0)
+    """Decides all that is random in the run."""
     condition: dict[str, Any] = Field(default_factory=lambda: {"kind": "mask"})
     """A condition's configuration: `kind`, and what that kind needs. A mask without `classes` takes
     `classes.json` from the data's root."""
@@ -52,8 +54,7 @@ class Recipe(Spec):
     prior: str | None = None
     """A model, named likewise, whose UNet is taken and whose encoder is not: adaptation (PITI, section 3.3)."""
     lora: LoraSpec = LoraSpec()
-    """The adapters of stages that train `lora`; the run's model is saved beside the name of its `prior`, or, where one
-    is distilled, of its `init`."""
+    """The adapters of stages that train `lora`; they are saved beside the name of the `prior`, or of the `init`."""
     base: str | None = None
     """For an upsampler: the model whose images it is to enlarge; the run's model is then both together."""
     generated: GeneratedSpec | None = None
@@ -81,8 +82,7 @@ class Recipe(Spec):
     ema: float = Field(default=0.9999, ge=0, lt=1)
     """Decay of the running average of the weights."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Of products under autocast; the rest, and all with `no`, is float32. `auto`: bf16 on devices that compute it
-    faster than float32, else no."""
+    """Of products under autocast; the rest, and all with `no`, is float32. `auto`: bf16 where it is faster, else no."""
     checkpointing: bool = False
     """Compute the UNet's activations anew in the backward pass instead of keeping them: slower, in less memory."""
     compile: bool = False
@@ -90,8 +90,9 @@ class Recipe(Spec):
     latent_cache: Path | None = None
     """For latents: a folder that keeps them by the contents of the crops, so that each crop is encoded once."""
     workers: int | None = Field(default=None, ge=0)
-    """Processes that load data, for each one that trains; none: as many as the cores allow, see `usual_workers`."""
+    """Processes that load data, for each one that trains; none: one a core but for the training's own, 1 to 8."""
     log_every: int = Field(default=50, ge=1)
+    """Steps between two lines of metrics."""
     tensorboard: bool = False
     """Write metrics and previews for TensorBoard too (needs the extra `track`)."""
     trackers: TrackerOptions = Field(default_factory=dict)
@@ -280,9 +281,8 @@ class Recipe(Spec):
             )
 
     def _check_side(self, name: str) -> None:
-        key, network = (
-            ("perceptual", self.perceptual) if name == "perceptual" else ("discriminator", self.discriminator)
-        )
+        key = "perceptual" if name == "perceptual" else "discriminator"
+        network = self.perceptual if name == "perceptual" else self.discriminator
         if self.data.size < network.min_side:
             raise ValueError(
                 f"'data.size' {self.data.size} is less than the {network.min_side} px that the '{key}' network needs; "

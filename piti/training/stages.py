@@ -39,6 +39,7 @@ class Stage(Spec):
     """Who trains, for how long, how fast (PITI, section 3.3 and appendix A)."""
 
     name: str = "joint"
+    """What the log and errors call the stage."""
     trains: tuple[Literal["encoder", "unet", "lora", "generator"], ...] = NETWORKS
     """The networks that learn, or `lora` instead of the UNet; the others are frozen: no gradients, bit-identical
     afterwards."""
@@ -96,7 +97,9 @@ class OptimizerSpec(Spec):
     """adamw8bit holds its moments in 8 bits, a quarter of the memory, by bitsandbytes (Dettmers et al. 2021, arXiv
     2110.02861)."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled from the gradient, as AdamW has it."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
 
