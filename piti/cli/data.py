@@ -77,7 +77,7 @@ def sketch(
     link: Link = True,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw photographs: pairs of sketch and photograph to train on."""
+    """Draw a sketch of each photograph: pairs to train on."""
     from piti.data.edges import detector_spec
     from piti.prepare.sketches import SketchJob, prepare_sketches
 
@@ -96,7 +96,9 @@ def ade20k(
     src: Source,
     flags: SetFlags,
     out: Target = None,
-    top: Annotated[int | None, Option(min=1, help="Full release: only the classes with the most pixels.")] = None,
+    top: Annotated[
+        int | None, Option(min=1, help="Full release: keep only this many classes, those with the most pixels.")
+    ] = None,
 ) -> None:
     """ADE20K: SceneParse150 (ADEChallengeData2016), or the full release."""
     from piti.prepare.layouts import ade20k as layout
@@ -138,7 +140,7 @@ def folder(
     flags: SetFlags,
     out: Target = None,
 ) -> None:
-    """A folder of photographs and masks: look through it, and write what is good of it."""
+    """A folder of photographs and masks: check it, and write the pairs that can be used."""
     from piti.prepare.layouts import PlainFolder
 
     _prepare(PlainFolder(src), src, out, flags)
@@ -169,13 +171,15 @@ def _prepare(layout: Layout, src: Path, out: Path | None, flags: SetFlags) -> No
 
 @prepare_app.command()
 def shards(
-    source: Annotated[Path, Argument(help="A data root, or photographs, with captions KEY.txt beside or none.")],
+    source: Annotated[
+        Path, Argument(help="A data root, or a folder of photographs, with captions KEY.txt beside them or without.")
+    ],
     out: Annotated[Path | None, Argument(help="The shards' folder.")] = None,
     images: Annotated[str, Option(help="The photographs' folder in a data root.")] = "images",
     conditions: Annotated[list[str] | None, Option(help="A folder of conditions (labels); repeatable.")] = None,
-    alone: Annotated[bool, Option("--alone", help="Pack the photographs of a data root alone.")] = False,
-    shard_mib: Annotated[int, Option(min=1, help="A shard ends before it is larger.")] = 256,
-    samples: Annotated[int | None, Option(min=1, help="A shard ends after so many samples instead.")] = None,
+    alone: Annotated[bool, Option("--alone", help="Pack only the photographs of a data root.")] = False,
+    shard_mib: Annotated[int, Option(min=1, help="Largest shard, in MiB.")] = 256,
+    samples: Annotated[int | None, Option(min=1, help="Samples of a shard, instead of a largest size.")] = None,
     max_bad: MaxBad = 0.01,
     overwrite: Overwrite = False,
     verify: Annotated[bool, Option("--verify", help="Compare shards with their manifest's checksums.")] = False,

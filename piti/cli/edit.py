@@ -87,12 +87,18 @@ class EditFlags:
     ] = None
     variety: Annotated[
         float | None,
-        Option(help="Share of fresh noise in the region, 0 to 1; 0.7 by default, 0 makes all images the same."),
+        Option(
+            help="Share of fresh noise in the region, 0 to 1; 0.7 by default, 0 where all is repainted; 0 makes all "
+            "images the same."
+        ),
     ] = None
     dilate: Annotated[
-        float | None, Option(help="How far the region goes beyond the change, as a share of the short side.")
+        float | None,
+        Option(help="How far the region goes beyond the change, as a share of the short side; 0.03 by default."),
     ] = None
-    feather: Annotated[float | None, Option(help="How wide the region fades out, as a share of the short side.")] = None
+    feather: Annotated[
+        float | None, Option(help="Over how much the region fades out, as a share of the short side; 0.04 by default.")
+    ] = None
     size: Annotated[
         int | None, Option(help="Short side at which it is edited: up to 4 times the model's, the default.")
     ] = None

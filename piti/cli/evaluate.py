@@ -66,7 +66,7 @@ def images(
     conditions: ConditionFlags,
     result: ResultFlags,
     real: Real = None,
-    split: Annotated[str | None, Option(help="Of a data root in --real: which split; val by default.")] = None,
+    split: Annotated[str | None, Option(help="Which split of a data root in --real; val by default.")] = None,
 ) -> None:
     """Measure a folder of images against photographs and against the conditions they were made from."""
     from piti.evaluation.condition_folders import combined
@@ -96,8 +96,8 @@ def model(
     dtype: DType = "auto",
     compile: Compile = False,
     split: Annotated[str, Option(help="Split whose conditions are translated.")] = "val",
-    conditions: Annotated[list[str] | None, Option(help="Their folder in the data, or PART=FOLDER.")] = None,
-    limit: Annotated[int | None, Option(min=1, help="Only so many conditions.")] = None,
+    conditions: Annotated[list[str] | None, Option(help="The conditions' folder in the data, or PART=FOLDER.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="At most this many conditions.")] = None,
     num: Annotated[int | None, Option("--num", "-n", min=1, help="Images of each condition (4).")] = None,
     upsampler: Upsampler = None,
     real: Real = None,

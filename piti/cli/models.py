@@ -91,7 +91,7 @@ def import_(
     upsampler: Annotated[Path | None, Option(help="A released upsampler.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert checkpoints of GLIDE or PITI, or in their layout, or a text-to-image model of diffusers, into a model."""
+    """Make a model of released checkpoints (GLIDE, PITI, or their layout) or of a text-to-image model of diffusers."""
     from piti.checkpoints.convert import import_release
     from piti.checkpoints.priors import import_prior, is_pipeline, refuse_release_options
 

@@ -30,7 +30,7 @@ Engine = Annotated[
 ]
 DType = Annotated[
     str,
-    Option(help="Numbers to compute in: fp32, bf16, fp16; auto is bf16 where a GPU or an engine knows it, else fp32."),
+    Option(help="Numbers to compute in: fp32, bf16, fp16; auto is bf16 where that is known to be faster, else fp32."),
 ]
 Compile = Annotated[
     bool, Option("--compile", help="Compile the networks' blocks (torch.compile): slow at first, faster afterwards.")
@@ -91,10 +91,14 @@ class SamplingFlags:
     guidance: Guidance = None
     guidance_rule: GuidanceRule = None
     guidance_interval: GuidanceInterval = None
-    steps: Annotated[int | None, Option(min=1, help="Denoising steps of the base.", rich_help_panel=_SAMPLING)] = None
-    sampler: Annotated[str | None, Option(help="ddpm, ddim, dpm++, dpm++sde or unipc.", rich_help_panel=_SAMPLING)] = (
-        None
-    )
+    steps: Annotated[
+        int | None,
+        Option(min=1, help="Denoising steps of the base; the model's own by default.", rich_help_panel=_SAMPLING),
+    ] = None
+    sampler: Annotated[
+        str | None,
+        Option(help="ddpm, ddim, dpm++, dpm++sde or unipc; the model's own by default.", rich_help_panel=_SAMPLING),
+    ] = None
     base_only: BaseOnly = False
     upsampler_steps: Annotated[
         str | None,

@@ -32,7 +32,7 @@ class StudyFlags:
     votes: Annotated[
         list[Path] | None, Option(help="table2: votes that raters sent back, files or folders; counts them.")
     ] = None
-    limit: Annotated[int | None, Option(min=1, help="table2: only so many pairs a page.")] = None
+    limit: Annotated[int | None, Option(min=1, help="table2: at most this many pairs a page.")] = None
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,20 @@ _MODELS = ("street", "sketch")
 class LimitFlags:
     """How much a studio takes on."""
 
-    max_upload: Annotated[int, Option(min=1, help="MiB of a request.", rich_help_panel=_LIMITS)] = 24
-    max_pixels: Annotated[int, Option(min=1, help="Of an image.", rich_help_panel=_LIMITS)] = 16_000_000
-    max_samples: Annotated[int, Option(min=1, help="Images of a request.", rich_help_panel=_LIMITS)] = 8
-    max_steps: Annotated[int, Option(min=1, help="Steps that may be asked for.", rich_help_panel=_LIMITS)] = 250
-    max_size: Annotated[int, Option(min=1, help="Short side that may be asked for.", rich_help_panel=_LIMITS)] = 1024
-    max_waiting: Annotated[int, Option(min=1, help="Jobs that wait.", rich_help_panel=_LIMITS)] = 32
-    max_seconds: Annotated[float, Option(min=1, help="How long a job runs.", rich_help_panel=_LIMITS)] = 120
-    max_kept: Annotated[int, Option(min=1, help="Results that can be fetched again.", rich_help_panel=_LIMITS)] = 200
+    max_upload: Annotated[int, Option(min=1, help="Largest request, in MiB.", rich_help_panel=_LIMITS)] = 24
+    max_pixels: Annotated[int, Option(min=1, help="Largest image, in pixels.", rich_help_panel=_LIMITS)] = 16_000_000
+    max_samples: Annotated[int, Option(min=1, help="Most images of a request.", rich_help_panel=_LIMITS)] = 8
+    max_steps: Annotated[int, Option(min=1, help="Most steps that may be asked for.", rich_help_panel=_LIMITS)] = 250
+    max_size: Annotated[
+        int, Option(min=1, help="Largest short side that may be asked for, in pixels.", rich_help_panel=_LIMITS)
+    ] = 1024
+    max_waiting: Annotated[int, Option(min=1, help="Most jobs that wait.", rich_help_panel=_LIMITS)] = 32
+    max_seconds: Annotated[float, Option(min=1, help="Longest time of a job, in seconds.", rich_help_panel=_LIMITS)] = (
+        120
+    )
+    max_kept: Annotated[
+        int, Option(min=1, help="Most results that are kept to be fetched again.", rich_help_panel=_LIMITS)
+    ] = 200
 
     def limits(self) -> Limits:
         """As `Studio` takes them."""
@@ -54,7 +60,9 @@ def studio(
     computed: ComputeFlags,
     model: Annotated[
         list[str] | None,
-        Option(help="A bundled model, a folder, a training run, or a hub id; repeatable. street and sketch."),
+        Option(
+            help="A bundled model, a folder, a training run, or a hub id; repeatable. By default street and sketch."
+        ),
     ] = None,
     host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to listen on; 0 takes any that is free.")] = 7860,
@@ -65,7 +73,7 @@ def studio(
     device: Device = None,
     open_: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Serve a page on which masks are painted, sketches drawn, and photographs made of them and edited.
+    """Serve a page in the browser: paint masks, draw sketches, make photographs of them, and edit these.
 
     The same over HTTP: /docs lists the routes. Nothing is fetched from, or sent to, any other machine.
     """

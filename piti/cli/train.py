@@ -43,7 +43,7 @@ def train(
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
 ) -> None:
-    """Train a model as a recipe says."""
+    """Train a model by a recipe: a name, such as street, or a YAML file."""
     from piti.training import read_recipe
 
     parsed = read_recipe(recipe, with_speed(changes, dtype, compile))
@@ -57,19 +57,28 @@ def distill(
     model: Annotated[
         str, typer.Argument(help="A bundled model, a folder, or a training run, whose base is distilled.")
     ],
-    data: Annotated[Path | None, typer.Option(help="The root of data such as it was trained on.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/MODEL-N-steps, or such.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The data's root: data like that which the model was trained on.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run's folder; by default runs/MODEL-N-steps, or -guided for --steps 0; with --rank and -rank-N."
+        ),
+    ] = None,
     steps: Annotated[
         int,
-        typer.Option(min=0, help="Denoising steps of the student; 0: any, the guidance alone is built in."),
+        typer.Option(
+            min=0, help="Denoising steps of the student; 0 builds in the guidance alone, and leaves steps free."
+        ),
     ] = 4,
-    substeps: Annotated[int, typer.Option(help="Guided steps of the model in each of the student's.")] = 6,
+    substeps: Annotated[int, typer.Option(help="Guided steps of the model that one step of the student replaces.")] = 6,
     guidance: Annotated[
         float | None, typer.Option(help="Strength w that becomes part of the weights; by default the model's own.")
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="Of low-rank adapters of the model, trained in the place of a whole network."),
+        typer.Option(min=1, help="Train low-rank adapters of this rank instead of a whole network."),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -81,7 +90,7 @@ def distill(
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
 ) -> None:
-    """Make a model of few steps from one of many, with its guidance built in; or build in the guidance alone."""
+    """Distil a model of many guided steps into one of few, with the guidance built in, or the guidance alone."""
     from piti.training import distillation_recipe
 
     values = {"steps": steps or None, "substeps": substeps, "guidance": guidance}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class InputFlags:
     """What is translated, beside the files."""
 
-    text: Annotated[list[str] | None, typer.Option(help="For a prior: what the image is to show.")] = None
+    text: Annotated[list[str] | None, typer.Option(help="For a prior: what the image is to show. Repeatable.")] = None
     given: Annotated[
         list[str] | None,
         typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER. Repeatable."),
@@ -48,20 +48,30 @@ def translate(
     wanted: InputFlags,
     sampling: SamplingFlags,
     computed: ComputeFlags,
-    inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, or folders of them.")] = None,
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(help="Conditions: files, folders of them, or packed shards.")
+    ] = None,
     model: Model = "street",
     upsampler: Upsampler = None,
     num: Annotated[
-        int, typer.Option("--num", "-n", min=1, help="Images of each condition; with --like its number alone.")
+        int,
+        typer.Option(
+            "--num",
+            "-n",
+            min=1,
+            help="Images of each condition; beside --like only the image of its number, unless this is given.",
+        ),
     ] = 4,
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images sampled at once; fewer take less memory.")] = 8,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable conditions out, do not stop.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out conditions that cannot be used, instead of stopping.")
+    ] = False,
     out: Results = Path("out"),
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Translate conditions into images, and lay both out on a contact sheet."""
+    """Make images of conditions: masks, sketches, depth or texts. A contact sheet shows both side by side."""
     from piti.core.distributed import joined
     from piti.generation.plan import resolved_sampling
     from piti.generation.recreate import opened

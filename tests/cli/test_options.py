@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import pytest
 import typer
+import typer.main
 from typer.testing import CliRunner
 
+from piti.cli.app import app
 from piti.cli.groups import all_given, refuse_others, with_groups
 from piti.cli.measuring import JudgeFlags
 from piti.cli.options import SamplingFlags, Seed, guidance_of
 from piti.core.errors import UserError
+from piti.editing import STEPS, UPSAMPLER_STEPS, VARIETY, EditSettings
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,16 @@ class ColourFlags:
 @dataclass(frozen=True)
 class MoreFlags(ColourFlags):
     names: Annotated[list[str] | None, typer.Option("--name")] = None
+
+
+def test_the_help_of_edit_states_the_defaults_of_editing() -> None:
+    """None is the flags' own default, so that nothing else tells them."""
+    edit = typer.main.get_command(app).commands["edit"]  # type: ignore[attr-defined]
+    said = {one.name: one.help for one in edit.params if one.help}
+    known = {"steps": STEPS, "upsampler_steps": UPSAMPLER_STEPS, "variety": VARIETY}
+    known |= {name: getattr(EditSettings(), name) for name in ("refinements", "dilate", "feather")}
+    for name, value in known.items():
+        assert f"{value} by default" in said[name], name
 
 
 def test_a_group_becomes_flags() -> None:

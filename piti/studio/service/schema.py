@@ -107,7 +107,9 @@ class EditRequest(_Request):
 
     num: Count = Field(1, description="How many versions; with variety 0 all are the same.")
     keep_exact: bool = Field(False, description="Keep the input's size, and every pixel outside the region to the bit.")
-    variety: Share | None = Field(None, description="Share of fresh noise inside the region, 0 to 1.")
+    variety: Share | None = Field(
+        None, description="Share of fresh noise inside the region; 0.7 by default, 0 where all is redone."
+    )
     dilate: Share | None = Field(None, description="How far the region grows, as a share of the short side.")
     feather: Share | None = Field(None, description="How softly it ends, as a share of the short side.")
 
