@@ -87,6 +87,21 @@ def test_the_errors_page_has_messages_as_they_are_raised(pages: dict[str, str]) 
     assert page.count("\n| `") > 400
 
 
+def test_messages_that_the_guide_to_processes_explains_are_in_the_sources() -> None:
+    _, _, failing = (DOCS / "guides/several-gpus.md").read_text(encoding="utf-8").partition("## When it fails")
+    rows = [row for row in re.findall(r"^\| (`.*?) \|", failing, re.MULTILINE) if not re.search(_OTHERS_SAY, row)]
+    assert len(rows) >= 6
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "piti").rglob("*.py"))
+    sources = re.sub(r'"\s*\n\s*f?"|\{[^{}"]*(?:"[^"]*"[^{}"]*)*\}', "", sources)  # lines joined, without values
+    for message in re.findall(r"`([^`]*)`", " ".join(rows)):
+        if "_USE_" not in message:
+            for words in re.split(r"…| \w+ = .*|\b\d+\b|NODE", message):
+                assert words.strip(" ,") in sources, message
+
+
+_OTHERS_SAY = "EADDRINUSE|Connection closed"  # torchrun and torch
+
+
 def test_templates_keep_words_and_leave_values_out(site: dict[str, Any], tmp_path: Path) -> None:
     raised = """DataError(f"{x}: is {option('size')}, " + "too small", remedy="raise it", option="size")"""
     (tmp_path / "one.py").write_text(f"raise {raised}\n")
