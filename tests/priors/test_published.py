@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from piti.checkpoints.folder import ModelError
+from piti.checkpoints.prior_families import FAMILIES
 from piti.checkpoints.prior_folders import recognised
 from piti.models import Translator
 from piti.training import read_recipe
 from piti.training.build import translator_config
 from piti.training.init import begin, check_config
+from tests.conftest import ROOT
 from tests.priors.published import MODELS
 
 pytest.importorskip("transformers")
@@ -64,3 +67,15 @@ def test_a_plan_names_the_import_that_comes_first(tmp_path: Path, monkeypatch: p
     imports = rf"import it: piti import FOLDER_OR_HUB_ID .* {recipe.prior}; or name it by its id on the hub"
     with pytest.raises(ModelError, match=imports):
         begin(translator, recipe, only_check=True)
+
+
+def test_the_guide_says_how_each_family_is_sampled() -> None:
+    guide = (ROOT / "docs/guides/adapt-stable-diffusion.md").read_text(encoding="utf-8")
+    said = {}
+    for names, *values in re.findall(r"^\| ([\w ,]+) \| `(\S+)` \| (\d+) \| ([\d.]+) \|$", guide, re.MULTILINE):
+        said |= {name: tuple(values) for name in names.split(", ")}
+    for family in FAMILIES.values():
+        own = {key.removeprefix("upsampler_"): value for key, value in family.sampling.items()}
+        steps = re.sub(r"[a-z]", "", str(own["steps"]))
+        name = re.sub("-[αΣ]", "", family.name)
+        assert said[name] == (own["sampler"], steps, f"{own['guidance']['w']:g}"), name
