@@ -40,7 +40,8 @@ given, by the part's name."""
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 """PIL images; NumPy [N, H, W, 3] or tensor [N, 3, H, W] in [0, 1]; or a tensor [N, 3, H, W] in [-1, 1], as the last
-network left it: this is a diffusion of pixels, and its latents are images. Arrays are float32, tensors on the CPU."""
+network left it: of a model on pixels latents are images, and of one on latents they are refused. Arrays are float32,
+tensors on the CPU."""
 
 Images = list[Image.Image] | np.ndarray | Tensor
 
