@@ -1,7 +1,7 @@
 """How much of an image the upsampler's x̂₀ is at each timestep: from which t on losses on images make sense.
 
     python benchmarks/predicted_images.py --model RUN --photographs FOLDER_OR_TAR \\
-        --perceptual squeezenet1_1_features.safetensors [--count 32]
+        --perceptual squeezenet1_1-b8a52dc0.pth [--count 32]
 
 For photographs of 256 px, shrunk and noised to t, the upsampler's x̂₀ is compared with the photograph: PSNR, eq. 4's
 perceptual distance as a share of that of bicubic enlargement, and detail, the mean gradient as a share of the

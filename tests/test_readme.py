@@ -21,7 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli.app import app
-from piti.models.perceptual import PerceptualNetwork, PerceptualSpec
+from piti.models.perceptual import NETWORKS, PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import bundled_models
 from piti.studio.service.service import Studio
 from piti.training import read_recipe
@@ -228,6 +228,15 @@ def test_what_commands_name_is_there(page: Path) -> None:
         models = [*values_of(words, "--model"), *values_of(words, "--upsampler")]
         for model in models if words[0] in ("translate", "edit", "studio", "reproduce") else []:
             assert model in {*bundled_models(), *made} or model.isupper(), model
+
+
+def test_weights_of_judges_have_the_names_that_torchvision_gives_them() -> None:
+    """In pages and in what recipes say of themselves: who downloads them finds them by that name, as errors name it."""
+    known = {network.file for network in NETWORKS.values()}
+    for page in [*PAGES, *(ROOT / "piti/recipes").glob("*.yaml")]:
+        text = page.read_text(encoding="utf-8")
+        named = set(re.findall(r"(?:squeezenet|alexnet|vgg)[\w-]*\.(?:pth|safetensors)", text))
+        assert named <= known, (page.name, named - known)
 
 
 def values_of(words: list[str], flag: str) -> list[str]:
