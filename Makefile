@@ -38,8 +38,8 @@ docs: $(VENV)/.ready-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the documentation is in out/site/index.html"
 
-clean:
-	rm -rf $(VENV) out build *.egg-info
+clean:   # what make made; results that others left in out/ stay
+	rm -rf $(VENV) out/demo out/site build *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -33,3 +33,10 @@ def test_versions_of_python_agree() -> None:
     container = re.search(r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert container is not None
     assert container[1] in versions
+
+
+def test_make_clean_leaves_what_commands_made() -> None:
+    """README and guides let them write into out/ and runs/."""
+    made = re.search(r"^clean:.*\n\trm -rf (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert made is not None
+    assert set(made[1].split()) == {"$(VENV)", "out/demo", "out/site", "build", "*.egg-info"}
