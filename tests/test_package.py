@@ -23,6 +23,12 @@ def test_package_data_covers_every_file() -> None:
     assert files <= packed
 
 
+def test_its_page_tells_how_many_models_it_holds() -> None:
+    page = (ROOT / "PACKAGE.md").read_text(encoding="utf-8")
+    assert len(list((ROOT / "piti/assets").glob("*/model_index.json"))) == 5  # as the page counts them
+    assert "the prior, one for masks of streets and one for\nsketches, and a fast version of each" in page
+
+
 def test_versions_of_python_agree() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     named = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", x) for x in settings["project"]["classifiers"]]
