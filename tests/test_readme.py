@@ -253,3 +253,7 @@ def test_the_readme_is_short_and_names_make() -> None:
     assert README.count("\n") <= 200
     assert "make demo" in README
     assert "make test" in README
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (environment,) = re.findall(r"^VENV := (\S+)$", makefile, re.MULTILINE)
+    for page in (README, (ROOT / "docs/start/install.md").read_text(encoding="utf-8")):
+        assert f"source {environment}/bin/activate" in page, "what `make` installs is on nobody's path"
