@@ -21,8 +21,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from piti.cli.app import app
+from piti.cli.studio import LimitFlags
 from piti.models.perceptual import NETWORKS, PerceptualNetwork, PerceptualSpec
 from piti.pipelines.pipeline import bundled_models
+from piti.studio.service.schema import EditRequest, ErrorAnswer, PictureAnswer, ResultAnswer, TranslateRequest
 from piti.studio.service.service import Studio
 from piti.training import read_recipe
 from tests.conftest import ROOT
@@ -162,6 +164,14 @@ def test_the_studio_is_asked_over_http(here: Path) -> None:
             with Image.open(here / "avenue.png") as image:
                 assert image.size == (341, 256)
     assert sorted(path.name for path in here.glob("avenue_*.png")) == ["avenue_0.png", "avenue_1.png"]
+
+
+def test_the_http_guide_has_every_field_and_every_flag_of_a_limit() -> None:
+    told = set(re.findall(r"`(?:--)?([\w-]+)`", HTTP))
+    for schema in (TranslateRequest, EditRequest, ResultAnswer, PictureAnswer, ErrorAnswer):
+        named = told | set(re.findall(r'"(\w+)":', HTTP))
+        assert schema.model_fields.keys() <= named, (schema.__name__, schema.model_fields.keys() - named)
+    assert {flag.replace("_", "-") for flag in LimitFlags.__dataclass_fields__} <= told
 
 
 def blocks_of(text: str, languages: tuple[str, ...]) -> list[str]:
