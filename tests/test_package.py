@@ -23,6 +23,17 @@ def test_package_data_covers_every_file() -> None:
     assert files <= packed
 
 
+def test_extras_that_are_named_exist_and_are_quoted() -> None:
+    """`pip install piti[ui]` finds no such file in zsh, which takes the brackets for a pattern."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sources = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    sources += [path for kind in ("*.py", "*.yaml", "*.md") for path in (ROOT / "piti").rglob(kind)]
+    for path in sources:
+        for before, named in re.findall(r"(.?)\b(?:\./)?piti\[(\w[\w,]*)\]", path.read_text(encoding="utf-8")):
+            assert set(named.split(",")) <= extras.keys(), path
+            assert before in ("'", '"', "/"), path
+
+
 def test_its_page_tells_how_many_models_it_holds() -> None:
     page = (ROOT / "PACKAGE.md").read_text(encoding="utf-8")
     assert len(list((ROOT / "piti/assets").glob("*/model_index.json"))) == 5  # as the page counts them

@@ -132,7 +132,7 @@ class BytePairTokenizer(Tokenizer):
         try:
             from tokenizers import ByteLevelBPETokenizer
         except ImportError:
-            raise ConditionError("GPT-2's tokenizer needs the extra 'text': pip install piti[text]") from None
+            raise ConditionError("GPT-2's tokenizer needs the extra 'text': pip install 'piti[text]'") from None
         return ByteLevelBPETokenizer(self._vocabulary(), self._merges())
 
     def _vocabulary(self) -> dict[str, int]:

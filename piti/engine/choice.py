@@ -80,7 +80,7 @@ def engine_named(name: str, device: torch.device | str = "cpu", dtype: str = "au
     if not installed:
         raise EngineError(
             "needs the package openvino, which is not installed",
-            remedy="install piti[cpu]",
+            remedy="pip install 'piti[cpu]'",
             option="engine",
             value=name,
         )

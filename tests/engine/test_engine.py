@@ -253,7 +253,7 @@ class TestChoice:
     def test_what_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert engine_named("auto").name == "torch"
-        with pytest.raises(EngineError, match=r"install piti\[cpu\]"):
+        with pytest.raises(EngineError, match=r"install 'piti\[cpu\]'"):
             engine_named("openvino")
 
     def test_another_device(self) -> None:
