@@ -264,7 +264,8 @@ def errors() -> str:
     """The page of every message of an error that a user can mend, by the package that raises it."""
     parts = [
         "# Errors",
-        "Made of the sources: every message that says what is wrong and what to do, with `…` where a value stands. "
+        "Made of the sources: the messages that say what is wrong and what to do, with `…` where a value stands, and "
+        "options without the dashes of the command line. A few that are put together of parts are not among them. "
         "In Python all of them are `piti.core.errors.UserError` or, inside a recipe or another specification, part "
         "of a `SpecError`; the command line prints them after `error:`, the studio answers with them over HTTP. "
         "Search this page for the words that you see.",
