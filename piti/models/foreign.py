@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,15 @@ _UNREAD = ("double_self_attention", "num_vector_embeds", "only_cross_attention",
 """Switches of the class that PixArt's transformers once were saved as, all off in them."""
 
 
+_OF_AVERAGES = frozenset(
+    {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+)
+"""What diffusers' `EMAModel` writes into the configuration of the network whose average it saves."""
+
+
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments in a configuration of diffusers, without what it says of itself."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    """The arguments in a configuration of diffusers, without what it says of itself, or of the average that it is."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in _OF_AVERAGES}
 
 
 def is_transformer(config: Mapping[str, Any]) -> bool:
@@ -38,11 +45,11 @@ def foreign_network(config: Mapping[str, Any]) -> Any:
     SanaTransformer2DModel, which have what is asked of a UNet here, but for slices of their attention: x_t, t and
     tokens in, x_t's form out.
 
-    Raises UserError for switches of a transformer that are not read; what diffusers raises for any other mistake.
+    Raises UserError for switches that are not read; what diffusers raises for any other mistake.
     """
     values = plain_config(config)
     if not is_transformer(values):
-        return UNet2DConditionModel(**values)
+        return _built(UNet2DConditionModel, values)
     if is_sana(values):
         return _sana(values)
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
@@ -50,7 +57,7 @@ def foreign_network(config: Mapping[str, Any]) -> Any:
     for key in _UNREAD:
         if values.pop(key, None):
             raise UserError(f"the transformer's '{key}' is set, which no transformer of PixArt's is")
-    return PixArtTransformer2DModel(**values)
+    return _built(PixArtTransformer2DModel, values)
 
 
 def _sana(values: dict[str, Any]) -> Any:
@@ -62,4 +69,16 @@ def _sana(values: dict[str, Any]) -> Any:
             "for a few guided steps",
             remedy="take the model that it was distilled from",
         )
-    return SanaTransformer2DModel(**values)
+    return _built(SanaTransformer2DModel, values)
+
+
+def _built(kind: type, values: Mapping[str, Any]) -> Any:
+    """A network of a class of diffusers; switches that it does not know are left out where they are off."""
+    known = inspect.signature(kind).parameters
+    for key in sorted(values.keys() - known.keys()):
+        if values[key] not in (None, False):
+            raise UserError(
+                f"'{key}' is {values[key]!r}, which {kind.__name__} of the diffusers that is installed does not know",
+                remedy="install a newer diffusers, or take the key out where it changes nothing",
+            )
+    return kind(**{key: value for key, value in values.items() if key in known})
