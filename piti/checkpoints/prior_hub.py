@@ -11,7 +11,7 @@ from typing import Any
 from piti.checkpoints.folder import INDEX_FILE, ModelError
 
 _SMALL = [INDEX_FILE, "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.vocab"]
-_FULL, _HALF = "{part}/*.safetensors", "{part}/*.fp16*.safetensors"
+_HALVES = ("fp16", "bf16")
 
 
 def is_id(name: str) -> bool:
@@ -41,9 +41,10 @@ def fetched(name: str, wanted: Callable[[Mapping[str, Any], str], list[str]]) ->
     except (OSError, ValueError) as error:
         raise ModelError(f"'{name}' holds no {INDEX_FILE} ({error}); give a pipeline of diffusers") from None
     for part in wanted(index, name):
-        found = _download(name, [_FULL.format(part=part)], ["*.fp16*", "*.non_ema*"])
-        if not any((found / part).glob("*.safetensors")):
-            _download(name, [_HALF.format(part=part)], [])
+        found = _download(name, [f"{part}/*.safetensors"], ["*.non_ema*", *(f"*.{half}*" for half in _HALVES)])
+        for half in _HALVES:
+            if not any((found / part).glob("*.safetensors")):
+                found = _download(name, [f"{part}/*.{half}*.safetensors"], [])
     return folder
 
 

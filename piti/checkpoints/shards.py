@@ -13,7 +13,7 @@ from torch import Tensor
 
 from piti.checkpoints.weights import WeightsError
 
-_VARIANTS = (None, "fp16")
+_VARIANTS = (None, "fp16", "bf16")
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -43,12 +43,7 @@ class WeightFiles:
             index = folder / f"{stem}.safetensors.index{middle}.json"
             if index.is_file():
                 return cls(folder, *_sharded(index), variant)
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise WeightsError(
-            "holds its weights as pickles alone, which can run code" if pickled else "holds no weights",
-            remedy=f"give the model with {stem}.safetensors",
-            source=folder,
-        )
+        raise WeightsError(_none_in(folder), remedy=f"give the model with {stem}.safetensors", source=folder)
 
     def find(self, *names: str) -> str:
         """The first of these names that there is. Raises WeightsError."""
@@ -64,7 +59,13 @@ class WeightFiles:
     def kind(self, name: str, shape: Sequence[int]) -> Tensor:
         """A tensor on the meta device, of the type of the one of this name. Raises WeightsError for another shape."""
         dtype, held = self.kinds[name]
-        if held != list(shape) or dtype not in _DTYPES:
+        if dtype not in _DTYPES:
+            raise WeightsError(
+                f"'{name}' holds numbers of the type {dtype}: only {', '.join(_DTYPES)} are read",
+                remedy="give the model before it was quantised",
+                source=self.files[name],
+            )
+        if held != list(shape):
             raise WeightsError(
                 f"'{name}' is {dtype} {held}, its config.json asks for {list(shape)}", source=self.files[name]
             )
@@ -83,6 +84,15 @@ class WeightFiles:
                 f"holds {len(left)} tensors that its config.json knows nothing of, such as '{left[0]}'",
                 source=self.folder,
             )
+
+
+def _none_in(folder: Path) -> str:
+    """What to say of a part's folder in which no weights were found."""
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return f"holds weights under other names alone, such as {others[0]}"
+    pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+    return "holds its weights as pickles alone, which can run code" if pickled else "holds no weights"
 
 
 def _kinds(path: Path) -> dict[str, Kind]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from piti.checkpoints.folder import ModelError, ModelFolder, find_model, imported_folder
-from piti.checkpoints.priors import not_imported
+from piti.checkpoints.priors import import_prior, not_imported
 from piti.training import RecipeError, plan
 from piti.training.init import load_prior
 from piti.training.run import train
@@ -93,3 +93,18 @@ def test_a_folder_of_diffusers_is_no_model_yet(stable: tiny.Imported) -> None:
         ModelError, match=r"diffusers: is a folder of diffusers, a StableDiffusionPipeline; import it: "
     ):
         ModelFolder.open(find_model(stable.folder))
+
+
+@pytest.mark.parametrize(("kept", "fetched"), [(("", "bf16"), ""), (("fp16", "bf16"), "fp16"), (("bf16",), "bf16")])
+def test_weights_are_fetched_in_one_precision(hub: Hub, tmp_path: Path, kept: tuple[str, ...], fetched: str) -> None:
+    """The full one where there is such; the hub's folders of Sana hold bf16 beside it, or alone."""
+    hub.folder = shutil.copytree(hub.folder, tmp_path / "published")
+    for path in sorted(hub.folder.glob("unet/*.safetensors")):
+        weights = path.read_bytes()
+        path.unlink()
+        for variant in kept:
+            path.with_suffix(f".{variant}.safetensors" if variant else ".safetensors").write_bytes(weights)
+    import_prior(NAME, tmp_path / "model")
+    middle = f".{fetched}" if fetched else ""
+    weights_of_unet = {name for name in hub.fetched if name.startswith("unet/") and name.endswith(".safetensors")}
+    assert weights_of_unet == {f"unet/diffusion_pytorch_model{middle}.safetensors"}

@@ -55,3 +55,24 @@ def test_switches_that_this_diffusers_does_not_know_are_left_out_where_they_are_
     changed(copied / "unet/config.json", later="on")
     with pytest.raises(UserError, match=r"unet/config\.json: 'later' is 'on', which UNet2DConditionModel .*; install"):
         recognised(copied).network()
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_weights_of_a_variant_alone_are_read(copied: Path, tmp_path: Path, variant: str) -> None:
+    """Sana is published in bf16 too, one of its folders in that alone."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    for path in sorted(copied.glob("*/*.safetensors")):
+        renamed(path, f"{path.stem}.{variant}.safetensors", dtype)
+    import_prior(copied, tmp_path / "model")
+    written = load_file(tmp_path / "model/base" / WEIGHTS)
+    held = load_file(copied / f"unet/diffusion_pytorch_model.{variant}.safetensors")
+    assert all(torch.equal(written[f"unet.{name}"], tensor) for name, tensor in held.items())
+
+
+def test_weights_under_other_names_and_quantised_ones_are_told_as_what_they_are(copied: Path, tmp_path: Path) -> None:
+    renamed(copied / "unet" / WEIGHTS, "diffusion_pytorch_model.non_ema.safetensors", torch.float32)
+    with pytest.raises(UserError, match=r"unet: holds weights under other names alone, such as .*non_ema\.safetensors"):
+        import_prior(copied, tmp_path / "model")
+    renamed(copied / "unet/diffusion_pytorch_model.non_ema.safetensors", WEIGHTS, torch.float8_e4m3fn)
+    with pytest.raises(UserError, match=r"'conv_in\.weight' holds numbers of the type F8_E4M3: only F16, .* quantised"):
+        import_prior(copied, tmp_path / "model")
