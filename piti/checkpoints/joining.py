@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from piti.checkpoints.folder import (
+    AUTOENCODER,
     CONDITION_FILE,
     INDEX_FILE,
     OF_UPSAMPLER,
@@ -22,9 +23,12 @@ from piti.core.files import file_hash, whole_file
 
 
 def join_base(folder: Path, base: Path) -> None:
-    """Make of an upsampler's folder a whole model: add another model's base, condition and defaults."""
+    """Make of an upsampler's folder a whole model: add another model's base, its scheduler and its autoencoder where
+    it has them, condition and defaults."""
     index, other = read_json(folder, INDEX_FILE), read_json(base, INDEX_FILE)
-    for part in ("base", "scheduler"):
+    for part in ("base", "scheduler", AUTOENCODER):
+        if part not in other:
+            continue
         shutil.copytree(base / part, folder / part)
         index[part] = other[part]
     settings = {key: value for key, value in other.get("defaults", {}).items() if not key.startswith(OF_UPSAMPLER)}

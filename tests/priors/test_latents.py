@@ -10,13 +10,18 @@ import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from piti.baselines import BaselineNetwork
 from piti.checkpoints.compatibility import check_cascade
+from piti.checkpoints.joining import join_base
 from piti.checkpoints.prior_folders import recognised
+from piti.checkpoints.writing import write_model_folder
 from piti.core.errors import UserError
+from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of
 from piti.models import Translator
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training.build import find_base
+from tests.pipelines.test_pipeline import tiny_pipeline
 from tests.priors import tiny
 from tests.priors.test_adapt import recipe_of
 
@@ -186,3 +191,31 @@ def test_a_base_to_enlarge_is_for_upsamplers(stable: tiny.Imported, tiny_data: P
     recipe = recipe_of(stable, tiny_data, base=str(stable.model))
     with pytest.raises(UserError, match="base: is for upsamplers alone"):
         find_base(recipe, stable.ours.condition)
+
+
+def upsampler_alone(folder: Path) -> Path:
+    """The folder of an upsampler of 16 px, without a condition."""
+    unet = {"channels": [8, 16], "attention": [False, False], "layers": 1, "token_width": None, "norm_groups": 4}
+    upsampler = Translator(unet_spec=unet, image_size=32, low_res=16, patch_size=2)
+    parts = {"upsampler": upsampler, "upsampler_scheduler": scheduler_of(ScheduleSpec())}
+    write_model_folder(folder, parts, {"kind": "none"}, {})
+    return folder
+
+
+def test_an_upsampler_of_what_a_model_of_latents_makes_is_saved_with_its_autoencoder(
+    stable: tiny.Imported, tmp_path: Path
+) -> None:
+    """As a run is whose recipe names such a `base`."""
+    join_base(upsampler_alone(tmp_path / "model"), stable.model)
+    pipe = PITIPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(TEXT, steps=1, upsampler_steps=1).images[0].size == (32, 32)
+
+
+def test_an_upsampler_of_what_a_baseline_makes_is_saved_without_a_scheduler(tmp_path: Path) -> None:
+    condition = tiny_pipeline().condition
+    config = {"kind": "spade", "channels": 8, "hidden": 8, "discriminator_channels": 8, "perceptual": 0}
+    base = BaselineNetwork(config, condition.channels, classes=True, image_size=16)
+    PITIPipeline(base, None, condition).save_pretrained(tmp_path / "base")
+    join_base(upsampler_alone(tmp_path / "model"), tmp_path / "base")
+    assert PITIPipeline.from_pretrained(tmp_path / "model").scheduler is None
