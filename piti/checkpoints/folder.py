@@ -246,11 +246,9 @@ class ModelFolder:
         that of their prior. form: as of `load`, of one in this folder. Raises ModelError.
         """
         if AUTOENCODER not in self:
-            adapter = self.path / "base" / ADAPTER_CONFIG
-            if not adapter.is_file():
+            if not (self.path / "base" / ADAPTER_CONFIG).is_file():
                 return None
-            prior = find_model(read_adapter_config(adapter.parent).prior, **self.hub)
-            return ModelFolder.open(prior, **self.hub).autoencoder(torch_dtype)
+            return ModelFolder.open(self._beneath("base"), **self.hub).autoencoder(torch_dtype)
         config = self.config(AUTOENCODER)
         kind = autoencoder_class(config)
         if kind is None:
@@ -281,9 +279,18 @@ class ModelFolder:
         if whole or not (folder / ADAPTER_CONFIG).is_file():
             _check_weights(folder, arguments)
             return load_whole(Translator, folder, torch_dtype=torch_dtype, **form)
-        config = read_adapter_config(folder)
-        prior = find_model(config.prior, **self.hub) / network
-        return load_adapted(folder, config, arguments, prior, torch_dtype)
+        prior = self._beneath(network) / network
+        return load_adapted(folder, read_adapter_config(folder), arguments, prior, torch_dtype)
+
+    def _beneath(self, network: str) -> Path:
+        """The folder of the model that a network's adapters were trained on. Raises ModelError."""
+        config = self.path / network / ADAPTER_CONFIG
+        try:
+            return find_model(read_adapter_config(config.parent).prior, **self.hub)
+        except ModelError as error:
+            said = f"{text_of(error)}; the adapters of {config.parent} were trained on it"
+            remedy = f"put it there again, or write where it lies now into 'prior' of {config}"
+            raise ModelError(said, remedy=remedy) from None
 
 
 _ANEW = "write the model anew, or fetch it again"

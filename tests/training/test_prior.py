@@ -296,6 +296,18 @@ class TestLora:
         with pytest.raises(RunError, match="was trained with prior_sha256 = "):
             train(longer, tmp_path / "run", resume=True)
 
+    def test_adapters_whose_prior_is_gone_say_so_and_where_it_is_named(
+        self, changing: Path, tiny_data: Path, tmp_path: Path
+    ) -> None:
+        stages = [{"name": "joint", "trains": ["encoder", "lora"], "steps": 1}]
+        train(adapted_recipe(tiny_data, changing, stages=stages), tmp_path / "run")
+        moved = changing.rename(changing.with_name("moved"))
+        config = tmp_path / "run/model/base" / ADAPTER_CONFIG
+        with pytest.raises(ModelError, match=rf"adapters of {config.parent} were trained on it; put .* of {config}"):
+            PITIPipeline.from_pretrained(tmp_path / "run")
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"prior": str(moved)}))
+        PITIPipeline.from_pretrained(tmp_path / "run")
+
     def test_a_prior_in_half_precision_keeps_what_was_learnt(self) -> None:
         half = {"unet.a.weight": torch.randn(64, 64).half()}
         down, up = 0.01 * torch.randn(1, 64), 0.01 * torch.ones(64, 1)
