@@ -28,6 +28,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "wei
 _PREFIXES = ("module.", "model.", "net.", "network.")  # what wrappers put before every key
 _AVERAGES = frozenset({"ema", "average", "averaged", "avg", "swa", "shadow"})
 # words in the keys under which averaged weights lie
+_COUNT = "n_averaged"  # what torch's `AveragedModel` keeps beside its weights
 _CHUNK = 2**20  # bytes that are read at once
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
@@ -64,6 +65,7 @@ def read_checkpoint(path: Path, raw: bool = False) -> Checkpoint:
     values, note = _state_dict(path, values, raw)
     if not isinstance(values, Mapping) or not values:
         raise WeightsError(f"{path}: expected a state dict (names and tensors), got {_what(values)}")
+    values = {name: value for name, value in values.items() if name != _COUNT}
     for name, value in values.items():
         _check_weight(path, name, value)
     return Checkpoint(_unprefixed(values), note)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from piti.checkpoints.weights import (
@@ -82,6 +83,16 @@ def test_averaged_weights_are_taken_and_it_is_said(tmp_path: Path, plain: str, a
     trained = read_checkpoint(path, raw=True)
     assert all(torch.equal(trained.weights[name], RAW[name]) for name in RAW)
     assert f"were taken, '{plain}', not their averages, '{average}'" in trained.note
+
+
+def test_what_torchs_average_counts_is_no_weight(tmp_path: Path) -> None:
+    average = AveragedModel(torch.nn.Linear(3, 2))
+    held = average.state_dict()
+    assert "n_averaged" in held
+    for value in (held, {"model": RAW, "ema": held}):
+        read = read_weights(saved(tmp_path / "a.pt", value))
+        assert list(read) == ["weight", "bias"]
+        assert torch.equal(read["weight"], held["module.weight"])
 
 
 def test_nothing_is_said_where_there_is_nothing_to_choose(tmp_path: Path) -> None:
