@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Integer
 from pydantic import Field
 from torch import Tensor, nn
@@ -111,7 +112,28 @@ def _build_clip_projection(config: dict[str, Any]) -> nn.Module:
 def _build_t5(config: dict[str, Any]) -> nn.Module:
     """The encoder without the wrapper that shares its embedding with a decoder."""
     library = _transformers()
-    return library.T5EncoderModel(library.T5Config(**config)).encoder
+    encoder = library.T5EncoderModel(library.T5Config(**config)).encoder
+    for block in encoder.modules():
+        if isinstance(getattr(block, "wo", None), nn.Linear):
+            block.wo = _WideLinear.of(block.wo)
+    return encoder
+
+
+class _WideLinear(nn.Linear):
+    """A product in float32 where its weights are float16: T5's feed-forward layers end in numbers beyond float16, for
+    which transformers keeps these weights in float32 (its issue 20287)."""
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> _WideLinear:
+        """One with the weights of a layer that has no bias."""
+        made = cls(layer.in_features, layer.out_features, bias=False, device="meta")
+        made.weight = layer.weight
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.weight.dtype is not torch.float16:
+            return super().forward(input)
+        return F.linear(input.float(), self.weight.float())
 
 
 def _build_gemma(config: dict[str, Any]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -76,3 +77,18 @@ def test_weights_under_other_names_and_quantised_ones_are_told_as_what_they_are(
     renamed(copied / "unet/diffusion_pytorch_model.non_ema.safetensors", WEIGHTS, torch.float8_e4m3fn)
     with pytest.raises(UserError, match=r"'conv_in\.weight' holds numbers of the type F8_E4M3: only F16, .* quantised"):
         import_prior(copied, tmp_path / "model")
+
+
+def test_t5_in_half_precision_ends_in_numbers_beyond_it(floyd: tiny.Imported) -> None:
+    """As transformers has it, which keeps some of its weights in float32."""
+    encoder = copy.deepcopy(floyd.ours.base.encoder)
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if name.endswith((".wi.weight", ".wo.weight")):
+                weight.mul_(2000)
+    ids = torch.tensor([4, 5, 6, 1, *[-1] * (encoder.spec.context - 4)]).view(1, 1, 1, -1)
+    exact = encoder(ids).sequence
+    assert torch.isfinite(exact).all()
+    half = encoder.half()(ids).sequence
+    assert half.dtype is torch.float16
+    torch.testing.assert_close(half.float(), exact, rtol=0, atol=0.02)
