@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.prior_folders import recognised
 from piti.checkpoints.priors import import_prior
+from piti.conditions.tokenizers import PretrainedTokenizer
 from piti.core.errors import UserError
 from piti.models.foreign import foreign_network
 from tests.priors import tiny
@@ -92,3 +93,10 @@ def test_t5_in_half_precision_ends_in_numbers_beyond_it(floyd: tiny.Imported) ->
     half = encoder.half()(ids).sequence
     assert half.dtype is torch.float16
     torch.testing.assert_close(half.float(), exact, rtol=0, atol=0.02)
+
+
+def test_a_tokenizer_whose_files_do_not_belong_together_is_named(tmp_path: Path) -> None:
+    tiny.clip_tokenizer(tmp_path)  # its merges name a token that its vocabulary does not hold
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"is read by no tokenizer of transformers \(.*`ab` out of vocabulary\); fetch"):
+        PretrainedTokenizer(tmp_path).vocabulary()
