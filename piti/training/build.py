@@ -256,10 +256,14 @@ def student_of(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def build_space(recipe: Recipe) -> Space:
-    """Where the recipe's model works; latents with the autoencoder of its prior. Raises ModelError, UserError."""
-    if not recipe.model.space.latent or recipe.prior is None:
+    """Where the recipe's model works; latents with the autoencoder of its `prior` or `init`.
+
+    Raises ModelError, UserError.
+    """
+    begins_from = recipe.prior or recipe.init
+    if not recipe.model.space.latent or begins_from is None:
         return PIXELS
-    folder = ModelFolder.open(find_model(recipe.prior))
+    folder = ModelFolder.open(find_model(begins_from))
     return Space(recipe.model.space, folder.autoencoder(torch.float32))
 
 

@@ -157,7 +157,9 @@ def load_weights(
     folder = _network_of(translator, name, key)
     learned = ModelFolder.open(folder.parent).condition
     order = None if condition is None or translator.encoder is None else channel_order(learned, condition, name, key)
-    given, own = _load(folder)[0].state_dict(), translator.state_dict()
+    theirs, own = _load(folder)[0], translator.state_dict()
+    given = theirs.state_dict()
+    check_config(translator, theirs.config.get("unet_config") or {}, name, key)
     _check_shapes(key, folder, own, given, own.keys() | given.keys())
     if schedule is None:
         return order is not None
@@ -292,8 +294,9 @@ def _check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) ->
         )
 
 
-def check_config(translator: Translator, theirs: Mapping[str, Any], name: str) -> None:
-    """Raises RecipeError where a UNet of another family is not the prior's: its weights may fit all the same."""
+def check_config(translator: Translator, theirs: Mapping[str, Any], name: str, key: str = "prior") -> None:
+    """Raises RecipeError where a UNet of another family is not that of what `key` names: its weights may fit all the
+    same."""
     if translator.config.get("unet_config") is None:
         return
     if theirs:
@@ -303,7 +306,7 @@ def check_config(translator: Translator, theirs: Mapping[str, Any], name: str) -
     odd = [key for key, value in sorted(ours.items()) if not _same(value, theirs.get(key))]
     if odd:
         named = ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in odd[:3])
-        raise RecipeError(f"prior: 'model.unet_config' is not that of {name} ({named}); copy it from its config.json")
+        raise RecipeError(f"{key}: 'model.unet_config' is not that of {name} ({named}); copy it from its config.json")
 
 
 def _same(value: Any, theirs: Any) -> bool:

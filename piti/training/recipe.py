@@ -111,8 +111,8 @@ class Recipe(Spec):
     def _consistent(self) -> Recipe:
         if not self.stages:
             raise ValueError("'stages' is empty; give at least one")
-        if self.model.space.latent and self.prior is None:
-            raise ValueError("'model.space' of latents needs a 'prior', whose autoencoder makes them")
+        if self.model.space.latent and self.prior is None and self.init is None:
+            raise ValueError("'model.space' of latents needs a 'prior' or an 'init', whose autoencoder makes them")
         if self.latent_cache is not None and not self.model.space.latent:
             raise ValueError("'latent_cache' is for models that work on latents; leave it out")
         if self.init is not None and self.prior is not None:

@@ -107,6 +107,24 @@ def test_two_stages_of_which_the_first_leaves_the_unet_as_it_is(
     assert made.height == prior.ours.base.image_size
 
 
+def test_an_adapted_model_of_latents_is_trained_on(stable: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
+    """With its encoder and its autoencoder, from the weights that it has."""
+    train(recipe_of(stable, tiny_data), tmp_path / "first")
+    still = [{"name": "joint", "trains": ["encoder", "unet"], "steps": 1, "lr": 1e-9}]
+    further = recipe_of(stable, tiny_data, prior=None, init=str(tmp_path / "first"), stages=still)
+    train(further, tmp_path / "second")
+    before, after = (load_file(tmp_path / run / WEIGHTS) for run in ("first", "second"))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, rtol=0, atol=1e-6)
+    pipes = [PITIPipeline.from_pretrained(tmp_path / run) for run in ("first", "second")]
+    ours, theirs = (pipe.vae.state_dict() for pipe in pipes)
+    assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
+    other = {**further.model.to_dict(), "unet_config": {**(further.model.unet_config or {}), "flip_sin_to_cos": False}}
+    with pytest.raises(RecipeError, match=r"init: 'model.unet_config' is not that of"):
+        train(further.model_copy(update={"model": type(further.model).parse(other, "test")}), tmp_path / "third")
+
+
 def test_sdxl_is_told_of_an_uncut_photograph_of_the_images_size(sdxl: tiny.Imported) -> None:
     tokens = Tokens(torch.ones(2, 8), torch.ones(2, 5, 24))
     given = Wiring.of(recognised(sdxl.folder).unet).arguments(tokens, (24, 16), None)["added_cond_kwargs"]

@@ -63,7 +63,7 @@ def test_models_of_recipes(stable: tiny.Imported, tiny_data: Path, changes: dict
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"prior": None}, "'model.space' of latents needs a 'prior', whose autoencoder makes them"),
+        ({"prior": None}, "'model.space' of latents needs a 'prior' or an 'init', whose autoencoder makes them"),
         ({"generated": {"root": "nowhere"}}, "'generated' is for upsamplers"),
     ],
 )
