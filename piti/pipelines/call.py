@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
@@ -118,10 +119,16 @@ def merged(
             option="guidance_scale",
             value=repr(guidance_scale),
         )
-    strength = None if guidance_scale is None else float(guidance_scale) - 1
+    strength = None if guidance_scale is None else strength_of(guidance_scale)
     steps = one_of("steps", sampling.get("steps"), "num_inference_steps", num_inference_steps)
     guidance = one_of("guidance", sampling.get("guidance"), "guidance_scale", strength)
     return {**sampling, "steps": steps, "guidance": guidance}
+
+
+def strength_of(scale: float) -> float:
+    """w of a scale 1 + w, as the scale is written: of 1.3 it is 0.3, where 1.3 − 1 in binary is another number. A scale
+    below 1 switches guidance off, as in diffusers."""
+    return 0.0 if scale < 1 else float(Decimal(str(float(scale))) - 1)
 
 
 def _check_names(given: Mapping[str, object]) -> None:
@@ -299,10 +306,15 @@ class StepCallback:
         """That of a call; none where no callback is given."""
         return None if callback is None else cls(pipe, callback, names)
 
-    def control(self) -> StepControl:
-        """Of a batch to come."""
+    def control(self, w: float) -> StepControl:
+        """Of a batch to come. w: of the base's guidance, which holds until the callback changes its scale."""
         self.step = 0
-        return StepControl(self._after_step, lambda: self.pipe.guidance_scale - 1, lambda: self.pipe.interrupt)
+
+        def strength() -> float:
+            scale = self.pipe.guidance_scale
+            return w if scale == 1 + w else strength_of(scale)
+
+        return StepControl(self._after_step, strength, lambda: self.pipe.interrupt)
 
     def _after_step(self, timestep: int, x_t: Tensor) -> Tensor:
         given = {"latents": x_t} if "latents" in self.names else {}

@@ -269,8 +269,9 @@ class PITIPipeline(CallState, SavedPipeline):
                     on_step(done, total, x0)
 
             for positions in batches:
-                self._guidance_scale = 1 + resolved.base.guidance.w  # whatever a callback made of it before
-                control = UNCONTROLLED if callback is None else callback.control()
+                w = resolved.base.guidance.w
+                self._guidance_scale = 1 + w  # whatever a callback made of it before
+                control = UNCONTROLLED if callback is None else callback.control(w)
                 made = self._sampled(everything.picked(positions), stepped, control)
                 images |= zip(positions, (as_output(image, output_type) for image in made), strict=True)
         return [images[k] for k in range(len(images))]

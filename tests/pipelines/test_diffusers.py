@@ -260,6 +260,30 @@ def test_a_callback_may_end_the_call(tiny: Any, last: int) -> None:
     assert not pipe.interrupt
 
 
+def test_a_callback_switches_guidance_off_as_those_of_diffusers_do() -> None:
+    """They set a scale of 0, which is no w of −1."""
+
+    def off_at_once(pipeline: PITIPipeline, *_: Any) -> None:
+        pipeline._guidance_scale = 0.0
+
+    def to_one(pipeline: PITIPipeline, *_: Any) -> None:
+        pipeline._guidance_scale = 1.0
+
+    one, other = (
+        called(tiny_pipeline(), guidance_scale=4.0, callback_on_step_end=end) for end in (off_at_once, to_one)
+    )
+    assert np.array_equal(one, other)
+
+
+def test_a_scale_is_one_more_than_the_strength_of_a_student() -> None:
+    pipe = tiny_pipeline()
+    pipe.base.register_to_config(student_spec={"timesteps": None, "w": 0.3})
+    pipe.base.student = StudentSpec(timesteps=None, guidance=Guidance(w=0.3))
+    plain = called(pipe)
+    assert np.array_equal(called(pipe, guidance_scale=1.3), plain)
+    assert np.array_equal(called(pipe, callback_on_step_end=lambda *_: {}), plain)
+
+
 def test_a_callback_leaves_the_guidance_in_a_students_weights() -> None:
     pipe = tiny_pipeline()
     pipe.base.register_to_config(student_spec={"timesteps": None, "w": 3.0})
