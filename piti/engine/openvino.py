@@ -25,7 +25,7 @@ from piti.core.files import OutputError, file_hash, whole_folder
 from piti.engine.choice import EngineError
 from piti.engine.graph import StepGraph, dynamic_shapes, inputs_of, time_embedding
 from piti.models import Tokens
-from piti.models.casting import under_adapters
+from piti.models.casting import state_of, under_adapters
 from piti.models.translator import NetworkStep, Translator
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class OpenVinoEngine:
 
     def __init__(self, half: bool) -> None:
         self.half = half
-        self._steps: WeakKeyDictionary[Translator, tuple[int, CompiledStep]] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[Translator, tuple[tuple[int, bytes], CompiledStep]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OpenVinoEngine, (self.half,)  # a copy is of other networks, here or in another process
@@ -71,10 +71,10 @@ class OpenVinoEngine:
         translator = unwrapped(translator)
         if under_adapters(translator):
             return None
-        version = sum(value._version for value in translator.parameters())  # counts changes in place
+        state = state_of(translator)
         known = self._steps.get(translator)
-        if known is None or known[0] != version:
-            known = (version, CompiledStep(translator, self.half))
+        if known is None or known[0] != state:
+            known = (state, CompiledStep(translator, self.half))
             self._steps[translator] = known
         return known[1]
 

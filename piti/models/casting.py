@@ -1,4 +1,5 @@
-"""Networks of this package as diffusers' models: how they change their type of numbers, and what lies over them."""
+"""Networks of this package as diffusers' models: how they change their type of numbers, what lies over them, and
+whether their weights are still the same."""
 
 from __future__ import annotations
 
@@ -9,11 +10,22 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 _Network = TypeVar("_Network", bound="NetworkMixin")
+_LOOKED_AT = 8  # values of a weight
 
 
 def under_adapters(network: nn.Module) -> bool:
     """Whether low-rank adapters of peft's lie over some of a network's weights, which then have other names."""
     return any(".lora_" in name for name, _ in network.named_parameters())
+
+
+@torch.no_grad()
+def state_of(network: nn.Module) -> tuple[int, bytes]:
+    """What differs once a network's weights were changed: how often they were in place, and some values of each, for
+    torch counts no change through `.data`, as peft merges adapters."""
+    weights = list(network.parameters())
+    flat = [weight.reshape(-1) for weight in weights if not weight.is_meta]
+    seen = [values[:: max(1, len(values) // _LOOKED_AT)].cpu() for values in flat]
+    return sum(weight._version for weight in weights), torch.cat(seen).float().numpy().tobytes() if seen else b""
 
 
 class NetworkMixin(ModelMixin):

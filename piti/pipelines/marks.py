@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from piti.core.compiled import plain_key
+from piti.models.casting import state_of
 from piti.pipelines.pipeline import PITIPipeline
 
 _MARKED = 16  # hexadecimal digits of a hash
 _SAMPLED = 256  # values of a tensor that its mark looks at
-_BEFORE: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()
-"""Networks that were cast => how often their weights had been changed in place then, and their mark before it."""
+_BEFORE: WeakKeyDictionary[nn.Module, tuple[tuple[int, bytes], str]] = WeakKeyDictionary()
+"""Networks that were cast => the state of their weights then, see `state_of`, and their mark before it."""
 
 
 def weights_mark(pipeline: PITIPipeline) -> str:
@@ -36,12 +36,12 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
     mark = None if all(weight.dtype is dtype for weight in network.parameters()) else _mark(network)
     nn.Module.to(network, dtype=dtype)
     if mark is not None:
-        _BEFORE[network] = _changes(network.parameters()), mark
+        _BEFORE[network] = state_of(network), mark
 
 
 def _mark(network: nn.Module) -> str:
     before = _BEFORE.get(network)
-    if before is not None and before[0] == _changes(network.parameters()):
+    if before is not None and before[0] == state_of(network):
         return before[1]
     digest = hashlib.sha256()
     named = {plain_key(key): value for key, value in network.state_dict().items()}
@@ -50,8 +50,3 @@ def _mark(network: nn.Module) -> str:
         flat = value.detach().reshape(-1)
         digest.update(flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:_MARKED]
-
-
-def _changes(weights: Iterable[torch.Tensor]) -> int:
-    """How often weights were changed in place."""
-    return sum(weight._version for weight in weights)

@@ -195,6 +195,19 @@ class TestOpenVino:
         pipeline.base.unet.disable_lora()
         assert np.array_equal(arrays(pipeline(mask(1), generator=seeded()).images), before)
 
+    def test_adapters_of_pefts_that_are_merged_count(self) -> None:
+        peft = pytest.importorskip("peft")
+        pipeline = small_base().use_engine("openvino")
+        before = arrays(pipeline(mask(1), generator=seeded()).images)
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        pipeline.base.unet.add_adapter(config)
+        adapted = arrays(pipeline(mask(1), generator=seeded()).images)
+        pipeline.base.unet.fuse_lora()
+        pipeline.base.unet.unload_lora()
+        merged = arrays(pipeline(mask(1), generator=seeded()).images)
+        assert psnr(merged, adapted) > 40 > psnr(merged, before)
+
     def test_edits_are_exact(self) -> None:
         assert tiny_cascade().use_engine("openvino").base_network().exact().step is None  # type: ignore[union-attr]
 
