@@ -102,7 +102,7 @@ def _decoded(path: Source, exact: bool = False) -> tuple[Image.Image, bool]:
             image.load()
         except _DECODER_ERRORS as error:
             raise ImageError(f"{path}: damaged or incomplete ({error}); copy or export the file again") from error
-        return _upright(image), deep and image.mode in _RGB_MODES
+        return upright(image), deep and image.mode in _RGB_MODES
 
 
 def lossy_error(kind: str, source: object) -> LossyError:
@@ -161,7 +161,7 @@ def as_rgb(image: Image.Image, source: str, behind: str = "white") -> Image.Imag
 
     Raises ImageError, naming `source`, for floating-point pixels and for greys of a range that is not their type's.
     """
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith("I"):
         info = image.info
         try:
@@ -265,7 +265,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as its EXIF orientation has it."""
     return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 

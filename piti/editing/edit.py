@@ -27,6 +27,7 @@ from piti.core.images import (
     to_pil,
     to_tensor,
     truncated,
+    upright,
 )
 from piti.diffusion.samplers import OnStep
 from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_exact
@@ -109,7 +110,7 @@ def prepare_edit(pipeline: PITIPipeline, image: Image.Image, to: ConditionInput,
     UserError for impossible settings.
     """
     sampling, raw, spatial = settings.resolve(pipeline), pipeline.read(to), pipeline.condition.spatial
-    columns, rows = (raw.shape[-1], raw.shape[-2]) if spatial else image.size
+    columns, rows = (raw.shape[-1], raw.shape[-2]) if spatial else upright(image).size
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise EditError(
             f"the {'condition' if spatial else 'image'} is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is edited: "

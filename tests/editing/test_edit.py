@@ -260,6 +260,9 @@ def test_texts_and_several_conditions() -> None:
     settings = EditSettings.from_flat(steps=2)
     result = edit(pipeline, photograph(64, 48), "the sea", "a wood", settings=settings)
     assert result.images[0].size == (21, 16)  # the image's proportions: a text has none
+    turned = photograph(48, 64)
+    turned.getexif()[0x0112] = 6
+    assert edit(pipeline, turned, "the sea", settings=settings).images[0].size == (21, 16)
     assert result.share == 1
     with pytest.raises(EditError, match="the same"):
         edit(pipeline, photograph(), "the sea", "the sea", settings=settings)
