@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from piti.core.errors import option, quoted
 from piti.core.images import PREFIX, ImageError, image_size, png_text
 from piti.generation.metadata import MADE_ON, NOISE_ON, numbers_of
+from piti.generation.metadata_schema import is_png
 from piti.generation.plan import TranslationJob
 from piti.generation.recreate import Record
 from piti.generation.sources import TranslationError
@@ -18,6 +20,7 @@ _SIZE = f"{PREFIX}size"
 _UNSAID = {NOISE_ON: "cpu", f"{PREFIX}square": "False", f"{PREFIX}upsampler_truncates": "False"}
 """Values of keys that `made_with` writes only where they are others."""
 _SHOWN = 60  # characters of a value
+_END = b"IEND\xaeB`\x82"  # how a PNG ends
 
 
 def difference(path: Path, wanted: Mapping[str, str]) -> str:
@@ -59,6 +62,7 @@ def check_kept(jobs: list[TranslationJob], common: Mapping[str, str], like: Reco
     common: what all images are to say, see `image_text`.
     """
     existing = [job for job in jobs if job.target.exists()]
+    _check_whole(existing)
     _check_sizes(existing)
     _check_not_itself(existing, like)
     if common.get(f"{PREFIX}weights"):  # they say it, whatever the model is called
@@ -82,6 +86,30 @@ def _check_not_itself(jobs: list[TranslationJob], like: Record | None) -> None:
             remedy=f"give another {option('out')}, or add {option('overwrite')}",
             source=like.file,
         )
+
+
+def _check_whole(jobs: list[TranslationJob]) -> None:
+    """Raises TranslationError if one of these images, which are there, breaks off, as a copy or a machine that went
+    down leaves it."""
+    broken = [job.target for job in jobs if not _is_whole(job.target)]
+    if broken:
+        more = f", and so do {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise TranslationError(
+            f"is there already, and breaks off or is no picture{more}",
+            remedy=f"remove it, and it is made anew, or give another {option('out')}",
+            source=broken[0],
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture can be opened, and has an end if it is a PNG."""
+    try:
+        image_size(path)
+    except ImageError:
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(_END), os.SEEK_END)
+        return file.read() == _END or not is_png(path)
 
 
 def _check_sizes(jobs: list[TranslationJob]) -> None:

@@ -82,3 +82,17 @@ def test_conditions_beyond_the_sheet_are_compared_with_that_of_the_image_to_make
     assert not other(tmp_path / "masks")
     (tmp_path / f"masks/{same}.png").unlink()
     assert other(tmp_path / "masks")
+
+
+@pytest.mark.parametrize("kept", [0, 200, -4])
+def test_an_image_that_breaks_off_is_named_and_not_kept(kept: int, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    translated(pipeline, tmp_path)
+    file = tmp_path / "out/m_0.png"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(
+        TranslationError, match=r"m_0\.png: is there already, and breaks off or is no picture; remove it"
+    ):
+        translated(pipeline, tmp_path)
+    file.unlink()
+    assert translated(pipeline, tmp_path).made == [file]
