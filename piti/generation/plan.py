@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from piti.pipelines.pipeline import PITIPipeline
 
 SHEET_ROWS = 64
 SHEET_SIDE = 192
+SHEET_IMAGES = 1024
+"""Images on a sheet at most: with more of them it takes gigabytes, and nothing opens it."""
 _SAMPLED = ("sampler", "steps", "upsampler_sampler", "upsampler_steps", "upsampler_guidance")
 _NAMED = 5  # how many inputs that cannot be used are named
 
@@ -90,10 +92,17 @@ class TranslationPlan:
         return None if is_one_file(self.files.out) else self.files.out / SHEET
 
     @property
+    def on_sheet(self) -> Sequence[int]:
+        """The numbers of the images that the sheet shows of each of its conditions."""
+        return self.options.wanted()[: max(1, SHEET_IMAGES // max(1, len(self.previews)))]
+
+    @property
     def left_out(self) -> str:
-        """What to say where the sheet does not show every condition; else nothing."""
-        conditions = len({job.source for job in self.jobs})
-        return f" (the first {SHEET_ROWS} of {conditions} conditions)" if conditions > SHEET_ROWS else ""
+        """What to say where the sheet does not show every condition, or every image of one; else nothing."""
+        conditions, images = len({job.source for job in self.jobs}), len(self.options.wanted())
+        rows = [f"the first {SHEET_ROWS} of {conditions} conditions"] if conditions > SHEET_ROWS else []
+        columns = [f"the first {len(self.on_sheet)} of {images} images of each"] if images > len(self.on_sheet) else []
+        return f" ({', '.join(rows + columns)})" if rows + columns else ""
 
 
 def resolved_sampling(

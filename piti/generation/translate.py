@@ -35,7 +35,7 @@ class Report:
     notes: list[str]
     """What else a person should know, such as which texts were too long."""
     left_out: str
-    """What to say where the sheet does not show every condition; else nothing."""
+    """What to say where the sheet does not show every condition, or every image of one; else nothing."""
 
 
 def translate_files(
@@ -115,10 +115,10 @@ def _make(
 
 
 def _contact_sheet(plan: TranslationPlan) -> Image.Image:
-    """Each condition beside its images, the first `SHEET_ROWS` conditions."""
+    """Each condition beside its images, the first `SHEET_ROWS` conditions and `SHEET_IMAGES` images."""
     rows = {source: list(previews) for source, previews in plan.previews.items()}
     for job in plan.jobs:
-        if job.source in rows:
+        if job.source in rows and job.number in plan.on_sheet:
             size = enlarged(job.prepared.canvas, SHEET_SIDE)
             rows[job.source].append(open_image(job.target).resize(size, Image.Resampling.BICUBIC))
     return grid(list(rows.values()))

@@ -12,10 +12,11 @@ from PIL import Image
 
 from piti.conditions import TextCondition
 from piti.core.files import OutputError
-from piti.core.images import png_text, save_png
+from piti.core.images import image_size, png_text, save_png
 from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of
 from piti.generation.options import GenerationOptions
+from piti.generation.plan import SHEET_SIDE
 from piti.generation.sources import TranslationError, TranslationFiles
 from piti.generation.translate import Report, translate_files
 from piti.models import Translator
@@ -225,6 +226,16 @@ def test_a_long_sheet_says_what_it_leaves_out(masks: Path, tmp_path: Path, monke
     )
     assert report.left_out == " (the first 2 of 3 conditions)"
     assert len(report.made) == 3
+
+
+def test_a_wide_sheet_says_what_it_leaves_out(masks: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("piti.generation.plan.SHEET_IMAGES", 7)
+    files, options = TranslationFiles([masks], tmp_path / "out"), GenerationOptions.from_flat(steps=1, num=3)
+    report = translate_files(tiny_pipeline(), files, options, "tiny")
+    assert report.left_out == " (the first 2 of 3 images of each)"
+    assert len(report.made) == 9
+    assert report.sheet is not None
+    assert image_size(report.sheet)[0] == 3 * SHEET_SIDE + 4 * 4
 
 
 def text_pipeline() -> PITIPipeline:
