@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress
+from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress, resumable
 from piti.cli.groups import all_given, with_groups
 from piti.cli.options import ComputeFlags, Device, Model, Overwrite, Results, SamplingFlags, Seed, Upsampler
 
@@ -88,7 +89,8 @@ def translate(
     resolved_sampling(pipeline, options, like)  # what is impossible is refused before the wait
     if ranks.main:
         print_wait(pipeline, computing.compile)
-    with progress("translating", ranks.main) as on_step:
+    anew = overwrite or ranks.world > 1  # of several processes each ends by itself, and torchrun with them
+    with nullcontext() if anew else resumable(), progress("translating", ranks.main) as on_step:
         report = translate_files(pipeline, files, options, name, on_step, ranks)
     if ranks.main:
         _print_report(report)

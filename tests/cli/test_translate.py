@@ -33,3 +33,19 @@ def test_impossible_options_are_refused_before_networks_are_converted(
     result = invoked("translate", tmp_path / "mask.png", "--model", tmp_path / "model", "--steps", 5000)
     assert "5000" in str(result.exception)
     assert "converting" not in result.output
+
+
+def test_stopped_it_says_that_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless that would make everything anew."""
+
+    def stopped(self: PITIPipeline, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PITIPipeline, "generate", stopped)
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    mask(1).save(tmp_path / "mask.png")
+    arguments = ["translate", tmp_path / "mask.png", "--model", tmp_path / "model", "--out", tmp_path / "out"]
+    for overwrite in ([], ["--overwrite"]):
+        result = invoked(*arguments, *overwrite)
+        assert result.exit_code == 130
+        assert ("stopped; the same command goes on where it was" in result.output) == (not overwrite)
