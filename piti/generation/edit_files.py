@@ -89,7 +89,8 @@ def edit_file(
         shown = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
         pictures = [image, *shown, edits.edited.region, *edits.edited.images]
         save_png(grid([[_fit(picture) for picture in pictures]]), sheet)
-    said = [*unknown, *_cut(pipeline, files), *_seen(pipeline, files, after.raw), *edits.notes]
+    said = [*unknown, *_cut(pipeline, files), *_seen(pipeline, files, after.raw)]
+    said += [*_smaller(image, edits.edited.images[0]), *edits.notes]
     return EditReport(targets, edits, sheet, [*map(Message, said)])
 
 
@@ -108,6 +109,16 @@ def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, li
 def _seen(pipeline: PITIPipeline, files: EditFiles, raw: Tensor) -> list[str]:
     """What to say of the condition that is to be shown."""
     return [*mapped_note(pipeline.condition, files.to), *unlabelled_note(pipeline.condition, raw)]
+
+
+def _smaller(image: Image.Image, made: Image.Image) -> list[str]:
+    """What to say where the results are smaller than the image, which is compared with them in their size."""
+    if made.width * made.height >= image.width * image.height:
+        return []
+    return [
+        f"edited at {made.width} x {made.height}, where the image is {image.width} x {image.height}: {option('keep')} "
+        f"exact gives it in its own size, {option('size')} edits it at a larger one"
+    ]
 
 
 def _names(model: str, files: EditFiles, known: bool) -> Names:

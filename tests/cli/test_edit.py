@@ -74,6 +74,12 @@ def command(model: Path, files: dict[str, Path], out: Path, *more: str) -> list[
     return [*given, "--model", str(model), "--out", str(out), *FAST, *more]
 
 
+def test_a_result_that_is_smaller_than_the_image_is_told(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    note = "note: edited at 32 x 32, where the image is 40 x 40: --keep exact gives it in its own size, --size edits"
+    assert note in said_in_all(*command(model, files, tmp_path / "small.png"))
+    assert "edited at" not in said_in_all(*command(model, files, tmp_path / "own.png", "--keep", "exact"))
+
+
 def test_into_a_file(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "made/edited.png"
     exact = ["--keep", "exact", "--guidance", "1.5", "--seed", "3", "--measure"]
