@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from piti.checkpoints.folder import ModelFolder, find_model
-from piti.conditions import Condition
+from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.errors import Message, UserError, option
 from piti.core.files import whole_file
 from piti.core.images import open_image, read_rgb
@@ -64,7 +64,8 @@ def data_folder(given: Sequence[str]) -> Path:
     if len(given) != 1:
         raise UserError(
             f"{len(given)} folders are given" if given else "no folder is given",
-            remedy="give one with labels/ and images/, whose validation conditions the model's guidance is shown on",
+            remedy="give one with images/ and the conditions that the model reads, such as labels/ or sketches/: its "
+            "guidance is shown on those of the validation split",
             option="data",
         )
     folder = Path(given[0].partition("=")[2] or given[0])
@@ -96,8 +97,17 @@ def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
 
 
 def _guided(model: str) -> ModelFolder:
-    """The model's folder. Raises ModelError, UserError for one whose guidance cannot be changed."""
+    """The model's folder. Raises ModelError, UserError for one whose guidance cannot be changed or shown."""
     folder = ModelFolder.open(find_model(model))
+    if "base" not in folder or isinstance(folder.condition, NoCondition | SeveralCondition):
+        several = isinstance(folder.condition, SeveralCondition)
+        raise UserError(
+            "reads several conditions at once" if several else "has no base that follows a condition",
+            remedy="name a model whose base reads one condition: its guidance is shown",
+            option="model",
+            value=model,
+        )
+    folder.check_translator("base")
     student = folder.student("base")
     if student is not None:
         raise UserError(
@@ -110,7 +120,18 @@ def _guided(model: str) -> ModelFolder:
 
 
 def _spec(condition: Condition, data: Path) -> FolderSpec:
-    return FolderSpec(root=data, conditions=condition.usual_folder or "labels")
+    """The data's pairs for a model's condition. Raises UserError where their folders are not there."""
+    spec = FolderSpec(root=data, conditions=condition.usual_folder or "labels")
+    lacking = [name for name in (spec.images, str(spec.conditions)) if not (data / name).is_dir()]
+    if lacking:
+        raise UserError(
+            f"holds no {' and no '.join(f'{name}/' for name in lacking)}",
+            remedy=f"give one with {spec.images}/ and {spec.conditions}/: the model reads conditions of the kind "
+            f"{condition.kind}",
+            option="data",
+            value=data,
+        )
+    return spec
 
 
 def reproduce(model: str, data: Path, workspace: Workspace, judges: bool, console: Console) -> Path:

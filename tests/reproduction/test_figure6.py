@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from piti.conditions import NoCondition, SeveralCondition, SketchCondition
 from piti.core.errors import UserError
 from piti.evaluation.result import Evaluation, Measure
 from piti.reproduction import figure6
@@ -128,6 +129,22 @@ def test_a_student_is_refused_before_anything_is_made(tiny_data: Path, tmp_path:
     with pytest.raises(UserError, match=r"model.*was distilled.*name the model that it was distilled from"):
         figure6.reproduce(str(tmp_path / "model"), tiny_data, workspace, False, Console(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_model_cannot_show_is_told_before_anything_is_made(tiny_data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    tiny_pipeline().save_pretrained(model)
+    (tiny_data / "labels").rename(tiny_data / "elsewhere")
+    with pytest.raises(UserError, match=r"^data .*: holds no labels/; give one with images/ and labels/.*kind mask"):
+        figure6.plan_rows(str(model), tiny_data)
+    mask = tiny_pipeline().condition
+    for condition, said in (
+        (SeveralCondition({"mask": mask, "sketch": SketchCondition()}), "reads several conditions at once"),
+        (NoCondition(), "has no base that follows a condition"),
+    ):
+        (model / "condition.json").write_text(json.dumps(condition.to_config()))
+        with pytest.raises(UserError, match=rf"^model .*: {said}; name a model whose base reads one"):
+            figure6.plan_rows(str(model), None)
 
 
 def test_digits_are_those_of_the_column() -> None:
