@@ -128,7 +128,7 @@ def open_features(name: str, device: torch.device) -> FeatureNetwork:
     if name in REPOSITORIES:
         return open_repository(REPOSITORIES[name], device)
     if name in FILES:
-        return _open_file(_usual_file(name), str(_usual_file(name)), device)
+        return _open_file(usual_file(name), str(usual_file(name)), device)
     path = Path(name).expanduser()
     if path.is_dir():
         return open_folder(path, name, device)
@@ -143,8 +143,8 @@ def open_features(name: str, device: torch.device) -> FeatureNetwork:
     )
 
 
-def _usual_file(name: str) -> Path:
-    """Where the file of a named network lies. Raises UserError that says how to get it."""
+def usual_file(name: str) -> Path:
+    """Where the file of a named network lies, one of `FILES`. Raises UserError that says how to get it."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / FILES[name]
     if path.is_file():
         return path

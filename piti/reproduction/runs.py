@@ -22,9 +22,11 @@ from torch import Tensor
 
 from piti.conditions import MaskCondition
 from piti.core.errors import UserError, option, spelled
+from piti.core.files import file_hash
 from piti.core.progress import steps_bar
 from piti.data.folders import PairedFolder
 from piti.evaluation.evaluate import evaluate_files
+from piti.evaluation.features import FILES, usual_file
 from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
 from piti.models.discriminator import DiscriminatorSpec
@@ -121,6 +123,12 @@ class Judges:
         """What a result of these judges depends on, files by their contents."""
         named = {"features": list(self.features), "segmenter": self.segmenter, "aliases": self.aliases}
         return {"bootstrap": self.bootstrap} | {key: _identity(value) for key, value in named.items()}
+
+    @cached_property
+    def named_files(self) -> frozenset[str]:
+        """The hashes of the files behind feature networks that are given by name, which `made_of` does not tell. Raises
+        UserError."""
+        return frozenset(file_hash(usual_file(name)) for name in self.features if name in FILES)
 
 
 @dataclass(frozen=True)
@@ -335,7 +343,8 @@ def judged(
     place, made_of = workspace.result(folder.name), made_of | {"objects": objects, "condition": read_as}
     if place.is_file():
         found = Evaluation.read(place)
-        if found.facts.get(OURS) == made_of:
+        taken_by = {network["sha256"] for network in found.facts.get("networks", ())}
+        if found.facts.get(OURS) == made_of and workspace.judges.named_files <= taken_by:
             return found
     options = workspace.judges.options(side, workspace.device, workspace.out / "features", objects)
     with steps_bar(console, f"judging {folder.name}") as on_step:
@@ -351,5 +360,5 @@ def _identity(value: Any) -> Any:
     """A judge by its name, or where that is a file or a folder by its contents."""
     if isinstance(value, list):
         return [_identity(item) for item in value]
-    path = Path(value) if value is not None else None
+    path = Path(value).expanduser() if value is not None else None
     return contents_sha256(path) if path is not None and path.exists() else value

@@ -30,7 +30,7 @@ from piti.reproduction.checks import Checker
 from piti.reproduction.files import DatasetFiles
 from piti.reproduction.images import begin_folder
 from piti.reproduction.rows import Generated, Row, Training
-from piti.reproduction.runs import Workspace, is_of, progress_of, recipe_of, trained
+from piti.reproduction.runs import Judges, Workspace, is_of, progress_of, recipe_of, trained
 from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted
 from piti.training.build import build_condition, open_data
 from piti.training.loop import Trainer
@@ -241,7 +241,7 @@ def test_results_of_other_images_are_made_anew(workspace: Workspace, monkeypatch
 def test_a_corrected_class_table_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its names decide which of a segmenter's labels mean which class."""
     judged_by_nobody(monkeypatch)
-    space = Workspace(tmp_path)
+    space = Workspace(tmp_path, judges=Judges(()))
 
     def judged_at(name: str) -> int:
         """When the result was written that is found for these classes."""
