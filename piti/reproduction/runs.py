@@ -35,6 +35,7 @@ from piti.reproduction.files import DatasetFiles, contents_sha256
 from piti.reproduction.rows import Plan, Row, Training
 from piti.training import Recipe, RunError, RunFolder, TrainingInterrupted, read_recipe, train
 from piti.training.build import build_condition
+from piti.training.init import begun_sha256
 from piti.training.recipe_io import flat
 from piti.training.run_folder import RECIPE_FILE
 from piti.training.run_state import checked_state, read_state
@@ -207,7 +208,8 @@ def _with_weights(spec: DiscriminatorSpec, perceptual: PerceptualSpec) -> Discri
 
 
 def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
-    """How far a run has come. Raises RunError if its folder holds a run of another recipe."""
+    """How far a run has come. Raises RunError if its folder holds a run of another recipe, or one that began from other
+    weights than the recipe's prior has now, where both are known."""
     run = RunFolder(folder)
     newest = run.newest()
     if newest is None:
@@ -220,6 +222,9 @@ def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
             f"{folder} holds a run of another recipe; remove it, or give another {option('out')}. It has "
             + "; ".join(f"{key} = {old!r} where {new!r} is planned" for key, old, new in changed[:5])
         )
+    begun = begun_sha256(recipe) if state.begun_sha256 is not None else None
+    if begun is not None:
+        checked_state(newest, {"begun_sha256": begun}, recipe)
     finished = state.step == recipe.steps and is_of(run.model, newest)
     return RunProgress(state.step, recipe.steps, state.seconds, state.images_seen, finished)
 

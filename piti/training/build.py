@@ -75,6 +75,8 @@ class Run:
     """Where the translator works."""
     teacher: Translator | None = None
     """For a distillation: the model that the translator learns from."""
+    begun_sha256: str | None = None
+    """Of the weights that a new run begins from, see `RunState`."""
 
     def reads_anew(self) -> str | None:
         """The digest of the weights that are read whenever the run begins and are not trained: those of its teacher, or

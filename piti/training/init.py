@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piti.checkpoints.folder import ModelError, ModelFolder, find_model, lasting_name, weights_in_one_file
+from piti.checkpoints.folder import (
+    ModelError,
+    ModelFolder,
+    bundled_models,
+    find_model,
+    imported_folder,
+    lasting_name,
+    weights_in_one_file,
+)
 from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approach, inject
 from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
@@ -111,6 +120,20 @@ def _student_of(recipe: Recipe) -> str | None:
             remedy="leave the key out, or name a student of the guidance alone",
         )
     return spec.student
+
+
+def begun_sha256(recipe: Recipe) -> str | None:
+    """The hash of the weights that a recipe's runs begin from, by their files. None of weights drawn anew, and of a
+    model that is not on this machine under its name: nothing is fetched."""
+    name = recipe.init or recipe.prior
+    if name is None or not (name in bundled_models() or Path(name).exists() or imported_folder(name).exists()):
+        return None
+    try:
+        network = find_model(name) / ("base" if recipe.model.low_res is None else "upsampler")
+    except ModelError:
+        return None
+    files = sorted(path for ending in ("safetensors", "bin") for path in network.glob(f"*.{ending}"))
+    return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest() if files else None
 
 
 def adapt(translator: Translator, recipe: Recipe, anew: bool = True) -> Adapted:

@@ -87,6 +87,7 @@ class Trainer:
             version=piti.__version__,
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
             teacher_sha256=run.reads_anew(),
+            begun_sha256=run.begun_sha256,
             **self.of_data,
         )
         self.stop = StopRequest(console, alone=self.world == 1)

@@ -26,7 +26,7 @@ from piti.training.build import (
 )
 from piti.training.distill import teacher_of
 from piti.training.distributed import auto_in_words, build_accelerator, frozen_type
-from piti.training.init import adapt, begin
+from piti.training.init import adapt, begin, begun_sha256
 from piti.training.loop import Trainer, TrainingInterrupted
 from piti.training.recipe import Recipe
 from piti.training.recipe_io import flat
@@ -109,6 +109,7 @@ def _prepared(
         discriminator,
         build_space(recipe),
         None if recipe.distillation is None else teacher_of(recipe, condition),
+        None if checkpoint is not None else begun_sha256(recipe),
     )
     return run, checkpoint
 

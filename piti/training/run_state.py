@@ -44,6 +44,9 @@ class RunState:
     teacher_sha256: str | None = None
     """Of the weights that a run reads anew whenever it begins and does not train: a distillation's teacher, the
     autoencoder of a model on latents. None in checkpoints of versions that did not note it, which are not compared."""
+    begun_sha256: str | None = None
+    """Of the weights that the run began from, its `init` or `prior`, see `piti.training.init.begun_sha256`. None of
+    weights drawn anew or not known by their files, and in checkpoints of versions that did not note it."""
     pairs_sha256: str | None = None
     """Of the training pairs' keys in order, see `SampleSet.identity`. None of shards and in checkpoints of versions
     that did not note it, which are not compared."""
@@ -148,6 +151,8 @@ def other_contents(saved: RunState, now: Mapping[str, Any]) -> str | None:
 
 
 def _changed(what: str, old: Any, new: Any) -> str:
+    if what == "begun_sha256":
+        return "other weights to begin from than its recipe's prior (or 'init') has now"
     if what in _OTHER_NAMES:
         return _OTHER_NAMES[what]
     return condition_changes(old, new) if what == "condition" else f"{what} = {old}, now it is {new}"

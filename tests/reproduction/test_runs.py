@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from piti.conditions import ClassTable, MaskCondition
 from piti.core.files import file_hash
 from piti.evaluation.features import FILES
 from piti.evaluation.result import Evaluation
 from piti.reproduction import runs
+from piti.reproduction.checks import Checker
 from piti.reproduction.files import DatasetFiles
-from piti.reproduction.runs import Judges, Workspace
-from tests.reproduction.tiny import QUIET
+from piti.reproduction.rows import Training
+from piti.reproduction.runs import Judges, Workspace, trained
+from piti.training import RunError, RunFolder
+from tests.pipelines.test_pipeline import tiny_pipeline
+from tests.reproduction.tiny import PLAN, QUIET
 
 
 def test_another_file_behind_a_networks_name_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +47,26 @@ def test_another_file_behind_a_networks_name_is_judged_anew(tmp_path: Path, monk
     assert judged_by(b"one") == first
     assert Workspace(tmp_path).result("row-0").stat().st_mtime_ns == written
     assert judged_by(b"another") != first
+
+
+def test_a_run_that_began_from_other_weights_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    prior = tmp_path / "prior"
+    tiny_pipeline().save_pretrained(prior)
+    adapted = Training("adapted", "tiny", "camvid", (f"prior={prior}",))
+    run = trained(PLAN, adapted, 0, workspace, QUIET)
+    newest = RunFolder(run).newest()
+    assert newest is not None
+    assert trained(PLAN, adapted, 0, workspace, QUIET) == run
+    weights = prior / "base/diffusion_pytorch_model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+    said = r"step-00000004 was trained with other weights to begin from than its recipe's prior"
+    assert re.search(said, Checker(PLAN, workspace).problem(adapted, 0))
+    for train in (True, False):
+        with pytest.raises(RunError, match=said):
+            trained(PLAN, adapted, 0, replace(workspace, train=train), QUIET)
+    values = json.loads((newest / "run.json").read_text())
+    (newest / "run.json").write_text(json.dumps(values | {"begun_sha256": None}))  # of a version that noted nothing
+    assert trained(PLAN, adapted, 0, workspace, QUIET) == run
+    (newest / "run.json").write_text(json.dumps(values))
+    shutil.rmtree(prior)
+    assert trained(PLAN, adapted, 0, workspace, QUIET) == run
