@@ -208,6 +208,8 @@ class PairList:
         self.spec, self.condition, self.split = spec, condition, split
         self.root = spec.root or next(iter(spec.photographs), Path())
         self.problems = Problems()
+        self.absent: list[str] | None = None
+        """Keys without files among those that a splits file gives this split; none before `pairs`, and without it."""
         self._others: dict[str, str] = {}  # FOLDER/KEY of files that are not read, with their names
 
     def pairs(self) -> list[Pair]:
@@ -343,11 +345,11 @@ class PairList:
 
     def _keys_of(self, split: str, paired: Sequence[str], existing: Set[str]) -> list[str]:
         """The keys of a split that have both files; whatever else the split names is a problem."""
-        splits = self._splits(existing)
-        if splits is None:
-            splits = split_by_hash(paired)
+        given = self._splits(existing)
+        splits = split_by_hash(paired) if given is None else given
         if split not in splits:
             raise DataError(f"{self.root}: no split '{split}'; {choices(split, splits)}")
+        self.absent = None if given is None else sorted(set(splits[split]) - existing)
         for _, kind, said in key_problems(splits, existing, self.spec.splits):
             self.problems.add(kind, said)
         return sorted(set(splits[split]).intersection(paired))

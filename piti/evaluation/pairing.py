@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 
 from piti.conditions import NoCondition
 from piti.core.errors import UserError, option
 from piti.core.formats import IMAGE_SUFFIXES
-from piti.core.images import ImageError, image_size, own_text
-from piti.core.walk import composed, list_images, stem_of, walk
+from piti.core.images import image_size, own_text
+from piti.core.walk import composed, is_unread, list_images, stem_of, walk
 from piti.data.near_names import near_keys
 from piti.data.pairs import FolderSpec, PairList
+from piti.data.problems import DataError
 from piti.generation.options import SHEET
 
 NAMED = 5
@@ -42,12 +44,11 @@ def generated_images(folder: Path) -> list[Path]:
     """The PNGs of a folder, sorted; its contact sheet, hidden files and subfolders are left out.
 
     Raises PairingError for fewer than two, and for pictures that are no PNG: other formats are mostly lossy, and what
-    they take away or add counts as a difference from the photographs.
+    they take away or add counts as a difference from the photographs. Raises ImageError as `_pictures`.
     """
-    try:
-        found = list_images(folder)
-    except ImageError:
-        raise PairingError(f"{folder}: no such folder; give the one that holds the generated images") from None
+    if not folder.is_dir():
+        raise PairingError(f"{folder}: no such folder; give the one that holds the generated images")
+    found = _pictures(folder, recursive=False)
     images = [path for path in found if path.name != SHEET]
     odd = [path.name for path in images if path.suffix.lower() != ".png" or not _is_png(path)]
     if odd:
@@ -65,7 +66,8 @@ def generated_images(folder: Path) -> list[Path]:
 def photographs(place: Path, split: str = "val") -> list[Path]:
     """The real photographs of a folder, in any depth, or of a split of a data root (which holds `images/`).
 
-    Raises PairingError for fewer than two, and DataError for a split that is not there.
+    Raises PairingError for fewer than two, DataError for a split that is not there or not whole, and ImageError as
+    `_pictures`.
     """
     if not place.is_dir():
         raise PairingError(
@@ -74,15 +76,31 @@ def photographs(place: Path, split: str = "val") -> list[Path]:
     if is_data_root(place):
         found = photographs_of(place, split)
     else:
-        found = [path for path in list_images(place, recursive=True) if path.name != SHEET]
+        found = [path for path in _pictures(place, recursive=True) if path.name != SHEET]
     if len(found) < LEAST:
         raise PairingError(f"{place}: {_count(found)}; at least {LEAST} photographs are needed")
     return found
 
 
+def _pictures(folder: Path, recursive: bool) -> list[Path]:
+    """A folder's pictures, sorted. Raises ImageError for links that lead nowhere and for pictures of formats that are
+    not read: without them it would be another set."""
+    found = walk(folder, recursive=recursive)
+    return replace(found, others=[path for path in found.others if is_unread(path)]).check()
+
+
 def photographs_of(root: Path, split: str) -> list[Path]:
-    """All photographs of a split of a data root, sorted. Raises DataError."""
-    pairs = PairList(FolderSpec(root=root), NoCondition(), split).pairs()
+    """All photographs of a split of a data root, sorted. Raises DataError, also where some of them are missing, but not
+    where only those of other splits are."""
+    listing = PairList(FolderSpec(root=root), NoCondition(), split)
+    pairs = listing.pairs()
+    if listing.absent is None:
+        listing.problems.raise_if_any(root)
+    elif listing.absent:
+        raise DataError(
+            f"{root}: photographs of the split '{split}' are not there: {listed(listing.absent)}",
+            remedy="fetch them, and what links lead to, or take them out of the split",
+        )
     return [pair.image for pair in pairs if isinstance(pair.image, Path)]
 
 

@@ -154,6 +154,25 @@ class TestSizes:
             check_alike([tmp_path / "a.png"], None)
 
 
+def test_pictures_that_are_missing_are_told(tmp_path: Path) -> None:
+    """Links that lead nowhere and formats that are not read were left out, and the set was another."""
+    made(tmp_path / "real", "a.png", "b.png")
+    (tmp_path / "real/statistics.npz").touch()  # no picture
+    assert len(photographs(tmp_path / "real")) == len(generated_images(tmp_path / "real")) == 2
+    (tmp_path / "real/c.heic").touch()
+    (tmp_path / "real/d.png").symlink_to(tmp_path / "nowhere.png")
+    for look in (photographs, generated_images):
+        with pytest.raises(ImageError, match=r"1 links that lead nowhere.*d\.png; 1 pictures of a format.*c\.heic"):
+            look(tmp_path / "real")
+    made(tmp_path / "root/images", "a.jpg", "b.jpg", "c.jpg")
+    splits = tmp_path / "root/splits.json"
+    splits.write_text(json.dumps({"train": ["elsewhere"], "val": ["a", "b"]}))
+    assert len(photographs(tmp_path / "root")) == 2
+    splits.write_text(json.dumps({"train": ["c"], "val": ["a", "b", "d"]}))
+    with pytest.raises(DataError, match=r"root: photographs of the split 'val' are not there: d; fetch them"):
+        photographs(tmp_path / "root")
+
+
 def test_photographs_by_the_names_of_their_samples(tmp_path: Path) -> None:
     a1, a2, b1 = made(tmp_path / "a", "1.jpg", "2.jpg") + made(tmp_path / "b", "1.jpg")
     assert by_name([a1, a2, b1], tmp_path) == {"a-1": a1, "a-2": a2, "b-1": b1, "2": a2}
