@@ -27,16 +27,18 @@ from piti.evaluation.features import FeatureNetwork, features_of, open_features
 from piti.evaluation.generating import GeneratedSplit, JudgedModel, Split, generate_split
 from piti.evaluation.judges import check_named, open_judges, with_intervals
 from piti.evaluation.material import ConditionFiles, Material, ProgressMeter
-from piti.evaluation.memorisation import memorised, training_photographs
+from piti.evaluation.memorisation import check_nearest, memorised, training_photographs
 from piti.evaluation.options import Options
 from piti.evaluation.pairing import (
     PairingError,
     check_alike,
+    check_enough,
     conditions_by_stem,
     generated_images,
     is_data_root,
     paired,
     photographs,
+    photographs_of,
 )
 from piti.evaluation.result import Evaluation, Measure
 from piti.evaluation.run_facts import Contents, facts_of, notes_of
@@ -115,9 +117,11 @@ def check_measures(options: Options, split: Split, ranks: Ranks, real: Path | No
             _check_cache(options)
             _networks(options, cpu)
             check_named(options, cpu)
-            for place, name in ((real, split.name), (options.training, "train")):
-                if place is not None:
-                    photographs(place, name)
+            reals = photographs_of(split.root, split.name) if real is None else photographs(real, split.name)
+            check_enough(reals, real or split.root)
+            if options.training is not None:
+                photographs(options.training, "train")
+            check_nearest(options)
 
 
 def evaluate_made(
@@ -127,6 +131,7 @@ def evaluate_made(
     place, split = Path(made.facts["data"]), str(made.facts["split"])
     reals = made.photographs if real is None else photographs(real, split)
     of_split = split if real is None or is_data_root(real) else ""
+    check_enough(made.images, out, f"generated images (more conditions, or {option('num')} 2)")
     given = tuple(
         ConditionFiles(condition, str(next(iter(files.values())).parent), files, paired(made.images, files, place))
         for condition, files in made.conditions.values()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.errors import UserError, option
-from piti.core.files import check_file, file_hash, whole_file
+from piti.core.files import OutputError, file_hash, whole_file
 from piti.core.images import center_box, crop_resize, read_rgb
 from piti.core.sheets import grid
 from piti.evaluation.features import FeatureNetwork, features_of
@@ -130,11 +130,19 @@ def training_photographs(material: Material, options: Options) -> list[Path]:
         return []
     if not material.real:
         raise UserError(f"is compared with held-out photographs; give {option('real')} too", option="training")
-    if options.nearest is not None:
-        check_file(options.nearest, overwrite=False, named=option("nearest"))
+    check_nearest(options)
     found = photographs(options.training, "train")
     check_held_out(material.real, found)
     return found
+
+
+def check_nearest(options: Options) -> None:
+    """Raises OutputError where the picture of the nearest cannot be written."""
+    place, remedy = options.nearest, f"give another file as {option('nearest')}"
+    if place is not None and place.is_dir():
+        raise OutputError("is a folder", remedy=remedy, source=place)
+    if place is not None and place.exists():
+        raise OutputError("is there already", remedy=f"remove it, or {remedy}", source=place)
 
 
 def memorised(

@@ -77,9 +77,14 @@ def photographs(place: Path, split: str = "val") -> list[Path]:
         found = photographs_of(place, split)
     else:
         found = [path for path in _pictures(place, recursive=True) if path.name != SHEET]
-    if len(found) < LEAST:
-        raise PairingError(f"{place}: {_count(found)}; at least {LEAST} photographs are needed")
+    check_enough(found, place)
     return found
+
+
+def check_enough(found: Sequence[Path], place: Path, what: str = "photographs") -> None:
+    """Raises PairingError for files of `place` that are too few to compare."""
+    if len(found) < LEAST:
+        raise PairingError(f"{place}: {_count(found)}; at least {LEAST} {what} are needed")
 
 
 def _pictures(folder: Path, recursive: bool) -> list[Path]:

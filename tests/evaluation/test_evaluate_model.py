@@ -57,6 +57,11 @@ class TestModel:
         assert len(told["weights_sha256"]) == 64
         assert {"fd", "kid", "spread", "miou", "real_miou"} <= {measure.name for measure in first.measures}
 
+    def test_one_image_is_no_set(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
+        one, settings = Split(tiny_data, limit=1), GenerationOptions.from_flat(num=1, steps=2)
+        with pytest.raises(PairingError, match=r"out: 1 image; at least 2 generated images \(more .* num 2\)"):
+            evaluate_model(str(model), one, tmp_path / "out", OPTIONS, settings)
+
     def test_images_made_otherwise_are_not_taken(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         generate_split(
