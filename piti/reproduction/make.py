@@ -207,7 +207,8 @@ def _judge_photographs(
     try:
         begin_folder(folder, made_of)
         as_png(files.photographs, folder)
-        found.photographs[name] = evaluated(folder, made_of, plan, workspace, files, console)
+        with_masks = made_of | {"conditions": files.conditions_sha256}
+        found.photographs[name] = evaluated(folder, with_masks, plan, workspace, files, console)
     except (UserError, OSError, RuntimeError) as error:
         found.unjudged[name] = Message(text_of(error))
         console.log(f"the photographs of {name} are not judged: {error}", markup=False)

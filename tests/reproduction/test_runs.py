@@ -9,20 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from piti.conditions import ClassTable, MaskCondition
 from piti.core.files import file_hash
 from piti.evaluation.features import FILES
 from piti.evaluation.result import Evaluation
-from piti.reproduction import runs
+from piti.reproduction import make, runs
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import DatasetFiles
+from piti.reproduction.make import Results
 from piti.reproduction.rows import Training
 from piti.reproduction.runs import Judges, Workspace, trained
 from piti.training import RunError, RunFolder
 from tests.pipelines.test_pipeline import tiny_pipeline
-from tests.reproduction.tiny import PLAN, QUIET
+from tests.reproduction.tiny import PLAN, QUIET, judged_by_nobody
 
 
 def test_another_file_behind_a_networks_name_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +49,26 @@ def test_another_file_behind_a_networks_name_is_judged_anew(tmp_path: Path, monk
     assert judged_by(b"one") == first
     assert Workspace(tmp_path).result("row-0").stat().st_mtime_ns == written
     assert judged_by(b"another") != first
+
+
+def test_photographs_are_judged_anew_with_other_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged_by_nobody(monkeypatch)
+    for folder in ("photographs", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / folder / "a.png")
+    condition = MaskCondition(ClassTable(names=("sky", "road"), ids=(0, 1), colours=((0, 0, 0), (9, 9, 9))))
+    space = Workspace(tmp_path / "out", judges=Judges(()))
+
+    def judged_at() -> int:
+        """When the result was written that is found with these masks."""
+        folders = (tmp_path / "masks", tmp_path / "photographs", tmp_path / "photographs")
+        make._judge_photographs(PLAN, "camvid", DatasetFiles(condition, *folders, ("a",), 1), space, QUIET, Results())
+        return space.result("photographs-camvid").stat().st_mtime_ns
+
+    first = judged_at()
+    assert judged_at() == first
+    Image.new("L", (4, 4), 1).save(tmp_path / "masks/a.png")
+    assert judged_at() > first
 
 
 def test_a_run_that_began_from_other_weights_is_refused(workspace: Workspace, tmp_path: Path) -> None:
