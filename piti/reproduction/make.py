@@ -123,17 +123,24 @@ def check_judges(judges: Judges, device: str | None, console: Console, wanted: S
     chosen: torch.device = usable_device(device)
     if not judges.features and judges.segmenter is None:
         raise UserError("nothing would judge the images", remedy=f"give {option('features')} or {option('segmenter')}")
-    there = set()
+    there: dict[str, str] = {}
 
     def open_network(name: str) -> None:
         network = open_features(name, chosen)
-        there.add(network.name)
+        if network.name in there:
+            raise UserError(
+                f"{there[network.name]} and {name} are both '{network.name}', and results could not be told apart",
+                remedy="give one",
+                option="features",
+            )
+        there[network.name] = name
         console.log(f"features: {network.name}, {network.dimensions} numbers an image")
 
     def see_segmenter(name: str) -> None:
         console.log(f"segmenter: {open_segmenter(name, chosen).name}")
 
-    found = _failures(partial(open_network, name) for name in judges.features)
+    found = _failures([partial(judges.options, 1, device, Path())])  # whether an evaluation could be asked for so
+    found = found or _failures(partial(open_network, name) for name in judges.features)
     if not found and (lacking := [name for name in wanted if name not in there]):
         named = " and ".join(f"{option('features')} {name}" for name in wanted)
         found.append(

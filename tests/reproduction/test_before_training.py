@@ -67,6 +67,24 @@ def test_all_judges_that_are_lacking_are_told_at_once(workspace: Workspace) -> N
     assert all(file in said for file, said in zip(files, told, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("features", "bootstrap", "said"),
+    [
+        ((0, 0), 0, "features .*is given twice; name each network once"),
+        ((0, 1), 0, "are both 'squeezenet', and results could not be told apart; give one"),
+        ((0,), 1, "bootstrap 1: is no number of draws"),
+    ],
+)
+def test_what_no_evaluation_takes_is_told_before_training(
+    workspace: Workspace, tmp_path: Path, features: tuple[int, ...], bootstrap: int, said: str
+) -> None:
+    (weights,) = workspace.judges.features
+    files = (weights, shutil.copy(weights, tmp_path / "copy.safetensors"))
+    judges = Judges(tuple(str(files[k]) for k in features), bootstrap=bootstrap)
+    with pytest.raises(UserError, match=said):
+        make.check_judges(judges, "cpu", QUIET)
+
+
 def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
     with pytest.raises(UserError, match=r"distances of inception and clip; inception and clip is not among the judges"):
         make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
