@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 
 from piti.baselines.rrdb import load_real_esrgan
+from piti.conditions import MaskCondition
 from piti.core.distributed import started
 from piti.core.errors import Message, UserError, flag, option, text_of
 from piti.evaluation.features import open_features
 from piti.evaluation.result import Evaluation
-from piti.evaluation.segmentation import open_segmenter
+from piti.evaluation.segmentation import match_labels, open_segmenter, read_aliases
 from piti.pipelines.pipeline import usable_device
 from piti.reproduction import pictures, table_files
 from piti.reproduction.checks import Checker, minimised
@@ -56,6 +57,7 @@ def reproduce(plan: Plan, workspace: Workspace, console: Console) -> Table:
     check_all(plan, workspace, console)
     workspace.out.mkdir(parents=True, exist_ok=True)
     chosen = {name: dataset_files(plan, name, workspace) for name in plan.sets}
+    check_labels(workspace, chosen.values())
     found = Results()
     for name, files in chosen.items():
         _judge_photographs(plan, name, files, workspace, console, found)
@@ -149,8 +151,22 @@ def check_judges(judges: Judges, device: str | None, console: Console, wanted: S
         )
     if judges.segmenter is not None:
         found += _failures([partial(see_segmenter, judges.segmenter)])
+    if judges.aliases is not None:
+        found += _failures([partial(read_aliases, judges.aliases)])
     if found:
         raise UserError("\n  ".join(found))
+
+
+def check_labels(workspace: Workspace, chosen: Iterable[DatasetFiles]) -> None:
+    """Raises UserError where the segmenter's labels, or the aliases, do not fit the classes of masks."""
+    judges, conditions = workspace.judges, [one.condition for one in chosen]
+    masks = [condition for condition in conditions if isinstance(condition, MaskCondition)]
+    if judges.segmenter is None or not masks:
+        return
+    aliases = None if judges.aliases is None else read_aliases(judges.aliases)
+    segmenter = open_segmenter(judges.segmenter, torch.device("cpu"))
+    for condition in masks:
+        match_labels(segmenter.labels, condition.classes.names, aliases, segmenter.source)
 
 
 def dataset_files(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:

@@ -22,6 +22,7 @@ from piti.reproduction.rows import Plan, Row, Training
 from piti.reproduction.runs import Judges, Workspace, trained
 from piti.training import read_recipe
 from tests.conftest import tiny_recipe
+from tests.evaluation.tiny_judges import segformer
 from tests.reproduction.tiny import LACKING, PLAN, QUIET, TINY
 
 
@@ -83,6 +84,19 @@ def test_what_no_evaluation_takes_is_told_before_training(
     judges = Judges(tuple(str(files[k]) for k in features), bootstrap=bootstrap)
     with pytest.raises(UserError, match=said):
         make.check_judges(judges, "cpu", QUIET)
+
+
+def test_labels_that_fit_no_class_are_told_before_training(workspace: Workspace, tmp_path: Path) -> None:
+    segmenter, aliases = str(segformer(tmp_path / "judge", ("tree", "sea"))), tmp_path / "aliases.json"
+    lacking = replace(workspace, judges=Judges((), segmenter, bootstrap=0))
+    with pytest.raises(UserError, match=r"none of its labels \(tree, sea\) is a class of the masks"):
+        make.reproduce(PLAN, lacking, QUIET)
+    with pytest.raises(UserError, match=r"aliases\.json: cannot be read as JSON"):
+        make.check_judges(replace(lacking.judges, aliases=aliases), "cpu", QUIET)
+    aliases.write_text('{"tree": "wood"}')
+    with pytest.raises(UserError, match="'tree' is to be 'wood', no class of the masks"):
+        make.reproduce(PLAN, replace(lacking, judges=replace(lacking.judges, aliases=aliases)), QUIET)
+    assert not (workspace.out / "runs").exists()
 
 
 def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
