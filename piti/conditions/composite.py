@@ -228,9 +228,7 @@ class SeveralCondition(Condition):
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
         """Cut `box` out and resize it, every part by its own filter."""
         cut = {name: part.crop_resize(planes, box, size) for name, (part, planes) in self.given_parts(raw).items()}
-        if cut:
-            return self._joined(cut)
-        return torch.zeros(self.planes, *sides_of(size), dtype=self.raw_dtype)
+        return self._joined(cut) if cut else torch.zeros(self.planes, *sides_of(size), dtype=self.raw_dtype)
 
     def redrawn(self, raw: Shaped[Tensor, "K h w"], pen: Pen) -> Shaped[Tensor, "K h w"]:
         """The lines of every part that has any."""
@@ -351,9 +349,9 @@ class SeveralCondition(Condition):
 
     def reads_like(self, other: Condition) -> bool:
         """Whether the other has the same parts in the same order, and they belong together in both or in neither."""
-        if not isinstance(other, SeveralCondition) or list(self.parts) != list(other.parts):
+        if not isinstance(other, SeveralCondition):
             return False
-        if self.together != other.together:
+        if (list(self.parts), self.together) != (list(other.parts), other.together):
             return False
         return all(part.reads_like(other.parts[name]) for name, part in self.parts.items())
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from piti.conditions import SketchCondition
+from piti.conditions import SeveralCondition, SketchCondition
+from piti.conditions.composite import part_configs
 from piti.training.losses import DiffusionLossSpec, LossSpec
 
 if TYPE_CHECKING:
@@ -67,6 +68,6 @@ def _of_translator(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _draws(condition: Mapping[str, Any]) -> bool:
     """Whether lines are read, in a part at least."""
-    parts = condition.get("parts") or ()  # checked where the condition is built
-    listed = parts.values() if isinstance(parts, Mapping) else (part.get("condition", {}) for part in parts)
-    return SketchCondition.kind in (condition.get("kind"), *(part.get("kind") for part in listed))
+    several = condition.get("kind") == SeveralCondition.kind
+    parts = part_configs(condition, "condition").values() if several else [condition]
+    return any(part.get("kind") == SketchCondition.kind for part in parts)
