@@ -48,6 +48,13 @@ def grid(
     return sheet
 
 
+def zoomed(image: Image.Image, side: int) -> Image.Image:
+    """A picture for the eye: enlarged by the largest whole factor that leaves its longer side at most `side`, its
+    pixels squares; a larger one as it is."""
+    factor = max(1, side // max(image.size))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+
+
 def _lines(words: str, width: int, font: _Font) -> list[str]:
     """A heading in lines that are no wider than a column; a word that is gets shortened."""
     lines: list[str] = []

@@ -18,13 +18,12 @@ from piti.checkpoints.writing import Saveable
 from piti.conditions import Condition
 from piti.core.images import to_pil
 from piti.core.seeding import derive_seed, draws_on, generator_for, noise_for, uniform_for
-from piti.core.sheets import grid
 from piti.data.batches import BatchStream, LowRes, SampleSet, TrainingBatch
 from piti.models.perceptual import PerceptualNetwork
 from piti.training.adversarial import Adversary, LossOutput, build_adversary, frozen
 from piti.training.metrics import Mean
 from piti.training.outputs import PreviewSpec
-from piti.training.preview import fixed_batches
+from piti.training.preview import fixed_batches, shown
 from piti.training.recipe import Recipe
 from piti.training.stages import Stage
 
@@ -181,7 +180,7 @@ class BaselineValidation:
         first = self.batches[0]
         given = [self.condition.preview(one.cpu()) for one in first.condition[: spec.count]]
         made = self._images(predict, first, 0)[: spec.count].float()
-        return grid([given, to_pil(made), to_pil(first.image[: spec.count])])
+        return shown([given, to_pil(made), to_pil(first.image[: spec.count])])
 
     def _images(self, predict: Callable[..., Any], batch: TrainingBatch, number: int) -> Tensor:
         generators = [generator_for(self.seed, "preview", number + k) for k in range(len(batch.image))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from piti.conditions import Condition
 from piti.core.images import to_pil
 from piti.core.seeding import derive_seed, generator_for, noise_for
-from piti.core.sheets import grid
+from piti.core.sheets import grid, zoomed
 from piti.data.batches import LowRes, SampleSet, TrainingBatch, centers, collate
 from piti.diffusion.guidance import conditioned, guided
 from piti.diffusion.samplers import initial_noise, sample
@@ -24,6 +24,15 @@ from piti.training.recipe import Recipe
 
 LOSS_TIMESTEPS = 8
 """At so many of them, evenly spread, a validation loss is taken."""
+
+
+SHOWN_SIDE = 192
+"""To which pictures are enlarged in previews, at most, in pixels."""
+
+
+def shown(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """A preview: rows of pictures, small ones enlarged, their pixels squares."""
+    return grid([[zoomed(image, SHOWN_SIDE) for image in row] for row in rows])
 
 
 @dataclass
@@ -66,7 +75,7 @@ class Validation:
         else:
             size = photographs[0].size
             given = [one.resize(size, Image.Resampling.BICUBIC) for one in to_pil(first.low_res[: spec.count])]
-        return grid([given, samples, photographs])
+        return shown([given, samples, photographs])
 
     def samples(self, translator: Translator, predict: Callable[..., Prediction], spec: PreviewSpec) -> Tensor:
         """One sample for each of the first `spec.count` conditions, [B, 3, H, W] in [-1, 1]."""

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from piti.core.images import ImageError
-from piti.core.sheets import grid
+from piti.core.sheets import grid, zoomed
 
 
 class TestGrid:
@@ -49,3 +49,15 @@ class TestGrid:
     def test_nothing_to_show(self):
         with pytest.raises(ImageError, match="at least one picture"):
             grid([[], []])
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((64, 64), (192, 192)), ((64, 48), (192, 144)), ((100, 10), (100, 10)), ((300, 200), (300, 200))],
+)
+def test_small_pictures_are_zoomed_by_a_whole_factor(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    made = zoomed(Image.fromarray(pixels), 192)
+    assert made.size == shown
+    factor = shown[0] // size[0]
+    assert np.array_equal(np.asarray(made), pixels.repeat(factor, 0).repeat(factor, 1))
