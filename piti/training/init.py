@@ -96,9 +96,8 @@ def _learned_otherwise(translator: Translator, recipe: Recipe) -> str:
     model = ModelFolder.open(folder.parent)
     if recipe.distillation is None:
         _check_no_student(model, folder.name, recipe.init, "init")
-    learned, wanted = (spec.to_dict() for spec in (spec_of(model.scheduler(folder.name)), recipe.schedule))
-    odd = [f"{key} {learned[key]} there, {wanted[key]} here" for key in wanted if learned[key] != wanted[key]]
-    return f"; they learned another schedule ({', '.join(odd)})" if odd else ""
+    odd = _differences(spec_of(model.scheduler(folder.name)), recipe.schedule)
+    return f"; they learned another schedule ({', '.join(odd.values())})" if odd else ""
 
 
 def _student_of(recipe: Recipe) -> str | None:
@@ -252,8 +251,8 @@ def load_prior(
     found = not_imported(name) if only_check else None
     if found is not None:
         check_config(translator, found.unet, name)
-        _check_schedule(found.schedule, schedule, name)
-        return f"prior {name}: {found.what}; fetched and imported when the run begins"
+        sampled = _check_schedule(found.schedule, schedule, name)
+        return f"prior {name}: {found.what}; fetched and imported when the run begins{sampled}"
     folder = _network_of(translator, name, "prior")
     model = ModelFolder.open(folder.parent)
     _check_no_student(model, folder.name, name, "prior")
@@ -271,13 +270,15 @@ def load_prior(
         )
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     _check_shapes("prior", folder, own, given, unet)
-    _check_schedule(spec_of(scheduler), schedule, str(folder.parent))
+    sampled = _check_schedule(spec_of(scheduler), schedule, str(folder.parent))
     if not only_check:
         translator.load_state_dict({key: given[key] for key in unet}, strict=False)
     left = sorted(key for key in given if key.startswith(ENCODER))
     named = f" ({', '.join(left[:2])}, …)" if left else ""
     new = "; what it is to see of a known image enters with weights of zero" if widened else ""
-    return f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}{new}"
+    return (
+        f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}{new}{sampled}"
+    )
 
 
 def _check_no_student(model: ModelFolder, network: str, name: str, key: str) -> None:
@@ -309,12 +310,27 @@ def _widened(
     return {**given, key: torch.cat([noisy, zeros, small], dim=1)}, True
 
 
-def _check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> None:
-    if learned != schedule:
+_OF_SAMPLING = {"clip", "threshold", "to_clean"}
+"""Keys of a schedule that a network has not learned."""
+
+
+def _check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> str:
+    """What to say where a prior is sampled otherwise than the recipe's model. Raises RecipeError where it has learned
+    another noise schedule."""
+    odd = _differences(learned, schedule)
+    wrong = [said for key, said in odd.items() if key not in _OF_SAMPLING]
+    if wrong:
         raise RecipeError(
-            f"prior: {name} was trained with schedule {learned.to_dict()}, the recipe has "
-            f"{schedule.to_dict()}; its UNet knows no other, so copy its schedule into the recipe"
+            f"prior: {name} was trained with another schedule than the recipe's ({', '.join(wrong)})",
+            remedy="copy its schedule into the recipe: its UNet knows no other",
         )
+    return f"; it was sampled otherwise ({', '.join(odd.values())})" if odd else ""
+
+
+def _differences(learned: ScheduleSpec, schedule: ScheduleSpec) -> dict[str, str]:
+    """In which keys a model's schedule differs from a recipe's, and how."""
+    theirs, ours = learned.to_dict(), schedule.to_dict()
+    return {key: f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]}
 
 
 def check_config(translator: Translator, theirs: Mapping[str, Any], name: str, key: str = "prior") -> None:

@@ -187,7 +187,7 @@ class TestAdaptation:
 
     def test_another_prediction_is_refused(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
         recipe = adapted_recipe(tiny_data, prior, schedule={"prediction": "epsilon"})
-        with pytest.raises(RecipeError, match=r"was trained with schedule .*v_prediction.*epsilon"):
+        with pytest.raises(RecipeError, match=r"\(prediction v_prediction there, epsilon here\); copy its schedule"):
             train(recipe, tmp_path / "run")
 
     def test_without_data_the_plan_still_checks_the_prior(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -197,8 +197,11 @@ class TestAdaptation:
         assert "of its encoder dropped" in rows["begins"]
         gone = plan(blind.model_copy(update={"prior": "nowhere"}), tmp_path / "run")
         assert "not checked: there is no model 'nowhere'" in {row["what"]: row["plan"] for row in gone}["begins"]
+        bounded = blind.model_copy(update={"schedule": blind.schedule.model_copy(update={"clip": False})})
+        begins = {row["what"]: row["plan"] for row in plan(bounded, tmp_path / "run")}["begins"]
+        assert begins.endswith("; it was sampled otherwise (clip True there, False here)")
         other = blind.model_copy(update={"schedule": ScheduleSpec(prediction="epsilon")})
-        with pytest.raises(RecipeError, match="was trained with schedule"):
+        with pytest.raises(RecipeError, match="trained with another schedule"):
             plan(other, tmp_path / "run")
 
     def test_a_prior_that_is_still_to_be_imported_is_said_how(self, tiny_data: Path, tmp_path: Path) -> None:
