@@ -59,23 +59,26 @@ class DatasetFiles:
 
 
 def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) -> DatasetFiles:
-    """Gather a data set's files in `out`. reference: the split of the photographs to compare with. Raises DataError."""
+    """Gather a data set's files in `out`. reference: the split of the photographs to compare with.
+
+    Raises DataError, and UserError where two files would have one name there.
+    """
     spec = spec.model_copy(update={"limit": None})
-    pairs = _pairs(spec, condition, "val")
-    conditions = linked({flat(pair.key): pair.condition for pair in pairs}, out / "conditions")
-    photographs = linked({flat(pair.key): pair.image for pair in pairs}, out / "photographs")
+    pairs = _by_stem(_pairs(spec, condition, "val"))
+    conditions = linked({stem: pair.condition for stem, pair in pairs.items()}, out / "conditions")
+    photographs = linked({stem: pair.image for stem, pair in pairs.items()}, out / "photographs")
     training = _pairs(spec, condition, "train")
     compared = photographs
     if reference != "val":
-        of_split = _pairs(spec, condition, reference)
-        compared = linked({flat(pair.key): pair.image for pair in of_split}, out / f"photographs-{reference}")
-    stems = tuple(sorted(flat(pair.key) for pair in pairs))
-    return DatasetFiles(condition, conditions, photographs, compared, stems, len(training))
+        of_split = _by_stem(_pairs(spec, condition, reference))
+        compared = linked({stem: pair.image for stem, pair in of_split.items()}, out / f"photographs-{reference}")
+    return DatasetFiles(condition, conditions, photographs, compared, tuple(sorted(pairs)), len(training))
 
 
 def training_conditions(condition: Condition, spec: FolderSpec, out: Path) -> Path:
-    """A folder in `out` of links to the conditions that a recipe trains on. Raises DataError."""
-    return linked({flat(pair.key): pair.condition for pair in _pairs(spec, condition, "train")}, out / "training")
+    """A folder in `out` of links to the conditions that a recipe trains on. Raises as `choose`."""
+    pairs = _by_stem(_pairs(spec, condition, "train"))
+    return linked({stem: pair.condition for stem, pair in pairs.items()}, out / "training")
 
 
 def count_pairs(condition: Condition, spec: FolderSpec) -> tuple[int, int]:
@@ -89,6 +92,19 @@ def _pairs(spec: FolderSpec, condition: Condition, split: str) -> list[Pair]:
     pairs = listing.pairs()
     listing.problems.raise_if_any(listing.root)
     return pairs
+
+
+def _by_stem(pairs: Iterable[Pair]) -> dict[str, Pair]:
+    """Pairs by the names of what is made of them. Raises UserError where two have one."""
+    found: dict[str, Pair] = {}
+    for pair in pairs:
+        other = found.setdefault(flat(pair.key), pair)
+        if other is not pair:
+            raise UserError(
+                f"what is made of {other.key} and of {pair.key} would both be called {flat(pair.key)}",
+                remedy="rename one of them",
+            )
+    return found
 
 
 def _named(folder: Path, stem: str) -> Path:

@@ -24,10 +24,11 @@ from piti.conditions import ClassTable, MaskCondition
 from piti.core.errors import UserError, option
 from piti.core.files import OutputError
 from piti.data.generated import WithGenerated
+from piti.data.pairs import FolderSpec
 from piti.generation.options import GenerationOptions
 from piti.reproduction import images, make, rows, runs, small_plans
 from piti.reproduction.checks import Checker
-from piti.reproduction.files import DatasetFiles
+from piti.reproduction.files import DatasetFiles, choose
 from piti.reproduction.images import begin_folder
 from piti.reproduction.rows import Generated, Row, Training
 from piti.reproduction.runs import Judges, Workspace, is_of, progress_of, recipe_of, trained
@@ -253,6 +254,23 @@ def test_a_corrected_class_table_is_judged_anew(tmp_path: Path, monkeypatch: pyt
     first = judged_at("raod")
     assert judged_at("raod") == first
     assert judged_at("road") > first
+
+
+def test_two_pairs_whose_images_would_have_one_name_are_told(tiny_data: Path, tmp_path: Path) -> None:
+    """One of them would be lost without a word."""
+    for kind in ("images", "labels"):
+        (tiny_data / kind / "drive").mkdir()
+        for key in ("scene-00", "scene-01"):
+            shutil.copy(tiny_data / kind / f"{key}.png", tiny_data / kind / f"{key.replace('scene', 'drive')}.png")
+        shutil.copy(tiny_data / kind / "scene-00.png", tiny_data / kind / "drive/00.png")
+    splits = {"train": ["scene-02"], "val": ["drive-00", "drive-01", "drive/00"]}
+    (tiny_data / "splits.json").write_text(json.dumps(splits))
+    condition = build_condition(Recipe.parse(tiny_recipe(tiny_data), "test"))
+    spec = FolderSpec(root=tiny_data)
+    with pytest.raises(UserError, match=r"what is made of drive-00 and of drive/00 would both be called drive-00; ren"):
+        choose(condition, spec, "val", tmp_path / "chosen")
+    (tiny_data / "splits.json").write_text(json.dumps(splits | {"val": ["drive-01", "drive/00"]}))
+    assert choose(condition, spec, "val", tmp_path / "chosen").stems == ("drive-00", "drive-01")
 
 
 def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(
