@@ -34,14 +34,14 @@ from piti.editing.options import DEFAULTS, VARIETY, Edited, EditSettings, check_
 from piti.editing.regions import EditError, changed, derived, mixed, resized_to, softened, white_of
 from piti.editing.trajectory import Inverted, Progress, Redraw, Walk
 from piti.models import Tokens
-from piti.pipelines.call import ConditionInput, images_each
+from piti.pipelines.call import ConditionInput, image_of_output, images_each
 from piti.pipelines.canvas import MAX_RATIO, Canvas, extended
 from piti.pipelines.cascade import Batch, Network, NetworkSampling, Prepared
 from piti.pipelines.noise import one_each, upsampler_generators
 from piti.pipelines.pipeline import PITIPipeline
 
-Picture = Source | Image.Image | np.ndarray
-"""A picture that is handed in: its file, itself, or its pixels as an array."""
+Picture = Source | Image.Image | np.ndarray | Tensor
+"""A picture that is handed in: its file, itself, its pixels as an array, or as a pipeline gives it as "np" or "pt"."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def edit(
 ) -> Edited:
     """Show `to` in an image that shows `from_`, and keep the rest (PITI, appendix B, figure 20).
 
-    image: a picture, its file, or its pixels as an array, of any size, in the conditions' proportions, seen as `as_rgb`
-    has it. to, from_: as the pipeline takes
+    image: of any size, in the conditions' proportions, seen as `as_rgb` has it. to, from_: as the pipeline takes
     conditions; without `from_` the image is inverted under the null condition. region: white where it is repainted, in
     the same proportions; by default where the conditions differ, dilated and feathered, and everything without
     `from_`. generator: decides the fresh noise, as the pipeline's does. on_step(done, total, x̂₀): over all
@@ -99,7 +98,10 @@ def _picture(given: Any, name: str) -> Image.Image:
     if is_source(given):
         return open_image(given) if name == "region" else read_rgb(given)
     if isinstance(given, np.ndarray):
-        return image_of_array(given, f"the given {name}")
+        numbers = given.ndim == 3 and given.dtype.kind == "f"  # as a pipeline gives an image
+        return (image_of_output if numbers else image_of_array)(given, f"the given {name}")
+    if isinstance(given, Tensor):
+        return image_of_output(given, f"the given {name}")
     raise EditError(f"expected a picture, its file or an array, got {type(given).__name__}", option=name)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from piti.conditions import ConditionError, Given, Handed
 from piti.core.errors import UserError, option
-from piti.core.images import to_pil
+from piti.core.images import ImageError, to_pil
 from piti.core.spec import choices
 from piti.models import Space
 from piti.pipelines.canvas import Canvas
@@ -193,6 +193,26 @@ def gathered(images: Sequence[Any], output_type: str) -> Images:
         return list(images)
     stacked = torch.stack(list(images))
     return stacked.permute(0, 2, 3, 1).numpy() if output_type == "np" else stacked
+
+
+def image_of_output(values: Tensor | np.ndarray, source: str) -> Image.Image:
+    """An image in the form of "np" or "pt" as a picture: an array [h, w, 3] or a tensor [3, h, w] of floats in [0, 1].
+
+    Raises ImageError, naming `source`, for other shapes, types and ranges.
+    """
+    planes = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    if isinstance(values, np.ndarray) and values.ndim == 3:
+        planes = planes.permute(2, 0, 1)
+    if planes.ndim != 3 or len(planes) != 3 or not planes.numel() or not planes.is_floating_point():
+        raise ImageError(
+            f"expected an array [h, w, 3] or a tensor [3, h, w] of floats in [0, 1], got {list(values.shape)} of "
+            f"{values.dtype}",
+            source=source,
+        )
+    low, high = planes.min().item(), planes.max().item()
+    if not (low >= 0 and high <= 1):
+        raise ImageError(f"holds floats from {low:g} to {high:g}; bring them to [0, 1]", source=source)
+    return to_pil(2 * planes.float().cpu() - 1)
 
 
 # Initial noise

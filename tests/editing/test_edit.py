@@ -14,6 +14,7 @@ from torch import Tensor
 
 from piti.conditions import Condition, TextCondition
 from piti.core.errors import UserError
+from piti.core.images import ImageError
 from piti.editing import VARIETY, EditError, EditSettings, edit
 from piti.editing.regions import mixed
 from piti.models import Translator
@@ -285,8 +286,15 @@ def test_an_image_and_a_region_may_be_files_or_arrays(tmp_path: Path) -> None:
     Image.new("RGBA", (40, 40)).save(photo)
     with pytest.raises(EditError, match=r"photo\.png: images are written as 8-bit RGB, where its transparency"):
         edited(pipeline, photo, region=region, keep_exact=True)
-    with pytest.raises(EditError, match="image: expected a picture, its file or an array, got Tensor"):
-        edited(pipeline, torch.zeros(3, 40, 40))
+    levels = np.asarray(image).astype(np.float32) / 255
+    for numbers in (levels, torch.from_numpy(levels).movedim(-1, 0)):  # as a pipeline gives images
+        again = edited(pipeline, numbers, region=region, keep_exact=True).images[0]
+        assert np.array_equal(np.asarray(again), np.asarray(whole))
+    for odd, said in ((2 * levels - 1, "floats from -1 to 1; bring them to"), (torch.zeros(1, 3, 4, 4), r"got \[1, 3")):
+        with pytest.raises(ImageError, match=f"the given image: .*{said}"):
+            edited(pipeline, odd, region=region)
+    with pytest.raises(EditError, match="image: expected a picture, its file or an array, got int"):
+        edited(pipeline, 7, region=region)
 
 
 @pytest.mark.parametrize(
