@@ -22,6 +22,12 @@ DOT = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=
 DONE = {"state": "done", "status": "2 photographs", "pictures": [{"address": DOT, "file": "m-0-0.png"}] * 2}
 
 
+def result(*numbers: int, editable: bool = False) -> dict[str, Any]:
+    """A finished result of pictures by their numbers."""
+    pictures = [{"id": f"p{k}", "address": f"{DOT}#{k}", "file": f"m-0-{k}.png", "editable": editable} for k in numbers]
+    return {"state": "done", "status": f"{len(numbers)} photographs", "pictures": pictures}
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with chromium(tmp_path_factory.mktemp("downloads")) as window:
@@ -37,11 +43,51 @@ def shown(browser: Browser, value: dict[str, Any]) -> tuple[str, int, str, str]:
     return tuple(browser.run(script))  # type: ignore[return-value]
 
 
-def test_pictures_stay_beside_a_problem(browser: Browser, tmp_path: Path) -> None:
+def earlier(browser: Browser) -> list[str]:
+    """The numbers of the pictures of earlier results, as they are shown."""
+    script = """return element.querySelector(".earlier").hidden ? []
+        : [...element.querySelectorAll(".thumbnails img")].map((image) => image.src.split("#")[1])"""
+    return browser.run(script)
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Browser:
     html, script = ((STATIC / f"gallery.{kind}").read_text("utf-8") for kind in ("html", "js"))
     (tmp_path / "gallery.html").write_text(PAGE.format(html=html, script=script), encoding="utf-8")
     browser.open(tmp_path / "gallery.html")
-    invited = {"state": "settled", "status": "draw"}
+    return browser
+
+
+def test_pictures_of_earlier_results_can_be_had_again(page: Browser) -> None:
+    """Making others, or a live preview, took finished pictures away for good."""
+    shown(page, result(0, 1))
+    assert earlier(page) == []
+    shown(page, {"state": "live", "status": "Live", "previews": [DOT]})
+    assert earlier(page) == ["0", "1"]
+    shown(page, result(2, editable=True))
+    assert earlier(page) == ["0", "1"]
+    shown(page, result(2, editable=True))  # sent again
+    assert earlier(page) == ["0", "1"]
+    shown(page, {"state": "running", "status": "Step 1 of 2", "expected": 1})
+    assert earlier(page) == ["2", "0", "1"]
+    page.click(".thumbnails .view")
+    seen = """const dialog = element.querySelector(".viewer"), save = element.querySelector(".save");
+        return [dialog.open, dialog.querySelector("img").src.split("#")[1], save.download,
+            element.querySelector(".change").hidden]"""
+    assert page.run(seen) == [True, "2", "m-0-2.png", False]
+    page.click(".bar .next")
+    assert page.run(seen) == [True, "0", "m-0-0.png", True]
+    page.run("element.querySelector('.viewer').close()")
+    broken = result(3)
+    broken["pictures"][0]["address"] = "nowhere.png#3"
+    shown(page, broken)
+    shown(page, result(4))
+    page.wait("element.querySelectorAll('.thumbnails img').length === 3")
+    assert earlier(page) == ["2", "0", "1"]
+
+
+def test_pictures_stay_beside_a_problem(page: Browser) -> None:
+    browser, invited = page, {"state": "settled", "status": "draw"}
     assert shown(browser, {"state": "failed", "problem": "no picture"}) == ("failed", 0, "", "no picture")
     assert shown(browser, invited) == ("empty", 0, "draw", "")
     assert shown(browser, DONE) == ("done", 2, "2 photographs", "")

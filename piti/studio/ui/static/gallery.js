@@ -43,6 +43,7 @@ function come() {
   if (top > innerHeight * 0.8) element.scrollIntoView({ behavior: still() ? "auto" : "smooth", block: "start" });
 }
 
+// pictures: finished ones, as gallery.py has them; also of earlier results, which have no figure of their own.
 function view(pictures, place) {
   const dialog = part("viewer");
   const show = (k) => {
@@ -50,6 +51,13 @@ function view(pictures, place) {
     dialog.querySelector("img").src = pictures[place].address;
     dialog.querySelector("img").alt = "Photograph " + (place + 1);
     part("which").textContent = place + 1 + " of " + pictures.length;
+    part("save").href = pictures[place].address + "?download=1";
+    part("save").download = pictures[place].file;
+    part("change").hidden = !pictures[place].editable;
+  };
+  part("change").onclick = () => {
+    dialog.close();
+    edit(pictures[place]);
   };
   part("previous").onclick = () => show(place - 1);
   part("next").onclick = () => show(place + 1);
@@ -64,13 +72,19 @@ function view(pictures, place) {
   dialog.showModal();
 }
 
+const KEPT = 60; // pictures of earlier results
 let shown = {}, last = {}; // what is shown; the last finished pictures, which stay beside a problem
+let earlier = []; // finished pictures of results before the last, the newest first
 
 // "settled" only clears an earlier problem: pictures stay.
 function arrived() {
   const value = JSON.parse(props.value || "{}");
   if (value.state === "settled" && shown.state !== "failed") return;
-  if (value.state === "done") last = value;
+  if (value.state === "done") {
+    const now = new Set(value.pictures.map((picture) => picture.address));
+    earlier = [...(last.pictures || []), ...earlier].filter((picture) => !now.has(picture.address)).slice(0, KEPT);
+    last = value;
+  }
   if (value.state === "settled") shown = last.pictures ? last : { ...value, state: "empty" };
   else shown = value.state === "failed" ? { ...last, ...value } : value;
   render(shown);
@@ -94,6 +108,25 @@ function render(value) {
   for (let k = 0; k < missing; k++) cells.push(made("figure", { class: "pending", style: "--shape: " + (value.shape || 1) }, made("div", {}), made("figcaption", {}, "…")));
   part("pictures").replaceChildren(...cells);
   part("notes").replaceChildren(...(value.notes || []).map((note) => made("li", {}, note)));
+  before(pictures.length ? earlier : [...(last.pictures || []), ...earlier]);
+}
+
+// Small pictures of earlier results: making others, or a live preview, loses none. One that the studio keeps no longer
+// goes.
+function before(pictures) {
+  part("earlier").hidden = !pictures.length;
+  part("count").textContent = pictures.length;
+  const gone = (picture) => {
+    earlier = earlier.filter((one) => one !== picture);
+    render(shown);
+  };
+  part("thumbnails").replaceChildren(
+    ...pictures.map((picture, k) => {
+      const name = "earlier photograph " + (k + 1);
+      const image = made("img", { src: picture.address, alt: name, draggable: "false", onerror: () => earlier.includes(picture) && gone(picture) });
+      return made("button", { type: "button", class: "view", "aria-label": "Look at " + name, onclick: () => view(pictures, k) }, image);
+    }),
+  );
 }
 
 watch("value", arrived);
