@@ -87,7 +87,7 @@ def _digests(tensors: Iterable[Tensor]) -> Counter[str]:
 IRRELEVANT = {
     "name", "workers", "log_every", "tensorboard", "trackers", "preview", "checkpoint", "batch", "accumulation", "base",
     "data.root", "data.cache", "data.cache_gib", "data.max_bad", "perceptual.weights", "generated.root",
-    "discriminator.features.weights", "precision", "compile", "checkpointing",
+    "discriminator.features.weights", "precision", "compile", "checkpointing", "latent_cache_gib",
 }  # fmt: skip
 """Keys of a recipe in which a finished run may differ from the plan: they do not change what it learned (precision and
 compiler only by rounding), or say where files lie. Batch and accumulation are compared as their product with the number

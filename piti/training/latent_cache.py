@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import torch
@@ -15,21 +16,25 @@ from piti.core.errors import option
 from piti.core.files import OutputError, follow_umask, whole_file
 from piti.models import Space
 
+log = logging.getLogger(__name__)
+
 _KEY = "moments"
 
 
 class CachedSpace:
     """A space whose moments of images are kept in a folder; without one, or of pixels, they are computed anew."""
 
-    def __init__(self, space: Space, folder: Path | None) -> None:
-        """folder: is made where it is missing; autoencoders with other weights have a folder of their own in it. Raises
-        OutputError where it cannot be made."""
+    def __init__(self, space: Space, folder: Path | None, most: int = 2**40) -> None:
+        """folder: is made where it is missing; autoencoders with other weights have a folder of their own in it. most:
+        bytes that these may take; nothing is kept beyond. Raises OutputError where it cannot be made."""
         self.space = space
         self.folder = None
+        self.most, self.bytes = most, 0
         if folder is not None and space.autoencoder is not None:
             self.folder = folder / weights_digest(space.autoencoder)[:16]
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self.bytes = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
             except OSError as error:
                 raise OutputError(
                     f"the folder cannot be made ({error.strerror})",
@@ -48,8 +53,21 @@ class CachedSpace:
             made = self.space.moments(images[missing])
             for k, one in zip(missing, made, strict=True):
                 found[k] = one
-                _write(places[k], one)
+                self._keep(places[k], one)
         return torch.stack([one.to(images.device) for one in found if one is not None])
+
+    def _keep(self, place: Path, moments: Tensor) -> None:
+        """Write what is not there yet, while there is room."""
+        if self.bytes >= self.most:
+            return
+        _write(place, moments)
+        self.bytes += place.stat().st_size
+        if self.bytes >= self.most:
+            log.warning(
+                "latent_cache: %s has its %.3g GiB (latent_cache_gib); other crops are encoded whenever they come",
+                self.folder,
+                self.most / 2**30,
+            )
 
 
 def weights_digest(network: nn.Module) -> str:

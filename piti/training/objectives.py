@@ -115,7 +115,7 @@ class DiffusionObjective:
             self.accelerator.register_for_checkpointing(self.timesteps)
         if self.space.autoencoder is not None:
             self.space.autoencoder.to(self.accelerator.device)
-        self.cached = CachedSpace(self.space, self.recipe.latent_cache)
+        self.cached = CachedSpace(self.space, self.recipe.latent_cache, int(self.recipe.latent_cache_gib * 2**30))
         first = self.recipe.stages[0]
         self.image_losses = ImageLosses(first, len(self.schedule), self.accelerator, self.recipe.seed)
 

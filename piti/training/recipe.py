@@ -89,6 +89,8 @@ class Recipe(Spec):
     """Compile the blocks that the network repeats by `torch.compile`: the first steps take a minute or more longer."""
     latent_cache: Path | None = None
     """For latents: a folder that keeps them by the contents of the crops, so that each crop is encoded once."""
+    latent_cache_gib: float = Field(default=50.0, gt=0)
+    """The most that it may take, as each process counts it: random crops seldom come again, and would fill a disk."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that load data, for each one that trains; none: one a core but for the training's own, 1 to 8."""
     log_every: int = Field(default=50, ge=1)

@@ -23,6 +23,7 @@ FREE_KEYS = {
     "optimizer.clip", "data.root", "data.photographs", "data.cache", "data.cache_gib", "data.shards", "data.val_shards",
     "data.shard_cache", "data.shard_cache_gib", "data.shard_timeout", "data.max_bad", "perceptual.weights",
     "discriminator.features.weights", "generated.root", "base", "init", "prior", "latent_cache",
+    "latent_cache_gib",
 }  # fmt: skip
 FREE_STAGE_KEYS = {"steps", "decay", "lr", "warmup"}
 

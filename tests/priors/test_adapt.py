@@ -125,6 +125,20 @@ def test_an_adapted_model_of_latents_is_trained_on(stable: tiny.Imported, tiny_d
         train(further.model_copy(update={"model": type(further.model).parse(other, "test")}), tmp_path / "third")
 
 
+def test_latents_are_kept_while_there_is_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    space = Space(SpaceSpec(channels=4, factor=2), tiny.autoencoder())
+    cached = CachedSpace(space, tmp_path, most=5000)  # a crop's take 2 KiB and a little
+    for number in range(5):
+        images = torch.full((1, 3, 16, 16), number / 5)
+        torch.testing.assert_close(cached.moments(images), space.moments(images))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"latent_cache: {tmp_path}")
+    assert "(latent_cache_gib); other crops are encoded whenever they come" in said
+    CachedSpace(space, tmp_path, most=5000).moments(torch.zeros(1, 3, 16, 16) - 1)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
 def test_sdxl_is_told_of_an_uncut_photograph_of_the_images_size(sdxl: tiny.Imported) -> None:
     tokens = Tokens(torch.ones(2, 8), torch.ones(2, 5, 24))
     given = Wiring.of(recognised(sdxl.folder).unet).arguments(tokens, (24, 16), None)["added_cond_kwargs"]
@@ -272,6 +286,7 @@ def test_latents_are_those_of_the_autoencoder_and_kept_by_their_contents(tmp_pat
     assert {path.stat().st_mode for path in tmp_path.rglob("*.safetensors")} == {(tmp_path / "new").stat().st_mode}
     autoencoder.encode = None  # type: ignore[assignment]
     torch.testing.assert_close(cached.moments(images), first, atol=0, rtol=0)
+    assert CachedSpace(space, tmp_path).bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     with pytest.raises(UserError, match=r"^latent_cache: .*new: .* cannot be made \(Not a directory\); give"):
         CachedSpace(space, tmp_path / "new")
     with pytest.raises(UserError, match="one autoencoder belongs to this space, none was given"):
