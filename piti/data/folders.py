@@ -91,7 +91,8 @@ class PairedFolder:
 
     def files_of(self, keys: Sequence[str]) -> list[str]:
         """The files of these keys, a line each, for a person."""
-        return [str(pair) for pair in self.pairs if pair.key in set(keys)]
+        wanted = set(keys)
+        return [str(pair) for pair in self.pairs if pair.key in wanted]
 
     def identity(self) -> str:
         """SHA-256 of the pairs' keys in order, wherever their files lie. Keys of `spec.photographs` count without the

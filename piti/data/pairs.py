@@ -225,8 +225,8 @@ class PairList:
         further = self._further(alone)
         if self.spec.root is None:
             kept = [pair.key for pair in further]
-            kept = kept if self.split is None else self._keys_of(self.split, kept, set(kept))
-            return self._limited([pair for pair in further if pair.key in set(kept)])
+            chosen = set(kept if self.split is None else self._keys_of(self.split, kept, set(kept)))
+            return self._limited([pair for pair in further if pair.key in chosen])
         return self._limited(self._paired(self.spec.root, alone) + (further if self.split in {None, "train"} else []))
 
     def _limited(self, pairs: list[Pair]) -> list[Pair]:
