@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 _ADDED = re.compile(
     r"masks?|labels?|label(train)?ids|seg|segmentation|semantic|gt|gtfine|groundtruth|anno|annotations?|colou?rs?|ids?"
@@ -13,28 +13,28 @@ _COPY = re.compile(r"[ _-]*\(\d+\)$")
 _PARTS = re.compile(r"[^\w]+|_")
 
 
-def nearest(key: str, others: Iterable[str]) -> str | None:
-    """The one of the others that is almost the same key: but for case, a copy's `(1)`, or a word such as `_mask`."""
-    loose = _loose(key)
-    near = [other for other in others if _loose(other) == loose and other != key] if loose else []
-    return near[0] if len(near) == 1 else None
-
-
-def with_nearest(key: str, others: Collection[str]) -> str:
-    """A key for a person, with its near miss among the others where there is one, and what the two differ in."""
-    near = nearest(key, others)
-    if near is None:
-        return key
-    same = key.casefold() == near.casefold()
-    return f"{key} (almost the same: {near}, {'in other letters, large and small' if same else 'rename one'})"
-
-
-def near_keys(lonely: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """What to say of keys without their other half, each with its near miss among the others; see `with_nearest`."""
+def near_misses(lonely: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """Of each of these keys the one of the others that is almost the same: but for case, a copy's `(1)`, or a word such
+    as `_mask`. Keys of which none is, or several are, have none."""
+    if not lonely:
+        return {}
     by_form: dict[str, list[str]] = {}
     for other in others:
         by_form.setdefault(_loose(other), []).append(other)
-    return {key: with_nearest(key, by_form.get(_loose(key), [])) for key in lonely}
+    near = {key: [other for other in by_form.get(_loose(key), []) if other != key] for key in lonely}
+    return {key: found[0] for key, found in near.items() if len(found) == 1}
+
+
+def near_keys(lonely: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """What to say of keys without their other half, each with its near miss among the others and what the two differ
+    in, see `near_misses`."""
+    near = near_misses(lonely, others)
+    return {key: _with_near(key, near[key]) if key in near else key for key in lonely}
+
+
+def _with_near(key: str, near: str) -> str:
+    same = key.casefold() == near.casefold()
+    return f"{key} (almost the same: {near}, {'in other letters, large and small' if same else 'rename one'})"
 
 
 def _loose(key: str) -> str:

@@ -12,7 +12,7 @@ from piti.conditions import CONDITIONS
 from piti.core.errors import option
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.walk import by_key, walk
-from piti.data.near_names import nearest
+from piti.data.near_names import near_misses
 from piti.data.pairs import SPLITS_FILE, key_problems, read_splits, split_by_hash
 from piti.data.problems import DataError, Problems, Skipped
 
@@ -104,14 +104,11 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
         folders[name] = _by_key(job.source / name, suffixes, problems)
     extensions = {name: _extension(name, files) for name, files in folders.items()}
     items: dict[str, PackItem] = {}
-    skipped = []
-    for key in sorted(images.keys() | {key for files in folders.values() for key in files}):
-        missing = [name for name, files in {job.images: images, **folders}.items() if key not in files]
-        if missing:
-            there = (folders | {job.images: images})[missing[0]].keys()
-            near = nearest(key, there)
-            said = f"; {missing[0]}/{near} is almost the same name" if near else ""
-            skipped.append(Skipped(key, f"has no file in {missing[0]}/{said}"))
+    everything, lacking = {job.images: images, **folders}, dict[str, str]()
+    for key in sorted({key for files in everything.values() for key in files}):
+        missing = next((name for name, files in everything.items() if key not in files), None)
+        if missing is not None:
+            lacking[key] = missing
             continue
         files = {images[key].suffix[1:].lower(): images[key]}
         for name, paths in folders.items():
@@ -119,7 +116,20 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
             files[extensions[name] if extensions[name] == suffix[1:] else extensions[name] + suffix] = paths[key]
         items[key] = PackItem(_tar_key(key), files)
     _check_keys(items, problems)
-    return Packable(items, skipped, extensions)
+    return Packable(items, _without_partner(lacking, everything), extensions)
+
+
+def _without_partner(lacking: Mapping[str, str], folders: Mapping[str, Mapping[str, Path]]) -> list[Skipped]:
+    """What is left out for want of a file, and what the file is probably named. lacking: the folder, by key."""
+    near = {
+        name: near_misses([key for key, missing in lacking.items() if missing == name], files)
+        for name, files in folders.items()
+    }
+    skipped = []
+    for key, name in lacking.items():
+        said = f"; {name}/{near[name][key]} is almost the same name" if key in near[name] else ""
+        skipped.append(Skipped(key, f"has no file in {name}/{said}"))
+    return skipped
 
 
 def _photographs(source: Path, problems: Problems) -> Packable:

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from piti.cli.app import app
 from piti.conditions import ClassTable, MaskCondition, NoCondition, SketchCondition, TextCondition
 from piti.core.files import OutputError
-from piti.data import FolderSpec, PairedFolder, open_shards
+from piti.data import FolderSpec, PairedFolder, near_names, open_shards
 from piti.data.problems import DataError
 from piti.prepare import shards as packing
-from piti.prepare.packable import PackJob
+from piti.prepare.packable import PackJob, find_samples
 from piti.prepare.shards import pack_shards, verify_shards
 from tests.shards import png
 
@@ -149,6 +149,19 @@ class TestBad:
             "scene-10: its pictures",
         ):
             assert sum(what in line for line in lines) == 1
+
+    def test_many_without_a_partner_take_no_longer_each(self, tmp_path, monkeypatch) -> None:
+        looked, plain = [], near_names._loose
+        monkeypatch.setattr(near_names, "_loose", lambda key: looked.append(key) or plain(key))
+        for folder, names in (("images", range(30)), ("labels", [f"{k}_mask" for k in range(28)] + [28, 29])):
+            (tmp_path / folder).mkdir()
+            for name in names:
+                (tmp_path / folder / f"{name}.png").touch()
+        found = find_samples(PackJob(tmp_path, tmp_path / "out"))
+        assert list(found.items) == ["28", "29"]
+        assert "7: has no file in labels/; labels/7_mask is almost the same name" in map(str, found.skipped)
+        assert "7_mask: has no file in images/; images/7 is almost the same name" in map(str, found.skipped)
+        assert len(looked) < 200
 
     def test_too_many_end_it(self, tiny_data, tmp_path) -> None:
         with pytest.raises(DataError, match=r"(?s)\d of 12 samples cannot be used, more than max_bad 0.01.*scene-04"):
