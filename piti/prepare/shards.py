@@ -30,7 +30,7 @@ from piti.data.shards.index import Manifest, ShardEntry, read_manifest
 from piti.data.shards.sources import MANIFEST
 from piti.data.shown import TURNED
 from piti.prepare.packable import CAPTION, MASKS, MIB, Packable, PackItem, PackJob, ShardPlan, find_samples, shard_plans
-from piti.prepare.writer import SKIPPED_FILE, beside, write_skipped
+from piti.prepare.writer import SKIPPED_FILE, alone, beside, write_skipped
 
 _CHUNK = 1 << 20
 _AHEAD = 32  # samples that are read and decoded at once
@@ -75,11 +75,24 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     Shards are written into a hidden folder beside `job.out`, which takes that name when all are there: a run that was
     killed leaves nothing under it, and the same call goes on after the last whole shard. Pairs that cannot be used are
     left out and named. progress: called with (done, total) samples. Raises DataError if they are more than
-    `job.max_bad`, or nothing is there; OutputError if `job.out` holds something.
+    `job.max_bad`, or nothing is there; OutputError if `job.out` holds something, or another process packs into it.
     """
-    check_folder(job.out, job.overwrite, lambda folder: (folder / MANIFEST).is_file(), "OUT")
+    _check_out(job)
     found = find_samples(job)
     table, notes = _table(job, found)
+    with alone(job.out):
+        _check_out(job)  # another run may have come to its end
+        return _packed(job, found, table, notes, progress)
+
+
+def _check_out(job: PackJob) -> None:
+    check_folder(job.out, job.overwrite, lambda folder: (folder / MANIFEST).is_file(), "OUT")
+
+
+def _packed(
+    job: PackJob, found: Packable, table: ClassTable | None, notes: list[str], progress: OnProgress | None
+) -> PackReport:
+    """See `pack_shards`; by one process at a time."""
     work = job.out.absolute().with_name(f".{job.out.absolute().name}.packing")
     work.mkdir(parents=True, exist_ok=True)
     packer = _Packer(job, work, len(found.items) + len(found.skipped), list(found.skipped), progress)

@@ -18,7 +18,7 @@ from piti.core.files import OutputError
 from piti.data import FolderSpec, PairedFolder, near_names, open_shards
 from piti.data.problems import DataError
 from piti.prepare import shards as packing
-from piti.prepare.packable import PackJob, find_samples
+from piti.prepare.packable import PackItem, PackJob, find_samples
 from piti.prepare.shards import pack_shards, verify_shards
 from tests.shards import png
 
@@ -229,6 +229,23 @@ class TestInterrupted:
         (tmp_path / ".out.packing" / "out-train-000000.tar").write_bytes(b"cut")
         assert pack_shards(job).kept == 0
         verify_shards(job.out)
+
+    def test_one_process_at_a_time_packs_into_a_folder(self, tiny_data, tmp_path, monkeypatch) -> None:
+        job, said, read = PackJob(tiny_data, tmp_path / "out", samples=3), [], packing._read
+
+        def meanwhile(item: PackItem) -> object:
+            monkeypatch.setattr(packing, "_read", read)
+            try:
+                pack_shards(PackJob(tiny_data, tmp_path / "out", samples=5))
+            except OutputError as error:
+                said.append(str(error))
+            return read(item)
+
+        monkeypatch.setattr(packing, "_read", meanwhile)
+        pack_shards(job)
+        assert "out: another process writes there at this moment; wait for it, or give another OUT" in said[0]
+        assert len(verify_shards(job.out).entries) == 4
+        assert {path.name for path in tmp_path.iterdir()} == {tiny_data.name, "out"}
 
     def test_an_earlier_result_stays_until_it_is_replaced(self, tiny_data, tmp_path, monkeypatch) -> None:
         job = PackJob(tiny_data, tmp_path / "out", samples=3)
