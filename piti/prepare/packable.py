@@ -80,9 +80,23 @@ def find_samples(job: PackJob) -> Packable:
     splits = split_by_hash(sorted(found.items)) if given is None else given
     for _, kind, said in key_problems(splits, found.items.keys() | bad, SPLITS_FILE):
         problems.add(kind, said)
+    _check_splits(splits, problems)
     problems.raise_if_any(job.source)
     found.splits = {split: sorted(set(keys).intersection(found.items)) for split, keys in splits.items()}
     return found
+
+
+def _check_splits(splits: Mapping[str, list[str]], problems: Problems) -> None:
+    """Shards of two splits are not to have the same names."""
+    by_name: dict[str, list[str]] = {}
+    for split in splits:
+        by_name.setdefault(_plain(split), []).append(split)
+    for same in by_name.values():
+        if len(same) > 1:
+            kind = (
+                f"splits whose shards would have the same names (in {SPLITS_FILE} tell them apart by A-Z, a-z and 0-9)"
+            )
+            problems.add(kind, ", ".join(same))
 
 
 def _paired(job: PackJob, problems: Problems) -> Packable:
@@ -218,5 +232,9 @@ def shard_plans(job: PackJob, split: str, keys: list[str], items: Mapping[str, P
 
 
 def _shard_name(job: PackJob, split: str, number: int) -> str:
-    prefix = re.sub(r"[^A-Za-z0-9_-]", "_", f"{job.out.absolute().name}-{split}")
-    return f"{prefix}-{number:06d}.tar"
+    return f"{_plain(f'{job.out.absolute().name}-{split}')}-{number:06d}.tar"
+
+
+def _plain(name: str) -> str:
+    """A name as those of shards have it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)

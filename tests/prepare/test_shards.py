@@ -188,6 +188,14 @@ class TestBad:
             pack_shards(PackJob(tiny_data, tmp_path / "out"))
 
 
+def test_splits_whose_shards_would_have_the_same_names(tiny_data, tmp_path) -> None:
+    (tiny_data / "splits.json").write_text(
+        json.dumps({"train": ["scene-00"], "день": ["scene-01"], "ночь": ["scene-02"]})
+    )
+    with pytest.raises(DataError, match=r"(?s)splits whose shards would have the same names .*день, ночь"):
+        pack_shards(PackJob(tiny_data, tmp_path / "out"))
+
+
 class TestInterrupted:
     def stop_after(self, monkeypatch, count: int) -> None:
         read, done = packing._read, []
