@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +14,11 @@ from piti.conditions.class_table import CLASSES_FILE
 from piti.conditions.coverage import coverage_note, empty_note
 from piti.conditions.mirroring import said_of_mirroring
 from piti.core.errors import option
+from piti.core.formats import ARRAYS, IMAGE_SUFFIXES
 from piti.core.progress import OnProgress
 from piti.core.system import cores
-from piti.data.pairs import NO_VALIDATION, SPLITS_FILE
+from piti.core.walk import key_of, walk
+from piti.data.pairs import NO_VALIDATION, SPLITS_FILE, split_by_hash
 from piti.data.problems import Problems
 from piti.data.shown import FITS_UNTURNED, Shown
 from piti.prepare.layouts import Entry, Examined, Fault, Layout
@@ -229,16 +231,23 @@ def _with_ending(path: Path, ending: str) -> Path:
 
 
 def _write_splits(report: SetReport, out: Path) -> None:
-    """`splits.json` as the set has it; without one where folders are the splits and there is only one of them: a hash
-    of the keys then holds some out."""
+    """`splits.json` as the set has it. Where folders are the splits and there is only one of them it is left out, and a
+    hash of the keys holds some out in training; it is written where pairs of an earlier run lie there too, which
+    training would take up."""
     splits: dict[str, list[str]] = {}
+    good = {entry.key for entry in report.good}
     if report.keys is not None:
-        good = {entry.key for entry in report.good}
         splits = {name: [key for key in keys if key in good] for name, keys in report.keys.items()}
     else:
         for entry in report.good:
             splits.setdefault(entry.split, []).append(entry.key)
-    if report.keys is not None or {"train", "val"} <= splits.keys():
-        write_json(out / SPLITS_FILE, splits)
-    else:
+    alone = report.keys is None and not {"train", "val"} <= splits.keys()
+    if alone and not _holds_others(out / report.layout.folder, good):
         (out / SPLITS_FILE).unlink(missing_ok=True)
+    else:
+        write_json(out / SPLITS_FILE, split_by_hash(sorted(good)) if alone else splits)
+
+
+def _holds_others(folder: Path, keys: Set[str]) -> bool:
+    """Whether a folder of conditions holds more than those of these keys."""
+    return any(key_of(path, folder) not in keys for path in walk(folder, ARRAYS | IMAGE_SUFFIXES).files)

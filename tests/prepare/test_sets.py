@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from piti.conditions import ClassTable, MaskCondition
 from piti.core.files import OutputError
+from piti.data import FolderSpec, PairedFolder
 from piti.prepare import datasets
 from piti.prepare.datasets import check_set, write_set
 from piti.prepare.layouts import Ade20k, Diode, SceneParse, ade20k
@@ -82,6 +85,19 @@ class TestSets:
         write_set(report, tmp_path / "out")
         assert not (tmp_path / "out/splits.json").exists()
         assert report.notes()[0] == "only val is there: 5% are held out by a hash of their names"
+
+    def test_pairs_of_an_earlier_run_are_not_trained_on(self, tmp_path: Path) -> None:
+        root, out = trees.scene_parse(tmp_path / "src") / "ADEChallengeData2016", tmp_path / "out"
+        for folder in ("images", "annotations"):
+            shutil.rmtree(root / folder / "validation")
+        write_set(check_set(SceneParse(root)), out)
+        next((root / "images/training").glob("*2.jpg")).unlink()
+        next((root / "annotations/training").glob("*2.png")).unlink()
+        write_set(check_set(SceneParse(root)), out)
+        mask = MaskCondition(ClassTable.read(out / "classes.json"))
+        folders = [PairedFolder(FolderSpec(root=out, size=16), mask, split) for split in ("train", "val")]
+        trained = [pair.key for folder in folders for pair in folder.pairs]
+        assert sorted(trained) == [f"training/ADE_train_0000000{k}" for k in (1, 3, 4)]
 
     def test_a_split_of_which_nothing_is_left(self, tmp_path: Path) -> None:
         root = trees.scene_parse(tmp_path / "src") / "ADEChallengeData2016"
