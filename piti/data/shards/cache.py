@@ -97,6 +97,7 @@ class ShardCache:
                     break
                 except FileNotFoundError:  # not there, or evicted by another thread before it was opened
                     fetch(shard.address, path, self.timeout, shard.expected)
+                    self._index_path(shard).unlink(missing_ok=True)  # of what lay there before, which may be another
                     fetched = True
             with contextlib.suppress(FileNotFoundError):  # evicted since; the handle still reads it
                 os.utime(path)

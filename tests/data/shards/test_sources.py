@@ -25,8 +25,10 @@ from tests.shards import (
     failing,
     keys_of,
     manifest_of,
+    packed,
     pairs,
     photographs,
+    png,
     respond,
     serving,
     validating,
@@ -64,6 +66,17 @@ class TestRemote:
             assert len(asked) == 6
         assert lengths[0] == lengths[1] <= 27
         assert "no manifest tells how many samples 7 of the shards have" in caplog.text
+
+    def test_an_index_is_of_the_file_that_was_fetched_last(self, spec, served, tmp_path) -> None:
+        folder, _ = served
+        with serving(folder) as (address, _):
+            made = spec(f"{address}/s-0.tar")
+            open_shards(made, NoCondition())
+            for path in (tmp_path / "cache").glob("*.tar"):
+                path.unlink()
+            packed(folder / "s-0.tar", {f"{k}.png": png(k, (40, 40)) for k in range(50, 54)})
+            training, _ = open_shards(made, NoCondition())
+            assert self.everything(training) < {f"s-0/{k}" for k in range(50, 54)}
 
     def test_what_is_kept_is_bounded_and_used_longest_ago_goes(self, served, tmp_path) -> None:
         folder, shards = served
