@@ -60,7 +60,7 @@ def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES, extension:
     `KEY.edge.jpg` for "edge". Raises ImageError if the archive is missing, damaged or compressed.
     """
     wanted = suffixes if extension is None else {f".{extension}{suffix}" for suffix in suffixes}
-    if extension is not None and PurePosixPath(extension).suffix in suffixes:
+    if extension is not None and {f".{extension}", PurePosixPath(extension).suffix} & suffixes:
         wanted = wanted | {f".{extension}"}
     return [member for member in _files(archive) if f".{member.extension}" in wanted]
 

@@ -148,7 +148,7 @@ def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, cond
     """
     suffixes, kinds = condition.suffixes, manifest.conditions
     if len(kinds) > 1:
-        usual = (condition.kind, "labels") if condition.kind == "mask" else (condition.kind,)
+        usual = tuple(filter(None, (condition.kind, condition.usual_folder)))
         kinds = {folder: extension for folder, extension in kinds.items() if folder.startswith(usual)} or kinds
     extensions: list[str | None] = list(kinds.values())
     if not kinds and isinstance(condition, TextCondition):

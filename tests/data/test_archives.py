@@ -78,6 +78,8 @@ def test_of_one_extension(tmp_path) -> None:
     for extension in ("edge", "edge.png"):
         assert [member.name for member in list_archived(tar, extension=extension)] == ["0.edge.png", "1.Edge.PNG"]
     assert list_archived(tar, {".txt"}, "edge") == []
+    texts = packed(tmp_path / "t.tar", {"0.png": png(0), "0.txt": b"a", "1.txt.txt": b"b", "2.edge.txt": b"c"})
+    assert [member.name for member in list_archived(texts, {".txt"}, "txt")] == ["0.txt", "1.txt.txt"]
 
 
 @pytest.mark.parametrize("other", ["a.edge.jpg", "a.png", "a.depth.npy"])
