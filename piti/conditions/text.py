@@ -71,15 +71,23 @@ class TextCondition(Condition):
         """A text in raw form. Raises ConditionError for one that says nothing."""
         if not text.strip():
             raise ConditionError(f"{source}: is empty; say what the picture is to show")
-        ids = self.tokenizer.within(self.tokenizer.encode(text.strip()), self.context)
+        ids = self.tokenizer.within(self._ids(text, source), self.context)
         raw = torch.full((1, 1, self.context), NO_TOKEN, dtype=torch.int32)
         raw[0, 0, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         return raw
 
     def cut(self, text: str) -> str:
         """What to tell a person whose text is longer than what is read; else nothing. Raises ConditionError."""
-        count = len(self.tokenizer.encode(text.strip()))
+        count = len(self._ids(text, "the given text"))
         return f"only the first {self.context} of {count} tokens are read: {text}" if count > self.context else ""
+
+    def _ids(self, text: str, source: str) -> list[int]:
+        """The ids of all of a text. Raises ConditionError for bytes of another encoding, as a shell hands them on."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConditionError(f"{source}: holds what is no UTF-8; write it in UTF-8") from None
+        return self.tokenizer.encode(text.strip())
 
     def text(self, raw: Integer[Tensor, "1 1 L"]) -> str:
         """The text of a raw tensor, as far as the tokenizer can tell."""

@@ -93,6 +93,13 @@ class TestFiles:
         assert TEXT.cut("x" * 16) == ""
         assert TEXT.cut("x" * 17).startswith("only the first 16 of 17 tokens are read")
 
+    @pytest.mark.parametrize("text", ["stra\udcdfe", "\ud800"])
+    def test_what_is_no_text_in_any_encoding(self, text: str) -> None:
+        with pytest.raises(ConditionError, match=r"the given text: holds what is no UTF-8; write it in UTF-8"):
+            TEXT.tokens(text)
+        with pytest.raises(ConditionError, match=r"the given text: holds what is no UTF-8"):
+            TEXT.cut(text)
+
     def test_a_picture_s_file_is_no_text(self, tmp_path: Path) -> None:
         with pytest.raises(ConditionError, match=r"m\.png: is a picture, and this model reads text"):
             TEXT.load(tmp_path / "m.png")
