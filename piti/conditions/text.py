@@ -81,6 +81,10 @@ class TextCondition(Condition):
         count = len(self._ids(text, "the given text"))
         return f"only the first {self.context} of {count} tokens are read: {text}" if count > self.context else ""
 
+    def full(self, raw: Integer[Tensor, "1 1 L"]) -> bool:
+        """Whether a text takes all tokens that are read, so that more of it was cut unless it ends just there."""
+        return bool(raw[0, 0, -1] != NO_TOKEN)
+
     def _ids(self, text: str, source: str) -> list[int]:
         """The ids of all of a text. Raises ConditionError for bytes of another encoding, as a shell hands them on."""
         try:

@@ -12,7 +12,6 @@ from torch import Tensor
 from piti.conditions import Condition, MaskCondition, TextCondition
 from piti.conditions.coverage import Counts, Coverage
 from piti.conditions.mirroring import said_of_mirroring
-from piti.conditions.text import NO_TOKEN
 from piti.core.images import ImageError, orientation
 from piti.data.pairs import Stored
 
@@ -52,7 +51,7 @@ def seen_in(
     """Look at a decoded pair. file: of the photograph."""
     counts = Coverage(condition).counted(raw)
     if isinstance(condition, TextCondition):
-        return Seen(counts, *turn_of(file, image, None), full=bool(raw[0, 0, -1] != NO_TOKEN))
+        return Seen(counts, *turn_of(file, image, None), full=condition.full(raw))
     return Seen(counts, *turn_of(file, image, raw[0].numpy() if isinstance(condition, MaskCondition) else None))
 
 

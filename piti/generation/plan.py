@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from piti.conditions import Condition, ConditionError
+from piti.conditions import Condition, ConditionError, TextCondition
 from piti.conditions.coverage import Coverage
 from piti.core.errors import option, text_of
 from piti.core.images import ImageError
@@ -159,7 +159,7 @@ def _prepare_all(pipeline: PITIPipeline, sources: Mapping[str, Item], plan: Tran
     """
     problems: list[str] = []
     plan.readers, said = readers_of(pipeline.condition, list(sources.values()))
-    coverage = Coverage(pipeline.condition)
+    coverage, full = Coverage(pipeline.condition), list[str]()
     for stem, source in sources.items():
         try:
             prepared = pipeline.prepare(as_taken(plan.readers, source), plan.sampling, str(source))
@@ -169,7 +169,12 @@ def _prepare_all(pipeline: PITIPipeline, sources: Mapping[str, Item], plan: Tran
         plan.add(pipeline, stem, source, prepared)
         if not isinstance(source, Recalled):
             coverage.add(coverage.counted(prepared.raw))
+            full += _full(pipeline.condition, prepared, source)
     said += coverage.lacks()
+    if full:
+        more = ", …" if len(full) > _NAMED else ""
+        what = f"{len(full)} of {len(sources)} texts fill all the tokens that are read, and what is beyond is cut off"
+        said.append(f"{what}: {', '.join(full[:_NAMED])}{more}")
     if not problems:
         return said
     skip = plan.options.skip_bad
@@ -178,6 +183,12 @@ def _prepare_all(pipeline: PITIPipeline, sources: Mapping[str, Item], plan: Tran
         remedy = "" if skip else f"\nmend or remove them, or leave them out with {option('skip_bad')}"
         raise TranslationError(listed + remedy)
     return [*said, f"left out ({option('skip_bad')}): {listed}"]
+
+
+def _full(condition: Condition, prepared: Prepared, source: Item) -> list[str]:
+    """The name of a text's file that is probably longer than what is read; of texts themselves `sources_of` says so."""
+    full = isinstance(condition, TextCondition) and not isinstance(source, str) and condition.full(prepared.raw)
+    return [str(source)] if full else []
 
 
 def _listed(problems: list[str]) -> str:

@@ -16,7 +16,7 @@ from piti.core.images import image_size, png_text, save_png
 from piti.diffusion.schedule import ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of
 from piti.generation.options import GenerationOptions
-from piti.generation.plan import SHEET_SIDE
+from piti.generation.plan import SHEET_SIDE, planned
 from piti.generation.sources import TranslationError, TranslationFiles
 from piti.generation.translate import Report, translate_files
 from piti.models import Translator
@@ -282,6 +282,14 @@ class TestTexts:
         )
         assert [p.name for p in report.made] == ["the-sea_0.png", "a-photo-of-the-sea_0.png"]
         assert report.notes == ["text: only the first 12 of 18 tokens are read: a photo of the sea"]
+
+    def test_of_files_too(self, tmp_path: Path) -> None:
+        for name, text in (("short", "the sea"), ("long", "a photo of the sea")):
+            (tmp_path / f"{name}.txt").write_text(text)
+        files = TranslationFiles([tmp_path / "short.txt", tmp_path / "long.txt"], tmp_path / "out")
+        notes = planned(text_pipeline(), files, GenerationOptions.from_flat(num=1, steps=2)).notes
+        what = "1 of 2 texts fill all the tokens that are read, and what is beyond is cut off"
+        assert notes == [f"{what}: {tmp_path / 'long.txt'}"]
 
     def test_refused(self, masks: Path, tmp_path: Path) -> None:
         settings = GenerationOptions.from_flat(num=1, steps=2)
