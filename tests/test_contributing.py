@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from piti import __version__
+from piti import EditSettings, PITIPipeline, __version__, edit
 from piti.conditions import CONDITIONS
 from piti.diffusion.samplers import SAMPLERS
-from tests.conftest import ROOT
+from piti.generation.sources import TranslationFiles
+from piti.generation.translate import translate_files
+from piti.training import Recipe, train
+from tests.conftest import ROOT, make_tiny_data, tiny_recipe
+from tests.generation.recreating import FAST, again
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = {
@@ -25,15 +32,40 @@ def test_there_is_a_recipe_for_each_kind_of_extension() -> None:
     assert list(RECIPES) == ["Add a condition", "Add a layout", "Add a sampler"]
 
 
-@pytest.mark.parametrize("title", RECIPES)
-def test_a_recipe_runs(title: str, tmp_path: Path) -> None:
+@contextmanager
+def followed(title: str, folder: Path) -> Iterator[None]:
+    """What a recipe adds is there within the block."""
     before = set(CONDITIONS), set(SAMPLERS)
     try:
-        exec(compile(RECIPES[title], "CONTRIBUTING.md", "exec"), {"folder": tmp_path, "__name__": __name__})
+        exec(compile(RECIPES[title], "CONTRIBUTING.md", "exec"), {"folder": folder, "__name__": __name__})
+        yield
     finally:
         for registry, known in zip((CONDITIONS, SAMPLERS), before, strict=True):
             for key in set(registry) - known:
                 del registry[key]
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_recipe_runs(title: str, tmp_path: Path) -> None:
+    with followed(title, tmp_path):
+        pass
+
+
+def test_a_condition_that_is_added_goes_from_a_recipe_to_images_and_edits(tmp_path: Path) -> None:
+    root = make_tiny_data(tmp_path)
+    data = {"root": str(root), "size": 16, "conditions": "labels", "crop_scale": [0.5, 0.6]}
+    recipe = tiny_recipe(root, condition={"kind": "grey"}, data=data, stages=[{"name": "joint", "steps": 2}])
+    with followed("Add a condition", tmp_path):
+        pipeline = PITIPipeline.from_pretrained(train(Recipe.parse(recipe, "test"), tmp_path / "run"))
+        pipeline.set_progress_bar_config(disable=True)
+        before, after = Image.linear_gradient("L").resize((20, 16)), Image.new("L", (20, 16), 200)
+        before.save(tmp_path / "heat.png")
+        first = tmp_path / "first"
+        translate_files(pipeline, TranslationFiles([tmp_path / "heat.png"], first), FAST, "tiny")
+        again(pipeline, first / "heat_2.png", tmp_path / "again")
+        assert (tmp_path / "again" / "heat_2.png").read_bytes() == (first / "heat_2.png").read_bytes()
+        settings = EditSettings.from_flat(steps=2)
+        assert edit(pipeline, first / "heat_2.png", after, from_=before, settings=settings).share > 0.9
 
 
 def test_the_citation_names_the_paper_and_this_version() -> None:

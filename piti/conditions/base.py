@@ -134,7 +134,7 @@ class Condition(ABC):
 
     @abstractmethod
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
-        """Cut `box` out and resize it to `size`, by the filter that suits the kind."""
+        """Cut `box` (left, top, width, height) out and resize it to `size`, by the filter that suits the kind."""
 
     def squared(self, raw: Shaped[Tensor, "K h w"]) -> Shaped[Tensor, "K s s"]:
         """The largest centred square, in its own resolution."""
