@@ -13,12 +13,16 @@ from PIL import Image
 
 from piti import EditSettings, PITIPipeline, __version__, edit
 from piti.conditions import CONDITIONS
+from piti.core.errors import UserError
 from piti.diffusion.samplers import SAMPLERS
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
+from piti.studio.service.models import described
+from piti.studio.service.schema import Limits, TranslateRequest
 from piti.training import Recipe, train
 from tests.conftest import ROOT, make_tiny_data, tiny_recipe
 from tests.generation.recreating import FAST, again
+from tests.pipelines.test_pipeline import tiny_pipeline
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = {
@@ -66,6 +70,16 @@ def test_a_condition_that_is_added_goes_from_a_recipe_to_images_and_edits(tmp_pa
         assert (tmp_path / "again" / "heat_2.png").read_bytes() == (first / "heat_2.png").read_bytes()
         settings = EditSettings.from_flat(steps=2)
         assert edit(pipeline, first / "heat_2.png", after, from_=before, settings=settings).share > 0.9
+
+
+def test_a_sampler_that_is_added_is_taken_by_the_studio_and_by_requests(tmp_path: Path) -> None:
+    asked = {"model": "tiny", "sampler": "dpm++3"}
+    with followed("Add a sampler", tmp_path):
+        assert TranslateRequest.parse(asked, "request").options().sampling.base.sampler == "dpm++3"
+        assert "dpm++3" in str(TranslateRequest.model_json_schema()["properties"]["sampler"])
+        assert "dpm++3" in described("tiny", tiny_pipeline(), Limits()).samplers
+    with pytest.raises(UserError, match=r"'dpm\+\+3': is no sampler; did you mean 'dpm\+\+'"):
+        TranslateRequest.parse(asked, "request")
 
 
 def test_the_citation_names_the_paper_and_this_version() -> None:

@@ -50,7 +50,10 @@ class Sampler:
     quadratic: bool = False  # a count of steps is spread evenly in √t, not in t
 
     def build(self, schedule: NoiseSchedule) -> Any:
-        """A fresh scheduler that walks every step of `schedule`, len(schedule) − 1 … 0, and takes x̂₀."""
+        """A fresh scheduler that walks every step of `schedule`, len(schedule) − 1 … 0, and takes x̂₀.
+
+        Raises UserError for a scheduler, or settings, that would not do so.
+        """
         scheduler = self.scheduler(
             num_train_timesteps=len(schedule),
             trained_betas=schedule.betas.tolist(),
@@ -64,7 +67,24 @@ class Sampler:
         if self.takes_eta:
             scheduler.final_alpha_cumprod = torch.tensor(schedule.final, dtype=torch.float64)
         scheduler.set_timesteps(len(schedule))
+        _check_walk(scheduler, len(schedule))
         return scheduler
+
+
+def _check_walk(scheduler: Any, steps: int) -> None:
+    """Raises UserError for a scheduler that takes x_t on another scale, or as of other timesteps than it is given."""
+    name, deviation = type(scheduler).__name__, float(scheduler.init_noise_sigma)
+    if deviation != 1:
+        raise UserError(
+            f"{name} begins with noise of deviation {deviation:.3g}, and x_t here has that of a DDPM, 1",
+            remedy="take one of init_noise_sigma 1, such as DEISMultistepScheduler",
+        )
+    if scheduler.timesteps.tolist() != list(reversed(range(steps))):
+        raise UserError(
+            f"{name} with these settings has timesteps of its own, and not the {steps} that are visited",
+            remedy="leave out what chooses timesteps or noise levels, such as use_karras_sigmas, and take one that "
+            "calls the network once a step",
+        )
 
 
 _X0_SOLVER: dict[str, Any] = {"solver_order": 2, "final_sigmas_type": "zero"}

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers import scheduling_ddpm
+from diffusers.schedulers.scheduling_deis_multistep import DEISMultistepScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
+from piti.core.errors import UserError
 from piti.diffusion.samplers import (
     SAMPLERS,
+    Sampler,
     initial_noise,
     sample,
     sampling_timesteps,
@@ -330,3 +335,18 @@ def test_very_few_steps_work(sampler: str, steps: int) -> None:
     _, x0 = draw(sampler, steps, count=1)
     assert abs(x0.mean() - MEAN) < 0.05
     assert np.isfinite(x0.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        (Sampler(EulerDiscreteScheduler), "noise of deviation"),
+        (Sampler(HeunDiscreteScheduler), "noise of deviation"),
+        (Sampler(DPMSolverMultistepScheduler, {"use_exponential_sigmas": True}), "timesteps of its own"),
+    ],
+)
+def test_a_scheduler_that_would_not_follow_the_process_is_refused(sampler: Sampler, said: str) -> None:
+    """It would end at another image, and be no error: the last step arrives at whatever x̂₀ was then."""
+    with pytest.raises(UserError, match=said):
+        sampler.build(SCHEDULE.respaced(space_timesteps(1000, 10)))
+    Sampler(DEISMultistepScheduler).build(SCHEDULE.respaced(space_timesteps(1000, 10)))

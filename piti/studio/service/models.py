@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from torch import nn
 
 from piti.conditions import Condition, MaskCondition, TextCondition
 from piti.core.errors import UserError
+from piti.diffusion.samplers import SAMPLERS
 from piti.editing import EditError, check_edits
 from piti.models import Translator
 from piti.pipelines.computing import Computing
 from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline, find_model
-from piti.studio.service.schema import Bounds, ClassInfo, Defaults, Limits, ModelInfo, SamplerName
+from piti.studio.service.schema import Bounds, ClassInfo, Defaults, Limits, ModelInfo
 
 KINDS = ("mask", "palette", "sketch", "geometry", "text")
 """The kinds of conditions that are served."""
@@ -104,7 +104,7 @@ def _samplers(base: nn.Module) -> list[str]:
     """Which a base takes."""
     if not isinstance(base, Translator):
         return []
-    return ["ddim"] if "sampler" in _fixed(base) else list(get_args(SamplerName))
+    return ["ddim"] if "sampler" in _fixed(base) else list(SAMPLERS)
 
 
 def _edits(pipeline: PITIPipeline) -> bool:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from piti.conditions.class_table import Colour
 from piti.core.errors import UserError, spelled
-from piti.core.spec import Spec
+from piti.core.spec import Spec, choices
+from piti.diffusion.samplers import SAMPLERS
 from piti.editing import EditSettings
 from piti.generation.options import GenerationOptions
 from piti.pipelines.cascade import ResolvedSampling
 
-SamplerName = Literal["ddpm", "ddim", "dpm++", "dpm++sde", "unipc"]
+
+def _known(name: str) -> str:
+    if name not in SAMPLERS:
+        raise UserError(f"is no sampler; {choices(name, SAMPLERS)}")
+    return name
+
+
+def _listed(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(SAMPLERS)
+
+
+SamplerName = Annotated[str, AfterValidator(_known), Field(json_schema_extra=_listed)]
+"""A name in `SAMPLERS`, also of one that was added."""
 Strength = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -110,7 +110,7 @@ def test_a_form_has_no_null(client: httpx.Client) -> None:
         ({"steps": "501"}, 422, "steps = 501"),
         ({"size": "100000"}, 422, "size = 100000"),
         ({"size": "5"}, 400, "size 5: this model was trained"),
-        ({"sampler": "euler"}, 422, "'sampler' = 'euler': is none of 'ddpm'"),
+        ({"sampler": "euler"}, 422, "'sampler' = 'euler': is no sampler; known: ddpm"),
         ({"upsampler_steps": "3"}, 400, "no upsampler"),
         ({"nmu": "3"}, 422, "unknown field 'nmu'; did you mean 'num'"),
         ({"text": "a street"}, 422, "both given"),
