@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from piti.core.errors import UserError
 from piti.diffusion.samplers import SAMPLERS
 from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
+from piti.pipelines.computing import Computing
 from piti.studio.service.models import described
 from piti.studio.service.schema import Limits, TranslateRequest
+from piti.studio.service.service import Studio
 from piti.training import Recipe, train
 from tests.conftest import ROOT, make_tiny_data, tiny_recipe
 from tests.generation.recreating import FAST, again
@@ -55,7 +58,7 @@ def test_a_recipe_runs(title: str, tmp_path: Path) -> None:
         pass
 
 
-def test_a_condition_that_is_added_goes_from_a_recipe_to_images_and_edits(tmp_path: Path) -> None:
+def test_a_condition_that_is_added_goes_from_a_recipe_to_images_edits_and_the_studio(tmp_path: Path) -> None:
     root = make_tiny_data(tmp_path)
     data = {"root": str(root), "size": 16, "conditions": "labels", "crop_scale": [0.5, 0.6]}
     recipe = tiny_recipe(root, condition={"kind": "grey"}, data=data, stages=[{"name": "joint", "steps": 2}])
@@ -70,6 +73,12 @@ def test_a_condition_that_is_added_goes_from_a_recipe_to_images_and_edits(tmp_pa
         assert (tmp_path / "again" / "heat_2.png").read_bytes() == (first / "heat_2.png").read_bytes()
         settings = EditSettings.from_flat(steps=2)
         assert edit(pipeline, first / "heat_2.png", after, from_=before, settings=settings).share > 0.9
+        model = str(tmp_path / "run")
+        studio = Studio((model,), computing=Computing("cpu", engine="torch"))
+        raw = studio.read_condition(model, (tmp_path / "heat.png").read_bytes(), "heat.png")
+        made = studio.translate(TranslateRequest.parse({"model": model, "num": 1, "steps": 2}, "request"), raw)
+        assert len(asyncio.run(made.result()).pictures) == 1
+        studio.close()
 
 
 def test_a_sampler_that_is_added_is_taken_by_the_studio_and_by_requests(tmp_path: Path) -> None:

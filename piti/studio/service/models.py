@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from piti.conditions import Condition, MaskCondition, TextCondition
+from piti.conditions import Condition, MaskCondition, NoCondition, SeveralCondition, TextCondition
 from piti.core.errors import UserError
 from piti.diffusion.samplers import SAMPLERS
 from piti.editing import EditError, check_edits
@@ -16,9 +16,6 @@ from piti.pipelines.computing import Computing
 from piti.pipelines.options import OWN_SAMPLING
 from piti.pipelines.pipeline import PITIPipeline, find_model
 from piti.studio.service.schema import Bounds, ClassInfo, Defaults, Limits, ModelInfo
-
-KINDS = ("mask", "palette", "sketch", "geometry", "text")
-"""The kinds of conditions that are served."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,13 @@ class Loaded:
 
 
 def load(name: str, computing: Computing, limits: Limits) -> Loaded:
-    """A model by name, computed as `computing` says. Raises UserError where it cannot be loaded or computed so, or is
-    not of a kind in `KINDS`."""
+    """A model by name, computed as `computing` says. Raises UserError where it cannot be loaded or computed so, or
+    reads neither one picture nor one text."""
     pipeline = PITIPipeline.from_pretrained(name)
-    kind = pipeline.condition.kind
-    if kind not in KINDS:
+    if isinstance(pipeline.condition, SeveralCondition | NoCondition):
         raise UserError(
-            f"reads {kind}, and the studio serves models that read one {', '.join(KINDS[:-1])} or {KINDS[-1]}",
+            f"reads {pipeline.condition.kind}, and the studio serves models that read one picture, such as a mask, or "
+            "one text",
             remedy="use it with piti translate",
             option="model",
             value=name,

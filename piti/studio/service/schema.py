@@ -180,7 +180,9 @@ class ModelInfo(_Answer):
     """A model that is served."""
 
     name: str = Field(examples=["street"])
-    kind: str = Field(description="What it reads: mask, palette (a mask too), sketch, geometry or text.")
+    kind: str = Field(
+        description="What it reads: mask, palette (a mask too), sketch, geometry, picture, text, or a kind of your own."
+    )
     image_size: int = Field(description="Short side of its pictures in pixels.")
     small_size: int = Field(description="The same with base_only.")
     classes: list[ClassInfo] = Field(description="Of a mask; else empty.")

@@ -35,6 +35,7 @@ from piti.studio.service.jobs import State
 from piti.studio.service.schema import EditRequest, LimitError, Limits, TooLarge, TranslateRequest
 from piti.studio.service.service import Result, Studio, UnknownModel
 from piti.studio.service.storage import NotKept, Picture, Store, held_image, held_tensor
+from tests.generation.test_inputs import several_pipeline
 from tests.studio.tiny import COLOURS, file_of, ids, painted, tiny_model
 
 
@@ -291,10 +292,8 @@ def test_settings_and_shapes_that_cannot_be_are_refused_at_once(studio: Studio) 
         Limits(samples=0)
 
 
-def test_a_model_of_no_kind_that_is_served(monkeypatch: pytest.MonkeyPatch, studio: Studio) -> None:
-    pipeline = studio.model("mask").pipeline
-    monkeypatch.setattr(type(pipeline.condition), "kind", "several")
-    monkeypatch.setattr(PITIPipeline, "from_pretrained", lambda name: pipeline)
+def test_a_model_of_no_kind_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PITIPipeline, "from_pretrained", lambda name: several_pipeline())
     with pytest.raises(UserError, match=r"model both: reads several.*piti translate"):
         Studio(("both",))
 
