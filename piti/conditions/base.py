@@ -83,12 +83,12 @@ class Condition(ABC):
 
     @property
     def planes(self) -> int:
-        """Number of raw planes K of a kind that can be a part of several."""
+        """Number of raw planes K of a kind that is a picture; parts of several and PNGs go by it, see `declared`."""
         return 1
 
     @property
     def raw_dtype(self) -> torch.dtype:
-        """Type of its raw tensors."""
+        """Type of its raw tensors, to which a pipeline brings what it is given."""
         return torch.uint8
 
     def load(self, path: Files) -> Shaped[Tensor, "K h w"]:
@@ -144,6 +144,17 @@ class Condition(ABC):
     @abstractmethod
     def checked(self, raw: Tensor, source: str) -> Shaped[Tensor, "K h w"]:
         """`raw` as it is, if `read` could have made it. Raises ConditionError that says what it should be."""
+
+    def declared(self, raw: Tensor) -> Shaped[Tensor, "K h w"]:
+        """A raw tensor that was read, as it is. Raises ConditionError where the kind says other `planes` or another
+        `raw_dtype`, by which values would be lost."""
+        if self.spatial and (raw.ndim != 3 or len(raw) != self.planes or raw.dtype != self.raw_dtype):
+            raise ConditionError(
+                f"kind '{self.kind}' reads {list(raw.shape)} of {raw.dtype}, and says planes {self.planes} of "
+                f"raw_dtype {self.raw_dtype}",
+                remedy="let its class say by `planes` and `raw_dtype` what it reads",
+            )
+        return raw
 
     def flip(self, raw: Shaped[Tensor, "*any w"]) -> Shaped[Tensor, "*any w"]:
         """Mirror left to right."""

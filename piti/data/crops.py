@@ -44,7 +44,7 @@ class Cutter:
     def condition_of(self, pair: Pair, image: UInt8[np.ndarray, "h w 3"] | None) -> Shaped[Tensor, "K h2 w2"]:
         """The pair's raw condition; no planes for a photograph alone. Raises ImageError or ConditionError."""
         if pair.condition is not None:
-            return self.condition.load(pair.condition)
+            return self.condition.declared(self.condition.load(pair.condition))
         return torch.empty(0, *(image.shape[:2] if image is not None else (0, 0)), dtype=torch.uint8)
 
     def random(self, decoded: Decoded, key: str, generator: torch.Generator) -> Sample:

@@ -385,7 +385,8 @@ class PITIPipeline(CallState, SavedPipeline):
         if isinstance(item, str) and isinstance(self.condition, TextCondition):
             raw = self.condition.tokens(item)
         else:
-            raw = self.condition.beside(item).take(item)
+            reader = self.condition.beside(item)
+            raw = reader.take(item) if isinstance(item, Tensor) else reader.declared(reader.take(item))
         return self.condition.squared(raw) if square else raw
 
 

@@ -80,6 +80,13 @@ class Slopes(Condition):
         return cls()
 
 
+class Silent(Slopes):
+    """Two planes of float16, of which its class says nothing."""
+
+    planes = Condition.planes
+    raw_dtype = Condition.raw_dtype
+
+
 def mask(size: tuple[int, int] = (8, 6), seed: int = 0) -> Image.Image:
     width, height = size
     return Image.fromarray(np.random.default_rng(seed).integers(0, 3, (height, width), dtype=np.uint8))

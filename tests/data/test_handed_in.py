@@ -24,6 +24,7 @@ from piti.prepare.datasets import check_set
 from piti.prepare.layouts import PlainFolder
 from piti.prepare.packable import PackJob
 from piti.prepare.shards import pack_shards
+from tests.conditions.test_composite import Silent, Slopes
 
 
 def folder_of(root: Path, size: int = 16) -> PairedFolder:
@@ -373,3 +374,12 @@ def test_captions_that_are_longer_than_what_is_read_are_counted(tmp_path):
     said = "2 of 3 captions fill all 64 tokens that are read (condition.context): what is beyond them is cut off"
     assert PairedFolder(alone, TextCondition()).check().notes == (said,)
     assert PairedFolder(alone, TextCondition(context=100)).check().notes == ()
+
+
+def test_a_kind_that_does_not_say_what_it_reads_is_told_before_training(tiny_data: Path) -> None:
+    """A pipeline would bring its numbers to bytes, which the networks never saw."""
+    spec = FolderSpec(root=tiny_data, size=16)
+    assert PairedFolder(spec, Slopes(), "train").check().pairs == 9
+    said = r"kind 'slopes' reads \[2, 32, 40\] of torch.float16, and says planes 1 of raw_dtype torch.uint8; let its"
+    with pytest.raises(DataError, match=said):
+        PairedFolder(spec, Silent(), "train").check()

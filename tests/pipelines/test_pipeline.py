@@ -20,6 +20,7 @@ from piti.diffusion.schedulers import scheduler_of, spec_of
 from piti.models import Translator
 from piti.pipelines.options import NetworkOptions
 from piti.pipelines.pipeline import ModelError, PITIPipeline, bundled_models, find_model, list_models
+from tests.conditions.test_composite import Silent, Slopes
 from tests.conftest import TINY_CLASSES, TINY_MODEL
 
 CLASSES = {
@@ -274,3 +275,12 @@ def test_a_number_is_a_strength_by_the_models_own_rule() -> None:
     assert twice.over(own).guidance == merged.guidance
     with pytest.raises(SpecError, match="guidance"):
         NetworkOptions.parse({"guidance": -2}, "test")
+
+
+def test_a_kind_that_does_not_say_what_it_reads_makes_no_images() -> None:
+    tiny = tiny_pipeline()
+    pipeline = PITIPipeline(tiny.base, tiny.scheduler, Slopes())
+    assert pipeline.prepare(mask(1)).raw.dtype is torch.float16
+    pipeline.condition = Silent()
+    with pytest.raises(ConditionError, match="let its class say by `planes` and `raw_dtype`"):
+        pipeline.prepare(mask(1))
