@@ -6,9 +6,12 @@ same whatever is done by one process or by many, by one backward pass or by seve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,3 +48,19 @@ def noise_for(seed: int, numbers: Sequence[int], shape: Sequence[int], device: t
 def uniform_for(seed: int, purpose: str, numbers: Sequence[int], count: int = 1) -> Tensor:
     """Numbers in [0, 1), [B, count], on the CPU, the row of sample n by a generator seeded by (seed, purpose, n)."""
     return torch.stack([torch.rand(count, generator=generator_for(seed, purpose, n)) for n in numbers])
+
+
+@contextlib.contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Whatever the block does with the generators of torch, NumPy and Python that all of a program shares, they are
+    afterwards as before; those of CUDA where it was in use."""
+    of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    of_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+        if of_cuda:
+            torch.cuda.set_rng_state_all(of_cuda)

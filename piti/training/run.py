@@ -12,6 +12,7 @@ from piti.checkpoints.lora import Adapted, keep_half
 from piti.checkpoints.priors import not_imported
 from piti.core.distributed import together
 from piti.core.log import LogConsole
+from piti.core.seeding import global_generators_kept
 from piti.data.pairs import NO_VALIDATION
 from piti.models import Translator
 from piti.training.build import (
@@ -36,13 +37,15 @@ from piti.training.stages import eight_bits
 from piti.training.trackers import TensorBoard, Trackers, open_tracker
 
 
+@global_generators_kept()
 def train(
     recipe: Recipe, out: Path | str, resume: bool = False, console: Console | None = None, last: bool = True
 ) -> Path:
     """Train a recipe and return the folder of the model, `out/model`.
 
     out: the run's folder; resume: go on from its newest checkpoint; last: whether the process does nothing after it,
-    else being asked to stop during the last step is raised too. All data is checked first.
+    else being asked to stop during the last step is raised too. All data is checked first. What the program draws from
+    torch's own generator afterwards does not depend on it.
     Raises DataError, RecipeError, RunError, RunLockedError, TrainingDiverged, TrainingInterrupted.
     """
     accelerator = build_accelerator(recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -38,6 +40,23 @@ sys.stdin.read()
 
 def recipe_of(root: Path, **changes: object) -> Recipe:
     return Recipe.parse(tiny_recipe(root, **changes), "test")
+
+
+def test_a_program_draws_what_it_would_have_drawn_without_the_training(tiny_data: Path, tmp_path: Path) -> None:
+    def seeded() -> None:
+        for seed in (torch.manual_seed, np.random.seed, random.seed):
+            seed(7)
+
+    def drawn() -> tuple[float, float, float]:
+        return torch.rand(()).item(), np.random.random(), random.random()
+
+    seeded()
+    expected = drawn(), drawn()
+    seeded()
+    train(recipe_of(tiny_data, stages=ONE), tmp_path / "run")
+    found = drawn()
+    train(recipe_of(tiny_data, stages=[{"name": "joint", "steps": 2}]), tmp_path / "run", resume=True)
+    assert (found, drawn()) == expected
 
 
 def test_one_pair_is_told_as_one(tiny_data: Path, tmp_path: Path) -> None:
