@@ -53,10 +53,12 @@ def main() -> None:
     """Run the command line; a user's mistake is one message, not a traceback."""
     from piti.core.distributed import FailedElsewhere
     from piti.core.errors import UserError
+    from piti.core.plugins import load_plugins
     from piti.core.system import write_all_letters
 
     write_all_letters()
     try:
+        load_plugins()
         app()
     except FailedElsewhere:  # the process that failed prints why
         raise SystemExit(1) from None

@@ -9,6 +9,7 @@ from piti.conditions.base import (
     Handed,
     NoCondition,
     condition_from_config,
+    register,
 )
 from piti.conditions.class_table import ClassTable, bit_colours
 from piti.conditions.composite import SeveralCondition
@@ -38,4 +39,5 @@ __all__ = [
     "bit_colours",
     "coco_stuff",
     "condition_from_config",
+    "register",
 ]
