@@ -242,7 +242,7 @@ class PairList:
     def _paired(self, root: Path, alone: bool) -> list[Pair]:
         """The root's pairs; its images alone where there are no conditions."""
         images = self._files(root / self.spec.images)
-        parts = {} if alone else parts_of(self.condition)
+        parts = {} if alone else self.condition.named_parts()
         folders = condition_folders(self.spec, self.condition) if parts else {}
         found = {name: self._files(root / folders[name], part.suffixes) for name, part in parts.items()}
         existing = images.keys() | {key for files in found.values() for key in files}
@@ -320,7 +320,7 @@ class PairList:
                 f"{folder}: no such folder; put the pictures there, or set data.images and data.conditions"
             ) from None
         self._note_lost(found)
-        known = frozenset[str]().union(*(part.suffixes for part in parts_of(self.condition).values()))
+        known = frozenset[str]().union(*(part.suffixes for part in self.condition.named_parts().values()))
         others = [path for path in found.others if path.suffix.lower() not in known]
         self._others |= {f"{folder.name}/{key_of(path, folder)}": path.name for path in others}
         files, twice = by_key(found.files, folder)
@@ -363,14 +363,9 @@ class PairList:
         return None if self.spec.root is None else read_splits(self.spec.root / self.spec.splits, existing)
 
 
-def parts_of(condition: Condition) -> Mapping[str, Condition]:
-    """The parts of a condition by name; of one that has none itself, named by its kind."""
-    return condition.parts if isinstance(condition, SeveralCondition) else {condition.kind: condition}
-
-
 def condition_folders(spec: FolderSpec, condition: Condition) -> dict[str, str]:
-    """The folder of each part of a condition, see `parts_of`. Raises DataError where `spec` does not fit the parts."""
-    named, parts = spec.conditions, parts_of(condition)
+    """The folder of each of `condition.named_parts()`. Raises DataError where `spec` does not fit the parts."""
+    named, parts = spec.conditions, condition.named_parts()
     if isinstance(named, str) and isinstance(condition, SeveralCondition):
         example = ", ".join(f"{name}: FOLDER" for name in parts)
         raise DataError(

@@ -20,7 +20,6 @@ from piti.core.errors import Message, UserError, option
 from piti.core.files import check_place
 from piti.core.images import ImageError
 from piti.core.progress import OnProgress
-from piti.data.pairs import parts_of
 from piti.evaluation.distances import CMMD_NETWORK, distances
 from piti.evaluation.diversity import feature_spread
 from piti.evaluation.features import FeatureNetwork, features_of, open_features
@@ -148,7 +147,7 @@ def _folders(conditions: Path | Mapping[str, Path] | None, condition: Condition 
         return []
     if condition is None or isinstance(condition, NoCondition):
         raise PairingError(f"{conditions}: of which kind are these conditions? Give the condition too")
-    parts = parts_of(condition)
+    parts = condition.named_parts()
     folders = {next(iter(parts)): conditions} if isinstance(conditions, Path) else conditions
     if folders.keys() - parts.keys():
         raise PairingError(f"conditions are given of {', '.join(folders)}, and the kinds are {', '.join(parts)}")

@@ -16,7 +16,7 @@ from piti.core.errors import option
 from piti.core.images import PREFIX
 from piti.core.system import link
 from piti.core.walk import list_images
-from piti.data.pairs import FolderSpec, Pair, PairList, key_hash, parts_of
+from piti.data.pairs import FolderSpec, Pair, PairList, key_hash
 from piti.evaluation.pairing import PairingError, photographs_of
 from piti.generation.generate import noise_device
 from piti.generation.kept import difference
@@ -233,15 +233,14 @@ def _given(condition: Condition, pairs: Sequence[Pair]) -> Iterator[tuple[list[P
 
 def _by_part(condition: Condition, pairs: Sequence[Pair]) -> dict[str, tuple[Condition, dict[str, Path]]]:
     """Each part's condition, and its files by stem."""
-    files: dict[str, dict[str, Path]] = {part: {} for part in parts_of(condition)}
+    files: dict[str, dict[str, Path]] = {part: {} for part in condition.named_parts()}
     for pair in pairs:
         given = pair.condition if isinstance(pair.condition, dict) else {condition.kind: pair.condition}
         for part, path in given.items():
             if isinstance(path, Path):
                 files[part][path.stem] = path
-    return {
-        part: (_reader(kind, list(files[part].values())), files[part]) for part, kind in parts_of(condition).items()
-    }
+    named = condition.named_parts()
+    return {part: (_reader(kind, list(files[part].values())), files[part]) for part, kind in named.items()}
 
 
 def _reader(condition: Condition, files: Sequence[Path]) -> Condition:

@@ -98,8 +98,7 @@ def _data_of(condition: Condition, config: Mapping[str, Any], root: Path | None)
     encoder = config["encoder_spec"]
     side = None if encoder is None or encoder["size"] == config["image_size"] else encoder["size"]
     values: dict[str, Any] = {"size": config["image_size"], "condition_size": side}
-    parts = condition.parts if isinstance(condition, SeveralCondition) else {condition.kind: condition}
-    folders = {name: part.usual_folder for name, part in parts.items()}
+    folders = {name: part.usual_folder for name, part in condition.named_parts().items()}
     if None not in folders.values():
         values["conditions"] = folders if isinstance(condition, SeveralCondition) else condition.usual_folder
     return values if root is None else values | {"root": str(root)}

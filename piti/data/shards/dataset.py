@@ -18,7 +18,7 @@ from piti.core.seeding import derive_seed
 from piti.data.archives import InShard, ShardSample
 from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import ByShards, spaced
-from piti.data.pairs import HELD_OUT, FolderSpec, Pair, Stored, parts_of
+from piti.data.pairs import HELD_OUT, FolderSpec, Pair, Stored
 from piti.data.problems import BadSample, DataError, Skipped, reason_of
 from piti.data.shards.cache import OpenShard, Shard, ShardStore
 from piti.data.shards.index import cache_of, counted, extensions_of, list_shards
@@ -177,7 +177,7 @@ class ShardSet:
         wanted = self.extensions[part]
         if wanted in found.files:
             return wanted
-        suffixes = parts_of(self.condition)[part].suffixes
+        suffixes = self.condition.named_parts()[part].suffixes
         fitting = [f"{wanted}{suffix}" for suffix in suffixes if f"{wanted}{suffix}" in found.files]
         if len(fitting) > 1:
             raise BadSample(Skipped(name, f"has several conditions ({', '.join(sorted(fitting))})"))

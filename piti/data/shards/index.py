@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
 from piti.core.spec import Spec, SpecError, choices
-from piti.data.pairs import FolderSpec, condition_folders, parts_of
+from piti.data.pairs import FolderSpec, condition_folders
 from piti.data.problems import DataError
 from piti.data.shards.cache import Shard, ShardCache
 from piti.data.shards.fetch import Expected, read_small
@@ -202,13 +202,13 @@ def counted(
 
 
 def extensions_of(spec: FolderSpec, condition: Condition, packed: dict[str, str]) -> dict[str, str]:
-    """The extension of each part of a condition (see `parts_of`), with or without its suffix.
+    """The extension of each of `condition.named_parts()`, with or without its suffix.
 
     packed: extensions by folder, as a manifest says. Raises DataError where `spec` does not fit the parts.
     """
     if isinstance(condition, NoCondition):
         return {}
-    parts, named = parts_of(condition), spec.shard_condition
+    parts, named = condition.named_parts(), spec.shard_condition
     if isinstance(named, str):
         if isinstance(condition, SeveralCondition):
             example = ", ".join(f"{name}: EXTENSION" for name in parts)
