@@ -26,7 +26,6 @@ from piti.core.images import (
     same_proportions,
     to_pil,
     to_tensor,
-    truncated,
     upright,
 )
 from piti.diffusion.samplers import OnStep
@@ -158,7 +157,6 @@ class _Work:
     shows: Tensor | None
     variety: float
     settings: EditSettings
-    truncates: bool
 
     @classmethod
     def of(cls, pipeline: PITIPipeline, given: EditInput, settings: EditSettings) -> _Work:
@@ -203,8 +201,7 @@ class _Work:
         shows = after
         if white is not None and not everything:
             shows = None if before is None else mixed(condition, before, after, white)
-        truncates = chosen is not None and chosen.truncates
-        return cls(small, upper, canvas, image, soft, white, shows, variety, settings, truncates)
+        return cls(small, upper, canvas, image, soft, white, shows, variety, settings)
 
     def steps(self, batches: int) -> int:
         """Of all runs of both networks, each image's inversion and the way back among them."""
@@ -238,10 +235,9 @@ class _Work:
         return psnr(self.canvas.crop(quantized(back)), self.canvas.crop(target))
 
     def _seen(self, small: Tensor) -> Tensor:
-        """Small images in 8 bits, as the upsampler sees them."""
-        to_8_bits = truncated if self.truncates else quantized
+        """Small images in 8 bits, as the upsampler sees them, on its device."""
         assert self.upsampler is not None
-        return to_8_bits(small).to(self.upsampler.network.device)
+        return self.upsampler.settings.in_8_bits(small).to(self.upsampler.network.device)
 
     def finished(self, canvases: Tensor, returned: float | None) -> Edited:
         """The images cut out, laid over the input if that was asked for, and compared with it."""

@@ -36,6 +36,10 @@ class NetworkSampling:
     truncates: bool = False
     """For an upsampler: see the small images cut down to 8 bits, as PITI's release does, not rounded."""
 
+    def in_8_bits(self, small: Tensor) -> Tensor:
+        """Small images [B, 3, h, w] in [-1, 1] as an upsampler sees them: on 256 levels, as when they are saved."""
+        return truncated(small) if self.truncates else quantized(small)
+
 
 ONE_PASS = NetworkSampling(Guidance(w=0.0), steps=1, sampler="none")
 """How a model that makes its images in one pass is sampled."""
@@ -349,14 +353,13 @@ def sample_cascade(
     """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both. Stopped in the
     base, small images are enlarged pixel by pixel.
 
-    The upsampler sees the small images in 8 bits, as the release does and as they are when they are saved.
+    The upsampler sees the small images in 8 bits, see `NetworkSampling.in_8_bits`.
     """
     sampling = batch.sampling
     if upsampler is None or sampling.upsampler is None:
         return base.sample(batch, sampling.base, on_step, control=control)
     second, before = batch.upsampled(), base.steps(sampling.base)
-    to_8_bits = truncated if sampling.upsampler.truncates else quantized
-    small = to_8_bits(base.sample(batch, sampling.base, on_step, control=control))  # [B, 3, h, w]
+    small = sampling.upsampler.in_8_bits(base.sample(batch, sampling.base, on_step, control=control))  # [B, 3, h, w]
     if control.stopped():
         return F.interpolate(small, scale_factor=upsampler.translator.scale)
     further = replace(control, strength=None)
