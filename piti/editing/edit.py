@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from piti.conditions import Condition
 from piti.conditions.base import is_source
 from piti.core.errors import option
 from piti.core.images import (
@@ -169,7 +170,10 @@ class _Work:
         white = None if given.region is None else white_of(given.region)
         if white is not None:
             _check_proportions("the region", (white.shape[1], white.shape[0]), "the image", image.size)
-        soft = _region_of(pipeline, before, after, white, canvas, settings, _off(given.from_, after))  # [h, w]
+        size, off = (canvas.image_height, canvas.image_width), _off(given.from_, after)
+        soft = _soft_region(condition, before, after, white, size, settings, off)  # [h, w]
+        if settings.keep_exact:
+            _check_kept(soft, before, white)
         everything = bool((soft == 1).all())
         variety = settings.variety if settings.variety is not None else (0.0 if everything else VARIETY)
         large = on_canvas(image, canvas)  # [1, 3, H, W]
@@ -293,31 +297,8 @@ def _check_proportions(one: str, size: tuple[int, int], other: str, like: tuple[
         )
 
 
-def _region_of(
-    pipeline: PITIPipeline,
-    before: Tensor | None,
-    after: Tensor,
-    white: Tensor | None,
-    canvas: Canvas,
-    settings: EditSettings,
-    within: int,
-) -> Tensor:
-    """The region [h, w] over the canvas's image. Raises EditError where nothing would be repainted, or nothing kept
-    that is to be kept exactly."""
-    soft = _soft_region(pipeline, before, after, white, (canvas.image_height, canvas.image_width), settings, within)
-    if settings.keep_exact and bool((soft > 0).all()) and (white is None or bool(white.all())):
-        remedies = ["paint less of the region white" if white is not None else f"give a {option('region')}"]
-        if white is None and before is None:
-            remedies.insert(0, f"give what the image shows now, as {option('from')} or {option('from_text')}")
-        raise EditError(
-            f"all of the image would be repainted, and nothing of it kept, as {option('keep')} exact asks",
-            remedy=", or ".join([*remedies, f"leave {option('keep')} exact out"]),
-        )
-    return soft
-
-
 def _soft_region(
-    pipeline: PITIPipeline,
+    condition: Condition,
     before: Tensor | None,
     after: Tensor,
     white: Tensor | None,
@@ -325,19 +306,34 @@ def _soft_region(
     settings: EditSettings,
     within: int,
 ) -> Tensor:
+    """The region [h, w] over an image of `size` (height, width). within: see `changed`. Raises EditError where nothing
+    would be repainted."""
     if white is not None:
         if not white.any():
             raise EditError("the region is black all over: nothing would be repainted; paint white what is to change")
         return softened(resized_to(white, size), round(settings.feather * min(size)))
     if before is None:
         return torch.ones(size)
-    differs = changed(pipeline.condition, before, after, within)
+    differs = changed(condition, before, after, within)
     if not differs.any():
         raise EditError(
             "the two conditions are the same: nothing would change",
             remedy=f"give another one to show, or a {option('region')} to repaint under the same condition",
         )
     return derived(differs, size, settings.dilate, settings.feather)
+
+
+def _check_kept(soft: Tensor, before: Tensor | None, white: Tensor | None) -> None:
+    """Raises EditError where all of the image would be repainted, and nothing is left to keep exactly."""
+    if bool((soft == 0).any()) or not (white is None or bool(white.all())):
+        return
+    remedies = ["paint less of the region white" if white is not None else f"give a {option('region')}"]
+    if white is None and before is None:
+        remedies.insert(0, f"give what the image shows now, as {option('from')} or {option('from_text')}")
+    raise EditError(
+        f"all of the image would be repainted, and nothing of it kept, as {option('keep')} exact asks",
+        remedy=", or ".join([*remedies, f"leave {option('keep')} exact out"]),
+    )
 
 
 def _encoded(
