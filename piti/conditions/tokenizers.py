@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from piti.conditions.base import ConditionError
-from piti.core.errors import option
+from piti.core.errors import first_line, option
 from piti.core.spec import choices
 
 GLIDE_VOCABULARY = 50257
@@ -243,9 +243,8 @@ class PretrainedTokenizer(Tokenizer):
                 remedy="pip install 'piti[text]'",
                 source=self.folder,
             )
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         return ConditionError(
-            f"is read by no tokenizer of transformers ({said})", remedy=_WHOLE_AGAIN, source=self.folder
+            f"is read by no tokenizer of transformers ({first_line(error)})", remedy=_WHOLE_AGAIN, source=self.folder
         )
 
 

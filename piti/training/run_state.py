@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piti.core.errors import UserError, option, quoted
+from piti.core.errors import UserError, first_line, option, quoted
 from piti.data.batches import SampleSet
 from piti.data.generated import WithGenerated
 from piti.training.recipe import Recipe
@@ -89,9 +89,8 @@ def read_state(checkpoint: Path) -> RunState:
 
 def not_whole(checkpoint: Path, error: Exception) -> RunError:
     """That a file of a checkpoint cannot be read, and what to do."""
-    cause = (str(error).splitlines() or [type(error).__name__])[0]
     remedy = f"copy it again, or remove it: then {option('resume')} goes on from the one before"
-    return RunError(f"a file of the checkpoint cannot be read ({cause})", remedy=remedy, source=checkpoint)
+    return RunError(f"a file of the checkpoint cannot be read ({first_line(error)})", remedy=remedy, source=checkpoint)
 
 
 _ALWAYS_NOTED = ("processes", "pairs", "condition", "prior_sha256")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from piti.core.errors import first_line
 from piti.core.files import whole_file
 from piti.training.run_state import RunError
 
@@ -121,7 +122,7 @@ class Trackers:
                 told(tracker)
             except Exception as error:  # noqa: BLE001 - of a network, a service, or a foreign package
                 del self.open[name]
-                self.say(f"{name}: {_first_line(error)}; it is told nothing more, and the run goes on")
+                self.say(f"{name}: {first_line(error)}; it is told nothing more, and the run goes on")
 
 
 def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Mapping[str, Any]) -> Tracker:
@@ -148,7 +149,7 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Ma
         raise RunError(f"trackers: {name} is not installed ({error})", remedy="install it, or leave it out") from None
     except Exception as error:
         raise RunError(
-            f"trackers: {name} does not start: {_first_line(error)}", remedy="correct its options, or leave it out"
+            f"trackers: {name} does not start: {first_line(error)}", remedy="correct its options, or leave it out"
         ) from error
     return Foreign(tracker)
 
@@ -172,7 +173,3 @@ def _name_in(folder: Path, tracker: str) -> str:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
