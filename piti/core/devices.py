@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from piti.core.errors import UserError, option
+from piti.core.errors import UserError, first_line, option
 from piti.core.spec import choices
 from piti.core.system import cores
 
@@ -29,20 +29,27 @@ def usable_device(name: str | None = None) -> torch.device:
 
     On CUDA, products in float32 may from then on be computed in TF32.
     """
+    device = checked_device(name or fastest_kind())
+    allow_tf32(device)
+    return device
+
+
+def checked_device(named: str | int | torch.device) -> torch.device:
+    """A device by its name, or by the number of an accelerator. Raises UserError for what is none, and for one on which
+    torch cannot compute here."""
     import torch
 
     try:
-        device = torch.device(name or fastest_kind())
-        if device.type == "meta":
-            raise RuntimeError
-    except RuntimeError:
-        raise UserError("is no device", remedy="give cpu, cuda, cuda:1, mps …", option="device", value=name) from None
+        device = torch.device(named)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type == "meta":  # which has shapes and no numbers
+        raise UserError("is no device", remedy="give cpu, cuda, cuda:1, mps …", option="device", value=named)
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).splitlines()[0]
-        raise UserError(f"is not here ({said})", remedy="cpu always works", option="device", value=name) from None
-    allow_tf32(device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        said = first_line(error)
+        raise UserError(f"is not here ({said})", remedy="cpu always works", option="device", value=named) from None
     return device
 
 

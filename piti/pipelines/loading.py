@@ -23,7 +23,8 @@ from piti.checkpoints.folder import (
     load_whole,
 )
 from piti.conditions import Condition
-from piti.core.errors import first_line, option, text_of
+from piti.core.devices import checked_device
+from piti.core.errors import UserError, option, text_of
 from piti.core.spec import choices
 from piti.diffusion.samplers import Scheduler
 from piti.models import Translator
@@ -249,11 +250,11 @@ def place(pipe: DiffusionPipeline, device_map: DeviceMap | None) -> None:
 
 def _device(value: Any) -> torch.device:
     try:
-        device = torch.device(value)
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        return checked_device(value)
+    except UserError as error:
         raise ModelError(
-            f"is no device here ({first_line(error)}); give one such as 'cpu', 'balanced', or one for each network",
-            option="device_map", value=repr(value),
-        ) from None  # fmt: skip
-    return device
+            error.problem,
+            remedy="give one such as 'cpu', 'balanced', or one for each network",
+            option="device_map",
+            value=repr(value),
+        ) from None

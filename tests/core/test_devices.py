@@ -91,6 +91,11 @@ def test_what_is_no_device_and_what_is_not_here(monkeypatch: pytest.MonkeyPatch)
         usable_device("cuda")
 
 
+def test_a_kind_of_device_that_torch_knows_and_has_no_module_for_is_not_here() -> None:
+    with pytest.raises(UserError, match=r"^device hpu: is not here \(.*\); cpu always works$"):
+        usable_device("hpu")
+
+
 def test_a_type_that_is_unknown_names_the_nearest() -> None:
     with pytest.raises(UserError, match="bf16"):
         usable_dtype("bf61", CPU)
