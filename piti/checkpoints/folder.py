@@ -204,8 +204,8 @@ class ModelFolder:
         return own
 
     def student(self, network: str) -> StudentSpec | None:
-        """What a network knows that was distilled, its teacher named where that is known; None of another, and where
-        the model has no such network. Raises ModelError, SpecError."""
+        """What a network knows that was distilled, its teacher named where that is known: that of adapters is what they
+        lie on. None of another, and where the model has no such network. Raises ModelError, SpecError."""
         given = self.config(network).get("student_spec") if network in self else None
         if not given:
             return None
@@ -280,7 +280,9 @@ class ModelFolder:
             _check_weights(folder, arguments)
             return load_whole(Translator, folder, torch_dtype=torch_dtype, **form)
         prior = self._beneath(network) / network
-        return load_adapted(folder, read_adapter_config(folder), arguments, prior, torch_dtype)
+        translator = load_adapted(folder, read_adapter_config(folder), arguments, prior, torch_dtype)
+        translator.student = self.student(network)
+        return translator
 
     def _beneath(self, network: str) -> Path:
         """The folder of the model that a network's adapters were trained on. Raises ModelError."""

@@ -220,6 +220,4 @@ def load_adapted(
     translator.load_state_dict(merged(read_weights(prior / WEIGHTS_FILE), adapter, config.lora, config.own_encoder))
     for parameter in translator.parameters():
         parameter.data = parameter.data.to(torch_dtype)
-    if translator.student is not None:
-        translator.student = translator.student.model_copy(update={"teacher": config.prior})
     return translator
