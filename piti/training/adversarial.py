@@ -53,7 +53,8 @@ class Seen:
 
     def rows(self, rows: Tensor) -> Seen:
         """Those samples alone. rows: [K] booleans."""
-        return Seen(*(None if x is None else picked(x, rows) for x in (self.images, self.low_res, self.condition)))  # type: ignore[arg-type]
+        low_res, condition = (None if x is None else picked(x, rows) for x in self.others)
+        return Seen(picked(self.images, rows), low_res, condition)
 
     def with_images(self, images: Tensor) -> Seen:
         """Other images with the same small images and conditions."""

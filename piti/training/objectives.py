@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -93,6 +93,22 @@ class Objective(Protocol):
         ...
 
 
+class Terms(NamedTuple):
+    """What eq. 3 is computed from, in the order of `diffusion_loss`."""
+
+    output: Tensor
+    variance: Tensor | None
+    x0: Tensor
+    x_t: Tensor
+    t: Tensor
+    noise: Tensor
+
+    def rows(self, rows: Tensor) -> Terms:
+        """Those samples alone. rows: [B] booleans."""
+        output, x0, x_t, t, noise = (picked(x, rows) for x in (self.output, self.x0, self.x_t, self.t, self.noise))
+        return Terms(output, None if self.variance is None else picked(self.variance, rows), x0, x_t, t, noise)
+
+
 @dataclass
 class DiffusionObjective:
     """Eq. 3 with the bound on the learned variance, and eq. 4 and 5 where a stage has them."""
@@ -156,22 +172,26 @@ class DiffusionObjective:
             x0_hat = self.schedule.to_x0(output.float(), x_t, t)
             predicted = Predicted(x0_hat, x0, t, numbers, batch.low_res, encoded, paired)
             found = self.image_losses.of(predicted, within)
-        rows = self._diffusion_rows(t, paired)
-        if rows is None or rows.any():
-            terms = (output, variance, x0, x_t, t, noise)
-            some = terms if rows is None else tuple(None if x is None else picked(x, rows) for x in terms)
-            losses = diffusion_loss(*some, self.schedule, self.weighting, recipe.loss.vb_weight)  # type: ignore[arg-type]
-            share = 1.0 if rows is None else self.stage.diffusion.weight * rows.float().mean().item()
-            total = losses.total if counts is None else self._reweighed(losses.each, t, counts)
-            found.total = (total if share == 1 else share * total) + found.total
-            simple, vb = (x if counts is None else counts * x for x in (losses.simple, losses.vb))
-            eq3 = {"simple": Mean.of(simple.sum(), len(simple)), "vb": Mean.of(vb.mean())}
-        else:  # a backward pass and the same names all the same: other processes have rows
-            nothing = 0 * output.float().sum() + (0 if variance is None else 0 * variance.float().sum())
-            found.total = nothing + found.total
-            eq3 = {"simple": Mean.of(nothing, 0), "vb": Mean.of(nothing, 0)}
-        found.metrics = eq3 | found.metrics
+        total, metrics = self._equation_3(Terms(output, variance, x0, x_t, t, noise), paired, counts)
+        found.total, found.metrics = total + found.total, metrics | found.metrics
         return found
+
+    def _equation_3(self, terms: Terms, paired: Tensor, counts: Tensor | None) -> tuple[Tensor, dict[str, Mean]]:
+        """Eq. 3 as the stage weighs it, a scalar, and what it measured. paired, counts: see `_timesteps`."""
+        rows = self._diffusion_rows(terms.t, paired)
+        if rows is not None and not rows.any():
+            # a backward pass and the same names all the same: other processes have rows
+            nothing = 0 * terms.output.float().sum()
+            if terms.variance is not None:
+                nothing = nothing + 0 * terms.variance.float().sum()
+            return nothing, {"simple": Mean.of(nothing, 0), "vb": Mean.of(nothing, 0)}
+        terms = terms if rows is None else terms.rows(rows)
+        losses = diffusion_loss(*terms, self.schedule, self.weighting, self.recipe.loss.vb_weight)
+        share = 1.0 if rows is None else self.stage.diffusion.weight * rows.float().mean().item()
+        total = losses.total if counts is None else self._reweighed(losses.each, terms.t, counts)
+        simple, vb = (x if counts is None else counts * x for x in (losses.simple, losses.vb))
+        metrics = {"simple": Mean.of(simple.sum(), len(simple)), "vb": Mean.of(vb.mean())}
+        return total if share == 1 else share * total, metrics
 
     def _points(self, images: Tensor, numbers: range) -> Tensor:
         """Images [B, 3, H, W] as points of the space; latents are drawn by the samples' numbers."""
