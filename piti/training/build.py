@@ -78,9 +78,9 @@ class Run:
     begun_sha256: str | None = None
     """Of the weights that a new run begins from, see `RunState`."""
 
-    def reads_anew(self) -> str | None:
-        """The digest of the weights that are read whenever the run begins and are not trained: those of its teacher, or
-        of its autoencoder; None where it has neither."""
+    def frozen_digest(self) -> str | None:
+        """Of the weights that are read anew whenever the run begins and are not trained, see `weights_digest`: those of
+        its teacher, or of its autoencoder; None where it has neither."""
         frozen = self.teacher if self.teacher is not None else self.space.autoencoder
         return None if frozen is None else weights_digest(frozen)
 

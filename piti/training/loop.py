@@ -86,7 +86,7 @@ class Trainer:
             condition=run.condition.to_config(),
             version=piti.__version__,
             prior_sha256=run.adapted.config.sha256 if run.adapted else None,
-            teacher_sha256=run.reads_anew(),
+            teacher_sha256=run.frozen_digest(),
             begun_sha256=run.begun_sha256,
             **self.of_data,
         )

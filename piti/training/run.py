@@ -106,13 +106,13 @@ def _prepared(
         validation,
         folder,
         accelerator,
-        perceptual,
-        base,
-        adapted,
-        discriminator,
-        build_space(recipe),
-        None if recipe.distillation is None else teacher_of(recipe, condition),
-        None if checkpoint is not None else begun_sha256(recipe),
+        perceptual=perceptual,
+        base=base,
+        adapted=adapted,
+        discriminator=discriminator,
+        space=build_space(recipe),
+        teacher=None if recipe.distillation is None else teacher_of(recipe, condition),
+        begun_sha256=None if checkpoint is not None else begun_sha256(recipe),
     )
     return run, checkpoint
 
