@@ -45,12 +45,11 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
     that everything fits, and load nothing. Raises ModelError if there is no such model, RecipeError if it does not fit.
     """
     if recipe.init is not None:
-        schedule = None if only_check else NoiseSchedule(recipe.schedule)
         student, other = _student_of(recipe), _learned_otherwise(translator, recipe)
         if recipe.adapts:
-            return _begin_beneath(translator, recipe, schedule, condition, student)
+            return _begin_beneath(translator, recipe, condition, student, only_check)
         key, name = ("init", recipe.init) if student is None else ("distillation.student", student)
-        moved = load_weights(translator, name, schedule, condition, key)
+        moved = load_weights(translator, name, NoiseSchedule(recipe.schedule), condition, key, only_check)
         return f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}{other}"
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check, recipe.adapts)
@@ -61,21 +60,18 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
 
 
 def _begin_beneath(
-    translator: Translator,
-    recipe: Recipe,
-    schedule: NoiseSchedule | None,
-    condition: Condition | None,
-    student: str | None,
+    translator: Translator, recipe: Recipe, condition: Condition | None, student: str | None, only_check: bool
 ) -> str:
     """Load what a distilled model's adapters are to lie on, and see that the student fits that they begin from.
 
     Raises ModelError, RecipeError where the model's encoder, which stays as it is, reads the classes in another order.
     """
     assert recipe.init is not None  # the recipe sees to it
+    schedule = NoiseSchedule(recipe.schedule)
     for key, name in {"distillation.student": student, "init": recipe.init}.items():
         if name is None:
             continue
-        moved = load_weights(translator, name, None if key != "init" else schedule, condition, key)
+        moved = load_weights(translator, name, schedule, condition, key, only_check or key != "init")
         if moved and "encoder" not in recipe.trained:
             raise RecipeError(
                 f"{key}: {name} has the same classes in another order, and adapters leave its encoder as it is",
@@ -164,17 +160,17 @@ def _beneath(folder: Path, key: str) -> Path:
 def load_weights(
     translator: Translator,
     name: str,
-    schedule: NoiseSchedule | None = None,
+    schedule: NoiseSchedule,
     condition: Condition | None = None,
     key: str = "init",
+    only_check: bool = False,
 ) -> bool:
     """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit.
 
-    condition: what the translator reads; where the model has the same classes in another order, its channels are put
-    into this one, and True is returned. Raises RecipeError for other classes.
-
-    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps; none: only check what fits. key: of
-    the recipe, for errors.
+    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps. condition: what the translator
+    reads; where the model has the same classes in another order, its channels are put into this one, and True is
+    returned. Raises RecipeError for other classes. key: of the recipe, for errors. only_check: see that all fits, and
+    load nothing.
     """
     folder = _network_of(translator, name, key)
     learned = ModelFolder.open(folder.parent).condition
@@ -183,7 +179,7 @@ def load_weights(
     given = theirs.state_dict()
     check_config(translator, theirs.config.get("unet_config") or {}, name, key)
     _check_shapes(key, folder, own, given, own.keys() | given.keys())
-    if schedule is None:
+    if only_check:
         return order is not None
     if order is not None:
         given |= {one: given[one][:, order] for one in _READING if one in given}
@@ -205,7 +201,7 @@ def channel_order(learned: Condition, condition: Condition, name: str, key: str 
     theirs, ours = learned.named_parts(), condition.named_parts()
     if not any(isinstance(part, MaskCondition) for part in (*theirs.values(), *ours.values())):
         return None  # channels of other kinds have one meaning each
-    if {key: part.kind for key, part in theirs.items()} != {key: part.kind for key, part in ours.items()}:
+    if {part: one.kind for part, one in theirs.items()} != {part: one.kind for part, one in ours.items()}:
         raise RecipeError(
             f"{key}: {name} reads {', '.join(theirs)}, and this recipe {', '.join(ours)}; name a model of the same "
             "kinds"
