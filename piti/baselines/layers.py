@@ -35,11 +35,9 @@ class SpectralConv2d(nn.Conv2d):
         return F.conv2d(input, weight, self.bias, self.stride, self.padding)
 
 
-def conv(
-    c_in: int, c_out: int, kernel: int, stride: int = 1, *, padding: int, draw: Draw, bias: bool = True
-) -> nn.Conv2d:
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, *, padding: int, draw: Draw) -> nn.Conv2d:
     """A convolution; its bias begins at 0."""
-    return _drawn(nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=bias), draw)
+    return _drawn(nn.Conv2d(c_in, c_out, kernel, stride, padding), draw)
 
 
 def spectral_conv(

@@ -19,6 +19,7 @@ from piti.conditions.class_table import MAX_ID, ClassTable, Reading
 
 _UNKNOWN = -1  # what look-ups give for what the table lacks
 _FOREIGN = -2  # and for a class of the files' table that the condition does not have
+_NAMED = 5  # how many ids or colours an error names
 _GREY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("RGB", "RGBA", "RGBX")
 HOW_TO_DECIDE = 'add "reading": "ids" or "reading": "colours" to classes.json'
@@ -338,10 +339,10 @@ def _counted(values: Integer[np.ndarray, "*any"]) -> list[tuple[int, int]]:
     return [(int(distinct[i]), int(counts[i])) for i in order]
 
 
-def _listed(found: Sequence[tuple[str, int]], most: int = 5) -> str:
+def _listed(found: Sequence[tuple[str, int]]) -> str:
     """ "colour (1, 2, 3) on 40 pixels, … and 3 more", then its verb."""
-    named = ", ".join(f"{what} on {count} pixel{'s' * (count != 1)}" for what, count in found[:most])
-    more = f" and {len(found) - most} more" if len(found) > most else ""
+    named = ", ".join(f"{what} on {count} pixel{'s' * (count != 1)}" for what, count in found[:_NAMED])
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return f"{named}{more} {'is' if len(found) == 1 else 'are'}"
 
 

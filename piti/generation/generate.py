@@ -51,16 +51,15 @@ def make_images(
     name: str,
     source: str,
     on_step: OnStep | None = None,
-    stem: str | None = None,
 ) -> list[MadeImage]:
     """The images of one condition: `options.wanted()`, those that `translate_files` makes of its file.
 
     prepared: by `pipeline.prepare` with `options.sampling`. name: of the model, see `model_name`; source: what the
-    condition is called, a file's name or the text itself; stem: what the images are named after, by default the
-    source. At most `options.batch` are made at once. on_step: called with (steps done, steps in all,
+    condition is called, a file's name or the text itself, after which the images are named. At most `options.batch`
+    are made at once. on_step: called with (steps done, steps in all,
     x̂₀ [B, 3, H, W] in [-1, 1], the whole canvas), counted over all batches; what it raises goes through.
     """
-    stem, numbers = stem or _stem_of(pipeline, source), options.wanted()
+    stem, numbers = _stem_of(pipeline, source), options.wanted()
     seeds = {number: seed_of(options.seed, prepared.content_hash, number) for number in numbers}
     wanted = [Wanted(0, number, seeds[number], source, stem) for number in numbers]
     where = noise_device(pipeline, options.noise_on)

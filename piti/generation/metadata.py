@@ -58,10 +58,10 @@ NOISE_ON = f"{PREFIX}noise_on"
 """The key under which an image says on which kind of device its noise was drawn; without it, on the CPU."""
 
 
-def made_with(sampling: ResolvedSampling, seed: int, name: str, noise_on: torch.device | None = None) -> dict[str, str]:
+def made_with(sampling: ResolvedSampling, seed: int, name: str, noise_on: torch.device) -> dict[str, str]:
     """The metadata that all images of a translation have: the model's name, and how it was sampled.
 
-    noise_on: the device that draws their noise; none: the CPU.
+    noise_on: the device that draws their noise.
     """
     values: dict[str, object] = {
         "model": name,
@@ -76,7 +76,7 @@ def made_with(sampling: ResolvedSampling, seed: int, name: str, noise_on: torch.
         upsampler = _options_of(sampling.upsampler) | {"noise": sampling.upsampler.noise}
         upsampler |= {"truncates": True} if sampling.upsampler.truncates else {}
         values |= {f"upsampler_{key}": value for key, value in upsampler.items()}
-    said = {} if noise_on is None or noise_on.type == "cpu" else {NOISE_ON: noise_on.type}
+    said = {} if noise_on.type == "cpu" else {NOISE_ON: noise_on.type}
     return _text(values) | said
 
 
