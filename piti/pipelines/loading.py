@@ -107,22 +107,28 @@ class ModelSource:
             raise ModelError(_without_base(folder, name))
         other = None if base_only else self._upsampler_folder(folder, upsampler)
         self._check_variant(folder, other)
-        parts: dict[str, Any] = {"condition": self.given.get("condition", folder.condition)}
-        logger.info(f"Loaded condition as {type(parts['condition']).__name__} from {folder.path}.")
-        parts |= dict(zip(("base", "scheduler"), self._base(folder), strict=True))
+        condition: Condition = self.given.get("condition", folder.condition)
+        logger.info(f"Loaded condition as {type(condition).__name__} from {folder.path}.")
+        base, scheduler = self._base(folder)
         form = self._form(folder, AUTOENCODER)
-        parts["vae"] = self.given.get("vae") or folder.autoencoder(self.dtypes["vae"], **form)
-        defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
+        vae = self.given.get("vae") or folder.autoencoder(self.dtypes["vae"], **form)
+        parts = {"condition": condition, "base": base, "scheduler": scheduler, "vae": vae}
         if isinstance(upsampler, Translator):
             parts |= {"upsampler": upsampler, "upsampler_scheduler": self.given.get("upsampler_scheduler")}
+        elif other is not None:
+            parts["upsampler"], parts["upsampler_scheduler"] = self._upsampler(other, condition)
+        return {**parts, "defaults": self._defaults(folder, other)}
+
+    def _defaults(self, folder: ModelFolder, other: ModelFolder | None) -> dict[str, Any]:
+        """How the base is sampled by its folder, and the upsampler by its own, if that is loaded; not by which sampler
+        where a scheduler is given, whose class is one."""
+        defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
         if other is not None:
-            loaded = self._upsampler(other, parts["condition"])
-            parts |= dict(zip(("upsampler", "upsampler_scheduler"), loaded, strict=True))
             defaults |= {key: value for key, value in other.defaults.items() if key.startswith(OF_UPSAMPLER)}
         for part, sampler in (("scheduler", "sampler"), ("upsampler_scheduler", f"{OF_UPSAMPLER}sampler")):
-            if part in self.given:  # its class is the sampler
+            if part in self.given:
                 defaults.pop(sampler, None)
-        return {**parts, "defaults": defaults}
+        return defaults
 
     @property
     def _of_others(self) -> dict[str, Any]:
