@@ -8,7 +8,7 @@ al. 2024, arXiv 2404.07724). w is the strength in PITI's sense: 0 is off, `guida
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -234,10 +234,14 @@ _RULES: dict[str, Callable[[Guidance, NoiseSchedule], Rule]] = {
 }
 
 
+Encoded = TypeVar("Encoded")
+"""Conditions in whatever form a network takes them."""
+
+
 def conditioned(
-    predict: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor | None]],
-    tokens: Any,
-    both: Any | None,
+    predict: Callable[[Tensor, Tensor, Encoded], tuple[Tensor, Tensor | None]],
+    tokens: Encoded,
+    both: Encoded | None,
     schedule: NoiseSchedule,
 ) -> DenoisePair:
     """`denoise(x_t, t, with_null)` of a network whose condition is already encoded.
@@ -251,13 +255,14 @@ def conditioned(
     def denoise(x_t: Tensor, t: Tensor, with_null: bool) -> tuple[Estimate, Estimate | None]:
         if not with_null:
             return estimate(x_t, t, tokens), None
+        assert both is not None  # where guidance is wanted
         pair = estimate(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         (eps, eps_null), variance = pair.eps.chunk(2), pair.variance
         if variance is None:
             return Estimate(eps, None), Estimate(eps_null, None)
         return Estimate(eps, variance.chunk(2)[0]), Estimate(eps_null, variance.chunk(2)[1])
 
-    def estimate(x_t: Tensor, t: Tensor, given: Any) -> Estimate:
+    def estimate(x_t: Tensor, t: Tensor, given: Encoded) -> Estimate:
         output, variance = predict(x_t, t.to(x_t.device, non_blocking=True), given)
         eps = schedule.to_epsilon(output.float(), x_t, t)
         x0 = output.float() if schedule.spec.prediction == "sample" else None

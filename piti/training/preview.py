@@ -114,13 +114,13 @@ class Validation:
 def validation_of(
     recipe: Recipe,
     condition: Condition,
-    folder: SampleSet,
+    samples: SampleSet,
     low_res: LowRes | None,
     device: torch.device,
     space: Space = PIXELS,
 ) -> Validation:
     """The first samples of a set, at most `preview.judged`; low_res: makes the small images of an upsampler."""
-    schedule, batches = NoiseSchedule(recipe.schedule), fixed_batches(recipe, folder, low_res, device)
+    schedule, batches = NoiseSchedule(recipe.schedule), fixed_batches(recipe, samples, low_res, device)
     levels = evenly(len(schedule), LOSS_TIMESTEPS)
     if recipe.one_step:  # it knows no other timestep
         levels = [len(schedule) - 1]
@@ -128,13 +128,13 @@ def validation_of(
 
 
 def fixed_batches(
-    recipe: Recipe, folder: SampleSet, low_res: LowRes | None, device: torch.device
+    recipe: Recipe, samples: SampleSet, low_res: LowRes | None, device: torch.device
 ) -> list[TrainingBatch]:
     """The first samples of a set, each centre-cropped, at most `preview.judged`, with their small images if any."""
-    samples = centers(folder, recipe.preview.judged)
+    chosen = centers(samples, recipe.preview.judged)
     small = []
     if low_res is not None:
-        small = [low_res(one.image, generator_for(recipe.seed, "validation", k)) for k, one in enumerate(samples)]
+        small = [low_res(one.image, generator_for(recipe.seed, "validation", k)) for k, one in enumerate(chosen)]
     size = max(recipe.batch, recipe.preview.count)  # one batch holds all that are shown
-    starts = range(0, len(samples), size)
-    return [collate(samples[k : k + size], small[k : k + size]).to(device) for k in starts]
+    starts = range(0, len(chosen), size)
+    return [collate(chosen[k : k + size], small[k : k + size]).to(device) for k in starts]
