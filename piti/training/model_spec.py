@@ -54,7 +54,9 @@ class ModelSpec(Spec):
         if self.aligned is not None and (self.encoder is not None or self.text is not None):
             raise ValueError("'aligned' takes the place of 'encoder' and 'text'; give one of them")
         if self.aligned is not None and self.aligned.size != self.image_size:
-            raise ValueError(f"'aligned.size' {self.aligned.size} is 'image_size' {self.image_size}; make them equal")
+            raise ValueError(
+                f"'aligned.size' {self.aligned.size} is not 'image_size' {self.image_size}; make them equal"
+            )
         if self.head is not None and 2 ** len(self.head.channels) != self.patch_size:
             raise ValueError(
                 f"'head.channels' are {len(self.head.channels)} and 'patch_size' is {self.patch_size}; each of them "

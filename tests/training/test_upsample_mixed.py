@@ -225,6 +225,7 @@ def test_the_released_upsamplers_losses() -> None:
     [
         ({"discriminator": {"features": {"network": "vgg16", "layers": [30]}}}, "'data.size' 16 is less than the"),
         ({"data": {"condition_size": 16}}, "'model.aligned' needs both"),
+        ({"model": ALIGNED | {"aligned": {"size": 64, "channels": [4]}}}, "'aligned.size' 64 is not 'image_size' 32"),
         ({"condition": {"kind": "none"}}, "'model.encoder' null"),
         ({"stages": [MIXED | {"adversarial": {"kind": "wgan_gp", "noise": [0.0, 1.0]}}]}, "mixes each image with its"),
         (
