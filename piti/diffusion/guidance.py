@@ -27,10 +27,10 @@ RULES: tuple[str, ...] = get_args(RuleName)
 class Guidance(Spec):
     """How strongly, by which rule and during which part of the process samples follow the condition.
 
-    kind: the rule: normalized (eq. 8), plain (eq. 7), rescaled, or adaptive projected (apg). w: strength, 0 is
-    off, −1 would ignore the condition. interval: guidance acts where t/T lies in it (T the trained steps: 1 is pure
-    noise). phi: "rescaled" only. eta, momentum, norm: "apg" only; norm 0 is
-    no bound.
+    kind: the rule, normalized (PITI, eq. 8), plain (eq. 7), rescaled, or adaptive projected (apg). w: strength; 0 is
+    off, −1 ignores the condition. interval: guidance acts where t/T lies in it (T: the trained steps; t/T = 1 is pure
+    noise). phi: of "rescaled" alone, see `rescaled_guidance`. eta, momentum, norm: of "apg" alone, see
+    `adaptive_projected_guidance`; norm 0 is no bound.
     """
 
     kind: RuleName = "normalized"

@@ -79,11 +79,10 @@ def canvas_of(
 ) -> Canvas:
     """The canvas of a condition in raw form.
 
-    upsampler: if one enlarges the base's images. size: the image's short side; by default what the networks were
-    trained at, so that things have the size that they had in training; from `MIN_SIZE` to `MAX_ENLARGED` times
-    that. What lies over no image (a text) becomes
-    a square. Raises ConditionError, naming `source`, for what is more than `MAX_RATIO` times as long as it is
-    wide, and UserError for an impossible size.
+    upsampler: if one enlarges the base's images. size: the image's short side, from `MIN_SIZE` to `MAX_ENLARGED` times
+    what the networks were trained at; that by default, so that things have the size that they had in training. What
+    lies over no image (a text) becomes a square. Raises ConditionError, naming `source`, for what is more than
+    `MAX_RATIO` times as long as it is wide, and UserError for an impossible size.
     """
     rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
     return canvas_over(rows, columns, base, upsampler, size, source)

@@ -22,7 +22,7 @@ class NetworkOptions(Spec):
     """How one network is to be sampled. None: the model's own default."""
 
     guidance: Guidance | float | None = None
-    """A number is the strength w by the model's own rule, such as the plain one of a model whose files name that."""
+    """A rule, or a number: the strength w of the model's own rule."""
     steps: int | str | None = None
     """A count, or a respacing by name; see `sampling_timesteps`."""
     sampler: str | None = None

@@ -72,20 +72,22 @@ __all__ = [
 
 
 class PITIPipeline(CallState, SavedPipeline):
-    """Translates conditions into images (PITI, section 3): a base, and an upsampler where there is one.
+    """Translates conditions into images (PITI, section 3), by a base and, where there is one, an upsampler.
 
-    base: the translator that makes the small image, or a baseline, which makes it in one pass; scheduler: the noise
-    schedule that the translator was trained with, none for a baseline; its class is the sampler, where `defaults`
-    name none;
-    condition: how its input is read; upsampler, upsampler_scheduler: the translator that enlarges the small image, and
-    its schedule; defaults: how this model is sampled where a caller does not say, as options or under their flat keys;
-    else as in `GENERAL_DEFAULTS`; vae: the autoencoder of a base that works on latents.
+    base: the translator that makes the small image, or a baseline, which makes it in one pass.
+    scheduler: the noise schedule that the translator was trained with; none for a baseline. Its class is the sampler,
+    unless `defaults` name another.
+    condition: how the input is read.
+    upsampler, upsampler_scheduler: the translator that enlarges the small image, and its noise schedule.
+    defaults: how this model is sampled where a caller does not say, as options or under their flat keys; what they
+    leave out is as in `GENERAL_DEFAULTS`.
+    vae: the autoencoder of a base that works on latents.
 
-    A part may be replaced, also by what `torch.compile` makes of it: `pipe.scheduler = DDIMScheduler.from_config(
-    pipe.scheduler.config)` makes its class the sampler from then on, and is saved.
+    A part may be replaced, also by what `torch.compile` makes of it. After `pipe.scheduler = DDIMScheduler.from_config(
+    pipe.scheduler.config)` the class of the new scheduler is the sampler, also of the model once it is saved.
 
-    Raises ModelError for parts that do not fit each other, UserError for a scheduler whose settings would not be
-    followed, also where a part is replaced.
+    Raises ModelError for parts that do not fit each other, and UserError for a scheduler with settings that sampling
+    does not follow: here, where a part is replaced, or at the next call.
     """
 
     model_cpu_offload_seq = "base->vae->upsampler"
@@ -203,22 +205,23 @@ class PITIPipeline(CallState, SavedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> PITIPipelineOutput:
-        """Translate one condition or several, `num_images` times each (1).
+        """Translate one condition or several, `num_images` times each (by default once).
 
-        condition: a `ConditionInput`, such as a file or a PIL image, or several in a list. Its image has its
-        proportions, see `Canvas`.
-        generator: decides the noise, which is drawn on its device; the same generator gives the same images, whatever
-        the batch; several: one an image, each deciding what it would alone. batch_size: images made at once, by either
-        network. on_step: called with (steps done, steps in all, x̂₀ [B, C, H, W]), counted over both networks; x̂₀ is
-        the whole canvas, in the space of the network at work: `shown` makes images of it.
-        sampling: guidance, steps, sampler, the same of the upsampler with `upsampler_` in front, base_only, size and
-        square, see `SamplingOptions`; the model's own by default.
+        condition: a `ConditionInput`, such as a file or a PIL image, or a list of several. An image has the proportions
+        of its condition, see `Canvas`.
+        generator: decides the noise, which is drawn on its device. The same generator gives the same images, whatever
+        `batch_size` is. A list has one for each image, which is then what it would be alone.
+        batch_size: images that are made at once, by either network.
+        on_step: called with (steps done, steps in all, x̂₀ [B, C, H, W]) after each step of a batch, counted over both
+        networks. x̂₀ is the whole canvas, in the space of the network at work; `shown` makes images of it.
+        sampling: `SamplingOptions` as keywords: guidance, steps and sampler, the upsampler's with `upsampler_` in
+        front, base_only, size and square. The model's own by default.
 
-        As in diffusers: num_inference_steps is steps, guidance_scale 1 + w of guidance, num_images_per_prompt
-        num_images; latents: the base's initial noise [N, C, H, W], in its space; output_type: see `OutputType`;
-        return_dict: False for a tuple; callback_on_step_end: see `StepCallback`.
+        As in diffusers: num_inference_steps is steps, guidance_scale is 1 + w, num_images_per_prompt is num_images;
+        latents: the base's initial noise [N, C, H, W], in its space; output_type: see `OutputType`; return_dict: False
+        for a tuple; callback_on_step_end: see `StepCallback`.
 
-        Raises ConditionError or ImageError for a condition, UserError for an option, or for two names of one.
+        Raises ConditionError or ImageError for a condition, UserError for an option, or for one given under two names.
         """
         inputs = listed(condition)
         count = images_each(num_images, num_images_per_prompt, batch_size)
@@ -285,11 +288,11 @@ class PITIPipeline(CallState, SavedPipeline):
         source: str = "the condition",
         over: tuple[int, int] | None = None,
     ) -> Prepared:
-        """Read a condition, and decide on what canvas and how its images are made.
+        """Read a condition, and decide on the canvas of its images and how they are sampled.
 
-        options: resolved ones for several conditions. source: names the condition in errors. over: (rows, columns) of
-        a picture whose proportions the images take, instead of the condition's. Raises ConditionError or ImageError
-        for a condition, UserError for an option.
+        options: resolved beforehand where several conditions share them. source: what errors call the condition. over:
+        (rows, columns) of a picture whose proportions the images take, instead of the condition's. Raises
+        ConditionError or ImageError for a condition, UserError for an option.
         """
         sampling = options if isinstance(options, ResolvedSampling) else options.resolve(self)
         raw = self._narrowed(self.read(condition, sampling.square))

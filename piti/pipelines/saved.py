@@ -145,13 +145,17 @@ class SavedPipeline(DiffusionPipeline):
     ) -> Self:
         """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
 
-        torch_dtype, or dtype: of the weights, float32 by default; a dictionary for a dtype of each part, and
-        "default". upsampler: a model, as `name`, whose upsampler and its settings replace the model's own, or the one
-        of another model that it shares. base_only: load no upsampler. variant: of the files of weights, such as
-        "fp16". device_map: a device, "balanced" (networks over all accelerators), or a device for each network.
-        others: a part itself that is not to be loaded (`base`, `scheduler`, `condition`, `upsampler` with its
-        `upsampler_scheduler`), or passed on to the hub's download (`revision`, which is of `name` alone, `cache_dir`,
-        `local_files_only`, `token`). Raises ModelError.
+        torch_dtype, or dtype: of the weights, float32 by default. A dictionary has the dtype of each part, and under
+        "default" that of the others.
+        upsampler: a model, as `name`, whose upsampler and settings for it replace those of the model; or an upsampler
+        itself, beside its `upsampler_scheduler`.
+        base_only: load no upsampler.
+        variant: of the files of weights, such as "fp16".
+        device_map: a device, "balanced" (networks over all accelerators), or a device for each network.
+        others: parts that are taken as they are and not loaded (`base`, `scheduler`, `condition`, `vae`), and arguments
+        of the hub's download (`cache_dir`, `local_files_only`, `token`, and `revision`, which is of `name` alone).
+
+        Raises ModelError.
 
         `DiffusionPipeline.from_pretrained` takes the same folders with `custom_pipeline`, see `piti.pipelines.custom`.
         """
