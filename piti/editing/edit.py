@@ -69,17 +69,21 @@ def edit(
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> Edited:
-    """Show `to` in an image that shows `from_`, and keep the rest (PITI, appendix B, figure 20).
+    """Make an image that shows `from_` show `to`, and keep the rest of it (PITI, appendix B, figure 20).
 
-    image: of any size, in the conditions' proportions, seen as `as_rgb` has it. to, from_: as the pipeline takes
-    conditions; without `from_` the image is inverted under the null condition. region: white where it is repainted, in
-    the same proportions; by default where the conditions differ, dilated and feathered, and everything without
-    `from_`. generator: decides the fresh noise, as the pipeline's does. on_step(done, total, x̂₀): over all
-    inversions and samplings of both networks; an error that it raises ends the edit.
+    image: a picture, its file, or its pixels as an array, of any size, in the proportions of the conditions; it is
+    read as `as_rgb` says.
+    to, from_: what the image is to show and what it shows now, as the pipeline takes conditions. Without `from_` the
+    image is inverted under the null condition.
+    region: white where the image is repainted, in its proportions. By default where the conditions differ, dilated and
+    feathered; without `from_` everything.
+    num_images, generator, batch_size: as of the pipeline's call; the generator decides the fresh noise.
+    on_step: called with (steps done, steps in all, x̂₀), counted over the inversions and samplings of both networks; an
+    error that it raises ends the edit.
 
     Images have the size at which they are made, or with `settings.keep_exact` the input's own. Raises EditError where
     nothing differs, proportions do not agree, what is to be exact cannot be kept so, or the model is no diffusion
-    model; ConditionError, ImageError for a condition, UserError for a setting.
+    model; ConditionError or ImageError for a condition or a picture, UserError for a setting.
     """
     count = images_each(num_images, None, batch_size)
     if settings.keep_exact and is_source(image):

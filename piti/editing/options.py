@@ -32,22 +32,22 @@ class EditSettings:
     """How to edit."""
 
     sampling: SamplingOptions = OWN_SAMPLING
-    """Guidance is that under the changed condition, steps are taken up to noise and down again; `STEPS` and
-    `UPSAMPLER_STEPS` by default. A factor on the initial noise is for an upsampler of one step, which inverts nothing.
-    The size is the short side at which it is edited."""
+    """The guidance acts under the changed condition. The steps are taken up to noise and down again, by default
+    `STEPS` and `UPSAMPLER_STEPS`. A factor on the initial noise is for an upsampler of one step, which inverts nothing.
+    The size is the short side at which the image is edited."""
     refinements: int = 1
-    """Of every step of the inversion, see `invert`."""
+    """How often every step of the inversion is refined, see `invert`."""
     variety: float | None = None
-    """The share of fresh noise in the base where it is repainted, 0 … 1; at 0, the paper's, all images are the same.
-    By default `VARIETY` in a region, and 0 where everything is repainted, so that the image is known again."""
+    """The share of fresh noise where the base repaints, 0 … 1; at 0, as in the paper, all images are the same. By
+    default `VARIETY` in a region, and 0 where everything is repainted, so that the image can be recognised."""
     dilate: float = 0.03
-    """By how much the region goes beyond what differs; a share of the short side."""
+    """How far the region reaches beyond what differs, as a share of the short side."""
     feather: float = 0.04
-    """Over how much it fades into what is kept; a share of the short side."""
+    """How wide the region fades into what is kept, as a share of the short side."""
     keep_exact: bool = False
-    """Give the input back in its own size, to the bit outside the region."""
+    """Make images of the input's own size that equal it to the bit outside the region."""
     measure: bool = False
-    """Also sample the inverted image back under its own condition, and say how much of it returns."""
+    """Also sample the inverted image back under its own condition, and measure how much of it returns."""
 
     def __post_init__(self) -> None:
         """Raises EditError for shares that are out of range, and for sampling options that an edit does not have."""
@@ -109,19 +109,21 @@ class Edited:
     region: Image.Image
     """Grey, of the size of the images: 0 is kept, 255 repainted."""
     share: float
-    """Of the image that is repainted, at least in part."""
+    """The share of the image that is repainted, at least in part."""
     outside: list[float | None]
-    """PSNR against the input outside the region in dB, of each image; infinite where exact, None without outside."""
+    """PSNR of each image against the input outside the region, in dB; infinite where they are equal, None where
+    nothing is outside."""
     shows: Tensor | None
-    """The condition that the images show now, raw; None where nobody can say: of a region in what is not known."""
+    """The condition that the images show now, in raw form; None where a region was repainted and what the rest shows is
+    not known, or does not mix with it (see `mixed`)."""
     variety: float
-    """The share of fresh noise in the region that was drawn."""
+    """The share of fresh noise that was drawn in the region."""
     size: int
     """The short side at which it was edited."""
     returned: float | None = None
     """PSNR in dB of the input inverted and sampled back under its own condition, where that was measured."""
     returned_small: bool = False
-    """Whether that is of the base's small image, because an upsampler of one step inverts nothing."""
+    """Whether `returned` is of the base's small image, since an upsampler of one step inverts nothing."""
 
 
 def check_exact(picture: Image.Image | Source, source: str) -> None:

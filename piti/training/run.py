@@ -41,11 +41,12 @@ from piti.training.trackers import TensorBoard, Trackers, open_tracker
 def train(
     recipe: Recipe, out: Path | str, resume: bool = False, console: Console | None = None, last: bool = True
 ) -> Path:
-    """Train a recipe and return the folder of the model, `out/model`.
+    """Train a recipe and return the folder of the model, `out/model`. All data is checked first.
 
-    out: the run's folder; resume: go on from its newest checkpoint; last: whether the process does nothing after it,
-    else being asked to stop during the last step is raised too. All data is checked first. What the program draws from
-    torch's own generator afterwards does not depend on it.
+    out: the run's folder. resume: go on from its newest checkpoint. console: where progress is shown; by default
+    standard error. last: whether the process ends after the run; if not, TrainingInterrupted is raised also where it
+    was asked to stop during the last step. What the program draws from torch's own generator afterwards does not
+    depend on it.
     Raises DataError, RecipeError, RunError, RunLockedError, TrainingDiverged, TrainingInterrupted.
     """
     accelerator = build_accelerator(recipe)
