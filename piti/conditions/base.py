@@ -161,7 +161,7 @@ class Condition(ABC):
         return raw.flip(-1)
 
     def redrawn(self, raw: Shaped[Tensor, "K h w"], pen: Pen) -> Shaped[Tensor, "K h w"]:
-        """The same with its lines as `pen` makes them; kinds that are no drawings have none."""
+        """The same with its lines changed by `pen`; kinds other than drawings have none and stay as they are."""
         return raw
 
     @abstractmethod
@@ -200,7 +200,7 @@ class Condition(ABC):
         """An RGB picture of the condition for a person, of the same size."""
 
     def previews(self, raw: Shaped[Tensor, "K h w"]) -> list[Image.Image]:
-        """A picture of each part, as `preview`; where there is one alone, that."""
+        """A picture of each part, see `preview`; of a condition without parts that of itself."""
         return [self.preview(raw)]
 
     @abstractmethod
@@ -223,14 +223,13 @@ class Condition(ABC):
         return {self.kind: (self, raw)}
 
     def settled(self, files: Sequence[Files]) -> tuple[Condition, list[str]]:
-        """The condition that reads these files alike, where a file by itself could be read in several ways.
-
-        Also what a person should know of it. Raises ConditionError where nothing decides.
+        """The condition that reads all of these files in one way, where one by itself could be read in several; and
+        what a person should know of it. Raises ConditionError where nothing decides.
         """
         return self, []
 
     def beside(self, path: Any) -> Condition:
-        """The condition that reads what is handed in; of a file as what lies beside it says, such as its class table.
+        """The condition that reads what is handed in: a file as what lies beside it says, such as a class table.
 
         Raises ConditionError for a table that is damaged.
         """

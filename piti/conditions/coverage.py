@@ -66,7 +66,7 @@ class Coverage:
             self.drawn[name] += one.drawn
 
     def lacks(self) -> list[str]:
-        """The same, unless every class occurs and nothing is unlabelled."""
+        """`notes`, or nothing where every class occurs and nothing is unlabelled."""
         whole = all(count[-1] == 0 and count[:-1].all() for count in self.pixels.values())
         return [] if whole else self.notes()
 

@@ -54,11 +54,12 @@ class MaskCondition(Condition):
     null_value fills the null condition (1.0 for weights imported from the released GLIDE-size models).
 
     Files hold class ids or class colours, matched exactly, in formats that keep values; fully transparent pixels are
-    unlabelled. Which of both is `reading`, else what the table says, else what fits: grey pictures mostly hold ids and
-    RGB pictures colours, palettes and greys may be either. What fits both ways and differs is refused; for a set of
-    files `settled` decides.
+    unlabelled. Which of the two they hold is said by `reading`, or else by the table. Where neither says it, whatever
+    fits is taken: grey pictures mostly hold ids and RGB pictures colours, palettes and greys may be either. A file that
+    fits as both, with different results, is refused; for a set of files see `settled`.
 
-    table: how the files are numbered and coloured, where that is not by `classes`: its classes are found by name.
+    table: the classes by which the files are numbered and coloured, where these are not `classes`; the two are matched
+    by name.
     """
 
     kind: ClassVar[str] = "mask"

@@ -28,7 +28,7 @@ class _PictureConfig(Spec):
 @register
 @dataclass(frozen=True)
 class PictureCondition(Condition):
-    """A picture whose meaning only its maker and the network know.
+    """A picture that the network sees as it is, whatever its colours mean.
 
     Files: pictures of 8 bits; greys become RGB, what is transparent is white. Those of 16 or 32 bits are refused: no
     scaling of depth in metres to colours is the right one.
