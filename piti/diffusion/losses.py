@@ -1,7 +1,10 @@
 """What a translator minimises: eq. 3 of PITI with the learned variance's bound, eq. 4 and 5 on its x̂₀.
 
-Papers: PITI (Wang et al. 2022, arXiv 2205.12952), DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal
-2021, arXiv 2102.09672), min-SNR weighting (Hang et al. 2023, arXiv 2303.09556).
+Papers: PITI (Wang et al. 2022, arXiv 2205.12952), DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol &
+Dhariwal 2021, arXiv 2102.09672), min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), EDM (Karras et al. 2022, arXiv
+2206.00364), GAN (Goodfellow et al. 2014, arXiv 1406.2661), hinge losses (Miyato et al. 2018, arXiv 1802.05957),
+Wasserstein GAN (Arjovsky et al. 2017, arXiv 1701.07875) with a gradient penalty (Gulrajani et al. 2017, arXiv
+1704.00028), R1 (Mescheder et al. 2018, arXiv 1801.04406).
 """
 
 from __future__ import annotations

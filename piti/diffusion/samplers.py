@@ -1,7 +1,8 @@
 """Samplers by name, on diffusers' schedulers: noise in, image out, through any `denoise(x_t, t)`.
 
-Papers: DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021), DDIM (Song et al. 2020, arXiv
-2010.02502), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et al. 2023, arXiv 2302.04867).
+Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672), DDIM (Song et
+al. 2020, arXiv 2010.02502), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et al. 2023, arXiv
+2302.04867), rectified flows (Esser et al. 2024, arXiv 2403.03206).
 
 Every scheduler is given the respaced process, so that its step k−1 really is the previous timestep, and x̂₀,
 computed and bounded here, so that no float32 division by √ᾱ_t happens inside it.
@@ -32,9 +33,7 @@ from piti.diffusion.schedulers import spec_of
 from piti.diffusion.spacing import space_timesteps
 
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, x̂₀ [B, C, H, W])
-AfterStep = Callable[
-    [int, Tensor], Tensor
-]  # (timestep just done, x_{t−1} [B, C, H, W]) -> what the next step starts from
+AfterStep = Callable[[int, Tensor], Tensor]  # (timestep done, x_{t−1} [B, C, H, W]) -> where the next step starts
 
 
 @dataclass(frozen=True)

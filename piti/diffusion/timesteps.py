@@ -1,6 +1,7 @@
 """The timesteps that samples are trained on: evenly spread, or where the loss is large.
 
-Papers: improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672), Niederreiter 1992.
+Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672), sequences of
+low discrepancy (Niederreiter 1992, doi 10.1137/1.9781611970081).
 """
 
 from __future__ import annotations

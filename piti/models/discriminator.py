@@ -1,4 +1,8 @@
-"""The adversary of the upsampler (PITI, eq. 5): a discriminator of patches, and heads on frozen features."""
+"""The adversary of the upsampler (PITI, eq. 5): a discriminator of patches, and heads on frozen features.
+
+Papers: PatchGAN (Isola et al. 2017, arXiv 1611.07004), spectral normalisation (Miyato et al. 2018, arXiv 1802.05957),
+projected GANs (Sauer et al. 2021, arXiv 2111.01007), LPIPS (Zhang et al. 2018, arXiv 1801.03924).
+"""
 
 from __future__ import annotations
 

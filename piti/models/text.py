@@ -1,4 +1,4 @@
-"""The text encoder: GLIDE's transformer over a caption's tokens."""
+"""The text encoder: GLIDE's transformer over a caption's tokens (Nichol et al. 2021, arXiv 2112.10741)."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class UNetSpec(Spec):
 
 
 def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels: int) -> UNet2DConditionModel:
-    """GLIDE's UNet (Nichol et al. 2021) as a diffusers model.
+    """GLIDE's UNet (Nichol et al. 2021, arXiv 2112.10741) as a diffusers model.
 
     The pooled token [B, D] goes in as `class_labels` and joins the time embedding; the token sequence
     [B, S, D] goes in as `encoder_hidden_states` and extends the keys and values of the self-attention.

@@ -14,7 +14,9 @@ from piti.core.errors import UserError
 from piti.models.encoders import Tokens
 from piti.models.foreign import is_sana, is_transformer
 
-_TIME_IDS = 6  # SDXL: original height and width, top, left, target height and width (Podell et al. 2023, section 2.2)
+_TIME_IDS = 6
+"""Of SDXL: original height and width, top, left, target height and width (Podell et al. 2023, arXiv 2307.01952, section
+2.2)."""
 
 
 @dataclass(frozen=True)
