@@ -105,7 +105,7 @@ class Condition(ABC):
             raise LossyCondition.like(error) from None
         return self.read(image, str(path))
 
-    def take(self, item: Any, name: str = "") -> Shaped[Tensor, "K h w"]:
+    def take(self, item: object, name: str = "") -> Shaped[Tensor, "K h w"]:
         """What a caller hands in, in raw form: arrays, and tensors [h, w], are read like the pictures that files hold.
 
         item: as `Handed` has it, or parts by name; anything else is an error in words. name: what errors call it where
@@ -228,7 +228,7 @@ class Condition(ABC):
         """
         return self, []
 
-    def beside(self, path: Any) -> Condition:
+    def beside(self, path: object) -> Condition:
         """The condition that reads what is handed in: a file as what lies beside it says, such as a class table.
 
         Raises ConditionError for a table that is damaged.

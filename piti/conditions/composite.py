@@ -258,7 +258,7 @@ class SeveralCondition(Condition):
             notes += [f"{name}: {note}" for note in said]
         return (self if parts == dict(self.parts) else replace(self, parts=parts)), notes
 
-    def beside(self, path: Any) -> Condition:
+    def beside(self, path: object) -> Condition:
         if not isinstance(path, Mapping):
             return self
         parts = {

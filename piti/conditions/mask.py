@@ -114,7 +114,7 @@ class MaskCondition(Condition):
         reading, notes = reading_of(self.reader, [file for file in files if is_source(file)])
         return (self if reading is None else replace(self, reading=reading)), notes
 
-    def beside(self, path: Any) -> Condition:
+    def beside(self, path: object) -> Condition:
         """With the class table beside or above a file, where that numbers or colours classes otherwise."""
         found = table_beside(path) if isinstance(path, str | Path) else None
         if found is None or found == self.classes:

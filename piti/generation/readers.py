@@ -43,7 +43,7 @@ def readers_of(condition: Condition, items: Sequence[Item]) -> tuple[dict[Item, 
     return readers, notes
 
 
-def mapped_note(condition: Condition, given: Any) -> list[str]:
+def mapped_note(condition: Condition, given: object) -> list[str]:
     """What to say of one file, or of parts, that the class table beside it numbers; see `readers_of`."""
     return [] if isinstance(given, str) else _mapped(condition.beside(given))
 

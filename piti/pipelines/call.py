@@ -89,10 +89,11 @@ class PITIPipelineOutput(BaseOutput):
 # Arguments
 
 
-def listed(condition: Any) -> list[Any]:
+def listed(condition: object) -> list[object]:
     """One condition, or the several of a sequence that is no text. Raises ConditionError for none."""
-    several = isinstance(condition, Sequence) and not isinstance(condition, str | bytes)
-    inputs = list(condition) if several else [condition]
+    inputs: list[object] = [condition]
+    if isinstance(condition, Sequence) and not isinstance(condition, str | bytes):
+        inputs = list(condition)
     if not inputs:
         raise ConditionError("no condition is given", remedy="give one, or several in a list")
     return inputs

@@ -27,6 +27,7 @@ from piti.models.space import Autoencoder
 from piti.pipelines.call import (
     TENSOR_INPUTS,
     CallState,
+    ConditionInput,
     OutputType,
     PITIPipelineOutput,
     StepCallback,
@@ -189,7 +190,7 @@ class PITIPipeline(CallState, SavedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        condition: Any = None,
+        condition: ConditionInput | Sequence[ConditionInput] | None = None,
         num_images: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
@@ -235,7 +236,7 @@ class PITIPipeline(CallState, SavedPipeline):
 
     def _prepared(
         self,
-        inputs: Sequence[Any],
+        inputs: Sequence[object],
         count: int,
         generator: torch.Generator | Sequence[torch.Generator] | None,
         options: SamplingOptions,
@@ -283,7 +284,7 @@ class PITIPipeline(CallState, SavedPipeline):
 
     def prepare(
         self,
-        condition: Any,
+        condition: object,
         options: SamplingOptions | ResolvedSampling = OWN_SAMPLING,
         source: str = "the condition",
         over: tuple[int, int] | None = None,
@@ -383,7 +384,7 @@ class PITIPipeline(CallState, SavedPipeline):
 
     # Conditions
 
-    def read(self, item: Any, square: bool = False) -> Tensor:
+    def read(self, item: object, square: bool = False) -> Tensor:
         """A condition in raw form, in its own resolution, [K, h, w]; square: cropped at its centre."""
         if isinstance(item, str) and isinstance(self.condition, TextCondition):
             raw = self.condition.tokens(item)
