@@ -223,10 +223,7 @@ class ModelFolder:
         """Raises ModelError unless a network is a translator, and no baseline."""
         kind = self.config(network).get("_class_name", Translator.__name__)
         if kind != Translator.__name__:
-            raise ModelError(
-                f"{self.path}: its {network} is a {kind}, no translator; translate with it, but take another model for "
-                "this"
-            )
+            raise ModelError(f"{self.path}: its {network} is a {kind}, no translator; take another model for this")
 
     def load(self, network: str, torch_dtype: torch.dtype, **form: Any) -> tuple[Translator, Scheduler]:
         """A network, ready to sample, and its scheduler. form: `variant` and `use_safetensors` of diffusers' models.

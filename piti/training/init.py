@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from piti.checkpoints.lora import ADAPTER_CONFIG, Adapted, AdapterConfig, approa
 from piti.checkpoints.prior_hub import is_id
 from piti.checkpoints.priors import not_imported
 from piti.checkpoints.weights import WEIGHTS_FILE, read_weights
-from piti.conditions import Condition, MaskCondition
+from piti.conditions import Condition
 from piti.core.errors import flag, option, text_of
 from piti.core.files import file_hash
 from piti.core.seeding import derive_seed
@@ -31,7 +30,14 @@ from piti.diffusion.samplers import Scheduler
 from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 from piti.diffusion.schedulers import spec_of
 from piti.models import Translator
-from piti.models.foreign import foreign_network
+from piti.training.fitting import (
+    READING,
+    channel_order,
+    check_config,
+    check_schedule,
+    check_shapes,
+    schedule_differences,
+)
 from piti.training.recipe import Recipe, RecipeError
 
 UNET = "unet."
@@ -92,7 +98,7 @@ def _learned_otherwise(translator: Translator, recipe: Recipe) -> str:
     model = ModelFolder.open(folder.parent)
     if recipe.distillation is None:
         _check_no_student(model, folder.name, recipe.init, "init")
-    odd = _differences(spec_of(model.scheduler(folder.name)), recipe.schedule)
+    odd = schedule_differences(spec_of(model.scheduler(folder.name)), recipe.schedule)
     return f"; they learned another schedule ({', '.join(odd.values())})" if odd else ""
 
 
@@ -178,60 +184,15 @@ def load_weights(
     theirs, own = _load(folder)[0], translator.state_dict()
     given = theirs.state_dict()
     check_config(translator, theirs.config.get("unet_config") or {}, name, key)
-    _check_shapes(key, folder, own, given, own.keys() | given.keys())
+    check_shapes(key, folder, own, given, own.keys() | given.keys())
     if only_check:
         return order is not None
     if order is not None:
-        given |= {one: given[one][:, order] for one in _READING if one in given}
+        given |= {one: given[one][:, order] for one in READING if one in given}
     translator.load_state_dict(given)
     if translator.preconditioning is not None:
         translator.preconditioning.set_noise(schedule.alphas_cumprod)
     return order is not None
-
-
-_READING = ("encoder.stem.convs.0.weight", "encoder.convs.0.weight")  # [out, channels of the condition, k, k]
-
-
-def channel_order(learned: Condition, condition: Condition, name: str, key: str = "init") -> list[int] | None:
-    """Which channel of a model's condition each of another's is, by the names of parts and classes; None where all are
-    in place.
-
-    name, key: of the model and of the recipe, for errors. Raises RecipeError where classes or parts are not the same.
-    """
-    theirs, ours = learned.named_parts(), condition.named_parts()
-    if not any(isinstance(part, MaskCondition) for part in (*theirs.values(), *ours.values())):
-        return None  # channels of other kinds have one meaning each
-    if {part: one.kind for part, one in theirs.items()} != {part: one.kind for part, one in ours.items()}:
-        raise RecipeError(
-            f"{key}: {name} reads {', '.join(theirs)}, and this recipe {', '.join(ours)}; name a model of the same "
-            "kinds"
-        )
-    start, starts = 0, dict[str, int]()
-    for kind, part in theirs.items():
-        starts[kind], start = start, start + part.channels
-    order = [starts[kind] + place for kind, part in ours.items() for place in _places(theirs[kind], part, name, key)]
-    return None if order == list(range(start)) else order
-
-
-def _places(learned: Condition, condition: Condition, name: str, key: str) -> list[int]:
-    """The same within one part."""
-    if not (isinstance(learned, MaskCondition) and isinstance(condition, MaskCondition)):
-        return list(range(condition.channels))
-    theirs, ours = learned.classes, condition.classes
-    if condition.channels != ours.count:  # colours
-        return list(range(condition.channels))
-    if set(theirs.names) != set(ours.names):
-        lacking = [f"'{one}'" for one in ours.names if one not in theirs.names]
-        surplus = [f"'{one}'" for one in theirs.names if one not in ours.names]
-        raise RecipeError(
-            f"{key}: the classes of {name} are others: it lacks {_few(lacking)} and has {_few(surplus)}",
-            remedy="give the data's classes its names, or begin from its UNet alone (prior)",
-        )
-    return [theirs.names.index(one) for one in ours.names]
-
-
-def _few(names: list[str]) -> str:
-    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}" if names else "none"
 
 
 def load_prior(
@@ -247,7 +208,7 @@ def load_prior(
     found = not_imported(name) if only_check else None
     if found is not None:
         check_config(translator, found.unet, name)
-        sampled = _check_schedule(found.schedule, schedule, name)
+        sampled = check_schedule(found.schedule, schedule, name)
         return f"prior {name}: {found.what}; fetched and imported when the run begins{sampled}"
     folder = _network_of(translator, name, "prior")
     model = ModelFolder.open(folder.parent)
@@ -265,8 +226,8 @@ def load_prior(
             "out, or let stages train 'unet'"
         )
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
-    _check_shapes("prior", folder, own, given, unet)
-    sampled = _check_schedule(spec_of(scheduler), schedule, str(folder.parent))
+    check_shapes("prior", folder, own, given, unet)
+    sampled = check_schedule(spec_of(scheduler), schedule, str(folder.parent))
     if not only_check:
         translator.load_state_dict({key: given[key] for key in unet}, strict=False)
     left = sorted(key for key in given if key.startswith(ENCODER))
@@ -304,55 +265,6 @@ def _widened(
     noisy, small = weight[:, : 3 * squared], weight[:, 3 * squared :]  # x_t, then an upsampler's small image
     zeros = weight.new_zeros(len(weight), 4 * squared, *weight.shape[2:])
     return {**given, key: torch.cat([noisy, zeros, small], dim=1)}, True
-
-
-_OF_SAMPLING = {"clip", "threshold", "to_clean"}
-"""Keys of a schedule that a network has not learned."""
-
-
-def _check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> str:
-    """What to say where a prior is sampled otherwise than the recipe's model. Raises RecipeError where it has learned
-    another noise schedule."""
-    odd = _differences(learned, schedule)
-    wrong = [said for key, said in odd.items() if key not in _OF_SAMPLING]
-    if wrong:
-        raise RecipeError(
-            f"prior: {name} was trained with another schedule than the recipe's ({', '.join(wrong)})",
-            remedy="copy its schedule into the recipe: its UNet knows no other",
-        )
-    return f"; it was sampled otherwise ({', '.join(odd.values())})" if odd else ""
-
-
-def _differences(learned: ScheduleSpec, schedule: ScheduleSpec) -> dict[str, str]:
-    """In which keys a model's schedule differs from a recipe's, and how."""
-    theirs, ours = learned.to_dict(), schedule.to_dict()
-    return {key: f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]}
-
-
-def check_config(translator: Translator, theirs: Mapping[str, Any], name: str, key: str = "prior") -> None:
-    """Raises RecipeError where a UNet of another family is not that of what `key` names: its weights may fit all the
-    same."""
-    if translator.config.get("unet_config") is None:
-        return
-    if theirs:
-        with torch.device("meta"):  # for the defaults of what is not said, and what follows from the rest
-            theirs = dict(foreign_network(theirs).config)
-    ours = {key: value for key, value in translator.unet.config.items() if not key.startswith("_")}
-    odd = [key for key, value in sorted(ours.items()) if not _same(value, theirs.get(key))]
-    if odd:
-        named = ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in odd[:3])
-        raise RecipeError(f"{key}: 'model.unet_config' is not that of {name} ({named}); copy it from its config.json")
-
-
-def _same(value: Any, theirs: Any) -> bool:
-    """Whether two settings of a UNet are one. A switch that is null is off, as SDXL's published `upcast_attention`."""
-    if value is False and theirs is None:
-        return True
-    return _plain(value) == _plain(theirs)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _weights(folder: Path) -> tuple[Mapping[str, Tensor], Scheduler]:
@@ -395,16 +307,3 @@ def _network_of(translator: Translator, name: str, key: str) -> Path:
 def _load(folder: Path) -> tuple[Translator, Scheduler]:
     """A network and its scheduler from the network's folder. Raises ModelError."""
     return ModelFolder.open(folder.parent).load(folder.name, torch.float32)
-
-
-def _check_shapes(
-    key: str, folder: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor], names: Iterable[str]
-) -> None:
-    wrong = sorted(name for name in names if _shape(own, name) != _shape(given, name))
-    if wrong:
-        named = ", ".join(f"{name}: {_shape(given, name)} there, {_shape(own, name)} here" for name in wrong[:3])
-        raise RecipeError(f"{key}: {len(wrong)} weights of {folder} do not fit this recipe's model ({named} …)")
-
-
-def _shape(weights: Mapping[str, Tensor], key: str) -> list[int] | None:
-    return list(weights[key].shape) if key in weights else None

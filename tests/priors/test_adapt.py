@@ -24,7 +24,7 @@ from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, distributed, plan, train
 from piti.training.build import translator_config
 from piti.training.cost import cost_of
-from piti.training.init import check_config
+from piti.training.fitting import check_config
 from piti.training.latent_cache import CachedSpace
 from piti.training.stages import freeze_all_but
 from tests.conftest import TINY_MODEL, tiny_recipe

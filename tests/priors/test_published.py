@@ -14,7 +14,8 @@ from piti.checkpoints.prior_folders import recognised
 from piti.models import Translator
 from piti.training import read_recipe
 from piti.training.build import translator_config
-from piti.training.init import begin, check_config
+from piti.training.fitting import check_config
+from piti.training.init import begin
 from tests.conftest import ROOT
 from tests.priors.published import MODELS
 

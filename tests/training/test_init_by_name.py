@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from piti.conditions import ClassTable, Condition, MaskCondition, PaletteCondition, SeveralCondition, SketchCondition
-from piti.training.init import channel_order
+from piti.training.fitting import channel_order
 from piti.training.recipe import RecipeError
 
 

@@ -1,0 +1,125 @@
+"""Whether what another model has learned fits a recipe: classes, noise schedule, and the networks' shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piti.conditions import Condition, MaskCondition
+from piti.diffusion.schedule import ScheduleSpec
+from piti.models import Translator
+from piti.models.foreign import foreign_network
+from piti.training.recipe import RecipeError
+
+READING = ("encoder.stem.convs.0.weight", "encoder.convs.0.weight")
+"""Weights of either encoder that read the condition's channels, [out, channels, k, k]."""
+
+
+def channel_order(learned: Condition, condition: Condition, name: str, key: str = "init") -> list[int] | None:
+    """Which channel of a model's condition each of another's is, by the names of parts and classes; None where all are
+    in place.
+
+    name, key: of the model and of the recipe, for errors. Raises RecipeError where classes or parts are not the same.
+    """
+    theirs, ours = learned.named_parts(), condition.named_parts()
+    if not any(isinstance(part, MaskCondition) for part in (*theirs.values(), *ours.values())):
+        return None  # channels of other kinds have one meaning each
+    if {part: one.kind for part, one in theirs.items()} != {part: one.kind for part, one in ours.items()}:
+        raise RecipeError(
+            f"{key}: {name} reads {', '.join(theirs)}, and this recipe {', '.join(ours)}; name a model of the same "
+            "kinds"
+        )
+    start, starts = 0, dict[str, int]()
+    for kind, part in theirs.items():
+        starts[kind], start = start, start + part.channels
+    order = [starts[kind] + place for kind, part in ours.items() for place in _places(theirs[kind], part, name, key)]
+    return None if order == list(range(start)) else order
+
+
+def _places(learned: Condition, condition: Condition, name: str, key: str) -> list[int]:
+    """The same within one part."""
+    if not (isinstance(learned, MaskCondition) and isinstance(condition, MaskCondition)):
+        return list(range(condition.channels))
+    theirs, ours = learned.classes, condition.classes
+    if condition.channels != ours.count:  # colours
+        return list(range(condition.channels))
+    if set(theirs.names) != set(ours.names):
+        lacking = [f"'{one}'" for one in ours.names if one not in theirs.names]
+        surplus = [f"'{one}'" for one in theirs.names if one not in ours.names]
+        raise RecipeError(
+            f"{key}: the classes of {name} are others: it lacks {_few(lacking)} and has {_few(surplus)}",
+            remedy="give the data's classes its names, or begin from its UNet alone (prior)",
+        )
+    return [theirs.names.index(one) for one in ours.names]
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}" if names else "none"
+
+
+_OF_SAMPLING = {"clip", "threshold", "to_clean"}
+"""Keys of a schedule that a network has not learned."""
+
+
+def check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> str:
+    """What to say where a prior is sampled otherwise than the recipe's model. Raises RecipeError where it has learned
+    another noise schedule."""
+    odd = schedule_differences(learned, schedule)
+    wrong = [said for key, said in odd.items() if key not in _OF_SAMPLING]
+    if wrong:
+        raise RecipeError(
+            f"prior: {name} was trained with another schedule than the recipe's ({', '.join(wrong)})",
+            remedy="copy its schedule into the recipe: its UNet knows no other",
+        )
+    return f"; it was sampled otherwise ({', '.join(odd.values())})" if odd else ""
+
+
+def schedule_differences(learned: ScheduleSpec, schedule: ScheduleSpec) -> dict[str, str]:
+    """In which keys a model's schedule differs from a recipe's, and how."""
+    theirs, ours = learned.to_dict(), schedule.to_dict()
+    return {key: f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]}
+
+
+def check_config(translator: Translator, theirs: Mapping[str, Any], name: str, key: str = "prior") -> None:
+    """Raises RecipeError where a UNet of another family is not that of what `key` names: its weights may fit all the
+    same."""
+    if translator.config.get("unet_config") is None:
+        return
+    if theirs:
+        with torch.device("meta"):  # for the defaults of what is not said, and what follows from the rest
+            theirs = dict(foreign_network(theirs).config)
+    ours = {key: value for key, value in translator.unet.config.items() if not key.startswith("_")}
+    odd = [key for key, value in sorted(ours.items()) if not _same(value, theirs.get(key))]
+    if odd:
+        named = ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in odd[:3])
+        raise RecipeError(f"{key}: 'model.unet_config' is not that of {name} ({named}); copy it from its config.json")
+
+
+def _same(value: Any, theirs: Any) -> bool:
+    """Whether two settings of a UNet are one. A switch that is null is off, as SDXL's published `upcast_attention`."""
+    if value is False and theirs is None:
+        return True
+    return _plain(value) == _plain(theirs)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_shapes(
+    key: str, folder: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor], names: Iterable[str]
+) -> None:
+    """Raises RecipeError where weights of these names are missing on one side, or differ in shape. key, folder: of what
+    is given, for errors."""
+    wrong = sorted(name for name in names if _shape(own, name) != _shape(given, name))
+    if wrong:
+        named = ", ".join(f"{name}: {_shape(given, name)} there, {_shape(own, name)} here" for name in wrong[:3])
+        raise RecipeError(f"{key}: {len(wrong)} weights of {folder} do not fit this recipe's model ({named} …)")
+
+
+def _shape(weights: Mapping[str, Tensor], key: str) -> list[int] | None:
+    return list(weights[key].shape) if key in weights else None
