@@ -244,7 +244,7 @@ class ConditionEncoder(nn.Module):
     """Condition [B, C, H, W] => Tokens(pooled [B, D], sequence [B, S, D], residuals or None).
 
     Convolutions to a grid of tokens, then a transformer over them and a pooled token (PITI, section
-    3.2 and its released encoder). `skips` lists the UNet's skip connections for the aligned path.
+    3.3 and its released encoder). `skips` lists the UNet's skip connections for the aligned path.
     """
 
     def __init__(
