@@ -31,7 +31,7 @@ def test_a_run_leaves_an_upsampler_metrics_and_previews(tiny_data: Path, tmp_pat
     weighted = logged[0]["simple"] + logged[0]["vb"] + 0.01 * logged[0]["perceptual"]
     assert logged[0]["loss"] == pytest.approx(weighted, rel=1e-4)
     picture = Image.open(tmp_path / "run/previews/step-00000004.png")
-    assert picture.size == (2 * 36 + 4, 3 * 36 + 4)  # small image, sample and photograph for two pairs
+    assert picture.size == (2 * 196 + 4, 3 * 196 + 4)  # small image, sample and photograph for two pairs, enlarged
 
 
 def test_both_networks_learn_and_the_perceptual_one_does_not(tiny_data: Path, tmp_path: Path, features: Any) -> None:
