@@ -201,7 +201,7 @@ def image_of_output(values: Tensor | np.ndarray, source: str) -> Image.Image:
 
     Raises ImageError, naming `source`, for other shapes, types and ranges.
     """
-    planes = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    planes = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
     if isinstance(values, np.ndarray) and values.ndim == 3:
         planes = planes.permute(2, 0, 1)
     if planes.ndim != 3 or len(planes) != 3 or not planes.numel() or not planes.is_floating_point():

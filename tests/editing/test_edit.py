@@ -287,7 +287,8 @@ def test_an_image_and_a_region_may_be_files_or_arrays(tmp_path: Path) -> None:
     with pytest.raises(EditError, match=r"photo\.png: images are written as 8-bit RGB, where its transparency"):
         edited(pipeline, photo, region=region, keep_exact=True)
     levels = np.asarray(image).astype(np.float32) / 255
-    for numbers in (levels, torch.from_numpy(levels).movedim(-1, 0)):  # as a pipeline gives images
+    mirrored = np.flip(np.flip(levels, 1).copy(), 1)  # whose rows run backwards in memory
+    for numbers in (levels, mirrored, torch.from_numpy(levels).movedim(-1, 0)):  # as a pipeline gives images
         again = edited(pipeline, numbers, region=region, keep_exact=True).images[0]
         assert np.array_equal(np.asarray(again), np.asarray(whole))
     for odd, said in ((2 * levels - 1, "floats from -1 to 1; bring them to"), (torch.zeros(1, 3, 4, 4), r"got \[1, 3")):
