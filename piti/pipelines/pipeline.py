@@ -340,9 +340,9 @@ class PITIPipeline(CallState, SavedPipeline):
 
         Encoders, baselines and edits stay with torch. Raises EngineError.
         """
-        engine = engine_named(name, self.device, dtype)
-        if engine.name != TorchEngine.name and not all(part.compiles for part in self._stepping()):
-            if name != "auto":
+        engine, stepping = engine_named(name, self.device, dtype), self._stepping()
+        if not stepping or (engine.name != TorchEngine.name and not all(part.compiles for part in stepping)):
+            if stepping and name != "auto":
                 raise EngineError("does not compute UNets of other families", option="engine", value=name)
             engine = TorchEngine()
         self.engine = engine

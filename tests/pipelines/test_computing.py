@@ -21,6 +21,7 @@ from piti.models.compiling import compile_blocks, is_compiled, repeated_blocks
 from piti.pipelines.computing import Computing
 from piti.pipelines.marks import weights_mark
 from piti.pipelines.pipeline import PITIPipeline
+from tests.evaluation.seen import NOISELESS, baseline_pipeline
 from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import arrays, mask, seeded
 
@@ -63,6 +64,13 @@ def test_an_engine_leaves_the_weights_as_they_are_and_may_be_exact() -> None:
     sent = pickle.loads(pickle.dumps(pipeline))  # as to another process
     assert sent.engine.described() == pipeline.engine.described()
     assert Computing("cpu", "fp32", "auto").applied(tiny_cascade()).engine.name == "torch"  # no faster than torch
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_a_baseline_alone_stays_with_torch_and_its_images_say_so() -> None:
+    pipeline = baseline_pipeline(NOISELESS).use_engine("openvino")
+    assert pipeline.engine.name == "torch"
+    assert "openvino" not in made_on(pipeline)
 
 
 def test_compiling_and_an_engine_are_one_too_many() -> None:
