@@ -30,7 +30,7 @@ FOREIGN_TO = {"diffusion": {"conditions", "data", "models"}, "models": {"conditi
 FIELDS = {"upsampler_guidance", "upsampler_noise"}  # options of a pipeline, and of no flag
 FIELDS |= {"num_images", "num_images_per_prompt", "num_inference_steps", "guidance_scale", "output_type", "latents"}
 FIELDS |= {"callback_on_step_end", "callback_on_step_end_tensor_inputs", "torch_dtype", "device_map"}
-FIELDS |= {"use_safetensors", "save_directory"}
+FIELDS |= {"use_safetensors", "save_directory", "keep_exact"}
 
 
 def layer_of(module: str) -> int:

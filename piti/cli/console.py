@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 log = LogConsole()
 
 
+_TWO_WORDS = {"keep_exact": "--keep exact"}
+"""Keywords that the command line has as an option and its value."""
+
+
 def flag(name: str) -> str:
-    """An option's flag, from its keyword."""
-    return f"--{name.replace('_', '-')}"
+    """What is typed for an option, from its keyword."""
+    from piti.core import errors
+
+    return _TWO_WORDS.get(name) or errors.flag(name)
 
 
 def with_flags(text: str) -> str:

@@ -335,8 +335,8 @@ def _check_kept(soft: Tensor, before: Tensor | None, white: Tensor | None) -> No
     if white is None and before is None:
         remedies.insert(0, f"give what the image shows now, as {option('from')} or {option('from_text')}")
     raise EditError(
-        f"all of the image would be repainted, and nothing of it kept, as {option('keep')} exact asks",
-        remedy=", or ".join([*remedies, f"leave {option('keep')} exact out"]),
+        f"all of the image would be repainted, and nothing of it kept, as {option('keep_exact')} asks",
+        remedy=", or ".join([*remedies, f"leave {option('keep_exact')} out"]),
     )
 
 

@@ -131,9 +131,9 @@ def check_exact(picture: Image.Image | Source, source: str) -> None:
     lost = loss_as_rgb(picture)
     if lost:
         raise EditError(
-            f"images are written as 8-bit RGB, where {lost} would be lost, and {option('keep')} exact promises "
+            f"images are written as 8-bit RGB, where {lost} would be lost, and {option('keep_exact')} promises "
             "every bit",
-            remedy=f"export it as 8-bit RGB without transparency, or leave {option('keep')} exact out",
+            remedy=f"export it as 8-bit RGB without transparency, or leave {option('keep_exact')} out",
             source=source,
         )
 

@@ -116,8 +116,8 @@ def _smaller(image: Image.Image, made: Image.Image) -> list[str]:
     if made.width * made.height >= image.width * image.height:
         return []
     return [
-        f"edited at {made.width} x {made.height}, where the image is {image.width} x {image.height}: {option('keep')} "
-        f"exact gives it in its own size, {option('size')} edits it at a larger one"
+        f"edited at {made.width} x {made.height}, where the image is {image.width} x {image.height}: "
+        f"{option('keep_exact')} gives it in its own size, {option('size')} edits it at a larger one"
     ]
 
 
