@@ -157,18 +157,21 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Ma
 def _name_in(folder: Path, tracker: str) -> str:
     """What a tracker calls the run of a folder: drawn once."""
     place = folder / NAMES_FILE
-    try:
-        names = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        names = {}
-    if not isinstance(names, dict) or not isinstance(names.get(tracker), str):
-        names = {
-            **(names if isinstance(names, dict) else {}),
-            tracker: f"{folder.resolve().name}-{secrets.token_hex(4)}",
-        }
+    names = _names(place)
+    if tracker not in names:
+        names[tracker] = f"{folder.resolve().name}-{secrets.token_hex(4)}"
         with whole_file(place, overwrite=True) as partial:
             partial.write_text(json.dumps(names, indent=1), encoding="utf-8")
     return names[tracker]
+
+
+def _names(place: Path) -> dict[str, str]:
+    """Those in a file; none where it is missing or damaged."""
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: name for key, name in found.items() if isinstance(name, str)} if isinstance(found, dict) else {}
 
 
 def _plain(value: Any) -> Any:
