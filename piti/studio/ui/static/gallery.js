@@ -75,6 +75,7 @@ function view(pictures, place) {
 const KEPT = 60; // pictures of earlier results
 let shown = {}, last = {}; // what is shown; the last finished pictures, which stay beside a problem
 let earlier = []; // finished pictures of results before the last, the newest first
+let listed = ""; // the addresses of those that are shown as small pictures
 
 // "settled" only clears an earlier problem: pictures stay.
 function arrived() {
@@ -114,6 +115,9 @@ function render(value) {
 // Small pictures of earlier results: making others, or a live preview, loses none. One that the studio keeps no longer
 // goes.
 function before(pictures) {
+  const addresses = pictures.map((picture) => picture.address).join(" ");
+  if (addresses === listed) return; // a job renders at every step
+  listed = addresses;
   part("earlier").hidden = !pictures.length;
   part("count").textContent = pictures.length;
   const gone = (picture) => {
