@@ -83,7 +83,7 @@ def import_(
         str,
         Argument(
             help="A released base, of GLIDE or PITI, or PITI's encoder alone; or a folder of diffusers or a hub id: "
-            "Stable Diffusion 1 or 2, SDXL, DeepFloyd IF, PixArt, Sana."
+            "Stable Diffusion 1, 2 or 3, SDXL, DeepFloyd IF, PixArt, Sana."
         ),
     ],
     out: Annotated[Path, Option(help="The model's folder.")],
