@@ -42,10 +42,10 @@ def encoder_spec_of(
 
 def _check_widths(encoder: EncoderSpec | TextEncoderSpec, unet: Wiring) -> None:
     """Raises UserError unless an encoder's tokens are as wide as the UNet's, and its maps have somewhere to go."""
-    if isinstance(encoder, EncoderSpec) and encoder.residuals and not unet.skips:
+    if isinstance(encoder, EncoderSpec) and encoder.residuals and not unet.aligned:
         raise UserError(
-            "the encoder's aligned path goes through a UNet's skip connections, and a transformer has none; set its "
-            "'residuals' to false"
+            "the encoder's aligned path goes through a UNet's skip connections or between the blocks of Sana or Stable "
+            "Diffusion 3; a transformer of PixArt takes no maps: set its 'residuals' to false"
         )
     if encoder.token_width != unet.sequence:
         raise UserError(
@@ -68,5 +68,5 @@ def built_encoder(encoder: AnyEncoderSpec | None, unet: Wiring, sample_size: int
     if isinstance(encoder, LanguageSpec):
         return LanguageEncoder(encoder)
     if isinstance(encoder, AlignedEncoderSpec):
-        return AlignedEncoder(encoder, list(unet.skips), sample_size)
-    return ConditionEncoder(encoder, list(unet.skips), sample_size)
+        return AlignedEncoder(encoder, list(unet.aligned), sample_size)
+    return ConditionEncoder(encoder, list(unet.aligned), sample_size)

@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
     sequence: Float[Tensor, "b s d"]
     """The tokens that attention reads."""
     residuals: tuple[Tensor, ...] | None = None
-    """The aligned path: one map for each skip connection of the UNet and, last, one for its middle."""
+    """The aligned path: a map for each place where one enters the network, as `Wiring.aligned` lists them."""
     maps: tuple[Tensor, ...] | None = None
     """The condition's own maps, finest first, for a pixel head."""
     mask: Bool[Tensor, "b s"] | None = None
@@ -68,7 +68,8 @@ class EncoderSpec(Spec):
     norm_groups: int | None = Field(default=None, ge=1)
     """Groups of the stem's normalisation; none: one group a channel, which is instance normalisation."""
     residuals: bool = False
-    """The aligned path into the UNet's skip connections, beyond the paper; zero at the start."""
+    """The aligned path into the UNet's skip connections, or between a transformer's blocks, beyond the paper; zero at
+    the start."""
     sequence_width: int | None = Field(default=None, ge=1)
     """Width of the tokens that attention reads, by a linear map of the transformer's; none: `width` itself."""
     pooled: int | None = Field(default=None, ge=0)
@@ -188,23 +189,22 @@ class ConvStem(nn.Module):
 
 
 class AlignedResiduals(nn.Module):
-    """Zero-initialised 1 × 1 convolutions from the encoder's maps to the UNet's skip connections.
+    """Zero-initialised 1 × 1 convolutions from the encoder's maps to places in a UNet or transformer.
 
     PITI names the misalignment of small objects as its limitation: tokens carry little spatial
     information. This path carries it. At the start of training it adds nothing.
     """
 
-    def __init__(self, maps: list[tuple[int, int]], skips: list[tuple[int, int]], sample_size: int) -> None:
-        """maps: (channels, side) of the encoder's maps at the trained size, finest first; skips: (channels, level) of
-        the UNet's skip connections; sample_size: side of the UNet's first level at the trained size.
+    def __init__(self, maps: list[tuple[int, int]], places: list[tuple[int, int]], sample_size: int) -> None:
+        """maps: (channels, side) of the encoder's maps at the trained size, finest first; places: (channels, level)
+        where the network takes one, see `Wiring.aligned`; sample_size: side of x_t at the trained size.
         """
         super().__init__()
-        self.sides = [sample_size // 2**level for _, level in [*skips, skips[-1]]]
+        self.sides = [sample_size // 2**level for _, level in places]
         self.sources = [self._source(maps, side) for side in self.sides]
-        targets = [channels for channels, _ in skips] + [skips[-1][0]]
         self.size = maps[0][1]
         self.convs = nn.ModuleList(
-            _zero_conv(maps[source][0], target) for source, target in zip(self.sources, targets, strict=True)
+            _zero_conv(maps[source][0], channels) for source, (channels, _) in zip(self.sources, places, strict=True)
         )
 
     @staticmethod
@@ -244,11 +244,11 @@ class ConditionEncoder(nn.Module):
     """Condition [B, C, H, W] => Tokens(pooled [B, D], sequence [B, S, D], residuals or None).
 
     Convolutions to a grid of tokens, then a transformer over them and a pooled token (PITI, section
-    3.3 and its released encoder). `skips` lists the UNet's skip connections for the aligned path.
+    3.3 and its released encoder). `places` and `sample_size` are as of `AlignedResiduals`, for the aligned path.
     """
 
     def __init__(
-        self, spec: EncoderSpec, skips: list[tuple[int, int]] | None = None, sample_size: int | None = None
+        self, spec: EncoderSpec, places: list[tuple[int, int]] | None = None, sample_size: int | None = None
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -262,10 +262,10 @@ class ConditionEncoder(nn.Module):
         self.to_pooled = nn.Linear(spec.width, spec.pooled) if spec.pooled else None
         self.residuals = None
         if spec.residuals:
-            if skips is None or sample_size is None:
-                raise UserError("residuals: true needs the UNet's skip connections; build a Translator")
+            if places is None or sample_size is None:
+                raise UserError("residuals: true needs to know where the network takes maps; build a Translator")
             maps = [(width, spec.size // 2**k) for k, width in enumerate(spec.channels)]
-            self.residuals = AlignedResiduals([*maps, (spec.width, self.grid)], skips, sample_size)
+            self.residuals = AlignedResiduals([*maps, (spec.width, self.grid)], places, sample_size)
 
     def forward(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
         """condition: [B, in_channels, H, W], its sides multiples of the spec's `stride`; S = H·W/stride² tokens."""
@@ -313,7 +313,7 @@ class AlignedEncoder(nn.Module):
     tokens can say. The maps have no normalisation, so a crop's are those of the whole.
     """
 
-    def __init__(self, spec: AlignedEncoderSpec, skips: list[tuple[int, int]], sample_size: int) -> None:
+    def __init__(self, spec: AlignedEncoderSpec, places: list[tuple[int, int]], sample_size: int) -> None:
         super().__init__()
         self.spec = spec
         widths = (spec.in_channels, *spec.channels)
@@ -321,7 +321,7 @@ class AlignedEncoder(nn.Module):
             nn.Conv2d(c_in, c_out, 3, stride=2 if k else 1, padding=1)
             for k, (c_in, c_out) in enumerate(pairwise(widths))
         )
-        self.residuals = AlignedResiduals(spec.map_shapes(), skips, sample_size)
+        self.residuals = AlignedResiduals(spec.map_shapes(), places, sample_size)
 
     def forward(self, condition: Float[Tensor, "b c h w"]) -> Tokens:
         """condition: [B, in_channels, H, W], its sides multiples of the spec's `stride`."""

@@ -279,7 +279,8 @@ class Translator(NetworkMixin, ConfigMixin):
             )
         if tokens.residuals is None:
             return
-        tall, wide = (factor * self.patch_size * side for side in tokens.residuals[0].shape[-2:])
+        reduced = factor * self.patch_size * 2 ** self.wiring.aligned[0][1]
+        tall, wide = (reduced * side for side in tokens.residuals[0].shape[-2:])
         if (tall, wide) != (height, width):
             raise UserError(
                 f"images of {height} x {width}: their condition lies over {tall} x {wide}; resize one of the two"

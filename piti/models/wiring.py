@@ -21,7 +21,7 @@ _TIME_IDS = 6
 
 @dataclass(frozen=True)
 class Wiring:
-    """Where a UNet takes tokens, how wide they are, and the sides of its levels."""
+    """Where a network takes tokens and maps, how wide they are, and the sides of its levels."""
 
     sequence: int | None
     """Width of the tokens that attention reads; none: it takes no condition."""
@@ -33,8 +33,9 @@ class Wiring:
     """Whether it is told the image's size, as SDXL is."""
     leveled: bool
     """Whether it is told the noise level of the small image that it enlarges, as DeepFloyd IF's second stage is."""
-    skips: tuple[tuple[int, int], ...]
-    """(channels, level) of every skip connection in the UNet's order; level k has side / 2^k."""
+    aligned: tuple[tuple[int, int], ...]
+    """(channels, level) of the places where maps of the aligned path enter: a UNet's skip connections in its order and,
+    last, its middle; between blocks of a transformer. Level k has side / 2^k."""
     reduction: int
     """By how much the sides shrink on the way to the lowest level."""
     longest: int | None = None
@@ -56,7 +57,7 @@ class Wiring:
             pooled_width=width if attends else 0,
             sized=config.get("addition_embed_type") == "text_time",
             leveled=config.get("class_embed_type") == "timestep",
-            skips=tuple(_skips(config)),
+            aligned=_skips_and_middle(config),
             reduction=2 ** (levels - 1),
         )
 
@@ -83,7 +84,7 @@ class Wiring:
 
 @dataclass(frozen=True)
 class TransformerWiring(Wiring):
-    """Of a transformer, which has no skip connections."""
+    """Of a transformer, which has no skip connections: maps are added to what comes out of its blocks."""
 
     kind: TransformerKind = "pixart"
     """PixArt's (Chen et al. 2023, arXiv 2310.00426), Sana's (Xie et al. 2024, arXiv 2410.10629) or Stable Diffusion 3's
@@ -102,7 +103,7 @@ class TransformerWiring(Wiring):
             pooled_width=config["pooled_projection_dim"] if joint else 0,
             sized=False,
             leveled=False,
-            skips=(),
+            aligned=_between_blocks(config, kind),
             reduction=patch,
             longest=config["pos_embed_max_size"] * patch if joint else None,
             kind=kind,
@@ -112,10 +113,13 @@ class TransformerWiring(Wiring):
     def arguments(self, tokens: Tokens, size: tuple[int, int], level: int | None) -> dict[str, Any]:
         """As of a UNet; PixArt's and Sana's are also told where a text ends."""
         sequence = tokens.sequence
+        maps = None if tokens.residuals is None else [one.flatten(2).transpose(1, 2) for one in tokens.residuals]
         if self.kind == "sd3":
-            return {"encoder_hidden_states": sequence, "pooled_projections": tokens.pooled}
+            given = {"encoder_hidden_states": sequence, "pooled_projections": tokens.pooled}
+            return given | {"block_controlnet_hidden_states": maps}
         if self.kind == "sana":
-            return {"encoder_hidden_states": sequence, "encoder_attention_mask": tokens.mask}
+            given = {"encoder_hidden_states": sequence, "encoder_attention_mask": tokens.mask}
+            return given | {"controlnet_block_samples": maps}
         told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.proportioned:
             height, width = size
@@ -148,7 +152,16 @@ def _pooled(config: Mapping[str, Any]) -> tuple[Literal["class_labels", "text_em
     return None, 0
 
 
-def _skips(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+def _between_blocks(config: Mapping[str, Any], kind: TransformerKind) -> tuple[tuple[int, int], ...]:
+    """Half as many maps as there are blocks: diffusers adds each after two blocks of Stable Diffusion 3, and one after
+    each block of Sana from the second on. PixArt's transformer takes none."""
+    if kind == "pixart":
+        return ()
+    width, level = config["num_attention_heads"] * config["attention_head_dim"], config["patch_size"].bit_length() - 1
+    return ((width, level),) * (config["num_layers"] // 2)
+
+
+def _skips_and_middle(config: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     counts = [layers] * len(channels) if isinstance(layers, int) else list(layers)
     shapes = [(channels[0], 0)]
@@ -156,7 +169,7 @@ def _skips(config: Mapping[str, Any]) -> list[tuple[int, int]]:
         shapes += [(width, level)] * count
         if level + 1 < len(channels):
             shapes.append((width, level + 1))
-    return shapes
+    return (*shapes, shapes[-1])
 
 
 _KNOWN: dict[str, tuple[Any, ...]] = {

@@ -81,8 +81,8 @@ def test_residuals_are_aligned() -> None:
     """A change in one corner of the condition changes the finest residual there and not in the opposite corner."""
     spec = EncoderSpec.parse(TINY_MODEL["encoder"], "test")  # type: ignore[arg-type]
     unet = UNetSpec.parse(TINY_MODEL["unet"], "test")  # type: ignore[arg-type]
-    skips = list(Wiring.of(build_unet(unet, 8, 12, 24).config).skips)
-    encoder = ConditionEncoder(spec, skips, 8)
+    places = list(Wiring.of(build_unet(unet, 8, 12, 24).config).aligned)
+    encoder = ConditionEncoder(spec, places, 8)
     finest = encoder.get_submodule("residuals.convs")[0]
     torch.nn.init.normal_(finest.weight)
     condition = inputs(1)[2]

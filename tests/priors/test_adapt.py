@@ -45,8 +45,8 @@ TOKENS: dict[str, dict[str, Any]] = {
     "sdxl": {"sequence_width": 24, "pooled": 8},
     "floyd": {"sequence_width": 8, "pooled": 0},
     "pixart": {"sequence_width": 8, "pooled": 0, "residuals": False},
-    "sana": {"sequence_width": 8, "pooled": 0, "residuals": False},
-    "sd3": {"sequence_width": 40, "pooled": 16, "residuals": False},
+    "sana": {"sequence_width": 8, "pooled": 0},
+    "sd3": {"sequence_width": 40, "pooled": 16},
 }
 """What each UNet takes of an encoder."""
 
@@ -220,10 +220,34 @@ def test_a_switch_that_is_null_in_a_published_configuration_is_off(stable: tiny.
         check_config(translator, published | {"upcast_attention": True}, "theirs")
 
 
-def test_the_aligned_path_does_not_lead_into_a_transformer(pixart: tiny.Imported, tiny_data: Path) -> None:
+@pytest.mark.parametrize(("family", "wide"), [("sana", True), ("sana", False), ("sd3", True), ("sd3", False)])
+def test_the_aligned_path_of_a_transformer_is_in_place(
+    request: pytest.FixtureRequest, tiny_data: Path, family: str, wide: bool
+) -> None:
+    """A change in one corner of a condition's maps begins in that corner of the image; every map counts."""
+    prior: tiny.Imported = request.getfixturevalue(family)
+    recipe = recipe_of(prior, tiny_data, family)
+    torch.manual_seed(0)
+    translator = Translator(**translator_config(recipe.model, None)).eval()
+    condition = torch.rand(1, recipe.model.to_dict()["encoder"]["in_channels"], 16, 32 if wide else 16)
+    x_t, t = torch.randn(1, 4, 8, 16 if wide else 8), torch.tensor(500)
+    tokens = translator.encode(condition)
+    assert tokens.residuals is not None
+    plain = translator(x_t, t, tokens).output
+    for number, one in enumerate(tokens.residuals):
+        marked = one.clone()
+        marked[..., :1, :1] += 5 * torch.randn(one.shape[1], 1, 1)
+        maps = (*tokens.residuals[:number], marked, *tokens.residuals[number + 1 :])
+        gap = (translator(x_t, t, tokens._replace(residuals=maps)).output - plain).abs().sum(1)[0]
+        assert gap[:2, :2].mean() > 2 * gap[-2:, -2:].mean()
+    with pytest.raises(UserError, match=r"their condition lies over \d+ x \d+; resize one of the two"):
+        translator(torch.randn(1, 4, 16, 16), t, tokens)
+
+
+def test_the_aligned_path_does_not_lead_into_a_transformer_of_pixart(pixart: tiny.Imported, tiny_data: Path) -> None:
     model = recipe_of(pixart, tiny_data, "pixart").model.to_dict()
     model["encoder"]["residuals"] = True
-    with pytest.raises(UserError, match="goes through a UNet's skip connections, and a transformer has none; set its"):
+    with pytest.raises(UserError, match="a transformer of PixArt takes no maps: set its 'residuals' to false"):
         plan(recipe_of(pixart, tiny_data, "pixart", model=model), tiny_data / "run")
 
 

@@ -89,7 +89,7 @@ def losses_of_diffusers(folder: Path, step: Step) -> tuple[float, float]:
 
 def _loss_of_a_flow(network: SanaTransformer2DModel | SD3Transformer2DModel, folder: Path, step: Step) -> float:
     """As `train_dreambooth_lora_sana` and `train_dreambooth_sd3` have it, every timestep alike."""
-    given = {}
+    given: dict[str, Any] = {}
     if isinstance(network, SD3Transformer2DModel):
         x0, given = _points(folder, step), {"pooled_projections": step.tokens.pooled}
     else:
@@ -99,6 +99,9 @@ def _loss_of_a_flow(network: SanaTransformer2DModel | SD3Transformer2DModel, fol
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)  # whose levels come from the noisiest on
     sigmas = scheduler.sigmas.flip(0)[step.t].view(-1, 1, 1, 1)
     noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    assert step.tokens.residuals is not None
+    maps = [one.flatten(2).transpose(1, 2) for one in step.tokens.residuals]
+    given |= {"controlnet_block_samples" if not given else "block_controlnet_hidden_states": maps}
     given |= {"encoder_hidden_states": step.tokens.sequence, "timestep": 1000 * sigmas.flatten()}
     return F.mse_loss(network(noisy, **given).sample, noise - x0).item()
 
