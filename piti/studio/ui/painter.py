@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.resources import files
-from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
 from piti.conditions.sketch import INK
 from piti.core.errors import UserError
-from piti.core.images import ImageError, read_rgb
+from piti.studio.service.inputs import photograph
 from piti.studio.ui.element import Element, address_of, shrunk
 
 LARGEST_SIDE = 1024
@@ -71,20 +70,6 @@ class PainterValue:
 
 class PaintingError(UserError):
     """The browser sent something that is not a painting."""
-
-
-@dataclass(frozen=True)
-class _File:
-    """The bytes of a painting, as `piti.core.images` reads them."""
-
-    content: bytes
-
-    def open(self) -> BinaryIO:
-        """A fresh stream."""
-        return BytesIO(self.content)
-
-    def __str__(self) -> str:
-        return "the painting"
 
 
 class Painter(Element):
@@ -144,8 +129,8 @@ class Painter(Element):
                 f"the painting has {width} x {height} pixels, at most {most} are taken; make it smaller"
             )
         try:
-            return read_rgb(_File(content))
-        except ImageError:
+            return photograph(content, "the painting", LARGEST_SIDE**2)  # a PNG may hold a second header, which counts
+        except UserError:
             raise PaintingError("the painting arrived damaged; load the page again") from None
 
     def postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]

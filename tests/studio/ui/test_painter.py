@@ -48,9 +48,9 @@ def png(picture: Image.Image, form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def claimed_png(width: int, height: int) -> bytes:
-    """A PNG whose header says how large it is, and which holds few pixels."""
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(99))]
+def claimed_png(width: int, height: int, rows: bytes = bytes(99)) -> bytes:
+    """A PNG whose header says how large it is, and which holds few pixels, or `rows`."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows)]
     packed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
@@ -105,6 +105,16 @@ def test_large_files_are_refused_before_they_are_unpacked(painter: Painter) -> N
 def test_large_pictures_are_refused_before_they_are_decoded(painter: Painter, size: tuple[int, int]) -> None:
     with pytest.raises(PaintingError, match=f"{size[0]} x {size[1]} pixels, at most 1024 x 1024"):
         painter.preprocess(address(claimed_png(*size)))
+
+
+def test_a_second_header_cannot_make_a_picture_large(painter: Painter) -> None:
+    """Decoders take a PNG's last header; a painting of few bytes could so be of many millions of pixels."""
+    large = claimed_png(2 * LARGEST_SIDE, LARGEST_SIDE, bytes(2 * LARGEST_SIDE * LARGEST_SIDE * 3 + LARGEST_SIDE))
+    first = claimed_png(8, 8)
+    twice = first[: first.index(b"IDAT") - 4] + large[len(b"\x89PNG\r\n\x1a\n") :]
+    assert Image.open(BytesIO(twice)).convert("RGB").size == (2 * LARGEST_SIDE, LARGEST_SIDE)
+    with pytest.raises(PaintingError, match="the painting arrived damaged"):
+        painter.preprocess(address(twice))
 
 
 @pytest.mark.parametrize("content", [claimed_png(8, 8), png(mask(64, 64))[:-200], png(mask(8, 8))[:20]])
