@@ -90,7 +90,7 @@ def _export(folder: ModelFolder, network: str) -> _Export:
     try:
         found = as_released(config)
     except UserError as error:
-        raise ExchangeError(f"{source}: {error}") from None
+        raise ExchangeError.like(error).about(source) from None
     if schedule != SCHEDULES[network]:
         own, theirs = schedule.to_dict(), SCHEDULES[network].to_dict()
         odd = {key: value for key, value in own.items() if value != theirs[key]}

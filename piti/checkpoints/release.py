@@ -130,7 +130,7 @@ def identify(shapes: Shapes, source: str, chosen: Heads | None = None) -> Releas
     except KeyError as error:
         raise ReleaseError(f"{source}: looks like {layout.family}'s layout, but has no '{error.args[0]}'") from None
     except UserError as error:
-        raise ReleaseError(f"{source}: {error}") from None
+        raise ReleaseError.like(error).about(source) from None
     except (ValueError, IndexError):
         raise ReleaseError(f"{source}: has {layout.family}'s keys, but tensors of other dimensions") from None
     return found

@@ -19,7 +19,7 @@ from piti.checkpoints.release import (
     our_tensors,
 )
 from piti.checkpoints.release_keys import release_rules
-from piti.core.errors import UserError
+from piti.core.errors import UserError, option
 from piti.models import EncoderSpec, TextEncoderSpec, Translator, UNetSpec
 from tests.released import TINY, encoder_weights, tiny_weights
 
@@ -136,8 +136,9 @@ def test_heads_are_of_the_released_size_unless_told() -> None:
 def test_heads_of_no_usual_size_are_asked_for() -> None:
     encoder = TINY["piti"]["encoder_spec"] | {"width": 48, "heads": 2}
     config = TINY["piti"] | {"encoder_spec": encoder, "unet_spec": TINY["piti"]["unet_spec"] | {"token_width": 48}}
-    with pytest.raises(ReleaseError, match=r"x.pt: .*width 48.*heads"):
+    with pytest.raises(ReleaseError, match=r"x.pt: .*width 48.*heads") as caught:
         identify(shapes_for(config), "x.pt")
+    assert option("heads") in caught.value.text(), "the command line writes its flag"
     assert identify(shapes_for(config), "x.pt", Heads(heads=2)).config == full(config)
     with pytest.raises(ReleaseError, match="head_dim 48"):
         identify(shapes_for(config), "x.pt", Heads(head_dim=48, heads=2))
