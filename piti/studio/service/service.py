@@ -239,11 +239,11 @@ class Studio:
         UserError for a condition that the model cannot use.
         """
         pipeline = self.model(model).pipeline
-        prepared = pipeline.prepare(raw, live_sampling(pipeline, guidance))
-        held = held_prepared(prepared)
+        held = held_prepared(pipeline.prepare(raw, live_sampling(pipeline, guidance)))
 
         def work(job: Job[LivePreview]) -> LivePreview:
-            (image,) = pipeline.generate(live_batch(pipeline, held.out(), seed), job.stepped)
+            prepared = held.out()
+            (image,) = pipeline.generate(live_batch(pipeline, prepared, seed), job.stepped)
             return LivePreview(_jpeg(image, LIVE_SIDE), prepared.sampling.steps, job.snapshot().seconds)
 
         return self.queue.submit(work, size=held.size)

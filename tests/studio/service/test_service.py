@@ -376,6 +376,7 @@ def test_waiting_jobs_hold_little_and_make_the_same(studio: Studio, keep_exact: 
         jobs.append(studio.edit(request, *parts, upload=upload, names=names))
         translation = TranslateRequest.parse({"model": "mask", "num": 1}, "test")
         jobs.append(studio.translate(translation, parts[1], "street.png"))
+        jobs.append(studio.live("mask", parts[1], 0))
         alive = [weakref.ref(part) for part in parts]
         del parts
         gc.collect()
