@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from piti.core.seeding import draws_on, generator_for
 from piti.models import Translator
@@ -14,6 +14,8 @@ from piti.pipelines.cascade import Batch, Prepared
 from piti.pipelines.options import NetworkOptions, SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 from piti.studio.service.jobs import Cancelled, Job
+
+T = TypeVar("T")
 
 STEPS = 8
 """Of a live preview, at most; a model that was distilled takes its own."""
@@ -53,24 +55,30 @@ def live_batch(pipeline: PITIPipeline, prepared: Prepared, seed: int) -> Batch:
 
 @dataclass
 class Turn:
-    """A visitor's request."""
+    """A visitor's request, from any thread."""
 
     outdated: bool = False
     """Whether the visitor has made a newer one, or waits for this one no longer."""
     job: Job[Any] | None = None
 
-    def holds(self, job: Job[Any]) -> Job[Any]:
-        """The same job, cancelled as soon as there is a newer request."""
+    def holds(self, job: Job[T]) -> Job[T]:
+        """The same job, which is cancelled when the turn ends. Raises Cancelled where it has ended."""
         self.job = job
-        self.check(job)
+        if self.outdated:
+            job.cancel()
+        self.check()
         return job
 
-    def check(self, job: Job[Any] | None = None) -> None:
-        """Raises Cancelled where there is a newer request. job: what is cancelled then."""
+    def check(self) -> None:
+        """Raises Cancelled where the turn has ended."""
         if self.outdated:
-            if job is not None:
-                job.cancel()
             raise Cancelled("there is a newer drawing")
+
+    def end(self) -> None:
+        """Cancel its job, also one that another thread hands in only now; an ended job stays as it is."""
+        self.outdated = True
+        if self.job is not None:
+            self.job.cancel()
 
 
 @dataclass
@@ -87,15 +95,11 @@ class Newest:
         with self._lock:
             before, self._turns[visitor] = self._turns.get(visitor), turn
         if before is not None:
-            before.outdated = True
-            if before.job is not None:
-                before.job.cancel()
+            before.end()
         try:
             yield turn
         finally:
-            turn.outdated = True  # a job that is handed in only now ends at once
-            if turn.job is not None:
-                turn.job.cancel()  # an ended job stays as it is
+            turn.end()
             with self._lock:
                 if self._turns.get(visitor) is turn:
                     del self._turns[visitor]

@@ -19,8 +19,10 @@ from piti.core.images import same_proportions
 from piti.editing import STEPS, VARIETY
 from piti.pipelines.options import OWN_SAMPLING
 from piti.studio.service.inputs import Upload
+from piti.studio.service.jobs import Job
+from piti.studio.service.live import Turn
 from piti.studio.service.schema import EditRequest, TranslateRequest, for_browser
-from piti.studio.service.service import Loaded, Studio
+from piti.studio.service.service import Loaded, Result, Studio
 from piti.studio.ui.gallery import Gallery, SourceImage, Strip, finished, nothing_yet, on_the_way, refused, settled
 from piti.studio.ui.inputs import BLANK, surface_of
 from piti.studio.ui.live import LiveMode
@@ -231,9 +233,9 @@ class Panel:
 
     async def _made(self, drawn: Any, editing: Editing | None, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
         """Progress, then the pictures. Cancels the job if the visitor cancels or leaves."""
-        job = None
+        turn = Turn()
         try:
-            sources, count, job = await asyncio.to_thread(self._begin, drawn, editing, Settings(*values))
+            sources, count, job = await asyncio.to_thread(self._begin, drawn, editing, Settings(*values), turn)
             async for snapshot in job.changes():
                 if not snapshot.state.ended:
                     yield on_the_way(snapshot, sources, count), *_buttons(running=True)
@@ -242,11 +244,15 @@ class Panel:
         except UserError as error:
             yield refused(for_browser(error)), *_buttons(running=False)
         finally:
-            if job is not None:
-                job.cancel()
+            turn.end()
 
-    def _begin(self, drawn: Any, editing: Editing | None, said: Settings) -> Any:
-        """Submit the job. Raises UserError for an invalid drawing or settings."""
+    def _begin(
+        self, drawn: Any, editing: Editing | None, said: Settings, turn: Turn
+    ) -> tuple[list[SourceImage], int, Job[Result]]:
+        """Submit the job of a turn: what it is made from, the number of its pictures, and itself.
+
+        Raises UserError for an invalid drawing or settings, Cancelled where the turn has ended meanwhile.
+        """
         if said.seed is None:
             raise UserError("Seed: is empty; give a whole number, or press 'Another seed'")
         asked = {"guidance": said.guidance, "sampler": said.sampler, "steps": int(said.steps)}
@@ -255,7 +261,7 @@ class Panel:
         raw = self.surface.read(drawn)
         if editing is None:
             request = TranslateRequest.parse(shared | (chosen if self.loaded.samplers else {}), "settings")
-            return [self.surface.source(raw)], request.num, self.studio.translate(request, raw)
+            return [self.surface.source(raw)], request.num, turn.holds(self.studio.translate(request, raw))
         if editing.raw is None or isinstance(raw, str):
             kind = self.loaded.kind
             raise UserError(f"What the photograph shows is not known: first upload its {kind}, or draw it and say so")
@@ -263,8 +269,8 @@ class Panel:
             shared["guidance"] = said.guidance
         shared |= {"steps": int(said.edit_steps), "variety": said.variety, "keep_exact": said.exact}
         request = EditRequest.parse(shared, "settings")
-        job = self.studio.edit(request, editing.photograph, raw, editing.raw, upload=editing.upload)
-        return [SourceImage("before", editing.photograph), self.surface.source(raw)], int(said.num), job
+        job = turn.holds(self.studio.edit(request, editing.photograph, raw, editing.raw, upload=editing.upload))
+        return [SourceImage("before", editing.photograph), self.surface.source(raw)], request.num, job
 
     # Inputs and edits; each returns what changes on the page
 

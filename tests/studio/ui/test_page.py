@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from piti.diffusion.guidance import Guidance
 from piti.pipelines.options import OWN_SAMPLING, NetworkOptions, SamplingOptions
+from piti.studio.service.jobs import Cancelled, Job
 from piti.studio.service.service import Studio
 from piti.studio.ui.gallery import Gallery
 from piti.studio.ui.inputs import FileSurface, TextSurface
@@ -106,6 +108,30 @@ class TestMaking:
         asyncio.run(run())
         while len(studio.queue):
             time.sleep(0.01)
+
+    def test_who_leaves_while_a_drawing_is_read_leaves_no_job(
+        self, panel: Panel, studio: Studio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun, gone, jobs, translate = threading.Event(), threading.Event(), list[Job[Any]](), studio.translate
+
+        def slow(*given: Any) -> Job[Any]:
+            begun.set()
+            gone.wait(20)
+            jobs.append(translate(*given))
+            return jobs[0]
+
+        async def run() -> None:
+            values = (SETTINGS | {"exact": False, "steps": 500, "num": 4}).values()
+            first = asyncio.ensure_future(anext(panel._made(painted(ids()), None, *values)))
+            await asyncio.to_thread(begun.wait)
+            first.cancel()
+            await asyncio.wait([first])
+            gone.set()
+
+        monkeypatch.setattr(studio, "translate", slow)
+        asyncio.run(run())
+        with pytest.raises(Cancelled):
+            asyncio.run(jobs[0].result())
 
 
 def test_a_student_offers_no_edit_and_no_settings_of_its_weights(
