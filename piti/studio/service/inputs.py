@@ -183,18 +183,15 @@ def _read_colours(condition: MaskCondition, picture: Image.Image, source: str) -
     if table.ignore_colour is not None:
         colours.append(table.ignore_colour)
         indices.append(unlabelled)
-    pixels = picture.convert("RGBA") if picture.has_transparency_data else picture.convert("RGB")
-    values = np.asarray(pixels)
-    hidden = values[..., 3] < 128 if values.shape[-1] == 4 else None
-    opaque = values[..., :3] if hidden is None else np.where(hidden[..., None], np.uint8(0), values[..., :3])
-    if hidden is not None and table.ignore_colour is None:
-        opaque = np.where(hidden[..., None], np.array(colours[0], np.uint8), opaque)
+    pixels = picture if picture.has_transparency_data else picture.convert("RGB")
+    values = np.asarray(pixels.convert("RGBA"))
+    hidden = values[..., 3] < 128
+    filling = np.array(colours[-1], np.uint8)  # known, so that nothing is refused for what nobody sees
     try:
-        found = np.array(indices)[snapped(np.ascontiguousarray(opaque), colours, source)]
+        near = snapped(np.where(hidden[..., None], filling, values[..., :3]), colours, source)
     except ConditionError as error:
         error.remedy = drawing_remedy(picture)
         raise
-    if hidden is not None:
-        found = np.where(hidden, unlabelled, found)
+    found = np.where(hidden, unlabelled, np.array(indices)[near])
     raw = torch.from_numpy(found.astype(np.uint8 if unlabelled == 255 else np.int16))[None]
     return condition.checked(raw, source)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from piti.conditions import GeometryCondition
+from piti.conditions import ClassTable, GeometryCondition, MaskCondition
 from piti.core.images import ImageError
-from piti.studio.service.inputs import NoPicture, read_arrays
+from piti.studio.service.inputs import NoPicture, read_arrays, read_picture
 from piti.studio.service.schema import TooLarge
 from piti.studio.service.service import Studio
 
@@ -65,3 +66,18 @@ def test_arrays_that_are_no_depth_or_too_large(name: str, data: bytes, kind: typ
 
 def test_pictures_are_left_to_others() -> None:
     assert read_arrays(GeometryCondition(), b"x", "d.png", 200) is None
+
+
+@pytest.mark.parametrize("ignore_colour", [(255, 255, 255), (0, 0, 0), None])
+def test_what_is_transparent_is_of_no_class_whatever_its_colour(ignore_colour: tuple[int, int, int] | None) -> None:
+    """It was taken for black, which is far from every class where nothing is black."""
+    sky, road = (128, 128, 128), (0, 0, 0) if ignore_colour is None else (128, 64, 128)
+    table = ClassTable(names=("sky", "road"), ids=(1, 2), colours=(sky, road), ignore=0, ignore_colour=ignore_colour)
+    pixels = np.full((32, 32, 4), (*sky, 255), np.uint8)
+    pixels[16:, :, :3] = road
+    pixels[..., 0] += 1  # as JPEG leaves it
+    pixels[:, 20:] = (9, 200, 9, 0)
+    raw = read_picture(MaskCondition(table), Image.fromarray(pixels), "mask.png")
+    expected = np.repeat([0, 1], 16)[:, None].repeat(32, 1)
+    expected[:, 20:] = 255
+    assert np.array_equal(raw[0], expected)
