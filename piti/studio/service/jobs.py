@@ -265,7 +265,10 @@ class Queue:
         return job
 
     def done(self, work: Callable[[], T]) -> T:
-        """What a function returns, or raises, called by the worker thread in this one's context; waits for it."""
+        """What a function returns, or raises, called by the worker thread in this one's context; waits for it.
+
+        Raises QueueFull, and Cancelled where the queue is closed before its turn.
+        """
         told: Future[T] = Future()
         context = copy_context()  # in which errors spell options as the caller does
 
@@ -275,7 +278,7 @@ class Queue:
             except BaseException as error:  # noqa: BLE001 (raised again by whoever waits)
                 told.set_exception(error)
 
-        self.submit(run)
+        self.submit(run).future.result()
         return told.result()
 
     def __len__(self) -> int:

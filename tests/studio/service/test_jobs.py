@@ -234,6 +234,27 @@ def test_what_another_thread_asks_for_is_done_by_the_queues(queue: Queue) -> Non
     assert queue.done(lambda: 3) == 3
 
 
+def test_who_waits_for_a_queue_that_is_closed_is_told() -> None:
+    """As when Ctrl-C ends the studio; it was waited for ever."""
+    queue, gate, told = Queue(), Gate(), []
+
+    def waits() -> None:
+        try:
+            queue.done(lambda: None)
+        except Cancelled as error:
+            told.append(error)
+
+    queue.submit(gate)
+    gate.begun.wait()
+    thread = threading.Thread(target=waits, daemon=True)
+    thread.start()
+    while len(queue) < 2:
+        time.sleep(0.002)
+    queue.close()
+    thread.join(5)
+    assert len(told) == 1
+
+
 def _raised(error: Exception) -> None:
     raise error
 
