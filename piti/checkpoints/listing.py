@@ -45,12 +45,16 @@ class ModelEntry:
         return list(dict.fromkeys([*names, *([shared] if shared else [])]))
 
     def _image(self) -> str:
-        """The side of its images, "64 -> 256 px" for a cascade, also one that shares an upsampler, and for an
-        upsampler alone."""
+        """The side of its images, "64 -> 256 px" for a cascade and an upsampler alone, "64 -> ? px" for one whose
+        shared upsampler is not at hand: nothing is fetched."""
         index = read_json(self.folder, INDEX_FILE)
         configs = [read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
         if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
-            configs.append(read_json(find_model(index[SHARED_UPSAMPLER]) / "upsampler", "config.json"))
+            try:
+                lender = find_model(index[SHARED_UPSAMPLER], local_files_only=True)
+                configs.append(read_json(lender / "upsampler", "config.json"))
+            except ModelError:
+                configs.append({})
         sides = [config.get("image_size", "?") for config in configs]
         if "base" in index:
             return f"{' -> '.join(map(str, sides))} px"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models
-from piti.checkpoints.listing import list_models
+from piti.checkpoints.listing import ModelEntry, list_models
 from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.pipelines.pipeline import PITIPipeline
@@ -215,3 +215,21 @@ def test_a_model_of_the_hub_is_listed_once_as_its_id_means_it(tmp_path: Path, mo
     assert found == [("me/mine", "b" * 40)]
     (tmp_path / "models--me--mine/refs/main").unlink()
     assert [one.folder.name for one in list_models() if one.where != "bundled"] == ["c" * 40]
+
+
+def test_listing_a_model_whose_shared_upsampler_is_not_here_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One such model in the cache ended `piti models` without a connection, and downloaded the other with one."""
+    tiny_pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text(encoding="utf-8")) | {"shares_upsampler_of": "me/other"}
+    (tmp_path / INDEX).write_text(json.dumps(index), encoding="utf-8")
+
+    def cache(name: str, local_files_only: bool = False, **_: object) -> str:
+        assert local_files_only, f"{name} is downloaded"
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cache)
+    row = ModelEntry("me/mine", "hub cache", tmp_path).row()
+    assert row["image"] == "16 -> ? px"
+    assert row["weights"].endswith("needs me/other")
