@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,12 +13,13 @@ from typing import Any, TypeVar, cast
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from safetensors import SafetensorError, safe_open
 
 from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_config
+from piti.checkpoints.shards import kinds_of
 from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions import Condition, condition_from_config
 from piti.conditions.tokenizers import TOKENIZER_FOLDER
+from piti.core import json_files
 from piti.core.errors import UserError, first_line, flag, text_of, with_article
 from piti.core.files import file_hash
 from piti.core.walk import list_images
@@ -46,7 +46,6 @@ SHARED_SHA256 = "shares_upsampler_sha256"
 """The key of the hash of those weights, where others are not to be taken in their place."""
 EXAMPLES = "examples"
 """The folder of a model in which lie conditions to begin with."""
-
 
 M = TypeVar("M", bound=ModelMixin)
 
@@ -216,8 +215,7 @@ class ModelFolder:
 
     def has_variant(self, network: str, variant: str) -> bool:
         """Whether there are weights of a network under this name."""
-        names = [path.name for path in (self.path / network).glob(f"{WEIGHTS_STEM}*")]
-        return any(name.startswith((f"{WEIGHTS_STEM}.{variant}.", f"{WEIGHTS_STEM}.{variant}-")) for name in names)
+        return bool(_endings(self.path / network, variant))
 
     def check_translator(self, network: str) -> None:
         """Raises ModelError unless a network is a translator, and no baseline."""
@@ -314,7 +312,7 @@ def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
         )
     try:
         found, told = cast(Any, kind).from_pretrained(folder, output_loading_info=True, **form)
-    except (OSError, ValueError) as error:
+    except _ODD as error:
         variant = only_variant(folder) if form.get("variant") is None else None
         if variant is None:
             raise ModelError(first_line(error), remedy=_ANEW, source=folder) from None
@@ -368,18 +366,15 @@ def _weight_files(folder: Path) -> list[str]:
 
 def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:
     """Raises ModelError unless a network's weights are those that its configuration stands for: a part that lacked
-    them would be drawn at random. Nothing is loaded; weights in several files are left to diffusers.
+    them would be drawn at random; WeightsError for no whole file. Nothing is loaded; weights in several files are left
+    to diffusers.
     """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         return
     with torch.device("meta"):
         expected = {name: list(tensor.shape) for name, tensor in Translator(**arguments).state_dict().items()}
-    try:
-        with safe_open(path, "pt") as file:
-            held = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelError(f"{path}: is no whole .safetensors file ({error}); fetch it again") from None
+    held = {name: shape for name, (_, shape) in kinds_of(path).items()}
     odd = [name for name in sorted(expected.keys() | held.keys()) if expected.get(name) != held.get(name)]
     if odd:
         first = f"'{odd[0]}' is {held.get(odd[0], 'missing')}, where {expected.get(odd[0], 'nothing')} is expected"
@@ -390,10 +385,14 @@ def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a file of a model's folder, which people may have edited. Raises ModelError."""
+    path = folder / name
+    if not path.is_file():
+        raise ModelError("is missing, the model's folder is not complete", remedy=_ANEW, source=path)
     try:
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: {error}; the model's folder is not complete") from None
+        values = json_files.read_json(path)
+    except UserError as error:
+        raise ModelError.like(error) from None
     if not isinstance(values, dict):
-        raise ModelError(f"{folder / name}: expected an object, got {type(values).__name__}; write the folder anew")
+        raise ModelError(f"expected an object, got {type(values).__name__}", remedy=_ANEW, source=path)
     return values

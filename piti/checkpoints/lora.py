@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from piti.checkpoints.weights import WEIGHTS_FILE, read_weights
 from piti.core.errors import UserError
 from piti.core.files import file_hash
+from piti.core.json_files import read_json
 from piti.core.spec import Spec
 from piti.models.translator import Translator
 
@@ -163,12 +164,9 @@ class Adapted:
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """What an adapter's folder says of itself. Raises UserError that names the file."""
+    """What an adapter's folder says of itself. Raises JsonError or SpecError, which name the file."""
     path = folder / ADAPTER_CONFIG
-    try:
-        return AdapterConfig.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the folder again") from None
+    return AdapterConfig.parse(read_json(path), str(path))
 
 
 def merged(

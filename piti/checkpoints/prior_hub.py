@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from piti.checkpoints.folder import INDEX_FILE, ModelError
+from piti.core.errors import first_line
 
 _SMALL = [INDEX_FILE, "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.vocab"]
 _HALVES = ("fp16", "bf16")
@@ -54,8 +55,7 @@ def _download(name: str, patterns: list[str], without: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=without))
     except Exception as error:  # the hub raises errors of many libraries
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"there is no folder '{name}' here, and the hub did not give a model of this id ({said})",
+            f"there is no folder '{name}' here, and the hub did not give a model of this id ({first_line(error)})",
             remedy="check the path, or the id and the connection",
         ) from error

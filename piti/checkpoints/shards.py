@@ -38,7 +38,7 @@ class WeightFiles:
             middle = "" if variant is None else f".{variant}"
             whole = folder / f"{stem}{middle}.safetensors"
             if whole.is_file():
-                kinds = _kinds(whole)
+                kinds = kinds_of(whole)
                 return cls(folder, dict.fromkeys(kinds, whole), kinds, variant)
             index = folder / f"{stem}.safetensors.index{middle}.json"
             if index.is_file():
@@ -95,7 +95,8 @@ def _none_in(folder: Path) -> str:
     return "holds its weights as pickles alone, which can run code" if pickled else "holds no weights"
 
 
-def _kinds(path: Path) -> dict[str, Kind]:
+def kinds_of(path: Path) -> dict[str, Kind]:
+    """The types and shapes of a file's tensors by name; nothing is loaded. Raises WeightsError for no whole file."""
     try:
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -110,7 +111,7 @@ def _sharded(index: Path) -> tuple[dict[str, Path], dict[str, Kind]]:
         files = {name: index.parent / str(file) for name, file in places.items()}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{index}: is no index of shards ({error}); fetch it again") from None
-    held = {path: _kinds(path) for path in sorted(set(files.values()))}
+    held = {path: kinds_of(path) for path in sorted(set(files.values()))}
     for name, path in files.items():
         if name not in held[path]:
             raise WeightsError(f"{path}: holds no '{name}', which {index.name} says is there; fetch it again")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from piti.core.compiled import plain_key
-from piti.core.errors import UserError, option
+from piti.core.errors import UserError, first_line, option
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 """Where diffusers keeps a model's weights, in the model's folder."""
@@ -160,9 +160,8 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: {_unpickling(str(error))}") from None
     except Exception as error:  # noqa: BLE001 - of a damaged file torch raises even AssertionError and struct.error
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"{path}: cannot be read as weights, it is damaged or cut short ({first}); fetch it again"
+            f"{path}: cannot be read as weights, it is damaged or cut short ({first_line(error)}); fetch it again"
         ) from None
 
 

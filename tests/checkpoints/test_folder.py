@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models
+from piti.checkpoints.folder import ModelError, ModelFolder, bundled_models, load_whole
 from piti.checkpoints.listing import ModelEntry, list_models
 from piti.core.errors import UserError
 from piti.core.files import OutputError
@@ -132,6 +133,19 @@ def test_a_damaged_configuration_is_an_error_that_names_file_and_key(
     assert re.search(wanted, said), said
 
 
+@pytest.mark.parametrize("name", ["condition.json", INDEX])
+def test_files_of_a_model_may_be_edited(whole: Path, tmp_path: Path, name: str) -> None:
+    """Messages ask for it, and editors of Windows put a byte order mark before JSON."""
+    shutil.copytree(whole, tmp_path / "m")
+    path = tmp_path / "m" / name
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8-sig")
+    PITIPipeline.from_pretrained(tmp_path / "m")
+    path.write_text(text[:-2], encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"{name}: not valid JSON .*; correct it there"):
+        PITIPipeline.from_pretrained(tmp_path / "m")
+
+
 def test_a_configuration_of_fewer_weights_than_there_are_is_refused(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(whole, folder)
@@ -233,3 +247,14 @@ def test_listing_a_model_whose_shared_upsampler_is_not_here_fetches_nothing(
     row = ModelEntry("me/mine", "hub cache", tmp_path).row()
     assert row["image"] == "16 -> ? px"
     assert row["weights"].endswith("needs me/other")
+
+
+def test_an_autoencoder_whose_configuration_is_odd_is_an_error_in_words(tmp_path: Path) -> None:
+    """diffusers raises whatever comes to it."""
+    blocks: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    AutoencoderKL(**blocks, block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    for odd in ("x", []):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"block_out_channels": odd}), encoding="utf-8")
+        with pytest.raises(ModelError, match=f"{tmp_path.name}: .*; {ANEW}$"):
+            load_whole(AutoencoderKL, tmp_path)
