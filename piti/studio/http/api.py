@@ -22,7 +22,7 @@ from piti.core.errors import UserError
 from piti.core.spec import Spec, in_words
 from piti.generation.edits import THE_IMAGES_OWN, Names
 from piti.studio.http.forms import Form, FormError, WrongBody, WrongFields, parsed, read_form
-from piti.studio.service.inputs import NoPicture, Upload
+from piti.studio.service.inputs import NoPicture
 from piti.studio.service.jobs import Cancelled, Job, JobFailed, QueueFull, TimeOver
 from piti.studio.service.schema import (
     EditRequest,
@@ -200,7 +200,7 @@ class _Api:
         def submitted() -> Job[Result]:
             studio, files = self.studio, form.files
             file, told = form.taken("image"), form.taken("condition")
-            image, before = studio.read_photograph(asked.model, file.data, file.name)
+            image, before, upload = studio.read_photograph(asked.model, file.data, file.name)
             to = studio.read_condition(asked.model, told.data, told.name)
             own = None if before is None else THE_IMAGES_OWN
             if "from" in files:
@@ -209,7 +209,7 @@ class _Api:
             white = form.taken("region") if "region" in files else None
             region = None if white is None else studio.read_region(white.data, white.name)
             names = Names(asked.model, file.name, told.name, own, None if white is None else white.name)
-            return studio.edit(asked, image, to, before, region, Upload(file.data, file.name), names)
+            return studio.edit(asked, image, to, before, region, upload, names)
 
         return await self._answered(request, submitted)
 

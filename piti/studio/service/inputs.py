@@ -17,7 +17,7 @@ from torch import Tensor
 from piti.conditions import Condition, ConditionError, GeometryCondition, MaskCondition, SketchCondition
 from piti.conditions.drawings import drawing_remedy
 from piti.conditions.mask_files import UndecidedMask
-from piti.core.errors import UserError
+from piti.core.errors import UserError, first_line
 from piti.core.formats import ARRAYS, decoders
 from piti.core.images import ImageError, Source, open_image, read_rgb
 from piti.studio.service.palette_matching import snapped
@@ -67,8 +67,7 @@ def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
     except UnidentifiedImageError:
         raise NoPicture(f"{name}: is no picture that is known here; save it as PNG or JPEG") from None
     except Exception as error:  # noqa: BLE001  # decoders raise whatever comes to them of hostile headers
-        what = str(error).partition("\n")[0][:100]
-        raise ImageError(f"{name}: is damaged ({what}); copy or export the file again") from None
+        raise _damaged(name, error) from None
     if width * height > most:
         raise TooLarge(f"{name}: has {width} x {height} pixels, at most {most} are taken; make it smaller")
     return Upload(data, name)
@@ -135,8 +134,11 @@ def _safely(read: Callable[[Source], Image.Image], given: Handed, name: str, mos
     except (UserError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001
-        what = str(error).partition("\n")[0][:100]
-        raise ImageError(f"{name}: is damaged ({what}); copy or export the file again") from None
+        raise _damaged(name, error) from None
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name}: is damaged ({first_line(error)[:100]}); copy or export the file again")
 
 
 _INKED = 128  # what is darker than this was drawn, on a page that is known to be white

@@ -34,7 +34,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class LimitError(UserError):
-    """More is asked for than this studio allows. The message names what, the bound, and the flag that raises it."""
+    """More is asked for than this studio allows. The message names the field and the bound."""
 
 
 class TooLarge(LimitError):

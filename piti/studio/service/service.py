@@ -153,14 +153,15 @@ class Studio:
 
     @one_thread()
     def read_photograph(
-        self, model: str, data: Image.Image | bytes | Path, source: str = "the photograph"
-    ) -> tuple[Image.Image, Tensor | None]:
-        """A photograph to edit, RGB, and its condition where the file was made here and the model reads that."""
-        loaded, most = self.model(model), self.limits.pixels
-        if isinstance(data, Image.Image):
-            return photograph(data, source, most), None
+        self, model: str, data: bytes | Path, source: str = "the photograph"
+    ) -> tuple[Image.Image, Tensor | None, Upload]:
+        """A photograph to edit, RGB; its condition where the file was made here and the model reads that; the file.
+
+        Raises as `read_condition`.
+        """
+        condition, most = self.model(model).condition, self.limits.pixels
         upload = checked_upload(data, source, most)
-        return photograph(upload, source, most), carried_condition(upload, loaded.condition)
+        return photograph(upload, source, most), carried_condition(upload, condition), upload
 
     def read_region(self, data: bytes, source: str) -> Image.Image:
         """What of a photograph is repainted: white, and not transparent; in its own mode. Raises ImageError."""

@@ -310,10 +310,10 @@ class Panel:
         """A photograph to edit; one that piti made carries its condition."""
         file = Path(path)
         try:
-            photograph, raw = self.studio.read_photograph(self.loaded.name, file, file.name)
+            given = self.studio.read_photograph(self.loaded.name, file, file.name)
         except UserError as error:
             return self._refused(error)
-        return self._begun(Editing(photograph, raw, Upload(file.read_bytes(), file.name)))
+        return self._begun(Editing(*given))
 
     def _picked(self, event: gr.EventData) -> Changes:
         """Edit one of the results."""

@@ -86,9 +86,10 @@ def test_the_queues_thread_loads_and_no_other_computes_on_every_core(
 def test_a_picture_that_was_made_here_carries_its_condition(studio: Studio) -> None:
     raw = studio.read_condition("mask", file_of(Image.fromarray(ids())), "street.png")
     picture = made(studio, raw, num=1).pictures[0]
-    image, carried = studio.read_photograph("mask", picture.png)
+    image, carried, upload = studio.read_photograph("mask", picture.png)
     assert image.size == (picture.width, picture.height) == (21, 16)
     assert torch.equal(carried, raw)
+    assert upload.data == picture.png
     assert studio.read_photograph("lines", picture.png)[1] is None
     assert studio.read_photograph("mask", file_of(image))[1] is None
 
