@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any, TypedDict
 
 from piti import __version__
-from piti.checkpoints.folder import CONDITION_FILE, INDEX_FILE, SHARED_UPSAMPLER, WEIGHTS_STEM, only_variant
+from piti.checkpoints.folder import CONDITION_FILE, INDEX_FILE, SHARED_UPSAMPLER, WEIGHTS_STEM, only_variant, read_json
+from piti.checkpoints.shards import kinds_of
 from piti.conditions import SeveralCondition
 from piti.conditions.composite import part_configs
 
@@ -54,7 +55,7 @@ def upload_model(
 
 def model_card(folder: Path, name: str) -> str:
     """A card in Markdown of what a model's folder holds. name: under which it is loaded."""
-    index, condition = _json(folder / INDEX_FILE), _json(folder / CONDITION_FILE)
+    index, condition = read_json(folder, INDEX_FILE), read_json(folder, CONDITION_FILE)
     kind = condition["kind"]
     task = "text-to-image" if kind == "text" else "image-to-image"
     variant = only_variant(folder / "base")
@@ -112,7 +113,7 @@ def _rows(folder: Path, index: dict[str, Any]) -> str:
     rows = []
     for part in ("base", "upsampler"):
         if part in index:
-            config = _json(folder / part / "config.json")
+            config = read_json(folder / part, "config.json")
             small = f"{config['low_res']} to " if config.get("low_res") else ""
             what = f"`{config['_class_name']}`, {small}{config['image_size']} px"
             rows.append(f"| `{part}` | {what} | {_weights(folder / part)} |")
@@ -123,22 +124,13 @@ def _rows(folder: Path, index: dict[str, Any]) -> str:
 
 def _weights(folder: Path) -> str:
     """Parameters and dtypes of a network's weights, as cells of a table; its files where they are no safetensors."""
-    from safetensors import safe_open
-
-    count, dtypes = 0, set[str]()
     paths = sorted(folder.glob(f"{WEIGHTS_STEM}*.safetensors"))
-    for path in paths:
-        with safe_open(path, "pt") as weights:
-            for key in weights.keys():  # noqa: SIM118
-                part = weights.get_slice(key)
-                size = 1
-                for side in part.get_shape():
-                    size *= side
-                count += size
-                dtypes.add(part.get_dtype())
+    held = [named for path in paths for named in kinds_of(path).items()]
+    count = sum(math.prod(shape) for _, shape in dict(held).values())  # variants hold the same tensors
+    dtypes = sorted({dtype for _, (dtype, _) in held})
     if not paths:
         return f" | {', '.join(path.name for path in sorted(folder.glob(f'{WEIGHTS_STEM}*.bin')))}"
-    return f"{count / 1e6:.1f} M | {', '.join(sorted(dtypes))}"
+    return f"{count / 1e6:.1f} M | {', '.join(dtypes)}"
 
 
 def _reads(condition: dict[str, Any]) -> str:
@@ -153,7 +145,3 @@ def _sampling(index: dict[str, Any]) -> str:
     defaults = index.get("defaults") or {}
     said = ", ".join(f"`{key}` {value}" for key, value in defaults.items())
     return f"Sampled by itself with {said}." if said else "Sampled by itself with the package's general settings."
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -29,3 +29,11 @@ def test_the_code_of_a_card_runs(
     made: dict[str, Any] = {"PITIPipeline": PITIPipeline}
     exec(code.replace("num_images_per_prompt=4", "num_images_per_prompt=2, num_inference_steps=1"), made)
     assert len(made["images"]) == 2
+
+
+def test_a_card_counts_parameters_once_where_variants_lie_beside_each_other(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    (alone,) = (line for line in model_card(tmp_path, "model").splitlines() if line.startswith("| `base`"))
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert alone in model_card(tmp_path, "model").splitlines()
