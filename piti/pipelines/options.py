@@ -22,7 +22,7 @@ class NetworkOptions(Spec):
     """Sampling options of one network; None is the model's default."""
 
     guidance: Guidance | float | None = None
-    """A rule, or a number: the strength w of the model's own rule."""
+    """A guidance rule, or a number: the strength w of the model's own rule."""
     steps: int | str | None = None
     """A count, or a respacing by name; see `sampling_timesteps`."""
     sampler: str | None = None
@@ -50,12 +50,12 @@ class NetworkOptions(Spec):
 
 
 class UpsamplerOptions(NetworkOptions):
-    """How an upsampler is to be sampled."""
+    """Sampling options of an upsampler; None is the model's default."""
 
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Factor on the initial noise; the release's is 0.997."""
     truncates: bool | None = None
-    """See the small images cut down to 8 bits, as PITI's release does, not rounded."""
+    """Truncate the small images to 8 bits, as PITI's release does, instead of rounding them."""
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -80,11 +80,11 @@ class SamplingOptions(Spec):
     base: NetworkOptions = NetworkOptions()
     upsampler: UpsamplerOptions = UpsamplerOptions()
     base_only: bool = False
-    """Stop at the base's small images, those that the upsampler would enlarge."""
+    """Return the base's small images, without the upsampler."""
     size: int | None = None
-    """The short side of the images in pixels; the model's own by default."""
+    """Short side of the images in pixels; by default the model's."""
     square: bool = False
-    """Take the square at the condition's centre."""
+    """Use only the centre square of the condition."""
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any] | SamplingKeywords, source: str = "sampling options") -> Self:
@@ -152,19 +152,19 @@ class SamplingOptions(Spec):
 
 
 OWN_SAMPLING = SamplingOptions()
-"""A model as it is sampled by itself."""
+"""Options without any set value: the model's defaults."""
 
 FLAT_KEYS = tuple(OWN_SAMPLING.to_flat())
 """The keys of `SamplingKeywords`."""
 
 ONE_STEP = UpsamplerOptions(steps=1, sampler="ddim", noise=1.0)
-"""A network that was trained for one step from noise, whatever else its model says."""
+"""The options of a network trained for one step from noise."""
 
 GENERAL_DEFAULTS = SamplingOptions(
     base=NetworkOptions(guidance=Guidance(w=1.0), steps=50, sampler="ddpm"),
     upsampler=UpsamplerOptions(guidance=Guidance(w=0.0), steps="fast27", sampler="ddpm", noise=0.997, truncates=False),
 )
-"""How a model is sampled where neither the caller nor the model itself says; the upsampler as released."""
+"""Defaults for options that neither the caller nor the model sets; for the upsampler as in the release."""
 
 _ONE_PASS = NetworkOptions(guidance=ONE_PASS.guidance, steps=ONE_PASS.steps, sampler=ONE_PASS.sampler)
 
@@ -185,7 +185,7 @@ def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions
 
 
 def _decided(options: NetworkOptions) -> NetworkSampling:
-    """Options that leave nothing to a default."""
+    """Options without unset values."""
     assert isinstance(options.guidance, Guidance)
     assert options.steps is not None
     assert options.sampler is not None

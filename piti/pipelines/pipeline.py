@@ -294,7 +294,8 @@ class PITIPipeline(CallState, SavedPipeline):
         """Read a condition, and determine the canvas and the sampling settings of its images.
 
         options: may be resolved already, if several conditions share them. source: the condition's name in errors.
-        over: (rows, columns) whose aspect ratio the images take, instead of the condition's. Raises ConditionError or ImageError for an invalid condition, UserError for an invalid option.
+        over: (rows, columns) whose aspect ratio the images take, instead of the condition's. Raises ConditionError or
+        ImageError for an invalid condition, UserError for an invalid option.
         """
         sampling = options if isinstance(options, ResolvedSampling) else options.resolve(self)
         raw = self._narrowed(self.read(condition, sampling.square))
