@@ -29,7 +29,7 @@ class LanguageModelSpec(Spec):
     penultimate: bool = False
     """Its tokens are those before its last layer, without the final norm, as SDXL takes them."""
     masked: bool = False
-    """It is told where a text ends."""
+    """Uses the text's attention mask."""
 
 
 class LanguageSpec(Spec):
@@ -45,7 +45,7 @@ class LanguageSpec(Spec):
     zero_empty: bool = False
     """No condition is tokens of zeros instead."""
     mask: bool = False
-    """The network too is told where a text ends."""
+    """The network also gets the text's attention mask."""
 
 
 class LanguageEncoder(nn.Module):

@@ -26,17 +26,17 @@ class Wiring:
     sequence: int | None
     """Width of the tokens that attention reads; none: it takes no condition."""
     pooled: Literal["class_labels", "text_embeds"] | None
-    """Where the pooled token goes; none: nowhere, or the UNet pools the sequence by itself."""
+    """Where the pooled token is used; None: not at all, or the UNet pools the sequence."""
     pooled_width: int
     """0 where it goes nowhere."""
     sized: bool
-    """Whether it is told the image's size, as SDXL is."""
+    """Whether it has size conditioning, as SDXL."""
     leveled: bool
-    """Whether it is told the noise level of the small image that it enlarges, as DeepFloyd IF's second stage is."""
+    """Whether it is conditioned on the noise level of its small image, as DeepFloyd IF's second stage."""
     skips: tuple[tuple[int, int], ...]
     """(channels, level) of every skip connection in the UNet's order; level k has side / 2^k."""
     reduction: int
-    """By how much the sides shrink on the way to the lowest level."""
+    """Downsampling factor of the lowest level."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Wiring:
@@ -85,9 +85,9 @@ class TransformerWiring(Wiring):
     Sana's."""
 
     sana: bool = False
-    """Whether it is Sana's (Xie et al. 2024, arXiv 2410.10629), which is told nothing beside its tokens."""
+    """Whether it is Sana's (Xie et al. 2024, arXiv 2410.10629), which has no conditioning besides tokens."""
     proportioned: bool = False
-    """Whether it is told the image's size and proportions, as PixArt-α is at 1024 px."""
+    """Whether it is conditioned on the image's size and aspect ratio, as PixArt-α at 1024 px."""
 
     @classmethod
     def of_transformer(cls, config: Mapping[str, Any]) -> TransformerWiring:
@@ -107,7 +107,7 @@ class TransformerWiring(Wiring):
         )
 
     def arguments(self, tokens: Tokens, size: tuple[int, int], level: int | None) -> dict[str, Any]:
-        """As of a UNet; where a text ends is told too."""
+        """As for a UNet, plus the text's attention mask."""
         sequence = tokens.sequence
         if self.sana:
             return {"encoder_hidden_states": sequence, "encoder_attention_mask": tokens.mask}
