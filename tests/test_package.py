@@ -38,7 +38,9 @@ def test_its_page_tells_how_many_models_it_holds() -> None:
     page = (ROOT / "PACKAGE.md").read_text(encoding="utf-8")
     assert len(list((ROOT / "piti/assets").glob("*/model_index.json"))) == 5  # as the page counts them
     words = " ".join(page.split())
-    assert "the prior, one model for street masks, one for sketches, and a fast version of each of the last two" in words
+    assert (
+        "the prior, one model for street masks, one for sketches, and a fast version of each of the last two" in words
+    )
 
 
 def test_versions_of_python_agree() -> None:
