@@ -23,7 +23,7 @@ from piti.models.translator import Translator
 
 ADAPTER_FILE = "adapter.safetensors"
 ADAPTER_CONFIG = "adapter.json"
-_ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0")
+_ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0", "add_q_proj", "to_add_out")
 _RESIDUAL = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
 

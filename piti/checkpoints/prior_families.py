@@ -4,7 +4,7 @@ sampled."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from piti.checkpoints.folder import ModelError
@@ -31,6 +31,8 @@ class TextPart:
     masked: bool = False
     context: int | None = None
     """Tokens of a text; none: as many as the tokenizer and the encoder's positions say."""
+    after: bool = False
+    """It reads a text by a tokenizer of its own, and its tokens follow the others'. A model may come without it."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,29 @@ class Family:
     """Whether that network gets the text's attention mask."""
     shared: str = ""
     """Which parts several of its models may share, for a person."""
+    pool_all: bool = False
+    """The network takes the pooled tokens of all text encoders."""
+
+    zeros: int = 0
+    """Tokens of zeros that stand for a text encoder that a model came without."""
+
+    def of(self, index: Mapping[str, Any]) -> Family:
+        """The family of one model: without the text encoders that it may come without, if its index has none."""
+        absent = [part for part in self.texts if part.after and (index.get(part.encoder) or [None])[0] is None]
+        texts = tuple(part for part in self.texts if part not in absent)
+        return replace(self, texts=texts, zeros=sum(part.context or 0 for part in absent))
 
 
 _CLIP = TextPart("text_encoder", "tokenizer", "clip", ("CLIPTextModel",))
 _T5 = TextPart("text_encoder", "tokenizer", "t5", ("T5EncoderModel",), masked=True, context=77)
 _FLOYD_SHARES = "its text encoder, which pipelines of DeepFloyd IF may share"
-_XL = (
-    TextPart("text_encoder", "tokenizer", "clip", ("CLIPTextModel",), penultimate=True),
-    TextPart("text_encoder_2", "tokenizer_2", "clip_projection", ("CLIPTextModelWithProjection",), penultimate=True),
+_PROJECTED = ("CLIPTextModelWithProjection",)
+_CLIP_G = TextPart("text_encoder_2", "tokenizer_2", "clip_projection", _PROJECTED, penultimate=True)
+_XL = (TextPart("text_encoder", "tokenizer", "clip", ("CLIPTextModel",), penultimate=True), _CLIP_G)
+_SD3 = (
+    TextPart("text_encoder", "tokenizer", "clip_projection", _PROJECTED, penultimate=True),
+    _CLIP_G,
+    TextPart("text_encoder_3", "tokenizer_3", "t5", ("T5EncoderModel",), context=256, after=True),
 )
 
 
@@ -129,6 +146,14 @@ FAMILIES: dict[str, Family] = {
         classes=("SanaTransformer2DModel",),
         mask=True,
     ),
+    "StableDiffusion3Pipeline": Family(
+        "Stable Diffusion 3",
+        _SD3,
+        sampling={"sampler": "ddim", "steps": 28, "guidance": _plain(6.0)},
+        network="transformer",
+        classes=("SD3Transformer2DModel",),
+        pool_all=True,
+    ),
 }
 """By the class in `model_index.json`."""
 
@@ -142,7 +167,7 @@ def family_of(index: Mapping[str, Any], source: str) -> Family:
     """The family that a `model_index.json` names. Raises PriorError for any other; source: names it there."""
     named = str(index.get("_class_name", ""))
     if named in FAMILIES:
-        return FAMILIES[named]
+        return FAMILIES[named].of(index)
     if not named:
         raise PriorError("does not name its pipeline ('_class_name')", remedy=WHOLE, source=source)
     if named == "PITIPipeline":
@@ -162,8 +187,7 @@ _OTHERS = {
     "ControlNet": "is a model with a ControlNet beside it",
     "InstructPix2Pix": "changes pictures, and its UNet sees more than noise",
     "Upscale": "enlarges pictures in latents beside their pixels, as what follows DeepFloyd IF's second stage does",
-    "StableDiffusion3": "is a transformer with flow matching, which is not supported",
-    "Flux": "is a transformer with flow matching, which is not supported",
+    "Flux": "is distilled: it takes the guidance strength as an input, or a few steps",
     "SanaSprint": "is distilled for a few guided steps",
     "SanaControlNet": "is a model with a ControlNet beside it",
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 
 from piti.checkpoints.folder import INDEX_FILE, load_whole
 from piti.checkpoints.foreign_weights import ForeignNetwork
-from piti.checkpoints.prior_families import WHOLE, Family, PriorError, family_of
+from piti.checkpoints.prior_families import WHOLE, Family, PriorError, TextPart, family_of
 from piti.checkpoints.shards import WeightFiles
 from piti.checkpoints.weights import check_finite
 from piti.conditions import TextCondition
-from piti.conditions.tokenizers import PretrainedTokenizer
+from piti.conditions.tokenizers import JoinedTokenizer, PretrainedTokenizer
 from piti.core.errors import UserError, text_of, with_article
 from piti.diffusion.schedule import BETAS, PREDICTIONS, ScheduleSpec
 from piti.diffusion.schedulers import spec_of_config
@@ -48,7 +48,7 @@ class Recognised:
     def what(self) -> str:
         """For a person, such as "Stable Diffusion, noise, 512 px, tokens of 768"."""
         predicts = _PREDICTED[self.schedule.prediction]
-        widths = ("caption_channels", "encoder_hid_dim", "cross_attention_dim")
+        widths = ("joint_attention_dim", "caption_channels", "encoder_hid_dim", "cross_attention_dim")
         width = next(filter(None, map(self.unet.get, widths)))
         variance = " and its variance" if self._learned else ""
         return f"{self.family.name}, predicts {predicts}{variance}, {self._image_size} px, tokens of {width}"
@@ -130,7 +130,7 @@ def recognised(folder: Path) -> Recognised:
     space = _space(folder) if family.latent else SpaceSpec()
     _check_unet(path, unet, space, family)
     schedule = _schedule(folder, "scheduler", family.latent)
-    language, condition = _language(folder, index, family)
+    language, condition = _language(folder, index, family, unet)
     return Recognised(folder, family, index, plain_config(unet), schedule, language, condition, space)
 
 
@@ -273,39 +273,67 @@ def _flow(path: Path, kind: str, config: Mapping[str, Any]) -> ScheduleSpec:
 # Text
 
 
-def _language(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[LanguageSpec, TextCondition]:
+def _language(
+    folder: Path, index: Mapping[str, Any], family: Family, unet: Mapping[str, Any]
+) -> tuple[LanguageSpec, TextCondition]:
     """The text encoders and what they read. Raises PriorError, ConditionError where transformers is missing."""
     tokenizers = [PretrainedTokenizer(folder / part.tokenizer, lower=family.lower) for part in family.texts]
     vocabularies = [tokenizer.vocabulary() for tokenizer in tokenizers]
-    if any(other != vocabularies[0] for other in vocabularies[1:]):
+    sized = [replace(one, size=len(known)) for one, known in zip(tokenizers, vocabularies, strict=True)]
+    pairs = list(zip(family.texts, sized, strict=True))
+    configs = [_text_config(folder, index, part) for part in family.texts]
+    most = [_most(folder, *pair, config) for pair, config in zip(pairs, configs, strict=True)]
+    beside = sum(not part.after for part in family.texts)  # these read the same ids
+    if any(other != vocabularies[0] for other in vocabularies[1:beside]):
         raise PriorError("its tokenizers have different vocabularies, which is not supported", source=folder)
-    first, models = tokenizers[0], []
-    contexts = set()
-    for part, tokenizer in zip(family.texts, tokenizers, strict=True):
-        kind = index[part.encoder][1]
-        path = folder / part.encoder / "config.json"
-        if kind not in part.classes:
-            raise PriorError(f"is {with_article(str(kind))}, expected {' or '.join(part.classes)}", source=path)
-        config = _own(read_config(path))
-        contexts.add(part.context or min(tokenizer.longest(), _positions(config, path)))
-        masked = part.masked or bool(config.get("use_attention_mask"))
-        models.append(
-            {
-                "kind": part.kind,
-                "config": config,
-                "pad": tokenizer.pad(),
-                "penultimate": part.penultimate,
-                "masked": masked,
-            }
-        )
-    context, size = min(contexts), len(vocabularies[0])
-    zero_empty = bool(index.get("force_zeros_for_empty_prompt", family.zero_empty)) and family.zero_empty
+    context = min(most[:beside])
+    reader: PretrainedTokenizer | JoinedTokenizer = sized[0]
+    own: list[dict[str, Any]] = [{} for _ in pairs]
+    if beside < len(pairs):
+        places = (context, *most[beside:])
+        reader = JoinedTokenizer((sized[0], *sized[beside:]), places)
+        ranges = [reader.ranges[0]] * (beside - 1) + reader.ranges
+        own = [
+            {"ids": list(ids), "places": places[max(0, number + 1 - beside)], "after": part.after}
+            for number, (ids, (part, _)) in enumerate(zip(ranges, pairs, strict=True))
+        ]
+        context = sum(places)
+    models = [
+        {
+            "kind": part.kind,
+            "config": config,
+            "pad": tokenizer.pad(),
+            "penultimate": part.penultimate,
+            "masked": part.masked or bool(config.get("use_attention_mask")),
+            **more,
+        }
+        for (part, tokenizer), config, more in zip(pairs, configs, own, strict=True)
+    ]
     spec = {
-        "models": models, "context": context, "vocabulary": size, "empty": first.encode(""), "zero_empty": zero_empty,
+        "models": models,
+        "context": context,
+        "vocabulary": reader.size,
+        "empty": reader.encode(""),
+        "zero_empty": family.zero_empty and bool(index.get("force_zeros_for_empty_prompt", True)),
         "mask": family.mask,
-    }  # fmt: skip
-    condition = TextCondition(context, PretrainedTokenizer(first.folder, size, family.lower))
-    return LanguageSpec.parse(spec, str(folder)), condition
+        "pool_all": family.pool_all,
+        "width": unet.get("joint_attention_dim"),
+        "zeros": family.zeros,
+    }
+    return LanguageSpec.parse(spec, str(folder)), TextCondition(context, reader)
+
+
+def _text_config(folder: Path, index: Mapping[str, Any], part: TextPart) -> dict[str, Any]:
+    """The configuration of a text encoder. Raises PriorError for one of another class."""
+    kind, path = str(index[part.encoder][1]), folder / part.encoder / "config.json"
+    if kind not in part.classes:
+        raise PriorError(f"is {with_article(kind)}, expected {' or '.join(part.classes)}", source=path)
+    return _own(read_config(path))
+
+
+def _most(folder: Path, part: TextPart, tokenizer: PretrainedTokenizer, config: Mapping[str, Any]) -> int:
+    """The most tokens of a text that a text encoder reads."""
+    return part.context or min(tokenizer.most(), _positions(config, folder / part.encoder / "config.json"))
 
 
 def _positions(config: Mapping[str, Any], path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Text-to-image models of other families, in diffusers' folders, to model folders: Stable Diffusion 1 and 2, SDXL,
+"""Text-to-image models of other families, in diffusers' folders, to model folders: Stable Diffusion 1 to 3, SDXL,
 DeepFloyd IF, PixArt, Sana. What a folder is follows from its `model_index.json` and the configurations of its parts.
 """
 
@@ -47,6 +47,7 @@ def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Conv
     OutputError.
     """
     folder = Path(source)
+    _check_name(str(source))
     if not folder.exists():
         if str(source) in bundled_models():
             raise own_model(str(source))
@@ -74,10 +75,23 @@ def not_imported(name: str) -> Recognised | None:
     path = Path(name)
     if path.exists() or not is_id(name) or (imported_folder(name) / INDEX_FILE).is_file():
         return None
+    _check_name(name)
     folder = fetched_configurations(name)
     if read_config(folder / INDEX_FILE).get("_class_name") == "PITIPipeline":
         return None
     return recognised(folder)
+
+
+def _check_name(source: str) -> None:
+    """Raises PriorError for a name of a model that is distilled, as Stable Diffusion 3.5 Large Turbo's is, whose files
+    do not say so."""
+    name = Path(source).name.lower()
+    if "turbo" in name:
+        raise PriorError(
+            "its name says that it is distilled for a few steps (turbo), and such a model takes no guidance",
+            remedy="give the model that it was made from, or rename the folder if it is none",
+            source=source,
+        )
 
 
 def _weights_wanted(index: Mapping[str, Any], source: str) -> list[str]:

@@ -78,12 +78,13 @@ class TextCondition(Condition):
 
     def cut(self, text: str) -> str:
         """What to tell a person whose text is longer than what is read; else nothing. Raises ConditionError."""
-        count = len(self._ids(text, "the given text"))
-        return f"only the first {self.context} of {count} tokens are read: {text}" if count > self.context else ""
+        ids, most = self.tokenizer.longest(self._ids(text, "the given text"), self.context)
+        return f"only the first {most} of {len(ids)} tokens are read: {text}" if len(ids) > most else ""
 
     def full(self, raw: Integer[Tensor, "1 1 L"]) -> bool:
         """Whether a text takes all tokens that are read, so that more of it was cut unless it ends just there."""
-        return bool(raw[0, 0, -1] != NO_TOKEN)
+        ids, most = self.tokenizer.longest(self._tokens(raw), self.context)
+        return len(ids) == most
 
     def _ids(self, text: str, source: str) -> list[int]:
         """The ids of all of a text. Raises ConditionError for bytes of another encoding, as a shell hands them on."""
@@ -95,7 +96,11 @@ class TextCondition(Condition):
 
     def text(self, raw: Integer[Tensor, "1 1 L"]) -> str:
         """The text of a raw tensor, as far as the tokenizer can tell."""
-        return self.tokenizer.decode([token for token in raw.flatten().tolist() if token != NO_TOKEN])
+        return self.tokenizer.decode(self._tokens(raw))
+
+    @staticmethod
+    def _tokens(raw: Integer[Tensor, "1 1 L"]) -> list[int]:
+        return [token for token in raw.flatten().tolist() if token != NO_TOKEN]
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
         """Always raises ConditionError: a picture is no text."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +43,10 @@ class Tokenizer(ABC):
     def within(self, ids: list[int], context: int) -> list[int]:
         """At most `context` of the ids of a text."""
         return ids[:context]
+
+    def longest(self, ids: list[int], context: int) -> tuple[list[int], int]:
+        """The ids for the text encoder that reads most of a text, and how many of them it reads at most."""
+        return ids, context
 
     @abstractmethod
     def decode(self, ids: list[int]) -> str:
@@ -201,23 +206,23 @@ class PretrainedTokenizer(Tokenizer):
             raise ConditionError("the tokenizer has no padding token", remedy=_WHOLE_AGAIN, source=self.folder)
         return int(found)
 
-    def longest(self) -> int:
+    def most(self) -> int:
         """The most tokens that a text may have."""
         return int(self._tokenizer.model_max_length)
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind, "folder": str(self.folder), "size": self.size, "lower": self.lower}
 
-    def saved_in(self, folder: Path) -> Tokenizer:
-        """Raises ConditionError where the files are not there."""
+    def saved_in(self, folder: Path, name: str = TOKENIZER_FOLDER) -> PretrainedTokenizer:
+        """Its files are copied to `folder / name`. Raises ConditionError where they are not there."""
         if not self.folder.is_dir():
             raise ConditionError(f"{self.folder}: is no folder with a tokenizer's files; import the model anew")
-        target = folder / TOKENIZER_FOLDER
+        target = folder / name
         if not (target.is_dir() and target.samefile(self.folder)):
             shutil.copytree(self.folder, target, dirs_exist_ok=True)
-        return replace(self, folder=Path(TOKENIZER_FOLDER))
+        return replace(self, folder=Path(name))
 
-    def found_in(self, folder: Path) -> Tokenizer:
+    def found_in(self, folder: Path) -> PretrainedTokenizer:
         """A relative folder is looked for below `folder` first."""
         return replace(self, folder=folder / self.folder) if (folder / self.folder).is_dir() else self
 
@@ -248,6 +253,67 @@ class PretrainedTokenizer(Tokenizer):
         )
 
 
+@dataclass(frozen=True)
+class JoinedTokenizer(Tokenizer):
+    """A text by several tokenizers, one after the other, for text encoders that read different ones, such as CLIP's and
+    T5's in Stable Diffusion 3. The ids of each begin where those of the tokenizer before it end.
+
+    parts: the tokenizers. places: how many tokens of a text each may take at most.
+    """
+
+    kind: ClassVar[str] = "joined"
+    parts: tuple[PretrainedTokenizer, ...] = ()
+    places: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Ids of all parts together."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The ids [low, high) of each part."""
+        ends = list(accumulate(part.size for part in self.parts))
+        return list(zip([0, *ends], ends, strict=False))
+
+    def encode(self, text: str) -> list[int]:
+        shifted = ([low + one for one in part.encode(text)] for part, (low, _) in self._ranged())
+        return [one for ids in shifted for one in ids]
+
+    def within(self, ids: list[int], context: int) -> list[int]:
+        """At most as many ids of each part as it has places; `context` is the sum of the places."""
+        kept = []
+        for (part, (low, _)), own, places in zip(self._ranged(), self._split(ids), self.places, strict=True):
+            kept += [low + one for one in part.within(own, places)]
+        return kept
+
+    def longest(self, ids: list[int], context: int) -> tuple[list[int], int]:
+        return max(zip(self._split(ids), self.places, strict=True), key=lambda pair: pair[1])
+
+    def decode(self, ids: list[int]) -> str:
+        """As the tokenizer with the most places reads it."""
+        reader = max(range(len(self.parts)), key=lambda number: self.places[number])
+        return self.parts[reader].decode(self._split(ids)[reader])
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "parts": [one.to_config() for one in self.parts], "places": list(self.places)}
+
+    def saved_in(self, folder: Path) -> JoinedTokenizer:
+        """Each part's files are in a folder of its own. Raises ConditionError where they are not there."""
+        named = [part.saved_in(folder, f"{TOKENIZER_FOLDER}/{number}") for number, part in enumerate(self.parts)]
+        return replace(self, parts=tuple(named))
+
+    def found_in(self, folder: Path) -> JoinedTokenizer:
+        return replace(self, parts=tuple(part.found_in(folder) for part in self.parts))
+
+    def _ranged(self) -> list[tuple[PretrainedTokenizer, tuple[int, int]]]:
+        return list(zip(self.parts, self.ranges, strict=True))
+
+    def _split(self, ids: list[int]) -> list[list[int]]:
+        """The ids of each part, as its own tokenizer numbers them."""
+        return [[one - low for one in ids if low <= one < high] for low, high in self.ranges]
+
+
 def _text_of(path: Path) -> str:
     try:
         data = path.read_bytes()
@@ -263,6 +329,7 @@ def tokenizer_from_config(config: Mapping[str, Any], source: str) -> Tokenizer:
         ByteTokenizer.kind: (),
         BytePairTokenizer.kind: ("folder", "size"),
         PretrainedTokenizer.kind: ("folder", "size", "lower"),
+        JoinedTokenizer.kind: ("parts", "places"),
     }
     if not isinstance(kind, str) or kind not in known:
         raise ConditionError(f"{source}: unknown tokenizer '{kind}'; {choices(str(kind), known)}")
@@ -273,6 +340,8 @@ def tokenizer_from_config(config: Mapping[str, Any], source: str) -> Tokenizer:
         return ByteTokenizer()
     if kind == PretrainedTokenizer.kind:
         return _pretrained(values, source)
+    if kind == JoinedTokenizer.kind:
+        return _joined(values, source)
     folder, size = values.get("folder"), values.get("size", GLIDE_VOCABULARY)
     if not isinstance(folder, str | None):
         raise ConditionError(f"{source}: tokenizer.folder {folder!r} is no folder's name")
@@ -286,3 +355,15 @@ def _pretrained(values: Mapping[str, Any], source: str) -> PretrainedTokenizer:
     if not isinstance(folder, str) or not isinstance(size, int) or size < 1 or not isinstance(lower, bool):
         raise ConditionError(f"{source}: tokenizer 'pretrained' needs a folder, a size and, if so, lower: true")
     return PretrainedTokenizer(Path(folder), size, lower)
+
+
+def _joined(values: Mapping[str, Any], source: str) -> JoinedTokenizer:
+    parts, places = (list(values[key]) if isinstance(values.get(key), list) else [] for key in ("parts", "places"))
+    counts = all(isinstance(one, int) and one > 0 for one in places)
+    if not (counts and len(parts) == len(places) > 0):
+        raise ConditionError(f"{source}: tokenizer 'joined' needs parts, and as many places, each a number of tokens")
+    made = [tokenizer_from_config(part, source) if isinstance(part, Mapping) else None for part in parts]
+    pretrained = tuple(one for one in made if isinstance(one, PretrainedTokenizer))
+    if len(pretrained) < len(made):
+        raise ConditionError(f"{source}: tokenizer 'joined': each part must be of kind 'pretrained'")
+    return JoinedTokenizer(pretrained, tuple(places))

@@ -15,7 +15,9 @@ from torch import nn
 from piti.core.compiled import unwrapped
 from piti.core.errors import UserError, option
 
-REPEATED = frozenset({"ResnetBlock2D", "Attention", "BasicTransformerBlock", "SanaTransformerBlock"})
+REPEATED = frozenset(
+    {"ResnetBlock2D", "Attention", "BasicTransformerBlock", "SanaTransformerBlock", "JointTransformerBlock"}
+)
 """Classes of the blocks that diffusers' UNets and transformers are made of."""
 _SHAPES = 256
 """Shapes of weights and images for which one kind of block is compiled; torch's own 8 are fewer than a UNet has, and

@@ -1,10 +1,11 @@
-"""Networks of diffusers by their own configuration: its UNets, and the transformers of PixArt and of Sana."""
+"""Networks of diffusers by their own configuration: its UNets, and the transformers of PixArt, Sana and Stable
+Diffusion 3."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -25,33 +26,60 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in _OF_AVERAGES}
 
 
+TransformerKind = Literal["pixart", "sana", "sd3"]
+"""Whose kind a transformer is: PixArt's, Sana's, or Stable Diffusion 3's."""
+
+
+def transformer_kind(config: Mapping[str, Any]) -> TransformerKind | None:
+    """The kind of the transformer of a configuration; None for a UNet's."""
+    if "joint_attention_dim" in config:
+        return "sd3"
+    if "caption_channels" not in config:
+        return None
+    return "sana" if "num_cross_attention_heads" in config else "pixart"
+
+
 def is_transformer(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is that of a transformer that attends to texts, and not of a UNet."""
-    return "caption_channels" in config
+    return transformer_kind(config) is not None
 
 
-def is_sana(config: Mapping[str, Any]) -> bool:
-    """Whether a transformer's configuration is Sana's."""
-    return "num_cross_attention_heads" in config
+_BLOCKS: dict[TransformerKind, str] = {
+    "pixart": "BasicTransformerBlock",
+    "sana": "SanaTransformerBlock",
+    "sd3": "JointTransformerBlock",
+}
 
 
 def transformer_block(config: Mapping[str, Any]) -> str:
-    """The class of the blocks that a transformer repeats."""
-    return "SanaTransformerBlock" if is_sana(config) else "BasicTransformerBlock"
+    """The class of the blocks that the transformer of a configuration repeats."""
+    kind = transformer_kind(config)
+    assert kind is not None
+    return _BLOCKS[kind]
 
 
 def foreign_network(config: Mapping[str, Any]) -> Any:
-    """The network of a configuration of diffusers: a UNet2DConditionModel, or a PixArtTransformer2DModel or
-    SanaTransformer2DModel, which have what is asked of a UNet here, but for slices of their attention: x_t, t and
-    tokens in, x_t's form out.
+    """The network of a configuration of diffusers: a UNet2DConditionModel, or a PixArtTransformer2DModel,
+    SanaTransformer2DModel or SD3Transformer2DModel, which have what is asked of a UNet here, but for slices of their
+    attention: x_t, t and tokens in, x_t's form out.
 
     Raises UserError for switches that are not read; what diffusers raises for any other mistake.
     """
     values = plain_config(config)
-    if not is_transformer(values):
-        return _built(UNet2DConditionModel, values)
-    if is_sana(values):
-        return _sana(values)
+    match transformer_kind(values):
+        case None:
+            return _built(UNet2DConditionModel, values)
+        case "sana":
+            return _sana(values)
+        case "sd3":
+            from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+            return _built(SD3Transformer2DModel, values)
+        case "pixart":
+            return _pixart(values)
+
+
+def _pixart(values: dict[str, Any]) -> Any:
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
     for key in _UNREAD:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Integer
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from piti.core.errors import UserError
@@ -30,10 +30,22 @@ class LanguageModelSpec(Spec):
     """Its tokens are those before its last layer, without the final norm, as SDXL takes them."""
     masked: bool = False
     """Uses the text's attention mask."""
+    ids: tuple[int, int] | None = None
+    """Its ids [low, high), if each text encoder has its own tokenizer; None: all."""
+    places: int | None = Field(default=None, ge=1)
+    """Number of its own ids that it reads; None: `context`."""
+    after: bool = False
+    """Its tokens are appended to those of the previous models, instead of widening them."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LanguageModelSpec:
+        if (self.ids is None) != (self.places is None):
+            raise UserError("'ids' and 'places' go together; give both or neither")
+        return self
 
 
 class LanguageSpec(Spec):
-    """Text encoders side by side: their tokens are joined along the width; the last one's pooled token is taken."""
+    """Text encoders side by side: their tokens are joined along the width, or with `after` along the sequence."""
 
     models: tuple[LanguageModelSpec, ...]
     context: int = Field(ge=2)
@@ -46,6 +58,12 @@ class LanguageSpec(Spec):
     """No condition is tokens of zeros instead."""
     mask: bool = False
     """The network also gets the text's attention mask."""
+    pool_all: bool = False
+    """Concatenate the pooled tokens of all models, instead of using the last one's."""
+    width: int | None = Field(default=None, ge=1)
+    """Width to which tokens are padded with zeros; None: no padding."""
+    zeros: int = Field(default=0, ge=0)
+    """Number of zero tokens at the end, in place of an omitted text encoder."""
 
 
 class LanguageEncoder(nn.Module):
@@ -66,12 +84,34 @@ class LanguageEncoder(nn.Module):
         empty[: len(self.spec.empty)] = ids.new_tensor(self.spec.empty)
         filled = torch.where(none[:, None], empty, ids)  # [B, L]
         pairs = zip(self.spec.models, self.models, strict=True)
-        found = [_READERS[one.kind](one, model, filled) for one, model in pairs]
-        sequence, pooled = torch.cat([tokens for tokens, _ in found], dim=-1), found[-1][1]
+        found = [_READERS[one.kind](one, model, _own(one, filled)) for one, model in pairs]
+        sequence = self._joined([tokens for tokens, _ in found])
+        pooled = torch.cat([each for _, each in found], dim=-1) if self.spec.pool_all else found[-1][1]
         if self.spec.zero_empty:
             sequence = torch.where(none[:, None, None], 0.0, sequence)
             pooled = torch.where(none[:, None], 0.0, pooled)
         return Tokens(pooled, sequence, mask=filled >= 0 if self.spec.mask else None)
+
+    def _joined(self, tokens: list[Tensor]) -> Tensor:
+        """The tokens [B, L, D] of each model as one sequence."""
+        rows: list[list[Tensor]] = []
+        for model, own in zip(self.spec.models, tokens, strict=True):
+            rows = [*rows, [own]] if model.after or not rows else [*rows[:-1], [*rows[-1], own]]
+        wide = [torch.cat(row, dim=-1) for row in rows]
+        width = self.spec.width or wide[0].shape[-1]
+        parts = [F.pad(part, (0, width - part.shape[-1])) for part in wide]
+        return F.pad(torch.cat(parts, dim=1), (0, 0, 0, self.spec.zeros))
+
+
+def _own(spec: LanguageModelSpec, ids: Tensor) -> Tensor:
+    """The ids [B, places] that are a model's own, as it numbers them, -1 after the last."""
+    if spec.ids is None or spec.places is None:
+        return ids
+    low, high = spec.ids
+    before = ((ids >= 0) & (ids < low)).sum(dim=1, keepdim=True)  # [B, 1]
+    places = before + torch.arange(spec.places, device=ids.device)  # [B, places]
+    taken = F.pad(ids, (0, spec.places), value=-1).gather(1, places)
+    return torch.where((taken >= low) & (taken < high), taken - low, -1)
 
 
 def _clip(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,11 +89,11 @@ class Translator(NetworkMixin, ConfigMixin):
     condition reaches it through its skip connections alone. head_spec: fields of `PixelHeadSpec`, how pixels are made
     of the UNet's features; none: by one pixel shuffle. one_step: it was trained at the last timestep alone, so that
     one step from noise is all that it knows.
-    unet_config: a UNet of diffusers, or a transformer of PixArt or Sana, by its own configuration, instead of
-    unet_spec; how it takes tokens follows from that, see `Wiring`. language_spec: fields of `LanguageSpec` instead of
-    encoder_spec's, for a prior with text encoders of transformers. space_spec: fields of `SpaceSpec`, where x_t are
-    latents and no pixels; image_size stays in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler that sees
-    its small image noised.
+    unet_config: a UNet of diffusers, or a transformer of PixArt, Sana or Stable Diffusion 3, by its own configuration,
+    instead of unet_spec; how it takes tokens follows from that, see `Wiring`. language_spec: fields of `LanguageSpec`
+    instead of encoder_spec's, for a prior with text encoders of transformers. space_spec: fields of `SpaceSpec`, where
+    x_t are latents and no pixels; image_size stays in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler
+    that sees its small image noised.
     student_spec: fields of `StudentSpec`, of a base that was distilled. flow_shift: of the rectified flow that it
     learned, see `FlowInput`; none: it learned another process.
 
@@ -270,6 +270,12 @@ class Translator(NetworkMixin, ConfigMixin):
         if height % self.granularity or width % self.granularity:
             raise UserError(
                 f"images of {height} x {width}: this translator's sides are multiples of {self.granularity}; pad them"
+            )
+        longest = self.wiring.longest
+        if longest is not None and max(x_t.shape[-2:]) > longest:
+            raise UserError(
+                f"images of {height} x {width}: the transformer has positions for sides of up to {longest * factor}; "
+                "make smaller ones"
             )
         if tokens.residuals is None:
             return

@@ -1,5 +1,5 @@
-"""How any UNet of diffusers, and the transformers of PixArt and Sana, take a condition, read from their own
-configuration."""
+"""How any UNet of diffusers, and the transformers of PixArt, Sana and Stable Diffusion 3, take a condition, read from
+their own configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piti.core.errors import UserError
 from piti.models.encoders import Tokens
-from piti.models.foreign import is_sana, is_transformer
+from piti.models.foreign import TransformerKind, transformer_kind
 
 _TIME_IDS = 6
 """Of SDXL: original height and width, top, left, target height and width (Podell et al. 2023, arXiv 2307.01952, section
@@ -25,7 +25,7 @@ class Wiring:
 
     sequence: int | None
     """Width of the tokens that attention reads; none: it takes no condition."""
-    pooled: Literal["class_labels", "text_embeds"] | None
+    pooled: Literal["class_labels", "text_embeds", "pooled_projections"] | None
     """Where the pooled token is used; None: not at all, or the UNet pools the sequence."""
     pooled_width: int
     """0 where it goes nowhere."""
@@ -37,12 +37,14 @@ class Wiring:
     """(channels, level) of every skip connection in the UNet's order; level k has side / 2^k."""
     reduction: int
     """Downsampling factor of the lowest level."""
+    longest: int | None = None
+    """Longest side of x_t for which it has positions; None: no limit."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Wiring:
         """Of a network's configuration. Raises UserError for what no task encoder can be put in front of."""
-        if is_transformer(config):
-            return TransformerWiring.of_transformer(config)
+        if (kind := transformer_kind(config)) is not None:
+            return TransformerWiring.of_transformer(config, kind)
         _refuse_others(config)
         blocks = (*config["down_block_types"], config["mid_block_type"] or "", *config["up_block_types"])
         attends = any("CrossAttn" in block for block in blocks)
@@ -81,35 +83,38 @@ class Wiring:
 
 @dataclass(frozen=True)
 class TransformerWiring(Wiring):
-    """Of a transformer of PixArt's kind (Chen et al. 2023, arXiv 2310.00426), which has no skip connections, or of
-    Sana's."""
+    """Of a transformer, which has no skip connections."""
 
-    sana: bool = False
-    """Whether it is Sana's (Xie et al. 2024, arXiv 2410.10629), which has no conditioning besides tokens."""
+    kind: TransformerKind = "pixart"
+    """PixArt's (Chen et al. 2023, arXiv 2310.00426), Sana's (Xie et al. 2024, arXiv 2410.10629) or Stable Diffusion 3's
+    (Esser et al. 2024, arXiv 2403.03206), whose tokens attend to the image too."""
     proportioned: bool = False
     """Whether it is conditioned on the image's size and aspect ratio, as PixArt-α at 1024 px."""
 
     @classmethod
-    def of_transformer(cls, config: Mapping[str, Any]) -> TransformerWiring:
+    def of_transformer(cls, config: Mapping[str, Any], kind: TransformerKind) -> TransformerWiring:
         """Of its whole configuration, defaults included."""
-        sana = is_sana(config)
-        told = False if sana else config.get("use_additional_conditions")
+        joint, patch = kind == "sd3", config["patch_size"]
+        told = config.get("use_additional_conditions") if kind == "pixart" else False
         return cls(
-            sequence=config["caption_channels"] or config["cross_attention_dim"],
-            pooled=None,
-            pooled_width=0,
+            sequence=config["joint_attention_dim" if joint else "caption_channels"] or config["cross_attention_dim"],
+            pooled="pooled_projections" if joint else None,
+            pooled_width=config["pooled_projection_dim"] if joint else 0,
             sized=False,
             leveled=False,
             skips=(),
-            reduction=config["patch_size"],
-            sana=sana,
+            reduction=patch,
+            longest=config["pos_embed_max_size"] * patch if joint else None,
+            kind=kind,
             proportioned=config["sample_size"] == _PROPORTIONED if told is None else told,
         )
 
     def arguments(self, tokens: Tokens, size: tuple[int, int], level: int | None) -> dict[str, Any]:
-        """As for a UNet, plus the text's attention mask."""
+        """As for a UNet, plus the text's attention mask for PixArt and Sana."""
         sequence = tokens.sequence
-        if self.sana:
+        if self.kind == "sd3":
+            return {"encoder_hidden_states": sequence, "pooled_projections": tokens.pooled}
+        if self.kind == "sana":
             return {"encoder_hidden_states": sequence, "encoder_attention_mask": tokens.mask}
         told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.proportioned:

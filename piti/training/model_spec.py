@@ -34,8 +34,8 @@ class ModelSpec(Spec):
     """Instead of an encoder of tokens, for a UNet without them: the condition's own maps, at the image's size."""
     unet: UNetSpec = UNetSpec()
     unet_config: dict[str, Any] | None = None
-    """Instead of `unet`, the network of a prior of another family, a UNet or a transformer of PixArt or Sana, by its
-    own configuration in diffusers."""
+    """Instead of `unet`, the network of a prior of another family by its own configuration in diffusers: a UNet, or a
+    transformer of PixArt, Sana or Stable Diffusion 3."""
     space: SpaceSpec = SpaceSpec()
     """Where the UNet works; latents are those of the prior's autoencoder, and `image_size` stays in pixels."""
     head: PixelHeadSpec | None = None

@@ -50,6 +50,12 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
 
 
 @pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
+    """Stable Diffusion 3: a transformer that learned a flow, and reads a text by two tokenizers."""
+    return tiny.imported(tiny.stable_diffusion_3, _folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
 def floyd_upsampler(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
     """DeepFloyd IF's second stage, for images of 8 px."""
     return tiny.imported(tiny.floyd_upsampler, _folder(tmp_path_factory), sample_size=32)

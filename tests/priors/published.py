@@ -161,6 +161,22 @@ _FLOW: dict[str, Any] = {
     "solver_order": 2,
     "use_flow_sigmas": True,
 }
+_SD3: dict[str, Any] = {
+    "_class_name": "SD3Transformer2DModel",
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+    "sample_size": 128,
+}
+_SD3_LATENTS = {"latent_channels": 16, "shift_factor": 0.0609, "use_post_quant_conv": False, "use_quant_conv": False}
+_SD3_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 _STABLE = _BETAS | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "trained_betas": None}
 _COSINE: dict[str, Any] = {
@@ -205,10 +221,12 @@ class Published:
     """Of its first text encoder."""
     scaling_factor: float | None = 0.18215
     """Of its latents, none where the file says nothing."""
+    latents: dict[str, Any] | None = None
+    """What else its autoencoder's file says that others' do not."""
 
     def folder(self, root: Path) -> Path:
         """A folder of diffusers without weights."""
-        network = "transformer" if self.pipeline.startswith(("PixArt", "Sana")) else "unet"
+        network = "transformer" if self.pipeline.startswith(("PixArt", "Sana", "StableDiffusion3")) else "unet"
         parts = {network: ["diffusers", self.unet["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"]}
         _written(root / network / "config.json", self.unet)
         _written(root / "scheduler/scheduler_config.json", self.scheduler)
@@ -216,12 +234,14 @@ class Published:
             parts |= _t5(root)
         elif self.pipeline.startswith("Sana"):
             parts |= _gemma(root)
+        elif self.pipeline.startswith("StableDiffusion3"):
+            parts |= _clip(root, "", self.width, projected=True) | _clip(root, "_2", 1280) | _t5(root, "_3")
         else:
             parts |= _clip(root, "", self.width)
         if self.pipeline.startswith("Sana"):
             parts |= _deep_vae(root)
         elif not self.pipeline.startswith("IF"):
-            parts |= _vae(root, self.scaling_factor)
+            parts |= _vae(root, self.scaling_factor, self.latents)
         if self.pipeline == "StableDiffusionXLPipeline":
             parts |= _clip(root, "_2", 1280)
         if self.pipeline == "IFSuperResolutionPipeline":
@@ -312,6 +332,35 @@ MODELS = {
         "Sana, predicts a flow, 1024 px, tokens of 2304",
         1_604_462_752,
     ),
+    "sd3-medium": Published(
+        "StableDiffusion3Pipeline",
+        _SD3,
+        _SD3_FLOW,
+        "Stable Diffusion 3, predicts a flow, 1024 px, tokens of 4096",
+        2_028_328_000,
+        scaling_factor=1.5305,
+        latents=_SD3_LATENTS,
+    ),
+    "sd35-medium": Published(
+        "StableDiffusion3Pipeline",
+        _SD3 | {"dual_attention_layers": list(range(13)), "pos_embed_max_size": 384, "qk_norm": "rms_norm"},
+        _SD3_FLOW,
+        "Stable Diffusion 3, predicts a flow, 1024 px, tokens of 4096",
+        2_243_171_520,
+        scaling_factor=1.5305,
+        latents=_SD3_LATENTS,
+    ),
+    "sd35-large": Published(
+        "StableDiffusion3Pipeline",
+        _SD3
+        | {"caption_projection_dim": 2432, "dual_attention_layers": [], "num_attention_heads": 38, "num_layers": 38}
+        | {"qk_norm": "rms_norm"},
+        _SD3_FLOW,
+        "Stable Diffusion 3, predicts a flow, 1024 px, tokens of 4096",
+        8_056_627_520,
+        scaling_factor=1.5305,
+        latents=_SD3_LATENTS,
+    ),
     "if-i-m": Published(
         "IFPipeline",
         _stage_1(192),
@@ -357,17 +406,17 @@ def _written(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def _clip(root: Path, after: str, width: int) -> dict[str, list[str]]:
+def _clip(root: Path, after: str, width: int, projected: bool = False) -> dict[str, list[str]]:
     tiny.clip_tokenizer(root / "letters").save_pretrained(root / f"tokenizer{after}")
-    kind = "CLIPTextModelWithProjection" if after else "CLIPTextModel"
+    kind = "CLIPTextModelWithProjection" if after or projected else "CLIPTextModel"
     config = {"hidden_size": width, "intermediate_size": 16, "num_attention_heads": width // 64, "num_hidden_layers": 1}
     more = {"max_position_embeddings": 77, "projection_dim": width, "vocab_size": 64, "model_type": "clip_text_model"}
     _written(root / f"text_encoder{after}/config.json", {"architectures": [kind]} | config | more)
     return {f"text_encoder{after}": ["transformers", kind], f"tokenizer{after}": ["transformers", "CLIPTokenizer"]}
 
 
-def _t5(root: Path) -> dict[str, list[str]]:
-    tiny.t5_tokenizer().save_pretrained(root / "tokenizer")
+def _t5(root: Path, after: str = "") -> dict[str, list[str]]:
+    tiny.t5_tokenizer().save_pretrained(root / f"tokenizer{after}")
     config = {"d_ff": 16, "d_kv": 64, "d_model": 4096, "num_heads": 1, "num_layers": 1, "vocab_size": 64}
     more = {
         "feed_forward_proj": "gated-gelu",
@@ -375,11 +424,14 @@ def _t5(root: Path) -> dict[str, list[str]]:
         "model_type": "t5",
         "torch_dtype": "float32",
     }
-    _written(root / "text_encoder/config.json", {"architectures": ["T5EncoderModel"]} | config | more)
-    return {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"]}
+    _written(root / f"text_encoder{after}/config.json", {"architectures": ["T5EncoderModel"]} | config | more)
+    return {
+        f"text_encoder{after}": ["transformers", "T5EncoderModel"],
+        f"tokenizer{after}": ["transformers", "T5Tokenizer"],
+    }
 
 
-def _vae(root: Path, scaling_factor: float | None) -> dict[str, list[str]]:
+def _vae(root: Path, scaling_factor: float | None, more: dict[str, Any] | None) -> dict[str, list[str]]:
     config: dict[str, Any] = {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
@@ -392,7 +444,8 @@ def _vae(root: Path, scaling_factor: float | None) -> dict[str, list[str]]:
         "out_channels": 3,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     }
-    _written(root / "vae/config.json", config | ({"scaling_factor": scaling_factor} if scaling_factor else {}))
+    scale = {"scaling_factor": scaling_factor} if scaling_factor else {}
+    _written(root / "vae/config.json", config | scale | (more or {}))
     return {"vae": ["diffusers", "AutoencoderKL"]}
 
 

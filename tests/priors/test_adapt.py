@@ -46,6 +46,7 @@ TOKENS: dict[str, dict[str, Any]] = {
     "floyd": {"sequence_width": 8, "pooled": 0},
     "pixart": {"sequence_width": 8, "pooled": 0, "residuals": False},
     "sana": {"sequence_width": 8, "pooled": 0, "residuals": False},
+    "sd3": {"sequence_width": 40, "pooled": 16, "residuals": False},
 }
 """What each UNet takes of an encoder."""
 
@@ -226,7 +227,10 @@ def test_the_aligned_path_does_not_lead_into_a_transformer(pixart: tiny.Imported
         plan(recipe_of(pixart, tiny_data, "pixart", model=model), tiny_data / "run")
 
 
-@pytest.mark.parametrize(("family", "block"), [("pixart", "BasicTransformerBlock"), ("sana", "SanaTransformerBlock")])
+@pytest.mark.parametrize(
+    ("family", "block"),
+    [("pixart", "BasicTransformerBlock"), ("sana", "SanaTransformerBlock"), ("sd3", "JointTransformerBlock")],
+)
 def test_sharding_names_the_blocks_of_a_transformer(
     request: pytest.FixtureRequest, tiny_data: Path, family: str, block: str
 ) -> None:
@@ -247,6 +251,14 @@ def test_sharding_names_the_blocks_of_a_transformer(
     assert distributed._why_not(accelerator, recipe, 2) is None
 
 
+def test_stable_diffusion_3_has_positions_up_to_a_size(sd3: tiny.Imported) -> None:
+    tokens = sd3.ours.base.encode(sd3.ours.read("a cat")[None])
+    longest = torch.zeros(1, 4, 16, 8)
+    assert sd3.ours.base(longest, torch.tensor(500), tokens).output.shape == longest.shape
+    with pytest.raises(UserError, match="images of 36 x 16: the transformer has positions for sides of up to 32; make"):
+        sd3.ours.base(torch.zeros(1, 4, 18, 8), torch.tensor(500), tokens)
+
+
 def test_adapters_on_a_transformer(pixart: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
     train(recipe_of(pixart, tiny_data, "pixart", stages=WITH_ADAPTERS, lora={"rank": 2}), tmp_path / "run")
     learned = load_file(tmp_path / "run/model/base" / ADAPTER_FILE)
@@ -259,6 +271,13 @@ def test_adapters_on_a_transformer(pixart: tiny.Imported, tiny_data: Path, tmp_p
         train(again, tmp_path / "again")
     pipe.enable_attention_slicing()  # which a transformer of diffusers does not know
     assert pipe(sorted((tiny_data / "labels").glob("*.png"))[0], steps=2).images[0].height == 16
+
+
+def test_adapters_are_on_the_tokens_side_of_joint_attention_too(sd3: tiny.Imported) -> None:
+    translator = ModelFolder.open(sd3.model).load("base", torch.float32)[0]
+    inject(translator, LoraSpec(rank=2))
+    adapted = {name.split(".lora_A")[0].rsplit(".attn.")[-1] for name, _ in translator.unet.named_parameters()}
+    assert {"to_q", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"} <= adapted
 
 
 @pytest.mark.parametrize("loss", ["perceptual", "adversarial", "pixel"])

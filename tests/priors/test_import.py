@@ -69,7 +69,11 @@ def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
         ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "fills in pictures"),
         ("model_index.json", {"_class_name": "StableDiffusionUpscalePipeline"}, "follows DeepFloyd IF's second stage"),
         ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "distilled for a few guided steps"),
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "flow matching, which is not supported; give a text-to-"),
+        (
+            "model_index.json",
+            {"_class_name": "FluxPipeline"},
+            "a FluxPipeline is distilled: it takes the guidance stre",
+        ),
         ("model_index.json", {"_class_name": "SomePipeline"}, "is none that is known here; .*StableDiffusionPipeline"),
         ("model_index.json", {"text_encoder": [None, None]}, "has no 'text_encoder', which is needed"),
         ("unet/config.json", {"in_channels": 9}, "sees 9 channels: it is an inpainting variant"),
@@ -139,6 +143,45 @@ def test_a_flow_is_one_too(sana: tiny.Imported, tmp_path: Path) -> None:
     assert found.arguments()["flow_shift"] == 3.0
     tiny.sana(tmp_path, euler=True)
     assert recognised(tmp_path / "diffusers").schedule == found.schedule
+
+
+def test_a_model_that_reads_texts_by_two_tokenizers_keeps_both(sd3: tiny.Imported, tmp_path: Path) -> None:
+    found = recognised(sd3.folder)
+    assert found.what == "Stable Diffusion 3, predicts a flow, 16 px, tokens of 40"
+    assert found.language.context == tiny.CONTEXT + 256
+    moved = shutil.copytree(sd3.model, tmp_path / "moved")
+    for number in (0, 1):
+        assert (moved / tokenizers.TOKENIZER_FOLDER / str(number)).is_dir()
+    assert torch.equal(PITIPipeline.from_pretrained(moved).read("a cat"), sd3.ours.read("a cat"))
+    shutil.rmtree(moved / tokenizers.TOKENIZER_FOLDER / "1")
+    with pytest.raises(UserError, match="fetch the whole model again"):
+        PITIPipeline.from_pretrained(moved).read("a cat")
+
+
+def test_a_folder_that_is_named_turbo_is_refused(sd3: tiny.Imported, tmp_path: Path) -> None:
+    """Stable Diffusion 3.5 Large Turbo has the configurations of the model that it was made from."""
+    named = shutil.copytree(sd3.folder, tmp_path / "stable-diffusion-3.5-large-turbo")
+    with pytest.raises(UserError, match=r"large-turbo: its name says that it is distilled .* or rename the folder"):
+        import_prior(named, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("index", [{"text_encoder_3": [None, None]}, {"text_encoder_3": None}])
+def test_stable_diffusion_3_without_its_largest_text_encoder(
+    sd3: tiny.Imported, tmp_path: Path, index: dict[str, Any]
+) -> None:
+    """As who has no room for it leaves it out."""
+    copied = shutil.copytree(sd3.folder, tmp_path / "diffusers")
+    changed(copied / "model_index.json", **index, tokenizer_3=[None, None])
+    shutil.rmtree(copied / "text_encoder_3")
+    shutil.rmtree(copied / "tokenizer_3")
+    found = recognised(copied)
+    assert (found.language.context, found.language.zeros) == (tiny.CONTEXT, 256)
+    used = "scheduler, text_encoder, text_encoder_2, tokenizer, tokenizer_2, transformer, vae"
+    assert found.use().endswith(f"used {used}")
+    changed(copied / "model_index.json", text_encoder_2=[None, None])
+    with pytest.raises(UserError, match="has no 'text_encoder_2', which is needed"):
+        recognised(copied)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +412,7 @@ class Held:
         self.bytes -= size
 
 
-@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd", "pixart", "sana"])
+@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd", "pixart", "sana", "sd3"])
 def test_importing_holds_two_tensors_at_most(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

@@ -144,6 +144,38 @@ def test_sana_by_the_steps_of_a_flow(monkeypatch: pytest.MonkeyPatch, sana: tiny
     torch.testing.assert_close(made, wanted, **CLOSE)
 
 
+@pytest.mark.parametrize("t5_too", [True, False])
+def test_stable_diffusion_3_with_all_its_text_encoders_and_without_the_largest(
+    tmp_path: Path, sd3: tiny.Imported, t5_too: bool
+) -> None:
+    """A short text and one of which each text encoder reads another part, by Euler's method."""
+    prior = sd3 if t5_too else tiny.imported(tiny.stable_diffusion_3, tmp_path, t5_too=False)
+    theirs, ours, latents = prior.theirs, prior.ours, noise(2, 4, 8, 8)
+    shares = [(t + 1) / 1000 for t in sampling_timesteps(ours.schedule, "ddim", 4)[::-1]]
+    s = 3 * shares[0] / (1 + 2 * shares[0])
+    begun = {"latents": (s**2 + (1 - s) ** 2) ** 0.5 * latents, "output_type": "pt"}
+    texts = ["a cat ab", "dogs and cats " * 30]
+    wanted = theirs(texts, guidance_scale=3.0, sigmas=shares, **begun).images
+    made = ours(texts, steps=4, guidance={"kind": "plain", "w": 2.0}, latents=latents, output_type="pt").images
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(made, wanted, **CLOSE)
+
+
+def test_each_text_encoder_of_stable_diffusion_3_reads_a_text_by_its_own_tokenizer(sd3: tiny.Imported) -> None:
+    """What CLIP's 12 tokens do not hold reaches the image through T5's 256."""
+    theirs, ours = sd3.theirs, sd3.ours
+    for text in ("ab", "dogs and cats and more"):
+        wanted, _, pooled, _ = theirs.encode_prompt(text, None, None, do_classifier_free_guidance=False)
+        tokens = ours.base.encode(ours.read(text)[None])
+        torch.testing.assert_close(tokens.sequence, wanted, **CLOSE)
+        torch.testing.assert_close(tokens.pooled, pooled, **CLOSE)
+    one, other = (ours.base.encode(ours.read(f"dogs and cats {end}")[None]).sequence for end in ("run", "sit"))
+    assert torch.equal(one[:, :12], other[:, :12])
+    assert not torch.equal(one[:, 12:], other[:, 12:])
+    assert ours.condition.cut("dogs and cats and more") == ""
+    assert ours.condition.cut("cat " * 90).startswith("only the first 256 of 360 tokens are read")
+
+
 def _flow_by_dpm(scheduler: Any, shares: list[float]) -> DPMSolverMultistepScheduler:
     """Diffusers' own solver of a flow, at these shares of noise before the shift."""
     made = DPMSolverMultistepScheduler.from_config(scheduler.config)

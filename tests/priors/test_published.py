@@ -21,7 +21,9 @@ from tests.priors.published import MODELS
 
 pytest.importorskip("transformers")
 
-RECIPES = [name for name in MODELS if not name.startswith("if-") and name not in ("pixart-sigma", "sana-1600m")]
+OTHERS = ("pixart-sigma", "sana-1600m", "sd3-medium", "sd35-large")
+"""Of which there is no recipe."""
+RECIPES = [name for name in MODELS if not name.startswith("if-") and name not in OTHERS]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -56,6 +58,7 @@ def test_a_recipe_is_for_the_published_model(tmp_path: Path, name: str) -> None:
     assert recipe.model.learned_variance == arguments["learned_variance"]
     assert recipe.model.encoder is not None
     assert recipe.model.encoder.token_width == translator.wiring.sequence
+    assert recipe.model.encoder.pooled == translator.wiring.pooled_width
     assert [stage.trains[0] for stage in recipe.stages] == ["encoder", "encoder"]
 
 

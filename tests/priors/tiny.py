@@ -100,17 +100,17 @@ def unet(**settings: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(sizes | settings)).eval()
 
 
-def autoencoder() -> AutoencoderKL:
+def autoencoder(**settings: Any) -> AutoencoderKL:
     """2 px to one."""
     torch.manual_seed(2)
+    sizes: dict[str, Any] = {"latent_channels": 4, "scaling_factor": 0.18215}
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=0.18215,
+        **(sizes | settings),
     ).eval()
 
 
@@ -160,12 +160,12 @@ def clip(width: int, projected: bool = False) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def t5() -> Any:
+def t5(width: int = 8) -> Any:
     """T5's encoder."""
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(5)
-    return T5EncoderModel(T5Config(vocab_size=32, d_model=8, d_ff=16, d_kv=4, num_layers=2, num_heads=2)).eval()
+    return T5EncoderModel(T5Config(vocab_size=32, d_model=width, d_ff=16, d_kv=4, num_layers=2, num_heads=2)).eval()
 
 
 def stable_diffusion(folder: Path, prediction: str = "epsilon", width: int = 16, **settings: Any) -> Any:
@@ -317,6 +317,31 @@ def sana(folder: Path, euler: bool = False, **settings: Any) -> Any:
         vae=deep_autoencoder(),
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if euler else flow,  # pyright: ignore[reportArgumentType]
+    )
+    return _saved(pipe, folder)
+
+
+def stable_diffusion_3(folder: Path, t5_too: bool = True, **settings: Any) -> Any:
+    """A pipeline of Stable Diffusion 3, with or without its largest text encoder; saved below `folder`."""
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
+    torch.manual_seed(10)
+    sizes: dict[str, Any] = {"sample_size": 8, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+    sizes |= {"in_channels": 4, "out_channels": 4, "caption_projection_dim": 16, "pooled_projection_dim": 16}
+    sizes |= {"joint_attention_dim": 40, "pos_embed_max_size": 8, "qk_norm": "rms_norm", "dual_attention_layers": (0,)}
+    parts: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+    if t5_too:
+        parts = {"text_encoder_3": t5(40), "tokenizer_3": t5_tokenizer()}
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**(sizes | settings)).eval(),
+        vae=autoencoder(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(16, projected=True),
+        tokenizer=clip_tokenizer(folder / "letters"),
+        text_encoder_2=clip(8, projected=True),
+        tokenizer_2=clip_tokenizer(folder / "letters", pad="!"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **parts,
     )
     return _saved(pipe, folder)
 

@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -70,7 +71,7 @@ def losses_of_diffusers(folder: Path, step: Step) -> tuple[float, float]:
     folder: of diffusers; the UNet's weights are those there.
     """
     network = _network(folder)
-    if isinstance(network, SanaTransformer2DModel):
+    if isinstance(network, SanaTransformer2DModel | SD3Transformer2DModel):
         return _loss_of_a_flow(network, folder, step), 0.0
     scheduler: Any = DDPMScheduler.from_pretrained(folder / "scheduler")
     x0 = _points(folder, step)
@@ -86,16 +87,20 @@ def losses_of_diffusers(folder: Path, step: Step) -> tuple[float, float]:
     return F.mse_loss(output.float(), target.float(), reduction="mean").item(), bound
 
 
-def _loss_of_a_flow(network: SanaTransformer2DModel, folder: Path, step: Step) -> float:
-    """As `train_dreambooth_lora_sana` has it, every timestep alike."""
-    vae = AutoencoderDC.from_pretrained(folder / "vae")
-    x0 = vae.encode(step.images).latent * vae.config["scaling_factor"]  # pyright: ignore[reportAttributeAccessIssue]
+def _loss_of_a_flow(network: SanaTransformer2DModel | SD3Transformer2DModel, folder: Path, step: Step) -> float:
+    """As `train_dreambooth_lora_sana` and `train_dreambooth_sd3` have it, every timestep alike."""
+    given = {}
+    if isinstance(network, SD3Transformer2DModel):
+        x0, given = _points(folder, step), {"pooled_projections": step.tokens.pooled}
+    else:
+        vae = AutoencoderDC.from_pretrained(folder / "vae")
+        x0 = vae.encode(step.images).latent * vae.config["scaling_factor"]  # pyright: ignore[reportAttributeAccessIssue]
     noise = step.noise(None, tuple(x0.shape[1:]))
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)  # whose levels come from the noisiest on
     sigmas = scheduler.sigmas.flip(0)[step.t].view(-1, 1, 1, 1)
     noisy = (1.0 - sigmas) * x0 + sigmas * noise
-    output = network(noisy, encoder_hidden_states=step.tokens.sequence, timestep=1000 * sigmas.flatten()).sample
-    return F.mse_loss(output, noise - x0).item()
+    given |= {"encoder_hidden_states": step.tokens.sequence, "timestep": 1000 * sigmas.flatten()}
+    return F.mse_loss(network(noisy, **given).sample, noise - x0).item()
 
 
 def _points(folder: Path, step: Step) -> Tensor:
@@ -105,12 +110,18 @@ def _points(folder: Path, step: Step) -> Tensor:
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     posterior = vae.encode(step.images).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
     noise = step.noise("latents", tuple(posterior.mean.shape[1:]))
-    return (posterior.mean + posterior.std * noise) * vae.config["scaling_factor"]
+    latents = posterior.mean + posterior.std * noise
+    return (latents - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
 
 
-def _network(folder: Path) -> UNet2DConditionModel | PixArtTransformer2DModel | SanaTransformer2DModel:
-    if "Sana" in (folder / "model_index.json").read_text(encoding="utf-8"):
+def _network(
+    folder: Path,
+) -> UNet2DConditionModel | PixArtTransformer2DModel | SanaTransformer2DModel | SD3Transformer2DModel:
+    index = (folder / "model_index.json").read_text(encoding="utf-8")
+    if "Sana" in index:
         return SanaTransformer2DModel.from_pretrained(folder / "transformer")
+    if "SD3" in index:
+        return SD3Transformer2DModel.from_pretrained(folder / "transformer")
     if (folder / "transformer").is_dir():
         return PixArtTransformer2DModel.from_pretrained(folder / "transformer")
     return UNet2DConditionModel.from_pretrained(folder / "unet")
