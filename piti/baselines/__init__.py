@@ -1,4 +1,4 @@
-"""What the paper compares itself with: Pix2PixHD, SPADE and OASIS, each after its own paper."""
+"""The paper's baselines: Pix2PixHD, SPADE and OASIS, each following its own paper."""
 
 from piti.baselines.base import Baseline, BaselineError, BaselineNetwork, ImageNetwork, baseline_from_config, noise_of
 from piti.baselines.oasis import Oasis, OasisSpec

@@ -1,4 +1,4 @@
-"""What a baseline is: a generator, a discriminator, and the losses of both; one pass makes the image."""
+"""The interface of baselines: a generator, a discriminator, and their losses; images are generated in one pass."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from piti.models.perceptual import PerceptualNetwork
 
 
 class BaselineError(UserError):
-    """A baseline cannot be built. The message names the key and the remedy."""
+    """A baseline cannot be built. The message names the key and what to do."""
 
 
 class BaselineSpec(Spec):
-    """What every method's settings have."""
+    """Settings common to all baselines."""
 
     perceptual: float = Field(default=0.0, ge=0)
     """Weight of the perceptual loss; 0: none."""
@@ -33,7 +33,7 @@ class BaselineSpec(Spec):
 
 
 class Baseline(ABC):
-    """A method: its networks, what they see of a condition, and its losses. It holds settings, no weights.
+    """A baseline method: its networks, its input from a condition, and its losses. It holds settings, not weights.
 
     spec: the method's settings; channels: of the encoded condition, C; classes: whether these channels are classes,
     one-hot; image_size: side of the images in pixels. Raises BaselineError for settings that do not fit each other.
@@ -54,7 +54,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def seen(self, encoded: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b s h w"]:
-        """What both networks see of a condition as `Condition.encode` gives it."""
+        """The input of both networks, from a condition as encoded by `Condition.encode`."""
 
     def check(self, encoded: Tensor) -> None:
         """Raises BaselineError for a condition of other channels, or of sides that do not suit the generator."""
@@ -83,7 +83,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def discriminator(self) -> nn.Module:
-        """What judges images; only this method's losses call it."""
+        """The discriminator; only this method's losses call it."""
 
     @property
     def discriminator_lr(self) -> float:
@@ -106,7 +106,7 @@ class Baseline(ABC):
         real: Float[Tensor, "b 3 h w"],
         perceptual: PerceptualNetwork | None,
     ) -> dict[str, Tensor]:
-        """What the generator minimises, by name. fake: its images, differentiable; `perceptual`'s weights included."""
+        """The generator's losses by name. fake: its images, differentiable; the weight `perceptual` is included."""
 
     @abstractmethod
     def discriminator_losses(
@@ -117,12 +117,12 @@ class Baseline(ABC):
         real: Float[Tensor, "b 3 h w"],
         uniform: Float[Tensor, "b draws"],
     ) -> dict[str, Tensor]:
-        """What the discriminator minimises, by name. fake: without a gradient; uniform: `draws` numbers in [0, 1) a
-        sample, for what is random in the loss."""
+        """The discriminator's losses by name. fake: without a gradient; uniform: `draws` random numbers in [0, 1) per
+        sample, for the loss."""
 
     @property
     def draws(self) -> int:
-        """How many random numbers a sample takes in `discriminator_losses`."""
+        """Random numbers per sample in `discriminator_losses`."""
         return 1
 
     def to_config(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Baseline(ABC):
 
 
 BASELINES: dict[str, type[Baseline]] = {}
-"""Every baseline by its name; `register` adds to it."""
+"""All baselines by name; `register` adds to them."""
 
 _B = TypeVar("_B", bound=Baseline)
 
@@ -207,7 +207,7 @@ class BaselineNetwork(NetworkMixin, ConfigMixin):
 
     @property
     def condition_side(self) -> int:
-        """The side in pixels of what it reads for a square image: the image's own."""
+        """The size in pixels of the condition for a square image: the image's."""
         return self.image_size
 
     @property
@@ -226,4 +226,4 @@ class BaselineNetwork(NetworkMixin, ConfigMixin):
 
 
 ImageNetwork = Translator | BaselineNetwork
-"""What makes images from conditions."""
+"""Networks that generate images from conditions."""

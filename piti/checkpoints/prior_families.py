@@ -54,7 +54,7 @@ class Family:
     classes: tuple[str, ...] = ("UNet2DConditionModel",)
     """What that network may be saved as."""
     mask: bool = False
-    """That network is told where a text ends."""
+    """Whether that network gets the text's attention mask."""
     shared: str = ""
     """Which parts several of its models may share, for a person."""
     pool_all: bool = False

@@ -1,4 +1,4 @@
-"""The command line: parse, call the library, print."""
+"""The command-line interface: parse, call the library, print."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version, and stop.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Image-to-image translation with a pretrained diffusion prior (PITI)."""
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message, not a traceback."""
+    """Run the command line; a `UserError` is printed as one message, without a traceback."""
     from piti.core.distributed import FailedElsewhere
     from piti.core.errors import UserError
     from piti.core.plugins import load_plugins

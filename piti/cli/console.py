@@ -27,27 +27,27 @@ log = LogConsole()
 
 
 _TWO_WORDS = {"keep_exact": "--keep exact"}
-"""Keywords that the command line has as an option and its value."""
+"""Keywords that are an option with a value on the command line."""
 
 
 def flag(name: str) -> str:
-    """What is typed for an option, from its keyword."""
+    """The command-line spelling of an option, from its keyword."""
     from piti.core import errors
 
     return _TWO_WORDS.get(name) or errors.flag(name)
 
 
 def with_flags(text: str) -> str:
-    """A text of the library, the options that it mentions written as flags."""
+    """A library message, with the options that it mentions written as flags."""
     from piti.core.errors import spelled, text_of
 
     return spelled(text_of(text), flag)
 
 
 def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
-    """A table on standard output; its columns are as wide as they need to be where that is not a terminal.
+    """Print a table on standard output, without wrapping columns if that is not a terminal.
 
-    rows: all with the same keys, which head the columns. Brackets in the values are text, not markup.
+    rows: all with the same keys, which are the column headers. Brackets in the values are text, not markup.
     """
     if not rows:
         typer.echo("none")
@@ -60,7 +60,7 @@ def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """One line each."""
+    """Print each note on one line of standard error."""
     for note in notes:
         _labelled("note", "bold yellow", note)
 
@@ -71,7 +71,7 @@ def images_made(count: int) -> str:
 
 
 def print_wait(pipeline: PITIPipeline, compiled: bool) -> None:
-    """One line where the first images take longer than others: the engine converts, or blocks are compiled."""
+    """Announce that the first images take longer, because networks are converted or compiled."""
     if not pipeline.engine_ready():
         log.print(f"converting the networks for {pipeline.engine.name}, once …")
     if compiled:
@@ -79,12 +79,12 @@ def print_wait(pipeline: PITIPipeline, compiled: bool) -> None:
 
 
 def print_warning(warning: str) -> None:
-    """One line."""
+    """Print a warning on standard error."""
     _labelled("warning", "bold yellow", warning)
 
 
 def print_error(error: Exception) -> None:
-    """The message alone, without a traceback."""
+    """Print the message, without a traceback."""
     from piti.core.errors import text_of
 
     _labelled("error", "bold red", text_of(error))
@@ -95,7 +95,7 @@ def _labelled(label: str, style: str, text: str) -> None:
 
 
 def progress(what: str, shown: bool = True) -> AbstractContextManager[Callable[[int, int], None]]:
-    """A bar to which (steps done, steps in all) is reported. shown: False in all processes but the first."""
+    """A progress bar, updated by calls with (steps done, total steps). shown: False in all processes but the first."""
     from piti.core.progress import steps_bar
 
     return steps_bar(log if shown else Console(quiet=True), what)
@@ -107,8 +107,7 @@ class _Terminated(BaseException):
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a terminal that closes end the block once the files being written are complete, and say that
-    it can be resumed."""
+    """On Ctrl-C, SIGTERM or a closed terminal, end the block cleanly and print that the command can be resumed."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated(number)
@@ -125,7 +124,7 @@ def resumable() -> Iterator[None]:
 
 
 def begins_with(*modules: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command whose first act is to import modules, by `quick_imports`."""
+    """Decorate a command to first import modules within `quick_imports`."""
 
     def beginning(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -143,10 +142,10 @@ def begins_with(*modules: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Within the block nothing is collected, and nothing that is there at its end is looked through later.
+    """Disable garbage collection within the block, and exempt the objects that exist at its end from later collections.
 
-    torch and diffusers make half a million objects that all stay; to go through them again and again takes a fifth of
-    the time of importing, and as long once more when the process ends.
+    torch and diffusers create half a million permanent objects. Scanning them repeatedly takes a fifth of the import
+    time, and as long again when the process ends.
     """
     was = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""`piti prepare`: photographs and downloaded data sets into folders and shards that train."""
+"""`piti prepare`: turn photographs and downloaded data sets into training data."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ if TYPE_CHECKING:
     from piti.prepare.layouts import Layout
 
 prepare_app = typer.Typer(
-    no_args_is_help=True, help="Make training data: sketches of photographs, downloaded data sets, shards."
+    no_args_is_help=True, help="Prepare training data: sketches of photographs, downloaded data sets, shards."
 )
 
-Source = Annotated[Path, Argument(help="The data set's folder, unpacked as it is downloaded.")]
-Target = Annotated[Path | None, Argument(help="Gets images/ and conditions; may be left out with --check.")]
+Source = Annotated[Path, Argument(help="The data set's folder, as unpacked from the download.")]
+Target = Annotated[Path | None, Argument(help="Output folder for images/ and conditions; not needed with --check.")]
 TrainIdFiles = Annotated[bool, Option("--train-ids", help="Read the masks *_labelTrainIds.png.")]
-TrainIds = Annotated[bool, Option("--train-ids", help="Number the masks *_labelIds.png by train ids; the rest is 255.")]
+TrainIds = Annotated[
+    bool, Option("--train-ids", help="Convert the masks *_labelIds.png to train ids; other classes become 255.")
+]
 
 
 @dataclass(frozen=True)
 class LineFlags:
-    """How lines are drawn; None takes the detector's own value."""
+    """Settings of the line detector; None is its own default."""
 
-    threshold: Annotated[float | None, Option(help="What is stronger is a line (hed: 0.6, pidinet: 0.35).")] = None
+    threshold: Annotated[float | None, Option(help="hed, pidinet: edge threshold (0.6, 0.35).")] = None
     thin: Annotated[
-        bool | None, Option("--thin/--no-thin", help="Thin lines to one pixel; pidinet does by default.")
+        bool | None, Option("--thin/--no-thin", help="Thin lines to one pixel; the default for pidinet.")
     ] = None
     smoothing: Annotated[
-        float | None, Option(help="lines: L0 smoothing that removes texture first (0.02); 0 is none.")
+        float | None, Option(help="lines: strength of L0 smoothing before detection (0.02); 0 for none.")
     ] = None
-    low: Annotated[float | None, Option(help="lines: weaker gradients that continue a line (0.1).")] = None
-    high: Annotated[float | None, Option(help="lines: gradients that are always drawn (0.2).")] = None
-    shortest: Annotated[int | None, Option(help="Lines of fewer pixels are left out (10; hed: 1).")] = None
-    side: Annotated[int | None, Option(help="Short side at which photographs are drawn (256; pidinet: 512).")] = None
-    weights: Annotated[str | None, Option(help="hed: the file; pidinet: a folder with the file, or a hub id.")] = None
-    device: Annotated[str | None, Option(help="hed, pidinet: cpu, cuda, …")] = None
+    low: Annotated[float | None, Option(help="lines: low threshold of Canny's hysteresis (0.1).")] = None
+    high: Annotated[float | None, Option(help="lines: high threshold of Canny's hysteresis (0.2).")] = None
+    shortest: Annotated[int | None, Option(help="Remove lines of fewer pixels (10; hed: 1).")] = None
+    side: Annotated[
+        int | None, Option(help="Short side of the photographs for detection, in pixels (256; pidinet: 512).")
+    ] = None
+    weights: Annotated[str | None, Option(help="Weights: a file for hed; a folder or hub id for pidinet.")] = None
+    device: Annotated[str | None, Option(help="hed, pidinet: device, such as cpu or cuda.")] = None
 
     def given(self) -> dict[str, Any]:
-        """What was given, as `detector_spec` takes it."""
+        """The given settings, for `detector_spec`."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -53,8 +57,8 @@ class LineFlags:
 class SetFlags:
     """How a data set is checked and written."""
 
-    check: Annotated[bool, Option("--check", help="Look through the whole set, report, and stop.")] = False
-    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave pairs with problems out, instead of stopping.")] = False
+    check: Annotated[bool, Option("--check", help="Check the whole set, print a report and exit.")] = False
+    skip_bad: Annotated[bool, Option("--skip-bad", help="Skip pairs with problems, instead of stopping.")] = False
     link: Link = True
     overwrite: Overwrite = False
 
@@ -62,22 +66,24 @@ class SetFlags:
 @prepare_app.command()
 @with_groups
 def sketch(
-    photos: Annotated[list[Path], Argument(help="Photographs: folders, in any depth, tar archives, or files.")],
-    out: Annotated[Path, Argument(help="Gets images/ and sketches/.")],
+    photos: Annotated[
+        list[Path], Argument(help="Photographs: folders (searched recursively), tar archives, or files.")
+    ],
+    out: Annotated[Path, Argument(help="Output folder for images/ and sketches/.")],
     lines: LineFlags,
     detector: Annotated[
         str | None,
         Option(
-            help="hed, the paper's, with --weights FILE; lines, which needs no weights; or pidinet, where "
-            "controlnet-aux is installed. By default hed with --weights, lines without."
+            help="Line detector: hed (the paper's; needs --weights FILE), lines (needs no weights), or pidinet (needs "
+            "controlnet-aux). By default hed with --weights, lines without."
         ),
     ] = None,
-    processes: Annotated[int | None, Option(min=1, help="Processes that draw; one a core by default.")] = None,
+    processes: Annotated[int | None, Option(min=1, help="Number of processes; by default one per core.")] = None,
     max_bad: MaxBad = 0.01,
     link: Link = True,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw a sketch of each photograph: pairs to train on."""
+    """Extract a sketch from each photograph, as training pairs."""
     from piti.data.edges import detector_spec
     from piti.prepare.sketches import SketchJob, prepare_sketches
 
@@ -97,7 +103,7 @@ def ade20k(
     flags: SetFlags,
     out: Target = None,
     top: Annotated[
-        int | None, Option(min=1, help="Full release: keep only this many classes, those with the most pixels.")
+        int | None, Option(min=1, help="Full release: keep only the N classes with the most pixels.")
     ] = None,
 ) -> None:
     """ADE20K: SceneParse150 (ADEChallengeData2016), or the full release."""
@@ -109,7 +115,7 @@ def ade20k(
 @prepare_app.command("coco-stuff")
 @with_groups
 def coco_stuff(src: Source, flags: SetFlags, out: Target = None, train_ids: TrainIdFiles = False) -> None:
-    """COCO-Stuff 164k: images/ and annotations/ of train2017 and val2017. Train ids: 171 classes."""
+    """COCO-Stuff 164k: images/ and annotations/ of train2017 and val2017; 171 classes with --train-ids."""
     from piti.prepare.layouts import CocoStuff
 
     _prepare(CocoStuff(src, train_ids), src, out, flags)
@@ -118,7 +124,7 @@ def coco_stuff(src: Source, flags: SetFlags, out: Target = None, train_ids: Trai
 @prepare_app.command()
 @with_groups
 def cityscapes(src: Source, flags: SetFlags, out: Target = None, train_ids: TrainIds = False) -> None:
-    """Cityscapes: leftImg8bit/ and gtFine/ with *_labelIds.png. Train ids: the 19 classes that are judged."""
+    """Cityscapes: leftImg8bit/ and gtFine/ with *_labelIds.png; the 19 evaluated classes with --train-ids."""
     from piti.prepare.layouts import Cityscapes
 
     _prepare(Cityscapes(src, train_ids), src, out, flags)
@@ -127,7 +133,7 @@ def cityscapes(src: Source, flags: SetFlags, out: Target = None, train_ids: Trai
 @prepare_app.command()
 @with_groups
 def diode(src: Source, flags: SetFlags, out: Target = None) -> None:
-    """DIODE: depth, its mask and, if downloaded, normals become one file a photograph."""
+    """DIODE: combine depth, its mask and normals (if downloaded) into one file per photograph."""
     from piti.prepare.layouts import Diode
 
     _prepare(Diode(src), src, out, flags)
@@ -136,18 +142,18 @@ def diode(src: Source, flags: SetFlags, out: Target = None) -> None:
 @prepare_app.command()
 @with_groups
 def folder(
-    src: Annotated[Path, Argument(help="Holds images/, labels/, classes.json and perhaps splits.json.")],
+    src: Annotated[Path, Argument(help="Folder with images/, labels/, classes.json and optionally splits.json.")],
     flags: SetFlags,
     out: Target = None,
 ) -> None:
-    """A folder of photographs and masks: check it, and write the pairs that can be used."""
+    """A folder of photographs and masks: check it, and write the usable pairs."""
     from piti.prepare.layouts import PlainFolder
 
     _prepare(PlainFolder(src), src, out, flags)
 
 
 def _prepare(layout: Layout, src: Path, out: Path | None, flags: SetFlags) -> None:
-    """Look through a data set, report, and unless only that was asked for, write it."""
+    """Check a data set, print the report, and write the set unless --check is given."""
     from piti.core.errors import UserError
     from piti.prepare.datasets import check_set, write_set
     from piti.prepare.writer import refuse_inside
@@ -172,19 +178,23 @@ def _prepare(layout: Layout, src: Path, out: Path | None, flags: SetFlags) -> No
 @prepare_app.command()
 def shards(
     source: Annotated[
-        Path, Argument(help="A data root, or a folder of photographs, with captions KEY.txt beside them or without.")
+        Path, Argument(help="A data root, or a folder of photographs, with or without captions KEY.txt beside them.")
     ],
-    out: Annotated[Path | None, Argument(help="The shards' folder.")] = None,
-    images: Annotated[str, Option(help="The photographs' folder in a data root.")] = "images",
-    conditions: Annotated[list[str] | None, Option(help="A folder of conditions (labels); repeatable.")] = None,
-    alone: Annotated[bool, Option("--alone", help="Pack only the photographs of a data root.")] = False,
-    shard_mib: Annotated[int, Option(min=1, help="Largest shard, in MiB.")] = 256,
-    samples: Annotated[int | None, Option(min=1, help="Samples of a shard, instead of a largest size.")] = None,
+    out: Annotated[Path | None, Argument(help="Output folder for the shards.")] = None,
+    images: Annotated[str, Option(help="Folder of the photographs in a data root.")] = "images",
+    conditions: Annotated[
+        list[str] | None, Option(help="Folder of conditions in a data root; labels by default. Repeatable.")
+    ] = None,
+    alone: Annotated[
+        bool, Option("--alone", help="Pack only the photographs of a data root, without conditions.")
+    ] = False,
+    shard_mib: Annotated[int, Option(min=1, help="Largest size of a shard, in MiB.")] = 256,
+    samples: Annotated[int | None, Option(min=1, help="Samples per shard, instead of a largest size.")] = None,
     max_bad: MaxBad = 0.01,
     overwrite: Overwrite = False,
-    verify: Annotated[bool, Option("--verify", help="Compare shards with their manifest's checksums.")] = False,
+    verify: Annotated[bool, Option("--verify", help="Verify shards against the checksums of their manifest.")] = False,
 ) -> None:
-    """Pack training data into WebDataset tars with a manifest, or, with --verify and one folder, check them."""
+    """Pack training data into WebDataset tars with a manifest, or verify existing shards (--verify)."""
     from piti.prepare.packable import PackJob
     from piti.prepare.shards import pack_shards, verify_shards
 

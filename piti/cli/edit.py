@@ -1,4 +1,4 @@
-"""`piti edit`: an image again under a changed condition, the rest of it kept."""
+"""`piti edit`: change part of an image by changing its condition."""
 
 from __future__ import annotations
 
@@ -36,31 +36,37 @@ if TYPE_CHECKING:
 
 
 class Keep(StrEnum):
-    """How what lies outside the region comes back."""
+    """How pixels outside the region are kept."""
 
     EXACT = "exact"
 
 
 @dataclass(frozen=True)
 class FileFlags:
-    """What the image is to show, what it shows now, and where it is repainted."""
+    """The new condition, the current one, and the region to repaint."""
 
     to: Annotated[
         list[str] | None,
-        Option("--to", help="The condition it is to show; PART=FILE, repeated, for a model of several."),
+        Option(
+            "--to", help="The new condition: a file, or PART=FILE, repeatable, for a model with several conditions."
+        ),
     ] = None
     from_: Annotated[
         list[str] | None,
-        Option("--from", help="The condition it shows now; PNGs written by piti hold it. Unknown: all is repainted."),
+        Option(
+            "--from",
+            help="The current condition, as --to; PNGs written by piti contain it. If unknown, everything is "
+            "repainted.",
+        ),
     ] = None
-    text: Annotated[str | None, Option(help="For a prior, instead of --to: what it is to show.")] = None
-    from_text: Annotated[str | None, Option(help="For a prior, instead of --from: what it shows now.")] = None
+    text: Annotated[str | None, Option(help="For a prior, instead of --to: the new text.")] = None
+    from_text: Annotated[str | None, Option(help="For a prior, instead of --from: the current text.")] = None
     region: Annotated[
-        Path | None, Option(help="An image, white where it is repainted. By default where --from and --to differ.")
+        Path | None, Option(help="A mask image, white where to repaint; by default where --from and --to differ.")
     ] = None
 
     def of(self, image: Path, out: Path, overwrite: bool) -> EditFiles:
-        """The files of an edit. Raises UserError if nothing says what the image is to show."""
+        """As `EditFiles`. Raises UserError if no new condition is given."""
         from piti.core.errors import UserError
         from piti.generation.edit_files import EditFiles
 
@@ -73,45 +79,49 @@ class FileFlags:
 
 @dataclass(frozen=True)
 class EditFlags:
-    """How it is edited; None takes the default of `EditSettings`."""
+    """How the image is edited; None is the default of `EditSettings`."""
 
     guidance: Guidance = None
     guidance_rule: GuidanceRule = None
     guidance_interval: GuidanceInterval = None
-    steps: Annotated[int | None, Option(min=1, help="DDIM steps of the base, up and down; 25 by default.")] = None
+    steps: Annotated[
+        int | None, Option(min=1, help="DDIM steps of the base, for inversion and for sampling; 25 by default.")
+    ] = None
     upsampler_steps: Annotated[
-        str | None, Option(help="DDIM steps of the upsampler: a number (10 by default), or fast27.")
+        str | None, Option(help="DDIM steps of the upsampler: a number, or fast27; 10 by default.")
     ] = None
     refinements: Annotated[
-        int | None, Option(min=0, help="Calls that refine each step of the inversion; 1 by default, 0 is plain.")
+        int | None, Option(min=0, help="Refinements per inversion step; 1 by default, 0 is plain DDIM inversion.")
     ] = None
     variety: Annotated[
         float | None,
         Option(
-            help="Share of fresh noise in the region, 0 to 1; 0.7 by default, 0 where all is repainted; 0 makes all "
-            "images the same."
+            help="Share of fresh noise in the region, 0 to 1; 0.7 by default, 0 if everything is repainted. At 0 all "
+            "images are the same."
         ),
     ] = None
     dilate: Annotated[
         float | None,
-        Option(help="How far the region goes beyond the change, as a share of the short side; 0.03 by default."),
+        Option(help="How far the region extends beyond the change, as a share of the short side; 0.03 by default."),
     ] = None
     feather: Annotated[
-        float | None, Option(help="Over how much the region fades out, as a share of the short side; 0.04 by default.")
+        float | None,
+        Option(help="Width over which the region fades out, as a share of the short side; 0.04 by default."),
     ] = None
     size: Annotated[
-        int | None, Option(help="Short side at which it is edited: up to 4 times the model's, the default.")
+        int | None,
+        Option(help="Short side in pixels at which to edit, up to 4 times the model's size, which is the default."),
     ] = None
     base_only: BaseOnly = False
     keep: Annotated[
-        Keep | None, Option(help="exact: the input in its own size, unchanged to the bit outside the region.")
+        Keep | None, Option(help="exact: return the input at its own size, bit for bit unchanged outside the region.")
     ] = None
     measure: Annotated[
-        bool, Option("--measure", help="Also sample the inverted image back, and say how much of it returns.")
+        bool, Option("--measure", help="Also sample the inverted image back, and report the reconstruction PSNR.")
     ] = False
 
     def settings(self) -> EditSettings:
-        """What `edit_file` takes. Raises EditError for values out of range."""
+        """As `EditSettings`. Raises EditError for values out of range."""
         from piti.editing import EditSettings
 
         rules = ("keep", "guidance", "guidance_rule", "guidance_interval")
@@ -124,7 +134,7 @@ class EditFlags:
 @begins_with("piti.generation.edit_files")
 @with_groups
 def edit(
-    image: Annotated[Path, typer.Argument(help="The image to edit, a photograph or a result.")],
+    image: Annotated[Path, typer.Argument(help="The image to edit: a photograph, or a result of piti.")],
     files: FileFlags,
     editing: EditFlags,
     model: Model = "street",
@@ -137,7 +147,7 @@ def edit(
     dtype: DType = "auto",
     compile: Compile = False,
 ) -> None:
-    """Change a part of an image by changing its condition there, and keep the rest."""
+    """Change part of an image by changing its condition there, and keep the rest."""
     from piti.generation.edit_files import edit_file
     from piti.generation.metadata import model_name
     from piti.pipelines.computing import Computing
@@ -158,7 +168,7 @@ def edit(
 
 
 def edit_condition(flag: str, values: Sequence[str] | None, text_flag: str, text: str | None) -> EditCondition | None:
-    """What one flag, or the one for texts instead, names. Raises UserError for both, or for more than one file."""
+    """The condition given by one flag, or by its text flag. Raises UserError for both, or for more than one file."""
     from piti.core.errors import UserError
 
     if text is not None and values:

@@ -1,4 +1,4 @@
-"""`piti evaluate`: what generated images are worth."""
+"""`piti evaluate`: measure generated images."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from piti.evaluation.result import Evaluation
 
 _OLD = {"--study": "study", "--votes": "votes", "--model": "model"}
-_NUM = 4  # images of each condition, of a model whose images of one condition differ
+_NUM = 4  # images per condition, unless the model gives the same image for every seed
 
-Real = Annotated[Path | None, Option(help="Photographs: a folder, or a data root with images/.")]
+Real = Annotated[Path | None, Option(help="Photographs to compare with: a folder, or a data root with images/.")]
 
 
 class _OldSpellings(TyperGroup):
-    """Also takes `piti evaluate FOLDER …`, and `--model`, `--study` and `--votes` in place of commands."""
+    """Also accepts `piti evaluate FOLDER …`, and `--model`, `--study` and `--votes` instead of commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the spelling of today that means the same."""
+        """Parse the arguments in the new spelling, with a note if it differs."""
         today = new_spelling(args, list(self.commands))
         if today != args and not ctx.resilient_parsing:
             print_notes([f"piti evaluate {args[0]} … is an old spelling; write: piti {_named(today[0])} …"])
@@ -37,7 +37,7 @@ class _OldSpellings(TyperGroup):
 
 
 def new_spelling(args: list[str], commands: list[str]) -> list[str]:
-    """The arguments of `piti evaluate` with the command in front, if it was left out as in the old spelling."""
+    """The arguments of `piti evaluate`, with the subcommand that the old spelling leaves out."""
     if not args or args[0] in (*commands, "--help"):
         return args
     split = [part for word in args for part in (word.split("=", 1) if word.partition("=")[0] in _OLD else [word])]
@@ -66,9 +66,9 @@ def images(
     conditions: ConditionFlags,
     result: ResultFlags,
     real: Real = None,
-    split: Annotated[str | None, Option(help="Which split of a data root in --real; val by default.")] = None,
+    split: Annotated[str | None, Option(help="The split to use if --real is a data root; val by default.")] = None,
 ) -> None:
-    """Measure a folder of images against photographs and against the conditions they were made from."""
+    """Compare a folder of images with photographs and with the conditions they were generated from."""
     from piti.evaluation.condition_folders import combined
     from piti.evaluation.evaluate import evaluate_files
 
@@ -90,20 +90,20 @@ def model(
     measured: MeasureFlags,
     sampling: SamplingFlags,
     result: ResultFlags,
-    engine: Annotated[
-        str, Option(help="What computes the model: torch, openvino or auto, as of piti translate.")
-    ] = "torch",
+    engine: Annotated[str, Option(help="Inference engine: torch, openvino or auto, as for piti translate.")] = "torch",
     dtype: DType = "auto",
     compile: Compile = False,
-    split: Annotated[str, Option(help="Split whose conditions are translated.")] = "val",
-    conditions: Annotated[list[str] | None, Option(help="The conditions' folder in the data, or PART=FOLDER.")] = None,
-    limit: Annotated[int | None, Option(min=1, help="At most this many conditions.")] = None,
-    num: Annotated[int | None, Option("--num", "-n", min=1, help="Images of each condition (4).")] = None,
+    split: Annotated[str, Option(help="The split whose conditions are translated.")] = "val",
+    conditions: Annotated[
+        list[str] | None, Option(help="Folder of the conditions in the data, or PART=FOLDER; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, Option(min=1, help="Use at most this many conditions.")] = None,
+    num: Annotated[int | None, Option("--num", "-n", min=1, help="Images per condition; 4 by default.")] = None,
     upsampler: Upsampler = None,
     real: Real = None,
     out: Annotated[Path | None, Option(help="Folder for the images; evaluated/MODEL-SPLIT by default.")] = None,
 ) -> None:
-    """Translate a split of a data set, resuming what was interrupted, then measure the images."""
+    """Translate a split of a data set, then measure the images. An interrupted command resumes when repeated."""
     from piti.core.distributed import joined
     from piti.evaluation.evaluate import check_measures, evaluate_made
     from piti.evaluation.generating import JudgedModel, Split, generate_split

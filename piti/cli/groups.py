@@ -1,7 +1,7 @@
 """Groups of flags, and which flags were given.
 
-A group is a frozen dataclass whose fields are flags. A command under `@with_groups` takes the group as one parameter;
-its flags stand on the command line as if the command had declared them itself.
+A group is a frozen dataclass whose fields are flags. A command decorated with `@with_groups` takes the group as one
+parameter; on the command line its flags look as if the command had declared them itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from piti.cli.console import flag
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer in place of one that takes groups of flags: each group's fields become parameters."""
+    """Turn a command that takes groups of flags into one for Typer, with each group's fields as parameters."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     groups: dict[str, Any] = {flag.name: flag.annotation for flag in own if is_dataclass(flag.annotation)}
     flat = [parameter for parameter in own if parameter.name not in groups]
@@ -39,7 +39,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters(group: type[Any]) -> list[inspect.Parameter]:
-    """The fields of a group as parameters of a function."""
+    """The fields of a group as function parameters."""
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
@@ -64,7 +64,7 @@ def all_given(ctx: typer.Context) -> list[str]:
 
 
 def refuse_others(given: Sequence[str], meant: Collection[str], use: str) -> None:
-    """Raises UserError for parameters that mean nothing in a use of a command. use: in words."""
+    """Raise UserError for given parameters that do not apply to this use of a command. use: its description."""
     from piti.core.errors import UserError
 
     odd = [flag(name) for name in given if name not in meant]

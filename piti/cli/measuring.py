@@ -1,4 +1,4 @@
-"""The flags of what images are measured by: judges, the folders of conditions, and where the result goes."""
+"""Flags of evaluation: networks, folders of conditions, and the result's file."""
 
 from __future__ import annotations
 
@@ -19,31 +19,38 @@ if TYPE_CHECKING:
     from piti.models.perceptual import PerceptualSpec
     from piti.reproduction.runs import Judges
 
-_JUDGING, _CONDITIONS, _RESULT = "Judging", "Conditions the images were made from", "Result"
+_JUDGING, _CONDITIONS, _RESULT = "Metrics", "Conditions of the images", "Result"
 
 
 @dataclass(frozen=True)
 class JudgeFlags:
-    """The networks that judge images."""
+    """The networks that images are evaluated with."""
 
     features: Annotated[
         list[str] | None,
         Option(
-            help="inception, clip, dinov2, clip-l (for CMMD), alexnet, squeezenet; a hub id, or a folder, of CLIP or "
-            "DINOv2; a file of Inception's, AlexNet's or SqueezeNet's weights. Repeatable; by default inception, clip.",
+            help="Feature network: inception, clip, dinov2, clip-l (for CMMD), alexnet or squeezenet; a hub id or "
+            "folder of "
+            "CLIP or DINOv2; or a file with weights of Inception, AlexNet or SqueezeNet. Repeatable; by default "
+            "inception and clip.",
             rich_help_panel=_JUDGING,
         ),
     ] = None
     segmenter: Annotated[
         str | None,
-        Option(help="Model that measures agreement with masks: a hub id, or a folder.", rich_help_panel=_JUDGING),
+        Option(
+            help="Segmentation model that measures agreement with masks: a hub id or folder.", rich_help_panel=_JUDGING
+        ),
     ] = None
     aliases: Annotated[
         Path | None,
-        Option(help="JSON: labels of the segmenter that differ from the classes' names.", rich_help_panel=_JUDGING),
+        Option(
+            help="JSON file that maps the segmenter's labels to class names where they differ.",
+            rich_help_panel=_JUDGING,
+        ),
     ] = None
     bootstrap: Annotated[
-        int, Option(min=0, help="Draws for the confidence intervals; 0 is none.", rich_help_panel=_JUDGING)
+        int, Option(min=0, help="Bootstrap samples for confidence intervals; 0 for none.", rich_help_panel=_JUDGING)
     ] = 200
 
     def __post_init__(self) -> None:
@@ -53,7 +60,7 @@ class JudgeFlags:
             raise UserError("--aliases without --segmenter: name the model whose labels they are")
 
     def judges(self) -> Judges:
-        """What `piti reproduce` takes."""
+        """As `Judges`."""
         from piti.reproduction.runs import Judges
 
         return Judges(tuple(self.features or Judges.features), self.segmenter, self.aliases, self.bootstrap)
@@ -61,58 +68,71 @@ class JudgeFlags:
 
 @dataclass(frozen=True)
 class MeasureFlags(JudgeFlags):
-    """All that decides how images are measured."""
+    """All settings of an evaluation."""
 
     resize: Annotated[
         int | None,
-        Option(help="Scale the centre squares of both sides to this side first.", rich_help_panel=_JUDGING),
+        Option(
+            help="First resize the centre squares of images and photographs to this size in pixels.",
+            rich_help_panel=_JUDGING,
+        ),
     ] = None
     depth: Annotated[
-        str | None, Option(help="Model that measures depth: a hub id, or a folder.", rich_help_panel=_JUDGING)
+        str | None,
+        Option(help="Depth model that measures agreement with depth: a hub id or folder.", rich_help_panel=_JUDGING),
     ] = None
     perceptual: Annotated[
         str | None,
         Option(
-            help="Distances between samples, and to their photographs: lpips-alex or lpips-vgg; or the features of "
-            "alexnet, vgg16, vgg19 or squeezenet1_1, all channels alike.",
+            help="Metric for distances between samples and to their photographs: lpips-alex or lpips-vgg, or "
+            "unweighted "
+            "features of alexnet, vgg16, vgg19 or squeezenet1_1.",
             rich_help_panel=_JUDGING,
         ),
     ] = None
     perceptual_weights: Annotated[
-        str | None, Option(help="File of its weights, or a hub id.", rich_help_panel=_JUDGING)
+        str | None, Option(help="Weights of the --perceptual network: a file or hub id.", rich_help_panel=_JUDGING)
     ] = None
     perceptual_heads: Annotated[
         str | None,
-        Option(help="LPIPS: file of its learned weights, if not beside the network's.", rich_help_panel=_JUDGING),
+        Option(
+            help="LPIPS: file of its learned linear weights, if not beside the network's.", rich_help_panel=_JUDGING
+        ),
     ] = None
     objects: Annotated[
         bool,
         Option(
             "--objects",
-            help="By the masks: do objects of one class within an image look more alike than in different samples?",
+            help="Measure whether objects of a class look more alike within an image than across samples; needs masks.",
             rich_help_panel=_JUDGING,
         ),
     ] = False
     training: Annotated[
         Path | None,
         Option(
-            help="Photographs trained on (a folder, or a data root): are images nearer to them than --real are?",
+            help="Training photographs (a folder or data root): measure whether images are closer to them than --real "
+            "is.",
             rich_help_panel=_JUDGING,
         ),
     ] = None
     nearest: Annotated[
         Path | None,
-        Option(help="With --training: a picture of the images nearest to them.", rich_help_panel=_JUDGING),
+        Option(
+            help="With --training: write a picture of the images closest to training photographs.",
+            rich_help_panel=_JUDGING,
+        ),
     ] = None
     cache: Annotated[
-        Path | None, Option(help="Folder that keeps features for the next evaluation.", rich_help_panel=_JUDGING)
+        Path | None, Option(help="Folder that caches features between evaluations.", rich_help_panel=_JUDGING)
     ] = None
-    batch: Annotated[int | None, Option(min=1, help="Images sampled at once (8), and judged at once (32).")] = None
+    batch: Annotated[int | None, Option(min=1, help="Batch size; by default 8 for sampling and 32 for evaluation.")] = (
+        None
+    )
     seed: Seed = 0
     device: Device = None
 
     def options(self) -> Options:
-        """What `evaluate_files` takes. Raises UserError for values that are impossible together."""
+        """As `Options`. Raises UserError for values that contradict each other."""
         from piti.evaluation.options import Options
 
         return Options(
@@ -158,10 +178,11 @@ class ConditionFlags:
 
     labels: Annotated[Path | None, Option(help="A folder of masks.", rich_help_panel=_CONDITIONS)] = None
     classes: Annotated[
-        Path | None, Option(help="classes.json, if not in LABELS or beside it.", rich_help_panel=_CONDITIONS)
+        Path | None,
+        Option(help="classes.json, if not in the folder of masks or beside it.", rich_help_panel=_CONDITIONS),
     ] = None
     sketches: Annotated[Path | None, Option(help="A folder of sketches.", rich_help_panel=_CONDITIONS)] = None
-    geometry: Annotated[Path | None, Option(help="A folder of depth.", rich_help_panel=_CONDITIONS)] = None
+    geometry: Annotated[Path | None, Option(help="A folder of depth files.", rich_help_panel=_CONDITIONS)] = None
 
     def __post_init__(self) -> None:
         from piti.core.errors import UserError
@@ -170,14 +191,14 @@ class ConditionFlags:
             raise UserError("--classes without --labels: give the folder of masks too")
 
     def notes(self, options: Options) -> list[str]:
-        """What a person should know of masks that nothing is compared with."""
+        """A note if masks are given but nothing measures them."""
         used = options.segmenter or options.objects or options.perceptual
         if self.labels is None or used:
             return []
         return ["--labels without --segmenter measures nothing of the masks; give the segmenter that sees the images"]
 
     def read(self) -> dict[str, tuple[Path, Condition]]:
-        """Each folder that is given with its kind of condition, by the flag's name. Raises UserError."""
+        """The given folders and their conditions, by flag name. Raises UserError."""
         from piti.evaluation.condition_folders import condition_folders
 
         return condition_folders(**vars(self))
@@ -188,19 +209,22 @@ class ResultFlags:
     """Where a result is written."""
 
     json: Annotated[
-        Path | None, Option(help="Write the result, and all that it takes to repeat it.", rich_help_panel=_RESULT)
+        Path | None,
+        Option(
+            help="Write the result to this JSON file, with everything needed to repeat it.", rich_help_panel=_RESULT
+        ),
     ] = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace --json.", rich_help_panel=_RESULT)] = False
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the --json file.", rich_help_panel=_RESULT)] = False
 
     def check(self) -> None:
-        """Before hours of work: raises OutputError if the result could not be written."""
+        """Raise OutputError if the result could not be written; called before the work starts."""
         from piti.core.files import check_file
 
         if self.json is not None:
             check_file(self.json, self.overwrite, "--json")
 
     def write(self, result: Any) -> None:
-        """Write a result with the method `write(path, overwrite)`, if that was asked for."""
+        """Write a result by its method `write(path, overwrite)`, if --json is given."""
         if self.json is not None:
             result.write(self.json, self.overwrite)
             typer.echo(f"written to {self.json}")

@@ -1,4 +1,4 @@
-"""`piti models`, `piti import` and `piti export`: models on disk, and files in the released layout."""
+"""`piti models`, `piti import` and `piti export`: list models, and convert released checkpoints."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 class Weights(StrEnum):
-    """Which of a checkpoint's weights `import` takes."""
+    """Which of a checkpoint's weights are imported."""
 
     AVERAGED = "averaged"
     RAW = "raw"
 
 
 class Masks(StrEnum):
-    """How an encoder sees masks."""
+    """The encoding of an encoder's masks."""
 
     COLOURS = "colours"
     ONE_HOT = "one-hot"
 
 
 class Layout(StrEnum):
-    """What `export` can write."""
+    """Layouts that `export` can write."""
 
     RELEASE = "release"
 
 
 def models() -> None:
-    """List the models that are bundled or in the hub's cache."""
+    """List the bundled models and those in the hub's cache."""
     from piti.pipelines.pipeline import list_models
 
     print_rows([model.row() for model in list_models()])
@@ -46,25 +46,33 @@ def models() -> None:
 
 @dataclass(frozen=True)
 class ReleaseFlags:
-    """What released files do not tell."""
+    """What released files do not record."""
 
     prior: Annotated[
-        str | None, Option(help="For an encoder alone: whose UNet it takes, a released base or a model.")
+        str | None, Option(help="For an encoder alone: the released base or model whose UNet it uses.")
     ] = None
-    classes: Annotated[Path | None, Option(help="A classes.json instead of COCO-Stuff's, or of one-hot masks.")] = None
+    classes: Annotated[
+        Path | None, Option(help="A classes.json, instead of COCO-Stuff's classes, or for one-hot masks.")
+    ] = None
     masks: Annotated[
         Masks | None,
-        Option(help="How the encoder sees masks, where its channels do not tell: in colours, or a channel a class."),
+        Option(
+            help="Encoding of masks, if the encoder's channels are ambiguous: in colours, or one channel per class."
+        ),
     ] = None
     tokenizer: Annotated[Path | None, Option(help="A folder with GPT-2's tokenizer, for GLIDE.")] = None
-    head_dim: Annotated[int | None, Option(min=1, help="Channels of a head in the UNet, for unusual files.")] = None
-    heads: Annotated[int | None, Option(min=1, help="Heads of the transformer, for unusual files.")] = None
-    weights: Annotated[
-        Weights, Option(help="Averaged: where a file holds averaged (EMA) weights too; or those as trained.")
-    ] = Weights.AVERAGED
+    head_dim: Annotated[
+        int | None, Option(min=1, help="Channels per attention head of the UNet, for unusual files.")
+    ] = None
+    heads: Annotated[
+        int | None, Option(min=1, help="Attention heads of the encoder's transformer, for unusual files.")
+    ] = None
+    weights: Annotated[Weights, Option(help="If a file has both averaged (EMA) and raw weights: which to import.")] = (
+        Weights.AVERAGED
+    )
 
     def settings(self, overwrite: bool) -> ImportSettings:
-        """What `import_release` takes."""
+        """As `ImportSettings`."""
         from piti.checkpoints.convert import ImportSettings
         from piti.checkpoints.release import Heads
 
@@ -73,7 +81,7 @@ class ReleaseFlags:
         return ImportSettings(self.prior, self.classes, self.tokenizer, heads, overwrite, raw, seen)
 
     def without_default(self) -> dict[str, object]:
-        """Those that are none unless they were given; the weights are unless others than the default were."""
+        """The flags as a dictionary; `weights` is None unless it differs from the default."""
         return {**vars(self), "weights": None if self.weights is Weights.AVERAGED else self.weights.value}
 
 
@@ -82,8 +90,8 @@ def import_(
     base: Annotated[
         str,
         Argument(
-            help="A released base, of GLIDE or PITI, or PITI's encoder alone; or a folder of diffusers or a hub id: "
-            "Stable Diffusion 1, 2 or 3, SDXL, DeepFloyd IF, PixArt, Sana."
+            help="A released GLIDE or PITI base, or a PITI encoder alone; or a diffusers folder or hub id of Stable "
+            "Diffusion 1, 2 or 3, SDXL, DeepFloyd IF, PixArt or Sana."
         ),
     ],
     out: Annotated[Path, Option(help="The model's folder.")],
@@ -91,7 +99,7 @@ def import_(
     upsampler: Annotated[Path | None, Option(help="A released upsampler.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a model of released checkpoints (GLIDE, PITI, or their layout) or of a text-to-image model of diffusers."""
+    """Convert released checkpoints (GLIDE, PITI, or their layout) or a diffusers text-to-image model to a folder."""
     from piti.checkpoints.convert import import_release
     from piti.checkpoints.priors import import_prior, is_pipeline, refuse_release_options
 
@@ -107,10 +115,10 @@ def import_(
 def export(
     model: Annotated[str, Argument(help=MODEL_HELP)],
     out: Annotated[Path, Option(help="A .pt file, or a folder for base.pt and upsampler.pt.")],
-    layout: Annotated[Layout, Option(help="The keys of GLIDE and PITI.")] = Layout.RELEASE,
+    layout: Annotated[Layout, Option(help="Key layout; release is that of GLIDE and PITI.")] = Layout.RELEASE,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model's weights in the layout of the released checkpoints."""
+    """Write a model's weights in the released checkpoint layout."""
     from piti.checkpoints.export import export_release
 
     writers = {Layout.RELEASE: export_release}

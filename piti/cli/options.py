@@ -1,4 +1,4 @@
-"""The flags that several commands share, each declared once, and those of computing and sampling in groups."""
+"""Flags shared by several commands, and the groups of compute and sampling flags."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ MODEL_HELP = "A bundled model, a folder, a training run, or a hub id."
 _SAMPLING = "Sampling"
 
 Model = Annotated[str, Option(help=MODEL_HELP)]
-Upsampler = Annotated[str | None, Option(help="Use the upsampler of this model, folder or run.")]
-Num = Annotated[int, Option("--num", "-n", min=1, help="Images to make.")]
-Seed = Annotated[int, Option(min=0, help="Seed of all random numbers.")]
-Device = Annotated[str | None, Option(help="cpu, cuda, mps …; the fastest available by default.")]
+Upsampler = Annotated[
+    str | None, Option(help="Use the upsampler of this model, folder or run instead of the model's own.")
+]
+Num = Annotated[int, Option("--num", "-n", min=1, help="Number of images.")]
+Seed = Annotated[int, Option(min=0, help="Random seed.")]
+Device = Annotated[str | None, Option(help="Device: cpu, cuda, mps …; the fastest available by default.")]
 Engine = Annotated[
     str,
     Option(
         envvar="PITI_ENGINE",
-        help="What computes the networks: torch; openvino, 1.4 to 2 times as fast on CPUs with AMX; auto takes it "
-        "where it is installed and faster.",
+        help="Inference engine: torch; openvino, 1.4 to 2 times as fast on CPUs with AMX; auto uses openvino where it "
+        "is installed and faster.",
     ),
 ]
 DType = Annotated[
     str,
-    Option(help="Numbers to compute in: fp32, bf16, fp16; auto is bf16 where that is known to be faster, else fp32."),
+    Option(help="Precision: fp32, bf16 or fp16; auto is bf16 where that is known to be faster, else fp32."),
 ]
 Compile = Annotated[
-    bool, Option("--compile", help="Compile the networks' blocks (torch.compile): slow at first, faster afterwards.")
+    bool, Option("--compile", help="Compile the networks' blocks (torch.compile): slow first call, faster afterwards.")
 ]
-Results = Annotated[Path, Option(help="A .png file for one image, or a folder for STEM_0.png … and sheet.png.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace what an earlier run wrote.")]
-Gpu = Annotated[str, Option(help="For --dry-run: estimate hours and memory on a100, h100 or rtx4090.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Check everything, print the plan, and stop.")]
-MaxBad = Annotated[float, Option(min=0, max=1, help="Share of unusable samples that is tolerated.")]
-Link = Annotated[bool, Option("--link/--copy", help="Hard links to the files where possible, or copies.")]
+Results = Annotated[Path, Option(help="A .png file for a single image, or a folder for STEM_0.png … and sheet.png.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace existing output.")]
+Gpu = Annotated[str, Option(help="With --dry-run: the GPU to estimate hours and memory for: a100, h100 or rtx4090.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check everything, print the plan and exit.")]
+MaxBad = Annotated[float, Option(min=0, max=1, help="Largest tolerated share of unusable samples.")]
+Link = Annotated[bool, Option("--link/--copy", help="Hard-link files where possible, or copy them.")]
 
 Guidance = Annotated[
     float | None,
-    Option(
-        help="Guidance w, by the model's own rule; 0 is off. The model's own by default.", rich_help_panel=_SAMPLING
-    ),
+    Option(help="Guidance strength w; 0 is off. By default the model's.", rich_help_panel=_SAMPLING),
 ]
 GuidanceRule = Annotated[
     str | None,
     Option(
-        help="Another rule than the model's own, with --guidance: normalized (eq. 8), plain (eq. 7), rescaled or apg.",
+        help="With --guidance: replace the model's guidance rule by normalized (eq. 8), plain (eq. 7), rescaled or "
+        "apg.",
         rich_help_panel=_SAMPLING,
     ),
 ]
@@ -59,26 +60,31 @@ GuidanceInterval = Annotated[
     tuple[float, float] | None,
     Option(
         metavar="LOW HIGH",
-        help="Guide only where t/T lies between the two, 1 being pure noise; with --guidance and --guidance-rule. "
-        "Elsewhere a step takes one pass instead of two.",
+        help="With --guidance and --guidance-rule: guide only where t/T lies between the two (1 is pure noise). Other "
+        "steps need one network evaluation instead of two.",
         rich_help_panel=_SAMPLING,
     ),
 ]
 BaseOnly = Annotated[
-    bool, Option("--base-only/--no-base-only", help="Stop at the base's small images.", rich_help_panel=_SAMPLING)
+    bool,
+    Option(
+        "--base-only/--no-base-only",
+        help="Write the base's small images, without the upsampler.",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 
 
 @dataclass(frozen=True)
 class ComputeFlags:
-    """What computes the networks, beside the device."""
+    """How the networks are computed, besides the device."""
 
     engine: Engine = "auto"
     dtype: DType = "auto"
     compile: Compile = False
 
     def on(self, device: str | None) -> Computing:
-        """Where and how a pipeline's networks are computed."""
+        """As `Computing`. device: None is the fastest available."""
         from piti.pipelines.computing import Computing
 
         return Computing(device, self.dtype, self.engine, self.compile)
@@ -86,43 +92,44 @@ class ComputeFlags:
 
 @dataclass(frozen=True)
 class SamplingFlags:
-    """How images are sampled; None takes the model's own value."""
+    """How images are sampled; None is the model's own value."""
 
     guidance: Guidance = None
     guidance_rule: GuidanceRule = None
     guidance_interval: GuidanceInterval = None
     steps: Annotated[
         int | None,
-        Option(min=1, help="Denoising steps of the base; the model's own by default.", rich_help_panel=_SAMPLING),
+        Option(min=1, help="Denoising steps of the base; by default the model's.", rich_help_panel=_SAMPLING),
     ] = None
     sampler: Annotated[
         str | None,
-        Option(help="ddpm, ddim, dpm++, dpm++sde or unipc; the model's own by default.", rich_help_panel=_SAMPLING),
+        Option(
+            help="Sampler of the base: ddpm, ddim, dpm++, dpm++sde or unipc; by default the model's.",
+            rich_help_panel=_SAMPLING,
+        ),
     ] = None
     base_only: BaseOnly = False
     upsampler_steps: Annotated[
         str | None,
-        Option(help="Steps of the upsampler: a number, or fast27 as released.", rich_help_panel=_SAMPLING),
+        Option(help="Steps of the upsampler: a number, or fast27 (the released 27 steps).", rich_help_panel=_SAMPLING),
     ] = None
     upsampler_sampler: Annotated[
-        str | None, Option(help="Sampler of the upsampler, as --sampler.", rich_help_panel=_SAMPLING)
+        str | None, Option(help="Sampler of the upsampler; values as for --sampler.", rich_help_panel=_SAMPLING)
     ] = None
     square: Annotated[
         bool,
-        Option(
-            "--square", help="Translate the centre square of a condition, not all of it.", rich_help_panel=_SAMPLING
-        ),
+        Option("--square", help="Translate only the centre square of each condition.", rich_help_panel=_SAMPLING),
     ] = False
     size: Annotated[
         int | None,
         Option(
-            help="Short side of the images: 16 px to 4 times the model's, which is the default.",
+            help="Short side of the images in pixels, from 16 to 4 times the model's size, which is the default.",
             rich_help_panel=_SAMPLING,
         ),
     ] = None
 
     def options(self, num: int, seed: int, batch: int, skip_bad: bool = False) -> GenerationOptions:
-        """What `translate_files` takes. Raises UserError for impossible values."""
+        """As `GenerationOptions`. Raises UserError for invalid values."""
         from piti.generation.options import GenerationOptions
 
         values = {key: value for key, value in vars(self).items() if not key.startswith("guidance_")}
@@ -131,8 +138,10 @@ class SamplingFlags:
 
 
 def guidance_of(strength: float | None, rule: str | None, interval: tuple[float, float] | None = None) -> Any:
-    """What --guidance, --guidance-rule and --guidance-interval say together, as `NetworkOptions` takes it. Raises
-    UserError."""
+    """--guidance, --guidance-rule and --guidance-interval combined, as the `guidance` of `NetworkOptions`.
+
+    Raises UserError for an unknown rule, and for a rule or an interval without the flags it needs.
+    """
     from piti.core.errors import UserError
     from piti.core.spec import choices
     from piti.diffusion.guidance import RULES

@@ -1,4 +1,4 @@
-"""`piti reproduce`: the paper's tables and its figures 5 and 6 made again."""
+"""`piti reproduce`: reproduce the paper's tables and its figures 5 and 6."""
 
 from __future__ import annotations
 
@@ -21,34 +21,36 @@ _OF_FIGURES = {"model"}
 _OF_TABLES = {"scale", "seeds", "perceptual", "no_train", "gpu"}
 _OF_JUDGED = {"features", "segmenter", "aliases", "bootstrap", "seeds"}
 _OF_STUDIES = {"votes", "limit"}
-_OF_PAGES = {"limit", "dry_run", "data", "device", "perceptual", "no_train"}  # sent out before there are votes to count
+_OF_PAGES = {"limit", "dry_run", "data", "device", "perceptual", "no_train"}  # meaningless once votes are counted
 _OF_LADDER = {"real_esrgan"}
 
 
 @dataclass(frozen=True)
 class StudyFlags:
-    """What is made of a table of votes."""
+    """Flags of a table that is based on votes."""
 
     votes: Annotated[
-        list[Path] | None, Option(help="table2: votes that raters sent back, files or folders; counts them.")
+        list[Path] | None, Option(help="table2: count these votes: files or folders that raters sent back.")
     ] = None
-    limit: Annotated[int | None, Option(min=1, help="table2: at most this many pairs a page.")] = None
+    limit: Annotated[int | None, Option(min=1, help="table2: at most this many pairs per page.")] = None
 
 
 @dataclass(frozen=True)
 class WeightFlags:
-    """Files of networks that are no part of the package."""
+    """Weights of networks that are not part of the package."""
 
     perceptual: Annotated[
         str | None,
-        Option(help="Weights for perceptual losses: a file of SqueezeNet 1.1 (small), of VGG-19 (paper)."),
+        Option(
+            help="Weights for perceptual losses: a file of SqueezeNet 1.1 (--scale small) or VGG-19 (--scale paper)."
+        ),
     ] = None
     real_esrgan: Annotated[
-        Path | None, Option(help="table3b: Real-ESRGAN x4plus as .safetensors, for the row that is not ours.")
+        Path | None, Option(help="table3b: Real-ESRGAN x4plus as .safetensors, for the third-party row.")
     ] = None
 
     def changes(self) -> tuple[str, ...]:
-        """Of every recipe."""
+        """Changes to apply to every recipe."""
         return () if self.perceptual is None else (f"perceptual.weights={self.perceptual}",)
 
 
@@ -65,21 +67,23 @@ def reproduce(
     ] = "small",
     data: Annotated[
         list[str] | None,
-        Option(help="The data's root; for a table of several data sets NAME=FOLDER each, or what holds them."),
+        Option(
+            help="The data's root; for a table with several data sets NAME=FOLDER for each, or their common parent."
+        ),
     ] = None,
-    out: Annotated[Path, Option(help="Gets runs/, images/, results/, and TABLE.md, .json and .jpg.")] = Path(
-        "evidence"
-    ),
-    seeds: Annotated[int, Option(min=1, help="Training runs of each row, with seeds 0, 1, …")] = 2,
-    no_train: Annotated[bool, Option("--no-train", help="Use finished runs alone; report what is missing.")] = False,
-    model: Annotated[str, Option(help="figure6: the model whose guidance is shown.")] = "street",
+    out: Annotated[
+        Path, Option(help="Output folder for runs/, images/, results/, and TABLE.md, .json and .jpg.")
+    ] = Path("evidence"),
+    seeds: Annotated[int, Option(min=1, help="Training runs per row, with seeds 0, 1, …")] = 2,
+    no_train: Annotated[bool, Option("--no-train", help="Use only finished runs, and report missing ones.")] = False,
+    model: Annotated[str, Option(help="figure6: the model to show guidance with.")] = "street",
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
     device: Device = None,
 ) -> None:
-    """Train what a table needs, judge it, and write the table with published numbers beside ours.
+    """Train and evaluate the models of a table, and write it with the published numbers beside ours.
 
-    What is done already is not repeated, so the same command resumes where it was interrupted.
+    Finished parts are kept, so repeating an interrupted command resumes it.
     """
     from piti.reproduction.plans import FIGURES, STUDIES
     from piti.reproduction.runs import Workspace
@@ -101,14 +105,14 @@ def reproduce(
 
 
 def _meaningless(table: str, figure: bool, study: bool, counted: bool) -> set[str]:
-    """Parameters that mean nothing with a table. counted: whether votes are counted, and no pages written."""
+    """Parameters that do not apply to a table. counted: whether votes are counted instead of writing pages."""
     others = (_OF_TABLES if figure else _OF_FIGURES) | (_OF_JUDGED if study else _OF_STUDIES)
     others = others if table == "table3b" else others | _OF_LADDER
     return others | _OF_PAGES if counted else others
 
 
 def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_run: bool, gpu: str | None) -> None:
-    """Make a table, or print what that would take."""
+    """Make a table, or print the plan."""
     from piti.core.errors import UserError
     from piti.reproduction import costs, make
     from piti.reproduction.plans import STUDIES, data_folders, plan_of
@@ -134,7 +138,7 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
 
 
 def _study(table: str, scale: str, workspace: Workspace, data: list[str], rated: StudyFlags) -> None:
-    """Write the pages of a table of votes, or count the votes."""
+    """Write the voting pages of a table, or count the votes."""
     from piti.reproduction import raters
     from piti.reproduction.plans import data_folders, plan_of
 
@@ -154,7 +158,7 @@ def _study(table: str, scale: str, workspace: Workspace, data: list[str], rated:
 
 
 def _figure(workspace: Workspace, data: list[str], model: str, dry_run: bool, judged: bool) -> None:
-    """Make figure 6, or print what that would take."""
+    """Make figure 6, or print the plan."""
     from piti.reproduction import figure6
 
     if dry_run:

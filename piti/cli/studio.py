@@ -21,25 +21,25 @@ _MODELS = ("street", "sketch")
 
 @dataclass(frozen=True)
 class LimitFlags:
-    """How much a studio takes on."""
+    """Limits of a studio."""
 
     max_upload: Annotated[int, Option(min=1, help="Largest request, in MiB.", rich_help_panel=_LIMITS)] = 24
     max_pixels: Annotated[int, Option(min=1, help="Largest image, in pixels.", rich_help_panel=_LIMITS)] = 16_000_000
-    max_samples: Annotated[int, Option(min=1, help="Most images of a request.", rich_help_panel=_LIMITS)] = 8
-    max_steps: Annotated[int, Option(min=1, help="Most steps that may be asked for.", rich_help_panel=_LIMITS)] = 250
+    max_samples: Annotated[int, Option(min=1, help="Most images per request.", rich_help_panel=_LIMITS)] = 8
+    max_steps: Annotated[
+        int, Option(min=1, help="Most steps per request, of base and upsampler each.", rich_help_panel=_LIMITS)
+    ] = 250
     max_size: Annotated[
-        int, Option(min=1, help="Largest short side that may be asked for, in pixels.", rich_help_panel=_LIMITS)
+        int, Option(min=1, help="Largest short side per request, in pixels.", rich_help_panel=_LIMITS)
     ] = 1024
-    max_waiting: Annotated[int, Option(min=1, help="Most jobs that wait.", rich_help_panel=_LIMITS)] = 32
-    max_seconds: Annotated[float, Option(min=1, help="Longest time of a job, in seconds.", rich_help_panel=_LIMITS)] = (
-        120
-    )
-    max_kept: Annotated[
-        int, Option(min=1, help="Most results that are kept to be fetched again.", rich_help_panel=_LIMITS)
-    ] = 200
+    max_waiting: Annotated[int, Option(min=1, help="Most waiting jobs.", rich_help_panel=_LIMITS)] = 32
+    max_seconds: Annotated[
+        float, Option(min=1, help="Longest run time of a job, in seconds.", rich_help_panel=_LIMITS)
+    ] = 120
+    max_kept: Annotated[int, Option(min=1, help="Most results kept for download.", rich_help_panel=_LIMITS)] = 200
 
     def limits(self) -> Limits:
-        """As `Studio` takes them."""
+        """As `Limits`."""
         from piti.studio.service.schema import Limits
 
         return Limits(
@@ -61,21 +61,23 @@ def studio(
     model: Annotated[
         list[str] | None,
         Option(
-            help="A bundled model, a folder, a training run, or a hub id; repeatable. By default street and sketch."
+            help="Models to serve: a bundled model, a folder, a training run, or a hub id. Repeatable; by default "
+            "street "
+            "and sketch."
         ),
     ] = None,
-    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="Port to listen on; 0 takes any that is free.")] = 7860,
+    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on; 0 for any free port.")] = 7860,
     allow_host: Annotated[
-        list[str] | None, Option(help="Another name that the studio answers to, such as a proxy's; repeatable.")
+        list[str] | None, Option(help="Another host name to accept, such as a proxy's; repeatable.")
     ] = None,
     root_path: Annotated[str, Option(help="Path under which a proxy serves the studio, such as /studio.")] = "",
     device: Device = None,
     open_: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Serve a page in the browser: paint masks, draw sketches, make photographs of them, and edit these.
+    """Serve a web page to paint masks, draw sketches, and generate and edit images.
 
-    The same over HTTP: /docs lists the routes. Nothing is fetched from, or sent to, any other machine.
+    The same is available over HTTP: /docs lists the routes. No other machine is contacted.
     """
     from piti.studio.http.app import check_names, listening, need_ui, serve, warning_of
 

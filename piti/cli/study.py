@@ -1,4 +1,4 @@
-"""`piti study`: which of two folders of images people prefer."""
+"""`piti study`: ask people which of two folders of images they prefer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ study_app = typer.Typer(no_args_is_help=True, help="Let people compare two folde
 @with_groups
 def make(
     a: Annotated[Path, Argument(help="A folder of images.")],
-    b: Annotated[Path, Argument(help="The folder it is compared with.")],
+    b: Annotated[Path, Argument(help="A folder to compare it with.")],
     conditions: ConditionFlags,
-    out: Annotated[Path, Option(help="The page to write; its key is written beside it.")] = Path("study.html"),
-    question: Annotated[str | None, Option(help="What raters are asked.")] = None,
-    limit: Annotated[int | None, Option(min=1, help="At most this many pairs.")] = None,
-    ties: Annotated[bool, Option("--ties", help="Raters may say that they have no preference.")] = False,
-    repeats: Annotated[int | None, Option(min=0, help="Pairs shown twice; a tenth by default.")] = None,
+    out: Annotated[Path, Option(help="The HTML page to write; its answer key is written beside it.")] = Path(
+        "study.html"
+    ),
+    question: Annotated[str | None, Option(help="The question to ask raters.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Use at most this many pairs.")] = None,
+    ties: Annotated[bool, Option("--ties", help="Allow raters to state no preference.")] = False,
+    repeats: Annotated[
+        int | None, Option(min=0, help="Number of pairs shown twice; by default a tenth of them.")
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -47,10 +51,10 @@ def make(
 def count(
     votes: Annotated[list[Path], Argument(help="Files that raters sent back, or folders of them.")],
     result: ResultFlags,
-    key: Annotated[Path | None, Option(help="The study's key, if it is not beside the votes.")] = None,
+    key: Annotated[Path | None, Option(help="The study's answer key, if it is not beside the votes.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Count the votes of a study: which folder is preferred, and how surely."""
+    """Count the votes of a study: which folder is preferred, with confidence intervals."""
     from piti.evaluation.preference.statistics import count_votes
 
     result.check()

@@ -1,4 +1,4 @@
-"""`piti train`, a recipe into a model, and `piti distill`, a model into one of few steps."""
+"""`piti train`: train a model from a recipe; `piti distill`: distil a model into a student with few steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from piti.training import Recipe
 
 PrecisionFlag = Annotated[
-    str | None, typer.Option("--dtype", help="The recipe's precision: fp32, bf16 or fp16; auto leaves it as it is.")
+    str | None, typer.Option("--dtype", help="Override the recipe's precision: fp32, bf16 or fp16; auto keeps it.")
 ]
 _CONDITIONS = {
     "mask": "MASK.png",
@@ -25,17 +25,17 @@ _CONDITIONS = {
     "picture": "PICTURE.png",
     "text": '--text "…"',
     "several": "--given PART=FILE",
-}  # what `piti translate` is given, by the kind of condition
+}  # arguments of `piti translate`, by kind of condition
 
 
 @begins_with("piti.training")
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe that comes with piti, such as street, or a file.")],
+    recipe: Annotated[str, typer.Argument(help="A bundled recipe, such as street, or a YAML file.")],
     data: Annotated[Path | None, typer.Option(help="The data's root, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE that replaces the recipe's, such as stages.0.lr=1e-4. Repeatable."),
+        typer.Option("--set", help="Override a recipe key: KEY=VALUE, such as stages.0.lr=1e-4. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     dtype: PrecisionFlag = None,
@@ -43,7 +43,7 @@ def train(
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
 ) -> None:
-    """Train a model by a recipe: a name, such as street, or a YAML file."""
+    """Train a model from a recipe."""
     from piti.training import read_recipe
 
     parsed = read_recipe(recipe, with_speed(changes, dtype, compile))
@@ -55,26 +55,28 @@ def train(
 @begins_with("piti.training")
 def distill(
     model: Annotated[
-        str, typer.Argument(help="A bundled model, a folder, or a training run, whose base is distilled.")
+        str, typer.Argument(help="The teacher: a bundled model, a folder, or a training run, whose base is distilled.")
     ],
     data: Annotated[
-        Path | None, typer.Option(help="The data's root: data like that which the model was trained on.")
+        Path | None, typer.Option(help="The data's root; the data should resemble the teacher's training data.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The run's folder; by default runs/MODEL-N-steps, or -guided for --steps 0; with --rank and -rank-N."
+            help="The run's folder; by default runs/MODEL-N-steps, for --steps 0 runs/MODEL-guided; with --rank, "
+            "-rank-N "
+            "is appended."
         ),
     ] = None,
     steps: Annotated[
         int,
         typer.Option(
-            min=0, help="Denoising steps of the student; 0 builds in the guidance alone, and leaves steps free."
+            min=0, help="Denoising steps of the student; 0 distils only the guidance, for any number of steps."
         ),
     ] = 4,
-    substeps: Annotated[int, typer.Option(help="Guided steps of the model that one step of the student replaces.")] = 6,
+    substeps: Annotated[int, typer.Option(help="Guided teacher steps that one student step replaces.")] = 6,
     guidance: Annotated[
-        float | None, typer.Option(help="Strength w that becomes part of the weights; by default the model's own.")
+        float | None, typer.Option(help="Guidance strength w distilled into the weights; by default the model's.")
     ] = None,
     rank: Annotated[
         int | None,
@@ -82,7 +84,7 @@ def distill(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE of the recipe, such as stages.0.steps=8000. Repeatable."),
+        typer.Option("--set", help="Override a recipe key: KEY=VALUE, such as stages.0.steps=8000. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     dtype: PrecisionFlag = None,
@@ -90,7 +92,7 @@ def distill(
     dry_run: DryRun = False,
     gpu: Gpu = "a100",
 ) -> None:
-    """Distil a model of many guided steps into one of few, with the guidance built in, or the guidance alone."""
+    """Distil a model into a student that needs few unguided steps, or only its guidance (--steps 0)."""
     from piti.training import distillation_recipe
 
     values = {"steps": steps or None, "substeps": substeps, "guidance": guidance}
@@ -99,9 +101,9 @@ def distill(
 
 
 def with_speed(changes: Sequence[str] | None, dtype: str | None, compiled: bool) -> list[str]:
-    """Changes of a recipe, and those that two flags stand for.
+    """The --set changes, plus those of --dtype and --compile.
 
-    Raises UserError for a type of numbers that there is not, and where a key is given twice.
+    Raises UserError for an unknown precision, and if a key is given twice.
     """
     from piti.core.devices import DTYPES, PRECISIONS
     from piti.core.errors import UserError
@@ -118,7 +120,7 @@ def with_speed(changes: Sequence[str] | None, dtype: str | None, compiled: bool)
 
 
 def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str) -> None:
-    """Train, or say what that would do."""
+    """Train, or print the plan."""
     from piti.core.distributed import started
     from piti.training import plan
     from piti.training import train as run_training
@@ -134,7 +136,7 @@ def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str
 
 
 def _translation(recipe: Recipe, folder: Path) -> str:
-    """The command that translates with a run's model. An upsampler trained alone needs a base."""
+    """The command that translates with a run's model; an upsampler trained alone needs a base."""
     alone = recipe.model.low_res is not None and recipe.base is None
     model = f"--model BASE --upsampler {folder}" if alone else f"--model {folder}"
     return f"piti translate {_CONDITIONS.get(str(recipe.condition.get('kind')), 'CONDITION.png')} {model}"

@@ -1,4 +1,4 @@
-"""`piti translate`: conditions into images."""
+"""`piti translate`: generate images from conditions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputFlags:
-    """What is translated, beside the files."""
+    """What is translated, besides files."""
 
-    text: Annotated[list[str] | None, typer.Option(help="For a prior: what the image is to show. Repeatable.")] = None
+    text: Annotated[list[str] | None, typer.Option(help="For a prior: a text to generate images from. Repeatable.")] = (
+        None
+    )
     given: Annotated[
         list[str] | None,
-        typer.Option(help="For a model of several conditions: PART=FILE or PART=FOLDER. Repeatable."),
+        typer.Option(help="For a model with several conditions: PART=FILE or PART=FOLDER. Repeatable."),
     ] = None
     like: Annotated[
-        Path | None, typer.Option(help="Make this image, a PNG written by piti, again; flags given beside it win.")
+        Path | None, typer.Option(help="Recreate this PNG written by piti; other flags override its settings.")
     ] = None
 
     def of(self, inputs: list[Path], out: Path, overwrite: bool) -> TranslationFiles:
-        """What `translate_files` takes. Raises InputError, and RemakeError for an image that cannot be made again."""
+        """As `TranslationFiles`. Raises InputError, and RemakeError for an image that cannot be recreated."""
         from piti.generation.inputs import parsed_given
         from piti.generation.recreate import read_record
         from piti.generation.sources import TranslationFiles
@@ -49,9 +51,7 @@ def translate(
     wanted: InputFlags,
     sampling: SamplingFlags,
     computed: ComputeFlags,
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Conditions: files, folders of them, or packed shards.")
-    ] = None,
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Conditions: files, folders, or packed shards.")] = None,
     model: Model = "street",
     upsampler: Upsampler = None,
     num: Annotated[
@@ -60,19 +60,22 @@ def translate(
             "--num",
             "-n",
             min=1,
-            help="Images of each condition; beside --like only the image of its number, unless this is given.",
+            help="Images per condition. With --like, by default only the image of the same number.",
         ),
     ] = 4,
     seed: Seed = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images sampled at once; fewer take less memory.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images sampled at once; fewer need less memory.")] = 8,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out conditions that cannot be used, instead of stopping.")
+        bool, typer.Option("--skip-bad", help="Skip conditions that cannot be used, instead of stopping.")
     ] = False,
     out: Results = Path("out"),
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Make images of conditions: masks, sketches, depth or texts. A contact sheet shows both side by side."""
+    """Generate images from conditions: masks, sketches, depth or texts.
+
+    A contact sheet shows conditions and images side by side.
+    """
     from piti.core.distributed import joined
     from piti.generation.plan import resolved_sampling
     from piti.generation.recreate import opened
@@ -97,7 +100,7 @@ def translate(
 
 
 def _print_report(report: Report) -> None:
-    """What was made, what was kept, and where to look."""
+    """Print how many images were made and kept, and where they are."""
     print_notes(report.notes)
     kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
     look = report.sheet or [*report.made, *report.kept][0]

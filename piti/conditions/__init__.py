@@ -1,4 +1,4 @@
-"""What the user hands in: each condition knows its channels, its files, its null and its picture."""
+"""Conditions, the user's input: each kind defines its channels, file formats, null condition and preview."""
 
 from piti.conditions.base import (
     CONDITIONS,

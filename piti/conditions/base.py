@@ -1,4 +1,4 @@
-"""The contract of a condition: file => compact raw tensor => channels for an encoder.
+"""The interface of conditions: file => compact raw tensor => channels for an encoder.
 
 K is the number of raw planes, C the number of encoded channels.
 """
@@ -24,22 +24,22 @@ from piti.core.images import Box, LossyError, OpenedImage, Source, center_box, i
 from piti.core.spec import choices
 
 Handed = Source | Image.Image | Tensor | np.ndarray
-"""A condition as a caller hands it in: a file, a picture, a raw tensor, or a picture's pixels as an array."""
+"""A condition as given by a caller: a file, a PIL image, a raw tensor, or an image's pixels as an array."""
 
 Given = Handed | None
-"""The same of a part of a condition; None where it is absent."""
+"""The same for a part of a condition; None if it is absent."""
 
 Files = Source | Mapping[str, Given]
-"""Where a condition lies: in one file, or each of its parts by name (see SeveralCondition)."""
+"""The files of a condition: a single one, or one for each part by name (see SeveralCondition)."""
 
 
 def is_source(item: object) -> TypeGuard[Source]:
-    """Whether a part is a file, and no picture, tensor or nothing."""
+    """Whether a part is a file, rather than an image, a tensor or absent."""
     return isinstance(item, str | Path | OpenedImage)
 
 
 Pen = Callable[[Tensor], Tensor]
-"""Makes other lines of lines, bool [h, w], True on a line."""
+"""Transforms the lines of a drawing, bool [h, w], True on a line."""
 Size = int | tuple[int, int]
 """The side of a square, or (height, width), in pixels."""
 
@@ -50,7 +50,7 @@ def sides_of(size: Size) -> tuple[int, int]:
 
 
 class ConditionError(UserError):
-    """A condition cannot be read or built. The message names the source and the remedy."""
+    """A condition cannot be read or built. The message names the source and what to do."""
 
 
 class LossyCondition(ConditionError):
@@ -58,23 +58,23 @@ class LossyCondition(ConditionError):
 
 
 class Condition(ABC):
-    """A kind of input. It holds settings only; pixels pass through its methods.
+    """A kind of input. It holds only settings; data pass through its methods.
 
-    `raw` tensors are small (they fill caches and travel between processes); `encode` makes of them
-    what the network sees, as late as possible.
+    `raw` tensors are compact, since they are cached and sent between processes; `encode` turns them into the network's
+    input, as late as possible.
     """
 
     kind: ClassVar[str]
     usual_folder: ClassVar[str | None] = None
-    """Where a data root keeps files of this kind, as the recipes have it; none where there is no custom."""
+    """Default folder of this kind in a data root, as in the recipes; None if there is none."""
     suffixes: ClassVar[frozenset[str]] = IMAGE_SUFFIXES
-    """How its files end."""
+    """File extensions of this kind."""
     exact: ClassVar[bool] = False
-    """Whether its files mean exact values, so that no lossy format will do."""
+    """Whether its files hold exact values, so that lossy formats are refused."""
     spatial: ClassVar[bool] = True
-    """Whether it is a picture that lies over the image, pixel for pixel."""
+    """Whether it is an image that is aligned with the generated image."""
     null_value: float = 0.0
-    """What fills the null condition."""
+    """Value of all channels of the null condition."""
 
     @property
     @abstractmethod
@@ -83,16 +83,16 @@ class Condition(ABC):
 
     @property
     def planes(self) -> int:
-        """Number of raw planes K of a kind that is a picture; parts of several and PNGs go by it, see `declared`."""
+        """Number of raw planes K of an image condition; used for parts of several and for PNGs, see `declared`."""
         return 1
 
     @property
     def raw_dtype(self) -> torch.dtype:
-        """Type of its raw tensors, to which a pipeline brings what it is given."""
+        """The dtype of raw tensors, to which a pipeline converts its input."""
         return torch.uint8
 
     def load(self, path: Files) -> Shaped[Tensor, "K h w"]:
-        """Read a file. Raises ImageError if it is no picture, ConditionError if it is not of this kind."""
+        """Read a file. Raises ImageError if it is not an image, ConditionError if it is not of this kind."""
         if isinstance(path, Mapping):
             raise ConditionError(
                 f"{', '.join(path)}: parts are given, and this model reads one {self.kind}; give a file"
@@ -106,10 +106,10 @@ class Condition(ABC):
         return self.read(image, str(path))
 
     def take(self, item: object, name: str = "") -> Shaped[Tensor, "K h w"]:
-        """What a caller hands in, in raw form: arrays, and tensors [h, w], are read like the pictures that files hold.
+        """Convert a caller's input to a raw tensor; arrays, and tensors [h, w], are read like image files.
 
-        item: as `Handed` has it, or parts by name; anything else is an error in words. name: what errors call it where
-        it is no file, such as a part's name. Raises ConditionError, ImageError.
+        item: see `Handed`, or a mapping of parts by name. name: what errors call an item that is not a file, such as a
+        part's name. Raises ConditionError, also for other types, and ImageError.
         """
         match item:
             case Tensor() if item.ndim == 2 and self.spatial:
@@ -134,20 +134,20 @@ class Condition(ABC):
 
     @abstractmethod
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
-        """Cut `box` (left, top, width, height) out and resize it to `size`, by the filter that suits the kind."""
+        """Crop `box` (left, top, width, height) and resize it to `size` with the filter for this kind."""
 
     def squared(self, raw: Shaped[Tensor, "K h w"]) -> Shaped[Tensor, "K s s"]:
-        """The largest centred square, in its own resolution."""
+        """Crop the largest centred square, without resizing."""
         left, top, side, _ = center_box(raw.shape[-1], raw.shape[-2])
         return raw[:, top : top + side, left : left + side]
 
     @abstractmethod
     def checked(self, raw: Tensor, source: str) -> Shaped[Tensor, "K h w"]:
-        """`raw` as it is, if `read` could have made it. Raises ConditionError that says what it should be."""
+        """Return `raw` if it is a valid raw tensor of this kind. Raises ConditionError that says what is expected."""
 
     def declared(self, raw: Tensor) -> Shaped[Tensor, "K h w"]:
-        """A raw tensor that was read, as it is. Raises ConditionError where the kind says other `planes` or another
-        `raw_dtype`, by which values would be lost."""
+        """Return a raw tensor that was read. Raises ConditionError if `planes` differs, or if converting to `raw_dtype`
+        would lose values."""
         if self.spatial and (raw.ndim != 3 or len(raw) != self.planes or raw.dtype != self.raw_dtype):
             raise ConditionError(
                 f"kind '{self.kind}' reads {list(raw.shape)} of {raw.dtype}, and says planes {self.planes} of "
@@ -161,12 +161,12 @@ class Condition(ABC):
         return raw.flip(-1)
 
     def redrawn(self, raw: Shaped[Tensor, "K h w"], pen: Pen) -> Shaped[Tensor, "K h w"]:
-        """The same with its lines changed by `pen`; kinds other than drawings have none and stay as they are."""
+        """Transform the lines by `pen`; other kinds than drawings are unchanged."""
         return raw
 
     @abstractmethod
     def encode(self, raw: Shaped[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch C h w"]:
-        """What the network sees, float32, on the device of `raw`."""
+        """The network's input, float32, on the device of `raw`."""
 
     def null(
         self,
@@ -176,20 +176,20 @@ class Condition(ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Shaped[Tensor, "batch C height width"]:
-        """The encoded condition that says nothing (for dropout and guidance): `null_value` in every channel."""
+        """The encoded null condition, for dropout and guidance: `null_value` in every channel."""
         return torch.full((batch, self.channels, height, width), self.null_value, device=device, dtype=dtype)
 
     @property
     def draws(self) -> int:
-        """How many random numbers a sample takes in `dropped`."""
+        """Random numbers per sample in `dropped`."""
         return 1
 
     def dropped(
         self, encoded: Shaped[Tensor, "B C h w"], uniform: Float[Tensor, "B draws"], p: float
     ) -> Shaped[Tensor, "B C h w"]:
-        """What a network sees in training, so that it can be guided: each row null with probability `p`.
+        """Condition dropout in training, for guidance: each row becomes null with probability `p`.
 
-        uniform: independent numbers in [0, 1), `draws` a row; a row is replaced where its number is below p.
+        uniform: independent numbers in [0, 1), `draws` per row; a row is replaced if its number is below p.
         """
         null = self.null(len(encoded), *encoded.shape[-2:], device=encoded.device)
         drop = (uniform[:, 0] < p).to(encoded.device, non_blocking=True)  # [B]
@@ -197,10 +197,10 @@ class Condition(ABC):
 
     @abstractmethod
     def preview(self, raw: Shaped[Tensor, "K h w"]) -> Image.Image:
-        """An RGB picture of the condition for a person, of the same size."""
+        """An RGB image that shows the condition, of the same size."""
 
     def previews(self, raw: Shaped[Tensor, "K h w"]) -> list[Image.Image]:
-        """A picture of each part, see `preview`; of a condition without parts that of itself."""
+        """The previews of all parts; without parts, its own."""
         return [self.preview(raw)]
 
     @abstractmethod
@@ -210,43 +210,40 @@ class Condition(ABC):
     @classmethod
     @abstractmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> Condition:
-        """Build from `to_config`'s data, read from `source`. Raises ConditionError."""
+        """Build from the data of `to_config`, read from `source`. Raises ConditionError."""
 
     # In parts, and in sets of files
 
     def named_parts(self) -> Mapping[str, Condition]:
-        """The parts by name; of a condition without parts itself, by its kind."""
+        """The parts by name; without parts, itself under its kind."""
         return {self.kind: self}
 
     def given_parts(self, raw: Shaped[Tensor, "K h w"]) -> Mapping[str, tuple[Condition, Tensor]]:
-        """The parts that a raw tensor gives, each with its raw planes."""
+        """The parts present in a raw tensor, each with its raw planes."""
         return {self.kind: (self, raw)}
 
     def settled(self, files: Sequence[Files]) -> tuple[Condition, list[str]]:
-        """The condition that reads all of these files in one way, where one by itself could be read in several; and
-        what a person should know of it. Raises ConditionError where nothing decides.
-        """
+        """The condition with one reading for all of these files, if a single file is ambiguous, and notes for the user.
+        Raises ConditionError if the files are ambiguous too."""
         return self, []
 
     def beside(self, path: object) -> Condition:
-        """The condition that reads what is handed in: a file as what lies beside it says, such as a class table.
-
-        Raises ConditionError for a table that is damaged.
-        """
+        """The condition to read an item with: for a file, with settings found beside it, such as a class table. Raises
+        ConditionError for a damaged table."""
         return self
 
     # With a model
 
     def saved_in(self, folder: Path) -> Condition:
-        """Copy the files it needs into a model's folder; the same condition, naming them relative to that."""
+        """Copy the files it needs into a model's folder, and return the condition with relative paths to them."""
         return self
 
     def found_in(self, folder: Path) -> Condition:
-        """The same condition, with files that it names relative to its model's folder looked for there."""
+        """The condition with its relative paths resolved against its model's folder."""
         return self
 
     def reads_like(self, other: Condition) -> bool:
-        """Whether networks that were trained with either can be given the other."""
+        """Whether networks trained with either can read the other."""
         return self.to_config() == other.to_config()
 
 
@@ -257,13 +254,13 @@ def _array_of(plane: Tensor) -> np.ndarray:
 
 
 CONDITIONS: dict[str, type[Condition]] = {}
-"""Every kind of condition by its name; `register` adds to it."""
+"""All kinds of conditions by name; `register` adds to them."""
 
 _C = TypeVar("_C", bound=Condition)
 
 
 def register(condition: type[_C]) -> type[_C]:
-    """Class decorator: make a kind known to `condition_from_config`."""
+    """Class decorator: register a kind for `condition_from_config`."""
     CONDITIONS[condition.kind] = condition
     return condition
 
@@ -271,7 +268,7 @@ def register(condition: type[_C]) -> type[_C]:
 def condition_from_config(config: Mapping[str, Any], source: str = "condition") -> Condition:
     """The condition that `config["kind"]` names, built from the rest of `config`.
 
-    source: where the data came from (a file, a flag), for errors. Raises ConditionError.
+    source: the data's origin (a file, a flag), for errors. Raises ConditionError.
     """
     known = sorted(CONDITIONS)
     if "kind" not in config:
@@ -290,7 +287,8 @@ _NO_MEANING = frozenset(
 
 
 def meaning_hash(condition: Condition) -> str:
-    """A mark of what raw values mean, such as a mask's classes; the same for conditions that may exchange them."""
+    """A hash of the meaning of raw values, such as a mask's classes; equal for conditions with interchangeable raw
+    tensors."""
     return hashlib.sha256(json.dumps(_meaning(condition.to_config()), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -302,7 +300,7 @@ def _meaning(config: Any) -> Any:
 
 @register
 class NoCondition(Condition):
-    """Nothing is read and nothing is said: raw and encoded tensors have no planes."""
+    """No condition: raw and encoded tensors have no planes."""
 
     kind = "none"
 

@@ -1,4 +1,4 @@
-"""The classes of masks: names, numbers and colours, and the forms in which people write them down."""
+"""Class tables of masks: names, ids and colours, and the file formats of classes.json."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from piti.core.spec import Spec, SpecError
 
 Colour = tuple[int, int, int]
 Reading = Literal["ids", "colours"]
-"""What the numbers of a mask's file are."""
+"""How the values of a mask file are read."""
 
 MAX_ID = 65535
-"""What a 16-bit PNG can hold."""
+"""Largest value of a 16-bit PNG."""
 
 
 class _ClassEntry(Spec):
@@ -42,10 +42,10 @@ class _ClassesFile(Spec):
 class ClassTable(Spec):
     """The classes of a mask; position in the table is the *index* that raw tensors and channels use.
 
-    names: one a class. ids: the pixel values of class-id maps, 0..65535, in any order, gaps allowed.
-    colours: the RGB of palette pictures and previews. ignore: the id of unlabelled pixels, if any.
-    ignore_colour: their colour; black unless a class is black. reading: what the numbers of mask files are, where it
-    is decided; else it is found by looking at them, see `MaskCondition`.
+    names: one per class. ids: the pixel values of class-id maps, 0..65535, in any order, gaps allowed. colours: the RGB
+    colours of palette images and previews. ignore: the id of unlabelled pixels, if any. ignore_colour: their colour;
+    black unless a class is black. reading: how mask files are read, if fixed; else it is inferred from them, see
+    `MaskCondition`.
     """
 
     names: tuple[str, ...] = Field(min_length=1)
@@ -64,10 +64,10 @@ class ClassTable(Spec):
     def read(cls, path: str | Path) -> ClassTable:
         """Read a classes.json: `{"classes": [{"id", "name", "color": [r, g, b]}, …], "ignore": id}`.
 
-        "ignore", "ignore_color" and "reading" may be left out, and colours may be texts such as "#ff8000". Without any
-        "id" classes are numbered by position; without any "color" they get those of `bit_colours`, and masks are ids. A
-        list of names alone, one of names by number, and COCO's "categories" are read too; no form has an id of
-        unlabelled pixels unless "ignore" gives it. Raises ConditionError, naming file and key.
+        "ignore", "ignore_color" and "reading" are optional, and colours may be strings such as "#ff8000". Without any
+        "id", classes are numbered by position; without any "color", they get those of `bit_colours`, and masks must
+        hold ids. A list of names, a mapping from number to name, and COCO's "categories" are accepted too. Unlabelled
+        pixels have an id only if "ignore" sets it. Raises ConditionError, naming file and key.
         """
         try:
             values = read_json(Path(path))
@@ -97,7 +97,7 @@ class ClassTable(Spec):
         return values if self.reading else {key: value for key, value in values.items() if key != "reading"}
 
     def to_file(self) -> dict[str, Any]:
-        """As classes.json has it."""
+        """The data of a classes.json."""
         rows = zip(self.ids, self.names, self.colours, strict=True)
         classes = [{"id": number, "name": name, "color": list(colour)} for number, name, colour in rows]
         ignore_colour = list(self.ignore_colour) if self.ignore_colour else None
@@ -152,7 +152,7 @@ _ABOVE = 8  # folders from a mask upwards in which its table may lie: labels/tra
 
 
 def table_beside(path: str | Path) -> ClassTable | None:
-    """The class table in a file's folder, or the nearest of those above it. Raises ConditionError if it is damaged."""
+    """The class table in a file's folder, or in the nearest folder above it. Raises ConditionError if it is damaged."""
     named = Path(path).absolute()
     for start in dict.fromkeys((named, named.resolve())):  # where it is named, and where links lead
         for folder in list(start.parents)[:_ABOVE]:
@@ -165,7 +165,7 @@ def table_beside(path: str | Path) -> ClassTable | None:
 
 @lru_cache(maxsize=64)
 def _kept(path: Path, _changed: int, _size: int) -> ClassTable:
-    """The table of a file, read anew when that changed."""
+    """The cached table of a file, re-read if the file has changed."""
     return ClassTable.read(path)
 
 
@@ -193,7 +193,7 @@ _OF_COCO = frozenset({"supercategory", "isthing"})
 
 
 def _usual_form(values: Any, source: str) -> dict[str, Any]:
-    """What was read as `_ClassesFile` expects it. Raises ConditionError for what can be no table."""
+    """Normalise file contents to the form of `_ClassesFile`. Raises ConditionError for anything that is not a table."""
     if isinstance(values, list) or _is_mapping_of_classes(values):
         values = {"classes": values}
     if not isinstance(values, dict):
@@ -262,7 +262,7 @@ def _entry(entry: Any) -> Any:
 
 
 def _colour(value: Any) -> Any:
-    """A text such as "#ff8000" as numbers; what is none stays."""
+    """Parse a colour string such as "#ff8000"; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     for text in (value.strip(), f"#{value.strip()}"):
@@ -274,7 +274,7 @@ def _colour(value: Any) -> Any:
 
 
 def _check_colours(entries: list[Any], source: str) -> None:
-    """Raises ConditionError, in one line, for colours that are none."""
+    """Raise ConditionError, in one line, for invalid colours."""
     wrong = [
         f"classes.{position}.color = {entry['color']!r}"
         for position, entry in enumerate(entries)

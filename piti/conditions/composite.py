@@ -1,4 +1,4 @@
-"""Several conditions at once: parts that lie over the same image, each of which may be missing.
+"""Several conditions at once: parts aligned with the same image, each of which may be missing.
 
 P is the number of parts; K and C of the whole follow from those of the parts.
 """
@@ -41,14 +41,14 @@ _RAW_TYPES = (torch.uint8, torch.int16, torch.float16, torch.int32, torch.float3
 
 
 class _PartConfig(Spec):
-    """A part as it is saved; a list of them, for the order decides which channels are whose."""
+    """Saved configuration of a part; parts are a list, since their order determines the channels."""
 
     name: str
     condition: dict[str, Any]
 
 
 class _SeveralConfig(Spec):
-    """What a condition of several parts saves; recipes may give `parts` as a mapping."""
+    """Saved configuration of a condition of several parts; recipes may give `parts` as a mapping."""
 
     kind: Literal["several"] = "several"
     parts: tuple[_PartConfig, ...] = Field(min_length=2)

@@ -1,4 +1,4 @@
-"""Surfaces seen through a pinhole camera: normals from depth, jumps of depth, shrinking without mixing.
+"""Geometry with a pinhole camera: normals from depth, depth discontinuities, downsampling without mixing surfaces.
 
 The camera's frame: x right, y down, z forward. Normals are unit vectors that point out of the surface, so that of
 a wall across the view is (0, 0, -1); mirroring a picture negates their x. NaN is what is not known.

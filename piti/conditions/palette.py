@@ -1,4 +1,4 @@
-"""Segmentation masks as the released models see them: RGB pictures of class colours; COCO-Stuff's table."""
+"""Segmentation masks as RGB images of class colours, as in the released models; COCO-Stuff's table."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def coco_stuff() -> ClassTable:
 @register
 @dataclass(frozen=True)
 class PaletteCondition(MaskCondition):
-    """A segmentation mask that the network sees as a picture of its class colours, as the released models do.
+    """A segmentation mask that is encoded as an image of its class colours, as in the released models.
 
     Files, raw form and preview are `MaskCondition`'s. Encoded: the class colours in [-1, 1], three channels;
-    unlabelled pixels in the table's colour for them, black where it has none. The colours are what such a model
-    learned, so a table fits it only if they are the same. null_value fills the null condition, ones in the
-    release: a white picture, which no mask is unless a class is white.
+    unlabelled pixels in the table's colour for them, black where it has none. Such a model has learned these colours,
+    so its class table must keep them. null_value fills the null condition; 1 in the release, a white image, which
+    cannot be confused with a mask unless a class is white.
     """
 
     kind: ClassVar[str] = "palette"

@@ -1,4 +1,4 @@
-"""Pictures whose colours a network sees as they are, such as the release's pictures of normals and of depth."""
+"""Images that a network gets as they are, such as the release's images of normals and depth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from piti.core.spec import Spec, SpecError
 
 
 class _PictureConfig(Spec):
-    """What a picture condition saves."""
+    """Saved configuration of an image condition."""
 
     kind: Literal["picture"] = "picture"
     null_value: float = Field(1.0, allow_inf_nan=False)
@@ -28,14 +28,14 @@ class _PictureConfig(Spec):
 @register
 @dataclass(frozen=True)
 class PictureCondition(Condition):
-    """A picture that the network sees as it is, whatever its colours mean.
+    """An image that the network gets as it is.
 
-    Files: pictures of 8 bits; greys become RGB, what is transparent is white. Those of 16 or 32 bits are refused: no
-    scaling of depth in metres to colours is the right one.
+    Files: 8-bit images; greyscale is converted to RGB, transparent pixels become white. 16 and 32 bits are refused,
+    since there is no unique conversion of depth to colours.
 
     Raw form and preview: RGB, uint8 [3, h, w]. Encoded: the same in [-1, 1]. null_value fills the null condition, ones
-    in the release: a white picture. Resized by nearest neighbour and mirrored as it is, both as the release does: so
-    the colours of mirrored normals do not turn.
+    in the release: a white picture. Resized by nearest neighbour and mirrored without changing colours, both as in the
+    release: the colours of mirrored normals are not adjusted.
     """
 
     kind: ClassVar[str] = "picture"

@@ -1,4 +1,4 @@
-"""Sketches: lines, dark on light or light on dark, encoded as the distance to them."""
+"""Sketches: lines, dark on light or light on dark, encoded as a distance map."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from piti.core.spec import Spec, SpecError
 
 
 class _SketchConfig(Spec):
-    """What a sketch condition saves."""
+    """Saved configuration of a sketch condition."""
 
     kind: Literal["sketch"] = "sketch"
     threshold: float = Field(0.35, gt=0, lt=1)
@@ -34,7 +34,7 @@ class _SketchConfig(Spec):
 @register
 @dataclass(frozen=True)
 class SketchCondition(Condition):
-    """Lines, one channel: how far every pixel is from the nearest one.
+    """Lines, encoded in one channel as the distance of each pixel to the nearest line.
 
     Raw form: uint8 [1, h, w], 1 on lines, 0 elsewhere. Encoded: the L1 (city-block) distance to the nearest line
     in pixels, clipped at `clip`, then brought to [-1, 1], so that lines are -1; without any line 1 everywhere. At a

@@ -1,4 +1,4 @@
-"""Text: what a prior is pretrained with."""
+"""Text, the condition that a prior is pretrained with."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _LINE = 20  # letters in a line
 class TextCondition(Condition):
     """A text, such as a caption.
 
-    Raw and encoded form are the same: token ids [1, 1, context] with -1 after the last; what is longer is cut.
-    The null condition is the empty text. Files are UTF-8 text, `.txt`; white space around is cut off.
+    Raw and encoded form are the same: token ids [1, 1, context], padded with -1; longer texts are truncated. The null
+    condition is the empty text. Files are UTF-8 text, `.txt`; surrounding white space is removed.
     """
 
     kind: ClassVar[str] = "text"
@@ -42,7 +42,7 @@ class TextCondition(Condition):
     spatial: ClassVar[bool] = False
 
     context: int = 64
-    """The most tokens that are read, L."""
+    """Largest number of tokens, L."""
     tokenizer: Tokenizer = field(default_factory=ByteTokenizer)
 
     @property

@@ -1,8 +1,8 @@
-"""Mistakes that a user can correct, in parts, and how their texts name options.
+"""User errors, in parts, and the naming of options in their messages.
 
 One text serves three readers: the command line names an option by its flag (`--base-only`), the HTTP interface by its
-field and Python by its keyword (`base_only`). So a text marks the options that it mentions, see `option`, and whoever
-shows it spells them, see `spelled`.
+field and Python by its keyword (`base_only`). Messages therefore mark options with `option`, and each interface spells
+them with `spelled`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OTHER_BYTE = re.compile("[\ud800-\udfff]")
 
 
 def option(name: str) -> str:
-    """An option's mention in a text. name: as keyword, such as "base_only"."""
+    """Mark an option in a message. name: its keyword, such as "base_only"."""
     return f"\u2039{name}\u203a"
 
 
@@ -50,10 +50,10 @@ class Message(str):
 class UserError(ValueError):
     """Bad input: what is wrong, where, and what to do. `str` gives one text, options by their keywords.
 
-    problem: what is wrong with the value, and what was expected. remedy: what to do. local_remedy: what else to do for
-    someone who has the files and starts the program; a browser is not told. option: the keyword of the option at
-    fault; value: its value, None where it is not to be shown. source: the file or key at fault. Problem and remedies
-    may mention options, see `option`.
+    problem: what is wrong with the value, and what was expected. remedy: what to do. local_remedy: what else a user
+    with access to the files and the program can do; not shown in a browser. option: the keyword of the option at fault;
+    value: its value, None where it is not to be shown. source: the file or key at fault. Problem and remedies may
+    mention options, see `option`.
     """
 
     def __init__(

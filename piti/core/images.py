@@ -183,7 +183,7 @@ def _range_error(error: ColourError, source: str) -> ImageError:
 
 
 def loss_as_rgb(picture: Image.Image | Source) -> str:
-    """What `as_rgb` loses of a picture, in words; empty where every pixel keeps its value. Raises ImageError.
+    """A description of what `as_rgb` loses of an image; empty if every pixel keeps its value. Raises ImageError.
 
     Of a picture that is decoded already nobody can say how many bits its file had.
     """

@@ -1,4 +1,4 @@
-"""JSON that people write: with a byte order mark or without, and what is wrong with it in words."""
+"""Reading JSON files written by users, with or without a byte order mark, with readable errors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Small images to train an upsampler on: clean, or degraded as photographs are (PITI, section 3.3).
+"""Small images for training an upsampler: clean, or degraded (PITI, section 3.3).
 
 The BSR degradation (Zhang et al. 2021, arXiv 2103.14006) in the light form that PITI uses, with L0 smoothing (Xu et
-al. 2011). `draw_plan` decides what happens to an image and in which order, as data; `degrade` carries it out. Images
+al. 2011). `draw_plan` draws the sequence of degradations of an image, as data; `degrade` applies it. Images
 are in [−1, 1] throughout, noise and sigma in the units that each step names.
 """
 
@@ -42,21 +42,21 @@ class DegradationError(UserError):
 
 
 class DegradationSpec(Spec):
-    """How often a photograph suffers what. The two resizes and the noise always act."""
+    """Probabilities of the degradations. The two resizes and the noise are always applied."""
 
     halve: Probability = 0.25
-    """Begin by halving the sides; only where the image becomes 4 times smaller."""
+    """First halve the sides; only if the image becomes 4 times smaller."""
     blur: Probability = 0.8
-    """A Gaussian blur, half of them anisotropic."""
+    """Gaussian blur, anisotropic in half of the cases."""
     jpeg: Probability = 0.5
     """JPEG compression."""
     smooth: Probability = 0.2
-    """L0 smoothing: texture goes, strong edges stay."""
+    """L0 smoothing, which removes texture and keeps strong edges."""
     noise: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(1.0, 2.0), min_length=1)
-    """Standard deviations of the noise, one of them at a time, in 8-bit levels; [0] for none. Noise
-    whose colours are correlated takes the largest."""
+    """Standard deviations of the noise in 8-bit levels, one of which is drawn; [0] for none. Colour-correlated noise
+    uses the largest."""
     jpeg_quality: tuple[int, int] = (80, 95)
-    """Qualities of the compression, from and to."""
+    """Range of the JPEG quality."""
 
     @field_validator("jpeg_quality")
     @classmethod

@@ -1,4 +1,4 @@
-"""Lines of photographs, changed in training towards lines that a hand draws: thin, astray, and not all of them."""
+"""Augmentation of extracted lines in training to resemble hand drawings: thinned, warped and incomplete."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from piti.core.spec import Spec
 from piti.data.edges import thinned
 
 BENDS = 6
-"""Points along each side that go astray independently; between them lines bend smoothly."""
+"""Control points of the warp along each side; it is smooth between them."""
 STROKES = 16
-"""The same for what is left out: gaps are about as long as a side divided by this."""
+"""Resolution of the gaps: they are about as long as a side divided by this."""
 HIT = 0.35
-"""A pixel is on a bent line where that covers so much of it: less than a half, so that lines keep together."""
+"""Coverage above which a pixel belongs to a warped line; below a half, so that lines stay connected."""
 
 
 class DrawnSpec(Spec):
-    """How training sketches, which edges of photographs are, are brought nearer to drawings by hand.
-
-    A model that has seen whole and exact edges alone takes every gap for an end and every bend for a shape. Neither
-    the paper nor the released code has this.
-    """
+    """Augmentation that makes training sketches (edges of photographs) resemble hand drawings. A model that has seen
+    only complete and exact edges takes every gap for an end and every bend for a shape. Neither the paper nor the
+    released code does this."""
 
     share: float = Field(default=0.5, ge=0, le=1)
-    """Of the samples whose lines are changed."""
+    """Share of samples that are augmented."""
     thin: float = Field(default=0.5, ge=0, le=1)
-    """Of those the share whose lines are thinned to one pixel first."""
+    """Share of these that are first thinned to one pixel."""
     wobble: float = Field(default=0.02, ge=0, le=0.05)
-    """How far lines go astray: a deviation in shares of the short side, drawn evenly from 0 to this."""
+    """Standard deviation of the warp as a share of the short side, drawn uniformly from 0 to this."""
     gaps: float = Field(default=0.3, ge=0, lt=1)
-    """The share of the lines that is left out, drawn evenly from 0 to this."""
+    """Share of the lines that is removed, drawn uniformly from 0 to this."""
 
     def __call__(self, lines: Bool[Tensor, "h w"], generator: torch.Generator) -> Bool[Tensor, "h w"]:
         """The lines of one sample, True on lines, changed or as they are."""

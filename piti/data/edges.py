@@ -1,4 +1,5 @@
-"""Lines of photographs, for sketches: HED, an extractor that needs no weights, thinning, and clearing away."""
+"""Line extraction from photographs, for sketches: HED, an extractor without weights, thinning, and removal of short
+lines."""
 
 from __future__ import annotations
 
@@ -26,21 +27,21 @@ _NEIGHBOURS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, 
 
 
 class LineSpec(Spec):
-    """How the built-in extractor draws a photograph."""
+    """Settings of the built-in line extractor."""
 
     smoothing: float = Field(default=0.02, ge=0, le=0.5)
-    """Weight of the L0 smoothing that takes texture away first; 0: none."""
+    """Strength of the L0 smoothing that first removes texture; 0: none."""
     low: float = Field(default=0.1, gt=0)
-    """Gradients above this are drawn where they hang together with one above `high`. A sharp step in the greys has a
-    gradient of 2.6 times its height, black to white being a step of 1."""
+    """Low threshold of Canny's hysteresis: gradients above it are kept if connected to one above `high`. A sharp
+    greyscale step has a gradient of 2.6 times its height (black to white is 1)."""
     high: float = Field(default=0.2, gt=0)
-    """Gradients above this are always drawn."""
+    """High threshold: gradients above it are always kept."""
     shortest: int = Field(default=10, ge=1)
     """Lines of fewer pixels are left out."""
     side: int = Field(default=256, ge=16)
-    """Larger photographs are drawn with this short side; their lines are then enlarged."""
+    """Larger photographs are reduced to this short side in pixels, and their lines enlarged afterwards."""
     thin: bool = False
-    """Thin the lines to one pixel; they are wider where they were enlarged."""
+    """Thin the lines to one pixel; enlarged lines are wider."""
 
     @model_validator(mode="after")
     def _in_order(self) -> LineSpec:
@@ -133,7 +134,7 @@ def binarised(strength: Float[Tensor, "*batch h w"], threshold: float, thin: boo
 
 
 LineSource = Callable[[UInt8[np.ndarray, "h w 3"]], Bool[Tensor, "h w"]]
-"""Draws a photograph: lines of its size, True on a line."""
+"""Extracts the lines of a photograph: same size, True on a line."""
 
 
 class DetectorError(UserError):
@@ -141,7 +142,7 @@ class DetectorError(UserError):
 
 
 class HEDSpec(Spec):
-    """How HED draws a photograph; by default binarised as in the released code."""
+    """Settings of HED; by default binarised as in the released code."""
 
     threshold: float = Field(default=0.6, gt=0, lt=1)
     """What is stronger, between 0 and 1, is a line."""
@@ -150,8 +151,8 @@ class HEDSpec(Spec):
     shortest: int = Field(default=1, ge=1)
     """Lines of fewer pixels are left out."""
     side: int = Field(default=256, ge=64)
-    """Larger photographs are drawn with this short side, in pixels, and their edges are then enlarged; the released
-    code draws squares of 256."""
+    """Larger photographs are reduced to this short side in pixels, and their edges enlarged afterwards; the released
+    code uses squares of 256."""
     weights: str | None = Field(default=None, exclude=True)
     """The file of the network's weights."""
     device: str = Field(default="cpu", exclude=True)
@@ -159,7 +160,7 @@ class HEDSpec(Spec):
 
 
 class LearnedSpec(Spec):
-    """How a learned detector of `controlnet_aux` draws a photograph."""
+    """Settings of a learned detector of `controlnet_aux`."""
 
     threshold: float = Field(default=0.35, gt=0, lt=1)
     """What is stronger, between 0 and 1, is a line."""
@@ -168,7 +169,7 @@ class LearnedSpec(Spec):
     shortest: int = Field(default=10, ge=1)
     """Lines of fewer pixels are left out."""
     side: int = Field(default=512, ge=64)
-    """The short side, in pixels, with which the network sees a photograph."""
+    """Short side in pixels of the photograph given to the network."""
     weights: str = Field(default="lllyasviel/Annotators", exclude=True)
     """A repository of the hub, or a folder with the detector's file."""
     device: str = Field(default="cpu", exclude=True)
@@ -293,5 +294,5 @@ DETECTORS: dict[str, Detector] = {
     "hed": Detector(HEDSpec, _hed),
     "pidinet": Detector(LearnedSpec, _learned("pidinet", "PidiNetDetector")),
 }
-"""Every line source by its name: `lines`, which needs no weights; `hed` (Xie and Tu 2015), the paper's, which needs a
+"""All line detectors by name: `lines`, which needs no weights; `hed` (Xie and Tu 2015), the paper's, which needs a
 file; `pidinet` (Su et al. 2021), which needs the package controlnet-aux."""

@@ -1,4 +1,4 @@
-"""Which files belong together: photographs and their conditions by key, in folders and archives, of one split."""
+"""Pairs of photographs and conditions by key, in folders and archives, per split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from piti.data.shards.sources import ShardSpec
 SPLITS_FILE = "splits.json"
 NO_VALIDATION = "no validation pairs: trained without validation, so no validation loss and no previews"
 HELD_OUT = 0.05
-"""The share of keys, or of samples of shards, that goes to "val" where nobody chose."""
+"""Share of keys, or of samples in shards, in "val" without a splits file."""
 
 
 def read_splits(path: Path, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:
@@ -58,7 +58,7 @@ _SPLITS: Mapping[str, frozenset[str]] = {
     "val": frozenset({"valid", "validate", "validation", "dev", "eval", "evaluation", "held_out", "holdout"}),
     "test": frozenset({"testing", "tst"}),
 }
-"""The usual splits, and what others call them."""
+"""The usual splits, and other names for them."""
 
 
 def _split_meant(name: str) -> str | None:
@@ -114,7 +114,7 @@ def key_hash(key: str) -> float:
 
 
 ALONE = ("none", "text")
-"""Kinds of condition with which `FolderSpec.photographs` may serve: there is none, or it lies beside them."""
+"""Kinds of condition that allow `FolderSpec.photographs`: none, or text beside the photographs."""
 
 
 Stored = Path | Archived
@@ -141,39 +141,40 @@ class Pair:
 
 
 class FolderSpec(ShardSpec):
-    """Where the pairs lie and how samples are cut out of them."""
+    """Location of the pairs, and cropping of samples."""
 
     root: Path | None = None
-    """The folder that holds the others."""
+    """The data's root folder."""
     images: str = "images"
-    """Photographs, in any depth of subfolders."""
+    """Folder of the photographs, including subfolders."""
     conditions: str | dict[str, str] = "labels"
-    """Conditions: the same paths, with a suffix of their kind. For a condition of several parts a folder for each."""
+    """Folder of the conditions, with the same paths and the suffix of their kind; for several parts, a folder for
+    each."""
     partial: bool = False
-    """For several parts: take every image that has one of them at least, not only those that have all."""
+    """For several parts: also use photographs that have only some of them."""
     photographs: tuple[Path, ...] = ()
-    """Further photographs to train on, folders or tar archives, for a model that takes no condition or text;
-    the caption of `KEY.jpg` is `KEY.txt` beside it."""
+    """More training photographs, folders or tar archives, for a model without a condition or with text; the caption of
+    `KEY.jpg` is `KEY.txt` beside it."""
     limit: int | None = Field(default=None, ge=1)
-    """Train on this many pairs alone, those whose keys' hashes are lowest: of two limits the lower takes a part of
-    what the higher does. Validation keeps all of its own."""
+    """Train on only this many pairs, those with the lowest key hashes, so that a lower limit selects a subset of a
+    higher one. Validation is not limited."""
     splits: str = SPLITS_FILE
     """`{"train": [keys], "val": [keys]}`; without the file a hash of each key holds out about 5%."""
     size: int = Field(default=64, ge=1)
     """Side of a sample in pixels."""
     condition_size: int | None = Field(default=None, ge=1)
-    """Side of its condition; none: the sample's."""
+    """Side of its condition in pixels; null: the sample's."""
     crop_scale: tuple[float, float] = (0.8, 1.0)
-    """Random square crops: their side as a share of the picture's short side, from and to. Validation takes
-    the centred square of the largest."""
+    """Side of random square crops, as a range of shares of the short side. Validation uses a centred square of the
+    largest."""
     flip: bool = True
     """Mirror half of the samples."""
     drawn: DrawnSpec | None = None
-    """For sketches: make the lines of training samples more like drawings; none: they stay as they are."""
+    """For sketches: augment training samples to resemble drawings; null: no augmentation."""
     cache: bool = True
-    """Keep decoded pictures in memory if they fit."""
+    """Keep decoded images in memory if they fit."""
     cache_gib: float = Field(default=4.0, ge=0)
-    """The most that the cache may take."""
+    """Largest size of the cache."""
 
     @model_validator(mode="after")
     def _alone_of_folders(self) -> FolderSpec:

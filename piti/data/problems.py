@@ -1,4 +1,4 @@
-"""What is wrong with a data set, gathered whole before it is told."""
+"""Problems of a data set, collected and reported together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Problems:
 log = logging.getLogger(__name__)
 
 SETTLED = 500
-"""Of so many samples at least a share is taken: that one of the first three is bad says little."""
+"""Smallest number of samples that shares of bad ones refer to, since one bad sample among the first three says
+little."""
 
 _OBJECT = re.compile(r" <\S+ object at 0x[0-9a-f]+>")
 _LOGGED = 5  # how many are named in the log and in the error

@@ -1,1 +1,1 @@
-"""Schedules, losses, guidance and samplers: functions on tensors that know no model."""
+"""Schedules, losses, guidance and samplers: functions on tensors, independent of any model."""

@@ -1,7 +1,7 @@
-"""Differentiable augmentation of what a discriminator sees (Zhao et al. 2020, arXiv 2006.10738, section 3.2).
+"""Differentiable augmentation of a discriminator's inputs (Zhao et al. 2020, arXiv 2006.10738, section 3.2).
 
-The same draw changes an image and whatever lies over it, so that a discriminator which also sees a condition cannot
-tell made from real by a shift between the two.
+An image and the maps aligned with it get the same augmentation, so that a discriminator that also sees a condition
+cannot tell fake from real by a shift between the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from piti.core.errors import UserError
 from piti.core.spec import choices
 
 DRAWS = 7
-"""Numbers in [0, 1) that decide one sample's augmentation."""
+"""Random numbers in [0, 1) per sample."""
 SHIFT = 1 / 8
 """The largest shift, as a share of the side (Zhao et al., appendix)."""
 
@@ -28,10 +28,10 @@ def augmented(
     kinds: Sequence[str],
     uniform: Float[Tensor, "b 7"],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The images and what lies over them, changed alike; differentiable in both.
+    """Augment images and the maps aligned with them; differentiable in both.
 
-    images: in [-1, 1]; over: maps of the same size, such as a condition or the enlarged small image: shifts and
-    cutouts change them too, colours do not; kinds: names in `KINDS`; uniform: [B, DRAWS]. Raises UserError for an
+    images: in [-1, 1]; over: maps of the same size, such as a condition or the enlarged small image, which are shifted
+    and cut out too, but keep their colours; kinds: names in `KINDS`; uniform: [B, DRAWS]. Raises UserError for an
     unknown kind.
     """
     u = uniform.to(images)
@@ -66,7 +66,7 @@ def _shifted(maps: list[Tensor], u: Tensor) -> list[Tensor]:
 
 
 def _cut_out(maps: list[Tensor], u: Tensor) -> list[Tensor]:
-    """A square of half the sides, an odd side's half rounded up, anywhere, perhaps across the border, is 0."""
+    """Set a square of half the sides (rounded up) at a random position, possibly across the border, to 0."""
     height, width = maps[0].shape[-2:]
     inside = []
     for k, side in enumerate((height, width)):

@@ -1,11 +1,11 @@
-"""Few steps from many: the targets that a student of a guided teacher learns.
+"""Distillation of a guided teacher into a student with few steps: the student's targets.
 
-Papers: guided distillation (Meng et al. 2023, arXiv 2210.03142), whose guidance becomes part of the weights, and
-progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), whose target is generalised here from two steps of
-the teacher to several: one student takes the place of a whole chain of them.
+Papers: guided distillation (Meng et al. 2023, arXiv 2210.03142), which builds the guidance into the weights, and
+progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), whose target is generalised here from two teacher steps
+to several, so that one student replaces a chain of halvings.
 
-Symbols: α_t = √ᾱ_t, σ_t = √(1−ᾱ_t); the teacher's guided steps lead from x_t to x_s, and the student's one DDIM
-step has to end there too.
+Symbols: α_t = √ᾱ_t, σ_t = √(1−ᾱ_t); the teacher's guided steps lead from x_t to x_s, and the student's single DDIM step
+should do the same.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Guess = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t [B]) -> x̂�
 
 
 class StudentSpec(Spec):
-    """What a distilled translator knows."""
+    """What is built into the weights of a distilled translator."""
 
     timesteps: tuple[int, ...] | None = Field(min_length=1)
-    """Those that it was trained at, ascending: it is sampled at all of them, and at no other. None: at every one, so
-    that any steps and sampler are its own; the guidance alone was distilled."""
+    """The timesteps that it was trained at, ascending; it can only be sampled at exactly these. None: all timesteps,
+    with any steps and sampler, if only the guidance was distilled."""
     guidance: Guidance
-    """Which is part of its weights. A file may say `w` alone, which is that strength by the usual rule."""
+    """The guidance in its weights. A file may give only `w`, the strength under the default rule."""
     teacher: str | None = None
-    """The model that it was distilled from, where that is known."""
+    """The model that it was distilled from, if known."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,7 +59,7 @@ class StudentSpec(Spec):
         return timesteps
 
     def check(self, steps: int, sampler: str, guidance: Guidance) -> None:
-        """Raises UserError for sampling that a student does not know."""
+        """Raise UserError for sampling settings that a student does not support."""
         remedy = f"leave it out, or take {self.origin}"
         if self.timesteps is not None and steps != len(self.timesteps):
             known = f"this model was distilled to {len(self.timesteps)} steps and knows no others"
@@ -80,12 +80,12 @@ class StudentSpec(Spec):
 
     @property
     def origin(self) -> str:
-        """The model that it was distilled from, in words."""
+        """A phrase that names the teacher."""
         named = "" if self.teacher is None else f", {self.teacher}"
         return f"the model that it was distilled from{named}"
 
     def visited(self, steps: int | str) -> int | str | tuple[int, ...]:
-        """The steps of a sampler that was asked for `steps`: its own timesteps, where it does not know every one."""
+        """The steps to sample: its own timesteps if these are fixed, else `steps`."""
         return steps if self.timesteps is None else self.timesteps
 
 
@@ -93,17 +93,17 @@ class StudentSpec(Spec):
 class StudentGrid:
     """A student's timesteps, and the teacher's steps in each of its own.
 
-    They are spread as "dpm++" spreads its own, dense towards the image, or evenly of a flow: see `sampling_timesteps`.
+    Spaced as for "dpm++", denser towards the image, or evenly for a flow; see `sampling_timesteps`.
     """
 
     schedule: NoiseSchedule
     walks: Int[Tensor, "n k"]
-    """For each of the student's timesteps, ascending, the teacher's: the first is the student's own."""
+    """The teacher's timesteps for each timestep of the student, ascending; the first is the student's own."""
 
     @classmethod
     def of(cls, schedule: NoiseSchedule, steps: int | None, substeps: int) -> StudentGrid:
-        """The grid of `steps` steps of `substeps` steps of the teacher; of none: every timestep, where the student's x̂₀
-        is the guided teacher's own. Raises UserError where there are too few."""
+        """The grid of `steps` student steps with `substeps` teacher steps each. steps None: every timestep, with the
+        guided teacher's x̂₀ as the target. Raises UserError if there are too few timesteps."""
         if steps is None:
             return cls(schedule, torch.arange(len(schedule))[:, None])
         visited = sampling_timesteps(schedule, "dpm++", steps * substeps)
@@ -120,7 +120,8 @@ class StudentGrid:
         return after.to(k.device)[k]
 
     def target(self, guess: Guess, x_t: Images, k: Int[Tensor, " b"]) -> Images:
-        """What the student's x̂₀ is to be at its step `k`: that from which DDIM goes where the teacher goes.
+        """The target for the student's x̂₀ at its step `k`: the x̂₀ with which a DDIM step arrives where the teacher
+        does.
 
         guess: the guided teacher; k: for each sample, ascending with the timesteps.
         """

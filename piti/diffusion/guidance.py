@@ -1,8 +1,8 @@
-"""Classifier-free guidance on noise estimates: PITI's normalised rule (eq. 7-8) and its kin.
+"""Classifier-free guidance on noise estimates: PITI's normalised rule (eq. 7-8) and alternatives.
 
 Papers: PITI (Wang et al. 2022, arXiv 2205.12952), rescaled guidance (Lin et al. 2023, arXiv 2305.08891),
 adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416), guidance in an interval (Kynkäänniemi et
-al. 2024, arXiv 2404.07724). w is the strength in PITI's sense: 0 is off, `guidance_scale` elsewhere is 1 + w.
+al. 2024, arXiv 2404.07724). w is PITI's guidance strength: 0 is off; `guidance_scale` in other libraries is 1 + w.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RULES: tuple[str, ...] = get_args(RuleName)
 
 
 class Guidance(Spec):
-    """How strongly, by which rule and during which part of the process samples follow the condition.
+    """Strength, rule and interval of guidance.
 
     kind: the rule, normalized (PITI, eq. 8), plain (eq. 7), rescaled, or adaptive projected (apg). w: strength; 0 is
-    off, −1 ignores the condition. interval: guidance acts where t/T lies in it (T: the trained steps; t/T = 1 is pure
-    noise). phi: of "rescaled" alone, see `rescaled_guidance`. eta, momentum, norm: of "apg" alone, see
-    `adaptive_projected_guidance`; norm 0 is no bound.
+    off, −1 ignores the condition. interval: guidance acts where t/T lies in it (T: the number of training timesteps;
+    t/T = 1 is pure noise). phi: for "rescaled" only, see `rescaled_guidance`. eta, momentum, norm: for "apg" only, see
+    `adaptive_projected_guidance`; norm 0 is unbounded.
     """
 
     kind: RuleName = "normalized"
@@ -50,18 +50,18 @@ class Guidance(Spec):
         return interval
 
     def active(self, t: int, T: int) -> bool:
-        """Whether the null pass is needed at timestep t of T."""
+        """Whether guidance acts at timestep t of T, so that the null estimate is needed."""
         low, high = self.interval
         return self.w != 0 and low <= t / T <= high
 
     def of_strength(self, w: float) -> Guidance:
-        """The same rule with another strength. Raises SpecError for an impossible one."""
+        """The same rule with another strength. Raises SpecError for an invalid one."""
         return self if w == self.w else Guidance.parse(self.to_dict() | {"w": w}, "guidance")
 
 
 @runtime_checkable
 class DenoisePair(Protocol):
-    """A model that estimates with the condition and, when asked to, also with the null condition."""
+    """A model that estimates with the condition, and on request also with the null condition."""
 
     def __call__(self, x_t: Tensor, t: Tensor, with_null: bool) -> tuple[Estimate, Estimate | None]: ...
 
@@ -69,13 +69,13 @@ class DenoisePair(Protocol):
 def guided(
     denoise: DenoisePair, guidance: Guidance, schedule: NoiseSchedule, strength: Callable[[], float] | None = None
 ) -> Denoise:
-    """The guided model as the samplers call it: (x_t, t) -> Estimate, with the conditional's variance.
+    """The guided model as called by samplers: (x_t, t) -> Estimate, with the variance of the conditional estimate.
 
-    denoise(x_t, t, with_null): both estimates, best as one batch; with_null is False where guidance is not
-    active, and the second estimate then None. schedule: the trained one, not respaced. Make a fresh one
-    for each sampling run ("apg" remembers past steps). strength: w of the step to come, where it changes during a run;
-    by default the guidance's own. The result raises UserError if `t` differs within a batch; it reads `t`, which
-    waits for no device where that is on the CPU.
+    denoise(x_t, t, with_null): both estimates, ideally in one batch; if guidance is inactive, with_null is False and
+    the second estimate None. schedule: the training schedule, not respaced. strength: returns w for the next step, if
+    it changes during a run; by default the guidance's own. Create a new one for each sampling run ("apg" keeps state).
+    The result raises UserError if `t` differs within a batch; it reads `t`, which does not synchronise if `t` is on the
+    CPU.
     """
     rule = _RULES[guidance.kind](guidance, schedule)
 
@@ -121,7 +121,7 @@ def normalized_guidance(eps_cond: Images, eps_null: Images, w: float) -> Images:
 
 
 def rescaled_guidance(eps_cond: Images, eps_null: Images, w: float, phi: float = 0.7) -> Images:
-    """Guide, then restore a share phi of the conditional estimate's spread (Lin et al. 2023, eq. 14-16).
+    """Guide, then restore a share phi of the conditional estimate's standard deviation (Lin et al. 2023, eq. 14-16).
 
     eps_cond, eps_null: noise estimates [B, C, H, W]; w: strength, 0 returns eps_cond; phi in [0, 1].
     """
@@ -134,14 +134,15 @@ def rescaled_guidance(eps_cond: Images, eps_null: Images, w: float, phi: float =
 
 
 class Momentum:
-    """The running difference of one sampling run (Sadat et al. 2024, section 4, "reverse momentum")."""
+    """The running average of the guidance difference in one sampling run (Sadat et al. 2024, section 4, "reverse
+    momentum")."""
 
     def __init__(self, beta: float) -> None:
         self.beta = beta
         self.running: Tensor | None = None
 
     def update(self, difference: Images) -> Images:
-        """Take in one step's difference, [B, C, H, W]; returns Δ_t + β Δ̄_{t+1}."""
+        """Add one step's difference [B, C, H, W]; returns Δ_t + β Δ̄_{t+1}."""
         past = 0 if self.running is None else self.beta * self.running
         self.running = difference + past
         return self.running
@@ -158,11 +159,11 @@ def adaptive_projected_guidance(
     norm: float = 15.0,
     momentum: Momentum | None = None,
 ) -> Images:
-    """Guide x̂₀ across, not along, the conditional x̂₀ (APG; Sadat et al. 2024, algorithm 1).
+    """Guide x̂₀ orthogonally to the conditional x̂₀ (APG; Sadat et al. 2024, algorithm 1).
 
-    eps_cond, eps_null: noise estimates [B, C, H, W] at x_t and t; w: strength, 0 returns eps_cond; eta: share
-    of the parallel part kept, 1 is plain guidance; norm: bound on a sample's ‖Δx̂₀‖, 0 for none; momentum:
-    state of one sampling run, or None. Returns guided noise.
+    eps_cond, eps_null: noise estimates [B, C, H, W] at x_t and t; w: strength, 0 returns eps_cond; eta: share of the
+    parallel component that is kept, 1 is plain guidance; norm: bound on ‖Δx̂₀‖ per sample, 0 for none; momentum: state
+    of one sampling run, or None. Returns guided noise.
     """
     if w == 0:
         return eps_cond
@@ -184,7 +185,7 @@ def _length(x: Images) -> PerSample:
 
 
 def _nonzero(x: Float[Tensor, "b 1 1 1"]) -> PerSample:
-    """A divisor: a constant image has no spread to restore and becomes 0, not NaN."""
+    """A divisor without zeros: a constant image has standard deviation 0, and the result becomes 0 instead of NaN."""
     return x.clamp(min=1e-12)
 
 
@@ -212,9 +213,9 @@ def _apg(guidance: Guidance, schedule: NoiseSchedule) -> Rule:
 
 
 def guided_noise(guidance: Guidance, schedule: NoiseSchedule) -> Callable[[Images, Images, Images, Timesteps], Images]:
-    """The rule alone, for batches of several timesteps: (ε_c, ε_∅, x_t, t [B]) -> ε̃, each [B, C, H, W].
+    """The guidance rule for batches with different timesteps: (ε_c, ε_∅, x_t, t [B]) -> ε̃, each [B, C, H, W].
 
-    Outside the guidance's interval it is ε_c. Make a fresh one for each walk ("apg" remembers past steps).
+    Outside the guidance's interval the result is ε_c. Create a new one for each run ("apg" keeps state).
     """
     rule, T = _RULES[guidance.kind](guidance, schedule), len(schedule)
 
@@ -235,7 +236,7 @@ _RULES: dict[str, Callable[[Guidance, NoiseSchedule], Rule]] = {
 
 
 Encoded = TypeVar("Encoded")
-"""Conditions in whatever form a network takes them."""
+"""Encoded conditions, in any form that a network takes."""
 
 
 def conditioned(
@@ -244,12 +245,11 @@ def conditioned(
     both: Encoded | None,
     schedule: NoiseSchedule,
 ) -> DenoisePair:
-    """`denoise(x_t, t, with_null)` of a network whose condition is already encoded.
+    """`denoise(x_t, t, with_null)` for a network whose conditions are already encoded.
 
-    predict: `(x_t, t, tokens) -> (output, variance)`, the output as the schedule's prediction says.
-    tokens: of the conditions of B images; both: the same followed by B null conditions, or None where
-    no guidance is wanted. A guided pair runs as one batch of 2 B. `t` may be on the CPU; `predict` has it on x_t's
-    device.
+    predict: `(x_t, t, tokens) -> (output, variance)`, with the output type of the schedule's prediction. tokens: of the
+    conditions of B images; both: the same followed by B null conditions, or None without guidance. A guided pair runs
+    as one batch of 2 B. `t` may be on the CPU; `predict` gets it on x_t's device.
     """
 
     def denoise(x_t: Tensor, t: Tensor, with_null: bool) -> tuple[Estimate, Estimate | None]:

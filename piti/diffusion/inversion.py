@@ -1,12 +1,12 @@
-"""An image up the DDIM chain to the noise that samples back to it, and sampling beside that trajectory.
+"""DDIM inversion of an image to the noise that samples back to it, and sampling blended with that trajectory.
 
 Papers: DDIM (Song et al. 2020, arXiv 2010.02502, section 4.3), refinement of every step (Pan et al. 2023, arXiv
 2309.04907; Garibi et al. 2024, arXiv 2403.14602), blending at every noise level (Avrahami et al. 2021, arXiv
 2111.14818; PITI, appendix B).
 
 Steps are those of the respaced process, as the sampler "ddim" visits them, 0 … N−1. ᾱ before step 0 is 1, since an
-image is clean: also for schedules with `to_clean: false`, whose sampler stops at ᾱ of the trained step 0 instead and
-leaves a rest of noise.
+image is clean, also for schedules with `to_clean: false`, whose sampler stops at ᾱ of the trained step 0 and leaves
+residual noise.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from piti.diffusion.samplers import OnStep, sampling_timesteps, x0_of
 from piti.diffusion.schedule import Denoise, Images, NoiseSchedule
 
 SAMPLER = "ddim"
-"""Whose steps are inverted: deterministic, and each follows from where it begins alone."""
+"""The sampler that is inverted: its steps are deterministic, and each depends only on its starting point."""
 
 Region = Float[Tensor, "_ 1 h w"]
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """An image on its way to noise."""
+    """The trajectory of an image to noise."""
 
     schedule: NoiseSchedule
     """The respaced process, of N steps."""
@@ -40,7 +40,7 @@ class Trajectory:
 
     @property
     def noise(self) -> Tensor:
-        """x_{N−1}, where sampling begins."""
+        """x_{N−1}, where sampling starts."""
         return self.states[-1]
 
 
@@ -53,12 +53,12 @@ def invert(
     refinements: int = 1,
     on_step: OnStep | None = None,
 ) -> Trajectory:
-    """The trajectory of an image, [B, C, H, W] in [−1, 1], that the sampler walks back under the same `denoise`.
+    """Invert an image [B, C, H, W] in [−1, 1]: the sampler returns along the trajectory under the same `denoise`.
 
-    denoise, schedule, steps: as `sample` takes them for "ddim". refinements: calls of `denoise` that a step takes
-    after its first guess, which moves x_k along the x̂₀ that was seen last. 0 is the plain inversion, one call a step
-    as well: its guess uses x̂₀ at x_k itself, and its error falls with the number of steps alone.
-    on_step(done, total, x̂₀) after each step. Raises UserError for impossible steps or refinements.
+    denoise, schedule, steps: as for `sample` with "ddim". refinements: calls of `denoise` per step after its first
+    guess, which moves x_k along the most recent x̂₀. 0 is plain inversion, which also takes one call per step: its
+    guess uses x̂₀ at x_k, and its error decreases only with the number of steps. on_step(done, total, x̂₀) is called
+    after each step. Raises UserError for invalid steps or refinements.
     """
     if refinements < 0:
         raise UserError(f"refinements = {refinements}: give 0 (plain inversion), 1, 2 …")
@@ -92,8 +92,8 @@ def resample(
 ) -> Images:
     """Sample x_T, [B, C, H, W], along the steps of a trajectory, [1 or B, C, H, W], into images in [−1, 1].
 
-    denoise: of the changed condition. region: in [0, 1]; where it is 0 every x_k is the trajectory's, where it is 1
-    none, between a mixture; None: 1 everywhere. The sampler's last step is left to itself, so that no seam shows.
+    denoise: under the changed condition. region: in [0, 1]; 0 takes every x_k from the trajectory, 1 none, values
+    between are blended; None: 1 everywhere. The sampler's last step is not blended, so that no seam shows.
     """
     spaced = trajectory.schedule
     predict = _predictor(denoise, spaced)
@@ -115,7 +115,7 @@ def cleaner(x: Images, x0: Images, k: int, spaced: NoiseSchedule) -> Images:
 
 
 def noisier(x: Images, x0: Images, k: int, spaced: NoiseSchedule) -> Images:
-    """The same towards noise, x_k -> x_{k+1} (DDIM, section 4.3), by an x̂₀ of either end."""
+    """The same step towards noise, x_k -> x_{k+1} (DDIM, section 4.3), with the x̂₀ of either end."""
     return _along(x, x0, _signal(spaced, k), _signal(spaced, k + 1))
 
 

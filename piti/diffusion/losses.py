@@ -1,4 +1,4 @@
-"""What a translator minimises: eq. 3 of PITI with the learned variance's bound, eq. 4 and 5 on its x̂₀.
+"""Training losses: PITI's eq. 3 with the variational bound for the learned variance, and eq. 4 and 5 on x̂₀.
 
 Papers: PITI (Wang et al. 2022, arXiv 2205.12952), DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol &
 Dhariwal 2021, arXiv 2102.09672), min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), EDM (Karras et al. 2022, arXiv
@@ -27,7 +27,7 @@ Weighting = Callable[[NoiseSchedule, Tensor], Tensor]  # (schedule, t [B]) -> we
 
 @dataclass(frozen=True)
 class Losses:
-    """One batch's losses; `total` is what to differentiate."""
+    """The losses of a batch; differentiate `total`."""
 
     simple: Float[Tensor, " b"]  # mean squared error of the prediction, unweighted
     vb: Float[Tensor, " b"]  # variational bound in bits a dimension, weighted; 0 without learned variance
@@ -48,11 +48,10 @@ def diffusion_loss(
 ) -> Losses:
     """Simple loss plus the variational bound on the learned variance (PITI, eq. 3; improved DDPM, eq. 16).
 
-    output: the model's prediction (ε, v or x₀, by `schedule.spec.prediction`); variance: its raw variance
-    values, or None where it learns none; x0 in [−1, 1]; x_t = q_sample(x0, t, noise), where t may be on the CPU, so
-    that nothing waits for the images' device; weighting: a name in `WEIGHTINGS`, or what such a name stands for;
-    vb_weight: λ of the bound, None for T/1000 as GLIDE trains.
-    Raises UserError for an unknown weighting.
+    output: the model's prediction (ε, v or x₀, by `schedule.spec.prediction`); variance: its raw variance values, or
+    None without a learned variance; x0 in [−1, 1]; x_t = q_sample(x0, t, noise), where t may be on the CPU, to avoid
+    synchronisation; weighting: a name in `WEIGHTINGS`, or a weighting function; vb_weight: λ of the bound, None for
+    T/1000 as in GLIDE. Raises UserError for an unknown weighting.
     """
     output = output.to(torch.promote_types(output.dtype, torch.float32))
     # PITI, eq. 3: L_simple = E‖ε_θ(x_t, y, t) − ε‖², and likewise for v
@@ -70,7 +69,7 @@ def diffusion_loss(
 def vb_bits_per_dim(
     pred_x0: Images, variance: Images, x0: Images, x_t: Images, t: Timesteps, schedule: NoiseSchedule
 ) -> Float[Tensor, " b"]:
-    """One term of the variational bound for each sample, in bits a dimension (DDPM, eq. 5).
+    """One term of the variational bound per sample, in bits per dimension (DDPM, eq. 5).
 
     KL(q(x_{t−1}|x_t, x₀) ‖ p_θ(x_{t−1}|x_t)) for t > 0, −log p_θ(x₀|x₁) for t = 0.
     """
@@ -114,21 +113,21 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def uniform(schedule: NoiseSchedule, t: Timesteps) -> Float[Tensor, " b"]:
-    """Every step alike (DDPM, eq. 14)."""
+    """Equal weights for all steps (DDPM, eq. 14)."""
     return torch.ones(t.shape, device=t.device)
 
 
 def min_snr(schedule: NoiseSchedule, t: Timesteps, gamma: float = 5.0) -> Float[Tensor, " b"]:
-    """Easy, nearly clean steps weigh less (Hang et al. 2023, section 3.4, γ = 5)."""
+    """Lower weights for low-noise steps (Hang et al. 2023, section 3.4, γ = 5)."""
     snr = schedule.snr(t)
     # in terms of x₀ the weight is min(SNR, γ)
     return snr.clamp(max=gamma) / _per_x0(schedule, snr)
 
 
 def detail(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Tensor, " b"]:
-    """Every step alike for an image known up to a deviation of std, such as an upsampler's.
+    """Equal weights for all steps if the image is known up to a standard deviation of std, as for an upsampler.
 
-    Karras et al. 2022, section 5: the error of x₀ weighs 1/c_out² = 1/s² + 1/std², here times std².
+    Karras et al. 2022, section 5: the error of x₀ has weight 1/c_out² = 1/s² + 1/std², here times std².
     """
     snr = schedule.snr(t)
     return (1 + std**2 * snr) / _per_x0(schedule, snr)
@@ -136,7 +135,8 @@ def detail(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Te
 
 def _per_x0(schedule: NoiseSchedule, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The squared error of what the model predicts to one of x₀."""
-    # ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²; of a flow, whose x̂₀ = z − s v̂ with 1/s = √SNR + 1, its square
+    # ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²; of a flow, whose x̂₀ = z − s v̂ with 1/s = √SNR + 1, its
+    # square
     factors = {
         "epsilon": snr,
         "v_prediction": snr + 1,
@@ -162,11 +162,11 @@ Logits = Float[Tensor, "b ..."]
 def perceptual_loss(
     predicted: Sequence[Tensor], real: Sequence[Tensor], weights: Sequence[float], squared: bool = False
 ) -> Float[Tensor, " b"]:
-    """How far the features of x̂₀ are from those of x₀, for each sample (PITI, eq. 4).
+    """Distance between the features of x̂₀ and x₀, per sample (PITI, eq. 4).
 
-    predicted, real: features [B, C_m, H_m, W_m] of layer m, of x̂₀ᵗ and of x₀; weights: λ_m, one a layer; squared: the
-    mean square of the differences, as the released code has it, for their mean size. No gradient flows to `real`.
-    Raises UserError unless these correspond.
+    predicted, real: features [B, C_m, H_m, W_m] of layer m, of x̂₀ᵗ and of x₀; weights: λ_m, one per layer; squared:
+    mean square of the differences, as in the released code, instead of mean absolute value. No gradient flows to
+    `real`. Raises UserError unless these correspond.
     """
     if not len(predicted) == len(real) == len(weights) or not predicted:
         raise UserError(
@@ -185,7 +185,7 @@ def perceptual_loss(
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """Both sides of eq. 5. Functions of logits [B, …] that return a loss for each sample, [B]."""
+    """Both sides of eq. 5, as functions of logits [B, …] that return a loss per sample, [B]."""
 
     generator: Callable[[Tensor], Tensor]
     """(logits of x̂₀) -> what the upsampler minimises."""
@@ -194,57 +194,57 @@ class AdversarialLoss:
     fake: Callable[[Tensor], Tensor]
     """(logits of x̂₀) -> the second."""
     gradient_penalty: float = 0.0
-    """The usual weight of `gradient_penalty`; 0 where the form has none."""
+    """Default weight of `gradient_penalty`; 0 for losses without one."""
 
     def discriminator(self, real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " b"]:
-        """Both terms, for as many real images as made ones."""
+        """Both terms, for equal numbers of real and fake images."""
         return self.real(real_logits) + self.fake(fake_logits)
 
 
 def non_saturating_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Fake images shall pass for real, with a gradient also where they do not (Goodfellow et al., section 3)."""
+    """The generator's non-saturating loss (Goodfellow et al., section 3)."""
     # −log D(x̂₀), D = sigmoid(logit): softplus(−l)
     return _per_sample(F.softplus(-_precise(fake_logits)))
 
 
 def non_saturating_real(real_logits: Logits) -> Float[Tensor, " b"]:
-    """Cross-entropy of what is real (Goodfellow et al., eq. 1; PITI, eq. 5)."""
+    """Cross-entropy of real images (Goodfellow et al., eq. 1; PITI, eq. 5)."""
     # −log D(x₀)
     return _per_sample(F.softplus(-_precise(real_logits)))
 
 
 def non_saturating_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Cross-entropy of what is made (Goodfellow et al., eq. 1; PITI, eq. 5)."""
+    """Cross-entropy of fake images (Goodfellow et al., eq. 1; PITI, eq. 5)."""
     # −log(1 − D(x̂₀))
     return _per_sample(F.softplus(_precise(fake_logits)))
 
 
 def hinge_real(real_logits: Logits) -> Float[Tensor, " b"]:
-    """Real logits above 1 and no further (Miyato et al., eq. 16)."""
+    """Hinge loss of real logits, 0 above 1 (Miyato et al., eq. 16)."""
     # max(0, 1 − D(x₀))
     return _per_sample(F.relu(1 - _precise(real_logits)))
 
 
 def hinge_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Fake logits below −1 and no further (Miyato et al., eq. 16)."""
+    """Hinge loss of fake logits, 0 below −1 (Miyato et al., eq. 16)."""
     # max(0, 1 + D(x̂₀))
     return _per_sample(F.relu(1 + _precise(fake_logits)))
 
 
 def critic_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
-    """The logit itself shall be high (Miyato et al., eq. 17; Arjovsky et al., algorithm 1)."""
+    """The negated logit (Miyato et al., eq. 17; Arjovsky et al., algorithm 1)."""
     # −D(x̂₀)
     return -_per_sample(_precise(fake_logits))
 
 
 def wasserstein_real(real_logits: Logits) -> Float[Tensor, " b"]:
-    """Real logits high, the slope bound elsewhere (Gulrajani et al., eq. 3 less its penalty)."""
+    """The negated real logit (Gulrajani et al., eq. 3 without the penalty)."""
     # −D(x₀)
     return -_per_sample(_precise(real_logits))
 
 
 def wasserstein_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Fake logits low (Gulrajani et al., eq. 3 less its penalty)."""
+    """The fake logit (Gulrajani et al., eq. 3 without the penalty)."""
     # D(x̂₀)
     return _per_sample(_precise(fake_logits))
 
@@ -269,11 +269,12 @@ def gradient_penalty(
     fake: Float[Tensor, "b c h w"],
     share: Float[Tensor, " b"],
 ) -> Float[Tensor, " b"]:
-    """How far the critic's slope is from 1 between real and fake, for each sample (Gulrajani et al. 2017, eq. 3).
+    """Squared deviation of the critic's gradient norm from 1 between real and fake, per sample (Gulrajani et al. 2017,
+    eq. 3).
 
-    logits_of: images -> logits [B, …], of which the critic is the mean; share: of the real image in each mixture, u,
-    uniform over [0, 1). Differentiable in the critic's parameters; no gradient flows to the images. Without the
-    weight, usually 10. Computed in float32 also under autocast.
+    logits_of: images -> logits [B, …], whose mean is the critic's output; share: of the real image in each
+    interpolation, uniform over [0, 1). Differentiable in the critic's parameters; no gradient flows to the images. The
+    weight, usually 10, is not included. Computed in float32 also under autocast.
     """
     real, fake = _precise(real.detach()), _precise(fake.detach())
     u = share.to(real).view(-1, 1, 1, 1)
@@ -286,10 +287,10 @@ def gradient_penalty(
 
 
 def real_gradient_penalty(logits_of: Callable[[Tensor], Tensor], real: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """The squared slope of the discriminator at real images, for each sample (R1; Mescheder et al. 2018, eq. 9).
+    """Squared gradient norm of the discriminator at real images, per sample (R1; Mescheder et al. 2018, eq. 9).
 
     logits_of: images -> logits [B, …]. Differentiable in the discriminator's parameters; no gradient flows to the
-    images. Without the weight γ/2. Computed in float32 also under autocast.
+    images. The weight γ/2 is not included. Computed in float32 also under autocast.
     """
     images = _precise(real.detach()).requires_grad_()
     with torch.autocast(real.device.type, enabled=False):
@@ -300,7 +301,7 @@ def real_gradient_penalty(logits_of: Callable[[Tensor], Tensor], real: Float[Ten
 
 
 def acts_at(t: Int[Tensor, " b"], steps: int, share: tuple[float, float]) -> Bool[Tensor, " b"]:
-    """Rows whose timestep lies in [share[0] · T, share[1] · T): at a large t x̂₀ is no image that could be judged.
+    """Rows whose timestep lies in [share[0] · T, share[1] · T); at large t x̂₀ is too blurred for image losses.
 
     t: timesteps 0 … steps − 1; steps: T; share: 0 ≤ low < high ≤ 1, else UserError.
     """

@@ -4,8 +4,8 @@ Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol & Dhariwa
 al. 2020, arXiv 2010.02502), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et al. 2023, arXiv
 2302.04867), rectified flows (Esser et al. 2024, arXiv 2403.03206).
 
-Every scheduler is given the respaced process, so that its step k−1 really is the previous timestep, and x̂₀,
-computed and bounded here, so that no float32 division by √ᾱ_t happens inside it.
+Every scheduler gets the respaced process, so that its step k−1 is the previous timestep, and x̂₀, which is computed and
+bounded here, so that it never divides by √ᾱ_t in float32.
 """
 
 from __future__ import annotations
@@ -49,10 +49,8 @@ class Sampler:
     quadratic: bool = False  # a count of steps is spread evenly in √t, not in t
 
     def build(self, schedule: NoiseSchedule) -> Any:
-        """A fresh scheduler that walks every step of `schedule`, len(schedule) − 1 … 0, and takes x̂₀.
-
-        Raises UserError for a scheduler, or settings, that would not do so.
-        """
+        """A new scheduler that visits every step of `schedule`, len(schedule) − 1 … 0, and takes x̂₀. Raises UserError
+        for schedulers or settings that do not."""
         scheduler = self.scheduler(
             num_train_timesteps=len(schedule),
             trained_betas=schedule.betas.tolist(),
@@ -71,7 +69,7 @@ class Sampler:
 
 
 def _check_walk(scheduler: Any, steps: int) -> None:
-    """Raises UserError for a scheduler that takes x_t on another scale, or as of other timesteps than it is given."""
+    """Raise UserError for a scheduler that scales x_t, or that chooses its own timesteps."""
     name, deviation = type(scheduler).__name__, float(scheduler.init_noise_sigma)
     if deviation != 1:
         raise UserError(
@@ -125,7 +123,7 @@ def sampler_named(name: str) -> Sampler:
 # Schedulers of diffusers that stand for a sampler
 
 Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
-"""What may stand as a pipeline's scheduler: a noise schedule, and the sampler that its class is."""
+"""Scheduler classes of a pipeline: a noise schedule, and a sampler given by the class."""
 
 _OF_SCHEDULE = frozenset(
     {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
@@ -141,7 +139,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def scheduler_named(name: str) -> type[Scheduler]:
-    """The class of a scheduler that a pipeline may have. Raises UserError that lists them."""
+    """A supported scheduler class by name. Raises UserError that lists them."""
     known = {kind.scheduler.__name__: kind.scheduler for kind in SAMPLERS.values()}
     if name not in known:
         raise UserError(f"{name} is no scheduler that images are sampled with here; {choices(name, known)}")
@@ -149,7 +147,7 @@ def scheduler_named(name: str) -> type[Scheduler]:
 
 
 def sampler_of(scheduler: SchedulerMixin) -> str:
-    """The name of the sampler that a scheduler is. Raises UserError for one whose settings would not be followed."""
+    """The name of a scheduler's sampler. Raises UserError for unsupported settings."""
     name = type(scheduler).__name__
     kinds = {sampler: kind for sampler, kind in SAMPLERS.items() if kind.scheduler is scheduler_named(name)}
     schedule = NoiseSchedule(spec_of(scheduler))
@@ -172,7 +170,7 @@ def sampler_of(scheduler: SchedulerMixin) -> str:
 
 
 def _unfollowed(scheduler: Scheduler, built: Scheduler) -> list[str]:
-    """Settings of a scheduler that sampling by `built` would not follow, each with its value."""
+    """Settings of a scheduler that `built` does not have, with their values."""
     given, followed = dict(scheduler.config), dict(built.config)
     return [
         f"{key} = {given[key]!r}"
@@ -184,7 +182,7 @@ def _unfollowed(scheduler: Scheduler, built: Scheduler) -> list[str]:
 def initial_noise(
     shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str = "cpu"
 ) -> Images:
-    """x_T ~ N(0, I) of `shape` [B, C, H, W], sample i from generators[i] alone.
+    """x_T ~ N(0, I) of `shape` [B, C, H, W], with sample i drawn from generators[i].
 
     Drawn on the generators' device, then moved to `device`. Raises UserError unless there are B generators.
     """
@@ -205,16 +203,19 @@ def sample(
     after_step: AfterStep | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Images:
-    """Denoise x_T, [B, C, H, W], into images in [−1, 1], or into latents where the schedule has no bounds.
+    """Denoise x_T [B, C, H, W] to images in [−1, 1], or to latents if the schedule has no bounds.
 
-    denoise: a model's noise estimate, see `guided`; called with the timesteps the model was trained on, on the CPU
-    whatever the device of x_T is: nothing here waits for it.
-    sampler: a name in `SAMPLERS`; steps: a count, a respacing of `space_timesteps`, or the timesteps themselves,
-    ascending, such as a distilled network knows them; generators: one for each sample, so that a sample is the
-    same in any batch; on_step(done, total, x̂₀) after each step; eta: "ddim" only, 0 … 1; after_step: may replace
-    what the next step starts from, after the last one the result; stopped: asked before each step, whether what there
-    is is to be the result.
-    Raises UserError for an unknown sampler, impossible steps, or eta where it has no meaning.
+    denoise: a model's noise estimate, see `guided`; called with the model's training timesteps, always on the CPU, so
+    that sampling does not synchronise with the device.
+    sampler: a name in `SAMPLERS`.
+    steps: a count, a respacing of `space_timesteps`, or explicit timesteps, ascending, as for a distilled network.
+    generators: one per sample, so that samples do not depend on the batch.
+    on_step: called as (steps done, total steps, x̂₀) after each step.
+    eta: DDIM's η, 0 … 1; "ddim" only.
+    after_step: may replace the state after each step, and the result after the last.
+    stopped: called before each step; if it returns true, sampling ends with the current state.
+
+    Raises UserError for an unknown sampler, invalid steps, or eta with another sampler.
     """
     _one_generator_each(len(x_T), generators)
     kind = sampler_named(sampler)
@@ -240,11 +241,11 @@ def sample(
 def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str | Sequence[int]) -> list[int]:
     """The timesteps, ascending, that `sample` visits.
 
-    A respacing by name ("250", "fast27") as released. A count: for "ddpm" and "ddim" the same; for the
-    others spread evenly in √t between their bounds on λ, because steps even in t end too early: with 20
-    of them a Gaussian texture of deviation 0.05 keeps 48% of it, with these 93%. A count of a flow's steps: evenly up
-    to the last for every sampler, as flows are sampled (Esser et al. 2024, section 5.3.2).
-    Timesteps that are given stay as they are. Raises UserError for fewer steps than 1 or more than there are.
+    A respacing by name ("250", "fast27") is as released. A count is the same for "ddpm" and "ddim"; for the others it
+    is spread evenly in √t between their bounds on λ, because steps uniform in t end at too much noise: with 20 of them
+    a Gaussian texture of standard deviation 0.05 keeps 48% of it, with these 93%. For a flow, a count is spread evenly
+    up to the last timestep for every sampler (Esser et al. 2024, section 5.3.2). Explicit timesteps are unchanged.
+    Raises UserError for fewer than 1 or more steps than there are.
     """
     kind = sampler_named(sampler)
     if not isinstance(steps, int | str):
@@ -277,14 +278,14 @@ def _even_in_root(first: int, last: int, count: int) -> list[int]:
 
 
 def x0_of(schedule: NoiseSchedule, x_t: Images, t: Timesteps, estimate: Estimate) -> Images:
-    """x̂₀ of an estimate within the schedule's bounds, in x_t's precision: the model's own where it predicts it, else
-    that of its noise."""
+    """x̂₀ of an estimate within the schedule's bounds, in x_t's precision: the model's x̂₀ if it predicts that, else
+    from its noise."""
     x0 = schedule.predict_x0(x_t, t, estimate.eps) if estimate.x0 is None else estimate.x0
     return schedule.bounded(x0).to(x_t.dtype)
 
 
 def with_variance(x0: Images, estimate: Estimate) -> Float[Tensor, "b 2*c h w"]:
-    """x̂₀ and the raw variance as "ddpm" takes them, [B, 2C, H, W]; without a learned one the lower bound."""
+    """x̂₀ and the raw variance as input of "ddpm", [B, 2C, H, W]; without a learned variance its lower bound."""
     variance = torch.full_like(x0, -1) if estimate.variance is None else estimate.variance.to(x0.dtype)
     return torch.cat([x0, variance], dim=1)
 

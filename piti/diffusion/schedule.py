@@ -8,8 +8,8 @@ rectified flow (Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403
 Symbols: α = √ᾱ_t, σ = √(1−ᾱ_t), x_t = α x₀ + σ ε. Images are [B, C, H, W] in [−1, 1]; t is int64 [B].
 
 A rectified flow's z_t = (1−s) x₀ + s ε is this process at another scale: x_t = z_t/√((1−s)² + s²), so that
-s = σ/(α+σ) and z_t = x_t/(α+σ). Samplers, guidance and inversion know x_t alone; a network that learned a flow is
-given z_t (see `piti.models.flow`).
+s = σ/(α+σ) and z_t = x_t/(α+σ). Samplers, guidance and inversion know x_t alone; a network trained as a flow gets z_t
+(see `piti.models.flow`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PerSample = Float[Tensor, "b 1 1 1"]
 
 
 class Estimate(NamedTuple):
-    """What a model says about one noisy batch."""
+    """A model's output for a noisy batch."""
 
     eps: Float[Tensor, "b c h w"]  # the noise in x_t
     variance: Float[Tensor, "b c h w"] | None  # raw output, −1 … 1 between the variance's two bounds
@@ -46,9 +46,9 @@ class ThresholdSpec(Spec):
     """Dynamic thresholding of x̂₀ (Saharia et al. 2022, section 2.3)."""
 
     ratio: float = Field(default=0.995, gt=0, le=1)
-    """Quantile of |x̂₀| over a sample that is taken for its bound s, at least 1; x̂₀ is clipped to ±s, divided by s."""
+    """Quantile of |x̂₀| over a sample that gives its bound s, at least 1; x̂₀ is clipped to ±s and divided by s."""
     largest: float = Field(default=1.0, ge=1)
-    """What s is at most."""
+    """Upper limit of s."""
 
 
 BetasName = Literal["squaredcos_cap_v2", "linear", "scaled_linear", "flow"]
@@ -59,29 +59,28 @@ PREDICTIONS: tuple[str, ...] = get_args(PredictionName)
 
 
 class ScheduleSpec(Spec):
-    """Which noise a model was trained with, what it predicts, and in what bounds its x̂₀ is kept in sampling."""
+    """A model's noise schedule, its prediction type, and the bounds on x̂₀ in sampling."""
 
     betas: BetasName = "squaredcos_cap_v2"
-    """How noise grows over the steps, by diffusers' names; "flow": that of a rectified flow."""
+    """The β schedule, by diffusers' names; "flow": that of a rectified flow."""
     steps: int = Field(default=1000, ge=2, le=100_000)
-    """Timesteps T of the training; samplers take fewer of them."""
+    """Training timesteps T; samplers use fewer."""
     prediction: PredictionName = "v_prediction"
-    """The noise, the velocity, the image itself, or what a flow learns, ε − x₀."""
+    """The prediction type: the noise, the velocity, the image, or a flow's direction ε − x₀."""
     shift: float = Field(default=1.0, gt=0, le=100)
-    """For "flow": how much more of the steps lies at high noise, as large images want (Esser et al. 2024, section
-    5.3.2); 1: none."""
+    """For "flow": timestep shift towards high noise, for large images (Esser et al. 2024, section 5.3.2); 1: none."""
     beta_range: tuple[float, float] | None = None
-    """β of the first and the last step, for "linear" and "scaled_linear" (even in √β); none: DDPM's, scaled to T."""
+    """β of the first and the last step, for "linear" and "scaled_linear" (linear in √β); none: DDPM's, scaled to T."""
     clip: bool = True
-    """x̂₀ is clipped to [-1, 1]; not so where images are latents, which have no bounds, nor of a flow."""
+    """Clip x̂₀ to [-1, 1]; false for latents, which have no bounds, and for flows."""
     threshold: ThresholdSpec | None = None
-    """Instead of clipping."""
+    """Dynamic thresholding, instead of clipping."""
     to_clean: bool = True
-    """The last step of "ddim" ends at x̂₀ itself; false: at ᾱ of step 0, with a rest of noise."""
+    """The last step of "ddim" ends at x̂₀; false: at ᾱ of step 0, with residual noise."""
 
     @property
     def flow_shift(self) -> float | None:
-        """The shift of a flow; none of another process."""
+        """The shift of a flow; None for other processes."""
         return self.shift if self.betas == "flow" else None
 
     @model_validator(mode="before")
@@ -134,7 +133,7 @@ def flow_noise(steps: int, shift: float) -> Float[Tensor, " T"]:
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
-    """Even times of a flow, above 0 and up to 1, with more of them at high noise."""
+    """Shift uniform times of a flow, above 0 and up to 1, towards high noise."""
     # Esser et al., eq. 23: s = shift u/(1 + (shift − 1) u)
     return shift * u / (1 + (shift - 1) * u)
 
@@ -175,9 +174,8 @@ def _betas_of(alphas_cumprod: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
 class NoiseSchedule:
     """The tables of a diffusion process and the formulas that use them.
 
-    Tables are float64 on the CPU, one entry a step. A formula works in its inputs' precision (at least
-    float32) on their device. `timesteps` maps this schedule's steps to those the model was trained on:
-    0 … T−1, unless `respaced`.
+    Tables are float64 on the CPU, with one entry per step. Formulas use their inputs' precision (at least float32) and
+    device. `timesteps` maps this schedule's steps to training timesteps: 0 … T−1, unless `respaced`.
     """
 
     def __init__(self, spec: ScheduleSpec) -> None:
@@ -212,7 +210,7 @@ class NoiseSchedule:
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
-        """How many steps there are: T, or the number kept by `respaced`."""
+        """The number of steps: T, or those kept by `respaced`."""
         return len(self.betas)
 
     def respaced(self, timesteps: Sequence[int]) -> NoiseSchedule:
@@ -233,7 +231,7 @@ class NoiseSchedule:
     def at(self, table: str, t: Timesteps, like: Tensor) -> PerSample:
         """Entries `t` of a table, e.g. "betas", on `like`'s device, in its precision but at least float32.
 
-        `t` may stay on the CPU, where a sampler can read it without waiting for the device.
+        `t` may be on the CPU, so that samplers can read it without synchronising.
         """
         if t.device not in self._tables:
             # Apple's GPUs have no float64
@@ -282,28 +280,28 @@ class NoiseSchedule:
         return (recip * x_t - x0) / self.at("sqrt_recipm1_alphas_cumprod", t, x0)
 
     def v_from(self, x0: Images, noise: Images, t: Timesteps) -> Images:
-        """The velocity, what a "v_prediction" model predicts."""
+        """The velocity, the output of a "v_prediction" model."""
         # Salimans & Ho, section 4 and appendix D: v = α ε − σ x₀
         return self.at("sqrt_alphas_cumprod", t, x0) * noise - self.at("sqrt_one_minus_alphas_cumprod", t, x0) * x0
 
     def eps_from_v(self, x_t: Images, t: Timesteps, v: Images) -> Images:
-        """The noise that a velocity implies."""
+        """The noise that corresponds to a velocity."""
         # Salimans & Ho, appendix D: ε = α v + σ x_t
         return self.at("sqrt_alphas_cumprod", t, v) * v + self.at("sqrt_one_minus_alphas_cumprod", t, v) * x_t
 
     def x0_from_v(self, x_t: Images, t: Timesteps, v: Images) -> Images:
-        """The image that a velocity implies; divides by nothing, so it is exact at every t."""
+        """The image that corresponds to a velocity; without a division, so it is accurate at every t."""
         # Salimans & Ho, appendix D: x₀ = α x_t − σ v
         return self.at("sqrt_alphas_cumprod", t, v) * x_t - self.at("sqrt_one_minus_alphas_cumprod", t, v) * v
 
     def eps_from_flow(self, x_t: Images, t: Timesteps, flow: Images) -> Images:
-        """The noise that a flow's direction ε − x₀ implies."""
+        """The noise that corresponds to a flow's direction ε − x₀."""
         alpha, sigma = self.at("sqrt_alphas_cumprod", t, flow), self.at("sqrt_one_minus_alphas_cumprod", t, flow)
         # z = (1−s) x₀ + s ε, so ε = z + (1−s)(ε − x₀); z = x_t/(α+σ), 1−s = α/(α+σ)
         return (x_t + alpha * flow) / (alpha + sigma)
 
     def x0_from_flow(self, x_t: Images, t: Timesteps, flow: Images) -> Images:
-        """The image that it implies; exact at every t."""
+        """The image that corresponds to a flow's direction; accurate at every t."""
         alpha, sigma = self.at("sqrt_alphas_cumprod", t, flow), self.at("sqrt_one_minus_alphas_cumprod", t, flow)
         # x₀ = z − s (ε − x₀), s = σ/(α+σ)
         return (x_t - sigma * flow) / (alpha + sigma)
@@ -311,7 +309,7 @@ class NoiseSchedule:
     # A model's output, whichever of them it predicts
 
     def target(self, x0: Images, noise: Images, t: Timesteps) -> Images:
-        """What the model is to predict: the noise, the velocity, the image, or a flow's direction."""
+        """The model's training target: the noise, the velocity, the image, or a flow's direction."""
         match self.spec.prediction:
             case "epsilon":
                 return noise
@@ -325,8 +323,8 @@ class NoiseSchedule:
     def to_epsilon(self, output: Images, x_t: Images, t: Timesteps) -> Images:
         """A model's output as noise, in float64 (float32 where the device has no float64).
 
-        x̂₀ divides ε by √ᾱ_t, 5e-5 at the last cosine step: a float32 ε of a v-model would there be off
-        by 2e-3 in x̂₀.
+        x̂₀ divides ε by √ᾱ_t, which is 5e-5 at the last cosine step: there, a float32 ε of a v-model causes an error of
+        2e-3 in x̂₀.
         """
         output, x_t = output.to(self._exact(output)), x_t.to(self._exact(x_t))
         match self.spec.prediction:
@@ -354,7 +352,7 @@ class NoiseSchedule:
     # Bounds of x̂₀ in sampling
 
     def bounded(self, x0: Images) -> Images:
-        """x̂₀ within the bounds of images of this schedule: clipped, thresholded, or as it is."""
+        """x̂₀ within the bounds of this schedule: clipped, thresholded, or unchanged."""
         if self.spec.threshold is not None:
             return thresholded(x0, self.spec.threshold)
         return x0.clamp(-1, 1) if self.spec.clip else x0
@@ -365,7 +363,7 @@ class NoiseSchedule:
         return self.spec.clip or self.spec.threshold is not None
 
     def finished(self, images: Images) -> Images:
-        """What sampling ends with: clipped to [−1, 1] where there are bounds."""
+        """The result of sampling: clipped to [−1, 1] if there are bounds."""
         return images.clamp(-1, 1) if self.has_bounds else images
 
     @staticmethod

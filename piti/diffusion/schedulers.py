@@ -1,4 +1,4 @@
-"""Noise schedules as diffusers' schedulers have them in their configurations, and back."""
+"""Conversion between noise schedules and configurations of diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 
 
 def scheduler_of(spec: ScheduleSpec) -> DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler:
-    """The scheduler of a model of this schedule: the ancestral one with learned variance, or DDIM's where that ends
-    with a rest of noise, or DPM-Solver++ of a flow."""
+    """The default scheduler for a schedule: DDPM with learned variance, DDIM if it ends with residual noise,
+    DPM-Solver++ for a flow."""
     if spec.betas == "flow":
         return DPMSolverMultistepScheduler(
             num_train_timesteps=spec.steps,
@@ -58,7 +58,7 @@ def _noise_schedule(spec: str) -> NoiseSchedule:
 
 
 def spec_of(scheduler: SchedulerMixin) -> ScheduleSpec:
-    """The spec of a scheduler's configuration. Raises SpecError for a schedule that is not one of ours."""
+    """The spec of a scheduler's configuration. Raises SpecError for unsupported schedules."""
     return spec_of_config(cast(ConfigMixin, scheduler).config, "scheduler/scheduler_config.json")
 
 
@@ -67,7 +67,7 @@ _NAMES = {"steps": "num_train_timesteps", "betas": "beta_schedule", "prediction"
 
 
 def spec_of_config(config: Mapping[str, Any], source: str) -> ScheduleSpec:
-    """The same of a configuration that was read from `source`, before a scheduler is built of it."""
+    """The same for a configuration read from `source`, before a scheduler is built from it."""
     if config.get("use_flow_sigmas"):
         steps, shift = config.get("num_train_timesteps", 1000), config.get("flow_shift", 1.0)
         flow = {"betas": "flow", "prediction": config.get("prediction_type"), "steps": steps, "shift": shift}

@@ -1,4 +1,4 @@
-"""Which timesteps a shorter run visits, by a count or by a spacing's name."""
+"""Selection of timesteps for a shorter sampling run, by count or by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ FAST27 = "10,10,3,2,2"  # section counts of the released upsampler's 27 steps
 
 
 def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
-    """Which of `steps` timesteps a shorter run visits, ascending, as the released GLIDE and PITI choose.
+    """The timesteps of 0 … `steps` − 1 that a shorter run visits, ascending, as in the released GLIDE and PITI.
 
-    spec: a count (250 or "250": evenly from first to last); counts a section ("10,10,3,2,2" or a list: the
-    steps are cut into as many equal sections); "ddim50": one fixed stride, as the DDIM paper; "fast27": the
-    released upsampler's sections, whose last step is 2 before the end (ᾱ there is not yet 0); "leading50": one
-    stride of steps // 50 from 1, as Stable Diffusion is sampled; "trailing50": evenly, the last step among them.
-    Raises UserError that names the spec and what is possible.
+    spec: a count (250 or "250": evenly from first to last); counts per section ("10,10,3,2,2" or a list: the steps are
+    divided into that many equal sections); "ddim50": a fixed stride, as in the DDIM paper; "fast27": the released
+    upsampler's sections, whose last step is 2 before the end (ᾱ there is not yet 0); "leading50": a stride of steps //
+    50 from 1, as for Stable Diffusion; "trailing50": evenly, including the last step. Raises UserError that names the
+    spec and the possible values.
     """
     if isinstance(spec, str) and spec.startswith("ddim"):
         return _strided(steps, spec)
@@ -59,7 +59,7 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int]:
 
 
 def _count_of(spec: str, name: str, steps: int) -> int:
-    """The count behind a spacing's name. Raises UserError."""
+    """The count in a spacing's name. Raises UserError."""
     count = spec.removeprefix(name)
     if not count.isdecimal() or not 1 <= int(count) < steps:
         raise UserError(f"respacing {spec!r}: give a count from 1 to {steps - 1}, such as '{name}50'")
@@ -78,7 +78,7 @@ _SPACINGS: dict[str, Callable[[int, int], list[int]]] = {"leading": _leading, "t
 
 
 def _strided(steps: int, spec: str) -> list[int]:
-    """Every stride-th step from 0, for the stride that makes exactly the count asked for."""
+    """Every n-th step from 0, for the stride n that gives exactly the requested count."""
     count = spec.removeprefix("ddim")
     possible = {len(range(0, steps, stride)): stride for stride in range(steps - 1, 0, -1)}
     if not count.isdecimal() or int(count) not in possible:

@@ -1,4 +1,4 @@
-"""The timesteps that samples are trained on: evenly spread, or where the loss is large.
+"""Training timesteps: evenly spread, or importance-sampled by loss.
 
 Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672), sequences of
 low discrepancy (Niederreiter 1992, doi 10.1137/1.9781611970081).
@@ -19,33 +19,33 @@ from piti.core.spec import choices
 
 _INVERSE_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
 HISTORY = 10
-"""Losses of each timestep that are remembered (improved DDPM, section 3.3)."""
+"""Number of past losses kept per timestep (improved DDPM, section 3.3)."""
 EVEN_SHARE = 0.001
-"""The share of draws that stays even, as in the released code: no timestep is ever forgotten."""
+"""Share of uniform draws, as in the released code, so that every timestep keeps being sampled."""
 
 
 def evenly(steps: int, count: int) -> list[int]:
-    """`count` of the steps 0 … `steps` − 1, ascending, each amid an equal share of them; all where they are fewer."""
+    """`count` of the steps 0 … `steps` − 1, ascending, each in the middle of an equal share; all if there are fewer."""
     return list(range(steps)) if steps <= count else [int((k + 0.5) * steps / count) for k in range(count)]
 
 
 class EvenTimesteps:
-    """All T timesteps alike (DDPM, eq. 14). Draws are on the CPU."""
+    """Uniform timesteps (DDPM, eq. 14), drawn on the CPU."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], None]:
-        """Timesteps of samples with these numbers, and what each one's loss counts: none, all alike."""
+        """Timesteps for samples with these numbers, and None for the loss weights, which are equal."""
         return timesteps_for(numbers, self.steps, seed), None
 
 
 class SecondMomentTimesteps:
     """Timesteps in proportion to the root of their losses' second moment (improved DDPM, eq. 18).
 
-    p_t ∝ √E[L_t²], over the last `HISTORY` losses of each t, and each loss divided by T p_t: the mean stays what it is
-    with even draws, and varies less. Even until every timestep has so many losses. The history is part of a run's
-    state.
+    p_t ∝ √E[L_t²], over the last `HISTORY` losses of each t, and each loss is divided by T p_t: the expected loss
+    equals that of uniform draws, with less variance. Uniform until every timestep has that many losses. The history is
+    part of a run's state.
     """
 
     def __init__(self, steps: int) -> None:
@@ -54,7 +54,7 @@ class SecondMomentTimesteps:
 
     @property
     def probabilities(self) -> Float[Tensor, " t"]:
-        """Of every timestep, in float64."""
+        """The probability of every timestep, float64."""
         steps = len(self.counts)
         even = torch.full((steps,), 1 / steps, dtype=torch.float64)
         size = self.losses.square().mean(dim=1).sqrt()
@@ -63,15 +63,15 @@ class SecondMomentTimesteps:
         return (1 - EVEN_SHARE) * size / size.sum() + EVEN_SHARE * even
 
     def drawn(self, numbers: Sequence[int], seed: int) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
-        """Timesteps of samples with these numbers, and what each one's loss counts: the places of `timesteps_for`,
-        spread over the probabilities instead of over the timesteps."""
+        """Timesteps for samples with these numbers, and their loss weights: the low-discrepancy sequence of
+        `timesteps_for`, mapped through the cumulative probabilities."""
         chances = self.probabilities
         places = torch.tensor([place / 2**64 for place in _places(numbers, seed)], dtype=torch.float64)
         t = torch.searchsorted(chances.cumsum(0), places, right=True).clamp(max=len(chances) - 1)
         return t, (1 / (len(chances) * chances[t])).float()
 
     def remember(self, t: Int[Tensor, " b"], losses: Float[Tensor, " b"]) -> None:
-        """Losses [B] at timesteps [B], not yet divided; those of all processes, in the same order on each."""
+        """Record unweighted losses [B] at timesteps [B]: those of all processes, in the same order on each."""
         for step, loss in zip(t.long().tolist(), losses.double().tolist(), strict=True):
             self.losses[step] = self.losses[step].roll(-1)
             self.losses[step, -1] = loss
@@ -91,24 +91,24 @@ TIMESTEPS: dict[str, type[EvenTimesteps] | type[SecondMomentTimesteps]] = {
 
 
 def timesteps_named(name: str) -> type[EvenTimesteps] | type[SecondMomentTimesteps]:
-    """How timesteps are drawn by that name. Raises UserError that names the nearest one."""
+    """The timestep sampling of that name. Raises UserError that names the nearest one."""
     if name not in TIMESTEPS:
         raise UserError(f"unknown draws of timesteps '{name}'; {choices(name, TIMESTEPS)}")
     return TIMESTEPS[name]
 
 
 def timesteps_for(numbers: Sequence[int], steps: int, seed: int) -> Int[Tensor, " b"]:
-    """Timesteps to train samples on: uniform over 0 … steps − 1, spread evenly over any samples in a row.
+    """Training timesteps: uniform over 0 … steps − 1, evenly spread over any consecutive samples.
 
     t_n = ⌊T · frac(u + n/φ)⌋, with u from the seed and φ the golden ratio: an additive recurrence of low discrepancy
-    (Niederreiter 1992, section 3.1). Each sample's t depends on seed and number alone; a batch's mean loss varies
-    less than with independent draws. numbers: of the samples, n ≥ 0. On the CPU.
+    (Niederreiter 1992, section 3.1). A sample's t depends only on the seed and its number; a batch's mean loss has less
+    variance than with independent draws. numbers: of the samples, n ≥ 0. Returned on the CPU.
     """
     return torch.tensor([place * steps >> 64 for place in _places(numbers, seed)], dtype=torch.long)
 
 
 def partly_last(numbers: Sequence[int], steps: int, share: float, seed: int) -> Int[Tensor, " b"]:
-    """The same, but for a share of the samples, 0 … 1, that have the last timestep; the others' are spread over all."""
+    """The same, but a share of the samples, 0 … 1, gets the last timestep."""
     spread = round((1 - share) * 2**64)
     places = _places(numbers, seed)
     return torch.tensor([place * steps // spread if place < spread else steps - 1 for place in places])

@@ -1,4 +1,5 @@
-"""Editing: an image again under a changed condition, what lies outside the change kept (PITI, appendix B)."""
+"""Image editing: regenerate an image under a changed condition, and keep what lies outside the change (PITI, appendix
+B)."""
 
 from piti.editing.edit import EditInput, edit, edit_prepared, prepare_edit
 from piti.editing.options import STEPS, UPSAMPLER_STEPS, VARIETY, Edited, EditSettings, check_edits

@@ -1,4 +1,4 @@
-"""One image again under a changed condition: inverted, then sampled beside its own trajectory, at both sizes."""
+"""Edit an image by changing its condition: invert it, then sample along its own trajectory, with both networks."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ from piti.pipelines.noise import one_each, upsampler_generators
 from piti.pipelines.pipeline import PITIPipeline
 
 Picture = Source | Image.Image | np.ndarray | Tensor
-"""A picture that is handed in: its file, itself, its pixels as an array, or as a pipeline gives it as "np" or "pt"."""
+"""An input image: a file, a PIL image, its pixels as an array, or pipeline output of type "np" or "pt"."""
 
 
 @dataclass(frozen=True)
 class EditInput:
-    """What is edited."""
+    """Inputs of an edit."""
 
     image: Image.Image
     to: Prepared
-    """What it is to show, by `prepare_edit`."""
+    """The new condition, from `prepare_edit`."""
     from_: Tensor | None = None
-    """What it shows, in raw form; None: not known."""
+    """The current condition as a raw tensor; None if unknown."""
     region: Image.Image | None = None
-    """White where it is repainted; None: where the conditions differ."""
+    """White where the image is repainted; None: where the conditions differ."""
 
 
 def edit(
@@ -69,21 +69,19 @@ def edit(
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> Edited:
-    """Make an image that shows `from_` show `to`, and keep the rest of it (PITI, appendix B, figure 20).
+    """Edit an image from condition `from_` to condition `to`, and keep the rest of it (PITI, appendix B, figure 20).
 
-    image: a picture, its file, or its pixels as an array, of any size, in the proportions of the conditions; it is
-    read as `as_rgb` says.
-    to, from_: what the image is to show and what it shows now, as the pipeline takes conditions. Without `from_` the
-    image is inverted under the null condition.
-    region: white where the image is repainted, in its proportions. By default where the conditions differ, dilated and
-    feathered; without `from_` everything.
-    num_images, generator, batch_size: as of the pipeline's call; the generator decides the fresh noise.
-    on_step: called with (steps done, steps in all, x̂₀), counted over the inversions and samplings of both networks; an
-    error that it raises ends the edit.
+    image: a PIL image, its file, or its pixels as an array, of any size, with the aspect ratio of the conditions;
+    converted by `as_rgb`. to, from_: the new and the current condition, as for a pipeline call. Without `from_` the
+    image is inverted under the null condition. region: an image of the same aspect ratio, white where to repaint. By
+    default where the conditions differ, dilated and feathered; without `from_` everything. num_images, generator,
+    batch_size: as for a pipeline call; the generator determines the fresh noise. on_step: called as (steps done, total
+    steps, x̂₀), counted over inversion and sampling of both networks; an exception raised by it ends the edit.
 
-    Images have the size at which they are made, or with `settings.keep_exact` the input's own. Raises EditError where
-    nothing differs, proportions do not agree, what is to be exact cannot be kept so, or the model is no diffusion
-    model; ConditionError or ImageError for a condition or a picture, UserError for a setting.
+    Images have the size at which they are generated, or the input's with `settings.keep_exact`.
+
+    Raises EditError if nothing differs, aspect ratios disagree, the input cannot be kept exactly, or the model is not a
+    diffusion model; ConditionError or ImageError for an invalid condition or image, UserError for an invalid setting.
     """
     count = images_each(num_images, None, batch_size)
     if settings.keep_exact and is_source(image):
@@ -96,7 +94,7 @@ def edit(
 
 
 def _picture(given: Any, name: str) -> Image.Image:
-    """A picture, decoded; name: of the argument. Raises EditError for what is none, ImageError for a file."""
+    """Decode an image. name: of the argument. Raises EditError for other types, ImageError for an unreadable file."""
     if isinstance(given, Image.Image):
         return given
     if is_source(given):
@@ -110,10 +108,10 @@ def _picture(given: Any, name: str) -> Image.Image:
 
 
 def prepare_edit(pipeline: PITIPipeline, image: Image.Image, to: ConditionInput, settings: EditSettings) -> Prepared:
-    """The condition that an image is to show, on a canvas of its proportions, of the image's under a text.
+    """Prepare the new condition of an edit, on a canvas of its aspect ratio (of the image's for a text).
 
-    Raises EditError for what is longer than `MAX_RATIO` times its width and for a model that is no diffusion model,
-    UserError for impossible settings.
+    Raises EditError for an aspect ratio above `MAX_RATIO` and for a model that is not a diffusion model, UserError for
+    invalid settings.
     """
     sampling, raw, spatial = settings.resolve(pipeline), pipeline.read(to), pipeline.condition.spatial
     columns, rows = (raw.shape[-1], raw.shape[-2]) if spatial else upright(image).size
@@ -134,7 +132,7 @@ def edit_prepared(
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> Edited:
-    """An edit for each generator; the rest as of `edit`."""
+    """Edit with one image per generator; otherwise as `edit`."""
     if settings.keep_exact:
         check_exact(given.image, "the image")
     work = _Work.of(pipeline, replace(given, image=as_rgb(given.image, "the image")), settings)
@@ -148,24 +146,24 @@ def edit_prepared(
 
 @dataclass(frozen=True)
 class _Work:
-    """An edit, everything read, checked and encoded."""
+    """An edit with all inputs read, checked and encoded."""
 
     base: Walk
     upsampler: Walk | Redraw | None
     canvas: Canvas
     original: Image.Image
-    """The input in its own size."""
+    """The input at its own size."""
     region: Tensor
     """[h, w] over the image, 0 outside."""
     white: Tensor | None
-    """[h, w] where it was given, at its own size: nothing else may change."""
+    """[h, w], the given region at its own size; pixels outside it must not change. None without one."""
     shows: Tensor | None
     variety: float
     settings: EditSettings
 
     @classmethod
     def of(cls, pipeline: PITIPipeline, given: EditInput, settings: EditSettings) -> _Work:
-        """Everything but the steps of the networks. Raises as `edit`."""
+        """Read, check and encode an edit. Raises as `edit`."""
         condition, image, after = pipeline.condition, given.image, given.to.raw
         canvas, sampling = given.to.canvas, given.to.sampling
         before = None if given.from_ is None else _like(pipeline, given.from_, after)
@@ -212,14 +210,14 @@ class _Work:
         return cls(small, upper, canvas, image, soft, white, shows, variety, settings)
 
     def steps(self, batches: int) -> int:
-        """Of all runs of both networks, each image's inversion and the way back among them."""
+        """Total steps of both networks, including inversion and reconstruction."""
         walks = [walk for walk in (self.base, self.upsampler) if walk is not None]
         return sum(walk.steps(batches, self.settings.measure) for walk in walks)
 
     def made(
         self, generators: list[torch.Generator], batch_size: int, progress: Progress
     ) -> tuple[Tensor, float | None]:
-        """Whole canvases [N, 3, H, W] in [-1, 1] on the CPU, and the PSNR of what returns, where it is measured."""
+        """Whole canvases [N, 3, H, W] in [-1, 1] on the CPU, and the reconstruction PSNR if it is measured."""
         small = self.base.invert(progress)
         large = None if self.upsampler is None else self.upsampler.invert(progress, self.base.pixels())
         returned = self._returned(small, large, progress) if self.settings.measure else None
@@ -234,7 +232,7 @@ class _Work:
         return torch.cat(canvases), returned
 
     def _returned(self, small: Inverted, large: Inverted | Redraw | None, progress: Progress) -> float:
-        """The PSNR of the image inverted and sampled back; of the small canvas where the upsampler inverts nothing."""
+        """The PSNR of the image inverted and sampled back; of the small canvas for a one-step upsampler."""
         back, target = small.back(progress), self.base.pixels()
         if isinstance(large, Redraw):
             return psnr(quantized(back), target)
@@ -243,12 +241,12 @@ class _Work:
         return psnr(self.canvas.crop(quantized(back)), self.canvas.crop(target))
 
     def _seen(self, small: Tensor) -> Tensor:
-        """Small images in 8 bits, as the upsampler sees them, on its device."""
+        """Small images rounded to 8 bits for the upsampler, on its device."""
         assert self.upsampler is not None
         return self.upsampler.settings.in_8_bits(small).to(self.upsampler.network.device)
 
     def finished(self, canvases: Tensor, returned: float | None) -> Edited:
-        """The images cut out, laid over the input if that was asked for, and compared with it."""
+        """Crop the images, blend them over the input if it is to be kept exactly, and compare them with it."""
         size = (self.canvas.image_width, self.canvas.image_height)
         short = min(size)
         images = [to_pil(self.canvas.crop(made)) for made in canvases]
@@ -265,7 +263,7 @@ class _Work:
         return Edited(images, grey, share, found, self.shows, self.variety, short, returned, small)
 
     def _within_white(self, grey: Image.Image) -> Image.Image:
-        """A region over the image in its own size, cleared where the one that was given is not white."""
+        """A region at the input's own size, set to 0 where the given region is not white."""
         if self.white is None:
             return grey
         inside = resized_to(self.white, (grey.height, grey.width)).numpy()
@@ -276,7 +274,7 @@ class _Work:
 
 
 def _like(pipeline: PITIPipeline, before: Tensor, after: Tensor) -> Tensor:
-    """The image's own condition in the size of the changed one. Raises EditError where they are no two of one image."""
+    """The current condition at the size of the new one. Raises EditError if they do not fit the same image."""
     if before.shape == after.shape or not pipeline.condition.spatial:
         return before
     (rows, columns), size = before.shape[-2:], (after.shape[-2], after.shape[-1])
@@ -285,14 +283,14 @@ def _like(pipeline: PITIPipeline, before: Tensor, after: Tensor) -> Tensor:
 
 
 def _off(before: Tensor | None, after: Tensor) -> int:
-    """By how many pixels of the changed condition edges of the image's own may be off, for being of another size."""
+    """Tolerance, in pixels of the new condition, for edges of a current condition of another size."""
     if before is None or before.shape == after.shape:
         return 0
     return math.ceil(max(after.shape[axis] / before.shape[axis] for axis in (-2, -1)))
 
 
 def _check_proportions(one: str, size: tuple[int, int], other: str, like: tuple[int, int]) -> None:
-    """Raises EditError unless two (width, height) agree to the rounding of a pixel."""
+    """Raise EditError unless the aspect ratios of two (width, height) agree up to rounding to a pixel."""
     if not same_proportions(size, like):
         (width, height), (columns, rows) = size, like
         raise EditError(
@@ -310,8 +308,10 @@ def _soft_region(
     settings: EditSettings,
     within: int,
 ) -> Tensor:
-    """The region [h, w] over an image of `size` (height, width). within: see `changed`. Raises EditError where nothing
-    would be repainted."""
+    """The feathered region [h, w] for an image of `size` (height, width). within: see `changed`.
+
+    Raises EditError if nothing would be repainted.
+    """
     if white is not None:
         if not white.any():
             raise EditError("the region is black all over: nothing would be repainted; paint white what is to change")
@@ -328,7 +328,7 @@ def _soft_region(
 
 
 def _check_kept(soft: Tensor, before: Tensor | None, white: Tensor | None) -> None:
-    """Raises EditError where all of the image would be repainted, and nothing is left to keep exactly."""
+    """Raise EditError if the whole image would be repainted, so that nothing is left to keep exactly."""
     if bool((soft == 0).any()) or not (white is None or bool(white.all())):
         return
     remedies = ["paint less of the region white" if white is not None else f"give a {option('region')}"]
@@ -343,7 +343,7 @@ def _check_kept(soft: Tensor, before: Tensor | None, white: Tensor | None) -> No
 def _encoded(
     network: Network, before: Prepared | None, after: Prepared, guided: bool
 ) -> tuple[tuple[Tokens, None], tuple[Tokens, Tokens | None]]:
-    """Tokens of the image's own condition (None: of the null condition), and of the changed one."""
+    """Tokens of the current condition (None: of the null condition), and of the new one."""
     tokens, both = network.encode(Batch([after], [0], []), with_null=guided or before is None)
     if before is not None:
         own, _ = network.encode(Batch([before], [0], []), with_null=False)
@@ -359,7 +359,7 @@ def on_canvas(image: Image.Image, canvas: Canvas) -> Tensor:
 
 
 def reduced(canvas: Tensor, scale: int) -> Tensor:
-    """The base's size of a canvas, [1, 3, H / scale, W / scale], in 8 bits."""
+    """A canvas reduced to the base's size, [1, 3, H / scale, W / scale], rounded to 8 bits."""
     height, width = canvas.shape[-2:]
     small = to_pil(canvas[0]).resize((width // scale, height // scale), Image.Resampling.BICUBIC)
     return to_tensor(small)[None]
@@ -375,12 +375,12 @@ def _region_canvas(soft: Tensor, canvas: Canvas, scale: int) -> Tensor:
 
 
 def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An image in a size (width, height)."""
+    """Resize an image to (width, height)."""
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _psnr_outside(made: Image.Image, like: Image.Image, outside: np.ndarray) -> float | None:
-    """PSNR where `outside`, [h, w], is true; None if that is nowhere."""
+    """PSNR over the pixels where `outside` [h, w] is true; None if there are none."""
     if not outside.any():
         return None
     one, other = (torch.from_numpy(np.asarray(image)[outside]).float() / 127.5 for image in (made, like))
@@ -388,6 +388,6 @@ def _psnr_outside(made: Image.Image, like: Image.Image, outside: np.ndarray) -> 
 
 
 def psnr(one: Tensor, other: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images whose values span 2; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]; infinite if they are equal."""
     error = float((one - other).square().mean(dtype=torch.float64))
     return math.inf if error == 0 else 10 * math.log10(2**2 / error)

@@ -1,4 +1,4 @@
-"""How an image is edited, and what an edit made."""
+"""Settings of an edit, and its result."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from piti.pipelines.options import FLAT_KEYS, OWN_SAMPLING, NetworkOptions, Samp
 from piti.pipelines.pipeline import PITIPipeline
 
 VARIETY = 0.7
-"""The share of fresh noise in a region, where a caller says nothing."""
+"""Default share of fresh noise in a region."""
 STEPS = 25
-"""DDIM steps of the base, where a caller says nothing."""
+"""Default DDIM steps of the base."""
 UPSAMPLER_STEPS = 10
-"""Of the upsampler, up and down, where a caller says nothing and it knows more than one."""
+"""Default DDIM steps of a multi-step upsampler."""
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """How to edit."""
+    """Settings of an edit."""
 
     sampling: SamplingOptions = OWN_SAMPLING
-    """The guidance acts under the changed condition. The steps are taken up to noise and down again, by default
-    `STEPS` and `UPSAMPLER_STEPS`. A factor on the initial noise is for an upsampler of one step, which inverts nothing.
-    The size is the short side at which the image is edited."""
+    """Guidance applies to sampling under the new condition. Steps are those of inversion and sampling each, by default
+    `STEPS` and `UPSAMPLER_STEPS`. A factor on the initial noise is for one-step upsamplers, which are not inverted. The
+    size is the short side at which the image is edited."""
     refinements: int = 1
-    """How often every step of the inversion is refined, see `invert`."""
+    """Refinements per inversion step, see `invert`."""
     variety: float | None = None
-    """The share of fresh noise where the base repaints, 0 … 1; at 0, as in the paper, all images are the same. By
-    default `VARIETY` in a region, and 0 where everything is repainted, so that the image can be recognised."""
+    """Share of fresh noise in the base's repainted region, 0 … 1; at 0, as in the paper, all images are the same. By
+    default `VARIETY`, and 0 if everything is repainted, so that the image stays recognisable."""
     dilate: float = 0.03
-    """How far the region reaches beyond what differs, as a share of the short side."""
+    """How far the region extends beyond the change, as a share of the short side."""
     feather: float = 0.04
-    """How wide the region fades into what is kept, as a share of the short side."""
+    """Width over which the region fades out, as a share of the short side."""
     keep_exact: bool = False
-    """Make images of the input's own size that equal it to the bit outside the region."""
+    """Return images of the input's size that equal it bit for bit outside the region."""
     measure: bool = False
-    """Also sample the inverted image back under its own condition, and measure how much of it returns."""
+    """Also sample the inverted image back under its own condition, and measure the reconstruction PSNR."""
 
     def __post_init__(self) -> None:
         """Raises EditError for shares that are out of range, and for sampling options that an edit does not have."""
@@ -73,8 +73,10 @@ class EditSettings:
         return cls(sampling, **others)
 
     def resolve(self, pipeline: PITIPipeline) -> ResolvedSampling:
-        """How the pipeline is sampled in this edit. Raises UserError for impossible options, EditError for a model or
-        an option that an edit cannot use."""
+        """The resolved sampling settings of this edit.
+
+        Raises UserError for invalid options, EditError for a model or an option that an edit cannot use.
+        """
         check_edits(pipeline)
         asked = self.sampling
         base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
@@ -103,31 +105,31 @@ DEFAULTS = EditSettings()
 
 @dataclass(frozen=True)
 class Edited:
-    """What an edit made."""
+    """Result of an edit."""
 
     images: list[Image.Image]
     region: Image.Image
-    """Grey, of the size of the images: 0 is kept, 255 repainted."""
+    """Greyscale image of the images' size: 0 is kept, 255 repainted."""
     share: float
-    """The share of the image that is repainted, at least in part."""
+    """Share of the image that is repainted, fully or partly."""
     outside: list[float | None]
-    """PSNR of each image against the input outside the region, in dB; infinite where they are equal, None where
-    nothing is outside."""
+    """PSNR in dB of each image against the input outside the region; infinite if they are equal, None if there is no
+    outside."""
     shows: Tensor | None
-    """The condition that the images show now, in raw form; None where a region was repainted and what the rest shows is
-    not known, or does not mix with it (see `mixed`)."""
+    """The condition that the images now show, as a raw tensor; None if a region was repainted and the condition of the
+    rest is unknown or cannot be combined with it (see `mixed`)."""
     variety: float
-    """The share of fresh noise that was drawn in the region."""
+    """Share of fresh noise used in the region."""
     size: int
-    """The short side at which it was edited."""
+    """Short side at which the image was edited."""
     returned: float | None = None
-    """PSNR in dB of the input inverted and sampled back under its own condition, where that was measured."""
+    """PSNR in dB of the input inverted and sampled back under its own condition, if measured."""
     returned_small: bool = False
-    """Whether `returned` is of the base's small image, since an upsampler of one step inverts nothing."""
+    """Whether `returned` is that of the base's small image, since a one-step upsampler is not inverted."""
 
 
 def check_exact(picture: Image.Image | Source, source: str) -> None:
-    """Raises EditError, naming `source`, for a picture that 8-bit RGB does not hold to the bit."""
+    """Raise EditError, naming `source`, for an image that 8-bit RGB cannot represent exactly."""
     lost = loss_as_rgb(picture)
     if lost:
         raise EditError(
@@ -139,7 +141,7 @@ def check_exact(picture: Image.Image | Source, source: str) -> None:
 
 
 def check_edits(pipeline: PITIPipeline) -> None:
-    """Raises EditError for a model that edits nothing: a baseline, and one that was distilled."""
+    """Raise EditError for models that cannot edit: baselines and distilled models."""
     network = pipeline.base_network()
     if isinstance(network, OnePass):
         raise EditError("this model makes its images in one pass and inverts nothing; edit with a diffusion model")

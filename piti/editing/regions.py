@@ -1,6 +1,6 @@
-"""Which part of an image an edit repaints: where two conditions differ, grown and feathered.
+"""The region that an edit repaints: where two conditions differ, dilated and feathered.
 
-A region is float32 [h, w] in [0, 1]. What is 0 is outside and is kept; what is 1 is repainted; between, a mixture.
+A region is float32 [h, w] in [0, 1]: 0 is kept, 1 is repainted, values between are blended.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _GAP = 0.06  # of the short side: lines of two sketches that are nearer to each 
 
 
 class EditError(UserError):
-    """An image cannot be edited as asked. The message says what was given and what to do."""
+    """An image cannot be edited as requested. The message says what was given and what to do."""
 
 
 def changed(
     condition: Condition, before: Shaped[Tensor, "K h w"], after: Shaped[Tensor, "K h w"], within: int = 0
 ) -> Bool[Tensor, "h w"]:
-    """Where two conditions in raw form and of one size differ.
+    """Where two raw conditions of the same size differ.
 
-    within: by how many pixels edges may be off, as they are where one of the two was resized.
-    Of sketches also what lies between lines that went and lines that came close by, and what they enclose. Of several
-    parts what is changed in any; everything, where a part is given in one alone. Of texts everything or nothing.
+    within: tolerance for edges in pixels, for conditions that were resized. For sketches also the areas between removed
+    lines and new ones near by, and areas enclosed by them. For several parts, where any of them differs; everything if
+    a part is given in only one. For texts everything or nothing.
     """
     if not condition.spatial:
         return torch.full((1, 1), not torch.equal(before, after))
@@ -50,7 +50,7 @@ def changed(
 
 
 def _apart(one: Shaped[Tensor, "K h w"], other: Shaped[Tensor, "K h w"], within: int) -> Bool[Tensor, "h w"]:
-    """Where the value of either is not in the other, at most `within` pixels away in each direction."""
+    """Where the value of one is not found in the other within `within` pixels in each direction."""
     height, width = one.shape[-2:]
     found = torch.zeros(2, height, width, dtype=torch.bool)
     padded = [F.pad(x[None].double(), (within,) * 4, mode="replicate")[0].to(x.dtype) for x in (one, other)]
@@ -65,8 +65,8 @@ def derived(
 ) -> Float[Tensor, "h2 w2"]:
     """The region of an image of `size` (height, width) for a change in its condition.
 
-    No changed pixel is lost where the image is smaller. dilate: by how much it is grown, where it is still 1; feather:
-    the width of the ramp around that; both as shares of the image's short side.
+    No changed pixel is lost if the image is smaller. dilate: how far the change is grown, with value 1; feather: the
+    width of the ramp around that; both as shares of the image's short side.
     """
     resized = resized_to(differs, size)
     grown, end = (_pixels(share, size) for share in (dilate, dilate + feather))
@@ -74,12 +74,12 @@ def derived(
 
 
 def white_of(region: Image.Image) -> Bool[Tensor, "h w"]:
-    """Where a picture is white rather than black, at its own size; what is transparent is not. Raises ImageError."""
+    """Where an image is white rather than black, at its own size; transparent pixels are not. Raises ImageError."""
     return torch.from_numpy(np.asarray(as_rgb(region, "the region", behind="black").convert("L")) > 127)
 
 
 def resized_to(inside: Bool[Tensor, "h w"], size: tuple[int, int]) -> Bool[Tensor, "h2 w2"]:
-    """The same at another size (height, width): a smaller pixel is inside if anything in it is, so no line is lost."""
+    """Resize to (height, width): a smaller pixel is inside if any pixel in it is, so that no line is lost."""
     if size[0] >= inside.shape[0] and size[1] >= inside.shape[1]:
         return F.interpolate(inside[None, None].float(), size, mode="nearest-exact")[0, 0] > 0
     return F.adaptive_max_pool2d(inside[None].float(), size)[0] > 0
@@ -91,10 +91,8 @@ def mixed(
     after: Shaped[Tensor, "K h w"],
     inside: Bool[Tensor, "h2 w2"],
 ) -> Shaped[Tensor, "K h w"] | None:
-    """`after` inside, at whatever size that is said, and `before` outside.
-
-    None where that is no condition: of texts, and of different parts.
-    """
+    """`after` inside the region (of any size), and `before` outside. None if they cannot be combined: for texts, and
+    for different parts."""
     if not condition.spatial:
         return None
     if isinstance(condition, SeveralCondition) and not torch.equal(condition.given(before), condition.given(after)):
@@ -104,26 +102,22 @@ def mixed(
 
 
 def softened(inside: Bool[Tensor, "h w"], width: int) -> Float[Tensor, "h w"]:
-    """A region that is 0 where `inside` is not, and rises to 1 over `width` pixels inside.
-
-    Where nothing is as deep as that, it reaches 1 where it is deepest. The image's border is no edge.
-    """
+    """A region that is 0 outside `inside`, and rises to 1 over `width` pixels inside. In narrower areas it reaches 1
+    where they are deepest. The image's border does not count as an edge."""
     deep = distance(~inside, width + 1)  # 0 outside, then 1, …
     full = min(width + 1.0, float(deep.max()))
     return _smooth(deep / full if full > 0 else deep)
 
 
 def _smooth(ramp: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    """0 up to 0, 1 from 1 on, without a kink at either."""
+    """Smoothstep from 0 to 1."""
     t = ramp.clamp(0, 1)
     return t * t * (3 - 2 * t)
 
 
 def distance(inside: Bool[Tensor, "h w"], reach: int) -> Float[Tensor, "h w"]:
-    """Euclidean distance of every pixel to the nearest that is `inside`; `reach` + 1 where it is more than `reach`.
-
-    Exact: squared distances separate, so the least over columns follows from the least over rows.
-    """
+    """Euclidean distance of every pixel to the nearest one `inside`; `reach` + 1 beyond `reach`. Exact, since squared
+    distances are separable."""
     squared = torch.where(inside, 0.0, math.inf)
     for axis in (0, 1):
         lowest, length = squared.clone(), squared.shape[axis]
@@ -161,7 +155,7 @@ def _any_part_changed(
 
 
 def _enclosed(lines: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
-    """Lines, the narrow gaps between them, and what they go around."""
+    """Lines, the narrow gaps between them, and the areas they enclose."""
     if not lines.any():
         return lines
     half = max(1, _pixels(_GAP / 2, (lines.shape[0], lines.shape[1])))

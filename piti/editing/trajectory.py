@@ -1,5 +1,4 @@
-"""One network on its way with an image: up to noise under its own condition, down again under another; or, where it
-inverts nothing, anew."""
+"""The trajectory of one network in an edit: inversion under the current condition, then sampling under the new one."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ UNGUIDED = Guidance(w=0.0)
 
 
 class Progress:
-    """Counts the steps of several runs as one."""
+    """Counts the steps of several runs together."""
 
     def __init__(self, on_step: OnStep | None, total: int) -> None:
         self.on_step, self.total, self.count = on_step, total, 0
@@ -33,24 +32,24 @@ class Progress:
 
 @dataclass(frozen=True)
 class Walk:
-    """A network, how it is sampled, and the image that it is to change."""
+    """A network, its sampling settings, and the image to edit."""
 
     network: Network
     settings: NetworkSampling
     refinements: int
     variety: float
-    """The share of fresh noise inside the region."""
+    """Share of fresh noise inside the region."""
     image: Tensor
-    """The whole canvas as a point of the network's space: of pixels [1, 3, H, W] in [-1, 1]."""
+    """The whole canvas in the network's space; for pixels [1, 3, H, W] in [-1, 1]."""
     region: Tensor | None
-    """[1, 1, H, W] in that space; None: all of it."""
+    """[1, 1, H, W] in that space; None: everything."""
     own: tuple[Tokens, Tokens | None]
-    """Of the image's own condition, or of the null condition, encoded."""
+    """The encoded current condition, or null condition."""
     changed: tuple[Tokens, Tokens | None]
-    """Of the condition that it is to show, and the same with the null condition."""
+    """The encoded new condition, and the same with the null condition."""
 
     def steps(self, batches: int, measured: bool) -> int:
-        """Of the inversion, of every batch, and of the way back where that is measured."""
+        """Steps of the inversion, of every batch, and of the reconstruction if it is measured."""
         return self.network.steps(self.settings) * (1 + batches + measured)
 
     def pixels(self) -> Tensor:
@@ -58,7 +57,7 @@ class Walk:
         return self.network.space.images(self.image)
 
     def known(self) -> Tensor | None:
-        """What an inpainting network is told: the image, and that all outside the region is known."""
+        """The extra input of an inpainting network: the image, with everything outside the region known."""
         if not self.network.translator.inpaint or self.region is None:
             return None
         return torch.cat([self.image, (self.region == 0).float()], dim=1)
@@ -72,13 +71,13 @@ class Walk:
 
 @dataclass(frozen=True)
 class Inverted:
-    """A walk that has come up to noise."""
+    """A walk after inversion."""
 
     up: Walk
     trajectory: Trajectory
 
     def back(self, progress: Progress, low_res: Tensor | None = None) -> Tensor:
-        """The image sampled back under its own condition, [1, 3, H, W]."""
+        """The image reconstructed under its own condition, [1, 3, H, W]."""
         denoise = self.up.network.denoiser(*self.up.own, UNGUIDED, low_res, self.up.known())
         back = resample(denoise, self.trajectory, self.trajectory.noise, on_step=progress)
         return self.up.network.space.images(back)
@@ -86,7 +85,7 @@ class Inverted:
     def sample(
         self, generators: Sequence[torch.Generator], progress: Progress, low_res: Tensor | None = None
     ) -> Tensor:
-        """Images of the changed condition, one for each generator, [B, 3, H, W]; low_res: their small images."""
+        """Sample images of the new condition, one per generator, [B, 3, H, W]. low_res: their small images."""
         up, count = self.up, len(generators)
         tokens, both = up.changed
         both = None if both is None else both.picked([0] * count + [1] * count)
@@ -95,7 +94,7 @@ class Inverted:
         return up.network.space.images(made)
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Where sampling begins, [B, 3, H, W]: the inverted noise, inside the region mixed with fresh noise."""
+        """The initial noise [B, 3, H, W]: the inverted noise, mixed with fresh noise inside the region."""
         inverted, region = self.trajectory.noise, self.up.region
         shape = (len(generators), *inverted.shape[1:])
         if self.up.variety == 0:
@@ -110,22 +109,22 @@ class Inverted:
 
 @dataclass(frozen=True)
 class Redraw:
-    """An upsampler of one step: it inverts nothing, so it enlarges the edited small image anew under the changed
-    condition, and outside the region the image is laid over what it makes."""
+    """A one-step upsampler, which is not inverted: it enlarges the edited small image under the new condition, and the
+    image is blended over the result outside the region."""
 
     network: Network
     settings: NetworkSampling
     varied: bool
-    """Whether every image has noise of its own; else all have the same."""
+    """Whether every image has its own noise, instead of all the same."""
     image: Tensor
     """[1, 3, H, W] in [-1, 1], the whole canvas."""
     region: Tensor | None
-    """[1, 1, H, W]; None: all of it."""
+    """[1, 1, H, W]; None: everything."""
     shows: Prepared
-    """The condition that it is to show."""
+    """The new condition."""
 
     def steps(self, batches: int, measured: bool) -> int:
-        """Of every batch; there is no way back to measure."""
+        """Steps of every batch; nothing is reconstructed."""
         return self.network.steps(self.settings) * batches
 
     def invert(self, progress: Progress, low_res: Tensor | None = None) -> Redraw:

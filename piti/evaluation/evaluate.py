@@ -1,4 +1,4 @@
-"""Judging generated images: everything that can be measured of them, with what it takes to repeat it."""
+"""Evaluation of generated images, with everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def evaluate_files(
     on_step: OnProgress | None = None,
     split: str | None = None,
 ) -> Evaluation:
-    """Judge a folder of generated PNGs, see `piti.evaluation.pairing` for which files those are.
+    """Evaluate a folder of generated PNGs; see `piti.evaluation.pairing` for their names.
 
-    real: a folder of photographs, or a data root of which `split` is taken (by default "val"); for the distances.
-    conditions: the folder of what the images were made from, `condition` its kind; for the agreement with them. For a
-    condition of several parts a folder for each. Raises UserError, in every case before anything is measured that can
+    real: photographs for the distances: a folder, or a data root of which `split` is used (by default "val").
+    conditions: the folder of the images' conditions, of the kind `condition`, for the agreement with them; for several
+    parts a folder for each. Raises UserError, in every case before anything is measured that can
     be told then.
     """
     images = generated_images(generated)

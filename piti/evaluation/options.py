@@ -1,4 +1,4 @@
-"""What an evaluation is to measure, and how."""
+"""Options of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from piti.models.perceptual import PerceptualSpec
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and how."""
+    """Options of an evaluation: metrics, networks and settings."""
 
     features: tuple[str, ...] = ("inception", "clip")
-    """Feature networks, as `open_features` takes them."""
+    """Feature networks, see `open_features`."""
     resize: int | None = None
-    """Bring the centre square of both sides to this many pixels first."""
+    """First resize the centre squares of images and photographs to this size in pixels."""
     batch: int = 32
     device: str | None = None
-    """The fastest there is by default."""
+    """Device of the networks; the fastest available by default."""
     segmenter: str | None = None
-    """A segmentation model that judges agreement with masks, by its name on a hub or its folder."""
+    """Segmentation model that measures agreement with masks: a hub id or folder."""
     aliases: Path | None = None
-    """JSON of the segmenter's labels that are named otherwise than the masks' classes."""
+    """JSON file that maps the segmenter's labels to class names where they differ."""
     depth: str | None = None
-    """A model that predicts depth, which is compared with the given one."""
+    """Depth model whose predictions are compared with the given depth: a hub id or folder."""
     perceptual: PerceptualSpec | LpipsSpec | None = None
-    """LPIPS, or the network in whose features samples of one condition are compared with each other (diversity) and
-    with the photograph of their condition."""
+    """LPIPS, or a feature network, for distances between samples of one condition (diversity) and to their
+    photograph."""
     objects: bool = False
-    """Whether objects of a class within an image are compared with each other, by the masks."""
+    """Measure the similarity of objects of a class within an image, using the masks."""
     training: Path | None = None
-    """Photographs that the model was trained on, a folder or a data root (its training split): how near the images are
-    to them is measured beside how near the held-out photographs are."""
+    """Training photographs, a folder or a data root (its training split): measure how close the images are to them,
+    compared with held-out photographs."""
     nearest: Path | None = None
-    """Gets a picture of the images that are nearest to training photographs."""
+    """File for a picture of the images closest to training photographs."""
     cache: Path | None = None
-    """A folder that keeps features, so that the same images are not looked at again by the same network."""
+    """Folder that caches the features of images per network."""
     bootstrap: int = 200
-    """Draws for the intervals of small samples; 0 is none."""
+    """Bootstrap samples for the intervals of small sets; 0 for none."""
     seed: int = 0
-    """Of the subsets and the intervals."""
+    """Seed of the subsets and the intervals."""
 
     def __post_init__(self) -> None:
         for name, value in (("resize", self.resize), ("batch", self.batch)):

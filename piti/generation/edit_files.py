@@ -1,4 +1,4 @@
-"""A file in, files out: an image and its conditions on disk to edited images on disk."""
+"""Editing of image files with conditions on disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EditCondition = Path | str | Mapping[str, Given]
 
 @dataclass(frozen=True)
 class EditFiles:
-    """What is edited, and where the images go."""
+    """Inputs and output of an edit."""
 
     image: Path
     to: EditCondition
@@ -45,7 +45,7 @@ class EditFiles:
 
 @dataclass(frozen=True)
 class EditReport:
-    """What was written, and what a person should know of it."""
+    """Result of an edit, with messages for the user."""
 
     made: list[Path]
     edits: Edits

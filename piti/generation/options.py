@@ -1,4 +1,4 @@
-"""Which images are made of a condition, how, and where an image's noise comes from."""
+"""Options of generation, and the seeds of the noise."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ class Place:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Which images are made of each condition, and how."""
+    """Options of generation."""
 
     sampling: SamplingOptions = OWN_SAMPLING
     num: int = 1
-    """Images of each condition."""
+    """Images per condition."""
     seed: int = 0
     batch: int = 8
-    """Images made at once."""
+    """Images generated at once."""
     skip_bad: bool = False
-    """Leave out conditions that cannot be used, instead of stopping."""
+    """Skip conditions that cannot be used, instead of stopping."""
     numbers: tuple[int, ...] | None = None
-    """Which images of each condition, by number; the first `num` by default."""
+    """Numbers of the images per condition; by default the first `num`."""
     noise_on: NoiseOn | None = None
-    """Where noise is drawn; none: where the networks are, on CUDA, and else on the CPU."""
+    """Device of the noise; None: the networks' device if that is CUDA, else the CPU."""
     place: Place | None = None
     """If there is one image to make: where in a batch, so that it comes out as it did there, to the bit."""
 

@@ -1,4 +1,4 @@
-"""What is to be translated: files, folders, archives, packed shards, texts, and what an image itself holds."""
+"""Inputs of a translation: files, folders, archives, packed shards, texts, and conditions stored in images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from piti.pipelines.pipeline import PITIPipeline
 
 
 class TranslationError(UserError):
-    """The inputs of a translation cannot be used. The message lists every one of them."""
+    """Inputs of a translation cannot be used. The message lists all of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Recalled:
-    """The condition that an image itself holds."""
+    """The condition stored in an image."""
 
     name: str
     raw: Tensor
@@ -46,20 +46,20 @@ Item = Path | Archived | str | PartFiles | Recalled
 
 @dataclass(frozen=True)
 class TranslationFiles:
-    """What is to be translated, and where the images go."""
+    """Inputs and output of a translation."""
 
     inputs: Sequence[Path]
-    """Files, folders of them in any depth, tar archives, and packed shards by their manifest or its folder."""
+    """Files, folders (searched recursively), tar archives, and packed shards, given by their manifest or its folder."""
     out: Path
-    """A folder, where what lies there is no input; or a .png file, for one image."""
+    """A folder, which must not contain inputs; or a .png file, for one image."""
     texts: Sequence[str] = ()
-    """For a prior; their images are named after their words."""
+    """Texts, for a prior; images are named after their words."""
     parts: Mapping[str, Path] = field(default_factory=dict)
-    """For a condition of several parts: a file or a folder of each that is given, see `matched_parts`."""
+    """For a condition of several parts: a file or folder for each given part, see `matched_parts`."""
     like: Record | None = None
-    """The image to make again; without inputs, texts and parts its own condition is translated."""
+    """The image to recreate; without inputs, texts and parts its stored condition is translated."""
     overwrite: bool = False
-    """Make images anew that are there already."""
+    """Replace existing images."""
 
     @property
     def own(self) -> bool:

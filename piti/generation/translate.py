@@ -1,4 +1,4 @@
-"""Files in, files out: conditions on disk to images on disk, resumable."""
+"""Translation of condition files to image files, resumable."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from piti.pipelines.pipeline import PITIPipeline
 
 @dataclass(frozen=True)
 class Report:
-    """What a translation did."""
+    """Result of a translation."""
 
     made: list[Path]
     kept: list[Path]
     sheet: Path | None
-    """None beside one image that was asked for as a file."""
+    """None for a single image file."""
     notes: list[str]
-    """What else a person should know, such as which texts were too long."""
+    """Messages for the user, such as truncated texts."""
     left_out: str
-    """What to say where the sheet does not show every condition, or every image of one; else nothing."""
+    """A message if the sheet does not show all conditions or images; else empty."""
 
 
 def translate_files(
@@ -46,20 +46,20 @@ def translate_files(
     on_step: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> Report:
-    """Translate condition files and folders of them into `files.out / STEM_0.png` … and `sheet.png`, or one condition
-    into one image, where `files.out` ends in .png and is no folder.
+    """Translate condition files and folders to `files.out / STEM_0.png` … and `sheet.png`, or one condition to one
+    image if `files.out` ends in .png and is not a folder.
 
     The noise of an image follows from the seed, the condition's content and the image's number, so it
     does not depend on the file's name, the other files, or the batch. Existing images are kept unless
-    `files.overwrite`; they must be those that are asked for, by what their PNGs say of seed, settings, weights and
-    condition. Where `files.like` is an image to make again, options and pipeline are those of `Record.applied`.
+    `files.overwrite`; their metadata must match the requested seed, settings, weights and condition. If `files.like` is
+    an image to recreate, options and pipeline are those of `Record.applied`.
 
-    name: of the model, for the PNG's metadata. on_step: (denoising steps done, in all). ranks: the processes that
-    share the work, see `joined`; each makes every world-th batch of what is missing, and when all are done the first
+    name: of the model, for the PNG's metadata. on_step: called as (denoising steps done, total). ranks: the processes
+    that share the work, see `joined`; each generates every world-th batch of the missing images, and then the first
     makes the sheet.
 
-    Raises TranslationError for unreadable inputs, RemakeError for an image that holds no condition, before anything is
-    made or written.
+    Raises TranslationError for unreadable inputs, RemakeError for an image without a condition, before anything is
+    written.
     """
     ranks = ranks or Ranks()
     with together():

@@ -45,7 +45,7 @@ def compile_blocks(network: nn.Module) -> int:
 
 
 def _told(compiled: Any) -> Callable[..., Any]:
-    """A compiled call that says in words what its first call could not do."""
+    """A compiled call that raises a readable error if its first call fails."""
     from torch._dynamo.exc import BackendCompilerFailed
 
     def call(*given: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The adversary of the upsampler (PITI, eq. 5): a discriminator of patches, and heads on frozen features.
+"""The upsampler's discriminator (PITI, eq. 5): a patch discriminator, and heads on frozen features.
 
 Papers: PatchGAN (Isola et al. 2017, arXiv 1611.07004), spectral normalisation (Miyato et al. 2018, arXiv 1802.05957),
 projected GANs (Sauer et al. 2021, arXiv 2111.01007), LPIPS (Zhang et al. 2018, arXiv 1801.03924).
@@ -25,20 +25,21 @@ KERNEL = 4  # of every convolution; padding 1
 
 
 class DiscriminatorSpec(Spec):
-    """Width and depth. The default depth judges patches of 70 × 70 px (Isola et al. 2017, section 6.1.2)."""
+    """Width and depth. The default depth has a receptive field of 70 × 70 px (Isola et al. 2017, section 6.1.2)."""
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
     """Widths of the convolutions; each but the last halves the resolution."""
     norm: Literal["spectral", "instance", "none"] = "spectral"
-    """Spectral: of every weight (Miyato et al. 2018). Instance: of every map but the first, as Isola et al."""
+    """spectral: normalises every weight (Miyato et al. 2018). instance: normalises every feature map but the first, as
+    in Isola et al."""
     conditional: bool = True
-    """Whether it also sees the small image that is being enlarged."""
+    """Whether it also gets the small image that is enlarged."""
     condition: bool = False
-    """Whether it also sees the task's condition, at the image's size."""
+    """Whether it also gets the task's condition, at the image's size."""
     pixels: bool = True
-    """Whether pixels are judged, by patches; else `features` alone."""
+    """Whether to use a patch discriminator on pixels, or only `features`."""
     features: PerceptualSpec | None = None
-    """A frozen network whose features are judged too, at each of its layers (Sauer et al. 2021)."""
+    """A frozen network with a discriminator head on each of its layers (Sauer et al. 2021)."""
     feature_width: int = Field(default=64, ge=1)
     """Width of the heads on those features."""
 
@@ -68,10 +69,10 @@ class DiscriminatorSpec(Spec):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017, arXiv 1611.07004): images => one logit a patch, high for real.
+    """PatchGAN (Isola et al. 2017, arXiv 1611.07004): images => one logit per patch, high for real.
 
-    in_channels: of the images. A conditional one also sees the small image, enlarged bilinearly;
-    condition_channels: of the task's condition, which it sees where the spec says so.
+    in_channels: of the images. A conditional one also gets the small image, enlarged bilinearly; condition_channels: of
+    the task's condition, if the spec includes it.
     """
 
     def __init__(self, spec: DiscriminatorSpec, in_channels: int = 3, condition_channels: int = 0) -> None:
@@ -110,10 +111,10 @@ class PatchDiscriminator(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Judges one layer's features: they, and the condition at their size, => one logit a place.
+    """A discriminator head on one layer: features, and the condition at their size, => one logit per position.
 
-    Features enter with unit length at every place, as LPIPS compares them (Zhang et al. 2018, section 3), and the
-    logarithm of their length as one more channel: so no layer drowns another.
+    Features are normalised to unit length at every position, as in LPIPS (Zhang et al. 2018, section 3), with the
+    logarithm of their length as an extra channel, so that no layer dominates.
     """
 
     def __init__(self, channels: int, width: int, told: int) -> None:
@@ -135,10 +136,11 @@ class FeatureHead(nn.Module):
 
 
 class DiscriminatorEnsemble(nn.Module):
-    """Patches of pixels, and heads on a frozen network's features at several depths, each with its own logits.
+    """A patch discriminator on pixels, and heads on a frozen network's features at several depths, each with its own
+    logits.
 
-    A projected discriminator (Sauer et al. 2021, arXiv 2111.01007): the network's layers see at scales from edges to
-    objects, and only the heads learn. frozen: its weights are not part of this module, so that they are neither
+    A projected discriminator (Sauer et al. 2021, arXiv 2111.01007): the network's layers cover scales from edges to
+    objects, and only the heads are trained. frozen: its weights are not part of this module, so that they are neither
     saved nor optimised.
     """
 

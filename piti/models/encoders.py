@@ -1,4 +1,4 @@
-"""Task encoders: a condition in, tokens for the prior out (PITI, section 3.3)."""
+"""Task encoders: from conditions to tokens for the prior (PITI, section 3.3)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from piti.core.spec import Spec
 
 
 class Tokens(NamedTuple):
-    """What an encoder hands to a UNet."""
+    """Output of an encoder, for a UNet."""
 
     pooled: Float[Tensor, "b d"]
-    """One token for the whole condition; joins the time embedding."""
+    """Pooled token of the whole condition, added to the time embedding."""
     sequence: Float[Tensor, "b s d"]
-    """The tokens that attention reads."""
+    """Tokens for attention."""
     residuals: tuple[Tensor, ...] | None = None
-    """The aligned path: a map for each place where one enters the network, as `Wiring.aligned` lists them."""
+    """The aligned path: a feature map for each place in the network where one is added, in the order of
+    `Wiring.aligned`."""
     maps: tuple[Tensor, ...] | None = None
-    """The condition's own maps, finest first, for a pixel head."""
+    """Feature maps of the condition, finest first, for a pixel head."""
     mask: Bool[Tensor, "b s"] | None = None
-    """Where the sequence holds a text's tokens and not what fills it up; none: they all count."""
+    """True for tokens, false for padding; None: no padding."""
 
     def picked(self, rows: list[int]) -> Tokens:
         """A batch of these rows, each as often as it is named."""
@@ -56,24 +57,24 @@ class EncoderSpec(Spec):
     in_channels: int = Field(default=3, ge=1)
     """Channels of the condition."""
     size: int = Field(default=256, ge=1)
-    """Side of the condition in pixels, in training; it then also reads others, of any proportions."""
+    """Training size of the condition in pixels; other sizes and aspect ratios work too."""
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Widths of the stem; the first keeps the resolution, each further one halves it."""
     width: int = Field(default=512, ge=1)
     """Width D of the tokens."""
     layers: int = Field(default=8, ge=0, le=512)
-    """Of the transformer."""
+    """Layers of the transformer."""
     heads: int = Field(default=8, ge=1)
-    """Of its attention; they share the width."""
+    """Attention heads of the transformer, which divide the width."""
     norm_groups: int | None = Field(default=None, ge=1)
-    """Groups of the stem's normalisation; none: one group a channel, which is instance normalisation."""
+    """Groups of the stem's normalisation; null: one group per channel, which is instance normalisation."""
     residuals: bool = False
-    """The aligned path into the UNet's skip connections, or between a transformer's blocks, beyond the paper; zero at
-    the start."""
+    """The aligned path into the UNet's skip connections or between a transformer's blocks (not in the paper);
+    initialised to zero."""
     sequence_width: int | None = Field(default=None, ge=1)
-    """Width of the tokens that attention reads, by a linear map of the transformer's; none: `width` itself."""
+    """Width of the tokens for attention, by a linear projection; null: `width`."""
     pooled: int | None = Field(default=None, ge=0)
-    """Width of the pooled token likewise; 0 where the UNet takes none; none: `width` itself."""
+    """Width of the pooled token, likewise; 0 if the UNet takes none; null: `width`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EncoderSpec:
@@ -108,9 +109,9 @@ class EncoderSpec(Spec):
 
 
 class AlignedEncoderSpec(Spec):
-    """Convolutions that keep a condition in place: maps for the UNet's skips and for a pixel head, no tokens.
+    """A convolutional encoder: feature maps for the UNet's skip connections and a pixel head, without tokens.
 
-    It works at any size of image, as the UNet does that attends nowhere.
+    It works at any image size, like a UNet without attention.
     """
 
     in_channels: int = Field(default=3, ge=1)
@@ -167,7 +168,7 @@ class TransformerBlock(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions that take a condition down to the tokens' grid, keeping the maps on the way."""
+    """Convolutions that reduce a condition to the token grid, and keep the intermediate feature maps."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -191,8 +192,8 @@ class ConvStem(nn.Module):
 class AlignedResiduals(nn.Module):
     """Zero-initialised 1 × 1 convolutions from the encoder's maps to places in a UNet or transformer.
 
-    PITI names the misalignment of small objects as its limitation: tokens carry little spatial
-    information. This path carries it. At the start of training it adds nothing.
+    PITI states the misalignment of small objects as a limitation, since tokens carry little spatial information. This
+    path adds it. At the start of training it contributes nothing.
     """
 
     def __init__(self, maps: list[tuple[int, int]], places: list[tuple[int, int]], sample_size: int) -> None:
@@ -307,10 +308,10 @@ class ConditionEncoder(nn.Module):
 
 
 class AlignedEncoder(nn.Module):
-    """Condition [B, C, H, W] => Tokens(empty, empty, residuals, maps): the aligned path alone, at any size.
+    """Condition [B, C, H, W] => Tokens(empty, empty, residuals, maps): only the aligned path, at any size.
 
-    For an upsampler: what it needs of a condition (edges of classes, poles, signs) lies in place and is finer than
-    tokens can say. The maps have no normalisation, so a crop's are those of the whole.
+    For upsamplers, which need details of the condition (class edges, poles, signs) that are finer than tokens can
+    represent. The feature maps have no normalisation, so those of a crop equal those of the whole image.
     """
 
     def __init__(self, spec: AlignedEncoderSpec, places: list[tuple[int, int]], sample_size: int) -> None:

@@ -29,13 +29,13 @@ class LanguageModelSpec(Spec):
     penultimate: bool = False
     """Its tokens are those before its last layer, without the final norm, as SDXL takes them."""
     masked: bool = False
-    """It is told where a text ends."""
+    """Uses the text's attention mask."""
     ids: tuple[int, int] | None = None
-    """The ids [low, high) that are its own, where each text encoder has a tokenizer of its own; none: all."""
+    """Its ids [low, high), if each text encoder has its own tokenizer; None: all."""
     places: int | None = Field(default=None, ge=1)
-    """How many of its own ids it reads; none: `context`."""
+    """Number of its own ids that it reads; None: `context`."""
     after: bool = False
-    """Its tokens follow those of the models before it, and do not widen them."""
+    """Its tokens are appended to those of the previous models, instead of widening them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LanguageModelSpec:
@@ -57,13 +57,13 @@ class LanguageSpec(Spec):
     zero_empty: bool = False
     """No condition is tokens of zeros instead."""
     mask: bool = False
-    """The network too is told where a text ends."""
+    """The network also gets the text's attention mask."""
     pool_all: bool = False
-    """The pooled tokens of all models are joined along the width, and not the last one's taken."""
+    """Concatenate the pooled tokens of all models, instead of using the last one's."""
     width: int | None = Field(default=None, ge=1)
-    """Width to which tokens are filled up with zeros; none: as wide as they are."""
+    """Width to which tokens are padded with zeros; None: no padding."""
     zeros: int = Field(default=0, ge=0)
-    """Tokens of zeros after all others, in place of a text encoder that is left out."""
+    """Number of zero tokens at the end, in place of an omitted text encoder."""
 
 
 class LanguageEncoder(nn.Module):

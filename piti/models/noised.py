@@ -1,4 +1,4 @@
-"""Small images as an upsampler sees them that was trained on noised ones (Ho et al. 2021, arXiv 2106.15282)."""
+"""Conditioning augmentation: noised small images for an upsampler (Ho et al. 2021, arXiv 2106.15282)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from piti.diffusion.schedule import NoiseSchedule, ScheduleSpec
 
 
 class NoisedSpec(Spec):
-    """Conditioning augmentation: the enlarged small image is noised, and the UNet is told how much."""
+    """Conditioning augmentation: noise is added to the enlarged small image, and the UNet is conditioned on its
+    level."""
 
     level: int = Field(default=250, ge=0)
     """The timestep of `schedule` whose noise it has."""

@@ -1,4 +1,4 @@
-"""The space in which a network works: pixels, or the latents of an autoencoder.
+"""The space that a network works in: pixels, or an autoencoder's latents.
 
 Latent diffusion: Rombach et al. 2022, arXiv 2112.10752.
 """
@@ -23,21 +23,21 @@ from piti.core.spec import Spec
 Images = Float[Tensor, "b 3 h w"]
 Points = Float[Tensor, "b c h2 w2"]
 Autoencoder = AutoencoderKL | AutoencoderDC
-"""What makes latents: Stable Diffusion's kind, or Sana's, whose latents are not drawn (Chen et al. 2024, arXiv
+"""Autoencoder classes: Stable Diffusion's, or Sana's, whose latents are deterministic (Chen et al. 2024, arXiv
 2410.10733)."""
 AUTOENCODERS: dict[str, type[AutoencoderKL] | type[AutoencoderDC]] = {
     kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC)
 }
-"""By the class that a configuration names."""
+"""Autoencoders by the class name in a configuration."""
 
 
 class SpaceSpec(Spec):
-    """What a point of the space is. The defaults are pixels."""
+    """Dimensions of the space. The defaults are those of pixels."""
 
     channels: int = Field(default=3, ge=1)
     """Channels C of a point: 3 for pixels, 4 for Stable Diffusion's latents."""
     factor: int = Field(default=1, ge=1)
-    """Pixels of the image to one place, along a side: 1 for pixels, 8 for Stable Diffusion's latents."""
+    """Downsampling factor: 1 for pixels, 8 for Stable Diffusion's latents."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SpaceSpec:

@@ -1,4 +1,4 @@
-"""The translator: an encoder and a UNet that predict the noise in an image from a condition."""
+"""The translator: an encoder and a UNet that predict an image's noise, given a condition."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class TranslatorSpec(Spec):
 
 
 class Prediction(NamedTuple):
-    """What a translator says of a noisy image."""
+    """Output of a translator for a noisy image."""
 
     output: Float[Tensor, "b c h w"]
-    """Noise, velocity or the image itself, as the noise schedule that it was trained with says."""
+    """Noise, velocity or image, by the prediction type of the noise schedule."""
     variance: Float[Tensor, "b c h w"] | None
-    """Where the variance lies between its bounds, as v in [-1, 1] of Nichol & Dhariwal 2021, eq. 15."""
+    """Interpolation between the bounds of the log-variance, in [-1, 1] (v of Nichol & Dhariwal 2021, eq. 15)."""
 
 
 NetworkStep = Callable[[Tensor, Tensor, Tokens], Tensor]
@@ -103,7 +103,7 @@ class Translator(NetworkMixin, ConfigMixin):
     config_name = "config.json"
     _supports_gradient_checkpointing = True
     one_pass = False
-    """Whether images are made in one pass, without a noise schedule; see `BaselineNetwork`."""
+    """Whether images are generated in one pass, without a noise schedule; see `BaselineNetwork`."""
 
     @register_to_config
     def __init__(
@@ -167,7 +167,7 @@ class Translator(NetworkMixin, ConfigMixin):
 
     @property
     def granularity(self) -> int:
-        """The sides of an image are multiples of this: of what the UNet needs, and what the encoder does."""
+        """Sides of images must be multiples of this, for the UNet and the encoder."""
         unet = self.space_spec.factor * self.patch_size * self.wiring.reduction
         spec, side = self.reads, self.low_res or self.image_size
         if isinstance(spec, AlignedEncoderSpec):
@@ -179,26 +179,26 @@ class Translator(NetworkMixin, ConfigMixin):
 
     @property
     def takes_tokens(self) -> bool:
-        """Whether its UNet attends to a condition's tokens."""
+        """Whether its UNet uses a condition's tokens."""
         return self.wiring.sequence is not None
 
     @property
     def compiles(self) -> bool:
-        """Whether engines compute its steps: those of a UNet of `UNetSpec`, not of another family."""
+        """Whether engines can compute its steps: only for UNets of `UNetSpec`."""
         return self.config.get("unet_config") is None
 
     @property
     def role(self) -> str:
-        """What it is in a model: "base" or "upsampler"."""
+        """Its role in a model: "base" or "upsampler"."""
         return "base" if self.low_res is None else "upsampler"
 
     @property
     def scale(self) -> int:
-        """By how much an upsampler enlarges; 1 for a base translator."""
+        """Upsampling factor; 1 for a base translator."""
         return 1 if self.low_res is None else self.image_size // self.low_res
 
     def check_schedule(self, schedule: ScheduleSpec) -> None:
-        """Raises UserError unless this is the flow that the network learned, or neither is one."""
+        """Raise UserError unless the schedule and the network are the same flow, or neither is a flow."""
         own = None if self.flow is None else (self.flow.steps, self.flow.shift)
         given = None if schedule.flow_shift is None else (schedule.steps, schedule.flow_shift)
         if own != given:
@@ -214,7 +214,7 @@ class Translator(NetworkMixin, ConfigMixin):
             self.unet.set_attention_slice(slice_size)  # pyright: ignore[reportArgumentType]
 
     def encode(self, condition: Shaped[Tensor, "b c h w"]) -> Tokens:
-        """The condition's tokens; once an image is enough, they do not depend on t."""
+        """The condition's tokens; they do not depend on t, so encode once per image."""
         if self.encoder is None:
             return Tokens(condition.new_empty(len(condition), 0), condition.new_empty(len(condition), 0, 0))
         return self.encoder(condition)
@@ -258,7 +258,7 @@ class Translator(NetworkMixin, ConfigMixin):
         return self.unfolded(out, seen, tokens)
 
     def unfolded(self, features: Tensor, seen: Tensor, tokens: Tokens) -> Float[Tensor, "b o h w"]:
-        """The UNet's output at every pixel: by its head, where it has one."""
+        """The UNet's output per pixel, by its head if it has one."""
         if self.head is None:
             return F.pixel_shuffle(features, self.patch_size)
         return self.head(features, seen, tokens.maps or ())

@@ -1,4 +1,4 @@
-"""The UNet: a spec that becomes `diffusers.UNet2DConditionModel` with GLIDE's arrangement."""
+"""The UNet: a spec of `diffusers.UNet2DConditionModel` in GLIDE's architecture."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from piti.core.spec import Spec
 class UNetSpec(Spec):
     """Width, depth and attention of a UNet. The defaults are GLIDE's 64 px base (308.7M parameters).
 
-    The spec does not fix the number of input and output channels: the translator that owns the UNet
-    knows them from its patch size and from whether it also sees a small image.
+    Input and output channels are not part of the spec: the translator derives them from its patch size and
+    low-resolution input.
     """
 
     channels: tuple[int, ...] = (192, 384, 576, 768)
@@ -23,16 +23,16 @@ class UNetSpec(Spec):
     layers: int = Field(default=3, ge=1, le=512)
     """Residual blocks at each level."""
     attention: tuple[bool, ...] = (False, True, True, True)
-    """Whether a level attends to itself and to the condition's tokens."""
+    """Whether each level has attention, to itself and to the condition's tokens."""
     head_dim: int = Field(default=64, ge=1)
     """Channels of one attention head."""
     token_width: int | None = Field(default=512, ge=1)
-    """Width D of the condition's tokens; none: the UNet takes no condition and nowhere attends, so that it
-    works at any size of image."""
+    """Width D of the condition's tokens; null: no condition and no attention, so that the UNet works at any image
+    size."""
     norm_groups: int = Field(default=32, ge=1)
     """Groups of every group normalisation."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the activations in residual blocks that is dropped in training."""
+    """Dropout rate in residual blocks."""
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetSpec:
@@ -54,7 +54,7 @@ class UNetSpec(Spec):
 
     @property
     def reduction(self) -> int:
-        """By how much the sides shrink on the way to the lowest level."""
+        """Downsampling factor of the lowest level."""
         return 2 ** (len(self.channels) - 1)
 
 
@@ -63,7 +63,7 @@ def build_unet(spec: UNetSpec, sample_size: int, in_channels: int, out_channels:
 
     The pooled token [B, D] goes in as `class_labels` and joins the time embedding; the token sequence
     [B, S, D] goes in as `encoder_hidden_states` and extends the keys and values of the self-attention.
-    Without a `token_width` it is the same network with convolutions alone.
+    Without `token_width` it is the same network without attention.
     """
     if sample_size % spec.reduction:
         raise UserError(

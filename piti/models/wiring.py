@@ -26,20 +26,20 @@ class Wiring:
     sequence: int | None
     """Width of the tokens that attention reads; none: it takes no condition."""
     pooled: Literal["class_labels", "text_embeds", "pooled_projections"] | None
-    """Where the pooled token goes; none: nowhere, or the UNet pools the sequence by itself."""
+    """Where the pooled token is used; None: not at all, or the UNet pools the sequence."""
     pooled_width: int
     """0 where it goes nowhere."""
     sized: bool
-    """Whether it is told the image's size, as SDXL is."""
+    """Whether it has size conditioning, as SDXL."""
     leveled: bool
-    """Whether it is told the noise level of the small image that it enlarges, as DeepFloyd IF's second stage is."""
+    """Whether it is conditioned on the noise level of its small image, as DeepFloyd IF's second stage."""
     aligned: tuple[tuple[int, int], ...]
-    """(channels, level) of the places where maps of the aligned path enter: a UNet's skip connections in its order and,
-    last, its middle; between blocks of a transformer. Level k has side / 2^k."""
+    """(channels, level) of the places where feature maps of the aligned path are added: a UNet's skip connections in
+    order, then its middle block; or between a transformer's blocks. Level k has side / 2^k."""
     reduction: int
-    """By how much the sides shrink on the way to the lowest level."""
+    """Downsampling factor of the lowest level."""
     longest: int | None = None
-    """The longest side of x_t for which it has positions; none: it works at any."""
+    """Longest side of x_t for which it has positions; None: no limit."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Wiring:
@@ -90,7 +90,7 @@ class TransformerWiring(Wiring):
     """PixArt's (Chen et al. 2023, arXiv 2310.00426), Sana's (Xie et al. 2024, arXiv 2410.10629) or Stable Diffusion 3's
     (Esser et al. 2024, arXiv 2403.03206), whose tokens attend to the image too."""
     proportioned: bool = False
-    """Whether it is told the image's size and proportions, as PixArt-α is at 1024 px."""
+    """Whether it is conditioned on the image's size and aspect ratio, as PixArt-α at 1024 px."""
 
     @classmethod
     def of_transformer(cls, config: Mapping[str, Any], kind: TransformerKind) -> TransformerWiring:
@@ -111,7 +111,7 @@ class TransformerWiring(Wiring):
         )
 
     def arguments(self, tokens: Tokens, size: tuple[int, int], level: int | None) -> dict[str, Any]:
-        """As of a UNet; PixArt's and Sana's are also told where a text ends."""
+        """As for a UNet, plus the text's attention mask for PixArt and Sana."""
         sequence = tokens.sequence
         maps = None if tokens.residuals is None else [one.flatten(2).transpose(1, 2) for one in tokens.residuals]
         if self.kind == "sd3":

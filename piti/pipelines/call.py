@@ -1,7 +1,7 @@
-"""What a call of the pipeline takes and gives under diffusers' names: keywords, initial noise, callbacks, outputs.
+"""Arguments and outputs of a pipeline call under diffusers' names: keywords, initial noise, callbacks, outputs.
 
-Each has one meaning beside our own names: `guidance_scale` is 1 + w, `num_inference_steps` is `steps`,
-`num_images_per_prompt` is `num_images`. Two names of one thing together are refused.
+`guidance_scale` is 1 + w, `num_inference_steps` is `steps`, `num_images_per_prompt` is `num_images`. Giving both names
+of an argument is an error.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
     from piti.pipelines.pipeline import PITIPipeline
 
 ConditionInput = Handed | Mapping[str, Given]
-"""A file, a PIL image, its pixels as an array (uint8 [h, w, 3], or numbers [h, w]; depth as floats in metres), a tensor
-of numbers [h, w], which is read like the array, or what the condition's `read` returns, [K, h, w]. For a prior: the
-text itself, a `Path` of a text file, or tokens. For several conditions at once: one of these for each part that is
-given, by the part's name."""
+"""A file; a PIL image; its pixels as an array (uint8 [h, w, 3], or numbers [h, w]; depth as floats in metres); a tensor
+[h, w], read like the array; or a raw tensor [K, h, w] as returned by the condition's `read`. For a prior: the text
+itself, a `Path` of a text file, or tokens. For a model of several conditions: a mapping from each given part's name to
+one of these."""
 
 OutputType = Literal["pil", "np", "pt", "latent"]
-"""PIL images; NumPy [N, H, W, 3] or tensor [N, 3, H, W] in [0, 1]; or a tensor [N, 3, H, W] in [-1, 1], as the last
-network left it: of a model on pixels latents are images, and of one on latents they are refused. Arrays are float32,
-tensors on the CPU."""
+"""`pil`: PIL images; `np`: array [N, H, W, 3] in [0, 1]; `pt`: tensor [N, 3, H, W] in [0, 1]; `latent`: tensor [N, 3,
+H, W] in [-1, 1], the output of the last network of a pixel-space model (an error for a latent model). Arrays and
+tensors are float32, tensors on the CPU."""
 
 Images = list[Image.Image] | np.ndarray | Tensor
 
 StepEnd = Callable[..., dict[str, Any] | None]  # (pipeline, step, timestep, {name: tensor}) -> tensors to go on with
 
 TENSOR_INPUTS = ["latents"]
-"""What a callback may see and replace."""
+"""Tensors that a callback may read and replace."""
 
 FOREIGN = {
     "prompt": "give what is to be translated as the first argument, {condition}",
@@ -66,23 +66,23 @@ FOREIGN = {
     "callback": "give {callback_on_step_end}",
     "callback_steps": "give {callback_on_step_end}, which is called after every step",
 }
-"""Keywords of diffusers' other pipelines that have no place here, and what to do instead."""
+"""Keywords of other diffusers pipelines that are not supported, and what to do instead."""
 
 NAMES_OF_DIFFUSERS = (
     "num_inference_steps", "guidance_scale", "num_images_per_prompt", "generator", "latents", "output_type",
     "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs",
 )  # fmt: skip
-"""Those that it takes."""
+"""Supported argument names of diffusers."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class PITIPipelineOutput(BaseOutput):
-    """What a pipeline returns."""
+    """Output of `PITIPipeline`."""
 
     images: Any
-    """`num_images` for each condition, in the order of the conditions: a list of PIL images, or an array or tensor,
+    """`num_images` images per condition, in the order of the conditions: a list of PIL images, or an array or tensor,
     see `OutputType`."""
 
 
@@ -90,7 +90,8 @@ class PITIPipelineOutput(BaseOutput):
 
 
 def listed(condition: object) -> list[object]:
-    """One condition, or the several of a sequence that is no text. Raises ConditionError for none."""
+    """The conditions as a list: one, or those of a sequence other than a string. Raises ConditionError for an empty
+    one."""
     inputs: list[object] = [condition]
     if isinstance(condition, Sequence) and not isinstance(condition, str | bytes):
         inputs = list(condition)
@@ -111,8 +112,10 @@ def one_of(ours: str, own: T | None, theirs: str, other: T | None) -> T | None:
 def merged(
     sampling: SamplingKeywords, num_inference_steps: int | None, guidance_scale: float | None
 ) -> SamplingKeywords:
-    """Sampling options with those under diffusers' names. Raises UserError for two names of one option, for a name that
-    has no meaning here, and for a scale that is none."""
+    """Sampling options merged with those under diffusers' names.
+
+    Raises UserError for both names of an option, an unsupported name, and an invalid guidance scale.
+    """
     _check_names(sampling)
     if guidance_scale is not None and (not isinstance(guidance_scale, Real) or not guidance_scale >= 1):
         raise UserError(
@@ -127,13 +130,13 @@ def merged(
 
 
 def strength_of(scale: float) -> float:
-    """w of a scale 1 + w, as the scale is written: of 1.3 it is 0.3, where 1.3 − 1 in binary is another number. A scale
-    below 1 switches guidance off, as in diffusers."""
+    """w of a scale 1 + w, in decimal: 0.3 for 1.3, whereas 1.3 − 1 in binary floating point is not 0.3. A scale below 1
+    turns guidance off, as in diffusers."""
     return 0.0 if scale < 1 else float(Decimal(str(float(scale))) - 1)
 
 
 def _check_names(given: Mapping[str, object]) -> None:
-    """Raises UserError for a keyword of diffusers' other pipelines; it says what to use instead."""
+    """Raise UserError for an unsupported keyword of diffusers, saying what to use instead."""
     for name in given:
         if name in FOREIGN:
             ours = ("condition", *SamplingKeywords.__annotations__, *NAMES_OF_DIFFUSERS)
@@ -146,7 +149,7 @@ def _check_names(given: Mapping[str, object]) -> None:
 
 
 def images_each(num_images: int | None, num_images_per_prompt: int | None, batch_size: int) -> int:
-    """How many images of each condition. Raises UserError for two names, and for counts below 1, by the name given."""
+    """The number of images per condition. Raises UserError for both names, and for counts below 1."""
     count = one_of("num_images", num_images, "num_images_per_prompt", num_images_per_prompt)
     count = 1 if count is None else count
     name = "num_images" if num_images_per_prompt is None else "num_images_per_prompt"
@@ -160,8 +163,8 @@ def images_each(num_images: int | None, num_images_per_prompt: int | None, batch
 
 
 def check_output(output_type: str, canvases: Sequence[Canvas], space: Space) -> None:
-    """Raises UserError for an unknown kind of output, for images of several sizes that are to be one array, and for
-    latents of an autoencoder, which are decoded here."""
+    """Raise UserError for an unknown output type, for images of different sizes in one array, and for latents of an
+    autoencoder."""
     known = get_args(OutputType)
     if output_type not in known:
         raise UserError(choices(str(output_type), known), option="output_type", value=repr(output_type))
@@ -182,14 +185,14 @@ def check_output(output_type: str, canvases: Sequence[Canvas], space: Space) -> 
 
 
 def as_output(image: Float[Tensor, "3 h w"], output_type: str) -> Image.Image | Tensor:
-    """One image in [-1, 1] as this kind of output has it, arrays still as tensors."""
+    """One image in [-1, 1] as this output type; arrays still as tensors."""
     if output_type == "pil":
         return to_pil(image)
     return image if output_type == "latent" else (image / 2 + 0.5).clamp(0, 1)
 
 
 def gathered(images: Sequence[Any], output_type: str) -> Images:
-    """All images of a call, each as `as_output` made it."""
+    """All images of a call, from those of `as_output`."""
     if output_type == "pil":
         return list(images)
     stacked = torch.stack(list(images))
@@ -197,7 +200,7 @@ def gathered(images: Sequence[Any], output_type: str) -> Images:
 
 
 def image_of_output(values: Tensor | np.ndarray, source: str) -> Image.Image:
-    """An image in the form of "np" or "pt" as a picture: an array [h, w, 3] or a tensor [3, h, w] of floats in [0, 1].
+    """A PIL image from "np" or "pt" output: an array [h, w, 3] or a tensor [3, h, w] of floats in [0, 1].
 
     Raises ImageError, naming `source`, for other shapes, types and ranges.
     """
@@ -220,7 +223,8 @@ def image_of_output(values: Tensor | np.ndarray, source: str) -> Image.Image:
 
 
 def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], space: Space | None) -> Tensor | None:
-    """The base's x_T of every image [N, C, H, W]. space: its own; none: it starts from no noise. Raises UserError."""
+    """Check the initial noise x_T [N, C, H, W] of the base. space: the base's; None for a one-pass base. Raises
+    UserError."""
     if latents is None:
         return None
     if space is None:
@@ -244,12 +248,12 @@ def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], space: S
 # What a call has to itself
 
 _CALLS: ContextVar[tuple[tuple[object, dict[str, Any]], ...]] = ContextVar("calls", default=())
-"""The calls that this thread is in, the innermost first: a callback may call, too."""
+"""The current calls of this thread, innermost first, since a callback may call a pipeline too."""
 
 
 @contextmanager
 def one_call(pipe: object) -> Iterator[None]:
-    """A call of a pipeline, with `PerCall` values of its own, whatever other threads or its callback call."""
+    """A call of a pipeline with its own `PerCall` values, independent of other threads and nested calls."""
     own: dict[str, Any] = {}
     token = _CALLS.set(((pipe, own), *_CALLS.get()))
     try:
@@ -260,7 +264,7 @@ def one_call(pipe: object) -> Iterator[None]:
 
 
 class PerCall(Generic[T]):
-    """An attribute of a pipeline: that of the call which this thread is in, else that of the one which ran last."""
+    """An attribute of a pipeline that is separate for each call; outside of calls, that of the last call."""
 
     def __init__(self, initial: T) -> None:
         self.initial = initial

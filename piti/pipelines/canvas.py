@@ -1,4 +1,4 @@
-"""Conditions of any proportions: the images they become, and the canvas that the networks work on."""
+"""Sizes of images for conditions of any aspect ratio, and the canvas that the networks work on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIN_SIZE = 16
 
 @runtime_checkable
 class Sized(Protocol):
-    """What decides a canvas: a network that makes images of a condition, or enlarges them."""
+    """What determines a canvas: a network that generates images from a condition, or enlarges them."""
 
     @property
     def image_size(self) -> int: ...
@@ -44,10 +44,10 @@ class Sized(Protocol):
 
 @dataclass(frozen=True)
 class Canvas:
-    """What the networks make, and the part of it that is the image.
+    """The area that the networks generate, and the part of it that is the image.
 
-    The image has the condition's proportions, to the rounding of its last row or column. It lies in the canvas's
-    upper left corner; what is beyond it is made too, then cropped away.
+    The image has the condition's aspect ratio, up to rounding to whole pixels. It is the upper left part of the canvas;
+    the rest is generated too, then cropped away.
     """
 
     image_height: int
@@ -65,7 +65,7 @@ class Canvas:
         return height * self.scale, width * self.scale
 
     def crop(self, images: Shaped[Tensor, "*batch h w"]) -> Shaped[Tensor, "*batch h2 w2"]:
-        """The image out of a canvas of its scale."""
+        """Crop the image from a canvas of the same scale."""
         return images[..., : self.image_height, : self.image_width]
 
 
@@ -79,10 +79,12 @@ def canvas_of(
 ) -> Canvas:
     """The canvas of a condition in raw form.
 
-    upsampler: if one enlarges the base's images. size: the image's short side, from `MIN_SIZE` to `MAX_ENLARGED` times
-    what the networks were trained at; that by default, so that things have the size that they had in training. What
-    lies over no image (a text) becomes a square. Raises ConditionError, naming `source`, for what is more than
-    `MAX_RATIO` times as long as it is wide, and UserError for an impossible size.
+    upsampler: the network that enlarges the base's images, if any.
+    size: the image's short side, from `MIN_SIZE` to `MAX_ENLARGED` times the training size. By default the training
+    size, so that objects have the scale of the training images.
+
+    Conditions without a size (texts) give a square. Raises ConditionError, naming `source`, for an aspect ratio above
+    `MAX_RATIO`, and UserError for an invalid size.
     """
     rows, columns = raw.shape[-2:] if condition.spatial else (1, 1)
     return canvas_over(rows, columns, base, upsampler, size, source)
@@ -91,7 +93,7 @@ def canvas_of(
 def canvas_over(
     rows: int, columns: int, base: Sized, upsampler: Translator | None, size: int | None = None, source: str = "it"
 ) -> Canvas:
-    """The canvas of what has the proportions of rows and columns; as `canvas_of`."""
+    """The canvas for the aspect ratio of rows and columns; otherwise as `canvas_of`."""
     last = base if upsampler is None else upsampler
     scale = last.image_size // base.image_size
     short = last.image_size if size is None else _checked(size, last.image_size, upsampler is None)
@@ -103,7 +105,7 @@ def canvas_over(
 
 
 def check_proportions(rows: int, columns: int, source: str) -> None:
-    """Raises ConditionError, naming `source`, for what is more than `MAX_RATIO` times as long as it is wide."""
+    """Raise ConditionError, naming `source`, for an aspect ratio above `MAX_RATIO`."""
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise ConditionError(
             f"is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated",
@@ -114,11 +116,10 @@ def check_proportions(rows: int, columns: int, source: str) -> None:
 
 
 def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], canvas: Canvas, translator: Sized) -> Tensor:
-    """A condition in raw form as a translator's encoder reads it, over the whole canvas; text as it is.
+    """A raw condition at the encoder's resolution, over the whole canvas; text is unchanged.
 
-    It is resized to what the image takes up of the canvas, to the nearest pixel of the encoder's. Beyond that its
-    last column and row are repeated, in raw form, so that classes stay classes and holes holes, and no
-    distance to a line changes.
+    It is resized to the image's part of the canvas, to the nearest pixel of the encoder. Beyond that, its last column
+    and row are repeated in raw form, so that classes and holes are kept, and distances to lines do not change.
     """
     if not condition.spatial:
         return raw
@@ -135,9 +136,9 @@ def content_hash(content: Tensor) -> str:
 
 
 def part_of(canvas: Canvas, translator: Sized) -> tuple[int, int]:
-    """(height, width) to which a translator's encoder has a condition resized: what the image takes up of its canvas.
+    """(height, width) of the image's part of the canvas at the encoder's resolution.
 
-    Raises UserError for one that reads no picture.
+    Raises UserError for a network that does not read image conditions.
     """
     side, size = _read_sides(translator)
     zoom = size / side
@@ -145,13 +146,13 @@ def part_of(canvas: Canvas, translator: Sized) -> tuple[int, int]:
 
 
 def extended(raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Shaped[Tensor, "K h2 w2"]:
-    """Grown to the right and downwards to `size` (height, width) by repeating the last column and row."""
+    """Extend to `size` (height, width) by repeating the last column and row."""
     rows, columns = (torch.arange(n).clamp(max=have - 1) for n, have in zip(size, raw.shape[-2:], strict=True))
     return raw[:, rows[:, None], columns]
 
 
 def batches_alike(canvases: Sequence[Canvas], most: int) -> list[list[int]]:
-    """Positions of canvases of one size, at most `most` together, in the order in which sizes first occur."""
+    """Positions of canvases grouped by size, at most `most` per group, in the order in which sizes first occur."""
     alike: dict[tuple[int, int], list[int]] = {}
     for position, canvas in enumerate(canvases):
         alike.setdefault(canvas.base_size, []).append(position)
@@ -165,7 +166,7 @@ def enlarged(canvas: Canvas, least: int) -> tuple[int, int]:
 
 
 def _checked(size: int, trained: int, alone: bool) -> int:
-    """The size itself. alone: without an upsampler. Raises UserError if it is out of range."""
+    """Check a size. alone: without an upsampler. Raises UserError if it is out of range."""
     least, most = min(MIN_SIZE, trained), MAX_ENLARGED * trained
     if not least <= size <= most:
         why = f", its base alone (because of {option('base_only')}, or because it has no upsampler)" if alone else ""
@@ -179,19 +180,19 @@ def _checked(size: int, trained: int, alone: bool) -> int:
 
 
 def _unit_of(upsampler: Translator) -> int:
-    """The least sides of small images that an upsampler can enlarge are multiples of this."""
+    """Sides of small images must be multiples of this for the upsampler."""
     return upsampler.granularity // math.gcd(upsampler.granularity, upsampler.scale)
 
 
 def _read_sides(translator: Sized) -> tuple[int, int]:
-    """Sides of the same square: of the base's image, and of what the encoder reads for it. Raises UserError."""
+    """The base's image size, and the size of the condition that the encoder reads for it. Raises UserError."""
     if translator.condition_side is None:
         raise UserError("this translator takes no picture as its condition")
     return translator.low_res or translator.image_size, translator.condition_side
 
 
 def _within(length: int, canvas: Canvas, zoom: float) -> int:
-    """Pixels of the encoder's that `length` pixels of the image take up; zoom: encoder's for one of the base's."""
+    """The length in encoder pixels of `length` image pixels. zoom: encoder pixels per base pixel."""
     return max(1, _rounded(length / canvas.scale * zoom))
 
 

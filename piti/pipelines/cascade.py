@@ -1,4 +1,4 @@
-"""The networks of a cascade as they are sampled: a base, and an upsampler that enlarges its images."""
+"""Sampling a cascade: a base, and an upsampler that enlarges its images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OnBatchStep = Callable[[int, Tensor], None]  # (steps done in this batch, x̂₀
 
 @dataclass(frozen=True)
 class NetworkSampling:
-    """How one network is sampled, everything decided."""
+    """Resolved sampling settings of one network."""
 
     guidance: Guidance
     steps: int | str
@@ -37,7 +37,7 @@ class NetworkSampling:
     """For an upsampler: see the small images cut down to 8 bits, as PITI's release does, not rounded."""
 
     def in_8_bits(self, small: Tensor) -> Tensor:
-        """Small images [B, 3, h, w] in [-1, 1] as an upsampler sees them: on 256 levels, as when they are saved."""
+        """Small images [B, 3, h, w] in [-1, 1] rounded to 256 levels, as when saved, for the upsampler."""
         return truncated(small) if self.truncates else quantized(small)
 
 
@@ -49,7 +49,7 @@ IN_THE_WEIGHTS = Guidance(w=0.0)
 
 @dataclass(frozen=True)
 class ResolvedSampling:
-    """How a cascade is sampled, everything decided; without an upsampler the base's images are the result."""
+    """Resolved sampling settings of a cascade; without an upsampler the base's images are the result."""
 
     base: NetworkSampling
     upsampler: NetworkSampling | None
@@ -69,7 +69,7 @@ def _as_it_is(timestep: int, x_t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepControl:
-    """How a caller acts on a batch between its steps, beyond watching; by default not at all."""
+    """How a caller can change a batch between its steps; by default not at all."""
 
     after_step: AfterStep = _as_it_is
     """May replace what the next step of either network starts from."""
@@ -101,7 +101,7 @@ UNCONTROLLED = StepControl()
 
 @dataclass(frozen=True)
 class Prepared:
-    """A condition that images can be made of; see `PITIPipeline.prepare`."""
+    """A condition ready for generation, from `PITIPipeline.prepare`."""
 
     raw: Tensor
     """In raw form, [K, h, w], on the CPU, of the type that files are read in."""
@@ -111,17 +111,17 @@ class Prepared:
     """Of the condition as the base's encoder reads it; with a seed and an image's number it decides the noise."""
 
     def bare(self) -> Prepared:
-        """The same without the raw tensor, for whoever keeps many; `with_raw` gives it back."""
+        """A copy without the raw tensor, to save memory; `with_raw` restores it."""
         return replace(self, raw=torch.empty(0))
 
     def with_raw(self, raw: Tensor) -> Prepared:
-        """The same with the raw tensor that it had."""
+        """A copy with the raw tensor."""
         return replace(self, raw=raw)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images to make at once."""
+    """Images to generate at once."""
 
     conditions: list[Prepared]
     """Distinct ones, each encoded once; to be sampled together their canvases have one size. Their sampling is the
@@ -167,13 +167,13 @@ class Batch:
         return [self.conditions[k].canvas for k in self.rows]
 
     def upsampled(self) -> Batch:
-        """The same images with the upsampler's noise, which the generators' present state decides."""
+        """The same images with the upsampler's generators, derived from the current state of these."""
         return Batch(self.conditions, self.rows, upsampler_generators(self.generators))
 
 
 @dataclass(frozen=True)
 class Network:
-    """A translator, the noise schedule it was trained with, the condition it reads, and where it runs."""
+    """A translator with its noise schedule, condition and device."""
 
     translator: Translator
     schedule: NoiseSchedule
@@ -185,17 +185,17 @@ class Network:
 
     @property
     def alone(self) -> bool:
-        """Whether images go through it one by one: an upsampler on a CPU, where a batch is no faster and takes the
-        memory of as many large images."""
+        """Whether images are processed one by one: for an upsampler on a CPU, where batches are no faster and need more
+        memory."""
         return self.translator.low_res is not None and self.device.type == "cpu"
 
     def exact(self) -> Network:
-        """The same, computed by torch in the translator's own precision."""
+        """A copy computed by torch in the translator's own precision."""
         return replace(self, step=None)
 
     @torch.no_grad()
     def warm(self) -> None:
-        """One step of nothing at the model's own size, so that an engine has prepared what it needs."""
+        """Run one dummy step at the model's size, so that the engine is prepared."""
         translator, kind = self.translator, {"device": self.device, "dtype": self.translator.dtype}
         size, small = translator.image_size, translator.low_res
         spec, side = getattr(translator.encoder, "spec", None), translator.condition_side or size
@@ -207,7 +207,7 @@ class Network:
         translator(x_t, torch.zeros(1, dtype=torch.long, device=self.device), tokens, low_res, step=self.step)
 
     def steps(self, settings: NetworkSampling) -> int:
-        """How many denoising steps these settings take. Raises UserError for impossible ones."""
+        """The number of denoising steps of these settings. Raises UserError for invalid ones."""
         count = len(sampling_timesteps(self.schedule, settings.sampler, settings.steps))
         if self.translator.student is not None:
             self.translator.student.check(count, settings.sampler, settings.guidance)
@@ -226,7 +226,8 @@ class Network:
         low_res: Tensor | None = None,
         control: StepControl = UNCONTROLLED,
     ) -> Tensor:
-        """The canvases of a batch, [B, 3, H, W] in [-1, 1]; low_res: the small ones that an upsampler enlarges."""
+        """Sample the canvases of a batch, [B, 3, H, W] in [-1, 1]. low_res: the small ones that an upsampler
+        enlarges."""
         small = None if low_res is None else low_res.to(self.device)
         student = self.translator.student
         if student is not None:
@@ -249,7 +250,7 @@ class Network:
         return self.space.images(x_0)
 
     def noise(self, batch: Batch, settings: NetworkSampling) -> Tensor:
-        """x_T of a batch, [B, C, H, W] over its canvases, in the network's space."""
+        """The initial noise x_T of a batch, [B, C, H, W], in the network's space."""
         if batch.latents is not None:
             return batch.latents.to(self.device, torch.float32)
         height, width = (side * self.translator.scale for side in batch.base_size)
@@ -265,10 +266,10 @@ class Network:
         known: Tensor | None = None,
         strength: Callable[[], float] | None = None,
     ) -> Denoise:
-        """The guided network of B encoded conditions, as samplers call it; a fresh one for each run.
+        """The guided denoiser for B encoded conditions, as called by samplers; create a new one for each run.
 
-        tokens, both: see `encode`. low_res: the B small images that an upsampler enlarges, on its device; known:
-        [B, 4, H, W], for a translator that inpaints; strength: of the guidance, where it changes during a run.
+        tokens, both: see `encode`. low_res: the B small images that an upsampler enlarges, on its device. known:
+        [B, 4, H, W], for an inpainting translator. strength: the guidance strength, if it changes during a run.
         """
         dtype = self.translator.dtype
 
@@ -293,7 +294,7 @@ class Network:
         return guided(conditioned(predict, tokens, both, self.schedule), guidance, self.schedule, strength)
 
     def encode(self, batch: Batch, with_null: bool) -> tuple[Tokens, Tokens | None]:
-        """Tokens of a batch, and the same followed by null tokens. Every condition is encoded once."""
+        """The tokens of a batch, and the same followed by null tokens. Each condition is encoded once."""
         if self.translator.encoder is None:
             nothing = torch.empty(len(batch.rows), 0, 0, 0, device=self.device, dtype=self.translator.dtype)
             return self.translator.encode(nothing), None
@@ -311,14 +312,14 @@ class Network:
 
 @dataclass(frozen=True)
 class OnePass:
-    """A baseline where a base stands: its images are made in one pass, without guidance."""
+    """A baseline in place of a base: it generates images in one pass, without guidance."""
 
     translator: BaselineNetwork
     condition: Condition
     device: torch.device
 
     def steps(self, settings: NetworkSampling) -> int:
-        """One. Raises UserError for settings that are not `ONE_PASS`, or its noise."""
+        """Always 1. Raises UserError for settings other than `ONE_PASS`, and for given noise."""
         if settings != ONE_PASS:
             raise UserError(
                 f"{option('guidance')}, {option('steps')} and {option('sampler')} have no meaning here: this model "
@@ -350,10 +351,10 @@ def sample_cascade(
     on_step: OnBatchStep,
     control: StepControl = UNCONTROLLED,
 ) -> Tensor:
-    """A batch through both networks, whole canvases [B, 3, H, W] in [-1, 1]; on_step counts over both. Stopped in the
-    base, small images are enlarged pixel by pixel.
+    """Sample a batch with both networks; returns whole canvases [B, 3, H, W] in [-1, 1]. on_step counts over both.
 
-    The upsampler sees the small images in 8 bits, see `NetworkSampling.in_8_bits`.
+    If sampling is interrupted in the base, small images are enlarged by nearest neighbour. The upsampler gets the small
+    images rounded to 8 bits, see `NetworkSampling.in_8_bits`.
     """
     sampling = batch.sampling
     if upsampler is None or sampling.upsampler is None:
@@ -374,7 +375,7 @@ def _row(x: Tensor | None, k: int) -> Tensor | None:
 
 
 def _bring(translator: ImageNetwork) -> None:
-    """Onto its device, where offloading keeps it elsewhere: its hooks act before `forward` only, not `encode`."""
+    """Move an offloaded network to its device: offloading hooks run before `forward` only, not `encode`."""
     registry = getattr(translator, "_diffusers_hook", None)
     for hook in (getattr(translator, "_hf_hook", None), registry and registry.get_hook("group_offloading")):
         if hook is not None:

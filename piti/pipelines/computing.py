@@ -1,4 +1,4 @@
-"""Where and how the networks of a pipeline are computed: device, type of numbers, engine, compiled or not."""
+"""Device, precision, engine and compilation of a pipeline's networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from piti.pipelines.pipeline import PITIPipeline
 
 @dataclass(frozen=True)
 class Computing:
-    """What a person asked for; by default what is fastest here."""
+    """The requested settings; by default the fastest available."""
 
     device: str | None = None
     """As `usable_device` takes it."""
@@ -30,10 +30,8 @@ class Computing:
     """Compile the blocks that the networks repeat with `torch.compile`: the first images take minutes longer."""
 
     def check(self) -> tuple[torch.device, torch.dtype]:
-        """The device and the type of weights, before any model is loaded.
-
-        Raises UserError, EngineError for what cannot be had here.
-        """
+        """Check device and dtype before a model is loaded. Raises UserError or EngineError if they are not
+        available."""
         device = usable_device(self.device)
         dtype = usable_dtype(self.dtype, device)
         if self.compile and self.engine not in ("auto", "torch"):
@@ -48,9 +46,9 @@ class Computing:
         return device, dtype
 
     def applied(self, pipeline: PITIPipeline) -> PITIPipeline:
-        """The same pipeline, its networks on the device and in the type of numbers, its engine chosen.
+        """Move a pipeline's networks to the device and dtype, choose its engine, and return it.
 
-        Under `auto` baselines stay in float32. Raises UserError, EngineError for what cannot be had here.
+        Under `auto` baselines stay in float32. Raises UserError or EngineError for unavailable settings.
         """
         device, dtype = self.check()
         pipeline.to(device)

@@ -1,4 +1,4 @@
-"""The way to `PITIPipeline` by diffusers' own loader, for programs that know that alone.
+"""Loading a `PITIPipeline` with diffusers' own loader, for programs that only use that.
 
     from diffusers import DiffusionPipeline
     import piti.pipelines.custom as custom

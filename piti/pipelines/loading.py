@@ -1,4 +1,4 @@
-"""The parts of a pipeline from disk or the hub: which weights, in which type, on which device."""
+"""Loading a pipeline's components from disk or the hub: weights, dtype, device."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DTypes(dict[str, torch.dtype]):
 
 
 def dtypes_of(given: DType | Mapping[str, DType] | None) -> DTypes:
-    """The dtypes that a caller asked for: one, or one for each part and "default". Raises ModelError."""
+    """The requested dtypes: one, or one for each component and "default". Raises ModelError."""
     if given is None:
         return DTypes()
     named = given if isinstance(given, Mapping) else {DEFAULT: given}
@@ -71,7 +71,7 @@ def _dtype(value: DType) -> torch.dtype:
 
 
 def split(others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of the hub, and parts that are given and not to be loaded. Raises ModelError for any other."""
+    """Split arguments into those of the hub and given components. Raises ModelError for any other."""
     known = {*HUB_ARGUMENTS, *PARTS}
     unknown = others.keys() - known
     if unknown:
@@ -84,7 +84,7 @@ def split(others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """How a model's parts are read."""
+    """How a model's components are loaded."""
 
     dtypes: DTypes
     variant: str | None = None
@@ -220,7 +220,7 @@ def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
 
 
 def _without_base(folder: ModelFolder, name: str | Path) -> str:
-    """What to say of a folder that is no model by itself."""
+    """The message for a folder that is not a complete model."""
     if "upsampler" not in folder:
         return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; it is no model of this package"
     return (
@@ -237,7 +237,7 @@ DeviceMap = str | int | torch.device | Mapping[str, Any]
 
 
 def place(pipe: DiffusionPipeline, device_map: DeviceMap | None) -> None:
-    """Put a pipeline's networks on devices, as `from_pretrained` is asked to. Raises ModelError."""
+    """Place a pipeline's networks on devices, see `from_pretrained`. Raises ModelError."""
     if device_map is None:
         return
     networks = [name for name in NETWORKS if getattr(pipe, name) is not None]

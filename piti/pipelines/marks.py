@@ -1,4 +1,4 @@
-"""Quick marks of weights: whether a pipeline has those that an image was made with, whatever they are computed in."""
+"""Fast hashes of weights, independent of dtype, to check whether a pipeline has those that an image was made with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who decides an image's noise: one generator an image, and what follows from it for the upsampler."""
+"""Noise generators: one per image, and those derived from them for the upsampler."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from piti.core.seeding import generator_for
 def one_each(
     generator: torch.Generator | Sequence[torch.Generator] | None, count: int, device: torch.device | str = "cpu"
 ) -> list[torch.Generator]:
-    """One generator an image, on the device of the given one, its seed drawn from that in the order of the images.
+    """One generator per image, on the device of the given one, seeded from it in the order of the images.
 
-    device: where noise is drawn if no generator is given.
-    Of several each is drawn from once, so that one alone and a list of it decide the same noise. Raises UserError for
-    other things than generators, another number of them than of images, and one that is given twice.
+    device: where noise is drawn if no generator is given. Each of several generators is drawn from once, so that a
+    single one and a list with it give the same noise. Raises UserError for other objects, a number that differs from
+    that of the images, and duplicates.
     """
     several = list(generator) if isinstance(generator, Sequence) and not isinstance(generator, str) else None
     for one in [generator] if several is None else several:

@@ -1,4 +1,4 @@
-"""How a cascade is sampled: what a caller asks for, and what follows from it for a pipeline."""
+"""Sampling options of a cascade, and their resolution against a pipeline's defaults."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class NetworkOptions(Spec):
-    """How one network is to be sampled. None: the model's own default."""
+    """Sampling options of one network; None is the model's default."""
 
     guidance: Guidance | float | None = None
-    """A rule, or a number: the strength w of the model's own rule."""
+    """A guidance rule, or a number: the strength w of the model's own rule."""
     steps: int | str | None = None
     """A count, or a respacing by name; see `sampling_timesteps`."""
     sampler: str | None = None
@@ -50,16 +50,16 @@ class NetworkOptions(Spec):
 
 
 class UpsamplerOptions(NetworkOptions):
-    """How an upsampler is to be sampled."""
+    """Sampling options of an upsampler; None is the model's default."""
 
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Factor on the initial noise; the release's is 0.997."""
     truncates: bool | None = None
-    """See the small images cut down to 8 bits, as PITI's release does, not rounded."""
+    """Truncate the small images to 8 bits, as PITI's release does, instead of rounding them."""
 
 
 class SamplingKeywords(TypedDict, total=False):
-    """`SamplingOptions` under flat keys, as keyword arguments, requests, PNGs and model folders name them."""
+    """`SamplingOptions` with flat keys, as used in keyword arguments, requests, PNGs and model folders."""
 
     guidance: float | Guidance | None
     steps: int | str | None
@@ -75,16 +75,16 @@ class SamplingKeywords(TypedDict, total=False):
 
 
 class SamplingOptions(Spec):
-    """How images of a condition are to be sampled."""
+    """Sampling options of the images of a condition."""
 
     base: NetworkOptions = NetworkOptions()
     upsampler: UpsamplerOptions = UpsamplerOptions()
     base_only: bool = False
-    """Stop at the base's small images, those that the upsampler would enlarge."""
+    """Return the base's small images, without the upsampler."""
     size: int | None = None
-    """The short side of the images in pixels; the model's own by default."""
+    """Short side of the images in pixels; by default the model's."""
     square: bool = False
-    """Take the square at the condition's centre."""
+    """Use only the centre square of the condition."""
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any] | SamplingKeywords, source: str = "sampling options") -> Self:
@@ -111,7 +111,7 @@ class SamplingOptions(Spec):
         return cls.parse(networks | ours, source), others
 
     def to_flat(self) -> dict[str, Any]:
-        """Every option under its key in `SamplingKeywords`; None where it says nothing."""
+        """All options under their keys in `SamplingKeywords`; None if unset."""
         base = {key: getattr(self.base, key) for key in NetworkOptions.model_fields}
         upper = {f"{OF_UPSAMPLER}{key}": getattr(self.upsampler, key) for key in UpsamplerOptions.model_fields}
         return {**base, **upper, "base_only": self.base_only, "size": self.size, "square": self.square}
@@ -126,7 +126,7 @@ class SamplingOptions(Spec):
         return self.model_copy(update={network: one})
 
     def resolve(self, pipe: PITIPipeline) -> ResolvedSampling:
-        """These options, and the pipeline's defaults where they say nothing. Raises UserError for impossible ones."""
+        """These options with the pipeline's defaults for unset ones. Raises UserError for invalid options."""
         pipe.check_parts()
         self._check_upsampler(pipe)
         network = pipe.base_network()
@@ -142,7 +142,7 @@ class SamplingOptions(Spec):
         return ResolvedSampling(base, upsampler, steps, self.base_only, self.size, self.square)
 
     def _check_upsampler(self, pipe: PITIPipeline) -> None:
-        """Raises UserError for options of an upsampler that is not there."""
+        """Raise UserError for upsampler options if there is no upsampler."""
         if pipe.upsampler is not None and not self.base_only:
             return
         for key, value in self.to_flat().items():
@@ -152,25 +152,25 @@ class SamplingOptions(Spec):
 
 
 OWN_SAMPLING = SamplingOptions()
-"""A model as it is sampled by itself."""
+"""Options without any set value: the model's defaults."""
 
 FLAT_KEYS = tuple(OWN_SAMPLING.to_flat())
 """The keys of `SamplingKeywords`."""
 
 ONE_STEP = UpsamplerOptions(steps=1, sampler="ddim", noise=1.0)
-"""A network that was trained for one step from noise, whatever else its model says."""
+"""The options of a network trained for one step from noise."""
 
 GENERAL_DEFAULTS = SamplingOptions(
     base=NetworkOptions(guidance=Guidance(w=1.0), steps=50, sampler="ddpm"),
     upsampler=UpsamplerOptions(guidance=Guidance(w=0.0), steps="fast27", sampler="ddpm", noise=0.997, truncates=False),
 )
-"""How a model is sampled where neither the caller nor the model itself says; the upsampler as released."""
+"""Defaults for options that neither the caller nor the model sets; for the upsampler as in the release."""
 
 _ONE_PASS = NetworkOptions(guidance=ONE_PASS.guidance, steps=ONE_PASS.steps, sampler=ONE_PASS.sampler)
 
 
 def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions:
-    """A base's own defaults: where its steps are part of its weights, no others count."""
+    """The defaults of a base, where those fixed by its weights take precedence."""
     if isinstance(network, OnePass):
         return _ONE_PASS
     student = network.translator.student
@@ -185,7 +185,7 @@ def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions
 
 
 def _decided(options: NetworkOptions) -> NetworkSampling:
-    """Options that leave nothing to a default."""
+    """Options without unset values."""
     assert isinstance(options.guidance, Guidance)
     assert options.steps is not None
     assert options.sampler is not None
@@ -193,7 +193,7 @@ def _decided(options: NetworkOptions) -> NetworkSampling:
 
 
 def _upsampler_sampling(pipe: PITIPipeline, options: UpsamplerOptions) -> tuple[NetworkSampling, int]:
-    """How the upsampler is sampled, and how many steps that takes. Raises UserError."""
+    """The upsampler's sampling settings and their number of steps. Raises UserError."""
     network, chosen = pipe.upsampler_network(), _decided(options)
     assert network is not None
     assert options.noise is not None

@@ -1,4 +1,4 @@
-"""The pipeline: conditions in, images out, through a base and an upsampler."""
+"""`PITIPipeline`: from conditions to images, through a base and an upsampler."""
 
 from __future__ import annotations
 
@@ -73,22 +73,23 @@ __all__ = [
 
 
 class PITIPipeline(CallState, SavedPipeline):
-    """Translates conditions into images (PITI, section 3), by a base and, where there is one, an upsampler.
+    """Translates conditions into images (PITI, section 3) with a base and an optional upsampler.
 
-    base: the translator that makes the small image, or a baseline, which makes it in one pass.
-    scheduler: the noise schedule that the translator was trained with; none for a baseline. Its class is the sampler,
-    unless `defaults` name another.
-    condition: how the input is read.
+    base: the translator that generates the small image, or a baseline, which does so in one pass.
+    scheduler: the noise schedule that the base was trained with; None for a baseline. Its class is the sampler, unless
+    `defaults` names another.
+    condition: how the input is read and encoded.
     upsampler, upsampler_scheduler: the translator that enlarges the small image, and its noise schedule.
-    defaults: how this model is sampled where a caller does not say, as options or under their flat keys; what they
-    leave out is as in `GENERAL_DEFAULTS`.
-    vae: the autoencoder of a base that works on latents.
+    defaults: the model's default sampling options, as `SamplingOptions` or under their flat keys; options that are not
+    set are as in `GENERAL_DEFAULTS`.
+    vae: the autoencoder of a latent base.
 
-    A part may be replaced, also by what `torch.compile` makes of it. After `pipe.scheduler = DDIMScheduler.from_config(
-    pipe.scheduler.config)` the class of the new scheduler is the sampler, also of the model once it is saved.
+    Components can be replaced, also by their `torch.compile`d versions. After `pipe.scheduler =
+    DDIMScheduler.from_config( pipe.scheduler.config)` the new scheduler's class is the sampler, also when the model is
+    saved.
 
-    Raises ModelError for parts that do not fit each other, and UserError for a scheduler with settings that sampling
-    does not follow: here, where a part is replaced, or at the next call.
+    Raises ModelError for incompatible components, and UserError for a scheduler with unsupported settings: on
+    construction, when a component is replaced, or at the next call.
     """
 
     model_cpu_offload_seq = "base->vae->upsampler"
@@ -137,7 +138,7 @@ class PITIPipeline(CallState, SavedPipeline):
         super().__setattr__(name, value)
 
     def _check_schedule(self, name: str, scheduler: Scheduler) -> None:
-        """Raises UserError where a scheduler is none that is sampled with, or of another noise schedule than before."""
+        """Raise UserError for an unsupported scheduler class, or one with another noise schedule than before."""
         scheduler_named(type(scheduler).__name__)
         before = getattr(self, name, None)
         if before is None:
@@ -151,7 +152,7 @@ class PITIPipeline(CallState, SavedPipeline):
             )
 
     def check_parts(self) -> None:
-        """Raises ModelError unless the parts, as they are now, fit each other."""
+        """Raise ModelError if the current components are incompatible."""
         if self.upsampler is not None and self.upsampler_scheduler is None:
             raise ModelError(_TOGETHER)
         if (self.scheduler is None) != self.base.one_pass:
@@ -170,21 +171,22 @@ class PITIPipeline(CallState, SavedPipeline):
 
     @property
     def space(self) -> Space:
-        """Where the base works: on pixels, or on the latents of the autoencoder. Raises UserError if it is missing."""
+        """The space of the base: pixels, or the autoencoder's latents. Raises UserError if the autoencoder is
+        missing."""
         return PIXELS if self.base.one_pass else Space(cast(Translator, self.base).space_spec, self.vae)
 
     def shown(self, x0: Tensor) -> Tensor:
-        """What `on_step` was given, [B, C, H, W] in the space of the network at work, as images [B, 3, H, W]."""
+        """The x̂₀ [B, C, H, W] passed to `on_step`, in the space of the current network, as images [B, 3, H, W]."""
         return self.space.images(x0) if x0.shape[1] == self.space.spec.channels else x0
 
     @property
     def schedule(self) -> NoiseSchedule | None:
-        """The noise schedule of the scheduler, none for a baseline."""
+        """The noise schedule of the scheduler; None for a baseline."""
         return None if self.scheduler is None else noise_schedule_of(self.scheduler)
 
     @property
     def upsampler_schedule(self) -> NoiseSchedule | None:
-        """The noise schedule of the upsampler's scheduler."""
+        """The noise schedule of the upsampler's scheduler; None without one."""
         return None if self.upsampler_scheduler is None else noise_schedule_of(self.upsampler_scheduler)
 
     @torch.no_grad()
@@ -206,23 +208,23 @@ class PITIPipeline(CallState, SavedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> PITIPipelineOutput:
-        """Translate one condition or several, `num_images` times each (by default once).
+        """Translate one condition or several, generating `num_images` images of each (1 by default).
 
-        condition: a `ConditionInput`, such as a file or a PIL image, or a list of several. An image has the proportions
-        of its condition, see `Canvas`.
-        generator: decides the noise, which is drawn on its device. The same generator gives the same images, whatever
-        `batch_size` is. A list has one for each image, which is then what it would be alone.
-        batch_size: images that are made at once, by either network.
-        on_step: called with (steps done, steps in all, x̂₀ [B, C, H, W]) after each step of a batch, counted over both
-        networks. x̂₀ is the whole canvas, in the space of the network at work; `shown` makes images of it.
-        sampling: `SamplingOptions` as keywords: guidance, steps and sampler, the upsampler's with `upsampler_` in
-        front, base_only, size and square. The model's own by default.
+        condition: a `ConditionInput`, such as a file or a PIL image, or a list of these. Images have the aspect ratio
+        of their condition, see `Canvas`. generator: determines the noise, which is drawn on its device; images do not
+        depend on `batch_size`. A list has one generator per image, and each image is then the same as if it were
+        generated alone. batch_size: images generated at once, by either network. on_step: called as (steps done, total
+        steps, x̂₀ [B, C, H, W]) after each step of a batch, counted over both networks. x̂₀ is the whole canvas in the
+        space of the current network; `shown` converts it to images. sampling: `SamplingOptions` as keywords: guidance,
+        steps and sampler, those of the upsampler with the prefix `upsampler_`, base_only, size and square. By default
+        the model's.
 
         As in diffusers: num_inference_steps is steps, guidance_scale is 1 + w, num_images_per_prompt is num_images;
         latents: the base's initial noise [N, C, H, W], in its space; output_type: see `OutputType`; return_dict: False
         for a tuple; callback_on_step_end: see `StepCallback`.
 
-        Raises ConditionError or ImageError for a condition, UserError for an option, or for one given under two names.
+        Raises ConditionError or ImageError for an invalid condition, and UserError for an invalid option or one given
+        under both names.
         """
         inputs = listed(condition)
         count = images_each(num_images, num_images_per_prompt, batch_size)
@@ -242,10 +244,10 @@ class PITIPipeline(CallState, SavedPipeline):
         options: SamplingOptions,
         latents: Tensor | None,
     ) -> Batch:
-        """All images of a call, `count` of each input; their canvases may differ."""
+        """All images of a call, `count` per input; their canvases may differ."""
         resolved = options.resolve(self)
         first = [next(k for k, other in enumerate(inputs) if other is item) for item in inputs]
-        distinct = sorted(set(first))  # one given twice is read and encoded once
+        distinct = sorted(set(first))  # an input given twice is read and encoded once
         prepared = [self.prepare(inputs[k], resolved) for k in distinct]
         rows = [distinct.index(k) for k in first for _ in range(count)]
         space = None if self.base.one_pass else self.space
@@ -260,7 +262,7 @@ class PITIPipeline(CallState, SavedPipeline):
         callback: StepCallback | None,
         output_type: OutputType,
     ) -> list[Image.Image | Tensor]:
-        """The images of a call, made `batch_size` at a time."""
+        """The images of a call, generated `batch_size` at a time."""
         resolved = everything.sampling
         batches = batches_alike(everything.canvases, batch_size)
         images: dict[int, Image.Image | Tensor] = {}
@@ -274,7 +276,7 @@ class PITIPipeline(CallState, SavedPipeline):
 
             for positions in batches:
                 w = resolved.base.guidance.w
-                self._guidance_scale = 1 + w  # whatever a callback made of it before
+                self._guidance_scale = 1 + w  # reset what a callback of an earlier batch has set
                 control = UNCONTROLLED if callback is None else callback.control(w)
                 made = self._sampled(everything.picked(positions), stepped, control)
                 images |= zip(positions, (as_output(image, output_type) for image in made), strict=True)
@@ -289,11 +291,11 @@ class PITIPipeline(CallState, SavedPipeline):
         source: str = "the condition",
         over: tuple[int, int] | None = None,
     ) -> Prepared:
-        """Read a condition, and decide on the canvas of its images and how they are sampled.
+        """Read a condition, and determine the canvas and the sampling settings of its images.
 
-        options: resolved beforehand where several conditions share them. source: what errors call the condition. over:
-        (rows, columns) of a picture whose proportions the images take, instead of the condition's. Raises
-        ConditionError or ImageError for a condition, UserError for an option.
+        options: may be resolved already, if several conditions share them. source: the condition's name in errors.
+        over: (rows, columns) whose aspect ratio the images take, instead of the condition's. Raises ConditionError or
+        ImageError for an invalid condition, UserError for an invalid option.
         """
         sampling = options if isinstance(options, ResolvedSampling) else options.resolve(self)
         raw = self._narrowed(self.read(condition, sampling.square))
@@ -305,7 +307,7 @@ class PITIPipeline(CallState, SavedPipeline):
         return Prepared(raw, canvas, sampling, content_hash(fitted(self.condition, raw, canvas, self.base)))
 
     def generate(self, batch: Batch, on_step: OnStep | None = None) -> list[Image.Image]:
-        """The images of a batch of prepared conditions. on_step: as of `__call__`, of this batch."""
+        """Generate the images of a batch of prepared conditions. on_step: as in `__call__`, for this batch."""
         return [to_pil(image) for image in self._sampled(batch, on_step)]
 
     @torch.no_grad()
@@ -324,21 +326,22 @@ class PITIPipeline(CallState, SavedPipeline):
         return [canvas.crop(x0) for canvas, x0 in zip(batch.canvases, made, strict=True)]
 
     def _narrowed(self, raw: Tensor) -> Tensor:
-        """A raw tensor in the type that files are read in, on the CPU: noise follows from the bytes of a condition."""
+        """A raw tensor on the CPU in the dtype that files are read as, since noise is derived from a condition's
+        bytes."""
         text = isinstance(self.condition, TextCondition)
         return raw.cpu().to(torch.int32 if text else self.condition.raw_dtype)
 
     def draws_noise(self, base_only: bool = False) -> bool:
-        """Whether several images of one condition differ. base_only: without the upsampler."""
+        """Whether images of one condition differ from seed to seed. base_only: without the upsampler."""
         alone = base_only or self.upsampler is None
         return not (alone and self.base.one_pass and not cast(BaselineNetwork, self.base).baseline.noise_shape)
 
     # Networks
 
     def use_engine(self, name: str, dtype: str = "auto") -> Self:
-        """Compute the networks' steps in "torch", "openvino", or what "auto" takes here, see `engine_named`.
+        """Compute the networks' steps with "torch", "openvino", or the choice of "auto", see `engine_named`.
 
-        Encoders, baselines and edits stay with torch. Raises EngineError.
+        Encoders, baselines and edits always use torch. Returns the pipeline. Raises EngineError.
         """
         engine, stepping = engine_named(name, self.device, dtype), self._stepping()
         if not stepping or (engine.name != TorchEngine.name and not all(part.compiles for part in stepping)):
@@ -349,7 +352,7 @@ class PITIPipeline(CallState, SavedPipeline):
         return self
 
     def engine_ready(self) -> bool:
-        """Whether the engine has prepared all networks; else the first images take seconds longer, once."""
+        """Whether the engine has prepared all networks; if not, the first images take seconds longer."""
         return all(self.engine.ready(part) for part in self._stepping())
 
     def _stepping(self) -> list[Translator]:
@@ -358,13 +361,13 @@ class PITIPipeline(CallState, SavedPipeline):
         return [cast(Translator, part) for part in parts]
 
     def warm(self) -> None:
-        """Prepare the engine, so that the first images take no longer than others."""
+        """Prepare the engine, so that the first images take no longer than later ones."""
         for network in (self.base_network(), self.upsampler_network()):
             if isinstance(network, Network):
                 network.warm()
 
     def base_network(self) -> Network | OnePass:
-        """The base as it is sampled."""
+        """The base, ready for sampling."""
         device = self._device_of(self.base)
         if self.base.one_pass:
             return OnePass(cast(BaselineNetwork, self.base), self.condition, device)
@@ -373,7 +376,7 @@ class PITIPipeline(CallState, SavedPipeline):
         return Network(base, self.schedule, self.condition, device, self.space, self.engine.step(base))
 
     def upsampler_network(self) -> Network | None:
-        """The upsampler as it is sampled, where there is one."""
+        """The upsampler, ready for sampling; None without one."""
         if self.upsampler is None or self.upsampler_schedule is None:
             return None
         device, step = self._device_of(self.upsampler), self.engine.step(self.upsampler)
@@ -385,7 +388,7 @@ class PITIPipeline(CallState, SavedPipeline):
     # Conditions
 
     def read(self, item: object, square: bool = False) -> Tensor:
-        """A condition in raw form, in its own resolution, [K, h, w]; square: cropped at its centre."""
+        """Read a condition as a raw tensor [K, h, w] at its own resolution. square: only its centre square."""
         if isinstance(item, str) and isinstance(self.condition, TextCondition):
             raw = self.condition.tokens(item)
         else:

@@ -1,4 +1,4 @@
-"""A pipeline on disk and on the hub, in the layout of diffusers' pipelines."""
+"""Saving, loading and uploading pipelines, in the layout of diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from piti.pipelines.options import GENERAL_DEFAULTS, NetworkOptions, SamplingOpt
 
 
 class SavedPipeline(DiffusionPipeline):
-    """Saving, loading and uploading of `PITIPipeline`, and its settings that are saved."""
+    """Saving, loading and uploading of `PITIPipeline`, and its saved settings."""
 
     base: ImageNetwork
     scheduler: Scheduler | None
@@ -38,9 +38,10 @@ class SavedPipeline(DiffusionPipeline):
 
     @property
     def defaults(self) -> SamplingOptions:
-        """How this model is sampled where a caller does not say; part of its configuration, as `from_pipe` takes it.
+        """The model's default sampling options; part of its configuration, for `from_pipe`.
 
-        Of what options that are set leave out it is sampled as any model. Raises UserError for options of a call alone.
+        Options that are not set have the general defaults. Setting it raises UserError for options that belong to a
+        call.
         """
         return self._defaults
 
@@ -56,7 +57,7 @@ class SavedPipeline(DiffusionPipeline):
         self.register_to_config(defaults=self._own_defaults())
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As of any pipeline, but an autoencoder that half precision breaks stays in float32, as where it is loaded."""
+        """As for any pipeline, except that an autoencoder that does not work in half precision stays in float32."""
         exact = {} if self.vae is None else self.vae.state_dict()
         super().to(*args, **kwargs)
         if self.vae is not None:
@@ -75,12 +76,13 @@ class SavedPipeline(DiffusionPipeline):
         push_to_hub: bool = False,
         **hub: Unpack[UploadKeywords],
     ) -> None:
-        """Write the model's folder; a model that is there already stays as it was until all is written.
+        """Write the model's folder, replacing an existing model only once everything is written.
 
-        safe_serialization: weights as safetensors, else as PyTorch's pickles; variant: a name in those of the files,
-        such as "fp16"; max_shard_size: of a file of weights, such as "5GB". push_to_hub: also upload it, with a card
-        that says what is in it; hub: `repo_id`, by default the folder's name, and as of `push_to_hub`. Raises
-        OutputError where it cannot be written.
+        safe_serialization: weights as safetensors, else as PyTorch pickles. variant: part of the file names, such as
+        "fp16". max_shard_size: of a weight file, such as "5GB". push_to_hub: also upload it, with a model card. hub:
+        `repo_id`, by default the folder's name, and arguments of `push_to_hub`.
+
+        Raises OutputError if it cannot be written.
         """
         folder = Path(save_directory)
         parts: dict[str, Saveable] = {"base": _whole(self.base, "base")}
@@ -107,13 +109,13 @@ class SavedPipeline(DiffusionPipeline):
         safe_serialization: bool = True,
         variant: str | None = None,
     ) -> str:
-        """Upload the model's folder, with a card that says what is in it unless there is one. Returns its address."""
+        """Upload the model's folder, with a model card unless there is one. Returns its address."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant)
             return upload_model(Path(folder), repo_id, commit_message, private, token, create_pr)
 
     def _general_defaults(self) -> SamplingOptions:
-        """`GENERAL_DEFAULTS`, with the samplers that the schedulers are."""
+        """`GENERAL_DEFAULTS`, with the samplers given by the schedulers."""
         first, second = self.scheduler, self.upsampler_scheduler
         by_class = SamplingOptions(
             base=NetworkOptions(sampler=None if first is None else sampler_of(first)),
@@ -122,7 +124,7 @@ class SavedPipeline(DiffusionPipeline):
         return by_class.networks_over(GENERAL_DEFAULTS)
 
     def _own_defaults(self) -> dict[str, Any]:
-        """What the model folder says of sampling, under flat keys: what differs from what holds for any model."""
+        """Sampling settings saved in the model folder, under flat keys: those that differ from the general defaults."""
         general, own = self._general_defaults().to_flat(), self.defaults.to_flat()
         said = {key: value for key, value in own.items() if value != general[key]}
         if self.upsampler is None:
@@ -143,17 +145,15 @@ class SavedPipeline(DiffusionPipeline):
         device_map: DeviceMap | None = None,
         **others: Any,
     ) -> Self:
-        """Load a bundled model by name, a folder, a training run, or a model of the hub by its id.
+        """Load a bundled model by name, a folder, a training run, or a hub model by id.
 
-        torch_dtype, or dtype: of the weights, float32 by default. A dictionary has the dtype of each part, and under
-        "default" that of the others.
-        upsampler: a model, as `name`, whose upsampler and settings for it replace those of the model; or an upsampler
-        itself, beside its `upsampler_scheduler`.
-        base_only: load no upsampler.
-        variant: of the files of weights, such as "fp16".
-        device_map: a device, "balanced" (networks over all accelerators), or a device for each network.
-        others: parts that are taken as they are and not loaded (`base`, `scheduler`, `condition`, `vae`), and arguments
-        of the hub's download (`cache_dir`, `local_files_only`, `token`, and `revision`, which is of `name` alone).
+        torch_dtype, or dtype: of the weights, float32 by default. A dictionary gives the dtype of each component, and
+        under "default" that of the others. upsampler: a model, named as `name`, whose upsampler and upsampler settings
+        replace the model's; or an upsampler itself, with its `upsampler_scheduler`. base_only: load no upsampler.
+        variant: of the weight files, such as "fp16". device_map: a device, "balanced" (networks over all accelerators),
+        or a device for each network. others: components to use instead of loading them (`base`, `scheduler`,
+        `condition`, `vae`), and arguments of the hub's download (`cache_dir`, `local_files_only`, `token`, and
+        `revision`, which applies only to `name`).
 
         Raises ModelError.
 

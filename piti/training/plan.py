@@ -1,4 +1,4 @@
-"""What a run would do and cost, after the same checks that it makes."""
+"""The plan and estimated cost of a run, after the same checks."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from piti.training.stages import Stage
 
 
 def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU, resume: bool = False) -> list[dict[str, str]]:
-    """What `train` would do and cost, a row a line, after the same checks of recipe, data and folder.
+    """The plan and estimated cost of `train`, as rows, after the same checks of recipe, data and folder.
 
-    gpu: a name in `cost.GPUS`, of the GPU whose hours and memory are told. resume: whether that is asked for; a run
-    with a checkpoint is told without. Without data the costs are told, and whether the prior fits if it is there.
+    gpu: a name in `cost.GPUS`, for the estimated hours and memory. resume: as for `train`; without it, a run that has a
+    checkpoint is noted. Without data, costs are still estimated, and the prior is checked if it is available.
     """
     chosen = gpu_named(gpu)
     newest = RunFolder(out).newest()
@@ -109,7 +109,7 @@ def _features(spec: PerceptualSpec) -> str:
 
 
 def beginning(recipe: Recipe, condition: Condition | None) -> str:
-    """What the run would begin from. Raises ModelError where there is no such model, RecipeError if it does not fit."""
+    """What the run would start from. Raises ModelError if there is no such model, RecipeError if it does not fit."""
     if recipe.baseline is not None:
         return "weights drawn anew"
     with torch.device("meta"):
@@ -153,7 +153,7 @@ def _described(recipe: Recipe, condition: Condition | None) -> str:
 
 
 def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
-    """The rows of a plan: FLOPs, speed and memory, in words."""
+    """Rows of a plan: FLOPs, speed and memory."""
     side, batch = recipe.data.size, recipe.batch
     flops = ", ".join(f"{_flop(stage.flops)} ({stage.name})" for stage in cost.stages)
     rates = ", ".join(f"{stage.rate(gpu):,.0f} images/s ({stage.name})" for stage in cost.stages)

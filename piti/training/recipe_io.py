@@ -1,4 +1,4 @@
-"""Recipes on disk: reading, changing by a flag, writing, and telling two apart."""
+"""Recipe files: reading, overriding keys, writing and comparing."""
 
 from __future__ import annotations
 
@@ -35,10 +35,8 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(recipe: Path | str) -> Path:
-    """The file of a recipe: a path to one, or, where no such file is there, a name of `recipe_names`.
-
-    Raises RecipeError with the nearest known names and all of them.
-    """
+    """The file of a recipe, given by its path or, if there is no such file, by a name of `recipe_names`. Raises
+    RecipeError that lists the known names, nearest first."""
     path, names = Path(recipe), recipe_names()
     if path.is_file():
         return path
@@ -53,7 +51,7 @@ def recipe_path(recipe: Path | str) -> Path:
 def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe, with `changes` of the form `stages.0.lr=1e-4` on top.
 
-    path: of its file, or the name of one in the package, see `recipe_path`. Raises RecipeError and SpecError that name
+    path: a file, or the name of a bundled recipe, see `recipe_path`. Raises RecipeError and SpecError that name
     the file and key, what was expected, and the nearest known key.
     """
     path = recipe_path(path)
@@ -71,7 +69,7 @@ def read_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """Refuses a key that stands twice in one place, of which YAML's reader silently drops the first."""
+    """Refuses duplicate keys, of which YAML's reader silently drops the first."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -89,12 +87,12 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 
 def _parsed(text: str) -> Any:
-    """YAML's values. Raises YAMLError, and RecipeError for a key that stands twice."""
+    """Parse YAML. Raises YAMLError, and RecipeError for duplicate keys."""
     return yaml.load(text, _EachKeyOnce)
 
 
 def changed_recipe(values: dict[str, Any], changes: Sequence[str], source: str) -> Recipe:
-    """The recipe of some values with `changes` on top, as `read_recipe` takes them. Raises as it, naming `source`."""
+    """A recipe from values with `changes` applied, as in `read_recipe`, with the same errors, naming `source`."""
     for change in changes:
         _apply(values, change)
     return Recipe.parse(values, f"{source} with {option('set')} {', '.join(changes)}" if changes else source)
@@ -106,7 +104,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def is_written(path: Path) -> bool:
-    """Whether a file has the form of `write_recipe`'s, so that no comment, order or alias of a person's is in it."""
+    """Whether a file was written by `write_recipe`, so that it has no comments, order or aliases of a user."""
     try:
         text = path.read_text(encoding="utf-8")
         return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
@@ -154,7 +152,7 @@ def _inside(place: Any, part: str, change: str) -> Any:
 
 
 def _number_or(value: Any) -> Any:
-    """YAML 1.1 reads `1e-4` as text; a person means a number."""
+    """YAML 1.1 reads `1e-4` as a string; convert it to a number."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -162,9 +160,9 @@ def _number_or(value: Any) -> Any:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The keys in which two recipes differ and which a continued run may not change, with both values. A precision
-    that is `auto` in one of them is no difference: it follows the device, which may be another one now. But it is never
-    fp16, whose scales of the losses are part of a checkpoint."""
+    """The keys in which two recipes differ and which may not change when a run is resumed, with both values. A
+    precision of `auto` in one of them does not count as a difference, since it depends on the device; but `auto` is
+    never fp16, whose loss scales are part of a checkpoint."""
     before, after = flat(old.to_dict()), flat(new.to_dict())
     found = []
     for key in sorted(before.keys() | after.keys()):
@@ -183,7 +181,7 @@ def _scales_differ(old: Recipe, new: Recipe) -> bool:
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested plain data as one level, its keys joined by dots; what is empty stays as it is."""
+    """Flatten nested data, joining keys by dots; empty values are kept."""
     if isinstance(values, list):
         values = dict(enumerate(values))
     if not isinstance(values, dict) or not values:

@@ -1,4 +1,4 @@
-"""Running a recipe: check everything, then train."""
+"""Run a recipe: check everything, then train."""
 
 from __future__ import annotations
 
@@ -43,11 +43,10 @@ def train(
 ) -> Path:
     """Train a recipe and return the folder of the model, `out/model`. All data is checked first.
 
-    out: the run's folder. resume: go on from its newest checkpoint. console: where progress is shown; by default
-    standard error. last: whether the process ends after the run; if not, TrainingInterrupted is raised also where it
-    was asked to stop during the last step. What the program draws from torch's own generator afterwards does not
-    depend on it.
-    Raises DataError, RecipeError, RunError, RunLockedError, TrainingDiverged, TrainingInterrupted.
+    out: the run's folder. resume: continue from its newest checkpoint. console: for progress; by default standard
+    error. last: whether the process ends after the run; if not, TrainingInterrupted is also raised for an interruption
+    during the last step. The state of torch's global generator is not affected. Raises DataError, RecipeError,
+    RunError, RunLockedError, TrainingDiverged, TrainingInterrupted.
     """
     accelerator = build_accelerator(recipe)
     main = accelerator.is_main_process

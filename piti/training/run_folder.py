@@ -165,7 +165,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """A failing disk within the block is a RunError in words. what: is written, such as "the model"."""
+        """Convert disk errors within the block to a RunError. what: is written, such as "the model"."""
         try:
             yield
         except (OSError, SafetensorError, RuntimeError, ImageError) as error:

@@ -99,7 +99,7 @@ _CONTENTS = {
     "validation_contents_sha256": "validation pairs",
     "generated_contents_sha256": "generated images",
 }
-"""What is told where it changed, and not refused."""
+"""Keys whose change is noted but not refused."""
 _OTHER_NAMES = {
     "pairs_sha256": "other pairs: now there are as many, and their names are others",
     "validation_sha256": "other validation pairs: now there are as many, and their names are others",

@@ -1,4 +1,4 @@
-"""Stages: what learns, for how long and how fast, by which losses; and that put to work on a network."""
+"""Training stages: trained networks, steps, learning rate and losses; freezing and optimisers."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ from piti.training.losses import (
 
 NETWORKS = ("encoder", "unet")
 GENERATOR = "generator"
-"""What a baseline's stages train."""
+"""The network that a baseline's stages train."""
 FUSED = frozenset({"cpu", "cuda"})
-"""Kinds of device that have a fused kernel of AdamW."""
+"""Device types with a fused AdamW kernel."""
 LORA = "lora"
-"""Low-rank adapters on the UNet, trained in its place."""
+"""Low-rank adapters on the UNet, trained instead of it."""
 
 
 class Stage(Spec):
-    """Who trains, for how long, how fast (PITI, section 3.3 and appendix A)."""
+    """A training stage (PITI, section 3.3 and appendix A)."""
 
     name: str = "joint"
-    """What the log and errors call the stage."""
+    """Name of the stage in the log and in errors."""
     trains: tuple[Literal["encoder", "unet", "lora", "generator"], ...] = NETWORKS
-    """The networks that learn, or `lora` instead of the UNet; the others are frozen: no gradients, bit-identical
-    afterwards."""
+    """The networks to train, or `lora` instead of the UNet; all others are frozen and stay bit-identical."""
     steps: int = Field(default=1000, ge=1)
     """Optimiser steps."""
     lr: float = Field(default=3e-5, gt=0)
@@ -50,21 +49,21 @@ class Stage(Spec):
     warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly."""
     decay: float = Field(default=0.0, ge=0, le=1)
-    """The last part of the stage, as a fraction, over which the rate falls to 0 along a cosine."""
+    """Last fraction of the stage, over which the learning rate decays to 0 along a cosine."""
     condition_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of conditions replaced by the null condition in this stage; none: the recipe's."""
+    """Share of conditions replaced by the null condition in this stage; null: the recipe's."""
     from_noise: float = Field(default=0.0, ge=0, le=1)
-    """The share of samples whose timestep is the last, T − 1, where a sampler begins: all that one step ever sees."""
+    """Share of samples with the last timestep, T − 1, where sampling starts; a one-step sampler visits no other."""
     diffusion: DiffusionLossSpec = DiffusionLossSpec()
     """Eq. 3: its weight, and the timesteps at which it acts."""
     pixel: PixelLossSpec | None = None
-    """The mean absolute difference on x̂₀, beyond the paper."""
+    """L1 loss on x̂₀; not in the paper."""
     consistency: ConsistencyLossSpec | None = None
-    """For an upsampler: the shrunk x̂₀ is the small image again, beyond the paper."""
+    """For an upsampler: loss between the downscaled x̂₀ and the small image; not in the paper."""
     perceptual: PerceptualLossSpec | None = None
-    """Eq. 4 on x̂₀, by the recipe's `perceptual` network."""
+    """Eq. 4 on x̂₀, with the recipe's `perceptual` network."""
     adversarial: AdversarialLossSpec | None = None
-    """Eq. 5 on x̂₀, by the recipe's `discriminator`."""
+    """Eq. 5 on x̂₀, with the recipe's `discriminator`."""
 
     @field_validator("trains")
     @classmethod
@@ -74,8 +73,8 @@ class Stage(Spec):
         return trains
 
     def share_of(self, loss: RangedLossSpec, timesteps: int, visited: Sequence[int] | None = None) -> float:
-        """The share of samples on whose timesteps a loss acts, of a schedule of so many. visited: those that samples
-        have, each alike; none: all of them, and the last as often as `from_noise` says."""
+        """The share of samples on whose timesteps a loss acts. visited: the timesteps of the samples, equally often;
+        None: all of them, and the last as often as `from_noise` says."""
         if visited is not None:
             return acts_at(torch.tensor(visited), timesteps, loss.noise).double().mean().item()
         last = 1.0 if acts_at(torch.tensor([timesteps - 1]), timesteps, loss.noise).item() else 0.0
@@ -94,14 +93,14 @@ class OptimizerSpec(Spec):
     """AdamW."""
 
     kind: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit holds its moments in 8 bits, a quarter of the memory, by bitsandbytes (Dettmers et al. 2021, arXiv
+    """adamw8bit stores its moments in 8 bits, a quarter of the memory, with bitsandbytes (Dettmers et al. 2021, arXiv
     2110.02861)."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
+    """Decay rates of the first and second moments."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled from the gradient, as AdamW has it."""
+    """Decoupled weight decay."""
     clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    """Largest norm of the total gradient; larger ones are clipped."""
 
     @property
     def bytes(self) -> int:
@@ -110,9 +109,8 @@ class OptimizerSpec(Spec):
 
 
 def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...], lora: LoraSpec | None = None) -> list[nn.Parameter]:
-    """Let the named networks learn and the others not; returns the parameters that learn.
-
-    lora: the recipe's, where `trains` names adapters; none: `LoraSpec()`.
+    """Freeze all networks but the named ones; returns the trained parameters. lora: the recipe's adapters, if `trains`
+    names them; None: `LoraSpec()`.
 
     A frozen network collects no gradients. Gradients still flow through it to what lies before it.
     """
@@ -131,16 +129,15 @@ def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...], lora: LoraSpe
 
 
 def parts_named(network: ImageNetwork, name: str) -> list[nn.Module]:
-    """The modules that a recipe calls by a name of `NETWORKS`: a pixel head belongs to its UNet. An upsampler may
+    """The modules that belong to a name of `NETWORKS`; a pixel head belongs to its UNet. An upsampler may
     have no encoder."""
     names = (name, "head") if name == "unet" else (name,)
     return [part for part in (getattr(network, one, None) for one in names) if part is not None]
 
 
 def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """AdamW over what the stage trains; its kernel is fused where the parameters' device has one.
-
-    Raises UserError for one in 8 bits where that cannot be."""
+    """AdamW for the trained parameters, fused if their device supports it. Raises UserError if 8-bit AdamW is not
+    possible."""
     settings: dict[str, Any] = {"lr": stage.lr_at(0), "betas": spec.betas, "weight_decay": spec.weight_decay}
     if spec.kind == "adamw8bit":
         return eight_bits().AdamW8bit(parameters, **settings)
@@ -164,7 +161,7 @@ def lay_out_moments(optimizer: Any) -> None:
 
 
 def eight_bits() -> Any:
-    """The optimisers of bitsandbytes. Raises UserError where it is not installed, or does not load."""
+    """The optimisers of bitsandbytes. Raises UserError if it is not installed or cannot be loaded."""
     try:
         import bitsandbytes.optim as optimizers  # pyright: ignore[reportMissingImports]
     except Exception as error:  # where its library does not load it raises errors of many kinds

@@ -1,4 +1,4 @@
-"""Where a run is shown besides its folder: TensorBoard, and the experiment trackers that accelerate knows."""
+"""Experiment trackers: TensorBoard, and those supported by accelerate."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 PROJECT = "piti"
-"""What a tracker is told to file a run under, where the recipe names no project."""
+"""Default project name for trackers."""
 CONTINUED = {"wandb": ("id", "name"), "trackio": ("name",)}
-"""Trackers that go on with a run of theirs, and the options of their `init` that say which."""
+"""Trackers that can continue a run, and the options of their `init` that identify it."""
 NAMES_FILE = "trackers.json"
-"""In a run's folder: what each of those calls the run."""
+"""File in a run's folder with the names of its runs in those trackers."""
 
 
 class Tracker(Protocol):
-    """Is told a run's numbers and shown its previews."""
+    """Receives a run's metrics and previews."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers by their names."""
@@ -44,10 +44,8 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes into a folder from now on, and forgets what it was told after `step`.
-
-    Raises RunError where it is not installed.
-    """
+    """Writes to a folder, and discards what was logged after `step`. Raises RunError if TensorBoard is not
+    installed."""
 
     def __init__(self, folder: Path, step: int) -> None:
         try:
@@ -76,7 +74,7 @@ class TensorBoard:
 
 @dataclass
 class Foreign:
-    """One that accelerate knows."""
+    """A tracker supported by accelerate."""
 
     tracker: GeneralTracker
 
@@ -96,7 +94,7 @@ class Foreign:
 
 @dataclass
 class Trackers:
-    """All that a run is shown in. One that fails on the way is told nothing more: a run does not end for it."""
+    """All trackers of a run. Logging to one that fails stops; the run continues."""
 
     say: Callable[[str], None] = print
     open: dict[str, Tracker] = field(default_factory=dict)
@@ -126,11 +124,10 @@ class Trackers:
 
 
 def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Mapping[str, Any]) -> Tracker:
-    """A tracker that accelerate knows, told the recipe. One in `CONTINUED` goes on with the run that this folder was
-    there before.
+    """Open a tracker supported by accelerate, with the recipe as its config.
 
-    options: what its own `init` takes, and `project`; folder: the run's; recipe: keys and single values.
-    Raises RunError where it is not installed or does not start.
+    One in `CONTINUED` continues its earlier run of this folder. options: arguments of its own `init`, and `project`;
+    folder: the run's; recipe: keys and single values. Raises RunError if it is not installed or cannot start.
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # slow to import, and most runs have none
 

@@ -134,10 +134,10 @@ def count_votes(
 ) -> Preference:
     """The preference for A over B in the votes of one study, with its interval.
 
-    files: votes files or folders of them, and perhaps the key, which else is `key` or lies beside them. ties_half: no
-    preference is half a vote for each, else it is left out. draws, seed: of the bootstrap. The interval is Wilson's
-    over votes for one rater, and for several the bootstrap that draws raters and pairs anew, unless all votes agree,
-    where that has no width. Raises StudyError (files of other studies, of one rater, changed or damaged; no votes).
+    files: votes files or folders of them, optionally with the key, which otherwise is `key` or beside them. ties_half:
+    count no preference as half a vote for each, instead of ignoring it. draws, seed: of the bootstrap. The interval is
+    Wilson's for one rater; for several it is a bootstrap over raters and pairs, unless all votes agree, in which case
+    that has no width. Raises StudyError (files of other studies, of one rater, changed or damaged; no votes).
     """
     found, by_file = read_study(files, key)
     votes = list(by_file.values())

@@ -1,4 +1,4 @@
-"""Make a preference study: one page that shows pairs of pictures blind, and the key that tells whose is whose."""
+"""Create a preference study: a page that shows pairs of images blind, and the key that assigns them to A and B."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from piti.generation.options import SHEET
 
 QUESTION = "Which picture looks more like a photograph?"
 LARGEST_MB = 150
-"""A larger page is refused: browsers, phones above all, would not open it."""
+"""Largest page in MB; browsers, especially on phones, would not open larger ones."""
 LARGE_MB = 20
-"""A larger page is warned of: mail servers would not carry it."""
+"""Page size in MB above which a note is given, since mail servers would reject it."""
 _CONDITION_SIDE = 512
 _MARK = '<meta name="generator" content="piti study">'
 _PLACE = "STUDY_DATA"
@@ -84,29 +84,29 @@ class _Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Compared:
-    """Two folders of pictures that are paired by their stems; `sheet.png` is left out."""
+    """Two folders of images that are paired by their stems; `sheet.png` is ignored."""
 
     a: Path
     b: Path
     conditions: Path | None = None
-    """A folder with what they were made from, STEM of STEM_0.png, shown above each pair."""
+    """A folder with their conditions, STEM for STEM_0.png, shown above each pair."""
     condition: Condition | None = None
-    """Draws these files, which are else taken as pictures."""
+    """The kind of these files, for their preview; without it they are shown as images."""
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What raters are asked, and of which pairs."""
+    """The question, and the choice of pairs."""
 
     seed: int = 0
-    """Decides the ids, and which pairs a limit takes."""
+    """Seed of the ids, and of the pairs chosen by a limit."""
     question: str = QUESTION
     limit: int | None = None
-    """So many pairs, drawn by the seed."""
+    """Largest number of pairs, drawn by the seed."""
     ties: bool = False
-    """Raters may have no preference."""
+    """Allow raters to state no preference."""
     repeats: int | None = None
-    """Pairs that every rater sees again with sides exchanged; a tenth by default."""
+    """Number of pairs shown again with sides exchanged; a tenth by default."""
 
     def __post_init__(self) -> None:
         """Raises StudyError."""
@@ -127,13 +127,12 @@ def write_study(
     overwrite: bool = False,
     on_step: OnProgress | None = None,
 ) -> Study:
-    """Write `out`, a page that compares the pictures of two folders, and its key beside it (`OUT.key.json`).
+    """Write `out`, a page that compares the images of two folders, and its key beside it (`OUT.key.json`).
 
     A pair's sizes may differ if its proportions do not: the page shows both at one size, enlarged by whole numbers
-    without smoothing. on_step: (pairs read, in all).
-
-    The page holds the pictures and loads nothing. Which is of A stands in the key alone. The same pictures, seed and
-    options give the same files. Raises StudyError, ImageError, OutputError; then nothing was written or changed.
+    without smoothing. on_step: called as (pairs read, total pairs). The page contains the images and loads nothing
+    else; only the key says which image is A's. The same images, seed and options give the same files. Raises
+    StudyError, ImageError or OutputError, without writing anything.
     """
     out, key_file = _places(Path(out), overwrite)
     pairs = _paired(compared)
