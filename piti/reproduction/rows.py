@@ -112,7 +112,7 @@ class Row:
     options: GenerationOptions = field(default_factory=sampled_by)
     """How its images are made; seed and square are the table's."""
     name: str = ""
-    """Of its images; by default that of its base."""
+    """Of its images; by default that of its trainings."""
     pairs: int | None = None
     """How many training pairs its method is said to have; 0: all that there are; none: not said."""
     enlarger: Enlarger = ""
@@ -130,8 +130,8 @@ class Row:
 
     @property
     def images(self) -> str:
-        """The name of its images and results, but for the seed."""
-        return self.name or self.base.name
+        """The name of its images and results, but for the seed: of what makes them, since tables share a folder."""
+        return self.name or "-".join(training.name for training in self.trainings)
 
     @property
     def sampled(self) -> Row:

@@ -38,6 +38,16 @@ def test_every_recipe_of_every_table_reads(table: str, scale: str) -> None:
     assert len({(row.images, row.data) for row in plan.rows}) == len(plan.rows)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_images_of_one_name_are_the_same_in_every_table(scale: str) -> None:
+    """Tables are made in one folder, where images of a name that were made otherwise are removed."""
+    seen: dict[str, object] = {}
+    for row in (row for table in TABLES for row in plan_of(table, scale).rows):
+        for one in (row, row.sampled):
+            made_of = one.trainings, one.options, one.enlarger
+            assert seen.setdefault(one.images, made_of) == made_of, one.images
+
+
 SIZES = {"channels", "width", "layers", "heads", "norm_groups", "token_width", "attention", "head_dim"} | {
     "encoder", "unet"}  # fmt: skip
 """Keys of a smaller network; what it does is the same."""
