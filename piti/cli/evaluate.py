@@ -115,7 +115,7 @@ def model(
     folder = out or Path("evaluated") / f"{Path(model).name}-{split}"
     chosen = Split(data, split, tuple(conditions or ()), limit)
     ranks = joined()
-    check_measures(options, chosen, ranks, real)
+    check_measures(model, chosen, options, ranks, real)
     with progress("translating", ranks.main) as on_step:
         judged = JudgedModel(model, upsampler, Computing(options.device, dtype, engine, compile))
         made = generate_split(judged, chosen, folder, generation, ranks, on_step, num is not None)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piti.checkpoints.folder import ModelFolder, find_model
 from piti.conditions import Condition, ConditionError, MaskCondition, NoCondition
 from piti.conditions.coverage import Coverage
 from piti.core.devices import usable_device
@@ -26,7 +27,7 @@ from piti.evaluation.features import FeatureNetwork, features_of, open_features
 from piti.evaluation.generating import GeneratedSplit, JudgedModel, Split, generate_split
 from piti.evaluation.judges import check_named, open_judges, with_intervals
 from piti.evaluation.material import ConditionFiles, Material, ProgressMeter
-from piti.evaluation.memorisation import check_nearest, memorised, training_photographs
+from piti.evaluation.memorisation import memorised, training_photographs
 from piti.evaluation.options import Options
 from piti.evaluation.pairing import (
     PairingError,
@@ -100,27 +101,26 @@ def evaluate_model(
     all). See `generate_split` and `evaluate_made` for more choice. Raises UserError.
     """
     ranks = ranks or Ranks()
-    check_measures(options, split, ranks)
+    check_measures(model, split, options, ranks)
     made = generate_split(
         JudgedModel(model, computing=Computing(options.device, engine="torch")), split, out, generation, ranks, on_step
     )
     return evaluate_made(made, out, options) if ranks.main else None
 
 
-def check_measures(options: Options, split: Split, ranks: Ranks, real: Path | None = None) -> None:
+def check_measures(model: str, split: Split, options: Options, ranks: Ranks, real: Path | None = None) -> None:
     """Before anything is sampled: raises UserError for networks and photographs by which `evaluate_made` could not
-    judge it. Every process of `ranks` must call this."""
+    judge a model's images of a split, and ModelError for a model that is not there. Every process of `ranks` must call
+    this."""
     with together():
         if ranks.main:
             cpu = torch.device("cpu")
             _check_cache(options)
             _networks(options, cpu)
-            check_named(options, cpu)
+            check_named(options, ModelFolder.open(find_model(model)).condition, cpu)
             reals = photographs_of(split.root, split.name) if real is None else photographs(real, split.name)
             check_enough(reals, real or split.root)
-            if options.training is not None:
-                photographs(options.training, "train")
-            check_nearest(options)
+            training_photographs(reals, options)
 
 
 def evaluate_made(
@@ -176,7 +176,7 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
     _check_cache(options)
     device = usable_device(options.device)
     networks = _networks(options, device) if material.real else []
-    training = training_photographs(material, options)
+    training = training_photographs(material.real, options)
     judges, notes = open_judges(material, options, device)
     if not networks and not judges:
         why = f" ({'; '.join(notes)})" if notes else ""

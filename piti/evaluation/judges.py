@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from piti.conditions import GeometryCondition, MaskCondition, SketchCondition
+from piti.conditions import Condition, GeometryCondition, MaskCondition, SketchCondition
 from piti.core.errors import option
 from piti.core.progress import OnProgress
 from piti.evaluation.depth import DepthAgreement, depth_error, open_depth
@@ -22,7 +22,7 @@ from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition
 from piti.evaluation.perceptual import open_perceptual
 from piti.evaluation.result import KINDS, Measure
-from piti.evaluation.segmentation import LabelMap, Segmenter, match_labels, open_segmenter, read_aliases
+from piti.evaluation.segmentation import LabelMap, Segmenter, matched_labels, open_segmenter, read_aliases
 from piti.evaluation.sketches import LineAgreement, line_distance
 
 REAL = "real_"
@@ -97,10 +97,16 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
     return [*judges, *perceptual], [*notes, *more]
 
 
-def check_named(options: Options, device: torch.device) -> None:
-    """Open every judge that the options name, and keep none. Raises UserError for one that cannot be had."""
+def check_named(options: Options, condition: Condition, device: torch.device) -> None:
+    """Open every judge that the options name, and keep none. condition: what they will judge by.
+
+    Raises UserError for one that cannot be had, and where a segmenter's labels fit no class of the masks.
+    """
+    masks = [part for part in condition.named_parts().values() if isinstance(part, MaskCondition)]
     if options.segmenter:
-        open_segmenter(options.segmenter, device)
+        segmenter = open_segmenter(options.segmenter, device)
+        for mask in masks[:1]:  # of several the first alone is judged
+            matched_labels(segmenter, mask, options.aliases)
     if options.aliases:
         read_aliases(options.aliases)
     if options.depth:
@@ -173,8 +179,7 @@ def _judge_of(given: ConditionFiles, material: Material, options: Options, devic
         return Judge("sketch", {}, _lines(given, condition, options), given.samples, real)
     if isinstance(condition, MaskCondition) and options.segmenter:
         segmenter = open_segmenter(options.segmenter, device)
-        aliases = read_aliases(options.aliases) if options.aliases else None
-        labels = match_labels(segmenter.labels, condition.classes.names, aliases, segmenter.source)
+        labels = matched_labels(segmenter, condition, options.aliases)
         facts = _facts(segmenter) | {
             "labels": {label: name for label, name in _matched(labels) if name},
             "labels_of_no_class": list(labels.other_labels),

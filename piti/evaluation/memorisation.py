@@ -120,7 +120,7 @@ def pixel_features(images: Sequence[Path]) -> Features:
     return stacked / stacked.shape[1] ** 0.5
 
 
-def training_photographs(material: Material, options: Options) -> list[Path]:
+def training_photographs(held_out: Sequence[Path], options: Options) -> list[Path]:
     """The photographs that were trained on; none where none are given.
 
     Raises UserError without held-out photographs to compare with, or where these were trained on, and OutputError for
@@ -128,11 +128,11 @@ def training_photographs(material: Material, options: Options) -> list[Path]:
     """
     if options.training is None:
         return []
-    if not material.real:
+    if not held_out:
         raise UserError(f"is compared with held-out photographs; give {option('real')} too", option="training")
     check_nearest(options)
     found = photographs(options.training, "train")
-    check_held_out(material.real, found)
+    check_held_out(held_out, found)
     return found
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from piti.conditions import MaskCondition
 from piti.core.json_files import JsonError, read_json
 from piti.core.spec import choices
 from piti.evaluation.per_condition import AlignmentError
@@ -163,6 +164,12 @@ def read_aliases(path: Path) -> dict[str, str | None]:
     if not isinstance(values, dict) or not all(value is None or isinstance(value, str) for value in values.values()):
         raise AlignmentError(f'{path}: expected {{"label of the network": "class of the mask" or null, …}}')
     return values
+
+
+def matched_labels(segmenter: Segmenter, condition: MaskCondition, aliases: Path | None) -> LabelMap:
+    """A segmenter's labels matched with a mask's classes, see `match_labels`. aliases: their JSON file."""
+    names = None if aliases is None else read_aliases(aliases)
+    return match_labels(segmenter.labels, condition.classes.names, names, segmenter.source)
 
 
 def match_labels(

@@ -133,17 +133,17 @@ class TestDistances:
         with pytest.raises(OutputError, match="taken is a file, no folder; give another cache"):
             evaluate_files(noisy, options, tiny_data / "images")
         with pytest.raises(OutputError, match="taken is a file, no folder; give another cache"):
-            check_measures(options, Split(tiny_data), Ranks())
+            check_measures("street", Split(tiny_data), options, Ranks())
 
     def test_what_could_not_be_measured_is_told_before_anything_is_made(self, tiny_data: Path, tmp_path: Path) -> None:
         there = tmp_path / "nearest.png"
         there.touch()
         options = replace(OPTIONS, training=tiny_data, nearest=there)
         with pytest.raises(OutputError, match=r"nearest\.png: is there already; remove it, or give another file"):
-            check_measures(options, Split(tiny_data), Ranks())
+            check_measures("street", Split(tiny_data), options, Ranks())
         (tiny_data / "splits.json").write_text('{"train": ["scene-00", "scene-01"], "val": ["scene-02"]}')
         with pytest.raises(PairingError, match="1 image; at least 2 photographs are needed"):
-            check_measures(OPTIONS, Split(tiny_data), Ranks())
+            check_measures("street", Split(tiny_data), OPTIONS, Ranks())
 
     def test_few_images(self, tiny_data: Path, tmp_path: Path) -> None:
         def judged(count: int) -> Evaluation:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,23 @@ class TestModel:
         assert told["sampling"]["steps"] == "2"
         assert len(told["weights_sha256"]) == 64
         assert {"fd", "kid", "spread", "miou", "real_miou"} <= {measure.name for measure in first.measures}
+
+    def test_what_cannot_be_judged_is_told_before_anything_is_made(
+        self, model: Path, tiny_data: Path, tmp_path: Path, aliases: Path
+    ) -> None:
+        """A segmenter's labels that fit no class of the masks, and held-out photographs that were trained on."""
+        aliases.write_text('{"automobile": "lorry"}')
+        (tmp_path / "trained").mkdir()
+        for key in ("scene-00", "scene-09"):
+            shutil.copy(tiny_data / f"images/{key}.png", tmp_path / "trained")
+        for more, said in (
+            ({"segmenter": "nearest", "aliases": aliases}, "'automobile' is to be 'lorry', no class of the masks"),
+            ({"training": tmp_path / "trained"}, "1 of 3 photographs, such as .*scene-09.png, are among the training"),
+        ):
+            options = replace(OPTIONS, **more)
+            with pytest.raises(UserError, match=said):
+                evaluate_model(str(model), Split(tiny_data), tmp_path / "out", options, self.settings)
+        assert not (tmp_path / "out").exists()
 
     def test_one_image_is_no_set(self, model: Path, tiny_data: Path, tmp_path: Path) -> None:
         one, settings = Split(tiny_data, limit=1), GenerationOptions.from_flat(num=1, steps=2)
