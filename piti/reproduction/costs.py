@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from piti.reproduction.cells import decimals_for, number
 from piti.reproduction.checks import Checker
 from piti.reproduction.files import count_pairs
 from piti.reproduction.rows import SETS, Plan, Row, Training
-from piti.reproduction.runs import Workspace, progress_of, recipe_of
+from piti.reproduction.runs import Workspace, progress_of, recipe_of, recipe_on
 from piti.training import Recipe, RunFolder, read_recipe
 from piti.training.build import build_condition, known_condition, network_config
 from piti.training.cost import DEFAULT_GPU, GPU, cost_of, gpu_named
@@ -115,12 +116,9 @@ def _run(
 def _validation(plan: Plan, name: str, workspace: Workspace) -> int:
     """Validation conditions of a data set: counted where it is there, else about those that it should have."""
     if name in workspace.data:
-        for training in (row.base for row in plan.rows if row.data == name):
-            try:
-                recipe = recipe_of(plan, training, 0, workspace)
-                return count_pairs(build_condition(recipe), recipe.data)[1]
-            except UserError:  # which is told with the runs
-                continue
+        with suppress(UserError):  # which is told with the runs
+            recipe = recipe_on(plan, name, workspace)
+            return count_pairs(build_condition(recipe), recipe.data)[1]
     return SETS[name].validation
 
 

@@ -31,7 +31,7 @@ from piti.reproduction.cells import cell_of, decimals_for, number, title_of
 from piti.reproduction.files import DatasetFiles, choose, count_pairs
 from piti.reproduction.image_statistics import LOOKS, Look, look_of, mean_look
 from piti.reproduction.images import begin_folder
-from piti.reproduction.make import check_alone, check_judges, check_labels
+from piti.reproduction.make import check_alone, check_judges
 from piti.reproduction.pictures import SIDE, preview_of, save_jpeg, square
 from piti.reproduction.published import ABOUT
 from piti.reproduction.runs import Workspace, judged
@@ -140,17 +140,15 @@ def reproduce(model: str, data: Path, workspace: Workspace, judges: bool, consol
     judges: whether `workspace.judges.features` were asked for. Raises UserError.
     """
     check_alone()
-    _guided(model)
+    condition = _guided(model).condition
     features = workspace.judges.features if judges else ()
     workspace = replace(workspace, judges=replace(workspace.judges, features=features))
     judging = bool(features or workspace.judges.segmenter)
     if judging:
-        check_judges(workspace.judges, workspace.device, console)
+        check_judges(workspace.judges, workspace.device, console, conditions=[condition])
     pipeline = PITIPipeline.from_pretrained(model, base_only=True).to(usable_device(workspace.device))
     pipeline.set_progress_bar_config(disable=True)
-    condition = pipeline.condition
     chosen = choose(condition, _spec(condition, data), "train", workspace.out / "data" / "figure6")
-    check_labels(workspace, [chosen])
     side = int(pipeline.base.image_size)
     weights = weights_sha256(pipeline)
     points = []

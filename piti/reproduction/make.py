@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,12 @@ import torch
 from rich.console import Console
 
 from piti.baselines.rrdb import load_real_esrgan
-from piti.conditions import MaskCondition
+from piti.conditions import Condition, MaskCondition
 from piti.core.distributed import started
 from piti.core.errors import Message, UserError, flag, option, text_of
 from piti.evaluation.features import open_features
 from piti.evaluation.result import Evaluation
-from piti.evaluation.segmentation import match_labels, open_segmenter, read_aliases
+from piti.evaluation.segmentation import matched_labels, open_segmenter, read_aliases
 from piti.pipelines.pipeline import usable_device
 from piti.reproduction import pictures, table_files
 from piti.reproduction.checks import Checker, minimised
@@ -24,7 +25,7 @@ from piti.reproduction.files import DatasetFiles, as_png, choose, contents_sha25
 from piti.reproduction.images import begin_folder, generated, sampled
 from piti.reproduction.plans import described
 from piti.reproduction.rows import Plan, Row, Training
-from piti.reproduction.runs import Judges, Workspace, evaluated, recipe_of, trained
+from piti.reproduction.runs import Judges, Workspace, evaluated, recipe_on, trained
 from piti.reproduction.tables import Facts, Line, Table
 from piti.training import TrainingInterrupted
 from piti.training.build import build_condition
@@ -57,7 +58,6 @@ def reproduce(plan: Plan, workspace: Workspace, console: Console) -> Table:
     check_all(plan, workspace, console)
     workspace.out.mkdir(parents=True, exist_ok=True)
     chosen = {name: dataset_files(plan, name, workspace) for name in plan.sets}
-    check_labels(workspace, chosen.values())
     found = Results()
     for name, files in chosen.items():
         _judge_photographs(plan, name, files, workspace, console, found)
@@ -101,7 +101,8 @@ def judges_lacking(plan: Plan, workspace: Workspace, console: Console, judged: b
     """
     looks: list[Callable[[], object]] = []
     if judged:
-        looks.append(partial(check_judges, workspace.judges, workspace.device, console, plan.networks))
+        judged_by = _conditions(plan, workspace)
+        looks.append(partial(check_judges, workspace.judges, workspace.device, console, plan.networks, judged_by))
     if workspace.real_esrgan is not None:
         looks.append(partial(load_real_esrgan, workspace.real_esrgan))
     return [line.strip() for said in _failures(looks) for line in said.splitlines()]
@@ -118,9 +119,16 @@ def _failures(looks: Iterable[Callable[[], object]]) -> list[str]:
     return found
 
 
-def check_judges(judges: Judges, device: str | None, console: Console, wanted: Sequence[str] = ()) -> None:
+def check_judges(
+    judges: Judges,
+    device: str | None,
+    console: Console,
+    wanted: Sequence[str] = (),
+    conditions: Sequence[Condition] = (),
+) -> None:
     """Open every network that judges, before anything is trained for them. wanted: feature networks that must be
-    among them. Raises UserError with all that is lacking.
+    among them; conditions: those that images are judged by, whose classes the segmenter's labels must fit. Raises
+    UserError with all that is lacking.
     """
     chosen: torch.device = usable_device(device)
     if not judges.features and judges.segmenter is None:
@@ -139,7 +147,11 @@ def check_judges(judges: Judges, device: str | None, console: Console, wanted: S
         console.log(f"features: {network.name}, {network.dimensions} numbers an image")
 
     def see_segmenter(name: str) -> None:
-        console.log(f"segmenter: {open_segmenter(name, chosen).name}")
+        segmenter = open_segmenter(name, chosen)
+        console.log(f"segmenter: {segmenter.name}")
+        for condition in conditions:
+            if isinstance(condition, MaskCondition):
+                matched_labels(segmenter, condition, judges.aliases)
 
     found = _failures([partial(judges.options, 1, device, Path())])  # whether an evaluation could be asked for so
     found = found or _failures(partial(open_network, name) for name in judges.features)
@@ -154,32 +166,22 @@ def check_judges(judges: Judges, device: str | None, console: Console, wanted: S
     if judges.aliases is not None:
         found += _failures([partial(read_aliases, judges.aliases)])
     if found:
-        raise UserError("\n  ".join(found))
+        raise UserError("\n  ".join(dict.fromkeys(found)))
 
 
-def check_labels(workspace: Workspace, chosen: Iterable[DatasetFiles]) -> None:
-    """Raises UserError where the segmenter's labels, or the aliases, do not fit the classes of masks."""
-    judges, conditions = workspace.judges, [one.condition for one in chosen]
-    masks = [condition for condition in conditions if isinstance(condition, MaskCondition)]
-    if judges.segmenter is None or not masks:
-        return
-    aliases = None if judges.aliases is None else read_aliases(judges.aliases)
-    segmenter = open_segmenter(judges.segmenter, torch.device("cpu"))
-    for condition in masks:
-        match_labels(segmenter.labels, condition.classes.names, aliases, segmenter.source)
+def _conditions(plan: Plan, workspace: Workspace) -> list[Condition]:
+    """By what the images of each data set are judged; without what cannot be read, which is told with the runs."""
+    found = []
+    for name in workspace.data:
+        with suppress(UserError):
+            found.append(build_condition(recipe_on(plan, name, workspace)))
+    return found
 
 
 def dataset_files(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:
-    """A data set's files, by the recipe of a row that reads its conditions."""
-    failures = []
-    for training in dict.fromkeys(row.base for row in plan.rows if row.data == name):
-        try:
-            recipe = recipe_of(plan, training, 0, workspace)
-        except UserError as error:
-            failures.append(text_of(error))
-            continue
-        return choose(build_condition(recipe), recipe.data, plan.reference, workspace.out / "data" / name)
-    raise UserError("; ".join(failures))
+    """A data set's files."""
+    recipe = recipe_on(plan, name, workspace)
+    return choose(build_condition(recipe), recipe.data, plan.reference, workspace.out / "data" / name)
 
 
 def _finish(

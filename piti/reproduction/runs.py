@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from piti.conditions import MaskCondition
-from piti.core.errors import UserError, option, spelled
+from piti.core.errors import UserError, option, spelled, text_of
 from piti.core.files import file_hash
 from piti.core.progress import steps_bar
 from piti.data.folders import PairedFolder
@@ -198,6 +198,17 @@ def recipe_of(plan: Plan, training: Training, seed: int, workspace: Workspace) -
     if recipe.discriminator is not None:
         changed["discriminator"] = _with_weights(recipe.discriminator, recipe.perceptual)
     return recipe.model_copy(update=changed)
+
+
+def recipe_on(plan: Plan, data: str, workspace: Workspace) -> Recipe:
+    """The first recipe of a row on a data set that can be read: how its conditions are read. Raises UserError."""
+    failures = []
+    for training in dict.fromkeys(row.base for row in plan.rows if row.data == data):
+        try:
+            return recipe_of(plan, training, 0, workspace)
+        except UserError as error:
+            failures.append(text_of(error))
+    raise UserError("; ".join(failures))
 
 
 def _with_weights(spec: DiscriminatorSpec, perceptual: PerceptualSpec) -> DiscriminatorSpec:

@@ -86,11 +86,21 @@ def test_what_no_evaluation_takes_is_told_before_training(
         make.check_judges(judges, "cpu", QUIET)
 
 
-def test_labels_that_fit_no_class_are_told_before_training(workspace: Workspace, tmp_path: Path) -> None:
+def test_labels_that_fit_no_class_are_told_before_training(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the dry run too; the segmenter is opened once for it."""
+    opened: list[str] = []
+    original = make.open_segmenter
+    monkeypatch.setattr(make, "open_segmenter", lambda name, device: opened.append(name) or original(name, device))
     segmenter, aliases = str(segformer(tmp_path / "judge", ("tree", "sea"))), tmp_path / "aliases.json"
     lacking = replace(workspace, judges=Judges((), segmenter, bootstrap=0))
-    with pytest.raises(UserError, match=r"none of its labels \(tree, sea\) is a class of the masks"):
+    (said,) = make.judges_lacking(PLAN, lacking, QUIET)
+    assert "none of its labels (tree, sea) is a class of the masks" in said
+    assert opened == [segmenter]
+    with pytest.raises(UserError, match="none of its labels"):
         make.reproduce(PLAN, lacking, QUIET)
+    assert opened == [segmenter] * 2
     with pytest.raises(UserError, match=r"aliases\.json: cannot be read as JSON"):
         make.check_judges(replace(lacking.judges, aliases=aliases), "cpu", QUIET)
     aliases.write_text('{"tree": "wood"}')

@@ -89,7 +89,7 @@ def test_other_photographs_or_settings_make_results_stale(
         return Evaluation((), {})
 
     monkeypatch.setattr(figure6, "judged", judged)
-    monkeypatch.setattr(figure6, "check_judges", lambda *rest: None)
+    monkeypatch.setattr(figure6, "check_judges", lambda *rest, **more: None)
 
     def made() -> dict[str, Any]:
         told.clear()

@@ -28,4 +28,4 @@ def judged_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         return Evaluation((Measure("fd", float(len(list(folder.glob("*.png")))), of="nobody"),), {})
 
     monkeypatch.setattr(runs, "evaluate_files", fake)
-    monkeypatch.setattr(make, "check_judges", lambda *rest: None)
+    monkeypatch.setattr(make, "check_judges", lambda *rest, **more: None)
