@@ -22,8 +22,8 @@ from piti.core.images import center_box, crop_resize, read_rgb
 from piti.core.spec import choices
 from piti.evaluation import inception
 from piti.evaluation.fitting import Fitting, as_it_is, centre_square, levels, normalised
-from piti.evaluation.pretrained import Named
-from piti.evaluation.vision import open_folder, open_repository
+from piti.evaluation.pretrained import Named, repository_folder
+from piti.evaluation.vision import REMEDY, open_folder, weights_in
 from piti.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, NETWORKS, PerceptualSpec, load_perceptual
 
 REPOSITORIES = {
@@ -125,17 +125,27 @@ def open_features(name: str, device: torch.device) -> FeatureNetwork:
 
     Raises UserError for what is none of these, cannot be fetched, or cannot be read.
     """
+    place, source = _located(name)
+    return open_folder(place, source, device) if place.is_dir() else _open_file(place, source, device)
+
+
+def features_sha256(name: str) -> str:
+    """The hash of a network's weights as `open_features` takes them by this name. Raises UserError."""
+    place, _ = _located(name)
+    return file_hash(weights_in(place) if place.is_dir() else place)
+
+
+def _located(name: str) -> tuple[Path, str]:
+    """The folder or file of a network, of a repository's in the cache, and what a result calls it. Raises UserError."""
     if name in REPOSITORIES:
-        return open_repository(REPOSITORIES[name], device)
+        return repository_folder(REPOSITORIES[name], REMEDY), REPOSITORIES[name]
     if name in FILES:
-        return _open_file(usual_file(name), str(usual_file(name)), device)
+        return usual_file(name), str(usual_file(name))
     path = Path(name).expanduser()
-    if path.is_dir():
-        return open_folder(path, name, device)
-    if path.is_file():
-        return _open_file(path, name, device)
+    if path.is_dir() or path.is_file():
+        return path, name
     if path.suffix not in SUFFIXES and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return open_repository(name, device)
+        return repository_folder(name, REMEDY), name
     known = choices(name, [*FILES, *REPOSITORIES])
     raise UserError(
         f"no feature network '{name}', and no such file or folder; {known}; or give a hub repository (OWNER/NAME) or a "

@@ -137,6 +137,11 @@ def load_pretrained(
     return Pretrained(network, processor, source, _hash(files))
 
 
+def pretrained_sha256(source: str, what: str, option: str) -> str:
+    """The hash of the weights that `load_pretrained` takes by this name. Raises JudgeError."""
+    return _hash(_weights(_folder(source, what, option), source, option))
+
+
 def _check_complete(report: Mapping[str, Any], given: tuple[str, str], network: str, what: str) -> None:
     """Raises JudgeError where weights were missing or of other shapes, and so are random."""
     missing = {str(key) for key in report["missing_keys"]} | {str(key[0]) for key in report["mismatched_keys"]}

@@ -22,7 +22,7 @@ from piti.conditions import MaskCondition
 from piti.core.json_files import JsonError, read_json
 from piti.core.spec import choices
 from piti.evaluation.per_condition import AlignmentError
-from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained
+from piti.evaluation.pretrained import ByPretrained, JudgeError, Named, load_pretrained, pretrained_sha256
 
 _WHAT = "a network for semantic segmentation"
 _OPTION = "segmenter"
@@ -106,6 +106,11 @@ def open_segmenter(source: str, device: torch.device) -> TransformersSegmenter:
     named: dict[int, str] = judge.network.config.id2label
     count = max(named, default=-1) + 1
     return TransformersSegmenter(judge, tuple(named.get(k, f"LABEL_{k}") for k in range(count)))
+
+
+def segmenter_sha256(source: str) -> str:
+    """The hash of the weights that `open_segmenter` takes by this name. Raises JudgeError."""
+    return pretrained_sha256(source, _WHAT, _OPTION)
 
 
 def _shown(mask: Shaped[Tensor, "N h w"] | None) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from piti.core.errors import UserError
 from piti.core.files import file_hash
 from piti.evaluation.fitting import BICUBIC, Fitting, centre_square, normalised, shorter_side, stretched
-from piti.evaluation.pretrained import first_line, import_transformers, quietly, repository_folder
+from piti.evaluation.pretrained import first_line, import_transformers, quietly
 from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -58,29 +58,30 @@ class VisionNetwork:
         return getattr(self.model(pixel_values=x), self.output).double().cpu()
 
 
-def open_repository(repository: str, device: torch.device) -> VisionNetwork:
-    """From the hub, or its cache. Raises UserError."""
-    return open_folder(repository_folder(repository, REMEDY), repository, device)
-
-
 def open_folder(folder: Path, source: str, device: torch.device) -> VisionNetwork:
     """From a folder as transformers saves one: CLIP (whole, or its vision half) or DINOv2, by its config.json.
 
     source: what the result names. Raises UserError.
     """
     config = _read_json(folder / _CONFIG)
-    found = [folder / name for name in HUB_FILES if (folder / name).is_file()]
-    if not found:
-        raise UserError(f"{folder} holds no weights ({' or '.join(HUB_FILES)}, in one piece); {REMEDY}")
+    weights = weights_in(folder)
     kind = config.get("model_type")
     if kind not in _OPENERS:
         raise UserError(f"{folder / _CONFIG}: model_type {kind!r}; features come from {', '.join(_OPENERS)}")
     prepared = _read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else {}
     try:
-        network = _OPENERS[kind](folder, source, file_hash(found[0]), prepared, device)
+        network = _OPENERS[kind](folder, source, file_hash(weights), prepared, device)
         return replace(network, settings=_hash_of(config, prepared))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: {_CONFIG} or {_PREPROCESSOR} is not as expected ({error}); {REMEDY}") from error
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in a folder. Raises UserError."""
+    found = [folder / name for name in HUB_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder} holds no weights ({' or '.join(HUB_FILES)}, in one piece); {REMEDY}")
+    return found[0]
 
 
 def _open_clip(

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from piti.conditions import MaskCondition
 from piti.core.errors import UserError, option, spelled, text_of
-from piti.core.files import file_hash
 from piti.core.progress import steps_bar
 from piti.data.folders import PairedFolder
 from piti.evaluation.evaluate import evaluate_files
-from piti.evaluation.features import FILES, usual_file
+from piti.evaluation.features import features_sha256
 from piti.evaluation.options import Options
 from piti.evaluation.result import Evaluation
+from piti.evaluation.segmentation import segmenter_sha256
 from piti.models.discriminator import DiscriminatorSpec
 from piti.models.perceptual import PerceptualSpec
 from piti.reproduction.files import DatasetFiles, contents_sha256
@@ -126,10 +126,16 @@ class Judges:
         return {"bootstrap": self.bootstrap} | {key: _identity(value) for key, value in named.items()}
 
     @cached_property
-    def named_files(self) -> frozenset[str]:
-        """The hashes of the files behind feature networks that are given by name, which `made_of` does not tell. Raises
-        UserError."""
-        return frozenset(file_hash(usual_file(name)) for name in self.features if name in FILES)
+    def named_features(self) -> frozenset[str]:
+        """The hashes of the weights behind feature networks that are given by name, of files and of hub repositories,
+        which `made_of` does not tell. Raises UserError."""
+        return frozenset(features_sha256(name) for name in self.features if _is_named(name))
+
+    @cached_property
+    def named_segmenter(self) -> frozenset[str]:
+        """The hash of the segmenter's weights, where it is given by its name on the hub. Raises UserError."""
+        name = self.segmenter
+        return frozenset() if name is None or not _is_named(name) else frozenset([segmenter_sha256(name)])
 
 
 @dataclass(frozen=True)
@@ -359,8 +365,10 @@ def judged(
     place, made_of = workspace.result(folder.name), made_of | {"objects": objects, "condition": read_as}
     if place.is_file():
         found = Evaluation.read(place)
-        taken_by = {network["sha256"] for network in found.facts.get("networks", ())}
-        if found.facts.get(OURS) == made_of and workspace.judges.named_files <= taken_by:
+        judges = workspace.judges
+        named = judges.named_features | (judges.named_segmenter if objects else frozenset())
+        taken_by = {one.get("sha256") for key in ("networks", "judges") for one in found.facts.get(key, ())}
+        if found.facts.get(OURS) == made_of and named <= taken_by:
             return found
     options = workspace.judges.options(side, workspace.device, workspace.out / "features", objects)
     with steps_bar(console, f"judging {folder.name}") as on_step:
@@ -376,5 +384,9 @@ def _identity(value: Any) -> Any:
     """A judge by its name, or where that is a file or a folder by its contents."""
     if isinstance(value, list):
         return [_identity(item) for item in value]
-    path = Path(value).expanduser() if value is not None else None
-    return contents_sha256(path) if path is not None and path.exists() else value
+    return value if value is None or _is_named(value) else contents_sha256(Path(value).expanduser())
+
+
+def _is_named(value: str | Path) -> bool:
+    """Whether a judge is given by a name, and not as a file or folder."""
+    return not Path(value).expanduser().exists()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from piti.conditions import ClassTable, MaskCondition
 from piti.core.files import file_hash
+from piti.evaluation import pretrained
 from piti.evaluation.features import FILES
 from piti.evaluation.result import Evaluation
 from piti.reproduction import make, runs
@@ -49,6 +50,35 @@ def test_another_file_behind_a_networks_name_is_judged_anew(tmp_path: Path, monk
     assert judged_by(b"one") == first
     assert Workspace(tmp_path).result("row-0").stat().st_mtime_ns == written
     assert judged_by(b"another") != first
+
+
+def test_another_revision_behind_a_judges_name_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of hub repositories the weights that are in the cache now."""
+    folders = {"someone/clip": tmp_path / "clip", "someone/segmenter": tmp_path / "segmenter"}
+    for folder in folders.values():
+        folder.mkdir()
+        for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+            (folder / name).write_bytes(b"one")
+    monkeypatch.setattr(pretrained, "hub_folder", lambda repository, *rest: folders[repository])
+    condition = MaskCondition(ClassTable(names=("sky",), ids=(0,), colours=((0, 0, 0),)))
+    chosen, made = DatasetFiles(condition, tmp_path, tmp_path, tmp_path, (), 0), []
+
+    def fake(*rest: object) -> Evaluation:
+        made.append(rest)
+        first, second = ({"sha256": file_hash(folder / "model.safetensors")} for folder in folders.values())
+        return Evaluation((), {"networks": [first], "judges": [second, {"of": "objects"}]})
+
+    monkeypatch.setattr(runs, "evaluate_files", fake)
+
+    def times_judged() -> int:
+        space = Workspace(tmp_path, judges=Judges(("someone/clip",), "someone/segmenter"))
+        runs.judged(tmp_path / "row-0", {"images": "these"}, 64, space, chosen, QUIET)
+        return len(made)
+
+    assert [times_judged(), times_judged()] == [1, 1]
+    for count, folder in enumerate(folders.values(), 2):
+        (folder / "model.safetensors").write_bytes(f"another {count}".encode())
+        assert [times_judged(), times_judged()] == [count, count]
 
 
 def test_photographs_are_judged_anew_with_other_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
