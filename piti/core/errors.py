@@ -119,8 +119,8 @@ def with_article(noun: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, without the lines below; of one that says nothing its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error of a library says, its first line with words; of one that says nothing its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quoted(text: str, most: int = 100) -> str:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piti.core.errors import UserError, text_of
+from piti.core.errors import UserError, first_line, text_of
 from piti.core.errors import option as mention
 from piti.core.files import file_hash
 from piti.models.perceptual import hub_folder
@@ -260,8 +260,3 @@ def _explained(source: str, option: str) -> Iterator[None]:
 def _hash(files: Sequence[Path]) -> str:
     hashes = [file_hash(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, short."""
-    return ((str(error).strip() or type(error).__name__).splitlines()[0])[:200]

@@ -14,10 +14,10 @@ from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor, nn
 
-from piti.core.errors import UserError
+from piti.core.errors import UserError, first_line
 from piti.core.files import file_hash
 from piti.evaluation.fitting import BICUBIC, Fitting, centre_square, normalised, shorter_side, stretched
-from piti.evaluation.pretrained import first_line, import_transformers, quietly
+from piti.evaluation.pretrained import import_transformers, quietly
 from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

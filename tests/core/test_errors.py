@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from piti.conditions import ConditionError
 from piti.core.distributed import FailedElsewhere, together
-from piti.core.errors import Message, UserError, option, spelled, text_of, with_article
+from piti.core.errors import Message, UserError, first_line, option, spelled, text_of, with_article
 from piti.data.batches import BatchStream, TrainingBatch, loader
 from piti.data.problems import BadSample, Skipped
 
@@ -141,3 +141,10 @@ def test_the_process_that_fails_keeps_the_parts_of_its_error(monkeypatch: pytest
         raise UserError("is wrong", remedy="give 1", option="num", value=0)
     error = caught.value
     assert (error.option, error.value, error.remedy) == ("num", 0, "give 1")
+
+
+@pytest.mark.parametrize(
+    ("said", "line"), [("one\ntwo", "one"), ("\n  one\ntwo", "one"), (" \n", "OSError"), ("", "OSError")]
+)
+def test_what_a_library_says_in_its_first_line(said: str, line: str) -> None:
+    assert first_line(OSError(said)) == line
