@@ -1,4 +1,5 @@
-"""Files and folders that are whole or absent: written beside their place, then renamed into it; hashes of files."""
+"""Files and folders that are whole or absent: written beside their place, then renamed into it, by one process at a
+time; hashes of files."""
 
 from __future__ import annotations
 
@@ -74,6 +75,35 @@ def whole_file(target: Path, overwrite: bool, named: str = OUT) -> Iterator[Path
         yield partial
         flush(partial)
         os.replace(partial, target)
+
+
+@contextmanager
+def alone(target: Path, named: str = OUT) -> Iterator[None]:
+    """Keep other processes that ask likewise from writing `target` meanwhile. named: what names it, see `option`.
+
+    A process that dies frees it. On a file system without locks nobody is kept out. Raises OutputError where another
+    process is in it.
+    """
+    from filelock import FileLock, Timeout
+
+    path = target.absolute().with_name(f".{target.absolute().name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            "another process writes there at this moment", remedy=f"wait for it, or give another {named}", source=target
+        ) from None
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
 
 
 def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], named: str = OUT) -> None:
