@@ -328,25 +328,22 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
 
 
 def evaluated(
-    folder: Path, made_of: Mapping[str, Any], plan: Plan, workspace: Workspace, chosen: DatasetFiles, console: Console
+    folder: Path, images: Mapping[str, Any], side: int, workspace: Workspace, chosen: DatasetFiles, console: Console
 ) -> Evaluation:
-    """What the judges say of a folder of images; taken from disk where it was taken before."""
+    """What the judges say of a folder of images; taken from disk where it was taken before.
+
+    images: what these were made of, plain data; side: to which centre squares are brought, in pixels.
+    """
+    objects, place = chosen.kind == MaskCondition.kind, workspace.result(folder.name)
     whole = {
-        "images": dict(made_of),
+        "images": images,
         "judges": workspace.judges.made_of,
         "reference": chosen.reference_sha256,
-        "side": plan.side,
+        "side": side,
+        "objects": objects,
+        "condition": chosen.condition.to_config(),  # classes are matched with a segmenter's by name
     }
-    return judged(folder, json.loads(json.dumps(whole)), plan.side, workspace, chosen, console)
-
-
-def judged(
-    folder: Path, made_of: dict[str, Any], side: int, workspace: Workspace, chosen: DatasetFiles, console: Console
-) -> Evaluation:
-    """An evaluation by all that it is made of, which is plain data; see `evaluated`."""
-    objects = chosen.kind == MaskCondition.kind
-    read_as = json.loads(json.dumps(chosen.condition.to_config()))  # classes are matched with a segmenter's by name
-    place, made_of = workspace.result(folder.name), made_of | {"objects": objects, "condition": read_as}
+    made_of = json.loads(json.dumps(whole))  # as it is read again
     if place.is_file():
         found = Evaluation.read(place)
         judges = workspace.judges
