@@ -114,6 +114,10 @@ def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
         make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
 
 
+CROPS = 4
+"""Crops of a training to an image that is sampled, of upsamplers at small scale."""
+
+
 class TestBeforeTraining:
     """All that is known to stop a run is told together, and nothing is trained."""
 
@@ -195,18 +199,23 @@ class TestDryRun:
             ("piti", None, {"steps": 2, "guidance": 0.0}, 2),
             ("piti", None, {"steps": 10, "guidance": Guidance(w=1.0, interval=(0.0, 0.5))}, 10 + 5),
             ("spade", None, {"steps": 2}, 1),
-            ("piti", "upsampler", {"steps": 2}, 2 * 2 + 27 / 2),
-            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4}, 2 * 2 + 4 / 2),
-            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4, "upsampler_guidance": 1.0}, 2 * 2 + 2 * 4 / 2),
+            ("piti", "upsampler", {"steps": 2}, 2 * 2 + CROPS * 27 / 2),
+            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4}, 2 * 2 + CROPS * 4 / 2),
+            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4, "upsampler_guidance": 1.0}, 2 * 2 + CROPS * 4),
             ("piti", "upsampler", {"steps": 2, "base_only": True}, 2 * 2),
-            ("piti", "one-step-upsampler", {"steps": 2}, 2 * 2 + 1 / 2),
-            ("piti", "one-step-upsampler", {"steps": 2, "upsampler_steps": 1, "upsampler_sampler": "ddim"}, 4 + 1 / 2),
+            ("piti", "one-step-upsampler", {"steps": 2}, 2 * 2 + CROPS / 2),
+            (
+                "piti",
+                "one-step-upsampler",
+                {"steps": 2, "upsampler_steps": 1, "upsampler_sampler": "ddim"},
+                4 + CROPS / 2,
+            ),
         ],
     )
     def test_a_row_is_sampled_by_its_own_options(
         self, base: str, upsampler: str | None, asked: dict[str, Any], passes: float
     ) -> None:
-        """The base trains on 10 images a second here, an upsampler on 20."""
+        """The base trains on 10 images a second here, an upsampler on 20 crops of a quarter of the image's area."""
         small, large = (Training(name or "", name or "", "camvid") for name in (base, upsampler))
         recipes = {one: read_recipe(PLAN.recipe_file(one)) for one in (small, large) if one.recipe}
         rates = dict(zip(recipes, (10.0, 20.0), strict=False))
