@@ -184,7 +184,7 @@ class PretrainedTokenizer(Tokenizer):
     lower: bool = False
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer(text.lower().strip() if self.lower else text).input_ids
+        return self._tokenizer(text.lower().strip() if self.lower else text, verbose=False).input_ids
 
     def within(self, ids: list[int], context: int) -> list[int]:
         """The token that ends a text, where there is one, stays its last."""
