@@ -1,1 +1,1 @@
-"""What generated images are worth: distances to real ones, diversity, agreement with their conditions."""
+"""Metrics of generated images: distances to real ones, diversity, agreement with their conditions."""

@@ -1,4 +1,4 @@
-"""Folders of the conditions that images were made from, each with its kind."""
+"""Folders of the images' conditions, each with its kind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def condition_folders(
     sketches: Path | None = None,
     geometry: Path | None = None,
 ) -> dict[str, tuple[Path, Condition]]:
-    """Each folder that is given with its kind of condition, by the argument's name.
+    """The given folders with their kinds of condition, by argument name.
 
-    labels: masks; classes: their table, by default classes.json in that folder or beside it. sketches: pictures of
-    lines; geometry: files of depth. Raises PairingError if there is no table.
+    labels: masks; classes: their table, by default classes.json in that folder or beside it. sketches: images of lines;
+    geometry: depth files. Raises PairingError if there is no table.
     """
     found: dict[str, tuple[Path, Condition]] = {}
     if labels is not None:
@@ -34,7 +34,7 @@ def condition_folders(
 def combined(
     folders: Mapping[str, tuple[Path, Condition]],
 ) -> tuple[Path | dict[str, Path] | None, Condition | None]:
-    """The folders and their condition as `evaluate_files` takes them: of several kinds, one condition of parts."""
+    """The folders and their condition as arguments of `evaluate_files`: several kinds form one condition of parts."""
     if len(folders) > 1:
         parts = {name: condition for name, (_, condition) in folders.items()}
         return {name: folder for name, (folder, _) in folders.items()}, SeveralCondition(parts)
@@ -45,13 +45,14 @@ def only_one(folders: Mapping[str, tuple[Path, Condition]]) -> tuple[Path | None
     """The folder and its condition, for a study. Raises UserError for several."""
     if len(folders) > 1:
         raise UserError(
-            f"{' and '.join(map(option, folders))}: a study shows one kind of condition", remedy="give one of them"
+            f"{' and '.join(map(option, folders))}: a study displays one kind of condition",
+            remedy="give only one of them",
         )
     return next(iter(folders.values()), (None, None))
 
 
 def _masks(labels: Path, classes: Path | None) -> MaskCondition:
-    """With the table that is given, or that in the masks' folder or its parent. Raises PairingError."""
+    """Masks with the given table, or the one in their folder or its parent. Raises PairingError."""
     places = [classes] if classes else [labels / "classes.json", labels.resolve().parent / "classes.json"]
     found = [place for place in places if place.is_file()]
     if not found:

@@ -1,4 +1,4 @@
-"""How well images keep to the depth they were made from, as a network that estimates depth sees them.
+"""Agreement of images with their depth conditions, measured with a depth estimation network.
 
 N is the number of images.
 """
@@ -37,7 +37,7 @@ class DepthEstimator(Named, Protocol):
 
     @property
     def inverse(self) -> bool:
-        """Whether what is near has the larger numbers."""
+        """Whether larger values are nearer."""
         ...
 
     def __call__(self, images: list[Image.Image]) -> Float[Tensor, "N h w"]:
@@ -47,7 +47,7 @@ class DepthEstimator(Named, Protocol):
 
 @dataclass(frozen=True)
 class TransformersDepth(ByPretrained):
-    """A network of AutoModelForDepthEstimation, with the preprocessing that its `preprocessor_config.json` states."""
+    """A network of AutoModelForDepthEstimation, with the preprocessing of its `preprocessor_config.json`."""
 
     inverse: bool
 
@@ -59,12 +59,12 @@ class TransformersDepth(ByPretrained):
         estimates = self._finished(found, [(image.height, image.width) for image in images])
         if not torch.isfinite(estimates).all():
             raise JudgeError(
-                "estimates are NaN or infinite", remedy="fetch its weights again", option=_OPTION, value=self.source
+                "estimates are NaN or infinite", remedy="download its weights again", option=_OPTION, value=self.source
             )
         return estimates.float().cpu()
 
     def _finished(self, found: object, sizes: list[tuple[int, int]]) -> Float[Tensor, "N h w"]:
-        """At the images' size, as the processor does it (ZoeDepth's cuts off borders that it added), else bilinear."""
+        """Resized to the images' size by the processor (ZoeDepth's removes its padding), or else bilinearly."""
         finish = getattr(self.judge.processor, "post_process_depth_estimation", None)
         if finish is None:
             depth: Tensor = found.predicted_depth  # type: ignore[attr-defined]
@@ -75,10 +75,10 @@ class TransformersDepth(ByPretrained):
 
 
 def open_depth(source: str, device: torch.device, inverse: bool | None = None) -> TransformersDepth:
-    """A depth network by hub repository or local folder.
+    """Load a depth network from a hub repository or local folder.
 
-    inverse: whether its estimates fall with distance; by default by its kind: ZoeDepth's, GLPN's, Depth Pro's, and
-    those of networks whose config says that they estimate metres grow. Raises JudgeError.
+    inverse: whether its estimates decrease with distance; by default, except for ZoeDepth, GLPN, Depth Pro, and
+    networks with metric depth according to their config. Raises JudgeError.
     """
     judge = load_pretrained(source, {"DepthEstimation": ()}, _WHAT, _OPTION, device)
     config = judge.network.config
@@ -101,11 +101,11 @@ class DepthScores(NamedTuple):
 
 
 def depth_scores(estimate: Float[Tensor, "h w"], depth: Float[Tensor, "h w"], inverse: bool) -> DepthScores | None:
-    """Errors of an estimate that is known up to scale and shift; None where fewer than two pixels have a depth.
+    """Errors of an estimate up to scale and shift; None if fewer than two pixels have a known depth.
 
-    depth: in metres, 0 or less in holes. The estimate is brought to the inverse of depth, or to depth itself, by the
-    scale and shift of least squares (MiDaS, Ranftl et al. 2020, section 5), then clipped to the range of the known
-    depths: what lies outside, at 1/d' ≤ 0 say, is no depth.
+    depth: in metres, 0 or less in holes. The estimate is fitted to inverse depth, or to depth, with the least-squares
+    scale and shift (MiDaS, Ranftl et al. 2020, section 5), then clipped to the range of the known depths, since values
+    outside, such as 1/d' ≤ 0, may not be depths.
     """
     known = depth > 0
     true, said = depth[known].double(), estimate[known].double()
@@ -123,7 +123,7 @@ def depth_scores(estimate: Float[Tensor, "h w"], depth: Float[Tensor, "h w"], in
 
 
 def fit(values: Float[Tensor, " n"], wanted: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """s · values + t, with the s and t of least squares: argmin Σ (s · values + t − wanted)²."""
+    """s · values + t with the least-squares s and t: argmin Σ (s · values + t − wanted)²."""
     centred = values - values.mean()
     spread = centred.square().sum()
     scale = (centred * (wanted - wanted.mean())).sum() / spread if spread > 0 else 0.0
@@ -135,12 +135,12 @@ def fit(values: Float[Tensor, " n"], wanted: Float[Tensor, " n"]) -> Float[Tenso
 
 @dataclass(frozen=True)
 class DepthAgreement:
-    """Agreement with depth; rows: the means over the samples of each condition of what `DepthScores` names."""
+    """Agreement with depth; rows: `DepthScores` of each condition, averaged over its samples."""
 
     stems: tuple[str, ...]
     rows: Float[Tensor, "conditions 3"]
     blank: tuple[str, ...]
-    """Conditions whose part in the image has no known depth, which are left out."""
+    """Conditions without known depth within their images, which are skipped."""
     images: int
 
     def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
@@ -159,11 +159,11 @@ def depth_error(
     batch: int = 8,
     on_step: OnProgress | None = None,
 ) -> DepthAgreement:
-    """Errors of the depth that is estimated for images, against that which they were made from.
+    """Errors of the depth estimated from images, compared with their conditions.
 
-    The conditions' files are read in metres, not as the network saw them (normalised, clipped), with holes left out,
-    cut as the image is and brought to its size by nearest neighbour. Raises ConditionError and ImageError for
-    files that cannot be read, AlignmentError for images that do not fit, and where no depth is known at all.
+    The condition files are read in metres, not normalised and clipped as for the network, without holes, cropped like
+    the image and resized to it by nearest neighbour. Raises ConditionError and ImageError for unreadable files,
+    AlignmentError for images that do not match, and if no depth is known at all.
     """
     found: dict[str, list[DepthScores]] = {stem: [] for stem, paths in groups.items() if paths}
     for several in batches(groups, resize, batch, on_step):
@@ -175,7 +175,8 @@ def depth_error(
     stems = tuple(stem for stem, scores in found.items() if scores)
     if not stems:
         raise AlignmentError(
-            f"none of the {len(found)} conditions has a known depth where its image is; check condition.unit and far"
+            f"none of the {len(found)} conditions has a known depth within its image; check condition.unit and "
+            "condition.far"
         )
     rows = torch.stack([torch.tensor(found[stem], dtype=torch.float64).mean(0) for stem in stems])
     blank = tuple(stem for stem, scores in found.items() if not scores)
@@ -183,7 +184,8 @@ def depth_error(
 
 
 def known_depth(one: Framed, path: Path, condition: GeometryCondition) -> Float[Tensor, "h w"]:
-    """Depth in metres of what an image shows, 0 in holes and beyond `condition.far`, at the image's size."""
+    """Depth in metres of an image's part of its condition, 0 in holes and beyond `condition.far`, at the image's
+    size."""
     depth = torch.from_numpy(read_depth(path, condition.unit, condition.normal_axes).depth)
     if condition.far is not None:
         depth = torch.where(depth <= condition.far, depth, 0)

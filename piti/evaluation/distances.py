@@ -1,4 +1,4 @@
-"""Distances of generated images from real ones, in the features of one network, as measures with intervals."""
+"""Distances between generated and real images in the features of one network, as measures with intervals."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from piti.evaluation.metrics import (
 from piti.evaluation.result import Measure
 
 SMALL = 2048
-"""With fewer images a side, or fewer than the features have dimensions, a sample is called small: Inception's 2,048
-dimensions leave the covariance of fewer without full rank."""
+"""Samples with fewer images per side, or fewer images than feature dimensions, are called small: the covariance of
+fewer than 2,048 images in Inception's 2,048 dimensions is rank-deficient."""
 NEAREST = 3
-"""Precision's and recall's k (Kynkäänniemi et al. 2019)."""
+"""k of precision and recall (Kynkäänniemi et al. 2019)."""
 LEAST_FOR_SHARES = NEAREST + 2
-"""Images a side that precision and recall need at least."""
+"""Minimum number of images per side for precision and recall."""
 NOISE = 20
-"""Numbers of fewer images a side are noise."""
+"""With fewer images per side, values are mostly noise."""
 CMMD_NETWORK = "clip-l"
-"""The network whose features CMMD takes, and no other measure."""
+"""The network used for CMMD, and for no other measure."""
 _POSITIVE = (0, math.inf)
 Features = Float[Tensor, "n d"]
 
 
 def is_small(real: int, generated: int, dimensions: int) -> bool:
-    """Whether there are so few images that the measures scatter, and get intervals."""
+    """Whether there are so few images that measures get intervals."""
     return min(real, generated) < max(SMALL, dimensions)
 
 
 @dataclass(frozen=True)
 class _Sets:
-    """Features of both sides by one network, and how they are measured."""
+    """Features of both sides from one network, and their measures."""
 
     network: str
     real: Features
@@ -57,14 +57,14 @@ class _Sets:
 
     @cached_property
     def halves(self) -> Halves:
-        """What the intervals of all measures are of."""
+        """The draws for the intervals of all measures."""
         generator = torch.Generator().manual_seed(self.seed)
         return Halves.drawn(len(self.real), len(self.generated), self.draws, generator)
 
     def drawn(
         self, of_halves: Callable[[Features, Features, Halves], Tensor], least: int = LEAST_FOR_INTERVAL
     ) -> Tensor | None:
-        """What the draws give; None where no intervals are wanted, and of fewer than `least` images a side."""
+        """Values of the draws; None without intervals, or with fewer than `least` images per side."""
         if not self.draws or min(len(self.real), len(self.generated)) < least:
             return None
         return of_halves(self.real, self.generated, self.halves)
@@ -77,16 +77,16 @@ class _Sets:
         within: tuple[float, float] = (-math.inf, math.inf),
         counted: int = 0,
     ) -> Measure:
-        """A measure, with its interval by what the draws gave. counted: of how many images a share is."""
+        """A measure, with its interval from the draws. counted: number of images of a share."""
         interval = None if drawn is None else interval_about(value, drawn, within)
-        if self.draws and counted and interval is None:  # the draws say nothing
+        if self.draws and counted and interval is None:  # the draws do not differ
             interval = Interval(*wilson(value * counted, counted))
         return Measure.taken(name, value, interval, self.network)
 
     def shares(self) -> list[Measure]:
-        """Precision and recall, with Wilson's interval of their counts where the draws do not differ.
+        """Precision and recall, with Wilson's interval of their counts if the draws do not differ.
 
-        Wilson's takes the other side's manifold as it is.
+        Wilson's interval treats the other side's manifold as fixed.
         """
         values = precision_recall(self.real, self.generated, NEAREST)
         drawn = self.drawn(partial(shares_of_halves, k=NEAREST), 2 * LEAST_FOR_SHARES)  # a draw takes half
@@ -101,9 +101,9 @@ class _Sets:
 def distances(
     network: str, real: Features, generated: Features, draws: int, seed: int
 ) -> tuple[list[Measure], dict[str, int | float]]:
-    """What one network says, and with which settings.
+    """Measures from one network, and their settings.
 
-    draws: for the intervals that small samples get; 0 is none. Raises UserError.
+    draws: for the intervals of small samples; 0 for none. Raises UserError.
     """
     small = is_small(len(real), len(generated), real.shape[1])
     sets = _Sets(network, real, generated, draws if small else 0, seed)

@@ -1,4 +1,4 @@
-"""How much samples of one condition differ from each other, and from the photograph of their condition."""
+"""Diversity of the samples of one condition, and their distances to its photograph."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from piti.evaluation.perceptual import PerceptualJudge, unit_features
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances between samples of one condition, where those with one sample are left out, or to its photograph.
+    """Distances between samples of one condition, skipping those with one sample, or to its photograph.
 
-    rows: the sum of the distances, and how many there are.
+    rows: the sum of the distances, and their number.
     """
 
     measure: str
@@ -59,10 +59,10 @@ def diversity(
 ) -> Distances:
     """The mean perceptual distance between samples of one condition, see `perceptual_distance`.
 
-    All of the spec's layers count alike; its `layer_weights` are for training. Numbers are those of published LPIPS
-    where the judge has its learned weights (`LpipsSpec`), and not comparable with it otherwise.
-    Raises AlignmentError where no condition has two samples, or samples of one differ in size or give NaN;
-    UserError for images that are too small for the network.
+    All of the spec's layers have equal weight; its `layer_weights` are for training. Values equal published LPIPS if
+    the network has its learned weights (`LpipsSpec`), and are not comparable with it otherwise. Raises AlignmentError
+    if no condition has two samples, or samples of one differ in size or give NaN; UserError for images that are too
+    small for the network.
     """
     several = _several({stem: list(paths) for stem, paths in groups.items()})
     device = judge.network.mean.device
@@ -83,17 +83,17 @@ def diversity(
 
 @torch.inference_mode()
 def _features(judge: PerceptualJudge, row: Sequence[Framed], device: torch.device) -> list[Tensor]:
-    """Unit features of images of one size, a tensor [N, C, h, w] a layer."""
+    """Unit features of images of one size, a tensor [N, C, h, w] per layer."""
     images = torch.stack([to_tensor(one.image) for one in row]).to(device)  # [N, 3, h, w]
     found = judge.network(images)
     for k, one in enumerate(row):
         if not all(torch.isfinite(x[k]).all() for x in found):
-            raise AlignmentError(f"{one.path}: {judge.name} gives NaN for it; check the weights in {judge.source}")
+            raise AlignmentError(f"{one.path}: {judge.name} returned NaN; check the weights in {judge.source}")
     return unit_features(found)
 
 
 def _added(samples: Sequence[list[Tensor]], judge: PerceptualJudge) -> Float[Tensor, " 2"]:
-    """The sum of the distances between every two, and how many there are."""
+    """The sum of all pairwise distances, and their number."""
     distances = torch.cat([judge.distance(a, b) for a, b in combinations(samples, 2)]).double().cpu()
     return torch.tensor([distances.sum().item(), len(distances)], dtype=torch.float64)
 
@@ -108,10 +108,9 @@ def photograph_distance(
 ) -> Distances:
     """The mean perceptual distance of each image to its condition's photograph, for upsamplers and reconstructions.
 
-    photographs: by stem; each is brought to its image's size, the part of it that the image shows (all of it, or its
-    centred square), bicubic with antialiasing. Of images drawn freely, such as those made from masks, a large distance
-    is no fault. Raises AlignmentError for images of other proportions or that give NaN, UserError for images that are
-    too small.
+    photographs: by stem; each is cropped like its image (whole, or its centre square) and resized to it, bicubic with
+    antialiasing. For images sampled freely, such as from masks, a large distance is not an error. Raises AlignmentError
+    for images of another aspect ratio or that give NaN, UserError for images that are too small.
     """
     device = judge.network.mean.device
     row_of = {stem: row for row, stem in enumerate(groups)}
@@ -125,7 +124,7 @@ def photograph_distance(
 
 
 def _shown_of(photograph: Path, one: Framed) -> Framed:
-    """What an image shows of a photograph, at the image's size."""
+    """The part of a photograph that corresponds to an image, at the image's size."""
     whole = read_rgb(photograph)
     shown = crop_resize(whole, one.box(*whole.size, str(photograph)), one.image.size)
     return Framed(photograph, one.stem, shown, whole.size)
@@ -145,12 +144,12 @@ def feature_spread(features: Float[Tensor, "N D"], groups: Mapping[str, Sequence
 
 
 def _several(groups: Mapping[str, Sequence]) -> dict[str, Sequence]:
-    """The conditions with at least two samples. Raises AlignmentError where there are none."""
+    """The conditions with at least two samples. Raises AlignmentError if there are none."""
     several = {stem: samples for stem, samples in groups.items() if len(samples) > 1}
     if not several:
         raise AlignmentError(
-            f"none of {len(groups)} conditions has two samples, between which diversity is measured",
-            remedy=f"make more with piti translate {flag('num')} 4",
+            f"none of {len(groups)} conditions has the two samples that diversity needs",
+            remedy=f"generate more with piti translate {flag('num')} 4",
         )
     return several
 

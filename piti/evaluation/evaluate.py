@@ -61,8 +61,7 @@ def evaluate_files(
 
     real: photographs for the distances: a folder, or a data root of which `split` is used (by default "val").
     conditions: the folder of the images' conditions, of the kind `condition`, for the agreement with them; for several
-    parts a folder for each. Raises UserError, in every case before anything is measured that can
-    be told then.
+    parts a folder for each. Raises UserError, if possible before measuring.
     """
     images = generated_images(generated)
     found = [_given(images, kind, folder) for kind, folder in _folders(conditions, condition)]
@@ -73,11 +72,11 @@ def evaluate_files(
         what = (
             f"no {option('real')} is given"
             if real is None
-            else f"{real} is a folder of photographs, not laid out as data"
+            else f"{real} is a plain folder of photographs, without splits"
         )
         raise PairingError(
             what,
-            remedy=f"leave it out, or give {option('real')} a data root (with images/)",
+            remedy=f"remove it, or give a data root (with images/) as {option('real')}",
             option="split",
             value=split,
         )
@@ -94,11 +93,11 @@ def evaluate_model(
     ranks: Ranks | None = None,
     on_step: OnProgress | None = None,
 ) -> Evaluation | None:
-    """Translate a split's conditions into `out`, then judge the images against the split's photographs.
+    """Translate a split's conditions into `out`, then evaluate the images against the split's photographs.
 
-    Goes on where it was interrupted; images that are there are kept if they were made in the same way. ranks: the
-    processes that share the translation; the first judges, the others get None. on_step: (denoising steps done, in
-    all). See `generate_split` and `evaluate_made` for more choice. Raises UserError.
+    Resumes after interruptions; existing images are kept if they were generated in the same way. ranks: the processes
+    that share the translation; the first evaluates, the others return None. on_step: called as (denoising steps done,
+    total). See `generate_split` and `evaluate_made` for more options. Raises UserError.
     """
     ranks = ranks or Ranks()
     check_measures(model, split, options, ranks)
@@ -109,9 +108,11 @@ def evaluate_model(
 
 
 def check_measures(model: str, split: Split, options: Options, ranks: Ranks, real: Path | None = None) -> None:
-    """Before anything is sampled: raises UserError for networks and photographs by which `evaluate_made` could not
-    judge a model's images of a split, and ModelError for a model that is not there. Every process of `ranks` must call
-    this."""
+    """Check, before sampling, whether `evaluate_made` can evaluate a model's images.
+
+    Raises UserError for the networks and photographs, and ModelError for a missing model. Every process of `ranks` must
+    call this.
+    """
     with together():
         if ranks.main:
             cpu = torch.device("cpu")
@@ -126,7 +127,8 @@ def check_measures(model: str, split: Split, options: Options, ranks: Ranks, rea
 def evaluate_made(
     made: GeneratedSplit, out: Path, options: Options, real: Path | None = None, on_step: OnProgress | None = None
 ) -> Evaluation:
-    """Judge what `generate_split` made in `out`. real: photographs instead of the split's. Raises UserError."""
+    """Evaluate the images that `generate_split` wrote to `out`. real: photographs to use instead of the split's. Raises
+    UserError."""
     place, split = Path(made.facts["data"]), str(made.facts["split"])
     reals = made.photographs if real is None else photographs(real, split)
     of_split = split if real is None or is_data_root(real) else ""
@@ -146,22 +148,22 @@ def _folders(conditions: Path | Mapping[str, Path] | None, condition: Condition 
     if conditions is None:
         return []
     if condition is None or isinstance(condition, NoCondition):
-        raise PairingError(f"{conditions}: of which kind are these conditions? Give the condition too")
+        raise PairingError(f"{conditions}: the kind of these conditions is not given; pass `condition` too")
     parts = condition.named_parts()
     folders = {next(iter(parts)): conditions} if isinstance(conditions, Path) else conditions
     if folders.keys() - parts.keys():
-        raise PairingError(f"conditions are given of {', '.join(folders)}, and the kinds are {', '.join(parts)}")
+        raise PairingError(f"conditions are given for {', '.join(folders)}, but the parts are {', '.join(parts)}")
     return [(parts[part], folder) for part, folder in folders.items()]
 
 
 def _given(images: Sequence[Path], condition: Condition, folder: Path) -> tuple[ConditionFiles, list[str]]:
-    """The conditions of a folder's images, and what to say of them. Raises PairingError, ConditionError."""
+    """The conditions of a folder's images, and notes on them. Raises PairingError, ConditionError."""
     files = conditions_by_stem(folder, condition.suffixes)
     samples = paired(images, files, folder)
     settled, notes = condition.settled(list(files.values()))
     coverage = Coverage(settled)
     for stem in samples if isinstance(settled, MaskCondition) else ():
-        with suppress(ConditionError, ImageError):  # whoever judges by it names it
+        with suppress(ConditionError, ImageError):  # the measure that uses it reports it
             coverage.add(coverage.counted(settled.load(files[stem])))
     return ConditionFiles(settled, str(folder), files, samples), [*notes, *coverage.lacks()]
 
@@ -209,23 +211,25 @@ def _evaluate(material: Material, options: Options, on_step: OnProgress | None) 
 
 
 def _check_cache(options: Options) -> None:
-    """Raises OutputError where features could not be kept once they are computed."""
+    """Raises OutputError if computed features could not be cached."""
     if options.cache is not None:
         check_place(options.cache, option("cache"))
 
 
 def _networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
-    """The feature networks. Raises UserError for none, and for two of one name."""
+    """The feature networks. Raises UserError for none, and for two with the same name."""
     if not options.features:
         raise UserError(
-            f"{option('real')} is given and no {option('features')}", remedy="name a network, such as inception"
+            f"{option('real')} is given without {option('features')}", remedy="name a network, such as inception"
         )
     networks = [open_features(name, device) for name in options.features]
     for name, count in Counter(network.name for network in networks).items():
         if count > 1:
             named = ", ".join(network.source for network in networks if network.name == name)
             raise UserError(
-                f"{named} are all '{name}', and results could not be told apart", remedy="give one", option="features"
+                f"{named} are all '{name}', so their results would have the same name",
+                remedy="give only one",
+                option="features",
             )
     return networks
 
@@ -233,7 +237,7 @@ def _networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
 def _features(
     network: FeatureNetwork, material: Material, options: Options, meter: ProgressMeter
 ) -> tuple[Tensor, Tensor]:
-    """Of the generated and of the real images."""
+    """Features of the generated and the real images."""
     generated, real = (
         features_of(network, images, options.resize, options.batch, meter.part(len(images)), options.cache)
         for images in (material.images, material.real)
@@ -244,7 +248,7 @@ def _features(
 def _distances(
     network: FeatureNetwork, sides: tuple[Tensor, Tensor], material: Material, options: Options
 ) -> tuple[list[Measure], dict[str, Any]]:
-    """What one feature network says, and with which settings. sides: features of the generated and the real images."""
+    """Measures from one feature network, and their settings. sides: features of the generated and the real images."""
     generated, real = sides
     found, settings = distances(network.name, real, generated, options.bootstrap, options.seed)
     if network.name == CMMD_NETWORK or len(material.samples) == len(material.images):

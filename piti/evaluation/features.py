@@ -1,4 +1,4 @@
-"""Features of images: which network, from where, how an image comes to it, and the features of many files."""
+"""Feature networks: their names, weights and preprocessing, and the features of many files."""
 
 from __future__ import annotations
 
@@ -31,41 +31,41 @@ REPOSITORIES = {
     "clip-l": "openai/clip-vit-large-patch14-336",
     "dinov2": "facebook/dinov2-large",
 }
-"""Names of networks that a hub has: FID-C's, CMMD's, FD-DINOv2's."""
+"""Networks on a hub: those of FID-C, CMMD and FD-DINOv2."""
 FILES = {
     "inception": inception.FILE,
     "squeezenet": NETWORKS["squeezenet1_1"].file,
     "alexnet": NETWORKS["alexnet"].file,
 }
-"""Names of networks whose weights are a file, looked for where `torch.hub` keeps its own; and what they are called."""
+"""Networks with a weight file, by name; files are looked up in the folder of `torch.hub`."""
 CLASSIFIER_SIDE = 256
-"""To which images come for the classifiers below, in pixels."""
+"""Input size of the classifiers below in pixels."""
 
 
 @dataclass(frozen=True)
 class PooledLayer:
-    """The layer of an ImageNet classifier whose mean over positions is a feature."""
+    """A layer of an ImageNet classifier, whose mean over positions is used as features."""
 
     network: str
-    """In `piti.models.perceptual.NETWORKS`."""
+    """A name in `piti.models.perceptual.NETWORKS`."""
     layer: int
     channels: int
     scale: float
-    """By which the means are divided, so that they are of about unit size, as KID's kernel expects."""
+    """Divisor of the means, so that they have about unit size, as KID's kernel expects."""
     mark: str
-    """A tensor's name that tells its file from the others'."""
+    """A tensor name that identifies its file."""
     shape: tuple[int, ...]
-    """Of that tensor."""
+    """Shape of that tensor."""
 
 
 CLASSIFIERS = {
     "squeezenet": PooledLayer("squeezenet1_1", 12, 512, 3.0, "features.12.expand3x3.weight", (256, 64, 3, 3)),
     "alexnet": PooledLayer("alexnet", 11, 256, 0.25, "features.0.weight", (64, 3, 11, 11)),
 }
-"""Judges without a published protocol: their distances are not comparable with FID."""
+"""Networks without a published protocol: their distances are not comparable with FID."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_THREADS = 4  # that decode
-_CACHE_FORMAT = "1"  # of stored features; another where the same network would now give others
+_THREADS = 4  # decoding threads
+_CACHE_FORMAT = "1"  # of cached features; changes when a network's features change
 
 
 @runtime_checkable
@@ -74,17 +74,18 @@ class FeatureNetwork(Named, Protocol):
 
     @property
     def resize(self) -> str:
-        """How an image comes to the network's size, in words."""
+        """Description of how an image is resized for the network."""
         ...
 
     @property
     def dimensions(self) -> int:
-        """D."""
+        """Number of features D."""
         ...
 
     @property
     def settings(self) -> str:
-        """What decides its features beside the weights and `resize`: a hash of its folder's configs, "" of a file."""
+        """What else determines its features besides the weights and `resize`: a hash of its folder's configs, "" for a
+        file."""
         ...
 
     def __call__(self, images: list[Image.Image]) -> Float64[Tensor, "n d"]:
@@ -94,7 +95,7 @@ class FeatureNetwork(Named, Protocol):
 
 @dataclass(frozen=True)
 class FileNetwork:
-    """A network of ours with the weights of a file."""
+    """A network implemented here, with weights from a file."""
 
     name: str
     source: str
@@ -102,13 +103,13 @@ class FileNetwork:
     dimensions: int
     fitting: Fitting
     model: Callable[[list[Image.Image]], Tensor]
-    """Fitted images => features [N, D]."""
+    """Resized images => features [N, D]."""
     settings: str = ""
-    """None: the code has all of them."""
+    """Empty: all settings are in the code."""
 
     @property
     def resize(self) -> str:
-        """How an image comes to the network's size."""
+        """Description of how an image is resized for the network."""
         return self.fitting.words
 
     @torch.inference_mode()
@@ -120,23 +121,24 @@ class FileNetwork:
 
 
 def open_features(name: str, device: torch.device) -> FeatureNetwork:
-    """A feature network by name ("inception", "clip", "clip-l", "dinov2", "squeezenet", "alexnet"), by a hub repository
-    of CLIP or DINOv2, by a local folder of one, or by a file with the weights of Inception, SqueezeNet 1.1 or AlexNet.
+    """Load a feature network by name ("inception", "clip", "clip-l", "dinov2", "squeezenet", "alexnet"), by hub
+    repository or local folder of CLIP or DINOv2, or by weight file of Inception, SqueezeNet 1.1 or AlexNet.
 
-    Raises UserError for what is none of these, cannot be fetched, or cannot be read.
+    Raises UserError for other names, and if the weights cannot be downloaded or read.
     """
     place, source = _located(name)
     return open_folder(place, source, device) if place.is_dir() else _open_file(place, source, device)
 
 
 def features_sha256(name: str) -> str:
-    """The hash of a network's weights as `open_features` takes them by this name. Raises UserError."""
+    """The hash of the weights that `open_features` loads for this name. Raises UserError."""
     place, _ = _located(name)
     return file_hash(weights_in(place) if place.is_dir() else place)
 
 
 def _located(name: str) -> tuple[Path, str]:
-    """The folder or file of a network, of a repository's in the cache, and what a result calls it. Raises UserError."""
+    """The folder or file of a network (in the cache for a repository), and its source as stated in results. Raises
+    UserError."""
     if name in REPOSITORIES:
         return repository_folder(REPOSITORIES[name], REMEDY), REPOSITORIES[name]
     if name in FILES:
@@ -148,26 +150,26 @@ def _located(name: str) -> tuple[Path, str]:
         return repository_folder(name, REMEDY), name
     known = choices(name, [*FILES, *REPOSITORIES])
     raise UserError(
-        f"no feature network '{name}', and no such file or folder; {known}; or give a hub repository (OWNER/NAME) or a "
-        "folder of CLIP or DINOv2, or a file with weights of Inception, SqueezeNet 1.1 or AlexNet"
+        f"no feature network, file or folder '{name}'; {known}; or give a hub repository (OWNER/NAME) or a folder of "
+        "CLIP or DINOv2, or a weight file of Inception, SqueezeNet 1.1 or AlexNet"
     )
 
 
 def usual_file(name: str) -> Path:
-    """Where the file of a named network lies, one of `FILES`. Raises UserError that says how to get it."""
+    """The path of a named network's file, one of `FILES`. Raises UserError, which states where to get it."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / FILES[name]
     if path.is_file():
         return path
-    whose = "the pytorch-fid project publishes (release fid_weights)" if name == "inception" else "torchvision has"
+    whose = "the pytorch-fid project (release fid_weights)" if name == "inception" else "torchvision"
     raise UserError(
-        f"the weights of '{name}' are not at {path}, and no hub repository with them is known; put there the file of "
-        f"this name that {whose}, or give its path instead of '{name}'"
+        f"the weights of '{name}' are not at {path}, and are on no known hub; put the file of this name from {whose} "
+        f"there, or give its path instead of '{name}'"
     )
 
 
 def _open_file(path: Path, source: str, device: torch.device) -> FileNetwork:
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: features come from files of weights ({', '.join(SUFFIXES)}); give one, or a folder")
+        raise UserError(f"{path}: expected a weight file ({', '.join(SUFFIXES)}) or a folder of a feature network")
     weights = read_weights(path)
     if inception.MARK in weights:
         return _open_inception(path, source, device)
@@ -176,13 +178,13 @@ def _open_file(path: Path, source: str, device: torch.device) -> FileNetwork:
             return _open_classifier(name, pooled, path, source, device)
     marks = ", nor ".join(f"{pooled.network} ({pooled.mark})" for pooled in CLASSIFIERS.values())
     raise UserError(
-        f"{path} does not hold FID's Inception ({inception.MARK}), nor {marks}; give "
+        f"{path} does not contain FID's Inception ({inception.MARK}), nor {marks}; give "
         f"{' or '.join(FILES.values())}, or a folder of CLIP or DINOv2"
     )
 
 
 def _open_inception(path: Path, source: str, device: torch.device) -> FileNetwork:
-    """FID-I: pixels as TensorFlow's graph takes them, (x − 128)/128 (Heusel et al. 2017)."""
+    """FID-I: pixels scaled as in TensorFlow's graph, (x − 128)/128 (Heusel et al. 2017)."""
     network = inception.load_inception(path).to(device)
 
     def model(images: list[Image.Image]) -> Tensor:
@@ -218,14 +220,13 @@ def features_of(
 ) -> Float64[Tensor, "n d"]:
     """The features of image files, in their order.
 
-    resize: before anything else, shrink (or enlarge) the largest centred square to this side, bicubic, so that sets of
-    different sizes are judged alike. on_step: hears (images done, images in all). cache: a folder that keeps features,
-    found again by the files' contents, the network's weights and settings, and `resize`; what is damaged there is
-    computed again.
-    Raises ImageError for a file that is no picture, and UserError that names the file whose features are not finite.
+    resize: first resize the centre square to this side, bicubic, so that sets of different sizes are evaluated alike.
+    on_step: called as (images done, total). cache: a folder of features, keyed by the files' contents, the network's
+    weights and settings, and `resize`; damaged entries are recomputed. Raises ImageError for a file that is not an
+    image, and UserError that names a file whose features are not finite.
     """
     if batch < 1 or (resize is not None and resize < 1):
-        raise UserError(f"batch {batch} and resize {resize}; both must be at least 1")
+        raise UserError(f"batch {batch}, resize {resize}: both must be at least 1")
     if not images:
         return torch.empty(0, network.dimensions, dtype=torch.float64)
     kept = cache / f"{_key(network, images, resize)}.safetensors" if cache else None
@@ -254,7 +255,7 @@ def _computed(
         if len(bad):
             raise UserError(
                 f"{images[done + int(bad[0])]}: its features by {network.name} are NaN or infinite; check the weights "
-                f"({network.source}), or leave the image out"
+                f"({network.source}), or remove the image"
             )
         found[done : done + len(decoded)] = features
         done += len(decoded)
@@ -264,7 +265,7 @@ def _computed(
 
 
 def _batches(images: Sequence[Path], resize: int | None, batch: int) -> Iterator[list[Image.Image]]:
-    """Decoded images, the next ones while the network looks at these."""
+    """Decoded images; the next batch is decoded while the network processes this one."""
 
     def read(path: Path) -> Image.Image:
         image = read_rgb(path)
@@ -280,11 +281,11 @@ def _batches(images: Sequence[Path], resize: int | None, batch: int) -> Iterator
             pool.shutdown(cancel_futures=True)
 
 
-# Features that are kept
+# Cached features
 
 
 def _key(network: FeatureNetwork, images: Sequence[Path], resize: int | None) -> str:
-    """One name for what features depend on."""
+    """The cache key: a hash of everything that the features depend on."""
     facts = [_CACHE_FORMAT, network.name, network.sha256, network.resize, str(resize)]
     facts += [network.settings] if network.settings else []
     try:
@@ -296,7 +297,7 @@ def _key(network: FeatureNetwork, images: Sequence[Path], resize: int | None) ->
 
 
 def _read_kept(path: Path, count: int, dimensions: int) -> Float64[Tensor, "n d"] | None:
-    """What is kept at `path`, None if nothing is that can be used."""
+    """The features cached at `path`, None if there are none or they are unusable."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""How an image comes to a network's size and numbers, as the reference of each metric has it."""
+"""Resizing and normalisation of images for networks, as in the reference implementation of each metric."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BICUBIC = Image.Resampling.BICUBIC
 
 @dataclass(frozen=True)
 class Fitting:
-    """A way to a network's size, and what a result says of it."""
+    """A resizing method, and its description in results."""
 
     words: str
     apply: Callable[[Image.Image], Image.Image]
 
 
 def shorter_side(short: int, crop: int, resample: Image.Resampling = BICUBIC) -> Fitting:
-    """The shorter side to `short`, then the centred square of `crop` (black beyond the image), as CLIP has it."""
+    """The shorter side to `short`, then the centre square of `crop` (black beyond the image), as in CLIP."""
 
     def apply(image: Image.Image) -> Image.Image:
         width, height = image.size
@@ -38,7 +38,7 @@ def shorter_side(short: int, crop: int, resample: Image.Resampling = BICUBIC) ->
 
 
 def centre_square(side: int, resample: Image.Resampling = BICUBIC) -> Fitting:
-    """The largest centred square, then resized."""
+    """Resize the largest centred square."""
     return Fitting(
         f"largest centred square, to {side} px, {_named(resample)}",
         lambda image: crop_resize(image, center_box(*image.size), side, resample),
@@ -46,7 +46,7 @@ def centre_square(side: int, resample: Image.Resampling = BICUBIC) -> Fitting:
 
 
 def stretched(side: int, resample: Image.Resampling = BICUBIC) -> Fitting:
-    """Both sides to `side`, whatever the proportions."""
+    """Resize both sides to `side`, ignoring the aspect ratio."""
     return Fitting(
         f"both sides to {side} px, {_named(resample)}",
         lambda image: image.resize((side, side), resample),
@@ -54,19 +54,19 @@ def stretched(side: int, resample: Image.Resampling = BICUBIC) -> Fitting:
 
 
 def as_it_is(words: str) -> Fitting:
-    """For a network that resizes by itself, as `words` say."""
+    """For a network that resizes by itself, as described by `words`."""
     return Fitting(words, lambda image: image)
 
 
 def levels(image: Image.Image) -> Float[Tensor, "3 h w"]:
-    """Pixels as float32, still 0 to 255."""
+    """Pixels as float32 in [0, 255]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
 
 def normalised(
     images: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Float[Tensor, "b 3 h w"]:
-    """RGB images of one size, scaled to [0, 1], less `mean`, over `std`."""
+    """RGB images of one size, scaled to [0, 1], minus `mean`, divided by `std`."""
     x = torch.stack([levels(image) for image in images]).to(device) / 255
     return (x - torch.tensor(mean, device=device).view(3, 1, 1)) / torch.tensor(std, device=device).view(3, 1, 1)
 

@@ -1,8 +1,8 @@
-"""The Inception network of FID: the graph of 2015-12-05 that Heusel et al. 2017 (arXiv 1706.08500) took.
+"""The Inception network of FID: the graph of 2015-12-05 used by Heusel et al. 2017 (arXiv 1706.08500).
 
-Inception V3 (Szegedy et al. 2015, arXiv 1512.00567) as it was published for TensorFlow then, which later releases
-differ from: averages over 3 × 3 leave out the padding, and the last block takes a maximum instead of the average.
-Modules are named as in the port of its weights to PyTorch, the file that the `pytorch-fid` project publishes.
+Inception V3 (Szegedy et al. 2015, arXiv 1512.00567) as published for TensorFlow at that time. It differs from later
+releases: 3 × 3 averages exclude the padding, and the last block uses max pooling instead of average pooling. Modules
+are named as in `pytorch-fid`, which publishes its weights for PyTorch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from piti.checkpoints.weights import check_finite, read_weights
 from piti.core.errors import UserError
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-"""What the port's file is called; the end is how its SHA-256 begins."""
+"""File name of the PyTorch weights; it ends with the first digits of their SHA-256."""
 SIDE = 299
 DIMENSIONS = 2048
 MARK = "Conv2d_1a_3x3.conv.weight"
-"""A name that no other network's file has."""
+"""A tensor name that no other network's file has."""
 _UNUSED = ("fc.", "AuxLogits.")  # the classifier, and training's second one
-_COUNTER = ".num_batches_tracked"  # files have it or not
+_COUNTER = ".num_batches_tracked"  # not in all files
 
 
 class Convolution(nn.Module):
@@ -43,7 +43,7 @@ class Convolution(nn.Module):
 
 
 class Step(NamedTuple):
-    """One convolution of a branch. With stride 1 it keeps the image's size; with 2 it adds no border."""
+    """One convolution of a branch. Padded to the same size with stride 1, unpadded with stride 2."""
 
     name: str
     channels: int
@@ -52,14 +52,14 @@ class Step(NamedTuple):
 
 
 Branch = tuple[Step | tuple[Step, ...], ...]
-"""Steps in a row; those in an inner tuple stand side by side."""
+"""Consecutive steps; those in an inner tuple are parallel."""
 
 
 class Mixed(nn.Module):
-    """Branches side by side, and a pooled one, joined along the channels."""
+    """Parallel branches and a pooled one, concatenated along the channels."""
 
     def __init__(self, c_in: int, branches: Sequence[Branch], pool: Callable[[Tensor], Tensor], pooled: int) -> None:
-        """pooled: channels to which the pooled branch is projected, 0 if it is left as it is."""
+        """pooled: channels to which the pooled branch is projected, 0 for no projection."""
         super().__init__()
         self.pool = pool
         self.paths: list[list[tuple[str, ...]]] = []
@@ -100,7 +100,7 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _at_35(c_in: int, pooled: int) -> Mixed:
-    """Where the image is 35 × 35 (A in the port)."""
+    """Block at 35 × 35 (A in pytorch-fid)."""
     double = (Step("branch3x3dbl_1", 64), Step("branch3x3dbl_2", 96, (3, 3)), Step("branch3x3dbl_3", 96, (3, 3)))
     five = (Step("branch5x5_1", 48), Step("branch5x5_2", 64, (5, 5)))
     return Mixed(c_in, [(Step("branch1x1", 64),), five, double], _average, pooled)
@@ -113,7 +113,7 @@ def _to_17(c_in: int) -> Mixed:
 
 
 def _at_17(c_in: int, c: int) -> Mixed:
-    """Where the image is 17 × 17: a 7 × 7 as a row and a column (C)."""
+    """Block at 17 × 17, with 7 × 7 kernels factorised into 1 × 7 and 7 × 1 (C)."""
     row, column = (1, 7), (7, 1)
     once = (Step("branch7x7_1", c), Step("branch7x7_2", c, row), Step("branch7x7_3", 192, column))
     twice = (
@@ -139,7 +139,7 @@ def _to_8(c_in: int) -> Mixed:
 
 
 def _at_8(c_in: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
-    """Where the image is 8 × 8: branches that end in a row and a column side by side (E)."""
+    """Block at 8 × 8, whose branches end in parallel 1 × 3 and 3 × 1 kernels (E)."""
     row, column = (1, 3), (3, 1)
     three = (Step("branch3x3_1", 384), (Step("branch3x3_2a", 384, row), Step("branch3x3_2b", 384, column)))
     double = (
@@ -180,10 +180,9 @@ class Inception(nn.Module):
 
 
 def tf1_resize(image: Float[Tensor, "c h w"], side: int) -> Float[Tensor, "c side side"]:
-    """Bilinear as TensorFlow 1 has it (ResizeBilinear without aligned corners), which FID's graph begins with.
+    """Bilinear resizing as in TensorFlow 1 (ResizeBilinear without aligned corners), the first step of FID's graph.
 
-    Pixel i of the result lies at i · h/side of the image, without the half pixel that others add, and nothing is
-    averaged in shrinking.
+    Pixel i of the result is at i · h/side of the image, without half-pixel offset or antialiasing.
     """
     for dim in (-1, -2):
         size = image.shape[dim]
@@ -196,9 +195,9 @@ def tf1_resize(image: Float[Tensor, "c h w"], side: int) -> Float[Tensor, "c sid
 
 
 def load_inception(path: Path) -> Inception:
-    """The network with the weights of a file in the port's names (`FILE`, or .safetensors). Raises UserError."""
+    """The network with the weights of a file with pytorch-fid's names (`FILE`, or .safetensors). Raises UserError."""
     found = {key: value for key, value in read_weights(path).items() if not key.startswith(_UNUSED)}
-    with torch.device("meta"):  # no random weights are drawn only to be replaced
+    with torch.device("meta"):  # skip random initialisation
         network = Inception()
     needed = {key: value for key, value in network.state_dict().items() if not key.endswith(_COUNTER)}
     missing = sorted(needed.keys() - found.keys())
@@ -207,7 +206,7 @@ def load_inception(path: Path) -> Inception:
     if missing or foreign or odd:
         such = (missing or foreign or sorted(odd))[0]
         raise UserError(
-            f"{path} does not hold FID's Inception: {len(missing)} of its {len(needed)} tensors are missing, "
+            f"{path} does not contain FID's Inception: {len(missing)} of its {len(needed)} tensors are missing, "
             f"{len(foreign)} unknown, {len(odd)} of another shape (such as {such}); give {FILE}"
         )
     for key in needed:

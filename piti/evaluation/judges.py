@@ -1,4 +1,4 @@
-"""Judges of images against their conditions, and of samples against each other, as measures with intervals."""
+"""Agreement of images with their conditions, and diversity of samples, as measures with intervals."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from piti.evaluation.segmentation import LabelMap, Segmenter, matched_labels, op
 from piti.evaluation.sketches import LineAgreement, line_distance
 
 REAL = "real_"
-"""How the names of measures begin that were taken of the photographs of the same conditions."""
+"""Prefix of measures of the photographs of the same conditions."""
 OF_REAL = ("miou", "pixel_accuracy", "small_recall", "small_found", "line_distance", "depth_error", "object_distance")
-"""What is told of photographs: what the judge makes of what should be best."""
-_UNCERTAIN = {"small_regions"}  # counts, which get no interval
+"""Measures that are reported for photographs, as an upper reference."""
+_UNCERTAIN = {"small_regions"}  # counts, without intervals
 _NAMED = 5
 
 Samples = Mapping[str, Sequence[Path]]
@@ -37,23 +37,23 @@ Samples = Mapping[str, Sequence[Path]]
 
 @dataclass(frozen=True)
 class Judge:
-    """One judge at work."""
+    """One measurement, with its samples."""
 
     kind: str
-    """Of the conditions, or "diversity" or "photographs"."""
+    """Kind of the conditions, or "diversity" or "photographs"."""
     facts: dict[str, Any]
     judged: Callable[[Samples, OnProgress], PerCondition]
     samples: Samples
     real: Samples
-    """The photograph of each condition, or nothing."""
+    """The photograph of each condition, or empty."""
 
     @property
     def images(self) -> int:
-        """How many it looks at."""
+        """Number of images that it processes."""
         return sum(map(len, self.samples.values())) + len(self.real)
 
     def measures(self, draws: int, seed: int, part: Callable[[int], OnProgress]) -> tuple[list[Measure], list[str]]:
-        """What it says, and what a person should know. draws: for the intervals, 0 for none. Raises UserError."""
+        """Its measures, and notes for the user. draws: for the intervals, 0 for none. Raises UserError."""
         found = self.judged(self.samples, part(sum(map(len, self.samples.values()))))
         measures = with_intervals(found, draws, seed)
         notes = _notes(found)
@@ -64,13 +64,14 @@ class Judge:
 
 
 def open_judges(material: Material, options: Options, device: torch.device) -> tuple[list[Judge], list[str]]:
-    """Everyone who can judge, and what is not judged. Raises UserError for networks that cannot be had."""
+    """All possible measurements, and notes on those that are not. Raises UserError for networks that cannot be
+    loaded."""
     judges: list[Judge] = []
     notes: list[str] = []
     for given in material.given:
         kind = given.condition.kind
         if any(judge.kind == kind for judge in judges):
-            notes.append(f"several conditions of the kind {kind}: the first alone is judged, not {given.place}")
+            notes.append(f"several conditions of the kind {kind}: only the first is evaluated, not {given.place}")
             continue
         judge = _judge_of(given, material, options, device)
         if isinstance(judge, Judge):
@@ -83,25 +84,25 @@ def open_judges(material: Material, options: Options, device: torch.device) -> t
         (option("depth"), options.depth, GeometryCondition),
     ):
         if network and not any(issubclass(known, kind) for known in kinds):
-            notes.append(f"{flag} judges nothing here: no conditions of its kind ({kind.kind}) are given")
+            notes.append(f"{flag} has no effect: no conditions of its kind ({kind.kind}) are given")
     if options.objects:
         compared = [_of_objects(given, material, options) for given in material.given if _has_masks(given)]
         judges += compared
         if not compared:
-            notes.append(f"{option('objects')} measures nothing here: no masks are given")
+            notes.append(f"{option('objects')} has no effect: no masks are given")
     perceptual, more = _perceptual(material, options, device)
     return [*judges, *perceptual], [*notes, *more]
 
 
 def check_named(options: Options, condition: Condition, device: torch.device) -> None:
-    """Open every judge that the options name, and keep none. condition: what they will judge by.
+    """Load every network that the options name, as a check. condition: that of the images.
 
-    Raises UserError for one that cannot be had, and where a segmenter's labels fit no class of the masks.
+    Raises UserError for one that cannot be loaded, and for a segmenter whose labels match no class of the masks.
     """
     masks = [part for part in condition.named_parts().values() if isinstance(part, MaskCondition)]
     if options.segmenter:
         segmenter = open_segmenter(options.segmenter, device)
-        for mask in masks[:1]:  # of several the first alone is judged
+        for mask in masks[:1]:  # only the first is evaluated
             matched_labels(segmenter, mask, options.aliases)
     if options.aliases:
         read_aliases(options.aliases)
@@ -112,20 +113,20 @@ def check_named(options: Options, condition: Condition, device: torch.device) ->
 
 
 def _perceptual(material: Material, options: Options, device: torch.device) -> tuple[list[Judge], list[str]]:
-    """Who compares samples with each other and with their photographs, and what is not compared."""
+    """Comparisons of samples with each other and with their photographs, and notes on what is not compared."""
     several = {stem: images for stem, images in material.samples.items() if len(images) > 1}
     photographs = material.photographs
     paired = {stem: images for stem, images in material.samples.items() if stem in photographs}
     if options.perceptual is None:
         notes = [
             f"{len(several)} conditions have several samples; name a network with {option('perceptual')} "
-            "to measure how much these differ"
+            "to measure their diversity"
         ]
         return [], notes if several else []
     if not several and not paired:
         return [], [
-            f"{option('perceptual')} measures nothing here: no condition has several samples, between "
-            f"which diversity is measured (make more with {option('num')} 4), and no image has a photograph of its name"
+            f"{option('perceptual')} has no effect: no condition has several samples, which diversity needs (generate "
+            f"more with {option('num')} 4), and no image has a photograph of the same name"
         ]
     judge = open_perceptual(options.perceptual, device)
     facts = _facts(judge) | {"layers": list(options.perceptual.chosen_layers)}
@@ -141,7 +142,7 @@ def _perceptual(material: Material, options: Options, device: torch.device) -> t
     if not paired:
         return found, []
     lacking = len(material.samples) - len(paired)
-    notes = [f"{lacking} conditions have no photograph of their name, and no distance to it"] if lacking else []
+    notes = [f"{lacking} conditions have no photograph of the same name, so no distance to it"] if lacking else []
     return [*found, Judge("photographs", facts, to_photographs, paired, {})], notes
 
 
@@ -150,7 +151,7 @@ def _has_masks(given: ConditionFiles) -> bool:
 
 
 def _of_objects(given: ConditionFiles, material: Material, options: Options) -> Judge:
-    """Who compares objects of one class within an image."""
+    """Comparison of objects of one class within an image."""
     condition = given.condition
     assert isinstance(condition, MaskCondition)
 
@@ -161,14 +162,14 @@ def _of_objects(given: ConditionFiles, material: Material, options: Options) -> 
 
 
 def _photographs(given: ConditionFiles, material: Material) -> Samples:
-    """The photograph of each condition; nothing where some lack theirs."""
+    """The photograph of each condition; empty if any is missing."""
     photographs = material.photographs
     real = {stem: [photographs[stem]] for stem in given.samples if stem in photographs}
     return real if len(real) == len(given.samples) else {}
 
 
 def _judge_of(given: ConditionFiles, material: Material, options: Options, device: torch.device) -> Judge | str:
-    """Who judges one kind of condition, or why nobody does."""
+    """The measurement for one kind of condition, or a note if there is none."""
     real = _photographs(given, material)
     condition = given.condition
     if isinstance(condition, SketchCondition):
@@ -216,7 +217,7 @@ def _facts(judge: Any) -> dict[str, Any]:
 
 
 def _matched(labels: LabelMap) -> list[tuple[str, str]]:
-    """Each label with the class that it stands for, if any."""
+    """Each label with its class, if any."""
     return [
         (label, labels.classes[index] if index >= 0 else "")
         for label, index in zip(labels.labels, labels.indices, strict=True)
@@ -224,11 +225,11 @@ def _matched(labels: LabelMap) -> list[tuple[str, str]]:
 
 
 def with_intervals(found: PerCondition, draws: int, seed: int) -> list[Measure]:
-    """What was found, each with its 95% interval: percentiles over draws of conditions, with repetition.
+    """Measures with their 95% bootstrap intervals over conditions, drawn with replacement.
 
-    Samples of one condition stay together. What a draw does not have (a class that none of its masks holds) is left
-    out of it. draws: 0 for no intervals, which fewer than two conditions do not get either, nor what is the same in
-    all draws, such as a class that is never seen right.
+    Samples of one condition are drawn together. Values that a draw lacks, such as a class in none of its masks, are
+    ignored. draws: 0 for no intervals; there is also none for fewer than two conditions, and for values that are equal
+    in all draws, such as for a class that is never predicted correctly.
     """
     generator, count = torch.Generator().manual_seed(seed), len(found.stems)
     drawn: dict[tuple[str, str], list[float]] = {}
@@ -246,16 +247,16 @@ def with_intervals(found: PerCondition, draws: int, seed: int) -> list[Measure]:
 
 
 def _notes(found: PerCondition) -> list[str]:
-    """What was left out."""
+    """Notes on what was skipped."""
     if isinstance(found, Agreement) and found.labels.unnamed_classes:
         named = ", ".join(found.labels.unnamed_classes)
         return [
-            f"the segmenter has no label for {named}: their pixels count nowhere; name what it calls them in "
+            f"the segmenter has no label for {named}: their pixels are ignored; map its labels to them in "
             f"{option('aliases')}"
         ]
     if isinstance(found, ObjectDistances) and not found.stems:
-        return [f"no mask has two objects of one class that cover {LEAST:.1%} of the image each: none were compared"]
+        return [f"no mask has two objects of one class that cover {LEAST:.1%} of the image each, so none were compared"]
     if isinstance(found, LineAgreement | DepthAgreement) and found.blank:
         more = f" and {len(found.blank) - _NAMED} more" if len(found.blank) > _NAMED else ""
-        return [f"left out, with nothing to compare: {', '.join(found.blank[:_NAMED])}{more}"]
+        return [f"skipped, with nothing to compare: {', '.join(found.blank[:_NAMED])}{more}"]
     return []

@@ -1,4 +1,4 @@
-"""How well images keep to the masks they were made from, as a segmentation network sees them.
+"""Agreement of images with their masks, measured with a segmentation network.
 
 K is the number of classes.
 """
@@ -27,26 +27,26 @@ SMALL = 0.01
 class SmallRegions:
     """The small objects of a mask.
 
-    A small object is a region of pixels of one class that hang together, corners touching, and that cover less than
-    a share of the image; of the whole image, ignored pixels included. A stripe of the pavement between two cars is
-    one as well as a sign: the mask does not say what is a thing.
+    A small object is an 8-connected region of one class that covers less than a share of the whole image, including
+    ignored pixels. A strip of pavement between two cars counts as well as a sign, since masks do not distinguish things
+    from stuff.
     """
 
     ids: Integer[Tensor, "h w"]
-    """The number of the region at each pixel, from 0; -1 where there is no small one."""
+    """Index of the small region at each pixel, from 0; -1 for none."""
     classes: Integer[Tensor, " regions"]
-    """The class of each."""
+    """Class of each region."""
     pixels: Integer[Tensor, " regions"]
-    """The size of each."""
+    """Size of each region in pixels."""
 
     def found(self, hit: Bool[Tensor, "h w"]) -> Bool[Tensor, " regions"]:
-        """Which have at least half of their pixels among `hit`."""
+        """Whether at least half of each region's pixels are in `hit`."""
         counted = torch.bincount(self.ids[hit & (self.ids >= 0)], minlength=len(self.pixels))
         return 2 * counted >= self.pixels
 
 
 def small_regions(truth: Integer[Tensor, "h w"], judged: Bool[Tensor, "h w"], share: float = SMALL) -> SmallRegions:
-    """The small objects among the pixels that are `judged`, of class indices `truth`."""
+    """The small objects of class indices `truth`, among the pixels in `judged`."""
     kept = torch.where(judged, truth.long(), -1)
     ids = connected(kept)
     pixels = torch.bincount(ids.flatten())
@@ -58,18 +58,18 @@ def small_regions(truth: Integer[Tensor, "h w"], judged: Bool[Tensor, "h w"], sh
 
 
 HIT, TRUTH, GUESS, SMALL_HIT, SMALL_TRUTH, SMALL_GUESS, REGIONS, FOUND = range(8)
-"""What a row counts for each class, see `Agreement`."""
+"""Indices of the counts per class, see `Agreement`."""
 
 
 @dataclass(frozen=True)
 class Agreement:
     """Agreement with masks, counted in pixels of the images' own size.
 
-    rows: for each condition, over its samples, and for each class: pixels that are of it and seen as it (HIT), that
-    are of it (TRUTH), that are seen as it (GUESS); the same three over the pixels of small objects alone (see
-    `SmallRegions`); small objects (REGIONS), and those of which at least half of the pixels are seen right (FOUND).
-    Pixels that the mask ignores, or whose class the network has no label for (`unjudged`), count nowhere, also not as
-    GUESS. confusion: pixels by true class (row) and class seen (column); the last column is none of the classes.
+    rows: for each condition, summed over its samples, and each class: correctly predicted pixels (HIT), pixels of the
+    class (TRUTH), pixels predicted as the class (GUESS); the same three within small objects only (see `SmallRegions`);
+    small objects (REGIONS), and those with at least half of their pixels correct (FOUND). Pixels that the mask ignores,
+    or whose class the network has no label for (`unjudged`), are not counted, not even as GUESS. confusion: pixels by
+    true class (row) and predicted class (column; the last is none of the classes).
     """
 
     classes: tuple[str, ...]
@@ -85,18 +85,18 @@ class Agreement:
         return self.labels.unnamed_classes
 
     def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
-        """In percent: `miou` over the classes that the masks hold, `iou` of each of these, `pixel_accuracy`.
+        """In percent: `miou` over the classes in the masks, `iou` of each of these, `pixel_accuracy`.
 
-        Of small objects alone: `small_recall`, the share of their pixels that is seen right; `small_iou`, mIoU of the
-        classes that have some, over their pixels, so that what is seen elsewhere does not count; `small_found`, the
-        share of objects of which half is seen right; and `small_regions`, their number.
+        For small objects only: `small_recall`, the share of their pixels that are correct; `small_iou`, mIoU of their
+        classes over their pixels, ignoring predictions elsewhere; `small_found`, the share of objects with at least
+        half of their pixels correct; and `small_regions`, their number.
         """
         rows = self.rows if chosen is None else self.rows[chosen]
         return measures_of(rows.sum(0), self.classes)
 
 
 def measures_of(counts: Integer[Tensor, "8 K"], classes: tuple[str, ...]) -> ConditionValues:
-    """The numbers of added rows, see `Agreement.measures`; those without any pixel are left out."""
+    """The measures of summed rows, see `Agreement.measures`; those without any pixel are omitted."""
     each = intersection_over_union(counts[HIT], counts[TRUTH], counts[GUESS])
     found: ConditionValues = {}
     if each:
@@ -115,7 +115,7 @@ def measures_of(counts: Integer[Tensor, "8 K"], classes: tuple[str, ...]) -> Con
 def intersection_over_union(
     hit: Integer[Tensor, " K"], truth: Integer[Tensor, " K"], guess: Integer[Tensor, " K"]
 ) -> dict[int, float]:
-    """Pixels both of a class and seen as it, as a share of those that are either, by class; those with truth alone."""
+    """IoU by class, for classes with pixels in `truth` only."""
     union = truth + guess - hit
     return {k: int(hit[k]) / int(union[k]) for k in range(len(truth)) if truth[k] > 0}
 
@@ -123,7 +123,7 @@ def intersection_over_union(
 def confusion_of(
     truth: Integer[Tensor, "h w"], guess: Integer[Tensor, "h w"], where: Bool[Tensor, "h w"], classes: int
 ) -> Integer[Tensor, "K K1"]:
-    """Pixels by true class (row) and class seen (column, the last where `guess` is negative: none), int64."""
+    """Pixels by true class (row) and predicted class (column; the last, for negative `guess`, is none), int64."""
     seen = torch.where(guess < 0, classes, guess)[where]
     codes = truth[where].long() * (classes + 1) + seen
     return torch.bincount(codes, minlength=classes * (classes + 1)).view(classes, classes + 1)
@@ -138,8 +138,8 @@ def count_pixels(
 ) -> tuple[Integer[Tensor, "8 K"], Integer[Tensor, "K K1"]]:
     """A row of `Agreement` and the confusion, of one image.
 
-    truth, guess: indices of classes, guess negative where it is none; judged: which pixels count; share: how much of
-    the image a small object covers less than.
+    truth, guess: class indices, guess negative for none; judged: pixels that count; share: upper limit of a small
+    object's share of the image.
     """
     confusion = confusion_of(truth, guess, judged, classes)
     regions = small_regions(truth, judged, share)
@@ -150,7 +150,7 @@ def count_pixels(
 
 
 def _margins(confusion: Integer[Tensor, "K K1"]) -> list[Integer[Tensor, " K"]]:
-    """Hits, truth and guesses of each class."""
+    """HIT, TRUTH and GUESS of each class."""
     return [confusion.diagonal(), confusion.sum(1), confusion[:, :-1].sum(0)]
 
 
@@ -166,11 +166,11 @@ def agreement(
 ) -> Agreement:
     """Agreement of images with their masks.
 
-    groups, conditions: samples and mask by the condition's stem; a mask is cut as the image is, its centred square or
-    all of it, and brought to the image's size by nearest neighbour. labels: from the segmenter's labels to the
-    condition's classes, see `match_labels`. resize: look at the centred square of each image, resized to this side.
-    Raises ConditionError for masks with ids outside the classes, ImageError for what is no picture, AlignmentError
-    for images that do not fit their masks, and for masks that hold nothing that can be judged.
+    groups, conditions: samples and mask by the condition's stem; a mask is cropped like the image, to its centre square
+    or not at all, and resized to it by nearest neighbour. labels: from the segmenter's labels to the condition's
+    classes, see `match_labels`. resize: use the centre square of each image, resized to this side. Raises
+    ConditionError for masks with ids outside the classes, ImageError for files that are not images, AlignmentError for
+    images that do not match their masks, and for masks without any class of the segmenter.
     """
     count = condition.classes.count
     _check_matched(labels, segmenter, condition)
@@ -199,14 +199,15 @@ def agreement(
 def _check_matched(labels: LabelMap, segmenter: Segmenter, condition: MaskCondition) -> None:
     if (labels.labels, labels.classes) != (segmenter.labels, condition.classes.names):
         raise AlignmentError(
-            f"{segmenter.source}: its labels are matched with other classes than the masks'; do it anew"
+            f"{segmenter.source}: its labels are matched with other classes than those of the masks; call match_labels "
+            "again"
         )
 
 
 def _check_judged(rows: Integer[Tensor, "conditions 8 K"], images: int, segmenter: Segmenter) -> None:
     if not rows[:, TRUTH].any():
         raise AlignmentError(
-            f"the masks of {images} images hold no pixel of a class that {segmenter.source} has a label for; give "
+            f"the masks of {images} images contain no pixel of a class that {segmenter.source} has a label for; give "
             "masks with classes, or aliases for its labels"
         )
 
@@ -214,6 +215,6 @@ def _check_judged(rows: Integer[Tensor, "conditions 8 K"], images: int, segmente
 def laid_under(
     one: Framed, raw: Integer[Tensor, "1 h w"], condition: MaskCondition, conditions: Mapping[str, Path]
 ) -> Integer[Tensor, "h2 w2"]:
-    """Class indices of what an image shows, int64, at its size."""
+    """Class indices of an image's part of its mask, int64, at the image's size."""
     box = one.box(raw.shape[-1], raw.shape[-2], str(conditions[one.stem]))
     return condition.crop_resize(raw, box, one.size)[0].long()

@@ -1,4 +1,4 @@
-"""What an evaluation looks at: images, photographs, conditions; and how far it is."""
+"""Inputs of an evaluation (images, photographs, conditions), and its progress."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from piti.evaluation.pairing import by_name, grouped
 
 @dataclass(frozen=True)
 class ConditionFiles:
-    """The conditions of one kind that images were made from."""
+    """The images' conditions of one kind."""
 
     condition: Condition
     place: str
     files: Mapping[str, Path]
-    """By stem."""
+    """Condition files by stem."""
     samples: Mapping[str, list[Path]]
-    """The images of each, by its stem."""
+    """The images of each condition, by its stem."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that is judged."""
+    """All inputs of an evaluation."""
 
     images: list[Path]
     place: Path
     real: list[Path] = field(default_factory=list)
     real_place: Path | None = None
     split: str = ""
-    """Of `real_place`, where it is a data root."""
+    """The split of `real_place`, if that is a data root."""
     given: tuple[ConditionFiles, ...] = ()
 
     @cached_property
     def samples(self) -> Mapping[str, list[Path]]:
-        """Images by condition, as far as that can be told; each file is looked at once."""
+        """Images by condition, if known; each file is read once."""
         if self.given:
             return self.given[0].samples
         return grouped(self.images, self.photographs)
 
     @cached_property
     def photographs(self) -> Mapping[str, Path]:
-        """The real photographs by what their samples are named after: `b-s2` for `b/s2.jpg` of their folder, and a
-        file's own name where no other has it."""
+        """The real photographs by the stem of their samples: `b-s2` for `b/s2.jpg` in their folder, or a unique file
+        name."""
         return {} if self.real_place is None else by_name(self.real, self.real_place)
 
 
@@ -59,7 +59,7 @@ class ProgressMeter:
     before: int = 0
 
     def part(self, count: int) -> OnProgress:
-        """What a part of `count` images reports to."""
+        """The callback for a part with `count` images."""
         start = self.before
         self.before += count
 

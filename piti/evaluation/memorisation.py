@@ -1,4 +1,4 @@
-"""How near samples are to training photographs, against how near held-out photographs are."""
+"""Distances of samples to training photographs, compared with those of held-out photographs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from piti.evaluation.result import Measure
 
 PIXELS = "pixels"
 SIDE = 64
-"""To which centre squares are shrunk before pixels are compared, in pixels."""
+"""Side of the centre squares for the comparison of pixels, in pixels."""
 _SHOWN, _TILE = 8, 128
 _BLOCK = 256
 _READ = 1024
-"""Of how many training photographs pixels are held at once: those of all of COCO's would take 5.8 GB."""
+"""Number of training photographs whose pixels are in memory at once; all of COCO would take 5.8 GB."""
 Features = Float[Tensor, "n d"]
 
 
@@ -38,7 +38,7 @@ class Nearest:
 
     distances: Float[Tensor, " n"]
     rows: Integer[Tensor, " n"]
-    """Of the training photographs."""
+    """Rows of the training photographs."""
 
     @classmethod
     def of(cls, images: Features, training: Features) -> Nearest:
@@ -48,7 +48,7 @@ class Nearest:
 
     @classmethod
     def of_each(cls, sets: Sequence[Features], blocks: Iterable[Features]) -> list[Nearest]:
-        """Of several sets of images, where training photographs come in blocks, of which one at a time is held."""
+        """For several sets of images, with the training photographs in blocks, of which one is in memory at a time."""
         found: list[Nearest] = []
         start = 0
         for block in blocks:
@@ -61,24 +61,25 @@ class Nearest:
         return Nearest(self.distances, self.rows + start)
 
     def _or(self, other: Nearest) -> Nearest:
-        """The nearer of both; of equally near ones this one's."""
+        """The nearer of both, or this one's if equal."""
         closer = other.distances < self.distances
         return Nearest(torch.where(closer, other.distances, self.distances), torch.where(closer, other.rows, self.rows))
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Samples and held-out photographs beside their nearest training photographs, in one network's features."""
+    """Samples and held-out photographs with their nearest training photographs, in one network's features."""
 
     of: str
     samples: Nearest
     held_out: Nearest
 
     def measures(self, groups: Sequence[Sequence[int]], draws: int, seed: int) -> list[Measure]:
-        """Mean distances, and how often a sample is nearer than a held-out photograph, %; 50 is as photographs are.
+        """Mean distances, and how often a sample is nearer than a held-out photograph, in %; 50 is expected of
+        photographs.
 
-        groups: rows of samples that belong to one condition and are drawn together. draws: for the intervals, of
-        conditions and of held-out photographs; 0 for none.
+        groups: rows of the samples of each condition, which are drawn together. draws: of conditions and held-out
+        photographs for the intervals; 0 for none.
         """
         generator = torch.Generator().manual_seed(seed)
         samples, held_out = self.samples.distances, self.held_out.distances
@@ -96,7 +97,7 @@ class Memorisation:
 
     @staticmethod
     def _values(samples: Float[Tensor, " n"], held_out: Float[Tensor, " m"]) -> dict[str, float]:
-        # of all pairs, ties by half (Mann & Whitney 1947): by ranks, since the pairs are too many to hold
+        # over all pairs, ties count half (Mann & Whitney 1947); by ranks, since there are too many pairs for memory
         ranks = held_out.sort().values
         beyond = [len(ranks) - torch.searchsorted(ranks, samples, right=right) for right in (False, True)]
         wins = int(torch.stack(beyond).sum()) / 2
@@ -108,7 +109,7 @@ class Memorisation:
 
 
 def pixel_features(images: Sequence[Path]) -> Features:
-    """Pixels of centre squares of 64 px, scaled so that a distance is the root mean square difference in levels."""
+    """Pixels of centre squares of 64 px, scaled so that distances are root mean square differences in levels of 255."""
     rows = []
     for path in images:
         image = read_rgb(path)
@@ -119,15 +120,15 @@ def pixel_features(images: Sequence[Path]) -> Features:
 
 
 def training_photographs(held_out: Sequence[Path], options: Options) -> list[Path]:
-    """The photographs that were trained on; none where none are given.
+    """The training photographs; empty if none are given.
 
-    Raises UserError without held-out photographs to compare with, or where these were trained on, and OutputError for
-    a picture's file that is there already.
+    Raises UserError without held-out photographs to compare with, or if these were trained on, and OutputError for an
+    existing picture file.
     """
     if options.training is None:
         return []
     if not held_out:
-        raise UserError(f"is compared with held-out photographs; give {option('real')} too", option="training")
+        raise UserError(f"needs held-out photographs to compare with; give {option('real')} too", option="training")
     check_nearest(options)
     found = photographs(options.training, "train")
     check_held_out(held_out, found)
@@ -135,12 +136,12 @@ def training_photographs(held_out: Sequence[Path], options: Options) -> list[Pat
 
 
 def check_nearest(options: Options) -> None:
-    """Raises OutputError where the picture of the nearest cannot be written."""
+    """Raises OutputError if the picture of the nearest photographs cannot be written."""
     place, remedy = options.nearest, f"give another file as {option('nearest')}"
     if place is not None and place.is_dir():
         raise OutputError("is a folder", remedy=remedy, source=place)
     if place is not None and place.exists():
-        raise OutputError("is there already", remedy=f"remove it, or {remedy}", source=place)
+        raise OutputError("already exists", remedy=f"remove it, or {remedy}", source=place)
 
 
 def memorised(
@@ -151,9 +152,9 @@ def memorised(
     options: Options,
     meter: ProgressMeter,
 ) -> list[Measure]:
-    """How near the images are to training photographs, by each network and by pixels; draws the picture, if asked.
+    """Distances of the images to training photographs, by each network and by pixels; writes the picture, if requested.
 
-    features: of the generated and of the held-out images, by each network.
+    features: of the generated and the held-out images, for each network.
     """
     row = {path: k for k, path in enumerate(material.images)}
     groups = [[row[path] for path in images] for images in material.samples.values()]
@@ -178,23 +179,23 @@ def _of(name: str, generated: Features, real: Features, training: Features) -> M
 
 
 def check_held_out(real: Sequence[Path], training: Sequence[Path]) -> None:
-    """Raises UserError where photographs to compare with are among those that were trained on."""
+    """Raises UserError if held-out photographs are among the training photographs."""
     known = {file_hash(path) for path in training}
     shared = [path for path in real if file_hash(path) in known]
     if shared:
         raise UserError(
             f"{len(shared)} of {len(real)} photographs, such as {shared[0]}, are among the training photographs",
-            remedy=f"give held-out ones as {option('real')}, or leave {option('training')} out",
+            remedy=f"give held-out ones as {option('real')}, or remove {option('training')}",
         )
 
 
 def nearest_sheet(
     sides: Sequence[tuple[str, Sequence[Path], Nearest, Nearest]], training: Sequence[Path]
 ) -> Image.Image:
-    """The images that are nearest to training photographs, those beside them.
+    """The images nearest to training photographs, with these.
 
-    sides: a title, its images, and their nearest photographs by features and by pixels. The first eight by features
-    are shown, nearest first: the image, the nearest by features, the nearest by pixels.
+    sides: a title, its images, and their nearest photographs by features and by pixels. Shows the eight nearest by
+    features, in order: the image, its nearest photograph by features, and by pixels.
     """
     columns = []
     headings: list[str] = []
@@ -215,6 +216,6 @@ def _tile(path: Path) -> Image.Image:
 
 
 def write_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all. Raises OutputError."""
+    """Write a picture atomically. Raises OutputError."""
     with whole_file(path, False, option("nearest")) as partial, partial.open("wb") as file:
         sheet.save(file, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=88)

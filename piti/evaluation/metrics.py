@@ -1,8 +1,8 @@
-"""Distances between two sets of features, and how far they scatter: pure functions of tensors.
+"""Distances between two sets of features, and their values for random halves: pure functions of tensors.
 
-Every one takes features [N, D], is computed in float64, and raises UserError for sets that cannot be compared: fewer
-than two rows, NaN or infinite values, different D. `…_of_halves` are the same of the halves of two sets, for intervals:
-of all draws at once, since what they share, products of all rows with all, is by far the most of the work.
+All take features [N, D], compute in float64, and raise UserError for sets that cannot be compared: fewer than two rows,
+NaN or infinite values, different D. `…_of_halves` compute the same for halves of two sets, for intervals, over all
+draws at once, since the products of all rows, which draws share, dominate the cost.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Chosen = Float[Tensor, "draws n"]
 Kernel = Callable[[Features, Features], Float[Tensor, "n m"]]
 
 SCALE = 1000
-"""What kernel distances are multiplied by, as KID and CMMD are reported."""
+"""Factor of kernel distances, as usual for KID and CMMD."""
 SUBSETS, SUBSET_SIZE = 100, 1000
-"""How many subsets of which size KID's reference averages over (Bińkowski et al. 2018)."""
+"""Number and size of the subsets in KID's reference implementation (Bińkowski et al. 2018)."""
 CMMD_SIGMA = 10.0
 """The Gaussian kernel's width in CMMD (Jayasumana et al. 2024, section 4)."""
-_ROWS = 2048  # of a matrix of pairs that are held at once
-_NEAR = 64  # nearest rows among which those of a half are looked for
+_ROWS = 2048  # of a matrix of pairs in memory at once
+_NEAR = 64  # nearest rows searched for those of a half
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """KID × 1000: of the whole sets, and over random subsets as its reference reports it."""
+    """KID × 1000: for the whole sets, and over random subsets as in its reference implementation."""
 
     value: float
     """The unbiased estimate from all images."""
@@ -44,7 +44,7 @@ class KernelDistance:
     """The standard deviation over the subsets. It shrinks with their size, not with their number."""
     subsets: int
     size: int
-    """Images a side in each subset."""
+    """Images per side in each subset."""
 
 
 # Fréchet distance
@@ -53,10 +53,10 @@ class KernelDistance:
 def frechet_distance(a: Features, b: Features) -> float:
     """Squared Fréchet distance of two Gaussians with the sets' moments (FID; Heusel et al. 2017, eq. 6).
 
-    |μ_a − μ_b|² + tr(C_a + C_b − 2 (C_a C_b)^½), which Dowson & Landau (1982) found. With C = XᵀX of centred rows
-    divided by √(N−1), the eigenvalues of C_a C_b are the squares of the singular values of X_a X_bᵀ, so that
-    tr (C_a C_b)^½ is the sum of those. No root of a matrix and no difference of near equals is taken: it is exact to
-    rounding for covariances without full rank too, and costs min(N, D)³.
+    |μ_a − μ_b|² + tr(C_a + C_b − 2 (C_a C_b)^½) (Dowson & Landau 1982). With C = XᵀX of centred rows
+    divided by √(N−1), the eigenvalues of C_a C_b are the squares of the singular values of X_a X_bᵀ, so that tr (C_a
+    C_b)^½ is the sum of those. This needs no matrix square root, is accurate to rounding also for rank-deficient
+    covariances, and costs min(N, D)³.
     """
     a, b = _comparable(a, b)
     shift = a.mean(0) - b.mean(0)  # [D]
@@ -73,10 +73,10 @@ def _root(a: Features) -> Float[Tensor, "r d"]:
 
 
 def frechet_of_halves(a: Features, b: Features, halves: Halves) -> Values:
-    """`frechet_distance` of every draw, to 1e-6 of it.
+    """`frechet_distance` of every draw, to a relative error of 1e-6.
 
-    With G = X_a X_bᵀ of centred rows, which are the rows and columns of the whole sets' one such product less their
-    means, the eigenvalues of G Gᵀ are the squares of the singular values whose sum is wanted.
+    With G = X_a X_bᵀ of centred rows, a submatrix of the whole sets' product minus its row and column means, the
+    eigenvalues of G Gᵀ are the squares of the singular values to be summed.
     """
     a, b = _comparable(a, b)
     centre = b.mean(0)
@@ -111,13 +111,15 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID (Bińkowski et al. 2018, arXiv 1801.01401), × 1000, with its spread over random subsets.
 
-    The subsets have `size` images a side, drawn without repetition, or half of the smaller set where that is less:
-    subsets of nearly everything would be nearly the same, and show no spread. generator: draws them (on the CPU); by
-    default one that is seeded with 0. Raises UserError.
+    The subsets have `size` images per side, drawn without replacement, or half of the smaller set if that is less:
+    larger subsets would be nearly identical, without spread. generator: draws them (on the CPU); by default seeded with
+    0. Raises UserError.
     """
     a, b = _comparable(a, b)
     if subsets < 1 or size < 2:
-        raise UserError(f"kernel distance over {subsets} subsets of {size} images; give at least 1 of at least 2")
+        raise UserError(
+            f"kernel distance over {subsets} subsets of {size} images; expected at least 1 subset of at least 2"
+        )
     generator = generator or torch.Generator().manual_seed(0)
     size = min(size, max(2, min(len(a), len(b)) // 2))
     found = torch.empty(subsets, dtype=torch.float64)
@@ -140,7 +142,7 @@ def _some(a: Features, size: int, generator: torch.Generator) -> Features:
 def kernel_estimate(a: Features, b: Features) -> float:
     """Unbiased squared MMD with the kernel (x·y/D + 1)³, × 1000 (Bińkowski et al. 2018, section 4; its eq. 4).
 
-    Below 0 now and then where the sets are of one distribution.
+    May be negative if both sets have the same distribution.
     """
     a, b = _comparable(a, b)
     n, m = len(a), len(b)
@@ -161,9 +163,9 @@ def kernel_of_halves(a: Features, b: Features, halves: Halves) -> Values:
 def cmmd(a: Features, b: Features) -> float:
     """CMMD (Jayasumana et al. 2024, arXiv 2401.09603): squared MMD of CLIP embeddings, × 1000.
 
-    Gaussian kernel exp(−|x − y|²/2σ²) with σ = 10 on embeddings of unit length (which they are brought to here), and
-    the estimate that has every pair in it, each row's with itself too, as the authors' code does: never below 0, and
-    above it by about 1/N for small sets. Raises UserError, also for an embedding of length 0.
+    Gaussian kernel exp(−|x − y|²/2σ²) with σ = 10 on embeddings normalised to unit length, and the biased estimate over
+    all pairs, including each row with itself, as in the authors' code: never negative, with a bias of about 1/N. Raises
+    UserError, also for an embedding of length 0.
     """
     a, b = _unit(a, b)
     n, m = len(a), len(b)
@@ -197,12 +199,12 @@ def _gaussian(x: Features, y: Features) -> Float[Tensor, "n m"]:
 
 
 def _sum(kernel: Kernel, x: Features, y: Features) -> float:
-    """Over all pairs."""
+    """Sum over all pairs."""
     return sum(float(kernel(rows, y).sum()) for rows in x.split(_ROWS))
 
 
 def _sums(kernel: Kernel, x: Features, y: Features, of_x: Chosen, of_y: Chosen) -> Values:
-    """Over all pairs of the rows that each draw has chosen."""
+    """Sums over all pairs of the rows of each draw."""
     found = torch.zeros(len(of_x), dtype=x.dtype, device=x.device)
     for rows in torch.arange(len(x), device=x.device).split(_ROWS):
         found += (of_x[:, rows] @ kernel(x[rows], y) * of_y).sum(1)
@@ -210,13 +212,13 @@ def _sums(kernel: Kernel, x: Features, y: Features, of_x: Chosen, of_y: Chosen) 
 
 
 def _chosen(rows: Integer[Tensor, "draws half"], x: Features) -> Chosen:
-    """1 for the rows of a set that a draw has, 0 for the others."""
+    """1 for the rows in a draw, 0 for the others."""
     found = torch.zeros(len(rows), len(x), dtype=x.dtype, device=x.device)
     return found.scatter_(1, rows.to(x.device), 1)
 
 
 def _own(x: Features) -> float:
-    """The cubic kernel of every row with itself, summed."""
+    """Sum of the cubic kernel of every row with itself."""
     return float(_owns(x).sum())
 
 
@@ -231,22 +233,22 @@ def precision_recall(real: Features, fake: Features, k: int = 3) -> tuple[float,
     """The shares of `fake` within the manifold of `real`, and of `real` within that of `fake`, 0 to 1.
 
     Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1 and 2: a set's manifold is the union of balls around its rows,
-    each as large as the distance to its k-th nearest other row. Compare only values of equal numbers of images.
-    Raises UserError, also for sets of k + 1 or fewer, whose balls reach as far as the whole set.
+    with the distance to the k-th nearest other row as radius. Compare only values for equal numbers of images. Raises
+    UserError, also for sets of at most k + 1 rows, whose balls contain the whole set.
     """
     real, fake = _comparable(real, fake)
     if k < 1 or min(len(real), len(fake)) < k + 2:
         raise UserError(
-            f"precision and recall with k = {k} and {len(real)} real and {len(fake)} generated images; "
-            f"at least k + 2 images a side are needed, and k of at least 1"
+            f"precision and recall with k = {k} and {len(real)} real and {len(fake)} generated images; at least k + 2 "
+            "images per side are needed, and k of at least 1"
         )
-    centre = real.mean(0)  # distances are as they were, and round less
+    centre = real.mean(0)  # keeps distances, reduces rounding
     real, fake = real - centre, fake - centre
     return _within(fake, real, k), _within(real, fake, k)
 
 
 def _within(points: Features, manifold: Features, k: int) -> float:
-    """The share of points that lie in a ball of the manifold."""
+    """The share of points within the manifold."""
     radii = torch.cat([found.kthvalue(k + 1, dim=1).values for found in _distances(manifold, manifold)])  # [M]
     inside = sum(int((found <= radii).any(1).sum()) for found in _distances(points, manifold))
     return inside / len(points)
@@ -271,15 +273,15 @@ def shares_of_halves(real: Features, fake: Features, halves: Halves, k: int = 3)
 
 
 def _radii_of_halves(x: Features, chosen: Bool[Tensor, "draws n"], k: int) -> Float[Tensor, "draws n"]:
-    """The squared radius of every row's ball in the manifold of each draw; -1 where the draw does not have the row.
+    """The squared radius of every row's ball in the manifold of each draw; -1 for rows that are not in the draw.
 
-    Of each row's `_NEAR` nearest all but surely more than k are in a draw; where they are not, all are looked at.
+    Of each row's `_NEAR` nearest, more than k are almost certainly in a draw; otherwise all rows are searched.
     """
     nearest = [found.topk(min(_NEAR, len(x)), largest=False) for found in _distances(x, x)]
     values, places = torch.cat([one.values for one in nearest]), torch.cat([one.indices for one in nearest])
     radii = x.new_full(chosen.shape, -1)
     for draw, of_draw in enumerate(chosen):
-        before = of_draw[places].cumsum(1)  # how many of the draw's rows come up to each place
+        before = of_draw[places].cumsum(1)  # number of the draw's rows up to each place
         found = values.gather(1, (before > k).int().argmax(1, keepdim=True)).squeeze(1)
         lacking = of_draw & (before[:, -1] <= k)
         if bool(lacking.any()):
@@ -289,31 +291,31 @@ def _radii_of_halves(x: Features, chosen: Bool[Tensor, "draws n"], k: int) -> Fl
 
 
 def _distances(x: Features, y: Features) -> Iterator[Float[Tensor, "rows m"]]:
-    """Squared, a number of rows at a time."""
+    """Squared distances, in blocks of rows."""
     return (_squared_distances(rows, y) for rows in x.split(_ROWS))
 
 
 def _squared_distances(x: Features, y: Features) -> Float[Tensor, "n m"]:
-    """|x − y|² of all pairs; what is 0 but for rounding is 0."""
+    """|x − y|² of all pairs; values within rounding of 0 are set to 0."""
     lengths = x.square().sum(1)[:, None] + y.square().sum(1)  # [N, M]
     squared = lengths - 2 * x @ y.T
     return torch.where(squared > 1e-13 * lengths, squared, 0.0)
 
 
-# What may be compared
+# Checks
 
 
 def _comparable(a: Features, b: Features) -> tuple[Features, Features]:
-    """Both in float64. Raises UserError unless they can be compared."""
+    """Both sets in float64. Raises UserError unless they can be compared."""
     for which, x in (("first", a), ("second", b)):
         if x.ndim != 2 or len(x) < 2 or x.shape[1] < 1:
             raise UserError(
-                f"features of the {which} set are {list(x.shape)}; expected [N, D] of at least 2 images, "
-                "give more images"
+                f"features of the {which} set are {list(x.shape)}; expected [N, D] of at least 2 images; give more "
+                "images"
             )
         if not bool(x.isfinite().all()):
             row = int((~x.isfinite()).any(1).nonzero()[0])
-            raise UserError(f"features of the {which} set, row {row}, are NaN or infinite; look at that image")
+            raise UserError(f"features of the {which} set, row {row}, are NaN or infinite; check that image")
     if a.shape[1] != b.shape[1]:
-        raise UserError(f"features of {a.shape[1]} and of {b.shape[1]} dimensions; take one network for both sets")
+        raise UserError(f"features of {a.shape[1]} and {b.shape[1]} dimensions; use the same network for both sets")
     return a.double(), b.double()

@@ -1,6 +1,6 @@
-"""Whether objects of one class within an image look more alike than they should (intra-image collapse).
+"""Similarity of objects of one class within an image (intra-image collapse).
 
-The paper names it as a limitation: similar objects within one image share style and colour.
+The paper states it as a limitation: similar objects within one image share style and colour.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from piti.evaluation.masks import laid_under
 from piti.evaluation.per_condition import ConditionValues, Framed, Groups, batches, check_same_size, condition_file
 
 LEAST = 0.004
-"""Regions that cover less of the image than this are left out: of so few pixels colours say little."""
+"""Regions that cover a smaller share of the image are ignored: they have too few pixels for colour statistics."""
 WITHIN, PAIRS, ACROSS, PAIRS_ACROSS = range(4)
-"""What a row holds for each class, see `ObjectDistances`."""
+"""Indices of the values per class, see `ObjectDistances`."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Regions of one class each that hang together, of classes that have at least two of them."""
+    """Connected regions of one class each, for classes with at least two of them."""
 
     ids: Integer[Tensor, "h w"]
-    """The number of the region at each pixel, from 0; -1 where there is none."""
+    """Index of the region at each pixel, from 0; -1 for none."""
     classes: Integer[Tensor, " regions"]
 
     @classmethod
     def of(cls, truth: Integer[Tensor, "h w"], count: int) -> Objects:
-        """truth: class indices; from `count` on they are ignored."""
+        """truth: class indices; indices from `count` on are ignored."""
         kept = torch.where((truth >= 0) & (truth < count), truth.long(), -1)
         ids = connected(kept)
         pixels = torch.bincount(ids.flatten())
@@ -51,12 +51,12 @@ class Objects:
 
     @property
     def twos(self) -> list[tuple[int, int]]:
-        """Every two regions of one class."""
+        """All pairs of regions of one class."""
         classes = self.classes.tolist()
         return [(i, j) for i, j in combinations(range(len(classes)), 2) if classes[i] == classes[j]]
 
     def looks(self, image: np.ndarray) -> Float[Tensor, "regions 6"]:
-        """Mean and standard deviation of each channel in each region, in levels, of an image [h, w, 3] of 8 bits."""
+        """Mean and standard deviation of each channel in each region of an 8-bit image [h, w, 3], in levels."""
         pixels = torch.from_numpy(image.astype(np.float64))
         rows = []
         for number in range(len(self.classes)):
@@ -70,10 +70,10 @@ _NONE = Objects(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.
 
 @dataclass(frozen=True)
 class ObjectDistances:
-    """Distances between the looks of objects of one class; conditions without two objects of a class are not there.
+    """Distances between the colours of objects of one class; conditions without two objects of a class are omitted.
 
-    rows: for each condition and class the sum of the distances within a sample (WITHIN) and their number (PAIRS), and
-    likewise between the same two places in two samples of the condition (ACROSS, PAIRS_ACROSS).
+    rows: for each condition and class, the sum of the distances within a sample (WITHIN) and their number (PAIRS), and
+    the same between these two places in two samples of the condition (ACROSS, PAIRS_ACROSS).
     """
 
     classes: tuple[str, ...]
@@ -82,14 +82,14 @@ class ObjectDistances:
 
     @classmethod
     def of(cls, classes: tuple[str, ...], rows: Mapping[str, Float[Tensor, "4 K"]]) -> ObjectDistances:
-        """rows: those of each condition that has two objects of a class, by its name."""
+        """rows: those of each condition with two objects of a class, by its name."""
         empty = torch.zeros(0, 4, len(classes), dtype=torch.float64)
         return cls(classes, tuple(rows), torch.stack(list(rows.values())) if rows else empty)
 
     def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
         """`object_distance`: the mean distance within an image, in levels; `object_distance_across`: between the same
-        places in different samples; `object_ratio`: the first by the second, 1 where objects of one image are no more
-        alike than those of different samples. Over all classes, and of each by its name.
+        places in different samples; `object_ratio`: their ratio, 1 if objects in one image are no more similar than
+        those in different samples. Over all classes, and for each by its name.
         """
         counts = (self.rows if chosen is None else self.rows[chosen]).sum(0)  # [4, K]
         found = self._of(counts.sum(1), "")
@@ -118,10 +118,10 @@ def object_distances(
     batch: int = 8,
     on_step: OnProgress | None = None,
 ) -> ObjectDistances:
-    """Compare the objects of every image. groups, conditions, resize: as `agreement` takes them.
+    """Compare the objects of every image. groups, conditions, resize: see `agreement`.
 
-    No condition is in the result where no mask has two objects of one class. Raises AlignmentError as `agreement` does,
-    and for samples of one mask that differ in size.
+    The result is empty if no mask has two objects of one class. Raises AlignmentError as `agreement` does, and for
+    samples of one mask that differ in size.
     """
     count = condition.classes.count
     rows: dict[str, Tensor] = {}
@@ -129,7 +129,7 @@ def object_distances(
     objects, looks = _NONE, list[Tensor]()
     for found in batches(groups, resize, batch, on_step):
         for one in found:
-            if first is None or first.stem != one.stem:  # they come condition by condition: one mask is held at a time
+            if first is None or first.stem != one.stem:  # samples come by condition, so that only one mask is in memory
                 first, objects, looks = one, _objects(one, conditions, condition), []
             check_same_size(first, one)
             looks.append(objects.looks(np.asarray(one.image)))

@@ -50,10 +50,10 @@ class Options:
             if value is not None and value < 1:
                 raise UserError("give at least 1", option=name, value=value)
         if self.nearest is not None and self.training is None:
-            raise UserError(f"is drawn of {option('training')}; give it too", option="nearest", value=self.nearest)
+            raise UserError(f"needs {option('training')}; give it too", option="nearest", value=self.nearest)
         if self.bootstrap < 0 or self.bootstrap == 1:
             raise UserError(
-                "is no number of draws",
+                "is not a valid number of draws",
                 remedy="give 0 for no intervals, or at least 2; 200 are usual",
                 option="bootstrap",
                 value=self.bootstrap,

@@ -1,4 +1,4 @@
-"""Which files are judged, and which belong together: generated images, their conditions, real photographs."""
+"""Files of an evaluation, and which belong together: generated images, their conditions, real photographs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from piti.data.problems import DataError
 from piti.generation.options import SHEET
 
 NAMED = 5
-"""How many files an error names."""
+"""Number of files that an error names."""
 LEAST = 2
-"""With fewer images a side there is nothing to compare."""
+"""Minimum number of images per side."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NUMBERED = re.compile(r"(.+)[-_]\d+")
 Sizes = Counter[tuple[int, int]]
@@ -32,42 +32,41 @@ class PairingError(UserError):
 
 
 def listed(paths: Sequence[Path | str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of others."""
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return ", ".join(str(path) for path in paths[:NAMED]) + more
 
 
-# What there is
+# Listing
 
 
 def generated_images(folder: Path) -> list[Path]:
-    """The PNGs of a folder, sorted; its contact sheet, hidden files and subfolders are left out.
+    """The PNGs of a folder, sorted; its contact sheet, hidden files and subfolders are ignored.
 
-    Raises PairingError for fewer than two, and for pictures that are no PNG: other formats are mostly lossy, and what
-    they take away or add counts as a difference from the photographs. Raises ImageError as `_pictures`.
+    Raises PairingError for fewer than two, and for images in other formats, which are mostly lossy, so that their
+    artefacts would count as differences from the photographs. Raises ImageError as `_pictures`.
     """
     if not folder.is_dir():
-        raise PairingError(f"{folder}: no such folder; give the one that holds the generated images")
+        raise PairingError(f"{folder}: no such folder; give the folder of the generated images")
     found = _pictures(folder, recursive=False)
     images = [path for path in found if path.name != SHEET]
     odd = [path.name for path in images if path.suffix.lower() != ".png" or not _is_png(path)]
     if odd:
         raise PairingError(
-            f"{folder}: {listed(odd)}: no PNG. Generated images are judged as they were made, and JPEG or WebP changes "
-            "them (a renamed file stays what it was): write PNG, as piti translate does; do not convert what is lossy"
+            f"{folder}: {listed(odd)}: not PNG. Generated images are evaluated unchanged, and JPEG or WebP alters them "
+            "(renaming a file does not convert it): write PNG, as piti translate does; do not convert lossy files"
         )
     if len(images) < LEAST:
         inside = [path for path in list_images(folder, recursive=True) if path.parent != folder]
-        hint = f"; there are some in {inside[0].parent}: give that folder" if inside else ""
+        hint = f"; {inside[0].parent} contains some: give that folder" if inside else ""
         raise PairingError(f"{folder}: {_count(images)}; at least {LEAST} generated PNGs are needed{hint}")
     return images
 
 
 def photographs(place: Path, split: str = "val") -> list[Path]:
-    """The real photographs of a folder, in any depth, or of a split of a data root (which holds `images/`).
+    """The real photographs of a folder, recursively, or of a split of a data root (which contains `images/`).
 
-    Raises PairingError for fewer than two, DataError for a split that is not there or not whole, and ImageError as
-    `_pictures`.
+    Raises PairingError for fewer than two, DataError for a missing or incomplete split, and ImageError as `_pictures`.
     """
     if not place.is_dir():
         raise PairingError(
@@ -82,36 +81,36 @@ def photographs(place: Path, split: str = "val") -> list[Path]:
 
 
 def check_enough(found: Sequence[Path], place: Path, what: str = "photographs") -> None:
-    """Raises PairingError for files of `place` that are too few to compare."""
+    """Raises PairingError if `place` has too few files to compare."""
     if len(found) < LEAST:
         raise PairingError(f"{place}: {_count(found)}; at least {LEAST} {what} are needed")
 
 
 def _pictures(folder: Path, recursive: bool) -> list[Path]:
-    """A folder's pictures, sorted. Raises ImageError for links that lead nowhere and for pictures of formats that are
-    not read: without them it would be another set."""
+    """A folder's images, sorted. Raises ImageError for broken links and unsupported formats, since skipping them would
+    change the set."""
     found = walk(folder, recursive=recursive)
     return replace(found, others=[path for path in found.others if is_unread(path)]).check()
 
 
 def photographs_of(root: Path, split: str) -> list[Path]:
-    """All photographs of a split of a data root, sorted. Raises DataError, also where some of them are missing, but not
-    where only those of other splits are."""
+    """All photographs of a split of a data root, sorted. Raises DataError, also if some of them are missing, but not
+    for missing ones of other splits."""
     listing = PairList(FolderSpec(root=root), NoCondition(), split)
     pairs = listing.pairs()
     if listing.absent is None:
         listing.problems.raise_if_any(root)
     elif listing.absent:
         raise DataError(
-            f"{root}: photographs of the split '{split}' are not there: {listed(listing.absent)}",
-            remedy="fetch them, and what links lead to, or take them out of the split",
+            f"{root}: photographs of the split '{split}' are missing: {listed(listing.absent)}",
+            remedy="add them and the targets of links, or remove them from the split",
         )
     return [pair.image for pair in pairs if isinstance(pair.image, Path)]
 
 
 def by_name(found: Sequence[Path], place: Path) -> dict[str, Path]:
-    """Photographs of `place`, a folder or a data root, by what samples of theirs are named after: `b-s2` for
-    `b/s2.jpg`, or else a file's own name. A name that two of them have is none's."""
+    """Photographs of `place`, a folder or a data root, by the stem of their samples: `b-s2` for `b/s2.jpg`, or else the
+    file's own name. Ambiguous names are omitted."""
     folder = place / "images" if is_data_root(place) else place
     own = [composed(path.stem) for path in found]
     inside = [
@@ -126,36 +125,35 @@ def by_name(found: Sequence[Path], place: Path) -> dict[str, Path]:
 
 
 def is_data_root(place: Path) -> bool:
-    """Whether a folder is laid out as training data: `images/`, and no pictures beside it."""
+    """Whether a folder has the layout of training data: `images/`, and no images beside it."""
     return (place / "images").is_dir() and not list_images(place)
 
 
 def conditions_by_stem(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """The condition files of a folder, in any depth, by stem: `b-s2` for `b/s2.png`, as their images are named.
-
-    Raises PairingError, also for two of one stem; ImageError for links that lead nowhere.
+    """The condition files of a folder, recursively, by the stem of their images: `b-s2` for `b/s2.png`. Raises
+    PairingError, also for two with the same stem; ImageError for broken links.
     """
     if not folder.is_dir():
-        raise PairingError(f"{folder}: no such folder; give the conditions that the images were made from") from None
+        raise PairingError(f"{folder}: no such folder; give the folder of the images' conditions") from None
     files: dict[str, Path] = {}
     for path in walk(folder, suffixes).check():
         stem = stem_of(path, folder)
         if stem in files:
-            raise PairingError(f"{files[stem]} and {path} have the same stem; give a folder with one of them")
+            raise PairingError(f"{files[stem]} and {path} have the same stem; give a folder with only one of them")
         files[stem] = path
     if not files:
-        raise PairingError(f"{folder}: holds no conditions ({', '.join(sorted(suffixes))}); give a folder that does")
+        raise PairingError(f"{folder}: contains no conditions ({', '.join(sorted(suffixes))}); give a folder that does")
     return files
 
 
-# What belongs together
+# Pairing
 
 
 def paired(images: Sequence[Path], conditions: Mapping[str, Path], place: Path) -> dict[str, list[Path]]:
-    """The samples of each condition that has some, by its stem: `STEM.png`, `STEM_0.png`, `STEM-1.png` and so on.
+    """The samples of each condition with samples, by its stem: `STEM.png`, `STEM_0.png`, `STEM-1.png` and so on.
 
-    Of a condition in a subfolder the file's own name serves too, where no other has it.
-    place: the conditions' folder, for errors. Raises PairingError that names the images without a condition.
+    For a condition in a subfolder, its file name also matches if it is unique. place: the conditions' folder, for
+    errors. Raises PairingError that names the images without a condition.
     """
     groups: dict[str, list[Path]] = {}
     alone: list[Path] = []
@@ -172,16 +170,15 @@ def paired(images: Sequence[Path], conditions: Mapping[str, Path], place: Path) 
         said = near_keys([path.stem for path in alone], names)
         named = [path.name + said[path.stem].removeprefix(path.stem) for path in alone]
         raise PairingError(
-            f"{alone[0].parent}: {listed(named)}: {len(alone)} of {len(images)} images have no "
-            f"condition in {place}, which for STEM_0.png is STEM with any suffix; give the folder that they were made "
-            "from, or remove them"
+            f"{alone[0].parent}: {listed(named)}: {len(alone)} of {len(images)} images have no condition in {place} "
+            "(for STEM_0.png, STEM with any suffix); give the folder of their conditions, or remove them"
         )
     return groups
 
 
 def grouped(images: Sequence[Path], stems: Collection[str]) -> dict[str, list[Path]]:
-    """Images by what they are samples of, as far as that can be told: `stems` of photographs they may be named after,
-    else what their metadata says of their condition; else each is by itself. Raises PairingError as `paired` does."""
+    """Images by condition, if known: by the `stems` of photographs in their names, else by the condition in their
+    metadata, else each on its own. Raises PairingError as `paired`."""
     known = set(stems)
     groups: dict[str, list[Path]] = {}
     for path in images:
@@ -191,7 +188,7 @@ def grouped(images: Sequence[Path], stems: Collection[str]) -> dict[str, list[Pa
 
 
 def _owner(path: Path, stems: Collection[str]) -> str | None:
-    """The stem of the condition that an image is named after, if it is among `stems`."""
+    """The stem of the condition in an image's name, if it is among `stems`."""
     whole = composed(path.stem)
     numbered = _NUMBERED.fullmatch(whole)
     shorter = numbered[1] if numbered and numbered[1] in stems else None
@@ -201,8 +198,8 @@ def _owner(path: Path, stems: Collection[str]) -> str | None:
     if told in {whole, shorter}:
         return told
     raise PairingError(
-        f"{path}: is it a sample of {shorter}, or of {whole}? There are conditions of both names; rename one, and "
-        "the images with it"
+        f"{path}: could be a sample of {shorter} or of {whole}, which are both conditions; rename one of them and its "
+        "images"
     )
 
 
@@ -210,15 +207,15 @@ def _owner(path: Path, stems: Collection[str]) -> str | None:
 
 
 def sizes_of(images: Sequence[Path]) -> Sizes:
-    """How many pictures have which (width, height), from their headers. Raises ImageError, which names the file."""
+    """Number of images by (width, height), from their headers. Raises ImageError, which names the file."""
     return Counter(image_size(path) for path in images)
 
 
 def check_alike(images: Sequence[Path], resize: int | None) -> None:
-    """Raises PairingError where the short sides of generated images differ, unless `resize` makes them one.
+    """Raises PairingError if the short sides of generated images differ, unless they are resized.
 
-    A model makes images of one short side, whatever their proportions. Where there are two, images of two kinds lie in
-    one folder, such as small ones of a base beside its upsampler's, and a distance would be of neither.
+    A model generates images with one short side at any aspect ratio. Several indicate a mixed folder, for example small
+    images of a base beside its upsampler's, for which distances are meaningless.
     """
     if resize is not None:
         return
@@ -228,14 +225,14 @@ def check_alike(images: Sequence[Path], resize: int | None) -> None:
     if len(first) > 1:
         named = ", ".join(f"{path.name} with {side} px" for side, path in sorted(first.items())[:NAMED])
         raise PairingError(
-            f"images of different sizes, by their short sides ({named}), which are results of different kinds",
-            remedy=f"judge them in folders of their own, or bring all to one size with {option('resize')}",
+            f"images with different short sides ({named}), which are different kinds of results",
+            remedy=f"evaluate them in separate folders, or resize all with {option('resize')}",
             source=images[0].parent,
         )
 
 
 def described(sizes: Sizes) -> str:
-    """Sizes for a person, the most frequent first: "85 x 64 (33), …"."""
+    """Sizes as text, the most frequent first: "85 x 64 (33), …"."""
     named = [f"{width} x {height} ({count})" for (width, height), count in sizes.most_common(3)]
     return ", ".join(named) + (f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else "")
 

@@ -1,4 +1,5 @@
-"""What measures against conditions share: their results, one row a condition, and images laid over conditions."""
+"""Shared parts of measures per condition: results with one row per condition, and the alignment of images and
+conditions."""
 
 from __future__ import annotations
 
@@ -18,17 +19,17 @@ from piti.core.progress import OnProgress
 Groups = Mapping[str, Sequence[Path]]
 """The samples of each condition, by its stem."""
 ConditionValues = dict[tuple[str, str], float]
-"""Numbers by measure and, for some, class or network, as in `piti.evaluation.result.Measure`; what is not
-defined is not there."""
+"""Values by measure and, for some, class or network, as in `piti.evaluation.result.Measure`; undefined ones are
+omitted."""
 
 
 class AlignmentError(UserError):
-    """An image and its condition, or a judge of them, cannot be used. The message names the file and the remedy."""
+    """An image, its condition or a network cannot be used. The message names the file and the remedy."""
 
 
 @runtime_checkable
 class PerCondition(Protocol):
-    """What a measure found, a row for each condition, so that conditions can be drawn again (the bootstrap)."""
+    """Results of a measure, a row for each condition, for a bootstrap over conditions."""
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -37,17 +38,17 @@ class PerCondition(Protocol):
 
     @property
     def rows(self) -> Shaped[Tensor, "conditions ..."]:
-        """What was counted for each."""
+        """Counts or values of each condition."""
         ...
 
     def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
-        """The numbers over all conditions, or over these rows, which may repeat."""
+        """The measures over all conditions, or over the chosen rows, which may repeat."""
         ...
 
 
 @dataclass(frozen=True)
 class Framed:
-    """An image, and the part of its condition that it shows."""
+    """An image, and its part of the condition."""
 
     path: Path
     stem: str
@@ -61,26 +62,27 @@ class Framed:
         return self.image.height, self.image.width
 
     def box(self, width: int, height: int, source: str) -> Box:
-        """The rectangle of a condition of this size that the image shows: its centred square, or all of it.
+        """The image's rectangle of a condition of this size: its centre square, or all of it.
 
-        Raises AlignmentError where the image has neither the condition's proportions nor those of a square.
+        Raises AlignmentError if the image is neither square nor has the condition's aspect ratio.
         """
         wide, high = self.original
         scale = min(wide, high) / min(width, height)
-        beyond = max(abs(width * scale - wide), abs(height * scale - high))  # in pixels, of the image made of all of it
+        beyond = max(
+            abs(width * scale - wide), abs(height * scale - high)
+        )  # in pixels, of an image of the whole condition
         if wide != high and beyond > 1:
             raise AlignmentError(
-                f"{self.path}: is {wide} x {high} pixels, and {source} {width} x {height}; an image shows all of its "
-                "condition, in the same proportions, or the square at its centre: give the condition that it was made "
-                "from"
+                f"{self.path}: is {wide} x {high} pixels, and {source} {width} x {height}; an image covers all of its "
+                "condition, with the same aspect ratio, or its centre square: give the image's own condition"
             )
-        shrunk = self.image.size != self.original  # its centred square alone is looked at
+        shrunk = self.image.size != self.original  # only its centre square is used
         square = shrunk or (wide == high and beyond > 0.5)
         return center_box(width, height) if square else Box(0, 0, width, height)
 
 
 def framed(stem: str, path: Path, resize: int | None) -> Framed:
-    """An image as it is, or its centred square resized to this side (bicubic, antialiased). Raises ImageError."""
+    """An image unchanged, or its centre square resized to this side (bicubic, antialiased). Raises ImageError."""
     image = read_rgb(path)
     original = image.size
     if resize is not None:
@@ -89,18 +91,18 @@ def framed(stem: str, path: Path, resize: int | None) -> Framed:
 
 
 def batches(groups: Groups, resize: int | None, batch: int, on_step: OnProgress | None) -> Iterator[list[Framed]]:
-    """All samples, condition by condition, at most `batch` at a time, those of one batch of one size.
+    """All samples, condition by condition, in batches of at most `batch` images of one size.
 
-    Raises AlignmentError where there are none, or one is given twice.
+    Raises AlignmentError if there are none, or one is given twice.
     """
     jobs = [(stem, path) for stem, paths in groups.items() for path in paths]
     seen: dict[Path, str] = {}
     for stem, path in jobs:
         if path in seen:
-            raise AlignmentError(f"{path}: is given twice, for {seen[path]} and for {stem}; give each image once")
+            raise AlignmentError(f"{path}: is given twice, for {seen[path]} and {stem}; give each image once")
         seen[path] = stem
     if not jobs:
-        raise AlignmentError("no images to judge; give the folder that holds them")
+        raise AlignmentError("no images to evaluate; give the folder that contains them")
     waiting: list[Framed] = []
     for done, (stem, path) in enumerate(jobs):
         image = framed(stem, path, resize)
@@ -116,16 +118,16 @@ def batches(groups: Groups, resize: int | None, batch: int, on_step: OnProgress 
 
 
 def check_same_size(first: Framed, one: Framed) -> None:
-    """Raises AlignmentError for two samples of one condition that cannot be compared place by place."""
+    """Raises AlignmentError for two samples of one condition with different sizes."""
     if first.size != one.size:
         raise AlignmentError(
             f"{first.path} and {one.path} are samples of {one.stem} and differ in size",
-            remedy=f"make them alike, or bring all to one size with {option('resize')}",
+            remedy=f"generate them at one size, or resize all with {option('resize')}",
         )
 
 
 def condition_file(stem: str, conditions: Mapping[str, Path], image: Path) -> Path:
     """The file of an image's condition. Raises AlignmentError."""
     if stem not in conditions:
-        raise AlignmentError(f"{image}: there is no condition {stem}; give the folder that holds it")
+        raise AlignmentError(f"{image}: there is no condition {stem}; give the folder that contains it")
     return conditions[stem]

@@ -1,4 +1,4 @@
-"""Perceptual distances of images: LPIPS as published, and distances in the features of any frozen classifier."""
+"""Perceptual distances between images: published LPIPS, and distances in the features of any frozen classifier."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from piti.core.files import file_hash
 from piti.core.spec import Spec, choices
 from piti.models.perceptual import NETWORKS, PerceptualNetwork, PerceptualSpec, load_perceptual, weights_file
 
-_TINY = 1e-10  # beside the length of a feature, which may be 0
-_HEAD = "lin{}.model.1.weight"  # as the published files name the weights of a layer's channels
+_TINY = 1e-10  # added to the norm of a feature, which may be 0
+_HEAD = "lin{}.model.1.weight"  # a layer's channel weights in the published files
 _VGG_RELUS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
 
 
 @dataclass(frozen=True)
 class LpipsNetwork:
-    """A classifier that LPIPS has learned weights for."""
+    """A classifier with learned LPIPS weights."""
 
     network: str
-    """In `piti.models.perceptual.NETWORKS`."""
+    """A name in `piti.models.perceptual.NETWORKS`."""
     layers: tuple[int, ...]
 
 
@@ -38,33 +38,33 @@ LPIPS: Mapping[str, LpipsNetwork] = {
 
 
 class LpipsSpec(Spec):
-    """LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): a classifier's features, its channels weighted as learned."""
+    """LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): a classifier's features with learned channel weights."""
 
     network: str = "lpips-alex"
     """A name in `LPIPS`."""
     weights: str | None = None
-    """The classifier's file (.safetensors, or .pth as torchvision's); none: the usual one, where torch.hub keeps it."""
+    """The classifier's file (.safetensors, or torchvision's .pth); None: the default file in torch.hub's folder."""
     heads: str | None = None
-    """The file of learned weights, as the package lpips has it (`weights/v0.1/alex.pth`); none: `lpips_alex.pth` or
+    """The file of learned weights, as in the package lpips (`weights/v0.1/alex.pth`); None: `lpips_alex.pth` or
     `.safetensors` beside the classifier's file."""
 
     @field_validator("network")
     @classmethod
     def _known_network(cls, network: str) -> str:
         if network not in LPIPS:
-            raise UserError(f"unknown kind of LPIPS '{network}'; {choices(network, LPIPS)}")
+            raise UserError(f"unknown LPIPS network '{network}'; {choices(network, LPIPS)}")
         return network
 
     @property
     def classifier(self) -> PerceptualSpec:
-        """The network below. Raises UserError where its usual file is not there."""
+        """The underlying classifier. Raises UserError if its default file is missing."""
         known, weights = LPIPS[self.network], self.weights
         if weights is None:
             usual = Path(torch.hub.get_dir()) / "checkpoints" / NETWORKS[known.network].file
             if not usual.is_file():
                 raise UserError(
                     f"the weights of {known.network} are not at {usual}",
-                    remedy=f"put torchvision's file there, or give its path as {option('perceptual_weights')}",
+                    remedy=f"put torchvision's file there, or give its path with {option('perceptual_weights')}",
                     option="perceptual",
                     value=self.network,
                 )
@@ -73,32 +73,32 @@ class LpipsSpec(Spec):
 
     @property
     def chosen_layers(self) -> tuple[int, ...]:
-        """Modules of the classifier, in torchvision's numbering, whose outputs are compared."""
+        """Indices in torchvision of the classifier's modules whose outputs are compared."""
         return LPIPS[self.network].layers
 
 
 @dataclass(frozen=True)
 class PerceptualJudge:
-    """A network whose features compare images."""
+    """A network for perceptual distances."""
 
     network: PerceptualNetwork
     name: str
     source: str
     """The file or hub repository of its weights."""
     sha256: str
-    """Of the weights' file."""
+    """SHA-256 of the weights' file."""
     heads: tuple[Float[Tensor, " _C"], ...] | None = None
-    """LPIPS: what each channel of each layer counts; none: all alike."""
+    """LPIPS: weight of each channel of each layer; None: equal weights."""
     heads_sha256: str = ""
-    """Of the file of `heads`."""
+    """SHA-256 of the file of `heads`."""
 
     def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, " N"]:
-        """Of images by their unit features, see `perceptual_distance`."""
+        """Distance of images by their unit features, see `perceptual_distance`."""
         return perceptual_distance(a, b, self.heads)
 
 
 def open_perceptual(spec: PerceptualSpec | LpipsSpec, device: torch.device) -> PerceptualJudge:
-    """The network with its weights. Raises UserError where they are missing or another network's."""
+    """Load the network with its weights. Raises UserError if they are missing or of another network."""
     classifier = spec.classifier if isinstance(spec, LpipsSpec) else spec
     path = weights_file(classifier)
     network, source = load_perceptual(classifier).to(device), classifier.weights or str(path)
@@ -110,7 +110,7 @@ def open_perceptual(spec: PerceptualSpec | LpipsSpec, device: torch.device) -> P
 
 
 def _heads_file(spec: LpipsSpec, classifier: Path) -> Path:
-    """Where the learned weights lie. Raises UserError."""
+    """The path of the learned weights. Raises UserError."""
     kind = spec.network.removeprefix("lpips-")
     if spec.heads is not None:
         return Path(spec.heads).expanduser()
@@ -119,7 +119,7 @@ def _heads_file(spec: LpipsSpec, classifier: Path) -> Path:
         if file.is_file():
             return file
     raise UserError(
-        f"LPIPS's learned weights are not at {beside[0]} nor {beside[1].name}",
+        f"LPIPS's learned weights are neither at {beside[0]} nor {beside[1].name}",
         remedy=f"give the file weights/v0.1/{kind}.pth of the package lpips as {option('perceptual_heads')}",
         option="perceptual",
         value=spec.network,
@@ -127,7 +127,7 @@ def _heads_file(spec: LpipsSpec, classifier: Path) -> Path:
 
 
 def read_heads(path: Path, widths: Sequence[int]) -> list[Float[Tensor, " _C"]]:
-    """LPIPS's learned weights, a vector a layer. widths: channels of each layer. Raises UserError, WeightsError."""
+    """LPIPS's learned weights, a vector per layer. widths: channels of each layer. Raises UserError, WeightsError."""
     found = read_weights(path)
     heads = []
     for k, width in enumerate(widths):
@@ -135,7 +135,7 @@ def read_heads(path: Path, widths: Sequence[int]) -> list[Float[Tensor, " _C"]]:
         if head is None or head.numel() != width or bool((head < 0).any()):
             what = "is missing" if head is None else f"is {list(head.shape)}"
             raise UserError(
-                f"{path}: {_HEAD.format(k)} {what}, expected {width} numbers, none below 0; these are no learned "
+                f"{path}: {_HEAD.format(k)} {what}, expected {width} non-negative numbers; these are not the learned "
                 "weights of this LPIPS: v0.1 has alex.pth and vgg.pth"
             )
         heads.append(head.float().flatten())
@@ -143,7 +143,7 @@ def read_heads(path: Path, widths: Sequence[int]) -> list[Float[Tensor, " _C"]]:
 
 
 def unit_features(features: Sequence[Float[Tensor, "N _C _H _W"]]) -> list[Float[Tensor, "N _C _H _W"]]:
-    """Features of length 1 at every position, over the channels; 0 where they are 0."""
+    """Features normalised over the channels at every position; zeros stay 0."""
     return [x / (x.square().sum(1, keepdim=True).sqrt() + _TINY) for x in features]
 
 
@@ -155,7 +155,7 @@ def perceptual_distance(
     """Distance of images by their unit features, layer by layer (LPIPS, Zhang et al. 2018, eq. 1): squared
     differences, added over channels, averaged over positions, added over layers.
 
-    heads: what each channel counts, a vector a layer (w of eq. 1, squared); none: w = 1.
+    heads: channel weights, a vector per layer (w of eq. 1, squared); None: w = 1.
     """
     layers = []
     for k, (x, y) in enumerate(zip(a, b, strict=True)):

@@ -1,4 +1,4 @@
-"""Networks of transformers from a hub or a local folder; judges by name, with what prepares images for them."""
+"""Networks of transformers from a hub or a local folder, with their image processors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _PREPARED = "preprocessor_config.json"
 
 
 class JudgeError(UserError):
-    """A network that is to judge images cannot be had or used. The message names it and the remedy."""
+    """An evaluation network cannot be loaded or used. The message names it and the remedy."""
 
 
 @runtime_checkable
 class Named(Protocol):
-    """A network that judges images, and what it takes to find the same one again."""
+    """An evaluation network, with what identifies it."""
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Name in tables."""
         ...
 
     @property
@@ -51,14 +51,14 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network with its weights, frozen, and the processor that its `preprocessor_config.json` describes."""
+    """A frozen network with its weights, and the processor of its `preprocessor_config.json`."""
 
     network: Any
     processor: Any
     source: str
-    """The hub repository or folder, as it was given."""
+    """The hub repository or folder, as given."""
     sha256: str
-    """Of the weights' file; of several, the hash of their hashes, one after the other, sorted by name."""
+    """SHA-256 of the weights' file; for several, of their concatenated hashes, sorted by name."""
 
     @property
     def name(self) -> str:
@@ -67,17 +67,17 @@ class Pretrained:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.network.parameters()).device
 
     def prepared(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Images of one size as the network reads them, by its preprocessing, but for a centre crop: all is judged.
+        """Preprocessed images of one size, without a centre crop, so that whole images are evaluated.
 
         Raises JudgeError for images of several sizes.
         """
         sizes = sorted({image.size for image in images})
         if len(sizes) != 1:
-            raise JudgeError(f"images of one size are judged at a time, got {sizes}; give each size by itself")
+            raise JudgeError(f"expected images of one size, got {sizes}; pass each size separately")
         settings = {"do_center_crop": False} if getattr(self.processor, "do_center_crop", False) else {}
         inputs = self.processor(images=list(images), return_tensors="pt", **settings)
         return {key: value.to(self.device) for key, value in inputs.items() if isinstance(value, Tensor)}
@@ -85,7 +85,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class ByPretrained:
-    """A judge that is a network of transformers."""
+    """An evaluation network of transformers."""
 
     judge: Pretrained
 
@@ -108,12 +108,12 @@ class ByPretrained:
 def load_pretrained(
     source: str, tasks: Mapping[str, Sequence[str]], what: str, option: str, device: torch.device
 ) -> Pretrained:
-    """A network for one of these tasks, float32, frozen, in evaluation mode.
+    """Load a network for one of these tasks, float32, frozen, in evaluation mode.
 
-    source: a hub repository or a local folder; tasks: as in transformers' AutoModelFor…, of which the first that its
-    kind of network serves is taken, each with the kinds that can be used, all where there are none; what: it is;
-    option: which one names it. Both are for errors. No code of a repository is run.
-    Raises JudgeError where transformers, the folder, its files, or some of the weights are missing.
+    source: a hub repository or a local folder; tasks: names as in transformers' AutoModelFor…, each with the supported
+    model types (empty for all); the first that matches the network is used. what, option: description and option, for
+    errors. No code of a repository is run. Raises JudgeError if transformers, the folder, its files, or some of the
+    weights are missing.
     """
     transformers = import_transformers(mention(option))
     folder = _folder(source, what, option)
@@ -126,7 +126,7 @@ def load_pretrained(
             config=config,
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below
+            ignore_mismatched_sizes=True,  # reported below
             dtype=torch.float32,
         )
         processor = transformers.AutoImageProcessor.from_pretrained(
@@ -138,26 +138,26 @@ def load_pretrained(
 
 
 def pretrained_sha256(source: str, what: str, option: str) -> str:
-    """The hash of the weights that `load_pretrained` takes by this name. Raises JudgeError."""
+    """The hash of the weights that `load_pretrained` loads for this name. Raises JudgeError."""
     return _hash(_weights(_folder(source, what, option), source, option))
 
 
 def _check_complete(report: Mapping[str, Any], given: tuple[str, str], network: str, what: str) -> None:
-    """Raises JudgeError where weights were missing or of other shapes, and so are random."""
+    """Raises JudgeError if weights were missing or had other shapes, and so are random."""
     missing = {str(key) for key in report["missing_keys"]} | {str(key[0]) for key in report["mismatched_keys"]}
     if missing:
         named = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
         raise JudgeError(
-            f"its weights lack {len(missing)} tensors of {network} ({named}), or have them in other shapes, so it was "
-            f"not trained as {what}",
-            remedy="give one that was",
+            f"{len(missing)} tensors of {network} ({named}) are missing from its weights, or have other shapes, so it "
+            f"was not trained as {what}",
+            remedy="give a model that was",
             option=given[0],
             value=given[1],
         )
 
 
 def import_transformers(what: str) -> Any:
-    """The package. what: needs it. Raises JudgeError that says how to get it."""
+    """Import transformers for `what`. Raises JudgeError with installation instructions."""
     try:
         import transformers
     except ImportError:
@@ -167,7 +167,7 @@ def import_transformers(what: str) -> Any:
 
 @contextmanager
 def quietly(transformers: Any) -> Iterator[None]:
-    """Without transformers' reports, such as on weights that are left over, and without its bars beside ours."""
+    """Silence transformers' warnings, such as on unused weights, and its progress bars."""
     log = transformers.utils.logging
     before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -181,22 +181,22 @@ def quietly(transformers: Any) -> Iterator[None]:
 
 
 def repository_folder(repository: str, remedy: str) -> Path:
-    """A model's folder from the hub or its cache: configs and weights, pickles only where there is nothing better.
+    """A model's folder from the hub or its cache: configs and weights, pickles only without safetensors.
 
-    remedy: what errors say can be done instead. Raises UserError.
+    remedy: alternative stated in errors. Raises UserError.
     """
     found = hub_folder(repository, _WANTED, remedy)
     return found if list(found.glob(_WANTED[1])) else hub_folder(repository, [*_WANTED, *_OLDER], remedy)
 
 
 def _folder(source: str, what: str, option: str) -> Path:
-    """Where the files are, fetched from the hub if `source` is no folder."""
+    """The folder of the files, downloaded from the hub if `source` is not a folder."""
     place = Path(source).expanduser()
     if place.is_dir():
         return place
-    remedy = f"give a hub repository, OWNER/NAME, or a folder with a model of transformers that is {what}"
+    remedy = f"give a hub repository, OWNER/NAME, or a folder of a transformers model that is {what}"
     if place.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise JudgeError("there is no such folder", remedy=remedy, option=option, value=source)
+        raise JudgeError("no such folder", remedy=remedy, option=option, value=source)
     try:
         return repository_folder(source, remedy)
     except UserError as error:
@@ -204,12 +204,12 @@ def _folder(source: str, what: str, option: str) -> Path:
 
 
 def _weights(folder: Path, source: str, option: str) -> list[Path]:
-    """The files of weights. Raises JudgeError where they, or others that are needed, are missing."""
+    """The weight files. Raises JudgeError if they or other required files are missing."""
     for name in ("config.json", _PREPARED):
         if not (folder / name).is_file():
             raise JudgeError(
                 f"has no {name}",
-                remedy="save the model and its image processor there together",
+                remedy="save the model and its image processor in the same folder",
                 option=option,
                 value=source,
             )
@@ -223,7 +223,7 @@ def _weights(folder: Path, source: str, option: str) -> list[Path]:
 
 
 def _task(transformers: Any, tasks: Mapping[str, Sequence[str]], config: Any, what: str, given: tuple[str, str]) -> Any:
-    """The AutoModel class of the first task that a kind of network serves."""
+    """The AutoModel class of the first task that the network's config supports."""
     for task, kinds in tasks.items():
         words = re.sub(r"(?<!^)(?=[A-Z])", "_", task).upper()
         serves = type(config) in getattr(transformers, f"MODEL_FOR_{words}_MAPPING")
@@ -231,7 +231,7 @@ def _task(transformers: Any, tasks: Mapping[str, Sequence[str]], config: Any, wh
             return getattr(transformers, f"AutoModelFor{task}")
     usable = [f"AutoModelFor{task}" + (f" ({', '.join(kinds)} only)" if kinds else "") for task, kinds in tasks.items()]
     raise JudgeError(
-        f"holds a network of the kind {config.model_type}, which cannot serve as {what}",
+        f"contains a network of type {config.model_type}, which cannot be used as {what}",
         remedy=f"give one of transformers' {' or '.join(usable)}",
         option=given[0],
         value=given[1],
@@ -240,7 +240,7 @@ def _task(transformers: Any, tasks: Mapping[str, Sequence[str]], config: Any, wh
 
 @contextmanager
 def _explained(source: str, option: str) -> Iterator[None]:
-    """What transformers says of files that it cannot use, with their place."""
+    """Turn transformers' errors on unusable files into JudgeErrors with their path."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -250,10 +250,10 @@ def _explained(source: str, option: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise JudgeError(first_line(error), remedy="or give another network", option=option, value=source) from error
+        raise JudgeError(first_line(error), remedy="or use another network", option=option, value=source) from error
     except (*wrong, SafetensorError, StrictDataclassError) as error:
         raise JudgeError(
-            f"cannot be loaded ({first_line(error)})", remedy="save or fetch it again", option=option, value=source
+            f"cannot be loaded ({first_line(error)})", remedy="save or download it again", option=option, value=source
         ) from error
 
 

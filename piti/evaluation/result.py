@@ -1,4 +1,4 @@
-"""What an evaluation found: measures with their intervals, the facts that it takes to repeat it, and warnings."""
+"""Results of an evaluation: measures with their intervals, the facts needed to repeat it, and warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from piti.core.files import whole_file
 from piti.evaluation.intervals import Interval
 
 FORMAT = 1
-"""Of the JSON file; raised when a reader of older files would misread it."""
+"""Version of the JSON format; incremented on incompatible changes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MetricKind:
     title: str
     unit: str
     better: str
-    """ "low" or "high"; empty where neither is."""
+    """ "low" or "high"; empty for neither."""
 
 
 KINDS: Mapping[str, MetricKind] = {
@@ -67,47 +67,47 @@ KINDS: Mapping[str, MetricKind] = {
     "real_line_distance": MetricKind("photographs: chamfer distance", "% of diagonal", ""),
     "real_depth_error": MetricKind("photographs: depth error", "AbsRel", ""),
 }
-"""Every measure by the name that it has in JSON; those that are not here are shown by their names."""
+"""Every measure by its name in JSON; others are displayed by name."""
 
 
 class ResultError(UserError):
-    """A result cannot be made, written or read. The message names the measure or the file."""
+    """A result cannot be created, written or read. The message names the measure or the file."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number."""
+    """One value."""
 
     name: str
     """A key of `KINDS`."""
     value: float
     low: float | None = None
-    """The ends of its 95% interval, where there is one."""
+    """The ends of its 95% interval, if it has one."""
     high: float | None = None
     of: str = ""
-    """The feature network, the class, or the judge."""
+    """The feature network, the class, or the evaluation network."""
     unit: str = ""
 
     @classmethod
     def taken(cls, name: str, value: float, interval: Interval | None = None, of: str = "") -> Measure:
-        """With the unit of its kind, and the ends of its interval where there is one."""
+        """A measure with the unit of its kind, and the ends of its interval, if any."""
         ends = (interval.low, interval.high) if interval else (None, None)
         return cls(name, value, *ends, of, KINDS[name].unit if name in KINDS else "")
 
     def __post_init__(self) -> None:
         numbers = [self.value, *(end for end in (self.low, self.high) if end is not None)]
         if not all(math.isfinite(number) for number in numbers):
-            raise ResultError(f"{self.label} came out as {numbers}; look at the images and the network's weights")
+            raise ResultError(f"{self.label} is {numbers}; check the images and the network's weights")
 
     @property
     def label(self) -> str:
-        """What it is of what, for a person."""
+        """Its title, with the network or class."""
         kind = KINDS.get(self.name)
         title = kind.title if kind else self.name
         return f"{title}, {self.of}" if self.of else title
 
     def row(self) -> dict[str, str]:
-        """For a table."""
+        """Its row in a table."""
         interval = "" if self.low is None or self.high is None else f"{rounded(self.low)} … {rounded(self.high)}"
         return {
             "measure": KINDS[self.name].title if self.name in KINDS else self.name,
@@ -120,25 +120,25 @@ class Measure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was found."""
+    """All results of an evaluation."""
 
     measures: tuple[Measure, ...]
     facts: dict[str, Any]
     """Counts, sizes, networks with their hashes, settings: plain data, enough to repeat the evaluation."""
     notes: tuple[str, ...] = ()
-    """Warnings: what the numbers do not show."""
+    """Warnings on the interpretation of the values."""
 
     def value(self, name: str, of: str = "") -> float:
-        """A measure's value. Raises ResultError where it was not taken."""
+        """A measure's value. Raises ResultError if it was not measured."""
         return self.measure(name, of).value
 
     def measure(self, name: str, of: str = "") -> Measure:
-        """A measure by name; `of` may be left out where there is one alone. Raises ResultError."""
+        """A measure by name; `of` may be omitted if there is only one. Raises ResultError."""
         named = [measure for measure in self.measures if measure.name == name]
         found = [measure for measure in named if measure.of == of] or (named if not of else [])
         if len(found) != 1:
             there = ", ".join(f"{one.name} of {one.of}" if one.of else one.name for one in self.measures)
-            raise ResultError(f"no measure '{name}'{f' of {of!r}' if of else ''} alone; there are: {there or 'none'}")
+            raise ResultError(f"no measure '{name}'{f' of {of!r}' if of else ''} alone; available: {there or 'none'}")
         return found[0]
 
     def rows(self) -> list[dict[str, str]]:
@@ -146,7 +146,7 @@ class Evaluation:
         return [measure.row() for measure in self.measures]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; `from_dict` makes an equal evaluation."""
+        """Plain data, from which `from_dict` creates an equal evaluation."""
         return {
             "format": FORMAT,
             "measures": [asdict(measure) for measure in self.measures],
@@ -156,30 +156,32 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> Evaluation:
-        """What `to_dict` gave. Raises ResultError that names `source`."""
+        """Inverse of `to_dict`. Raises ResultError, which names `source`."""
         try:
             if values["format"] != FORMAT:
-                raise ResultError(f"{source}: format {values['format']}, and this version reads {FORMAT}")
+                raise ResultError(
+                    f"{source}: format {values['format']}, but this version reads {FORMAT}; evaluate again"
+                )
             measures = tuple(Measure(**measure) for measure in values["measures"])
             return cls(measures, dict(values["facts"]), tuple(values["notes"]))
         except (KeyError, TypeError) as error:
-            raise ResultError(f"{source}: is no result of piti evaluate ({error})") from None
+            raise ResultError(f"{source}: is not a result of piti evaluate ({error})") from None
 
     def write(self, path: Path, overwrite: bool = False) -> None:
-        """Write JSON, whole or not at all. Raises OutputError."""
+        """Write JSON atomically. Raises OutputError."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         with whole_file(path, overwrite, option("json")) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
-        """Read what `write` wrote. Raises ResultError."""
+        """Read a file written by `write`. Raises ResultError."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ResultError(f"{path}: cannot be read ({error}); evaluate again") from None
         if not isinstance(values, Mapping):
-            raise ResultError(f"{path}: is no result of piti evaluate")
+            raise ResultError(f"{path}: is not a result of piti evaluate")
         return cls.from_dict(values, str(path))
 
 

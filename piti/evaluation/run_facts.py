@@ -1,4 +1,4 @@
-"""What it takes to repeat an evaluation, and what its numbers do not show."""
+"""Facts needed to repeat an evaluation, and warnings on its interpretation."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Contents:
     """Hashes of files' contents."""
 
     sha256: str
-    """Over the names and contents, in the order of the names."""
+    """SHA-256 over the names and contents, sorted by name."""
     each: tuple[str, ...]
-    """Of every file's contents alone, in the order of the names."""
+    """SHA-256 of every file's contents, sorted by name."""
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> Contents:
@@ -55,9 +55,8 @@ def facts_of(
     device: torch.device,
     contents: tuple[Contents, Contents],
 ) -> dict[str, Any]:
-    """Plain data: software, files with a hash of their contents, networks with theirs, settings.
-
-    contents: of the generated and the real images.
+    """Plain data: software, files and networks with their hashes, settings. contents: of the generated and the real
+    images.
     """
     generated, real = contents
     told = _images(material.images, generated) | {"conditions": len(material.samples), "samples": _samples(material)}
@@ -86,7 +85,7 @@ def _images(paths: Sequence[Path], contents: Contents) -> dict[str, Any]:
 
 
 def network_facts(network: FeatureNetwork) -> dict[str, Any]:
-    """Which network it is, by the hash of its weights, and how images come to its size."""
+    """A network's identity, by the hash of its weights, and its preprocessing."""
     return {
         "name": network.name,
         "source": network.source,
@@ -97,13 +96,13 @@ def network_facts(network: FeatureNetwork) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides a number: ours, and what resizes and computes."""
+    """Versions of piti and of the packages that affect results."""
     others = [name for name in ("torch", "pillow", "transformers") if name != "transformers" or name in sys.modules]
     return {"piti": piti.__version__} | {name: version(name) for name in others}
 
 
 def _samples(material: Material) -> dict[str, int]:
-    """How many conditions have how many images."""
+    """Number of conditions by number of images."""
     counts = Counter(len(images) for images in material.samples.values())
     return {str(samples): conditions for samples, conditions in sorted(counts.items())}
 
@@ -114,7 +113,7 @@ def _samples(material: Material) -> dict[str, int]:
 def notes_of(
     material: Material, options: Options, networks: Sequence[FeatureNetwork], contents: tuple[Contents, Contents]
 ) -> list[str]:
-    """What a person should know who reads the numbers. contents: of the generated and the real images."""
+    """Warnings on the interpretation of the results. contents: of the generated and the real images."""
     if not networks:
         return []
     return [*_of_counts(material, options, networks), *_of_copies(*contents), *_of_sizes(material, options)]
@@ -126,39 +125,39 @@ def _of_counts(material: Material, options: Options, networks: Sequence[FeatureN
     small = [network for network in networks if is_small(real, generated, network.dimensions)]
     if small:
         most = max(SMALL, *(network.dimensions for network in small))
-        how = (
-            "intervals show how far values scatter"
-            if options.bootstrap
-            else f"and {option('bootstrap')} 0 leaves intervals out"
+        how = "intervals show their spread" if options.bootstrap else f"and {option('bootstrap')} 0 disables intervals"
+        noise = (
+            f". Below about {NOISE} images per side, the values are mostly noise"
+            if min(generated, real) < NOISE
+            else ""
         )
-        noise = f". Below about {NOISE} images a side numbers are noise" if min(generated, real) < NOISE else ""
         notes.append(
-            f"small sample: {generated:,} generated and {real:,} real images, fewer than {most:,}. FD and CMMD of few "
-            f"images lie above those of many: compare only evaluations of equal counts; {how}{noise}"
+            f"small sample: {generated:,} generated and {real:,} real images, fewer than {most:,}. FD and CMMD are "
+            f"biased upwards for small sets: compare only evaluations with equal numbers of images; {how}{noise}"
         )
     if min(generated, real) < LEAST_FOR_SHARES and any(network.name != CMMD_NETWORK for network in networks):
-        notes.append(f"precision and recall left out: they need at least {LEAST_FOR_SHARES} images a side")
+        notes.append(f"precision and recall are not measured: they need at least {LEAST_FOR_SHARES} images per side")
     several = len(material.images) - len(material.samples)
     if several and small and options.bootstrap:
         notes.append(
-            f"{generated:,} images are samples of {len(material.samples):,} conditions; the intervals take them as "
-            "independent and are too narrow as far as samples of one condition are alike"
+            f"{generated:,} images are samples of {len(material.samples):,} conditions; the intervals assume "
+            "independent images and are too narrow if samples of a condition are similar"
         )
     return notes
 
 
 def _of_copies(generated: Contents, real: Contents) -> list[str]:
-    """Where files on both sides have the same contents."""
+    """Warnings on files with the same contents on both sides."""
     there = set(real.each)
     count = sum(one in there for one in generated.each)
     if not count:
         return []
-    what = f"{count:,} of {len(generated.each):,} generated images are the same files as real ones, by their contents"
+    what = f"{count:,} of {len(generated.each):,} generated images are identical files to real ones"
     return [f"{what}: distances are lower than they should be"]
 
 
 def _of_sizes(material: Material, options: Options) -> list[str]:
-    """Where the two sides differ by their sizes alone."""
+    """Warnings on different image sizes of the two sides."""
     generated, real = (_short_sides(paths) for paths in (material.images, material.real))
     least, resize = min(generated + real), options.resize
     if resize is not None:
@@ -170,22 +169,21 @@ def _of_sizes(material: Material, options: Options) -> list[str]:
     notes = []
     if generated != real:
         notes.append(
-            f"generated images have short sides of {_span(generated)}, real ones of {_span(real)}: each "
-            "network brings both to its own size, and what the smaller ones lack in detail counts as a "
-            f"difference; {option('resize')} {least} brings both to one size first"
+            f"generated images have short sides of {_span(generated)}, real ones of {_span(real)}: each network "
+            f"resizes both, and the missing detail of the smaller ones counts as a difference; {option('resize')} "
+            f"{least} first resizes both to one size"
         )
     ours, theirs = (_proportions(paths) for paths in (material.images, material.real))
     if ours[1] < theirs[0] or theirs[1] < ours[0]:
         notes.append(
-            "generated and real images differ in their proportions, and a network that takes whole "
-            f"images stretches them (see 'networks' in the result): {option('resize')} {least} takes the "
-            "square at the centre of both"
+            "generated and real images differ in aspect ratio, and networks that take whole images stretch them (see "
+            f"'networks' in the result): {option('resize')} {least} uses the centre squares of both"
         )
     return notes
 
 
 def _proportions(paths: Sequence[Path]) -> tuple[float, float]:
-    """The least and the largest width for a height of 1, give or take the rounding of a row or column."""
+    """The smallest and the largest aspect ratio (width by height), with a tolerance of one row or column."""
     sizes = sizes_of(paths)
     lows = [(width - 0.5) / (height + 0.5) for width, height in sizes]
     highs = [(width + 0.5) / (height - 0.5) for width, height in sizes]

@@ -1,4 +1,4 @@
-"""Segmentation networks of transformers: which class every pixel of an image shows.
+"""Segmentation networks of transformers, and the matching of their labels with classes.
 
 N is the number of images, L the number of the network's labels, Q that of its queries.
 """
@@ -31,52 +31,53 @@ _BY_QUERIES = ("mask2former", "maskformer")
 
 @runtime_checkable
 class Segmenter(Named, Protocol):
-    """Images of one size => the number of a label for every pixel."""
+    """Images of one size => a label index for every pixel."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What each number stands for, in the network's own words."""
+        """The network's label names, by index."""
         ...
 
     def __call__(self, images: list[Image.Image]) -> Integer[Tensor, "N h w"]:
-        """Numbers of labels at the images' size, on the CPU."""
+        """Label indices at the images' size, on the CPU."""
         ...
 
 
 @dataclass(frozen=True)
 class TransformersSegmenter(ByPretrained):
-    """One score a label and position (AutoModelForSemanticSegmentation), or queries (Mask2Former, MaskFormer).
+    """A network with a score per label and position (AutoModelForSemanticSegmentation), or queries (Mask2Former,
+    MaskFormer).
 
-    Preprocessing is what its `preprocessor_config.json` states. Scores are brought to the image's own size
-    bilinearly; the label with the highest is taken.
+    Preprocessing follows its `preprocessor_config.json`. Scores are resized bilinearly to the image's size; the label
+    with the highest score is used.
     """
 
     labels: tuple[str, ...]
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> Integer[Tensor, "N h w"]:
-        """Numbers of labels [N, h, w] of images of one size, int64 on the CPU. Raises JudgeError."""
+        """Label indices [N, h, w] for images of one size, int64 on the CPU. Raises JudgeError."""
         inputs = self.judge.prepared(images)
         width, height = images[0].size
         scores = self._scores(inputs)  # [N, L, h', w']
         if scores.shape[1] != len(self.labels):
             raise JudgeError(
-                f"gives {scores.shape[1]} scores a pixel, and its config.json names {len(self.labels)} labels",
+                f"returns {scores.shape[1]} scores per pixel, but its config.json names {len(self.labels)} labels",
                 remedy="correct id2label there",
                 option=_OPTION,
                 value=self.source,
             )
         if not torch.isfinite(scores).all():
             raise JudgeError(
-                "gives NaN or infinite scores",
-                remedy="fetch or train its weights again",
+                "returns NaN or infinite scores",
+                remedy="download or train its weights again",
                 option=_OPTION,
                 value=self.source,
             )
         whole = inputs["pixel_values"].shape[-2:]
         part = _shown(inputs.get("pixel_mask"))
         guesses = []
-        for score in scores:  # one at a time: at the image's size, many labels take much memory
+        for score in scores:  # one at a time, since many labels at full size need much memory
             if part is not None:
                 score = _resized(score, whole)[..., : part[0], : part[1]]
             guesses.append(_resized(score, (height, width)).argmax(0).cpu())  # [h, w]
@@ -91,16 +92,16 @@ class TransformersSegmenter(ByPretrained):
 
 
 def query_scores(labels: Float[Tensor, "N Q L1"], masks: Float[Tensor, "N Q h w"]) -> Float[Tensor, "N L h w"]:
-    """A score a label and pixel of queries: p(label of q) times p(pixel in q's mask), added up over the queries.
+    """Scores per label and pixel from queries: p(label of q) times p(pixel in q's mask), summed over the queries.
 
-    labels, masks: logits; the last label says that a query shows nothing. MaskFormer (Cheng et al. 2021), section 3.4,
-    semantic inference; Mask2Former does the same.
+    labels, masks: logits; the last label means no object. MaskFormer (Cheng et al. 2021), section 3.4, semantic
+    inference; the same for Mask2Former.
     """
     return torch.einsum("nql,nqhw->nlhw", labels.softmax(-1)[..., :-1], masks.sigmoid())
 
 
 def open_segmenter(source: str, device: torch.device) -> TransformersSegmenter:
-    """A segmentation network by hub repository or local folder. Raises JudgeError."""
+    """Load a segmentation network from a hub repository or local folder. Raises JudgeError."""
     tasks = {"SemanticSegmentation": (), "UniversalSegmentation": _BY_QUERIES}
     judge = load_pretrained(source, tasks, _WHAT, _OPTION, device)
     named: dict[int, str] = judge.network.config.id2label
@@ -109,12 +110,12 @@ def open_segmenter(source: str, device: torch.device) -> TransformersSegmenter:
 
 
 def segmenter_sha256(source: str) -> str:
-    """The hash of the weights that `open_segmenter` takes by this name. Raises JudgeError."""
+    """The hash of the weights that `open_segmenter` loads for this name. Raises JudgeError."""
     return pretrained_sha256(source, _WHAT, _OPTION)
 
 
 def _shown(mask: Shaped[Tensor, "N h w"] | None) -> tuple[int, int] | None:
-    """(height, width) of what is no padding, at the right and at the bottom; None where there is none."""
+    """(height, width) without padding at the right and bottom; None if there is no padding."""
     if mask is None or bool(mask.all()):
         return None
     return int(mask[0].any(1).sum()), int(mask[0].any(0).sum())
@@ -125,30 +126,30 @@ def _resized(score: Float[Tensor, "L h w"], size: tuple[int, int] | torch.Size) 
 
 
 OTHER = -1
-"""The class of a label that is none of a mask's."""
+"""The class of a label that matches no class of a mask."""
 _NAMED = 12
 
 Aliases = Mapping[str, str | None]
-"""A network's label => a mask's class, or None where it is none of them."""
+"""A network's label => a mask's class, or None for none of them."""
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which class of a mask each label of a network means."""
+    """Mapping of a network's labels to a mask's classes."""
 
     labels: tuple[str, ...]
     classes: tuple[str, ...]
     indices: tuple[int, ...]
-    """For each label the index of its class, or `OTHER`."""
+    """Class index of each label, or `OTHER`."""
 
     @property
     def unnamed_classes(self) -> tuple[str, ...]:
-        """Classes that no label means: the network cannot judge them."""
+        """Classes without a label, on which the network cannot be evaluated."""
         return tuple(name for k, name in enumerate(self.classes) if k not in self.indices)
 
     @property
     def other_labels(self) -> tuple[str, ...]:
-        """Labels that are none of the classes: where the network sees one, it sees no class of the mask."""
+        """Labels that match no class of the mask."""
         return tuple(name for name, k in zip(self.labels, self.indices, strict=True) if k == OTHER)
 
     @cached_property
@@ -156,7 +157,7 @@ class LabelMap:
         return torch.tensor(self.indices)
 
     def __call__(self, guess: Integer[Tensor, "*any"]) -> Integer[Tensor, "*any"]:
-        """Numbers of labels to indices of classes, `OTHER` for labels that are none."""
+        """Label indices to class indices, `OTHER` for labels without a class."""
         return self._table[guess]
 
 
@@ -180,10 +181,10 @@ def matched_labels(segmenter: Segmenter, condition: MaskCondition, aliases: Path
 def match_labels(
     labels: Sequence[str], classes: Sequence[str], aliases: Aliases | None = None, source: str = "the segmenter"
 ) -> LabelMap:
-    """Match by name; case, spaces, `_` and `-` do not matter, and of synonyms, "building; edifice", each counts.
+    """Match by name, ignoring case, spaces, `_` and `-`; each synonym in "building; edifice" matches.
 
-    aliases: for labels that are called otherwise, or are to be none. source: the network, for errors.
-    Raises AlignmentError for aliases of unknown names, and where nothing matches.
+    aliases: for labels with other names, or without a class. source: the network, for errors. Raises AlignmentError for
+    aliases of unknown names, and if nothing matches.
     """
     known = _by_key(classes, "classes")
     said = _checked(aliases or {}, labels, known, classes)
@@ -196,7 +197,8 @@ def match_labels(
             indices.append(found[0] if found else OTHER)
     if set(indices) <= {OTHER}:
         raise AlignmentError(
-            f"{source}: none of its labels ({_listed(labels)}) is a class of the masks ({_listed(classes)}); give a "
+            f"{source}: none of its labels ({_listed(labels)}) matches a class of the masks ({_listed(classes)}); give "
+            "a "
             'JSON file of aliases, {"label": "class" or null}, or a network that was trained on these classes'
         )
     return LabelMap(tuple(labels), tuple(classes), tuple(indices))
@@ -205,7 +207,7 @@ def match_labels(
 def _checked(
     aliases: Aliases, labels: Sequence[str], known: Mapping[str, int], classes: Sequence[str]
 ) -> dict[str, int]:
-    """The index for the key of each label that has an alias."""
+    """The class index for the key of each label with an alias."""
     theirs = {_key(label) for label in labels}
     said: dict[str, int] = {}
     for label, name in aliases.items():
@@ -213,19 +215,19 @@ def _checked(
             raise AlignmentError(f"aliases: the network has no label '{label}'; {choices(label, labels)}")
         if name is not None and _key(name) not in known:
             raise AlignmentError(
-                f"aliases: '{label}' is to be '{name}', no class of the masks; {choices(name, classes)}"
+                f"aliases: '{label}' maps to '{name}', which is not a class of the masks; {choices(name, classes)}"
             )
         said[_key(label)] = OTHER if name is None else known[_key(name)]
     return said
 
 
 def _by_key(names: Sequence[str], what: str) -> dict[str, int]:
-    """The position of each name by its keys: first the whole names, then synonyms that are left."""
+    """The index of each name by its keys: whole names first, then unused synonyms."""
     places: dict[str, int] = {}
     for k, name in enumerate(names):
         if _key(name) in places:
             other = names[places[_key(name)]]
-            raise AlignmentError(f"{what} '{other}' and '{name}' differ in nothing that counts; rename one")
+            raise AlignmentError(f"{what} '{other}' and '{name}' differ only in case, spaces, `_` or `-`; rename one")
         places[_key(name)] = k
     for k, name in enumerate(names):
         for key in _keys(name):
@@ -234,7 +236,7 @@ def _by_key(names: Sequence[str], what: str) -> dict[str, int]:
 
 
 def _keys(name: str) -> list[str]:
-    """What a name may be found by: itself, then its synonyms."""
+    """Keys of a name: itself, then its synonyms."""
     parts = re.split(r"[;,]", name)
     return [_key(name), *(_key(part) for part in parts if len(parts) > 1)]
 

@@ -1,4 +1,4 @@
-"""How well images keep to the sketches they were made from: the given lines, and the edges of the image."""
+"""Agreement of images with their sketches: the given lines, and the edges of the image."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from piti.data.edges import LineSpec, draw_lines, thinned
 from piti.evaluation.per_condition import AlignmentError, ConditionValues, Groups, batches, condition_file
 
 NEAR = 2
-"""Pixels within which a line counts as kept, an edge as meant."""
+"""Distance in pixels up to which a line counts as kept, and an edge as meant."""
 FAR = 1 / 4
-"""Distances are clipped at this share of the image's short side: what has nothing near it counts no more for being
-farther away."""
+"""Distances are clipped at this share of the image's short side."""
 
 
 class LineScores(NamedTuple):
-    """How two sets of lines lie to each other."""
+    """Agreement of two sets of lines."""
 
     kept: float
     """The share of the given lines' pixels that have an edge within `NEAR` pixels."""
@@ -48,11 +47,11 @@ class LineScores(NamedTuple):
 def compare_lines(edges: Bool[Tensor, "h w"], given: Bool[Tensor, "h w"], far: float) -> LineScores:
     """Chamfer distances (Barrow et al. 1977) in pixels by city block, each clipped at `far`.
 
-    Where there is no edge at all, nothing is kept or meant, and both distances are `far`.
-    Raises AlignmentError where nothing is given: there is nothing to keep to.
+    Without any edge, nothing is kept or meant, and both distances are `far`. Raises AlignmentError if no lines are
+    given.
     """
     if not given.any():
-        raise AlignmentError("no lines are given, so nothing can be compared with them; leave blank sketches out")
+        raise AlignmentError("the sketch has no lines to compare with; remove blank sketches")
     if not edges.any():
         return LineScores(0.0, 0.0, float(far), float(far))
     there, back = (city_block_distance(of)[at].double().clamp(max=far) for of, at in ((edges, given), (given, edges)))
@@ -61,12 +60,12 @@ def compare_lines(edges: Bool[Tensor, "h w"], given: Bool[Tensor, "h w"], far: f
 
 
 def edges_of(image: Image.Image) -> Bool[Tensor, "h w"]:
-    """The edges of an RGB image, one pixel wide, as the built-in extractor draws photographs.
+    """The edges of an RGB image, one pixel wide, from the built-in extractor.
 
-    What is shorter than 10 pixels of a 256 px image is left out, and than 4 px of any.
+    Lines shorter than 10 pixels of a 256 px image, and always those shorter than 4 px, are omitted.
     """
     short, usual = min(image.size), LineSpec()
-    drawn = min(short, usual.side)  # at which lines are drawn, and then enlarged
+    drawn = min(short, usual.side)  # side at which lines are extracted, before enlarging
     spec = LineSpec(shortest=max(4, round(usual.shortest * drawn / usual.side)))
     lines = draw_lines(np.asarray(image.convert("RGB")), spec)
     return thinned(lines) if short > usual.side else lines
@@ -74,12 +73,12 @@ def edges_of(image: Image.Image) -> Bool[Tensor, "h w"]:
 
 @dataclass(frozen=True)
 class LineAgreement:
-    """Agreement with sketches; rows: the means over the samples of each condition of what `MEASURED` names."""
+    """Agreement with sketches; rows: the values of `MEASURED` for each condition, averaged over its samples."""
 
     stems: tuple[str, ...]
     rows: Float[Tensor, "conditions 6"]
     blank: tuple[str, ...]
-    """Conditions without a line, which are left out."""
+    """Conditions without a line, which are skipped."""
     images: int
 
     def measures(self, chosen: Integer[Tensor, " draws"] | None = None) -> ConditionValues:
@@ -103,13 +102,12 @@ def line_distance(
     resize: int | None = None,
     on_step: OnProgress | None = None,
 ) -> LineAgreement:
-    """Distances between the lines of sketches and the edges of the images made from them.
+    """Distances between the lines of sketches and the edges of their images.
 
-    Lines are cut and brought to each image's size as for a network, no line lost, then thinned. What an image of the
-    same lines reaches at best is not 0: edges are found by one method, and sketches drawn by another; judge the
-    photographs of the same sketches too.
-    Raises ConditionError and ImageError for files that cannot be read, AlignmentError for images that do not fit
-    their sketches, and where no sketch has a line.
+    Lines are cropped and resized to each image's size as for a network, without losing lines, then thinned. The best
+    reachable distance is not 0, since edges and sketches come from different methods; evaluate the photographs of the
+    same sketches as a reference. Raises ConditionError and ImageError for files that cannot be read, AlignmentError for
+    images that do not match their sketches, and if no sketch has a line.
     """
     found: dict[str, list[list[float]]] = {stem: [] for stem, paths in groups.items() if paths}
     images = 0

@@ -22,9 +22,10 @@ from piti.models.perceptual import HUB_FILES, IMAGENET_MEAN, IMAGENET_STD
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training images in [0, 1] (Radford et al. 2021)."""
+"""Mean and standard deviation of CLIP's training images in [0, 1] (Radford et al. 2021)."""
 DINOV2_SIDE = 224
-"""At which FD-DINOv2 is taken (Stein et al. 2023, arXiv 2306.04675); DINOv2 itself takes any multiple of its patch."""
+"""Input size for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675); DINOv2 itself accepts any multiple of its patch
+size."""
 REMEDY = "give a folder with config.json and model.safetensors, as transformers saves them"
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 
@@ -42,14 +43,14 @@ class VisionNetwork:
     std: tuple[float, ...]
     model: nn.Module
     output: str
-    """Which of the model's outputs the features are."""
+    """The model output that is used as features."""
     device: torch.device
     settings: str = ""
-    """A hash of config.json and preprocessor_config.json, which decide features as the weights do."""
+    """A hash of config.json and preprocessor_config.json, which affect the features besides the weights."""
 
     @property
     def resize(self) -> str:
-        """How an image comes to the network's size."""
+        """Description of how an image is resized for the network."""
         return self.fitting.words
 
     @torch.inference_mode()
@@ -59,15 +60,15 @@ class VisionNetwork:
 
 
 def open_folder(folder: Path, source: str, device: torch.device) -> VisionNetwork:
-    """From a folder as transformers saves one: CLIP (whole, or its vision half) or DINOv2, by its config.json.
+    """Load a folder saved by transformers: CLIP (whole, or its vision model) or DINOv2, by its config.json.
 
-    source: what the result names. Raises UserError.
+    source: the name in results. Raises UserError.
     """
     config = _read_json(folder / _CONFIG)
     weights = weights_in(folder)
     kind = config.get("model_type")
     if kind not in _OPENERS:
-        raise UserError(f"{folder / _CONFIG}: model_type {kind!r}; features come from {', '.join(_OPENERS)}")
+        raise UserError(f"{folder / _CONFIG}: model_type {kind!r} is not supported; expected {', '.join(_OPENERS)}")
     prepared = _read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else {}
     try:
         network = _OPENERS[kind](folder, source, file_hash(weights), prepared, device)
@@ -80,14 +81,14 @@ def weights_in(folder: Path) -> Path:
     """The file of weights in a folder. Raises UserError."""
     found = [folder / name for name in HUB_FILES if (folder / name).is_file()]
     if not found:
-        raise UserError(f"{folder} holds no weights ({' or '.join(HUB_FILES)}, in one piece); {REMEDY}")
+        raise UserError(f"{folder} contains no weights ({' or '.join(HUB_FILES)}, unsharded); {REMEDY}")
     return found[0]
 
 
 def _open_clip(
     folder: Path, source: str, sha256: str, prepared: Mapping[str, Any], device: torch.device
 ) -> VisionNetwork:
-    """CLIP's image embeddings: for FID-C (Kynkäänniemi et al. 2022), and those of ViT-L/14 at 336 px for CMMD."""
+    """CLIP's image embeddings, for FID-C (Kynkäänniemi et al. 2022), or CMMD with ViT-L/14 at 336 px."""
     model = _load("CLIPVisionModelWithProjection", folder).to(device)
     config: Any = model.config
     side = int(config.image_size)
@@ -113,7 +114,7 @@ def _open_clip(
 def _open_dinov2(
     folder: Path, source: str, sha256: str, prepared: Mapping[str, Any], device: torch.device
 ) -> VisionNetwork:
-    """DINOv2's class token after the last norm, as FD-DINOv2 takes it, of images stretched to 224 px."""
+    """DINOv2's class token after the last norm, as in FD-DINOv2, for images stretched to 224 px."""
     model = _load("Dinov2Model", folder).to(device)
     config: Any = model.config
     if DINOV2_SIDE % int(config.patch_size):
@@ -133,11 +134,11 @@ def _open_dinov2(
 
 
 _OPENERS = {"clip": _open_clip, "clip_vision_model": _open_clip, "dinov2": _open_dinov2}
-"""By config.json's model_type."""
+"""Functions that load a folder, by config.json's model_type."""
 
 
 def _load(kind: str, folder: Path) -> nn.Module:
-    """A model of transformers with every weight from the folder, in float32, frozen. Raises UserError."""
+    """A transformers model with all weights from the folder, float32, frozen. Raises UserError."""
     transformers = import_transformers(kind)
     with quietly(transformers):
         try:
@@ -148,7 +149,7 @@ def _load(kind: str, folder: Path) -> nn.Module:
             raise UserError(f"{folder}: {kind} cannot be read from it ({first_line(error)}); {REMEDY}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise UserError(f"{folder}: {len(missing)} weights are missing (such as {missing[0]}); fetch it again")
+        raise UserError(f"{folder}: {len(missing)} weights are missing (such as {missing[0]}); download it again")
     return model.float().eval().requires_grad_(False)
 
 
@@ -157,12 +158,12 @@ def _hash_of(*settings: Mapping[str, Any]) -> str:
 
 
 def _side(value: Any, key: str) -> int:
-    """A side in pixels, as preprocessors have it: a number, or one in a dictionary."""
+    """A side in pixels from a preprocessor config: a number, or a dictionary with one."""
     return int(value[key] if isinstance(value, Mapping) else value)
 
 
 def _three(values: Any) -> tuple[float, ...]:
-    """One number a channel."""
+    """One number per channel."""
     red, green, blue = values
     return float(red), float(green), float(blue)
 
@@ -171,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no {path.name}; {REMEDY}") from None
+        raise UserError(f"{path.parent} contains no {path.name}; {REMEDY}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); {REMEDY}") from None
     if not isinstance(values, dict):

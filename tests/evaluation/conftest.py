@@ -1,4 +1,4 @@
-"""What tests of the evaluation share: the referee's functions, real weights where present, small folders."""
+"""Shared fixtures of evaluation: the referee's functions, real weights if present, small folders."""
 
 from __future__ import annotations
 

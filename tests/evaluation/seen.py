@@ -1,4 +1,4 @@
-"""Networks that are quick and sure: features that are colours, classes that are colours, untrained baselines."""
+"""Fast deterministic networks: colours as features, colours as classes, untrained baselines."""
 
 from __future__ import annotations
 

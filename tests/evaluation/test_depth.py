@@ -1,4 +1,4 @@
-"""Errors of depth: scale and shift cancel, known errors, holes, and networks by folder."""
+"""Errors of depth: invariance to scale and shift, known errors, holes, and networks from folders."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class TestNetworks:
         assert not open_depth(str(folder), CPU, inverse=False).inverse
 
     def test_a_segmenter_estimates_no_depth(self, tmp_path: Path) -> None:
-        with pytest.raises(JudgeError, match=r"depth .*segformer, which cannot serve as a network for estimating"):
+        with pytest.raises(JudgeError, match=r"depth .*segformer, which cannot be used as a network for estimating"):
             open_depth(str(segformer(tmp_path)), CPU)
 
     def test_estimates_that_are_nan(self, tmp_path: Path) -> None:

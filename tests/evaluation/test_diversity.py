@@ -1,4 +1,4 @@
-"""Diversity: a hand computation, samples that are alike, several conditions, the referee's spread."""
+"""Diversity: a manual computation, identical samples, several conditions, the referee's spread."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_resizing(judge: PerceptualJudge, tmp_path: Path) -> None:
 
 
 def test_one_sample_each_is_too_few(judge: PerceptualJudge, tmp_path: Path) -> None:
-    with pytest.raises(AlignmentError, match="none of 2 conditions has two samples"):
+    with pytest.raises(AlignmentError, match="none of 2 conditions has the two samples"):
         diversity(saved(tmp_path, {"a": [0], "b": [1]}), judge)
 
 
@@ -125,7 +125,7 @@ def test_features_that_are_nan_name_the_image(tmp_path: Path) -> None:
     network = PerceptualNetwork(SPEC)
     network.features[0].weight.fill_(torch.nan)  # type: ignore[operator, union-attr]
     broken = PerceptualJudge(network, "squeezenet1_1", "weights.pth", "0" * 64)
-    with pytest.raises(AlignmentError, match=r"a_0\.png: squeezenet1_1 gives NaN.*weights\.pth"):
+    with pytest.raises(AlignmentError, match=r"a_0\.png: squeezenet1_1 returned NaN.*weights\.pth"):
         diversity(saved(tmp_path, {"a": [0, 1]}), broken)
 
 

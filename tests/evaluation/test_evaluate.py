@@ -1,4 +1,4 @@
-"""Distances of folders: what is measured, what the result holds, what is told and refused."""
+"""Distances of folders: measures, contents of the result, notes and errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestDistances:
         kid = found.measure("kid")
         assert kid.low is not None
         assert kid.low <= kid.value <= kid.high  # type: ignore[operator]
-        assert any("12 of 12 generated images are the same files" in note for note in found.notes)
+        assert any("12 of 12 generated images are identical files" in note for note in found.notes)
 
     def test_noise_is_farther_and_the_result_tells_of_what(self, tiny_data: Path, noisy: Path) -> None:
         found = evaluate_files(noisy, OPTIONS, tiny_data / "images")
@@ -89,12 +89,12 @@ class TestDistances:
     def test_copies_under_other_names_are_told_of(self, tiny_data: Path, noisy: Path) -> None:
         shutil.copyfile(tiny_data / "images" / "scene-02.png", noisy / "other.png")
         notes = evaluate_files(noisy, OPTIONS, tiny_data / "images").notes
-        assert any(note.startswith("1 of 25 generated images are the same files as real ones") for note in notes)
+        assert any(note.startswith("1 of 25 generated images are identical files to real ones") for note in notes)
         (noisy / "other.png").unlink()
         assert not any("same files" in note for note in evaluate_files(noisy, OPTIONS, tiny_data / "images").notes)
 
     def test_a_split_of_what_has_none(self, tiny_data: Path, noisy: Path) -> None:
-        with pytest.raises(PairingError, match=r"split train: .*images is a folder of photographs.*leave it out"):
+        with pytest.raises(PairingError, match=r"split train: .*images is a plain folder of photographs.*remove it"):
             evaluate_files(noisy, OPTIONS, tiny_data / "images", split="train")
         with pytest.raises(PairingError, match="split train: no real is given"):
             evaluate_files(noisy, OPTIONS, split="train")
@@ -106,7 +106,7 @@ class TestDistances:
             save_png(Image.open(path).resize((16, 16)), tmp_path / "small" / path.name)
         notes = evaluate_files(tmp_path / "small", OPTIONS, tiny_data / "images").notes
         assert any("short sides of 16 px, real ones of 32 px" in note and "resize 16" in note for note in notes)
-        assert any("differ in their proportions" in note for note in notes)
+        assert any("differ in aspect ratio" in note for note in notes)
         options = Options(features=("colours",), resize=16, device="cpu")
         resized = evaluate_files(tmp_path / "small", options, tiny_data / "images")
         assert not any("short sides" in note or "proportions" in note for note in resized.notes)
@@ -116,7 +116,7 @@ class TestDistances:
 
     def test_short_sides_of_two_kinds_in_one_folder(self, tiny_data: Path, noisy: Path) -> None:
         save_png(Image.new("RGB", (80, 64)), noisy / "scene-00_2.png")
-        with pytest.raises(PairingError, match=r"different sizes.*32 px.*scene-00_2\.png with 64 px"):
+        with pytest.raises(PairingError, match=r"different short sides.*32 px.*scene-00_2\.png with 64 px"):
             evaluate_files(noisy, OPTIONS, tiny_data / "images")
 
     def test_features_that_are_nan_name_the_file(self, tiny_data: Path, noisy: Path) -> None:
@@ -151,7 +151,7 @@ class TestDistances:
         there = tmp_path / "nearest.png"
         there.touch()
         options = replace(OPTIONS, training=tiny_data, nearest=there)
-        with pytest.raises(OutputError, match=r"nearest\.png: is there already; remove it, or give another file"):
+        with pytest.raises(OutputError, match=r"nearest\.png: already exists; remove it, or give another file"):
             check_measures("street", Split(tiny_data), options, Ranks())
         (tiny_data / "splits.json").write_text('{"train": ["scene-00", "scene-01"], "val": ["scene-02"]}')
         with pytest.raises(PairingError, match="1 image; at least 2 photographs are needed"):
@@ -167,10 +167,10 @@ class TestDistances:
         assert {measure.name for measure in four.measures} == {"fd", "kid", "kid_spread"}
         assert three.measure("fd").low is None
         assert four.measure("fd").low is not None
-        assert any("precision and recall left out: they need at least 5" in note for note in four.notes)
+        assert any("precision and recall are not measured: they need at least 5" in note for note in four.notes)
         assert not any("left out" in note for note in five.notes)
         assert five.measure("precision").low == wilson(5, 5)[0]  # too few for halves
-        assert all("numbers are noise" in " ".join(found.notes) for found in (three, four, five))
+        assert all("values are mostly noise" in " ".join(found.notes) for found in (three, four, five))
 
     def test_cmmd_is_of_its_own_network(self, tiny_data: Path, noisy: Path) -> None:
         options = Options(features=("clip-l", "colours"), bootstrap=4, device="cpu")

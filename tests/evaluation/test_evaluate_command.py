@@ -1,4 +1,4 @@
-"""`piti evaluate` as it is typed."""
+"""The command `piti evaluate`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
-            (("--features", "incepton"), "no feature network 'incepton'"),
+            (("--features", "incepton"), "no feature network, file or folder 'incepton'"),
             (("--real", "nowhere"), "nowhere: no such folder"),
             (("--training", "nowhere"), "nowhere: no such folder"),
             (("--segmenter", "nowhere"), "nowhere"),
@@ -103,6 +103,6 @@ class TestCommand:
             "--device",
             "cpu",
         )
-        assert "this model reads no noise" in mistake(*arguments, "--num", 4, "--features", "colours")
-        assert "one image a condition was made" in run(*arguments, "--features", "colours", "--bootstrap", 0)
+        assert "this model takes no noise" in mistake(*arguments, "--num", 4, "--features", "colours")
+        assert "one image per condition was generated" in run(*arguments, "--features", "colours", "--bootstrap", 0)
         assert len(list((tmp_path / "out").glob("scene-*.png"))) == 3

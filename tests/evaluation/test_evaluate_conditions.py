@@ -93,15 +93,15 @@ class TestAgreement:
     def test_a_judge_without_its_conditions_is_told_of(self, tiny_data: Path, noisy: Path) -> None:
         options = Options(("colours",), segmenter="nearest", bootstrap=0, device="cpu")
         notes = evaluate_files(noisy, options, tiny_data / "images").notes
-        assert any("segmenter judges nothing here" in note for note in notes)
+        assert any("segmenter has no effect" in note for note in notes)
 
     def test_perceptual_without_samples_is_told_of(self, tiny_data: Path, tmp_path: Path) -> None:
         options = Options(("colours",), perceptual=PerceptualSpec(), bootstrap=0, device="cpu")
         for path in (tiny_data / "images").iterdir():
             save_png(read_rgb(path), tmp_path / "others" / f"another-{path.stem}.png")
         notes = evaluate_files(tiny_data / "images", options, tmp_path / "others").notes
-        assert any("perceptual measures nothing here: no condition has several samples" in note for note in notes)
-        with pytest.raises(UserError, match=r"nothing to measure.*\(perceptual measures nothing here"):
+        assert any("perceptual has no effect: no condition has several samples" in note for note in notes)
+        with pytest.raises(UserError, match=r"nothing to measure.*\(perceptual has no effect"):
             evaluate_files(tiny_data / "images", options)
 
     def test_a_class_that_is_never_seen_gets_no_interval(

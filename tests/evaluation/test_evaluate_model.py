@@ -1,4 +1,4 @@
-"""Models over a split of data: what is made, kept, judged and refused."""
+"""Evaluation of models on a data split: generated and kept images, measures, errors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ class TestModel:
         for key in ("scene-00", "scene-09"):
             shutil.copy(tiny_data / f"images/{key}.png", tmp_path / "trained")
         for more, said in (
-            ({"segmenter": "nearest", "aliases": aliases}, "'automobile' is to be 'lorry', no class of the masks"),
+            (
+                {"segmenter": "nearest", "aliases": aliases},
+                "'automobile' maps to 'lorry', which is not a class of the masks",
+            ),
             ({"training": tmp_path / "trained"}, "1 of 3 photographs, such as .*scene-09.png, are among the training"),
         ):
             options = replace(OPTIONS, **more)
@@ -86,7 +89,7 @@ class TestModel:
         generate_split(
             JudgedModel(str(model), computing=CPU), Split(tiny_data), out, GenerationOptions.from_flat(num=1, steps=2)
         )
-        with pytest.raises(PairingError, match=r"scene-09_0\.png: is there already, made with steps = 2, and 3"):
+        with pytest.raises(PairingError, match=r"scene-09_0\.png: already exists, generated with steps = 2, but 3"):
             generate_split(
                 JudgedModel(str(model), computing=CPU),
                 Split(tiny_data),
@@ -101,7 +104,7 @@ class TestModel:
         with torch.no_grad():
             next(pipeline.base.parameters()).add_(1)
         pipeline.save_pretrained(model)
-        with pytest.raises(PairingError, match=r"made with model = .*weights"):
+        with pytest.raises(PairingError, match=r"generated with model = .*weights"):
             generate_split(
                 JudgedModel(str(model), computing=CPU),
                 Split(tiny_data),
@@ -128,14 +131,14 @@ class TestModel:
             tmp_path / "out",
             GenerationOptions.from_flat(num=4),
         )
-        with pytest.raises(PairingError, match=r"num 4: this model reads no noise.*leave num out, or give 1"):
+        with pytest.raises(PairingError, match=r"num 4: this model takes no noise.*remove num, or give 1"):
             generate_split(*arguments)
         assert not (tmp_path / "out").exists()
         made = generate_split(*arguments, num_given=False)
         assert sorted(path.name for path in made.images) == [f"scene-{k:02d}_0.png" for k in (9, 10, 11)]
         assert made.facts["samples"] == 1
         found = evaluate_made(made, tmp_path / "out", OPTIONS)
-        assert any("one image a condition was made: this model reads no noise" in note for note in found.notes)
+        assert any("one image per condition was generated: this model takes no noise" in note for note in found.notes)
 
     def test_a_baseline_with_noise_makes_several(self, tiny_data: Path, tmp_path: Path) -> None:
         baseline_pipeline({"kind": "oasis", "channels": 4, "discriminator_channels": 4}).save_pretrained(
@@ -184,7 +187,7 @@ class TestModel:
             GenerationOptions.from_flat(num=1, steps=1),
         )
         made = generate_split(model, split, tmp_path / "out", options)
-        assert any("they are matched by name" in note for note in made.notes)
+        assert any("classes are matched by name" in note for note in made.notes)
         (tiny_data / "labels/classes.json").unlink()
         plain = generate_split(model, split, tmp_path / "plain", options)
         assert made.images[0].read_bytes() != plain.images[0].read_bytes()

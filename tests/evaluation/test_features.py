@@ -1,4 +1,4 @@
-"""Features of files, kept and not; SqueezeNet's; what is no feature network."""
+"""Features of files, with and without a cache; SqueezeNet; errors for other files."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_what_is_no_network(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'inception'"):
         open_features("inceptoin", CPU)
     picture().save(tmp_path / "weights.png")
-    with pytest.raises(UserError, match="features come from files of weights"):
+    with pytest.raises(UserError, match="expected a weight file"):
         open_features(str(tmp_path / "weights.png"), CPU)
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "vgg.safetensors")
-    with pytest.raises(UserError, match=r"does not hold .*Inception.* nor squeezenet1_1.* nor alexnet"):
+    with pytest.raises(UserError, match=r"does not contain .*Inception.* nor squeezenet1_1.* nor alexnet"):
         open_features(str(tmp_path / "vgg.safetensors"), CPU)
 
 

@@ -1,4 +1,4 @@
-"""Ways to a network's size and numbers."""
+"""Resizing and normalisation for networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FID's Inception: structure, weights' files, resizing."""
+"""FID's Inception: structure, weight files, resizing."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_inception_is_found_where_torch_keeps_weights(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=rf"'inception' are not at {tmp_path}.*{FILES['inception']}.*pytorch-fid"):
         open_features("inception", CPU)
-    with pytest.raises(UserError, match=r"'squeezenet' are not at .* torchvision has"):
+    with pytest.raises(UserError, match=r"'squeezenet' are not at .* from torchvision"):
         open_features("squeezenet", CPU)
     place = tmp_path / "checkpoints" / FILES["inception"]
     place.parent.mkdir()

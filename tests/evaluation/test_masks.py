@@ -1,4 +1,5 @@
-"""Agreement with masks: constructed confusions, small objects, how masks lie under images, the referee's arithmetic."""
+"""Agreement with masks: constructed confusions, small objects, alignment of masks and images, the referee's
+arithmetic."""
 
 from __future__ import annotations
 
@@ -238,7 +239,7 @@ def test_ids_outside_the_classes_name_the_mask(save: Save) -> None:
 
 
 def test_masks_without_anything_to_judge(save: Save) -> None:
-    with pytest.raises(AlignmentError, match="hold no pixel of a class"):
+    with pytest.raises(AlignmentError, match="contain no pixel of a class"):
         judged(save({"a": np.full((20, 20), 255)}, {"a": [np.zeros((20, 20))]}))
 
 
@@ -252,7 +253,7 @@ def test_no_images_and_one_twice(save: Save) -> None:
     groups, conditions = save({"a": scene(), "b": scene()}, {"a": [scene()], "b": []})
     with pytest.raises(AlignmentError, match="no images"):
         judged(({}, conditions))
-    with pytest.raises(AlignmentError, match=r"a_0\.png: is given twice, for a and for b"):
+    with pytest.raises(AlignmentError, match=r"a_0\.png: is given twice, for a and b"):
         judged((groups | {"b": groups["a"]}, conditions))
 
 

@@ -1,4 +1,4 @@
-"""Nearest training photographs: copies are found, held-out photographs are the measure, and what is refused."""
+"""Nearest training photographs: copies are found, held-out photographs are the reference, and errors."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_what_is_no_comparison(tiny_data: Path, made: Path, tmp_path: Path) -> N
     options = Options(("colours",), bootstrap=0, device="cpu", training=tiny_data)
     with pytest.raises(UserError, match=r"9 of 12 photographs, such as .* are among the training photographs"):
         evaluate_files(made, options, tiny_data / "images")
-    with pytest.raises(UserError, match="training: is compared with held-out photographs; give real too"):
+    with pytest.raises(UserError, match="training: needs held-out photographs to compare with; give real too"):
         evaluate_files(made, options)
-    with pytest.raises(UserError, match=r"nearest .*is drawn of training; give it too"):
+    with pytest.raises(UserError, match=r"nearest .*needs training; give it too"):
         Options(nearest=tmp_path / "a.jpg")

@@ -1,4 +1,4 @@
-"""Distances against closed forms, brute force, the referee's and torchmetrics'; intervals against repeated sampling."""
+"""Distances compared with closed forms, brute force, the referee and torchmetrics; intervals with repeated sampling."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def test_sets_that_cannot_be_compared(measure) -> None:
         measure(good, good[:1])
     with pytest.raises(UserError, match="first set are"):
         measure(good[0], good)
-    with pytest.raises(UserError, match="of 4 and of 3 dimensions"):
+    with pytest.raises(UserError, match="of 4 and 3 dimensions"):
         measure(good, good[:, :3])
     with pytest.raises(UserError, match="first set, row 5, are NaN"):
         measure(broken, good)
@@ -338,7 +338,7 @@ def test_numbers_that_make_no_sense() -> None:
     assert precision_recall(a, a, k=6) == (1, 1)
     with pytest.raises(UserError, match="0 subsets"):
         kernel_distance(a, a, subsets=0)
-    with pytest.raises(UserError, match="at least 4 images a side, got 3"):
+    with pytest.raises(UserError, match="at least 4 images per side, got 3"):
         Halves.drawn(8, 3, 20, drawn())
-    with pytest.raises(UserError, match="from 1 draws"):
+    with pytest.raises(UserError, match="at least 2 draws, got 1"):
         Halves.drawn(8, 8, 1, drawn())

@@ -1,4 +1,5 @@
-"""Objects of a class within an image: by hand, collapsed and varied, and as part of an evaluation."""
+"""Objects of a class within an image: manual computation, collapsed and varied objects, and as part of an
+evaluation."""
 
 from __future__ import annotations
 
@@ -118,7 +119,9 @@ def test_masks_without_two_objects(tmp_path: Path, condition: MaskCondition) -> 
     options = Options((), objects=True, bootstrap=20, device="cpu")
     found = evaluate_files(tmp_path / "made", options, None, tmp_path / "masks", condition)
     assert not found.measures
-    assert "no mask has two objects of one class that cover 0.4% of the image each: none were compared" in found.notes
+    assert (
+        "no mask has two objects of one class that cover 0.4% of the image each, so none were compared" in found.notes
+    )
 
 
 def test_as_part_of_an_evaluation(folders: tuple[Path, Path], condition: MaskCondition, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which files are judged, and what is said of those that cannot be."""
+"""Files of an evaluation, and errors for unusable ones."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class TestGenerated:
     @pytest.mark.parametrize("name", ["a_1.jpg", "a_1.JPEG", "a_1.webp", "a_1.bmp"])
     def test_other_formats_are_refused_by_name(self, tmp_path: Path, name: str) -> None:
         made(tmp_path, "a_0.png", "b_0.png", name)
-        with pytest.raises(PairingError, match=rf"{name}: no PNG.*write PNG"):
+        with pytest.raises(PairingError, match=rf"{name}: not PNG.*write PNG"):
             generated_images(tmp_path)
 
     def test_a_renamed_jpeg_is_still_one(self, tmp_path: Path) -> None:
         made(tmp_path, "a_0.png", "b.jpg")
         (tmp_path / "b.jpg").rename(tmp_path / "b_0.png")
-        with pytest.raises(PairingError, match=r"b_0\.png: no PNG"):
+        with pytest.raises(PairingError, match=r"b_0\.png: not PNG"):
             generated_images(tmp_path)
 
     def test_fewer_than_two(self, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ class TestGenerated:
         with pytest.raises(PairingError, match=r"1 image; at least 2"):
             generated_images(tmp_path)
         made(tmp_path / "deeper", "c_0.png")
-        with pytest.raises(PairingError, match=r"deeper: give that folder"):
+        with pytest.raises(PairingError, match=r"deeper contains some: give that folder"):
             generated_images(tmp_path)
         with pytest.raises(PairingError, match="no such folder"):
             generated_images(tmp_path / "absent")
@@ -101,7 +101,7 @@ class TestPairs:
     def test_two_conditions_that_an_image_may_be_of(self, tmp_path: Path) -> None:
         stems = {"a": Path("a.png"), "a_1": Path("a_1.png")}
         images = made(tmp_path, "a_1.png")
-        with pytest.raises(PairingError, match=r"a_1\.png: is it a sample of a, or of a_1"):
+        with pytest.raises(PairingError, match=r"a_1\.png: could be a sample of a or of a_1"):
             paired(images, stems, Path("labels"))
         save_png(Image.new("RGB", (4, 4)), images[0], {"piti:condition": "a.png"})
         assert list(paired(images, stems, Path("labels"))) == ["a"]
@@ -119,7 +119,7 @@ class TestPairs:
             PairingError, match=r"one/a\.png and .*one-a\.png have the same stem|one-a\.png and .*one/a"
         ):
             conditions_by_stem(tmp_path)
-        with pytest.raises(PairingError, match="holds no conditions"):
+        with pytest.raises(PairingError, match="contains no conditions"):
             conditions_by_stem(tmp_path / "one", frozenset({".npy"}))
 
     def test_a_file_in_a_subfolder_may_go_by_its_own_name(self) -> None:
@@ -169,7 +169,7 @@ def test_pictures_that_are_missing_are_told(tmp_path: Path) -> None:
     splits.write_text(json.dumps({"train": ["elsewhere"], "val": ["a", "b"]}))
     assert len(photographs(tmp_path / "root")) == 2
     splits.write_text(json.dumps({"train": ["c"], "val": ["a", "b", "d"]}))
-    with pytest.raises(DataError, match=r"root: photographs of the split 'val' are not there: d; fetch them"):
+    with pytest.raises(DataError, match=r"root: photographs of the split 'val' are missing: d; add them"):
         photographs(tmp_path / "root")
 
 

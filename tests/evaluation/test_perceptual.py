@@ -1,4 +1,4 @@
-"""LPIPS: numbers of the published package on the same weights; its files, and what is refused."""
+"""LPIPS: equal to the published package with the same weights; its files, and errors."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_heads_weigh_channels(tiny: Path) -> None:
 
 
 def test_other_files_are_refused(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lin0\.model\.1\.weight is \[1, 64, 1, 1\], expected 3 numbers"):
+    with pytest.raises(UserError, match=r"lin0\.model\.1\.weight is \[1, 64, 1, 1\], expected 3 non-negative numbers"):
         read_heads(tmp_path / "lpips_alex.pth", [3])
     with pytest.raises(UserError, match=r"lin5\.model\.1\.weight is missing"):
         read_heads(tmp_path / "lpips_alex.pth", [64, 192, 384, 256, 256, 7])
     (tmp_path / "lpips_alex.pth").rename(tmp_path / "elsewhere.pth")
-    with pytest.raises(UserError, match=r"learned weights are not at .*lpips_alex\.safetensors.*v0\.1/alex\.pth"):
+    with pytest.raises(UserError, match=r"learned weights are neither at .*lpips_alex\.safetensors.*v0\.1/alex\.pth"):
         open_perceptual(LpipsSpec(weights=str(tiny)), CPU)
     found = open_perceptual(LpipsSpec(weights=str(tiny), heads=str(tmp_path / "elsewhere.pth")), CPU)
     assert found.name == "lpips-alex"

@@ -1,4 +1,4 @@
-"""Results: JSON that can be read again, tables, numbers that are none."""
+"""Results: JSON round trips, tables, non-finite values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_earlier_result_is_not_lost(tmp_path: Path) -> None:
 def test_values_by_name() -> None:
     assert FOUND.value("fd", "clip") == 3.0
     assert FOUND.value("miou") == 41.0
-    with pytest.raises(ResultError, match="no measure 'fd' alone; there are: fd of inception, fd of clip, miou"):
+    with pytest.raises(ResultError, match="no measure 'fd' alone; available: fd of inception, fd of clip, miou"):
         FOUND.value("fd")
     with pytest.raises(ResultError, match="'kid' of 'clip'"):
         FOUND.value("kid", "clip")
@@ -63,13 +63,13 @@ def test_rows() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none(value: float) -> None:
-    with pytest.raises(ResultError, match="Fréchet distance, clip came out as"):
+    with pytest.raises(ResultError, match="Fréchet distance, clip is"):
         Measure("fd", value, of="clip")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "cannot be read"), ("[]", "no result"), ('{"format": 1}', "no result"), ('{"format": 9}', "format 9")],
+    [("{", "cannot be read"), ("[]", "not a result"), ('{"format": 1}', "not a result"), ('{"format": 9}', "format 9")],
 )
 def test_files_that_hold_no_result(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "result.json"

@@ -1,4 +1,4 @@
-"""Segmentation networks by folder: preprocessing and upsampling done by hand, hashes, and what cannot be used."""
+"""Segmentation networks from folders: manual preprocessing and upsampling, hashes, and errors."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TestErrors:
             raise ImportError("\nthis network requires timm")
 
         monkeypatch.setattr(AutoModelForSemanticSegmentation, "from_pretrained", refuse)
-        with pytest.raises(JudgeError, match="this network requires timm; or give another network"):
+        with pytest.raises(JudgeError, match="this network requires timm; or use another network"):
             open_segmenter(str(folder), CPU)
 
     def test_sizes_that_differ(self, folder: Path) -> None:
@@ -132,7 +132,7 @@ class TestErrors:
             open_segmenter(str(folder), CPU)([noise(40, 20), noise(30, 20)])
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(JudgeError, match=r"segmenter .*nowhere: there is no such folder; give a hub repository"):
+        with pytest.raises(JudgeError, match=r"segmenter .*nowhere: no such folder; give a hub repository"):
             open_segmenter(str(tmp_path / "nowhere"), CPU)
 
     def test_the_hub_is_asked_for_what_is_no_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,17 +170,17 @@ class TestErrors:
         weights = load_file(segformer(tmp_path) / "model.safetensors")
         backbone = {key: x for key, x in weights.items() if not key.startswith("decode_head")}
         save_file(backbone, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(JudgeError, match=r"lack \d+ tensors.*decode_head.*not trained as a network for semantic"):
+        with pytest.raises(JudgeError, match=r"\d+ tensors.*decode_head.*not trained as a network for semantic"):
             open_segmenter(str(tmp_path), CPU)
 
     def test_a_depth_network_is_no_segmenter(self, tmp_path: Path) -> None:
-        with pytest.raises(JudgeError, match=r"lack .* tensors of DPTForSemanticSegmentation"):
+        with pytest.raises(JudgeError, match=r"tensors of DPTForSemanticSegmentation .* missing"):
             open_segmenter(str(dpt(tmp_path)), CPU)
 
     def test_a_network_of_another_kind(self, tmp_path: Path) -> None:
         segformer(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "oneformer"}))
-        with pytest.raises(JudgeError, match=r"oneformer, which cannot serve.*\(mask2former, maskformer only\)"):
+        with pytest.raises(JudgeError, match=r"oneformer, which cannot be used.*\(mask2former, maskformer only\)"):
             open_segmenter(str(tmp_path), CPU)
 
     def test_scores_that_are_nan(self, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_what_is_missing_and_what_is_added_are_told_apart() -> None:
 def test_no_edges_and_no_lines() -> None:
     nothing = torch.zeros(40, 40, dtype=torch.bool)
     assert compare_lines(nothing, column(5), far=10) == (0, 0, 10, 10)
-    with pytest.raises(AlignmentError, match="no lines are given"):
+    with pytest.raises(AlignmentError, match="the sketch has no lines"):
         compare_lines(column(5), nothing, far=10)
 
 

@@ -1,4 +1,4 @@
-"""Connected regions, against a flood fill, and small objects of known size."""
+"""Connected regions, compared with a flood fill, and small objects of known size."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_folders_that_do_not_serve(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match):
             open_features(str(tmp_path), CPU)
 
-    refused(r"holds no config\.json; give a folder")
+    refused(r"contains no config\.json; give a folder")
     clip_folder(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole = load_file(weights)
@@ -99,7 +99,7 @@ def test_folders_that_do_not_serve(tmp_path: Path) -> None:
     weights.write_bytes(b"no weights")
     refused("CLIPVisionModelWithProjection cannot be read from it")
     weights.unlink()
-    refused("holds no weights")
+    refused("contains no weights")
     save_file(whole, weights, {"format": "pt"})
     values = json.loads(config.read_text())
     prepared = tmp_path / "preprocessor_config.json"
@@ -110,7 +110,7 @@ def test_folders_that_do_not_serve(tmp_path: Path) -> None:
     prepared.write_text("{")
     refused("cannot be read")
     config.write_text(json.dumps(values | {"model_type": "resnet"}))
-    refused("model_type 'resnet'; features come from clip")
+    refused("model_type 'resnet' is not supported; expected clip")
 
 
 # From the hub

@@ -1,4 +1,4 @@
-"""Pictures, and tiny feature networks in files and folders."""
+"""Images, and tiny feature networks in files and folders."""
 
 from __future__ import annotations
 

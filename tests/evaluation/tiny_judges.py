@@ -1,4 +1,4 @@
-"""Tiny networks of transformers in folders, as a hub repository has them, and judges that need no network."""
+"""Tiny transformers networks in folders, as in hub repositories, and stand-ins without a network."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Preference studies: the page, its votes, and what they say."""
+"""Preference studies: the page, its votes, and their statistics."""

@@ -1,4 +1,4 @@
-"""Count the votes of a preference study (PITI, table 2); `piti.evaluation.preference.study` makes its page."""
+"""Count the votes of a preference study (PITI, table 2); `piti.evaluation.preference.study` creates its page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from piti.evaluation.intervals import wilson
 from piti.evaluation.preference.votes import Key, StudyError, Vote, Votes, read_study
 
 _FEW_RATERS = 5
-_SUSPECT = 0.01  # p of the sides' share below which a rater, or all, are named
+_SUSPECT = 0.01  # p of the share of sides below which raters are reported
 
 
 @dataclass(frozen=True)
 class Rater:
-    """What one rater did."""
+    """Answers of one rater."""
 
     name: str
     id: str
@@ -33,33 +33,33 @@ class Rater:
     votes: int
     """Pairs answered, each once."""
     rate: float | None
-    """Share of A, as in `Preference`; None where nothing was counted."""
+    """Share of A, as in `Preference`; None if nothing was counted."""
     repeats: int
     consistent: int
-    """Pairs that were shown twice, and of these the ones that got the same answer again."""
+    """Number of repeated pairs, and of those with the same answer."""
     left: int
     decided: int
-    """Answers for the left picture, and for either, repeats included."""
+    """Number of answers for the left image, and for either, including repeats."""
     seconds: float
-    """Median time of an answer."""
+    """Median time per answer."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """How often A was preferred over B. Repeated pairs count once, by their first answer."""
+    """Preference for A over B. Repeated pairs count once, by their first answer."""
 
     rate: float
     low: float
     high: float
     interval: str
-    """What `low` and `high` are, in words."""
+    """Description of `low` and `high`."""
     votes: int
     """Answers in `rate`."""
     wins_a: int
     wins_b: int
     ties: int
     ties_are: str
-    """How `rate` takes no preference, in words."""
+    """Description of how `rate` counts no preference."""
     pairs: int
     """Pairs with an answer in `rate`."""
     pairs_in_study: int
@@ -68,13 +68,13 @@ class Preference:
     bootstrap: tuple[float, float] | None
     """Over raters and pairs; None for one rater."""
     p_value: float
-    """Of the sign test: that A and B are equally liked."""
+    """p-value of the sign test: A and B are equally preferred."""
     p_value_of: str
-    """What the sign test's signs are, in words."""
+    """Description of the sign test's units."""
     consistency: float | None
-    """Share of the repeated pairs that got the same answer again, of all raters; None without repeats."""
+    """Share of repeated pairs with the same answer, over all raters; None without repeats."""
     left: float | None
-    """Share of the decided answers that went to the left picture."""
+    """Share of the decided answers for the left image."""
     a: str
     b: str
     question: str
@@ -87,13 +87,13 @@ class Preference:
         return asdict(self)
 
     def write(self, path: Path, overwrite: bool = False) -> None:
-        """Write JSON, complete or not at all. Raises OutputError."""
+        """Write JSON atomically. Raises OutputError."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         with whole_file(path, overwrite, option("json")) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
     def rows(self) -> list[dict[str, str]]:
-        """A table: what was counted, line by line."""
+        """Rows of a table of the results."""
         repeats = sum(rater.repeats for rater in self.per_rater)
         values = {
             "question": self.question,
@@ -181,10 +181,10 @@ class _Rated(NamedTuple):
 
 
 def _rated(scores: Float[Tensor, "R P"], draws: int, seed: int) -> _Rated:
-    """The rate and its intervals. Raises StudyError where there is no score."""
+    """The rate and its intervals. Raises StudyError if there is no score."""
     counted = int((~scores.isnan()).sum())
     if not counted:
-        raise StudyError("every vote is without preference, and these are left out; count them as halves")
+        raise StudyError("no vote states a preference, and such votes are ignored; count them as halves")
     total, pairs = float(scores.nansum()), int((~scores.isnan()).any(dim=0).sum())
     by_votes = wilson(total, counted)
     by_draws = _bootstrap(scores, draws, seed) if len(scores) > 1 else None
@@ -195,19 +195,20 @@ def _rated(scores: Float[Tensor, "R P"], draws: int, seed: int) -> _Rated:
 
 
 def sign_test(wins_a: int, wins_b: int) -> float:
-    """Two-sided exact p-value that A and B win equally often; 1 where neither ever wins."""
+    """Two-sided exact p-value that A and B win equally often; 1 if neither ever wins."""
     count = wins_a + wins_b
     ways = tail = 1
     for k in range(min(wins_a, wins_b)):
-        ways = ways * (count - k) // (k + 1)  # to choose k + 1 of them
+        ways = ways * (count - k) // (k + 1)  # number of ways to choose k + 1 of them
         tail += ways
     return min(1.0, 2 * tail / 2**count)
 
 
 def _bootstrap(scores: Float[Tensor, "R P"], draws: int, seed: int) -> tuple[float, float]:
-    """95% percentile interval of the mean score, raters and pairs both drawn anew (pigeonhole bootstrap, Owen 2007).
+    """95% percentile interval of the mean score, with both raters and pairs resampled (pigeonhole bootstrap, Owen
+    2007).
 
-    scores: NaN where a rater did not answer a pair. Draws in which no vote is left are passed over.
+    scores: NaN where a rater did not answer a pair. Draws without any vote are skipped.
     """
     generator = generator_for(seed, "preference")
     there = (~scores.isnan()).double()
@@ -223,7 +224,7 @@ def _bootstrap(scores: Float[Tensor, "R P"], draws: int, seed: int) -> tuple[flo
 
 
 def _drawn(draws: int, count: int, generator: torch.Generator) -> Float[Tensor, "D N"]:
-    """How often each of `count` things comes up in as many draws with replacement."""
+    """How often each of `count` items occurs in `count` draws with replacement."""
     picks = torch.randint(count, (draws, count), generator=generator)
     return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, picks, torch.ones(draws, count).double())
 
@@ -233,7 +234,7 @@ def _firsts(votes: Votes) -> list[Vote]:
 
 
 def _scores(votes: Sequence[Votes], key: Key, ties_half: bool) -> Float[Tensor, "R P"]:
-    """1 where a rater chose A, 0 for B, 0.5 (or NaN) for no preference, NaN where there is no answer."""
+    """1 if a rater chose A, 0 for B, 0.5 (or NaN) for no preference, NaN for no answer."""
     column = {pair.id: index for index, pair in enumerate(key.pairs)}
     ours = {pair.a for pair in key.pairs}
     scores = torch.full((len(votes), len(column)), math.nan, dtype=torch.float64)
@@ -251,7 +252,7 @@ def _counts(votes: Sequence[Votes], key: Key) -> tuple[int, int, int]:
 
 
 def _tested(votes: Sequence[Votes], key: Key) -> tuple[float, str]:
-    """The sign test, over what can be taken as independent, and what that is in words."""
+    """The sign test over independent units, and a description of these."""
     if len(votes) == 1:
         wins_a, wins_b, _ = _counts(votes, key)
         return sign_test(wins_a, wins_b), "over votes that have a preference"
@@ -280,16 +281,16 @@ def _rater(path: Path, votes: Votes, scores: Float[Tensor, " P"]) -> Rater:
 
 
 def _notes(raters: Sequence[Rater], key: Key) -> list[str]:
-    """What a person should know before believing the rate."""
+    """Notes on the reliability of the rate."""
     found = []
     if len(raters) == 1:
-        found.append("one rater: the interval tells what this rater prefers, not what others would")
+        found.append("one rater: the interval is about this rater's preference, not that of others")
     elif len(raters) < _FEW_RATERS:
         found.append(f"{len(raters)} raters: the interval is rough; ask at least {_FEW_RATERS}")
     names = [rater.name for rater in raters]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        found.append(f"{', '.join(twice)}: several files carry this name; make sure that they are several people")
+        found.append(f"{', '.join(twice)}: several files have this name; make sure that they are from different people")
     for rater in raters:
         if rater.votes < len(key.pairs):
             found.append(f"{rater.name} answered {rater.votes} of {len(key.pairs)} pairs")

@@ -42,18 +42,18 @@ _PLACE = "STUDY_DATA"
 
 @dataclass(frozen=True)
 class Study:
-    """What was written."""
+    """The files of a study."""
 
     page: Path
     key: Path
     id: str
     pairs: int
     available: int
-    """Pairs that the folders hold."""
+    """Number of pairs in the folders."""
     repeats: int
-    """Pairs that every rater sees twice."""
+    """Number of pairs that every rater sees twice."""
     bytes: int
-    """Of the page."""
+    """Size of the page."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class _Pair(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """A pair as the page has it: PNG files' bytes."""
+    """A pair on the page, as the bytes of PNG files."""
 
     stem: str
     a: bytes
@@ -148,30 +148,30 @@ def write_study(
 
 
 def _write(out: Path, page: bytes, key_file: Path, key: Key, overwrite: bool) -> None:
-    """Both or neither."""
+    """Write both files or neither."""
     with whole_file(out, overwrite) as page_part, whole_file(key_file, overwrite) as key_part:
         page_part.write_bytes(page)
         key_part.write_text(json.dumps(key.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        flush(page_part)  # so that a full disk is met before the first of the two takes its place
+        flush(page_part)  # so that a full disk is detected before the first is replaced
         flush(key_part)
 
 
 def _places(out: Path, overwrite: bool) -> tuple[Path, Path]:
-    """Where the page and its key go. Raises StudyError, OutputError."""
+    """Paths of the page and its key. Raises StudyError, OutputError."""
     if out.suffix.lower() not in (".html", ".htm"):
-        raise StudyError(f"{out}: a study is a page; end the name in .html")
+        raise StudyError(f"{out}: a study is an HTML page; use a name that ends in .html")
     key_file = out.with_name(out.stem + KEY_SUFFIX)
     for path in (out, key_file):
         check_file(path, overwrite)
     if out.exists() and _MARK.encode() not in out.read_bytes()[:2000]:
-        raise StudyError("is no study and would be lost", remedy=f"give another {option('out')}", source=out)
+        raise StudyError("exists and is not a study", remedy=f"give another {option('out')}", source=out)
     if key_file.exists():
         read_key(key_file)
     return out, key_file
 
 
 def _replaced(key_file: Path, key: Key) -> list[str]:
-    """A word on the study that is there, if it is another."""
+    """A note on an existing study, if it is a different one."""
     if not key_file.exists() or read_key(key_file).study == key.study:
         return []
     return [f"{key_file} was the key of another study, whose votes cannot be counted without a copy of it"]
@@ -181,16 +181,19 @@ def _replaced(key_file: Path, key: Key) -> list[str]:
 
 
 def _paired(compared: Compared) -> list[_Pair]:
-    """The pairs by their stems, sorted. Raises StudyError with the files that have no partner."""
+    """The pairs by their stems, sorted. Raises StudyError with the files without a partner."""
     a, b, conditions, condition = compared.a, compared.b, compared.conditions, compared.condition
     if a.resolve() == b.resolve():
-        raise StudyError(f"{a} and {b} are one folder; give two to compare")
+        raise StudyError(f"{a} and {b} are the same folder; give two to compare")
     ours, theirs = _by_stem(a), _by_stem(b)
     alone = sorted((ours | theirs)[stem] for stem in ours.keys() ^ theirs.keys())
     if alone:
         raise StudyError(
-            f"{a}, {b}: {len(alone)} pictures are in one folder only: {listed(alone)}",
-            remedy=f"give folders with the same names, as the same conditions and {option('num')} make them",
+            f"{a}, {b}: {len(alone)} images are in only one of the folders: {listed(alone)}",
+            remedy=(
+                "give folders with the same file names, generated from the same conditions with the same "
+                f"{option('num')}"
+            ),
         )
     if len(ours) < LEAST:
         raise StudyError(f"{a}, {b}: {len(ours)} pairs are too few; give at least {LEAST}")
@@ -203,19 +206,19 @@ def _paired(compared: Compared) -> list[_Pair]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Pictures by their stems, but for the contact sheet."""
+    """Images by their stems, without the contact sheet."""
     found: dict[str, Path] = {}
     for path in list_images(folder):
         if path.name == SHEET:
             continue
         other = found.setdefault(path.stem, path)
         if other != path:
-            raise StudyError(f"{other} and {path} have one stem; keep one of them")
+            raise StudyError(f"{other} and {path} have the same stem; keep one of them")
     return found
 
 
 def _limited(pairs: Sequence[_Pair], options: StudyOptions) -> list[_Pair]:
-    """As many of the pairs as the limit says, drawn without replacement, in their order."""
+    """At most `options.limit` pairs, drawn without replacement, in their order."""
     limit = options.limit
     if limit is None or limit >= len(pairs):
         return list(pairs)
@@ -224,12 +227,12 @@ def _limited(pairs: Sequence[_Pair], options: StudyOptions) -> list[_Pair]:
 
 
 def _repeats(pairs: int, repeats: int | None) -> int:
-    """How many pairs come again: a tenth, from 2 to 10; none in a study of less than 4 pairs."""
+    """Number of repeated pairs: by default a tenth, from 2 to 10; none for fewer than 4 pairs."""
     if repeats is None:
         return 0 if pairs < 4 else min(max(round(pairs / 10), 2), 10)
     most = math.ceil(pairs / 2)
     if not 0 <= repeats <= most:
-        raise StudyError(f"of {pairs} pairs 0 to {most} can come again", option="repeats", value=repeats)
+        raise StudyError(f"of {pairs} pairs, 0 to {most} can be repeated", option="repeats", value=repeats)
     return repeats
 
 
@@ -237,7 +240,7 @@ def _repeats(pairs: int, repeats: int | None) -> int:
 
 
 def _read(pairs: Sequence[_Pair], condition: Condition | None, on_step: OnProgress | None) -> list[_Shown]:
-    """Every picture as a PNG without metadata. Raises StudyError, also as soon as the page would be too large."""
+    """Every image as a PNG without metadata. Raises StudyError, also if the page would be too large."""
     shown: list[_Shown] = []
     total = 0
     for pair in pairs:
@@ -245,7 +248,7 @@ def _read(pairs: Sequence[_Pair], condition: Condition | None, on_step: OnProgre
         if abs(one.width * other.height - other.width * one.height) > max(*one.size, *other.size):
             raise StudyError(
                 f"{pair.a} is {one.width} x {one.height} and {pair.b} {other.width} x {other.height}: they cannot be "
-                "shown at one size; make both with the same proportions"
+                "displayed at one size; generate both with the same aspect ratio"
             )
         size = max(one.size, other.size)
         drawn = None if pair.condition is None else _png(_drawn(pair.condition, condition, size))
@@ -255,12 +258,12 @@ def _read(pairs: Sequence[_Pair], condition: Condition | None, on_step: OnProgre
         if on_step is not None:
             on_step(len(shown), len(pairs))
     if all(one.a == one.b for one in shown):
-        raise StudyError("both folders hold the same pictures, pixel for pixel; give two to compare")
+        raise StudyError("both folders contain identical images; give two different ones")
     return shown
 
 
 def _drawn(path: Path, condition: Condition | None, size: tuple[int, int]) -> Image.Image:
-    """A condition as a picture: what lies at its centre in the proportions of `size` (width, height)."""
+    """A condition's preview: its centre with the aspect ratio of `size` (width, height)."""
     if condition is None:
         image = read_rgb(path)
         return crop_resize(image, *_framed(image.size, size))
@@ -272,7 +275,7 @@ def _drawn(path: Path, condition: Condition | None, size: tuple[int, int]) -> Im
 
 
 def _framed(given: tuple[int, int], size: tuple[int, int]) -> tuple[Box, tuple[int, int]]:
-    """The largest centred box of the proportions of `size`, and the size, enlarged at most, at which it is shown."""
+    """The largest centred box with the aspect ratio of `size`, and the size at which it is displayed."""
     width, height = given
     scale = min(width / size[0], height / size[1])
     box_width, box_height = min(width, round(size[0] * scale)), min(height, round(size[1] * scale))
@@ -282,7 +285,7 @@ def _framed(given: tuple[int, int], size: tuple[int, int]) -> tuple[Box, tuple[i
 
 
 def _png(image: Image.Image) -> bytes:
-    """The pixels alone: no metadata that would tell where they are from."""
+    """A PNG of the pixels, without metadata that would reveal its origin."""
     file = io.BytesIO()
     Image.fromarray(np.asarray(image.convert("RGB"))).save(file, format="PNG", optimize=True)
     return file.getvalue()
@@ -292,7 +295,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _key(shown: Sequence[_Shown], compared: Compared, options: StudyOptions) -> Key:
-    """Ids that say nothing, drawn from the seed and the pictures."""
+    """The key, with opaque ids that are derived from the seed and the images."""
     sums = [(hashlib.sha256(one.a).hexdigest(), hashlib.sha256(one.b).hexdigest()) for one in shown]
     ids = _ids(3 * len(shown), derive_seed(options.seed, "study ids", *(word for pair in sums for word in pair)))
     pairs = tuple(
@@ -314,7 +317,8 @@ def _ids(count: int, seed: int) -> list[str]:
 
 
 def _page(shown: Sequence[_Shown], key: Key, seed: int) -> bytes:
-    """The page: its template with the pairs, in an order and on sides that are random here and again for each rater."""
+    """The page: its template with the pairs, in random order and on random sides, which are shuffled again for each
+    rater."""
     draw = random.Random(derive_seed(seed, "study page", key.study))
     pairs = []
     for one, ids in zip(shown, key.pairs, strict=True):
@@ -338,29 +342,31 @@ def _address(png: bytes) -> str:
 
 
 def _check_size(size: int, pairs: int) -> None:
-    """Raises StudyError for a page that browsers would not open. size: in bytes."""
+    """Raises StudyError if the page is too large for browsers. size: in bytes."""
     if size > LARGEST_MB * 1e6:
         fit = max(2, int(pairs * LARGEST_MB * 0.9e6 / size))
         raise StudyError(
-            f"the page of {pairs} pairs would have {size / 1e6:.0f} MB, at most {LARGEST_MB} can be opened safely",
-            remedy=f"take fewer ({option('limit')} {fit}), or smaller pictures",
+            f"the page of {pairs} pairs would have {size / 1e6:.0f} MB, but at most {LARGEST_MB} MB is allowed",
+            remedy=f"use fewer pairs ({option('limit')} {fit}), or smaller images",
         )
 
 
 def _notes(shown: Sequence[_Shown], pairs: Sequence[_Pair], size: int, condition: Condition | None) -> list[str]:
-    """What a person should know of the study."""
+    """Notes on the study for the user."""
     found = []
     same = [one.stem for one in shown if one.a == one.b]
     if same:
-        found.append(f"{len(same)} pairs show the same picture twice: {listed(same)}")
+        found.append(f"{len(same)} pairs have two identical images: {listed(same)}")
     if size > LARGE_MB * 1e6:
         found.append(
-            f"the page has {size / 1e6:.0f} MB, which mail servers may refuse; share it as a link, "
-            f"or {option('limit')} it"
+            f"the page has {size / 1e6:.0f} MB, which mail servers may reject; share it as a link, or "
+            f"{option('limit')} it"
         )
     named = {pair.condition for pair in pairs if pair.condition is not None}
     if condition is None and any(_looks_like_labels(path) for path in sorted(named)[:5]):
-        found.append("the conditions are nearly black, as label numbers are; give the condition that draws them")
+        found.append(
+            "the conditions are nearly black, like masks of class ids; give their kind of condition for colours"
+        )
     return [*map(Message, found)]
 
 

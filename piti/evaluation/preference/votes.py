@@ -1,4 +1,4 @@
-"""The files of a preference study: the key, which stays with its author, and the votes that raters send back."""
+"""Files of a preference study: the key, which stays with its author, and the votes that raters return."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from piti.core.spec import Spec, SpecError
 KEY_FORMAT = "piti study key 1"
 VOTES_FORMAT = "piti votes 1"
 KEY_SUFFIX = ".key.json"
-_LARGEST = 64_000_000  # bytes; far more than a key or votes of a study hold
+_LARGEST = 64_000_000  # bytes; far more than any key or votes file has
 
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 StudyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -24,11 +24,11 @@ Sum = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class StudyError(UserError):
-    """A study cannot be made, or its votes cannot be counted. The message names the files and the remedy."""
+    """A study cannot be created, or its votes cannot be counted. The message names the files and the remedy."""
 
 
 class PairKey(Spec):
-    """Which picture of a pair is whose."""
+    """Assignment of a pair's images to A and B."""
 
     id: Id
     name: str
@@ -36,45 +36,45 @@ class PairKey(Spec):
     a: Id
     b: Id
     sha256: tuple[Sum, Sum]
-    """Of the page's PNGs of A and of B."""
+    """SHA-256 of the page's PNGs of A and of B."""
 
 
 class Key(Spec):
-    """What a page does not say: which opaque id is a picture of A, and which of B."""
+    """The key of a page: which opaque ids are images of A, and which of B."""
 
     format: Literal["piti study key 1"] = KEY_FORMAT
     study: StudyId
-    """Follows from everything below but the folders and the seed, see `study_id`."""
+    """Derived from all other fields except the folders and the seed, see `study_id`."""
     a: str
     b: str
-    """The folders, as they were given."""
+    """The folders, as given."""
     seed: int
     question: str
     ties: bool
     """Whether raters may have no preference."""
     repeats: int = Field(ge=0)
-    """How many pairs every rater sees twice."""
+    """Number of pairs that every rater sees twice."""
     pairs: tuple[PairKey, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
     def _whole(self) -> Key:
         ids = [one for pair in self.pairs for one in (pair.id, pair.a, pair.b)]
         if len(set(ids)) < len(ids):
-            raise ValueError("an id occurs twice; take the file as it was written")
+            raise ValueError("an id occurs twice; use the file as it was written")
         if self.study != study_id(self.question, self.ties, self.repeats, self.pairs):
-            raise ValueError("the key was changed after it was written; take the file as it was written")
+            raise ValueError("the key was changed after it was written; use the original file")
         return self
 
 
 class Vote(Spec):
-    """One answer. chosen: the picture's id, or None for no preference."""
+    """One answer. chosen: the image's id, or None for no preference."""
 
     pair: Id
     left: Id
     right: Id
     chosen: Id | None
     repeat: bool
-    """Whether the pair was shown a second time, with its sides exchanged."""
+    """Whether this is the repetition of a pair, with its sides exchanged."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
 
     @field_validator("chosen")
@@ -86,12 +86,12 @@ class Vote(Spec):
 
 
 class Votes(Spec):
-    """What a rater sends back."""
+    """The votes file of a rater."""
 
     format: Literal["piti votes 1"]
     study: StudyId
     rater: StudyId
-    """Drawn when the page was opened; from it follow the order and the sides that were shown."""
+    """Random id of a page visit, which determines the order and sides."""
     name: str = Field(default="", max_length=200)
     started: str = Field(default="", max_length=40)
     finished: str = Field(default="", max_length=40)
@@ -100,22 +100,22 @@ class Votes(Spec):
 
     @property
     def label(self) -> str:
-        """The rater's name, fit to print, or else the first digits of the id."""
+        """The rater's name, printable, or else the first digits of the id."""
         name = "".join(letter if letter.isprintable() else "?" for letter in self.name).strip()
         return name or f"rater {self.rater[:6]}"
 
 
 def study_id(question: str, ties: bool, repeats: int, pairs: Sequence[PairKey]) -> str:
-    """16 digits of a hash over what raters see and which picture is whose."""
+    """16 digits of a hash over the study's content and the assignment to A and B."""
     seen = [question, ties, repeats, [pair.model_dump(mode="json") for pair in pairs]]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_study(files: Sequence[Path], key: Path | None = None) -> tuple[Key, dict[Path, Votes]]:
-    """The key, and votes by their files, every one of them checked against the key and each other.
+    """The key, and the votes by file, all checked against the key and each other.
 
-    files: votes files, folders that hold some, under whatever names of .json, and perhaps the key. A key that is not
-    given is looked for beside the votes. Raises StudyError with all problems together.
+    files: votes files, folders with .json files of votes, and optionally the key, which is otherwise searched beside
+    the votes. Raises StudyError with all problems.
     """
     votes, keys = _read_all([*_listed(files), *([key] if key is not None else [])])
     if not votes:
@@ -134,7 +134,7 @@ def read_key(path: Path) -> Key:
 
 
 def by_study(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Votes files by the study that they are of; keys among them are left out. Raises StudyError as `read_study`."""
+    """Votes files by study; keys among them are ignored. Raises StudyError as `read_study`."""
     votes, _ = _read_all(_listed(files))
     found: dict[str, list[Path]] = {}
     for path, one in votes.items():
@@ -143,18 +143,18 @@ def by_study(files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _listed(files: Sequence[Path]) -> list[Path]:
-    """The files, and of folders those that are of a study. Raises StudyError for one that holds none."""
+    """The files, and a study's files in folders. Raises StudyError for a folder without any."""
     found: list[Path] = []
     for path in files:
         inside = _inside(path) if path.is_dir() else [path]
         if not inside:
-            raise StudyError(f"{path}: holds no votes-….json; give the folder or the files that raters sent back")
+            raise StudyError(f"{path}: contains no votes-….json; give the files that raters sent back, or their folder")
         found += inside
     return found
 
 
 def _inside(folder: Path) -> list[Path]:
-    """A folder's files with a study's names, and others by what they say: votes are renamed on their way back."""
+    """A folder's files of a study, by name or by content, since votes may have been renamed."""
     named = {*folder.glob("votes-*.json"), *folder.glob(f"*{KEY_SUFFIX}")}
     return sorted(named | {path for path in folder.glob("*.json") if path not in named and _is_of_a_study(path)})
 
@@ -167,7 +167,7 @@ def _is_of_a_study(path: Path) -> bool:
 
 
 def _read_all(paths: Sequence[Path]) -> tuple[dict[Path, Votes], dict[Path, Key]]:
-    """Votes and keys by their files. Raises StudyError with everything that is neither."""
+    """Votes and keys by file. Raises StudyError for all files that are neither."""
     votes: dict[Path, Votes] = {}
     keys: dict[Path, Key] = {}
     problems: list[str] = []
@@ -191,14 +191,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     """A key's or a votes file's values. Raises StudyError, naming the file."""
     try:
         if path.stat().st_size > _LARGEST:
-            raise StudyError(f"{path}: {path.stat().st_size / 1e6:.0f} MB is no votes file; give a votes-….json")
+            raise StudyError(
+                f"{path}: {path.stat().st_size / 1e6:.0f} MB is too large for a votes file; give a votes-….json"
+            )
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (ValueError, RecursionError) as error:
-        raise StudyError(f"{path}: is no JSON ({error}); ask the rater to save the votes again") from None
+        raise StudyError(f"{path}: is not JSON ({error}); ask the rater to save the votes again") from None
     if not isinstance(values, dict) or values.get("format") not in (KEY_FORMAT, VOTES_FORMAT):
-        raise StudyError(f"{path}: is neither votes nor a key of a study; give what its page saved, votes-….json")
+        raise StudyError(
+            f"{path}: is neither a votes file nor a study's key; give the votes-….json that the page saved"
+        )
     return values
 
 
@@ -210,7 +214,7 @@ def _the_key(votes: dict[Path, Votes], keys: dict[Path, Key]) -> Key:
             keys |= {path: one for path, one in _keys_in(folder).items() if one.study in studies}
     by_study = {one.study: one for one in keys.values()}
     if len(by_study) > 1:
-        raise StudyError(f"{' and '.join(map(str, keys))}: keys of several studies; count one study at a time")
+        raise StudyError(f"{' and '.join(map(str, keys))}: keys of different studies; count one study at a time")
     if not by_study:
         named = ", ".join(sorted(studies))
         raise StudyError(
@@ -232,9 +236,9 @@ def _keys_in(folder: Path) -> dict[Path, Key]:
 
 
 def _faults(votes: Votes, key: Key) -> list[str]:
-    """What keeps a votes file from being counted with this key."""
+    """Reasons why a votes file cannot be counted with this key."""
     if votes.study != key.study:
-        return [f"belongs to study {votes.study}, the key to {key.study}; count it with its own key"]
+        return [f"belongs to study {votes.study}, but the key to {key.study}; count it with its own key"]
     pairs = {pair.id: {pair.a, pair.b} for pair in key.pairs}
     first: dict[str, Vote] = {}
     repeated: set[str] = set()
@@ -244,13 +248,13 @@ def _faults(votes: Votes, key: Key) -> list[str]:
         if vote.pair not in pairs:
             found.append(f"the study has no pair {vote.pair}")
         elif {vote.left, vote.right} != pairs[vote.pair]:
-            found.append(f"pair {vote.pair} has other pictures than {vote.left} and {vote.right}")
+            found.append(f"pair {vote.pair} does not consist of {vote.left} and {vote.right}")
         elif vote.chosen is None and not key.ties:
             found.append(f"pair {vote.pair} has no preference, which the study does not allow")
         elif (vote.pair in repeated) if vote.repeat else (earlier is not None):
             found.append(f"pair {vote.pair} is answered twice")
         elif vote.repeat and (earlier is None or earlier.left != vote.right):
-            found.append(f"pair {vote.pair} is repeated without having been shown with its sides exchanged")
+            found.append(f"pair {vote.pair} is repeated without exchanged sides")
         repeated |= {vote.pair} if vote.repeat else set()
         first |= {} if vote.repeat else {vote.pair: vote}
     remedy = "; the file was changed, ask the rater to save the votes again"
@@ -258,7 +262,7 @@ def _faults(votes: Votes, key: Key) -> list[str]:
 
 
 def _twice(votes: dict[Path, Votes]) -> list[str]:
-    """Files of one rater, which would count twice."""
+    """Messages for several files of one rater, which would count twice."""
     by_rater: dict[str, list[Path]] = {}
     for path, one in votes.items():
         by_rater.setdefault(one.rater, []).append(path)

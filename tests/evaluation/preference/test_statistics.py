@@ -1,4 +1,4 @@
-"""Votes in, a preference rate with its interval out; what is no vote of the study is refused."""
+"""Preference rates and intervals from votes; other files are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_ties_are_halves_or_left_out(made: tuple[Path, Key], tmp_path: Path) -> 
     assert halves.p_value == without.p_value == sign_test(4, 2)
     only = save(tmp_path, 2, votes_of(key, 2, lambda k, _: None))
     assert count_votes([only, path]).rate == 0.5
-    with pytest.raises(StudyError, match="without preference"):
+    with pytest.raises(StudyError, match="no vote states a preference"):
         count_votes([only, path], ties_half=False)
 
 
@@ -147,11 +147,11 @@ def test_the_key_is_found_beside_the_votes_or_given(made: tuple[Path, Key], tmp_
         count_votes([sent])
     assert count_votes([sent], key=path).rate == 1
     (sent / "broken.key.json").write_text("{")
-    with pytest.raises(StudyError, match=r"broken\.key\.json: is no JSON"):
+    with pytest.raises(StudyError, match=r"broken\.key\.json: is not JSON"):
         count_votes([sent])  # a folder is read whole
     (sent / "other.key.json").write_text(path.read_text())
     assert count_votes([sent / "votes-1.json"]).rate == 1
-    with pytest.raises(StudyError, match=r"holds no votes-….json"):
+    with pytest.raises(StudyError, match=r"contains no votes-….json"):
         count_votes([tmp_path])
     with pytest.raises(StudyError, match="no votes to count"):
         count_votes([path])
@@ -190,7 +190,7 @@ def change(values: dict[str, Any], where: tuple[str | int, ...], value: object) 
     [
         (("study",), "0" * 16, "belongs to study 0000000000000000"),
         (("rater",), "me", "'rater' = 'me'"),
-        (("format",), "piti votes 2", "neither votes nor a key"),
+        (("format",), "piti votes 2", "neither a votes file nor a study's key"),
         (("votes",), [], "'votes'"),
         (("votes", 0, "pair"), "0" * 12, "no pair 000000000000"),
         (("votes", 0, "chosen"), "0" * 12, "neither the left nor the right"),
@@ -219,7 +219,7 @@ def test_a_vote_for_another_pairs_picture_is_refused(made: tuple[Path, Key], tmp
     path, key = made
     values = votes_of(key, 1, lambda *_: "a")
     values["votes"][0] |= {"left": key.pairs[1].a, "chosen": key.pairs[1].a}
-    with pytest.raises(StudyError, match="has other pictures"):
+    with pytest.raises(StudyError, match="does not consist of"):
         count_votes([save(tmp_path, 1, values), path])
 
 
@@ -264,7 +264,7 @@ def test_a_changed_key_is_refused(made: tuple[Path, Key], tmp_path: Path) -> Non
     with pytest.raises(UserError, match="was changed"):
         count_votes([file, changed])
     other, _ = study(tmp_path / "other", 3)
-    with pytest.raises(StudyError, match="keys of several studies"):
+    with pytest.raises(StudyError, match="keys of different studies"):
         count_votes([file, path, other.key])
     with pytest.raises(StudyError, match="count it with its own key"):
         count_votes([file, other.key])

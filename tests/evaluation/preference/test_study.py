@@ -1,4 +1,4 @@
-"""The page of a preference study: blind, whole, self-contained."""
+"""The page of a preference study: blind, complete, self-contained."""
 
 from __future__ import annotations
 
@@ -136,16 +136,16 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     a, b = folders(tmp_path)
     out = tmp_path / "study.html"
     picture(a / "alone.png", (0, 0, 0))
-    with pytest.raises(StudyError, match=r"1 pictures are in one folder only: .*alone\.png"):
+    with pytest.raises(StudyError, match=r"1 images are in only one of the folders: .*alone\.png"):
         write_study(Compared(a, b), out)
     (a / "alone.png").rename(a / "scene-0_0.jpg")
-    with pytest.raises(StudyError, match=r"scene-0_0\.jpg and .*scene-0_0\.png have one stem"):
+    with pytest.raises(StudyError, match=r"scene-0_0\.jpg and .*scene-0_0\.png have the same stem"):
         write_study(Compared(a, b), out)
     (a / "scene-0_0.jpg").unlink()
     (b / "scene-2_0.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"scene-2_0\.png"):
         write_study(Compared(a, b), out)
-    with pytest.raises(StudyError, match="one folder"):
+    with pytest.raises(StudyError, match="the same folder"):
         write_study(Compared(a, a), out)
     with pytest.raises(UserError, match="no such folder"):
         write_study(Compared(a, tmp_path / "nowhere"), out)
@@ -158,10 +158,10 @@ def test_the_same_pictures_are_no_study(tmp_path: Path) -> None:
     a, b = folders(tmp_path, 3)
     (b / "scene-1_0.png").write_bytes((a / "scene-1_0.png").read_bytes())
     written = write_study(Compared(a, b), tmp_path / "study.html")
-    assert "1 pairs show the same picture twice: scene-1_0" in written.notes[0]
+    assert "1 pairs have two identical images: scene-1_0" in written.notes[0]
     for path in a.glob("scene*"):
         (b / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(StudyError, match="same pictures"):
+    with pytest.raises(StudyError, match="identical images"):
         write_study(Compared(a, b), tmp_path / "other.html")
 
 
@@ -169,7 +169,7 @@ def test_the_same_pictures_are_no_study(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"limit": 1}, "limit 1"),
-        ({"repeats": 4}, "repeats 4: of 6 pairs 0 to 3"),
+        ({"repeats": 4}, "repeats 4: of 6 pairs, 0 to 3"),
         ({"repeats": -1}, "repeats -1"),
         ({"question": " "}, "question"),
         ({"question": "x" * 301}, "301 characters"),
@@ -201,14 +201,14 @@ def test_only_studies_are_overwritten(tmp_path: Path) -> None:
     a, b = folders(tmp_path)
     page, key = tmp_path / "index.html", tmp_path / "index.key.json"
     page.write_text("my homepage")
-    with pytest.raises(StudyError, match="is no study"):
+    with pytest.raises(StudyError, match="is not a study"):
         write_study(Compared(a, b), page, overwrite=True)
     page.unlink()
     key.write_text("{}")
     with pytest.raises(StudyError, match=r"index\.key\.json"):
         write_study(Compared(a, b), page, overwrite=True)
     assert key.read_text() == "{}"
-    with pytest.raises(StudyError, match=r"end the name in \.html"):
+    with pytest.raises(StudyError, match=r"use a name that ends in \.html"):
         write_study(Compared(a, b), tmp_path / "study.png")
 
 

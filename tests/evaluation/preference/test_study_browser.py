@@ -1,4 +1,4 @@
-"""A person votes: the page in a real browser, by keys and clicks, until a file is saved that counts."""
+"""Voting on the page in a real browser, by keys and clicks, up to a valid votes file."""
 
 from __future__ import annotations
 
