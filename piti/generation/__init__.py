@@ -1,1 +1,1 @@
-"""Images and edits with their metadata, in memory and from files to files."""
+"""Generation and editing of images with metadata, in memory and on files."""

@@ -26,7 +26,7 @@ from piti.generation.options import SHEET, check_one, is_one_file
 from piti.generation.readers import mapped_note
 from piti.pipelines.pipeline import PITIPipeline
 
-_SIDE = 256  # of a picture on the sheet, its longer side
+_SIDE = 256  # longer side of an image on the sheet
 
 EditCondition = Path | str | Mapping[str, Given]
 """A file, a text, or a file of each part by its name."""
@@ -64,13 +64,12 @@ def edit_file(
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> EditReport:
-    """Edit an image into `files.out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`, in the place of that of
-    images that were made there before.
+    """Edit an image into `files.out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`, which replaces that of
+    earlier results.
 
-    name: of the model, for the metadata. seed: with the condition that is to be shown and an image's number it decides
-    the fresh noise. on_step: (steps done, steps in all). Nothing is written before all is made. Raises EditError and
-    OutputError for what cannot be edited or written there, ImageError and ConditionError for files, UserError for
-    settings.
+    name: of the model, for the metadata. seed: with the new condition and an image's number, it determines the new
+    noise. on_step: called as (steps done, total). Nothing is written before all images are done. Raises EditError and
+    OutputError for invalid inputs and outputs, ImageError and ConditionError for files, UserError for settings.
     """
     targets, sheet = _targets(files, num)
     for target in targets:
@@ -100,7 +99,7 @@ def edit_file(
 
 
 def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, list[str]]:
-    """What the image shows: as given, else as a PNG of ours says itself; None where nobody says, and a note why."""
+    """The image's current condition: as given, else from its metadata; None if unknown, with a note."""
     if files.from_ is not None:
         return pipeline.read(_named(pipeline, files.from_, "from")), []
     try:
@@ -108,21 +107,21 @@ def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, li
     except RemakeError as error:
         done = "all of it is repainted" if files.region is None else "it is inverted without a condition"
         flag = option("from_text") if isinstance(pipeline.condition, TextCondition) else option("from")
-        return None, [f"{text_of(error)}: {done}; give {flag}, what it shows now"]
+        return None, [f"{text_of(error)}: {done}; give its current condition with {flag}"]
 
 
 def _seen(pipeline: PITIPipeline, files: EditFiles, raw: Tensor) -> list[str]:
-    """What to say of the condition that is to be shown."""
+    """Notes on the new condition."""
     return [*mapped_note(pipeline.condition, files.to), *unlabelled_note(pipeline.condition, raw)]
 
 
 def _smaller(image: Image.Image, made: Image.Image) -> list[str]:
-    """What to say where the results are smaller than the image, which is compared with them in their size."""
+    """A note if the results are smaller than the image, which is compared with them at their size."""
     if made.width * made.height >= image.width * image.height:
         return []
     return [
-        f"edited at {made.width} x {made.height}, where the image is {image.width} x {image.height}: "
-        f"{option('keep_exact')} gives it in its own size, {option('size')} edits it at a larger one"
+        f"edited at {made.width} x {made.height}, but the image has {image.width} x {image.height}: "
+        f"{option('keep_exact')} restores its size, {option('size')} edits it at a larger size"
     ]
 
 
@@ -138,7 +137,7 @@ def _names(model: str, files: EditFiles, known: bool) -> Names:
 
 
 def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
-    """What to say of texts that are longer than what is read."""
+    """Notes on truncated texts."""
     condition = pipeline.condition
     if not isinstance(condition, TextCondition):
         return []
@@ -148,7 +147,7 @@ def _cut(pipeline: PITIPipeline, files: EditFiles) -> list[str]:
 
 
 def _targets(files: EditFiles, num: int) -> tuple[list[Path], Path | None]:
-    """Where the images go, and the sheet, if that is a folder. Raises EditError, OutputError."""
+    """Paths of the images, and of the sheet if the output is a folder. Raises EditError, OutputError."""
     out = files.out
     if num < 1:
         raise EditError("expected at least 1 image", option="num", value=num)
@@ -159,15 +158,17 @@ def _targets(files: EditFiles, num: int) -> tuple[list[Path], Path | None]:
 
 
 def _check_target(target: Path, files: EditFiles, overwrite: bool) -> None:
-    """Raises EditError where a target is an input, OutputError where it is there already, unless `overwrite`."""
+    """Raises EditError if a target is an input, OutputError if it exists, unless `overwrite`."""
     inputs = [files.image, *_files_of(files.to), *_files_of(files.from_), *_files_of(files.region)]
     if target.resolve() in {path.resolve() for path in inputs}:
-        raise EditError("is an input, which would be lost", remedy=f"give another {option('out')}", source=target)
+        raise EditError(
+            "is an input, which would be overwritten", remedy=f"give another {option('out')}", source=target
+        )
     check_file(target, overwrite)
 
 
 def _beside_ours(sheet: Path) -> bool:
-    """Whether a sheet is that of an earlier result, which this one's may replace: images of ours lie beside it."""
+    """Whether a sheet belongs to an earlier result and may be replaced: images from piti are beside it."""
     for path in list_images(sheet.parent) if sheet.exists() else []:
         with suppress(ImageError):
             if own_text(path):
@@ -181,19 +182,20 @@ def _files_of(given: EditCondition | None) -> list[Path]:
 
 
 def _named(pipeline: PITIPipeline, given: EditCondition, name: str) -> EditCondition:
-    """What is given, if the model reads its like. name: of the option. Raises EditError that names it."""
+    """The given condition, if it has the type that the model reads. name: of the option. Raises EditError, which names
+    it."""
     condition = pipeline.condition
     if isinstance(given, Mapping) and not isinstance(condition, SeveralCondition):
         raise EditError(
             f"this model reads one {condition.kind}",
-            remedy="give a file alone",
+            remedy="give one file",
             option=name,
             value=f"{next(iter(given))}=…",
         )
     if isinstance(condition, SeveralCondition) and not isinstance(given, Mapping):
         first = next(iter(condition.parts))
         raise EditError(
-            f"of which part is it? This model reads {', '.join(condition.parts)}",
+            f"the part is not named; this model reads {', '.join(condition.parts)}",
             remedy=f"give {option(name)} {first}=FILE, once for each part",
             option=name,
             value=given,
@@ -201,14 +203,14 @@ def _named(pipeline: PITIPipeline, given: EditCondition, name: str) -> EditCondi
     if isinstance(given, str) and not isinstance(condition, TextCondition):
         raise EditError(
             f"this model reads a {condition.kind}",
-            remedy=f"give {option(name)} FILE, or name a prior",
+            remedy=f"give {option(name)} FILE, or use a prior",
             option="text" if name == "to" else "from_text",
         )
     return given
 
 
 def _words(given: EditCondition) -> str:
-    """What a condition is called: its file's name, the parts' names, or the text itself."""
+    """The name of a condition: its file name, the parts' names, or the text itself."""
     if isinstance(given, Mapping):
         return ", ".join(f"{part}={_words(item)}" for part, item in given.items() if isinstance(item, Path | str))
     return given.name if isinstance(given, Path) else given

@@ -1,4 +1,4 @@
-"""Edits of what is in memory, each image with the metadata that says how it was made and what it shows."""
+"""Editing of images in memory, each result with metadata on its generation and condition."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from piti.pipelines.cascade import ResolvedSampling
 from piti.pipelines.pipeline import PITIPipeline
 
 THE_IMAGES_OWN = "the image's own"
-"""What a condition is called that an image itself holds."""
+"""The name of a condition that is stored in an image."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a person calls an edit's model, image and conditions."""
+    """Names of an edit's model, image and conditions, for the metadata."""
 
     model: str
     image: str
@@ -35,25 +35,25 @@ class Names:
 
 @dataclass(frozen=True)
 class Edits:
-    """What was made, and what a person should know of it."""
+    """Results of an edit, with messages for the user."""
 
     images: list[MadeImage]
     edited: Edited
     notes: list[str]
 
     def words(self) -> str:
-        """How much was repainted, and how exactly the rest came back."""
+        """A summary: the repainted share, and the reconstruction error of the rest."""
         edited = self.edited
-        parts = [f"{100 * edited.share:.1f}% of the picture was repainted"]
+        parts = [f"{100 * edited.share:.1f}% of the image was repainted"]
         outside = [value for value in edited.outside if value is not None]
         if outside:
             worst = min(outside)
             exact = math.isinf(worst)
-            parts.append("the rest is as it was, to the bit" if exact else f"the rest came back within {worst:.1f} dB")
+            parts.append("the rest is unchanged" if exact else f"the rest was reconstructed at {worst:.1f} dB")
         if edited.returned is not None:
             whole = "exact" if math.isinf(edited.returned) else f"{edited.returned:.1f} dB"
-            what = "small image" if edited.returned_small else "whole"
-            parts.append(f"inversion and return of the {what}: {whole}")
+            what = "small image" if edited.returned_small else "whole image"
+            parts.append(f"reconstruction of the {what} by inversion: {whole}")
         return "; ".join(parts)
 
 
@@ -68,8 +68,8 @@ def make_edits(
 ) -> Edits:
     """Edit an image `num` times.
 
-    names: for the metadata. seed: with the condition that is to be shown and an image's number it decides the fresh
-    noise. Raises as `edit`, and what `on_step` raises.
+    names: for the metadata. seed: with the new condition and an image's number, it determines the new noise. Raises as
+    `edit`, and whatever `on_step` raises.
     """
     seeds = [seed_of(seed, given.to.content_hash, k) for k in range(num)]
     generators = [torch.Generator().manual_seed(one) for one in seeds]
@@ -80,14 +80,14 @@ def make_edits(
     images = [MadeImage(made, common | {f"{PREFIX}number": str(k)}, k) for k, made in enumerate(edited.images)]
     notes = []
     if num > 1 and edited.variety == 0:
-        notes.append("no fresh noise was drawn (variety 0), so all images are the same; more variety makes them differ")
+        notes.append("no new noise was drawn (variety 0), so all images are the same; increase variety")
     return Edits(images, edited, notes)
 
 
 def _text(
     sampling: ResolvedSampling, settings: EditSettings, edited: Edited, seed: int, names: Names
 ) -> dict[str, str]:
-    """The metadata that all images of an edit have: the model, names and every setting, as it came out."""
+    """Metadata of all images of an edit: the model, names and all resolved settings."""
     values = {key: value for key, value in vars(settings).items() if key not in ("sampling", "measure")}
     upsampler = sampling.upsampler
     values |= {

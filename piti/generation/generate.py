@@ -1,4 +1,4 @@
-"""Images of conditions that are in memory, each with the metadata that makes it again."""
+"""Generation of images from conditions in memory, each with metadata for recreating it."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from piti.pipelines.pipeline import PITIPipeline
 
 @dataclass(frozen=True)
 class Wanted:
-    """One image to make."""
+    """One image to generate."""
 
     condition: int
     """An index into the conditions of its batch."""
     number: int
     seed: int
     source: str
-    """What a person calls the condition: a file's name, or the text itself."""
+    """Name of the condition: a file name, or the text itself."""
     stem: str
-    """What the image is named after."""
+    """Stem of the image's file name."""
 
 
 @dataclass(frozen=True)
 class MadeImage:
-    """An image, and the text that its PNG holds."""
+    """An image, and the metadata of its PNG."""
 
     image: Image.Image
     text: dict[str, str]
@@ -52,12 +52,12 @@ def make_images(
     source: str,
     on_step: OnStep | None = None,
 ) -> list[MadeImage]:
-    """The images of one condition: `options.wanted()`, those that `translate_files` makes of its file.
+    """The images of one condition, numbers `options.wanted()`, as from `translate_files`.
 
-    prepared: by `pipeline.prepare` with `options.sampling`. name: of the model, see `model_name`; source: what the
-    condition is called, a file's name or the text itself, after which the images are named. At most `options.batch`
-    are made at once. on_step: called with (steps done, steps in all,
-    x̂₀ [B, 3, H, W] in [-1, 1], the whole canvas), counted over all batches; what it raises goes through.
+    prepared: from `pipeline.prepare` with `options.sampling`. name: of the model, see `model_name`; source: name of the
+    condition, a file name or the text itself, after which images are named. At most `options.batch` images are
+    generated at once. on_step: called as (steps done, total, x̂₀ [B, 3, H, W] in [-1, 1], the whole canvas), counted
+    over all batches; its exceptions propagate.
     """
     stem, numbers = _stem_of(pipeline, source), options.wanted()
     seeds = {number: seed_of(options.seed, prepared.content_hash, number) for number in numbers}
@@ -85,10 +85,10 @@ def make_batch(
     place: Place | None = None,
     noise_on: torch.device | str = "cpu",
 ) -> list[MadeImage]:
-    """Images of canvases of one size, made at once.
+    """Generate images with canvases of one size, in one batch.
 
-    common: metadata of all images, see `image_text`. place: where in a batch one image alone is made. noise_on: the
-    device that draws noise, see `noise_device`. Raises what `on_step` raises.
+    common: metadata of all images, see `image_text`. place: position in a batch, for a single image. noise_on: device
+    of the noise, see `noise_device`. Exceptions of `on_step` propagate.
     """
     batch, places = _batch(conditions, wanted, place, noise_on)
     images = pipeline.generate(batch, on_step)
@@ -103,17 +103,16 @@ def make_batch(
 
 
 def noise_device(pipeline: PITIPipeline, wanted: NoiseOn | None) -> torch.device:
-    """The device that draws a pipeline's noise. wanted: its kind, such as that of an image to make again.
-
-    Raises UserError where there is none of that kind.
+    """The device of a pipeline's noise. wanted: its kind, such as that of an image to recreate. Raises UserError if it
+    is not available.
     """
     own = draws_on(pipeline.device)
     if wanted in (None, own.type):
         return own
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "the noise of the image was drawn on a CUDA device, and here is none to draw it again",
-            remedy=f"give {option('seed')}, for another image of its condition",
+            "the noise of the image was drawn on a CUDA device, and none is available here",
+            remedy=f"give {option('seed')} for another image of its condition",
         )
     return torch.device(wanted or own)
 
@@ -121,7 +120,7 @@ def noise_device(pipeline: PITIPipeline, wanted: NoiseOn | None) -> torch.device
 def _batch(
     conditions: Sequence[Prepared], wanted: Sequence[Wanted], place: Place | None, noise_on: torch.device | str
 ) -> tuple[Batch, list[Place]]:
-    """The batch in which images are made, and the place of each."""
+    """The batch for the images, and the place of each."""
     seeds = [one.seed for one in wanted]
     if place is not None and len(wanted) == 1:
         same = [conditions[wanted[0].condition]] * place.distinct
@@ -136,7 +135,7 @@ def _generators(seeds: Sequence[int], device: torch.device | str) -> list[torch.
 
 
 def stem_of_text(text: str) -> str:
-    """A file's name for a text: its words, as far as they are letters and digits."""
+    """A file stem for a text: the letters and digits of its words."""
     words = re.findall(r"\w+", text.lower())
     return "-".join(words)[:60] or "text"
 

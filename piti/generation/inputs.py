@@ -1,4 +1,4 @@
-"""Files of a condition's parts, as `--given PART=FILE` names them, put together by what they are of."""
+"""Files of a condition's parts, as given by `--given PART=FILE`, matched by name."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from piti.core.spec import choices
 from piti.core.walk import stem_of, walk
 from piti.data.shards.sources import MANIFEST
 
-_NAMED = 3  # how many pictures a note names
+_NAMED = 3  # number of files that a note names
 
 
 class InputError(UserError):
-    """What `--given` names cannot be used. The message names the part and the file or folder."""
+    """Files or folders of `--given` cannot be used. The message names the part and the file or folder."""
 
 
 @dataclass(frozen=True)
 class PartFiles(Mapping[str, Path]):
-    """The files of those parts of one condition that are given, by name."""
+    """The files of the given parts of one condition, by name."""
 
     files: tuple[tuple[str, Path], ...]
 
@@ -36,7 +36,7 @@ class PartFiles(Mapping[str, Path]):
 
     @property
     def name(self) -> str:
-        """Each part with its file's name, without the folder."""
+        """Each part with its file name, without the folder."""
         return ", ".join(f"{part}={path.name}" for part, path in self.files)
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ def parsed_given(values: Sequence[str]) -> dict[str, Path]:
             raise InputError("expected PART=FILE or PART=FOLDER, such as mask=street.png", option="given", value=value)
         if part in given:
             raise InputError(
-                f"'{part}' is given before as {given[part]}",
+                f"'{part}' is already given as {given[part]}",
                 remedy="give each part once, a file or a folder",
                 option="given",
                 value=value,
@@ -62,7 +62,7 @@ def parsed_given(values: Sequence[str]) -> dict[str, Path]:
 
 
 def files_inside(folder: Path, suffixes: Set[str], out: Path | None) -> list[Path]:
-    """The conditions of a folder, in any depth, but for what an earlier translation made in it. Raises ImageError."""
+    """The conditions of a folder, recursively, without results of earlier translations in it. Raises ImageError."""
     inside, results = walk(folder, suffixes).check(), out and out.resolve()
     if results is None or folder.resolve() not in results.parents:
         return inside
@@ -72,16 +72,15 @@ def files_inside(folder: Path, suffixes: Set[str], out: Path | None) -> list[Pat
 def matched_parts(
     condition: Condition, given: Mapping[str, Path], inputs: Sequence[Path] = (), out: Path | None = None
 ) -> tuple[dict[str, PartFiles], list[str]]:
-    """What to translate, by the stem of what it becomes, and what a person should know.
+    """Conditions to translate, by the stem of their images, and notes.
 
-    given: a file for each part, which make one picture, named after the first; or a folder for each, whose files
-    are matched by their names without suffix: a part that has no such file is absent there. inputs: what was
-    handed in without saying of which part. out: where results go; what lies there is no input. Raises InputError
-    where that does not fit the condition.
+    given: a file for each part, for one image named after the first; or a folder for each, whose files are matched by
+    stem, with missing files as absent parts. inputs: inputs without a part. out: the output, whose files are not
+    inputs. Raises InputError if they do not match the condition.
     """
     if not isinstance(condition, SeveralCondition):
         raise InputError(
-            f"this model reads one {condition.kind} and no parts",
+            f"this model reads one {condition.kind}, without parts",
             remedy=f"give files or folders without {option('given')}",
             option="given",
             value=next(iter(given)),
@@ -96,8 +95,8 @@ def matched_parts(
         if part not in folders:
             folder = f"{folders[0]}={ordered[folders[0]]}"
             raise InputError(
-                f"{option('given')} {part}={path}: is no folder, but {folder} is",
-                remedy="give files alone, or folders alone",
+                f"{option('given')} {part}={path}: is not a folder, but {folder} is",
+                remedy="give only files, or only folders",
             )
     return _of_folders(condition, ordered, out)
 
@@ -115,10 +114,10 @@ def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs:
                 source=path,
             )
     if inputs or not given:
-        what = f"{inputs[0]}: of which part is it" if inputs else "nothing to translate"
+        what = f"{inputs[0]}: the part is not named" if inputs else "nothing to translate"
         alone = "all together" if condition.together else "each alone or together"
         raise InputError(
-            f"{what}? This model reads {', '.join(condition.parts)}, {alone}",
+            f"{what}; this model reads {', '.join(condition.parts)}, {alone}",
             remedy=f"name them: {option('given')} {first}=FILE_OR_FOLDER",
         )
     for part in given:
@@ -131,7 +130,7 @@ def _check_parts(condition: SeveralCondition, given: Mapping[str, Path], inputs:
 def _of_folders(
     condition: SeveralCondition, folders: Mapping[str, Path], out: Path | None
 ) -> tuple[dict[str, PartFiles], list[str]]:
-    """The files of a folder for each part, matched by stem, and how many lack which part."""
+    """The files of a folder for each part, matched by stem, and notes on missing parts."""
     found = {part: _by_stem(part, folder, condition.parts[part], out) for part, folder in folders.items()}
     stems = sorted({stem for files in found.values() for stem in files})
     notes = []
@@ -140,7 +139,7 @@ def _of_folders(
         if lacking:
             named = ", ".join(lacking[:_NAMED]) + (", …" if len(lacking) > _NAMED else "")
             notes.append(
-                f"{option('given')}: {len(lacking)} of {len(stems)} have no {part} ({named}), only what else is given"
+                f"{option('given')}: {len(lacking)} of {len(stems)} have no {part} ({named}), only the other parts"
             )
     matched = {
         stem: PartFiles(tuple((part, files[stem]) for part, files in found.items() if stem in files)) for stem in stems
@@ -149,19 +148,19 @@ def _of_folders(
 
 
 def _by_stem(part: str, folder: Path, condition: Condition, out: Path | None) -> dict[str, Path]:
-    """A folder's files of a part. Raises InputError if there are none, or two of one stem."""
+    """A folder's files of a part. Raises InputError if there are none, or two with the same stem."""
     files: dict[str, Path] = {}
     for path in files_inside(folder, condition.suffixes, out):
         stem = stem_of(path, folder)
         if stem in files:
             raise InputError(
                 f"{option('given')} {part}={folder}: {files[stem]} and {path.name} have the same stem",
-                remedy="keep one",
+                remedy="keep one of them",
             )
         files[stem] = path
     if not files:
         known = ", ".join(sorted(condition.suffixes))
         raise InputError(
-            f"{option('given')} {part}={folder}: the folder holds no {part} ({known})", remedy="give one that does"
+            f"{option('given')} {part}={folder}: the folder contains no {part} ({known})", remedy="give one that does"
         )
     return files

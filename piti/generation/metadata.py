@@ -1,4 +1,4 @@
-"""What a PNG says of how it was made: enough to make it again; `piti.generation.metadata_schema` reads it."""
+"""PNG metadata that suffices to recreate an image; `piti.generation.metadata_schema` reads it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from piti.pipelines.marks import weights_mark
 from piti.pipelines.pipeline import PITIPipeline
 
 MAX_TEXT = 256 * 1024
-"""Characters of an embedded condition; what needs more is left out."""
+"""Largest number of characters of an embedded condition; larger ones are omitted."""
 
-_MOST_BYTES = 32_000_000  # of a raw tensor that is compressed to see whether it fits
-_PIECE = 1 << 20  # bytes that are compressed before looking whether it fits
+_MOST_BYTES = 32_000_000  # of a raw tensor that is compressed to test its size
+_PIECE = 1 << 20  # bytes that are compressed before testing the size
 _NAMED = re.compile(r"(?P<model>.*?)( with the upsampler of (?P<upsampler>.*?))?( \(weights [0-9a-f]+\))?", re.DOTALL)
 
 
@@ -38,31 +38,28 @@ _NAMED = re.compile(r"(?P<model>.*?)( with the upsampler of (?P<upsampler>.*?))?
 
 
 def model_name(model: str, upsampler: str | None = None, digest: str = "") -> str:
-    """A model as an image names it. upsampler: the other model whose upsampler it took; digest: of its weights."""
+    """The model's name in metadata. upsampler: the other model whose upsampler is used; digest: of its weights."""
     lender = "" if upsampler is None else f" with the upsampler of {upsampler}"
     return f"{model}{lender}{f' (weights {digest})' if digest else ''}"
 
 
 def named_model(name: str) -> tuple[str, str | None]:
-    """The model and the upsampler's model that `model_name` was given."""
+    """The model and the upsampler's model from a name of `model_name`."""
     found = _NAMED.fullmatch(name)
     return (found["model"], found["upsampler"]) if found else (name, None)
 
 
-# Of all images of a translation
+# All images of a translation
 
 
 MADE_ON = f"{PREFIX}made_on"
-"""The key of what `made_on` says."""
+"""The key of `made_on`."""
 NOISE_ON = f"{PREFIX}noise_on"
-"""The key under which an image says on which kind of device its noise was drawn; without it, on the CPU."""
+"""The key for the kind of device on which noise was drawn; without it, the CPU."""
 
 
 def made_with(sampling: ResolvedSampling, seed: int, name: str, noise_on: torch.device) -> dict[str, str]:
-    """The metadata that all images of a translation have: the model's name, and how it was sampled.
-
-    noise_on: the device that draws their noise.
-    """
+    """Metadata of all images of a translation: the model's name and sampling. noise_on: the device of the noise."""
     values: dict[str, object] = {
         "model": name,
         "seed": seed,
@@ -81,13 +78,13 @@ def made_with(sampling: ResolvedSampling, seed: int, name: str, noise_on: torch.
 
 
 def surroundings(pipeline: PITIPipeline) -> dict[str, str]:
-    """What else decides an image's last bits: weights, versions and the device. The same for a whole translation."""
+    """Metadata that affects an image's last bits: weights, versions and the device. The same for a whole
+    translation."""
     return _text({"weights": weights_mark(pipeline), "version": __version__, "made_on": made_on(pipeline)})
 
 
 def made_on(pipeline: PITIPipeline) -> str:
-    """Libraries, precision, device, and whether blocks are compiled. Where they are the same, so are the images to the
-    bit."""
+    """Libraries, precision, device, and whether blocks are compiled. If these are equal, images are bit-identical."""
     device = pipeline.device
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
@@ -106,8 +103,7 @@ def made_on(pipeline: PITIPipeline) -> str:
 
 
 def numbers_of(made_on: str) -> str:
-    """The type of numbers that networks were computed in, a name of `DTYPES`, by what `made_on` said; empty where it
-    does not say."""
+    """The dtype of computation, a name of `DTYPES`, from a text of `made_on`; empty if it is not stated."""
     kinds = {"bf16, ": "bf16", "f32, ": "fp32"} if "openvino" in made_on else _NUMBERS
     return next((name for kind, name in kinds.items() if f" {kind}" in made_on), "")
 
@@ -115,7 +111,7 @@ def numbers_of(made_on: str) -> str:
 _NUMBERS = {"float32 on ": "fp32", "bfloat16 on ": "bf16", "float16 on ": "fp16"}
 
 
-# Of one image
+# One image
 
 
 def image_text(
@@ -124,8 +120,8 @@ def image_text(
     """All metadata of an image.
 
     common: `made_with` and `surroundings`; of_condition: `condition_text`; number: of the image among those of its
-    condition; source: what a person calls the condition, a file's name or the text itself; stem: what the image is
-    named after; place: the row of the batch that it was made in, left out if that has more than `MAX_ROWS`.
+    condition; source: name of the condition, a file name or the text itself; stem: of the image's file name; place: its
+    row in the batch, omitted if that has more than `MAX_ROWS`.
     """
     batch = json.dumps([place.row, place.rows, place.order, place.distinct])
     told = {"batch": batch} if place.rows <= MAX_ROWS else {}
@@ -133,10 +129,10 @@ def image_text(
 
 
 def condition_text(pipeline: PITIPipeline, prepared: Prepared, source: str) -> dict[str, str]:
-    """A condition's hash, and the condition itself where it fits: a text verbatim, else its raw tensor.
+    """A condition's hash, and the condition itself if it fits: a text verbatim, else its raw tensor.
 
-    The tensor is compressed (zlib, base64). Where the whole is too large, what the networks read of it is kept
-    instead, if that makes the same image. source: as in `image_text`.
+    The tensor is compressed (zlib, base64). If it is too large, it is reduced to what the networks read, if that gives
+    the same image. source: as in `image_text`.
     """
     condition, raw = pipeline.condition, prepared.raw
     values = {"condition_sha256": raw_hash(raw)}
@@ -177,7 +173,7 @@ def packed(raw: Shaped[Tensor, "K h w"]) -> str | None:
 
 
 def enlarged_to(condition: Condition, raw: Shaped[Tensor, "K h w"], size: tuple[int, int]) -> Tensor:
-    """A reduced condition in the size (height, width) of the one that it was made of."""
+    """A reduced condition, enlarged to its original size (height, width)."""
     return raw if raw.shape[-2:] == size else condition.crop_resize(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), size)
 
 
@@ -187,17 +183,17 @@ def raw_hash(raw: Shaped[Tensor, "K h w"]) -> str:
     return hashlib.sha256(f"{values.dtype}{list(values.shape)}".encode() + values.tobytes()).hexdigest()
 
 
-# Small parts
+# Helpers
 
 
 def _says(condition: TextCondition, text: str, raw: Tensor) -> bool:
-    """Whether a text becomes exactly these tokens."""
+    """Whether a text is encoded as exactly these tokens."""
     return bool(text.strip()) and torch.equal(condition.tokens(text), raw)
 
 
 def _as_read(pipeline: PITIPipeline, raw: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
-    """A condition as small as the finest network reads it, and what stands for the whole when it is made again: the
-    small one, enlarged to the whole's size or as it is. The whole itself, twice, if neither makes the same image.
+    """A condition at the largest size that a network reads, and its substitute when recreated: the small one, enlarged
+    to full size or unchanged. The full condition, twice, if neither gives the same image.
     """
     condition = pipeline.condition
     upsampler = pipeline.upsampler if canvas.scale > 1 else None

@@ -1,6 +1,6 @@
-"""What a PNG of the package says of how it was made (see `piti.generation.metadata`), read with care.
+"""Reading of PNG metadata (see `piti.generation.metadata`), with validation.
 
-Nothing in it is believed: sizes are bounded before anything is decoded, unknown keys are refused.
+It is untrusted: sizes are bounded before anything is decoded, and unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from piti.generation.options import MAX_ROWS, NoiseOn
 from piti.pipelines.cascade import ONE_PASS
 from piti.pipelines.options import FLAT_KEYS, SamplingOptions
 
-_LONG = frozenset({"condition", "text", "raw"})  # keys whose values may be long
-_MOST = 4096  # characters of any other
-_NAME = 400  # characters of a model's name
-_KEY = 64  # characters of a key
-_STRONGEST = 1e9  # guidance and noise beyond it leave the range of float32
+_LONG = frozenset({"condition", "text", "raw"})  # keys with long values
+_MOST = 4096  # largest number of characters of other values
+_NAME = 400  # largest number of characters of a model's name
+_KEY = 64  # largest number of characters of a key
+_STRONGEST = 1e9  # beyond it, guidance and noise exceed the range of float32
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class RemakeError(UserError):
-    """A PNG does not say, or not credibly, how it was made. The message names the file, the key and the remedy."""
+    """A PNG has no or invalid metadata on its generation. The message names the file, the key and the remedy."""
 
 
 class RawForm(Spec):
-    """What an embedded raw tensor is."""
+    """Format of an embedded raw tensor."""
 
     dtype: Literal["uint8", "int16", "float16", "int32", "float32", "float64"]
     shape: tuple[int, int, int]
     of: tuple[int, int]
-    """Rows and columns of the condition that it stands for."""
+    """Rows and columns of the full condition."""
     reads: str
-    """What its values mean, see `meaning_hash`."""
+    """Meaning of its values, see `meaning_hash`."""
     reduced: bool = False
-    """Whether it is only as much as the networks read."""
+    """Whether it is reduced to what the networks read."""
 
     @field_validator("shape", "of")
     @classmethod
@@ -62,7 +62,7 @@ class RawForm(Spec):
 
 
 class Carried(Spec):
-    """The condition inside a PNG of this package, under these keys with "piti:" in front."""
+    """The condition in a PNG's metadata, under these keys with the prefix "piti:"."""
 
     condition_sha256: str = ""
     text: str | None = None
@@ -75,18 +75,18 @@ class Carried(Spec):
         return _from_json(value)
 
     def unpacked(self, condition: Condition) -> Shaped[Tensor, "K h w"]:
-        """It in raw form. Raises RemakeError or ConditionError where there is none, or none of that kind."""
+        """The condition in raw form. Raises RemakeError or ConditionError if there is none of that kind."""
         if self.text is not None:
             return _tokens(condition, self.text)
         if self.raw_form is None or self.raw is None:
-            raise RemakeError("holds no condition (it was too large, or an earlier version made the image)")
+            raise RemakeError("contains no condition (it was too large, or an earlier version generated the image)")
         raw = _unpacked(condition, self.raw_form, self.raw)
         whole = enlarged_to(condition, condition.checked(raw, "its condition"), self.raw_form.of)
         return condition.checked(whole, "its condition")
 
 
 class Said(Carried):
-    """All that a PNG of this package says. The first keys every version wrote."""
+    """All metadata of a PNG. The first keys were written by all versions."""
 
     model: str = Field(min_length=1, max_length=_NAME)
     seed: int = Field(ge=0)
@@ -112,12 +112,12 @@ class Said(Carried):
 
     @property
     def engine(self) -> str:
-        """What the networks were computed by, a name of `ENGINES`."""
+        """The engine of computation, a name of `ENGINES`."""
         return "openvino" if "openvino" in self.made_on else "torch"
 
     @property
     def dtype(self) -> str:
-        """The numbers that the networks were computed in, a name of `DTYPES`; an engine's are its own."""
+        """The dtype of computation, a name of `DTYPES`; engines have their own."""
         numbers = numbers_of(self.made_on)
         return numbers if numbers and (self.engine == "torch" or numbers == "fp32") else "auto"
 
@@ -130,7 +130,7 @@ class Said(Carried):
     @classmethod
     def _a_name(cls, model: str) -> str:
         if not model.isprintable():
-            raise ValueError("holds characters that cannot be shown")
+            raise ValueError("contains unprintable characters")
         return model
 
     @field_validator("guidance", "upsampler_guidance")
@@ -155,36 +155,35 @@ class Said(Carried):
         return batch
 
     def sampling(self) -> SamplingOptions:
-        """How the networks were sampled, as far as the file says it."""
+        """The sampling options, as far as the file states them."""
         values = {key: getattr(self, key) for key in FLAT_KEYS}
-        if not (self.upsampler_steps and self.version):  # earlier versions did not say
+        if not (self.upsampler_steps and self.version):  # not written by earlier versions
             values["upsampler_truncates"] = None
-        if self.sampler == ONE_PASS.sampler:  # says nothing to a model that takes steps
+        if self.sampler == ONE_PASS.sampler:  # no effect on a model that takes steps
             values |= dict.fromkeys(("guidance", "steps", "sampler"))
         return SamplingOptions.from_flat(values)
 
 
 def texts_of(path: Source) -> dict[str, str]:
-    """What a picture's file says under keys that begin with `PREFIX`, without that. Raises RemakeError."""
+    """An image file's metadata with `PREFIX`, by key without it. Raises RemakeError."""
     said = own_text(path)
     for key, value in said.items():
         if len(key) > _KEY or not key.isprintable():
             raise RemakeError(f"{path}: unknown key {quoted(PREFIX + key)}; its metadata is damaged")
         if len(value) > (MAX_TEXT if key in _LONG else _MOST):
-            raise RemakeError(f"{path}: {PREFIX}{key} holds {len(value)} characters; its metadata is damaged")
+            raise RemakeError(f"{path}: {PREFIX}{key} has {len(value)} characters; its metadata is damaged")
     return said
 
 
 def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]:
-    """What a PNG of this package shows, an edited one too, in raw form.
-
-    Raises ImageError for what is no picture, RemakeError, with the reason, where it does not say, or not in this kind.
+    """The condition stored in a PNG, also an edited one, in raw form. Raises ImageError for files that are not images,
+    and RemakeError with the reason if there is no condition of this kind.
     """
     texts = texts_of(path)
     if not texts:
-        raise RemakeError(f"{path}: does not say what it shows")
+        raise RemakeError(f"{path}: has no record of its condition")
     if "edit" in texts and "condition_sha256" not in texts:
-        raise RemakeError(f"{path}: is an edit of a region, of which it was not known what the rest of it shows")
+        raise RemakeError(f"{path}: is an edit of a region, and the condition of the rest of the image is unknown")
     try:
         said = {key: value for key, value in texts.items() if key in Carried.model_fields}
         return Carried.parse(said, str(path)).unpacked(condition)
@@ -194,9 +193,8 @@ def own_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"]
 
 
 def carried_condition(path: Source, condition: Condition) -> Shaped[Tensor, "K h w"] | None:
-    """What a PNG of ours shows, an edited one too, in raw form; None where it does not say, or not in this kind.
-
-    Raises ImageError for what is no picture.
+    """The condition stored in a PNG, also an edited one, in raw form; None if there is none of this kind. Raises
+    ImageError for files that are not images.
     """
     try:
         return own_condition(path, condition)
@@ -210,39 +208,41 @@ def _from_json(value: Any) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
+        raise ValueError("is not JSON") from None
 
 
 def is_png(path: Source) -> bool:
-    """Whether a file begins as a PNG does."""
+    """Whether a file has the signature of PNG."""
     with Path(path).open("rb") if isinstance(path, str | Path) else path.open() as file:
         return file.read(len(_SIGNATURE)) == _SIGNATURE
 
 
 def _tokens(condition: Condition, text: str) -> Tensor:
     if not isinstance(condition, TextCondition):
-        raise RemakeError(f"was made of a text, and this model reads a {condition.kind}")
+        raise RemakeError(f"was generated from a text, but this model reads a {condition.kind}")
     return condition.tokens(text, "its text")
 
 
 def _unpacked(condition: Condition, form: RawForm, data: str) -> Tensor:
-    """The raw tensor, of the type and planes that the condition has; never larger than its form says."""
+    """The raw tensor, with the condition's dtype and planes, and at most the size of its form."""
     text = isinstance(condition, TextCondition)
     dtype = torch.int32 if text else condition.raw_dtype
     expected = f"[{condition.planes}, h, w] of {dtype}"
     if form.reads != meaning_hash(condition):
-        raise RemakeError("holds the condition of another model, such as a mask with other classes")
+        raise RemakeError("contains the condition of another model, such as a mask with other classes")
     if form.shape[0] != condition.planes or f"torch.{form.dtype}" != str(dtype):
         raise RemakeError(f"piti:raw_form: expected {expected}, got {list(form.shape)} of torch.{form.dtype}")
     if form.shape[1] > form.of[0] or form.shape[2] > form.of[1]:
-        raise RemakeError(f"piti:raw_form: {list(form.shape)} stands for fewer pixels, {list(form.of)}")
+        raise RemakeError(
+            f"piti:raw_form: {list(form.shape)} is larger than the condition that it represents, {list(form.of)}"
+        )
     kind = np.dtype(form.dtype).newbyteorder("<")
     size = int(np.prod(form.shape)) * kind.itemsize
     try:
         stream = zlib.decompressobj()
         values = stream.decompress(base64.b64decode(data, validate=True), size + 1)
     except (binascii.Error, zlib.error, ValueError) as error:
-        raise RemakeError(f"piti:raw: cannot be unpacked ({error}); its metadata is damaged") from None
+        raise RemakeError(f"piti:raw: cannot be decompressed ({error}); its metadata is damaged") from None
     if len(values) != size or not stream.eof:
         raise RemakeError(f"piti:raw: expected {size} bytes of condition; its metadata is damaged")
     array = np.frombuffer(values, kind).reshape(form.shape)

@@ -14,23 +14,23 @@ from piti.core.seeding import derive_seed
 from piti.pipelines.options import OWN_SAMPLING, SamplingOptions
 
 SHEET = "sheet.png"
-"""The name of a contact sheet beside results."""
+"""File name of the contact sheet beside results."""
 MAX_ROWS = 64
-"""An image's metadata gives its place in batches of at most this many; making it again costs as much as all rows."""
+"""Largest batch whose place is stored in an image's metadata; recreating it costs as much as all rows."""
 
 
 NoiseOn = Literal["cpu", "cuda"]
-"""Kinds of device that noise is drawn on; one seed is other noise on another kind."""
+"""Kinds of device for drawing noise; the same seed gives different noise on each."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The row of its batch that an image is made in: kernels round differently in a batch of another size."""
+    """An image's row in its batch, since kernels round differently for other batch sizes."""
 
     row: int
     rows: int
     order: int = 0
-    """Of its condition among the distinct ones of the batch, by their first rows."""
+    """Order of its condition among the distinct ones of the batch, by their first rows."""
     distinct: int = 1
 
     def conditions(self) -> list[int]:
@@ -59,7 +59,7 @@ class GenerationOptions:
     noise_on: NoiseOn | None = None
     """Device of the noise; None: the networks' device if that is CUDA, else the CPU."""
     place: Place | None = None
-    """If there is one image to make: where in a batch, so that it comes out as it did there, to the bit."""
+    """For a single image: its place in a batch, for a bit-identical result."""
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.batch < 1:
@@ -77,30 +77,27 @@ class GenerationOptions:
 
 
 def is_one_file(out: Path) -> bool:
-    """Whether results are one PNG of this name, and not a folder of them. A folder may be called as it likes.
-
-    Raises OutputError for the name of a picture of another format.
+    """Whether the output is a single PNG and not a folder, which may have any name. Raises OutputError for a name with
+    another image format.
     """
     suffix = out.suffix.lower()
     if suffix not in IMAGE_SUFFIXES or out.is_dir():
         return False
     if suffix != ".png":
-        remedy = "end the name in .png, or give a folder"
+        remedy = "use a name that ends in .png, or give a folder"
         raise OutputError("images are written as PNG", remedy=remedy, option="out", value=out)
     return True
 
 
 def check_one(out: Path, images: int) -> None:
-    """Raises OutputError where several images are to be made into one file."""
+    """Raises OutputError for several images in one file."""
     if images != 1:
-        what = f"is one file, and {images} images are to be made"
-        raise OutputError(what, remedy=f"give a folder, or {option('num')} 1 of one input", option="out", value=out)
+        what = f"is one file, but {images} images are requested"
+        raise OutputError(what, remedy=f"give a folder, or one input with {option('num')} 1", option="out", value=out)
 
 
 def seed_of(seed: int, content_hash: str, number: int) -> int:
-    """What the noise of a condition's image is drawn from.
-
-    seed: what a person gave; content_hash: `Prepared.content_hash`, so that neither a file's name nor the other files
-    matter; number: of the image among those of the condition.
+    """The seed of the noise of a condition's image. seed: given by the user; content_hash: `Prepared.content_hash`, so
+    that neither the file name nor other files matter; number: of the image among those of the condition.
     """
     return derive_seed(seed, content_hash, number)

@@ -1,4 +1,4 @@
-"""Every image that a translation is to make, decided before any is made."""
+"""The plan of a translation: all its images, determined before generation."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from piti.pipelines.pipeline import PITIPipeline
 SHEET_ROWS = 64
 SHEET_SIDE = 192
 SHEET_IMAGES = 1024
-"""Images on a sheet at most: with more of them it takes gigabytes, and nothing opens it."""
+"""Largest number of images on a sheet, which would otherwise take gigabytes."""
 _SAMPLED = ("sampler", "steps", "upsampler_sampler", "upsampler_steps", "upsampler_guidance")
-_NAMED = 5  # how many inputs that cannot be used are named
+_NAMED = 5  # number of unusable inputs that are named
 
 
 @dataclass(frozen=True)
 class TranslationJob:
-    """One image to make, of a file, of a text, or of the files of several parts."""
+    """One image to generate, from a file, a text, or the files of several parts."""
 
     source: Item
     prepared: Prepared
@@ -40,36 +40,36 @@ class TranslationJob:
     number: int
     seed: int
     condition_sha256: str
-    """Of the condition as it was read; empty where no image of it is there already."""
+    """Hash of the condition as read; empty if none of its images exists."""
     target: Path
     stem: str
-    """What the target is named after."""
+    """Stem of the target's file name."""
 
     @property
     def condition(self) -> str:
-        """What a person calls the condition."""
+        """Name of the condition."""
         return self.source if isinstance(self.source, str) else self.source.name
 
 
 @dataclass
 class TranslationPlan:
-    """Every image that is to be there in the end; of conditions what is small."""
+    """All requested images; conditions only without their raw tensors."""
 
     files: TranslationFiles
     options: GenerationOptions
     sampling: ResolvedSampling
     jobs: list[TranslationJob] = field(default_factory=list)
     previews: dict[Item, list[Image.Image]] = field(default_factory=dict)
-    """How the sheet shows the first `SHEET_ROWS` conditions."""
+    """Previews of the first `SHEET_ROWS` conditions for the sheet."""
     readers: dict[Item, Condition] = field(default_factory=dict)
-    """What reads a condition where that is not the model's own, see `readers_of`."""
+    """Readers of conditions that differ from the model's own, see `readers_of`."""
     all_differ: bool = True
-    """Whether all of these are other conditions than that of the image that is made again."""
+    """Whether all conditions differ from that of the image to recreate."""
     notes: list[str] = field(default_factory=list)
-    """For a person."""
+    """Messages for the user."""
 
     def add(self, pipeline: PITIPipeline, stem: str, source: Item, prepared: Prepared) -> None:
-        """Plan the images of one condition, and how the sheet shows it."""
+        """Plan the images of one condition, and its preview on the sheet."""
         like, options = self.files.like, self.options
         if len(self.previews) < SHEET_ROWS:
             size, previews = enlarged(prepared.canvas, SHEET_SIDE), pipeline.condition.previews(prepared.raw)
@@ -88,17 +88,17 @@ class TranslationPlan:
 
     @property
     def sheet(self) -> Path | None:
-        """Where the contact sheet goes; none beside an image that is one file of its own name."""
+        """Path of the contact sheet; None for a single image file."""
         return None if is_one_file(self.files.out) else self.files.out / SHEET
 
     @property
     def on_sheet(self) -> Sequence[int]:
-        """The numbers of the images that the sheet shows of each of its conditions."""
+        """Numbers of the images per condition on the sheet."""
         return self.options.wanted()[: max(1, SHEET_IMAGES // max(1, len(self.previews)))]
 
     @property
     def left_out(self) -> str:
-        """What to say where the sheet does not show every condition, or every image of one; else nothing."""
+        """A message if the sheet does not show all conditions or images; else empty."""
         conditions, images = len({job.source for job in self.jobs}), len(self.options.wanted())
         rows = [f"the first {SHEET_ROWS} of {conditions} conditions"] if conditions > SHEET_ROWS else []
         columns = [f"the first {len(self.on_sheet)} of {images} images of each"] if images > len(self.on_sheet) else []
@@ -108,16 +108,15 @@ class TranslationPlan:
 def resolved_sampling(
     pipeline: PITIPipeline, options: GenerationOptions, like: Record | None = None
 ) -> ResolvedSampling:
-    """How images are to be sampled, from options and the pipeline alone. like: the image to make again, which is named
-    where its own settings are at fault. Raises UserError."""
+    """Resolve the sampling options with the pipeline. like: the image to recreate, which errors in its settings name.
+    Raises UserError."""
     with nullcontext() if like is None else like.blamed(options, *_SAMPLED):
         return options.sampling.resolve(pipeline)
 
 
 def planned(pipeline: PITIPipeline, files: TranslationFiles, options: GenerationOptions) -> TranslationPlan:
-    """How to sample, every image that is to be there in the end, and notes for a person. Writes nothing.
-
-    Raises TranslationError for inputs that cannot be used, RemakeError for an image that holds no condition.
+    """Plan a translation, without writing anything. Raises TranslationError for unusable inputs, RemakeError for an
+    image without a condition.
     """
     like = files.like
     plan = TranslationPlan(files, options, resolved_sampling(pipeline, options, like))
@@ -129,7 +128,7 @@ def planned(pipeline: PITIPipeline, files: TranslationFiles, options: Generation
         left_out = _prepare_all(pipeline, sources, plan)
     if options.num > 1 and not pipeline.draws_noise(plan.sampling.base_only):
         plan.notes.append(
-            f"this model takes no noise: all images of one condition are the same ({option('num')} 1 makes one)"
+            f"this model takes no noise, so all images of a condition are the same ({option('num')} 1 generates one)"
         )
     plan.notes += left_out
     if like is not None:
@@ -138,24 +137,24 @@ def planned(pipeline: PITIPipeline, files: TranslationFiles, options: Generation
 
 
 def _differences(pipeline: PITIPipeline, plan: TranslationPlan, like: Record) -> list[str]:
-    """What a person should know of images that are made like another."""
+    """Notes on images generated like another one."""
     notes, sources = like.differences(pipeline), list(dict.fromkeys(job.source for job in plan.jobs))
     if any(isinstance(source, Recalled) for source in sources):
         changed = (plan.sampling.size, plan.sampling.base_only) != (like.said.size, like.said.base_only)
         if like.reduced and changed:
             notes.append(
-                f"{like.file} holds its condition only as small as it was read then; give the file for all of it"
+                f"{like.file} contains its condition only at the size that was read; give the file for full size"
             )
     elif plan.all_differ:
-        what = sources[0] if len(sources) == 1 else "what is translated"
-        notes.append(f"{what} is another condition than that of {like.file}: other images come of it")
+        what = sources[0] if len(sources) == 1 else "the input"
+        notes.append(f"{what} differs from the condition of {like.file}, so the images will differ")
     return notes
 
 
 def _prepare_all(pipeline: PITIPipeline, sources: Mapping[str, Item], plan: TranslationPlan) -> list[str]:
-    """Read every condition, and plan its images; what a person should know of them, and of what was left out.
+    """Read all conditions and plan their images; returns notes, also on skipped inputs.
 
-    Raises TranslationError with all problems together, unless `options.skip_bad` and there is something left.
+    Raises TranslationError with all problems, unless `options.skip_bad` and any input is usable.
     """
     problems: list[str] = []
     plan.readers, said = readers_of(pipeline.condition, list(sources.values()))
@@ -173,25 +172,25 @@ def _prepare_all(pipeline: PITIPipeline, sources: Mapping[str, Item], plan: Tran
     said += coverage.lacks()
     if full:
         more = ", …" if len(full) > _NAMED else ""
-        what = f"{len(full)} of {len(sources)} texts fill all the tokens that are read, and what is beyond is cut off"
+        what = f"{len(full)} of {len(sources)} texts fill the whole context length and may be truncated"
         said.append(f"{what}: {', '.join(full[:_NAMED])}{more}")
     if not problems:
         return said
     skip = plan.options.skip_bad
     listed = f"{len(problems)} of {len(sources)} inputs cannot be used:\n{_listed(problems)}"
     if not skip or not plan.jobs:
-        remedy = "" if skip else f"\nmend or remove them, or leave them out with {option('skip_bad')}"
+        remedy = "" if skip else f"\nfix or remove them, or skip them with {option('skip_bad')}"
         raise TranslationError(listed + remedy)
-    return [*said, f"left out ({option('skip_bad')}): {listed}"]
+    return [*said, f"skipped ({option('skip_bad')}): {listed}"]
 
 
 def _full(condition: Condition, prepared: Prepared, source: Item) -> list[str]:
-    """The name of a text's file that is probably longer than what is read; of texts themselves `sources_of` says so."""
+    """The name of a text file that is probably truncated; for texts themselves, `sources_of` has a note."""
     full = isinstance(condition, TextCondition) and not isinstance(source, str) and condition.full(prepared.raw)
     return [str(source)] if full else []
 
 
 def _listed(problems: list[str]) -> str:
-    """The first problems, a line each, and how many more there are."""
+    """The first problems, one per line, and the number of others."""
     more = [f"… and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
     return "\n".join([*problems[:_NAMED], *more])

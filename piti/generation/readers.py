@@ -1,4 +1,4 @@
-"""How the files of a run are read: by the class tables beside them, and alike within each set."""
+"""Readers of a translation's files: by the class tables beside them, consistently within each set."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 def readers_of(condition: Condition, items: Sequence[Item]) -> tuple[dict[Item, Condition], list[str]]:
-    """The condition that reads each file or set of parts, where that is not `condition`, and what to say of it.
+    """The reader of each file or set of parts, if it is not `condition`, and notes.
 
-    A classes.json beside or above masks that numbers them otherwise is mapped by the classes' names. Whether masks of
-    one table are ids or colours is decided for all of them together; where nothing decides, each says so when it is
-    read. Raises ConditionError for a class table that is damaged.
+    A classes.json beside or above masks with other ids is mapped by class names. Whether masks of one table are ids or
+    colours is determined for all of them together; if ambiguous, reading each raises an error. Raises ConditionError
+    for a damaged class table.
     """
     groups: list[tuple[Condition, list[Item]]] = []
     for item in items:
         files: Any = item
         if not isinstance(item, Path | OpenedImage) and not hasattr(item, "keys"):
-            continue  # a text, or what is in memory
+            continue  # a text, or in memory
         reader = condition.beside(files.archive if isinstance(files, Archived) else files)
         group = next((found for found in groups if found[0] == reader), None)
         if group is None:
@@ -44,13 +44,13 @@ def readers_of(condition: Condition, items: Sequence[Item]) -> tuple[dict[Item, 
 
 
 def mapped_note(condition: Condition, given: object) -> list[str]:
-    """What to say of one file, or of parts, that the class table beside it numbers; see `readers_of`."""
+    """Notes on one file, or parts, with a class table beside it; see `readers_of`."""
     return [] if isinstance(given, str) else _mapped(condition.beside(given))
 
 
 def _mapped(reader: Condition) -> list[str]:
-    """That a table beside the files was taken, and what for."""
+    """A note if a table beside the files is used."""
     parts = [part for part in reader.named_parts().values() if isinstance(part, MaskCondition)]
     if not any(part.table for part in parts):
         return []
-    return ["the classes.json beside the masks numbers classes otherwise than the model: they are matched by name"]
+    return ["the classes.json beside the masks has other class ids than the model: classes are matched by name"]

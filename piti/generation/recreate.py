@@ -1,4 +1,4 @@
-"""Images made again: what a PNG says of how it was made, acted on (`--like`)."""
+"""Recreating an image from its PNG metadata (`--like`)."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from piti.pipelines.computing import Computing
 from piti.pipelines.marks import weights_mark
 from piti.pipelines.pipeline import PITIPipeline
 
-_STEM = 200  # bytes of a name
-_EDITED = "edit"  # what the keys of edited images begin with
+_STEM = 200  # largest number of bytes of a name
+_EDITED = "edit"  # prefix of the keys of edited images
 
 
 @dataclass(frozen=True)
 class Record:
-    """An image that is to be made again."""
+    """The image to recreate."""
 
     file: str
     said: Said
 
     @property
     def stem(self) -> str:
-        """What its files are named after."""
+        """Stem of its results' file names."""
         told = self.said
         stem = PurePath(told.condition).stem if told.name is None else PurePath(told.name.replace("\\", "/")).name
         printable = "".join(letter for letter in stem if letter.isprintable())
@@ -52,23 +52,23 @@ class Record:
 
     @property
     def model(self) -> str:
-        """The model that made it, as it was named then."""
+        """The model that generated it, as named then."""
         return named_model(self.said.model)[0]
 
     @property
     def upsampler(self) -> str | None:
-        """The other model whose upsampler was taken, if one was."""
+        """The other model whose upsampler was used, if any."""
         return named_model(self.said.model)[1]
 
     @property
     def place(self) -> Place | None:
-        """Where in its batch it was made; None: an earlier version did not say."""
+        """Its place in its batch; None if an earlier version did not record it."""
         return None if self.said.batch is None else Place(*self.said.batch)
 
     def options(self, given: GenerationOptions, flags: Collection[str] = ()) -> GenerationOptions:
-        """The options that make this image; of `given` those that are named in `flags` win.
+        """The options that recreate this image, overridden by those of `given` that `flags` names.
 
-        The networks' options are no part of this unless given: they are the defaults of `applied`.
+        The networks' options are not included unless given: they are the defaults of `applied`.
         """
         told = self.said
         own = {"square": told.square, "size": told.size, "base_only": told.base_only and "upsampler" not in flags}
@@ -84,39 +84,39 @@ class Record:
     def networks(
         self, model: str, upsampler: str | None, base_only: bool, flags: Collection[str] = ()
     ) -> tuple[str, str | None]:
-        """The model and the upsampler's model to load; what is named in `flags` wins, and a model brings its own."""
+        """The model and the upsampler's model to load; those named in `flags` override, and a model implies its own
+        upsampler."""
         own = not base_only and not {"model", "upsampler"} & set(flags)
         return model if "model" in flags else self.model, self.upsampler if own else upsampler
 
     def loaded(self, model: str, upsampler: str | None, base_only: bool, flags: Collection[str] = ()) -> PITIPipeline:
-        """The model, sampled as the image was; what only the file names is not downloaded.
-
-        Raises RemakeError if that is not here, ModelError if what is named in `flags` is not.
+        """The model, with the image's sampling. Models named only in the file are not downloaded. Raises RemakeError if
+        these are missing, ModelError if those named in `flags` are.
         """
         if "model" in flags:
             return self.applied(PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only))
         try:
             found = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=base_only, local_files_only=True)
-        except (OSError, ValueError) as error:  # a ModelError, or what no file can be called
+        except (OSError, ValueError) as error:  # a ModelError, or an invalid file name
             raise RemakeError(
                 in_few_lines(text_of(error)),
                 remedy=(
-                    f"{self.file} was made with {self.said.model}: go to the folder where that name holds, or say "
-                    f"with {option('model')} where the model is now, or what to download"
+                    f"{self.file} was generated with {self.said.model}: run in the folder where that path exists, or "
+                    f"give {option('model')}, the model's current path or a model to download"
                 ),
             ) from None
         return self.applied(found)
 
     def applied(self, pipeline: PITIPipeline) -> PITIPipeline:
-        """The same pipeline with the image's sampling options as its defaults; the one that is given keeps its own."""
+        """A copy of the pipeline with the image's sampling options as its defaults."""
         again = copy.copy(pipeline)
         again.defaults = self.said.sampling().networks_over(pipeline.defaults)
         return again
 
     @contextmanager
     def blamed(self, given: GenerationOptions, *keys: str) -> Iterator[None]:
-        """What is impossible within the block is the file's fault where it says one of these keys, and `given` does
-        not say another: a RemakeError that names the file and the keys.
+        """Turn errors within the block into RemakeErrors that name the file and its keys, for those of `keys` that the
+        file states and `given` does not override.
         """
         try:
             yield
@@ -130,12 +130,13 @@ class Record:
                 raise
             values = ", ".join(f"{PREFIX}{key} = {quoted(str(value))}" for key, value in own.items())
             why = in_few_lines(text_of(error))
-            raise RemakeError(f"{values}: {why} (a flag beside {option('like')} wins)", source=self.file) from None
+            raise RemakeError(
+                f"{values}: {why} (an explicit flag overrides {option('like')})", source=self.file
+            ) from None
 
     def computed(self, given: Computing, flags: Collection[str] = ()) -> Computing:
-        """By what the networks are computed as they were then; what is named in `flags` is as `given`.
-
-        An engine or a type of numbers that cannot be had here is left to `auto`, and `differences` says so.
+        """The computing options as recorded, overridden by those of `given` that `flags` names. An unavailable engine
+        or dtype becomes `auto`, which `differences` reports.
         """
         device = usable_device(given.device)
         own = {"engine": "auto" if given.compile else self.said.engine, "dtype": self.said.dtype}
@@ -153,7 +154,7 @@ class Record:
     # The condition
 
     def raw(self, pipeline: PITIPipeline) -> Shaped[Tensor, "K h w"]:
-        """The condition that the file holds, in raw form. Raises RemakeError if it holds none of this model's."""
+        """The condition stored in the file, in raw form. Raises RemakeError if there is none of this model's kind."""
         try:
             return self.said.unpacked(pipeline.condition)
         except (RemakeError, ConditionError) as error:
@@ -165,69 +166,73 @@ class Record:
 
     @property
     def reduced(self) -> bool:
-        """Whether it holds its condition only as small as the networks read it."""
+        """Whether its condition is reduced to what the networks read."""
         return self.said.raw_form is not None and self.said.raw_form.reduced
 
     # Notes
 
     def differences(self, pipeline: PITIPipeline) -> list[str]:
-        """What may keep the image from being the same to the bit: weights, versions, device."""
+        """Notes on what may prevent a bit-identical image: weights, versions, device."""
         told, notes = self.said, []
         marks = zip(told.weights.split(), weights_mark(pipeline).split(), strict=False)  # both have a base
         if any(then != now for then, now in marks):
-            notes.append(f"{self.file} was made with other weights than this model has now; the image will differ")
+            notes.append(f"{self.file} was generated with other weights than this model has; the image will differ")
         here = f"piti {__version__}, {made_on(pipeline)}"
         then = f"piti {quoted(told.version)}, {quoted(told.made_on)}"
         if told.version and then != here:
             notes.append(
-                f"{self.file} was made by {then}; here it is {here}: the image may differ in its last bits, or more"
+                f"{self.file} was generated by {then}, now it is {here}: the image may differ in its last bits, or more"
             )
         if told.version and told.batch is None:
             notes.append(
-                f"{self.file} was made in a batch of more than {MAX_ROWS}; the image may differ in its last bits"
+                f"{self.file} was generated in a batch of more than {MAX_ROWS}; the image may differ in its last bits"
             )
         if not told.version:
-            notes.append(f"{self.file} was made by an earlier version of piti; the image may differ in its last bits")
+            notes.append(
+                f"{self.file} was generated by an earlier version of piti; the image may differ in its last bits"
+            )
         return notes
 
     def is_other(self, raw: Shaped[Tensor, "K h w"]) -> bool:
-        """Whether a condition is known to be another than the image's."""
+        """Whether a condition is known to differ from the image's."""
         return self.said.condition_sha256 not in ("", raw_hash(raw))
 
 
 def read_record(path: Source) -> Record:
-    """What a PNG says of how it was made.
+    """Read a PNG's metadata on its generation.
 
-    Nothing in it is believed: sizes are bounded before anything is decoded, unknown keys are refused.
-    Raises ImageError for what is no picture, and RemakeError for one that does not say, or says nonsense.
+    It is untrusted: sizes are bounded before anything is decoded, and unknown keys are refused. Raises ImageError for
+    files that are not images, and RemakeError for missing or invalid metadata.
     """
     said = texts_of(path)
     if any(key.startswith(_EDITED) for key in said):
         raise RemakeError(
-            "is an edit of another image (piti edit), which its condition alone does not make",
-            remedy=f"edit that image again, or give {option('like')} an image that piti translate made",
+            "is an edit of another image (piti edit), which cannot be recreated from its condition alone",
+            remedy=f"edit that image again, or give {option('like')} an image from piti translate",
             source=path,
         )
     if not is_png(path):
-        raise RemakeError(f"{path}: is no PNG, and only piti's own PNGs say how they were made; give one of those")
+        raise RemakeError(
+            f"{path}: is not a PNG; only PNGs from piti record how they were generated; give one of those"
+        )
     if not said and isinstance(path, str | Path) and Path(path).name == SHEET:
-        raise RemakeError(f"{path}: is a contact sheet, and no single image; give one of the images that it shows")
+        raise RemakeError(f"{path}: is a contact sheet; give one of its images")
     if not said:
         raise RemakeError(
-            f"{path}: was not made by piti, or its metadata was stripped (by an editor, or on its way); give a PNG as "
-            "piti wrote it"
+            f"{path}: was not generated by piti, or its metadata was stripped (by an editor or in transfer); give a "
+            "PNG as piti wrote it"
         )
     try:
-        return Record(str(path), Said.parse(said, f"{path}: its metadata is damaged, or of a later version of piti"))
+        return Record(str(path), Said.parse(said, f"{path}: its metadata is damaged, or from a later version of piti"))
     except UserError as error:
         raise RemakeError(in_few_lines(text_of(error))) from None
 
 
 class Opened(NamedTuple):
-    """A model that is ready to translate."""
+    """A model ready for translation."""
 
     name: str
-    """For an image's metadata, see `model_name`."""
+    """Name in an image's metadata, see `model_name`."""
     pipeline: PITIPipeline
     options: GenerationOptions
 
@@ -239,10 +244,8 @@ def opened(
     like: Record | None = None,
     flags: Collection[str] = (),
 ) -> Opened:
-    """A model by name, with another's upsampler if that is named, and the options to use it with.
-
-    like: the image to make again, whose model and options are taken except for those named in `flags`.
-    Raises ModelError and RemakeError if a model is not there.
+    """Load a model, optionally with another model's upsampler, and its options. like: the image to recreate, whose
+    model and options are used except for those named in `flags`. Raises ModelError and RemakeError for a missing model.
     """
     if like is None:
         pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=options.sampling.base_only)
@@ -254,13 +257,13 @@ def opened(
 
 
 def _said(given: GenerationOptions, key: str, value: object) -> object:
-    """The value of an option: the file's where nothing else is given."""
+    """The value of an option: the given one, or else the file's."""
     now = given.sampling.to_flat()[key]
     return value if now is None else now
 
 
 def _wanted(condition: Condition) -> str:
-    """What a person gives a model of this condition."""
+    """The input that a model of this condition needs, as text."""
     if isinstance(condition, SeveralCondition):
         return f"{option('given')} {next(iter(condition.parts))}=FILE"
     return option("text") if isinstance(condition, TextCondition) else f"the {condition.kind}'s file"

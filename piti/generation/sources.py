@@ -63,29 +63,29 @@ class TranslationFiles:
 
     @property
     def own(self) -> bool:
-        """Whether it is the condition of the image that is made again, and no other."""
+        """Whether the only input is the condition of the image to recreate."""
         return self.like is not None and not (self.inputs or self.texts or self.parts)
 
     def check_out(self) -> None:
-        """Raises OutputError where nothing can be written, TranslationError where the results would be inputs."""
+        """Raises OutputError if the output cannot be written, TranslationError if results would be among the inputs."""
         check_place(self.out.parent if is_one_file(self.out) else self.out)
         if self.out.resolve() in {path.resolve() for path in (*self.inputs, *self.parts.values())}:
             raise TranslationError(
-                "the results would lie among the inputs", remedy=f"give another {option('out')}", source=self.out
+                "the results would be among the inputs", remedy=f"give another {option('out')}", source=self.out
             )
 
 
 def sources_of(pipeline: PITIPipeline, files: TranslationFiles) -> tuple[dict[str, Item], list[str]]:
-    """What to translate by the stem of what it becomes, and what a person should know of it.
+    """Inputs to translate by the stem of their images, and notes.
 
-    Raises TranslationError, InputError, DataError or ImageError for inputs, RemakeError for an image that holds no
+    Raises TranslationError, InputError, DataError or ImageError for inputs, RemakeError for an image without a
     condition.
     """
     condition, like = pipeline.condition, files.like
     if files.texts and not isinstance(condition, TextCondition):
         kind = " or a ".join(condition.parts) if isinstance(condition, SeveralCondition) else condition.kind
         raise TranslationError(
-            f"this model reads a {kind}", remedy=f"give a file, or name a prior with {option('model')}", option="text"
+            f"this model reads a {kind}", remedy=f"give a file, or a prior with {option('model')}", option="text"
         )
     if like is not None and files.own:
         return {like.stem: Recalled(like.said.condition, like.raw(pipeline), like.file)}, []
@@ -97,7 +97,7 @@ def sources_of(pipeline: PITIPipeline, files: TranslationFiles) -> tuple[dict[st
 
 
 def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition) -> dict[str, Item]:
-    """Files, files inside tar archives and packed shards, and texts by the stem of what they become."""
+    """Files, files inside tar archives and packed shards, and texts by the stem of their images."""
     named: list[tuple[str, Item]] = []
     archived: list[Archived] = []
     suffixes = condition.suffixes
@@ -109,7 +109,7 @@ def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition
             inside = files_inside(path, suffixes, files.out)
             if not inside:
                 what = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(sorted(suffixes))} files"
-                raise TranslationError(f"{path}: the folder holds no {what}; give one that does, or files")
+                raise TranslationError(f"{path}: the folder contains no {what}; give one that does, or files")
             named += [(stem_of(file, path), file) for file in inside]
         elif path.suffix.lower() == ".tar":
             archived += _archived(path, suffixes)
@@ -121,7 +121,8 @@ def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition
         other = by_stem.setdefault(stem, source)
         if other != source:
             raise TranslationError(
-                f"{other} and {source} would write the same files", remedy=f"use two {option('out')}"
+                f"{other} and {source} would write the same files",
+                remedy=f"translate them to different {option('out')}",
             )
     if not by_stem:
         raise TranslationError("nothing to translate", remedy=f"give files, folders, or {option('text')}")
@@ -129,7 +130,7 @@ def _sources(files: TranslationFiles, texts: Sequence[str], condition: Condition
 
 
 def _packed(path: Path) -> tuple[Manifest, list[Path]] | None:
-    """The manifest and shards that a manifest, its folder or a shard beside it stands for. Raises DataError."""
+    """The manifest and shards, given a manifest, its folder or a shard beside it. Raises DataError."""
     place = path / MANIFEST if path.is_dir() else path.with_name(MANIFEST)
     tar = path.suffix.lower() == ".tar" and not path.is_dir()
     if not (tar or path.is_dir() or path == place) or not place.is_file():
@@ -142,9 +143,10 @@ def _packed(path: Path) -> tuple[Manifest, list[Path]] | None:
 
 
 def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, condition: Condition) -> list[Archived]:
-    """The conditions of packed shards, by what their manifest says. given: what a person named.
+    """The conditions of packed shards, according to their manifest. given: the path given by the user.
 
-    Of several kinds of conditions that of the folder that is named as the model's. Raises TranslationError.
+    Of several kinds of conditions, the one in a folder with the name of the model's kind is used. Raises
+    TranslationError.
     """
     suffixes, kinds = condition.suffixes, manifest.conditions
     if len(kinds) > 1:
@@ -152,10 +154,10 @@ def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, cond
         kinds = {folder: extension for folder, extension in kinds.items() if folder.startswith(usual)} or kinds
     extensions: list[str | None] = list(kinds.values())
     if not kinds and isinstance(condition, TextCondition):
-        extensions = [None]  # captions, KEY.txt, which are no photographs
+        extensions = [None]  # captions, KEY.txt, not photographs
     if len(extensions) != 1:
-        what = f"which of {', '.join(kinds)} is the model's {condition.kind} cannot be told from"
-        what = what if kinds else "no conditions were packed, only photographs, says"
+        what = f"which of {', '.join(kinds)} is the model's {condition.kind} does not follow from"
+        what = what if kinds else "only photographs were packed, no conditions, according to"
         raise TranslationError(f"{given}: {what} the shards' {MANIFEST}; unpack the conditions and give their folder")
     try:
         inside = [file for shard in shards for file in list_archived(shard, suffixes, extensions[0])]
@@ -163,7 +165,7 @@ def _packed_conditions(manifest: Manifest, shards: list[Path], given: Path, cond
         raise TranslationError.like(error) from None
     if not inside:
         named = [f"KEY.{extensions[0]}{suffix}" if extensions[0] else f"KEY{suffix}" for suffix in sorted(suffixes)]
-        raise TranslationError(f"{given}: the shards hold no {condition.kind} ({', '.join(named)}); give others")
+        raise TranslationError(f"{given}: the shards contain no {condition.kind} ({', '.join(named)}); give others")
     return inside
 
 
@@ -174,18 +176,18 @@ def _archived(archive: Path, suffixes: Set[str]) -> list[Archived]:
     except ImageError as error:
         raise TranslationError.like(error) from None
     if not inside:
-        raise TranslationError(f"{archive}: holds no {', '.join(sorted(suffixes))} files; give one that does")
+        raise TranslationError(f"{archive}: contains no {', '.join(sorted(suffixes))} files; give one that does")
     return inside
 
 
 def _cut(condition: Condition, texts: Sequence[str]) -> list[str]:
-    """What to say of texts that are longer than what is read."""
+    """Notes on truncated texts."""
     found = [condition.cut(text) for text in texts] if isinstance(condition, TextCondition) else []
     return [f"{option('text')}: {note}" for note in found if note]
 
 
 def as_taken(readers: Mapping[Item, Condition], source: Item) -> Any:
-    """A condition as a pipeline takes it. Raises ConditionError, ImageError."""
+    """A condition as an input of a pipeline. Raises ConditionError, ImageError."""
     if isinstance(source, Recalled):
         return source.raw
     return readers[source].take(source) if source in readers else source

@@ -69,7 +69,7 @@ def translate_files(
         if not files.overwrite:
             check_kept(plan.jobs, common, files.like)
         missing = [job.target for job in plan.jobs if files.overwrite or not job.target.exists()]
-    made = ranks.told(missing)  # as the first process saw it, before any image was made
+    made = ranks.told(missing)  # as seen by the first process, before any image was generated
     todo = set(made)
     with together():
         _make(pipeline, plan, todo, common, where, on_step, ranks)
@@ -89,9 +89,9 @@ def _make(
     on_step: Callable[[int, int], None] | None,
     ranks: Ranks,
 ) -> None:
-    """Make this process's share of the targets, a batch of one shape at a time, written as soon as the batch is done.
+    """Generate this process's share of the targets in batches of one shape, and write each batch when done.
 
-    Batches are those of one process, dealt out whole, so that every image is the same to the bit.
+    Batches do not depend on the number of processes, so that images are bit-identical.
     """
     jobs, options = [job for job in plan.jobs if job.target in targets], plan.options
     batches = ranks.own(batches_alike([job.prepared.canvas for job in jobs], options.batch))

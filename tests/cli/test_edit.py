@@ -1,4 +1,4 @@
-"""`piti edit`: files in, files out, and what is refused before anything is written."""
+"""`piti edit`: files in, files out, and errors before anything is written."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def command(model: Path, files: dict[str, Path], out: Path, *more: str) -> list[
 
 
 def test_a_result_that_is_smaller_than_the_image_is_told(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    note = "note: edited at 32 x 32, where the image is 40 x 40: --keep exact gives it in its own size, --size edits"
+    note = "note: edited at 32 x 32, but the image has 40 x 40: --keep exact restores its size, --size edits"
     assert note in said_in_all(*command(model, files, tmp_path / "small.png"))
     assert "edited at" not in said_in_all(*command(model, files, tmp_path / "own.png", "--keep", "exact"))
 
@@ -85,7 +85,7 @@ def test_into_a_file(model: Path, files: dict[str, Path], tmp_path: Path) -> Non
     exact = ["--keep", "exact", "--guidance", "1.5", "--seed", "3", "--measure"]
     said = run(*command(model, files, out, *exact))
     assert "1 image made" in said
-    for word in ("of the picture was repainted", "inversion and return", "as it was, to the bit", str(out)):
+    for word in ("of the image was repainted", "by inversion", "the rest is unchanged", str(out)):
         assert word in said
     made, image = (np.asarray(Image.open(path).convert("RGB"), np.int16) for path in (out, files["image"]))
     assert made.shape == image.shape
@@ -115,7 +115,7 @@ def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> N
     out = tmp_path / "made"
     said = run(*command(model, files, out, "--num", "2", "--variety", "1"))
     assert "sheet.png" in said
-    assert "inversion and return" not in said  # which takes half as long again, and is measured when asked for
+    assert "by inversion" not in said  # which takes half as long again, and is measured when asked for
     assert sorted(path.name for path in out.iterdir()) == ["image_0.png", "image_1.png", "sheet.png"]
     assert {Image.open(out / f"image_{k}.png").size for k in (0, 1)} == {(32, 32)}
     assert (out / "image_0.png").read_bytes() != (out / "image_1.png").read_bytes()
@@ -130,7 +130,7 @@ def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> N
 
 def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     """So that it is edited again without --from; an image that does not say is repainted as a whole."""
-    share = re.search(r"[\d.]+% of the picture", run(*command(model, files, tmp_path / "one.png")))
+    share = re.search(r"[\d.]+% of the image", run(*command(model, files, tmp_path / "one.png")))
     given = ["--to", str(files["before"]), "--model", str(model), *FAST]
     again = run("edit", str(tmp_path / "one.png"), *given, "--out", str(tmp_path / "two.png"))
     assert share is not None
@@ -140,9 +140,12 @@ def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path],
     Image.open(tmp_path / "one.png").convert("RGB").save(tmp_path / "bare.jpg")
     bare = ["edit", str(tmp_path / "bare.jpg"), *given, "--num", "2", "--out", str(tmp_path / "three")]
     said = said_in_all(*bare)
-    assert "100.0% of the picture was repainted" in said
-    assert "bare.jpg: does not say what it shows: all of it is repainted; give --from" in said
-    assert "no fresh noise was drawn (variety 0), so all images are the same" in said
+    assert "100.0% of the image was repainted" in said
+    assert (
+        "bare.jpg: has no record of its condition: all of it is repainted; give its current condition with --from"
+        in said
+    )
+    assert "no new noise was drawn (variety 0), so all images are the same" in said
     nothing = mistake(*bare[:-2], "--keep", "exact", "--out", str(tmp_path / "four"))
     assert "nothing of it kept, as --keep exact asks" in nothing
     assert not (tmp_path / "four").exists()
@@ -167,9 +170,9 @@ def test_a_region(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     assert torch.equal(shows[..., :8], after[..., :8])
     assert torch.equal(shows[..., 8:], before[..., 8:])
     unknown = [word for word in command(model, files, second, *more) if word not in ("--from", str(files["before"]))]
-    assert "does not say what it shows: it is inverted without a condition" in said_in_all(*unknown)
+    assert "has no record of its condition: it is inverted without a condition" in said_in_all(*unknown)
     assert not {"piti:raw", "piti:condition_sha256"} & png_text(second).keys()
-    with pytest.raises(RemakeError, match=r"2\.png: is an edit of a region, of which it was not known what the rest"):
+    with pytest.raises(RemakeError, match=r"2\.png: is an edit of a region, and the condition of the rest"):
         own_condition(second, PITIPipeline.from_pretrained(model).condition)
     assert "sheet.png: is there already" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
 
@@ -186,9 +189,9 @@ def test_why_it_is_not_known_what_an_image_shows(model: Path, files: dict[str, P
     form = json.loads(text["piti:raw_form"]) | {"reads": "0123"}
     condition = PITIPipeline.from_pretrained(model).condition
     for changes, why in (
-        ({"piti:raw_form": json.dumps(form)}, "holds the condition of another model"),
-        ({"piti:raw": "%%\x1b[31m%%"}, "cannot be unpacked"),
-        ({"piti:raw_form": "{" + "\x1b[2J" * 900}, "is no JSON"),
+        ({"piti:raw_form": json.dumps(form)}, "contains the condition of another model"),
+        ({"piti:raw": "%%\x1b[31m%%"}, "cannot be decompressed"),
+        ({"piti:raw_form": "{" + "\x1b[2J" * 900}, "is not JSON"),
         ({"piti:\x1b[2J": "1"}, r"unknown key piti:.x1b\[2J"),
     ):
         save_png(Image.open(tmp_path / "one.png"), tmp_path / "bad.png", text | changes)
@@ -207,7 +210,7 @@ def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) ->
     assert "is an input" in mistake(*command(model, files, files["image"], "--overwrite"))
     assert files["image"].read_bytes() == before
     assert "give a folder" in mistake(*command(model, files, tmp_path / "two.png", "--num", "2"))
-    assert "end the name in .png" in mistake(*command(model, files, tmp_path / "two.jpg"))
+    assert "use a name that ends in .png" in mistake(*command(model, files, tmp_path / "two.jpg"))
     same = files | {"after": files["before"]}
     assert "nothing would change" in mistake(*command(model, same, tmp_path / "new/same.png"))
     broken = tmp_path / "broken.png"
@@ -264,7 +267,7 @@ def test_texts_and_parts(files: dict[str, Path], tmp_path: Path) -> None:
     parts = ["--from", f"mask={files['before']}", "--to", f"mask={files['after']}"]
     assert "repainted" in run(*several, str(tmp_path / "b.png"), *parts)
     assert "--to mask=FILE" in mistake(*several, str(tmp_path / "c.png"), "--to", str(files["after"]))
-    assert "of which part is it" in mistake(*several, str(tmp_path / "c.png"), "--text", "the sea")
+    assert "the part is not named" in mistake(*several, str(tmp_path / "c.png"), "--text", "the sea")
     picture = mistake(*text, str(tmp_path / "c.png"), "--to", str(files["after"]))
     assert "is a picture, and this model reads text" in picture
     assert not (tmp_path / "c.png").exists()

@@ -1,4 +1,4 @@
-"""An image with its metadata, made once."""
+"""An image with its metadata, generated once."""
 
 from __future__ import annotations
 

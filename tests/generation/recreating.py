@@ -1,4 +1,4 @@
-"""Images made again, and images whose metadata was changed."""
+"""Recreated images, and images with changed metadata."""
 
 from __future__ import annotations
 

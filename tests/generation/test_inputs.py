@@ -1,4 +1,4 @@
-"""Translating with several conditions: by mapping, by `--given`, from files and folders."""
+"""Translating with several conditions: as a mapping, by `--given`, from files and folders."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ class TestFolders:
         report = translate_files(several_pipeline(), TranslationFiles([], out, parts=folders), SETTINGS, "tiny")
         assert [path.name for path in report.made] == [f"m{k}_0.png" for k in range(4)]
         assert report.notes == [
-            "given: 1 of 4 have no mask (m3), only what else is given",
-            "given: 1 of 4 have no sketch (m0), only what else is given",
+            "given: 1 of 4 have no mask (m3), only the other parts",
+            "given: 1 of 4 have no sketch (m0), only the other parts",
         ]
         with Image.open(out / "m1_0.png") as image:
             assert image.text["piti:condition"] == "mask=m1.png, sketch=m1.png"  # type: ignore[attr-defined]
@@ -165,10 +165,10 @@ class TestCommandLine:
         tiny_pipeline().save_pretrained(tmp_path / "masks")
         file = folders["mask"] / "m0.png"
         said = mistake(monkeypatch, capfd, "translate", file, "--model", tmp_path / "model")
-        assert "m0.png: of which part is it? This model reads mask, sketch" in said
+        assert "m0.png: the part is not named; this model reads mask, sketch" in said
         assert "--given mask=FILE_OR_FOLDER" in said
         said = mistake(monkeypatch, capfd, "translate", "--given", f"mask={file}", "--model", tmp_path / "masks")
-        assert "this model reads one mask and no parts" in said
+        assert "this model reads one mask, without parts" in said
         said = mistake(monkeypatch, capfd, "translate", "--given", "mask", "--model", "nowhere")
         assert "--given mask: expected PART=FILE" in said
 
@@ -179,7 +179,7 @@ class TestRefused:
         for value in ("", "mask", "=a.png", "mask="):
             with pytest.raises(InputError, match="expected PART=FILE"):
                 parsed_given([value])
-        with pytest.raises(InputError, match=r"'mask' is given before as a\.png"):
+        with pytest.raises(InputError, match=r"'mask' is already given as a\.png"):
             parsed_given(["mask=a.png", "mask=b.png"])
 
     def test_what_does_not_fit_together(self, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ class TestRefused:
         for given, message in (
             ({}, "nothing to translate"),
             ({"msk": folders["mask"]}, "unknown part; did you mean 'mask'"),
-            ({**folders, "sketch": folders["sketch"] / "m1.png"}, r"sketch=.*m1\.png: is no folder, but mask=.* is"),
-            ({"mask": tmp_path / "empty"}, "the folder holds no mask"),
+            ({**folders, "sketch": folders["sketch"] / "m1.png"}, r"sketch=.*m1\.png: is not a folder, but mask=.* is"),
+            ({"mask": tmp_path / "empty"}, "the folder contains no mask"),
         ):
             with pytest.raises(InputError, match=message):
                 matched_parts(condition, given)

@@ -1,4 +1,4 @@
-"""Images that are there already are kept if they are those that are asked for, also where their PNGs omit a key."""
+"""Existing images are kept if they match the request, also if their PNGs omit a key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_images_of_truncated_small_images_are_not_kept_for_rounded_ones(
     pipeline, fast = tiny_cascade(), {"upsampler_steps": 1}
     translated(pipeline, tmp_path, upsampler_truncates=before, **fast)
     assert translated(pipeline, tmp_path, upsampler_truncates=before, **fast).kept
-    said = rf"is there already, made with upsampler_truncates = {before}, and {now} is asked for; add overwrite"
+    said = rf"already exists, generated with upsampler_truncates = {before}, but {now} is requested; add overwrite"
     with pytest.raises(TranslationError, match=said):
         translated(pipeline, tmp_path, upsampler_truncates=now, **fast)
 
@@ -47,17 +47,17 @@ def test_a_key_that_is_written_only_sometimes_is_compared_both_ways(tmp_path: Pa
     for key, usual, other in (("square", "False", "True"), ("noise_on", "cpu", "cuda")):
         assert difference(file, plain | {f"piti:{key}": usual}) == ""
         said = difference(file, plain | {f"piti:{key}": other})
-        assert said == f"made with {key} = {usual}, and {other} is asked for"
+        assert said == f"generated with {key} = {usual}, but {other} is requested"
     squared = {**plain, "piti:square": "True"}
     save_png(Image.open(file), file, squared)
-    assert difference(file, plain) == "made with square = True, and False is asked for"
+    assert difference(file, plain) == "generated with square = True, but False is requested"
     assert difference(file, squared) == ""
 
 
 def test_a_size_that_is_not_said_is_told_by_the_image(tmp_path: Path) -> None:
     translated(tiny_pipeline(), tmp_path)
     assert translated(tiny_pipeline(), tmp_path, size=16).kept  # the model's own
-    with pytest.raises(TranslationError, match="is there already, 16 x 16, where 32 x 32 are to be made"):
+    with pytest.raises(TranslationError, match="already exists with 16 x 16, but 32 x 32 is requested"):
         translated(tiny_pipeline(), tmp_path, size=32)
 
 
@@ -77,7 +77,7 @@ def test_conditions_beyond_the_sheet_are_compared_with_that_of_the_image_to_make
     def other(folder: Path) -> bool:
         files = TranslationFiles([folder], tmp_path / "new", like=record)
         notes = planned(pipeline, files, record.options(GenerationOptions())).notes
-        return any("another condition than that of" in note for note in notes)
+        return any("differs from the condition of" in note for note in notes)
 
     assert not other(tmp_path / "masks")
     (tmp_path / f"masks/{same}.png").unlink()
@@ -91,7 +91,7 @@ def test_an_image_that_breaks_off_is_named_and_not_kept(kept: int, tmp_path: Pat
     file = tmp_path / "out/m_0.png"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(
-        TranslationError, match=r"m_0\.png: is there already, and breaks off or is no picture; remove it"
+        TranslationError, match=r"m_0\.png: already exists, but is truncated or not an image; remove it"
     ):
         translated(pipeline, tmp_path)
     file.unlink()

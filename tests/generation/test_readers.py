@@ -1,4 +1,4 @@
-"""Masks of another class table than the model's, and sets that are read alike."""
+"""Masks with another class table than the model's, and consistent reading of sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metadata that lies, unfolds or names what is elsewhere: nothing that a file says is believed."""
+"""Hostile metadata: false values, decompression bombs, foreign paths."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestHostile:
             ({"seed": None}, "missing key 'seed'"),
             ({"number": "9999999999"}, "'number'"),
             ({"spell": "1"}, "unknown key 'spell'; did you mean"),
-            ({"guidance": "{"}, "'guidance' = '{': is no JSON"),
+            ({"guidance": "{"}, "'guidance' = '{': is not JSON"),
             ({"guidance": "[" * 4000}, "'guidance'"),
             ({"guidance": '{"w": 1e400}'}, "guidance.w"),
             ({"batch": "[5, 3, 0, 1]"}, r"expected \[row, rows"),
@@ -43,8 +43,8 @@ class TestHostile:
             ({"batch": "[0, 65, 0, 1]"}, "of a batch of at most 64"),
             ({"upsampler_noise": "1e308"}, "upsampler_noise"),
             ({"batch": "[1, 2, 0, 2]"}, r"expected \[row, rows"),
-            ({"model": "x" * 5000}, "piti:model holds 5000 characters"),
-            ({"raw": "x" * (MAX_TEXT + 1)}, "piti:raw holds 262145 characters"),
+            ({"model": "x" * 5000}, "piti:model has 5000 characters"),
+            ({"raw": "x" * (MAX_TEXT + 1)}, "piti:raw has 262145 characters"),
             ({"raw_form": '{"dtype": "object", "shape": [1, 2, 2], "of": [2, 2], "reads": ""}'}, "raw_form.dtype"),
             ({"raw_form": '{"dtype": "uint8", "shape": [1, -2, 2], "of": [2, 2], "reads": ""}'}, "raw_form.shape"),
             (
@@ -61,11 +61,11 @@ class TestHostile:
     def test_conditions(self, made: Path, tmp_path: Path) -> None:
         pipeline, form = tiny_pipeline(), json.loads(png_text(made)["piti:raw_form"])
         for changes, data, message in (
-            ({}, "%%%", "cannot be unpacked"),
-            ({}, "AAAA", "cannot be unpacked"),
+            ({}, "%%%", "cannot be decompressed"),
+            ({}, "AAAA", "cannot be decompressed"),
             ({}, bomb(2000), "expected 352 bytes"),  # 4 MB in 4 kB: what is too much is never unpacked
             ({"shape": [1, 8000, 8000], "of": [8000, 8000]}, bomb(2000), "expected 64000000 bytes"),
-            ({"shape": [1, 17, 22]}, bomb(2), "stands for fewer pixels"),
+            ({"shape": [1, 17, 22]}, bomb(2), "is larger than the condition"),
             ({"shape": [4, 16, 22]}, bomb(2), r"expected \[1, h, w\] of torch.uint8, got \[4, 16, 22\]"),
             ({"dtype": "float64"}, bomb(2), "got .* of torch.float64"),
             ({"reads": "0123"}, bomb(2), "of another model, such as a mask with other classes"),
@@ -83,14 +83,14 @@ class TestHostile:
             read_record(tmp_path / "bomb.png")
 
     def test_of_another_kind(self, made: Path, tmp_path: Path) -> None:
-        with pytest.raises(RemakeError, match="holds the condition of another model"):
+        with pytest.raises(RemakeError, match="contains the condition of another model"):
             read_record(made).raw(pipeline_of({"kind": "sketch"}))
         fewer = {key: values[:2] for key, values in CLASSES.items()}
-        with pytest.raises(RemakeError, match="holds the condition of another model"):
+        with pytest.raises(RemakeError, match="contains the condition of another model"):
             read_record(made).raw(pipeline_of({"kind": "mask", "classes": fewer}))
         read_record(made).raw(pipeline_of({"kind": "mask", "classes": CLASSES, "null_value": 1.0}))  # means the same
         text = with_text(made, tmp_path / "text.png", text="the sea")
-        with pytest.raises(RemakeError, match="was made of a text, and this model reads a mask"):
+        with pytest.raises(RemakeError, match="was generated from a text, but this model reads a mask"):
             read_record(text).raw(tiny_pipeline())
 
     @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ class TestHostile:
             assert len(said) < 6000
         for name in ("m" * 350, "m/" * 180):  # what no file can be called
             record = read_record(with_text(made, tmp_path / "bad.png", model=name))
-            with pytest.raises(RemakeError, match=r"bad\.png was made with"):
+            with pytest.raises(RemakeError, match=r"bad\.png was generated with"):
                 record.loaded(record.model, None, False)
         told = with_text(made, tmp_path / "told.png", version=nasty, made_on=nasty)
         assert all(note.isprintable() and len(note) < 1000 for note in read_record(told).differences(tiny_pipeline()))
@@ -151,6 +151,6 @@ class TestHostile:
         asked = {}
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **named: asked.update(named) or 1 / 0)
         record = read_record(with_text(made, tmp_path / "bad.png", model="some/one"))
-        with pytest.raises(RemakeError, match=r"bad\.png was made with some/one: .*model"):
+        with pytest.raises(RemakeError, match=r"bad\.png was generated with some/one: .*model"):
             record.loaded(record.model, None, False)
         assert asked["local_files_only"] is True

@@ -1,4 +1,4 @@
-"""Images made again whose conditions or batches are too large for their metadata."""
+"""Recreating images whose conditions or batches are too large for their metadata."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestLarge:
             assert again(pipeline, made, tmp_path / "out") == []
             assert (np.asarray(Image.open(tmp_path / f"out/{name}_0.png")) == np.asarray(Image.open(made))).all()
         notes = again(pipeline, made, tmp_path / "large", size=32)
-        assert "holds its condition only as small as it was read then" in notes[-1]
+        assert "contains its condition only at the size that was read" in notes[-1]
 
     def test_depth_is_kept_as_small_as_it_was_read(self, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         monkeypatch.setattr("piti.generation.metadata.MAX_TEXT", 8000)
@@ -63,7 +63,7 @@ class TestLarge:
     def test_else_it_is_asked_for(self, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         monkeypatch.setattr("piti.generation.metadata.MAX_TEXT", 40)
         made = translated_mask(tiny_pipeline(), tmp_path, GenerationOptions.from_flat(steps=2)) / "m_0.png"
-        with pytest.raises(RemakeError, match=r"m_0\.png: holds no condition .*give the mask's file beside like"):
+        with pytest.raises(RemakeError, match=r"m_0\.png: contains no condition .*give the mask's file beside like"):
             again(tiny_pipeline(), made, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         assert again(tiny_pipeline(), made, tmp_path / "out", [tmp_path / "m.png"]) == []
@@ -81,7 +81,7 @@ class TestLargeBatches:
         made = translated_mask(tiny_pipeline(), tmp_path, replace(FAST, batch=4)) / "m_3.png"
         assert "piti:batch" not in png_text(made)
         notes = again(tiny_pipeline(), made, tmp_path / "out")
-        assert "made in a batch of more than 64; the image may differ in its last bits" in notes[0]
+        assert "generated in a batch of more than 64; the image may differ in its last bits" in notes[0]
         one, other = (np.asarray(Image.open(path), np.int16) for path in (made, tmp_path / "out/m_3.png"))
         assert np.abs(one - other).max() <= 1
 

@@ -1,4 +1,4 @@
-"""What is to be translated: conditions of packed shards, by what their manifest says."""
+"""Inputs of translations: conditions of packed shards, by their manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`piti translate` and `piti models`: what is written, what is kept, what is refused."""
+"""`piti translate` and `piti models`: written files, kept files, errors."""
 
 from __future__ import annotations
 
@@ -54,14 +54,18 @@ def test_one_image_into_one_file(masks: Path, tmp_path: Path) -> None:
     first, pixels_first = out.read_bytes(), np.asarray(Image.open(out))
     assert (pixels_first == np.asarray(Image.open(tmp_path / "folder/m0_0.png"))).all()
     assert translated(masks / "m0.png", out).kept == [out]
-    with pytest.raises(TranslationError, match=r"street\.png: is there already, made of another condition"):
+    with pytest.raises(TranslationError, match=r"street\.png: already exists, generated from another condition"):
         translated(masks / "m1.png", out)
     assert out.read_bytes() == first
-    with pytest.raises(OutputError, match="is one file, and 2 images are to be made; give a folder, or num 1"):
+    with pytest.raises(
+        OutputError, match="is one file, but 2 images are requested; give a folder, or one input with num 1"
+    ):
         translated(masks / "m0.png", out, num=2)
-    with pytest.raises(OutputError, match=r"images are written as PNG; end the name in \.png, or give a folder"):
+    with pytest.raises(
+        OutputError, match=r"images are written as PNG; use a name that ends in \.png, or give a folder"
+    ):
         translated(masks / "m0.png", tmp_path / "street.jpg")
-    with pytest.raises(TranslationError, match="the results would lie among the inputs"):
+    with pytest.raises(TranslationError, match="the results would be among the inputs"):
         translated(masks / "m0.png", masks / "m0.png", overwrite=True)
     (tmp_path / "v1.png").mkdir()
     assert translated(masks / "m1.png", tmp_path / "v1.png").made == [tmp_path / "v1.png/m1_0.png"]
@@ -144,7 +148,7 @@ def test_bad_inputs_are_listed_together_before_anything_is_written(masks: Path, 
         )
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TranslationError, match="holds no images"):
+    with pytest.raises(TranslationError, match="contains no images"):
         translate_files(
             tiny_pipeline(),
             TranslationFiles([tmp_path / "empty"], tmp_path / "out"),
@@ -165,14 +169,14 @@ def test_bad_inputs_are_listed_together_before_anything_is_written(masks: Path, 
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"seed": 1}, "made with seed = 0, and 1 is asked for; add overwrite"),
-        ({"guidance": 0.5}, "made with guidance = .*, and .*0.5.* is asked for"),
-        ({"steps": 3, "seed": 1}, r"made with seed = 0, and 1 is asked for \(and steps differs\)"),
-        ({"sampler": "ddim"}, "made with sampler = ddpm, and ddim is asked for"),
-        ({"mask": 9}, "made of another condition than is asked for"),
-        ({"weights": True}, "made with other weights than is asked for"),
-        ({"number": True}, "made with number = 0, and 1 is asked for"),
-        ({"stripped": True}, "and does not say how it was made"),
+        ({"seed": 1}, "generated with seed = 0, but 1 is requested; add overwrite"),
+        ({"guidance": 0.5}, "generated with guidance = .*, but .*0.5.* is requested"),
+        ({"steps": 3, "seed": 1}, r"generated with seed = 0, but 1 is requested \(and steps differs\)"),
+        ({"sampler": "ddim"}, "generated with sampler = ddpm, but ddim is requested"),
+        ({"mask": 9}, "generated from another condition"),
+        ({"weights": True}, "generated with other weights"),
+        ({"number": True}, "generated with number = 0, but 1 is requested"),
+        ({"stripped": True}, "and has no record of how it was generated"),
     ],
 )
 def test_an_image_is_kept_only_if_it_is_the_one_that_is_asked_for(
@@ -195,7 +199,7 @@ def test_an_image_is_kept_only_if_it_is_the_one_that_is_asked_for(
     if changed.pop("stripped", None):
         Image.open(out / "m_1.png").copy().save(out / "m_1.png")
     options = GenerationOptions.from_flat(**{**first, **changed})
-    with pytest.raises(TranslationError, match=f"is there already, ({why})"):
+    with pytest.raises(TranslationError, match=f"already exists, ({why})"):
         translate_files(pipeline, TranslationFiles([folder], out), options, "tiny")
     assert (out / "sheet.png").read_bytes() == sheet
     report = translate_files(pipeline, TranslationFiles([folder], out, overwrite=True), options, "tiny")
@@ -288,7 +292,7 @@ class TestTexts:
             (tmp_path / f"{name}.txt").write_text(text)
         files = TranslationFiles([tmp_path / "short.txt", tmp_path / "long.txt"], tmp_path / "out")
         notes = planned(text_pipeline(), files, GenerationOptions.from_flat(num=1, steps=2)).notes
-        what = "1 of 2 texts fill all the tokens that are read, and what is beyond is cut off"
+        what = "1 of 2 texts fill the whole context length and may be truncated"
         assert notes == [f"{what}: {tmp_path / 'long.txt'}"]
 
     def test_refused(self, masks: Path, tmp_path: Path) -> None:
@@ -297,7 +301,7 @@ class TestTexts:
             translate_files(tiny_pipeline(), TranslationFiles([], tmp_path, texts=["the sea"]), settings, "t")
         with pytest.raises(TranslationError, match=r"m0\.png: is a picture, and this model reads text"):
             translate_files(text_pipeline(), TranslationFiles([masks / "m0.png"], tmp_path), settings, "t")
-        with pytest.raises(TranslationError, match=r"holds no \.txt files"):
+        with pytest.raises(TranslationError, match=r"contains no \.txt files"):
             translate_files(text_pipeline(), TranslationFiles([masks], tmp_path), settings, "t")
         (tmp_path / "said.txt").write_text("the sea")
         with pytest.raises(TranslationError, match=r"said\.txt: is a text, and this model reads a mask"):
@@ -353,15 +357,17 @@ class TestShards:
         assert not (tmp_path / "out").exists()
 
     def test_shards_without_the_condition_are_refused(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(TranslationError, match=r"alone: no conditions were packed, only photographs"):
+        with pytest.raises(TranslationError, match=r"alone: only photographs were packed, no conditions"):
             self.made(tmp_path / "out", tmp_path / "alone")
         manifest = tmp_path / "both" / "shards.json"
         manifest.write_text(manifest.read_text().replace('"labels": "labels"', '"regions": "labels"'))
-        with pytest.raises(TranslationError, match=r"both: which of regions, sketches is the model's mask cannot be"):
+        with pytest.raises(
+            TranslationError, match=r"both: which of regions, sketches is the model's mask does not follow"
+        ):
             self.made(tmp_path / "out", tmp_path / "both")
         manifest = shards / "shards.json"
         manifest.write_text(manifest.read_text().replace('"labels": "labels"', '"labels": "masks"'))
-        with pytest.raises(TranslationError, match=r"sh: the shards hold no mask \(.*KEY.masks.png"):
+        with pytest.raises(TranslationError, match=r"sh: the shards contain no mask \(.*KEY.masks.png"):
             self.made(tmp_path / "out", shards)
 
 
@@ -384,7 +390,7 @@ def test_what_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
         "tiny",
     )
     assert [path.name for path in report.made] == ["good_0.png"]
-    (left_out,) = (note for note in report.notes if note.startswith("left out"))
+    (left_out,) = (note for note in report.notes if note.startswith("skipped"))
     assert "2 of 3 inputs" in left_out
     assert "torn.png" in left_out
     (masks / "good.png").unlink()

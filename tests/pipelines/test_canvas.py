@@ -1,4 +1,4 @@
-"""Conditions of any proportions: exact shapes, nothing squashed, squares as they always were."""
+"""Conditions of any aspect ratio: exact shapes, no distortion, unchanged results for squares."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ class TestFiles:
             assert run.exit_code == 0, run.output
             assert Image.open(tmp_path / name / "a_0.png").size == size
         kept = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "s")])
-        assert "16 x 16, where 32 x 16 are to be made" in str(kept.exception)
+        assert "16 x 16, but 32 x 16 is requested" in str(kept.exception)
 
 
 @pytest.mark.parametrize("size", [(96, 48), (48, 96)])

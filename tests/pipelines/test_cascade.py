@@ -1,4 +1,4 @@
-"""Base and upsampler together: what the upsampler sees, its noise, its settings, and what does not fit."""
+"""Base and upsampler together: inputs of the upsampler, its noise, its settings, and incompatible models."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ class TestFiles:
             tiny_cascade(), TranslationFiles([masks], out), GenerationOptions.from_flat(base_only=True), "tiny"
         )
         before = (out / "m_0.png").read_bytes()
-        with pytest.raises(TranslationError, match=r"m_0.png: is there already, 16 x 16, where 32 x 32 .*overwrite"):
+        with pytest.raises(TranslationError, match=r"m_0.png: already exists with 16 x 16, but 32 x 32 .*overwrite"):
             translate_files(tiny_cascade(), TranslationFiles([masks], out), GenerationOptions.from_flat(), "tiny")
         assert (out / "m_0.png").read_bytes() == before
         translate_files(

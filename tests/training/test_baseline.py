@@ -1,4 +1,4 @@
-"""Baselines in the loop that translators are trained in, and in the pipeline that they are sampled by."""
+"""Baselines in the training loop and the pipeline of translators."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_images_that_cannot_differ_are_told(trained: tuple[Path, Path], tmp_path
         for num in (1, 2)
     ]
     assert not notes[0]
-    assert notes[1] == ["this model takes no noise: all images of one condition are the same (num 1 makes one)"]
+    assert notes[1] == ["this model takes no noise, so all images of a condition are the same (num 1 generates one)"]
     assert not pipeline.draws_noise()
 
 
