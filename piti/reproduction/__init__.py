@@ -1,1 +1,1 @@
-"""The paper's tables made again: what they need trained, generated and evaluated, and the tables that come of it."""
+"""Reproduction of the paper's tables: training, generation, evaluation, and the tables."""

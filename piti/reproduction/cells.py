@@ -1,4 +1,4 @@
-"""Cells of tables: measures over seeds with their spreads and intervals, which is the best, and both as text."""
+"""Table cells: measures over seeds with spreads and intervals, the best values, and their formatting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from piti.evaluation.result import KINDS, Evaluation, Measure
 
 MeasureKey = tuple[str, str]
-"""A measure's name, and of what it is."""
+"""A measure's name, and its network, class or judge."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Cell:
     """A measure of a row over its seeds."""
 
     values: tuple[float, ...]
-    """One a seed."""
+    """One value per seed."""
     low: float | None = None
-    """The ends of the interval over images, as a mean over the seeds; none where a seed has none."""
+    """The ends of the interval over images, averaged over the seeds; None if any seed has none."""
     high: float | None = None
 
     @property
@@ -28,16 +28,16 @@ class Cell:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation between seeds; none for one alone."""
+        """Standard deviation between seeds; None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of the interval; a value without one stands for itself."""
+        """The ends of the interval; the mean for both without one."""
         return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
 
     def text(self, decimals: int) -> str:
-        """The cell as a table shows it."""
+        """The cell's text in a table."""
         text = number(self.mean, decimals)
         if self.spread is not None:
             text += f" ± {number(self.spread, decimals)}"
@@ -47,7 +47,7 @@ class Cell:
 
 
 def cell_of(measures: Sequence[Measure]) -> Cell | None:
-    """A measure of several seeds; none where no seed has it. An interval without a width is none."""
+    """A measure over several seeds; None if no seed has it. Intervals without width are omitted."""
     if not measures:
         return None
     pairs = [(one.low, one.high) for one in measures if one.low is not None and one.high is not None]
@@ -58,14 +58,14 @@ def cell_of(measures: Sequence[Measure]) -> Cell | None:
 
 
 def cell_for(found: Iterable[Evaluation], key: MeasureKey) -> Cell | None:
-    """A measure over the evaluations that have it."""
+    """A measure over the evaluations that contain it."""
     return cell_of([one for evaluation in found for one in evaluation.measures if (one.name, one.of) == key])
 
 
 def best_of(cells: Iterable[Cell], better: str) -> float | None:
-    """The best mean; none where nothing is better, or where the intervals of the best two overlap.
+    """The best mean; None if no direction is better, or if the intervals of the best two overlap.
 
-    better: "low", "high", or empty where neither is.
+    better: "low", "high", or empty for neither.
     """
     ordered = sorted(cells, key=lambda cell: cell.mean, reverse=better == "high")
     if not better or len(ordered) < 2:
@@ -75,23 +75,22 @@ def best_of(cells: Iterable[Cell], better: str) -> float | None:
 
 
 def decimals_for(values: Iterable[float]) -> int:
-    """Digits after the point for a column, by its largest value: three for less than 1, none for thousands."""
+    """Decimals of a column, by its largest value: three for less than 1, none for thousands."""
     largest = max((abs(value) for value in values), default=0.0)
     return next((digits for limit, digits in ((1000, 0), (10, 1), (1, 2)) if largest >= limit), 3)
 
 
 def number(value: float, decimals: int) -> str:
-    """A number with fixed digits, its thousands parted by commas."""
+    """A number with fixed decimals and commas between thousands."""
     return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: no minus before zero
 
 
 def title_of(key: MeasureKey, partial: bool = False) -> str:
-    """A measure's column: what it is, of what, its unit, and which way is better.
-
-    partial: whether its network took part in training a row.
+    """A measure's column heading: title, network or class, unit, and the better direction. partial: whether its network
+    was used to train a row.
     """
     name, of = key
-    of = f"{of}, which trained some rows" if partial else of
+    of = f"{of}, used to train some rows" if partial else of
     kind = KINDS.get(name)
     arrow = {"low": " ↓", "high": " ↑"}.get(kind.better, "") if kind else ""
     unit = f", {kind.unit}" if kind and kind.unit else ""

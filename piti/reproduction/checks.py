@@ -1,4 +1,4 @@
-"""What would stop a row, looked for before anything is trained: recipes, runs, data, priors, perceptual weights."""
+"""Checks before training: recipes, runs, data, priors, perceptual weights."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from piti.training.build import build_condition, known_condition
 from piti.training.plan import beginning
 
 JUDGES = {"squeezenet1_1": "squeezenet", "alexnet": "alexnet"}
-"""Perceptual networks that are feature networks too, by the latter's names."""
+"""Perceptual networks that are also feature networks, with the latter's names."""
 
 
 def perceptual_of(recipe: Recipe) -> PerceptualSpec | None:
-    """The network of a recipe's perceptual loss; none where no loss with a weight uses it."""
+    """The network of a recipe's perceptual loss; None if no loss with a weight uses it."""
     of_baseline = recipe.baseline is not None and baseline_spec(recipe.baseline).perceptual > 0
     of_stages = any(stage.perceptual is not None and stage.perceptual.weight > 0 for stage in recipe.stages)
     return recipe.perceptual if of_baseline or of_stages else None
 
 
 def minimised(plan: Plan, row: Row, workspace: Workspace) -> frozenset[str]:
-    """The feature networks that take part in training a row; none for one whose recipe cannot be read."""
+    """The feature networks used in training a row; empty if its recipe cannot be read."""
     found = set()
     for training in row.trainings:
         try:
@@ -42,19 +42,19 @@ def minimised(plan: Plan, row: Row, workspace: Workspace) -> frozenset[str]:
 
 @dataclass
 class Checker:
-    """What was checked; each thing that several runs need is looked at once."""
+    """Results of checks; each item needed by several runs is checked once."""
 
     plan: Plan
     workspace: Workspace
     known: dict[str, str] = field(default_factory=dict)
-    """What is wrong, by what was looked at; empty where nothing is."""
+    """Problem by checked item; empty for none."""
     stopped: dict[str, list[str]] = field(default_factory=dict)
-    """The runs found so far that each problem stops."""
+    """Runs affected by each problem found so far."""
     pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The training pairs of data that runs were trained on; see `pairs_of`."""
+    """Training pairs of the runs' data, see `pairs_of`."""
 
     def problem(self, training: Training, seed: int) -> str:
-        """What would stop a run before its first step; empty where nothing would, or nothing is to be trained."""
+        """The problem that would stop a run before its first step; empty for none, or if nothing is to be trained."""
         what = self._problem(training, seed)
         if what:
             self.stopped.setdefault(what, []).append(f"{training.name}-{seed}")
@@ -62,7 +62,7 @@ class Checker:
 
     @property
     def told(self) -> list[str]:
-        """The problems found so far, each with the runs that it stops."""
+        """The problems found so far, each with the affected runs."""
         return [f"{', '.join(runs)}: {what}" for what, runs in self.stopped.items()]
 
     def _problem(self, training: Training, seed: int) -> str:
@@ -85,24 +85,25 @@ class Checker:
         return self.pairs[what]
 
     def _data(self, recipe: Recipe) -> str:
-        """Of the pairs, as far as their names tell; training looks into each file."""
+        """Problems of the pairs by their names; training checks the files."""
         if recipe.data.root is None:
             return ""
         return self._once(
             f"data {recipe.data.root} {recipe.data.conditions} {recipe.condition}",
             lambda: count_pairs(build_condition(recipe), recipe.data),
-            f"give {option('data')} another folder",
+            f"give another folder with {option('data')}",
         )
 
     def _prior(self, recipe: Recipe) -> str:
-        """Whether it is there and fits."""
+        """Problems of a missing or incompatible prior."""
         if recipe.prior is None and recipe.init is None:
             return ""
         begun = (recipe.prior, recipe.init, recipe.model, recipe.schedule, recipe.condition, recipe.data.root)
         return self._once(
             f"prior {begun}",
             lambda: _begins(recipe),
-            "have a model of this name in the working folder; docs/evidence/reproduce.md says how priors are made",
+            "put a model of this name in the working folder; docs/evidence/reproduce.md describes how priors are "
+            "trained",
         )
 
     def _perceptual(self, recipe: Recipe) -> str:
@@ -122,6 +123,6 @@ class Checker:
 
 
 def _begins(recipe: Recipe) -> str:
-    """What a run begins from. Raises ModelError, RecipeError."""
+    """The initialisation of a run. Raises ModelError, RecipeError."""
     condition = known_condition(recipe) if recipe.data.root is None else build_condition(recipe)
     return beginning(recipe, condition)

@@ -1,4 +1,4 @@
-"""What a table would take, told before it starts: a row a run, with where it stands and the hours it needs."""
+"""Cost estimates of a table before it starts: a row per run, with its state and remaining hours."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from piti.training.run_folder import RECIPE_FILE
 from piti.training.run_state import read_state
 
 ASSUMED = 30.0
-"""Training images a second of the small scale's networks where nothing was measured: about what two CPU cores do."""
+"""Assumed training speed in images per second at the small scale without measurements: about that of two CPU cores."""
 FORWARD = 1 / 3
-"""Work of a network's forward pass by that of a training step, for estimates of sampling."""
+"""Cost of a network's forward pass relative to a training step, for estimates of sampling."""
 _HOUR = 3600
 
 
 @dataclass(frozen=True)
 class SpeedEstimate:
-    """How fast a run trains."""
+    """Estimated training speed of a run."""
 
     rate: float
-    """Training images a second."""
+    """Training images per second."""
     basis: str
 
 
 @dataclass
 class CostTally:
-    """What was found on the way through a plan."""
+    """State while going through a plan."""
 
     checker: Checker
     hours: float
     rates: dict[Training, float]
     counted: dict[str, SpeedEstimate]
-    """By what the work depends on, since counting takes seconds."""
+    """Cached estimates by what they depend on, since counting takes seconds."""
     bases: dict[str, None]
     unknown: list[str]
     recipes: dict[Training, Recipe]
@@ -57,10 +57,10 @@ class CostTally:
 def dry_run(
     plan: Plan, workspace: Workspace, gpu: str = DEFAULT_GPU, lacking: Sequence[str] = ()
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """A row for each run, and notes on the hours of all and on what is lacking. Trains nothing and writes nothing.
+    """A row for each run, and notes on total hours and problems. Trains and writes nothing.
 
-    gpu: a name in `piti.training.cost.GPUS`, for the paper's scale. lacking: what else stops the table. Raises
-    UserError for a GPU that is not known, and for a row whose options its networks cannot be sampled with.
+    gpu: a name in `piti.training.cost.GPUS`, for the paper's scale. lacking: other problems of the table. Raises
+    UserError for an unknown GPU, and for a row whose options do not suit its networks.
     """
     chosen = gpu_named(gpu)
     tally = CostTally(Checker(plan, workspace), 0.0, {}, {}, {}, [], {})
@@ -74,11 +74,11 @@ def dry_run(
     sampling = sum(counts[row.data] * _sampling(row, tally) for row in made) * workspace.seeds / _HOUR
     left_out = f", without {', '.join(tally.unknown)}" if tally.unknown else ""
     notes = [
-        f"about {_hours(tally.hours)} hours of training to go{left_out}, and {_hours(sampling)} of sampling in all; "
-        "judging comes on top"
+        f"about {_hours(tally.hours)} hours of training left{left_out}, and {_hours(sampling)} of sampling in total, "
+        "plus evaluation"
     ]
     if tally.bases:
-        notes.append(f"hours are of {'; '.join(tally.bases)}")
+        notes.append(f"hours are estimated for {'; '.join(tally.bases)}")
     decimals = min(2, decimals_for(hours for _, hours in found if hours is not None))
     rows = [row if hours is None else row | {"hours left": number(hours, decimals)} for row, hours in found]
     notes += [f"cannot be made: {problem}" for problem in (*tally.checker.told, *lacking)]
@@ -88,7 +88,7 @@ def dry_run(
 def _run(
     plan: Plan, training: Training, seed: int, workspace: Workspace, gpu: GPU, tally: CostTally
 ) -> tuple[dict[str, str], float | None]:
-    """A run's row, and its hours where they are known."""
+    """A run's row, and its hours if known."""
     name = f"{training.name}-{seed}"
     problem = tally.checker.problem(training, seed)
     state = "cannot be made" if problem else ""
@@ -103,7 +103,7 @@ def _run(
     tally.recipes[training] = recipe
     try:
         estimate = _measured(recipe, workspace) if plan.own_speed else _counted(recipe, gpu, tally.counted)
-    except (UserError, TypeError, NotImplementedError):  # a network whose work is not counted
+    except (UserError, TypeError, NotImplementedError):  # a network whose cost cannot be counted
         tally.unknown.append(name)
         return row, None
     hours = 0.0 if now.finished else _images(recipe) * (1 - now.step / recipe.steps) / estimate.rate / _HOUR
@@ -114,17 +114,17 @@ def _run(
 
 
 def _validation(plan: Plan, name: str, workspace: Workspace) -> int:
-    """Validation conditions of a data set: counted where it is there, else about those that it should have."""
+    """Number of validation conditions of a data set: counted if it exists, else approximate."""
     if name in workspace.data:
-        with suppress(UserError):  # which is told with the runs
+        with suppress(UserError):  # reported with the runs
             recipe = recipe_on(plan, name, workspace)
             return count_pairs(build_condition(recipe), recipe.data)[1]
     return SETS[name].validation
 
 
 def _what(recipe: Recipe) -> str:
-    """What a run trains, in words."""
-    begins = f"from {recipe.prior}" if recipe.prior else "weights drawn anew"
+    """Description of a run's training."""
+    begins = f"from {recipe.prior}" if recipe.prior else "random weights"
     stages = ", then ".join(f"{' and '.join(stage.trains)} for {stage.steps:,} steps" for stage in recipe.stages)
     limit = f", {recipe.data.limit:,} pairs" if recipe.data.limit else ""
     return f"{begins}{limit}, batches of {recipe.batch * recipe.accumulation}: {stages}"
@@ -142,7 +142,7 @@ def _hours(hours: float) -> str:
 
 
 def _counted(recipe: Recipe, gpu: GPU, known: dict[str, SpeedEstimate]) -> SpeedEstimate:
-    """By the work of a training step, on one GPU. known: what was counted before."""
+    """Speed from the cost of a training step, on one GPU. known: earlier estimates."""
     condition = known_condition(recipe)
     keys = ("model", "baseline", "stages", "batch", "accumulation", "precision", "perceptual", "discriminator")
     values = recipe.to_dict()
@@ -150,19 +150,17 @@ def _counted(recipe: Recipe, gpu: GPU, known: dict[str, SpeedEstimate]) -> Speed
     if key not in known:
         cost = cost_of(recipe, network_config(recipe, condition))
         rate = _images(recipe) / (cost.hours(gpu) * _HOUR)
-        known[key] = SpeedEstimate(rate, f"one {gpu.name}, at the speed that piti train {option('dry_run')} takes")
+        known[key] = SpeedEstimate(rate, f"one {gpu.name}, at the speed that piti train {option('dry_run')} assumes")
     return known[key]
 
 
 def _measured(recipe: Recipe, workspace: Workspace) -> SpeedEstimate:
-    """By runs of the same networks in the same folder, or of any; else by an assumption."""
+    """Speed from runs of the same networks in the same folder, or of any; else an assumption."""
     runs = list(_finished(workspace.out / "runs"))
     speeds = [rate for other, rate in runs if _networks(other) == _networks(recipe)] or [rate for _, rate in runs]
     if not speeds:
-        return SpeedEstimate(ASSUMED, f"a machine that trains {ASSUMED:.0f} images a second, which is assumed")
-    return SpeedEstimate(
-        sum(speeds) / len(speeds), f"the machine on which the runs in {workspace.out / 'runs'} were made"
-    )
+        return SpeedEstimate(ASSUMED, f"an assumed machine that trains {ASSUMED:.0f} images per second")
+    return SpeedEstimate(sum(speeds) / len(speeds), f"the machine that trained the runs in {workspace.out / 'runs'}")
 
 
 def _networks(recipe: Recipe) -> object:
@@ -170,14 +168,14 @@ def _networks(recipe: Recipe) -> object:
 
 
 def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
-    """The runs with a checkpoint that can be read, and their images a second."""
+    """The runs with a readable checkpoint, and their images per second."""
     for folder in sorted(place.iterdir()) if place.is_dir() else []:
         newest = RunFolder(folder).newest()
         if newest is None:
             continue
         try:
             state, recipe = read_state(newest), read_recipe(newest / RECIPE_FILE)
-        except UserError:  # it was copied in part, or another version wrote it: told with the run itself
+        except UserError:  # copied partially, or written by another version: reported with the run itself
             continue
         if state.seconds > 0 and state.images_seen > 0:
             yield recipe, state.images_seen / state.seconds
@@ -200,8 +198,8 @@ def _sampling(row: Row, tally: CostTally) -> float:
 
 
 def _passes(recipe: Recipe, asked: NetworkOptions) -> int:
-    """Forward passes of a run's network for one image: one of a baseline's generator; else one for each step, two where
-    that is guided. What is not asked is the model's own, as in `SamplingOptions.resolve`. Raises UserError."""
+    """Forward passes of a run's network for one image: one for a baseline's generator; else one per step, two with
+    guidance. Unset options are the model's own, as in `SamplingOptions.resolve`. Raises UserError."""
     if recipe.baseline is not None:
         return 1
     usual: NetworkOptions = GENERAL_DEFAULTS.base if recipe.model.low_res is None else GENERAL_DEFAULTS.upsampler

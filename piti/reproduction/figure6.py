@@ -1,4 +1,4 @@
-"""Figure 6: plain against normalised guidance (eq. 7 and 8) as w grows, of the same noise, with numbers beside it."""
+"""Figure 6: plain and normalised guidance (eq. 7 and 8) for growing w, with the same noise, and statistics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHOWN = 3
 BATCH = 16
 SEED = 0
 SECONDS = (1.0, 3.0)
-"""For an image of a base of 64 px on two CPU cores: from and to."""
+"""Range of seconds for an image of a 64 px base on two CPU cores."""
 MEASURES = ("fd", "kid", "miou", "pixel_accuracy")
 
 
@@ -54,18 +54,20 @@ class Point:
     rule: str
     w: float
     folder: Path
-    """Of its images. At w = 0 both rules are one."""
+    """Folder of its images, shared by both rules at w = 0."""
     look: Look
     evaluation: Evaluation | None
 
 
 def data_folder(given: Sequence[str]) -> Path:
-    """The data's root of values of --data. Raises UserError unless it is one folder."""
+    """The data root from values of --data. Raises UserError unless it is one folder."""
     if len(given) != 1:
         raise UserError(
             f"{len(given)} folders are given" if given else "no folder is given",
-            remedy="give one with images/ and the conditions that the model reads, such as labels/ or sketches/: its "
-            "guidance is shown on those of the validation split",
+            remedy=(
+                "give one with images/ and the model's conditions, such as labels/ or sketches/, of which the "
+                "validation split is used"
+            ),
             option="data",
         )
     folder = Path(given[0].partition("=")[2] or given[0])
@@ -75,35 +77,35 @@ def data_folder(given: Sequence[str]) -> Path:
 
 
 def plan_rows(model: str, data: Path | None) -> list[dict[str, str]]:
-    """What would be done, a row a line. data: its root, whose conditions are counted. Raises ModelError, DataError."""
+    """The plan as rows. data: the root whose conditions are counted. Raises ModelError, DataError."""
     condition = _guided(model).condition
     settings = 1 + len(RULES) * (len(STRENGTHS) - 1)
     if data is None:
-        conditions = Message(f"each validation condition ({option('data')} is not given: they are not counted)")
+        conditions = Message(f"each validation condition (not counted, since {option('data')} is not given)")
         hours = "unknown"
     else:
         count = count_pairs(condition, _spec(condition, data))[1]
         low, high = (f"{count * settings * seconds / 3600:.1f}" for seconds in SECONDS)
         conditions, hours = f"each of {count:,} validation conditions", f"about {low} to {high}"
     return [
-        {"what": "model", "plan": f"{model}, its base alone; nothing is trained"},
+        {"what": "model", "plan": f"{model}, base only; nothing is trained"},
         {"what": "guidance", "plan": f"{' and '.join(RULES.values())} at w = {', '.join(f'{w:g}' for w in STRENGTHS)}"},
         {
             "what": "images",
-            "plan": f"one of {conditions} at each of {settings} settings, of the same noise",
+            "plan": f"one for {conditions} at each of {settings} settings, with the same noise",
         },
         {"what": "hours", "plan": f"{hours}, for a base of 64 px on two CPU cores"},
     ]
 
 
 def _guided(model: str) -> ModelFolder:
-    """The model's folder. Raises ModelError, UserError for one whose guidance cannot be changed or shown."""
+    """The model's folder. Raises ModelError, and UserError if its guidance is fixed or its condition unsupported."""
     folder = ModelFolder.open(find_model(model))
     if "base" not in folder or isinstance(folder.condition, NoCondition | SeveralCondition):
         several = isinstance(folder.condition, SeveralCondition)
         raise UserError(
-            "reads several conditions at once" if several else "has no base that follows a condition",
-            remedy="name a model whose base reads one condition: its guidance is shown",
+            "reads several conditions at once" if several else "has no base with a condition",
+            remedy="give a model whose base reads one condition",
             option="model",
             value=model,
         )
@@ -111,8 +113,8 @@ def _guided(model: str) -> ModelFolder:
     student = folder.student("base")
     if student is not None:
         raise UserError(
-            "was distilled, and its one guidance is part of its weights",
-            remedy=f"name {student.origin}",
+            "was distilled with fixed guidance",
+            remedy=f"give {student.origin}",
             option="model",
             value=model,
         )
@@ -120,12 +122,12 @@ def _guided(model: str) -> ModelFolder:
 
 
 def _spec(condition: Condition, data: Path) -> FolderSpec:
-    """The data's pairs for a model's condition. Raises UserError where their folders are not there."""
+    """The data's pairs for a model's condition. Raises UserError if their folders are missing."""
     spec = FolderSpec(root=data, conditions=condition.usual_folder or "labels")
     lacking = [name for name in (spec.images, str(spec.conditions)) if not (data / name).is_dir()]
     if lacking:
         raise UserError(
-            f"holds no {' and no '.join(f'{name}/' for name in lacking)}",
+            f"contains no {' and no '.join(f'{name}/' for name in lacking)}",
             remedy=f"give one with {spec.images}/ and {spec.conditions}/: the model reads conditions of the kind "
             f"{condition.kind}",
             option="data",
@@ -135,9 +137,8 @@ def _spec(condition: Condition, data: Path) -> FolderSpec:
 
 
 def reproduce(model: str, data: Path, workspace: Workspace, judges: bool, console: Console) -> Path:
-    """Write `figure6.md`, `.json` and `.jpg`; the former's path.
-
-    judges: whether `workspace.judges.features` were asked for. Raises UserError.
+    """Write `figure6.md`, `.json` and `.jpg`; returns the path of the first. judges: whether to use
+    `workspace.judges.features`. Raises UserError.
     """
     check_alone()
     condition = _guided(model).condition
@@ -173,10 +174,10 @@ def _sampled(
     chosen: DatasetFiles,
     console: Console,
 ) -> tuple[Path, dict[str, Any]]:
-    """The images of one setting, and what they were made of. weights: the hash of the pipeline's."""
+    """The images of one setting, and what they depend on. weights: hash of the pipeline's weights."""
     name = f"figure6-{guidance.kind}-{guidance.w:g}" if guidance.w else "figure6-0"
     folder = workspace.out / "images" / name
-    rule = guidance if guidance.w else Guidance(kind="plain", w=0.0)  # where all rules are the same images
+    rule = guidance if guidance.w else Guidance(kind="plain", w=0.0)  # where all rules give the same images
     options = GenerationOptions.from_flat(num=1, seed=SEED, guidance=rule, batch=BATCH, square=True)
     base = options.sampling.resolve(pipeline).base
     made_of = {
@@ -199,7 +200,7 @@ def _look(folder: Path, chosen: DatasetFiles) -> Look:
 
 
 def picture(points: Sequence[Point], chosen: DatasetFiles) -> Image.Image:
-    """For some conditions a row of each rule, a column a strength, beside the condition and its photograph."""
+    """For some conditions a row per rule and a column per strength, beside the condition and its photograph."""
     rows = []
     for stem in sorted(sorted(chosen.stems, key=key_hash)[:SHOWN]):
         beside = (preview_of(chosen, stem, SIDE), square(read_rgb(chosen.photograph(stem)), SIDE))
@@ -243,7 +244,7 @@ def _measures(point: Point) -> Mapping[tuple[str, str], Measure]:
 
 
 def markdown(model: str, points: Sequence[Point], photographs: Look, count: int, side: int) -> str:
-    """The numbers for a person, a row a setting."""
+    """The results as Markdown, a row per setting."""
     keys = list(dict.fromkeys(key for point in points for key in _measures(point)))
     titles = ["guidance", "w", "clipped pixels, %", "saturation, %", "contrast, %", *map(title_of, keys)]
     rows = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
@@ -255,15 +256,15 @@ def markdown(model: str, points: Sequence[Point], photographs: Look, count: int,
         rows.append([RULES[point.rule], f"{point.w:g}", *_look_cells(point.look, digits), *cells])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = [
-        "Of each condition the upper row is plain guidance, beside the condition; the lower one normalised, beside the "
-        "photograph.",
-        f"Model `{model}`, its base's images of {side} px; one image of each of {count} validation conditions, for "
-        "every setting of the same noise. At w = 0 both rules are the same images.",
+        "For each condition, the upper row is plain guidance, beside the condition; the lower row normalised guidance, "
+        "beside the photograph.",
+        f"Model `{model}`, its base's images of {side} px; one image for each of {count} validation conditions, with "
+        "the same noise for all settings. At w = 0 both rules give the same images.",
         "Clipped: pixels with a channel at 0 or 255. Saturation: HSV's, mean over pixels. Contrast: standard deviation "
-        "of luma within a picture. All are means over pictures; photographs are those of the same conditions, their "
-        f"centre squares at {side} px. Nearest to the photographs, not largest or smallest, is best.",
+        "of luma within an image. All are means over images; photographs are those of the same conditions, as centre "
+        f"squares of {side} px. Values closest to the photographs are best, not the largest or smallest.",
         *(
-            ["[low to high] is the 95% bootstrap interval over images; none is shown where draws do not differ."]
+            ["[low to high] is the 95% bootstrap interval over images; it is omitted where draws do not differ."]
             if keys
             else []
         ),
@@ -279,7 +280,7 @@ def _look_cells(look: Look, digits: Mapping[str, int]) -> list[str]:
 
 
 def _cell(points: Sequence[Point], point: Point, key: tuple[str, str]) -> str:
-    """A measure of a point, with as many digits as all of its column."""
+    """A measure of a point, with the decimals of its column."""
     column = [_measures(one)[key].value for one in points if key in _measures(one)]
     cell = cell_of([_measures(point)[key]] if key in _measures(point) else [])
     return "" if cell is None else cell.text(decimals_for(column))

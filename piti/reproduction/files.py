@@ -1,4 +1,4 @@
-"""The files of a data set that a table is made with: conditions, their photographs, and those to compare with."""
+"""Files of a data set for a table: conditions, their photographs, and the reference photographs."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """A data set as a table sees it; folders hold links, each named after its key."""
+    """The files of a data set; folders contain links named after the pairs' keys."""
 
     condition: Condition
     conditions: Path
     """Of the validation split."""
     photographs: Path
-    """Of the validation split, the same stems."""
+    """Of the validation split, with the same stems."""
     reference: Path
-    """To which the distance of the images is taken."""
+    """Reference photographs for distances."""
     stems: tuple[str, ...]
     training: int
-    """Training pairs."""
+    """Number of training pairs."""
 
     @cached_property
     def conditions_sha256(self) -> str:
-        """Of the conditions' contents, read once."""
+        """Hash of the conditions' contents, read once."""
         return contents_sha256(self.conditions)
 
     @cached_property
     def reference_sha256(self) -> str:
-        """Of the contents of the photographs to compare with, read once."""
+        """Hash of the reference photographs' contents, read once."""
         return contents_sha256(self.reference)
 
     @property
     def kind(self) -> str:
-        """Of the condition."""
+        """Kind of the condition."""
         return self.condition.kind
 
     def photograph(self, stem: str) -> Path:
-        """Of a condition."""
+        """The photograph of a condition."""
         return _named(self.photographs, stem)
 
     def conditioned(self, stem: str) -> Path:
@@ -59,9 +59,8 @@ class DatasetFiles:
 
 
 def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) -> DatasetFiles:
-    """Gather a data set's files in `out`. reference: the split of the photographs to compare with.
-
-    Raises DataError, and UserError where two files would have one name there.
+    """Link a data set's files into `out`. reference: the split of the reference photographs. Raises DataError, and
+    UserError if two files would have the same name there.
     """
     spec = spec.model_copy(update={"limit": None})
     pairs = _by_stem(_pairs(spec, condition, "val"))
@@ -76,13 +75,13 @@ def choose(condition: Condition, spec: FolderSpec, reference: str, out: Path) ->
 
 
 def training_conditions(condition: Condition, spec: FolderSpec, out: Path) -> Path:
-    """A folder in `out` of links to the conditions that a recipe trains on. Raises as `choose`."""
+    """A folder in `out` of links to a recipe's training conditions. Raises as `choose`."""
     pairs = _by_stem(_pairs(spec, condition, "train"))
     return linked({stem: pair.condition for stem, pair in pairs.items()}, out / "training")
 
 
 def count_pairs(condition: Condition, spec: FolderSpec) -> tuple[int, int]:
-    """How many training pairs and validation conditions there are. Raises DataError."""
+    """Numbers of training pairs and validation conditions. Raises DataError."""
     spec = spec.model_copy(update={"limit": None})
     return len(_pairs(spec, condition, "train")), len(_pairs(spec, condition, "val"))
 
@@ -95,13 +94,13 @@ def _pairs(spec: FolderSpec, condition: Condition, split: str) -> list[Pair]:
 
 
 def _by_stem(pairs: Iterable[Pair]) -> dict[str, Pair]:
-    """Pairs by the names of what is made of them. Raises UserError where two have one."""
+    """Pairs by the names of their images. Raises UserError for duplicates."""
     found: dict[str, Pair] = {}
     for pair in pairs:
         other = found.setdefault(flat(pair.key), pair)
         if other is not pair:
             raise UserError(
-                f"what is made of {other.key} and of {pair.key} would both be called {flat(pair.key)}",
+                f"the images of {other.key} and {pair.key} would both be named {flat(pair.key)}",
                 remedy="rename one of them",
             )
     return found
@@ -112,11 +111,11 @@ def _named(folder: Path, stem: str) -> Path:
 
 
 def linked(files: Mapping[str, object], folder: Path) -> Path:
-    """A folder of links to these files, by their stems; made anew unless it is that already. Raises UserError."""
+    """A folder of links to these files, by their stems; recreated if it differs. Raises UserError."""
     wanted: dict[str, Path] = {}
     for stem, path in files.items():
         if not isinstance(path, Path):
-            raise UserError(f"{path}: lies in an archive; tables are made of folders, so unpack it")
+            raise UserError(f"{path}: is in an archive, but tables need folders; unpack it")
         wanted[f"{stem}{path.suffix}"] = path.resolve()
     there = {path.name: path.resolve() for path in folder.iterdir()} if folder.is_dir() else {}
     if there == wanted:
@@ -129,7 +128,7 @@ def linked(files: Mapping[str, object], folder: Path) -> Path:
 
 
 def as_png(photographs: Path, folder: Path) -> Path:
-    """Photographs as they are judged like results: PNG, which takes nothing away from what JPEG left."""
+    """Photographs as lossless PNGs, for evaluation like results."""
     for path in sorted(photographs.iterdir()):
         target = folder / f"{path.stem}.png"
         if not target.exists():
@@ -138,7 +137,7 @@ def as_png(photographs: Path, folder: Path) -> Path:
 
 
 def contents_sha256(place: Path) -> str:
-    """A hash of a file's contents, or of the names and contents of all files of a folder."""
+    """A hash of a file's contents, or of the names and contents of all files in a folder."""
     digest = hashlib.sha256()
     for path in _files(place):
         digest.update((path.relative_to(place).as_posix() if path != place else "").encode() + b"\0")

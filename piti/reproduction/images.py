@@ -1,4 +1,4 @@
-"""A row's images: sampled from its run, or a base's enlarged by what is not ours; what is made already is left."""
+"""A row's images: sampled from its runs, or a base's images enlarged by other methods; existing images are kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from piti.reproduction.runs import Workspace, recipe_of
 from piti.training.build import build_condition
 
 ENLARGEMENT = 4
-"""Of what enlarges in the place of an upsampler, as Real-ESRGAN x4plus does."""
+"""Factor of methods that replace the upsampler, as of Real-ESRGAN x4plus."""
 
 
 def sampled(
@@ -41,7 +41,7 @@ def sampled(
     console: Console,
     square: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
-    """A row's images of all validation conditions, and what they were made of. runs: of base and upsampler."""
+    """A row's images of all validation conditions, and what they depend on. runs: of base and upsampler."""
     if row.enlarger:
         small = sampled(row.sampled, runs, seed, workspace, chosen, console, square)
         return _enlarged(row, small, seed, workspace, console)
@@ -60,7 +60,7 @@ def sampled(
 
 
 def generated(plan: Plan, wanted: Generated, seed: int, workspace: Workspace, console: Console) -> None:
-    """Make a trained base's images of the training conditions, whole frames, from which an upsampler learns."""
+    """Generate a trained base's images of the training conditions, uncropped, for training an upsampler."""
     base, options = wanted.base, replace(wanted.options, seed=seed)
     recipe = recipe_of(plan, base, seed, workspace)
     data = workspace.out / "data" / base.data
@@ -84,25 +84,25 @@ def _translated(
     workspace: Workspace,
     console: Console,
 ) -> None:
-    """Fill a folder with the images of all conditions."""
+    """Generate the images of all conditions in a folder."""
     expected = options.num * sum(1 for _ in conditions.iterdir())
     if _count(folder) == expected and (folder / SHEET).is_file():
         return
     pipeline = PITIPipeline.from_pretrained(runs[0], upsampler=runs[1] if len(runs) > 1 else None)
     pipeline = pipeline.to(usable_device(workspace.device))
     pipeline.set_progress_bar_config(disable=True)
-    console.log(f"{folder.name}: making {expected} images, {_count(folder)} are there")
+    console.log(f"{folder.name}: generating {expected} images, {_count(folder)} exist")
     with steps_bar(console, f"images of {folder.name}") as on_step:
         translate_files(pipeline, TranslationFiles([conditions], folder), options, folder.name, on_step=on_step)
 
 
-# Enlarged by what is not ours
+# Enlarged by other methods
 
 
 def _enlarged(
     row: Row, small: tuple[Path, dict[str, Any]], seed: int, workspace: Workspace, console: Console
 ) -> tuple[Path, dict[str, Any]]:
-    """The base's images enlarged. Raises UserError where the weights for that are not given."""
+    """The base's images enlarged. Raises UserError if the weights for that are not given."""
     source, told = small
     folder, weights = workspace.images(row, seed), None
     if row.enlarger == "real-esrgan":
@@ -130,7 +130,7 @@ def _bicubic(small: Image.Image) -> Image.Image:
 
 
 def begin_folder(folder: Path, made_of: Mapping[str, Any]) -> None:
-    """Make a folder of images ready: what was made of something else is removed. Raises OutputError for other files."""
+    """Prepare a folder for images: remove images with other dependencies. Raises OutputError for other files."""
     mark = folder.with_name(f"{folder.name}.json")
     text = json.dumps(made_of, indent=1, sort_keys=True)
     if mark.is_file() and mark.read_text(encoding="utf-8") == text:
@@ -138,7 +138,7 @@ def begin_folder(folder: Path, made_of: Mapping[str, Any]) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not mark.is_file():
             raise OutputError(
-                "holds other things, which would be lost", remedy=f"give another {option('out')}", source=folder
+                "contains other files, which would be removed", remedy=f"give another {option('out')}", source=folder
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _count(folder: Path) -> int:
 
 
 def _plain(options: GenerationOptions) -> dict[str, Any]:
-    """What images depend on, as JSON; not on the batch."""
+    """Options that images depend on, as JSON, without the batch size."""
     always = ("steps", "sampler", "guidance", "upsampler_steps")
     told = {key: value for key, value in options.sampling.to_flat().items() if key in always or value}
     plain = {key: value.to_dict() if isinstance(value, Guidance) else value for key, value in told.items()}

@@ -1,4 +1,4 @@
-"""A table from its plan: every row trained, sampled and judged, what fails named, and the table written as it grows."""
+"""Make a table from its plan: train, sample and evaluate every row, report failures, and write the growing table."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ Work = tuple[int, Row]
 
 @dataclass
 class Results:
-    """What was found so far."""
+    """Results so far."""
 
     evaluations: dict[Work, Evaluation] = field(default_factory=dict)
     failures: dict[Work, str] = field(default_factory=dict)
     broken: dict[tuple[Training, int], str] = field(default_factory=dict)
-    """Trainings that failed, and why; they are not tried again for the next row that needs them."""
+    """Failed trainings with reasons; they are not retried for other rows."""
     photographs: dict[str, Evaluation] = field(default_factory=dict)
-    """Of the photographs themselves."""
+    """Evaluations of the photographs themselves."""
     unjudged: dict[str, str] = field(default_factory=dict)
-    """Data sets whose photographs could not be judged, and why."""
+    """Data sets whose photographs could not be evaluated, with reasons."""
 
 
 def reproduce(plan: Plan, workspace: Workspace, console: Console) -> Table:
-    """Make a table; it is written anew whenever one of its rows is done, as `TABLE.md`, `.json` and `.jpg`.
+    """Make a table; after each row it is rewritten as `TABLE.md`, `.json` and `.jpg`.
 
-    A row that fails in training does not lose the others: it is named in the table. Raises UserError before anything
-    is trained for all that can be known then: the data, the judges, and what a run to be trained needs.
+    A row that fails in training does not stop the others; the table reports it. Raises UserError before training for
+    problems of the data, the evaluation networks, and the runs to be trained.
     """
     check_alone()
     check_all(plan, workspace, console)
@@ -71,31 +71,30 @@ def reproduce(plan: Plan, workspace: Workspace, console: Console) -> Table:
 
 
 def check_alone() -> None:
-    """Raises UserError in one of several processes."""
+    """Raises UserError if there are several processes."""
     if started().world > 1:
         raise UserError(
-            "piti reproduce runs in one process. Train the runs with several first, each by torchrun … "
-            f"piti train RECIPE {flag('out')} OUT/runs/NAME-SEED as {flag('dry_run')} names them "
-            "(batch is that of one process: divide it by their number), then start piti reproduce "
-            "without torchrun: finished runs are taken as they are"
+            "piti reproduce runs in one process. Train the runs with several processes first, each with torchrun … "
+            f"piti train RECIPE {flag('out')} OUT/runs/NAME-SEED as listed by {flag('dry_run')} (batch is per process: "
+            "divide it by their number), then start piti reproduce without torchrun: finished runs are used unchanged"
         )
 
 
 def check_all(plan: Plan, workspace: Workspace, console: Console, judged: bool = True) -> None:
-    """Raises UserError with everything that is known to stop the judges or a run, before anything is trained.
+    """Raises UserError before training, with all known problems of evaluation networks and runs.
 
-    judged: whether networks judge the images, or raters alone.
+    judged: whether networks evaluate the images, or only raters.
     """
     checker = Checker(plan, workspace)
     for training in plan.trainings:
         for seed in range(workspace.seeds):
             checker.problem(training, seed)
     if found := [*judges_lacking(plan, workspace, console, judged), *checker.told]:
-        raise UserError("nothing was trained; it takes:\n  " + "\n  ".join(found))
+        raise UserError("nothing was trained; problems:\n  " + "\n  ".join(found))
 
 
 def judges_lacking(plan: Plan, workspace: Workspace, console: Console, judged: bool = True) -> list[str]:
-    """What is known to stop the judges, and what enlarges images in the place of an upsampler; empty where nothing is.
+    """Known problems of the evaluation networks, and of the method that replaces an upsampler; empty for none.
 
     judged: see `check_all`.
     """
@@ -109,7 +108,7 @@ def judges_lacking(plan: Plan, workspace: Workspace, console: Console, judged: b
 
 
 def _failures(looks: Iterable[Callable[[], object]]) -> list[str]:
-    """What those say that fail, of all of them."""
+    """Error messages of all functions that fail."""
     found = []
     for look in looks:
         try:
@@ -126,25 +125,28 @@ def check_judges(
     wanted: Sequence[str] = (),
     conditions: Sequence[Condition] = (),
 ) -> None:
-    """Open every network that judges, before anything is trained for them. wanted: feature networks that must be
-    among them; conditions: those that images are judged by, whose classes the segmenter's labels must fit. Raises
-    UserError with all that is lacking.
+    """Load every evaluation network as a check before training. wanted: feature networks that must be among them;
+    conditions: those of the images, whose classes the segmenter's labels must match. Raises UserError with all
+    problems.
     """
     chosen: torch.device = usable_device(device)
     if not judges.features and judges.segmenter is None:
-        raise UserError("nothing would judge the images", remedy=f"give {option('features')} or {option('segmenter')}")
+        raise UserError(
+            "no network would evaluate the images", remedy=f"give {option('features')} or {option('segmenter')}"
+        )
     there: dict[str, str] = {}
 
     def open_network(name: str) -> None:
         network = open_features(name, chosen)
         if network.name in there:
             raise UserError(
-                f"{there[network.name]} and {name} are both '{network.name}', and results could not be told apart",
-                remedy="give one",
+                f"{there[network.name]} and {name} are both '{network.name}', so their results would have the same "
+                "name",
+                remedy="give only one",
                 option="features",
             )
         there[network.name] = name
-        console.log(f"features: {network.name}, {network.dimensions} numbers an image")
+        console.log(f"features: {network.name}, {network.dimensions} numbers per image")
 
     def see_segmenter(name: str) -> None:
         segmenter = open_segmenter(name, chosen)
@@ -153,13 +155,13 @@ def check_judges(
             if isinstance(condition, MaskCondition):
                 matched_labels(segmenter, condition, judges.aliases)
 
-    found = _failures([partial(judges.options, 1, device, Path())])  # whether an evaluation could be asked for so
+    found = _failures([partial(judges.options, 1, device, Path())])  # whether the options are valid
     found = found or _failures(partial(open_network, name) for name in judges.features)
     if not found and (lacking := [name for name in wanted if name not in there]):
         named = " and ".join(f"{option('features')} {name}" for name in wanted)
         found.append(
-            f"this table is the distances of {' and '.join(wanted)}; {' and '.join(lacking)} is not among the judges; "
-            f"give {named}; others may be added"
+            f"this table compares distances by {' and '.join(wanted)}, but {' and '.join(lacking)} is not given; give "
+            f"{named}; others may be added"
         )
     if judges.segmenter is not None:
         found += _failures([partial(see_segmenter, judges.segmenter)])
@@ -170,7 +172,7 @@ def check_judges(
 
 
 def _conditions(plan: Plan, workspace: Workspace) -> list[Condition]:
-    """By what the images of each data set are judged; without what cannot be read, which is told with the runs."""
+    """The conditions of each data set for evaluation; unreadable ones are omitted and reported with the runs."""
     found = []
     for name in workspace.data:
         with suppress(UserError):
@@ -187,7 +189,7 @@ def dataset_files(plan: Plan, name: str, workspace: Workspace) -> DatasetFiles:
 def _finish(
     plan: Plan, work: Work, workspace: Workspace, chosen: DatasetFiles, console: Console, found: Results
 ) -> None:
-    """Bring a row of a seed to its evaluation, or note why there is none."""
+    """Produce a row's evaluation for a seed, or record why it failed."""
     seed, row = work
     try:
         runs = [trained_once(plan, training, seed, workspace, console, found) for training in row.trainings]
@@ -205,7 +207,7 @@ def _finish(
 def trained_once(
     plan: Plan, training: Training, seed: int, workspace: Workspace, console: Console, found: Results
 ) -> Path:
-    """A run's folder, trained if need be; one that failed fails again at once. Raises UserError."""
+    """A run's folder, trained if necessary; failed runs raise again without retraining. Raises UserError."""
     known = found.broken.get((training, seed))
     if known is not None:
         raise UserError(known)
@@ -224,7 +226,7 @@ def trained_once(
 def _judge_photographs(
     plan: Plan, name: str, files: DatasetFiles, workspace: Workspace, console: Console, found: Results
 ) -> None:
-    """Judge the held-out photographs in the place of results, where they are not what results are compared with."""
+    """Evaluate the held-out photographs instead of results, unless they are the reference."""
     if plan.reference == "val":
         return
     folder = workspace.out / "images" / f"photographs-{name}"
@@ -236,7 +238,7 @@ def _judge_photographs(
         found.photographs[name] = evaluated(folder, with_masks, plan.side, workspace, files, console)
     except (UserError, OSError, RuntimeError) as error:
         found.unjudged[name] = Message(text_of(error))
-        console.log(f"the photographs of {name} are not judged: {error}", markup=False)
+        console.log(f"the photographs of {name} are not evaluated: {error}", markup=False)
 
 
 def _table(plan: Plan, workspace: Workspace, chosen: Mapping[str, DatasetFiles], found: Results) -> Table:
@@ -244,7 +246,7 @@ def _table(plan: Plan, workspace: Workspace, chosen: Mapping[str, DatasetFiles],
     for row in plan.rows:
         works = [(seed, row) for seed in range(workspace.seeds)]
         evaluations = tuple(found.evaluations[work] for work in works if work in found.evaluations)
-        missing = tuple(found.failures.get(work, f"seed {work[0]}: not made yet") for work in _missing(works, found))
+        missing = tuple(found.failures.get(work, f"seed {work[0]}: not done yet") for work in _missing(works, found))
         lines.append(Line(row, evaluations, missing, minimised(plan, row, workspace)))
     facts = {
         name: Facts(described(name, workspace.data[name]), files.training, len(files.stems))
@@ -258,7 +260,7 @@ def _missing(works: Iterable[Work], found: Results) -> list[Work]:
 
 
 def _draw(plan: Plan, workspace: Workspace, chosen: dict[str, DatasetFiles], found: Results) -> None:
-    """Samples of the first seed side by side, a picture a data set."""
+    """Samples of the first seed side by side, a picture per data set."""
     for name, files in chosen.items():
         rows = [row for row in plan.rows if row.data == name and (0, row) in found.evaluations]
         columns = [(row.heading, workspace.images(row, 0)) for row in rows]

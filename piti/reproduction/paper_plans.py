@@ -1,4 +1,4 @@
-"""The paper's scale: its settings on its data sets, 64 px enlarged to 256."""
+"""The paper's scale: its settings on its data sets, 64 px upsampled to 256 px."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from piti.reproduction.rows import SETS, Plan, Row, Training, sampled_by, upsamp
 _W = 1.0
 _SAMPLING = sampled_by(num=1, steps=250, sampler="ddpm", guidance=Guidance(w=_W), upsampler_steps="fast27")
 _NOTES = (
-    "Rates, batch, average and the iterations of the first stage are the paper's (section 4, appendix A); what it does "
-    "not state, dropout and the length of the joint stage among it, is named in each recipe. Settings of the baselines "
-    "are their papers'.",
+    "Learning rates, batch size, EMA and the iterations of the first stage are the paper's (section 4, appendix A); "
+    "what it does not state, such as dropout and the length of the joint stage, is named in each recipe. The baselines "
+    "have their papers' settings.",
 )
 _ABOUT_3A = (
-    "Encoder alone: the prior's UNet, which is the decoder, stays frozen. Both at once: encoder and UNet learn from "
-    "the first step. Two stages: the encoder first, then both."
+    "Encoder alone: the prior's UNet, which is the decoder, stays frozen. Both at once: encoder and UNet are trained "
+    "from the first step. Two stages: the encoder first, then both."
 )
 
 
@@ -26,7 +26,7 @@ def _on(data: str, method: str, recipe: str, *changes: str) -> Training:
 
 
 def _cascade(method: str, key: str, data: str, base: str, upsampler: str, *changes: str, end: str = "") -> Row:
-    """A method of two networks; end: what tells its runs from those of the whole data."""
+    """A method with two networks; end: suffix of its runs for partial data."""
     small = _on(data, f"{base}{end}", base, *changes)
     large = _on(data, f"{upsampler}{end}", upsampler, *changes)
     return Row(method, key, small, large, _SAMPLING)
@@ -40,14 +40,14 @@ _SEEN = {
     "flickr-sketch": 100 * 50_000,
     "diode": 200 * 25_458,
 }
-"""Images that a baseline sees: epochs by pairs, for ADE20K and COCO as SPADE and OASIS train."""
+"""Images that a baseline sees: epochs times pairs, for ADE20K and COCO as in SPADE and OASIS."""
 _BATCHES = {"pix2pixhd": 16, "spade": 32, "oasis": 32}
 _TITLES = {"pix2pixhd": "Pix2PixHD", "spade": "SPADE", "oasis": "OASIS"}
 _DIFFUSION = (("from scratch", "scratch", "scratch-upsampler"), ("PITI", "piti", "upsampler"))
 
 
 def _epochs(data: str, baseline: str) -> tuple[str, ...]:
-    """What a baseline's recipe, which is for ADE20K, changes for another data set."""
+    """Changes of a baseline's recipe, which is for ADE20K, for another data set."""
     return () if data == "ade20k" else (f"stages.0.steps={_SEEN[data] // _BATCHES[baseline]}",)
 
 
@@ -60,7 +60,7 @@ def _compared(data: str) -> list[Row]:
 
 def _table1() -> Plan:
     rows = tuple(row for data in _SEEN for row in _compared(data))
-    notes = (*_NOTES, "OASIS needs masks: its discriminator tells classes apart.")
+    notes = (*_NOTES, "OASIS needs masks, since its discriminator classifies pixels.")
     return Plan("table1", "Table 1: comparison of methods", "paper", rows, 256, "val", notes)
 
 
@@ -81,7 +81,7 @@ def _table3a() -> Plan:
         _cascade("two stages (PITI)", "piti", "ade20k", "piti", "upsampler"),
     )
     rows = tuple(replace(row, name=f"{row.base.name}-same-upsampler") for row in rows)
-    notes = (*_NOTES, _ABOUT_3A, "All rows have the upsampler of PITI, so that only the base differs.")
+    notes = (*_NOTES, _ABOUT_3A, "All rows use PITI's upsampler, so that only the base differs.")
     return Plan("table3a", "Table 3a: pretraining and finetuning", "paper", rows, 256, "val", notes)
 
 
@@ -105,7 +105,7 @@ def _table4() -> Plan:
         for method, key, upsampler in _DIFFUSION:
             row = _cascade(method, f"{key}{share}", "ade20k", key, upsampler, *changes, end=end)
             rows.append(replace(row, pairs=limit or 0))
-    notes = (*_NOTES, "Every row sees as many images as with all pairs, so fewer more often.")
+    notes = (*_NOTES, "Every row sees as many images as with all pairs, so fewer pairs are repeated more often.")
     return Plan("table4", "Table 4: small training data", "paper", tuple(rows), 256, "val", notes)
 
 

@@ -1,4 +1,4 @@
-"""Samples side by side: a row a condition, with what it is, its photograph, and what each method makes of it."""
+"""Samples side by side: a row per condition, with its preview, its photograph, and a sample of each method."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def samples(
     chosen: DatasetFiles, columns: Sequence[tuple[str, Path]], rows: int = ROWS, side: int = SIDE
 ) -> Image.Image:
     """The first samples of some conditions, squares of `side` pixels. columns: a heading and a folder of images each.
-
-    The conditions are those whose keys' hashes are lowest, so that nobody chose them.
+    Conditions are chosen by the lowest hashes of their keys, to avoid cherry-picking.
     """
     stems = sorted(sorted(chosen.stems, key=key_hash)[:rows])
     shown = [_row(chosen, stem, [folder for _, folder in columns], side) for stem in stems]
@@ -40,13 +39,13 @@ def _row(chosen: DatasetFiles, stem: str, folders: Sequence[Path], side: int) ->
 
 
 def preview_of(chosen: DatasetFiles, stem: str, side: int) -> Image.Image:
-    """A condition as a person sees it, its centre square."""
+    """The centre square of a condition's preview."""
     raw = chosen.condition.squared(chosen.condition.load(chosen.conditioned(stem)))
     return chosen.condition.preview(raw).resize((side, side), Image.Resampling.NEAREST)
 
 
 def _sample(path: Path, side: int) -> Image.Image:
-    """A result, or grey where it is missing."""
+    """A result, or grey if it is missing."""
     return square(open_image(path), side) if path.is_file() else Image.new("RGB", (side, side), (128, 128, 128))
 
 
@@ -57,7 +56,7 @@ def square(image: Image.Image, side: int) -> Image.Image:
 
 
 def save_jpeg(image: Image.Image, path: Path) -> Path:
-    """Write a picture for documents, whole or not at all."""
+    """Write a picture for documents atomically."""
     with whole_file(path, overwrite=True) as partial, partial.open("wb") as file:
         image.convert("RGB").save(file, "JPEG", quality=QUALITY)
     return path

@@ -1,4 +1,4 @@
-"""The paper's own numbers, which stand beside ours, each with its table and cell (`published.json`)."""
+"""The paper's own numbers for comparison, each with its table and cell (`published.json`)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Quote:
     """One published number."""
 
     table: str
-    """Of ours, beside which it stands."""
+    """The table here that quotes it."""
     method: str
     """A row's `key`."""
     data: str
     """A data set's name in `piti.reproduction.rows.SETS`."""
     measure: str
-    """As its source calls it."""
+    """Name of the measure in its source."""
     value: float
     source: str
-    """The paper, its table, and the cell there."""
+    """The paper, its table, and the cell."""
 
 
 @cache
@@ -41,21 +41,22 @@ def all_quotes() -> tuple[Quote, ...]:
 
 
 def quotes(table: str, method: str, data: Sequence[str]) -> Sequence[Quote]:
-    """What is published for a row on these data sets."""
+    """Published numbers for a row on these data sets."""
     return [q for q in all_quotes() if (q.table, q.method) == (table, method) and q.data in data]
 
 
 _PAPER = "Published numbers are the paper's own (Wang et al. 2022, arXiv 2205.12952), at 256 px"
 ABOUT = {
     "table1": f"{_PAPER}: its table 1. FID-C is the Fréchet distance on CLIP's features.",
-    "table2": f"{_PAPER}: its table 2, of 3,000 votes by 20 raters on COCO's masks.",
-    "table3a": f"{_PAPER}: its table 3a, on ADE20K. It has no row from scratch there; in its table 1 that has 16.3.",
-    "table3b": f"{_PAPER}: its table 3b, on ADE20K. It has four rows, whose marks are read as its talk shows them (in "
-    "the text two rows carry the same marks), and does not say by which guidance they are sampled; normalised guidance "
-    "is a row of its own here alone.",
+    "table2": f"{_PAPER}: its table 2, from 3,000 votes of 20 raters on COCO's masks.",
+    "table3a": f"{_PAPER}: its table 3a, on ADE20K. It has no row from scratch; table 1 states 16.3 for it.",
+    "table3b": (
+        f"{_PAPER}: its table 3b, on ADE20K. It has four rows, whose marks are read as in its talk (two rows have the "
+        "same marks in the text), and does not state their guidance; normalised guidance is a separate row only here."
+    ),
     "table4": f"{_PAPER}: its table 4, on 5,000, 10,000 and 20,000 images of ADE20K (25, 50 and 100%).",
-    "table5": f"{_PAPER}: its table 5. FID-I is on Inception's features, FID-C on CLIP's.",
-    "figure5": "The paper's figure 5 is a picture; it states no numbers.",
-    "figure6": "The paper's figure 6 is a picture; it states no numbers.",
+    "table5": f"{_PAPER}: its table 5. FID-I uses Inception's features, FID-C CLIP's.",
+    "figure5": "The paper's figure 5 shows images without numbers.",
+    "figure6": "The paper's figure 6 shows images without numbers.",
 }
-"""What to say of the published numbers below each table."""
+"""Notes on the published numbers below each table."""

@@ -1,4 +1,4 @@
-"""Table 2: studies of a method's images against others', and the rates that raters' votes give."""
+"""Table 2: preference studies of PITI's images against other methods', and the rates from raters' votes."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from piti.reproduction.runs import Workspace
 from piti.reproduction.table_files import published_of
 
 OURS = "piti"
-"""The key of the row that raters compare with each other one."""
-_DATA = "data.txt"  # beside the pages, what data they are of
-_SEED = 0  # of the images: raters see one run of each method
+"""Key of the row that is compared with each other row."""
+_DATA = "data.txt"  # file beside the pages with their data set's title
+_SEED = 0  # seed of the images: raters see one run of each method
 
 
 @dataclass(frozen=True)
 class Studies:
-    """The pages that were written, and what could not be."""
+    """The written pages, and failures."""
 
     written: Mapping[str, Study]
-    """By the method that ours is compared with."""
+    """Studies by the method that PITI is compared with."""
     missing: tuple[str, ...] = ()
 
 
 def write_studies(plan: Plan, workspace: Workspace, console: Console, limit: int | None = None) -> Studies:
-    """Make every row's images, training what is lacking, and write a page for each method beside ours.
+    """Generate every row's images, with training if necessary, and write a page comparing PITI with each method.
 
-    Pages are `OUT/table2/METHOD.html`, their keys beside them; a page that is there is written anew only where it
-    would be another, and its key is kept as `METHOD-STUDY.key.json`. limit: so many pairs a page. Raises UserError for
-    what is known to stop a run, and where ours cannot be made.
+    Pages are `OUT/table2/METHOD.html`, their keys beside them; an existing page is replaced only if it would differ,
+    and its key is kept as `METHOD-STUDY.key.json`. limit: largest number of pairs per page. Raises UserError for known
+    problems of runs, and if PITI's images cannot be generated.
     """
     check_alone()
     check_all(plan, workspace, console, judged=False)
@@ -69,7 +69,7 @@ def write_studies(plan: Plan, workspace: Workspace, console: Console, limit: int
 
 
 def _written(compared: Compared, page: Path, options: StudyOptions) -> Study:
-    """The page; the key of another one in its place is kept beside it, since votes of that may still come back."""
+    """Write the page; the key of a page that it replaces is kept, since its votes may still arrive."""
     key = page.with_name(page.stem + KEY_SUFFIX)
     if not key.is_file():
         return write_study(compared, page, options, overwrite=True)
@@ -84,41 +84,39 @@ def _written(compared: Compared, page: Path, options: StudyOptions) -> Study:
             kept.unlink()
     if study.id == before:
         return study
-    note = Message(
-        f"that key is kept as {kept}; its votes are counted by piti study count VOTES {option('key')} {kept}"
-    )
+    note = Message(f"that key is kept as {kept}; count its votes with piti study count VOTES {option('key')} {kept}")
     return replace(study, notes=(*study.notes, note))
 
 
 def _note_data(out: Path, title: str) -> None:
-    """Keep beside the pages what data they are of, for when votes are counted."""
+    """Store the data set's title beside the pages, for counting votes."""
     (out / "table2").mkdir(parents=True, exist_ok=True)
     with whole_file(out / "table2" / _DATA, overwrite=True) as partial:
         partial.write_text(title + "\n", encoding="utf-8")
 
 
 def _title(plan: Plan, out: Path) -> str:
-    """Of the pages' data."""
+    """Title of the pages' data set."""
     (data,), kept = plan.sets, out / "table2" / _DATA
     return kept.read_text(encoding="utf-8").strip() if kept.is_file() else SETS[data].title
 
 
 def page_of(out: Path, row: Row) -> Path:
-    """A row's page."""
+    """Path of a row's page."""
     return out / "table2" / f"{row.key}.html"
 
 
 def _sides(plan: Plan) -> tuple[Row, list[Row]]:
-    """Ours, and those that it is compared with."""
+    """PITI's row, and those that it is compared with."""
     (ours,) = (row for row in plan.rows if row.key == OURS)
     return ours, [row for row in plan.rows if row.key != OURS]
 
 
 def count_studies(plan: Plan, out: Path, votes: Sequence[Path]) -> Path:
-    """Count votes and write `table2.md` and `table2.json`, with the paper's rates beside; the former's path.
+    """Count votes and write `table2.md` and `table2.json`, with the paper's rates; returns the path of the first.
 
-    votes: files that raters sent back, or folders of them, of any of the pages. Raises StudyError for votes of other
-    studies, and where a page's key is missing.
+    votes: files from raters, or folders of them, for any of the pages. Raises StudyError for votes of other studies,
+    and if a page's key is missing.
     """
     files = by_study(votes)
     counted: dict[str, Preference] = {}
@@ -130,8 +128,8 @@ def count_studies(plan: Plan, out: Path, votes: Sequence[Path]) -> Path:
     if files:
         named = ", ".join(str(path) for paths in files.values() for path in paths)
         raise StudyError(
-            f"{named}: votes of other pages than those that are in {out / 'table2'} now; leave them out, or count them "
-            "by themselves, by piti study count with their own key"
+            f"{named}: votes of other pages than those in {out / 'table2'}; remove them, or count them separately with "
+            "piti study count and their own key"
         )
     values = {
         "table": plan.table,
@@ -172,8 +170,8 @@ def _markdown(plan: Plan, counted: Mapping[str, Preference], title: str) -> str:
             cells = [rate, str(found.votes), str(found.raters), str(found.pairs)]
         lines.append(f"| {row.method} | {' | '.join(cells)} | {quoted} |")
     notes = [
-        "[low to high] is the 95% interval; its kind is in table2.json with every rater's answers in sum.",
-        "Images of seed 0, one a condition; pages are in table2/.",
+        "[low to high] is the 95% interval; table2.json states its kind and the totals of every rater.",
+        "Images of seed 0, one per condition; pages are in table2/.",
         *plan.notes,
         ABOUT[plan.table],
         *(note for found in counted.values() for note in found.notes),

@@ -1,4 +1,4 @@
-"""What tables are made of: data sets, trainings, rows and plans."""
+"""Data sets, trainings, rows and plans of tables."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set, and what a recipe for masks changes to read it."""
+    """A data set, and the changes of a mask recipe for it."""
 
     title: str
     task: str
     prepared: str
-    """How its folder is made, for a person."""
+    """How to prepare its folder."""
     validation: int
-    """About how many validation conditions it has, for estimates."""
+    """Approximate number of validation conditions, for estimates."""
     changes: tuple[str, ...] = ()
     classes: bool = True
     """Whether its conditions are classes."""
@@ -70,56 +70,56 @@ SETS: Mapping[str, DataSet] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Training:
-    """A training run but for its seed. Rows and tables that name the same one share it."""
+    """A training run without its seed. Rows and tables with the same one share it."""
 
     name: str
     recipe: str
     """A file in the scale's folder, without its suffix."""
     data: str
     changes: tuple[str, ...] = ()
-    """On top of the recipe, KEY=VALUE."""
+    """Changes of the recipe, KEY=VALUE."""
     generated: Generated | None = None
-    """For an upsampler that learns from what a base makes of the training conditions."""
+    """For an upsampler that is also trained on a base's images of the training conditions."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A base's images that an upsampler learns from."""
+    """A base's images for training an upsampler."""
 
     base: Training
     options: GenerationOptions
 
 
 Enlarger = Literal["", "bicubic", "real-esrgan"]
-"""What enlarges a base's images in the place of an upsampler of ours; empty: nothing does."""
+"""Method that enlarges a base's images instead of a trained upsampler; empty for none."""
 
 
 def sampled_by(**values: Any) -> GenerationOptions:
-    """How a row's images are made, by flat keys; what is not said is the model's own."""
+    """Generation options of a row by flat keys; unset options are the model's own."""
     return GenerationOptions.from_flat(batch=16, **values)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a method on a data set."""
+    """A row of a table: a method on a data set."""
 
     method: str
-    """For a person."""
+    """Name of the method in tables."""
     key: str
-    """In `piti.reproduction.published`; empty where no paper has such a row."""
+    """Key in `piti.reproduction.published`; empty without a published row."""
     base: Training
     upsampler: Training | None = None
     options: GenerationOptions = field(default_factory=sampled_by)
-    """How its images are made; seed and square are the table's."""
+    """Generation options of its images; seed and square are the table's."""
     name: str = ""
-    """Of its images; by default that of its trainings."""
+    """Name of its images; by default that of its trainings."""
     pairs: int | None = None
-    """How many training pairs its method is said to have; 0: all that there are; none: not said."""
+    """Number of training pairs stated with its method; 0: all; None: not stated."""
     enlarger: Enlarger = ""
 
     @property
     def heading(self) -> str:
-        """Above its samples."""
+        """Heading above its samples."""
         words = self.method.strip("*")  # italic in Markdown
         return words if self.pairs is None else f"{words}, {self.pairs or 'all'}"
 
@@ -130,64 +130,66 @@ class Row:
 
     @property
     def images(self) -> str:
-        """The name of its images and results, but for the seed: of what makes them, since tables share a folder."""
+        """The name of its images and results, without the seed, derived from what they depend on, since tables share a
+        folder."""
         return self.name or "-".join(training.name for training in self.trainings)
 
     @property
     def sampled(self) -> Row:
-        """The row whose images are sampled: where `enlarger` enlarges them the base's, which rows share."""
+        """The row whose images are sampled: with `enlarger` the base's, which rows share."""
         return replace(self, enlarger="", name="") if self.enlarger else self
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """What it needs, in order."""
+        """Its trainings, in order."""
         return (self.base,) if self.upsampler is None else (self.base, self.upsampler)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A table: its rows, and how all of them are judged."""
+    """A table: its rows, and their evaluation."""
 
     table: str
     title: str
     scale: str
     rows: tuple[Row, ...]
     side: int
-    """To which the centre squares of photographs and results are shrunk before features are taken, in pixels."""
+    """Side in pixels to which the centre squares of photographs and results are resized for evaluation."""
     reference: str
-    """The split whose photographs the Fréchet distance is to. Conditions are always those of `val`."""
+    """The split of the reference photographs for distances. Conditions are always from `val`."""
     notes: tuple[str, ...] = field(default=())
     own_data: bool = False
-    """Whether the data is nobody else's: published numbers of every data set stand beside, to compare orders alone."""
+    """Whether no published numbers exist for the data: those of every data set are quoted, to compare only the
+    order."""
     own_speed: bool = False
-    """Whether hours are told by runs made here; else they are counted for a GPU."""
+    """Whether hours are estimated from local runs; otherwise for a GPU."""
     networks: tuple[str, ...] = ()
-    """Feature networks that must be among the judges."""
+    """Required feature networks."""
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The data sets that it needs, each once."""
+        """Its data sets, each once."""
         return tuple(dict.fromkeys(row.data for row in self.rows))
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """All that is to be trained, each once, bases before the upsamplers."""
+        """All trainings, each once, bases before upsamplers."""
         return tuple(dict.fromkeys(training for row in self.rows for training in row.trainings))
 
     def recipe_file(self, training: Training) -> Path:
-        """Where a training's recipe lies."""
+        """Path of a training's recipe."""
         return FOLDER / self.scale / f"{training.recipe}.yaml"
 
     def published_on(self, row: Row) -> tuple[str, ...]:
-        """The data sets whose published numbers stand beside a row: its own, or where that is nobody else's, all of
-        the same task."""
+        """The data sets whose published numbers are quoted for a row: its own, or with `own_data` all of the same
+        task."""
         if not self.own_data:
             return (row.data,)
         return tuple(name for name, one in SETS.items() if one.task == SETS[row.data].task)
 
 
 def guided_by(options: GenerationOptions, rule: Guidance) -> GenerationOptions:
-    """The same images by another guidance of the base."""
+    """The same options with another guidance of the base."""
     base = options.sampling.base.model_copy(update={"guidance": rule})
     return replace(options, sampling=options.sampling.model_copy(update={"base": base}))
 
@@ -199,8 +201,8 @@ def upsampler_rows(
     strength: float,
     whole: Training | None = None,
 ) -> tuple[Row, ...]:
-    """What is not ours, then the upsampler's parts, one added after the other. training: a run of a name and changes;
-    strength: w; whole: a training with all of them."""
+    """Rows with other methods, then with the upsampler's parts added one by one. training: a run by name and changes;
+    strength: w; whole: a training with all parts."""
     plain = guided_by(options, Guidance(kind="plain", w=strength))
     no_adversary = "stages.1.adversarial=null"
     no_losses = ("stages.1.perceptual=null", no_adversary)

@@ -1,4 +1,4 @@
-"""A row's runs trained and its evaluation taken; what is done already is left as it is."""
+"""Training of a row's runs and its evaluation; existing results are kept."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from piti.training.run_folder import RECIPE_FILE
 from piti.training.run_state import checked_state, read_state
 
 STATES = "custom_checkpoint_*.pkl"
-"""A checkpoint's files of what a run registers, in the order in which it does: one is the averaged weights, which are
-what a model is made of."""
-_UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError)  # what torch raises of files that are no states
+"""Checkpoint files of registered objects, in order of registration: one contains the averaged (EMA) weights, from which
+the model is saved."""
+_UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError)  # raised by torch for other files
 SMALL = 2**16
-"""Tensors of more numbers are not compared: a step of training changes the small ones too."""
+"""Larger tensors are not compared, since a training step also changes the small ones."""
 
 
 def is_of(model: Path, checkpoint: Path) -> bool:
-    """Whether a model holds the averaged weights of a checkpoint; False where one of them cannot be read."""
+    """Whether a model has the averaged weights of a checkpoint; False if either cannot be read."""
     if not (model / "model_index.json").is_file():
         return False
     try:
@@ -60,7 +60,7 @@ def is_of(model: Path, checkpoint: Path) -> bool:
 
 
 def _average(checkpoint: Path) -> Iterable[Tensor]:
-    """The averaged weights among a checkpoint's states, by their content; nothing where no file holds them."""
+    """The averaged weights among a checkpoint's states, by their content; None if no file contains them."""
     for path in sorted(checkpoint.glob(STATES)):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -79,7 +79,7 @@ def _weights(path: Path) -> Iterable[Tensor]:
 
 
 def _digests(tensors: Iterable[Tensor]) -> Counter[str]:
-    """The small tensors' contents: networks list them in another order than files do."""
+    """Hashes of the small tensors, independent of order, which differs between networks and files."""
     small = (tensor.detach().float().contiguous() for tensor in tensors if tensor.numel() <= SMALL)
     return Counter(hashlib.sha256(repr(tuple(x.shape)).encode() + x.numpy().tobytes()).hexdigest() for x in small)
 
@@ -89,16 +89,16 @@ IRRELEVANT = {
     "data.root", "data.cache", "data.cache_gib", "data.max_bad", "perceptual.weights", "generated.root",
     "discriminator.features.weights", "precision", "compile", "checkpointing", "latent_cache_gib",
 }  # fmt: skip
-"""Keys of a recipe in which a finished run may differ from the plan: they do not change what it learned (precision and
-compiler only by rounding), or say where files lie. Batch and accumulation are compared as their product with the number
-of processes."""
+"""Recipe keys in which a finished run may differ from the plan: they do not affect training (precision and compiler
+only by rounding), or are file paths. Batch and accumulation are compared as their product with the number of
+processes."""
 OURS = "made_of"
-"""What an evaluation's facts call that of which it was made."""
+"""Key in an evaluation's facts for what it depends on."""
 
 
 @dataclass(frozen=True)
 class Judges:
-    """By what the images are judged, as `Options` takes it."""
+    """Evaluation networks, as in `Options`."""
 
     features: tuple[str, ...] = ("inception", "clip")
     segmenter: str | None = None
@@ -106,8 +106,8 @@ class Judges:
     bootstrap: int = 200
 
     def options(self, side: int, device: str | None, cache: Path, objects: bool = False) -> Options:
-        """For images whose centre squares are brought to `side` pixels. cache: a folder that keeps features; objects:
-        whether those of a class are compared."""
+        """Evaluation options for centre squares resized to `side` pixels. cache: folder of cached features; objects:
+        whether to compare objects of a class."""
         return Options(
             self.features,
             side,
@@ -121,26 +121,26 @@ class Judges:
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
-        """What a result of these judges depends on, files by their contents."""
+        """What results of these networks depend on, files by their contents."""
         named = {"features": list(self.features), "segmenter": self.segmenter, "aliases": self.aliases}
         return {"bootstrap": self.bootstrap} | {key: _identity(value) for key, value in named.items()}
 
     @cached_property
     def named_features(self) -> frozenset[str]:
-        """The hashes of the weights behind feature networks that are given by name, of files and of hub repositories,
-        which `made_of` does not tell. Raises UserError."""
+        """Hashes of the weights of feature networks given by name, in files and hub repositories, which `made_of` does
+        not include. Raises UserError."""
         return frozenset(features_sha256(name) for name in self.features if _is_named(name))
 
     @cached_property
     def named_segmenter(self) -> frozenset[str]:
-        """The hash of the segmenter's weights, where it is given by its name on the hub. Raises UserError."""
+        """The hash of the segmenter's weights, if it is given by its name on the hub. Raises UserError."""
         name = self.segmenter
         return frozenset() if name is None or not _is_named(name) else frozenset([segmenter_sha256(name)])
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a table is made, and what for."""
+    """Inputs and outputs of a table."""
 
     out: Path
     data: Mapping[str, Path] = field(default_factory=dict)
@@ -148,28 +148,28 @@ class Workspace:
     judges: Judges = Judges()
     seeds: int = 2
     device: str | None = None
-    """Of sampling and judging; training takes what accelerate finds."""
+    """Device of sampling and evaluation; accelerate chooses that of training."""
     train: bool = True
-    """Whether what is not trained is to be; else it is missing from the table."""
+    """Whether to train missing runs; otherwise they are missing from the table."""
     changes: tuple[str, ...] = ()
-    """On top of every recipe."""
+    """Changes of every recipe."""
     real_esrgan: Path | None = None
-    """Weights of the upsampler that is not ours, for the row that takes it."""
+    """Weights of Real-ESRGAN, for the row that uses it."""
 
     def run(self, training: Training, seed: int) -> Path:
-        """A training's folder."""
+        """Folder of a training."""
         return self.out / "runs" / f"{training.name}-{seed}"
 
     def images(self, row: Row, seed: int) -> Path:
-        """A row's images."""
+        """Folder of a row's images."""
         return self.out / "images" / f"{row.images}-{seed}"
 
     def generated(self, base: Training, seed: int) -> Path:
-        """A base's images of the training conditions, from which an upsampler learns."""
+        """Folder of a base's images of the training conditions, for training an upsampler."""
         return self.out / "images" / f"{base.name}-training-{seed}"
 
     def result(self, name: str) -> Path:
-        """An evaluation's file. name: a row's images' with the seed."""
+        """File of an evaluation. name: of a row's images, with the seed."""
         return self.out / "results" / f"{name}.json"
 
 
@@ -178,15 +178,15 @@ class Workspace:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a training run has come."""
+    """Progress of a training run."""
 
     step: int
     steps: int
     seconds: float = 0.0
-    """Spent on it so far."""
+    """Seconds spent so far."""
     images: int = 0
     finished: bool = False
-    """Whether the run is at its last step, and the model of that is there."""
+    """Whether the run is at its last step and its model exists."""
 
     def __str__(self) -> str:
         if self.finished:
@@ -195,7 +195,7 @@ class RunProgress:
 
 
 def recipe_of(plan: Plan, training: Training, seed: int, workspace: Workspace) -> Recipe:
-    """The recipe of a run, its data named where `workspace` has it. Raises RecipeError."""
+    """The recipe of a run, with the data of `workspace`. Raises RecipeError."""
     recipe = read_recipe(plan.recipe_file(training), [*training.changes, *workspace.changes, f"seed={seed}"])
     changed: dict[str, Any] = {"data": recipe.data.model_copy(update={"root": workspace.data.get(training.data)})}
     if recipe.generated is not None and training.generated is not None:
@@ -207,7 +207,7 @@ def recipe_of(plan: Plan, training: Training, seed: int, workspace: Workspace) -
 
 
 def recipe_on(plan: Plan, data: str, workspace: Workspace) -> Recipe:
-    """The first recipe of a row on a data set that can be read: how its conditions are read. Raises UserError."""
+    """The first readable recipe on a data set, which determines how its conditions are read. Raises UserError."""
     failures = []
     for training in dict.fromkeys(row.base for row in plan.rows if row.data == data):
         try:
@@ -218,15 +218,15 @@ def recipe_on(plan: Plan, data: str, workspace: Workspace) -> Recipe:
 
 
 def _with_weights(spec: DiscriminatorSpec, perceptual: PerceptualSpec) -> DiscriminatorSpec:
-    """An adversary that judges features of the network that the perceptual loss compares: the same file."""
+    """Use the weights file of the perceptual loss for a discriminator on features of the same network."""
     if spec.features is None or spec.features.weights is not None or spec.features.network != perceptual.network:
         return spec
     return spec.model_copy(update={"features": spec.features.model_copy(update={"weights": perceptual.weights})})
 
 
 def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
-    """How far a run has come. Raises RunError if its folder holds a run of another recipe, or one that began from other
-    weights than the recipe's prior has now, where both are known."""
+    """The progress of a run. Raises RunError if its folder contains a run of another recipe, or one that was
+    initialised from other weights than the recipe's prior has, if both are known."""
     run = RunFolder(folder)
     newest = run.newest()
     if newest is None:
@@ -236,7 +236,7 @@ def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
     changed = _differences(_essence(before, state.processes), _essence(now, 1))
     if changed:
         raise RunError(
-            f"{folder} holds a run of another recipe; remove it, or give another {option('out')}. It has "
+            f"{folder} contains a run of another recipe; remove it, or give another {option('out')}. It has "
             + "; ".join(f"{key} = {old!r} where {new!r} is planned" for key, old, new in changed[:5])
         )
     begun = begun_sha256(recipe) if state.begun_sha256 is not None else None
@@ -247,8 +247,7 @@ def progress_of(folder: Path, recipe: Recipe) -> RunProgress:
 
 
 def pairs_of(recipe: Recipe) -> dict[str, Any]:
-    """The training pairs that a recipe's data has now, as `RunState` notes them; nothing where they are not known.
-    Raises DataError."""
+    """The current training pairs of a recipe's data, as in `RunState`; empty if not known. Raises DataError."""
     if recipe.data.root is None:
         return {}
     pairs = PairedFolder(recipe.data, build_condition(recipe), "train")
@@ -256,8 +255,8 @@ def pairs_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def check_pairs(folder: Path, recipe: Recipe, pairs: Mapping[str, Any]) -> None:
-    """Raises RunError if a run was trained on other pairs: wherever data lies, a table is of the data that is given.
-    pairs: see `pairs_of`."""
+    """Raises RunError if a run was trained on other pairs than the given data, whatever its path. pairs: see
+    `pairs_of`."""
     newest = RunFolder(folder).newest()
     if newest is not None:
         checked_state(newest, pairs, recipe)
@@ -271,9 +270,8 @@ def trained(
     console: Console,
     prepare: Callable[[], None] | None = None,
 ) -> Path:
-    """A finished run's folder; trains what is missing. prepare: makes what the run reads, where it is to be trained.
-
-    Raises what `train` and `prepare` do, RunError, and OutputError where another process trains it.
+    """A finished run's folder, trained if necessary. prepare: creates the run's inputs before training. Raises errors
+    of `train` and `prepare`, RunError, and OutputError if another process trains it.
     """
     recipe, folder = recipe_of(plan, training, seed, workspace), workspace.run(training, seed)
     with alone(folder) if workspace.train else nullcontext(), _without_flags():
@@ -282,7 +280,7 @@ def trained(
             check_pairs(folder, recipe, pairs_of(recipe))
             return folder
         if not workspace.train:
-            raise RunError(f"{folder.name} is not trained ({now}), and nothing was to be trained now")
+            raise RunError(f"{folder.name} is not trained ({now}), and training is disabled")
         if prepare is not None:
             prepare()
         console.log(f"{folder.name}: training, {now}")
@@ -292,13 +290,13 @@ def trained(
 
 @contextmanager
 def _without_flags() -> Iterator[None]:
-    """What a run says within the block proposes no flags of its own command: this one goes on by itself, and changes no
+    """Remove flags of `piti train` from errors within the block, since this command resumes by itself and changes no
     recipe."""
     try:
         yield
     except UserError as error:
         interrupted = isinstance(error, TrainingInterrupted)
-        error.remedy = "to go on, give the same command again" if interrupted else spelled(error.remedy, _by_itself)
+        error.remedy = "give the same command again to continue" if interrupted else spelled(error.remedy, _by_itself)
         if option("set") in error.local_remedy:
             error.local_remedy = ""
         raise
@@ -309,7 +307,7 @@ def _by_itself(name: str) -> str:
 
 
 def _essence(recipe: Recipe, processes: int) -> dict[str, Any]:
-    """What decides what a run learns, key by key."""
+    """Settings that affect training, by key."""
     values = flat(recipe.to_dict())
     kept = {
         key: value
@@ -330,9 +328,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
 def evaluated(
     folder: Path, images: Mapping[str, Any], side: int, workspace: Workspace, chosen: DatasetFiles, console: Console
 ) -> Evaluation:
-    """What the judges say of a folder of images; taken from disk where it was taken before.
-
-    images: what these were made of, plain data; side: to which centre squares are brought, in pixels.
+    """The evaluation of a folder of images, read from disk if it exists. images: what these depend on, plain data;
+    side: of the resized centre squares, in pixels.
     """
     objects, place = chosen.kind == MaskCondition.kind, workspace.result(folder.name)
     whole = {
@@ -341,9 +338,9 @@ def evaluated(
         "reference": chosen.reference_sha256,
         "side": side,
         "objects": objects,
-        "condition": chosen.condition.to_config(),  # classes are matched with a segmenter's by name
+        "condition": chosen.condition.to_config(),  # classes are matched with a segmenter's labels by name
     }
-    made_of = json.loads(json.dumps(whole))  # as it is read again
+    made_of = json.loads(json.dumps(whole))  # as read from disk
     if place.is_file():
         found = Evaluation.read(place)
         judges = workspace.judges
@@ -352,7 +349,7 @@ def evaluated(
         if found.facts.get(OURS) == made_of and named <= taken_by:
             return found
     options = workspace.judges.options(side, workspace.device, workspace.out / "features", objects)
-    with steps_bar(console, f"judging {folder.name}") as on_step:
+    with steps_bar(console, f"evaluating {folder.name}") as on_step:
         real = chosen.reference if workspace.judges.features else None
         found = evaluate_files(folder, options, real, chosen.conditions, chosen.condition, on_step)
     found = replace(found, facts={**found.facts, OURS: made_of})
@@ -362,12 +359,12 @@ def evaluated(
 
 
 def _identity(value: Any) -> Any:
-    """A judge by its name, or where that is a file or a folder by its contents."""
+    """A network by its name, or for a file or folder by its contents."""
     if isinstance(value, list):
         return [_identity(item) for item in value]
     return value if value is None or _is_named(value) else contents_sha256(Path(value).expanduser())
 
 
 def _is_named(value: str | Path) -> bool:
-    """Whether a judge is given by a name, and not as a file or folder."""
+    """Whether a network is given by name, not as a file or folder."""
     return not Path(value).expanduser().exists()

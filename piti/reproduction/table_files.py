@@ -1,4 +1,4 @@
-"""Tables on disk: Markdown and JSON, with published numbers, notes and what is missing."""
+"""Tables as Markdown and JSON, with published numbers, notes and missing results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NO_COUNTERPART = "–"
 
 
 def markdown(table: Table) -> str:
-    """A table for a person."""
+    """A table as Markdown."""
     plan = table.plan
     parts = [f"# {plan.title}, {plan.scale} scale\n"]
     for data in plan.sets:
@@ -37,7 +37,7 @@ def markdown(table: Table) -> str:
 
 
 def picture_name(plan: Plan, data: str) -> str:
-    """The file of a data set's samples."""
+    """File name of a data set's samples."""
     return f"{plan.table}-{data}.jpg" if len(plan.sets) > 1 else f"{plan.table}.jpg"
 
 
@@ -68,7 +68,7 @@ def _text(cell: Cell | None, decimals: int) -> str:
 
 
 def _quoted(quote: Quote, published: Iterable[Sequence[Quote]]) -> str:
-    """A published number, with as many digits as any of its column has."""
+    """A published number, with the most decimals in its column."""
     column = [q.value for found in published for q in found if (q.data, q.measure) == (quote.data, quote.measure)]
     return number(quote.value, max(len(f"{value!r}".partition(".")[2]) for value in column))
 
@@ -82,19 +82,20 @@ def _shown(table: Table, line: Line, key: MeasureKey, decimals: int) -> str:
 
 
 def published_of(plan: Plan, row: Row) -> Sequence[Quote]:
-    """Those of the row's data set, or of every one of its task where no paper has it."""
+    """Published numbers for the row's data set, or with `own_data` for all of its task."""
     return quotes(plan.table, row.key, plan.published_on(row))
 
 
 def _notes(table: Table) -> list[str]:
     plan = table.plan
-    seeds = "one seed" if table.seeds == 1 else f"{table.seeds} seeds, each a training run of its own"
+    seeds = "one seed" if table.seeds == 1 else f"{table.seeds} seeds, each a separate training run"
     notes = [
         f"Ours: mean over {seeds}" + ("; ± is the standard deviation between them" if table.seeds > 1 else "") + ".",
-        "[low to high] is the 95% bootstrap interval over the images of a seed, as a mean over the seeds; where draws "
-        "do not differ it is Wilson's of precision and recall and none is shown of others, nor of large samples. Bold: "
-        "best. Nothing is bold where the intervals of the best two overlap.",
-        f"Images are made from the validation conditions; distances are to the photographs of the {plan.reference} "
+        "[low to high] is the 95% bootstrap interval over the images of a seed, averaged over the seeds; where draws "
+        "do not differ it is Wilson's for precision and recall and omitted for others, as for large samples. Bold: "
+        "best; nothing is bold where the intervals of the best two overlap.",
+        "Images are generated from the validation conditions; distances are to the photographs of the "
+        f"{plan.reference} "
         f"split, the centre squares of both at {plan.side} px.",
         *_about_judges(table),
         *_about_photographs(table),
@@ -103,65 +104,67 @@ def _notes(table: Table) -> list[str]:
     ]  # fmt: skip
     if plan.own_data:
         notes.append(
-            "Published numbers are of other data, at 256 px, by other judges: compare the order, not the values."
+            "Published numbers are for other data, at 256 px, with other evaluation networks: compare the order, not "
+            "the values."
         )
     notes.append(ABOUT[plan.table])
     return [*notes, *(f"† {what}" for what in table.missing), *_warnings(table)]
 
 
 def _about_judges(table: Table) -> list[str]:
-    """Which judges took part in training, and so favour some rows."""
+    """A note on evaluation networks that were used in training, and so favour some rows."""
     lines = [line for line in table.lines if any(line.favoured(key) and line.cell(key) for key in table.keys)]
     if not lines:
         return []
     networks = " and ".join(sorted({key[1] for line in lines for key in table.keys if line.favoured(key)}))
     rows = ", ".join(dict.fromkeys(table.method(line.row) for line in lines))
     return [
-        f"{networks} took part in training {rows}, by a perceptual loss, and favours these rows: nothing is bold in "
-        "its columns. Compare methods by the other networks, which trained nothing."
+        f"{networks} was used to train {rows}, in a perceptual loss, and favours these rows: nothing is bold in its "
+        "columns. Compare methods with the other networks, which were not used in training."
     ]
 
 
 def _about_objects(table: Table) -> list[str]:
-    """What small objects are, and objects of a class."""
+    """Notes that define small objects, and objects of a class."""
     names = {name for name, _ in table.keys}
     notes = []
     if names & {"small_recall", "small_found"}:
         notes.append(
-            f"Small objects are regions of one class that cover less than {SMALL:.0%} of the image: how much of their "
-            "pixels the judge sees right, and how many of them it sees right by at least half."
+            f"Small objects are regions of one class that cover less than {SMALL:.0%} of the image: the share of their "
+            "pixels that the segmenter classifies correctly, and the share of objects with at least half of their "
+            "pixels correct."
         )
     if "object_distance" in names:
         notes.append(
-            "Objects of a class: how far two regions of one class in one image, each of at least "
-            f"{LEAST:.1%} of it, lie apart by the means and deviations of their colours, in levels of 255. The paper "
-            "names it as a limitation that they look alike; nearer to the photographs' value is better."
+            "Objects of a class: the distance between two regions of one class in one image, each of at least "
+            f"{LEAST:.1%} of it, by the means and standard deviations of their colours, in levels of 255. The paper "
+            "states their similarity as a limitation; closer to the photographs' value is better."
         )
     return notes
 
 
 def _about_photographs(table: Table) -> list[str]:
-    """What the row of photographs is, and why distances are not to these."""
+    """Notes on the row of photographs, and on the reference photographs."""
     if table.plan.reference == "val":
         return []
     counts = " or ".join(f"{facts.validation:,}" for facts in table.data.values())
     few = f"the held-out photographs ({counts}) are" if counts else "the held-out photographs are"
     notes = [
         f"Distances are to the photographs of the {table.plan.reference} split because {few} too few for a distance. "
-        "That favours methods which remember what they were trained on: no number here tells that from making new ones."
+        "This favours methods that memorise training images: no number here distinguishes that from generating new "
+        "ones."
     ]  # fmt: skip
     if table.photographs:
         notes.append(
-            f"*{_REFERENCE}* are the validation photographs judged in the place of results: what these judges say of "
-            "real photographs. It is no bound, results may exceed it: an image made from a mask can show the mask's "
-            "classes more plainly than the street did, and methods learned from the photographs that distances are "
-            "to, of which the held-out ones show none."
+            f"*{_REFERENCE}* are the validation photographs evaluated instead of results. They are not a bound, "
+            "results may exceed them: an image generated from a mask can show the mask's classes more clearly than the "
+            "street did, and methods were trained on the photographs that distances refer to, not on the held-out ones."
         )
     return notes
 
 
 def _warnings(table: Table) -> list[str]:
-    """What the evaluations warn of, each once."""
+    """Warnings of the evaluations, each once."""
     return list(dict.fromkeys(note for line in table.lines for evaluation in line.found for note in evaluation.notes))
 
 
@@ -209,7 +212,7 @@ def _line_dict(table: Table, line: Line) -> dict[str, Any]:
 
 
 def _networks(table: Table) -> list[Any]:
-    """What judged, with the hashes of the weights."""
+    """The evaluation networks, with the hashes of their weights."""
     for line in table.lines:
         for evaluation in line.found:
             return list(evaluation.facts.get("networks", []))
@@ -217,7 +220,7 @@ def _networks(table: Table) -> list[Any]:
 
 
 def write(table: Table, out: Path) -> Path:
-    """Write `TABLE.md` and `TABLE.json`, whole or not at all; the former's path."""
+    """Write `TABLE.md` and `TABLE.json` atomically; returns the path of the first."""
     texts = {
         ".json": json.dumps(to_dict(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         ".md": markdown(table),

@@ -14,60 +14,60 @@ SHOWN = (
     "fd", "kid", "cmmd", "precision", "recall", "diversity",
     "miou", "pixel_accuracy", "small_recall", "small_found", "object_distance", "line_distance", "depth_error",
 )  # fmt: skip
-"""Measures that have a column, in order; the others are in the evaluations' own files."""
+"""Measures with a column, in order; others are only in the evaluations' files."""
 _OF_ALL = {"object_distance"}
-"""Of these, all classes together have a column, and none by itself."""
+"""Measures with a column only over all classes."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A data set as it is."""
+    """Facts of a data set."""
 
     title: str
     training: int
-    """Training pairs."""
+    """Number of training pairs."""
     validation: int
-    """Validation conditions."""
+    """Number of validation conditions."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row with what was found."""
+    """A row with its results."""
 
     row: Row
     found: tuple[Evaluation, ...]
-    """One a seed that is done."""
+    """One evaluation per finished seed."""
     missing: tuple[str, ...] = ()
-    """What is not there, and why."""
+    """Missing results, with reasons."""
     minimised: frozenset[str] = frozenset()
-    """Feature networks whose features its training compared with photographs': judges that took part in it."""
+    """Feature networks that its training used in losses on photographs."""
 
     def cell(self, key: MeasureKey) -> Cell | None:
-        """A measure over the seeds that have it."""
+        """A measure over the seeds that contain it."""
         return cell_for(self.found, key)
 
     def favoured(self, key: MeasureKey) -> bool:
-        """Whether a measure is of a network that took part in training."""
+        """Whether a measure uses a network that was used in training."""
         return key[1] in self.minimised
 
 
 @dataclass(frozen=True)
 class Table:
-    """A plan with what was found for each of its rows."""
+    """A plan with the results of its rows."""
 
     plan: Plan
     seeds: int
     lines: tuple[Line, ...]
     photographs: dict[str, Evaluation]
-    """Of the held-out photographs themselves, judged as results are, by data set."""
+    """Evaluations of the held-out photographs by data set."""
     data: Mapping[str, Facts] = field(default_factory=dict)
-    """What is known of each data set."""
+    """Facts of each data set."""
     unjudged: Mapping[str, str] = field(default_factory=dict)
-    """Data sets whose photographs could not be judged, and why."""
+    """Data sets whose photographs could not be evaluated, with reasons."""
 
     @property
     def keys(self) -> list[MeasureKey]:
-        """The measures that have a column; those of networks that took part in no row's training first."""
+        """The measures with a column; first those of networks that were not used in training."""
         everything = [*(e for line in self.lines for e in line.found), *self.photographs.values()]
         there = dict.fromkeys((one.name, one.of) for evaluation in everything for one in evaluation.measures)
         order = {name: place for place, name in enumerate(SHOWN)}
@@ -75,22 +75,22 @@ class Table:
         return sorted(shown, key=lambda key: (order[key[0]], self.partial(key), key[1]))
 
     def partial(self, key: MeasureKey) -> bool:
-        """Whether a measure is of a network that took part in training a row."""
+        """Whether a measure uses a network that was used to train a row."""
         return any(line.favoured(key) for line in self.lines)
 
     @property
     def missing(self) -> list[str]:
-        """What is not there, and why; empty where the table is complete."""
+        """Missing results, with reasons; empty if the table is complete."""
         rows = [f"{self.method(line.row)}: {text_of(what)}" for line in self.lines for what in line.missing]
         rows += [f"photographs of {self.title(name)}: {text_of(why)}" for name, why in self.unjudged.items()]
         return [*map(Message, rows)]
 
     def title(self, data: str) -> str:
-        """A data set's, as it is where that is known."""
+        """A data set's title."""
         return self.data[data].title if data in self.data else SETS[data].title
 
     def method(self, row: Row) -> str:
-        """A row's method, with its training pairs where these tell rows apart."""
+        """A row's method, with its training pairs if these distinguish rows."""
         facts = self.data.get(row.data)
         if row.pairs is None:
             return row.method
@@ -99,7 +99,7 @@ class Table:
         return f"{row.method}, all {facts.training:,} pairs" if facts else f"{row.method}, all pairs"
 
     def best(self, data: str, key: MeasureKey) -> float | None:
-        """The best mean of a measure on a data set, see `best_of`; none where the judge took part in training a row."""
+        """The best mean of a measure on a data set, see `best_of`; None if its network was used to train a row."""
         if self.partial(key):
             return None
         lines = (line for line in self.lines if line.row.data == data)
@@ -107,7 +107,7 @@ class Table:
         return best_of(cells, KINDS[key[0]].better if key[0] in KINDS else "")
 
     def decimals(self, data: str) -> dict[MeasureKey, int]:
-        """Digits after the point of each column."""
+        """Decimals of each column."""
         found = [list(line.found) for line in self.lines if line.row.data == data]
         found += [[self.photographs[data]]] if data in self.photographs else []
         cells = {key: [cell for one in found if (cell := cell_for(one, key)) is not None] for key in self.keys}

@@ -1,4 +1,4 @@
-"""A place to make tables in, and the weights of its judge."""
+"""A workspace for tables, and weights of a feature network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said before anything is trained: what would stop a table, and what it would take."""
+"""Checks before training: problems of a table, and its cost."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_all_judges_that_are_lacking_are_told_at_once(workspace: Workspace) -> N
     ("features", "bootstrap", "said"),
     [
         ((0, 0), 0, "features .*is given twice; name each network once"),
-        ((0, 1), 0, "are both 'squeezenet', and results could not be told apart; give one"),
-        ((0,), 1, "bootstrap 1: is no number of draws"),
+        ((0, 1), 0, "are both 'squeezenet', so their results would have the same name; give only one"),
+        ((0,), 1, "bootstrap 1: is not a valid number of draws"),
     ],
 )
 def test_what_no_evaluation_takes_is_told_before_training(
@@ -96,7 +96,7 @@ def test_labels_that_fit_no_class_are_told_before_training(
     segmenter, aliases = str(segformer(tmp_path / "judge", ("tree", "sea"))), tmp_path / "aliases.json"
     lacking = replace(workspace, judges=Judges((), segmenter, bootstrap=0))
     (said,) = make.judges_lacking(PLAN, lacking, QUIET)
-    assert "none of its labels (tree, sea) is a class of the masks" in said
+    assert "none of its labels (tree, sea) matches a class of the masks" in said
     assert opened == [segmenter]
     with pytest.raises(UserError, match="none of its labels"):
         make.reproduce(PLAN, lacking, QUIET)
@@ -104,13 +104,13 @@ def test_labels_that_fit_no_class_are_told_before_training(
     with pytest.raises(UserError, match=r"aliases\.json: cannot be read as JSON"):
         make.check_judges(replace(lacking.judges, aliases=aliases), "cpu", QUIET)
     aliases.write_text('{"tree": "wood"}')
-    with pytest.raises(UserError, match="'tree' is to be 'wood', no class of the masks"):
+    with pytest.raises(UserError, match="'tree' maps to 'wood', which is not a class of the masks"):
         make.reproduce(PLAN, replace(lacking, judges=replace(lacking.judges, aliases=aliases)), QUIET)
     assert not (workspace.out / "runs").exists()
 
 
 def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
-    with pytest.raises(UserError, match=r"distances of inception and clip; inception and clip is not among the judges"):
+    with pytest.raises(UserError, match=r"distances by inception and clip, but inception and clip is not given"):
         make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
 
 
@@ -166,7 +166,7 @@ class TestBeforeTraining:
     def test_data_that_does_not_pair(self, workspace: Workspace, tmp_path: Path) -> None:
         data = shutil.copytree(workspace.data["camvid"], tmp_path / "copied")
         sorted((data / "labels").iterdir())[0].unlink()
-        with pytest.raises(UserError, match=r"(?s)tiny-0: .*give data another folder"):
+        with pytest.raises(UserError, match=r"(?s)tiny-0: .*give another folder with data"):
             make.reproduce(PLAN, replace(workspace, data={"camvid": data}), QUIET)
 
     def test_what_is_trained_needs_nothing(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,12 +185,12 @@ class TestDryRun:
         assert [row["state"] for row in rows] == ["new", "cannot be made"]
         assert rows[0]["images"] == "16"
         assert "without lacking-0" in notes[0]
-        assert "which is assumed" in notes[1]
+        assert "an assumed machine" in notes[1]
         assert not workspace.out.exists()
         trained(PLAN, TINY, 0, workspace, QUIET)
         rows, notes = costs.dry_run(PLAN, replace(workspace, seeds=2))
         assert [row["state"] for row in rows] == ["finished", "new"]
-        assert "were made" in notes[1]
+        assert "that trained" in notes[1]
 
     @pytest.mark.parametrize(
         ("base", "upsampler", "asked", "passes"),

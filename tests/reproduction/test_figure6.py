@@ -1,4 +1,4 @@
-"""Figure 6: statistics of pictures made by hand, and the whole of it with a tiny model."""
+"""Figure 6: statistics of constructed images, and the whole figure with a tiny model."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_other_photographs_or_settings_make_results_stale(
 def test_the_plan_counts_conditions(tiny_data: Path, tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "model")
     told = {row["what"]: row["plan"] for row in figure6.plan_rows(str(tmp_path / "model"), tiny_data)}
-    assert told["images"].startswith("one of each of 3 validation conditions at each of 11 settings")
+    assert told["images"].startswith("one for each of 3 validation conditions at each of 11 settings")
     assert told["hours"].startswith("about 0.0 to 0.0")
     told = {row["what"]: row["plan"] for row in figure6.plan_rows(str(tmp_path / "model"), None)}
     assert "not counted" in told["images"]
@@ -116,10 +116,10 @@ def test_a_student_is_refused_before_anything_is_made(tiny_data: Path, tmp_path:
     tiny_pipeline().save_pretrained(tmp_path / "model")
     path = tmp_path / "model/base/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "student_spec": {"timesteps": [1, 5], "w": 2.0}}))
-    with pytest.raises(UserError, match=r"model.*was distilled.*name the model that it was distilled from"):
+    with pytest.raises(UserError, match=r"model.*was distilled.*give the model that it was distilled from"):
         figure6.plan_rows(str(tmp_path / "model"), None)
     workspace = Workspace(tmp_path / "out", device="cpu")
-    with pytest.raises(UserError, match=r"model.*was distilled.*name the model that it was distilled from"):
+    with pytest.raises(UserError, match=r"model.*was distilled.*give the model that it was distilled from"):
         figure6.reproduce(str(tmp_path / "model"), tiny_data, workspace, False, Console(quiet=True))
     assert not (tmp_path / "out").exists()
 
@@ -128,15 +128,15 @@ def test_what_the_model_cannot_show_is_told_before_anything_is_made(tiny_data: P
     model = tmp_path / "model"
     tiny_pipeline().save_pretrained(model)
     (tiny_data / "labels").rename(tiny_data / "elsewhere")
-    with pytest.raises(UserError, match=r"^data .*: holds no labels/; give one with images/ and labels/.*kind mask"):
+    with pytest.raises(UserError, match=r"^data .*: contains no labels/; give one with images/ and labels/.*kind mask"):
         figure6.plan_rows(str(model), tiny_data)
     mask = tiny_pipeline().condition
     for condition, said in (
         (SeveralCondition({"mask": mask, "sketch": SketchCondition()}), "reads several conditions at once"),
-        (NoCondition(), "has no base that follows a condition"),
+        (NoCondition(), "has no base with a condition"),
     ):
         (model / "condition.json").write_text(json.dumps(condition.to_config()))
-        with pytest.raises(UserError, match=rf"^model .*: {said}; name a model whose base reads one"):
+        with pytest.raises(UserError, match=rf"^model .*: {said}; give a model whose base reads one"):
             figure6.plan_rows(str(model), None)
 
 

@@ -1,4 +1,4 @@
-"""A table from end to end with tiny networks: what is done is not repeated, what fails is named."""
+"""A table end to end with tiny networks: finished work is not repeated, failures are reported."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_an_unfinished_run_goes_on_and_other_recipes_are_refused(workspace: Work
     shutil.rmtree(finished)  # as if it had been stopped at step 3
     now = progress_of(run, recipe)
     assert (str(now), now.finished) == ("step 3 of 4", False)
-    with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and nothing was to be trained now"):
+    with pytest.raises(RunError, match=r"tiny-0 is not trained \(step 3 of 4\), and training is disabled"):
         trained(PLAN, TINY, 0, replace(workspace, train=False), QUIET)
     trained(PLAN, TINY, 0, workspace, QUIET)
     assert progress_of(run, recipe).finished
@@ -267,7 +267,7 @@ def test_two_pairs_whose_images_would_have_one_name_are_told(tiny_data: Path, tm
     (tiny_data / "splits.json").write_text(json.dumps(splits))
     condition = build_condition(Recipe.parse(tiny_recipe(tiny_data), "test"))
     spec = FolderSpec(root=tiny_data)
-    with pytest.raises(UserError, match=r"what is made of drive-00 and of drive/00 would both be called drive-00; ren"):
+    with pytest.raises(UserError, match=r"the images of drive-00 and drive/00 would both be named drive-00; ren"):
         choose(condition, spec, "val", tmp_path / "chosen")
     (tiny_data / "splits.json").write_text(json.dumps(splits | {"val": ["drive-01", "drive/00"]}))
     assert choose(condition, spec, "val", tmp_path / "chosen").stems == ("drive-00", "drive-01")
@@ -300,7 +300,7 @@ def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(
 
 def test_a_stop_during_a_runs_last_step_ends_all(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "preview", lambda trainer, _: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(TrainingInterrupted, match="all of the run saved; to go on, give the same command again"):
+    with pytest.raises(TrainingInterrupted, match="all of the run saved; give the same command again to continue"):
         trained(PLAN, TINY, 0, workspace, QUIET)
     assert trained(PLAN, TINY, 0, workspace, QUIET) == workspace.run(TINY, 0)
 
@@ -319,7 +319,7 @@ def test_what_a_run_proposes_is_what_this_command_can_do(workspace: Workspace, m
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/mine.png").write_bytes(b"")
-    with pytest.raises(OutputError, match="holds other things"):
+    with pytest.raises(OutputError, match="contains other files"):
         begin_folder(tmp_path / "images", {"seed": 0})
     assert (tmp_path / "images/mine.png").exists()
 
@@ -333,9 +333,7 @@ def test_photographs_that_cannot_be_judged_are_told(workspace: Workspace, monkey
     monkeypatch.setattr(make, "as_png", failing)
     table = make.reproduce(PLAN, workspace, QUIET)
     assert table.lines[0].found
-    assert table.missing == [
-        f"photographs of `{workspace.data['camvid'].name}` (in the place of CamVid): the disk is full"
-    ]
+    assert table.missing == [f"photographs of `{workspace.data['camvid'].name}` (instead of CamVid): the disk is full"]
     assert "| *photographs (held out)* † | missing |" in (workspace.out / "table1.md").read_text()
 
 
@@ -364,7 +362,7 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
     given = ["--features", workspace.judges.features[0], "--bootstrap", "0", "--seeds", "1", "--device", "cpu"]
     missing = run.invoke(app, ["table1", "--data", data, "--out", out, "--no-train", *given])
     assert missing.exit_code == 1
-    assert "missing: tiny: seed 0: tiny-0 is not trained (new), and nothing was to be trained now" in missing.output
+    assert "missing: tiny: seed 0: tiny-0 is not trained (new), and training is disabled" in missing.output
     assert (workspace.out / "table1.md").exists()
 
 

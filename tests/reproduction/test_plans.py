@@ -1,4 +1,4 @@
-"""Plans are whole: every recipe reads, rows share what they should, and data is asked for in the user's words."""
+"""Plans: recipes are valid, rows share trainings and images, and errors about data."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_the_upsamplers_perceptual_loss_marks_its_rows() -> None:
 def test_oasis_is_told_to_be_at_a_disadvantage() -> None:
     notes = " ".join(plan_of("table1", "small").notes)
     assert "far too few" in notes
-    assert "its paper's does not" in notes
+    assert "unlike in its paper" in notes
     oasis = read_recipe(ROOT / "piti/reproduction/small/oasis.yaml").stages[0]
     assert oasis.decay == 0.5  # "over the second half"
     assert read_recipe(ROOT / "piti/reproduction/paper/oasis.yaml").stages[0].decay == 0
@@ -164,7 +164,7 @@ def test_oasis_is_told_to_be_at_a_disadvantage() -> None:
 
 def test_data_sets_are_called_by_their_folders(tmp_path: Path) -> None:
     assert described("camvid", tmp_path / "CamVid") == "CamVid"
-    assert described("camvid", tmp_path / "streets") == "`streets` (in the place of CamVid)"
+    assert described("camvid", tmp_path / "streets") == "`streets` (instead of CamVid)"
 
 
 def test_of_the_ablations_one_thing_changes_at_a_time() -> None:
@@ -238,8 +238,8 @@ def test_data_is_one_folder_or_one_for_each_name(tmp_path: Path) -> None:
     for given, message in (
         ([], "data: is missing for ade20k, diode"),
         ([f"ade20k={tmp_path}"], "data: is missing for diode; give data FOLDER"),
-        ([f"ade={tmp_path}"], "data ade=…: this table takes ade20k, diode"),
-        ([str(tmp_path), str(tmp_path)], "2 folders without a name"),
+        ([f"ade={tmp_path}"], "data ade=…: this table uses ade20k, diode"),
+        ([str(tmp_path), str(tmp_path)], "2 folders are given without a name"),
         ([str(tmp_path), f"diode={tmp_path}"], "others are named"),
         ([str(tmp_path / "nowhere")], "no such folder: .*nowhere/ade20k"),
     ):
@@ -297,7 +297,7 @@ def test_a_dry_run_of_every_table(table: str, scale: str, tmp_path: Path, monkey
     rows, notes = costs.dry_run(plan, Workspace(tmp_path / "out", seeds=1))
     assert [row["run"] for row in rows] == [f"{training.name}-0" for training in plan.trainings]
     assert all(row["hours left"] not in ("", "?") for row in rows)
-    assert "hours of training to go" in notes[0]
+    assert "hours of training left" in notes[0]
     assert not (tmp_path / "out").exists()
 
 

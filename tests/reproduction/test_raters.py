@@ -1,4 +1,4 @@
-"""Table 2 from images to rates: pages, votes, and the paper's rates beside ours."""
+"""Table 2 from images to rates: pages, votes, and the paper's rates."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def test_pages_out_and_rates_in(workspace: Workspace, tmp_path: Path) -> None:
         (sent / f"votes-{name}-{rater[0]}.json").write_text(json.dumps(votes(key, for_a, rater)))
     text = count_studies(PLAN, workspace.out, [sent]).read_text()
     data = workspace.data["camvid"].name  # which is not CamVid
-    assert (
-        f"How often raters prefer *PITI as in the paper*, %; `{data}` (in the place of CamVid), mask to image." in text
-    )
+    assert f"How often raters prefer *PITI as in the paper*, %; `{data}` (instead of CamVid), mask to image." in text
     assert "| SPADE | 83.3 [" in text
     assert "| OASIS | no votes |  |  |  | 84.1 |" in text
     assert "| 1 | 3 | 87.4 |" in text  # from scratch: one rater, three pairs

@@ -1,4 +1,4 @@
-"""What finished work depends on beside its own files: weights of judges by name, and those that a run began from."""
+"""Dependencies of finished work besides its files: weights of networks given by name, and a run's initial weights."""
 
 from __future__ import annotations
 

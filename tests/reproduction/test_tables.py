@@ -1,4 +1,4 @@
-"""Tables: means over seeds, intervals, the best in bold, published numbers, and what is missing."""
+"""Tables: means over seeds, intervals, the best in bold, published numbers, and missing results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAN = Plan("table1", "Table 1: methods", "small", (SPADE, SCRATCH, PITI), 64, "
 DATA = {"camvid": Facts("CamVid", 1499, 31)}
 
 
-def found(fd: float, miou: float, note: str = "few images") -> Evaluation:
+def found(fd: float, miou: float, note: str = "small sets") -> Evaluation:
     measures = (
         Measure("fd", fd, fd - 1, fd + 2, "squeezenet"),
         Measure("miou", miou, of="judge"),
@@ -119,11 +119,11 @@ def test_a_judge_that_trained_a_row_makes_nothing_bold_and_stands_behind_others(
     cells = rows(text)
     assert cells["method"][:2] == [
         "Fréchet distance (zeta) ↓",
-        "Fréchet distance (squeezenet, which trained some rows) ↓",
+        "Fréchet distance (squeezenet, used to train some rows) ↓",
     ]
     assert cells["SPADE"][:3] == ["**1.00 [1.00 to 1.10]**", "10.0 [9.0 to 12.0]", "**50.0**"]
     assert cells["PITI"][:2] == ["2.00 [2.00 to 2.10]", "20.0 [19.0 to 22.0]"]
-    assert "- squeezenet took part in training SPADE, by a perceptual loss, and favours these" in text
+    assert "- squeezenet was used to train SPADE, in a perceptual loss, and favours these" in text
     measures = to_dict(table(lines=lines))["rows"][0]["measures"]
     assert {one["of"]: one["judge_took_part"] for one in measures} == {
         "squeezenet": True,
@@ -144,7 +144,10 @@ def test_objects_have_a_column_for_all_classes_together_and_words_for_what_they_
     ]
     assert rows(text)["PITI"][2:4] == ["40.0", "30.0 [28.0 to 33.0]"]
     assert "- Small objects are regions of one class that cover less than 1% of the image" in text
-    assert "- Objects of a class: how far two regions of one class in one image, each of at least 0.4%" in text
+    assert (
+        "- Objects of a class: the distance between two regions of one class in one image, each of at least 0.4%"
+        in text
+    )
     assert "bjects" not in markdown(table())
 
 
@@ -164,25 +167,25 @@ def test_names_and_counts_are_those_of_the_data() -> None:
 def test_photographs_are_no_bound() -> None:
     text = markdown(table())
     assert "within reach" not in text
-    assert "what these judges say of real photographs. It is no bound, results may exceed it" in text
-    assert "(31) are too few for a distance. That favours methods which remember" in text
+    assert "evaluated instead of results. They are not a bound, results may exceed them" in text
+    assert "(31) are too few for a distance. This favours methods that memorise" in text
     text = markdown(table(photographs={}, unjudged={"camvid": "the disk is full"}))
     assert rows(text)["*photographs (held out)* †"][:2] == ["missing", "missing"]
     assert "- † photographs of CamVid: the disk is full\n" in text
-    assert "It is no bound" not in text
+    assert "They are not a bound" not in text
     assert table(lines=(), unjudged={"camvid": "x"}).missing == ["photographs of CamVid: x"]
 
 
 def test_what_is_missing_is_named_and_notes_come_once() -> None:
     text = markdown(table())
-    assert "it is Wilson's of precision and recall" in text  # as `piti.evaluation.distances` gives
+    assert "it is Wilson's for precision and recall" in text  # as `piti.evaluation.distances` gives
     assert "- † from scratch: seed 1: it diverged\n" in text
-    assert text.count("few images") == 1
+    assert text.count("small sets") == 1
     assert "- a note\n" in text
     assert "arXiv 2205.12952" in text
-    nothing = table(lines=(Line(PITI, (), ("seed 0: not made yet",)), Line(SPADE, (found(1, 1),))))
+    nothing = table(lines=(Line(PITI, (), ("seed 0: not done yet",)), Line(SPADE, (found(1, 1),))))
     assert rows(markdown(nothing))["PITI †"][:2] == ["missing", "missing"]
-    assert nothing.missing == ["PITI: seed 0: not made yet"]
+    assert nothing.missing == ["PITI: seed 0: not done yet"]
     assert not replace(nothing, lines=nothing.lines[1:]).missing
 
 

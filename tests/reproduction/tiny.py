@@ -1,4 +1,4 @@
-"""A table of one tiny run, and evaluations without a network."""
+"""A table with one tiny run, and evaluations without a network."""
 
 from __future__ import annotations
 
