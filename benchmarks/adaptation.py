@@ -1,11 +1,11 @@
-"""Models of one task side by side, such as one adapted from a prior and one trained from scratch.
+"""Compare models of one task, such as one adapted from a prior and one trained from scratch.
 
     python benchmarks/adaptation.py --data DATA --referee referee.py scratch=RUN adapted=RUN [--out DIR]
         [--sheet docs/pictures/adaptation.png --masks STEM …]
 
-DATA is a paired folder (images/, labels/, splits.json). Every base makes one sample a mask of the split, seed 0, with
-the same sampler; images are kept in --out, so that a broken-off run goes on. The referee is called as in quality.py.
-For training runs the losses on the validation pairs are printed too, as they were logged on the way.
+DATA is a paired folder (images/, labels/, splits.json). Every base generates one sample per mask of the split, seed 0,
+with the same sampler; images are kept in --out, so that interrupted runs resume. The referee is called as in
+quality.py. For training runs, the logged validation losses are also printed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from piti.data import Pair
 from piti.generation.options import GenerationOptions
 from piti.pipelines.pipeline import PITIPipeline
 
-SHOWN = 128  # side of a picture on the sheet
+SHOWN = 128  # side of an image on the sheet
 
 
 def losses_of(run: Path) -> dict[int, float]:
-    """Step => validation loss, as a run logged it; nothing for a model that is no run."""
+    """Step => validation loss from a run's log; empty for a model that is not a run."""
     path = run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     return {row["step"]: round(row["validation_loss"], 4) for row in rows if "validation_loss" in row}
 
 
 def sheet(pairs: list[Pair], condition: Condition, folders: dict[str, Path]) -> Image.Image:
-    """A row a pair: the mask, each model's image, the photograph."""
+    """A row per pair: the mask, each model's image, the photograph."""
     rows = []
     for pair in pairs:
         mask, photograph = Path(str(pair.condition)), read_rgb(pair.image)
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--referee", type=Path, required=True)
     parser.add_argument("--split", default="val")
-    parser.add_argument("--limit", type=int, help="masks, evenly spread over the split")
+    parser.add_argument("--limit", type=int, help="number of masks, evenly spread over the split")
     parser.add_argument("--sampler", default="dpm++sde")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)

@@ -1,20 +1,20 @@
-"""Intra-image collapse, and what may help against it: objects of a class in one image, made in several ways.
+"""Intra-image collapse and possible remedies: objects of a class in one image, generated in several ways.
 
     python benchmarks/collapse.py --data DATA --out OUT --features alexnet.safetensors [--model street] [--samples 4]
 
-The paper names as a limitation that similar objects within one image share style and colour. All ways start from the
-same noise, and none needs training:
+The paper states as a limitation that similar objects within one image share style and colour. All ways start from the
+same noise, without training:
 
 - as it is: the model's own sampler and guidance.
-- w of each region: every connected region of the mask has a strength of guidance of its own, drawn for each sample
-  from 0 to three times the model's; the normalised rule (eq. 8) restores the whole image's statistics.
-- no pooled token: what the encoder knows of the whole mask, which joins the time embedding, is that of no condition;
-  the sequence of tokens, and the aligned path, stay.
+- w of each region: every connected region of the mask has its own guidance strength, drawn for each sample from 0 to
+  three times the model's; the normalised rule (eq. 8) restores the statistics of the whole image.
+- no pooled token: the encoder's pooled token, which is added to the time embedding, is that of no condition; the other
+  tokens and the aligned path are unchanged.
 
-DATA is a paired folder with masks; those of its validation split are taken. Images are kept in OUT/WAY and judged by
+DATA is a paired folder with masks, of which the validation split is used. Images are kept in OUT/WAY and evaluated by
 `piti evaluate images … --objects`: distances of colours within an image, between samples, and their ratio (1: objects
-of one image are no more alike than those of different samples), distances to the training photographs, and with
---segmenter agreement. The tables are printed and written as OUT/WAY.json.
+in one image are no more similar than those in different samples), distances to the training photographs, and with
+--segmenter the agreement. The tables are printed and written as OUT/WAY.json.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
 
 MOST = 3.0
-"""Strengths of regions are drawn from 0 to so many times the model's own."""
+"""Upper limit of the strengths of regions, relative to the model's own."""
 
 Way = Callable[[Network, Batch, NetworkSampling], Denoise]
-"""Makes the denoiser of a batch of samples of one mask."""
+"""Creates the denoiser for a batch of samples of one mask."""
 
 
 def as_it_is(network: Network, batch: Batch, settings: NetworkSampling) -> Denoise:
-    """As the pipeline does."""
+    """As in the pipeline."""
     return network.denoiser(*network.encode(batch, with_null=settings.guidance.w != 0), settings.guidance)
 
 
 def without_pooled(network: Network, batch: Batch, settings: NetworkSampling) -> Denoise:
-    """The pooled token of the conditions replaced by that of no condition."""
+    """Replace the pooled token of the conditions by that of no condition."""
     tokens, both = network.encode(batch, with_null=True)
     assert both is not None
     null = both.pooled[len(tokens.pooled) :]
@@ -63,7 +63,7 @@ def without_pooled(network: Network, batch: Batch, settings: NetworkSampling) ->
 
 
 def by_region(network: Network, batch: Batch, settings: NetworkSampling) -> Denoise:
-    """A strength of guidance for each region of the mask, others in each sample."""
+    """A guidance strength for each region of the mask, different in each sample."""
     tokens, both = network.encode(batch, with_null=True)
     strengths = strengths_of(batch, settings.guidance.w)
     pair = conditioned(network.translator, tokens, both, network.schedule)
@@ -78,7 +78,7 @@ def by_region(network: Network, batch: Batch, settings: NetworkSampling) -> Deno
 
 
 def strengths_of(batch: Batch, w: float) -> Tensor:
-    """[B, 1, h, w] over the canvas: one number a region of the mask, another in each sample."""
+    """[B, 1, h, w] over the canvas: one value per region of the mask, different in each sample."""
     raw = batch.conditions[0].raw  # [1, h, w]
     regions = connected(nearest(raw, Box(0, 0, raw.shape[-1], raw.shape[-2]), batch.base_size)[0])
     maps = []
@@ -93,7 +93,7 @@ WAYS: dict[str, Way] = {"as it is": as_it_is, "w of each region": by_region, "no
 
 @torch.no_grad()
 def make(pipeline: PITIPipeline, prepared: Prepared, way: Way, samples: int) -> list[Tensor]:
-    """Samples of one mask, [3, h, w] each in [-1, 1], from the same noise whatever the way."""
+    """Samples of one mask, [3, h, w] each in [-1, 1], with the same noise for all ways."""
     network, settings = pipeline.base_network(), prepared.sampling.base
     assert isinstance(network, Network)
     seeds = [seed_of(0, prepared.content_hash, number) for number in range(samples)]

@@ -1,12 +1,12 @@
-"""Degradation speed: images a second on one core, clean, degraded, and each operation alone.
+"""Degradation speed: images per second on one core, clean, degraded, and for each operation.
 
     python benchmarks/degradation.py [--images FOLDER] [--scale 4] [--rounds 3]
 
-Counted in processor time of one thread, so that other work on the machine does not count; the fastest round counts.
-Without --images the pictures are made: random colours with edges. The degradation blurs one image at a time, because
-each has its own kernel, size and place in the order of operations; the last three rows compare that (by strips, as
-`blur` does) with a plain convolution of one image, and with one grouped convolution over a batch of sixteen whose
-images share size and kernel size.
+Measured in processor time of one thread, so that other work on the machine has little influence; the fastest round
+counts. Without --images, images are synthetic: random colours with edges. The degradation blurs one image at a time,
+because each has its own kernel, size and order of operations; the last three rows compare that (in strips, as in
+`blur`) with a plain convolution of one image, and with one grouped convolution over a batch of sixteen whose images
+share size and kernel size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from piti.data.filters import anisotropic_kernel, blur, resize
 
 SIDES = (256, 128)
 COUNT = 100
-"""Images a round: enough for every branch of the degradation."""
+"""Images per round: enough for every branch of the degradation."""
 
 
 def pictures(folder: Path | None, side: int) -> list[Tensor]:
@@ -56,7 +56,7 @@ def pictures(folder: Path | None, side: int) -> list[Tensor]:
 
 
 def rate(work: Callable[[], object], images: int, rounds: int) -> float:
-    """Images a second of the fastest round, after one that does not count."""
+    """Images per second of the fastest round, after a warm-up."""
     work()
     seconds = []
     for _ in range(rounds):
@@ -67,7 +67,7 @@ def rate(work: Callable[[], object], images: int, rounds: int) -> float:
 
 
 def operations(side: int, scale: int, images: list[Tensor]) -> dict[str, Callable[[int], object]]:
-    """Work on the k-th image, by name."""
+    """Operations on the k-th image, by name."""
     specs = {
         "degrade": DegradationSpec(),
         "degrade, no smoothing": DegradationSpec(smooth=0),
@@ -101,19 +101,19 @@ def operations(side: int, scale: int, images: list[Tensor]) -> dict[str, Callabl
 
 
 def plain_blur(image: Tensor, kernel: Tensor) -> Tensor:
-    """One image [3, h, w], each channel a plane of its own, a kernel [k, k] of odd size."""
+    """Blur an image [3, h, w] per channel with a kernel [k, k] of odd size."""
     padded = F.pad(image, (len(kernel) // 2,) * 4, mode="reflect")
     return F.conv2d(padded[:, None], kernel.flip(0, 1)[None, None])[:, 0]
 
 
 def grouped_blur(images: Tensor, kernels: Tensor) -> Tensor:
-    """Images [B, 3, h, w], each with its own kernel [B, k, k] of odd size, in one convolution."""
+    """Blur images [B, 3, h, w], each with its own kernel [B, k, k] of odd size, in one convolution."""
     padded = F.pad(images.transpose(0, 1), (kernels.shape[-1] // 2,) * 4, mode="reflect")  # [3, B, h+k−1, w+k−1]
     return F.conv2d(padded, kernels.flip(1, 2)[:, None], groups=len(kernels)).transpose(0, 1)
 
 
 def compare_blurs(images: list[Tensor], rounds: int) -> dict[str, float]:
-    """Images a second of three ways to blur, whose results agree."""
+    """Images per second of three ways to blur, which must give equal results."""
     kernels = [anisotropic_kernel(11, 0.2 * k, 1.5, 0.6).float() for k in range(len(images))]
     pairs = list(zip(images, kernels, strict=True))
     batch, stacked = torch.stack(images), torch.stack(kernels)
@@ -128,7 +128,7 @@ def compare_blurs(images: list[Tensor], rounds: int) -> dict[str, float]:
 
 
 def measure(side: int, scale: int, folder: Path | None, rounds: int) -> dict[str, float]:
-    """Images a second, by name of the work."""
+    """Images per second, by name of the operation."""
     images = pictures(folder, side)
     rates = {}
     for name, work in operations(side, scale, images).items():
@@ -145,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     columns = [measure(side, options.scale, options.images, options.rounds) for side in SIDES]
-    print(f"{'images a second, 1/' + str(options.scale):<34}" + "".join(f"{side:>8} px" for side in SIDES))
+    print(f"{'images per second, 1/' + str(options.scale):<34}" + "".join(f"{side:>8} px" for side in SIDES))
     for name in columns[0]:
         print(f"{name:<34}" + "".join(f"{column[name]:>11,.0f}" for column in columns))
 

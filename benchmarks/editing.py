@@ -1,4 +1,4 @@
-"""Editing: how much of an image returns when it is inverted and sampled back, what an edit takes, what it looks like.
+"""Editing: reconstruction of images by inversion and sampling, duration of edits, and a picture of examples.
 
     python benchmarks/editing.py [--data DATA] [--count 4] [--steps 50 100 250] [--refinements 0 1 2 3] \\
         [--threads 2] [--upsampler MODEL] [--edits] \\
@@ -6,11 +6,11 @@
 
 Images are samples of `street` for its example masks, and with --data (a folder of images, labels and splits.json, of
 one size) held-out photographs too. base: the 64 px image alone; cascade: the 256 px image, inverted through base and
-upsampler, each in that many steps, and sampled back by both, the upsampler seeing what the base made; all under their
-own masks without guidance. The bundled upsamplers know one step and invert nothing: --upsampler names a model or a run
-with one of several steps; without it there is no cascade. PSNR in dB of 8-bit images, the mean and the least over the
-images, exact where all pixels are equal. Seconds are of the inversion alone, for each of the images, all inverted at
-once. --edits: seconds of one edit with its defaults. --picture: four uses, written as JPEG.
+upsampler, each in that many steps, and sampled back by both, with the base's result as the upsampler's input; all with
+their own masks without guidance. The bundled one-step upsamplers cannot invert: --upsampler names a model or run with a
+multi-step upsampler; without it the cascade is omitted. PSNR in dB of 8-bit images, mean and minimum over the images,
+"exact" if all pixels are equal. Seconds are for the inversion alone, per image, with all inverted at once. --edits:
+seconds of one edit with its defaults. --picture: four uses, written as JPEG.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SILENT = Progress(None, 0)
 
 
 def example(pipeline: PITIPipeline, name: str, seed: int) -> tuple[Tensor, Image.Image]:
-    """An example mask, raw, and a sample of it."""
+    """A raw example mask, and a sample for it."""
     raw = pipeline.read(EXAMPLES / f"{name}.png")
     return raw, pipeline(raw, generator=torch.Generator().manual_seed(seed)).images[0]
 
@@ -57,7 +57,7 @@ def photographs(pipeline: PITIPipeline, data: Path, count: int) -> list[tuple[Te
 
 
 def walk(network: Network, images: Tensor, conditions: list[Prepared], steps: int, refinements: int) -> Walk:
-    """All images at once on their way under their own masks."""
+    """Trajectories of all images with their own masks."""
     tokens, _ = network.encode(Batch(conditions, list(range(len(conditions))), []), with_null=False)
     settings = NetworkSampling(UNGUIDED, steps, SAMPLER)
     return Walk(network, settings, refinements, 0.0, images, None, (tokens, None), (tokens, None))
@@ -65,7 +65,7 @@ def walk(network: Network, images: Tensor, conditions: list[Prepared], steps: in
 
 @torch.no_grad()
 def returns(pipeline: PITIPipeline, pairs: list[tuple[Tensor, Image.Image]], steps: int, refinements: int) -> str:
-    """A row: PSNR of what returns at both sizes, and seconds."""
+    """A row: PSNR of the reconstruction at both sizes, and seconds."""
     conditions = [pipeline.prepare(raw) for raw, _ in pairs]
     canvas = conditions[0].canvas
     large = torch.cat([on_canvas(image, canvas) for _, image in pairs])
@@ -103,7 +103,7 @@ def largest(raw: Tensor, index: int) -> Tensor:
 
 
 def uses(pipeline: PITIPipeline) -> list[tuple[str, Image.Image, Tensor, Tensor]]:
-    """(name, image, its mask, the changed mask) of each use."""
+    """(name, image, its mask, the changed mask) of each example."""
     condition = pipeline.condition
     assert isinstance(condition, MaskCondition)
     index = {name: k for k, name in enumerate(condition.classes.names)}
@@ -128,7 +128,7 @@ def uses(pipeline: PITIPipeline) -> list[tuple[str, Image.Image, Tensor, Tensor]
 
 
 def picture(pipeline: PITIPipeline, out: Path, width: int = 240, height: int = 180) -> None:
-    """Four uses: mask, image, changed mask, region, the edit without fresh noise, two with it."""
+    """Four examples: mask, image, changed mask, region, the edit without new noise, and two with it."""
     rows = []
     for name, image, before, after in uses(pipeline):
         still = edit(pipeline, image, after, before, settings=EditSettings.from_flat(variety=0.0))
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[50, 100, 250])
     parser.add_argument("--refinements", type=int, nargs="*", default=[0, 1, 2, 3])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--upsampler", help="a model with an upsampler of several steps")
+    parser.add_argument("--upsampler", help="a model with a multi-step upsampler")
     parser.add_argument("--edits", action="store_true")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()

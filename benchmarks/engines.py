@@ -1,11 +1,10 @@
-"""One step of a model's networks by torch, OpenVINO and ONNX Runtime, by turns in one process.
+"""One step of a model's networks with torch, OpenVINO and ONNX Runtime, alternating in one process.
 
     python benchmarks/engines.py [--model street] [--samples 4] [--rounds 9]
 
-The base sees the samples of a guided step, twice as many, and the upsampler one image, as on a CPU. ONNX Runtime reads
-the same graph that OpenVINO is given, exported by torch.onnx, and computes in float32; OpenVINO also in bfloat16 where
-the processor is said to be fast in it. Seconds are medians; decibels are of a step's output beside torch's. Needs
-`onnxruntime`, `onnx` and `onnxscript`, which nothing else here uses.
+The base gets the batch of a guided step, twice the samples, and the upsampler one image, as on a CPU. ONNX Runtime runs
+the same graph as OpenVINO, exported by torch.onnx, in float32; OpenVINO also in bfloat16 if the processor supports it
+well. Seconds are medians; decibels compare a step's output with torch's. Needs `onnxruntime`, `onnx` and `onnxscript`.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from piti.pipelines.cascade import Network
 from piti.pipelines.pipeline import PITIPipeline
 
 Step = Callable[[], Tensor]
-REST = 0.5  # seconds in which the threads of the engine before go to sleep
-BLOCK = 4  # steps of an engine that are timed together
+REST = 0.5  # seconds for the previous engine's threads to become idle
+BLOCK = 4  # steps of an engine per timing
 
 
 def example(network: Network, rows: int) -> tuple[Tensor, Tensor, Tokens]:
-    """What a step of the network sees of an empty condition, at the size that it was trained for."""
+    """Inputs of a step for an empty condition, at the network's training size."""
     translator, generator = network.translator, torch.Generator().manual_seed(0)
     size, small = translator.image_size, translator.low_res
     side = translator.condition_side or size
@@ -70,7 +69,7 @@ def by_onnx_runtime(translator: Translator, seen: Tensor, t: Tensor, tokens: Tok
 
 @torch.no_grad()
 def measured(network: Network, rows: int, rounds: int) -> None:
-    """Prints a line for each engine."""
+    """Print a line for each engine."""
     translator = network.translator
     seen, t, tokens = example(network, rows)
     halves = [False, True] if computes_bfloat16() else [False]

@@ -1,12 +1,12 @@
-"""Importing and running the released networks at their true size.
+"""Import and run the released networks at full size.
 
     python -m benchmarks.full_size [--keep FOLDER]
 
 Writes the base (64 px) and the upsampler (256 px) of PITI in the released layout, float32, with the weights of the
-recorded tensors' recipe; imports both; runs each once on one sample, without guidance. Every stage is a process of its
-own, so that peaks do not mix: memory is that of the whole process, pages of files that lie in it included; `growth`
-leaves out what libraries take before. Seconds are of the clock; `processor` is what the process itself took, for a
-machine that is busy with other things. Needs 6 GB of disk, about 4 GiB of memory, and Linux (/proc tells the peak).
+recorded tensors' recipe; imports both; runs each once on one sample, without guidance. Every stage runs in its own
+process, for separate peaks: memory is that of the whole process, including mapped file pages; `growth` excludes
+libraries. Seconds are wall time; `processor` is the process's CPU time, for busy machines. Needs 6 GB of disk, about 4
+GiB of memory, and Linux (for peaks from /proc).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def peak() -> float:
-    """GiB that this program has had at most; `ru_maxrss` would count the process that started it too."""
+    """Peak memory of this program in GiB; `ru_maxrss` would include its parent process."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
 
@@ -60,7 +60,7 @@ def make(folder: Path) -> dict[str, float]:
 
 
 def measured_import(folder: Path, target: str, *names: str) -> dict[str, float]:
-    """Import these files; the larger of them is what the peak is compared with."""
+    """Import these files, and compare the peak with the larger one."""
     with torch.device("meta"):
         Translator()
     paths = [folder / f"{name}.pt" for name in names]
@@ -123,8 +123,8 @@ def run_all(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, help="an empty folder for the files, which stay there")
-    parser.add_argument("--stage", choices=list(STAGES), help="one stage alone, in the folder of --keep")
+    parser.add_argument("--keep", type=Path, help="an empty folder in which the files are kept")
+    parser.add_argument("--stage", choices=list(STAGES), help="run only this stage, in the folder of --keep")
     options = parser.parse_args()
     if options.stage is not None:
         print(json.dumps(STAGES[options.stage](options.keep)))

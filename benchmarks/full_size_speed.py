@@ -1,14 +1,14 @@
-"""CPU-seconds an image of the released networks at full size: the released way, the engine, and few steps.
+"""CPU-seconds per image of the released networks at full size: the released code's method, the engine, and few steps.
 
     python -m benchmarks.full_size_speed [--rounds 3] [--json FILE]
 
-The weights are random: time does not depend on them, quality cannot be judged without the released ones. Each network
-has a process of its own, in which one step in float32 by torch and one in OpenVINO follow each other for several
-rounds; medians of the process' own CPU-seconds count, so that what else the machine does disturbs little. A step is the
-same at every timestep, so an image costs its steps, multiplied, and the encoder. The released way encodes the condition
-at every step, runs 250 guided steps (a batch of two) in the base and 27 in the upsampler. Decibels compare networks'
-outputs, and images sampled in few steps, of the engine with those of float32. Needs 6 GiB of memory and the extra
-`cpu`; about four minutes on two cores.
+Weights are random: they do not affect time, and quality cannot be evaluated without the released ones. Each network has
+its own process, in which one step in float32 with torch and one in OpenVINO alternate for several rounds; medians of
+the process's CPU-seconds are used, so that other work has little influence. All steps cost the same, so an image costs
+its number of steps times that, plus the encoder. The released method encodes the condition at every step, and runs 250
+guided steps (a batch of two) in the base and 27 in the upsampler. Decibels compare outputs of networks, and images
+sampled in few steps, between the engine and float32. Needs 6 GiB of memory and the extra `cpu`; about four minutes on
+two cores.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[str, int, str, int]] = {
     "engine, 20 guided + 2": ("engine", 20, "engine", 2),
     "engine, distilled: 4 with guidance built in + 2": ("engine, alone", 4, "engine", 2),
 }
-"""How the base steps and how often, how the upsampler does, and how often."""
+"""Kind and number of steps of the base, and of the upsampler."""
 
 
 def processor(run: Callable[[], Any]) -> float:
@@ -56,14 +56,14 @@ def processor(run: Callable[[], Any]) -> float:
 
 
 def decibels(made: Tensor, wanted: Tensor) -> float:
-    """PSNR over the range of what was wanted."""
+    """PSNR over the range of `wanted`."""
     error = (made.double() - wanted.double()).square().mean()
     return float(10 * torch.log10((wanted.double().max() - wanted.double().min()) ** 2 / error)) if error else math.inf
 
 
 @torch.no_grad()
 def measured(network: str, rounds: int) -> dict[str, float]:
-    """CPU-seconds of steps of a network in each way, decibels, and GiB."""
+    """CPU-seconds per step of a network in each way, decibels, and GiB."""
     torch.manual_seed(0)
     translator = Translator(**NETWORKS[network]).eval().requires_grad_(False)
     step, side = OpenVinoEngine(computes_bfloat16()).step(translator), translator.image_size
@@ -101,7 +101,7 @@ def measured(network: str, rounds: int) -> dict[str, float]:
 def few(
     translator: Translator, x_T: Tensor, tokens: Tokens, low_res: Tensor | None, steps: int, step: NetworkStep | None
 ) -> Tensor:
-    """Images [1, 3, H, W] in few steps without guidance."""
+    """Images [1, 3, H, W] sampled in few steps without guidance."""
     schedule = NoiseSchedule(ScheduleSpec())
 
     def predict(x_t: Tensor, t: Tensor, given: Tokens) -> Prediction:
@@ -112,7 +112,7 @@ def few(
 
 
 def table(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """A row a way: CPU-seconds an image, and how many times fewer than the released way's."""
+    """A row per way: CPU-seconds per image, and the factor to the released method's."""
     base, upsampler = found["base"], found["upsampler"]
     rows: list[dict[str, Any]] = []
     for way, (first, steps, second, more) in WAYS.items():
@@ -128,7 +128,7 @@ def table(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--network", choices=list(NETWORKS), help="one network alone, as JSON")
+    parser.add_argument("--network", choices=list(NETWORKS), help="measure only this network, and print JSON")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.network is not None:

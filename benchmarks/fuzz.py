@@ -1,11 +1,10 @@
-"""Damaged inputs for every reader: each is read, or refused in words.
+"""Fuzz all readers with damaged inputs: each must be read, or refused with a UserError.
 
     python benchmarks/fuzz.py [--count 10000] [--seed 0] [--only pictures,arrays]
 
-Whole files are made, then damaged: bytes flipped, cut, doubled, blanked; values of JSON replaced by others; texts of a
-PNG changed. What a reader raises must be a `UserError`. Nothing may be run (pickles that try to leave a mark), nothing
-written, and memory stays below `MEMORY`. A row a reader; the first tracebacks are printed, and the exit status says
-whether there were any.
+Valid files are created, then damaged: bytes flipped, removed, doubled, zeroed; values of JSON replaced; texts of a PNG
+changed. Readers may only raise `UserError`. They must not run code (tested with pickles), write files, or use more than
+`MEMORY`. Prints a row per reader and the first tracebacks; the exit status states whether there were any.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from piti.generation.recreate import read_record
 from piti.training import read_recipe
 
 MEMORY = 2 * 2**30
-"""Bytes that reading may add."""
+"""Largest memory growth of a reader in bytes."""
 _VALUES: list[Any] = [None, "x", "", -1, 0, 1.5, True, [], {}, [1] * 50, {"a": 1}, 10**30, float("nan"), "\u202e", [[]]]
 _CLASSES = {"classes": [{"id": k, "name": f"c{k}", "color": [k, 9, 9]} for k in range(3)], "ignore": 255}
 
@@ -56,18 +55,18 @@ Read = Callable[[Path], Any]
 
 @dataclass
 class Reader:
-    """A kind of input: whole files by name, what damages them, and what reads them."""
+    """A kind of input: valid files by name, and functions that damage and read them."""
 
     wholes: dict[str, bytes]
     damage: Damage
     reads: list[Read]
     share: float = 1.0
-    """Of the count, beside the other readers."""
+    """Share of the count, relative to other readers."""
 
 
 @dataclass
 class Report:
-    """What came of a reader's damaged inputs."""
+    """Results of a reader's damaged inputs."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -75,7 +74,7 @@ class Report:
 
 
 def damaged_bytes(rng: random.Random, data: bytes) -> bytes:
-    """A few bytes flipped, cut out, doubled or blanked, or the end missing."""
+    """Flip, remove, double or zero a few bytes, or truncate."""
     for _ in range(rng.randint(1, 4)):
         at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 16, 200))
         match rng.randrange(6):
@@ -95,7 +94,7 @@ def damaged_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def damaged_values(rng: random.Random, data: bytes) -> bytes:
-    """JSON or YAML with one value or more replaced by another, one key lost or added; or damaged as bytes."""
+    """JSON or YAML with replaced values, a removed or added key, or damaged bytes."""
     if rng.random() < 0.3:
         return damaged_bytes(rng, data)
     values = yaml.safe_load(data)
@@ -121,7 +120,7 @@ def _places(values: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def damaged_texts(rng: random.Random, data: bytes) -> bytes:
-    """A PNG with its own texts changed, the file whole otherwise."""
+    """A PNG with changed texts, otherwise valid."""
     image = Image.open(io.BytesIO(data))
     texts = {str(key): str(value) for key, value in image.info.items()}
     key = rng.choice(list(texts))
@@ -131,7 +130,7 @@ def damaged_texts(rng: random.Random, data: bytes) -> bytes:
 
 
 class _Mark:
-    """Leaves a mark when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -141,7 +140,7 @@ class _Mark:
 
 
 def readers(folder: Path) -> dict[str, Reader]:
-    """All of them. folder: where whole files may be made."""
+    """All readers. folder: for valid files."""
     mask = MaskCondition(ClassTable.parse(_table(), "fuzz"))
     geometry, sketch = GeometryCondition(), SketchCondition()
     pictures: list[Read] = [open_image, read_rgb, image_size, loss_as_rgb, mask.load, sketch.load, geometry.load]
@@ -163,7 +162,8 @@ def readers(folder: Path) -> dict[str, Reader]:
 
 
 def run(only: set[str], count: int, seed: int) -> dict[str, Report]:
-    """Damage and read `count` files, dealt out to the readers by their shares; only: their names, none for all."""
+    """Damage and read `count` files, distributed over the readers by their shares; only: names of readers, empty for
+    all."""
     reports: dict[str, Report] = {}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -186,7 +186,7 @@ def _one(reader: Reader, rng: random.Random, work: Path, report: Report, number:
     name = rng.choice(list(reader.wholes))
     path = work / Path(name).name
     path.write_bytes(reader.damage(rng, reader.wholes[name]))
-    if "/" in name:  # one file of a folder; the others are whole
+    if "/" in name:  # one file of a folder; the others are valid
         path = _folder_of(work, name, reader.wholes, path.read_bytes())
     before = {one: one.stat().st_size for one in work.rglob("*")}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,16 +1,15 @@
-"""Sampling and training on whatever device is here, in at most --minutes: one JSON file and one table.
+"""Sampling and training speed on the available device, in at most --minutes, as JSON and a table.
 
     python -m benchmarks.gpu [--minutes 8] [--out out/gpu] [--device cuda]
-    python -m benchmarks.gpu --tiny        # tiny networks, the CPU, under two minutes: to see that it works
+    python -m benchmarks.gpu --tiny        # a test with tiny networks on the CPU, under two minutes
 
 Rows are the bundled `street` and the paper's size with random weights, sampled and trained, in float32 (TF32 on CUDA),
-bfloat16 and float16, compiled (`--compile`) and not; beside them, on the same networks, a plain loop of diffusers' DDIM
-with guidance, and a bare training loop (`benchmarks/steps.py`). Rates are of medians of calls after a first one, which
-is given by itself: it includes what is compiled. The device is waited for before and after each call. Peak memory is
-what torch had allocated on a GPU; none is given for a CPU.
-
-A row that does not fit into the time left is skipped, one that runs out of memory or fails is recorded as such, and the
-rest goes on. `gpu.json` and `gpu.md` are written anew after every row, whole, so that what was measured stays.
+bfloat16 and float16, compiled (`--compile`) and not; for comparison, on the same networks, a plain loop with diffusers'
+DDIM and guidance, and a bare training loop (`benchmarks/steps.py`). Rates are from medians of calls after the first,
+which is reported separately, since it includes compilation. The device is synchronised before and after each call. Peak
+memory is allocated by torch on a GPU; none is given for a CPU. Rows that do not fit into the remaining time are
+skipped, and those that run out of memory or fail are recorded. `gpu.json` and `gpu.md` are rewritten atomically after
+every row.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from piti.core.files import whole_file
 
 STARTED = time.perf_counter()
 FIRST_GUESS = {True: 90.0, False: 25.0}
-"""Seconds that a row, compiled or not, is taken for where nothing like it was measured."""
+"""Assumed seconds of a row, compiled or not, without similar measurements."""
 MARGIN = 20.0
-"""Seconds that are kept for what comes before and after: imports, and processes that end."""
+"""Seconds reserved for start and end: imports, and ending processes."""
 GRACE = 5.0
-"""Seconds after which a process that does not stop is ended."""
+"""Seconds after which a process that does not stop is killed."""
 
 
 class OutOfTime(BaseException):
@@ -54,7 +53,7 @@ class OutOfTime(BaseException):
 
 @dataclass
 class Row:
-    """A case and what became of it."""
+    """A case and its result."""
 
     case: Case
     status: str = "not reached"
@@ -64,16 +63,16 @@ class Row:
     calls: int = 0
     peak_gib: float | None = None
     took: float = 0.0
-    """Seconds with everything, building included."""
+    """Total seconds, including setup."""
 
     @property
     def rate(self) -> float | None:
-        """Images a second."""
+        """Images per second."""
         return self.case.images / self.seconds if self.seconds else None
 
 
 def measured(row: Row, run: Callable[[], object], device: torch.device, scale: Scale) -> None:
-    """Call it once, then until there are enough calls or seconds."""
+    """Call once, then until there are enough calls or seconds."""
     times: list[float] = []
     while len(times) <= scale.calls and (len(times) < 2 or sum(times[1:]) < scale.seconds):
         synchronize(device)
@@ -85,7 +84,7 @@ def measured(row: Row, run: Callable[[], object], device: torch.device, scale: S
 
 
 def attempt(row: Row, device: torch.device, scale: Scale, folder: Path) -> None:
-    """Build and measure a case; what goes wrong becomes its status. Raises OutOfTime."""
+    """Build and measure a case; errors become its status. Raises OutOfTime."""
     started = time.perf_counter()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -107,12 +106,12 @@ def attempt(row: Row, device: torch.device, scale: Scale, folder: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says."""
+    """First line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def freed(device: torch.device, compiled: bool) -> None:
-    """Give back what a case had."""
+    """Free a case's memory."""
     if compiled:
         torch.compiler.reset()
     gc.collect()
@@ -121,7 +120,7 @@ def freed(device: torch.device, compiled: bool) -> None:
 
 
 def guess(case: Case, rows: list[Row], scale: Scale) -> float:
-    """Seconds that a case is expected to take, by others of the same network."""
+    """Expected seconds of a case, from others with the same network."""
     alike = [row.took for row in rows if row.status == "measured" and row.case.what == case.what]
     known = max(alike, default=0.0)
     compiling = scale.share * FIRST_GUESS[True] if case.compile else 0.0
@@ -130,7 +129,7 @@ def guess(case: Case, rows: list[Row], scale: Scale) -> float:
 
 @contextlib.contextmanager
 def ending(seconds: float) -> Iterator[None]:
-    """OutOfTime is raised when they are over; a process that does not answer ends a little later."""
+    """Raise OutOfTime after these seconds; a process that does not respond is killed a little later."""
 
     def stop(*_: object) -> None:
         raise OutOfTime
@@ -149,7 +148,7 @@ def ending(seconds: float) -> Iterator[None]:
 
 
 def run_all(chosen: list[Case], device: torch.device, scale: Scale, out: Path, minutes: float) -> list[Row]:
-    """Every case in turn, as long as there is time; files are written after each."""
+    """Measure the cases in order while there is time; files are written after each."""
     end = STARTED + 60 * minutes - MARGIN
     rows = [Row(case) for case in chosen]
     with tempfile.TemporaryDirectory() as folder:
@@ -169,14 +168,14 @@ def run_all(chosen: list[Case], device: torch.device, scale: Scale, out: Path, m
 
 
 def beside(row: Row, rows: list[Row], **changes: Any) -> float | None:
-    """How many times as fast it is as the row whose case differs in these fields; none: itself, or not measured."""
+    """Speed relative to the row whose case differs in these fields; None for itself, or if not measured."""
     other = replace(row.case, **changes)
     rates = [one.rate for one in rows if one.case == other and one is not row]
     return None if not rates or row.rate is None or rates[0] is None else row.rate / rates[0]
 
 
 def ratios(row: Row, rows: list[Row]) -> dict[str, float | None]:
-    """What the table compares: the plain loop uncompiled, and the same uncompiled in float32."""
+    """Ratios in the table: to the uncompiled plain loop, and to the same row uncompiled in float32."""
     plain = {"sampling": PLAIN, "training": BARE}[row.case.task]
     return {
         "beside_the_plain_loop": beside(row, rows, by=plain, compile=False),
@@ -185,7 +184,7 @@ def ratios(row: Row, rows: list[Row]) -> dict[str, float | None]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where this was measured."""
+    """Facts of the machine."""
     found: dict[str, Any] = {
         "device": str(device), "torch": torch.__version__, "piti": piti.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip
@@ -198,7 +197,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def write(out: Path, rows: list[Row], device: torch.device, minutes: float) -> None:
-    """Both files, each whole or as before."""
+    """Write both files atomically."""
     seconds = time.perf_counter() - STARTED
     plain = [
         {**{k: v for k, v in asdict(row.case).items() if k != "make"}, "status": row.status,
@@ -214,7 +213,7 @@ def write(out: Path, rows: list[Row], device: torch.device, minutes: float) -> N
 
 
 def table(rows: list[Row], device: torch.device, seconds: float) -> str:
-    """The rows in Markdown; beneath it what was not measured, and why."""
+    """The rows in Markdown, followed by cases that were not measured, with reasons."""
     where = ", ".join(f"{key} {value}" for key, value in machine(device).items())
     lines = [f"{where}; {seconds:.0f} s.", ""]
     lines += ["| what | by | numbers | compiled | first call, s | images/s | peak GiB | × plain loop | × float32 |"]
@@ -231,9 +230,9 @@ def table(rows: list[Row], device: torch.device, seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, help="that it takes at most, 8 by default, 2 with --tiny")
+    parser.add_argument("--minutes", type=float, help="largest duration, 8 by default, 2 with --tiny")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
-    parser.add_argument("--device", help="by default the fastest kind that torch sees")
+    parser.add_argument("--device", help="by default the fastest available")
     parser.add_argument("--tiny", action="store_true", help="tiny networks on the CPU")
     options = parser.parse_args()
     device = usable_device("cpu" if options.tiny else options.device)

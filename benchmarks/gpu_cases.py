@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.py` measures: its rows, and how each is built."""
+"""Cases of `benchmarks/gpu.py`, and their setup."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from piti.training.build import build_translator
 MASK = Path(__file__).resolve().parent.parent / "examples" / "street" / "high_street.png"
 PLAIN, BARE, RELEASED = "diffusers loop", "bare loop", "released operations"
 W = 1.0
-"""Strength of guidance, plain, in both loops."""
+"""Strength of plain guidance in both loops."""
 TINY = (
     "model.unet={channels: [32], layers: 1, attention: [true], head_dim: 16, token_width: 32}",
     "model.image_size=32",
@@ -45,53 +45,53 @@ TINY = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the networks are, and how long each row may take."""
+    """Size of the networks, and time per row."""
 
     images: int = 4
     steps: int = 20
-    """Of the base, guided."""
+    """Guided steps of the base."""
     upsampler_steps: int = 10
-    """Of the upsampler of full size, not guided."""
+    """Unguided steps of the full-size upsampler."""
     batches: dict[str, int] = field(default_factory=lambda: {"street": 32, "full": 16})
     full: tuple[str, ...] = ()
     """Changes of the full-size recipe, KEY=VALUE."""
     whole: bool = True
-    """Whether whole models are sampled, and not bases alone."""
+    """Whether to sample whole models, not only bases."""
     compiled: tuple[str, ...] = ("street", "full")
     """The networks that are also compiled."""
     calls: int = 10
     seconds: float = 8.0
-    """Until when a row is called again, after its first call."""
+    """Duration of repeated calls of a row, after its first call."""
     share: float = 1.0
-    """Of what a row is guessed to take on a GPU."""
+    """Share of a row's assumed duration on a GPU."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """For a CPU, to see that everything works."""
+        """A test on the CPU."""
         batches = {"street": 2, "full": 2}
         return cls(1, 2, 1, batches, TINY, whole=False, compiled=("full",), calls=1, seconds=0.1, share=0.1)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row to be measured."""
+    """A case to measure."""
 
     task: str
     """sampling or training."""
     what: str
-    """The network, and how it is used."""
+    """The network, and its use."""
     by: str
     dtype: str
     """fp32, bf16 or fp16."""
     compile: bool
     images: int
-    """Of a call."""
+    """Images per call."""
     make: Callable[[Case, Scale, torch.device, Path], Callable[[], object]] = field(compare=False)
-    """(case, scale, device, folder of its own) => what is called; may raise UserError."""
+    """(case, scale, device, its own folder) => function to measure; may raise UserError."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name in output."""
         return f"{self.task}: {self.what}, {self.by}, {self.dtype}{', compiled' if self.compile else ''}"
 
 
@@ -100,12 +100,12 @@ class Case:
 
 @functools.cache
 def street() -> PITIPipeline:
-    """The bundled model, as it was loaded."""
+    """The bundled model, as loaded."""
     return PITIPipeline.from_pretrained("street")
 
 
 def recipe_of(name: str, scale: Scale, data: Path, *changes: str) -> Recipe:
-    """`street` or `full` with weights drawn anew, on the made data."""
+    """Recipe `street` or `full` with random weights, on synthetic data."""
     more = scale.full if name == "full" else ()
     given = [f"data.root={data}", "prior=null", f"batch={scale.batches[name]}", *more, *changes]
     return read_recipe(name, given).model_copy(update={"condition": street().condition.to_config()})
@@ -119,7 +119,7 @@ def full_network(changes: tuple[str, ...], upsampler: bool) -> tuple[Translator,
 
 
 def pipeline_of(case: Case, scale: Scale, device: torch.device) -> PITIPipeline:
-    """The case's model on the device, in its numbers."""
+    """The case's model on the device, in its dtype."""
     if case.what.startswith("street"):
         loaded = street()
         parts: dict[str, Any] = dict(copy.deepcopy(loaded.components))
@@ -138,7 +138,7 @@ def pipeline_of(case: Case, scale: Scale, device: torch.device) -> PITIPipeline:
 
 
 def ours_sampling(case: Case, scale: Scale, device: torch.device, _: Path) -> Callable[[], object]:
-    """The pipeline: a base alone by DDIM with guidance, or the whole model. The condition was read before."""
+    """The pipeline: a base alone by DDIM with guidance, or the whole model. The condition is already read."""
     pipe = pipeline_of(case, scale, device)
     flat: dict[str, Any] = {"sampler": "ddim", "steps": scale.steps, "guidance": Guidance(kind="plain", w=W)}
     if "upsampler" in case.what:
@@ -157,7 +157,7 @@ def ours_sampling(case: Case, scale: Scale, device: torch.device, _: Path) -> Ca
 
 
 def diffusers_sampling(case: Case, scale: Scale, device: torch.device, _: Path) -> Callable[[], object]:
-    """The same base in a loop as diffusers' documentation writes it."""
+    """The same base in a loop as in diffusers' documentation."""
     pipe = pipeline_of(case, scale, device)
     base = pipe.base
     assert isinstance(base, Translator)
@@ -186,7 +186,7 @@ def diffusers_sampling(case: Case, scale: Scale, device: torch.device, _: Path) 
 
 
 def made_data(folder: Path, side: int = 256, count: int = 32) -> Path:
-    """Pairs of noise: time does not depend on what they show."""
+    """Pairs of noise, since content does not affect time."""
     if folder.is_dir():
         return folder
     rng = np.random.default_rng(0)
@@ -202,7 +202,7 @@ def made_data(folder: Path, side: int = 256, count: int = 32) -> Path:
 
 
 def training(case: Case, scale: Scale, device: torch.device, folder: Path) -> Callable[[], object]:
-    """A step of a recipe's stage, in one of three ways."""
+    """A training step of a recipe's stage, in one of three ways."""
     name, stage = case.what.split(", ")[:2]
     data = made_data(folder.parent / "data")
     changes = (f"precision='{PRECISIONS[case.dtype]}'", f"compile={str(case.compile).lower()}")
@@ -221,7 +221,7 @@ def training(case: Case, scale: Scale, device: torch.device, folder: Path) -> Ca
 
 
 def cases(scale: Scale) -> list[Case]:
-    """What matters most first; compiled ones last, since compiling takes longest."""
+    """All cases, the most important first, and compiled ones last, since compilation takes longest."""
     rows = [*_sampling(scale), *_training(scale)]
     compiled = [row for row in rows if row.compile and row.what.startswith(scale.compiled)]
     return [row for row in rows if not row.compile] + compiled

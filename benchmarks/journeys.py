@@ -1,9 +1,9 @@
-"""How far it is from a condition to a PNG: what each journey passes through, and how often it does one thing.
+"""Count function calls from a condition to a PNG, for several commands (journeys).
 
 python benchmarks/journeys.py
 
-It counts calls of this package's functions, in all threads, on the bundled model `street` with few steps; each journey
-is made once before, so that imports count nothing. Module bodies, lambdas and comprehensions are left out.
+Counts calls of this package's functions, in all threads, with the bundled model `street` and few steps; each journey
+runs once before, to exclude imports. Module bodies, lambdas and comprehensions are ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from piti.pipelines.computing import Computing
 from piti.studio.http.app import build_app
 from piti.studio.service.service import Studio
 
-# What is counted: functions by `module.qualified_name`. Of calls within a call of the same row the outer one counts.
+# Counted functions, by `module.qualified_name`. Calls within a call of the same row are not counted.
 COUNTED = {
     "canvas computed": r"piti\.pipelines\.canvas\.canvas_(of|over)",
     "sampling resolved": r"piti\.(pipelines|editing)\.options\.\w+\.resolve",
@@ -44,7 +44,7 @@ COUNTED = {
     "pipeline called": r"piti\.pipelines\.pipeline\.PITIPipeline\.(__call__|generate)",
     "sampled": r"piti\.pipelines\.\w+\.sample_cascade",
 }
-# The function of the library that a command calls: what is within it counts. A request counts as a whole.
+# The library function that a command calls, within which calls are counted. Requests are counted as a whole.
 ENTRIES = {
     "translate": r"piti\.generation\.\w+\.translate_files",
     "edit": r"piti\.generation\.\w+\.edit_file",
@@ -53,11 +53,11 @@ ENTRIES = {
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = ROOT / "examples/street/high_street.png"
 AFTER = ROOT / "examples/street/edits/high_street_car_gone.png"
-FUNCTION = 0x1  # a code object's flag that module and class bodies lack
+FUNCTION = 0x1  # flag of code objects, not set for module and class bodies
 
 
 class Journey:
-    """Counts calls, from when `entry` is called until it returns; None: while `counting` is set."""
+    """Counts calls while `entry` runs; None: while `counting` is set."""
 
     def __init__(self, entry: str | None = None) -> None:
         self.entry = None if entry is None else re.compile(entry)
@@ -71,7 +71,7 @@ class Journey:
 
     @contextmanager
     def watching(self) -> Iterator[Journey]:
-        """Watch this thread and those that are started within the block."""
+        """Profile this thread and those started within the block."""
         threading.setprofile(self._watch)
         sys.setprofile(self._watch)
         try:
@@ -81,12 +81,12 @@ class Journey:
             threading.setprofile(None)  # pyright: ignore[reportArgumentType]
 
     def columns(self) -> dict[str, int]:
-        """The numbers of the table."""
+        """Values of the table."""
         own = {"functions": len(self.calls), "calls": self.calls.total(), "deepest chain of calls": self.deepest}
         return own | {row: self.found[row] for row in COUNTED}
 
     def _watch(self, frame: FrameType, event: str, _: Any) -> None:
-        """What `sys.setprofile` takes."""
+        """The callback for `sys.setprofile`."""
         if event not in ("call", "return"):
             return
         code, module = frame.f_code, frame.f_globals.get("__name__") or ""
@@ -117,7 +117,7 @@ class Journey:
             chain.pop()
 
     def _chain(self) -> list[str]:
-        """The functions of ours that are open in this thread."""
+        """This package's functions on this thread's stack."""
         if not hasattr(self._threads, "chain"):
             self._threads.chain = []
         return self._threads.chain
@@ -125,7 +125,7 @@ class Journey:
 
 @cache
 def rows_of(name: str) -> list[str]:
-    """The rows of `COUNTED` that a function counts in."""
+    """The rows of `COUNTED` in which a function is counted."""
     return [row for row, pattern in COUNTED.items() if re.fullmatch(pattern, name)]
 
 
@@ -136,7 +136,7 @@ def run(*arguments: object) -> None:
 
 
 def of_command(entry: str, *arguments: object) -> Journey:
-    """The journey of a command, the second time."""
+    """The journey of a command, run a second time."""
     run(*arguments)
     with Journey(entry).watching() as journey:
         run(*arguments)
@@ -144,7 +144,7 @@ def of_command(entry: str, *arguments: object) -> Journey:
 
 
 def of_request() -> Journey:
-    """The journey of `POST /api/translate`, the second time."""
+    """The journey of `POST /api/translate`, run a second time."""
     with Journey().watching() as journey:
         studio = Studio(("street",), computing=Computing("cpu", engine="torch"))
         with TestClient(build_app(studio, page=False), base_url="http://127.0.0.1") as client:
@@ -158,7 +158,7 @@ def of_request() -> Journey:
 
 
 def journeys(place: Path) -> dict[str, Journey]:
-    """All of them. place: a folder to work in."""
+    """All journeys. place: a working folder."""
     images, photograph = place / "images", place / "photograph.png"
     quick = ["--steps", 2, "--upsampler-steps", 1, "--device", "cpu"]
     translate = ["translate", BEFORE, "--num", 1, "--size", 32, "--out", images, "--overwrite", *quick]

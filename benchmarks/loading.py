@@ -1,12 +1,12 @@
-"""Loading speed: images a second of one process from a folder, from tars and over HTTP, and what training waits.
+"""Loading speed: images per second of one process from a folder, tars and HTTP, and the waiting time of training.
 
     python benchmarks/loading.py street --data DATA [--seconds 5] [--steps 20]
     python benchmarks/loading.py prior-scenes --shards FOLDER
 
-DATA is packed into tars as `piti prepare shards` does, FOLDER holds tars already; a server on this machine gives them
-by HTTP. Each source is read in turn, three times, and the fastest turn counts. "in memory" is after an epoch that
-filled the cache of `data.cache`, "first epoch" before that. Then a bare loop of the recipe's network takes its batches
-from two workers: the share of its time that it waits for them.
+DATA is packed into tars as by `piti prepare shards`; FOLDER contains tars; a local server provides them by HTTP. Each
+source is read three times in turn, and the fastest counts. "in memory" is after an epoch that filled the cache of
+`data.cache`, "first epoch" before that. Then a bare training loop of the recipe's network loads batches with two
+workers, for the share of time spent waiting.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a folder on the loopback interface."""
+    """Serve a folder on the loopback interface; yields its address."""
     with ThreadingTCPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -55,7 +55,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def sources(spec: FolderSpec, packed: Path, address: str, cache: Path) -> dict[str, FolderSpec]:
-    """What is read: the same pictures from three places."""
+    """The same images from three sources."""
     names = (
         ["shards.json"] if (packed / "shards.json").is_file() else sorted(path.name for path in packed.glob("*.tar"))
     )
@@ -65,12 +65,12 @@ def sources(spec: FolderSpec, packed: Path, address: str, cache: Path) -> dict[s
 
 
 def opened(spec: FolderSpec, condition: Condition) -> SampleSet:
-    """Nothing read beforehand, as far as the operating system is concerned."""
+    """A newly opened sample set, without caches of its own."""
     return open_shards(spec, condition)[0] if spec.shards else PairedFolder(spec, condition, "train")
 
 
 def rate(samples: SampleSet, batch: int, start: int, seconds: float) -> float:
-    """Images a second of this process from step `start` on."""
+    """Images per second of this process from step `start` on."""
     stream, step = BatchStream(samples, batch, 0), start
     began = time.perf_counter()
     while time.perf_counter() - began < seconds or step == start:
@@ -80,7 +80,7 @@ def rate(samples: SampleSet, batch: int, start: int, seconds: float) -> float:
 
 
 def speeds(spec: FolderSpec, condition: Condition, batch: int, seconds: float) -> dict[str, float]:
-    """Images a second in the first epoch and from memory."""
+    """Images per second in the first epoch and from memory."""
     samples = opened(spec.model_copy(update={"cache": False}), condition)
     BatchStream(samples, 1, 0)[0]
     found = {"first epoch": rate(samples, batch, 1, seconds)}
@@ -93,7 +93,7 @@ def speeds(spec: FolderSpec, condition: Condition, batch: int, seconds: float) -
 
 
 def waiting(recipe: Recipe, samples: SampleSet, condition: Condition, steps: int) -> dict[str, float]:
-    """A bare training loop of the recipe's network on two workers: its speed, and the share of time that it waits."""
+    """A bare training loop of the recipe's network on two workers: its speed, and the share of waiting time."""
     translator, schedule = build_translator(recipe, condition), NoiseSchedule(recipe.schedule)
     optimizer = torch.optim.AdamW(translator.parameters(), lr=1e-4, fused=True)
     batches = loader(BatchStream(samples, recipe.batch, 0), 0, WARM_UP + steps, WORKERS)
@@ -124,7 +124,7 @@ def main() -> None:
     either.add_argument("--shards", type=Path)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
     parser.add_argument("--steps", type=int, default=20, help="of training; 0: none")
-    parser.add_argument("--set", action="append", default=[], dest="changes", help="KEY=VALUE on top of the recipe")
+    parser.add_argument("--set", action="append", default=[], dest="changes", help="change of the recipe, KEY=VALUE")
     options = parser.parse_args()
     given = f"data.root={options.data}" if options.data else f"data.shards=[{options.shards}]"
     recipe = read_recipe(options.recipe, [given, *options.changes])

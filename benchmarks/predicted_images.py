@@ -1,11 +1,10 @@
-"""How much of an image the upsampler's x̂₀ is at each timestep: from which t on losses on images make sense.
+"""Quality of the upsampler's x̂₀ at each timestep, for choosing the timesteps of image losses.
 
     python benchmarks/predicted_images.py --model RUN --photographs FOLDER_OR_TAR \\
         --perceptual squeezenet1_1-b8a52dc0.pth [--count 32]
 
 For photographs of 256 px, shrunk and noised to t, the upsampler's x̂₀ is compared with the photograph: PSNR, eq. 4's
-perceptual distance as a share of that of bicubic enlargement, and detail, the mean gradient as a share of the
-photograph's.
+perceptual distance relative to bicubic enlargement, and detail, the mean gradient relative to the photograph's.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def detail(images: Tensor) -> Tensor:
 
 
 def compare(images: Tensor, photographs: Tensor, network: PerceptualNetwork) -> tuple[float, float, float]:
-    """PSNR in dB, perceptual distance, and the share of the photographs' detail."""
+    """PSNR in dB, perceptual distance, and detail relative to the photographs."""
     error = (images - photographs).square().mean(dim=(1, 2, 3)) / 4
     distance = perceptual_loss(network(images), network(photographs), network.layer_weights).mean()
     return float((-10 * error.log10()).mean()), float(distance), float(detail(images) / detail(photographs))

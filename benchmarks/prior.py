@@ -1,11 +1,11 @@
-"""A prior's samples: how often they show what their caption says, and how far they are from photographs.
+"""Caption accuracy of a prior's samples, and their distance to photographs.
 
     python benchmarks/prior.py --model scenes-prior --photographs TAR [TAR …] --features SQUEEZENET.safetensors \\
         [--count 40] [--runs dpm++sde:20:2 ddpm:50:2]
 
 `count` samples of every caption, seed 0, at sampler:steps:guidance. Caption accuracy is that of a linear probe on
-SqueezeNet features, fitted to the training photographs; real held-out ones are given beside it. fd is a Fréchet
-distance on the same features to the training photographs, comparable with nothing but the rows of one table.
+SqueezeNet features, fitted to the training photographs; held-out photographs serve as reference. fd is a Fréchet
+distance on the same features to the training photographs, comparable only within one table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from piti.models.perceptual import PerceptualNetwork, PerceptualSpec, load_perce
 from piti.pipelines.pipeline import PITIPipeline
 
 RIDGE = 1.0
-SIDE = 128  # at which features are taken
+SIDE = 128  # input size for features
 
 
 @torch.no_grad()
@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, nargs="+", required=True)
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--limit", type=int, default=2000, help="training photographs that are looked at")
+    parser.add_argument("--limit", type=int, default=2000, help="number of training photographs to use")
     parser.add_argument("--runs", nargs="*", default=["dpm++sde:20:2"])
-    parser.add_argument("--sheet", type=Path, help="a picture of some samples")
+    parser.add_argument("--sheet", type=Path, help="file for a picture of some samples")
     options = parser.parse_args()
     pipeline = PITIPipeline.from_pretrained(options.model, base_only=True)
     pipeline.set_progress_bar_config(disable=True)

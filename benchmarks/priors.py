@@ -1,14 +1,13 @@
-"""What sampling through our pipeline costs beside diffusers' own pipeline, on the same UNet.
+"""Cost of sampling with piti's pipeline relative to diffusers' own, on the same UNet.
 
     python benchmarks/priors.py [--width 64] [--size 256] [--steps 10] [--rounds 12]
 
-A Stable Diffusion with random weights is built from diffusers' own classes, imported, and sampled by both from the same
+A Stable Diffusion with random weights is built from diffusers' classes, imported, and sampled by both with the same
 text and latents: DDIM with guidance, decoding included, in one process with the same threads. A round is theirs, ours,
-ours, theirs, so that a drift of the machine cancels; its ratio is of both sums. Compared are the process's CPU time,
-which other processes of the machine disturb less, and its clock. Told are the median of the rounds' ratios and its
-quartiles, what theirs takes beside theirs (each round's last call beside its first: how far measurements scatter when
-nothing differs), the ratio of the fastest call of each, and how near the images are. The smaller the UNet, the more
-everything beside it weighs.
+ours, theirs, so that drift cancels; its ratio is that of both sums. Both CPU time, which other processes disturb less,
+and wall time are compared. Prints the median of the rounds' ratios with quartiles, the same for theirs against theirs
+(each round's last call against its first, as the measurement noise), the ratio of the fastest calls, and the difference
+of the images. The smaller the UNet, the larger the share of other costs.
 """
 
 from __future__ import annotations
@@ -50,7 +49,8 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def stable_diffusion(folder: Path, width: int, size: int) -> StableDiffusionPipeline:
-    """Of Stable Diffusion 1's shape with `width` channels at its first level, 320 in the real one."""
+    """A model with the architecture of Stable Diffusion 1 and `width` channels at its first level (320 in the real
+    one)."""
     torch.manual_seed(0)
     autoencoder: dict[str, Any] = {
         "block_out_channels": (32, 64, 64, 64),
@@ -82,12 +82,12 @@ def stable_diffusion(folder: Path, width: int, size: int) -> StableDiffusionPipe
 
 
 Seconds = tuple[float, float]
-"""Of the CPU, and by the clock."""
+"""CPU time and wall time."""
 CLOCKS = ("CPU time", "wall time")
 
 
 def timed(run: Callable[[], object]) -> Seconds:
-    """What a call takes; garbage of the calls before it is collected first, and none meanwhile."""
+    """Duration of a call; garbage is collected before and not during it."""
     gc.collect()
     gc.disable()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -100,18 +100,18 @@ def timed(run: Callable[[], object]) -> Seconds:
 def measured(
     ours: Callable[[], object], theirs: Callable[[], object], rounds: int
 ) -> list[tuple[Seconds, Seconds, Seconds, Seconds]]:
-    """Seconds of theirs, ours, ours and theirs, a round each."""
+    """Seconds of theirs, ours, ours and theirs, per round."""
     return [(timed(theirs), timed(ours), timed(ours), timed(theirs)) for _ in range(rounds)]
 
 
 def quartiles(ratios: list[float]) -> str:
-    """The median of ratios with its quartiles, as differences from 1."""
+    """The median of ratios with quartiles, as differences from 1."""
     lower, median, upper = statistics.quantiles(ratios, n=4)
     return f"{median - 1:+.1%} (quartiles {lower - 1:+.1%} to {upper - 1:+.1%})"
 
 
 def told(found: list[tuple[Seconds, Seconds, Seconds, Seconds]], clock: int) -> str:
-    """What a clock of `CLOCKS` says."""
+    """Results by a clock of `CLOCKS`."""
     rounds = [[one[clock] for one in four] for four in found]
     ratios = [(b + c) / (a + d) for a, b, c, d in rounds]
     fastest = min(min(b, c) for _, b, c, _ in rounds) / min(min(a, d) for a, _, _, d in rounds)
@@ -144,7 +144,7 @@ def main() -> None:
         def by_us() -> Any:
             return ours(TEXT, steps=f"leading{args.steps}", guidance=Guidance(kind="plain", w=6.5), **asked)
 
-        apart = (by_us().images - by_diffusers().images).abs().max().item()  # also warms both up
+        apart = (by_us().images - by_diffusers().images).abs().max().item()  # also a warm-up
         found = measured(by_us, by_diffusers, args.rounds)
     parameters = sum(one.numel() for one in theirs.unet.parameters()) / 1e6
     print(

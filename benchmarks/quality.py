@@ -1,12 +1,11 @@
-"""Quality against speed: every sampler at 10, 20 and 50 steps, judged by an outside script.
+"""Quality and speed of every sampler at 10, 20 and 50 steps, evaluated by an external script.
 
     python benchmarks/quality.py --model street --data DATA --referee referee.py [--split val] [--out DIR]
 
-DATA is a paired folder (images/, labels/, splits.json). The referee is called as
-`referee.py GENERATED --labels LABELS --real REAL --no-256 --shrink 64` and prints one line of JSON. One sample a
-mask, seed 0; images are kept in --out, so that a broken-off run goes on. Frechet distances of few images are
-large: compare them with that of as many real photographs, which is printed first. The base alone is judged; for the
-upsampler see upsampling.py.
+DATA is a paired folder (images/, labels/, splits.json). The referee is called as `referee.py GENERATED --labels LABELS
+--real REAL --no-256 --shrink 64` and prints one line of JSON. One sample per mask, seed 0; images are kept in --out, so
+that interrupted runs resume. Fréchet distances of few images are large: compare them with that of as many real
+photographs, which is printed first. Only the base is evaluated; for the upsampler see upsampling.py.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ AT_64 = ("--no-256", "--shrink", "64")
 
 
 def judge(referee: Path, generated: Path, labels: Path, real: Path, *options: str) -> dict[str, float]:
-    """What the referee says of a folder of images; options: more words for it, such as `AT_64`."""
+    """The referee's result for a folder of images; options: more arguments, such as `AT_64`."""
     command = [sys.executable, str(referee), str(generated), "--labels", str(labels), "--real", str(real), *options]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--runs", nargs="*", help="such as ddpm:50; all by default")
+    parser.add_argument("--runs", nargs="*", help="runs such as ddpm:50; all by default")
     options = parser.parse_args()
     pipeline = PITIPipeline.from_pretrained(options.model, base_only=True)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,12 +1,12 @@
-"""Sampling speed: four guided samples, ours beside the way the released code samples.
+"""Sampling speed: four guided samples, compared with the released code's method.
 
     python benchmarks/sampling.py [--model street] [--samples 4]
 
-The released way encodes the condition at every step, runs 250 ancestral steps over a guided batch and 27 more in the
-upsampler; ours encodes once. Both use this package's networks, in turn, and the faster of the runs counts. An upsampler
-of one step is replaced for the runs of several by one of `recipes/upsampler.yaml`, with weights drawn anew: its time is
-measured, not its pictures. Engines compute the same settings one after the other; conversion is
-not counted. `first` includes loading. Peak memory is that of the process until then.
+The released method encodes the condition at every step, and runs 250 ancestral steps on a guided batch and 27 in the
+upsampler; piti encodes once. Both use this package's networks, alternating, and the fastest run counts. For runs with
+several steps, a one-step upsampler is replaced by one of `recipes/upsampler.yaml` with random weights, since only time
+is measured. Engines run the same settings one after the other, without the time of conversion. `first` includes
+loading. Peak memory is that of the process until then.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fastest(run: Callable[[], object], times: int = 3) -> float:
 
 
 def encode_every_step(pipeline: PITIPipeline) -> None:
-    """Make the base encode its condition anew at every step, as the released code does."""
+    """Make the base encode its condition at every step, as in the released code."""
     base = pipeline.base
     assert isinstance(base, Translator)
     real = base.forward
@@ -63,7 +63,7 @@ def encode_every_step(pipeline: PITIPipeline) -> None:
 
 
 def with_several_steps(pipeline: PITIPipeline) -> PITIPipeline:
-    """The same base before an upsampler of several steps, whose weights are drawn anew."""
+    """The same base with a multi-step upsampler with random weights."""
     recipe = read_recipe("upsampler")
     upsampler = build_translator(recipe, condition_from_config(recipe.condition)).eval()
     made = PITIPipeline(pipeline.base, pipeline.scheduler, pipeline.condition, upsampler, scheduler_of(recipe.schedule))
@@ -72,7 +72,7 @@ def with_several_steps(pipeline: PITIPipeline) -> PITIPipeline:
 
 
 def engines(pipeline: PITIPipeline, make: Callable[[], np.ndarray]) -> dict[str, float]:
-    """Seconds of the default with every engine that is installed; how near its images are to torch's is printed."""
+    """Seconds of the default with every installed engine; prints the difference to torch's images."""
     rows, wanted = {}, make()
     for name in ENGINES:
         if name == "auto":
@@ -90,7 +90,7 @@ def engines(pipeline: PITIPipeline, make: Callable[[], np.ndarray]) -> dict[str,
 
 
 def peak() -> float:
-    """GiB that the process has had at most."""
+    """Peak memory of the process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -1,14 +1,14 @@
-"""A sketch model's samples: how well they keep to their lines, and how far they are from photographs.
+"""Agreement of a sketch model's samples with their lines, and their distance to photographs.
 
     python benchmarks/sketches.py --model sketch --data DATA --features SQUEEZENET.safetensors \\
         [--count 190] [--runs dpm++sde:20:2 ddpm:50:1] [--sheet SHEET.png]
 
-DATA is a folder as `piti prepare sketch` makes it. One sample for each of `count` sketches (held out, unless --split
-says otherwise), seed 0, at sampler:steps:guidance, judged at the base's size. Lines are drawn of every sample as the
-built-in extractor draws photographs. kept: the share of the given lines' pixels that have one of these within 2 pixels;
-meant: the share of these that have a given line within 2 pixels; chamfer: mean distance from one set of lines to the
-other and back, in pixels, each distance clipped at 16. The photographs of the same sketches, and those of others, say
-what can be had, and what is had by chance. fd as in prior.py, to training photographs.
+DATA is a folder from `piti prepare sketch`. One sample for each of `count` sketches (held out, unless --split is
+given), seed 0, at sampler:steps:guidance, evaluated at the base's size. Lines of samples come from the built-in
+extractor. kept: the share of the given lines' pixels that have one of these within 2 pixels; meant: the share of these
+that have a given line within 2 pixels; chamfer: mean distance between both sets of lines in both directions, in pixels,
+each distance clipped at 16. Photographs of the same sketches and of others are upper and chance references. fd as in
+prior.py, to training photographs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def row(name: str, images: Sequence[Tensor], lines: Sequence[Tensor], fd: float)
 
 
 def sheet_of(condition: SketchCondition, samples: Sequence[Sample], images: Sequence[Image.Image]) -> Image.Image:
-    """A row a sketch, of some twelve of them: the sketch, its sample, its photograph."""
+    """A row per sketch, for about twelve: the sketch, its sample, its photograph."""
     rows = [
         [condition.preview(samples[k].condition), images[k], to_pil(samples[k].image[None])[0]]
         for k in range(0, len(samples), max(1, len(samples) // 12))
@@ -63,11 +63,11 @@ def main() -> None:
     parser.add_argument("--conditions", default="sketches")
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--count", type=int, default=190)
-    parser.add_argument("--split", default="val", help="whose sketches; settings are chosen on train")
-    parser.add_argument("--only", default="", help="only sketches whose key begins so")
-    parser.add_argument("--limit", type=int, default=2000, help="training photographs that are looked at")
+    parser.add_argument("--split", default="val", help="split of the sketches; use train to choose settings")
+    parser.add_argument("--only", default="", help="only sketches whose key has this prefix")
+    parser.add_argument("--limit", type=int, default=2000, help="number of training photographs to use")
     parser.add_argument("--runs", nargs="*", default=["dpm++sde:20:2"])
-    parser.add_argument("--sheet", type=Path, help="a picture of some samples")
+    parser.add_argument("--sheet", type=Path, help="file for a picture of some samples")
     options = parser.parse_args()
     pipeline = PITIPipeline.from_pretrained(options.model, base_only=True)
     pipeline.set_progress_bar_config(disable=True)

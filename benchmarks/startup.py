@@ -1,5 +1,5 @@
-"""What starting costs: `import piti` and its pipeline beside torch and diffusers alone, and the first picture of a
-process that has just begun.
+"""Start-up time: `import piti` and its pipeline, compared with torch and diffusers alone, and the first image of a new
+process.
 
 python benchmarks/startup.py
 """
@@ -34,7 +34,7 @@ def seconds(*arguments: str) -> float:
 
 
 def first_picture() -> float:
-    """From the command to the end of its process: one guided 256 px sample of `street`, as shipped, by torch."""
+    """Seconds of a command for one guided 256 px sample of `street`, as shipped, with torch."""
     with tempfile.TemporaryDirectory() as out:
         flags = ("--num", "1", "--engine", "torch", "--out", out, "--overwrite")
         return seconds("-m", "piti", "translate", str(EXAMPLE), *flags)

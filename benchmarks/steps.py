@@ -1,12 +1,11 @@
-"""One training step after the other in three ways: the package's, a bare loop's, and the released code's operations.
+"""Training steps in three ways: the package's, a bare loop's, and the released code's operations.
 
-All three train the network of a recipe's stage on the device on which accelerate would train it. The package's step is
-everything that `piti train` does but logging, previews and checkpoints: loading, losses, average, checks. The bare loop
-has its batch on the device and does nothing but forward, eq. 3's loss, backward, clip and a fused AdamW in the
-recipe's precision: what it is ahead of an upsampler's stage by is what the losses on images cost. The released way is
-what the released trainer does around the same network (not the released network): float32, losses sorted into quarters
-of the timesteps and read one by one, the norms of gradients and weights read a tensor at a time, AdamW and the average
-a parameter at a time.
+All three train the network of a recipe's stage on the device that accelerate selects. The package's step is everything
+in `piti train` except logging, previews and checkpoints: loading, losses, EMA, checks. The bare loop has its batch on
+the device and only runs forward, eq. 3's loss, backward, clipping and a fused AdamW in the recipe's precision: its lead
+over an upsampler's stage is the cost of the image losses. The released way has the released trainer's operations around
+the same network (not the released network): float32, losses sorted into quarters of the timesteps and read one by one,
+norms of gradients and weights read per tensor, AdamW and EMA per parameter.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ from piti.training.run_folder import RunFolder
 from piti.training.stages import FUSED, freeze_all_but
 
 MANY = 100_000
-"""Steps that no measurement reaches."""
+"""More steps than any measurement runs."""
 TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def at_once(stage: Stage) -> Stage:
-    """The stage with its losses on images acting from the start, and without an end."""
+    """The stage with image losses from the start, and without an end."""
     losses = {name: getattr(stage, name) for name in ("perceptual", "adversarial")}
     acting = {name: loss.model_copy(update={"after": 0}) for name, loss in losses.items() if loss is not None}
     return stage.model_copy(update={"steps": MANY, **acting})
@@ -56,7 +55,7 @@ class Ours:
     """The package's step."""
 
     def __init__(self, recipe: Recipe, number: int, folder: Path, network: Translator | None = None) -> None:
-        """number: of the stage, from 0; folder: for the run, in which nothing is written."""
+        """number: of the stage, from 0; folder: of the run, to which nothing is written."""
         stage = at_once(recipe.stages[number])
         recipe = recipe.model_copy(update={"stages": (stage,)})
         accelerator, condition = build_accelerator(recipe), build_condition(recipe)
@@ -80,7 +79,7 @@ class Ours:
 
 
 class Plain:
-    """A network of a recipe's stage, and eq. 3's loss on a batch that is on the device."""
+    """A network of a recipe's stage, and eq. 3's loss on a batch on the device."""
 
     def __init__(self, recipe: Recipe, number: int, device: torch.device, network: Translator | None = None) -> None:
         condition = build_condition(recipe)
@@ -92,7 +91,7 @@ class Plain:
         self.learning = freeze_all_but(self.translator, recipe.stages[number].trains)
 
     def losses(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Losses]:
-        """Timesteps and losses. dtype: what autocast computes in."""
+        """Timesteps and losses. dtype: of autocast."""
         x0, autocast = self.batch.image, dtype != torch.float32
         t = torch.randint(0, len(self.schedule), (len(x0),))
         noise = torch.randn_like(x0)

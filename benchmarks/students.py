@@ -1,10 +1,9 @@
-"""A distilled model beside the one that it was made from: seconds of the same images, by turns in one process.
+"""Sampling time of a distilled model and its teacher, alternating in one process.
 
     python benchmarks/students.py STUDENT [--model street] [--samples 4] [--rounds 5]
 
-Both make the samples of one mask with their own default settings, once for each engine that is installed; the first
-round warms up and does not count. Medians, and the ratio of the medians. How good the images are is measured by
-`piti evaluate model` for each.
+Both generate samples of one mask with their default settings, for each installed engine; the first round is a warm-up.
+Prints medians and their ratio. For image quality, use `piti evaluate model`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ MASK = Path(__file__).resolve().parent.parent / "examples" / "street" / "high_st
 
 
 def seconds(pipeline: PITIPipeline, samples: int) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     started = time.perf_counter()
     pipeline(MASK, num_images=samples, generator=torch.Generator().manual_seed(0), square=True)
     return time.perf_counter() - started

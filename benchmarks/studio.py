@@ -1,8 +1,8 @@
-"""What a visitor of the studio waits for, and what it keeps: start-up, first preview, results, memory, a crowd.
+"""Response times and memory of the studio: start-up, first preview, results, growth, many requests at once.
 
 python benchmarks/studio.py [--model street] [--generations 100] [--mask examples/street/high_street.png]
 
-Starts `piti studio` as a process of its own (start-up, memory), and the same engine in this one (previews).
+Runs `piti studio` in its own process (start-up, memory), and the same service in this one (previews).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MASK = Path("examples/street/high_street.png")
 
 @contextmanager
 def running(models: list[str]) -> Iterator[tuple[str, int, float]]:
-    """A studio's address, its process, and the seconds that it took to answer."""
+    """A studio's address, its process, and its start-up time in seconds."""
     begun = time.perf_counter()
     named = [part for model in models for part in ("--model", model)]
     process = subprocess.Popen(
@@ -46,7 +46,7 @@ def running(models: list[str]) -> Iterator[tuple[str, int, float]]:
 
 
 def resident(pid: int) -> float:
-    """MB of memory of a process (Linux)."""
+    """Resident memory of a process in MB (Linux)."""
     text = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+)", text)
     assert found is not None
@@ -54,7 +54,7 @@ def resident(pid: int) -> float:
 
 
 def ask(address: str, model: str, mask: bytes, **fields: object) -> float:
-    """Seconds that an answer takes."""
+    """Seconds of a request."""
     begun = time.perf_counter()
     files = {"condition": ("mask.png", mask)}
     values = {"model": model} | {key: str(value) for key, value in fields.items()}
@@ -63,8 +63,7 @@ def ask(address: str, model: str, mask: bytes, **fields: object) -> float:
 
 
 def previews(model: str, mask: Path) -> None:
-    """From the click to the first preview and the result, what a step costs in the queue's thread, and how soon a live
-    preview is there."""
+    """Times to the first preview and the result, cost of a step in the queue's thread, and time to a live preview."""
     from piti.pipelines.computing import Computing
     from piti.studio.service.schema import TranslateRequest
     from piti.studio.service.service import Studio
@@ -100,7 +99,7 @@ def previews(model: str, mask: Path) -> None:
 
 
 def growth(address: str, model: str, pid: int, mask: bytes, generations: int) -> None:
-    """Memory after 10 generations, and after all."""
+    """Memory after 10 generations and at the end."""
     after_10 = 0.0
     for k in range(1, generations + 1):
         ask(address, model, mask, num=4, seed=k)
@@ -112,7 +111,7 @@ def growth(address: str, model: str, pid: int, mask: bytes, generations: int) ->
 
 
 def crowd(address: str, model: str, pid: int, mask: bytes, count: int = 20) -> None:
-    """So many at once."""
+    """Send `count` requests at once."""
     peak, over = [resident(pid)], threading.Event()
 
     def watch() -> None:
@@ -132,7 +131,7 @@ def crowd(address: str, model: str, pid: int, mask: bytes, count: int = 20) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="street", help="a model of masks")
+    parser.add_argument("--model", default="street", help="a mask model")
     parser.add_argument("--generations", type=int, default=100)
     parser.add_argument("--mask", type=Path, default=_MASK)
     options = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Training speed: the package's step beside a bare PyTorch loop's and the released trainer's operations.
+"""Training speed of the package, compared with a bare PyTorch loop and the released trainer's operations.
 
     python -m benchmarks.training street --data DATA [--stage 1] [--rounds 5] [--steps 2]
     python -m benchmarks.training upsampler --data DATA --stage 1 --set perceptual.weights=FILE
 
-`benchmarks/steps.py` says what each of the three does; network, batch and device are the same. A round takes a few
-steps of each, in one process, every second round in the opposite order, so that a drift of the machine cancels. It
-prints medians of the rounds, by the clock and, on a CPU, by the process's own CPU time, which other processes disturb
-less (loading has a process of its own); ratios are medians of the rounds' ratios of images a second.
+`benchmarks/steps.py` describes the three; network, batch and device are the same. A round runs a few steps of each in
+one process, every second round in reverse order, so that drift cancels. Prints medians of the rounds in wall time and,
+on a CPU, in the process's CPU time, which other processes disturb less (loading has its own process); ratios are
+medians of the rounds' ratios of images per second.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from piti.training import read_recipe
 
 WARM_UP = 3
 Seconds = tuple[float, float]
-"""By the clock, and of the CPU."""
+"""Wall time and CPU time."""
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what the device has been given to do."""
+    """Wait until the device is idle."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
 
 
 def timed(run: Callable[[], object], times: int, device: torch.device) -> Seconds:
-    """What a call takes, on average."""
+    """Average duration of a call."""
     synchronize(device)
     clock, cpu = time.perf_counter(), time.process_time()
     for _ in range(times):
@@ -48,7 +48,7 @@ def timed(run: Callable[[], object], times: int, device: torch.device) -> Second
 def in_turn(
     ways: dict[str, Callable[[], object]], rounds: int, steps: int, device: torch.device
 ) -> dict[str, list[Seconds]]:
-    """Seconds a step of each way in each round."""
+    """Seconds per step of each way in each round."""
     for run in ways.values():
         timed(run, WARM_UP, device)
     found: dict[str, list[Seconds]] = {name: [] for name in ways}
@@ -59,7 +59,7 @@ def in_turn(
 
 
 def table(found: dict[str, list[Seconds]], batch: int, clock: int) -> list[dict[str, float | str]]:
-    """A row a way: images a second by a clock, and how many times the package's is as fast."""
+    """A row per way: images per second by a clock, and the package's relative speed."""
     rows: list[dict[str, float | str]] = []
     for name, rounds in found.items():
         ratios = [theirs[clock] / ours[clock] for theirs, ours in zip(rounds, found["piti"], strict=True)]
@@ -74,10 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--steps", type=int, default=2, help="of each way in a round")
+    parser.add_argument("--steps", type=int, default=2, help="number of steps of each way in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--stage", type=int, default=0, help="which of the recipe's stages, from 0")
-    parser.add_argument("--set", action="append", default=[], dest="changes", help="KEY=VALUE on top of the recipe")
+    parser.add_argument("--stage", type=int, default=0, help="index of the recipe's stage, from 0")
+    parser.add_argument("--set", action="append", default=[], dest="changes", help="change of the recipe, KEY=VALUE")
     options = parser.parse_args()
     recipe = read_recipe(options.recipe, [f"data.root={options.data}", *options.changes])
     with tempfile.TemporaryDirectory() as folder:

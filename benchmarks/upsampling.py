@@ -1,13 +1,13 @@
-"""What each part of the upsampler's training is worth: bicubic, then one training after the other, on the same masks.
+"""Contribution of each part of the upsampler's training: bicubic, then several trained upsamplers, on the same masks.
 
     python benchmarks/upsampling.py --data DATA --referee referee.py --model street \\
         plain=RUN +degradation=RUN +perceptual=RUN +adversarial=RUN [--out DIR] [--sheet docs/pictures/upsampler.png] \\
         [--real-esrgan realesrgan_x4plus.safetensors]
 
 DATA is a paired folder (images/, labels/, splits.json). All upsamplers enlarge the same 64 px images of `--model`'s
-base (seed 0, one a validation mask). The referee is called as `referee.py GENERATED --labels LABELS --real REAL` and
-prints one line of JSON; REAL are the training photographs. --real-esrgan adds Real-ESRGAN x4plus, which is not ours
-(weights with the keys of `piti.baselines.rrdb`). Images are kept in --out, so that a broken-off run goes on.
+base (seed 0, one per validation mask). The referee is called as `referee.py GENERATED --labels LABELS --real REAL` and
+prints one line of JSON; REAL are the training photographs. --real-esrgan adds the external Real-ESRGAN x4plus (weights
+with the keys of `piti.baselines.rrdb`). Images are kept in --out, so that interrupted runs resume.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SIDE = 256
 
 
 def enlarge(small: Path, target: Path) -> None:
-    """The base's images by bicubic interpolation."""
+    """Enlarge the base's images by bicubic interpolation."""
     for path in sorted(small.glob("*_0.png")):
         save_png(open_image(path).resize((SIDE, SIDE), Image.Resampling.BICUBIC), target / path.name)
 
 
 def enlarge_by_real_esrgan(weights: Path, small: Path, target: Path) -> float:
-    """The base's images by Real-ESRGAN x4plus, one at a time; seconds an image."""
+    """Enlarge the base's images by Real-ESRGAN x4plus, one at a time; returns seconds per image."""
     network, files = load_real_esrgan(weights), sorted(small.glob("*_0.png"))
     started = time.perf_counter()
     for path in files:
@@ -51,7 +51,7 @@ def enlarge_by_real_esrgan(weights: Path, small: Path, target: Path) -> float:
 
 
 def translate(pipeline: PITIPipeline, labels: Path, out: Path, settings: GenerationOptions, name: str) -> float:
-    """One image a mask; seconds an image."""
+    """Generate one image per mask; returns seconds per image."""
     started = time.perf_counter()
     made = translate_files(pipeline, TranslationFiles([labels], out), settings, name).made
     (out / "sheet.png").unlink()
@@ -61,7 +61,7 @@ def translate(pipeline: PITIPipeline, labels: Path, out: Path, settings: Generat
 def side_by_side(
     folders: dict[str, Path], masks: list[Path], photographs: list[Path], pipeline: PITIPipeline
 ) -> Image.Image:
-    """A row a mask: the mask, each result, the photograph."""
+    """A row per mask: the mask, each result, the photograph."""
     rows = []
     for mask, photograph in zip(masks, photographs, strict=True):
         preview = pipeline.condition.preview(pipeline.read(mask, square=True))
@@ -74,12 +74,12 @@ def side_by_side(
 
 @dataclass(frozen=True)
 class Masks:
-    """The validation masks that are translated, and what their images are judged by."""
+    """The validation masks to translate, and the reference photographs."""
 
     pairs: list[Pair]
     labels: Path
     held_out: Path
-    """Their own photographs."""
+    """The masks' photographs."""
     references: Path
     """The training photographs."""
 
@@ -97,7 +97,7 @@ def masks_of(data: Path, condition: Condition, limit: int | None, scratch: Path)
 
 
 def compare(options: argparse.Namespace, base: PITIPipeline, masks: Masks) -> dict[str, Path]:
-    """Make and judge the images of every way of enlarging; the folder of each by its name."""
+    """Generate and evaluate the images of every method; returns their folders by name."""
 
     def show(name: str, folder: Path, note: str = "") -> None:
         found = judge(options.referee, folder, masks.labels, masks.references)
@@ -128,7 +128,7 @@ def compare(options: argparse.Namespace, base: PITIPipeline, masks: Masks) -> di
 
 
 def parsed() -> argparse.Namespace:
-    """The command's options."""
+    """Parse the command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="NAME=RUN")
     parser.add_argument("--model", default="street")

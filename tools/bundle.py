@@ -5,11 +5,9 @@
 
     python tools/bundle.py runs/light piti/assets/street-fast
 
---share names the bundled model whose upsampler this one is to use, so that its weights lie in the package once. A run
-of low-rank adapters of a bundled model, such as a student, stays that, and names the model that it belongs to.
-
-Prints the size, and the largest difference that half precision makes to an image of an example, in levels of
-255.
+--share names a bundled model whose upsampler is reused, so that the package contains its weights only once. A run of
+low-rank adapters on a bundled model, such as a student, stays adapters, with the name of that model. Prints the size,
+and the largest change of an example image by half precision, in levels of 255.
 """
 
 from __future__ import annotations
@@ -37,20 +35,20 @@ EXAMPLES = {
 
 
 def number_or_name(text: str) -> int | str:
-    """A count of steps, or a respacing by name."""
+    """A number of steps, or the name of a spacing."""
     return int(text) if text.isdecimal() else text
 
 
 def copy_adapters(model: Path, target: Path) -> None:
-    """A model of low-rank adapters, in half precision and without what its run says of itself. Exits for one that
-    belongs to a model which is not bundled, and for a target that is there."""
+    """Copy a model of low-rank adapters, in half precision and without its run's facts. Exits if its base model is not
+    bundled, and if the target exists."""
     config = read_adapter_config(model / "base")
     lender = ModelFolder.open(model).lender
     for name in (config.prior, lender):
         if name is not None and name not in bundled_models():
-            raise SystemExit(f"{model} belongs to {name}, which is not bundled; name a bundled model in training")
+            raise SystemExit(f"{model} belongs to {name}, which is not bundled; train with a bundled model")
     if target.exists():
-        raise SystemExit(f"{target} is there already; remove it first")
+        raise SystemExit(f"{target} already exists; remove it first")
     shutil.copytree(model, target, ignore=shutil.ignore_patterns("recipe.yaml"))
     path = target / "base" / ADAPTER_FILE
     save_file({name: tensor.half().contiguous() for name, tensor in load_file(path).items()}, path)
@@ -73,9 +71,9 @@ def main() -> None:
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     adapters = (find_model(options.run) / "base" / ADAPTER_CONFIG).is_file()
     if adapters and (settings or options.upsampler or options.share):
-        parser.error("a run of adapters is taken as it is; leave all other options out")
+        parser.error("a run of adapters is copied unchanged; remove all other options")
     if not adapters and not {"sampler", "steps", "guidance"} <= settings.keys():
-        parser.error("--sampler, --steps and --guidance are needed: with what the model is sampled by default")
+        parser.error("--sampler, --steps and --guidance are required, as the model's defaults")
     full = PITIPipeline.from_pretrained(options.run, upsampler=options.upsampler)
     if adapters:
         copy_adapters(find_model(options.run), options.target)

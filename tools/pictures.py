@@ -1,8 +1,8 @@
-"""Pictures of the documentation, made anew: `python tools/pictures.py [NAME …]`, of the names in `PICTURES`.
+"""Generate the documentation's pictures: `python tools/pictures.py [NAME …]`, with names from `PICTURES`.
 
-Conditions are those of examples/, or the prior's captions; the samples are the first ones of seed 0, as `piti
-translate` makes them. They are written into docs/pictures/ as JPEG. `ladder` compares with Real-ESRGAN x4plus, whose
-weights are no part of the package: REAL_ESRGAN=FILE names them (safetensors, keys as in `piti.baselines.rrdb`).
+Conditions are from examples/, or the prior's captions; samples are the first ones of seed 0, as from `piti translate`.
+They are written to docs/pictures/ as JPEG. `ladder` compares with Real-ESRGAN x4plus, whose weights are not in the
+package: give them by REAL_ESRGAN=FILE (safetensors, keys as in `piti.baselines.rrdb`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def rows_of(
     base_only: bool = False,
     steps: int | None = None,
 ) -> list[list[Image.Image]]:
-    """For each file or caption a row: the condition, and its samples."""
+    """A row for each file or caption: the condition, and its samples."""
     upsampler = "sketch" if model == "scenes-prior" else None
     pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler)
     pipeline.set_progress_bar_config(disable=True)
@@ -69,7 +69,7 @@ def examples(kind: str, *names: str) -> list[Path]:
 
 
 def tasks() -> list[list[Image.Image]]:
-    """Captions, masks and sketches, all cropped to squares and alike in size."""
+    """Captions, masks and sketches, all cropped to squares of one size."""
     rows = rows_of("scenes-prior", CAPTIONS[:2])
     rows += rows_of("street", examples("street", "avenue", "high_street"), square=True)
     rows += rows_of("sketch", examples("sketch", "mountain", "street"))
@@ -77,20 +77,20 @@ def tasks() -> list[list[Image.Image]]:
 
 
 def samples(model: str, conditions: Sequence[Path | str], num: int) -> list[list[Image.Image]]:
-    """The first samples of seed 0 of every example of a model, none left out: 32 or more."""
+    """The first samples of seed 0 of all examples of a model, without selection: 32 or more."""
     cells = rows_of(model, conditions, num=num)
     return [[cell.resize((SHOWN * cell.width // cell.height, SHOWN)) for cell in row] for row in cells]
 
 
 def hero() -> list[list[Image.Image]]:
-    """Masks and sketches, each beside two samples; a column of white parts them."""
+    """Masks and sketches, each beside two samples, separated by a white column."""
     left = rows_of("street", examples("street", "avenue", "crossing"), num=2)
     right = rows_of("sketch", examples("sketch", "mountain", "street"), num=2)
     return [[*mask, Image.new("RGB", (24, 256), "white"), *sketch] for mask, sketch in zip(left, right, strict=True)]
 
 
 def joined(rows: list[list[Image.Image]], height: int = 240, gap: int = 4) -> Image.Image:
-    """Cells of any proportions at one height, side by side; rows of equal cells below each other."""
+    """Cells of any aspect ratio at one height, side by side; rows of equal cells one below the other."""
     scaled = [[cell.resize((round(cell.width * height / cell.height), height)) for cell in row] for row in rows]
     width = max(sum(cell.width + gap for cell in row) - gap for row in scaled)
     sheet = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
@@ -106,10 +106,11 @@ def joined(rows: list[list[Image.Image]], height: int = 240, gap: int = 4) -> Im
 
 
 def ladder() -> Image.Image:
-    """The base's 64 px images enlarged three ways: bicubic, by Real-ESRGAN x4plus, and by the upsampler of `street`."""
+    """The base's 64 px images enlarged in three ways: bicubic, by Real-ESRGAN x4plus, and by the upsampler of
+    `street`."""
     weights = os.environ.get("REAL_ESRGAN")
     if weights is None:
-        sys.exit("ladder: REAL_ESRGAN=FILE names the weights of Real-ESRGAN x4plus")
+        sys.exit("ladder: give the weights of Real-ESRGAN x4plus by REAL_ESRGAN=FILE")
     masks = examples("street", "avenue", "crossing")
     network = load_real_esrgan(Path(weights))
     rows = []
@@ -123,7 +124,7 @@ def ladder() -> Image.Image:
 
 
 def students() -> Image.Image:
-    """`street` in its twelve guided steps and in four, and `street-fast` in its four."""
+    """`street` with its twelve guided steps and with four, and `street-fast` with its four."""
     masks = examples("street", "crossing", "high_street")
     made = [rows_of("street", masks, 1), rows_of("street", masks, 1, steps=4), rows_of("street-fast", masks, 1)]
     rows = [[many[0], many[1], few[1], student[1]] for many, few, student in zip(*made, strict=True)]
@@ -131,7 +132,7 @@ def students() -> Image.Image:
 
 
 def pairs() -> Image.Image:
-    """What a folder of pairs holds: a photograph (here a sample of `street`), its mask, and the lines drawn from it."""
+    """Contents of a folder of pairs: a photograph (here a sample of `street`), its mask, and its sketch."""
     rows = []
     for mask, photograph in rows_of("street", examples("street", "crossing", "high_street"), num=1):
         lines = _drawn(draw_lines(np.asarray(photograph)))
@@ -140,7 +141,7 @@ def pairs() -> Image.Image:
 
 
 def agreement() -> Image.Image:
-    """How samples of `sketch` are measured: the given lines, green where an edge of the image is near, else red."""
+    """Evaluation of samples of `sketch`: the given lines, green if near an edge of the image, else red."""
     rows = []
     for sketch, sample in rows_of("sketch", examples("sketch", "mountain", "street"), num=1):
         given = thinned(torch.from_numpy(np.asarray(sketch.convert("L")) < 128))
@@ -171,7 +172,7 @@ INK, FROZEN, NEW, LINE = "#1f2933", "#dbe4ee", "#cdeee6", "#7b8794"
 
 
 def how() -> Image.Image:
-    """The way of a mask to a photograph, and which stage trains what."""
+    """A diagram from mask to photograph, and of the training stages."""
     (row,) = rows_of("street", examples("street", "crossing"), num=1)
     (small,) = rows_of("street", examples("street", "crossing"), num=1, base_only=True)
     sheet = Image.new("RGB", (2600, 900), "white")

@@ -1,9 +1,9 @@
-"""Photographs with captions, on which a prior is trained: `python tools/prior_photographs.py OUT --scenes TAR [TAR …]`.
+"""Prepare photographs with captions for training a prior: `python tools/prior_photographs.py OUT --scenes TAR [TAR …]`.
 
-The tars hold photographs `KEY.jpg` and captions `KEY.txt`. Held out are the photographs that `tools/scene_sketches.py`
-holds out of the same scenes, so that sketches of them are new to a prior too. --photographs TAR [TAR …] adds others, to
-train on alone; --streets CAMVID the training split of a folder of pairs, under one caption of its own. Each is kept
-with a short side of 96 px at most. Then: `piti train prior-scenes --data OUT`.
+The tars contain photographs `KEY.jpg` and captions `KEY.txt`. The held-out photographs are those of
+`tools/scene_sketches.py`, so that their sketches are also new to a prior. --photographs TAR [TAR …] adds others for
+training only; --streets CAMVID adds the training split of a folder of pairs, with one caption. Images are shrunk to a
+short side of at most 96 px. Then: `piti train prior-scenes --data OUT`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def keep(out: Path, key: str, image: Image.Image, caption: str) -> str:
 
 
 def keep_all(out: Path, place: str, tars: Iterable[Path]) -> list[str]:
-    """All of some tars, under PLACE/KEY; returns their keys in the tars."""
+    """Write all photographs of some tars as PLACE/KEY; returns their keys in the tars."""
     photographs = [one for tar in tars for one in list_archived(tar)]
     captions: dict[str, Archived] = {one.key: one for tar in tars for one in list_archived(tar, {".txt"})}
     if without := [one.key for one in photographs if one.key not in captions]:
-        raise SystemExit(f"{len(without)} photographs have no .txt beside them, {without[0]} for one")
+        raise SystemExit(f"{len(without)} photographs have no .txt beside them, such as {without[0]}")
     for one in photographs:
         caption = captions[one.key].open().read().decode().strip()
         keep(out, f"{place}/{one.key}", read_rgb(one), caption)
@@ -61,7 +61,7 @@ def main() -> None:
     if given.streets is not None:
         splits = read_splits(given.streets / SPLITS_FILE)
         if splits is None:
-            parser.error(f"{given.streets} has no {SPLITS_FILE}, so what is held out of it is not known")
+            parser.error(f"{given.streets} has no {SPLITS_FILE}, so its held-out photographs are unknown")
         for key in splits["train"]:
             train.append(keep(given.out, f"streets/{key}", read_rgb(given.streets / f"images/{key}.jpg"), STREETS))
     held_out = [f"scenes/{key}" for key in scenes["val"]]

@@ -1,9 +1,9 @@
-"""The pairs that `sketch` was trained on: `python tools/scene_sketches.py OUT TAR [TAR …]`.
+"""Prepare the training pairs of `sketch`: `python tools/scene_sketches.py OUT TAR [TAR …]`.
 
-The tars hold photographs `KEY.jpg` and soft edges `KEY.edge.jpg`, white on black. Of each photograph OUT gets three
-sketches: a/ the edges cut at 0.35, b/ the same thinned to one pixel, c/ what the built-in extractor draws; so that a
-model knows broad and thin, simple and busy lines. A photograph that is held out by the hash of its key is so with one
-of its three. Then: `piti train sketch --data OUT`.
+The tars contain photographs `KEY.jpg` and soft edges `KEY.edge.jpg`, white on black. For each photograph, OUT contains
+three sketches: a/ the edges thresholded at 0.35, b/ the same thinned to one pixel, c/ lines of the built-in extractor;
+so that a model learns broad and thin, simple and dense lines. Photographs held out by the hash of their key are so with
+one of the three. Then: `piti train sketch --data OUT`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
     edges = {one.key: one for tar in given.tars for one in list_archived(tar, {".edge.jpg"})}
     without = [one.key for one in photographs if one.key not in edges]
     if without:
-        parser.error(f"{len(without)} photographs have no .edge.jpg beside them, {without[0]} for one")
+        parser.error(f"{len(without)} photographs have no .edge.jpg beside them, such as {without[0]}")
     with ProcessPoolExecutor() as pool:
         keys = list(pool.map(write, [out] * len(photographs), photographs, [edges[one.key] for one in photographs]))
     splits = split_by_hash(keys)

@@ -1,9 +1,9 @@
-"""A small judge of agreement with masks, where none can be fetched: `python tools/segmenter.py DATA OUT`.
+"""Train a small segmentation network for evaluation, if none can be downloaded: `python tools/segmenter.py DATA OUT`.
 
-Trains a UPerNet (Xiao et al. 2018, arXiv 1807.10221) on a ConvNeXt of four small levels from drawn weights, on DATA's
-training split at 64 px, and writes it to OUT as transformers does: `piti evaluate images … --segmenter OUT`. At the
-end it prints pixel accuracy and mIoU on photographs of the validation split. It never sees what it is to judge;
-photographs that were blurred, darkened or noised by its augmentation are all it knows of bad images.
+Trains a UPerNet (Xiao et al. 2018, arXiv 1807.10221) with a small four-level ConvNeXt from random weights on DATA's
+training split at 64 px, and writes it to OUT in transformers' format: `piti evaluate images … --segmenter OUT`. Prints
+pixel accuracy and mIoU on photographs of the validation split. It is not trained on generated images; its augmentation
+blurs, darkens and adds noise to photographs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDE, BATCH, RATE = 64, 16, 2e-3
 
 
 def build(classes: ClassTable) -> UperNetForSemanticSegmentation:
-    """The network, its weights drawn from torch's generator."""
+    """The network with random weights from torch's generator."""
     levels: dict[str, Any] = {
         "patch_size": 2,
         "hidden_sizes": [32, 64, 128, 192],
@@ -51,13 +51,13 @@ def build(classes: ClassTable) -> UperNetForSemanticSegmentation:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """[-1, 1] => ImageNet's mean and deviation, as the preprocessor below says."""
+    """Images in [-1, 1], normalised with ImageNet's mean and standard deviation, as in the preprocessor below."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images + 1) / 2 - mean) / std
 
 
 def worsened(images: Tensor) -> Tensor:
-    """Each picture a little darker or lighter, flatter, of another tint, blurred or noisy."""
+    """Augment brightness, contrast and tint of each image, with blur or noise."""
     count = len(images)
     gain, shift = 1 + 0.3 * (torch.rand(count, 3, 1, 1) - 0.5), 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
     blurred = F.interpolate(F.avg_pool2d(images, 2), images.shape[-2:], mode="bilinear")
@@ -67,7 +67,7 @@ def worsened(images: Tensor) -> Tensor:
 
 
 def train(network: UperNetForSemanticSegmentation, folder: PairedFolder, steps: int, count: int) -> None:
-    """Fit the network to the folder's masks of `count` classes; what lies beyond these is left out."""
+    """Train the network on the folder's masks of `count` classes; other pixels are ignored."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
     stream = BatchStream(folder, BATCH, seed=0)
     for step in range(steps):
@@ -89,7 +89,7 @@ def train(network: UperNetForSemanticSegmentation, folder: PairedFolder, steps: 
 
 
 def save(network: UperNetForSemanticSegmentation, out: Path) -> None:
-    """Write the network and its preprocessor as transformers does."""
+    """Write the network and its preprocessor in transformers' format."""
     network.save_pretrained(out)
     follow_umask(out / "model.safetensors")
     preprocessor = {
@@ -107,7 +107,7 @@ def save(network: UperNetForSemanticSegmentation, out: Path) -> None:
 
 
 def confusion(network: UperNetForSemanticSegmentation, folder: PairedFolder, count: int) -> Tensor:
-    """Pixels [N, N] of each class that were taken for each class."""
+    """Confusion matrix [N, N] in pixels."""
     found = torch.zeros(count, count)
     for k in range(len(folder)):
         sample = folder.center(k)

@@ -1,7 +1,7 @@
-"""Pages of the documentation that are made of the code: `mkdocs.yml` names this file as a hook.
+"""Documentation pages generated from the code: `mkdocs.yml` lists this file as a hook.
 
 The command line from the Typer app, recipe keys from the specs, errors from the sources, and CHANGELOG.md and
-CONTRIBUTING.md as they lie in the repository. `pages()` gives all of them without mkdocs.
+CONTRIBUTING.md from the repository. `pages()` returns all of them without mkdocs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def pages() -> dict[str, str]:
-    """Every page made of the code, by its path in the site."""
+    """All generated pages, by their path in the site."""
     return {
         "reference/command-line.md": command_line(),
         "reference/recipe.md": recipe_keys(),
@@ -52,7 +52,7 @@ def pages() -> dict[str, str]:
 
 
 def moved(name: str) -> str:
-    """A file of the repository as a page in `project/`; its links follow it there."""
+    """A file of the repository as a page in `project/`, with adjusted links."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
     return re.sub(r"\]\(([A-Z]+)\.md\)", lambda link: f"]({link[1].lower()}.md)", text)
 
@@ -61,7 +61,7 @@ def moved(name: str) -> str:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command that help shows, with its words, groups before what is in them."""
+    """All visible commands with their words, groups before their commands."""
     yield from _commands_in("piti", typer.main.get_command(app))
 
 
@@ -76,8 +76,8 @@ def command_line() -> str:
     """The page of all commands with their arguments and options."""
     parts = [
         "# Command line",
-        "Made of the program itself; `piti COMMAND --help` prints the same. Results go to standard output, notes, "
-        "progress and errors to standard error. A mistake ends a command with 1, a wrong option with 2.",
+        "Generated from the program; `piti COMMAND --help` prints the same. Results go to standard output; notes, "
+        "progress and errors to standard error. The exit status is 1 for errors and 2 for wrong options.",
         "```\npiti --install-completion   # completes commands and options in your shell\n```",
     ]
     for words, command in commands():
@@ -99,7 +99,7 @@ def command_line() -> str:
 
 
 def spelling(option: Any) -> str:
-    """An option as it is typed, with what it takes."""
+    """An option as typed, with its value."""
     taken = "" if option.is_flag else f" {_metavar(option)}"
     names = [*option.opts, *option.secondary_opts]
     return ", ".join(f"`{name}{taken}`" for name in names)
@@ -134,17 +134,17 @@ def _default(option: Any) -> str:
 
 
 def recipe_keys() -> str:
-    """The page of every key of a recipe, a table for each spec."""
+    """The page of all recipe keys, a table per spec."""
     parts = [
         "# Recipe keys",
-        "Made of the specifications that read recipes. Every key can be set on the command line: "
-        "`--set stages.0.lr=1e-4`, `--set 'stages.1.trains=[encoder, lora]'`. An unknown key is an error that names "
-        "the nearest known one. Recipes that come with the package are found by name: `street`, `baselines/spade`.",
+        "Generated from the specifications that read recipes. Every key can be set on the command line: "
+        "`--set stages.0.lr=1e-4`, `--set 'stages.1.trains=[encoder, lora]'`. Errors for unknown keys name the nearest "
+        "known one. Recipes in the package are found by name: `street`, `baselines/spade`.",
     ]
     for path, spec in specs(Recipe):
         parts += [f"## `{path}`" if path else "## The recipe itself", _doc(spec)]
         parts.append(_table(("key", "is", "type", "default"), [_row(path, *one) for one in _fields_of(spec)]))
-    parts += ["## `condition`, by kind", "`condition.kind` chooses what the model is given."]
+    parts += ["## `condition`, by kind", "`condition.kind` selects the kind of condition."]
     for kind, condition in sorted(CONDITIONS.items()):
         parts += [f"### `kind: {kind}`", _doc(condition)]
         rows = [
@@ -154,7 +154,7 @@ def recipe_keys() -> str:
         parts += [_table(("key", "type", "default"), rows)] if rows else []
     parts += [
         "## `baseline`, by kind",
-        "A baseline instead of a translator; see [Baselines](../evidence/baselines.md).",
+        "A baseline instead of a diffusion model; see [Baselines](../evidence/baselines.md).",
     ]
     for kind, baseline in sorted(BASELINES.items()):
         parts += [f"### `kind: {kind}`"]
@@ -164,7 +164,7 @@ def recipe_keys() -> str:
 
 
 def specs(spec: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """A spec and those in its fields, with the keys that lead there; `N` stands for a place in a list."""
+    """A spec and those in its fields, with their key paths; `N` is an index of a list."""
     yield path, spec
     for name, field in spec.model_fields.items():
         inner = _spec_in(field.annotation)
@@ -174,7 +174,7 @@ def specs(spec: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[Bas
 
 
 def keys() -> set[str]:
-    """Every key of a recipe, dotted; those of conditions and baselines are kinds of their own."""
+    """All dotted keys of a recipe, without those of conditions and baselines."""
     return {f"{path}.{name}".lstrip(".") for path, spec in specs(Recipe) for name in spec.model_fields}
 
 
@@ -218,7 +218,7 @@ def _typed(field: FieldInfo) -> str:
 
 
 def type_words(annotation: Any) -> str:
-    """A type as someone who writes YAML thinks of it."""
+    """A type in the terms of YAML."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_words(inner[0])
@@ -240,7 +240,7 @@ def type_words(annotation: Any) -> str:
 
 @cache
 def attribute_docs(spec: type) -> dict[str, str]:
-    """The string below each attribute of a class, inherited ones included."""
+    """The docstring of each attribute of a class, including inherited ones."""
     found: dict[str, str] = {}
     for cls in reversed(spec.__mro__):
         if not cls.__module__.startswith("piti."):
@@ -261,14 +261,14 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def errors() -> str:
-    """The page of every message of an error that a user can mend, by the package that raises it."""
+    """The page of all messages of user errors, by the package that raises them."""
     parts = [
         "# Errors",
-        "Made of the sources: the messages that say what is wrong and what to do, with `…` where a value stands, and "
-        "options without the dashes of the command line. A few that are put together of parts are not among them. "
-        "In Python all of them are `piti.core.errors.UserError` or, inside a recipe or another specification, part "
-        "of a `SpecError`; the command line prints them after `error:`, the studio answers with them over HTTP. "
-        "Search this page for the words that you see.",
+        "Generated from the sources: messages of user errors, with `…` for values, and options without the dashes of "
+        "the command line. A few messages that are assembled from parts are missing. In Python all of them are "
+        "`piti.core.errors.UserError` or, inside a recipe or another specification, part "
+        "of a `SpecError`; the command line prints them after `error:`, and the studio returns them over HTTP. Search "
+        "this page for the words of a message.",
     ]
     found: dict[str, set[tuple[str, str]]] = {}
     for path in sorted((ROOT / "piti").rglob("*.py")):
@@ -282,7 +282,7 @@ def errors() -> str:
 
 
 def messages_of(path: Path) -> Iterator[tuple[str, str]]:
-    """(kind, message) of everything that a file raises with a text of its own."""
+    """(kind, message) of all errors that a file raises with a literal text."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call):
             continue
@@ -301,7 +301,7 @@ def _option_of(more: dict[str | None, str]) -> str:
 
 
 def template(node: ast.expr) -> str:
-    """The text of an expression, `…` for what is known only when it is raised."""
+    """The text of an expression, with `…` for run-time values."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -324,7 +324,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str | None) -> str:
-    """A text as it may stand in a table: on one line, without markup of its own but code."""
+    """A text as a table cell: on one line, without markup except code."""
     words = re.sub(r"\n\n+", "<br>", inspect.cleandoc(text or ""))
     words = " ".join(words.split()).replace("|", "\\|").replace("*", "\\*")
     return re.sub(r"<(?!br>)", "&lt;", words)
@@ -335,5 +335,5 @@ def _code(text: str) -> str:
 
 
 def _doc(documented: Any) -> str:
-    """The docstring of a class as paragraphs, without that of an ancestor."""
+    """The docstring of a class as paragraphs, without inherited ones."""
     return inspect.cleandoc(vars(documented).get("__doc__") or "").replace("<", "&lt;").replace("*", "\\*")
