@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium through chromedriver's plain JSON protocol (W3C WebDriver), without a library."""
+"""A real browser for tests: Chromium via chromedriver's JSON protocol (W3C WebDriver), without a library."""
 
 from __future__ import annotations
 

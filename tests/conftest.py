@@ -1,4 +1,4 @@
-"""What tests share: recorded tensors and real photographs where present, and small data that they make."""
+"""Shared fixtures: recorded tensors and real photographs if present, and small synthetic data."""
 
 from __future__ import annotations
 

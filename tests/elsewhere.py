@@ -1,6 +1,5 @@
-"""The package as it finds Python on Windows: without the modules, functions and signals that only POSIX systems have.
-
-What it imports from elsewhere keeps them, which has its own ways of doing without.
+"""Simulates Python on Windows for this package: without the modules, functions and signals of POSIX systems. Other
+packages keep them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes that are forked from one that has imported the package, so that a start takes no seconds."""
+"""Processes forked from one that has imported the package, for a fast start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What processes of `tests.forked` have imported from the beginning."""
+"""Imports of the processes of `tests.forked`."""
 
 from __future__ import annotations
 

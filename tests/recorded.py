@@ -1,4 +1,4 @@
-"""Weights by the recipe of the recorded tensors: what the released code was run with, made from names and shapes."""
+"""Weights of the recorded tensors, derived from names and shapes, as used with the released code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards that tests make, and a server on this machine that gives them, or does not."""
+"""Shards for tests, and a local server that provides or refuses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md are run as they stand there; the files beside it are well formed."""
+"""The code of CONTRIBUTING.md runs unchanged; related files are well formed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dockerfile of the studio, read and not built: what it copies exists, what it runs exists."""
+"""The studio's Dockerfile, without building it: copied files and commands exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged inputs end in words, whatever reads them; `benchmarks/fuzz.py` does the same for longer."""
+"""Damaged inputs raise user errors in all readers; `benchmarks/fuzz.py` does the same for longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` goes on whatever becomes of a row, and its three ways of training take a step."""
+"""`benchmarks/gpu.py` continues after failed rows, and its three ways of training run a step."""
 
 from __future__ import annotations
 

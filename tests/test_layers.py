@@ -1,4 +1,4 @@
-"""The direction of imports, the file map of docs/architecture.md, and what importing costs."""
+"""The direction of imports, the file map of docs/architecture.md, and import time."""
 
 from __future__ import annotations
 

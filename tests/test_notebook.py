@@ -1,4 +1,4 @@
-"""The notebook of first steps runs, with few steps and small images, and is committed without what it gave."""
+"""The introductory notebook runs, with few steps and small images, and is committed without outputs."""
 
 from __future__ import annotations
 

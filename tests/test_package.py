@@ -1,4 +1,4 @@
-"""What an installed piti holds: every file in the package that is not Python is named by pyproject.toml."""
+"""Contents of an installed piti: pyproject.toml lists all non-Python files of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands and the Python of README and documentation: all parse, and the essential ones run."""
+"""Commands and Python code of README and documentation: all are parsed, and the essential ones run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation's site: pages made of the code say everything, and every page and picture is reached."""
+"""The documentation's site: generated pages are complete, and all pages and pictures are linked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as it is installed: a wheel that works in an empty folder, offline, without the repository."""
+"""The installed package: a wheel that works in an empty folder, offline, without the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pix2PixHD, SPADE and OASIS: what they see, their norms, weights and noise."""
+"""Pix2PixHD, SPADE and OASIS: inputs, norms, weights and noise."""
 
 from __future__ import annotations
 

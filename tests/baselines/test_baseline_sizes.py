@@ -1,4 +1,4 @@
-"""Pix2PixHD, SPADE and OASIS at full width: parameters, shapes, what does not fit, settings."""
+"""Pix2PixHD, SPADE and OASIS at full width: parameters, shapes, incompatible settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real-ESRGAN's generator: its size, its shapes, and what its file must hold."""
+"""Real-ESRGAN's generator: size, shapes, and required contents of its file."""
 
 from __future__ import annotations
 

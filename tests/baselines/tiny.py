@@ -1,4 +1,4 @@
-"""Baselines of a few channels, a picture to learn, and noise."""
+"""Baselines with a few channels, an image to learn, and noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released files to model folders and back: bit for bit, whole or not at all, and clear about what is wrong."""
+"""Released files to model folders and back: bit-exact, atomic, with clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model folders to released files: what was imported comes out as it was, whole or not at all."""
+"""Model folders to released files: imported files are restored exactly, and written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importing takes little more memory than the file is large, whatever its format."""
+"""Importing needs little more memory than the file's size, in every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imported models compute what the released code did: every recorded network, and a whole cascade."""
+"""Imported models match the released code: every recorded network, and a whole cascade."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GLIDE's tokenizer beside an imported model, and what an import says of a model that lacks something."""
+"""GLIDE's tokenizer beside an imported model, and errors for incomplete models."""
 
 from __future__ import annotations
 

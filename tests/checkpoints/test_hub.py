@@ -1,4 +1,4 @@
-"""A model's card: its code is that by which this model is loaded and called."""
+"""Model cards: their code loads and calls the model."""
 
 from __future__ import annotations
 

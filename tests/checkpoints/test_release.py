@@ -1,4 +1,4 @@
-"""What a released file is, by its shapes; keys and layouts both ways; networks that inpaint."""
+"""Recognition of released files by shapes; keys and layouts in both directions; inpainting networks."""
 
 from __future__ import annotations
 

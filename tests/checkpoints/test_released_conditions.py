@@ -1,4 +1,4 @@
-"""What a released file reads: one-hot masks, geometry, the release's two pictures, and what is refused."""
+"""Conditions of released files: one-hot masks, geometry, the release's two images, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`piti` as it is typed, in this process."""
+"""Runs `piti` commands in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: its version, completion, launchers, and that a mistake is one message."""
+"""The command line as a whole: its version, completion, launchers, and errors as a single message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed: brackets are text, and what can be resumed says so."""
+"""Console output: brackets are printed as text, and resumable commands say so."""
 
 from __future__ import annotations
 

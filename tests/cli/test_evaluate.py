@@ -1,4 +1,4 @@
-"""`piti evaluate`: its spellings and its mistakes. What it measures is tested in tests/evaluation."""
+"""`piti evaluate`: its options and errors. Measures are tested in tests/evaluation."""
 
 from __future__ import annotations
 

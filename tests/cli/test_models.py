@@ -1,4 +1,4 @@
-"""`piti models`; `piti import` and `export` are tested with what they convert."""
+"""`piti models`; `piti import` and `export` are tested with conversion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of flags, and which flags were given."""
+"""Groups of flags, and detection of given flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`piti studio`: its mistakes in words, and what its flags become."""
+"""`piti studio`: its errors, and the settings from its flags."""
 
 from __future__ import annotations
 

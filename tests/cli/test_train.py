@@ -1,4 +1,4 @@
-"""`piti train`: a recipe by name or path, changed on the line; its plan; how its model is used."""
+"""`piti train`: a recipe by name or path, with changes; its plan; use of its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small depth map of known surfaces, its camera, and comparisons of what is read of it."""
+"""A small depth map of known surfaces, its camera, and comparisons with what is read from it."""
 
 from __future__ import annotations
 

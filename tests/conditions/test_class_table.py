@@ -1,4 +1,4 @@
-"""The forms in which people write down classes."""
+"""Formats of class tables."""
 
 from __future__ import annotations
 

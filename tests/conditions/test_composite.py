@@ -1,4 +1,4 @@
-"""Several conditions at once: joined, taken apart, absent, dropped, saved, refused."""
+"""Several conditions at once: joined, split, absent, dropped, saved, and errors."""
 
 from __future__ import annotations
 

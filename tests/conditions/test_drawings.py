@@ -1,4 +1,4 @@
-"""What is handed in as a sketch and is none, and sketches where masks are expected."""
+"""Inputs that are not sketches, and sketches instead of masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth and normals as a condition: normalised, resized, encoded, shown; its settings, and real frames."""
+"""Depth and normals as a condition: normalised, resized, encoded, previewed; its settings, and real frames."""
 
 from __future__ import annotations
 

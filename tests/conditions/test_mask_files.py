@@ -1,4 +1,4 @@
-"""One picture, one meaning: ids or colours, in every mode that a file may have."""
+"""Reading of mask files: ids or colours, in all image modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normals of depth, and normals that are given."""
+"""Normals from depth, and given normals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures in their own colours, and two of them that belong together as the release's normals and depth do."""
+"""Images as conditions, also in pairs, such as the release's normals and depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text: tokens in and out, files, what is refused."""
+"""Text: encoding and decoding of tokens, files, errors."""
 
 from __future__ import annotations
 

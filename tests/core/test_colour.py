@@ -1,4 +1,4 @@
-"""What photographs' numbers mean: lossless of profiles that are sRGB, converted from others, and deep colours."""
+"""Colour management: sRGB unchanged, other profiles converted, and high bit depths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices, types of numbers, and what is refused in words where it cannot be had."""
+"""Devices, dtypes, and errors for unavailable ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors in parts: one text for three readers, and parts that survive another process."""
+"""Structured errors: one text for three interfaces, and pickling."""
 
 from __future__ import annotations
 

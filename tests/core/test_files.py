@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever goes wrong on the way."""
+"""Atomic files and folders, also with failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that add to this one, as they are installed."""
+"""Plugins from installed packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a specification says of values that it cannot take: key, value, what was expected."""
+"""Errors of specifications: key, value, expectation."""
 
 from __future__ import annotations
 

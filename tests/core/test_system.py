@@ -1,4 +1,4 @@
-"""Other systems than Linux, as far as Linux can show it."""
+"""Other systems than Linux, simulated on Linux."""
 
 from __future__ import annotations
 

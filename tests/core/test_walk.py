@@ -1,4 +1,4 @@
-"""The walk through folders, and names."""
+"""Recursive listing of folders, and names."""
 
 from __future__ import annotations
 

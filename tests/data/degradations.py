@@ -1,4 +1,4 @@
-"""The degradation that tests take, the kinds of its resizing, and how far images are apart."""
+"""The degradation of tests, its kinds of resizing, and the distance of images."""
 
 from __future__ import annotations
 

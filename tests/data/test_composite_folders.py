@@ -1,4 +1,4 @@
-"""Folders of several conditions: one for each part, all of them needed or some."""
+"""Folders of several conditions: one for each part, all or some of them required."""
 
 from __future__ import annotations
 

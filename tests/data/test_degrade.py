@@ -1,4 +1,4 @@
-"""The degradation: what is drawn, what it does to images, and what comes of real photographs."""
+"""The degradation: random parameters, effects on images, and results for real photographs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What degrades images, one operation after the other: each against the released code's, and against mathematics."""
+"""Operations of the degradation, each compared with the released code and with closed forms."""
 
 from __future__ import annotations
 

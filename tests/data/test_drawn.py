@@ -1,4 +1,4 @@
-"""Lines that are changed in training towards what a hand draws."""
+"""Augmentation of lines towards hand drawings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of photographs: closed forms for the built-in extractor and thinning, and detectors by name."""
+"""Edges of photographs: closed forms for the built-in extractor and thinning, and detectors by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small images of a base in an upsampler's training: whose they are, how they are cut, and what is refused."""
+"""Small images of a base in an upsampler's training: matching, cropping, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people hand in, by the folder: each kind of trouble read right, or named."""
+"""Folders of user data: each kind of irregularity is read correctly or reported."""
 
 from __future__ import annotations
 

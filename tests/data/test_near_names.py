@@ -1,4 +1,4 @@
-"""Names that are almost the same."""
+"""Nearly equal names."""
 
 from __future__ import annotations
 

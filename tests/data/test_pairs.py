@@ -1,4 +1,4 @@
-"""Which files belong together: what it costs to find out."""
+"""Cost of pairing files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a discriminator sees: changed alike, by draws alone, and differentiable."""
+"""Augmentation of a discriminator's inputs: consistent, deterministic given the draws, differentiable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets of a student: one step of its own ends where the teacher's steps end."""
+"""Targets of a student: one of its steps arrives where the teacher's steps do."""
 
 from __future__ import annotations
 

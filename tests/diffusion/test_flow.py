@@ -1,4 +1,4 @@
-"""A rectified flow as a noise schedule: its algebra, its steps, and what does not go together."""
+"""A rectified flow as a noise schedule: its algebra, its steps, and incompatible settings."""
 
 from __future__ import annotations
 

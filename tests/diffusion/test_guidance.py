@@ -1,4 +1,4 @@
-"""Guidance rules by their defining properties, and when the null pass is run."""
+"""Guidance rules by their defining properties, and when the unconditional pass runs."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Inversion: against the release, exact where the denoiser is known, and sampling beside the trajectory."""
+"""Inversion: compared with the release, exact for known denoisers, and sampling with the trajectory."""
 
 from itertools import pairwise
 from pathlib import Path

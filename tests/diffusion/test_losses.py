@@ -1,4 +1,4 @@
-"""Losses against the release's numbers and against closed forms."""
+"""Losses compared with the release's values and closed forms."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Samplers: single steps against the release, whole runs where the exact denoiser is known."""
+"""Samplers: single steps compared with the release, whole runs with an exact denoiser."""
 
 from pathlib import Path
 

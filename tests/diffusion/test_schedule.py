@@ -1,4 +1,4 @@
-"""Schedules against the release's tables, and the algebra of x₀, ε and v against itself."""
+"""Schedules compared with the release's tables, and consistency of x₀, ε and v."""
 
 from pathlib import Path
 

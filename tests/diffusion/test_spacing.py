@@ -1,4 +1,4 @@
-"""Which timesteps a shorter run visits."""
+"""Timesteps of respaced schedules."""
 
 from __future__ import annotations
 

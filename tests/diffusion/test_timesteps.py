@@ -1,4 +1,4 @@
-"""The timesteps that samples are trained on."""
+"""Training timesteps."""
 
 from __future__ import annotations
 

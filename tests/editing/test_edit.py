@@ -1,4 +1,4 @@
-"""Editing: what is repainted, what is kept, and through which networks."""
+"""Editing: repainted and kept regions, and the networks used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Editing through an upsampler of one step, which inverts nothing."""
+"""Editing with a one-step upsampler, which has no inversion."""
 
 from __future__ import annotations
 

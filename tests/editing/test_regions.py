@@ -1,4 +1,4 @@
-"""Regions: where conditions differ, made larger and softened."""
+"""Regions: where conditions differ, dilated and feathered."""
 
 from __future__ import annotations
 

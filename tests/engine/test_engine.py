@@ -1,4 +1,4 @@
-"""Engines: which one is taken, what it computes, and what it keeps."""
+"""Engines: selection, results, and caching."""
 
 from __future__ import annotations
 

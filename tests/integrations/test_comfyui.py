@@ -1,4 +1,4 @@
-"""The nodes for ComfyUI, as ComfyUI finds, checks and calls them."""
+"""The nodes for ComfyUI: discovery, validation and calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Translators whose condition lies at the size of their images, and the heads that make pixels of features."""
+"""Translators with a condition at image size, and pixel heads."""
 
 from __future__ import annotations
 

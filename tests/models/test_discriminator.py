@@ -1,4 +1,4 @@
-"""The patch discriminator: the standard architecture, what a patch sees, normalisation, saving, learning."""
+"""The patch discriminator: the standard architecture, receptive field, normalisation, saving, learning."""
 
 from __future__ import annotations
 

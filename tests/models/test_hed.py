@@ -1,4 +1,4 @@
-"""HED: its parts, other names of its weights, sides that are no multiples of 16."""
+"""HED: its parts, other names of its weights, sides that are not multiples of 16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The perceptual network: torchvision's modules and names, what it says of photographs, gradients."""
+"""The perceptual network: torchvision's modules and names, values for photographs, gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of perceptual networks, in files and on the hub: found, read, and refused."""
+"""Weights of perceptual networks, in files and on the hub: lookup, reading, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines called as diffusers' tests call theirs."""
+"""Tiny pipelines called as in diffusers' tests."""
 
 from __future__ import annotations
 

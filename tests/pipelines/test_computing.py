@@ -1,4 +1,4 @@
-"""How a pipeline's networks are computed: type of numbers, engine, compiled blocks."""
+"""Computation of a pipeline's networks: dtype, engine, compiled blocks."""
 
 from __future__ import annotations
 

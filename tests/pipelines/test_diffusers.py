@@ -1,9 +1,9 @@
-"""What diffusers asks of every pipeline, on a tiny PITIPipeline: the contract of its common pipeline tests.
+"""diffusers' common pipeline tests on a tiny PITIPipeline.
 
-What needs an accelerator there (half precision, sequential offloading, moving between devices) is tried here on the
-CPU as far as that goes. Of the others these do not apply: `encode_prompt` in isolation (there is no such method), the
-VAE of Stable Diffusion, xFormers, layerwise casting (it asks for a `unet` or a `transformer`), DDUF files (diffusers
-has dropped them).
+Tests that need an accelerator there (half precision, sequential offloading, moving between devices) run on the CPU as
+far as possible. These do not apply: `encode_prompt` in isolation (there is no such method), the VAE of Stable
+Diffusion, xFormers, layerwise casting (it asks for a `unet` or a `transformer`), DDUF files (diffusers has dropped
+them).
 """
 
 from __future__ import annotations

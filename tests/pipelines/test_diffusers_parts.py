@@ -1,4 +1,4 @@
-"""What diffusers asks of every pipeline's parts: their types and devices, and how they are saved, loaded and pushed."""
+"""diffusers' common tests of pipeline components: their types and devices, saving, loading and pushing."""
 
 from __future__ import annotations
 

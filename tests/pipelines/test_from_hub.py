@@ -1,4 +1,4 @@
-"""Models of the hub, whose download is a copy of a folder here."""
+"""Models from the hub, with downloads replaced by copies of local folders."""
 
 from __future__ import annotations
 

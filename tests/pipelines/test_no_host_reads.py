@@ -1,5 +1,5 @@
-"""Steps of sampling never wait for the device: on "meta", where tensors have no values to read, they run from noise to
-images. Between the networks of a cascade the small images are read once, to refuse those that are not finite."""
+"""Sampling steps do not synchronise with the device: they run from noise to images on "meta", where tensors have no
+values. Between the networks of a cascade the small images are read once, to refuse non-finite ones."""
 
 from __future__ import annotations
 

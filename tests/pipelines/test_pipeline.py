@@ -1,4 +1,4 @@
-"""The pipeline: same seed, same image, whatever the batch; loading by name, folder and run."""
+"""The pipeline: same seed, same image for any batch; loading by name, folder and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a pipeline that are replaced: compiled, deep-copied, re-scheduled; sampled so, and saved so."""
+"""Replaced components of a pipeline: compiled, copied, with another scheduler; sampling and saving."""
 
 from __future__ import annotations
 

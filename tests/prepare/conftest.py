@@ -1,4 +1,4 @@
-"""Photographs to draw lines of."""
+"""Photographs for line extraction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Genuine layouts on small trees: what is listed, found wrong, and written as what training then reads."""
+"""Real layouts on small trees: listing, detected problems, and data that training reads."""
 
 from __future__ import annotations
 

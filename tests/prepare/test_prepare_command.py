@@ -1,4 +1,4 @@
-"""`piti prepare`: what it prints, how it is stopped, and every layout."""
+"""`piti prepare`: its output, interruption, and every layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing: the same bytes every time, nothing that looks finished before it is, and what other tools read."""
+"""Packing: reproducible bytes, no files that look finished too early, and compatibility with other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of photographs and lines drawn of them: interrupted, resumed, and refused."""
+"""Pairs of photographs and extracted lines: interruption, resuming, and errors."""
 
 from __future__ import annotations
 

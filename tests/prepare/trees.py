@@ -1,4 +1,4 @@
-"""Small data sets in the genuine layouts, and ways to break them; what there is afterwards."""
+"""Small data sets in real layouts, ways to break them, and listings of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations as the models' publishers have them, null switches included, and folders of them without weights.
+"""Configurations as published, including null options, and folders of them without weights.
 
 The UNets and schedules of Stable Diffusion 1.5 and 2.1 and of SDXL are those of their public folders. Of DeepFloyd IF
 the switches and layers are those of diffusers' converter (`scripts/convert_if.py`), the widths of IF-I-XL those of its

@@ -1,4 +1,4 @@
-"""A prior that a recipe names by its id on the hub is imported on the way."""
+"""A prior that a recipe names by its hub id is imported automatically."""
 
 from __future__ import annotations
 

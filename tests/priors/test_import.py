@@ -1,4 +1,4 @@
-"""What a folder of diffusers is, what is refused, and how it is written."""
+"""Recognition of diffusers folders, errors, and written files."""
 
 from __future__ import annotations
 

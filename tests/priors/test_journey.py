@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion from its first step to a server that translates masks by it."""
+"""A tiny Stable Diffusion from its first training step to a server that translates masks with it."""
 
 from __future__ import annotations
 

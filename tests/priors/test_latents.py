@@ -1,4 +1,4 @@
-"""What has no meaning for a model that works on latents is refused in words."""
+"""Errors for options that do not apply to latent models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of other families give, imported, the images that diffusers makes of them."""
+"""Imported tiny pipelines of other families give the same images as diffusers."""
 
 from __future__ import annotations
 

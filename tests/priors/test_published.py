@@ -1,4 +1,4 @@
-"""The configurations that the models' publishers have are recognised, and the recipes are for those models."""
+"""Published configurations are recognised, and the recipes match those models."""
 
 from __future__ import annotations
 

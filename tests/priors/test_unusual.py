@@ -1,4 +1,4 @@
-"""Folders of diffusers that are real and yet not as most are: averages, variants alone, quantised weights."""
+"""Unusual diffusers folders: EMA weights, only variants, quantised weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop minimises, and what diffusers' own training scripts do, by diffusers' own classes."""
+"""Losses of the training loop, and of diffusers' training scripts with diffusers' classes."""
 
 from __future__ import annotations
 

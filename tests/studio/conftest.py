@@ -1,4 +1,4 @@
-"""A studio of two tiny models, and the same as a real server."""
+"""A studio with two tiny models, also as a real server."""
 
 from __future__ import annotations
 

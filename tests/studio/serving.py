@@ -1,4 +1,4 @@
-"""A studio that answers, in a thread."""
+"""A running studio in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that load and run in a moment, and pictures for them."""
+"""Tiny models, and images for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trainings of upsamplers need, made once: a perceptual network, a base, and images of that base."""
+"""Shared fixtures for training upsamplers: a perceptual network, a base, and images of that base."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Does jobs one after the other, in each of two processes that torchrun's agent starts.
+"""Runs jobs in sequence in each of two processes started by torchrun's agent.
 
-A job is {"recipe": {…}, "out": FOLDER, "resume": bool} or {"argv": arguments of piti}, with what is to go wrong:
+A job is {"recipe": {…}, "out": FOLDER, "resume": bool} or {"argv": arguments of piti}, with faults to inject:
 "stop_at": a step at which the last process is asked to stop; "terminate_at": one at which the agent is; "no_data": the
-process that finds no data; "full_disk": the process that cannot write its second picture. "sharded" and "zero", the
-stage, pretend that FSDP and DeepSpeed are for CPUs too, which accelerate offers for GPUs alone. "spoil_at": a step at
-which the last process's loss is not a number. "lingers": the first process is the last to leave the run.
+process without data; "full_disk": the process that cannot write its second picture. "sharded" and "zero" (the stage)
+enable FSDP and DeepSpeed on CPUs, which accelerate offers only for GPUs. "spoil_at": a step at which the last process's
+loss is NaN. "lingers": the first process leaves the run last.
 """
 
 from __future__ import annotations

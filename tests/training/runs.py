@@ -1,4 +1,4 @@
-"""Recipes of small runs, and the weights of what they made."""
+"""Recipes of small runs, and their weights."""
 
 from __future__ import annotations
 

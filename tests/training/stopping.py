@@ -1,4 +1,4 @@
-"""A run that is asked to stop on the way, as Ctrl-C asks it."""
+"""A run that is interrupted as by Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run costs: FLOPs counted by hand, activations counted on real tensors, and what the plan says."""
+"""Cost of a run: FLOPs counted manually, activations counted on real tensors, and the plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model distilled to a few steps: its training, the model that comes of it, and what it refuses."""
+"""Distillation to a few steps: training, the resulting model, and errors."""
 
 from __future__ import annotations
 

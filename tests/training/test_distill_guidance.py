@@ -1,4 +1,4 @@
-"""A student in whose weights is the guidance alone: it takes any steps and samplers, each step in one pass."""
+"""Distillation of guidance alone: the student supports any steps and samplers, with one pass per step."""
 
 from __future__ import annotations
 

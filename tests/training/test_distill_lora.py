@@ -1,4 +1,4 @@
-"""A student that is its teacher with low-rank adapters: what is saved, where it begins, what it refuses."""
+"""Students as low-rank adapters of their teachers: saving, initialisation, errors."""
 
 from __future__ import annotations
 

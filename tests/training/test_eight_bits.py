@@ -1,4 +1,4 @@
-"""AdamW with moments in 8 bits: by bitsandbytes where it is installed, and a clear error where it is not."""
+"""8-bit AdamW: with bitsandbytes if it is installed, otherwise a clear error."""
 
 from __future__ import annotations
 

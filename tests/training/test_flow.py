@@ -1,4 +1,4 @@
-"""A network of one's own learns a rectified flow: trained, saved, sampled, edited, distilled, not mixed with others."""
+"""A network trained as a rectified flow: training, saving, sampling, editing, distillation, incompatible models."""
 
 from __future__ import annotations
 

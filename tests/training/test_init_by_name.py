@@ -1,4 +1,4 @@
-"""Weights to begin from, channel by channel: classes are matched by name."""
+"""Initial weights by channel: classes are matched by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Translators that inpaint, trained: what they are shown, from which priors they begin, what they are used for."""
+"""Training of inpainting translators: their inputs, their priors, their uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: stages freeze, what diverges stops, and what cannot be trained is said beforehand."""
+"""The training loop: frozen stages, divergence, and errors before training."""
 
 from __future__ import annotations
 

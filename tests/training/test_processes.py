@@ -1,4 +1,4 @@
-"""Two processes as torchrun's agent starts them: one run, one curve, one message; FSDP, DeepSpeed; translation."""
+"""Two processes started by torchrun's agent: one run, one curve, one message; FSDP, DeepSpeed; translation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: parsing, changes on top, errors in the user's words."""
+"""Recipes: parsing, changes, errors."""
 
 from __future__ import annotations
 

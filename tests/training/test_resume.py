@@ -1,4 +1,4 @@
-"""Runs that were stopped, killed or refused go on as if never stopped, and with nothing else than they began with."""
+"""Interrupted, killed or refused runs resume as if uninterrupted, and only with their original settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder in use: locked, on a full disk, without validation, and gone on with after a change."""
+"""A run's folder in use: locking, a full disk, no validation, and resuming after a change."""
 
 from __future__ import annotations
 

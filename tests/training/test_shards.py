@@ -1,4 +1,4 @@
-"""Training on shards: like a folder, counted, resumed to the bit."""
+"""Training on shards: as with a folder, counted, resumed bit-identically."""
 
 from __future__ import annotations
 

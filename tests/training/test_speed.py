@@ -1,5 +1,5 @@
-"""What makes training fast where there is a GPU, as far as a CPU can show it: nothing waits for the device, what is
-measured is fetched when it is logged, losses are scaled for fp16, blocks are compiled."""
+"""Training performance on GPUs, tested on a CPU: no synchronisation, measurements are fetched when logged, losses are
+scaled for fp16, blocks are compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run is shown besides its folder."""
+"""Experiment trackers."""
 
 from __future__ import annotations
 

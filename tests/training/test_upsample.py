@@ -1,4 +1,4 @@
-"""The stage `upsample`: small images, losses on x̂₀, two optimisers, and what the run leaves."""
+"""The stage `upsample`: small images, losses on x̂₀, two optimisers, and the run's files."""
 
 from __future__ import annotations
 

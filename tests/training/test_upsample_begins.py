@@ -1,4 +1,4 @@
-"""What an upsampler's run begins from: a base, other weights, photographs in archives; what is refused before it."""
+"""Initialisation and data of an upsampler's run: a base, other weights, photographs in archives; errors before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes of small upsamplers, and what their runs log."""
+"""Recipes of small upsamplers, and their runs' logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thread, whatever the machine has: the order of sums decides the last bits."""
+"""Use one thread, since the order of sums affects the last bits."""
 
 from __future__ import annotations
 

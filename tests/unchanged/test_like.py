@@ -1,4 +1,4 @@
-"""`piti translate --like` makes PNGs again that were written before."""
+"""`piti translate --like` recreates PNGs of earlier versions."""
 
 from __future__ import annotations
 

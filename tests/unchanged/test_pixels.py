@@ -1,4 +1,4 @@
-"""Pixels and metadata of `piti translate`, `piti edit` and the HTTP interface are those that were recorded."""
+"""Pixels and metadata of `piti translate`, `piti edit` and the HTTP interface equal the recorded ones."""
 
 from __future__ import annotations
 

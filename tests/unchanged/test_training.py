@@ -1,4 +1,4 @@
-"""Losses of 20 steps are those that were recorded, and a run that was begun before goes on to the same end."""
+"""Losses of 20 steps equal the recorded ones, and a run of an earlier version resumes to the same result."""
 
 from __future__ import annotations
 

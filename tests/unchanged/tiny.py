@@ -1,4 +1,4 @@
-"""Tiny models whose weights follow from their tensors' names alone, and inputs for them and for bundled models."""
+"""Tiny models with weights derived from their tensors' names, and inputs for them and for bundled models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of shards share."""
+"""Shared fixtures for shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses of shards: what exists is taken as it is, whatever letters its name has; the rest is expanded."""
+"""Addresses of shards: existing paths are used literally, others are expanded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ASGI application answers, asked without a server."""
+"""Requests to an ASGI application without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A translation, asked for over HTTP."""
+"""Translation requests over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP interface with a real client against a real server: answers, and errors in words."""
+"""The HTTP interface with a real client against a real server: answers and errors."""
 
 from __future__ import annotations
 

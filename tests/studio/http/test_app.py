@@ -1,4 +1,4 @@
-"""Where a studio listens, what it says of it, and that it ends when it is told to, having reached nobody."""
+"""The studio's address and messages, its shutdown, and no outgoing connections."""
 
 from __future__ import annotations
 

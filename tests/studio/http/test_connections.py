@@ -1,4 +1,4 @@
-"""Connections to the studio: bodies that do not end, crowds, clients that leave."""
+"""Connections to the studio: endless bodies, many clients, disconnecting clients."""
 
 from __future__ import annotations
 

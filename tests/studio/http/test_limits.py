@@ -1,4 +1,4 @@
-"""Bodies that are too large, too slow, or messages of the page that would send the server elsewhere."""
+"""Bodies that are too large or too slow, and page messages that would make the server fetch addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI schema says and what the studio does: requests made from the schema, valid ones and others."""
+"""The OpenAPI schema and the studio agree: valid and invalid requests generated from the schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign names and pages, and what a browser and Gradio may load."""
+"""Foreign hosts and origins, and what a browser and Gradio may load."""
 
 from __future__ import annotations
 

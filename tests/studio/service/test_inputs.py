@@ -1,4 +1,4 @@
-"""Depth that is handed in as arrays."""
+"""Depth given as arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue: order, places, cancelling, time, failures, previews, and that nothing of ended jobs is kept."""
+"""The queue: order, positions, cancelling, time limits, failures, previews, and cleanup of finished jobs."""
 
 from __future__ import annotations
 

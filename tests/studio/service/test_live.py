@@ -1,4 +1,4 @@
-"""Live previews: how they are sampled, whose noise they have, and that the newest request wins."""
+"""Live previews: their sampling, their noise, and precedence of the newest request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the studio says of the models that it serves."""
+"""Descriptions of the served models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors as people without a terminal read them."""
+"""Error messages without a terminal."""
 
 from __future__ import annotations
 

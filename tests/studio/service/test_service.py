@@ -1,4 +1,4 @@
-"""What the studio reads, makes and keeps: the images of `piti translate`, masks in nearly right colours, bounds."""
+"""The studio's inputs, results and storage: images as from `piti translate`, masks in approximate colours, limits."""
 
 from __future__ import annotations
 

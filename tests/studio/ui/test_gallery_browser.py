@@ -1,4 +1,4 @@
-"""The gallery's script in a real browser, on a page of its own."""
+"""The gallery's script in a real browser, on its own page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page without a browser: what its handlers answer to what a visitor hands in."""
+"""The page without a browser: answers of its handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The studio as a visitor has it: `piti studio` in a process of its own, its page in a real browser."""
+"""The studio end to end: `piti studio` in its own process, its page in a real browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the painter takes from a browser, and what it sends there."""
+"""Data that the painter receives from and sends to a browser."""
 
 from __future__ import annotations
 

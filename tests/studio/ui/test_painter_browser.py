@@ -1,4 +1,4 @@
-"""Painting in a real browser: what is drawn by mouse, finger and keys arrives in exactly the chosen colours."""
+"""Painting in a real browser: strokes by mouse, touch and keys arrive in exactly the chosen colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Somebody at the studio's page, in a real browser."""
+"""Actions on the studio's page in a real browser."""
 
 from __future__ import annotations
 
