@@ -60,7 +60,7 @@ class TestCommandLine:
         assert "was not made by piti, or its metadata was stripped" in wrong(tmp_path / "street.png")
         Image.open(made).convert("RGB").save(tmp_path / "photo.jpg")
         assert "photo.jpg: is no PNG" in wrong(tmp_path / "photo.jpg")
-        assert "a: is a folder; give a picture's file" in wrong(made.parent)
+        assert "a: is a folder; give an image file" in wrong(made.parent)
         assert "sheet.png: is a contact sheet, and no single image" in wrong(made.parent / "sheet.png")
         assert "is an edit of another image" in wrong(with_text(made, tmp_path / "e.png", edited="True"))
         assert "in the place of this one" in wrong(made, "--out", made.parent)
