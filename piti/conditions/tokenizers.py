@@ -188,7 +188,7 @@ class PretrainedTokenizer(Tokenizer):
     lower: bool = False
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer(text.lower().strip() if self.lower else text).input_ids
+        return self._tokenizer(text.lower().strip() if self.lower else text, verbose=False).input_ids
 
     def within(self, ids: list[int], context: int) -> list[int]:
         """A token at the end of texts, if any, stays the last."""

@@ -1,4 +1,4 @@
-"""Atomic files and folders, written under temporary names and renamed; hashes of files."""
+"""Atomic files and folders, written under temporary names and renamed; a lock per folder; hashes of files."""
 
 from __future__ import annotations
 
@@ -74,6 +74,34 @@ def whole_file(target: Path, overwrite: bool, named: str = OUT) -> Iterator[Path
         yield partial
         flush(partial)
         os.replace(partial, target)
+
+
+@contextmanager
+def alone(target: Path, named: str = OUT) -> Iterator[None]:
+    """Lock `target` against other processes that do the same. named: the option for it, see `option`.
+
+    The lock ends with its process. File systems without locks are not protected. Raises OutputError if it is locked.
+    """
+    from filelock import FileLock, Timeout
+
+    path = target.absolute().with_name(f".{target.absolute().name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            "another process is writing there", remedy=f"wait for it, or give another {named}", source=target
+        ) from None
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
 
 
 def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], named: str = OUT) -> None:

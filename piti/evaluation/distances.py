@@ -23,7 +23,7 @@ from piti.evaluation.metrics import (
     precision_recall,
     shares_of_halves,
 )
-from piti.evaluation.result import KINDS, Measure
+from piti.evaluation.result import Measure
 
 SMALL = 2048
 """With fewer images a side, or fewer than the features have dimensions, a sample is called small: Inception's 2,048
@@ -81,8 +81,7 @@ class _Sets:
         interval = None if drawn is None else interval_about(value, drawn, within)
         if self.draws and counted and interval is None:  # the draws say nothing
             interval = Interval(*wilson(value * counted, counted))
-        ends = (interval.low, interval.high) if interval else (None, None)
-        return Measure(name, value, *ends, of=self.network, unit=KINDS[name].unit)
+        return Measure.taken(name, value, interval, self.network)
 
     def shares(self) -> list[Measure]:
         """Precision and recall, with Wilson's interval of their counts where the draws do not differ.
@@ -115,7 +114,7 @@ def distances(
     found = [
         sets.measured("fd", frechet_distance(real, generated), sets.drawn(frechet_of_halves), _POSITIVE),
         sets.measured("kid", kid.value, sets.drawn(kernel_of_halves)),
-        Measure("kid_spread", kid.spread, of=network, unit=KINDS["kid_spread"].unit),
+        Measure.taken("kid_spread", kid.spread, of=network),
         *(sets.shares() if min(len(real), len(generated)) >= LEAST_FOR_SHARES else []),
     ]
     return found, {"kid_subsets": kid.subsets, "kid_subset_size": kid.size, "precision_recall_k": NEAREST}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from piti.evaluation.objects import LEAST, ObjectDistances, object_distances
 from piti.evaluation.options import Options
 from piti.evaluation.per_condition import PerCondition
 from piti.evaluation.perceptual import open_perceptual
-from piti.evaluation.result import KINDS, Measure
+from piti.evaluation.result import Measure
 from piti.evaluation.segmentation import LabelMap, Segmenter, matched_labels, open_segmenter, read_aliases
 from piti.evaluation.sketches import LineAgreement, line_distance
 
@@ -59,11 +59,7 @@ class Judge:
         notes = _notes(found)
         if self.real:
             of_real = with_intervals(self.judged(self.real, part(len(self.real))), draws, seed)
-            measures += [
-                Measure(REAL + one.name, one.value, one.low, one.high, one.of, one.unit)
-                for one in of_real
-                if one.name in OF_REAL
-            ]
+            measures += [replace(one, name=REAL + one.name) for one in of_real if one.name in OF_REAL]
         return measures, notes
 
 
@@ -245,8 +241,7 @@ def with_intervals(found: PerCondition, draws: int, seed: int) -> list[Measure]:
         interval = None
         if name not in _UNCERTAIN and (name, of) in drawn:
             interval = percentiles(torch.tensor(drawn[name, of], dtype=torch.float64))
-        ends = (interval.low, interval.high) if interval else (None, None)
-        measures.append(Measure(name, value, *ends, of, KINDS[name].unit if name in KINDS else ""))
+        measures.append(Measure.taken(name, value, interval, of))
     return measures
 
 

@@ -36,9 +36,9 @@ class Material:
     """Of `real_place`, where it is a data root."""
     given: tuple[ConditionFiles, ...] = ()
 
-    @property
+    @cached_property
     def samples(self) -> Mapping[str, list[Path]]:
-        """Images by condition, as far as that can be told."""
+        """Images by condition, as far as that can be told; each file is looked at once."""
         if self.given:
             return self.given[0].samples
         return grouped(self.images, self.photographs)

@@ -91,9 +91,7 @@ class Memorisation:
         found = []
         for name, value in self._values(samples, held_out).items():
             values = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
-            interval = percentiles(values) if drawn else None
-            ends = (interval.low, interval.high) if interval else (None, None)
-            found.append(Measure(name, value, *ends, self.of, "%" if name == "nearer" else ""))
+            found.append(Measure.taken(name, value, percentiles(values) if drawn else None, self.of))
         return found
 
     @staticmethod

@@ -11,6 +11,7 @@ from typing import Any
 
 from piti.core.errors import UserError, option
 from piti.core.files import whole_file
+from piti.evaluation.intervals import Interval
 
 FORMAT = 1
 """Of the JSON file; raised when a reader of older files would misread it."""
@@ -61,7 +62,8 @@ KINDS: Mapping[str, MetricKind] = {
     "depth_close": MetricKind("depth within 25%", "%", "high"),
     "real_miou": MetricKind("photographs: mIoU", "%", ""),
     "real_pixel_accuracy": MetricKind("photographs: pixel accuracy", "%", ""),
-    "real_small_recall": MetricKind("photographs: small objects", "%", ""),
+    "real_small_recall": MetricKind("photographs: small objects, pixel accuracy", "%", ""),
+    "real_small_found": MetricKind("photographs: small objects, half of it right", "%", ""),
     "real_line_distance": MetricKind("photographs: chamfer distance", "% of diagonal", ""),
     "real_depth_error": MetricKind("photographs: depth error", "AbsRel", ""),
 }
@@ -85,6 +87,12 @@ class Measure:
     of: str = ""
     """The feature network, the class, or the judge."""
     unit: str = ""
+
+    @classmethod
+    def taken(cls, name: str, value: float, interval: Interval | None = None, of: str = "") -> Measure:
+        """With the unit of its kind, and the ends of its interval where there is one."""
+        ends = (interval.low, interval.high) if interval else (None, None)
+        return cls(name, value, *ends, of, KINDS[name].unit if name in KINDS else "")
 
     def __post_init__(self) -> None:
         numbers = [self.value, *(end for end in (self.low, self.high) if end is not None)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from piti.conditions import Given, SeveralCondition, TextCondition
 from piti.conditions.coverage import unlabelled_note
 from piti.core.errors import Message, option, text_of
 from piti.core.files import check_file, check_place
-from piti.core.images import open_image, read_rgb, save_png
+from piti.core.images import ImageError, open_image, own_text, read_rgb, save_png
 from piti.core.sheets import grid
+from piti.core.walk import list_images
 from piti.editing import EditInput, EditSettings, prepare_edit
 from piti.editing.options import check_exact
 from piti.editing.regions import EditError
@@ -62,7 +64,8 @@ def edit_file(
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> EditReport:
-    """Edit an image into `files.out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`.
+    """Edit an image into `files.out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`, in the place of that of
+    images that were made there before.
 
     name: of the model, for the metadata. seed: with the condition that is to be shown and an image's number it decides
     the fresh noise. on_step: (steps done, steps in all). Nothing is written before all is made. Raises EditError and
@@ -70,8 +73,10 @@ def edit_file(
     settings.
     """
     targets, sheet = _targets(files, num)
-    for target in targets if sheet is None else [*targets, sheet]:
-        _check_target(target, files)
+    for target in targets:
+        _check_target(target, files, files.overwrite)
+    if sheet is not None:
+        _check_target(sheet, files, files.overwrite or _beside_ours(sheet))
     check_place(targets[0].parent)
     if settings.keep_exact:
         check_exact(files.image, str(files.image))
@@ -153,12 +158,21 @@ def _targets(files: EditFiles, num: int) -> tuple[list[Path], Path | None]:
     return [out / f"{files.image.stem}_{number}.png" for number in range(num)], out / SHEET
 
 
-def _check_target(target: Path, files: EditFiles) -> None:
-    """Raises EditError where a target is an input, OutputError where it is there already."""
+def _check_target(target: Path, files: EditFiles, overwrite: bool) -> None:
+    """Raises EditError where a target is an input, OutputError where it is there already, unless `overwrite`."""
     inputs = [files.image, *_files_of(files.to), *_files_of(files.from_), *_files_of(files.region)]
     if target.resolve() in {path.resolve() for path in inputs}:
         raise EditError("is an input, which would be lost", remedy=f"give another {option('out')}", source=target)
-    check_file(target, files.overwrite)
+    check_file(target, overwrite)
+
+
+def _beside_ours(sheet: Path) -> bool:
+    """Whether a sheet is that of an earlier result, which this one's may replace: images of ours lie beside it."""
+    for path in list_images(sheet.parent) if sheet.exists() else []:
+        with suppress(ImageError):
+            if own_text(path):
+                return True
+    return False
 
 
 def _files_of(given: EditCondition | None) -> list[Path]:

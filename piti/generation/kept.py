@@ -62,8 +62,7 @@ def check_kept(jobs: list[TranslationJob], common: Mapping[str, str], like: Reco
     common: what all images are to say, see `image_text`.
     """
     existing = [job for job in jobs if job.target.exists()]
-    _check_whole(existing)
-    _check_sizes(existing)
+    _check_sizes(existing, _whole_sizes(existing))
     _check_not_itself(existing, like)
     if common.get(f"{PREFIX}weights"):  # they say it, whatever the model is called
         common = {key: value for key, value in common.items() if key != f"{PREFIX}model"}
@@ -88,10 +87,11 @@ def _check_not_itself(jobs: list[TranslationJob], like: Record | None) -> None:
         )
 
 
-def _check_whole(jobs: list[TranslationJob]) -> None:
-    """Raises TranslationError if one of these images, which are there, breaks off, as a copy or a machine that went
-    down leaves it."""
-    broken = [job.target for job in jobs if not _is_whole(job.target)]
+def _whole_sizes(jobs: list[TranslationJob]) -> list[tuple[int, int]]:
+    """(width, height) of each of these images, which are there. Raises TranslationError if one breaks off, as a copy or
+    a machine that went down leaves it."""
+    sizes = [_whole_size(job.target) for job in jobs]
+    broken = [job.target for job, size in zip(jobs, sizes, strict=True) if size is None]
     if broken:
         more = f", and so do {len(broken) - 1} more" if len(broken) > 1 else ""
         raise TranslationError(
@@ -99,25 +99,25 @@ def _check_whole(jobs: list[TranslationJob]) -> None:
             remedy=f"remove it, and it is made anew, or give another {option('out')}",
             source=broken[0],
         )
+    return [size for size in sizes if size is not None]
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a picture can be opened, and has an end if it is a PNG."""
+def _whole_size(path: Path) -> tuple[int, int] | None:
+    """A picture's size; none of one that cannot be opened, or is a PNG without its end."""
     try:
-        image_size(path)
+        size = image_size(path)
     except ImageError:
-        return False
+        return None
     with path.open("rb") as file:
         file.seek(-len(_END), os.SEEK_END)
-        return file.read() == _END or not is_png(path)
+        return size if file.read() == _END or not is_png(path) else None
 
 
-def _check_sizes(jobs: list[TranslationJob]) -> None:
+def _check_sizes(jobs: list[TranslationJob], sizes: list[tuple[int, int]]) -> None:
     """Raises TranslationError if one of these images, which are there, has another size."""
-    for job in jobs:
+    for job, (width, height) in zip(jobs, sizes, strict=True):
         canvas = job.prepared.canvas
         wanted = (canvas.image_width, canvas.image_height)
-        width, height = image_size(job.target)
         if (width, height) != wanted:
             raise TranslationError(
                 f"is there already, {width} x {height}, where {wanted[0]} x {wanted[1]} are to be made",

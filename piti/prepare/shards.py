@@ -18,7 +18,7 @@ from piti.conditions import ClassTable, Condition, ConditionError, MaskCondition
 from piti.conditions.class_table import CLASSES_FILE
 from piti.conditions.coverage import Coverage
 from piti.core.errors import Message, option, text_of
-from piti.core.files import check_folder, flush, flush_all
+from piti.core.files import alone, check_folder, flush, flush_all
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, orientation
 from piti.core.progress import OnProgress
@@ -30,7 +30,7 @@ from piti.data.shards.index import Manifest, ShardEntry, read_manifest
 from piti.data.shards.sources import MANIFEST
 from piti.data.shown import TURNED
 from piti.prepare.packable import CAPTION, MASKS, MIB, Packable, PackItem, PackJob, ShardPlan, find_samples, shard_plans
-from piti.prepare.writer import SKIPPED_FILE, alone, beside, write_skipped
+from piti.prepare.writer import SKIPPED_FILE, beside, write_skipped
 
 _CHUNK = 1 << 20
 _AHEAD = 32  # samples read and decoded in parallel
@@ -80,7 +80,7 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     _check_out(job)
     found = find_samples(job)
     table, notes = _table(job, found)
-    with alone(job.out):
+    with alone(job.out, "OUT"):
         _check_out(job)  # another run may have finished
         return _packed(job, found, table, notes, progress)
 

@@ -14,8 +14,6 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from piti.core.errors import UserError, option
 from piti.core.files import OutputError
 from piti.data.archives import Archived
@@ -63,29 +61,6 @@ def refuse_inside(out: Path, source: Path) -> None:
     """Raises PrepareError if `out` is inside the input folder `source`."""
     if source.resolve() in out.resolve().parents:
         raise PrepareError(f"{out}: lies inside {source}, which is only read; give an OUT beside it")
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Lock `out` against other processes that do the same. Raises OutputError if it is locked."""
-    path = out.absolute().with_name(f".{out.absolute().name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(
-            "another process is writing there", remedy="wait for it, or give another OUT", source=out
-        ) from None
-    except (OSError, NotImplementedError):  # a file system without locks
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows cannot remove open files
-            path.unlink()
-        lock.release()
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -98,8 +98,9 @@ class Checker:
         """Whether it is there and fits."""
         if recipe.prior is None and recipe.init is None:
             return ""
+        begun = (recipe.prior, recipe.init, recipe.model, recipe.schedule, recipe.condition, recipe.data.root)
         return self._once(
-            f"prior {recipe.prior} {recipe.init} {recipe.model} {recipe.schedule} {recipe.data.root}",
+            f"prior {begun}",
             lambda: _begins(recipe),
             "have a model of this name in the working folder; docs/evidence/reproduce.md says how priors are made",
         )

@@ -184,13 +184,19 @@ def _finished(place: Path) -> Iterator[tuple[Recipe, float]]:
 
 
 def _sampling(row: Row, tally: CostTally) -> float:
-    """Seconds for a row's images of one condition, by the passes of its networks. Raises UserError."""
+    """Seconds for a row's images of one condition, by the forward passes of its networks, which sample whole images
+    even if they were trained on crops. Raises UserError."""
     asked = row.options.sampling
     networks: dict[Training, NetworkOptions] = {row.base: asked.base}
     if row.upsampler is not None and not asked.base_only:
         networks[row.upsampler] = asked.upsampler
-    known = {one: _passes(tally.recipes[one], own) for one, own in networks.items() if one in tally.rates}
-    return sum(row.options.num * count * FORWARD / tally.rates[one] for one, count in known.items())
+    seconds = 0.0
+    for one, own in networks.items():
+        if one in tally.rates:
+            recipe = tally.recipes[one]
+            area = (recipe.model.image_size / recipe.data.size) ** 2
+            seconds += row.options.num * _passes(recipe, own) * area * FORWARD / tally.rates[one]
+    return seconds
 
 
 def _passes(recipe: Recipe, asked: NetworkOptions) -> int:

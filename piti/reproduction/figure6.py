@@ -34,7 +34,7 @@ from piti.reproduction.images import begin_folder
 from piti.reproduction.make import check_alone, check_judges
 from piti.reproduction.pictures import SIDE, preview_of, save_jpeg, square
 from piti.reproduction.published import ABOUT
-from piti.reproduction.runs import Workspace, judged
+from piti.reproduction.runs import Workspace, evaluated
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 RULES = {"plain": "plain (eq. 7)", "normalized": "normalised (eq. 8)"}
@@ -155,13 +155,7 @@ def reproduce(model: str, data: Path, workspace: Workspace, judges: bool, consol
     for rule in RULES:
         for w in STRENGTHS:
             folder, made_of = _sampled(pipeline, weights, model, Guidance(kind=rule, w=w), workspace, chosen, console)  # type: ignore[arg-type]
-            whole = {
-                "images": made_of,
-                "judges": workspace.judges.made_of,
-                "reference": chosen.reference_sha256,
-                "side": side,
-            }
-            found = judged(folder, json.loads(json.dumps(whole)), side, workspace, chosen, console) if judging else None
+            found = evaluated(folder, made_of, side, workspace, chosen, console) if judging else None
             points.append(Point(rule, w, folder, _look(folder, chosen), found))
     photographs = mean_look(
         look_of(np.asarray(square(read_rgb(path), side))) for path in sorted(chosen.photographs.iterdir())

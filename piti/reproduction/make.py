@@ -192,7 +192,7 @@ def _finish(
     try:
         runs = [trained_once(plan, training, seed, workspace, console, found) for training in row.trainings]
         folder, made_of = sampled(row, runs, seed, workspace, chosen, console)
-        found.evaluations[work] = evaluated(folder, made_of, plan, workspace, chosen, console)
+        found.evaluations[work] = evaluated(folder, made_of, plan.side, workspace, chosen, console)
     except TrainingInterrupted:
         raise
     except (UserError, OSError, RuntimeError) as error:
@@ -233,7 +233,7 @@ def _judge_photographs(
         begin_folder(folder, made_of)
         as_png(files.photographs, folder)
         with_masks = made_of | {"conditions": files.conditions_sha256}
-        found.photographs[name] = evaluated(folder, with_masks, plan, workspace, files, console)
+        found.photographs[name] = evaluated(folder, with_masks, plan.side, workspace, files, console)
     except (UserError, OSError, RuntimeError) as error:
         found.unjudged[name] = Message(text_of(error))
         console.log(f"the photographs of {name} are not judged: {error}", markup=False)

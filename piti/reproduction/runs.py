@@ -8,20 +8,20 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from piti.conditions import MaskCondition
 from piti.core.errors import UserError, option, spelled, text_of
+from piti.core.files import alone
 from piti.core.progress import steps_bar
 from piti.data.folders import PairedFolder
 from piti.evaluation.evaluate import evaluate_files
@@ -273,10 +273,10 @@ def trained(
 ) -> Path:
     """A finished run's folder; trains what is missing. prepare: makes what the run reads, where it is to be trained.
 
-    Raises what `train` and `prepare` do, and RunError.
+    Raises what `train` and `prepare` do, RunError, and OutputError where another process trains it.
     """
     recipe, folder = recipe_of(plan, training, seed, workspace), workspace.run(training, seed)
-    with _alone(folder, workspace.train), _without_flags():
+    with alone(folder) if workspace.train else nullcontext(), _without_flags():
         now = progress_of(folder, recipe)
         if now.finished:
             check_pairs(folder, recipe, pairs_of(recipe))
@@ -308,22 +308,6 @@ def _by_itself(name: str) -> str:
     return "the same command" if name == "resume" else option(name)
 
 
-@contextmanager
-def _alone(folder: Path, writes: bool) -> Iterator[None]:
-    """Keep other processes of this kind out of a run's folder. Raises RunError where one is in it."""
-    if not writes:
-        yield
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    try:
-        held = FileLock(lock).acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{folder.name} is being trained by another process; start again when it is done") from None
-    with held:
-        yield
-
-
 def _essence(recipe: Recipe, processes: int) -> dict[str, Any]:
     """What decides what a run learns, key by key."""
     values = flat(recipe.to_dict())
@@ -344,25 +328,22 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
 
 
 def evaluated(
-    folder: Path, made_of: Mapping[str, Any], plan: Plan, workspace: Workspace, chosen: DatasetFiles, console: Console
+    folder: Path, images: Mapping[str, Any], side: int, workspace: Workspace, chosen: DatasetFiles, console: Console
 ) -> Evaluation:
-    """What the judges say of a folder of images; taken from disk where it was taken before."""
+    """What the judges say of a folder of images; taken from disk where it was taken before.
+
+    images: what these were made of, plain data; side: to which centre squares are brought, in pixels.
+    """
+    objects, place = chosen.kind == MaskCondition.kind, workspace.result(folder.name)
     whole = {
-        "images": dict(made_of),
+        "images": images,
         "judges": workspace.judges.made_of,
         "reference": chosen.reference_sha256,
-        "side": plan.side,
+        "side": side,
+        "objects": objects,
+        "condition": chosen.condition.to_config(),  # classes are matched with a segmenter's by name
     }
-    return judged(folder, json.loads(json.dumps(whole)), plan.side, workspace, chosen, console)
-
-
-def judged(
-    folder: Path, made_of: dict[str, Any], side: int, workspace: Workspace, chosen: DatasetFiles, console: Console
-) -> Evaluation:
-    """An evaluation by all that it is made of, which is plain data; see `evaluated`."""
-    objects = chosen.kind == MaskCondition.kind
-    read_as = json.loads(json.dumps(chosen.condition.to_config()))  # classes are matched with a segmenter's by name
-    place, made_of = workspace.result(folder.name), made_of | {"objects": objects, "condition": read_as}
+    made_of = json.loads(json.dumps(whole))  # as it is read again
     if place.is_file():
         found = Evaluation.read(place)
         judges = workspace.judges

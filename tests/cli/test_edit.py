@@ -119,6 +119,13 @@ def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> N
     assert sorted(path.name for path in out.iterdir()) == ["image_0.png", "image_1.png", "sheet.png"]
     assert {Image.open(out / f"image_{k}.png").size for k in (0, 1)} == {(32, 32)}
     assert (out / "image_0.png").read_bytes() != (out / "image_1.png").read_bytes()
+    before = (out / "sheet.png").read_bytes()
+    assert "image_0.png: is there already; add --overwrite" in mistake(*command(model, files, out))
+    assert (out / "sheet.png").read_bytes() == before
+    files["image"].rename(files["image"].with_name("another.png"))
+    run(*command(model, files | {"image": files["image"].with_name("another.png")}, out))
+    assert {path.name for path in out.glob("another_*.png")} == {"another_0.png"}
+    assert (out / "sheet.png").read_bytes() != before
 
 
 def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path], tmp_path: Path) -> None:

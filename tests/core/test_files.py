@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from piti.core.files import OutputError, filled_folder, follow_umask, whole_file, whole_folder
+from piti.core.files import OutputError, alone, filled_folder, follow_umask, whole_file, whole_folder
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -272,3 +273,21 @@ def test_a_folder_is_filled_when_all_is_written(tmp_path: Path, before: bool) ->
 def put_named(target: Path) -> None:
     with filled_folder(target, "save_directory"):
         raise AssertionError("it was let in")
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with alone(tmp_path / "a/out"):
+        with pytest.raises(
+            OutputError, match=r"out: another process is writing there .*wait for it, or give another out$"
+        ):
+            alone(tmp_path / "a/out").__enter__()
+        with alone(tmp_path / "a/other"):
+            pass
+    assert not list((tmp_path / "a").iterdir())
+
+    def without_locks(*rest: object, **more: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", without_locks)
+    with alone(tmp_path / "a/out"), alone(tmp_path / "a/out"):
+        pass

@@ -15,6 +15,7 @@ from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.core.images import save_png
 from piti.evaluation import evaluate as module
+from piti.evaluation import pairing
 from piti.evaluation.evaluate import Options, check_measures, evaluate_files
 from piti.evaluation.features import open_features
 from piti.evaluation.generating import Split
@@ -122,6 +123,17 @@ class TestDistances:
         save_png(Image.new("RGB", (40, 32)), noisy / "scene-03_1.png")
         with pytest.raises(UserError, match=r"scene-03_1\.png: its features by colours are NaN"):
             evaluate_files(noisy, OPTIONS, tiny_data / "images")
+
+    def test_what_images_are_samples_of_is_read_once(
+        self, noisy: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Their own metadata says it, where no photograph has their name."""
+        for k, path in enumerate(sorted((tiny_data / "images").iterdir())):
+            path.rename(path.with_name(f"photograph{k}.png"))
+        read: list[Path] = []
+        monkeypatch.setattr(pairing, "own_text", lambda path: read.append(path) or {})
+        evaluate_files(noisy, OPTIONS, tiny_data / "images")
+        assert sorted(read) == sorted(noisy.iterdir())
 
     def test_where_features_cannot_be_kept_none_are_computed(
         self, tiny_data: Path, noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

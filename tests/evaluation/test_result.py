@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from piti.core.files import OutputError
-from piti.evaluation.result import Evaluation, Measure, ResultError
+from piti.evaluation.judges import OF_REAL, REAL
+from piti.evaluation.result import KINDS, Evaluation, Measure, ResultError
 
 FOUND = Evaluation(
     (
@@ -44,6 +45,10 @@ def test_values_by_name() -> None:
         FOUND.value("fd")
     with pytest.raises(ResultError, match="'kid' of 'clip'"):
         FOUND.value("kid", "clip")
+
+
+def test_every_measure_of_photographs_has_a_title() -> None:
+    assert {REAL + name for name in OF_REAL} <= KINDS.keys()
 
 
 def test_rows() -> None:

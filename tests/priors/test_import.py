@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import weakref
 from pathlib import Path
@@ -160,6 +161,16 @@ def test_a_model_that_reads_texts_by_two_tokenizers_keeps_both(sd3: tiny.Importe
     shutil.rmtree(moved / tokenizers.TOKENIZER_FOLDER / "1")
     with pytest.raises(UserError, match="download the whole model again"):
         PITIPipeline.from_pretrained(moved).read("a cat")
+
+
+def test_transformers_does_not_warn_of_a_long_text_that_is_cut(
+    sd3: tiny.Imported, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It warns of indexing errors, but the text is cut to what is read, and a note says so."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = tokenizers.PretrainedTokenizer(sd3.folder / "tokenizer")
+    assert len(tokenizer.encode("cat " * 20)) > tokenizer.most()
+    assert caplog.messages == []
 
 
 def test_a_folder_that_is_named_turbo_is_refused(sd3: tiny.Imported, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monk
 def test_a_run_that_another_process_trains_is_left_alone(workspace: Workspace) -> None:
     folder = workspace.run(PLAN.rows[0].base, 0)
     folder.parent.mkdir(parents=True)
-    said = f"{folder.name} is being trained by another process; start again when it is done"
+    said = f"{folder.name}: another process is writing there; wait for it, or give another out"
     with FileLock(folder.with_name(f".{folder.name}.lock")), ThreadPoolExecutor(1) as other:
         trains = other.submit(trained, PLAN, PLAN.rows[0].base, 0, workspace, QUIET)
         with pytest.raises(UserError, match=said):
@@ -112,6 +112,10 @@ def test_labels_that_fit_no_class_are_told_before_training(
 def test_table_5_needs_its_two_networks(workspace: Workspace) -> None:
     with pytest.raises(UserError, match=r"distances of inception and clip; inception and clip is not among the judges"):
         make.check_judges(workspace.judges, "cpu", QUIET, ("inception", "clip"))
+
+
+CROPS = 4
+"""Crops of a training to an image that is sampled, of upsamplers at small scale."""
 
 
 class TestBeforeTraining:
@@ -195,18 +199,23 @@ class TestDryRun:
             ("piti", None, {"steps": 2, "guidance": 0.0}, 2),
             ("piti", None, {"steps": 10, "guidance": Guidance(w=1.0, interval=(0.0, 0.5))}, 10 + 5),
             ("spade", None, {"steps": 2}, 1),
-            ("piti", "upsampler", {"steps": 2}, 2 * 2 + 27 / 2),
-            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4}, 2 * 2 + 4 / 2),
-            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4, "upsampler_guidance": 1.0}, 2 * 2 + 2 * 4 / 2),
+            ("piti", "upsampler", {"steps": 2}, 2 * 2 + CROPS * 27 / 2),
+            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4}, 2 * 2 + CROPS * 4 / 2),
+            ("piti", "upsampler", {"steps": 2, "upsampler_steps": 4, "upsampler_guidance": 1.0}, 2 * 2 + CROPS * 4),
             ("piti", "upsampler", {"steps": 2, "base_only": True}, 2 * 2),
-            ("piti", "one-step-upsampler", {"steps": 2}, 2 * 2 + 1 / 2),
-            ("piti", "one-step-upsampler", {"steps": 2, "upsampler_steps": 1, "upsampler_sampler": "ddim"}, 4 + 1 / 2),
+            ("piti", "one-step-upsampler", {"steps": 2}, 2 * 2 + CROPS / 2),
+            (
+                "piti",
+                "one-step-upsampler",
+                {"steps": 2, "upsampler_steps": 1, "upsampler_sampler": "ddim"},
+                4 + CROPS / 2,
+            ),
         ],
     )
     def test_a_row_is_sampled_by_its_own_options(
         self, base: str, upsampler: str | None, asked: dict[str, Any], passes: float
     ) -> None:
-        """The base trains on 10 images a second here, an upsampler on 20."""
+        """The base trains on 10 images a second here, an upsampler on 20 crops of a quarter of the image's area."""
         small, large = (Training(name or "", name or "", "camvid") for name in (base, upsampler))
         recipes = {one: read_recipe(PLAN.recipe_file(one)) for one in (small, large) if one.recipe}
         rates = dict(zip(recipes, (10.0, 20.0), strict=False))

@@ -15,9 +15,9 @@ from rich.console import Console
 from piti.conditions import NoCondition, SeveralCondition, SketchCondition
 from piti.core.errors import UserError
 from piti.evaluation.result import Evaluation, Measure
-from piti.reproduction import figure6
+from piti.reproduction import figure6, runs
 from piti.reproduction.image_statistics import Look, look_of, mean_look
-from piti.reproduction.runs import Workspace
+from piti.reproduction.runs import Judges, Workspace
 from tests.pipelines.test_pipeline import tiny_pipeline
 
 
@@ -77,25 +77,18 @@ def test_the_figure(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_other_photographs_or_settings_make_results_stale(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figure6, "STRENGTHS", (0.0, 4.0))
     tiny_pipeline().save_pretrained(tmp_path / "model")
     data = shutil.copytree(tiny_data, tmp_path / "copied")
-    told: list[dict[str, Any]] = []
-
-    def judged(folder: Path, made_of: dict[str, Any], *rest: object) -> Evaluation:
-        told.append(made_of)
-        return Evaluation((), {})
-
-    monkeypatch.setattr(figure6, "judged", judged)
+    monkeypatch.setattr(runs, "evaluate_files", lambda *rest: Evaluation((), {}))
     monkeypatch.setattr(figure6, "check_judges", lambda *rest, **more: None)
 
     def made() -> dict[str, Any]:
-        told.clear()
-        workspace = Workspace(tmp_path / "out", device="cpu")
+        workspace = Workspace(tmp_path / "out", judges=Judges((str(weights),)), device="cpu")
         figure6.reproduce(str(tmp_path / "model"), data, workspace, True, Console(quiet=True))
-        return told[1]
+        return Evaluation.read(workspace.result("figure6-plain-4")).facts[runs.OURS]
 
     first = made()
     assert {"sampler", "steps", "seed"} <= first["images"].keys()

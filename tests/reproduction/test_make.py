@@ -242,13 +242,13 @@ def test_results_of_other_images_are_made_anew(workspace: Workspace, monkeypatch
 def test_a_corrected_class_table_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its names decide which of a segmenter's labels mean which class."""
     judged_by_nobody(monkeypatch)
-    space = Workspace(tmp_path, judges=Judges(()))
+    space, here = Workspace(tmp_path, judges=Judges(())), tmp_path / "data"
 
     def judged_at(name: str) -> int:
         """When the result was written that is found for these classes."""
         condition = MaskCondition(ClassTable(names=("sky", name), ids=(0, 1), colours=((0, 0, 0), (9, 9, 9))))
-        chosen = DatasetFiles(condition, tmp_path, tmp_path, tmp_path, (), 0)
-        runs.judged(tmp_path / "row-0", {"images": "these"}, 64, space, chosen, QUIET)
+        chosen = DatasetFiles(condition, here, here, here, (), 0)
+        runs.evaluated(tmp_path / "row-0", {"models": "these"}, 64, space, chosen, QUIET)
         return space.result("row-0").stat().st_mtime_ns
 
     first = judged_at("raod")

@@ -33,7 +33,8 @@ def test_another_file_behind_a_networks_name_is_judged_anew(tmp_path: Path, monk
     weights = tmp_path / "hub/checkpoints" / FILES["alexnet"]
     weights.parent.mkdir(parents=True)
     condition = MaskCondition(ClassTable(names=("sky",), ids=(0,), colours=((0, 0, 0),)))
-    chosen = DatasetFiles(condition, tmp_path, tmp_path, tmp_path, (), 0)
+    here = tmp_path / "data"
+    chosen = DatasetFiles(condition, here, here, here, (), 0)
 
     def fake(*rest: object) -> Evaluation:
         return Evaluation((), {"networks": [{"name": "alexnet", "sha256": file_hash(weights)}]})
@@ -43,7 +44,7 @@ def test_another_file_behind_a_networks_name_is_judged_anew(tmp_path: Path, monk
     def judged_by(content: bytes) -> Evaluation:
         weights.write_bytes(content)
         space = Workspace(tmp_path, judges=Judges(("alexnet",)))
-        return runs.judged(tmp_path / "row-0", {"images": "these"}, 64, space, chosen, QUIET)
+        return runs.evaluated(tmp_path / "row-0", {"models": "these"}, 64, space, chosen, QUIET)
 
     first = judged_by(b"one")
     written = Workspace(tmp_path).result("row-0").stat().st_mtime_ns
@@ -61,7 +62,8 @@ def test_another_revision_behind_a_judges_name_is_judged_anew(tmp_path: Path, mo
             (folder / name).write_bytes(b"one")
     monkeypatch.setattr(pretrained, "hub_folder", lambda repository, *rest: folders[repository])
     condition = MaskCondition(ClassTable(names=("sky",), ids=(0,), colours=((0, 0, 0),)))
-    chosen, made = DatasetFiles(condition, tmp_path, tmp_path, tmp_path, (), 0), []
+    here = tmp_path / "data"
+    chosen, made = DatasetFiles(condition, here, here, here, (), 0), []
 
     def fake(*rest: object) -> Evaluation:
         made.append(rest)
@@ -72,7 +74,7 @@ def test_another_revision_behind_a_judges_name_is_judged_anew(tmp_path: Path, mo
 
     def times_judged() -> int:
         space = Workspace(tmp_path, judges=Judges(("someone/clip",), "someone/segmenter"))
-        runs.judged(tmp_path / "row-0", {"images": "these"}, 64, space, chosen, QUIET)
+        runs.evaluated(tmp_path / "row-0", {"models": "these"}, 64, space, chosen, QUIET)
         return len(made)
 
     assert [times_judged(), times_judged()] == [1, 1]
