@@ -278,7 +278,7 @@ def put_named(target: Path) -> None:
 def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with alone(tmp_path / "a/out"):
         with pytest.raises(
-            OutputError, match=r"out: another process is writing there .*wait for it, or give another out$"
+            OutputError, match=r"out: another process is writing there; wait for it, or give another out$"
         ):
             alone(tmp_path / "a/out").__enter__()
         with alone(tmp_path / "a/other"):
