@@ -87,7 +87,7 @@ def test_a_sampler_that_is_added_is_taken_by_the_studio_and_by_requests(tmp_path
         assert TranslateRequest.parse(asked, "request").options().sampling.base.sampler == "dpm++3"
         assert "dpm++3" in str(TranslateRequest.model_json_schema()["properties"]["sampler"])
         assert "dpm++3" in described("tiny", tiny_pipeline(), Limits()).samplers
-    with pytest.raises(UserError, match=r"'dpm\+\+3': is no sampler; did you mean 'dpm\+\+'"):
+    with pytest.raises(UserError, match=r"'dpm\+\+3': is not a sampler; did you mean 'dpm\+\+'"):
         TranslateRequest.parse(asked, "request")
 
 

@@ -45,19 +45,19 @@ class Baseline(ABC):
     def __init__(self, spec: BaselineSpec, channels: int, classes: bool, image_size: int) -> None:
         self.spec, self.channels, self.classes, self.image_size = spec, channels, classes, image_size
 
-    # What the networks see
+    # Inputs of the networks
 
     @property
     @abstractmethod
     def noise_shape(self) -> tuple[int, ...]:
-        """Of one sample's standard normal noise; () where the generator takes none."""
+        """Shape of one sample's standard normal noise; () if the generator takes none."""
 
     @abstractmethod
     def seen(self, encoded: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b s h w"]:
         """The input of both networks, from a condition as encoded by `Condition.encode`."""
 
     def check(self, encoded: Tensor) -> None:
-        """Raises BaselineError for a condition of other channels, or of sides that do not suit the generator."""
+        """Raises BaselineError for a condition of other channels, or of sides that the generator does not support."""
         if encoded.ndim != 4 or encoded.shape[1] != self.channels:
             raise BaselineError(
                 f"{self.kind}: expected a condition [B, {self.channels}, h, w], got {list(encoded.shape)}; encode it "
@@ -75,7 +75,7 @@ class Baseline(ABC):
     def granularity(self) -> int:
         """The sides of an image are multiples of this."""
 
-    # Networks, their weights drawn from torch's generator as the paper draws them
+    # Networks, initialised with torch's generator as in the paper
 
     @abstractmethod
     def generator(self) -> nn.Module:
@@ -92,10 +92,10 @@ class Baseline(ABC):
 
     @property
     def perceptual(self) -> float:
-        """Weight of the perceptual loss; 0 where the method has none."""
+        """Weight of the perceptual loss; 0 if the method has none."""
         return self.spec.perceptual
 
-    # Losses: weighted, each [B], the mean of a sample; their sum is what is minimised
+    # Losses: weighted, each [B], the mean per sample; their sum is minimised
 
     @abstractmethod
     def generator_losses(
@@ -137,7 +137,7 @@ _B = TypeVar("_B", bound=Baseline)
 
 
 def register(baseline: type[_B]) -> type[_B]:
-    """Class decorator: make a baseline known to `baseline_from_config`."""
+    """Class decorator: register a baseline for `baseline_from_config`."""
     BASELINES[baseline.kind] = baseline
     return baseline
 
@@ -145,9 +145,9 @@ def register(baseline: type[_B]) -> type[_B]:
 def baseline_from_config(
     config: Mapping[str, Any], channels: int, classes: bool, image_size: int, source: str = "baseline"
 ) -> Baseline:
-    """The baseline that `config["kind"]` names, its settings the rest of `config`.
+    """The baseline of kind `config["kind"]`, with the rest of `config` as settings.
 
-    source: where the data came from, for errors. Raises BaselineError, SpecError.
+    source: origin of the data, for errors. Raises BaselineError, SpecError.
     """
     chosen, spec = _chosen(config, source)
     return chosen(spec, channels, classes, image_size)
@@ -165,14 +165,14 @@ def _chosen(config: Mapping[str, Any], source: str) -> tuple[type[Baseline], Bas
 
 
 def noise_of(baseline: Baseline, generators: list[torch.Generator], device: torch.device) -> Tensor | None:
-    """A method's noise [B, …], each sample's from its own generator; None where it takes none."""
+    """A method's noise [B, …], each sample's from its own generator; None if it takes none."""
     if not baseline.noise_shape:
         return None
     return torch.stack([torch.randn(baseline.noise_shape, generator=g, device=g.device) for g in generators]).to(device)
 
 
 def baseline_spec(config: Mapping[str, Any], source: str = "baseline") -> BaselineSpec:
-    """The settings of the baseline that `config` describes. Raises BaselineError, SpecError."""
+    """The settings of the baseline in `config`. Raises BaselineError, SpecError."""
     return _chosen(config, source)[1]
 
 
@@ -188,7 +188,7 @@ class BaselineNetwork(NetworkMixin, ConfigMixin):
     role = "base"
     low_res: int | None = None
     scale = 1
-    """As a base translator's."""
+    """Same as for a base translator."""
     one_pass = True
     """Whether images are made in one pass, without a noise schedule."""
 
@@ -218,7 +218,7 @@ class BaselineNetwork(NetworkMixin, ConfigMixin):
     def forward(
         self, condition: Shaped[Tensor, "b c h w"], noise: Float[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b 3 h w"]:
-        """condition: as `Condition.encode` gives it; noise: standard normal, `baseline.noise_shape` a sample.
+        """condition: from `Condition.encode`; noise: standard normal, `baseline.noise_shape` per sample.
 
         Returns images in [-1, 1].
         """

@@ -1,4 +1,4 @@
-"""What judges images: patches at several scales (Pix2PixHD, SPADE), and a segmenter (OASIS)."""
+"""Discriminators: patches at several scales (Pix2PixHD, SPADE), and a segmenter (OASIS)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from piti.baselines.layers import Draw, conv, normal, spectral_conv, xavier
 
 Features = list[list[Tensor]]
-"""Of each scale, finest first, the maps [B, C_k, H_k, W_k] of each layer; the last ones are logits, high for real."""
+"""Per scale, finest first, the feature maps [B, C_k, H_k, W_k] of each layer; the last are logits, high for real."""
 
 KERNEL = 4
 PADDING = 2
 
 
 class PatchDiscriminator(nn.Module):
-    """Images beside what is seen of their condition => the maps of every layer (Wang et al. 2018, section 3.2).
+    """Images and conditions => the feature maps of every layer (Wang et al. 2018, section 3.2).
 
-    widths: of the convolutions, of which each but the last halves the resolution; the logits follow. Every convolution
-    but the first and the logits' is instance normalised. spectral: those are also spectrally normalised, without a
-    bias, and all weights drawn as SPADE draws them; else as Pix2PixHD.
+    widths: of the convolutions, of which each but the last halves the resolution; the logits follow. All convolutions
+    except the first and the logits' are instance normalised. spectral: those also have spectral normalisation and no
+    bias, and weights are initialised as in SPADE; else as in Pix2PixHD.
     """
 
     def __init__(self, in_channels: int, widths: Sequence[int], spectral: bool) -> None:
@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
-        """x: what is seen and an image, joined."""
+        """x: condition and image, concatenated."""
         maps = []
         for index, layer in enumerate(self.layers[:-1]):
             x = layer(x)  # [B, C_k, H_k, W_k]
@@ -54,14 +54,14 @@ class PatchDiscriminator(nn.Module):
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """The same judge, with weights of its own, for the image at 1, 1/2, 1/4 … (Wang et al. 2018, section 3.2)."""
+    """Separate discriminators for the image at 1, 1/2, 1/4 … (Wang et al. 2018, section 3.2)."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], scales: int, spectral: bool) -> None:
         super().__init__()
         self.scales = nn.ModuleList(PatchDiscriminator(in_channels, widths, spectral) for _ in range(scales))
 
     def forward(self, seen: Float[Tensor, "b s h w"], images: Float[Tensor, "b 3 h w"]) -> Features:
-        """seen: of the condition, as large as the images."""
+        """seen: the encoded condition at the images' size."""
         x = torch.cat([seen, images.to(seen.dtype)], dim=1)  # [B, S+3, H, W]
         found: Features = []
         for index, scale in enumerate(self.scales):
@@ -74,8 +74,8 @@ class MultiScaleDiscriminator(nn.Module):
 class SegmentationDiscriminator(nn.Module):
     """Images => logits of N classes and, last, of `fake`, pixel by pixel (Schönfeld et al. 2021, section 3).
 
-    A U-Net of residual blocks, spectrally normalised. channels: width of its first level; levels: how often it halves
-    the image. Widths double every second level, up to 4 times the first.
+    A U-Net of residual blocks, spectrally normalised. channels: width of its first level; levels: number of halvings.
+    Widths double every second level, up to 4 times the first.
     """
 
     def __init__(self, classes: int, channels: int, levels: int) -> None:
@@ -104,10 +104,9 @@ class SegmentationDiscriminator(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a shortcut, and half or twice the resolution.
+    """Two convolutions with a shortcut, and half or twice the resolution.
 
-    The shortcut's 1 × 1 convolution commutes with the mean of four pixels and with their repetition; it is applied
-    where there are fewer of them.
+    The shortcut's 1 × 1 convolution commutes with down- and upsampling, and is applied at the lower resolution.
     """
 
     def __init__(self, c_in: int, c_out: int, up: bool, first: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Convolutions whose weights are drawn as the papers draw them."""
+"""Convolutions with the papers' weight initialisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 Draw = Callable[[Tensor], object]
-"""Fills a weight in place, from torch's generator."""
+"""Initialises a weight in place, with torch's generator."""
 
 
 def normal(weight: Tensor) -> None:
@@ -20,15 +20,16 @@ def normal(weight: Tensor) -> None:
 
 
 def xavier(weight: Tensor) -> None:
-    """Glorot & Bengio (2010) with gain 0.02, as the releases of SPADE and OASIS."""
+    """Glorot & Bengio (2010) with gain 0.02, as in the releases of SPADE and OASIS."""
     nn.init.xavier_normal_(weight, gain=0.02)
 
 
 class SpectralConv2d(nn.Conv2d):
-    """A convolution whose weight is computed outside autocast: the power iteration of a spectral norm is exact."""
+    """A convolution whose weight is computed outside autocast, so that the power iteration of spectral norm is
+    exact."""
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """input: of any floating type."""
+        """input: of any floating-point dtype."""
         device = input.device.type if torch.amp.is_autocast_available(input.device.type) else "cpu"
         with torch.autocast(device, enabled=False):
             weight = self.weight
@@ -36,7 +37,7 @@ class SpectralConv2d(nn.Conv2d):
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, *, padding: int, draw: Draw) -> nn.Conv2d:
-    """A convolution; its bias begins at 0."""
+    """A convolution with zero-initialised bias."""
     return _drawn(nn.Conv2d(c_in, c_out, kernel, stride, padding), draw)
 
 
@@ -60,20 +61,20 @@ Encoded = Shaped[Tensor, "b c h w"]
 
 
 def with_ignored(encoded: Encoded) -> Float[Tensor, "b c1 h w"]:
-    """One-hot classes, and a last channel of ones where no class is given: the label of ignored pixels."""
+    """One-hot classes, and a last channel for ignored pixels, which have no class."""
     one_hot = encoded.float()
     return torch.cat([one_hot, 1 - one_hot.amax(dim=1, keepdim=True)], dim=1)
 
 
 def labels_of(layout: Float[Tensor, "b c1 h w"]) -> Int[Tensor, "b h w"]:
-    """Class of every pixel, 0 … C - 1; C where it is ignored."""
+    """Class of every pixel, 0 … C - 1; C for ignored ones."""
     return layout.argmax(dim=1)
 
 
 def edges_of(labels: Int[Tensor, "b h w"]) -> Float[Tensor, "b 1 h w"]:
-    """1 where one of the four neighbours has another label, on both sides of a border (Wang et al. 2018, section 3.3).
+    """1 where one of the four neighbours has another label (on both sides of a border) (Wang et al. 2018, section 3.3).
 
-    They draw the borders of objects; of a mask without objects these are the borders of its classes.
+    The paper uses borders of objects; for a mask without objects these are borders of classes.
     """
     across = labels[:, :, 1:] != labels[:, :, :-1]  # [B, H, W-1]
     down = labels[:, 1:] != labels[:, :-1]  # [B, H-1, W]

@@ -1,4 +1,4 @@
-"""Losses of the baselines, each [B], the mean of a sample.
+"""Losses of the baselines, each [B], the mean per sample.
 
 Least squares: Mao et al. 2017 (arXiv 1611.04076). Feature matching: Wang et al. 2018 (arXiv 1711.11585). N+1 classes
 and LabelMix: Schönfeld et al. 2021 (arXiv 2012.04781). The hinge is in `piti.diffusion.losses`.
@@ -21,19 +21,19 @@ Logits = Float[Tensor, "b ..."]
 
 
 def least_squares_generator(fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Fake images shall get 1 (Mao et al., eq. 2 with b = c = 1, a = 0, less the half)."""
+    """Target 1 for fake images (Mao et al., eq. 2 with b = c = 1, a = 0, without the factor 1/2)."""
     # (D(x̂) − 1)²
     return _per_sample((fake_logits.float() - 1).square())
 
 
 def least_squares_real(real_logits: Logits) -> Float[Tensor, " b"]:
-    """Real images shall get 1 (Mao et al., eq. 2)."""
+    """Target 1 for real images (Mao et al., eq. 2)."""
     # ½ (D(x) − 1)²
     return _per_sample((real_logits.float() - 1).square()) / 2
 
 
 def least_squares_fake(fake_logits: Logits) -> Float[Tensor, " b"]:
-    """Fake images shall get 0 (Mao et al., eq. 2)."""
+    """Target 0 for fake images (Mao et al., eq. 2)."""
     # ½ D(x̂)²
     return _per_sample(fake_logits.float().square()) / 2
 
@@ -42,9 +42,9 @@ LEAST_SQUARES = AdversarialLoss(least_squares_generator, least_squares_real, lea
 
 
 def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Float[Tensor, " b"]:
-    """How far the maps of a discriminator's layers are apart, summed over layers (Wang et al., eq. 4).
+    """Distance of a discriminator's feature maps, summed over layers (Wang et al., eq. 4).
 
-    fake, real: of one scale, without its logits. No gradient flows to `real`.
+    fake, real: of one scale, without logits. No gradient flows to `real`.
     """
     # Σ_i 1/N_i ‖D⁽ⁱ⁾(s, x) − D⁽ⁱ⁾(s, x̂)‖₁
     return torch.stack(
@@ -55,9 +55,9 @@ def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Float[Te
 def perceptual_difference(
     fake: Float[Tensor, "b 3 h w"], real: Float[Tensor, "b 3 h w"], network: PerceptualNetwork | None
 ) -> Float[Tensor, " b"]:
-    """How far the features of both images are apart, the layers' weights included. No gradient flows to `real`.
+    """Weighted distance of the features of both images. No gradient flows to `real`.
 
-    Raises UserError where there is no network.
+    Raises UserError without a network.
     """
     if network is None:
         raise UserError(
@@ -69,7 +69,7 @@ def perceptual_difference(
 
 
 def check_sizes(seen: Float[Tensor, "b s h w"], images: Float[Tensor, "b 3 h2 w2"]) -> None:
-    """Raises UserError unless what is seen lies over the images pixel for pixel."""
+    """Raises UserError unless conditions and images have the same size."""
     if seen.shape[-2:] != images.shape[-2:]:
         (height, width), (high, wide) = seen.shape[-2:], images.shape[-2:]
         raise UserError(
@@ -79,10 +79,10 @@ def check_sizes(seen: Float[Tensor, "b s h w"], images: Float[Tensor, "b 3 h2 w2
 
 
 def class_weights(labels: Int[Tensor, "b h w"], classes: int) -> Float[Tensor, " n"]:
-    """What a pixel of each class counts: the fewer of them in the batch, the more (Schönfeld et al., α_c).
+    """Weight of the pixels of each class, larger for rare classes in the batch (Schönfeld et al., α_c).
 
-    labels: 0 … N - 1, N where ignored; these, and classes that do not occur, count 0. As in the release the weights are
-    scaled so that their mean over all pixels is 1, ignored ones included.
+    labels: 0 … N - 1, N for ignored; these, and classes that do not occur, have weight 0. As in the release, the
+    weights are scaled so that their mean over all pixels, including ignored ones, is 1.
     """
     # α_c = B·H·W / Σ_{b,i,j} t_{b,i,j,c}, over the number of classes that occur
     flat = labels.flatten()
@@ -97,9 +97,9 @@ def class_weights(labels: Int[Tensor, "b h w"], classes: int) -> Float[Tensor, "
 def class_loss(
     logits: Float[Tensor, "b n1 h w"], labels: Int[Tensor, "b h w"], weights: Float[Tensor, " n"]
 ) -> Float[Tensor, " b"]:
-    """Weighted cross-entropy of the classes that pixels should have (Schönfeld et al., L_G, and L_D of real ones).
+    """Weighted cross-entropy of the pixels' classes (Schönfeld et al., L_G, and L_D of real ones).
 
-    logits: of N classes, and of `fake` last; labels: 0 … N - 1, N where ignored: there nothing is asked.
+    logits: of N classes, and of `fake` last; labels: 0 … N - 1, N for ignored pixels, which do not count.
     """
     # −Σ_c α_c t_c log D(x)_c
     ignored = labels == len(weights)
@@ -114,9 +114,9 @@ def fake_loss(logits: Float[Tensor, "b n1 h w"]) -> Float[Tensor, " b"]:
 
 
 def label_mix(labels: Int[Tensor, "b h w"], uniform: Float[Tensor, "b n1"]) -> Bool[Tensor, "b 1 h w"]:
-    """Which pixels come from the real image: whole classes of an image, each by a coin (Schönfeld et al., LabelMix).
+    """Pixels taken from the real image: whole classes, each with probability 1/2 (Schönfeld et al., LabelMix).
 
-    uniform: a number in [0, 1) for each class of each sample, the last for what is ignored.
+    uniform: a number in [0, 1) for each class of each sample, the last for ignored pixels.
     """
     coins = uniform.to(labels.device) < 0.5
     return coins.gather(1, labels.flatten(1)).view(labels.shape)[:, None]
@@ -125,7 +125,7 @@ def label_mix(labels: Int[Tensor, "b h w"], uniform: Float[Tensor, "b n1"]) -> B
 def mix(
     mask: Bool[Tensor, "b 1 h w"], real: Float[Tensor, "b c h w"], fake: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
-    """Real where the mask says so, fake elsewhere: of images, or of logits."""
+    """Mix images or logits: real where the mask is true, fake elsewhere."""
     # M ⊙ x + (1 − M) ⊙ x̂
     return torch.where(mask, real, fake)
 
@@ -136,8 +136,8 @@ def label_mix_consistency(
     fake: Float[Tensor, "b n1 h w"],
     mask: Bool[Tensor, "b 1 h w"],
 ) -> Float[Tensor, " b"]:
-    """How far the logits of the mixed image are from the mixed logits (Schönfeld et al., L_LM)."""
-    # ‖D(LabelMix(x, x̂, M)) − LabelMix(D(x), D(x̂), M)‖², the mean over logits as the release has it
+    """Distance of the logits of the mixed image to the mixed logits (Schönfeld et al., L_LM)."""
+    # ‖D(LabelMix(x, x̂, M)) − LabelMix(D(x), D(x̂), M)‖², the mean over logits, as in the release
     return _per_sample((mixed.float() - mix(mask, real.float(), fake.float())).square())
 
 

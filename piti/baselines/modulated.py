@@ -1,4 +1,4 @@
-"""The generator that SPADE and OASIS share: residual blocks whose norms the layout modulates (Park et al. 2019)."""
+"""The generator of SPADE and OASIS: residual blocks with norms modulated by the layout (Park et al. 2019)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from piti.baselines.base import BaselineError
 from piti.baselines.layers import conv, spectral_conv, xavier
 
 WIDEST = 16
-"""Width of the smallest maps, in that of the largest, at most."""
+"""Largest width of the smallest maps, as a multiple of that of the largest."""
 
 
 def level_widths(channels: int, upsamplings: int) -> list[int]:
     """Width of the blocks at each resolution, smallest first: at five upsamplings 16, 16, 8, 4, 2, 1 times `channels`.
 
-    With fewer upsamplings the widest are left out, with more there are more of them.
+    With fewer upsamplings the widest are omitted, with more they are repeated.
     """
     widest = min(WIDEST, 2 ** max(0, upsamplings - 1))
     return [channels * min(widest, 2 ** (upsamplings - k)) for k in range(upsamplings + 1)]
 
 
 def upsamplings_to(image_size: int, start: int) -> int:
-    """How often `start` is doubled to `image_size`. Raises BaselineError unless it is, at least once."""
+    """Number of doublings from `start` to `image_size`. Raises BaselineError unless it is a whole number of at least
+    1."""
     doubled = image_size // start
     if image_size % start or doubled < 2 or doubled & (doubled - 1):
         raise BaselineError(
@@ -51,13 +52,13 @@ class ModulatedNorm(nn.Module):
 
 
 def _xavier_halves(weight: Tensor) -> None:
-    """One weight holds two convolutions, γ and β, each drawn by its own fan."""
+    """Initialise a weight with two convolutions, γ and β, each by its own fan."""
     for half in weight.chunk(2):
         xavier(half)
 
 
 class ModulatedBlock(nn.Module):
-    """Norm, activation, convolution, twice, beside a shortcut (Park et al. 2019, section 3 and appendix A)."""
+    """Twice norm, activation and convolution, with a shortcut (Park et al. 2019, section 3 and appendix A)."""
 
     def __init__(self, c_in: int, c_out: int, seen: int, hidden: int) -> None:
         super().__init__()
@@ -76,10 +77,10 @@ class ModulatedBlock(nn.Module):
 
 
 class ModulatedGenerator(nn.Module):
-    """What is seen => images: begins with it shrunk to the smallest map, and is reminded of it in every norm.
+    """Condition => images: starts from the downscaled condition, and is modulated by it in every norm.
 
-    seen: its channels; widths: of each resolution, smallest first; repeated: blocks at each; hidden: width between the
-    layout and what it modulates.
+    seen: its channels; widths: of each resolution, smallest first; repeated: blocks at each; hidden: width of the
+    modulation's hidden layer.
     """
 
     def __init__(self, seen: int, widths: Sequence[int], repeated: Sequence[int], hidden: int) -> None:
@@ -96,12 +97,12 @@ class ModulatedGenerator(nn.Module):
         self.last = conv(c_in, 3, 3, padding=1, draw=xavier)
 
     def forward(self, seen: Float[Tensor, "b s h w"], noise: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:
-        """seen: of the condition; noise: none is taken. Returns images in [-1, 1]."""
+        """seen: the encoded condition; noise: unused. Returns images in [-1, 1]."""
         factor = 2 ** (len(self.levels) - 1)
         x = self.first(seen[..., ::factor, ::factor])  # [B, C_0, H/f, W/f]
         for index, blocks in enumerate(self.levels):
             factor = 2 ** (len(self.levels) - 1 - index)
-            small = seen[..., ::factor, ::factor]  # nearest neighbour, as the releases shrink it
+            small = seen[..., ::factor, ::factor]  # nearest neighbour, as in the releases
             if index:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             for block in blocks:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""OASIS (Schönfeld et al. 2021, arXiv 2012.04781): many images of one mask, judged by a segmenter."""
+"""OASIS (Schönfeld et al. 2021, arXiv 2012.04781): several images per mask, with a segmenter as discriminator."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class OasisSpec(BaselineSpec):
     channels: int = Field(default=64, ge=1)
     """Width at full resolution; it doubles with every halving, up to 16 times."""
     start: int = Field(default=8, ge=2)
-    """Side in pixels of the smallest maps, with which the generator begins; the discriminator goes to half of it."""
+    """Size in pixels of the smallest maps, where the generator starts; the discriminator ends at half of it."""
     hidden: int = Field(default=128, ge=1)
-    """Width between the layout and what it modulates."""
+    """Width of the modulation's hidden layer."""
     noise: int = Field(default=64, ge=1)
-    """Channels of the noise that is joined to the layout."""
+    """Channels of the noise that is concatenated to the layout."""
     discriminator_channels: int = Field(default=128, ge=2)
-    """Of its first level; they double every second level, up to 4 times."""
+    """Width of the discriminator's first level; it doubles every second level, up to 4 times."""
     labelmix: float = Field(default=10.0, ge=0)
-    """Weight of the consistency on mixed images; 0: none are mixed."""
+    """Weight of the consistency on mixed images; 0: no mixing."""
     balanced: bool = True
-    """Whether rare classes count more."""
+    """Whether rare classes have larger weights."""
 
 
 @register
 class Oasis(Baseline):
-    """Modulated blocks fed with noise; a discriminator of N+1 classes. It takes masks only."""
+    """Modulated blocks with noise; a discriminator of N+1 classes. It supports only masks."""
 
     kind: ClassVar[str] = "oasis"
     spec_type: ClassVar[type[BaselineSpec]] = OasisSpec
@@ -67,17 +67,17 @@ class Oasis(Baseline):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """One vector an image, the same at every pixel; the generator also takes one of H × W."""
+        """One vector per image, the same at every pixel; the generator also accepts one per pixel."""
         return (self.spec.noise, 1, 1)
 
     @property
     def draws(self) -> int:
-        """A coin a class, and one for what is ignored."""
+        """A random number per class, and one for ignored pixels."""
         return self.channels + 1
 
     @property
     def granularity(self) -> int:
-        """See `Baseline.granularity`; what the discriminator needs, twice that, an image of `image_size` is."""
+        """See `Baseline.granularity`; images of `image_size` also satisfy the discriminator, which needs twice that."""
         return 2**self.upsamplings
 
     def seen(self, encoded: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b s h w"]:
@@ -102,7 +102,7 @@ class Oasis(Baseline):
         real: Tensor,
         perceptual: PerceptualNetwork | None,
     ) -> dict[str, Tensor]:
-        """Every pixel shall be taken for its class (L_G)."""
+        """Every pixel should be classified as its class (L_G)."""
         check_sizes(seen, real)
         labels = labels_of(seen)
         losses = {"adversarial": class_loss(discriminator(fake), labels, self._weights(labels))}
@@ -113,7 +113,7 @@ class Oasis(Baseline):
     def discriminator_losses(
         self, discriminator: nn.Module, seen: Tensor, fake: Tensor, real: Tensor, uniform: Tensor
     ) -> dict[str, Tensor]:
-        """Real pixels are of their class, fake ones of the last (L_D); mixed images get mixed logits (L_LM)."""
+        """Real pixels have their class, fake ones the last (L_D); mixed images should get mixed logits (L_LM)."""
         check_sizes(seen, real)
         labels, fake = labels_of(seen), fake.to(real.dtype)
         mask = label_mix(labels, uniform)
@@ -131,17 +131,17 @@ class Oasis(Baseline):
 
 
 class NoisyGenerator(ModulatedGenerator):
-    """A modulated generator that sees noise beside the layout (Schönfeld et al., section 3, 'OASIS generator')."""
+    """A modulated generator with noise concatenated to the layout (Schönfeld et al., section 3, 'OASIS generator')."""
 
     def __init__(self, seen: int, noise: int, widths: list[int], hidden: int) -> None:
         super().__init__(seen + noise, widths, [1] * len(widths), hidden)
         self.noise = noise
 
     def forward(self, seen: Float[Tensor, "b s h w"], noise: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:
-        """noise: standard normal, [B, Z, 1, 1] for every pixel alike, or [B, Z, H, W].
+        """noise: standard normal, [B, Z, 1, 1] for all pixels, or [B, Z, H, W].
 
-        A new draw within some pixels alone changes the image there, and little elsewhere. Raises BaselineError for
-        noise of another shape, or none.
+        Different noise at some pixels changes the image there, and little elsewhere. Raises BaselineError for missing
+        noise, or another shape.
         """
         batch, _, height, width = seen.shape
         if noise is None or tuple(noise.shape) not in {(batch, self.noise, *s) for s in ((1, 1), (height, width))}:

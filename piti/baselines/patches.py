@@ -1,4 +1,4 @@
-"""What Pix2PixHD and SPADE have in common: what they see, and judges of patches at several scales."""
+"""Common parts of Pix2PixHD and SPADE: inputs, and patch discriminators at several scales."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from piti.models.perceptual import PerceptualNetwork
 
 
 class PatchSpec(BaselineSpec):
-    """Settings of the judges and of the losses."""
+    """Settings of the discriminators and losses."""
 
     discriminator_channels: int = Field(default=64, ge=1)
-    """Width of a judge's first convolution; it doubles up to 8 times that."""
+    """Width of a discriminator's first convolution; it doubles up to 8 times that."""
     scales: int = Field(default=2, ge=1)
-    """Resolutions at which images are judged."""
+    """Number of scales of the discriminators."""
     features: float = Field(default=10.0, ge=0)
     """Weight of feature matching."""
     perceptual: float = Field(default=10.0, ge=0)
@@ -31,7 +31,7 @@ class PatchSpec(BaselineSpec):
 
 
 class PatchBaseline(Baseline):
-    """One image for one condition; an adversary of patches, feature matching, a perceptual loss."""
+    """One image per condition; patch discriminators, feature matching, perceptual loss."""
 
     def __init__(self, spec: PatchSpec, channels: int, classes: bool, image_size: int) -> None:
         super().__init__(spec, channels, classes, image_size)
@@ -45,29 +45,29 @@ class PatchBaseline(Baseline):
     @property
     @abstractmethod
     def adversarial(self) -> AdversarialLoss:
-        """On the logits of one scale."""
+        """The adversarial loss on the logits of one scale."""
 
     @abstractmethod
     def over_scales(self, losses: Sequence[Tensor]) -> Float[Tensor, " b"]:
-        """What the adversarial losses of the scales are together."""
+        """Combine the adversarial losses of the scales."""
 
     @property
     @abstractmethod
     def feature_share(self) -> float:
-        """What the difference of one layer's maps counts, before the weight of feature matching."""
+        """Weight of one layer in feature matching, before the total weight."""
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """None: the image follows from the condition."""
+        """Empty: the image depends only on the condition."""
         return ()
 
     @property
     def seen_channels(self) -> int:
-        """How many channels `seen` has."""
+        """Number of channels of `seen`."""
         return self.channels + 2 if self.classes else self.channels
 
     def seen(self, encoded: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b s h w"]:
-        """Classes one-hot, ignored pixels, edges [B, C+2, H, W]; of other conditions their channels as they are."""
+        """Classes one-hot, ignored pixels, edges [B, C+2, H, W]; for other conditions, their channels unchanged."""
         self.check(encoded)
         if not self.classes:
             return encoded.float()
@@ -82,7 +82,7 @@ class PatchBaseline(Baseline):
         real: Float[Tensor, "b 3 h2 w2"],
         perceptual: PerceptualNetwork | None,
     ) -> dict[str, Tensor]:
-        """Adversarial, and how far maps of the judges and features of a classifier are from those of the real image."""
+        """Adversarial loss, feature matching and perceptual loss."""
         check_sizes(seen, real)
         with torch.no_grad():
             truth = discriminator(seen, real)
@@ -103,7 +103,7 @@ class PatchBaseline(Baseline):
         real: Float[Tensor, "b 3 h2 w2"],
         uniform: Float[Tensor, "b draws"],
     ) -> dict[str, Tensor]:
-        """Real and fake in one pass. uniform: nothing here is random."""
+        """Real and fake in one pass. uniform: unused."""
         check_sizes(seen, real)
         both = discriminator(torch.cat([seen, seen]), torch.cat([real, fake.to(real.dtype)]))
         logits = [maps[-1].chunk(2) for maps in both]
@@ -111,5 +111,6 @@ class PatchBaseline(Baseline):
 
 
 def patch_widths(channels: int, count: int) -> list[int]:
-    """Of a judge's convolutions before the logits: doubled up to 8 times the first (at 64: up to 512)."""
+    """Widths of a discriminator's convolutions before the logits: doubled up to 8 times the first (at 64: up to
+    512)."""
     return [channels * min(8, 2**k) for k in range(count)]

@@ -1,4 +1,4 @@
-"""Pix2PixHD (Wang et al. 2018, arXiv 1711.11585): its global generator, the same image for the same condition."""
+"""Pix2PixHD (Wang et al. 2018, arXiv 1711.11585): its deterministic global generator."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Pix2PixHDSpec(PatchSpec):
     channels: int = Field(default=64, ge=1)
     """Width at full resolution; it doubles with every halving."""
     downsamplings: int | None = Field(default=None, ge=1)
-    """How often the generator halves the image; none: down to 16 px, at most 4 times."""
+    """Number of halvings in the generator; null: down to 16 px, at most 4."""
     blocks: int = Field(default=9, ge=1)
     """Residual blocks at the smallest resolution."""
     layers: int = Field(default=3, ge=1)
-    """Convolutions of a judge that halve the resolution; one more keeps it, then come the logits."""
+    """Convolutions of a discriminator that halve the resolution; one more keeps it, followed by the logits."""
     discriminator_lr: float = Field(default=2e-4, gt=0)
 
 
@@ -51,7 +51,7 @@ class Pix2PixHD(PatchBaseline):
 
     @property
     def downsamplings(self) -> int:
-        """How often the generator halves the image."""
+        """Number of halvings in the generator."""
         chosen = self.spec.downsamplings
         return max(1, min(4, (self.image_size // 16).bit_length() - 1)) if chosen is None else chosen
 
@@ -65,7 +65,7 @@ class Pix2PixHD(PatchBaseline):
         return GlobalGenerator(self.seen_channels, self.spec.channels, self.downsamplings, self.spec.blocks)
 
     def discriminator(self) -> nn.Module:
-        """Two judges, of the image and of half of it."""
+        """Discriminators of the image and of the image at half size."""
         widths = patch_widths(self.spec.discriminator_channels, self.spec.layers + 1)
         return MultiScaleDiscriminator(self.seen_channels + 3, widths, self.spec.scales, spectral=False)
 
@@ -80,14 +80,14 @@ class Pix2PixHD(PatchBaseline):
 
     @property
     def feature_share(self) -> float:
-        """4 over the number of layers, as the release has it: 1 at the paper's depth."""
+        """4 over the number of layers, as in the release: 1 at the paper's depth."""
         return 4 / (self.spec.layers + 1)
 
 
 class GlobalGenerator(nn.Module):
     """G1 of the paper (section 3.2, appendix): c7s1-64, d128 … d1024, 9 × R1024, u512 … u64, c7s1-3.
 
-    Instance normalised, without learned scales; reflected at the borders. seen: channels of what is seen.
+    Instance normalised, without learned scales; reflected at the borders. seen: its input channels.
     """
 
     def __init__(self, seen: int, channels: int, downsamplings: int, blocks: int) -> None:
@@ -100,7 +100,7 @@ class GlobalGenerator(nn.Module):
         self.last = _reflecting(channels, 3, 7)
 
     def forward(self, seen: Float[Tensor, "b s h w"], noise: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:
-        """seen: of the condition; noise: none is taken. Returns images in [-1, 1]."""
+        """seen: the encoded condition; noise: unused. Returns images in [-1, 1]."""
         x = _normed(self.first(seen))  # [B, C, H, W]
         for layer in self.down:
             x = _normed(layer(x))  # [B, C·2^k, H/2^k, W/2^k]

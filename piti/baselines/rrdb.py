@@ -1,5 +1,5 @@
 """Real-ESRGAN's generator (Wang et al. 2021, arXiv 2107.10833; the network is ESRGAN's, Wang et al. 2018, arXiv
-1809.00219): what a small image is usually enlarged with, to compare an upsampler of ours with.
+1809.00219): a common upsampler, for comparison.
 
 Weights are not part of the package. Key names: conv_first, body.N.rdbM.convK, conv_body, conv_up1, conv_up2, conv_hr,
 conv_last, each with .weight and .bias.
@@ -22,7 +22,7 @@ from piti.core.images import to_pil, to_tensor
 
 WIDTH, GROWTH, BLOCKS = 64, 32, 23
 RESIDUAL = 0.2
-"""What a block adds is scaled by (Wang et al. 2018, section 3.1)."""
+"""Scale of a block's residual (Wang et al. 2018, section 3.1)."""
 
 
 def _conv(c_in: int, c_out: int) -> nn.Conv2d:
@@ -30,7 +30,7 @@ def _conv(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each of which sees all that came before it."""
+    """Five densely connected convolutions."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class DenseBlock(nn.Module):
 
 
 class ResidualInResidual(nn.Module):
-    """Three dense blocks beside the identity."""
+    """Three dense blocks with a residual connection."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class RRDBNet(nn.Module):
         self.conv_hr, self.conv_last = _conv(width, width), _conv(width, 3)
 
     def forward(self, small: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 4*h 4*w"]:
-        """small: in [-1, 1]; the network itself sees [0, 1]."""
+        """small: in [-1, 1]; converted to [0, 1] for the network."""
         first = self.conv_first((small + 1) / 2)  # [B, 64, h, w]
         x = first
         for block in self.body:
@@ -80,13 +80,13 @@ class RRDBNet(nn.Module):
 
     @torch.inference_mode()
     def enlarged(self, image: Image.Image) -> Image.Image:
-        """One RGB image, four times as large, computed where the weights are."""
+        """Enlarge an RGB image four times, on the device of the weights."""
         (made,) = to_pil(self(to_tensor(image)[None].to(self.conv_first.weight.device)))
         return made
 
 
 def load_real_esrgan(path: Path) -> RRDBNet:
-    """Real-ESRGAN x4plus from a safetensors file. Raises UserError where there is none, or another network."""
+    """Load Real-ESRGAN x4plus from a safetensors file. Raises UserError if it is missing, or has another network."""
     try:
         weights = {key: value.float() for key, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""SPADE (Park et al. 2019, arXiv 1903.07291): a generator whose norms the layout modulates."""
+"""SPADE (Park et al. 2019, arXiv 1903.07291): a generator with norms modulated by the layout."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class SpadeSpec(PatchSpec):
     channels: int = Field(default=64, ge=1)
     """Width at full resolution; it doubles with every halving, up to 16 times."""
     start: int = Field(default=8, ge=1)
-    """Side in pixels of the smallest maps, with which the generator begins."""
+    """Size in pixels of the smallest maps, where the generator starts."""
     hidden: int = Field(default=128, ge=1)
-    """Width between the layout and what it modulates."""
+    """Width of the modulation's hidden layer."""
     layers: int = Field(default=4, ge=2)
-    """Convolutions of a judge before its logits; each but the last halves the resolution."""
+    """Convolutions of a discriminator before its logits; all but the last halve the resolution."""
 
 
 @register
@@ -55,7 +55,7 @@ class Spade(PatchBaseline):
         return ModulatedGenerator(self.seen_channels, widths, repeated, self.spec.hidden)
 
     def discriminator(self) -> nn.Module:
-        """Two judges, of the image and of half of it."""
+        """Discriminators of the image and of the image at half size."""
         widths = patch_widths(self.spec.discriminator_channels, self.spec.layers)
         return MultiScaleDiscriminator(self.seen_channels + 3, widths, self.spec.scales, spectral=True)
 
@@ -65,10 +65,10 @@ class Spade(PatchBaseline):
         return adversarial_named("hinge")
 
     def over_scales(self, losses: Sequence[Tensor]) -> Float[Tensor, " b"]:
-        """Their mean, as the release has it."""
+        """Their mean, as in the release."""
         return torch.stack(list(losses)).mean(0)
 
     @property
     def feature_share(self) -> float:
-        """1, as the release has it."""
+        """1, as in the release."""
         return 1.0

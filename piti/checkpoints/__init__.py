@@ -1,1 +1,1 @@
-"""Models on disk: folders, weight files, adapters, and released checkpoints both ways."""
+"""Models on disk: folders, weight files, adapters, and import and export of released checkpoints."""

@@ -1,4 +1,4 @@
-"""Whether a base, an upsampler and the condition that both read fit each other."""
+"""Compatibility of a base, an upsampler and their condition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from piti.models.any_encoder import AnyEncoderSpec
 
 
 def check_cascade(condition: Condition, base: ImageNetwork, upsampler: Translator | None) -> None:
-    """Raises ModelError unless base and upsampler are what they are given as, and chain, and read the condition."""
+    """Raises ModelError unless base and upsampler have these roles, matching sizes, and read the condition."""
     if base.low_res is not None:
         made = f"{base.low_res} -> {base.image_size} px"
         raise ModelError(
@@ -60,12 +60,12 @@ def _other_channels(name: str, channels: int, condition: Condition) -> ModelErro
 def _check_chain(base: ImageNetwork, upsampler: Translator) -> None:
     if upsampler.low_res is None:
         raise ModelError(
-            f"the upsampler is a base translator ({upsampler.image_size} px) and enlarges nothing",
+            f"the upsampler is a base translator ({upsampler.image_size} px)",
             remedy=f"give an upsampler of {base.image_size} px images",
         )
     if upsampler.low_res != base.image_size:
         raise ModelError(
-            f"the base makes {base.image_size} px images, but the upsampler enlarges {upsampler.low_res} px ones "
+            f"the base makes {base.image_size} px images, but the upsampler takes {upsampler.low_res} px ones "
             f"to {upsampler.image_size} px",
             remedy=f"give an upsampler of {base.image_size} px images, or a base of {upsampler.low_res} px",
         )

@@ -1,4 +1,4 @@
-"""GLIDE's and PITI's released files to model folders, without a bit changed; `export` is the way back."""
+"""Lossless import of GLIDE's and PITI's released files as model folders; `export` is the inverse."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCHEDULES = {
     "base": ScheduleSpec(betas="squaredcos_cap_v2", prediction="epsilon"),
     "upsampler": ScheduleSpec(betas="linear", prediction="epsilon"),
 }
-"""What every released network was trained with."""
+"""The noise schedules of all released networks."""
 
 # How the releases sample: family => network => settings. Their guidance_scale is 1 + w.
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -76,15 +76,15 @@ _MODEL_HOLDS = {
     "recipe.yaml",
 }
 _READS_NOTHING = f"cannot read text yet: import again with {option('tokenizer')} FOLDER {option('overwrite')}"
-_KNOWS_NOTHING = "samples as if nothing of the picture were known"
+_KNOWS_NOTHING = "samples as if no part of the image were known"
 
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """What the files do not tell."""
+    """Settings that the files do not contain."""
 
     prior: str | Path | None = None
-    """Whose UNet an encoder alone takes: a released base, or a model of ours."""
+    """The model whose UNet is combined with an encoder alone: a released base, or a model of this package."""
     classes: Path | None = None
     """A classes.json instead of COCO-Stuff's, or of one-hot masks."""
     tokenizer: Path | None = None
@@ -92,19 +92,19 @@ class ImportSettings:
     heads: Heads = field(default_factory=Heads)
     overwrite: bool = False
     raw: bool = False
-    """Take the weights as they were trained where averaged ones lie beside them."""
+    """Import the raw weights if a file also has averaged ones."""
     masks: Masks | None = None
-    """How an encoder of masks sees them; none: as its number of channels says."""
+    """Encoding of masks; None: inferred from the number of channels."""
 
     @property
     def reading(self) -> Reading:
-        """What its base reads."""
+        """How its base's condition is determined."""
         return Reading(self.classes, self.tokenizer, self.masks)
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was read or written, for a person."""
+    """Summary of an import or export."""
 
     what: str
     """Such as "PITI base"."""
@@ -112,10 +112,10 @@ class Converted:
     target: Path
     parameters: int
     notes: tuple[str, ...] = ()
-    """What to know of it, such as "GLIDE base cannot read text yet: …"."""
+    """Notes for the user, such as "GLIDE base cannot read text yet: …"."""
 
     def row(self) -> dict[str, str]:
-        """For a table."""
+        """As a row of a table."""
         return {
             "what": self.what,
             "from": str(self.source),
@@ -129,15 +129,15 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Part:
-    """A file, and the tensors of a network that it holds."""
+    """A file, and the tensors of a network that it contains."""
 
     path: Path
     rules: list[Rule]
     raw: bool = False
-    """Whether averaged weights are passed over."""
+    """Whether raw weights are used instead of averaged ones."""
 
     def kinds(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors without their contents, by name, in the order of `tensors`; weights: what the file holds."""
+        """Our tensors on "meta", by name, in the order of `tensors`. weights: the file's contents."""
         found: dict[str, Tensor] = {}
         for rule in self.rules:
             kind = torch.empty_like(weights[rule.source], device="meta")
@@ -152,7 +152,7 @@ class _Part:
 
 
 class _Network:
-    """A network that is still in the files it came with; saved as a `Translator` is, a tensor at a time."""
+    """A network that is still in its released files; saved like a `Translator`, one tensor at a time."""
 
     saved_as: ClassVar[type] = Translator
 
@@ -175,7 +175,7 @@ class _Network:
         write_weights(folder / WEIGHTS_FILE, kinds, tensors)
 
     def exchanged(self, target: Path, assumed: str) -> Converted:
-        """What was written to `target`; assumed: of its condition, or what that lacks."""
+        """Summary of what was written to `target`. assumed: notes on its condition."""
         told = [assumed] if assumed else []
         told += [_KNOWS_NOTHING] if self.translator.config["inpaint"] else []
         notes = tuple(Message(f"{self.what} {note}") for note in told)
@@ -187,12 +187,12 @@ class _Network:
 def import_release(
     base: Path, out: Path, upsampler: Path | None = None, settings: ImportSettings | None = None
 ) -> list[Converted]:
-    """Write the model folder `out` from a released base, and an upsampler where there is one.
+    """Write the model folder `out` from a released base and, optionally, an upsampler.
 
-    What the files are is read off their keys and shapes (`piti.checkpoints.release.identify`); the weights keep their
-    type. `out` is written whole or not at all. Raises UserError: WeightsError for a file that cannot be read or
-    holds NaN, ReleaseError for one in another layout, ExchangeError and ModelError for files that do not fit each
-    other, OutputError for `out`.
+    The files are identified by keys and shapes (`piti.checkpoints.release.identify`); the weights keep their dtype.
+    `out` is written atomically. Raises UserError: WeightsError for a file that cannot be read or holds NaN,
+    ReleaseError for one in another layout, ExchangeError and ModelError for files that do not fit each other,
+    OutputError for `out`.
     """
     chosen = settings or ImportSettings()
     check_outside(out, base, upsampler, chosen.prior)
@@ -217,7 +217,7 @@ def import_release(
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is one that an import may replace: a model of ours, and nothing beside it."""
+    """Whether an import may replace a folder: a model of this package and nothing else."""
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -227,10 +227,10 @@ def is_model(folder: Path) -> bool:
 
 
 def check_outside(out: Path, *inputs: str | Path | None) -> None:
-    """Raises ExchangeError if replacing `out` would remove what is read."""
+    """Raises ExchangeError if replacing `out` would remove an input."""
     for path in inputs:
         if path is not None and Path(path).resolve().is_relative_to(out.resolve()):
-            raise ExchangeError(f"holds {path}, which is read", remedy=f"give another {option('out')}", source=out)
+            raise ExchangeError(f"contains {path}, an input", remedy=f"give another {option('out')}", source=out)
 
 
 def _check_together(condition: Condition, networks: Mapping[str, _Network], base: Path, upsampler: Path | None) -> None:
@@ -241,7 +241,7 @@ def _check_together(condition: Condition, networks: Mapping[str, _Network], base
     try:
         check_cascade(condition, networks["base"].translator, networks["upsampler"].translator)
     except UserError as error:
-        raise ExchangeError(  # the remedy of the error itself is for those who choose the condition
+        raise ExchangeError(  # the error's own remedy is for those who choose the condition
             error.problem,
             remedy=f"give the upsampler that was released with {base}",
             option="upsampler",
@@ -250,7 +250,7 @@ def _check_together(condition: Condition, networks: Mapping[str, _Network], base
 
 
 def _released(path: Path, chosen: ImportSettings) -> Released:
-    """What a file is. Raises WeightsError, also for a damaged one, and ReleaseError."""
+    """Identify a file. Raises WeightsError, also for a damaged file, and ReleaseError."""
     shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(path, chosen.raw).items()}
     check_sums(path)
     return identify(shapes, str(path), chosen.heads)
@@ -264,7 +264,7 @@ def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
     if found.unet is not None:
         if chosen.prior is not None:
             raise ExchangeError(
-                f"{path} is a {found.name} and has a UNet",
+                f"{path} is a {found.name}, which has its own UNet",
                 remedy=f"leave {option('prior')} out",
                 option="prior",
                 value=chosen.prior,
@@ -272,10 +272,8 @@ def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
         return _Network(found.name, found.config, SCHEDULES["base"], [_Part(path, found.rules, chosen.raw)])
     if chosen.prior is None:
         raise ExchangeError(
-            "is an encoder alone, as PITI's first stage saves it",
-            remedy=(
-                f"name the base whose UNet it was trained with, {option('prior')} GLIDE_BASE.pt or a model's folder"
-            ),
+            "is only an encoder, as saved by PITI's first stage",
+            remedy=(f"give the base whose UNet it was trained with, {option('prior')} GLIDE_BASE.pt or a model folder"),
             source=path,
         )
     return _joined(found, path, chosen.prior, chosen)
@@ -283,23 +281,23 @@ def _base(found: Released, path: Path, chosen: ImportSettings) -> _Network:
 
 def _upsampler(found: Released, path: Path, chosen: ImportSettings) -> _Network:
     if found.config.get("low_res") is None:
-        alone = " alone, and an upsampler needs its UNet too" if found.unet is None else "; give it as BASE"
+        alone = " only, but an upsampler needs its UNet too" if found.unet is None else "; give it as BASE"
         raise ExchangeError(f"is a {found.name}{alone}", option="upsampler", value=path)
     return _Network(found.name, found.config, SCHEDULES["upsampler"], [_Part(path, found.rules, chosen.raw)])
 
 
-# An encoder with another's UNet
+# An encoder combined with another model's UNet
 
 
 def _joined(found: Released, path: Path, prior: str | Path, chosen: ImportSettings) -> _Network:
     config, schedule, part = _prior_file(Path(prior), chosen) if Path(prior).is_file() else _prior_folder(prior)
     if config.get("low_res") is not None:
-        raise ExchangeError("is an upsampler", remedy="name a base", option="prior", value=prior)
+        raise ExchangeError("is an upsampler", remedy="give a base", option="prior", value=prior)
     width = config["unet_spec"]["token_width"]
     if width != found.encoder.width:
         raise ExchangeError(
-            f"its UNet takes tokens of width {width}, {path} makes {found.encoder.width}",
-            remedy="name the base that the encoder was trained with",
+            f"its UNet takes tokens of width {width}, but {path} produces {found.encoder.width}",
+            remedy="give the base that the encoder was trained with",
             option="prior",
             value=prior,
         )
@@ -311,7 +309,7 @@ def _joined(found: Released, path: Path, prior: str | Path, chosen: ImportSettin
 def _prior_file(path: Path, chosen: ImportSettings) -> tuple[dict[str, Any], ScheduleSpec, _Part]:
     found = _released(path, chosen)
     if found.unet is None:
-        raise ExchangeError("is an encoder alone as well", remedy="name a base", option="prior", value=path)
+        raise ExchangeError("is only an encoder, too", remedy="give a base", option="prior", value=path)
     rules = [rule for rule in found.rules if rule.targets[0].startswith("unet.")]
     return found.config, SCHEDULES["base"], _Part(path, rules, chosen.raw)
 
@@ -323,18 +321,19 @@ def _prior_folder(name: str | Path) -> tuple[dict[str, Any], ScheduleSpec, _Part
     expected, held = our_tensors(config, "unet."), read_weights(weights)
     odd = next((key for key, kind in expected.items() if key not in held or held[key].shape != kind.shape), None)
     if odd is not None:
-        raise ExchangeError(f"{weights}: holds no '{odd}' of the size that config.json says; write the model anew")
+        raise ExchangeError(f"{weights}: lacks '{odd}' of the size in config.json; save the model again")
     return config, schedule, _Part(weights, [same(key) for key in expected])
 
 
 def saved_network(folder: ModelFolder, network: str, source: str) -> tuple[dict[str, Any], ScheduleSpec, Path]:
     """A network's configuration, schedule and folder. Raises ExchangeError, ModelError."""
     if network not in folder:
-        raise ExchangeError(f"{source}: has no {network}; give a model that does")
+        raise ExchangeError(f"{source}: has no {network}; give a model with one")
     path = folder.path / network
     if (path / ADAPTER_CONFIG).is_file():
         raise ExchangeError(
-            f"{source}: its {network} is a set of adapters on another model",
-            remedy="save it whole, PITIPipeline.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER), and give that",
+            f"{source}: its {network} is a set of low-rank adapters for another model",
+            remedy="save the merged model, PITIPipeline.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER), and "
+            "give that",
         )
     return folder.arguments(network), spec_of(folder.scheduler(network)), path

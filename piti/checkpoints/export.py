@@ -1,4 +1,4 @@
-"""Model folders to files in GLIDE's or PITI's released layout, without a bit changed."""
+"""Lossless export of model folders to files in GLIDE's or PITI's released layout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EXPORTED = {network: f"{network}.pt" for network in SCHEDULERS}
 
 @dataclass(frozen=True)
 class _Export:
-    """A network of ours that has a released layout."""
+    """A network of this package that has a released layout."""
 
     what: str
     rules: list[Rule]
@@ -33,15 +33,15 @@ class _Export:
     notes: tuple[str, ...]
 
     def write(self, path: Path) -> int:
-        """Write the released file; returns how many parameters it has. Raises WeightsError, OSError."""
+        """Write the released file, and return its number of parameters. Raises WeightsError, OSError."""
         ours = read_weights(self.weights)
         if ours.keys() != {name for rule in self.rules for name in rule.targets}:
-            raise ExchangeError(f"{self.weights}: holds other tensors than its config.json says; write the model anew")
+            raise ExchangeError(f"{self.weights}: its tensors do not match config.json; save the model again")
         released = {rule.source: _alone(rule.join(tuple(ours.pop(t) for t in rule.targets))) for rule in self.rules}
         try:
-            with path.open("xb") as file:  # of its own files, torch does not say what went wrong
+            with path.open("xb") as file:  # for its own files, torch does not report the cause
                 torch.save(released, file)
-        except RuntimeError as error:  # of its archive, which a failing write left without an end
+        except RuntimeError as error:  # from its archive, which a failing write left incomplete
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         return sum(tensor.numel() for tensor in released.values())
 
@@ -49,11 +49,10 @@ class _Export:
 def export_release(model: str | Path, out: Path, overwrite: bool = False) -> list[Converted]:
     """Write a model's networks in GLIDE's or PITI's released layout, as `torch.save` does.
 
-    out: a file, for a model of one network (it ends in .pt, .pth or .ckpt), or a folder, in which base.pt and
-    upsampler.pt will lie. Written whole or not at all; weights keep their type, and what was imported comes out
-    as it was, to the bit and in the same order. Raises ReleaseError for a network that has no released layout,
-    ExchangeError, ModelError and OutputError. What the release's code cannot use, and what an import has to be told,
-    is in the notes.
+    out: a file ending in .pt, .pth or .ckpt, for a model of one network, or a folder for base.pt and upsampler.pt.
+    Written atomically; weights keep their dtype, and imported models are exported bit for bit, in the same order. The
+    notes say what the release's code cannot use, and which options an import needs. Raises ReleaseError for a network
+    without a released layout, ExchangeError, ModelError and OutputError.
     """
     folder = ModelFolder.open(find_model(model))
     exports = {network: _export(folder, network) for network in SCHEDULERS if network in folder}
@@ -67,7 +66,7 @@ def export_release(model: str | Path, out: Path, overwrite: bool = False) -> lis
             return [_exchanged(export, partial, out) for export in exports.values()]
     if out.suffix in _OTHER_SUFFIXES:
         remedy = f"end the name in {' or '.join(_FILE_SUFFIXES)}, or give a folder"
-        raise ExchangeError("released files are torch.save's", remedy=remedy, option="out", value=out)
+        raise ExchangeError("released files are written by torch.save", remedy=remedy, option="out", value=out)
     with whole_folder(out, overwrite, _is_export) as partial:
         return [
             _exchanged(export, partial / _EXPORTED[name], out / _EXPORTED[name]) for name, export in exports.items()
@@ -84,7 +83,7 @@ def _export(folder: ModelFolder, network: str) -> _Export:
     condition, reads = folder.condition, config.get("encoder_spec") is not None
     if reads and isinstance(condition, SeveralCondition) and not condition.reads_like(RELEASED_GEOMETRY):
         raise ExchangeError(
-            f"{source}: reads {', '.join(condition.parts)} at once; the layout has no place to say which "
+            f"{source}: reads {', '.join(condition.parts)} at once; the layout cannot store which "
             "channels are whose, and its readers know one condition: only models of one can be exported"
         )
     try:
@@ -97,7 +96,7 @@ def _export(folder: ModelFolder, network: str) -> _Export:
         have = ", ".join(f"{key} = {value}" for key, value in odd.items())
         want = ", ".join(f"{key} = {theirs[key]}" for key in odd)
         raise ExchangeError(
-            f"{source}: was trained with {have}; the layout stands for {want}, and has no place to say otherwise"
+            f"{source}: was trained with {have}; the layout stands for {want}, and cannot store another"
         )
     told = f" (to import: {text_of(found.options)})" if found.options else ""
     notes = lost_in_release(condition) if reads and network == "base" else []
@@ -106,12 +105,12 @@ def _export(folder: ModelFolder, network: str) -> _Export:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """The tensor with a storage of its own, so that `torch.save` writes it alone."""
+    """The tensor with its own storage, so that `torch.save` writes only its values."""
     shares = tensor.untyped_storage().nbytes() != tensor.nbytes
     return tensor.clone() if shares else tensor
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether a folder holds nothing but what an earlier export wrote: base.pt and upsampler.pt, in the layout."""
+    """Whether a folder contains only an earlier export: base.pt and upsampler.pt, in the layout."""
     paths = list(folder.iterdir())
     return {path.name for path in paths} <= set(_EXPORTED.values()) and all(map(is_released, paths))

@@ -33,25 +33,25 @@ INDEX_FILE = "model_index.json"
 CONDITION_FILE = "condition.json"
 SCHEDULER_FILE = "scheduler_config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"
-"""How diffusers' files of weights begin."""
+"""Prefix of diffusers' weight files."""
 SCHEDULERS = {"base": "scheduler", "upsampler": "upsampler_scheduler"}
-"""The networks of a model, and where their noise schedules are."""
+"""The networks of a model, and the folders of their schedulers."""
 AUTOENCODER = "vae"
 """The autoencoder of a base that works on latents, under diffusers' name."""
 OF_UPSAMPLER = "upsampler_"
-"""How the settings of an upsampler begin."""
+"""Prefix of an upsampler's settings."""
 SHARED_UPSAMPLER = "shares_upsampler_of"
-"""The key of a model's index that names the model whose upsampler it uses, so that its weights lie there alone."""
+"""Index key that names the model whose upsampler is shared, so that its weights are stored only there."""
 SHARED_SHA256 = "shares_upsampler_sha256"
-"""The key of the hash of those weights, where others are not to be taken in their place."""
+"""Index key of the hash of those weights, if no others are accepted."""
 EXAMPLES = "examples"
-"""The folder of a model in which lie conditions to begin with."""
+"""The folder of a model's example conditions."""
 
 M = TypeVar("M", bound=ModelMixin)
 
 
 class ModelError(UserError):
-    """A model cannot be found, loaded or put together. The message says what was looked for and what there is."""
+    """A model cannot be found, loaded or assembled. The message names what was expected and what exists."""
 
 
 # Finding
@@ -64,17 +64,17 @@ def bundled_models() -> dict[str, Path]:
 
 
 def imported_folder(name: str) -> Path:
-    """Where a hub id's model of another family is kept once it was imported: in `piti/priors` of `$XDG_CACHE_HOME`, or
-    of ~/.cache."""
+    """The cache folder of an imported hub model of another family, in `piti/priors` of `$XDG_CACHE_HOME` or
+    ~/.cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "piti" / "priors" / name.replace("/", "__")
 
 
 def find_model(name: str | Path, **kwargs: Any) -> Path:
-    """The folder of a bundled model, of a path (also a training run's), or of a model of the hub.
+    """The folder of a bundled model, a path (also of a training run), or a model on the hub.
 
-    A text-to-image model of another family on the hub is imported on the way, once, see `imported_folder`. kwargs:
-    passed on to the hub's download. Raises ModelError that lists what there is.
+    A text-to-image model of another family on the hub is imported once, see `imported_folder`. kwargs: passed to the
+    hub's download. Raises ModelError that lists the bundled models.
     """
     path, bundled = Path(name), bundled_models()
     if str(name) in bundled:
@@ -86,14 +86,14 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
         return imported_folder(str(name))
     known = f"bundled models: {', '.join(bundled) or 'none'}"
     if path.exists():
-        raise ModelError(f"{path} holds no {INDEX_FILE}; give a model's folder or a training run's ({known})")
+        raise ModelError(f"{path} has no {INDEX_FILE}; give the folder of a model or of a training run ({known})")
     if str(name).count("/") != 1:
-        raise ModelError(f"there is no model '{name}': neither bundled, nor a folder, nor an id of the hub ({known})")
+        raise ModelError(f"there is no model '{name}': it is not a bundled model, a folder, or a hub id ({known})")
     return _download(str(name), known, **kwargs)
 
 
 def lasting_name(name: str) -> str:
-    """A model's name as another refers to it: a path from anywhere, a bundled one's or an id of the hub as it is."""
+    """A model's name for references from other folders: paths are absolute, bundled names and hub ids unchanged."""
     path = Path(name)
     return str(path.resolve()) if name not in bundled_models() and path.exists() else name
 
@@ -113,23 +113,24 @@ def _download(name: str, known: str, **kwargs: Any) -> Path:
             return Path(snapshot_download(name, allow_patterns=[f"*/{WEIGHTS_STEM}*.bin"], **kwargs))
     except Exception as error:  # the hub raises errors of many libraries
         raise ModelError(
-            f"there is no model '{name}': no folder or training run of this name is here, and the hub did not give it",
-            remedy=f"check the path ({known}); what the hub said: {error}",
+            f"there is no model '{name}': no folder or training run has this name, and it could not be downloaded "
+            "from the hub",
+            remedy=f"check the path ({known}); the hub's error: {error}",
         ) from error
     from piti.checkpoints.priors import import_prior  # which writes folders as this module does
 
     asked = [key for key, value in kwargs.items() if value]
     if asked:
         raise ModelError(
-            f"'{name}' is a model of diffusers of another family, imported as it is by now",
-            remedy=f"leave {', '.join(asked)} out, or import it beforehand: piti import",
+            f"'{name}' is a diffusers model of another family, which is imported in its current revision",
+            remedy=f"leave {', '.join(asked)} out, or import it first: piti import",
         )
     import_prior(name, imported_folder(name), overwrite=True)
     return imported_folder(name)
 
 
 def _is_foreign(index: Path) -> bool:
-    """Whether a model's index is that of a pipeline of diffusers' own."""
+    """Whether a model's index belongs to one of diffusers' own pipelines."""
     return read_json(index.parent, index.name).get("_class_name") not in (None, "PITIPipeline")
 
 
@@ -138,25 +139,25 @@ def _is_foreign(index: Path) -> bool:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk: what its index and its condition say; weights are loaded one network at a time."""
+    """A model on disk, with its index and condition; weights are loaded one network at a time."""
 
     path: Path
     index: dict[str, Any]
     condition: Condition
     hub: Mapping[str, Any] = field(default_factory=dict)
-    """Of the download of models that this one names, such as that beneath adapters; see `find_model`."""
+    """Download options for models that this one refers to, such as the base model of adapters; see `find_model`."""
 
     @classmethod
     def open(cls, path: Path, **hub: Any) -> ModelFolder:
-        """Read index and condition. hub: of the download of models that it names.
+        """Read index and condition. hub: download options for models that it refers to.
 
-        Raises ModelError, and ConditionError for a condition that is not known.
+        Raises ModelError, and ConditionError for an unknown condition.
         """
         index = path / INDEX_FILE
         if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
             kind = with_article(read_json(path, INDEX_FILE)["_class_name"])
             how = f"import it: piti import {path} {flag('out')} FOLDER"
-            raise ModelError(f"{path}: is a folder of diffusers, {kind}", remedy=how)
+            raise ModelError(f"{path}: is a diffusers folder, {kind}", remedy=how)
         condition = condition_from_config(read_json(path, CONDITION_FILE), str(path / CONDITION_FILE))
         return cls(path, read_json(path, INDEX_FILE), condition.found_in(path), hub)
 
@@ -165,7 +166,7 @@ class ModelFolder:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The settings with which the model is sampled where a caller gives none. Raises ModelError."""
+        """The model's default sampling settings. Raises ModelError."""
         found = self.index.get("defaults") or {}
         if not isinstance(found, dict):
             kind = type(found).__name__
@@ -174,11 +175,11 @@ class ModelFolder:
 
     @property
     def lender(self) -> str | None:
-        """The model whose upsampler this one uses, none where it has its own, or none at all."""
+        """The model whose upsampler this one shares; None if it has its own, or no upsampler."""
         return None if "upsampler" in self else self.index.get(SHARED_UPSAMPLER)
 
     def examples(self) -> list[Path]:
-        """Conditions that came with the model, or with the one whose upsampler it uses, if that reads the same."""
+        """Example conditions of the model, or of the one whose upsampler it shares, if that reads the same."""
         own = self.path / EXAMPLES
         if own.is_dir():
             return list_images(own)
@@ -187,10 +188,10 @@ class ModelFolder:
         return lender.examples() if lender is not None and same else []
 
     def check_lent(self, lender: ModelFolder) -> None:
-        """Raises ModelError where the upsampler that this model shares is not the one that it was saved with."""
+        """Raises ModelError if the shared upsampler is not the one that the model was saved with."""
         said, weights = self.index.get(SHARED_SHA256), lender.path / "upsampler" / WEIGHTS_FILE
         if said is not None and (not weights.is_file() or file_hash(weights) != said):
-            raise ModelError(f"{weights}: has changed since {self.path} was saved beside it; give it as it was")
+            raise ModelError(f"{weights}: has changed since {self.path} was saved with it; restore the original")
 
     def config(self, network: str) -> dict[str, Any]:
         """A network's configuration. Raises ModelError."""
@@ -203,8 +204,8 @@ class ModelFolder:
         return own
 
     def student(self, network: str) -> StudentSpec | None:
-        """What a network knows that was distilled, its teacher named where that is known: that of adapters is what they
-        lie on. None of another, and where the model has no such network. Raises ModelError, SpecError."""
+        """The student spec of a distilled network, with its teacher if known (for adapters their base model); None for
+        other networks, and if the model has no such network. Raises ModelError, SpecError."""
         given = self.config(network).get("student_spec") if network in self else None
         if not given:
             return None
@@ -214,17 +215,17 @@ class ModelFolder:
         return student.model_copy(update={"teacher": read_adapter_config(self.path / network).prior})
 
     def has_variant(self, network: str, variant: str) -> bool:
-        """Whether there are weights of a network under this name."""
+        """Whether a network has weights of this variant."""
         return bool(_endings(self.path / network, variant))
 
     def check_translator(self, network: str) -> None:
-        """Raises ModelError unless a network is a translator, and no baseline."""
+        """Raises ModelError unless a network is a translator, not a baseline."""
         kind = self.config(network).get("_class_name", Translator.__name__)
         if kind != Translator.__name__:
-            raise ModelError(f"{self.path}: its {network} is a {kind}, no translator; take another model for this")
+            raise ModelError(f"{self.path}: its {network} is a {kind}, not a translator; use another model here")
 
     def load(self, network: str, torch_dtype: torch.dtype, **form: Any) -> tuple[Translator, Scheduler]:
-        """A network, ready to sample, and its scheduler. form: `variant` and `use_safetensors` of diffusers' models.
+        """A network in evaluation mode, and its scheduler. form: `variant` and `use_safetensors` as in diffusers.
         Raises ModelError.
         """
         self.check_translator(network)
@@ -237,8 +238,8 @@ class ModelFolder:
         return translator.eval(), self.scheduler(network)
 
     def autoencoder(self, torch_dtype: torch.dtype, **form: Any) -> Autoencoder | None:
-        """The autoencoder of a base that works on latents, in float32 where it says that less breaks it. Adapters have
-        that of their prior. form: as of `load`, of one in this folder. Raises ModelError.
+        """The autoencoder of a base that works on latents, in float32 if its configuration requires that. Adapters use
+        that of their prior. form: as for `load`, for one in this folder. Raises ModelError.
         """
         if AUTOENCODER not in self:
             if not (self.path / "base" / ADAPTER_CONFIG).is_file():
@@ -255,7 +256,7 @@ class ModelFolder:
         return found.eval().requires_grad_(False)
 
     def scheduler(self, network: str) -> Scheduler:
-        """A network's scheduler, of the class that its file names. Raises ModelError."""
+        """A network's scheduler, of the class named in its file. Raises ModelError."""
         folder = self.path / SCHEDULERS[network]
         config, source = read_json(folder, SCHEDULER_FILE), str(folder / SCHEDULER_FILE)
         try:
@@ -270,7 +271,7 @@ class ModelFolder:
 
     def _translator(self, network: str, torch_dtype: torch.dtype, **form: Any) -> Translator:
         folder, arguments = self.path / network, self.arguments(network)
-        whole = form.get("variant") is not None  # beside adapters, or there are none
+        whole = form.get("variant") is not None  # next to adapters, or there are none
         if whole or not (folder / ADAPTER_CONFIG).is_file():
             _check_weights(folder, arguments)
             return load_whole(Translator, folder, torch_dtype=torch_dtype, **form)
@@ -280,35 +281,35 @@ class ModelFolder:
         return translator
 
     def _beneath(self, network: str) -> Path:
-        """The folder of the model that a network's adapters were trained on. Raises ModelError."""
+        """The folder of the base model of a network's adapters. Raises ModelError."""
         config = self.path / network / ADAPTER_CONFIG
         try:
             return find_model(read_adapter_config(config.parent).prior, **self.hub)
         except ModelError as error:
             said = f"{text_of(error)}; the adapters of {config.parent} were trained on it"
-            remedy = f"put it there again, or write where it lies now into 'prior' of {config}"
+            remedy = f"restore it, or set 'prior' in {config} to its new path"
             raise ModelError(said, remedy=remedy) from None
 
 
-_ANEW = "write the model anew, or fetch it again"
+_ANEW = "save the model again, or download it again"
 _ODD = (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RuntimeError)
-# what libraries raise of values that no model of this package has
+# what libraries raise for invalid values
 
 
 def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
-    """A network of diffusers from its folder, in whatever files its weights are. form: of its `from_pretrained`.
+    """A network in diffusers' format from its folder, for any kind of weight files. form: options of `from_pretrained`.
 
-    Raises ModelError, also where the files lack a weight, which diffusers would leave to chance.
+    Raises ModelError, also for missing weights, which diffusers would initialise randomly.
     """
-    if folder.is_dir() and not _weight_files(folder):  # of which diffusers says that a pickle is missing
-        raise ModelError(f"holds no weights, such as {WEIGHTS_FILE}", remedy=_ANEW, source=folder)
+    if folder.is_dir() and not _weight_files(folder):  # for which diffusers reports a missing pickle
+        raise ModelError(f"contains no weights, such as {WEIGHTS_FILE}", remedy=_ANEW, source=folder)
     endings, safe = _endings(folder, form.get("variant")), form.get("use_safetensors")
-    if safe is None and endings == {"bin"}:  # where nothing is said, diffusers sees no pickles in several files
+    if safe is None and endings == {"bin"}:  # by default diffusers does not find sharded pickles
         form["use_safetensors"] = False
     elif safe is not None and endings == ({"bin"} if safe else {"safetensors"}):
         other = "pickles" if safe else "safetensors"
         raise ModelError(
-            f"its weights are {other} alone", remedy="leave it out", option="use_safetensors", value=safe, source=folder
+            f"its weights are only {other}", remedy="leave it out", option="use_safetensors", value=safe, source=folder
         )
     try:
         found, told = cast(Any, kind).from_pretrained(folder, output_loading_info=True, **form)
@@ -317,28 +318,28 @@ def load_whole(kind: type[M], folder: Path, **form: Any) -> M:
         if variant is None:
             raise ModelError(first_line(error), remedy=_ANEW, source=folder) from None
         raise ModelError(
-            f"its weights are of the variant '{variant}' alone",
-            remedy=f"ask for it, PITIPipeline.from_pretrained(FOLDER, variant='{variant}'), and save that without a "
-            "variant for what does not ask",
+            f"its weights exist only as variant '{variant}'",
+            remedy=f"load it by PITIPipeline.from_pretrained(FOLDER, variant='{variant}'), and save it without a "
+            "variant",
             source=folder,
         ) from None
     lacking = sorted(told["missing_keys"])
     if lacking:
         what = f"'{lacking[0]}'" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else "")
-        raise ModelError(f"its weights lack {what}, which config.json asks for", remedy=_ANEW, source=folder)
+        raise ModelError(f"its weights lack {what}, which config.json requires", remedy=_ANEW, source=folder)
     return found
 
 
 def weights_in_one_file(folder: Path) -> Path:
-    """A network's weights in one safetensors file, for what reads them a tensor at a time. Raises ModelError."""
+    """A network's weights in one safetensors file, for reading one tensor at a time. Raises ModelError."""
     path = folder / WEIGHTS_FILE
     if path.is_file():
         return path
     variant = only_variant(folder)
     asked = "FOLDER" if variant is None else f"FOLDER, variant='{variant}'"
     raise ModelError(
-        f"holds no {WEIGHTS_FILE}, and its weights are needed in this one file",
-        remedy=f"save the model anew: PITIPipeline.from_pretrained({asked}).save_pretrained(OTHER_FOLDER)",
+        f"has no {WEIGHTS_FILE}, but its weights are needed in this single file",
+        remedy=f"save the model again: PITIPipeline.from_pretrained({asked}).save_pretrained(OTHER_FOLDER)",
         source=folder,
     )
 
@@ -347,27 +348,26 @@ _VARIANT = re.compile(rf"{WEIGHTS_STEM}\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|b
 
 
 def only_variant(folder: Path) -> str | None:
-    """The variant as which a network's weights lie in its folder, where there are no others."""
+    """The only variant of a network's weights; None if there are others or none."""
     found = [_VARIANT.fullmatch(name) for name in _weight_files(folder)]
     return found[0][1] if found and found[0] and all(found) else None
 
 
 def _endings(folder: Path, variant: str | None) -> set[str]:
-    """In which forms a network's weights of a variant are there: "safetensors", "bin"."""
+    """The available formats of a network's weights of a variant: "safetensors", "bin"."""
     stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
     names = [re.fullmatch(rf"{re.escape(stem)}(?:-\d+-of-\d+)?\.(\w+)", name) for name in _weight_files(folder)]
     return {found[1] for found in names if found and found[1] in ("safetensors", "bin")}
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """The names of a network's files of weights, in order."""
+    """The names of a network's weight files, in order."""
     return [path.name for path in sorted(folder.glob(f"{WEIGHTS_STEM}*")) if path.suffix != ".json"]
 
 
 def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Raises ModelError unless a network's weights are those that its configuration stands for: a part that lacked
-    them would be drawn at random; WeightsError for no whole file. Nothing is loaded; weights in several files are left
-    to diffusers.
+    """Raises ModelError unless a network's weights match its configuration (missing ones would be initialised
+    randomly), WeightsError for an incomplete file. Nothing is loaded; sharded weights are left to diffusers.
     """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -379,16 +379,16 @@ def _check_weights(folder: Path, arguments: Mapping[str, Any]) -> None:
     if odd:
         first = f"'{odd[0]}' is {held.get(odd[0], 'missing')}, where {expected.get(odd[0], 'nothing')} is expected"
         raise ModelError(
-            f"{folder / 'config.json'}: {len(odd)} weights of {WEIGHTS_FILE} are not those of this configuration: "
+            f"{folder / 'config.json'}: {len(odd)} weights of {WEIGHTS_FILE} do not match this configuration: "
             f"{first}; {_ANEW}"
         )
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a file of a model's folder, which people may have edited. Raises ModelError."""
+    """The JSON object in a file of a model's folder, which may have been edited by hand. Raises ModelError."""
     path = folder / name
     if not path.is_file():
-        raise ModelError("is missing, the model's folder is not complete", remedy=_ANEW, source=path)
+        raise ModelError("is missing; the model folder is incomplete", remedy=_ANEW, source=path)
     try:
         values = json_files.read_json(path)
     except UserError as error:

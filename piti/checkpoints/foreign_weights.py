@@ -1,4 +1,4 @@
-"""Weights of a network that are still in the files it came with, of another family's names."""
+"""Weights of another family's networks, read from their original files under their own names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from piti.models import Translator
 
 @dataclass(frozen=True)
 class ForeignNetwork:
-    """A network whose weights are still in the files it came with; saved as a `Translator` is, a tensor at a time."""
+    """A network whose weights are still in its original files; saved like a `Translator`, one tensor at a time."""
 
     saved_as: ClassVar[type] = Translator
 
@@ -37,7 +37,7 @@ class ForeignNetwork:
         write_weights(folder / WEIGHTS_FILE, kinds, tensors)
 
     def _place(self, name: str) -> tuple[WeightFiles, str]:
-        """The files and the key in them of a weight of the translator. Raises WeightsError."""
+        """The files, and the key in them, of a weight of the translator. Raises WeightsError."""
         if name.startswith("unet."):
             return self.unet, self.unet.find(name.removeprefix("unet."))
         _, _, number, key = name.split(".", 3)  # encoder.models.N.key

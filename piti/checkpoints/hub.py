@@ -1,4 +1,4 @@
-"""A model's folder on the hub: its card, and the upload."""
+"""Uploading a model's folder to the hub, and its model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CARD_FILE = "README.md"
 
 
 class UploadKeywords(TypedDict, total=False):
-    """Where a model is uploaded to."""
+    """Destination of an upload."""
 
     repo_id: str
     commit_message: str | None
@@ -33,9 +33,9 @@ def upload_model(
     token: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload a model's folder, into a new repository if there is none. Returns the commit's address.
+    """Upload a model's folder, creating the repository if necessary. Returns the commit's URL.
 
-    A card that the folder or the repository has stays; without one, `model_card` is written. Raises the hub's errors.
+    An existing card in the folder or the repository is kept; else `model_card` is written. Raises the hub's errors.
     """
     from huggingface_hub import create_repo, file_exists, upload_folder
 
@@ -54,7 +54,7 @@ def upload_model(
 
 
 def model_card(folder: Path, name: str) -> str:
-    """A card in Markdown of what a model's folder holds. name: under which it is loaded."""
+    """A model card in Markdown. name: the name to load the model by."""
     index, condition = read_json(folder, INDEX_FILE), read_json(folder, CONDITION_FILE)
     kind = condition["kind"]
     task = "text-to-image" if kind == "text" else "image-to-image"
@@ -100,7 +100,7 @@ publishes it to add.
 
 
 def _example(condition: dict[str, Any]) -> str:
-    """What is handed in, as Python writes it."""
+    """An example input, as Python code."""
     if condition["kind"] == "text":
         return '"a street with trees"'
     if condition["kind"] == SeveralCondition.kind:
@@ -123,10 +123,10 @@ def _rows(folder: Path, index: dict[str, Any]) -> str:
 
 
 def _weights(folder: Path) -> str:
-    """Parameters and dtypes of a network's weights, as cells of a table; its files where they are no safetensors."""
+    """Parameters and dtypes of a network's weights, as cells of a table; the file names if not safetensors."""
     paths = sorted(folder.glob(f"{WEIGHTS_STEM}*.safetensors"))
     held = [named for path in paths for named in kinds_of(path).items()]
-    count = sum(math.prod(shape) for _, shape in dict(held).values())  # variants hold the same tensors
+    count = sum(math.prod(shape) for _, shape in dict(held).values())  # variants contain the same tensors
     dtypes = sorted({dtype for _, (dtype, _) in held})
     if not paths:
         return f" | {', '.join(path.name for path in sorted(folder.glob(f'{WEIGHTS_STEM}*.bin')))}"

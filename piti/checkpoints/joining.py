@@ -1,4 +1,4 @@
-"""Models put together of the parts of others: an upsampler behind a base, a base before an upsampler."""
+"""Combining the parts of several models: adding an upsampler to a base, or a base to an upsampler."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from piti.core.files import file_hash, whole_file
 
 
 def join_base(folder: Path, base: Path) -> None:
-    """Make of an upsampler's folder a whole model: add another model's base, its scheduler and its autoencoder where
-    it has them, condition and defaults."""
+    """Complete an upsampler's folder with another model's base, its scheduler and autoencoder, if any, condition and
+    defaults."""
     index, other = read_json(folder, INDEX_FILE), read_json(base, INDEX_FILE)
     for part in ("base", "scheduler", AUTOENCODER):
         if part not in other:
@@ -40,9 +40,9 @@ def join_base(folder: Path, base: Path) -> None:
 
 
 def join_upsampler(folder: Path, other: Path, shared: str | None = None) -> None:
-    """Make of a base's folder a whole model: add another model's upsampler, where it has one, with its defaults.
+    """Complete a base's folder with another model's upsampler, if it has one, and its defaults.
 
-    shared: the other model's name, where its upsampler is only to be named and stays where it is."""
+    shared: the other model's name, to refer to its upsampler instead of copying it."""
     index, theirs = read_json(folder, INDEX_FILE), read_json(other, INDEX_FILE)
     if "upsampler" not in theirs:
         index |= {key: theirs[key] for key in (SHARED_UPSAMPLER, SHARED_SHA256) if key in theirs}
@@ -60,11 +60,11 @@ def join_upsampler(folder: Path, other: Path, shared: str | None = None) -> None
 
 
 def share_upsampler(folder: Path, lender: str) -> None:
-    """Make a model without an upsampler use that of another, by name. Raises ModelError where either does not fit."""
+    """Let a model without an upsampler share that of another, by name. Raises ModelError if they do not fit."""
     index, other = read_json(folder, INDEX_FILE), find_model(lender)
     if "upsampler" in index or "base" not in index:
-        raise ModelError(f"{folder}: is to share an upsampler, but is no base alone; leave its own out")
+        raise ModelError(f"{folder}: is not a base alone, and cannot share an upsampler; remove its own")
     if "upsampler" not in read_json(other, INDEX_FILE):
-        raise ModelError(f"{lender}: has no upsampler to share; name a model that has")
+        raise ModelError(f"{lender}: has no upsampler to share; give a model with one")
     with whole_file(folder / INDEX_FILE, overwrite=True) as partial:
         partial.write_text(json.dumps(index | {SHARED_UPSAMPLER: lender}, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The models that are at hand: bundled ones and those in the hub's cache, each as a row of a table."""
+"""The locally available models, bundled and in the hub's cache, as rows of a table."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from piti.checkpoints.lora import ADAPTER_CONFIG
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that is at hand."""
+    """A locally available model."""
 
     name: str
     where: str
     folder: Path
 
     def row(self) -> dict[str, str]:
-        """For a table. Raises ModelError where a file is missing."""
+        """As a row of a table. Raises ModelError where a file is missing."""
         size = sum(p.stat().st_size for p in self.folder.rglob("*.safetensors"))
         return {
             "model": self.name,
@@ -38,15 +38,15 @@ class ModelEntry:
         }
 
     def _needed(self) -> list[str]:
-        """The models without whose weights it cannot be loaded: that of its adapters, and that of its upsampler."""
+        """Other models whose weights are needed: the base model of its adapters, and that of its upsampler."""
         adapter = self.folder / "base" / ADAPTER_CONFIG
         names = [read_json(adapter.parent, ADAPTER_CONFIG).get("prior", "?")] if adapter.is_file() else []
         shared = read_json(self.folder, INDEX_FILE).get(SHARED_UPSAMPLER)
         return list(dict.fromkeys([*names, *([shared] if shared else [])]))
 
     def _image(self) -> str:
-        """The side of its images, "64 -> 256 px" for a cascade and an upsampler alone, "64 -> ? px" for one whose
-        shared upsampler is not at hand: nothing is fetched."""
+        """The size of its images: "64 -> 256 px" for a cascade and an upsampler alone, "64 -> ? px" if its shared
+        upsampler is not available locally, since nothing is downloaded."""
         index = read_json(self.folder, INDEX_FILE)
         configs = [read_json(self.folder / part, "config.json") for part in ("base", "upsampler") if part in index]
         if "upsampler" not in index and index.get(SHARED_UPSAMPLER):
@@ -62,7 +62,7 @@ class ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Bundled models, then those in the hub's cache, of each the one revision that its id alone means."""
+    """Bundled models, then those in the hub's cache, each in the revision that its id refers to."""
     found = [ModelEntry(name, "bundled", folder) for name, folder in bundled_models().items()]
     return found + [ModelEntry(name, "hub cache", folder) for name, folder in _cached_models()]
 
@@ -84,7 +84,7 @@ def _cached_models() -> Iterator[tuple[str, Path]]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder holds a model of this package with every configuration that listing it reads."""
+    """Whether a folder contains a model of this package with all configurations that listing needs."""
     try:
         index = read_json(folder, INDEX_FILE)
     except ModelError:

@@ -1,5 +1,5 @@
 """Low-rank adapters on a model (LoRA; Hu et al. 2021, arXiv 2106.09685): on its UNet, and on the encoder of a student,
-with or without the biases and normalisations there; saved beside the model's name."""
+optionally with biases and normalisations; saved with the base model's name."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class LoraSpec(Spec):
     """Adapters W + (alpha / rank) B A on the UNet's layers."""
 
     rank: int = Field(default=16, ge=1)
-    """Of the matrices B A: more learns more, and is larger."""
+    """Rank of the matrices B A."""
     alpha: float | None = Field(default=None, gt=0)
-    """Scale of what the adapters add, times rank; none: the rank itself."""
+    """Scale of the adapters' output, times rank; null: the rank itself."""
     convolutions: bool = False
-    """Also on the residual blocks, not on the attention alone."""
+    """Also adapt the residual blocks, not only attention."""
     encoder: bool = False
-    """Also on all layers of the encoder, where that is the adapted model's and is not trained itself: for students, in
-    whose weights goes guidance, which is how much the condition counts."""
+    """Also adapt all layers of the encoder, if it is the adapted model's and not trained itself: for students, since
+    guidance is distilled into their weights."""
     offsets: bool = False
-    """Biases, and the scales and shifts of normalisations, learn too in the networks that are adapted: a few numbers a
-    channel, without a rank (as BitFit's, Zaken et al. 2021, arXiv 2106.10199)."""
+    """Also train biases, and the scales and shifts of normalisations, of the adapted networks: a few numbers per
+    channel, without a rank (as BitFit, Zaken et al. 2021, arXiv 2106.10199)."""
 
     @property
     def scale(self) -> float:
@@ -52,22 +52,21 @@ class LoraSpec(Spec):
 
 
 class AdapterConfig(Spec):
-    """What an adapter's folder says of itself."""
+    """Configuration of an adapter's folder."""
 
     prior: str
-    """The model whose UNet it belongs to: a bundled name, a folder, a training run, or an id of the hub."""
+    """The model whose UNet is adapted: a bundled name, a folder, a training run, or a hub id."""
     sha256: str
-    """Of that model's weights file."""
+    """Hash of that model's weights file."""
     lora: LoraSpec
     own_encoder: bool = True
-    """Whether the folder holds an encoder of its own; else that model's belongs to it, as to a distilled student."""
+    """Whether the folder has its own encoder; else the base model's is used, as for a distilled student."""
 
 
 def inject(translator: Translator, spec: LoraSpec) -> None:
-    """Put adapters into a translator's UNet, and its encoder where the spec says so, by peft. They add nothing until
-    they are trained.
+    """Insert peft adapters into a translator's UNet, and its encoder if the spec says so. Initially they add nothing.
 
-    Raises UserError where peft is not installed, or no layer is to be adapted.
+    Raises UserError if peft is not installed, or if there is no layer to adapt.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -76,7 +75,7 @@ def inject(translator: Translator, spec: LoraSpec) -> None:
     targets = [*_ATTENTION, *(_RESIDUAL if spec.convolutions else ())]
     names = [name for name, layer in translator.unet.named_modules() if name.endswith(tuple(f".{t}" for t in targets))]
     if not names:
-        raise UserError("lora: this UNet attends nowhere; set lora.convolutions: true")
+        raise UserError("lora: this UNet has no attention; set lora.convolutions: true")
     adapted: list[tuple[nn.Module, list[str]]] = [(translator.unet, names)]
     if spec.encoder and isinstance(translator.encoder, nn.Module):
         kinds = (nn.Linear, nn.Conv2d)
@@ -91,7 +90,7 @@ _BENEATH = ".base_layer."
 
 
 def _offsets(translator: Translator, spec: LoraSpec) -> dict[str, nn.Parameter]:
-    """The biases and normalisations that learn beside the adapters, by the names that they have without adapters."""
+    """The biases and normalisations trained with the adapters, by their names without adapters."""
     adapted = ("unet.", "encoder.") if spec.encoder else ("unet.",)
     named = translator.named_parameters() if spec.offsets else ()
     return {
@@ -102,9 +101,9 @@ def _offsets(translator: Translator, spec: LoraSpec) -> dict[str, nn.Parameter]:
 
 
 def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpec) -> None:
-    """Let the adapters add what leads from their layers' weights to others, as near as their rank allows: the first
-    singular vectors of each layer's difference (Eckart & Young 1936). Offsets become the others'; what does not learn
-    stays as it is.
+    """Initialise the adapters to the best approximation of other weights that their rank allows: the first singular
+    vectors of each layer's difference (Eckart & Young 1936). Offsets are set to the others'; frozen weights are
+    unchanged.
 
     target: a translator's weights of the same shapes, by name.
     """
@@ -115,7 +114,7 @@ def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpe
         difference = (target[f"{name}.weight"].to(own) - own.detach()).float().flatten(1)  # [out, in · k²]
         left, values, right = torch.linalg.svd(difference, full_matrices=False)
         rank = min(spec.rank, len(values))
-        root = (values[:rank] / spec.scale).sqrt()  # half of each singular value goes to either side
+        root = (values[:rank] / spec.scale).sqrt()  # each factor gets the square root of the singular values
         up, down = (layer.get_parameter(f"lora_{one}.default.weight").data for one in "BA")
         up[:, :rank] = (left[:, :rank] * root).view(-1, rank, *up.shape[2:])
         down[:rank] = (root[:, None] * right[:rank]).view(rank, *down.shape[1:])
@@ -124,29 +123,28 @@ def approach(translator: Translator, target: Mapping[str, Tensor], spec: LoraSpe
 
 
 def adapter_parameters(translator: Translator, spec: LoraSpec) -> list[nn.Parameter]:
-    """The adapters' parameters, and the offsets that learn with them."""
+    """The adapters' parameters, and the offsets trained with them."""
     adapters = [p for name, p in translator.named_parameters() if ".lora_" in name]
     return [*adapters, *_offsets(translator, spec).values()]
 
 
 def matrices(translator: Translator) -> list[nn.Parameter]:
-    """Weights of the UNet's products and convolutions, adapters aside: what autocast reads in half precision."""
+    """Weights of the UNet's linear layers and convolutions without adapters, which autocast uses in half precision."""
     layers = (module for name, module in translator.unet.named_modules() if ".lora_" not in name)
     kinds = (nn.Linear, nn.Conv2d)
     return [layer.get_parameter("weight") for layer in layers if isinstance(layer, kinds)]
 
 
 def keep_half(translator: Translator, dtype: torch.dtype) -> None:
-    """Hold what adapters leave as it is in half precision. Under autocast to the same type that computes the same, to
-    the bit: it casts these weights before every product."""
+    """Keep the frozen weights in half precision. Results under autocast to the same dtype are bit-identical, since it
+    casts these weights before every product."""
     for parameter in matrices(translator):
         parameter.data = parameter.data.to(dtype)
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A translator with adapters, as it is saved: its adapters, the name of its prior, and an encoder of its own where
-    it has one."""
+    """A translator with adapters, saved as its adapters, the name of its prior, and its own encoder if it has one."""
 
     translator: Translator
     config: AdapterConfig
@@ -164,7 +162,7 @@ class Adapted:
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """What an adapter's folder says of itself. Raises JsonError or SpecError, which name the file."""
+    """Read an adapter's configuration. Raises JsonError or SpecError, which name the file."""
     path = folder / ADAPTER_CONFIG
     return AdapterConfig.parse(read_json(path), str(path))
 
@@ -181,7 +179,7 @@ def merged(
     whole = {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
     for name, tensor in whole.items():
         if name in weights and weights[name].shape != tensor.shape:
-            raise UserError(f"{name} of the adapter does not fit the model beneath it; name the one it was trained on")
+            raise UserError(f"{name} of the adapter does not fit the base model; give the one it was trained on")
     weights |= whole
     for name in adapter:
         if not name.endswith(_A):
@@ -190,7 +188,7 @@ def merged(
         down, up = adapter[name], adapter.get(layer + _B)
         weight = weights.get(f"{layer}.weight")
         if weight is None or up is None or (len(weight), *weight.shape[1:]) != (len(up), *down.shape[1:]):
-            raise UserError(f"the adapter of {layer} does not fit the model beneath it; name the one it was trained on")
+            raise UserError(f"the adapter of {layer} does not fit the base model; give the one it was trained on")
         weights[f"{layer}.weight"] = weight.float() + spec.scale * product(up, down)  # not rounded to the prior's
     return weights
 
@@ -210,7 +208,7 @@ def load_adapted(
     """
     if file_hash(prior / WEIGHTS_FILE) != config.sha256:
         raise UserError(
-            f"{prior}: its weights have changed since {folder} was trained on them; give the prior as it was "
+            f"{prior}: its weights have changed since {folder} was trained on them; restore the original prior "
             f"('prior' in {folder / ADAPTER_CONFIG})"
         )
     translator = Translator(**arguments)

@@ -1,5 +1,5 @@
-"""The families of text-to-image models in diffusers' folders: what their pipelines are made of, and how they are
-sampled."""
+"""The families of text-to-image models in diffusers' folders: the components of their pipelines, and their sampling
+settings."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ from typing import Any
 from piti.checkpoints.folder import ModelError
 from piti.core.errors import with_article
 
-WHOLE = "give a whole folder of a pipeline of diffusers, as it was published"
+WHOLE = "give the complete folder of a diffusers pipeline, as published"
 
 
 class PriorError(ModelError):
-    """A folder is no model that can be imported. The message names the file, what it is, and the remedy."""
+    """A folder cannot be imported. The message names the file, what it is, and what to do."""
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """A text encoder of a family, and the tokenizer beside it."""
+    """A text encoder of a family, and its tokenizer."""
 
     encoder: str
     tokenizer: str
     kind: str
     """A kind of `LanguageModelSpec`."""
     classes: tuple[str, ...]
-    """Of transformers, as `model_index.json` names them."""
+    """Classes of transformers, as named in `model_index.json`."""
     penultimate: bool = False
     masked: bool = False
     context: int | None = None
-    """Tokens of a text; none: as many as the tokenizer and the encoder's positions say."""
+    """Tokens per text; None: as given by the tokenizer and the encoder's positions."""
     after: bool = False
-    """It reads a text by a tokenizer of its own, and its tokens follow the others'. A model may come without it."""
+    """It has its own tokenizer, and its tokens follow the others'. A model may omit it."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the pipelines of one class have in common."""
+    """Properties of the pipelines of one class."""
 
     name: str
     texts: tuple[TextPart, ...]
     sampling: Mapping[str, Any]
-    """How it is sampled by default, under the flat keys of sampling options."""
+    """Default sampling options, under their flat keys."""
     role: str = "base"
     latent: bool = True
     lower: bool = False
     """Texts are lower-cased."""
     zero_empty: bool = False
-    """No text is tokens of zeros, unless the index says otherwise."""
+    """The null text is tokens of zeros, unless the index says otherwise."""
     network: str = "unet"
-    """The folder of the network that denoises."""
+    """The folder of the denoising network."""
     classes: tuple[str, ...] = ("UNet2DConditionModel",)
-    """What that network may be saved as."""
+    """The classes of that network."""
     mask: bool = False
-    """Whether that network gets the text's attention mask."""
+    """Whether that network takes the text's attention mask."""
     shared: str = ""
-    """Which parts several of its models may share, for a person."""
+    """Components that several of its models may share, in words."""
     pool_all: bool = False
-    """The network takes the pooled tokens of all text encoders."""
+    """Whether the network takes the pooled tokens of all text encoders."""
 
     zeros: int = 0
-    """Tokens of zeros that stand for a text encoder that a model came without."""
+    """Tokens of zeros in place of an omitted text encoder."""
 
     def of(self, index: Mapping[str, Any]) -> Family:
-        """The family of one model: without the text encoders that it may come without, if its index has none."""
+        """The family as used by one model, without optional text encoders that its index lacks."""
         absent = [part for part in self.texts if part.after and (index.get(part.encoder) or [None])[0] is None]
         texts = tuple(part for part in self.texts if part not in absent)
         return replace(self, texts=texts, zeros=sum(part.context or 0 for part in absent))
@@ -88,7 +88,7 @@ def _plain(w: float) -> dict[str, Any]:
 
 
 def _pixart(name: str, context: int) -> Family:
-    """A transformer that reads T5's tokens. context: tokens of a text."""
+    """A transformer on T5 tokens. context: tokens per text."""
     t5 = TextPart("text_encoder", "tokenizer", "t5", ("T5EncoderModel",), masked=True, context=context)
     shared = "its text encoder and its autoencoder, which models of PixArt may share"
     return Family(
@@ -155,16 +155,16 @@ FAMILIES: dict[str, Family] = {
         pool_all=True,
     ),
 }
-"""By the class in `model_index.json`."""
+"""Families by the class in `model_index.json`."""
 
 
 def own_model(source: str) -> PriorError:
-    """What is said of a model of this package, which needs no import."""
-    return PriorError("is a model of this package already", remedy="name it as it is", source=source)
+    """The error for a model of this package, which needs no import."""
+    return PriorError("is already a model of this package", remedy="use it directly", source=source)
 
 
 def family_of(index: Mapping[str, Any], source: str) -> Family:
-    """The family that a `model_index.json` names. Raises PriorError for any other; source: names it there."""
+    """The family named in a `model_index.json`. Raises PriorError, naming `source`, for any other."""
     named = str(index.get("_class_name", ""))
     if named in FAMILIES:
         return FAMILIES[named].of(index)
@@ -172,7 +172,7 @@ def family_of(index: Mapping[str, Any], source: str) -> Family:
         raise PriorError("does not name its pipeline ('_class_name')", remedy=WHOLE, source=source)
     if named == "PITIPipeline":
         raise own_model(source)
-    why = next((reason for word, reason in _OTHERS.items() if word in named), "is none that is known here")
+    why = next((reason for word, reason in _OTHERS.items() if word in named), "is not supported")
     raise PriorError(
         f"{with_article(named)} {why}",
         remedy=f"give a text-to-image model, one of {', '.join(FAMILIES)}",
@@ -181,13 +181,13 @@ def family_of(index: Mapping[str, Any], source: str) -> Family:
 
 
 _OTHERS = {
-    "Inpaint": "fills in pictures, and its UNet sees more than noise",
+    "Inpaint": "is an inpainting model, whose UNet has additional inputs",
     "LatentConsistency": "is distilled for a few guided steps",
-    "Img2Img": "starts from a picture",
-    "ControlNet": "is a model with a ControlNet beside it",
-    "InstructPix2Pix": "changes pictures, and its UNet sees more than noise",
-    "Upscale": "enlarges pictures in latents beside their pixels, as what follows DeepFloyd IF's second stage does",
+    "Img2Img": "starts from an image",
+    "ControlNet": "is a model with a ControlNet",
+    "InstructPix2Pix": "is an image-editing model, whose UNet has additional inputs",
+    "Upscale": "is a latent upscaler that also takes pixels, as used after DeepFloyd IF's second stage",
     "Flux": "is distilled: it takes the guidance strength as an input, or a few steps",
     "SanaSprint": "is distilled for a few guided steps",
-    "SanaControlNet": "is a model with a ControlNet beside it",
+    "SanaControlNet": "is a model with a ControlNet",
 }

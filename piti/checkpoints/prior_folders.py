@@ -1,5 +1,5 @@
-"""What a text-to-image model of another family in diffusers' folder is: recognised by `model_index.json` and the
-configurations of its parts, nothing asked.
+"""Recognising text-to-image models of other families in diffusers' folders, by `model_index.json` and the
+configurations of their components.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LEVEL = 250  # of the noise in its small images, as diffusers samples
 
 @dataclass(frozen=True)
 class Recognised:
-    """A folder of diffusers, everything about it read but the weights."""
+    """A diffusers folder, with everything read except the weights."""
 
     folder: Path
     family: Family
@@ -46,7 +46,7 @@ class Recognised:
 
     @property
     def what(self) -> str:
-        """For a person, such as "Stable Diffusion, noise, 512 px, tokens of 768"."""
+        """A summary such as "Stable Diffusion, noise, 512 px, tokens of 768"."""
         predicts = _PREDICTED[self.schedule.prediction]
         widths = ("joint_attention_dim", "caption_channels", "encoder_hid_dim", "cross_attention_dim")
         width = next(filter(None, map(self.unet.get, widths)))
@@ -54,7 +54,7 @@ class Recognised:
         return f"{self.family.name}, predicts {predicts}{variance}, {self._image_size} px, tokens of {width}"
 
     def use(self) -> str:
-        """Which parts are used and which are not, for a person."""
+        """Which components are used and which are not, in words."""
         used = {self.family.network, "scheduler", *({"vae"} if self.family.latent else ())}
         used |= {name for part in self.family.texts for name in (part.encoder, part.tokenizer)}
         used |= {"image_noising_scheduler"} & self.index.keys()
@@ -90,7 +90,7 @@ class Recognised:
         return found
 
     def network(self) -> ForeignNetwork:
-        """The network, its weights still in the files it came with. Raises PriorError, WeightsError."""
+        """The network, with weights still in its original files. Raises PriorError, WeightsError."""
         arguments = self.arguments()
         try:
             with torch.device("meta"):
@@ -99,18 +99,18 @@ class Recognised:
             raise PriorError(text_of(error), source=self.folder / self.family.network / "config.json") from None
         except (ValueError, TypeError, KeyError, NotImplementedError) as error:  # as diffusers and transformers raise
             raise PriorError(
-                f"the configurations of its networks describe none ({error})", remedy=WHOLE, source=self.folder
+                f"its network configurations are invalid ({error})", remedy=WHOLE, source=self.folder
             ) from None
         texts = [WeightFiles.of(self.folder / part.encoder, "model") for part in self.family.texts]
         files = WeightFiles.of(self.folder / self.family.network, "diffusion_pytorch_model")
         return ForeignNetwork(translator, files, texts)
 
     def autoencoder(self) -> Autoencoder:
-        """Read whole. Raises ModelError, WeightsError."""
+        """The autoencoder, fully loaded. Raises ModelError, WeightsError."""
         folder = self.folder / "vae"
         files = WeightFiles.of(folder, "diffusion_pytorch_model")
         kind = autoencoder_class(read_config(folder / "config.json"))
-        assert kind is not None  # `_space` has seen to it
+        assert kind is not None  # checked by `_space`
         found = load_whole(kind, folder, variant=files.variant, use_safetensors=True)
         for name, value in found.state_dict().items():
             check_finite(folder, name, value)
@@ -118,9 +118,9 @@ class Recognised:
 
 
 def recognised(folder: Path) -> Recognised:
-    """What a folder of diffusers is. Raises PriorError for one that is no model of `FAMILIES`, or lacks a part."""
+    """Recognise a diffusers folder. Raises PriorError if it is not in `FAMILIES`, or lacks a component."""
     if not (folder / INDEX_FILE).is_file():
-        raise PriorError(f"holds no {INDEX_FILE}", remedy=WHOLE, source=folder)
+        raise PriorError(f"has no {INDEX_FILE}", remedy=WHOLE, source=folder)
     index = read_config(folder / INDEX_FILE)
     family = family_of(index, str(folder / INDEX_FILE))
     for name in _parts_of(family):
@@ -143,16 +143,16 @@ def _parts_of(family: Family) -> list[str]:
 def _check_part(folder: Path, index: Mapping[str, Any], name: str, family: Family) -> None:
     told = index.get(name)
     if told is not None and not (isinstance(told, list) and len(told) == 2):
-        kind = f"'{name}' is {told}, expected its library and its class"
+        kind = f"'{name}' is {told}, expected its library and class"
         raise PriorError(kind, remedy=WHOLE, source=folder / INDEX_FILE)
     if told is None or told[0] is None or not (folder / name).is_dir():
         own = any(name in (part.encoder, part.tokenizer) for part in family.texts) or name == "vae"
         more = f", with {family.shared}" if own and family.shared else ""
-        raise PriorError(f"has no '{name}', which is needed", remedy=f"fetch the whole model{more}", source=folder)
+        raise PriorError(f"has no '{name}', which is needed", remedy=f"download the whole model{more}", source=folder)
 
 
 def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: Family) -> None:
-    """Raises PriorError for a UNet that sees or makes something else than a text-to-image model's."""
+    """Raises PriorError for a UNet with other inputs or outputs than a text-to-image model's."""
     seen, made, side = (unet.get(key) for key in ("in_channels", "out_channels", "sample_size"))
     kind = str(unet.get("_class_name", family.classes[0]))
     if kind not in family.classes:
@@ -162,11 +162,11 @@ def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: F
     expected = space.channels * (2 if family.role == "upsampler" else 1)
     of = f", as its autoencoder has {space.channels}" if family.latent else ""
     if seen == 2 * space.channels + 1:
-        raise PriorError(f"sees {seen} channels: it is an inpainting variant", remedy=_OTHER_MODEL, source=path)
+        raise PriorError(f"takes {seen} channels: it is an inpainting variant", remedy=_OTHER_MODEL, source=path)
     if seen != expected:
-        raise PriorError(f"sees {seen} channels, expected {expected}{of}", remedy=_OTHER_MODEL, source=path)
+        raise PriorError(f"takes {seen} channels, expected {expected}{of}", remedy=_OTHER_MODEL, source=path)
     if made not in (space.channels, 2 * space.channels):
-        raise PriorError(f"makes {made} channels, expected {space.channels}{of}", remedy=_OTHER_MODEL, source=path)
+        raise PriorError(f"outputs {made} channels, expected {space.channels}{of}", remedy=_OTHER_MODEL, source=path)
     if unet.get("time_cond_proj_dim") is not None:
         raise PriorError(
             "takes the guidance strength as an input ('time_cond_proj_dim'): it is distilled for a few guided steps",
@@ -175,7 +175,7 @@ def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: F
         )
 
 
-_OTHER_MODEL = "give the text-to-image model that it was made from"
+_OTHER_MODEL = "give the text-to-image model that it was derived from"
 
 
 def _space(folder: Path) -> SpaceSpec:
@@ -205,18 +205,18 @@ _DEFAULT_SCHEDULE = {
     "prediction_type": "epsilon",
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
-}  # what diffusers takes where a file says nothing
+}  # diffusers' defaults
 
 
 def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
-    """The noise schedule in a scheduler's file. latent: x̂₀ has no bounds. Raises PriorError."""
+    """The noise schedule in a scheduler's file. latent: x̂₀ is unbounded. Raises PriorError."""
     path = folder / part / "scheduler_config.json"
     config = read_config(path)
     kind = str(config.get("_class_name"))
     prediction = config.get("prediction_type", "epsilon")
     trailing = latent and config.get("timestep_spacing") == "trailing" and prediction == "epsilon"
     if kind in _DISTILLED or trailing:
-        how = "" if kind in _DISTILLED else " with timestep_spacing 'trailing' of a model that predicts noise"
+        how = "" if kind in _DISTILLED else " with timestep_spacing 'trailing' in a model that predicts noise"
         raise PriorError(
             f"is {with_article(kind)}{how}: the model is distilled for a few steps (LCM, turbo)",
             remedy=_OTHER_MODEL,
@@ -232,10 +232,10 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
     if kind == _FLOW_EULER or flow:
         return _flow(path, kind, config)
     if "FlowMatch" in kind or kind.startswith("EDM"):
-        raise PriorError(f"is {with_article(kind)}: another process than DDPM's or a flow, not supported", source=path)
+        raise PriorError(f"is {with_article(kind)}: neither a DDPM process nor a flow, not supported", source=path)
     for key in ("rescale_betas_zero_snr", "trained_betas"):
         if config.get(key):
-            raise PriorError(f"'{key}' is set: schedules that end in pure noise, or in a table, are not supported",
+            raise PriorError(f"'{key}' is set: schedules with zero terminal SNR or explicit betas are not supported",
                              source=path)  # fmt: skip
     values = _DEFAULT_SCHEDULE | config
     for key, names in (("prediction_type", PREDICTIONS), ("beta_schedule", BETAS)):
@@ -252,15 +252,15 @@ def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
 
 _FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 _OTHER_FLOWS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas")
-"""Settings by which the levels of noise differ from one image or one use to another."""
+"""Settings that make the noise levels depend on the image or the call."""
 
 
 def _flow(path: Path, kind: str, config: Mapping[str, Any]) -> ScheduleSpec:
-    """The noise schedule of a rectified flow. Raises PriorError for levels of noise that are not fixed."""
+    """The noise schedule of a rectified flow. Raises PriorError for noise levels that are not fixed."""
     for key in _OTHER_FLOWS:
         if config.get(key):
             raise PriorError(
-                f"'{key}' is set: only flows whose levels of noise are the same for every image are supported",
+                f"'{key}' is set: only flows with the same noise levels for every image are supported",
                 remedy="give a model with one 'shift', such as Sana",
                 source=path,
             )
@@ -276,7 +276,7 @@ def _flow(path: Path, kind: str, config: Mapping[str, Any]) -> ScheduleSpec:
 def _language(
     folder: Path, index: Mapping[str, Any], family: Family, unet: Mapping[str, Any]
 ) -> tuple[LanguageSpec, TextCondition]:
-    """The text encoders and what they read. Raises PriorError, ConditionError where transformers is missing."""
+    """The text encoders and their condition. Raises PriorError, and ConditionError if transformers is not installed."""
     tokenizers = [PretrainedTokenizer(folder / part.tokenizer, lower=family.lower) for part in family.texts]
     vocabularies = [tokenizer.vocabulary() for tokenizer in tokenizers]
     sized = [replace(one, size=len(known)) for one, known in zip(tokenizers, vocabularies, strict=True)]
@@ -332,12 +332,12 @@ def _text_config(folder: Path, index: Mapping[str, Any], part: TextPart) -> dict
 
 
 def _most(folder: Path, part: TextPart, tokenizer: PretrainedTokenizer, config: Mapping[str, Any]) -> int:
-    """The most tokens of a text that a text encoder reads."""
+    """The largest number of tokens that a text encoder reads."""
     return part.context or min(tokenizer.most(), _positions(config, folder / part.encoder / "config.json"))
 
 
 def _positions(config: Mapping[str, Any], path: Path) -> int:
-    """How many tokens a text encoder has places for. Raises PriorError where it does not say."""
+    """The number of positions of a text encoder. Raises PriorError if it is not given."""
     count = config.get("max_position_embeddings")
     if not isinstance(count, int):
         raise PriorError(f"'max_position_embeddings' is {count}, expected a count", remedy=WHOLE, source=path)
@@ -348,12 +348,12 @@ _ABOUT = frozenset({"architectures", "model_type", "dtype", "torch_dtype", "tran
 
 
 def _own(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of transformers without what it says of its origin."""
+    """A transformers configuration without keys about its origin."""
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in _ABOUT}
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A configuration in JSON. Raises PriorError for what is none."""
+    """Read a JSON configuration. Raises PriorError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

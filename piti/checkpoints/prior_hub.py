@@ -1,4 +1,4 @@
-"""Text-to-image models of the hub: only the files that an import reads are fetched."""
+"""Text-to-image models on the hub, of which only the files needed for an import are downloaded."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _HALVES = ("fp16", "bf16")
 
 
 def is_id(name: str) -> bool:
-    """Whether a name may be an id of the hub, OWNER/NAME."""
+    """Whether a name may be a hub id, OWNER/NAME."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def fetched_configurations(name: str) -> Path:
-    """The folder of a model of the hub with its configurations and tokenizers alone. Raises ModelError."""
+    """The folder of a hub model with only its configurations and tokenizers. Raises ModelError."""
     if not is_id(name):
         raise ModelError(
             f"there is no folder or file '{name}'",
-            remedy="check the path, or give an id of the hub (OWNER/NAME)",
+            remedy="check the path, or give a hub id (OWNER/NAME)",
         )
     return _download(name, _SMALL, [])
 
 
 def fetched(name: str, wanted: Callable[[Mapping[str, Any], str], list[str]]) -> Path:
-    """The folder of a model of the hub: its configurations, then the weights of the parts that `wanted` names.
+    """The folder of a hub model, with its configurations and the weights of the components given by `wanted`.
 
-    Of weights in several precisions the full ones are fetched. wanted: (model_index.json, its name) => folders.
-    Raises ModelError, and what `wanted` raises.
+    Of several precisions, the full one is downloaded. wanted: (model_index.json, its name) => folders. Raises
+    ModelError, and the errors of `wanted`.
     """
     folder = fetched_configurations(name)
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"'{name}' holds no {INDEX_FILE} ({error}); give a pipeline of diffusers") from None
+        raise ModelError(f"'{name}' has no {INDEX_FILE} ({error}); give a diffusers pipeline") from None
     for part in wanted(index, name):
         found = _download(name, [f"{part}/*.safetensors"], ["*.non_ema*", *(f"*.{half}*" for half in _HALVES)])
         for half in _HALVES:
@@ -56,6 +56,7 @@ def _download(name: str, patterns: list[str], without: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=without))
     except Exception as error:  # the hub raises errors of many libraries
         raise ModelError(
-            f"there is no folder '{name}' here, and the hub did not give a model of this id ({first_line(error)})",
+            f"there is no folder '{name}', and no model with this id could be downloaded from the hub "
+            f"({first_line(error)})",
             remedy="check the path, or the id and the connection",
         ) from error

@@ -1,5 +1,5 @@
-"""Text-to-image models of other families, in diffusers' folders, to model folders: Stable Diffusion 1 to 3, SDXL,
-DeepFloyd IF, PixArt, Sana. What a folder is follows from its `model_index.json` and the configurations of its parts.
+"""Import of text-to-image models of other families from diffusers folders: Stable Diffusion 1 to 3, SDXL, DeepFloyd IF,
+PixArt, Sana. A folder is recognised by its `model_index.json` and the configurations of its components.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def is_pipeline(source: str) -> bool:
-    """Whether a name is taken for a folder of diffusers or an id of the hub, and not for a file of weights: also where
-    nothing of this name is there."""
+    """Whether a name refers to a diffusers folder or a hub id rather than a weights file, even if it does not exist."""
     path = Path(source)
     return path.is_dir() or (path.suffix not in _FILES and not path.exists())
 
 
 def refuse_release_options(source: str, **options: object) -> None:
-    """Raises PriorError for options of released files, which say nothing about a folder of diffusers."""
+    """Raises PriorError for options of released files, which do not apply to a diffusers folder."""
     for name, value in options.items():
         if value is not None:
             raise PriorError(
-                f"has no meaning here: {source} is a folder of diffusers, and says all itself",
+                f"does not apply: {source} is a diffusers folder, which defines it",
                 remedy="leave it out",
                 option=name,
                 value=value,
@@ -40,11 +39,10 @@ def refuse_release_options(source: str, **options: object) -> None:
 
 
 def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Converted:
-    """Write the model folder `out` from a folder of diffusers, or from a model of the hub.
+    """Write the model folder `out` from a diffusers folder, or from a hub model.
 
-    Weights are read from safetensors alone, a tensor at a time but for the autoencoder, and keep their type. `out` is
-    written whole or not at all. Raises PriorError for a folder that is no model of `FAMILIES`, WeightsError,
-    OutputError.
+    Weights are read only from safetensors, one tensor at a time except for the autoencoder, and keep their dtype. `out`
+    is written atomically. Raises PriorError for a folder that is not in `FAMILIES`, WeightsError, OutputError.
     """
     folder = Path(source)
     _check_name(str(source))
@@ -70,7 +68,7 @@ def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Conv
 
 
 def not_imported(name: str) -> Recognised | None:
-    """What a text-to-image model of the hub is that is named by its id and was not imported yet, by its configurations;
+    """Recognise a hub model of another family, given by its id, that has not been imported yet, by its configurations;
     None for any other name. Raises ModelError."""
     path = Path(name)
     if path.exists() or not is_id(name) or (imported_folder(name) / INDEX_FILE).is_file():
@@ -83,13 +81,13 @@ def not_imported(name: str) -> Recognised | None:
 
 
 def _check_name(source: str) -> None:
-    """Raises PriorError for a name of a model that is distilled, as Stable Diffusion 3.5 Large Turbo's is, whose files
-    do not say so."""
+    """Raises PriorError for the name of a distilled model whose files do not tell, such as Stable Diffusion 3.5 Large
+    Turbo."""
     name = Path(source).name.lower()
     if "turbo" in name:
         raise PriorError(
-            "its name says that it is distilled for a few steps (turbo), and such a model takes no guidance",
-            remedy="give the model that it was made from, or rename the folder if it is none",
+            "its name suggests that it is distilled for a few steps (turbo), and such models take no guidance",
+            remedy="give the model that it was distilled from, or rename the folder if it is not distilled",
             source=source,
         )
 

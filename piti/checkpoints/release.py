@@ -1,10 +1,10 @@
-"""What a released file is: GLIDE's or PITI's, base or upsampler, and every size that its tensors' shapes tell.
+"""Identifying released files: GLIDE or PITI, base or upsampler, and all sizes, from their tensors' shapes.
 
-Three things no tensor tells. The side of the images: the lowest level of every released UNet has 8 px, so that n
-levels make 8 · 2^(n-1) px (64 with four, 256 with six), and the upsampler's small image has a quarter. The width of a
-head in the UNet: 64 where the UNet's first level and every width that attends are multiples of 64, as in all released
-files, else 32. The heads of a transformer: of 64 channels where its width is a multiple of 64 and at least 256 (8 for
-the released 512), else of 32. `Heads` overrides the last two.
+Three properties are not determined by the tensors. The image size: the lowest level of every released UNet has 8 px, so
+that n levels give 8 · 2^(n-1) px (64 with four, 256 with six), and the upsampler's small image has a quarter. The head
+size of the UNet: 64 if the UNet's first level and every width with attention are multiples of 64, as in all released
+files, else 32. The heads of a transformer: of 64 channels if its width is a multiple of 64 and at least 256 (8 for the
+released 512), else of 32. `Heads` overrides the last two.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ Shapes = Mapping[str, tuple[int, ...]]
 LOWEST_SIDE = 8
 """Pixels of the lowest level's side in every released UNet."""
 ENLARGEMENT = 4
-"""Of every released upsampler."""
+"""Enlargement factor of every released upsampler."""
 
 
 class ReleaseError(UserError):
-    """A file is not in the released layout, or a model has none. The message names keys and what was expected."""
+    """A file is not in the released layout, or a model has none. The message names keys and expectations."""
 
 
 class ExchangeError(UserError):
-    """A model cannot be imported or exported as asked. The message names the file or flag and the remedy."""
+    """A model cannot be imported or exported as requested. The message names the file or option and what to do."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What the shapes do not tell; none: by the rules above."""
+    """Properties that shapes do not determine; None: by the rules above."""
 
     head_dim: int | None = None
-    """Channels of a head in the UNet."""
+    """Channels per attention head in the UNet."""
     heads: int | None = None
-    """Heads of the text's or condition's transformer."""
+    """Heads of the transformer of the text or condition encoder."""
 
 
 @dataclass(frozen=True)
 class Released:
-    """What a file holds."""
+    """Description of a released file."""
 
     family: str
     """"GLIDE" or "PITI"."""
@@ -63,9 +63,9 @@ class Released:
     """"base", "upsampler", "inpaint base", "inpaint upsampler", or "encoder"."""
     encoder: EncoderSpec | TextEncoderSpec
     unet: UNetSpec | None
-    """None: an encoder alone, as PITI's first stage saves it."""
+    """None for an encoder alone, as saved by PITI's first stage."""
     config: dict[str, Any]
-    """The translator's, without an encoder or UNet that is not there."""
+    """The translator's configuration, without a missing encoder or UNet."""
     rules: list[Rule]
 
     @property
@@ -74,7 +74,7 @@ class Released:
 
     @property
     def options(self) -> Message:
-        """What an import has to be told, where the heads are of no usual size."""
+        """The options that an import needs for unusual head sizes."""
         usual = None if self.unet is None else head_dim_of(self.unet.channels, self.unet.attention)
         told = []
         if self.unet is not None and self.unet.head_dim != usual:
@@ -84,7 +84,7 @@ class Released:
         return Message(" ".join(told))
 
 
-# What a UNet sees: input channels => (whether it enlarges a small image, whether it is told what is known)
+# Input channels of a UNet => (whether it enlarges a small image, whether it inpaints)
 _ROLES = {
     3: (False, False, "base"),
     6: (True, False, "upsampler"),
@@ -96,15 +96,15 @@ _FIRST, _LAST = "input_blocks.0.0.weight", "out.2.weight"
 
 
 class _Layout(NamedTuple):
-    """Where a family keeps its parts."""
+    """Key layout of a family."""
 
     family: str
     signs: tuple[str, str]
-    """Keys that tell it."""
+    """Keys that identify it."""
     encoder: str
-    """What stands before the encoder's keys."""
+    """Prefix of the encoder's keys."""
     unet: str | None
-    """The same for the UNet's; none: there is no UNet."""
+    """Prefix of the UNet's keys; None if there is no UNet."""
 
 
 _LAYOUTS = (
@@ -116,10 +116,10 @@ _LAYOUTS = (
 
 
 def identify(shapes: Shapes, source: str, chosen: Heads | None = None) -> Released:
-    """What the file `source` is, by its keys and shapes. Raises ReleaseError.
+    """Identify the file `source` by its keys and shapes. Raises ReleaseError.
 
-    Every key and shape is compared with what a translator of these sizes has: one missing, one too many or one of
-    another shape is an error.
+    All keys and shapes are compared with those of a translator of these sizes; missing, unexpected and differing ones
+    are errors.
     """
     layout = _layout(shapes)
     if layout is None:
@@ -137,7 +137,7 @@ def identify(shapes: Shapes, source: str, chosen: Heads | None = None) -> Releas
 
 
 def is_released(path: Path) -> bool:
-    """Whether a file is of `torch.save`, with the keys by which a layout is told; `identify` asks for much more."""
+    """Whether a file was written by `torch.save` and has the identifying keys of a layout; `identify` checks more."""
     try:
         return path.is_file() and is_archive(path) and _layout(read_weights(path)) is not None
     except (UserError, OSError):
@@ -185,7 +185,7 @@ def _below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 _OF_OTHERS = ("diffusion_model.", "first_stage_model.", "cond_stage_model.", "down_blocks.", "transformer_blocks.")
-"""How keys of Stable Diffusion's single files begin, and those of networks in a folder of diffusers."""
+"""Prefixes of keys in Stable Diffusion's single files, and of networks in diffusers folders."""
 
 
 def _unknown(shapes: Shapes, source: str) -> str:
@@ -195,11 +195,11 @@ def _unknown(shapes: Shapes, source: str) -> str:
     )
     if any(key.startswith(_OF_OTHERS) for key in shapes):
         return (
-            f"{source}: is of another family, in one file or a part of it; give a folder of diffusers, such as "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes of Stable Diffusion's file"
+            f"{source}: is a model of another family, or a part of one; give a diffusers folder, such as "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes for Stable Diffusion"
         )
     return (
-        f"{source}: is neither GLIDE's nor PITI's. Expected were, {wanted}. Found were {_some(shapes)}; "
+        f"{source}: is neither a GLIDE nor a PITI checkpoint. Expected keys: {wanted}. Found: {_some(shapes)}; "
         "give a released checkpoint, or one that was finetuned in its layout"
     )
 
@@ -212,8 +212,8 @@ def _text_spec(shapes: Shapes, chosen: Heads) -> TextEncoderSpec:
     vocabulary, width = shapes[_TEXT]
     if "padding_embedding" not in shapes:
         raise ReleaseError(
-            "has no 'padding_embedding': GLIDE without xf_padding, which fills texts up with a token of their "
-            "vocabulary, is not supported; the released files have it"
+            "has no 'padding_embedding': GLIDE without xf_padding, which pads texts with a token of their "
+            "vocabulary, is not supported; the released files contain it"
         )
     sizes = {
         "vocabulary": vocabulary,
@@ -252,8 +252,8 @@ def _unet_spec(shapes: Shapes, chosen: Heads) -> UNetSpec:
     levels, blocks = len(doubling) + 1, _count(shapes, "output_blocks")
     if blocks % levels or any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key) for key in shapes):
         raise ReleaseError(
-            f"its UNet has {blocks} output blocks in {levels} levels, or halves by a bare convolution; only GLIDE's "
-            "arrangement is supported (the same number of blocks at each level, resblock_updown)"
+            f"its UNet has {blocks} output blocks in {levels} levels, or downsamples by a plain convolution; only "
+            "GLIDE's arrangement is supported (the same number of blocks at each level, resblock_updown)"
         )
     starts = [1 + level * (blocks // levels) for level in range(levels)]
     channels = tuple(shapes[f"input_blocks.{k}.0.out_layers.3.weight"][0] for k in starts)
@@ -261,7 +261,7 @@ def _unet_spec(shapes: Shapes, chosen: Heads) -> UNetSpec:
     head_dim = chosen.head_dim or head_dim_of(channels, attention)
     if channels[-1] % head_dim:
         raise ReleaseError(
-            f"its middle attends over {channels[-1]} channels, not a multiple of {option('head_dim')} {head_dim}"
+            f"its middle block attends over {channels[-1]} channels, not a multiple of {option('head_dim')} {head_dim}"
         )
     sizes = {
         "channels": channels,
@@ -280,7 +280,7 @@ def head_dim_of(channels: tuple[int, ...], attention: tuple[bool, ...]) -> int:
 
 
 def heads_of(width: int) -> int | None:
-    """Heads of a released transformer; none for a width that no such heads make up."""
+    """Heads of a released transformer; None if the width is not a multiple of such heads."""
     size = 64 if width % 64 == 0 and width >= 256 else 32
     return None if width % size else width // size
 
@@ -292,13 +292,14 @@ def _heads(width: int, chosen: Heads) -> int:
         raise ReleaseError(f"its transformer has width {width}, not a multiple of {option('heads')} {heads}")
     if heads is None:
         raise ReleaseError(
-            f"its transformer of width {width} has heads of no usual size", remedy=f"say how many: {option('heads')}"
+            f"its transformer of width {width} has an unusual head size",
+            remedy=f"give the number of heads: {option('heads')}",
         )
     return heads
 
 
 def _count(shapes: Shapes, list_name: str) -> int:
-    """How many modules a list has."""
+    """The number of modules in a list."""
     start = list_name + "."
     return len({key.removeprefix(start).split(".")[0] for key in shapes if key.startswith(start)})
 
@@ -311,31 +312,31 @@ def _convolutions(shapes: Shapes) -> int:
 
 
 def our_tensors(config: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """A translator's tensors by name, without their contents (on "meta"); those that begin with `prefix`."""
+    """A translator's tensors by name, on "meta"; only those that start with `prefix`."""
     with torch.device("meta"):
         translator = Translator(**config)
     return {name: tensor for name, tensor in translator.state_dict().items() if name.startswith(prefix)}
 
 
 def expected_shapes(rules: Iterable[Rule], ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The released shapes of tensors of ours."""
+    """The released shapes of our tensors."""
     return {rule.source: tuple(rule.join(tuple(ours[name] for name in rule.targets)).shape) for rule in rules}
 
 
 def _compare(shapes: Shapes, found: Released) -> None:
     """Raises ReleaseError unless the file has exactly the keys and shapes of such a model."""
     config = found.config
-    if found.unet is None:  # any UNet that takes the encoder's tokens will do
+    if found.unet is None:  # any UNet that takes the encoder's tokens
         config = config | {"unet_spec": UNetSpec(token_width=found.encoder.width).to_dict()}
     want = expected_shapes(found.rules, our_tensors(config))
     missing, surplus = [key for key in want if key not in shapes], [key for key in shapes if key not in want]
     if missing or surplus:
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has beyond that {_some(surplus)}"] * bool(surplus)
+        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unexpected {_some(surplus)}"] * bool(surplus)
         raise ReleaseError(f"is a {found.name} by its first keys, but {' and '.join(parts)}; it is not in that layout")
     odd = next((key for key in want if want[key] != tuple(shapes[key])), None)
     if odd is not None:
         raise ReleaseError(
-            f"'{odd}' is {list(shapes[odd])}, where a {found.name} of these sizes has {list(want[odd])}; "
+            f"'{odd}' is {list(shapes[odd])}, but a {found.name} of these sizes has {list(want[odd])}; "
             "it is not in the released layout"
         )
 
@@ -346,13 +347,13 @@ def _some(keys: Iterable[str]) -> str:
     return ", ".join(f"'{key}'" for key in keys[:3]) + more or "nothing"
 
 
-# The other way
+# The inverse
 
 
 def as_released(config: Mapping[str, Any]) -> Released:
-    """What a translator of ours is in the released layout. Raises ReleaseError where it has none."""
+    """Describe a translator in the released layout. Raises ReleaseError if it has none."""
     if config.get("unet_config"):
-        raise ReleaseError("is of another family and has no released layout; only GLIDE's and PITI's own networks do")
+        raise ReleaseError("is of another family and has no released layout; only GLIDE's and PITI's networks do")
     config = {"patch_size": 1, "image_size": 64, "low_res": None, "detail": None, "inpaint": False, **config}
     unet, text = UNetSpec.parse(config.get("unet_spec") or {}, "unet_spec"), config.get("text_spec")
     if text:
@@ -361,25 +362,23 @@ def as_released(config: Mapping[str, Any]) -> Released:
         encoder = EncoderSpec.parse(config.get("encoder_spec") or {}, "encoder_spec")
     faults = [what for what, is_so in _faults(config, unet, encoder).items() if is_so]
     if faults:
-        raise ReleaseError(
-            f"has no released layout: {', '.join(faults)}; only GLIDE's and PITI's own networks have one"
-        )
+        raise ReleaseError(f"has no released layout: {', '.join(faults)}; only GLIDE's and PITI's networks have one")
     kind = (config["low_res"] is not None, config["inpaint"])
     role = next(role for *this, role in _ROLES.values() if tuple(this) == kind)
     return Released("GLIDE" if text else "PITI", role, encoder, unet, dict(config), release_rules(encoder, unet))
 
 
 def _faults(config: Mapping[str, Any], unet: UNetSpec, encoder: EncoderSpec | TextEncoderSpec) -> dict[str, bool]:
-    """What no released network has => whether this one has it."""
+    """Features that no released network has => whether this one has them."""
     pictures = isinstance(encoder, EncoderSpec)
     side, small = LOWEST_SIDE * unet.reduction, config["low_res"]
     return {
-        f"it folds patches of {config['patch_size']} px": config["patch_size"] != 1,
+        f"it uses patches of {config['patch_size']} px": config["patch_size"] != 1,
         "it takes no condition": unet.token_width is None,
         "it has aligned residuals": pictures and encoder.residuals,
         "it predicts details (detail)": config["detail"] is not None,
         f"it normalises {unet.norm_groups} groups, not 32": unet.norm_groups != 32,
         "its encoder normalises groups of channels": pictures and encoder.norm_groups is not None,
-        f"it makes {config['image_size']} px, where its levels stand for {side}": config["image_size"] != side,
+        f"it makes {config['image_size']} px, but its levels imply {side}": config["image_size"] != side,
         f"it enlarges {small} px, not {side // ENLARGEMENT}": small is not None and small * ENLARGEMENT != side,
     }

@@ -1,12 +1,12 @@
-"""GLIDE's and PITI's released keys beside ours: which tensor is which, and how each is laid out in both.
+"""Mapping between GLIDE's and PITI's released keys and ours, with the tensor layouts of both.
 
-Read as tables: a `Rule` says that the released tensor `source` holds our tensors `targets`; `split` and `join` go from
-one to the other and back, losing nothing. `release_rules` lists the rules of a whole translator in the order in which
-a released file has its keys.
+Written as tables: a `Rule` says that the released tensor `source` contains our tensors `targets`; `split` and `join`
+convert losslessly in both directions. `release_rules` lists the rules of a whole translator in the order in which a
+released file's keys.
 
-Two layouts differ. GLIDE's UNet keeps queries, keys and values in one 1-d convolution whose rows go head by head, in
-each head q, k, v; here they are three linear layers. Its text and condition transformers do the same with linear
-layers, where ours keep one layer whose rows go q, k, v and in each head by head.
+Two layouts differ. GLIDE's UNet has queries, keys and values in one 1-d convolution whose rows are ordered by head,
+within each head q, k, v; here they are three linear layers. Its text and condition transformers do the same with linear
+layers, where ours have one layer whose rows are ordered q, k, v, and within each by head.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Rows = Callable[[Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Rule:
-    """One released tensor and ours that hold the same numbers."""
+    """A released tensor, and our tensors with the same values."""
 
     source: str
     targets: tuple[str, ...]
     split: Rows
     """The released tensor => ours, in the order of `targets`."""
     join: Callable[[tuple[Tensor, ...]], Tensor]
-    """And back."""
+    """The inverse."""
 
     def prefixed(self, source: str, target: str) -> Rule:
-        """The same rule inside a larger model."""
+        """The same rule with prefixes, for a larger model."""
         targets = tuple(target + name for name in self.targets)
         return Rule(source + self.source, targets, self.split, self.join)
 
@@ -52,7 +52,7 @@ def release_rules(encoder: EncoderSpec | TextEncoderSpec, unet: UNetSpec) -> lis
 
 
 def same(name: str) -> Rule:
-    """A tensor of ours that goes by its own name."""
+    """A tensor with the same name in both."""
     return _same(name, name)
 
 
@@ -73,7 +73,7 @@ def encoder_rules(spec: EncoderSpec) -> list[Rule]:
 
 
 def _glide_rules(spec: TextEncoderSpec, unet: UNetSpec) -> list[Rule]:
-    """GLIDE's nets are one module, so that the transformer's keys stand among the UNet's."""
+    """GLIDE's networks are one module, so the transformer's keys are among the UNet's."""
     *body, weight, bias = unet_rules(unet)  # the last layer is transformer_proj
     own = [_same("positional_embedding", "positions"), _same("padding_embedding", "padding")]
     after = [*_transformer(spec.layers, spec.heads)]
@@ -138,7 +138,7 @@ def unet_rules(spec: UNetSpec) -> list[Rule]:
 
 
 def _down(spec: UNetSpec, level: int) -> Iterator[Rule]:
-    """A level on the way down: its residual blocks, then one that halves the resolution, except at the last."""
+    """A down level: its residual blocks, then one that halves the resolution, except at the last."""
     first, ours = 1 + level * (spec.layers + 1), f"down_blocks.{level}"
     widens = level > 0 and spec.channels[level - 1] != spec.channels[level]
     for i in range(spec.layers):
@@ -151,8 +151,8 @@ def _down(spec: UNetSpec, level: int) -> Iterator[Rule]:
 
 
 def _up(spec: UNetSpec, level: int) -> Iterator[Rule]:
-    """A level on the way up: one block more, each joined by a skip connection, then one that doubles."""
-    turn = len(spec.channels) - 1 - level  # the how-manieth level on the way up
+    """An up level: one block more, each with a skip connection, then one that doubles the resolution."""
+    turn = len(spec.channels) - 1 - level  # index of the up level
     first, ours = turn * (spec.layers + 1), f"up_blocks.{turn}"
     for i in range(spec.layers + 1):
         theirs = f"output_blocks.{first + i}"

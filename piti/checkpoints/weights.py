@@ -21,46 +21,45 @@ from piti.core.compiled import plain_key
 from piti.core.errors import UserError, first_line, option
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-"""Where diffusers keeps a model's weights, in the model's folder."""
+"""diffusers' name of a model's weights file."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights", "network", "net")
-# keys that training scripts put around the weights, and then around those
-_PREFIXES = ("module.", "model.", "net.", "network.")  # what wrappers put before every key
+# keys under which training scripts nest the weights, outer ones first
+_PREFIXES = ("module.", "model.", "net.", "network.")  # prefixes that wrappers add to every key
 _AVERAGES = frozenset({"ema", "average", "averaged", "avg", "swa", "shadow"})
-# words in the keys under which averaged weights lie
-_COUNT = "n_averaged"  # what torch's `AveragedModel` keeps beside its weights
-_CHUNK = 2**20  # bytes that are read at once
+# words in the keys of averaged weights
+_COUNT = "n_averaged"  # what torch's `AveragedModel` stores with its weights
+_CHUNK = 2**20  # bytes read at once
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
 
 class WeightsError(UserError):
-    """A file of weights cannot be used. The message names the file, the key, and what was expected."""
+    """A weights file cannot be used. The message names the file, the key, and what was expected."""
 
 
 class Checkpoint(NamedTuple):
-    """What a file of weights holds."""
+    """Contents of a weights file."""
 
     weights: dict[str, Tensor]
     note: str = ""
-    """Which weights were taken where there are averaged ones too, for a person."""
+    """A note on which weights were used if there are averaged ones too."""
 
 
 def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
-    """The tensors of a file of weights, by name, in the file's order; see `read_checkpoint`."""
+    """The tensors of a weights file by name, in the file's order; see `read_checkpoint`."""
     return read_checkpoint(path, raw).weights
 
 
 def read_checkpoint(path: Path, raw: bool = False) -> Checkpoint:
-    """The tensors of a `torch.save` file or a .safetensors file, by name, in the file's order, and which they are.
+    """The tensors of a `torch.save` file or a .safetensors file, by name, in the file's order, with a note on averages.
 
-    They are maps of the file where its format allows it, so that memory is taken as they are read. Tensors alone
-    are unpickled (`weights_only`). Dictionaries around the state dict are taken off, and what wrappers put into every
-    key, such as "module." and "_orig_mod.". Where averaged weights lie beside others, the averaged ones are taken,
-    unless `raw`. Raises WeightsError for a file that is missing, cut short, no such file, or holds anything but
-    weights, and for averaged weights that cannot be told apart, or have no names.
+    They are memory-mapped if the format allows it. Only tensors are unpickled (`weights_only`). Dictionaries around the
+    state dict, and prefixes that wrappers add to every key, such as "module." and "_orig_mod.", are removed. If there
+    are averaged weights, they are used, unless `raw`. Raises WeightsError for a file that is missing, truncated, of
+    another format, or contains anything but weights, and for averaged weights that are ambiguous or have no names.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file; give a checkpoint (.pt or .safetensors)")
+        raise WeightsError(f"{path}: no such file; give a checkpoint (.pt or .safetensors)")
     values: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     values, note = _state_dict(path, values, raw)
     if not isinstance(values, Mapping) or not values:
@@ -72,7 +71,7 @@ def read_checkpoint(path: Path, raw: bool = False) -> Checkpoint:
 
 
 def _state_dict(path: Path, values: Any, raw: bool) -> tuple[Any, str]:
-    """What lies within the dictionaries that training scripts put around weights, and a note on averaged ones."""
+    """The contents of the dictionaries that training scripts put around weights, and a note on averaged ones."""
     note = ""
     while isinstance(values, Mapping) and not any(map(_is_weight, values.values())):
         plain = next((key for key in _WRAPPERS if isinstance(values.get(key), Mapping)), None)
@@ -90,14 +89,14 @@ def _state_dict(path: Path, values: Any, raw: bool) -> tuple[Any, str]:
 def _only_average(path: Path, values: Mapping[Any, Any], averages: list[str], plain: str | None, raw: bool) -> str:
     """The key of the averaged weights. Raises WeightsError if there are several, or none with names."""
     named = " and ".join(f"'{key}'" for key in averages)
-    others = "" if plain is None else f", or take those of '{plain}', by {option('weights')} raw"
+    others = "" if plain is None else f", or use those of '{plain}', by {option('weights')} raw"
     if raw:
         raise WeightsError(
-            f"holds averaged weights alone ({named})", remedy=f"leave {option('weights')} raw out", source=path
+            f"contains only averaged weights ({named})", remedy=f"leave {option('weights')} raw out", source=path
         )
     if len(averages) > 1:
         raise WeightsError(
-            f"holds several averages: {named}", remedy=f"save the one that is meant by itself{others}", source=path
+            f"contains several averages: {named}", remedy=f"save the right one alone{others}", source=path
         )
     if not isinstance(values[averages[0]], Mapping):
         raise WeightsError(
@@ -109,12 +108,12 @@ def _only_average(path: Path, values: Mapping[Any, Any], averages: list[str], pl
 
 
 def _taken(average: str, plain: str | None) -> str:
-    beside = "" if plain is None else f", not those of '{plain}' beside them ({option('weights')} raw takes those)"
+    beside = "" if plain is None else f", not the raw ones, '{plain}' ({option('weights')} raw takes those)"
     return f"the averaged weights were taken, '{average}'{beside}"
 
 
 def _raw_taken(plain: str, average: str) -> str:
-    return f"the weights as they were trained were taken, '{plain}', not their averages, '{average}'"
+    return f"the raw weights were taken, '{plain}', not the averaged ones, '{average}'"
 
 
 def _is_average(key: Any) -> bool:
@@ -122,12 +121,12 @@ def _is_average(key: Any) -> bool:
 
 
 def _is_weight(value: Any) -> bool:
-    """Whether a value is a tensor that is no single number, such as a step or a decay."""
+    """Whether a value is a tensor other than a single number, such as a step or a decay."""
     return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _holds_tensors(value: Any, depth: int = 2) -> bool:
-    """Whether a dictionary or list, or one inside it, holds a tensor that is no single number."""
+    """Whether a dictionary or list contains, at any depth, a tensor other than a single number."""
     if isinstance(value, Tensor):
         return _is_weight(value)
     inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
@@ -135,7 +134,7 @@ def _holds_tensors(value: Any, depth: int = 2) -> bool:
 
 
 def _unprefixed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same under the names that no wrapper changed, however many there were."""
+    """The same without the prefixes of any number of wrappers."""
     named = {plain_key(name): value for name, value in values.items()}
     while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in named)), ""):
         named = {name.removeprefix(prefix): value for name, value in named.items()}
@@ -146,35 +145,35 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: is no whole .safetensors file ({error}); fetch it again") from None
+        raise WeightsError(f"{path}: is not a complete .safetensors file ({error}); download it again") from None
 
 
 def _read_pickle(path: Path) -> Any:
     zipped = is_archive(path)
     if zipped and not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path}: is cut short or damaged (its archive has no end); fetch it again")
+        raise WeightsError(f"{path}: is truncated or damaged (its archive has no end); download it again")
     try:
-        with warnings.catch_warnings():  # of other pickles than torch.save's, of which the error below says enough
+        with warnings.catch_warnings():  # for other pickles than torch.save's, which the error below explains
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: {_unpickling(str(error))}") from None
     except Exception as error:  # noqa: BLE001 - of a damaged file torch raises even AssertionError and struct.error
         raise WeightsError(
-            f"{path}: cannot be read as weights, it is damaged or cut short ({first_line(error)}); fetch it again"
+            f"{path}: cannot be read as weights, it is damaged or truncated ({first_line(error)}); download it again"
         ) from None
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file begins as a zip, which is what torch.save writes since version 1.6."""
+    """Whether a file is a zip, which torch.save writes since version 1.6."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 
 
 def check_sums(path: Path) -> None:
-    """Raises WeightsError if an archive's records are not what its checksums say; reads the file once.
+    """Raises WeightsError if an archive's records do not match their checksums; reads the file once.
 
-    Older `torch.save` files and .safetensors files hold no sums, and pass; so do records written without (sum 0).
+    Older `torch.save` files and .safetensors files have no checksums, and pass; so do records without (sum 0).
     """
     if not is_archive(path):
         return
@@ -187,30 +186,32 @@ def check_sums(path: Path) -> None:
                     while record.CRC and file.read(_CHUNK):
                         pass
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path}: is damaged, {name} is not as it was saved ({error}); fetch it again") from None
+        raise WeightsError(
+            f"{path}: is damaged, {name} has changed since it was saved ({error}); download it again"
+        ) from None
 
 
 def _unpickling(message: str) -> str:
-    """What to say of a pickle that torch refuses."""
+    """The message for a pickle that torch refuses."""
     wanted = re.search(r"(?:GLOBAL|class|function)\s+([\w.]+\.\w+)", message)
     if wanted or "weights_only" not in message:
-        asks = f" (it asks for {wanted[1]})" if wanted else ""
+        asks = f" (it refers to {wanted[1]})" if wanted else ""
         return (
-            f"holds more than weights{asks}, and nothing in it was run; have its author save the state dict alone, "
-            "or as .safetensors"
+            f"contains more than weights{asks}, and no code was run; have its author save only the state dict, "
+            "or a .safetensors file"
         )
     return (
-        "is no checkpoint of torch.save, or is cut short, or holds code, which was not run; give a .pt or .safetensors "
-        "file, or fetch it again"
+        "is not a checkpoint of torch.save, is truncated, or contains code, which was not run; give a .pt or "
+        ".safetensors file, or download it again"
     )
 
 
 def _check_weight(path: Path, name: Any, value: Any) -> None:
-    """Raises WeightsError unless name and value are those of a weight."""
+    """Raises WeightsError unless name and value belong to a weight."""
     if not isinstance(name, str):
-        raise WeightsError(f"{path}: expected names of tensors, got the key {name!r}; give the state dict alone")
+        raise WeightsError(f"{path}: expected names of tensors, got the key {name!r}; give only the state dict")
     if not isinstance(value, Tensor):
-        raise WeightsError(f"{path}: '{name}' is {_what(value)}, not a tensor; give the state dict alone")
+        raise WeightsError(f"{path}: '{name}' is {_what(value)}, not a tensor; give only the state dict")
     if value.dtype not in _DTYPES or value.layout != torch.strided:
         kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         got = str(value.dtype).removeprefix("torch.")
@@ -225,20 +226,20 @@ def _what(value: Any) -> str:
 
 
 def check_finite(path: Path, name: str, value: Tensor) -> None:
-    """Raises WeightsError if a tensor holds NaN or an infinity."""
+    """Raises WeightsError if a tensor contains NaN or infinity."""
     finite = value.isfinite()
     if not bool(finite.all()):
         count = int((~finite).sum())
         raise WeightsError(
-            f"{path}: '{name}' has {count} of {value.numel()} values that are NaN or infinite; the file is of no use"
+            f"{path}: '{name}' has {count} of {value.numel()} values that are NaN or infinite; the file cannot be used"
         )
 
 
 def write_weights(path: Path, kinds: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> None:
-    """Write a .safetensors file, holding one tensor at a time.
+    """Write a .safetensors file, with one tensor in memory at a time.
 
-    kinds: name => a tensor of the shape and dtype to come (on "meta", say), in the order of the file;
-    tensors: those tensors themselves, in the same order. Raises OSError.
+    kinds: name => a tensor of the shape and dtype to come (on "meta", say), in the order of the file; tensors: those
+    tensors themselves, in the same order. Raises OSError.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -246,7 +247,7 @@ def write_weights(path: Path, kinds: Mapping[str, Tensor], tensors: Iterable[Ten
         start, end = end, end + kind.numel() * kind.element_size()
         header[name] = {"dtype": _DTYPES[kind.dtype], "shape": list(kind.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data begins at a multiple of 8
+    encoded += b" " * (-len(encoded) % 8)  # data start at a multiple of 8
     with path.open("xb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for (name, kind), tensor in zip(kinds.items(), tensors, strict=True):

@@ -1,4 +1,4 @@
-"""Model folders written: an index, a sub-folder for each part, and the condition."""
+"""Writing model folders: an index, a sub-folder per component, and the condition."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from piti.core.files import filled_folder, follow_umask
 
 @runtime_checkable
 class Saveable(Protocol):
-    """What diffusers can save into a folder: models and schedulers; or what saves itself as one, `saved_as` a class."""
+    """A model or scheduler that diffusers can save, or an object that saves itself as class `saved_as`."""
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
 class WeightsForm:
-    """In which files a network's weights are written."""
+    """File format of a network's weights."""
 
     safe: bool = True
-    """As safetensors, else as PyTorch's pickles."""
+    """Whether to write safetensors, rather than PyTorch's pickles."""
     variant: str | None = None
-    """A name in those of the files, such as "fp16"."""
+    """Variant name in the file names, such as "fp16"."""
     max_shard_size: int | str | None = None
-    """Of one file, in bytes or such as "5GB"; by default all in one."""
+    """Largest size of a file, in bytes or such as "5GB"; by default one file."""
 
     def save(self, network: ModelMixin, folder: Path) -> None:
         """Write a network into a folder without one."""
@@ -42,8 +42,8 @@ class WeightsForm:
         network.save_pretrained(folder, safe_serialization=self.safe, variant=self.variant, **sharded)
 
     def others(self, folder: Path) -> set[Path]:
-        """What a network of a folder may be read from in the place of one that is written there in this form: weights
-        of the same variant, and adapters, unless it is a variant beside them."""
+        """Existing files that would be loaded instead of a network written in this form: weights of the same variant,
+        and adapters, unless a variant is written."""
         middle = "" if self.variant is None else f".{self.variant}"
         patterns = [
             f"{WEIGHTS_STEM}{pattern}"
@@ -57,10 +57,10 @@ class WeightsForm:
 def save_model_folder(
     folder: Path, parts: Mapping[str, Saveable], condition: Condition, defaults: dict[str, Any], form: WeightsForm
 ) -> None:
-    """`write_model_folder` over what is there: until all is written that stays as it was, and what else lies there,
-    such as other variants, stays.
+    """`write_model_folder` into an existing folder: it is unchanged until everything is written, and other contents,
+    such as other variants, are kept.
 
-    Raises OutputError where it cannot be written.
+    Raises OutputError if it cannot be written.
     """
     with filled_folder(folder, option("save_directory")) as partial:
         write_model_folder(partial, parts, condition.saved_in(partial).to_config(), defaults, form)
@@ -78,9 +78,8 @@ def write_model_folder(
 ) -> None:
     """Write `model_index.json`, a sub-folder for each part, and the condition, into a folder without a model.
 
-    parts: name => what is saved there: `base` and `scheduler`, `upsampler` and `upsampler_scheduler`, or all
-    four; condition: a condition's configuration; defaults: settings with which the model is sampled where a
-    caller gives none.
+    parts: the components by name: `base` and `scheduler`, `upsampler` and `upsampler_scheduler`, or all four.
+    condition: a condition's configuration. defaults: default sampling settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {"_class_name": "PITIPipeline"}
@@ -101,7 +100,7 @@ def write_model_folder(
 
 
 def _forget_origin(folder: Path) -> None:
-    """Drop the path that a part was loaded from, which diffusers saves with it."""
+    """Remove the path that a component was loaded from, which diffusers would save."""
     for path in folder.glob("*.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:

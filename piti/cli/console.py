@@ -116,7 +116,7 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, _Terminated) as stop:
-        log.print("stopped; the same command goes on where it was", soft_wrap=True)
+        log.print("stopped; run the same command to continue", soft_wrap=True)
         raise typer.Exit(128 + (stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT)) from None
     finally:
         for number, handler in before.items():

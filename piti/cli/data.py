@@ -159,7 +159,7 @@ def _prepare(layout: Layout, src: Path, out: Path | None, flags: SetFlags) -> No
     from piti.prepare.writer import refuse_inside
 
     if out is None and not flags.check:
-        raise UserError("OUT is missing; give a folder to write to, or --check to look through the data set only")
+        raise UserError("OUT is missing; give a folder to write to, or --check to only check the data set")
     if out is not None:
         refuse_inside(out, src)
     with progress("checking") as on_step:
@@ -168,7 +168,7 @@ def _prepare(layout: Layout, src: Path, out: Path | None, flags: SetFlags) -> No
     print_notes(report.notes())
     if out is None or flags.check:
         report.problems().raise_if_any(layout.root)
-        typer.echo("all is well; nothing was written")
+        typer.echo("no problems; nothing was written")
         return
     with resumable(), progress("writing") as on_step:
         done = write_set(report, out, flags.link, flags.overwrite, flags.skip_bad, on_step)
@@ -207,9 +207,9 @@ def shards(
             report = pack_shards(job, on_step)
         print_notes(report.notes)
         for one in report.skipped[:5]:
-            log.print(f"left out: {one}", soft_wrap=True, markup=False)
+            log.print(f"skipped: {one}", soft_wrap=True, markup=False)
         typer.echo(f"{report}; train on them: --set data.shards='[{out / 'shards.json'}]'")
     if verify:
         with progress("verifying") as on_step:
             manifest = verify_shards(out or source, on_step)
-        typer.echo(f"{len(manifest.entries)} shards are as their manifest says")
+        typer.echo(f"{len(manifest.entries)} shards match their manifest")

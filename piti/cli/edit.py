@@ -172,7 +172,7 @@ def edit_condition(flag: str, values: Sequence[str] | None, text_flag: str, text
     from piti.core.errors import UserError
 
     if text is not None and values:
-        raise UserError(f"--{flag} and --{text_flag} say the same thing twice; leave one out")
+        raise UserError(f"--{flag} and --{text_flag} are both given; remove one")
     if text is not None or not values:
         return text
     parts = dict(value.split("=", 1) for value in values if "=" in value and not Path(value).exists())

@@ -69,4 +69,4 @@ def refuse_others(given: Sequence[str], meant: Collection[str], use: str) -> Non
 
     odd = [flag(name) for name in given if name not in meant]
     if odd:
-        raise UserError(f"{', '.join(odd)} means nothing with {use}; leave it out")
+        raise UserError(f"{', '.join(odd)} has no effect with {use}; remove it")

@@ -159,7 +159,7 @@ class MeasureFlags(JudgeFlags):
 
         for name in ("perceptual_weights", "perceptual_heads"):
             if getattr(self, name) and not self.perceptual:
-                raise UserError(f"{flag(name)} without --perceptual: say which network they are of")
+                raise UserError(f"{flag(name)} without --perceptual: give the network that they belong to")
         if self.perceptual is None:
             return None
         values = {"network": self.perceptual, "weights": self.perceptual_weights}
@@ -167,7 +167,7 @@ class MeasureFlags(JudgeFlags):
             return LpipsSpec.parse(values | {"heads": self.perceptual_heads}, "--perceptual")
         if self.perceptual_heads:
             raise UserError(
-                "--perceptual-heads are of LPIPS: give --perceptual lpips-alex or lpips-vgg, or leave it out"
+                "--perceptual-heads belong to LPIPS: give --perceptual lpips-alex or lpips-vgg, or leave it out"
             )
         return PerceptualSpec.parse(values, "--perceptual")
 
@@ -195,7 +195,7 @@ class ConditionFlags:
         used = options.segmenter or options.objects or options.perceptual
         if self.labels is None or used:
             return []
-        return ["--labels without --segmenter measures nothing of the masks; give the segmenter that sees the images"]
+        return ["--labels has no effect without --segmenter; give a segmenter to measure agreement with the masks"]
 
     def read(self) -> dict[str, tuple[Path, Condition]]:
         """The given folders and their conditions, by flag name. Raises UserError."""

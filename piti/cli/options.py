@@ -148,13 +148,13 @@ def guidance_of(strength: float | None, rule: str | None, interval: tuple[float,
     from piti.diffusion.guidance import Guidance as Rule
 
     if rule is None and interval is not None:
-        raise UserError("--guidance-interval without --guidance-rule: name the rule too, such as normalized (eq. 8)")
+        raise UserError("--guidance-interval without --guidance-rule: give the rule too, such as normalized (eq. 8)")
     if rule is None:
         return strength
     if rule not in RULES:
-        raise UserError(f"is no rule of guidance; {choices(rule, RULES)}", option="guidance_rule", value=rule)
+        raise UserError(f"is not a guidance rule; {choices(rule, RULES)}", option="guidance_rule", value=rule)
     if strength is None:
-        raise UserError("--guidance-rule without --guidance: say how strong, such as --guidance 1")
+        raise UserError("--guidance-rule without --guidance: give the strength too, such as --guidance 1")
     within = {} if interval is None else {"interval": list(interval)}
     named = "" if interval is None else f" --guidance-interval {interval[0]:g} {interval[1]:g}"
     return Rule.parse({"kind": rule, "w": strength, **within}, f"--guidance {strength:g}{named}")

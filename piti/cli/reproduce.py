@@ -119,7 +119,7 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
 
     plan = plan_of(table, scale)
     if gpu and (plan.own_speed or not dry_run):
-        raise UserError("--gpu means nothing but with --dry-run --scale paper, whose hours it estimates; leave it out")
+        raise UserError("--gpu applies only to --dry-run --scale paper, which estimates hours; remove it")
     if data or not dry_run:
         workspace = replace(workspace, data=data_folders(plan.sets, data))
     if dry_run:

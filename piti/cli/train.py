@@ -110,12 +110,12 @@ def with_speed(changes: Sequence[str] | None, dtype: str | None, compiled: bool)
     from piti.core.spec import choices
 
     if dtype not in (None, *DTYPES):
-        raise UserError(f"is no type of numbers; {choices(str(dtype), DTYPES)}", option="dtype", value=dtype)
+        raise UserError(f"is not a dtype; {choices(str(dtype), DTYPES)}", option="dtype", value=dtype)
     precision = PRECISIONS.get(dtype or "")
     given = ([f"precision={precision!r}"] if precision else []) + (["compile=true"] if compiled else [])
     for key, flag in (("precision", "--dtype"), ("compile", "--compile")):
         if sum(change.partition("=")[0].strip() == key for change in [*(changes or []), *given]) > 1:
-            raise UserError(f"{flag} and --set {key}=… say both; leave one of them out")
+            raise UserError(f"{flag} and --set {key}=… are both given; remove one of them")
     return [*(changes or []), *given]
 
 

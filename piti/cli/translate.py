@@ -102,6 +102,6 @@ def translate(
 def _print_report(report: Report) -> None:
     """Print how many images were made and kept, and where they are."""
     print_notes(report.notes)
-    kept = f", {len(report.kept)} kept (--overwrite makes them anew)" if report.kept else ""
+    kept = f", {len(report.kept)} kept (--overwrite replaces them)" if report.kept else ""
     look = report.sheet or [*report.made, *report.kept][0]
     typer.echo(f"{images_made(len(report.made))}{kept}; look at {look}{report.left_out}")

@@ -95,10 +95,12 @@ class Condition(ABC):
         """Read a file. Raises ImageError if it is not an image, ConditionError if it is not of this kind."""
         if isinstance(path, Mapping):
             raise ConditionError(
-                f"{', '.join(path)}: parts are given, and this model reads one {self.kind}; give a file"
+                f"{', '.join(path)}: parts are given, but this model reads one {self.kind}; give a single file"
             )
         if str(path).lower().endswith(".txt"):
-            raise ConditionError(f"{path}: is a text, and this model reads a {self.kind}; give a picture, or a prior")
+            raise ConditionError(
+                f"{path}: is a text, but this model reads a {self.kind}; give an image, or use a prior"
+            )
         try:
             image = open_image(path, self.exact)
         except LossyError as error:
@@ -124,13 +126,13 @@ class Condition(ABC):
             case str() | Path() | Mapping() | OpenedImage():
                 return self.load(item)
         raise ConditionError(
-            f"expected a file's name, a picture, an array or a tensor, got {type(item).__name__}",
+            f"expected a file name, an image, an array or a tensor, got {type(item).__name__}",
             source=f"the given {name or 'condition'}",
         )
 
     @abstractmethod
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
-        """Read a decoded picture; `source` names it in errors. Raises ConditionError."""
+        """Read a decoded image; `source` names it in errors. Raises ConditionError."""
 
     @abstractmethod
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
@@ -266,7 +268,7 @@ def register(condition: type[_C]) -> type[_C]:
 
 
 def condition_from_config(config: Mapping[str, Any], source: str = "condition") -> Condition:
-    """The condition that `config["kind"]` names, built from the rest of `config`.
+    """The condition of kind `config["kind"]`, built from the rest of `config`.
 
     source: the data's origin (a file, a flag), for errors. Raises ConditionError.
     """
@@ -279,11 +281,11 @@ def condition_from_config(config: Mapping[str, Any], source: str = "condition") 
     return CONDITIONS[kind].from_config(config, source)
 
 
-# What values mean
+# The meaning of values
 
 _NO_MEANING = frozenset(
     {"reading", "threshold", "unit", "camera", "field_of_view", "normal_axes", "jump", "null_value", "clip"}
-)  # settings of conditions that say how files are read, or what networks see, and not what raw values mean
+)  # settings of reading files and encoding, which do not affect the meaning of raw values
 
 
 def meaning_hash(condition: Condition) -> str:

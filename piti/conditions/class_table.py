@@ -23,7 +23,7 @@ MAX_ID = 65535
 
 
 class _ClassEntry(Spec):
-    """One class as classes.json writes it."""
+    """A class in classes.json."""
 
     id: int
     name: str
@@ -73,7 +73,7 @@ class ClassTable(Spec):
             values = read_json(Path(path))
         except JsonError as error:
             written = Path(path).exists()
-            remedy = error.remedy if written else 'write the classes into it in the order of their ids: ["sky", "road"]'
+            remedy = error.remedy if written else 'list the classes in the order of their ids, such as ["sky", "road"]'
             raise ConditionError(f"cannot read the class table ({error.problem})", remedy=remedy, source=path) from None
         try:
             file = _ClassesFile.parse(_usual_form(values, str(path)), str(path))
@@ -107,7 +107,7 @@ class ClassTable(Spec):
     @model_validator(mode="before")
     @classmethod
     def _black_is_ignored(cls, values: Any) -> Any:
-        """Unless a colour for unlabelled pixels is given or a class is black, it is black."""
+        """The colour of unlabelled pixels is black, unless one is given or a class is black."""
         if isinstance(values, Mapping) and values.get("ignore_colour") is None:
             colours = values.get("colours") or ()
             if not any(list(colour) == [0, 0, 0] for colour in colours if isinstance(colour, Sequence)):
@@ -148,13 +148,13 @@ class ClassTable(Spec):
 
 
 CLASSES_FILE = "classes.json"
-_ABOVE = 8  # folders from a mask upwards in which its table may lie: labels/train/city, …, labels, the data's root
+_ABOVE = 8  # number of folders upwards from a mask to look for its table: labels/train/city, …, labels, the data root
 
 
 def table_beside(path: str | Path) -> ClassTable | None:
     """The class table in a file's folder, or in the nearest folder above it. Raises ConditionError if it is damaged."""
     named = Path(path).absolute()
-    for start in dict.fromkeys((named, named.resolve())):  # where it is named, and where links lead
+    for start in dict.fromkeys((named, named.resolve())):  # the given path, and the target of links
         for folder in list(start.parents)[:_ABOVE]:
             place = folder / CLASSES_FILE
             if place.is_file():
@@ -170,11 +170,11 @@ def _kept(path: Path, _changed: int, _size: int) -> ClassTable:
 
 
 def bit_colours(count: int) -> tuple[Colour, ...]:
-    """`count` distinct colours, none of them black, as PASCAL VOC spreads the bits of a number over RGB.
+    """`count` distinct colours, none of them black, with the bits of a number distributed over RGB as in PASCAL VOC.
 
-    The colour of class k shows k + 1 (0 would be black): its lowest bit is the highest of red, the next the
-    highest of green, the next the highest of blue, the fourth the second highest of red, and so on. Low
-    numbers thus look as different as they can. The released mask models use the first 182.
+    The colour of class k shows k + 1 (0 would be black): its lowest bit is the highest of red, the next the highest of
+    green, the next the highest of blue, the fourth the second highest of red, and so on. Low numbers thus have very
+    different colours. The released mask models use the first 182.
     """
     return tuple(_spread(number) for number in range(1, count + 1))
 
@@ -188,7 +188,7 @@ def _spread(number: int) -> Colour:
 # The forms of classes.json
 
 _KEYS = frozenset({"classes", "categories", "ignore", "ignore_color", "reading"})
-_NO_COLOUR = 'is no colour; give [r, g, b], 0..255 each, or "#rrggbb"'
+_NO_COLOUR = 'is not a colour; give [r, g, b], 0..255 each, or "#rrggbb"'
 _OF_COCO = frozenset({"supercategory", "isthing"})
 
 
@@ -208,14 +208,14 @@ def _usual_form(values: Any, source: str) -> dict[str, Any]:
     if not isinstance(entries, list):
         return file
     if not entries:
-        raise ConditionError(f'{source}: \'classes\' is empty; name one class at least, such as {{"name": "sky"}}')
+        raise ConditionError(f'{source}: \'classes\' is empty; name at least one class, such as {{"name": "sky"}}')
     entries = [_entry(entry) for entry in entries]
     if all(isinstance(entry, dict) and ids not in entry for entry in entries):
         entries = [{ids: number, **entry} for number, entry in enumerate(entries)]
     if all(isinstance(entry, dict) and entry.get("color") is None for entry in entries):
         chosen = bit_colours(len(entries))
         entries = [{**entry, "color": colour} for entry, colour in zip(entries, chosen, strict=True)]
-        file.setdefault("reading", "ids")  # nobody saved pictures in these colours
+        file.setdefault("reading", "ids")  # these colours are not in any files
     if file.get("reading") == "colors":
         file["reading"] = "colours"
     if "ignore_color" in file:
@@ -227,7 +227,7 @@ def _usual_form(values: Any, source: str) -> dict[str, Any]:
 
 
 def _is_mapping_of_classes(values: Any) -> bool:
-    """Whether it is names by number, numbers by name or colours by name, and nothing else."""
+    """Whether it maps only numbers to names, names to numbers, or names to colours."""
     if not isinstance(values, dict) or not values or values.keys() & _KEYS:
         return False
     by_number = all(isinstance(value, str) and key.strip().isdecimal() for key, value in values.items())
@@ -252,7 +252,7 @@ def _entries(classes: Any) -> Any:
 
 
 def _entry(entry: Any) -> Any:
-    """A class, of a name alone or with what COCO says besides; its colour as numbers where that is a text."""
+    """A class from a name, or from an entry as in COCO; a colour string is parsed."""
     if isinstance(entry, str):
         return {"name": entry}
     if not isinstance(entry, dict):

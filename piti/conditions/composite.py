@@ -36,7 +36,7 @@ from piti.core.sheets import grid
 from piti.core.spec import Spec, SpecError, choices
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
-_ABSENT = (225, 225, 225)  # what the preview of an absent part is filled with
+_ABSENT = (225, 225, 225)  # preview colour of an absent part
 _RAW_TYPES = (torch.uint8, torch.int16, torch.float16, torch.int32, torch.float32, torch.float64)
 
 
@@ -67,16 +67,16 @@ class _SeveralConfig(Spec):
 class SeveralCondition(Condition):
     """Named parts, such as a mask and a sketch of the same image; at least one of them is given, or all `together`.
 
-    Raw form: P planes that are 1 where a part is given and 0 where it is absent, the same at every pixel, then the
-    raw planes of every part in order (zeros where it is absent), in the narrowest type that holds them all
-    exactly. Encoded: the channels of the parts in order; an absent part is its own null. The null condition is
-    that of all parts. Every operation is left to the parts, on their own type.
+    Raw form: P planes that are 1 where a part is given and 0 where it is absent, the same at every pixel, then the raw
+    planes of every part in order (zeros where it is absent), in the narrowest dtype that represents them all exactly.
+    Encoded: the channels of the parts in order; an absent part is its own null. The null condition is that of all
+    parts. All operations are delegated to the parts, in their own dtype.
 
-    parts: by name, in the order of the channels; kinds that are pictures over the image (no text, and no
-    several again). Raises ConditionError for others, for fewer than two, and for names that are no words.
+    parts: by name, in the order of the channels; only kinds that are aligned images (no text, and no nested several).
+    Raises ConditionError for others, for fewer than two, and for invalid names.
 
-    together: every part has to be given, and in training all of them are null at once, see `dropped`: for networks that
-    never saw one part alone.
+    together: every part must be given, and in training all become null at once, see `dropped`, for networks that were
+    never trained with a single part.
     """
 
     kind: ClassVar[str] = "several"
@@ -87,42 +87,41 @@ class SeveralCondition(Condition):
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise ConditionError(
-                f"parts: {', '.join(self.parts) or 'none'} named; name two or more, or take one's kind"
+                f"parts: {', '.join(self.parts) or 'none'} named; name two or more, or use that kind alone"
             )
         for name, part in self.parts.items():
             if not _NAME.fullmatch(name):
-                raise ConditionError(f"parts: {name!r} is no name; take letters, digits, '-' and '_', such as 'mask'")
+                raise ConditionError(f"parts: {name!r} is invalid; use letters, digits, '-' and '_', such as 'mask'")
             if not part.spatial or not part.channels or isinstance(part, SeveralCondition):
                 raise ConditionError(
-                    f"parts.{name}: '{part.kind}' cannot be a part; parts are pictures that lie over the image, such "
+                    f"parts.{name}: '{part.kind}' cannot be a part; parts are images aligned with the output, such "
                     "as mask, sketch or geometry"
                 )
 
     @property
     def channels(self) -> int:
-        """Those of all parts."""
+        """Channels of all parts."""
         return sum(part.channels for part in self.parts.values())
 
     @property
     def planes(self) -> int:
-        """A plane for each part that says whether it is given, then those of all parts."""
+        """A presence flag per part, then the planes of all parts."""
         return len(self.parts) + sum(part.planes for part in self.parts.values())
 
     @property
     def raw_dtype(self) -> torch.dtype:
-        """The narrowest type that holds the raw values of every part exactly."""
+        """The narrowest dtype that represents the raw values of every part exactly."""
         kinds = [part.raw_dtype for part in self.parts.values()]
         return next(dtype for dtype in _RAW_TYPES if all(_holds(dtype, kind) for kind in kinds))
 
     # Reading
 
     def load(self, path: Files) -> Shaped[Tensor, "K h w"]:
-        """Read the parts that are given, by name; files, pictures and raw tensors may be mixed.
+        """Read the given parts, by name; files, images and raw tensors may be mixed.
 
-        Those of another size are brought to that of the largest where their proportions agree, by the part's own
-        filter. Raises ImageError for what is no picture; ConditionError for what is not of its part's kind, an
-        unknown part, none at all (or not all, where they belong together), other proportions, and for one file that
-        does not say which part it is.
+        Smaller ones are resized to the largest if their aspect ratios agree, by the part's own filter. Raises
+        ImageError for files that are not images; ConditionError for another kind than the part's, an unknown part, no
+        part (or not all, if `together`), other aspect ratios, and for a single file without the name of its part.
         """
         if not isinstance(path, Mapping):
             raise ConditionError(f"{path}: {self._which()}")
@@ -143,13 +142,13 @@ class SeveralCondition(Condition):
         return self._joined(self._of_one_size(raws, sources))
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
-        """Always raises ConditionError: one picture does not say which part it is."""
+        """Always raises ConditionError: the part of a single image is unknown."""
         raise ConditionError(f"{source}: {self._which()}")
 
     def _which(self) -> str:
         first = next(iter(self.parts))
         return (
-            f"this model reads {', '.join(self.parts)}; say which part it is: {{'{first}': FILE}}, or on the "
+            f"this model reads {', '.join(self.parts)}; name the part: {{'{first}': FILE}}, or on the "
             f"command line {option('given')} {first}=FILE"
         )
 
@@ -163,17 +162,17 @@ class SeveralCondition(Condition):
         sized = {}
         for name, raw in raws.items():
             rows, columns = raw.shape[-2:]
-            if abs(rows * width - columns * height) > max(height, width):  # by more than a pixel is rounded
+            if abs(rows * width - columns * height) > max(height, width):  # more than rounding to a pixel
                 raise ConditionError(
                     f"{sources[largest]} is {width} x {height} and {sources[name]} is {columns} x {rows}: the parts of "
-                    "a condition lie over the same image; give both the same proportions"
+                    "a condition are aligned with one image; give both the same aspect ratio"
                 )
             same = (rows, columns) == (height, width)
             sized[name] = raw if same else self.parts[name].crop_resize(raw, Box(0, 0, columns, rows), (height, width))
         return sized
 
     def _joined(self, raws: Mapping[str, Tensor]) -> Shaped[Tensor, "K h w"]:
-        """Raw parts of one size as one tensor; those that are missing are absent."""
+        """Join raw parts of one size; missing ones are absent."""
         height, width = next(iter(raws.values())).shape[-2:]
         flags = torch.tensor([name in raws for name in self.parts], dtype=self.raw_dtype)
         planes = [flags.view(-1, 1, 1).expand(-1, height, width)]
@@ -189,31 +188,31 @@ class SeveralCondition(Condition):
         return raw[..., : len(self.parts), 0, 0] != 0
 
     def _split(self, raw: Shaped[Tensor, "*batch K h w"]) -> Iterator[tuple[Condition, Tensor]]:
-        """Each part with its raw planes [*batch, K of the part, h, w] in its own type."""
+        """Each part with its raw planes [*batch, K of the part, h, w] in its own dtype."""
         start = len(self.parts)
         for part in self.parts.values():
             yield part, raw.narrow(-3, start, part.planes).to(part.raw_dtype)
             start += part.planes
 
     def checked(self, raw: Tensor, source: str) -> Shaped[Tensor, "K h w"]:
-        """`raw` as it is, if `load` could have made it. Raises ConditionError that says what it should be."""
+        """Return `raw` if it is a valid raw tensor. Raises ConditionError that says what is expected."""
         if raw.ndim != 3 or len(raw) != self.planes or raw.dtype != self.raw_dtype or not raw.numel():
             raise ConditionError(
-                f"{source}: expected [{self.planes}, h, w] of {self.raw_dtype}, whether each part is given and then "
-                f"its planes, got {list(raw.shape)} of {raw.dtype}; hand in the parts: {{{self._example()}}}"
+                f"{source}: expected [{self.planes}, h, w] of {self.raw_dtype}, a flag per part, 1 if it is given, "
+                f"then their planes, got {list(raw.shape)} of {raw.dtype}; give the parts: {{{self._example()}}}"
             )
         flags = raw[: len(self.parts)]
         enough = flags.all() if self.together else flags.any()
         if not (((flags == 0) | (flags == 1)) & (flags == flags[:, :1, :1])).all() or not enough:
             raise ConditionError(
-                f"{source}: the first {len(self.parts)} planes say which parts are given, 1 or 0 everywhere and 1 for "
-                f"{self._needed}; hand in the parts: {{{self._example()}}}"
+                f"{source}: the first {len(self.parts)} planes flag the given parts, each constant 1 or 0, and 1 for "
+                f"{self._needed}; give the parts: {{{self._example()}}}"
             )
         start = len(self.parts)
         for (name, given), (part, planes) in zip(self._named_given(raw), self._split(raw), strict=True):
             stored = raw[start : start + part.planes]
             if not torch.equal(planes.to(raw.dtype).nan_to_num(), stored.nan_to_num()):
-                raise ConditionError(f"{source}: the planes of '{name}' hold what {part.raw_dtype} cannot")
+                raise ConditionError(f"{source}: the planes of '{name}' hold values that {part.raw_dtype} cannot")
             if given:
                 part.checked(planes, f"{source}: {name}")
             start += part.planes
@@ -226,12 +225,12 @@ class SeveralCondition(Condition):
         return zip(self.parts, self.given(raw).tolist(), strict=True)
 
     def crop_resize(self, raw: Shaped[Tensor, "K h w"], box: Box, size: Size) -> Shaped[Tensor, "K h2 w2"]:
-        """Cut `box` out and resize it, every part by its own filter."""
+        """Crop `box` and resize it, every part with its own filter."""
         cut = {name: part.crop_resize(planes, box, size) for name, (part, planes) in self.given_parts(raw).items()}
         return self._joined(cut) if cut else torch.zeros(self.planes, *sides_of(size), dtype=self.raw_dtype)
 
     def redrawn(self, raw: Shaped[Tensor, "K h w"], pen: Pen) -> Shaped[Tensor, "K h w"]:
-        """The lines of every part that has any."""
+        """Transform the lines of all parts that have some."""
         made = {name: part.redrawn(planes, pen) for name, (part, planes) in self.given_parts(raw).items()}
         return self._joined(made) if made else raw
 
@@ -249,7 +248,7 @@ class SeveralCondition(Condition):
         return {name: (part, planes) for (name, given), (part, planes) in parts if given}
 
     def settled(self, files: Sequence[Files]) -> tuple[Condition, list[str]]:
-        """Every part by its own files."""
+        """Settle every part by its own files."""
         parts, notes = dict(self.parts), list[str]()
         given = [file for file in files if isinstance(file, Mapping)]
         for name, part in self.parts.items():
@@ -266,10 +265,10 @@ class SeveralCondition(Condition):
         }
         return self if parts == dict(self.parts) else replace(self, parts=parts)
 
-    # What the network sees
+    # Encoding
 
     def encode(self, raw: Shaped[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch C h w"]:
-        """The channels of all parts, float32; an absent part's are its null."""
+        """The channels of all parts, float32; an absent part is its null."""
         given = self.given(raw)  # [..., P]
         encoded = []
         for k, (part, planes) in enumerate(self._split(raw)):
@@ -290,17 +289,17 @@ class SeveralCondition(Condition):
 
     @property
     def draws(self) -> int:
-        """One for all parts at once, then one for each that can be missing by itself."""
+        """One for all parts together, then one for each that can be missing separately."""
         return 1 if self.together else len(self.parts) + 1
 
     def dropped(
         self, encoded: Shaped[Tensor, "B C h w"], uniform: Float[Tensor, "B draws"], p: float
     ) -> Shaped[Tensor, "B C h w"]:
-        """Parts null independently of each other with probability `p`, and besides all of them together with `p`.
+        """Each part becomes null independently with probability `p`, and additionally all together with `p`.
 
-        So of rows in which all parts are given a share (1 - p)^(P + 1) keeps them all, every part is null in
-        1 - (1 - p)^2, and all are in p + (1 - p) p^P, which is what guidance compares with. For p = 0.1 and two
-        parts: 73%, 19% and 10.9%. Where parts belong together, they are null at once, with `p`.
+        Of rows with all parts, a share (1 - p)^(P + 1) keeps them all, each part is null in 1 - (1 - p)^2, and all are
+        null in p + (1 - p) p^P, which guidance uses. For p = 0.1 and two parts: 73%, 19% and 10.9%. With `together`,
+        all become null at once, with `p`.
         """
         if self.together:
             return super().dropped(encoded, uniform, p)
@@ -311,21 +310,21 @@ class SeveralCondition(Condition):
         drop = drop.to(encoded.device, non_blocking=True)  # [B, C]
         return torch.where(drop[..., None, None], null, encoded)
 
-    # For people
+    # Previews
 
     def preview(self, raw: Shaped[Tensor, "K h w"]) -> Image.Image:
-        """The parts' pictures in a row."""
+        """The parts' previews in a row."""
         return grid([self.previews(raw)], gap=0)
 
     def previews(self, raw: Shaped[Tensor, "K h w"]) -> list[Image.Image]:
-        """A picture of each part, of the same size; a grey one with a cross for what is absent."""
+        """A preview of each part, of the same size; grey with a cross for absent ones."""
         parts = zip(self._split(raw), self.given(raw).tolist(), strict=True)
         return [part.preview(planes) if given else _absent(*raw.shape[-2:]) for (part, planes), given in parts]
 
     # On disk
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and parts as plain data, and that they belong together, if so."""
+        """Kind, parts and `together` as plain data."""
         parts = [{"name": name, "condition": part.to_config()} for name, part in self.parts.items()]
         return {"kind": self.kind, "parts": parts} | ({"together": True} if self.together else {})
 
@@ -348,7 +347,7 @@ class SeveralCondition(Condition):
         return replace(self, parts={name: part.found_in(folder) for name, part in self.parts.items()})
 
     def reads_like(self, other: Condition) -> bool:
-        """Whether the other has the same parts in the same order, and they belong together in both or in neither."""
+        """Whether the other has the same parts in the same order, and the same `together`."""
         if not isinstance(other, SeveralCondition):
             return False
         if (list(self.parts), self.together) != (list(other.parts), other.together):
@@ -374,7 +373,7 @@ def part_configs(config: Mapping[str, Any], source: str) -> dict[str, dict[str, 
 
 
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Whether every value of `narrow` is exact in `wide`."""
+    """Whether `wide` represents every value of `narrow` exactly."""
     if narrow.is_floating_point:
         if not wide.is_floating_point:
             return False
@@ -392,7 +391,7 @@ def _named(name: str, item: Given) -> str:
 
 
 def _absent(height: int, width: int) -> Image.Image:
-    """The picture of a part that is not given."""
+    """The preview of an absent part."""
     picture = Image.new("RGB", (width, height), _ABSENT)
     draw = ImageDraw.Draw(picture)
     for ends in ((0, 0, width - 1, height - 1), (0, height - 1, width - 1, 0)):

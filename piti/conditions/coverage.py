@@ -1,4 +1,4 @@
-"""Which classes occur in a set of masks, and how much of it is unlabelled."""
+"""Class coverage of masks: the classes that occur, and the unlabelled share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from piti.conditions.lines import depth_of
 from piti.conditions.mask import MaskCondition
 from piti.core.errors import Message, option, text_of
 
-_NAMED = 5  # how many classes a note names
+_NAMED = 5  # number of classes listed in a note
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What one mask holds.
+    """Statistics of a mask.
 
-    pixels: of each index, what is unlabelled last. drawn: whether it is narrow lines of one class and nothing else, as
-    a drawing in black and white is, whose 0 may be the id of a class and whose 255 what is unlabelled.
+    pixels: per index, unlabelled last. drawn: whether it consists only of thin lines of one class, like a black and
+    white drawing, whose 0 may be a class id and whose 255 unlabelled.
     """
 
     pixels: Int64[np.ndarray, " indices"]
@@ -33,7 +33,7 @@ class Counted:
 
 
 Counts = dict[str, Counted]
-"""What each part of a condition holds that is a mask."""
+"""Statistics of the parts of a condition that are masks."""
 
 
 @dataclass
@@ -45,10 +45,10 @@ class Coverage:
     masks: Counter[str] = field(default_factory=Counter)
     empty: Counter[str] = field(default_factory=Counter)
     drawn: Counter[str] = field(default_factory=Counter)
-    """How many masks of each part there are, how many are unlabelled throughout, and how many are `Counted.drawn`."""
+    """Per part: the number of masks, of entirely unlabelled ones, and of those that are `Counted.drawn`."""
 
     def counted(self, raw: Shaped[Tensor, "K h w"]) -> Counts:
-        """The pixels of each class in one raw condition; nothing for a condition without masks."""
+        """Statistics of a raw condition; empty without masks."""
         found: Counts = {}
         for name, (part, planes) in self.condition.given_parts(raw).items():
             if isinstance(part, MaskCondition):
@@ -58,7 +58,7 @@ class Coverage:
         return found
 
     def add(self, counts: Counts) -> None:
-        """Take those of one condition into account."""
+        """Add the statistics of a condition."""
         for name, one in counts.items():
             self.pixels[name] = self.pixels.get(name, 0) + one.pixels
             self.masks[name] += 1
@@ -66,12 +66,12 @@ class Coverage:
             self.drawn[name] += one.drawn
 
     def lacks(self) -> list[str]:
-        """`notes`, or nothing where every class occurs and nothing is unlabelled."""
+        """`notes`; empty if all classes occur and nothing is unlabelled."""
         whole = all(count[-1] == 0 and count[:-1].all() for count in self.pixels.values())
         return [] if whole else self.notes()
 
     def notes(self) -> list[str]:
-        """A line for each part that is a mask, and a warning of masks that say nothing."""
+        """A line per part that is a mask, and warnings on masks without information."""
         several = len(self.pixels) > 1
         named = self.condition.named_parts()
         found: list[str] = []
@@ -86,12 +86,12 @@ class Coverage:
     def _drawn_note(self, name: str) -> list[str]:
         drawn, of = self.drawn[name], self.masks[name]
         what = "the mask is" if of == 1 else f"{drawn} of {of} masks are"
-        said = f"{what} narrow lines of one class and unlabelled elsewhere: drawings are for a model of sketches"
+        said = f"{what} thin lines of one class, unlabelled elsewhere: for drawings use a sketch model"
         return [Message(f"{said} ({option('model')} sketch)")] if drawn else []
 
 
 def _is_drawn(indices: Integer[Tensor, "1 h w"], pixels: Int64[Tensor, " indices"]) -> bool:
-    """See `Counted.drawn`; lines may also be what is unlabelled, of a drawing that is white on black."""
+    """See `Counted.drawn`; in a white on black drawing, the lines may be unlabelled."""
     if min(indices.shape[-2:]) < SMALLEST or not pixels[-1] or int((pixels[:-1] > 0).sum()) != 1:
         return False
     seen = thinned(indices[0].numpy()) == len(pixels) - 1
@@ -100,20 +100,20 @@ def _is_drawn(indices: Integer[Tensor, "1 h w"], pixels: Int64[Tensor, " indices
 
 
 def unlabelled_note(condition: Condition, raw: Shaped[Tensor, "K h w"]) -> list[str]:
-    """What to say of one condition alone where some of it is unlabelled, see `Coverage`."""
+    """Notes on a single condition that is partly unlabelled, see `Coverage`."""
     coverage = Coverage(condition)
     coverage.add(coverage.counted(raw))
     return coverage.notes() if any(count[-1] for count in coverage.pixels.values()) else []
 
 
 def empty_note(empty: int, of: int) -> list[str]:
-    """What to say of masks without any class, if there are some."""
+    """A note on masks without any class, if there are some."""
     what = "the mask is" if of == 1 else f"{empty} of {of} masks are"
     return [f"{what} unlabelled throughout, so no class guides the image"] if empty else []
 
 
 def coverage_note(names: Sequence[str], counts: Sequence[int]) -> str:
-    """Which classes occur nowhere, and the share that is unlabelled. counts: pixels of each class, then unlabelled."""
+    """A note on missing classes and the unlabelled share. counts: pixels of each class, then unlabelled."""
     missing = [f"'{name}'" for name, count in zip(names, counts, strict=False) if not count]
     share = _percent(int(counts[-1]) / max(1, int(sum(counts))))
     if not missing:

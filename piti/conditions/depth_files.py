@@ -1,4 +1,4 @@
-"""Depth and normals in files: 16-bit pictures with a unit, EXR, NumPy arrays with a mask, DIODE's three files."""
+"""Depth and normals in files: 16-bit images with a unit, EXR, NumPy arrays with a mask, DIODE's three files."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _FORMATS = "a 16-bit grey PNG, an EXR, or a .npy or .npz of floats in metres"
 
 @dataclass(frozen=True)
 class DepthFile:
-    """What a file says: depth in metres along the view's axis, 0 in holes, and normals where it has some.
+    """A file's depth in metres along the optical axis, 0 in holes, and its normals, if any.
 
-    normal: x right, y down, z forward, of any length that the file gave them.
+    normal: x right, y down, z forward, of any length, as in the file.
     """
 
     depth: Float[np.ndarray, "h w"]
@@ -45,11 +45,11 @@ class DepthFile:
 def read_depth(path: Source, unit: float, normal_axes: Axes = CAMERA_AXES) -> DepthFile:
     """Read depth by the file's suffix; beside DIODE's `X_depth.npy` also `X_depth_mask.npy` and `X_normal.npy`.
 
-    unit: metres per count where values are integers; floats are metres. `.npz`: arrays `depth` [h, w], and
-    perhaps `mask` [h, w] (0: hole) and `normal` [h, w, 3] or [3, h, w]. Holes are what is not above 0, not finite,
-    or masked out. normal_axes: the signs that bring the normals of an `.npz` to x right, y down, z forward; DIODE's are
-    known. Raises ImageError for a missing, damaged or too large file, ConditionError for one that holds
-    something else, naming it. Nothing is ever unpickled.
+    unit: metres per count where values are integers; floats are metres. `.npz`: arrays `depth` [h, w], and perhaps
+    `mask` [h, w] (0: hole) and `normal` [h, w, 3] or [3, h, w]. Holes are values that are not above 0, not finite, or
+    masked out. normal_axes: the signs that bring the normals of an `.npz` to x right, y down, z forward; DIODE's are
+    known. Raises ImageError for a missing, damaged or too large file, ConditionError for other contents. Nothing is
+    unpickled.
     """
     reader = _READERS.get(Path(str(path)).suffix.lower())
     if reader is None:
@@ -58,13 +58,13 @@ def read_depth(path: Source, unit: float, normal_axes: Axes = CAMERA_AXES) -> De
 
 
 def depth_of_image(image: Image.Image, unit: float, source: str) -> Float[np.ndarray, "h w"]:
-    """Depth in metres of a decoded picture: integers of 16 or 32 bits times `unit`, or floats (mode F) in metres.
+    """Depth in metres of a decoded image: integers of 16 or 32 bits times `unit`, or floats (mode F) in metres.
 
-    Raises ConditionError for other pictures: 8 bits are an image of depth, not its measure.
+    Raises ConditionError for other images: 8 bits show depth, but do not measure it.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         raise ConditionError(
-            f"{source}: an 8-bit picture ({image.mode}) holds no metric depth, 256 steps of an unknown range; "
+            f"{source}: an 8-bit picture ({image.mode}) cannot hold metric depth, only 256 steps of an unknown range; "
             f"give {_FORMATS}"
         )
     return _metres(np.asarray(image), unit, source)
@@ -117,7 +117,7 @@ def _read_array(path: Source) -> Shaped[np.ndarray, "*any"]:
 
 
 def _array(file: Any, source: str) -> Shaped[np.ndarray, "*any"]:
-    """One array in NumPy's format; its header is looked at before anything is allocated."""
+    """Read an array in NumPy's format, checking its header before allocating memory."""
     version = np.lib.format.read_magic(file)
     headers: dict[Any, Callable[..., Any]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -127,9 +127,11 @@ def _array(file: Any, source: str) -> Shaped[np.ndarray, "*any"]:
         raise ValueError(f"NumPy format {version}")
     shape, _, dtype = headers[version](file)
     if dtype.hasobject or dtype.kind not in "fiub":
-        raise ConditionError(f"{source}: values of type {dtype} are no depth, mask or normals; save them as float32")
+        raise ConditionError(
+            f"{source}: values of type {dtype} cannot be depth, a mask or normals; save them as float32"
+        )
     if 0 in shape:
-        raise ConditionError(f"{source}: is empty, {list(shape)}; save the whole picture")
+        raise ConditionError(f"{source}: is empty, {list(shape)}; save the whole image")
     if int(np.prod(shape, dtype=object)) > 3 * MAX_PIXELS:
         raise ImageError(f"{source}: {list(shape)} values, at most {MAX_PIXELS} pixels are read; make it smaller")
     file.seek(0)
@@ -146,7 +148,7 @@ def _read_exr(path: Source, unit: float, _: Axes) -> DepthFile:
     except ImportError:
         raise ConditionError(f"{path}: reading EXR needs another package; pip install 'piti[exr]'") from None
     with _opened(path) as file, _damage_named(path):
-        # num_threads=0: a pool of threads would not survive the fork of a loader's workers.
+        # num_threads=0: a thread pool would not survive the fork of data loading workers.
         for part in OpenEXR.File(file, header_only=True, num_threads=0).parts:
             first, last = (np.asarray(corner, np.int64) for corner in part.header["dataWindow"])
             width, height = (last - first + 1).tolist()
@@ -161,7 +163,7 @@ def _read_exr(path: Source, unit: float, _: Axes) -> DepthFile:
 
 
 def _depth_channel(channels: dict[str, np.ndarray], source: str) -> Shaped[np.ndarray, "*any"]:
-    """A layer's name before the last dot does not matter; R of a picture in colour is no depth."""
+    """Layer names before the last dot are ignored; R of a colour image is not depth."""
     if len(channels) == 1:
         return next(iter(channels.values()))
     for wanted in ("Z", "Y", "R"):
@@ -185,7 +187,7 @@ def _metres(values: Shaped[np.ndarray, "*any"], unit: float, source: str) -> Flo
     if values.ndim != 2:
         raise ConditionError(f"{source}: expected depth [h, w] or [h, w, 1], got {list(values.shape)}; save one plane")
     if values.dtype.itemsize == 1:
-        raise ConditionError(f"{source}: {values.dtype} holds no metric depth, 256 steps of an unknown range")
+        raise ConditionError(f"{source}: {values.dtype} cannot hold metric depth, only 256 steps of an unknown range")
     with np.errstate(over="ignore"):
         metres = values.astype(np.float32) if values.dtype.kind == "f" else values * np.float32(unit)
     return np.where(np.isfinite(metres) & (metres > 0), metres, 0).astype(np.float32)
@@ -220,12 +222,12 @@ def _opened(path: Source) -> Any:
 
 @contextmanager
 def _damage_named(path: Source) -> Iterator[None]:
-    """What decoders say about a damaged file, said with the file's name."""
+    """Convert decoders' errors for damaged files to errors with the file's name."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of a damaged file's header NumPy raises even tokenize.TokenError
+    except Exception as error:  # for a damaged header NumPy even raises tokenize.TokenError
         what = quoted(str(error) or type(error).__name__, 200)
         raise ImageError(f"{path}: damaged or incomplete ({what}); copy or export the file again") from error
 

@@ -1,4 +1,4 @@
-"""Geometry: how far every pixel is and which way its surface faces, with holes where nobody measured."""
+"""Geometry: depth and surface normals per pixel, with holes where nothing was measured."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from piti.core.images import Box
 from piti.core.spec import Spec, SpecError
 
 FIELD_OF_VIEW = 60.0
-"""Degrees, horizontally, that are assumed where no camera is given: DIODE's, between a sensor's and a telephone's."""
+"""Default horizontal field of view in degrees without a camera: DIODE's, between those of sensors and phones."""
 
-_SHARES = (0.02, 0.98)  # of a picture's depths: what becomes -1 and 1 unless near and far are given
-_LEAST_RANGE = 0.2  # of log depth: a wall across the view keeps its noise small
-_MEMBERS = 8  # a shrunken pixel looks at most at so many of its rows and columns
-_UNIT = 0.1  # normals whose typical length differs from 1 by more are none
+_SHARES = (0.02, 0.98)  # percentiles of an image's depths that become -1 and 1 without near and far
+_LEAST_RANGE = 0.2  # smallest range of log depth, so that the noise of a flat wall is not amplified
+_MEMBERS = 8  # largest number of rows and columns per downsampled pixel
+_UNIT = 0.1  # largest deviation of normals' typical length from 1
 
 
 class _GeometryConfig(Spec):
-    """What a geometry condition saves."""
+    """Saved configuration of a geometry condition."""
 
     kind: Literal["geometry"] = "geometry"
     unit: float = Field(0.001, gt=0, allow_inf_nan=False)
@@ -48,7 +48,7 @@ class _GeometryConfig(Spec):
         if self.near is not None and (self.far is None or self.far <= self.near):
             raise ValueError(f"near = {self.near} needs a larger far, got {self.far}; both in metres")
         if self.camera is not None and self.field_of_view is not None:
-            raise ValueError("camera and field_of_view say the same thing; leave field_of_view out")
+            raise ValueError("camera and field_of_view are both given; remove field_of_view")
         return self
 
 
@@ -57,23 +57,22 @@ class _GeometryConfig(Spec):
 class GeometryCondition(Condition):
     """Depth and surface normals, with holes kept as holes.
 
-    Files: what `read_depth` reads (16-bit PNG or TIFF, EXR, `.npy` and `.npz`; integers are counts of `unit`
-    metres, floats are metres), decided by their suffix. A hole is what is not above 0, not finite, masked out, or
-    beyond `far`. Normals that a file lacks are computed from depth and the pinhole camera, see `normals_of_depth`:
-    that of `camera`, stated for one size of picture and scaled to others, else one with a horizontal
-    `field_of_view`, else `FIELD_OF_VIEW` is assumed. Normals are in the camera's frame, x right, y down, z forward,
-    and point towards the camera (n_z < 0 along its axis). normal_axes: signs that bring those of files there, such
-    as [1, -1, -1] for y up and z backward. (DIODE's files are known by their names and need none.) jump: how much
-    depth may differ from a plane between neighbours, as a share, before no normal is computed across.
+    Files: what `read_depth` reads (16-bit PNG or TIFF, EXR, `.npy` and `.npz`; integers are counts of `unit` metres,
+    floats are metres), by suffix. Holes are values that are not above 0, not finite, masked out, or beyond `far`.
+    Missing normals are computed from depth and the pinhole camera, see `normals_of_depth`: that of `camera`, given for
+    one image size and scaled to others, else one with a horizontal `field_of_view`, by default `FIELD_OF_VIEW`. Normals
+    are in the camera's frame, x right, y down, z forward, and point towards the camera (n_z < 0 along its axis).
+    normal_axes: signs that convert those of files, such as [1, -1, -1] for y up and z backward. (DIODE's files are
+    recognised by their names and need none.) jump: the relative deviation from a plane between neighbours above which
+    no normal is computed.
 
-    Raw form: float16 [4, h, w]: normalised log depth in [-1, 1], then the normal. NaN is what is not known: all
-    four in a hole, the normal alone where there is none to compute. Normalised: near is -1 and far is 1 where both
-    are given; else the 2nd and the 98th percentile of the whole picture's log depth are, before any crop, so that a
-    crop does not change it and the unit cancels; what lies outside is clipped. (At least a range of
-    22% counts as one: a wall across the view stays flat.)
+    Raw form: float16 [4, h, w]: normalised log depth in [-1, 1], then the normal. NaN is unknown: all four in a hole,
+    only the normal if it cannot be computed. Normalised: near is -1 and far is 1 where both are given; else the 2nd and
+    the 98th percentile of the whole image's log depth, before any crop, so that it does not depend on the crop or the
+    unit; values outside are clipped. (The range is at least 22%, so that a flat wall stays flat.)
 
-    Encoded, five channels in [-1, 1]: log depth, n_x, n_y, n_z, and 1 where depth is known, -1 in holes; what is
-    not known is 0. The null condition, `null_value` everywhere, is 0: no picture has 0 in its last channel.
+    Encoded, five channels in [-1, 1]: log depth, n_x, n_y, n_z, and 1 where depth is known, -1 in holes; unknown values
+    are 0. The null condition, `null_value` everywhere, is 0, which no image has in its last channel.
     """
 
     kind: ClassVar[str] = "geometry"
@@ -95,7 +94,7 @@ class GeometryCondition(Condition):
 
     @property
     def channels(self) -> int:
-        """Log depth, three of the normal, and whether depth is known."""
+        """Log depth, three of the normal, and validity."""
         return 5
 
     @property
@@ -111,7 +110,7 @@ class GeometryCondition(Condition):
     # Reading
 
     def load(self, path: Files) -> Float[Tensor, "4 h w"]:
-        """Read a file. Raises ImageError if it cannot be read, ConditionError if it holds no depth."""
+        """Read a file. Raises ImageError if it cannot be read, ConditionError if it has no depth."""
         if isinstance(path, Mapping) or str(path).lower().endswith(".txt"):
             return super().load(path)
         found = read_depth(path, self.unit, self.normal_axes)
@@ -119,18 +118,18 @@ class GeometryCondition(Condition):
         return self.from_depth(torch.from_numpy(found.depth), normal, str(path))
 
     def read(self, image: Image.Image, source: str) -> Float[Tensor, "4 h w"]:
-        """A decoded picture of 16 or 32 bits (modes I;16, I) in counts of `unit`, or of floats (F) in metres.
+        """Read a decoded image of 16 or 32 bits (modes I;16, I) in counts of `unit`, or of floats (F) in metres.
 
-        Raises ConditionError for other pictures.
+        Raises ConditionError for other images.
         """
         return self.from_depth(torch.from_numpy(depth_of_image(image, self.unit, source)), None, source)
 
     def from_depth(
         self, depth: Float[Tensor, "h w"], normal: Float[Tensor, "3 h w"] | None = None, source: str = "depth"
     ) -> Float[Tensor, "4 h w"]:
-        """The raw form of depth in metres and, perhaps, normals in the camera's frame (zero or NaN: not known).
+        """The raw form of depth in metres and, optionally, normals in the camera's frame (zero or NaN: unknown).
 
-        Raises ConditionError where no depth is known, or normals are no unit vectors or face away.
+        Raises ConditionError if no depth is known, or if normals are not unit vectors or face away.
         """
         depth = depth.float().nan_to_num(0, 0, 0).clamp(min=0)
         depth = depth if self.far is None else torch.where(depth <= self.far, depth, 0)
@@ -155,7 +154,7 @@ class GeometryCondition(Condition):
         return Camera.of_view(self.field_of_view or FIELD_OF_VIEW, width, height)
 
     def _normalised(self, depth: Float[Tensor, "h w"], hole: Bool[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-        """Log depth in [-1, 1]; anything in holes."""
+        """Log depth in [-1, 1]; undefined in holes."""
         if self.near is not None and self.far is not None:
             low, high = np.log(self.near), np.log(self.far)
         else:
@@ -164,7 +163,7 @@ class GeometryCondition(Condition):
         return ((depth.log() - float(middle)) / float(half)).clamp(-1, 1)
 
     def _given(self, normal: Float[Tensor, "3 h w"], camera: Camera, source: str) -> Float[Tensor, "3 h w"]:
-        """A file's normals as unit vectors in the camera's frame, towards the camera; NaN where they are zero."""
+        """A file's normals as unit vectors in the camera's frame, towards the camera; NaN for zero vectors."""
         length = normal.square().sum(0).sqrt()  # [h, w]
         known = length.isfinite() & (length > 0.5)
         typical = float(length[length.isfinite() & (length > 0)].median().nan_to_num(1))
@@ -182,9 +181,9 @@ class GeometryCondition(Condition):
         return turned
 
     def checked(self, raw: Tensor, source: str) -> Float[Tensor, "4 h w"]:
-        """Raw planes [4, h, w] as they are, or the raw form of depth in metres, [1, h, w].
+        """Return raw planes [4, h, w], or convert depth in metres, [1, h, w].
 
-        Raises ConditionError for another shape or type, or values that cannot be.
+        Raises ConditionError for another shape or dtype, or invalid values.
         """
         shape = f"{list(raw.shape)} of {raw.dtype}"
         if raw.ndim == 3 and len(raw) == 1 and raw.is_floating_point():
@@ -192,22 +191,22 @@ class GeometryCondition(Condition):
         if raw.ndim != 3 or len(raw) != 4 or raw.dtype != torch.float16:
             raise ConditionError(
                 f"{source}: expected depth in metres, floats [1, h, w], or what `from_depth` returns, float16 "
-                f"[4, h, w], got {shape}; convert it, or hand in a file"
+                f"[4, h, w], got {shape}; convert it, or give a file"
             )
         if (raw.abs() > 1).any():
             raise ConditionError(
                 f"{source}: values up to {float(raw.nan_to_num(0).abs().max()):g}; the four planes lie in [-1, 1] "
-                "(NaN: not known); make them with `from_depth`"
+                "(NaN: unknown); make them with `from_depth`"
             )
         return raw
 
     # Use
 
     def crop_resize(self, raw: Float[Tensor, "4 h w"], box: Box, size: Size) -> Float[Tensor, "4 h2 w2"]:
-        """Cut `box` out and resize it to `size` without mixing surfaces.
+        """Crop `box` and resize it to `size` without mixing surfaces.
 
-        Shrinking, a pixel stands for those of the source that it covers (at most 8 x 8 of them), see `merged`.
-        Enlarging, it is nearest neighbour.
+        When downsampling, a pixel represents the source pixels that it covers (at most 8 x 8), see `merged`. Upsampling
+        uses nearest neighbour.
         """
         height, width = sides_of(size)
         down, across = (min(-(-old // new), _MEMBERS) for old, new in ((box.height, height), (box.width, width)))
@@ -224,12 +223,12 @@ class GeometryCondition(Condition):
         return raw.flip(-1) * torch.tensor([1, -1, 1, 1], dtype=raw.dtype, device=raw.device)[:, None, None]
 
     def encode(self, raw: Float[Tensor, "*batch 4 h w"]) -> Float[Tensor, "*batch 5 h w"]:
-        """Log depth, normal and validity in [-1, 1], float32; 0 is what is not known."""
+        """Log depth, normal and validity in [-1, 1], float32; unknown values are 0."""
         known = raw[..., :1, :, :].isfinite()
         return torch.cat([raw.float().nan_to_num(0), known.float() * 2 - 1], dim=-3)
 
     def preview(self, raw: Float[Tensor, "4 h w"]) -> Image.Image:
-        """Depth in colours, light and yellow near, dark and violet far, lit by the normals; holes are grey."""
+        """Coloured depth, from light yellow (near) to dark violet (far), shaded by the normals; holes are grey."""
         planes = raw.float().cpu().numpy()
         return Image.fromarray(coloured(planes[0], planes[1:]))
 
@@ -246,7 +245,7 @@ class GeometryCondition(Condition):
         return cls(**{field.name: getattr(parsed, field.name) for field in fields(cls)})
 
     def reads_like(self, other: Condition) -> bool:
-        """Whether both normalise alike; units and cameras are the files' affair."""
+        """Whether both normalise in the same way; units and cameras only concern files."""
         if not isinstance(other, GeometryCondition):
             return False
         fixed = (self.near, self.near and self.far) == (other.near, other.near and other.far)
@@ -264,10 +263,10 @@ def _parsed(config: Mapping[str, Any], source: str) -> _GeometryConfig:
 
 
 HOLE = (128, 128, 128)
-"""Grey, which is no colour of the map."""
+"""Grey, which is not in the colour map."""
 
 _LIGHT = (-0.45, -0.6, -0.66)  # from above and the left, behind the camera
-_AMBIENT, _UNKNOWN = 0.5, 0.85  # what is lit in shadow, and where the normal is not known
+_AMBIENT, _UNKNOWN = 0.5, 0.85  # brightness in shadow, and for unknown normals
 
 # Oklab (Ottosson 2020): linear sRGB from cubed cone responses, and these from lightness and two opponents.
 _LMS_OF_LAB = np.array(
@@ -288,7 +287,8 @@ _RGB_OF_LMS = np.array(
 
 @cache
 def depth_colours() -> UInt8[np.ndarray, "256 3"]:
-    """Colours from near (0) to far (255): lightness falls in equal steps of Oklab, hue turns from yellow to violet."""
+    """Colours from near (0) to far (255): lightness falls in equal steps of Oklab, hue changes from yellow to
+    violet."""
     t = np.linspace(0, 1, 256)
     lightness = 0.93 - 0.66 * t
     hue = np.radians(103 + 202 * t)
@@ -300,7 +300,7 @@ def depth_colours() -> UInt8[np.ndarray, "256 3"]:
 
 
 def coloured(depth: Float[np.ndarray, "h w"], normal: Float[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture of depth in [-1, 1] (NaN: hole, `HOLE`), shaded by the normals (NaN: not known)."""
+    """An image of depth in [-1, 1] (NaN: hole, `HOLE`), shaded by the normals (NaN: unknown)."""
     hole = np.isnan(depth)
     place = ((np.where(hole, 0, depth) + 1) * 127.5).round().astype(np.uint8)
     lit = np.einsum("c,chw->hw", np.array(_LIGHT) / np.linalg.norm(_LIGHT), normal)

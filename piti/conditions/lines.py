@@ -1,4 +1,4 @@
-"""Lines of a picture: which pixels they are, whatever the paper, and how far others lie from them."""
+"""Extracting the lines of a drawing on any paper, and distances to them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from piti.conditions.base import ConditionError
 from piti.conditions.class_table import Colour
 
 INK: Colour = (24, 24, 40)
-"""What previews draw lines in: a picture of this and pure white alone is read as lines on paper, however dense."""
+"""Line colour of previews: an image of only this and pure white is read as lines on paper, however dense."""
 
 FAR = 1 << 16
-"""The distance to a line where there is none."""
+"""The distance if there are no lines."""
 
-_FAINT = 32  # what differs from the paper by less, of 255, is no line: grain, creases, JPEG's noise
+_FAINT = 32  # smallest difference of lines from the paper, of 255, above grain, creases and JPEG noise
 
 
 # Distances
@@ -28,8 +28,8 @@ _FAINT = 32  # what differs from the paper by less, of 255, is no line: grain, c
 def city_block_distance(lines: Bool[Tensor, "*batch h w"]) -> Int[Tensor, "*batch h w"]:
     """L1 distance of every pixel to the nearest True, in pixels, int32, on the device of `lines`.
 
-    The distance separates: min over rows and columns of |y - y'| + |x - x'| is a pass down the columns, then
-    one along the rows. Without any True it is at least 65,536 everywhere.
+    The distance is separable: the minimum over rows and columns of |y - y'| + |x - x'| is a pass along the columns,
+    then one along the rows. Without any True it is at least 65,536 everywhere.
     """
     far = max(FAR, sum(lines.shape[-2:]))
     distance = torch.where(lines, 0, far).to(torch.int32)
@@ -39,7 +39,7 @@ def city_block_distance(lines: Bool[Tensor, "*batch h w"]) -> Int[Tensor, "*batc
 
 
 def _nearest_along(cost: Int[Tensor, "*batch h w"], axis: int) -> Int[Tensor, "*batch h w"]:
-    """min over j of cost[j] + |i - j| along an axis: what lies before i, then what lies after."""
+    """min over j of cost[j] + |i - j| along an axis: first over j ≤ i, then over j ≥ i."""
     place = torch.arange(cost.shape[axis], dtype=cost.dtype, device=cost.device)
     place = place[:, None] if axis == -2 else place
     before = (cost - place).cummin(axis).values + place
@@ -51,19 +51,21 @@ def _nearest_along(cost: Int[Tensor, "*batch h w"], axis: int) -> Int[Tensor, "*
 
 
 def lines_of(pixels: UInt8[np.ndarray, "h w 4"], threshold: float) -> Bool[np.ndarray, "h w"]:
-    """Where an RGBA picture has lines: where it differs enough, in any channel, from its paper.
+    """The lines of an RGBA image: pixels that differ sufficiently from the paper in any channel.
 
-    Paper is the lighter or the darker end of the greys, by `_paper_is_light`; transparent pixels are paper. On
-    dark paper `threshold` is a share of the way from there to white, so that a soft edge map (black counts as
-    black up to a little noise) is cut at threshold · 255. On light paper it is a share of the way to the
-    ink, so that faint pencil counts. A picture without contrast has no lines.
+    Paper is the lightest or the darkest grey value, see `_paper_is_light`; transparent pixels are paper. On dark paper,
+    `threshold` is relative to the range from paper to white, so that a soft edge map (black up to a little noise) is
+    cut at threshold · 255. On light paper it is relative to the range from paper to ink, so that faint pencil counts.
+    An image without contrast has no lines.
     """
     ink, white = _is_colour(pixels, INK), _is_colour(pixels, (255, 255, 255))
     if (ink | white).all():
         return ink
     paper = _paper_of(pixels)
     steps = (np.abs(pixels[..., c] - paper[c]) for c in range(3))
-    difference = reduce(np.maximum, steps) * (pixels[..., 3] / np.float32(255))  # [h, w]; laid on it, then compared
+    difference = reduce(np.maximum, steps) * (
+        pixels[..., 3] / np.float32(255)
+    )  # [h, w]; composited over it, then compared
     strong = difference[difference >= _FAINT]
     if not strong.size:
         return np.zeros(difference.shape, bool)
@@ -72,10 +74,10 @@ def lines_of(pixels: UInt8[np.ndarray, "h w 4"], threshold: float) -> Bool[np.nd
 
 
 def rgba_of(image: Image.Image, source: str) -> UInt8[np.ndarray, "h w 4"]:
-    """Any picture as 8-bit RGBA.
+    """Convert any image to 8-bit RGBA.
 
-    Greys of nothing but 0 and 1 are black and white (a JPEG's are noise on black); greys of 16 or 32 bits are
-    scaled down unless all of them fit 8.
+    Greyscale with only 0 and 1 is black and white (except in a JPEG, where it is noise on black); 16-bit and 32-bit
+    greyscale is scaled down unless all values fit 8 bits.
     """
     if image.mode == "F":
         raise ConditionError(f"{source}: floating-point pixels have no fixed range; save the sketch as 8-bit PNG")
@@ -90,7 +92,7 @@ def rgba_of(image: Image.Image, source: str) -> UInt8[np.ndarray, "h w 4"]:
 
 
 def _is_colour(pixels: UInt8[np.ndarray, "h w 4"], colour: Colour) -> Bool[np.ndarray, "h w"]:
-    """Where a picture has exactly this colour, opaque."""
+    """Pixels with exactly this colour, opaque."""
     code = np.array([*colour, 255], np.uint8).view(np.uint32)
     return np.ascontiguousarray(pixels).view(np.uint32)[..., 0] == code
 
@@ -101,7 +103,7 @@ def grey_of(colours: Shaped[np.ndarray, "*any 3"]) -> Float[np.ndarray, "*any"]:
 
 
 def _paper_of(pixels: UInt8[np.ndarray, "h w 4"]) -> Float[np.ndarray, " 3"]:
-    """The colour of the paper; where most is transparent, white or black, whichever is farther from the strokes."""
+    """The colour of the paper; for mostly transparent images white or black, whichever is farther from the strokes."""
     opaque = pixels[..., 3] > 127
     grey = grey_of(pixels[..., :3])
     if opaque.mean() <= 0.5:
@@ -115,18 +117,18 @@ def _paper_of(pixels: UInt8[np.ndarray, "h w 4"]) -> Float[np.ndarray, " 3"]:
 def _ends(
     grey: Float[np.ndarray, "h w"], opaque: Bool[np.ndarray, "h w"], share: float
 ) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """The darkest and the lightest opaque pixels: this share of the range of greys, which a few specks do not set."""
+    """The darkest and lightest opaque grey values, as robust quantiles."""
     low, high = np.percentile(grey[opaque], [0.1, 99.9])
     margin = (high - low) * share
     return opaque & (grey <= low + margin), opaque & (grey >= high - margin)
 
 
 def _paper_is_light(grey: Float[np.ndarray, "h w"], opaque: Bool[np.ndarray, "h w"]) -> bool:
-    """Whether the light end of the greys is the paper and the dark one the lines.
+    """Whether the paper is light and the lines are dark.
 
-    Paper is the end with more pixels: soft lines are in between, paper is not. Where there is little in between
-    and both ends are large, as where thick lines are black and white, paper is the half of the greys whose
-    pixels lie deeper: lines are narrow, and what they enclose is not.
+    Paper is the end of the grey values with more pixels, since soft lines are in between. If there is little in between
+    and both ends are large, as for thick black and white lines, paper is the half of the values with deeper regions,
+    since lines are thin and the areas between them are not.
     """
     dark, light = (float(end.mean()) for end in _ends(grey, opaque, 1 / 8))
     if dark + light < 0.4 or max(dark, light) > 3 * min(dark, light):
@@ -136,6 +138,6 @@ def _paper_is_light(grey: Float[np.ndarray, "h w"], opaque: Bool[np.ndarray, "h 
 
 
 def depth_of(region: Bool[np.ndarray, "h w"]) -> float:
-    """How far from the outside the inner tenth of a region's pixels lies at least."""
+    """Smallest distance from the outside of the inner tenth of a region's pixels."""
     distance = city_block_distance(torch.from_numpy(~region)).numpy()
     return float(np.percentile(distance[region], 90))

@@ -1,4 +1,4 @@
-"""Segmentation masks: class-id maps and palette pictures, by a table of classes."""
+"""Segmentation masks: class-id maps and palette images, with a class table."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from piti.core.formats import lossy
 from piti.core.images import Box, lossy_error, open_image
 from piti.core.spec import Spec, SpecError
 
-_MEANING = ("names", "ids", "colours", "ignore", "ignore_colour")  # of a class table, for its files
+_MEANING = ("names", "ids", "colours", "ignore", "ignore_colour")  # class table of its files
 
 
 class _MaskConfig(Spec):
-    """What a mask condition, or one of its kin, saves."""
+    """Saved configuration of a mask condition or a subclass."""
 
     kind: str
     classes: ClassTable
@@ -47,19 +47,18 @@ class _MaskConfig(Spec):
 @register
 @dataclass(frozen=True)
 class MaskCondition(Condition):
-    """A segmentation mask, one channel a class.
+    """A segmentation mask, one channel per class.
 
-    Raw form: class *indices* [1, h, w], uint8 with 255 for unlabelled (int16 with 32767 where the
-    table has more than 255 classes). Encoded: one-hot, unlabelled pixels zero in every channel.
-    null_value fills the null condition (1.0 for weights imported from the released GLIDE-size models).
+    Raw form: class *indices* [1, h, w], uint8 with 255 for unlabelled (int16 with 32767 for more than 255 classes).
+    Encoded: one-hot, unlabelled pixels zero in every channel. null_value fills the null condition (1.0 for weights
+    imported from the released GLIDE-size models).
 
-    Files hold class ids or class colours, matched exactly, in formats that keep values; fully transparent pixels are
-    unlabelled. Which of the two they hold is said by `reading`, or else by the table. Where neither says it, whatever
-    fits is taken: grey pictures mostly hold ids and RGB pictures colours, palettes and greys may be either. A file that
-    fits as both, with different results, is refused; for a set of files see `settled`.
+    Files hold class ids or class colours, matched exactly, in lossless formats; fully transparent pixels are
+    unlabelled. `reading`, or else the table, determines which; otherwise it is inferred from the file: grey images
+    usually contain ids and RGB images colours, palettes and grey images may be either. A file that fits both with
+    different results is refused; for a set of files see `settled`.
 
-    table: the classes by which the files are numbered and coloured, where these are not `classes`; the two are matched
-    by name.
+    table: the ids and colours of the files, if they differ from `classes`; both are matched by name.
     """
 
     kind: ClassVar[str] = "mask"
@@ -83,7 +82,7 @@ class MaskCondition(Condition):
 
     @property
     def raw_dtype(self) -> torch.dtype:
-        """uint8, or int16 where the table has more than 255 classes."""
+        """uint8, or int16 for more than 255 classes."""
         return torch.uint8 if self.ignore_index == 255 else torch.int16
 
     def load(self, path: Files) -> Integer[Tensor, "1 h w"]:
@@ -94,10 +93,10 @@ class MaskCondition(Condition):
             raise (_perhaps_drawn(error, open_image(path)) if is_source(path) else error) from None
 
     def read(self, image: Image.Image, source: str) -> Integer[Tensor, "1 h w"]:
-        """Indices of a decoded mask; see the class for what it may be.
+        """Indices of a decoded mask; see the class for supported images.
 
-        Raises ConditionError for ids or colours that the table lacks, naming them with their counts, and for what can
-        be read as both.
+        Raises ConditionError for ids or colours that are not in the table, naming them with their counts, and for
+        ambiguous files.
         """
         try:
             if kind := lossy(image):
@@ -108,14 +107,14 @@ class MaskCondition(Condition):
         return torch.from_numpy(indices.astype(self._dtype))[None]
 
     def settled(self, files: Sequence[Files]) -> tuple[Condition, list[str]]:
-        """With the `reading` that all of these files fit, where one of them could be read both ways."""
+        """With the `reading` that fits all of these files, if one of them is ambiguous."""
         if self.reading or self.reader.table.reading:
             return self, []
         reading, notes = reading_of(self.reader, [file for file in files if is_source(file)])
         return (self if reading is None else replace(self, reading=reading)), notes
 
     def beside(self, path: object) -> Condition:
-        """With the class table beside or above a file, where that numbers or colours classes otherwise."""
+        """With the class table in a file's folder or above, if its ids or colours differ."""
         found = table_beside(path) if isinstance(path, str | Path) else None
         if found is None or found == self.classes:
             return self
@@ -124,16 +123,16 @@ class MaskCondition(Condition):
 
     @cached_property
     def reader(self) -> MaskReader:
-        """What reads its files."""
+        """The reader of its files."""
         return MaskReader(self.table or self.classes, self.classes.names, self.ignore_index)
 
     def checked(self, raw: Tensor, source: str) -> Integer[Tensor, "1 h w"]:
-        """Class indices [1, h, w] as they are. Raises ConditionError for another shape, type, or index."""
+        """Return class indices [1, h, w]. Raises ConditionError for another shape, dtype, or index."""
         if raw.ndim != 3 or len(raw) != 1 or raw.is_floating_point() or raw.is_complex():
             shape = f"{list(raw.shape)} of {raw.dtype}"
             raise ConditionError(
                 f"expected class indices [1, h, w] of an integer type, got {shape}",
-                remedy="give the ids that a file would hold as [h, w], or colours as a uint8 array [h, w, 3]",
+                remedy="give ids as an array [h, w], as in a file, or colours as a uint8 array [h, w, 3]",
                 source=source,
             )
         odd = raw[(raw != self.ignore_index) & ((raw < 0) | (raw >= self.classes.count))]
@@ -145,11 +144,11 @@ class MaskCondition(Condition):
         return raw
 
     def crop_resize(self, raw: Integer[Tensor, "1 h w"], box: Box, size: Size) -> Integer[Tensor, "1 h2 w2"]:
-        """Cut `box` out and resize it, nearest neighbour, as PIL's NEAREST to the pixel."""
+        """Cut `box` out and resize it, nearest neighbour, equal to PIL's NEAREST."""
         return nearest(raw, box, size)
 
     def flip(self, raw: Integer[Tensor, "*any w"]) -> Integer[Tensor, "*any w"]:
-        """Mirror left to right; what is left of a pair by name, such as `l_eye`, becomes right."""
+        """Mirror left to right, swapping classes named left and right, such as `l_eye`."""
         mirrored = raw.flip(-1)
         if not self._exchanged:
             return mirrored
@@ -170,8 +169,7 @@ class MaskCondition(Condition):
     def preview(self, raw: Integer[Tensor, "1 h w"]) -> Image.Image:
         """The mask in its classes' colours; `read` of the result gives `raw` again.
 
-        Unlabelled pixels are black where the table gives them no colour; if a class is black too, they are
-        read as that class.
+        Unlabelled pixels without a colour in the table are black; if a class is black too, they are read as that class.
         """
         return Image.fromarray(self._colour_of_index[raw[0].cpu().numpy()])
 
@@ -189,7 +187,7 @@ class MaskCondition(Condition):
         return cls(parsed.classes) if parsed.null_value is None else cls(parsed.classes, parsed.null_value)
 
     def reads_like(self, other: Condition) -> bool:
-        """Whether the other has the same classes; how files are read is the files' affair."""
+        """Whether the other has the same classes; their files may differ."""
         return isinstance(other, MaskCondition) and _plain(self).to_config() == _plain(other).to_config()
 
     @property
@@ -198,7 +196,7 @@ class MaskCondition(Condition):
 
     @cached_property
     def _colour_of_index(self) -> UInt8[np.ndarray, "indices 3"]:
-        """The RGB of every raw value; unlabelled pixels are black where the table gives them no colour."""
+        """The RGB of every raw value; unlabelled pixels without a colour in the table are black."""
         colours = np.zeros((self.ignore_index + 1, 3), np.uint8)
         colours[: self.classes.count] = self.classes.colours
         colours[self.ignore_index] = self.classes.ignore_colour or (0, 0, 0)
@@ -206,18 +204,18 @@ class MaskCondition(Condition):
 
 
 def _plain(condition: MaskCondition) -> MaskCondition:
-    """The condition without what is said of files."""
+    """The condition without settings of files."""
     return replace(condition, classes=condition.classes.model_copy(update={"reading": None}))
 
 
 def _perhaps_drawn(error: ConditionError, image: Image.Image) -> ConditionError:
-    """The error, with what to do where the picture looks like a drawing."""
+    """The error, with a remedy if the image looks like a drawing."""
     error.remedy = ", or ".join(filter(None, [error.remedy, drawing_remedy(image)]))
     return error
 
 
 def nearest(values: Shaped[Tensor, "*rest h w"], box: Box, size: Size) -> Shaped[Tensor, "*rest h2 w2"]:
-    """What lies in `box`, resized to `size` by nearest neighbour, as PIL's NEAREST to the pixel."""
+    """Crop `box` and resize to `size` by nearest neighbour, equal to PIL's NEAREST."""
     height, width = sides_of(size)
     rows = nearest_positions(box.top, box.height, height)
     columns = nearest_positions(box.left, box.width, width)
@@ -227,7 +225,7 @@ def nearest(values: Shaped[Tensor, "*rest h w"], box: Box, size: Size) -> Shaped
 def nearest_positions(start: int, length: int, size: int) -> Integer[Tensor, "*positions"]:
     """Source positions of `size` samples over [start, start + length), rounded as PIL does.
 
-    PIL adds the step up in float64 instead of multiplying; the sum's rounding is part of the result.
+    PIL accumulates the step in float64 instead of multiplying; the rounding of the sum affects the result.
     """
     step = length / size
     steps = np.full(size, step)

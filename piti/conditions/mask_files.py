@@ -1,7 +1,7 @@
-"""A mask's file to class indices: by ids or by class colours, which of both is decided for a set of files.
+"""Reading mask files as class indices, by ids or by class colours, which is decided for a set of files.
 
-A grey picture's values, a palette picture's indices, and the greys of an RGB picture (some tools save id maps so) may
-be ids as well as colours. A coloured RGB picture holds colours.
+The values of a grey image, the indices of a palette image, and grey RGB images (some tools save id maps so) may be ids
+or colours. A coloured RGB image contains colours.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from PIL import Image
 from piti.conditions.base import ConditionError
 from piti.conditions.class_table import MAX_ID, ClassTable, Reading
 
-_UNKNOWN = -1  # what look-ups give for what the table lacks
-_FOREIGN = -2  # and for a class of the files' table that the condition does not have
-_NAMED = 5  # how many ids or colours an error names
+_UNKNOWN = -1  # result of look-ups for unknown values
+_FOREIGN = -2  # result for a class of the files' table that the condition lacks
+_NAMED = 5  # number of ids or colours listed in an error
 _GREY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("RGB", "RGBA", "RGBX")
 HOW_TO_DECIDE = 'add "reading": "ids" or "reading": "colours" to classes.json'
 
 
 class UndecidedMask(ConditionError):
-    """A mask whose numbers can be read both ways, and nothing says which."""
+    """An ambiguous mask: its values may be ids or colours."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the numbers of a mask can be read.
+    """The possible readings of a mask.
 
-    natural: what such a picture mostly holds. ids, colours: the indices that occur by either reading, None where it
-    does not fit. differ: whether both fit and give another index somewhere; example: such a number, in words.
-    blank: whether by colours it is unlabelled throughout, which says little: such a file is read as the others are.
+    natural: the usual reading of such an image. ids, colours: the indices that occur by either reading, None if it does
+    not fit. differ: whether both fit with different results. example: a value that differs, in words. blank: whether by
+    colours it is entirely unlabelled, which is no evidence; such a file is read like the others.
     """
 
     natural: Reading
@@ -45,7 +45,7 @@ class Look:
     example: str = ""
     blank: bool = False
     palette: frozenset[tuple[int, int]] = frozenset()
-    """Of a palette picture whose colours are known: its indices, each with the index of the class it is coloured as."""
+    """For a palette image with known colours: its indices, each with the index of the class of its colour."""
 
     @property
     def fits(self) -> list[Reading]:
@@ -55,7 +55,7 @@ class Look:
 
     @property
     def chosen(self) -> Reading | None:
-        """The reading to take where nothing else decides; none where both fit and differ, whatever the file's mode."""
+        """The default reading; None if both fit and differ, whatever the file's mode."""
         if len(self.fits) == 1:
             return self.fits[0]
         return None if self.differ and not self.blank else self.natural
@@ -63,7 +63,7 @@ class Look:
 
 @dataclass(frozen=True)
 class _Planes:
-    """A picture's numbers: one a pixel, with the colour that each stands for, or three."""
+    """An image's values: one per pixel with its colour, or three."""
 
     natural: Reading
     values: Integer[np.ndarray, "h w"] | None
@@ -84,7 +84,7 @@ class _Planes:
 
 @dataclass(frozen=True)
 class MaskReader:
-    """Reads masks that are numbered and coloured by `table` as indices of the classes `names`.
+    """Reads masks with the ids and colours of `table` as indices of the classes `names`.
 
     ignored: the index of unlabelled pixels.
     """
@@ -96,13 +96,13 @@ class MaskReader:
     # Reading
 
     def look(self, image: Image.Image, source: str) -> Look:
-        """How a decoded mask can be read. Raises ConditionError for what is no mask."""
+        """The possible readings of a decoded mask. Raises ConditionError for other images."""
         return self._look(_planes(image, source))
 
     def read(self, image: Image.Image, source: str, reading: Reading | None) -> Integer[np.ndarray, "h w"]:
-        """The indices of a decoded mask, int16. reading: of pictures whose numbers may be either; none: as they fit.
+        """The indices of a decoded mask, int16. reading: for images that may be either; None: inferred.
 
-        Raises ConditionError for what fits no reading, naming numbers and counts, and where both fit and differ.
+        Raises ConditionError if no reading fits, naming values and counts, and if both fit and differ.
         """
         planes = _planes(image, source)
         chosen: Reading | None = reading if planes.values is not None else "colours"
@@ -127,11 +127,11 @@ class MaskReader:
             return Look(planes.natural, ids, colours, palette=palette)
         place = int(np.flatnonzero(by_ids != by_colours)[-1])
         said = [self._called(int(found[place])) for found in (by_ids, by_colours)]
-        example = f"{int(used[place])} is the id of {said[0]}, or stands for the colour of {said[1]}"
+        example = f"{int(used[place])} is the id of {said[0]}, or the colour of {said[1]}"
         return Look(planes.natural, ids, colours, True, example, colours == frozenset({self.ignored}), palette)
 
     def _meant(self, planes: _Planes) -> Reading:
-        """The reading by which more of a palette's entries are known; of others the natural one."""
+        """For a palette, the reading with more known entries; for others the usual one."""
         if planes.colours is None or planes.natural == "colours":
             return planes.natural
         used = planes.used
@@ -139,17 +139,17 @@ class MaskReader:
         return "colours" if known[1] > known[0] else "ids"
 
     def _called(self, index: int) -> str:
-        return "what is unlabelled" if index == self.ignored else f"'{self.names[index]}'"
+        return "unlabelled pixels" if index == self.ignored else f"'{self.names[index]}'"
 
     # Ids and colours to indices
 
     def from_ids(self, ids: Integer[np.ndarray, "*any"]) -> Integer[np.ndarray, "*any"]:
-        """The indices of ids, below 0 for what the table lacks."""
+        """The indices of ids, below 0 for unknown ones."""
         inside = (ids >= 0) & (ids <= MAX_ID)
         return np.where(inside, self._index_of_id[ids.clip(0, MAX_ID)], np.int16(_UNKNOWN))
 
     def from_colours(self, colours: UInt8[np.ndarray, "*any 3"]) -> Integer[np.ndarray, "*any"]:
-        """The indices of colours, below 0 for what the table lacks."""
+        """The indices of colours, below 0 for unknown ones."""
         known, indices = self._index_of_colour
         codes = _pack(colours)
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
@@ -163,7 +163,7 @@ class MaskReader:
 
     @cached_property
     def greys_differ(self) -> bool:
-        """Whether the numbers of a grey picture may be a class by their colour, and something else by their ids."""
+        """Whether values of a grey image may be a class by colour, and something else by id."""
         values = np.arange(256)
         by_ids = self.from_ids(values)
         by_colours = self.from_colours(np.repeat(values.astype(np.uint8)[:, None], 3, 1))
@@ -172,7 +172,7 @@ class MaskReader:
 
     @cached_property
     def _own(self) -> list[int]:
-        """For each class of the table the index of the one of the same name."""
+        """For each class of the table, the index of the class with the same name."""
         if self.table.names == self.names:
             return list(range(len(self.names)))
         place = {_plain(name): index for index, name in reversed(list(enumerate(self.names)))}
@@ -198,7 +198,7 @@ class MaskReader:
         order = np.argsort(codes)
         return codes[order], np.array(indices, np.int16)[order]
 
-    # What fits nothing
+    # Errors
 
     def _by_ids(self, planes: _Planes, source: str) -> Integer[np.ndarray, "h w"]:
         values = planes.values
@@ -214,19 +214,22 @@ class MaskReader:
                 f"{_listed(found)} not in the class table (ids {_span(self.table.ids)}){self._shifted(planes)}",
                 remedy="relabel these pixels" + (f" ({ignore} is unlabelled)" if ignore is not None else ""),
                 local_remedy="add the class to classes.json"
-                + (f', or "ignore": {counted[0][0]} if that is what is unlabelled' if ignore is None else ""),
+                + (f', or "ignore": {counted[0][0]} if these pixels are unlabelled' if ignore is None else ""),
                 source=source,
             )
         return indices
 
     def _shifted(self, planes: _Planes) -> str:
-        """What to say where the ids that occur are the table's if all are shifted by one; else nothing."""
+        """A hint if the ids that occur are the table's shifted by one; else empty."""
         ids = set(self.table.ids)
         used = {int(value) for value in planes.used if value != self.table.ignore}
         for shift, said in ((1, "above"), (-1, "below")):
             first = min(ids) + shift
             if first >= 0 and used and {value - shift for value in used} <= ids:
-                return f': every id lies one {said} one of the table; if they are numbered so, begin with "id": {first}'
+                return (
+                    f": every id is one {said} an id of the table; if ids start there, begin the table with "
+                    f'"id": {first}'
+                )
         return ""
 
     def _by_colours(self, planes: _Planes, source: str) -> Integer[np.ndarray, "h w"]:
@@ -249,31 +252,31 @@ class MaskReader:
         return indices
 
     def _refuse_foreign(self, indices: Integer[np.ndarray, " n"], source: str) -> None:
-        """Raises ConditionError where classes of the files' own table are none of the condition's."""
+        """Raises ConditionError if classes of the files' own table are missing in the condition."""
         if not (indices == _FOREIGN).any():
             return
         foreign = [f"'{name}'" for name, index in zip(self.table.names, self._own, strict=True) if index == _FOREIGN]
         raise ConditionError(
-            f"the classes.json beside the masks has classes that the model does not ({', '.join(foreign[:5])}"
-            f"{', …' if len(foreign) > 5 else ''}), and they occur",
-            remedy=f"name them as the model's ({', '.join(self.names[:8])}{', …' if len(self.names) > 8 else ''}), or "
-            "relabel the pixels",
+            f"the classes.json beside the masks has classes that the model lacks ({', '.join(foreign[:5])}"
+            f"{', …' if len(foreign) > 5 else ''}), and masks use them",
+            remedy=f"rename them to the model's ({', '.join(self.names[:8])}{', …' if len(self.names) > 8 else ''}), "
+            "or relabel the pixels",
             source=source,
         )
 
 
 def undecided(look: Look, source: str, files: str = "") -> UndecidedMask:
-    """The error for numbers that can be read both ways. files: of how many files that holds."""
-    of_both = f"the numbers may be ids or class colours, and both fit{files}: {look.example}"
-    remedy = "save ids as grey PNG of 16 bits, which holds no colours"
+    """The error for ambiguous values. files: the number of such files, in words."""
+    of_both = f"the values may be ids or class colours, and both fit{files}: {look.example}"
+    remedy = "save ids as 16-bit grey PNG, which cannot hold colours"
     return UndecidedMask(of_both, remedy=remedy, local_remedy=HOW_TO_DECIDE, source=source)
 
 
-# Pictures to numbers
+# Images to values
 
 
 def _planes(image: Image.Image, source: str) -> _Planes:
-    """A decoded picture's numbers. Raises ConditionError for modes that no mask has."""
+    """A decoded image's values. Raises ConditionError for unsupported modes."""
     hidden = _transparent(image)
     if image.mode in _GREY_MODES or image.mode.startswith("I"):
         values = np.asarray(image.getchannel("L") if image.mode == "LA" else image).astype(np.int64)
@@ -295,11 +298,11 @@ def _planes(image: Image.Image, source: str) -> _Planes:
         greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
         values = colours[..., 0].astype(np.int64) if grey else None
         return _Planes("colours", values, greys if grey else None, colours, hidden)
-    raise ConditionError(f"{source}: a {image.mode} picture is no mask; save ids as grey PNG or colours as RGB PNG")
+    raise ConditionError(f"{source}: a {image.mode} image cannot be a mask; save ids as grey PNG or colours as RGB PNG")
 
 
 def _transparent(image: Image.Image) -> Bool[np.ndarray, "h w"] | None:
-    """Which pixels are fully transparent, whatever the mode; None where the picture has no transparency."""
+    """Fully transparent pixels, for any mode; None if the image has no transparency."""
     if not image.has_transparency_data:
         return None
     if image.mode.startswith("I") or image.mode == "1":
@@ -313,17 +316,17 @@ def _transparent(image: Image.Image) -> Bool[np.ndarray, "h w"] | None:
 
 
 def _plain(name: str) -> str:
-    """A class's name without what does not matter."""
+    """A normalised class name."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _seen(found: Integer[np.ndarray, " m"]) -> frozenset[int] | None:
-    """The indices that occur; None where something is not known."""
+    """The indices that occur; None if some are unknown."""
     return None if (found < 0).any() else frozenset(found.tolist())
 
 
 def _pack(colours: UInt8[np.ndarray, "*any 3"]) -> Integer[np.ndarray, "*any"]:
-    """One integer a colour: 0xRRGGBB."""
+    """One integer per colour: 0xRRGGBB."""
     red, green, blue = (colours[..., i].astype(np.int32) for i in range(3))
     return red << 16 | green << 8 | blue
 
@@ -347,7 +350,7 @@ def _listed(found: Sequence[tuple[str, int]]) -> str:
 
 
 def _span(ids: Sequence[int]) -> str:
-    """ "0..10", or a list where there are gaps."""
+    """ "0..10", or a list if there are gaps."""
     if len(ids) > 2 and max(ids) - min(ids) + 1 == len(ids):
         return f"{min(ids)}..{max(ids)}"
     return ", ".join(map(str, sorted(ids)[:12])) + (", …" if len(ids) > 12 else "")

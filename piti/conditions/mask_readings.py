@@ -1,4 +1,4 @@
-"""Whether the numbers of a set of masks are ids or colours, decided once for all of its files."""
+"""Deciding whether a set of masks contains ids or colours."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from piti.core.system import cores
 
 
 def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | None, list[str]]:
-    """What the numbers of a set of files are, and what to say of it; none where every file says it by itself.
+    """The reading of a set of files, with notes; None if every file is unambiguous.
 
-    Files that cannot be read are left out here: whoever reads them next names them. Raises ConditionError where files
-    fit both ways, differ, and nothing in the set decides.
+    Unreadable files are skipped here, and reported when they are read. Raises ConditionError if files fit both readings
+    with different results, and no file of the set decides.
     """
     with ThreadPoolExecutor(cores()) as pool:
         found = list(zip(files, pool.map(partial(_looked, reader, True), files), strict=True))
@@ -29,7 +29,9 @@ def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | N
     alone: Counter[Reading] = Counter(look.fits[0] for _, look in looks if len(look.fits) == 1)
     if len(alone) > 1:
         _refuse_exchanged(alone, looks)
-        return None, [f"{alone['ids']} masks hold ids and {alone['colours']} colours: each is read as what it holds"]
+        return None, [
+            f"{alone['ids']} masks hold ids and {alone['colours']} colours: each file is read by its contents"
+        ]
     if not both:
         return None, []
     chosen: Reading | None = next(iter(alone), None)
@@ -48,20 +50,21 @@ def reading_of(reader: MaskReader, files: Sequence[Source]) -> tuple[Reading | N
 
 
 def _refuse_exchanged(alone: Counter[Reading], looks: Sequence[tuple[Source, Look]]) -> None:
-    """Raises UndecidedMask where pictures of one kind, such as grey ones, would be read both ways in one set: then a
-    number means one class here and another there."""
+    """Raises UndecidedMask if images of one kind, such as grey ones, would be read in both ways in one set, so that a
+    value would mean different classes."""
     for file, look in looks:
         if len(look.fits) == 1 and look.fits[0] != look.natural:
             raise UndecidedMask(
-                f"of this set {alone['ids']} masks hold ids and {alone['colours']} class colours, this one "
-                f"{look.fits[0]}, though such pictures mostly hold {look.natural}: a number would mean two classes",
-                remedy="save all masks in one form",
+                f"of these masks {alone['ids']} hold ids and {alone['colours']} class colours, this one "
+                f"{look.fits[0]}, though such images usually hold {look.natural}: a value would mean two classes",
+                remedy="save all masks in the same way",
                 source=str(file),
             )
 
 
 def _looked(reader: MaskReader, quick: bool, file: Source) -> Look | None:
-    """How a file can be read; None where it cannot be read at all. quick: what is ids by its mode is not decoded."""
+    """The possible readings of a file; None if it is unreadable. quick: do not decode files that are ids by their
+    mode."""
     try:
         if quick and not reader.greys_differ:
             mode = image_mode(file)
@@ -73,6 +76,6 @@ def _looked(reader: MaskReader, quick: bool, file: Source) -> Look | None:
 
 
 def _palettes_differ(looks: Iterable[Look]) -> bool:
-    """Whether one index stands for two classes' colours: then indices are no ids, and mean their colours."""
+    """Whether one palette index has the colours of two classes, so that indices cannot be ids."""
     meant: dict[int, int] = {}
     return any(meant.setdefault(value, index) != index for look in looks for value, index in look.palette)

@@ -1,4 +1,4 @@
-"""Classes of a left and a right side by their names, which a mirrored picture exchanges."""
+"""Classes named left and right, which are swapped in a mirrored image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def mirrored_names(names: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of classes whose names differ in left and right alone, such as `l_eye` and `r_eye`."""
+    """The pairs of classes whose names differ only in left and right, such as `l_eye` and `r_eye`."""
     forms = {_form(name): name for name in names}
     found = []
     for name in names:
@@ -44,29 +44,36 @@ def mirrored_indices(names: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def one_sided(names: Sequence[str]) -> list[str]:
-    """Classes that are named left or right, in whole words, and have no counterpart."""
+    """Classes named left or right, in whole words, without a counterpart."""
     paired = {name for pair in mirrored_names(names) for name in pair}
     return [name for name in names if name not in paired and {"left", "right"} & set(_whole_words(name))]
 
 
 def perhaps_mirrored(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs that differ in a first letter l and r alone, such as `lbrow` and `rbrow`, or `lamp` and `ramp`: which they
-    are, names do not say, so they are not exchanged."""
+    """Pairs that differ only in a first letter l and r, such as `lbrow` and `rbrow`, or `lamp` and `ramp`; since this
+    is ambiguous, they are not swapped."""
     known = set(names)
     return [(name, f"r{name[1:]}") for name in names if len(name) > 1 and name[0] == "l" and f"r{name[1:]}" in known]
 
 
 def said_of_mirroring(names: Sequence[str]) -> list[str]:
-    """What a person should know of mirrored samples."""
+    """Notes on mirrored samples."""
     pairs = ", ".join(f"{one} ↔ {other}" for one, other in mirrored_names(names))
     alone = ", ".join(one_sided(names))
     paired = mirrored_names(names)
     perhaps = ", ".join(f"{one} and {other}" for one, other in perhaps_mirrored(names) if (one, other) not in paired)
     return [
-        *([f"mirrored samples (data.flip) exchange {pairs}"] if pairs else []),
-        *([f"{alone}: of one side, without the other, and data.flip mirrors it; set that to false"] if alone else []),
+        *([f"mirrored samples (data.flip) swap {pairs}"] if pairs else []),
         *(
-            [f"{perhaps}: not exchanged; if left and right, part the letter (l_brow), or set data.flip to false"]
+            [f"{alone}: one side without the other, and data.flip would mirror it; set data.flip to false"]
+            if alone
+            else []
+        ),
+        *(
+            [
+                f"{perhaps}: not swapped; if they are left and right, separate the letter (l_brow), or set data.flip "
+                "to false"
+            ]
             if perhaps
             else []
         ),
@@ -86,7 +93,7 @@ def _form(name: str) -> str:
 
 
 def _other_side(name: str) -> str | None:
-    """The form of the name with its one side exchanged; none where it has no side, or is nothing but a letter."""
+    """The name with its side swapped; None if it has no side, or is a single letter."""
     words = _words(name)
     sides = [index for index, word in enumerate(words) if word in _OTHER]
     if len(sides) != 1 or (len(words) == 1 and len(words[0]) == 1):

@@ -1,7 +1,7 @@
 """Geometry with a pinhole camera: normals from depth, depth discontinuities, downsampling without mixing surfaces.
 
-The camera's frame: x right, y down, z forward. Normals are unit vectors that point out of the surface, so that of
-a wall across the view is (0, 0, -1); mirroring a picture negates their x. NaN is what is not known.
+The camera's frame: x right, y down, z forward. Normals are unit vectors that point out of the surface, so that of a
+wall facing the camera is (0, 0, -1); mirroring an image negates their x. NaN is unknown.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from piti.conditions.base import ConditionError
 from piti.core.spec import Spec
 
-_ASPECT = 0.02  # a picture whose proportions differ by more is no scaled copy
-_SAME = 0.05  # depths (of a range of 2) that differ by less belong to one surface
+_ASPECT = 0.02  # largest difference in aspect ratio of a scaled copy
+_SAME = 0.05  # largest difference of depths (in a range of 2) on one surface
 
 
 class Camera(Spec):
-    """A pinhole camera for pictures of a stated size, in pixels; centres of pixels lie at whole numbers."""
+    """A pinhole camera for images of a given size, in pixels; pixel centres have integer coordinates."""
 
     fx: float = Field(gt=0)
     fy: float = Field(gt=0)
@@ -38,12 +38,12 @@ class Camera(Spec):
         return cls(fx=focal, fy=focal, cx=(width - 1) / 2, cy=(height - 1) / 2, width=width, height=height)
 
     def scaled(self, width: int, height: int, source: str) -> Camera:
-        """The same camera for pictures that were resized to this size. Raises ConditionError for other proportions."""
+        """The camera for images resized to this size. Raises ConditionError for another aspect ratio."""
         x, y = width / self.width, height / self.height
         if abs(x / y - 1) > _ASPECT:
             raise ConditionError(
-                f"{source}: {width} x {height} is no scaled copy of the {self.width} x {self.height} for which "
-                "condition.camera is stated; state the camera of these pictures"
+                f"{source}: {width} x {height} is not a scaled copy of the {self.width} x {self.height} for which "
+                "condition.camera is given; set the camera of these images"
             )
         cx, cy = (self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5
         return Camera(fx=self.fx * x, fy=self.fy * y, cx=cx, cy=cy, width=width, height=height)
@@ -53,7 +53,7 @@ class Camera(Spec):
         return torch.tensor([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=torch.float32)
 
     def rays(self) -> Float[Tensor, "3 h w"]:
-        """Where every pixel looks, with z = 1."""
+        """The ray of every pixel, with z = 1."""
         x = (torch.arange(self.width, dtype=torch.float32) - self.cx) / self.fx
         y = (torch.arange(self.height, dtype=torch.float32) - self.cy) / self.fy
         y, x = torch.meshgrid(y, x, indexing="ij")
@@ -63,8 +63,8 @@ class Camera(Spec):
 def normals_of_depth(depth: Float[Tensor, "h w"], camera: Camera, jump: float) -> Float[Tensor, "3 h w"]:
     """Unit normals towards the camera from depth in metres, 0 in holes.
 
-    The cross product of Sobel derivatives of the unprojected points; a plane's normal comes out exact. NaN where the
-    3 x 3 pixels that it looks at touch a hole or a jump (see `jumps`), and everywhere in a picture one pixel wide.
+    The cross product of Sobel derivatives of the unprojected points; exact for planes. NaN where the 3 x 3
+    neighbourhood touches a hole or a jump (see `jumps`), and everywhere in an image one pixel wide.
     """
     from kornia.geometry.depth import depth_to_normals
 
@@ -79,10 +79,10 @@ def normals_of_depth(depth: Float[Tensor, "h w"], camera: Camera, jump: float) -
 
 
 def jumps(depth: Float[Tensor, "h w"], share: float) -> Bool[Tensor, "h w"]:
-    """Where depth jumps within the 3 x 3 pixels around.
+    """Depth discontinuities within the 3 x 3 neighbourhood.
 
-    On a plane, however steep, 1 / depth is linear in pixels; a jump is where its second difference along a
-    row or a column exceeds `share` of it. depth: above 0 everywhere.
+    On any plane, 1 / depth is linear in pixels; a jump is where its second difference along a row or column exceeds
+    `share` of it. depth: above 0 everywhere.
     """
     inverse = 1 / depth
     broken = torch.zeros_like(depth, dtype=torch.bool)
@@ -93,14 +93,14 @@ def jumps(depth: Float[Tensor, "h w"], share: float) -> Bool[Tensor, "h w"]:
 
 
 def _bends(inverse: Float[Tensor, "h w"], axis: int) -> Float[Tensor, "h w"]:
-    """|second difference| / value along an axis; at its ends that of the neighbour."""
+    """|second difference| / value along an axis; replicated at its ends."""
     inner = inverse.diff(2, axis).abs() / inverse.narrow(axis, 1, inverse.shape[axis] - 2)
     padding = (1, 1, 0, 0) if axis == -1 else (0, 0, 1, 1)
     return F.pad(inner[None, None], padding, mode="replicate")[0, 0]
 
 
 def _near(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tensor, "h w"]:
-    """Where any pixel of a window of this odd size around is True."""
+    """Whether any pixel in a window of this odd size is True."""
     window, padding = (height, width), (height // 2, width // 2)
     return F.max_pool2d(mask[None].float(), window, 1, padding)[0] > 0
 
@@ -108,7 +108,7 @@ def _near(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tensor, "h
 def towards_camera(
     normal: Float[Tensor, "3 h w"], rays: Float[Tensor, "3 h w"]
 ) -> tuple[Float[Tensor, "3 h w"], float]:
-    """Normals with those turned round that point away from the camera, which no visible surface's does; their share."""
+    """Normals, negated if they point away from the camera, which visible surfaces do not; and the negated share."""
     away = (normal * rays).sum(0) > 0
     known = int(normal[0].isfinite().sum())
     return torch.where(away, -normal, normal), int(away.sum()) / max(known, 1)
@@ -118,11 +118,11 @@ def towards_camera(
 
 
 def merged(cells: Shaped[Tensor, "4 h w members"]) -> Float[Tensor, "4 h w"]:
-    """One pixel of several: depth and normal of the surface that most of them show, float32.
+    """Merge pixels: depth and normal of the surface that most of them show, float32.
 
-    Depth is the (lower) median of those that have one, thus never between two surfaces; the normal is the mean
-    of those at about that depth, normalised. NaN throughout where fewer than half have a depth, so that holes
-    neither grow nor shrink; NaN for the normal where none at that depth has one.
+    Depth is the (lower) median of valid ones, so never between two surfaces; the normal is the normalised mean of those
+    at about that depth. All NaN if fewer than half are valid, so that holes neither grow nor shrink; NaN for the normal
+    if none at that depth has one.
     """
     depth, normal = cells[0].float(), cells[1:].float()
     middle = depth.nanmedian(-1).values  # [h, w]

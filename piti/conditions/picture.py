@@ -34,7 +34,7 @@ class PictureCondition(Condition):
     since there is no unique conversion of depth to colours.
 
     Raw form and preview: RGB, uint8 [3, h, w]. Encoded: the same in [-1, 1]. null_value fills the null condition, ones
-    in the release: a white picture. Resized by nearest neighbour and mirrored without changing colours, both as in the
+    in the release: a white image. Resized by nearest neighbour and mirrored without changing colours, both as in the
     release: the colours of mirrored normals are not adjusted.
     """
 
@@ -53,26 +53,26 @@ class PictureCondition(Condition):
         return 3
 
     def read(self, image: Image.Image, source: str) -> UInt8[Tensor, "3 h w"]:
-        """RGB of a decoded picture. Raises ConditionError for one of more than 8 bits."""
+        """RGB of a decoded image. Raises ConditionError for more than 8 bits."""
         if image.mode[0] in "IF":
             raise ConditionError(
-                f"holds numbers of more than 8 bits (mode {image.mode}), and this model reads pictures of 8 bits",
-                remedy="export it as the 8-bit picture that the model was trained with",
+                f"has more than 8 bits per channel (mode {image.mode}), but this model reads 8-bit images",
+                remedy="export it as 8-bit images like those the model was trained with",
                 source=source,
             )
         return to_uint8(to_tensor(as_rgb(image, source)))
 
     def checked(self, raw: Tensor, source: str) -> UInt8[Tensor, "3 h w"]:
-        """RGB [3, h, w] as it is. Raises ConditionError for another shape or type."""
+        """Return RGB [3, h, w]. Raises ConditionError for another shape or dtype."""
         if raw.ndim != 3 or len(raw) != 3 or raw.dtype != torch.uint8:
             raise ConditionError(
                 f"{source}: expected RGB [3, h, w] of torch.uint8, got {list(raw.shape)} of {raw.dtype}; convert it, "
-                "or hand in a picture"
+                "or give an image"
             )
         return raw
 
     def crop_resize(self, raw: UInt8[Tensor, "3 h w"], box: Box, size: Size) -> UInt8[Tensor, "3 h2 w2"]:
-        """Cut `box` out and resize it, nearest neighbour, as PIL's NEAREST to the pixel."""
+        """Crop `box` and resize it, nearest neighbour, equal to PIL's NEAREST."""
         return nearest(raw, box, size)
 
     def encode(self, raw: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
@@ -80,7 +80,7 @@ class PictureCondition(Condition):
         return from_uint8(raw)
 
     def preview(self, raw: UInt8[Tensor, "3 h w"]) -> Image.Image:
-        """The picture itself; `read` of the result gives `raw` again."""
+        """The image itself; `read` of the result gives `raw` again."""
         return Image.fromarray(raw.movedim(0, -1).contiguous().cpu().numpy())
 
     def to_config(self) -> dict[str, Any]:

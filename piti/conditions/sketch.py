@@ -36,16 +36,16 @@ class _SketchConfig(Spec):
 class SketchCondition(Condition):
     """Lines, encoded in one channel as the distance of each pixel to the nearest line.
 
-    Raw form: uint8 [1, h, w], 1 on lines, 0 elsewhere. Encoded: the L1 (city-block) distance to the nearest line
-    in pixels, clipped at `clip`, then brought to [-1, 1], so that lines are -1; without any line 1 everywhere. At a
-    clip of 255 this is what the released sketch models read: OpenCV's DIST_L1 on a 3 x 3 neighbourhood, which for
-    L1 is exact. They were trained at 256 px; elsewhere the same drawing has other distances, and another model. At
-    64 px a clip of 64 or less spreads the distances that occur over more of the range.
+    Raw form: uint8 [1, h, w], 1 on lines, 0 elsewhere. Encoded: the L1 (city-block) distance to the nearest line in
+    pixels, clipped at `clip`, then scaled to [-1, 1], so that lines are -1; without any line 1 everywhere. With a clip
+    of 255 this is the input of the released sketch models: OpenCV's DIST_L1 on a 3 x 3 neighbourhood, which is exact
+    for L1. They were trained at 256 px; at other sizes the distances differ, which needs another model. At 64 px, a
+    clip of 64 or less uses more of the range.
 
-    Files may be drawings or edge maps, in colour, grey or black and white, see `lines_of`. threshold: how strong a
-    line must be, between 0 and 1. (The release binarised its edge maps at 0.6 beforehand; such files are read
-    as they are, whatever the threshold.) null_value fills the null condition: ones, as in the release, which
-    is also how a page without lines encodes. To such a model an empty page says nothing, and is sampled so.
+    Files may be drawings or edge maps, in colour, grey or black and white, see `lines_of`. threshold: smallest strength
+    of a line, between 0 and 1. (The release binarised its edge maps at 0.6; such files do not depend on the threshold.)
+    null_value fills the null condition: ones, as in the release, which equals an empty page, so such models sample it
+    without a condition.
     """
 
     kind: ClassVar[str] = "sketch"
@@ -65,10 +65,10 @@ class SketchCondition(Condition):
         return 1
 
     def read(self, image: Image.Image, source: str) -> UInt8[Tensor, "1 h w"]:
-        """Lines of a decoded picture, 1 on lines; a blank page has none.
+        """Lines of a decoded image, 1 on lines; a blank page has none.
 
-        Raises ConditionError for floating-point pixels, which have no fixed range, and for what is a photograph or a
-        mask of classes, see `check_drawing`.
+        Raises ConditionError for floating-point pixels, which have no fixed range, and for photographs and class masks,
+        see `check_drawing`.
         """
         pixels = rgba_of(image, source)
         lines = lines_of(pixels, self.threshold)
@@ -76,28 +76,28 @@ class SketchCondition(Condition):
         return torch.from_numpy(lines.astype(np.uint8))[None]
 
     def checked(self, raw: Tensor, source: str) -> UInt8[Tensor, "1 h w"]:
-        """Lines [1, h, w] as they are. Raises ConditionError for another shape, type, or value."""
+        """Return lines [1, h, w]. Raises ConditionError for another shape, dtype, or value."""
         if raw.ndim != 3 or len(raw) != 1 or raw.dtype != torch.uint8:
             shape = f"{list(raw.shape)} of {raw.dtype}"
             raise ConditionError(
                 f"{source}: expected lines [1, h, w] of torch.uint8, 1 on a line and 0 elsewhere, got {shape}; "
-                "convert it, or hand in a picture"
+                "convert it, or give an image"
             )
         odd = raw[raw > 1]
         if len(odd):
             raise ConditionError(
-                f"{source}: {len(odd)} pixels hold values such as {int(odd[0])}; lines are 1, the rest is 0: compare "
-                "with a threshold first, or hand in a picture"
+                f"{source}: {len(odd)} pixels hold values such as {int(odd[0])}; lines are 1, the rest is 0: apply a "
+                "threshold first, or give an image"
             )
         return raw
 
     def crop_resize(self, raw: UInt8[Tensor, "1 h w"], box: Box, size: Size) -> UInt8[Tensor, "1 h2 w2"]:
-        """Cut `box` out and resize it so that no line is lost.
+        """Crop `box` and resize it without losing lines.
 
-        Shrinking, every source pixel belongs to the one target pixel that holds its centre, and a target pixel is
-        a line if any of its source pixels is: lines stay connected and at least one pixel wide, and none
-        grows. Enlarging, it is nearest neighbour, as PIL's to the pixel. (The released code takes the nearest
-        neighbour throughout, which tears thin lines where it shrinks; at equal size all agree.)
+        When downsampling, every source pixel belongs to the target pixel that contains its centre, and a target pixel
+        is a line if any of its source pixels is: lines stay connected and at least one pixel wide, and do not grow.
+        Upsampling is nearest neighbour, equal to PIL's. (The released code always uses nearest neighbour, which breaks
+        thin lines in downsampling; at equal size all agree.)
         """
         height, width = sides_of(size)
         first, last = _source_spans(box.top, box.height, height)
@@ -107,7 +107,7 @@ class SketchCondition(Condition):
         return lines.mT.to(torch.uint8)
 
     def redrawn(self, raw: UInt8[Tensor, "1 h w"], pen: Pen) -> UInt8[Tensor, "1 h w"]:
-        """Lines as `pen` makes them of lines, True on a line."""
+        """Transform the lines by `pen`, True on a line."""
         return pen(raw[0] != 0)[None].to(torch.uint8)
 
     def encode(self, raw: Shaped[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch 1 h w"]:
@@ -148,7 +148,7 @@ def _source_spans(start: int, length: int, size: int) -> tuple[Int[Tensor, " siz
     if size >= length:
         first = nearest_positions(start, length, size)
         return first, first + 1
-    # Source pixel j lies in target pixel floor((j + 1/2) · size / length).
+    # Source pixel j is in target pixel floor((j + 1/2) · size / length).
     edges = -((size - 2 * length * torch.arange(size + 1)) // (2 * size)) + start
     return edges[:-1], edges[1:]
 

@@ -20,11 +20,11 @@ from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import Box
 
 NO_TOKEN = -1
-"""What follows a text's last token, in raw and encoded form."""
+"""Padding after a text's last token, in raw and encoded form."""
 
 _PICTURE = 192  # side of a preview
-_LETTER = 16  # size of its letters
-_LINE = 20  # letters in a line
+_LETTER = 16  # font size
+_LINE = 20  # characters per line
 
 
 @register
@@ -51,9 +51,9 @@ class TextCondition(Condition):
         return 1
 
     def load(self, path: Files) -> Integer[Tensor, "1 1 L"]:
-        """Read a text file. Raises ConditionError if there is none, or it is no UTF-8."""
+        """Read a text file. Raises ConditionError if it is missing, or not UTF-8."""
         if isinstance(path, Mapping):
-            raise ConditionError(f"{', '.join(path)}: parts are given, and this model reads text; give a .txt file")
+            raise ConditionError(f"{', '.join(path)}: parts are given, but this model reads text; give a .txt file")
         if PurePath(str(path)).suffix.lower() in IMAGE_SUFFIXES:
             raise _no_text(path)
         try:
@@ -68,34 +68,34 @@ class TextCondition(Condition):
         return self.tokens(text, str(path))
 
     def tokens(self, text: str, source: str = "the given text") -> Integer[Tensor, "1 1 L"]:
-        """A text in raw form. Raises ConditionError for one that says nothing."""
+        """A text in raw form. Raises ConditionError for an empty one."""
         if not text.strip():
-            raise ConditionError(f"{source}: is empty; say what the picture is to show")
+            raise ConditionError(f"{source}: is empty; describe the image")
         ids = self.tokenizer.within(self._ids(text, source), self.context)
         raw = torch.full((1, 1, self.context), NO_TOKEN, dtype=torch.int32)
         raw[0, 0, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         return raw
 
     def cut(self, text: str) -> str:
-        """What to tell a person whose text is longer than what is read; else nothing. Raises ConditionError."""
+        """A note if a text is truncated; else empty. Raises ConditionError."""
         ids, most = self.tokenizer.longest(self._ids(text, "the given text"), self.context)
         return f"only the first {most} of {len(ids)} tokens are read: {text}" if len(ids) > most else ""
 
     def full(self, raw: Integer[Tensor, "1 1 L"]) -> bool:
-        """Whether a text takes all tokens that are read, so that more of it was cut unless it ends just there."""
+        """Whether a text fills the context, so that it was probably truncated."""
         ids, most = self.tokenizer.longest(self._tokens(raw), self.context)
         return len(ids) == most
 
     def _ids(self, text: str, source: str) -> list[int]:
-        """The ids of all of a text. Raises ConditionError for bytes of another encoding, as a shell hands them on."""
+        """The ids of the whole text. Raises ConditionError for undecodable bytes, as from a shell."""
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ConditionError(f"{source}: holds what is no UTF-8; write it in UTF-8") from None
+            raise ConditionError(f"{source}: is not valid UTF-8; encode it as UTF-8") from None
         return self.tokenizer.encode(text.strip())
 
     def text(self, raw: Integer[Tensor, "1 1 L"]) -> str:
-        """The text of a raw tensor, as far as the tokenizer can tell."""
+        """The text of a raw tensor, as far as the tokenizer can decode it."""
         return self.tokenizer.decode(self._tokens(raw))
 
     @staticmethod
@@ -103,11 +103,11 @@ class TextCondition(Condition):
         return [token for token in raw.flatten().tolist() if token != NO_TOKEN]
 
     def read(self, image: Image.Image, source: str) -> Shaped[Tensor, "K h w"]:
-        """Always raises ConditionError: a picture is no text."""
+        """Always raises ConditionError: an image is not a text."""
         raise _no_text(source)
 
     def checked(self, raw: Tensor, source: str) -> Integer[Tensor, "1 1 L"]:
-        """Token ids as they are. Raises ConditionError for another shape, type, or id."""
+        """Return token ids. Raises ConditionError for another shape, dtype, or id."""
         if raw.shape != (1, 1, self.context) or raw.is_floating_point() or raw.is_complex():
             shape = f"{list(raw.shape)} of {raw.dtype}"
             raise ConditionError(f"{source}: expected token ids [1, 1, {self.context}] of an integer type, got {shape}")
@@ -122,11 +122,11 @@ class TextCondition(Condition):
         return raw
 
     def crop_resize(self, raw: Integer[Tensor, "1 1 L"], box: Box, size: Size) -> Integer[Tensor, "1 1 L"]:
-        """The text, whatever part of the picture is cut out."""
+        """The text, for any crop of the image."""
         return raw
 
     def flip(self, raw: Shaped[Tensor, "*any L"]) -> Shaped[Tensor, "*any L"]:
-        """The text, also of the mirrored picture."""
+        """The text, also for the mirrored image."""
         return raw
 
     def encode(self, raw: Integer[Tensor, "*batch 1 L"]) -> Integer[Tensor, "*batch 1 L"]:
@@ -163,7 +163,7 @@ class TextCondition(Condition):
             raise ConditionError(f"{source}: kind 'text' takes no {', '.join(unknown)}; remove it")
         context, tokenizer = config.get("context", 64), config.get("tokenizer", {"kind": "bytes"})
         if not isinstance(context, int) or context < 1:
-            raise ConditionError(f"{source}: context {context!r} is no number of tokens; give at least 1")
+            raise ConditionError(f"{source}: context {context!r} is not a number of tokens; give at least 1")
         if not isinstance(tokenizer, Mapping):
             raise ConditionError(f"{source}: tokenizer {tokenizer!r}: expected {{kind: bytes}} or {{kind: gpt2, …}}")
         return cls(context, tokenizer_from_config(tokenizer, source))
@@ -175,7 +175,7 @@ class TextCondition(Condition):
         return replace(self, tokenizer=self.tokenizer.found_in(folder))
 
     def reads_like(self, other: Condition) -> bool:
-        """Wherever the tokenizer's files lie."""
+        """Whether both have the same tokenizer and context, wherever the tokenizer's files are."""
         if not isinstance(other, TextCondition):
             return False
         ours, theirs = ((c.context, c.tokenizer.kind, c.tokenizer.size) for c in (self, other))
@@ -184,7 +184,7 @@ class TextCondition(Condition):
 
 def _no_text(source: object) -> ConditionError:
     return ConditionError(
-        "is a picture, and this model reads text",
+        "is an image, but this model reads text",
         remedy=f"give {option('text')}",
         local_remedy="give a .txt file",
         source=source,

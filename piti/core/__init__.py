@@ -1,1 +1,1 @@
-"""What every part builds on: errors, specs, seeds, files, images, processes."""
+"""Foundations: errors, specs, seeds, files, images, processes."""

@@ -1,4 +1,4 @@
-"""Modules that `torch.compile` wrapped: what they wrap, and their weights under their own names."""
+"""Modules wrapped by `torch.compile`: unwrapping, and names of their weights."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import nn
 M = TypeVar("M")
 
 _WRAPPED = "_orig_mod"
-"""Where a compiled module keeps what was compiled."""
+"""Attribute of a compiled module with the original."""
 
 
 def unwrapped(part: M) -> M:
-    """What a compiled module was compiled from; anything else as it is."""
+    """The original of a compiled module; other objects unchanged."""
     while isinstance(part, nn.Module) and _WRAPPED in part._modules:
         part = cast(Any, part._modules[_WRAPPED])
     return part
 
 
 def plain_key(key: str) -> str:
-    """A weight's name without what compiling puts into it."""
+    """A weight's name without the prefix added by compiling."""
     return key.replace(f"{_WRAPPED}.", "")
 
 
 @contextmanager
 def uncompiled(part: M) -> Iterator[M]:
-    """Within the block: the part itself, with no compiled module in it, so that it saves what it would have saved."""
+    """Within the block, the original without compiled modules inside, so that it can be saved as usual."""
     part, replaced = unwrapped(part), list[tuple[nn.Module, str, nn.Module]]()
     if isinstance(part, nn.Module):
         for parent in list(part.modules()):

@@ -1,4 +1,4 @@
-"""Regions of equal values that hang together."""
+"""Connected regions of equal values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-_BELOW = (-1, 0, 1)  # columns to the side of the pixel below that a pixel touches
+_BELOW = (-1, 0, 1)  # horizontal reach of adjacency to the row below
 
 
 def connected(labels: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
-    """Numbers, from 0, of the regions of equal values that hang together, corners touching.
+    """Label connected regions of equal values (8-connectivity), from 0.
 
-    Runs of equal values along the rows are joined where they touch one of the same value in the row below: every run
-    takes the lowest number among those that it is joined with, until nothing changes.
+    Runs of equal values along rows are joined with adjacent runs of the same value in the row below: every run takes
+    the lowest label among its neighbours, until nothing changes.
     """
     values = labels.cpu().numpy()
     starts = np.ones(values.shape, bool)
@@ -35,7 +35,7 @@ def connected(labels: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
 
 
 def _touching(values: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of runs of one value, of which the second lies in the row below the first and touches it."""
+    """Pairs of adjacent runs of equal value, the second in the row below the first."""
     width = values.shape[1]
     pairs = []
     for aside in _BELOW:
@@ -43,6 +43,6 @@ def _touching(values: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarr
         there = slice(max(0, aside), width - max(0, -aside))
         same = values[:-1, here] == values[1:, there]
         found = run[:-1, here][same] * run.size + run[1:, there][same]
-        pairs.append(found[np.diff(found, prepend=-1) != 0])  # two runs touch in many pixels, one after the other
+        pairs.append(found[np.diff(found, prepend=-1) != 0])  # two runs touch at consecutive pixels
     codes = np.unique(np.concatenate(pairs))
     return codes // run.size, codes % run.size

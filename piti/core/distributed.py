@@ -1,4 +1,4 @@
-"""Several processes at one task, as torchrun starts them."""
+"""Tasks with several processes, started by torchrun."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from piti.core.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long a process that is done waits for the others. One that dies ends the wait at once."""
+"""How long a finished process waits for the others. If one dies, waiting ends at once."""
 
 
 class FailedElsewhere(UserError):
-    """Another process failed and says why; this one has nothing to add."""
+    """Another process failed and reports the reason."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share a task."""
+    """Rank of this process, and number of processes."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def main(self) -> bool:
-        """Whether it is the one that speaks for all."""
+        """Whether it is the main process."""
         return self.rank == 0
 
     def own(self, jobs: Sequence[T]) -> list[T]:
-        """Every `world`-th job, from the one of this process's number on."""
+        """This process's share: every `world`-th job, starting at its rank."""
         return list(jobs[self.rank :: self.world])
 
     def told(self, value: T) -> T:
-        """The main process's value, in every process."""
+        """Broadcast the main process's value."""
         if self.world == 1:
             return value
         import torch.distributed as dist
@@ -50,23 +50,23 @@ class Ranks:
 
 
 def started() -> Ranks:
-    """Which of how many processes this is, as its starter says in RANK and WORLD_SIZE. Raises UserError."""
+    """The ranks from RANK and WORLD_SIZE in the environment. Raises UserError."""
     try:
         ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     except ValueError:
         ranks = Ranks(-1, 0)
     if not 0 <= ranks.rank < ranks.world or (ranks.world > 1 and "RANK" not in os.environ):
         raise UserError(
-            f"RANK={os.environ.get('RANK')} and WORLD_SIZE={os.environ.get('WORLD_SIZE')} in the environment are no "
-            "process of a group; start with torchrun, or unset both"
+            f"RANK={os.environ.get('RANK')} and WORLD_SIZE={os.environ.get('WORLD_SIZE')} in the environment do "
+            "not describe a process of a group; start with torchrun, or unset both"
         )
     return ranks
 
 
 def joined() -> Ranks:
-    """Join the processes that torchrun started, each with a GPU of its own where there are any; alone, do nothing.
+    """Join the processes started by torchrun, each with its own GPU if available; do nothing for a single process.
 
-    Raises UserError where they do not find each other.
+    Raises UserError if they cannot connect.
     """
     ranks = started()
     if ranks.world == 1:
@@ -77,8 +77,8 @@ def joined() -> Ranks:
     try:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
-    except (ValueError, RuntimeError) as error:  # as torch reports an address that is missing or in use
-        raise UserError(f"the {ranks.world} processes do not find each other ({error}); start with torchrun") from None
+    except (ValueError, RuntimeError) as error:  # raised by torch for missing or used addresses
+        raise UserError(f"the {ranks.world} processes cannot connect ({error}); start them with torchrun") from None
     leave_at_exit()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -86,7 +86,7 @@ def joined() -> Ranks:
 
 
 def leave_at_exit() -> None:
-    """Part from the other processes when this one ends, else its end may abort. A group cannot be joined twice."""
+    """Leave the process group at exit, which may abort otherwise. A group cannot be joined twice."""
     atexit.unregister(_leave)
     atexit.register(_leave)
 
@@ -94,17 +94,17 @@ def leave_at_exit() -> None:
 def _leave() -> None:
     import torch.distributed as dist
 
-    crashed = hasattr(sys, "last_value")  # then it does not wait for the others; torchrun ends them
+    crashed = hasattr(sys, "last_value")  # after a failure, do not wait for the others; torchrun ends them
     if dist.is_available() and dist.is_initialized() and not crashed:
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What fails in one process fails in all, so that none waits for ever; every process must come here.
+    """Raise errors of any process in all, so that none waits forever; a collective operation.
 
-    The first of those that failed raises its own error, the others FailedElsewhere. Only mistakes and failures of
-    the system are agreed upon: a bug ends its process, and torchrun the others.
+    The first failed process raises its own error, the others FailedElsewhere. This covers only user errors and system
+    failures: a bug ends its process, and torchrun ends the others.
     """
     import torch.distributed as dist
 

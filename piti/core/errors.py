@@ -23,17 +23,17 @@ def option(name: str) -> str:
 
 
 def flag(name: str) -> str:
-    """An option within a quoted command, which has it as a flag whoever reads the text. name: as of `option`."""
+    """An option as a flag, for quoted commands. name: as for `option`."""
     return f"--{name.replace('_', '-')}"
 
 
 def spelled(text: str, spelling: Callable[[str], str] = str) -> str:
-    """A text for its readers. spelling: makes of an option's keyword what they call it; by default the keyword."""
+    """Replace marked options. spelling: maps an option's keyword to its name for the reader; by default the keyword."""
     return _OPTION.sub(lambda found: spelling(found[1]), text)
 
 
 class Message(str):
-    """A text that is no error, such as a note: it reads in Python as it is, and `marked` spells options for others."""
+    """A text other than an error, such as a note: its value has Python's keywords, `marked` has marked options."""
 
     marked: str
 
@@ -52,8 +52,8 @@ class UserError(ValueError):
 
     problem: what is wrong with the value, and what was expected. remedy: what to do. local_remedy: what else a user
     with access to the files and the program can do; not shown in a browser. option: the keyword of the option at fault;
-    value: its value, None where it is not to be shown. source: the file or key at fault. Problem and remedies may
-    mention options, see `option`.
+    value: its value, None to omit it. source: the file or key at fault. Problem and remedies may mention options, see
+    `option`.
     """
 
     def __init__(
@@ -71,9 +71,7 @@ class UserError(ValueError):
         self.option, self.value, self.source = option, value, None if source is None else str(source)
 
     def text(self, local: bool = True) -> str:
-        """The whole text, its options still marked: `source: option value: problem; remedy`. local: with what needs
-        the files, see `local_remedy`.
-        """
+        """The whole text with marked options: `source: option value: problem; remedy`. local: with `local_remedy`."""
         blamed = "" if self.option is None else option(self.option)
         blamed += "" if self.value is None else f" {self.value}"
         remedies = ", or ".join(filter(None, [self.local_remedy if local else "", self.remedy]))
@@ -84,16 +82,16 @@ class UserError(ValueError):
         return spelled(self.text())
 
     def about(self, source: object) -> Self:
-        """The same error, of `source`; what it was of before stands after that."""
+        """Set `source`, prefixed to the previous one, and return the error."""
         self.source = str(source) if self.source is None else f"{source}: {self.source}"
         return self
 
     @classmethod
     def like(cls, error: UserError) -> Self:
-        """What another error says, in its parts, as an error of this kind."""
+        """Convert another error to this class, keeping its parts."""
         return _restored(cls, (error.problem,), error.__dict__)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # as it is, whatever a subclass is made from
+    def __reduce__(self) -> tuple[Any, ...]:  # independent of subclasses' constructors
         return _restored, (type(self), self.args, self.__dict__)
 
 
@@ -105,37 +103,37 @@ def _restored(kind: type[E], arguments: tuple[Any, ...], parts: dict[str, Any]) 
 
 
 def text_of(said: BaseException | str) -> str:
-    """What an error or a message says, to be part of another text: options stay marked."""
+    """The text of an error or message for use in another text, with marked options."""
     if isinstance(said, UserError):
         return said.text()
     return said.marked if isinstance(said, Message) else str(said)
 
 
 def with_article(noun: str) -> str:
-    """A name with "a" or "an" before it, by its first letter, or as that is spelled in an abbreviation: "an
+    """A name with "a" or "an", by its first letter, or by its pronunciation in an abbreviation: "an
     EulerDiscreteScheduler", "an LCMScheduler", "a TCDScheduler"."""
     spelled_out = noun[:2].isupper()
     return f"{'an' if noun[:1] in ('AEFHILMNORSX' if spelled_out else 'AEIOaeio') else 'a'} {noun}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, its first line with words; of one that says nothing its kind."""
+    """The first non-empty line of a library's error; for an empty message, its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quoted(text: str, most: int = 100) -> str:
-    """A stranger's words as a terminal may show them: on one line, what cannot be printed escaped, and shortened."""
+    """Make untrusted text safe for a terminal: on one line, escaped, and shortened."""
     shown = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
 
 
 def in_utf8(text: str) -> str:
-    """A text as UTF-8 can say it: bytes of a file's name that are in another encoding become such as `%DF`."""
+    """Make text encodable as UTF-8: undecodable bytes of file names become escapes such as `%DF`."""
     return _OTHER_BYTE.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
 
 
 def in_few_lines(message: str, most: int = 8, length: int = 600) -> str:
-    """A message that holds a stranger's words: each line `quoted`, and only so many of them."""
+    """A message with untrusted text: each line `quoted`, limited to `most` lines."""
     lines = message.split("\n")
     more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
     return "\n".join([*(quoted(line, length) for line in lines[:most]), *more])

@@ -1,5 +1,4 @@
-"""Files and folders that are whole or absent: written beside their place, then renamed into it, by one process at a
-time; hashes of files."""
+"""Atomic files and folders, written under temporary names and renamed; a lock per folder; hashes of files."""
 
 from __future__ import annotations
 
@@ -18,20 +17,20 @@ from piti.core.errors import UserError, option
 from piti.core.system import WINDOWS
 
 OUT = option("out")
-"""What names a result's place, unless it is said otherwise."""
+"""Default option for an output path, in messages."""
 
 
 class OutputError(UserError):
-    """A result cannot be written where it was asked for. The message says what is there and what to do."""
+    """A result cannot be written to its path. The message says why and what to do."""
 
 
 @contextmanager
 def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `target` when the block ends without an error.
+    """A temporary folder that becomes `target` when the block ends without an error.
 
-    An empty `target` is taken; one with contents only if `overwrite`, and if `ours` says that it is a result of the
-    same kind. However the block ends, by SIGTERM too (which is then SystemExit), nothing else remains beside it, and
-    until it ends well `target` is as it was. Raises OutputError, also for a full disk.
+    An existing `target` is replaced if it is empty, or if `overwrite` is set and `ours` recognises it as a result of
+    the same kind. The temporary folder is always removed, also on SIGTERM (raised as SystemExit), and `target` is
+    unchanged unless the block succeeds. Raises OutputError, also for a full disk.
     """
     check_folder(target, overwrite, ours)
     with _termination_raised(), _beside(target) as partial:
@@ -43,11 +42,11 @@ def whole_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool]) ->
 
 @contextmanager
 def filled_folder(target: Path, named: str = OUT) -> Iterator[Path]:
-    """An empty folder to fill, whose files are put into `target` when the block ends without an error: in the place of
-    those of the same names, beside the others.
+    """A temporary folder whose files are moved into `target` when the block ends without an error, replacing files of
+    the same name and keeping others.
 
-    Those of the top go last. However the block ends, until it ends well `target` is as it was, and nothing else
-    remains. named: what names the folder, see `option`. Raises OutputError, also for a full disk.
+    Top-level files are moved last. The temporary folder is always removed, and `target` is unchanged unless the block
+    succeeds. named: the option for the folder, see `option`. Raises OutputError, also for a full disk.
     """
     check_place(target, named)
     place = target.resolve()
@@ -69,7 +68,7 @@ def filled_folder(target: Path, named: str = OUT) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(target: Path, overwrite: bool, named: str = OUT) -> Iterator[Path]:
-    """The name of a file to write, which becomes `target` as a folder does in `whole_folder`."""
+    """A temporary path for a file, renamed to `target` like the folder in `whole_folder`."""
     check_file(target, overwrite, named)
     with _termination_raised(), _beside(target) as partial:
         yield partial
@@ -79,10 +78,9 @@ def whole_file(target: Path, overwrite: bool, named: str = OUT) -> Iterator[Path
 
 @contextmanager
 def alone(target: Path, named: str = OUT) -> Iterator[None]:
-    """Keep other processes that ask likewise from writing `target` meanwhile. named: what names it, see `option`.
+    """Lock `target` against other processes that do the same. named: the option for it, see `option`.
 
-    A process that dies frees it. On a file system without locks nobody is kept out. Raises OutputError where another
-    process is in it.
+    The lock ends with its process. File systems without locks are not protected. Raises OutputError if it is locked.
     """
     from filelock import FileLock, Timeout
 
@@ -93,7 +91,7 @@ def alone(target: Path, named: str = OUT) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(
-            "another process writes there at this moment", remedy=f"wait for it, or give another {named}", source=target
+            "another process is writing there", remedy=f"wait for it, or give another {named}", source=target
         ) from None
     except (OSError, NotImplementedError):
         yield
@@ -107,44 +105,44 @@ def alone(target: Path, named: str = OUT) -> Iterator[None]:
 
 
 def check_folder(target: Path, overwrite: bool, ours: Callable[[Path], bool], named: str = OUT) -> None:
-    """Raises OutputError unless `whole_folder` may write there. named: what names the folder, see `option`."""
+    """Raises OutputError unless `whole_folder` may write there. named: the option for the folder, see `option`."""
     if not (target.exists() or target.is_symlink()):
         return
     if not target.is_dir() or target.is_symlink():
-        raise OutputError("is there already and is no folder", remedy=f"give another {named}", source=target)
+        raise OutputError("exists and is not a folder", remedy=f"give another {named}", source=target)
     if not any(target.iterdir()):
         return
     if not ours(target):
-        raise OutputError("holds other things, which would be lost", remedy=f"give another {named}", source=target)
+        raise OutputError("holds other files, which would be lost", remedy=f"give another {named}", source=target)
     if not overwrite:
         raise _taken(target, named)
 
 
 def check_file(target: Path, overwrite: bool, named: str = OUT) -> None:
-    """Raises OutputError unless `whole_file` may write there. named: what names the file, see `option`."""
+    """Raises OutputError unless `whole_file` may write there. named: the option for the file, see `option`."""
     if target.is_dir():
-        raise OutputError("is a folder", remedy=f"give a file's name as {named}", source=target)
+        raise OutputError("is a folder", remedy=f"give a file name as {named}", source=target)
     if target.exists() and not overwrite:
         raise _taken(target, named)
 
 
 def _taken(target: Path, named: str) -> OutputError:
     remedy = f"add {option('overwrite')} to replace it, or give another {named}"
-    return OutputError("is there already", remedy=remedy, source=target)
+    return OutputError("exists already", remedy=remedy, source=target)
 
 
 def check_place(folder: Path, named: str = OUT) -> None:
-    """Raises OutputError unless a folder is there, or can be made, and written into."""
+    """Raises OutputError unless a folder exists or can be created, and is writable."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise OutputError(f"{there} is a file, no folder", remedy=f"give another {named}", source=folder)
+        raise OutputError(f"{there} is a file, not a folder", remedy=f"give another {named}", source=folder)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"{there} may not be written into", remedy=f"give another {named}", source=folder)
+        raise OutputError(f"{there} is not writable", remedy=f"give another {named}", source=folder)
 
 
 @contextmanager
 def _beside(target: Path, inside: bool = False) -> Iterator[Path]:
-    """A name beside `target`, or inside it, that is not taken; what is left there at the end is removed."""
+    """An unused temporary path next to `target`, or inside it, which is removed at the end."""
     target = target.absolute()
     name = f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     partial = target / name if inside else target.with_name(name)
@@ -166,7 +164,7 @@ def _beside(target: Path, inside: bool = False) -> Iterator[Path]:
 
 
 def _swap(partial: Path, target: Path) -> None:
-    """Rename a finished folder to `target`; what was there is put back if that fails, and else removed."""
+    """Rename a finished folder to `target`; an existing one is restored if that fails, else removed."""
     if not target.exists():
         partial.rename(target)
         return
@@ -182,13 +180,13 @@ def _swap(partial: Path, target: Path) -> None:
             shutil.rmtree(old)
         except OSError as error:
             raise OutputError(
-                f"{target}: is written, but what it replaces cannot be removed ({error}); remove {old} yourself"
+                f"{target}: is written, but the files that it replaces cannot be removed ({error}); remove {old}"
             ) from error
 
 
 @contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Within the block, SIGTERM raises SystemExit(143), unless something else answers it, or in another thread."""
+    """Within the block, SIGTERM raises SystemExit(143), unless it has another handler, or in other threads."""
     if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -205,9 +203,9 @@ def _termination_raised() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """SIGINT and SIGTERM that come within the block are answered at its end; for what must not stop half-way."""
+    """Defer SIGINT and SIGTERM to the end of the block, for operations that must not be interrupted."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if not _in_main_thread() or None in handlers.values():  # none: set by no Python, and not to be put back by it
+    if not _in_main_thread() or None in handlers.values():  # None: not set from Python, and cannot be restored
         yield
         return
     came: list[int] = []
@@ -223,7 +221,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _in_main_thread() -> bool:
-    """Signals are answered, and answers set, in no other thread."""
+    """Whether this is the main thread, the only one that can handle signals."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -236,9 +234,9 @@ def _remove(path: Path) -> None:
 
 
 def follow_umask(path: Path) -> None:
-    """Give a file the permissions of a new one beside it: safetensors keeps what it writes to its owner, whatever the
-    umask, and results are read by other users too. The umask itself cannot be asked without setting it, which other
-    threads would see. Raises OSError."""
+    """Give a file the permissions of a new one in its folder, since safetensors ignores the umask and writes files
+    readable only by their owner. The umask cannot be read without setting it, which would affect other threads. Raises
+    OSError."""
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     fresh.touch(exist_ok=False)
     try:
@@ -248,13 +246,13 @@ def follow_umask(path: Path) -> None:
 
 
 def flush_all(folder: Path) -> None:
-    """Bring a folder, with all that is in it, onto the disk."""
+    """Flush a folder and all its contents to disk."""
     for path in [*folder.rglob("*"), folder]:
         flush(path)
 
 
 def flush(path: Path) -> None:
-    """Bring a file's contents, or a folder's names, onto the disk. On Windows folders are left to the system."""
+    """Flush a file's contents, or a folder's entries, to disk. On Windows folders are not flushed."""
     if WINDOWS and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)

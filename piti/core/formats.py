@@ -1,4 +1,4 @@
-"""Which picture formats are read, by their contents and by their names, and which keep values exactly."""
+"""Supported image formats, by contents and suffixes, and whether they are lossless."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ FORMATS = {
     "SGI": (".sgi",),
     "SUN": (".ras",),
 }
-"""Pillow's names of the formats that are read, each with how its files are named. All are decoded by Pillow itself;
-it would hand some others to programs of the system."""
+"""Pillow's names of the supported formats, each with its suffixes. All are decoded by Pillow itself; for some others it
+would call external programs."""
 
-_UNMARKED = "TGA"  # its files begin with nothing that tells them from others
+_UNMARKED = "TGA"  # its files have no magic bytes
 _WITHIN = "MPO"  # opened by JPEG's decoder
 
 
 def decoders(name: str = "") -> list[str]:
-    """What Pillow is to try on a file, of this name."""
+    """The decoders that Pillow may try on a file with this name."""
     unmarked = name.lower().endswith(FORMATS[_UNMARKED])
     return [form for form in FORMATS if form != _WITHIN and (unmarked or form != _UNMARKED)]
 
@@ -43,29 +43,29 @@ IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in
 UNREAD_PICTURES = frozenset(
     {".heic", ".heif", ".hif", ".jxl", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 )
-"""How files of formats end that hold pictures and are not read."""
+"""Suffixes of unsupported image formats."""
 
 ARRAYS = frozenset({".npy", ".npz"})
-"""How files of NumPy's arrays end; depth alone is read from them."""
+"""Suffixes of NumPy arrays, which are only supported for depth."""
 
 _LOSSY = {"JPEG": "a JPEG", "MPO": "a JPEG", "AVIF": "an AVIF", "JPEG2000": "a JPEG 2000"}
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp", "tiff_jpeg2000"})
 
 
 def lossy(image: Image.Image) -> str:
-    """What a picture that was opened is, such as "a JPEG", if its format changes values; empty if it keeps them.
+    """The format of an opened image, such as "a JPEG", if it is lossy; empty if it is lossless.
 
-    A WebP is told apart by its contents, before it is decoded or while its file is there. A decoded copy has no format.
+    For WebP this depends on the contents, before decoding or while the file exists. A decoded copy has no format.
     """
     if image.format == "WEBP":
         return "" if _webp_keeps(image) else "a lossy WebP"
     if image.format == "TIFF":
-        return "a TIFF of JPEG's compression" if image.info.get("compression") in _LOSSY_TIFF else ""
+        return "a TIFF with JPEG compression" if image.info.get("compression") in _LOSSY_TIFF else ""
     return _LOSSY.get(image.format or "", "")
 
 
 def _webp_keeps(image: Image.Image) -> bool:
-    """Whether the first frame of a WebP is coded without loss; what cannot be seen any more counts as lossy."""
+    """Whether the first frame of a WebP is lossless; if it cannot be determined any more, it counts as lossy."""
     file = getattr(image, "fp", None)
     data = _start_of(file) if file is not None else b""
     name = getattr(image, "filename", "")
@@ -79,7 +79,7 @@ def _webp_keeps(image: Image.Image) -> bool:
 
 
 def _start_of(file: IO[bytes]) -> bytes:
-    """All that an open file holds; its position stays."""
+    """The contents of an open file, without changing its position."""
     try:
         place = file.tell()
         file.seek(0)
@@ -91,11 +91,11 @@ def _start_of(file: IO[bytes]) -> bytes:
 
 
 def _first_frame(data: bytes) -> bytes:
-    """The name of the chunk that codes a WebP's first frame: `VP8 ` is lossy, `VP8L` is not."""
+    """The chunk name of a WebP's first frame: `VP8 ` is lossy, `VP8L` is not."""
     place = 12  # after "RIFF", the size, "WEBP"
     while place + 8 <= len(data):
         name, size = data[place : place + 4], struct.unpack("<I", data[place + 4 : place + 8])[0]
         if name in (b"VP8 ", b"VP8L"):
             return name
-        place += 8 + (16 if name == b"ANMF" else size + size % 2)  # a frame of an animation holds chunks itself
+        place += 8 + (16 if name == b"ANMF" else size + size % 2)  # a frame of an animation contains chunks itself
     return b""

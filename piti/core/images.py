@@ -1,4 +1,4 @@
-"""Pictures in and out: decode safely, crop, resize, save.
+"""Image input and output: safe decoding, cropping, resizing, saving.
 
 The only place where uint8 pixels and tensors in [-1, 1] meet, and where files are decoded or written.
 """
@@ -26,7 +26,7 @@ from piti.core.errors import UserError, in_utf8
 from piti.core.formats import decoders, lossy
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused before they are decoded (a decompression bomb is a few kB on disk)."""
+"""Larger images are refused before decoding (a decompression bomb is a few kB on disk)."""
 
 _DECODER_ERRORS = (
     OSError,
@@ -41,25 +41,27 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_RGB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"})  # each value has one in 8-bit RGB
-_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
+_RGB_MODES = frozenset(
+    {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"}
+)  # modes whose values 8-bit RGB represents exactly
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 
 PREFIX = "piti:"
-"""The package's own texts in a picture have keys that begin with it."""
+"""Key prefix of the package's own texts in an image."""
 
 
 class ImageError(UserError):
-    """A picture cannot be read, converted or written. The message names the file and the remedy."""
+    """An image cannot be read, converted or written. The message names the file and what to do."""
 
 
 class LossyError(ImageError):
-    """A picture's format changes values, where exact ones are needed."""
+    """An image has a lossy format, but exact values are needed."""
 
 
 @runtime_checkable
 class OpenedImage(Protocol):
-    """A picture that is no file of its own, such as one inside an archive; its text names it in errors."""
+    """An image that is not a file, such as one inside an archive; `str` names it in errors."""
 
     def open(self) -> BinaryIO: ...
 
@@ -80,23 +82,22 @@ class Box(NamedTuple):
 
 
 def open_image(path: Source, exact: bool = False) -> Image.Image:
-    """Decode the picture at `path` completely, upright (EXIF orientation applied), in its own mode.
+    """Decode the image at `path` completely, with EXIF orientation applied, in its own mode.
 
-    The mode is kept, so that label maps (L, P, I;16) stay what they are. Of an animation, the first
-    frame. exact: its values are to be those that were saved, of one picture. Raises ImageError if the file is missing,
-    not a picture, damaged, above MAX_PIXELS, or of several pictures where it is to be exact; LossyError where its
-    format changes values then.
+    The mode is kept, so that label maps (L, P, I;16) are unchanged. For an animation, the first frame. exact: require
+    exact values of a single image. Raises ImageError if the file is missing, not an image, damaged, above MAX_PIXELS,
+    or with `exact` contains several images; LossyError for a lossy format with `exact`.
     """
     return _decoded(path, exact)[0]
 
 
 def _decoded(path: Source, exact: bool = False) -> tuple[Image.Image, bool]:
-    """The picture, and whether its file holds colours of 16 bits, of which Pillow decodes the upper 8."""
+    """The image, and whether its file has 16-bit colours, of which Pillow decodes the upper 8 bits."""
     with _open_header(path) as image:
         if exact and (kind := lossy(image)):
             raise lossy_error(kind, path)
         if exact and (count := getattr(image, "n_frames", 1)) > 1:
-            raise ImageError(f"{path}: holds {count} pictures (pages or frames); save the one that is meant as PNG")
+            raise ImageError(f"{path}: contains {count} images (pages or frames); save the right one as PNG")
         deep = image.mode[0] not in "IF" and bool(_bits_lost(image))
         try:
             image.load()
@@ -106,16 +107,16 @@ def _decoded(path: Source, exact: bool = False) -> tuple[Image.Image, bool]:
 
 
 def lossy_error(kind: str, source: object) -> LossyError:
-    """What to say of a picture of a lossy kind, see `lossy`, where values are to be exact."""
+    """The error for an image of a lossy format, see `lossy`, if exact values are needed."""
     return LossyError(
-        f"is {kind}, which changes values (it is lossy): ids, class colours and depth would be others",
-        remedy="export it as PNG from where it was made (a lossy file that is saved as PNG stays wrong)",
+        f"is {kind}, a lossy format, which changes ids, class colours and depth",
+        remedy="export it as PNG from its source (saving the lossy file as PNG does not restore it)",
         source=source,
     )
 
 
 def image_of_array(values: Shaped[np.ndarray, "*any"], source: str) -> Image.Image:
-    """The picture whose pixels an array holds, in the mode that a file of them would have.
+    """The image with an array's pixels, in the mode of a corresponding file.
 
     values: bool [h, w]; uint8 [h, w], [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4]; other integers or floats [h, w] or
     [h, w, 1]. Raises ImageError, naming `source`, for others, and for integers beyond 32 bits.
@@ -126,7 +127,7 @@ def image_of_array(values: Shaped[np.ndarray, "*any"], source: str) -> Image.Ima
         raise ImageError(
             f"expected an array [h, w] of numbers, or of uint8 [h, w, 3] or [h, w, 4], got {list(values.shape)} of "
             f"{values.dtype}",
-            remedy="give one such array a condition, several in a list",
+            remedy="give one such array per condition, several in a list",
             source=source,
         )
     if plane.shape[0] * plane.shape[1] > MAX_PIXELS:
@@ -137,15 +138,15 @@ def image_of_array(values: Shaped[np.ndarray, "*any"], source: str) -> Image.Ima
         return Image.fromarray(plane.astype(np.float32))
     low, high = int(plane.min()), int(plane.max())
     if low < -(2**31) or high >= 2**31:
-        raise ImageError(f"{source}: holds integers from {low} to {high}; pixels have at most 32 bits")
+        raise ImageError(f"{source}: contains integers from {low} to {high}; pixels have at most 32 bits")
     return Image.fromarray(plane.astype(np.int32))
 
 
 def read_rgb(path: Source) -> Image.Image:
     """Decode a photograph as 8-bit RGB, in sRGB.
 
-    Transparent parts are laid on white, 16-bit greys are scaled to 8 bits, colours of a profile converted. Raises
-    ImageError, also for numbers that do not fill the range of their type, such as 12 bits in a file of 16.
+    Transparent parts become white, 16-bit greyscale is scaled to 8 bits, ICC profiles are converted. Raises ImageError,
+    also for values that do not use the range of their type, such as 12 bits in a 16-bit file.
     """
     image, deep = _decoded(path)
     if deep:
@@ -157,9 +158,9 @@ def read_rgb(path: Source) -> Image.Image:
 
 
 def as_rgb(image: Image.Image, source: str, behind: str = "white") -> Image.Image:
-    """A decoded picture as 8-bit RGB, upright, as `read_rgb` has it. behind: the colour under transparent parts.
+    """Convert a decoded image to upright 8-bit RGB, as in `read_rgb`. behind: the colour of transparent parts.
 
-    Raises ImageError, naming `source`, for floating-point pixels and for greys of a range that is not their type's.
+    Raises ImageError, naming `source`, for floating-point pixels and for greyscale of another range than its type's.
     """
     image = upright(image)
     if image.mode.startswith("I"):
@@ -179,34 +180,34 @@ def as_rgb(image: Image.Image, source: str, behind: str = "white") -> Image.Imag
 
 
 def _range_error(error: ColourError, source: str) -> ImageError:
-    return ImageError(f"{source}: {error}; export it as 8-bit PNG or JPEG, or with its numbers scaled to 16 bits")
+    return ImageError(f"{source}: {error}; export it as 8-bit PNG or JPEG, or with values scaled to 16 bits")
 
 
 def loss_as_rgb(picture: Image.Image | Source) -> str:
     """A description of what `as_rgb` loses of an image; empty if every pixel keeps its value. Raises ImageError.
 
-    Of a picture that is decoded already nobody can say how many bits its file had.
+    For a decoded image, the number of bits in its file is unknown.
     """
     if not isinstance(picture, Image.Image):
         with _open_header(picture) as header:
             return _bits_lost(header) or loss_as_rgb(open_image(picture))
-    lost = _bits_lost(picture) or ("the colours of its profile" if other_colours(picture) else "")
+    lost = _bits_lost(picture) or ("the colours of its ICC profile" if other_colours(picture) else "")
     if not lost and picture.has_transparency_data:
         lost = "" if picture.convert("RGBA").getchannel("A").getextrema() == (255, 255) else "its transparency"
     return lost
 
 
 def _bits_lost(image: Image.Image) -> str:
-    """What 8 bits of RGB cannot hold of an image of this mode, or of this file where it is not decoded yet."""
+    """What 8-bit RGB loses of an image of this mode, or of this file if it is not decoded yet."""
     raw = [tile[3] for tile in getattr(image, "tile", [])]  # how the file's pixels are stored, such as "RGB;16B"
     stored = [args[0] if isinstance(args, tuple) and args else args for args in raw]
     if image.mode[0] in "IF" or any(isinstance(mode, str) and ";16" in mode for mode in stored):
-        return "what it has beyond 8 bits"
+        return "its precision beyond 8 bits"
     return "" if image.mode in _RGB_MODES else f"its colours as {image.mode}"
 
 
 def image_size(path: Source) -> tuple[int, int]:
-    """(width, height) of the upright picture, from the file's header alone. Raises ImageError."""
+    """(width, height) of the upright image, from the file's header only. Raises ImageError."""
     with _open_header(path) as image:
         width, height = image.size
         turned = image.format != "TIFF" and _orientation(image) in _TURNED  # PIL turns TIFFs itself
@@ -214,40 +215,40 @@ def image_size(path: Source) -> tuple[int, int]:
 
 
 def image_mode(path: Source) -> str:
-    """The mode in which a picture is decoded, from the file's header alone. Raises ImageError."""
+    """The mode in which an image is decoded, from the file's header only. Raises ImageError."""
     with _open_header(path) as image:
         return image.mode
 
 
 def orientation(path: Source) -> int:
-    """The EXIF orientation of a picture's file, 1 where it is upright or does not say. Raises ImageError."""
+    """The EXIF orientation of an image file, 1 if it is upright or has none. Raises ImageError."""
     with _open_header(path) as image:
         return _orientation(image)
 
 
 def png_text(path: Source) -> dict[str, str]:
-    """The texts that `save_png` stored in a picture, from its file's header alone. Raises ImageError."""
+    """The texts that `save_png` stored in an image, from its file's header only. Raises ImageError."""
     with _open_header(path) as image:
         return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
 
 
 def own_text(path: Source) -> dict[str, str]:
-    """Of those texts the package's own, by their keys without `PREFIX`. Raises ImageError."""
+    """The package's own texts among these, by their keys without `PREFIX`. Raises ImageError."""
     return {key.removeprefix(PREFIX): value for key, value in png_text(path).items() if key.startswith(PREFIX)}
 
 
 def _open_header(path: Source) -> Image.Image:
-    """Open without decoding; refuse what is missing, unknown or too large."""
+    """Open without decoding; refuse missing, unknown and too large files."""
     try:
         image = Image.open(path if isinstance(path, str | Path) else path.open(), formats=decoders(str(path)))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
-        raise ImageError(f"{path}: is a folder; give a picture's file") from None
+        raise ImageError(f"{path}: is a folder; give an image file") from None
     except _BOMBS as error:
         raise ImageError(f"{path}: refused before decoding ({error}); make it smaller") from None
     except _DECODER_ERRORS as error:
-        raise ImageError(f"{path}: not a readable picture ({error}); save it as PNG or JPEG") from error
+        raise ImageError(f"{path}: not a readable image ({error}); save it as PNG or JPEG") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
@@ -258,7 +259,7 @@ def _open_header(path: Source) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) if there is none or the tags are broken."""
     if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
-        return 1  # PIL would decode the pixels to look behind them
+        return 1  # PIL would decode the pixels to read chunks after them
     try:
         return image.getexif().get(0x0112, 1)
     except _DECODER_ERRORS:
@@ -266,7 +267,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture as its EXIF orientation has it."""
+    """Apply an image's EXIF orientation."""
     return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
@@ -289,9 +290,9 @@ def from_uint8(pixels: UInt8[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def to_uint8(tensor: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
-    """Values in [-1, 1] to 0..255, rounded to nearest; what lies outside is clipped.
+    """Values in [-1, 1] to 0..255, rounded to nearest; others are clipped.
 
-    Raises ImageError for NaN or infinite values: they have no colour.
+    Raises ImageError for NaN or infinite values.
     """
     if not torch.isfinite(tensor).all():
         raise ImageError("NaN or infinite values cannot be shown; the sampling or training diverged")
@@ -299,15 +300,15 @@ def to_uint8(tensor: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
 
 
 def quantized(tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Values in [-1, 1] to the nearest of the 256 levels that 8-bit pixels have there, float32.
+    """Round values in [-1, 1] to the nearest of the 256 levels of 8-bit pixels, float32.
 
-    What an image is after it was saved and read again. Raises ImageError as `to_uint8` does.
+    Equal to saving and reading the image. Raises ImageError as `to_uint8` does.
     """
     return from_uint8(to_uint8(tensor))
 
 
 def truncated(tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Values in [-1, 1] to the next lower of the 256 levels of 8-bit pixels, float32, as PITI's release has it."""
+    """Round values in [-1, 1] down to the 256 levels of 8-bit pixels, float32, as in PITI's release."""
     return tensor.float().clamp(-1, 1).add(1).mul(127.5).int().float().div_(127.5).sub_(1)
 
 
@@ -324,7 +325,7 @@ def to_pil(tensor: Float[Tensor, "*batch 3 h w"]) -> Any:
 
 
 def same_proportions(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes are of one picture, to the rounding of a pixel."""
+    """Whether two sizes have the same aspect ratio, up to rounding to a pixel."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
@@ -342,8 +343,8 @@ def crop_resize(
 ) -> Image.Image:
     """Cut `box` out, then resize it to `size` (a side, or width and height), antialiased.
 
-    The filter never looks beyond the box (unlike PIL's `resize(box=...)`), so the result is that of
-    `image.crop(...).resize(...)` to the pixel.
+    The filter does not use pixels outside the box (unlike PIL's `resize(box=...)`), so the result equals
+    `image.crop(...).resize(...)`.
     """
     left, top, width, height = box
     if isinstance(image, Image.Image):
@@ -357,7 +358,7 @@ def crop_resize(
 
 
 def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
-    """A picture as a PNG file's contents; text: metadata, read back by `png_text`. Raises ValueError for odd modes."""
+    """Encode an image as PNG. text: metadata, read back by `png_text`. Raises ValueError for unsupported modes."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, in_utf8(value))
@@ -367,14 +368,14 @@ def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> byte
 
 
 def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None) -> None:
-    """Write a PNG so that `path` holds the whole new picture or what it held before, never half of one.
+    """Write a PNG atomically.
 
-    text: metadata, stored as PNG text and read back as `PIL.Image.open(path).text`. Missing folders
-    are made. Raises ImageError if the picture cannot be written; no temporary file remains.
+    text: metadata, stored as PNG text and read back as `PIL.Image.open(path).text`. Missing folders are created. Raises
+    ImageError if the image cannot be written; no temporary file remains.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ImageError(f"{path}: pictures are written as PNG; end the name in .png")
+        raise ImageError(f"{path}: images are written as PNG; end the name in .png")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         contents = png_bytes(image, text)

@@ -13,11 +13,11 @@ _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class JsonError(UserError):
-    """A file is no JSON that can be read. The message names it and what to do."""
+    """A JSON file cannot be read. The message names it and what to do."""
 
 
 def read_json(path: Path) -> Any:
-    """The values of a file in UTF-8. Raises JsonError."""
+    """Read a UTF-8 JSON file. Raises JsonError."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -26,10 +26,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes, source: str) -> Any:
-    """The values that a file holds. source: names it. Raises JsonError, also for a key that an object has twice."""
+    """Parse a file's contents. source: its name in errors. Raises JsonError, also for duplicate keys."""
     if data.startswith(_WIDE) or b"\0" in data[:4]:
         raise JsonError(
-            "is text in UTF-16, and UTF-8 is read",
+            "is text in UTF-16, but UTF-8 is expected",
             remedy="save it again with the encoding UTF-8 (in PowerShell: -Encoding utf8)",
             source=source,
         )
@@ -46,10 +46,10 @@ def parse_json(data: bytes, source: str) -> Any:
 
 
 def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. Raises JsonError for a key that it has twice, of which readers of JSON silently drop the first."""
+    """Build an object. Raises JsonError for duplicate keys, of which JSON parsers silently drop the first."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise JsonError(f"'{quoted(twice)}' stands there twice, and one would be lost", remedy="keep or rename one")
+        raise JsonError(f"'{quoted(twice)}' occurs twice, and one would be lost", remedy="keep or rename one")
     return found

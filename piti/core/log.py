@@ -1,4 +1,4 @@
-"""A log on standard error that work outlives."""
+"""A log on standard error that tolerates a closed reader."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.console import Console
 
 
 class LogConsole(Console):
-    """Standard error; where its reader is gone, as `tee` is after Ctrl-C and a terminal after its user has logged out,
-    nothing more is written and nothing raised."""
+    """Standard error; if its reader is gone, such as `tee` after Ctrl-C or a closed terminal, output is discarded
+    without an error."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True)
 
     def _check_buffer(self) -> None:
-        """By which rich writes whatever there is, bars included; of errors it answers a broken pipe alone."""
+        """Called by rich for all output; of errors it handles only a broken pipe."""
         try:
             super()._check_buffer()
         except OSError:
@@ -28,4 +28,4 @@ class LogConsole(Console):
         """Called by rich, which would end the process."""
         self.quiet = True
         with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stderr.fileno())  # takes what is still buffered
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())  # discards buffered output

@@ -1,4 +1,4 @@
-"""Installed packages that add to this one: kinds of conditions, samplers, and what else is known by names."""
+"""Plugins: installed packages that register kinds of conditions, samplers and others."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from importlib.metadata import entry_points
 from piti.core.errors import UserError
 
 GROUP = "piti.plugins"
-"""The group of entry points in which such a package names the module that adds to this one."""
+"""The entry-point group of plugins' modules."""
 
 
 class PluginError(UserError):
-    """An installed package cannot add what it wants to add. The message names it."""
+    """A plugin cannot be loaded. The message names it."""
 
 
 def load_plugins() -> list[str]:
-    """Import the modules that installed packages name in `GROUP`, and return their entry points' names.
+    """Import the modules of installed packages in `GROUP`, and return the names of their entry points.
 
-    Raises PluginError that names the package, for a module that cannot be imported.
+    Raises PluginError, naming the package, if a module cannot be imported.
     """
     found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     for entry in found:

@@ -1,4 +1,4 @@
-"""Progress: how work reports it, and a bar that shows it."""
+"""Progress callbacks, and a progress bar."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 OnProgress = Callable[[int, int], None]
-"""Called with (parts of the work done, parts in all)."""
+"""Called with (done, total)."""
 
 
 @contextlib.contextmanager
 def steps_bar(console: Console, what: str) -> Iterator[OnProgress]:
-    """A bar to which (steps done, steps in all) is reported; it appears with the first report."""
+    """A bar updated by calls with (done, total); it appears at the first call."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console)
     task = bar.add_task(what, total=None)

@@ -1,7 +1,7 @@
-"""Randomness is an argument: seeds derived from what they are for, never from a global state.
+"""Seeds derived from their purpose, without global state.
 
-What is random about a training sample follows from the run's seed and the sample's number alone, so a run draws the
-same whatever is done by one process or by many, by one backward pass or by several.
+All randomness of a training sample follows from the run's seed and the sample's number, so it does not depend on the
+number of processes or backward passes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from integers and words, the same on every machine and in every process.
 
-    `derive_seed(seed, "noise", rank, step)` depends on nothing that happened before, so a resumed
-    run draws what an uninterrupted one would have drawn.
+    `derive_seed(seed, "noise", rank, step)` does not depend on earlier draws, so a resumed run draws the same numbers
+    as an uninterrupted one.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -32,12 +32,12 @@ def generator_for(*parts: int | str, device: torch.device | str = "cpu") -> torc
 
 
 def draws_on(device: torch.device) -> torch.device:
-    """Where noise for networks on a device is drawn: there on CUDA, else on the CPU. The two draw other numbers."""
+    """The device on which noise for a network is drawn: its own on CUDA, else the CPU. Their numbers differ."""
     return device if device.type == "cuda" else torch.device("cpu")
 
 
 def noise_for(seed: int, numbers: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise [B, *shape] on a device, drawn there, the row of sample n by a generator seeded by
+    """Standard normal noise [B, *shape] on a device, drawn there, where the row of sample n has a generator seeded by
     (seed, n)."""
     noise = torch.empty(len(numbers), *shape, device=device)
     for row, n in zip(noise, numbers, strict=True):
@@ -46,14 +46,14 @@ def noise_for(seed: int, numbers: Sequence[int], shape: Sequence[int], device: t
 
 
 def uniform_for(seed: int, purpose: str, numbers: Sequence[int], count: int = 1) -> Tensor:
-    """Numbers in [0, 1), [B, count], on the CPU, the row of sample n by a generator seeded by (seed, purpose, n)."""
+    """Numbers in [0, 1), [B, count], on the CPU, where the row of sample n has a generator seeded by (seed, purpose,
+    n)."""
     return torch.stack([torch.rand(count, generator=generator_for(seed, purpose, n)) for n in numbers])
 
 
 @contextlib.contextmanager
 def global_generators_kept() -> Iterator[None]:
-    """Whatever the block does with the generators of torch, NumPy and Python that all of a program shares, they are
-    afterwards as before; those of CUDA where it was in use."""
+    """Restore the global generators of torch, NumPy and Python after the block, and those of CUDA if it was in use."""
     of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     of_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:

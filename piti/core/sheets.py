@@ -1,4 +1,4 @@
-"""Contact sheets: rows of pictures on one."""
+"""Contact sheets: rows of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from piti.core.images import ImageError
 _HEADING_SIZE = 12
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _LINE = 16
-"""Pixels from one line of a heading to the next."""
+"""Line height of headings in pixels."""
 
 
 def grid(
@@ -21,13 +21,12 @@ def grid(
     background: str | tuple[int, int, int] = "white",
     headings: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A contact sheet: rows of pictures, each centred in its cell, `gap` pixels around every cell.
+    """A contact sheet: rows of images, each centred in its cell, with `gap` pixels around every cell.
 
-    headings: words above each column, in as many lines as its width asks for. Rows may differ in length and pictures
-    in size.
+    headings: text above each column, wrapped to its width. Rows may differ in length, and images in size.
     """
     if not any(rows):
-        raise ImageError("a sheet needs at least one picture")
+        raise ImageError("a sheet needs at least one image")
     columns = max(len(row) for row in rows)
     widths = [max(row[c].width for row in rows if c < len(row)) for c in range(columns)]
     heights = [max((image.height for image in row), default=0) for row in rows]
@@ -49,14 +48,14 @@ def grid(
 
 
 def zoomed(image: Image.Image, side: int) -> Image.Image:
-    """A picture for the eye: enlarged by the largest whole factor that leaves its longer side at most `side`, its
-    pixels squares; a larger one as it is."""
+    """Enlarge an image for display by the largest integer factor that keeps its longer side at most `side`, by nearest
+    neighbour; larger images are unchanged."""
     factor = max(1, side // max(image.size))
     return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
 
 
 def _lines(words: str, width: int, font: _Font) -> list[str]:
-    """A heading in lines that are no wider than a column; a word that is gets shortened."""
+    """Wrap a heading to a column's width; longer words are shortened."""
     lines: list[str] = []
     for word in words.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -72,7 +71,7 @@ def _lines(words: str, width: int, font: _Font) -> list[str]:
 def _write_headings(
     sheet: Image.Image, headings: Sequence[Sequence[str]], widths: Sequence[int], gap: int, font: _Font
 ) -> None:
-    """Lines above the columns, the last ones next to the pictures, dark on light or light on dark."""
+    """Draw headings above the columns, aligned to the images, dark on light or light on dark."""
     draw = ImageDraw.Draw(sheet)
     colour = "black" if np.asarray(sheet.crop((0, 0, 1, 1))).mean() > 127 else "white"
     most, x = max(map(len, headings), default=0), gap

@@ -1,4 +1,4 @@
-"""The base of every specification: frozen, typed, validated, and helpful about typing errors."""
+"""The base of all specifications: frozen, typed, validated, with helpful errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from piti.core.errors import UserError, quoted
 
 
 class SpecError(UserError):
-    """A specification does not parse. The message names the source, the key and the remedy."""
+    """A specification is invalid. The message names the source, the key and what to do."""
 
 
 class Spec(BaseModel):
@@ -23,9 +23,9 @@ class Spec(BaseModel):
 
     @classmethod
     def parse(cls, values: Any, source: str) -> Self:
-        """Validate plain data read from `source` (a file's name, a flag).
+        """Validate plain data read from `source` (a file name, a flag).
 
-        Raises SpecError with one line a kind of mistake; an unknown key names the nearest known one.
+        Raises SpecError with one line per kind of mistake; for an unknown key with the nearest known one.
         """
         if not isinstance(values, Mapping):
             raise SpecError(f"{source}: expected an object with keys and values, got {type(values).__name__}")
@@ -40,8 +40,8 @@ class Spec(BaseModel):
 
 
 def _lines(root: type[Spec], error: ValidationError) -> list[str]:
-    """A line a mistake; the same one in many items of a list is one line, and so is a value that fits none of several
-    types."""
+    """A line per mistake; the same one in several items of a list is one line, and so is a value that fits none of
+    several types."""
     by_key: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors():
         by_key.setdefault(_path(item["loc"]), []).append(item)
@@ -60,7 +60,7 @@ _TYPE = re.compile(r"(str|int|float|bool|path|none|\w+\[.*\]|\w+-\w+.*|[A-Z]\w*)
 
 
 def _path(place: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Where a mistake is, without the names of types that pydantic adds where a value may have several."""
+    """The location of a mistake, without the type names that pydantic adds for unions."""
     return tuple(part for part in place[:1]) + tuple(
         part for part in place[1:] if isinstance(part, int) or not _TYPE.match(part)
     )
@@ -77,37 +77,37 @@ def _explain(root: type[Spec], path: tuple[Any, ...], items: list[Any]) -> str:
 
 
 _WORDS = {
-    "int_type": "is no whole number; give one, such as 4",
-    "int_parsing": "is no whole number; give one, such as 4",
-    "int_from_float": "is no whole number; give one, such as 4",
-    "int_parsing_size": "is too large a number",
-    "float_type": "is no number; give one, such as 0.5",
-    "float_parsing": "is no number; give one, such as 0.5",
+    "int_type": "is not a whole number; give one, such as 4",
+    "int_parsing": "is not a whole number; give one, such as 4",
+    "int_from_float": "is not a whole number; give one, such as 4",
+    "int_parsing_size": "is too large",
+    "float_type": "is not a number; give one, such as 0.5",
+    "float_parsing": "is not a number; give one, such as 0.5",
     "finite_number": "is not finite; give a number, such as 0.5",
-    "bool_type": "is neither true nor false; give one of them",
-    "bool_parsing": "is neither true nor false; give one of them",
+    "bool_type": "is not true or false; give one of them",
+    "bool_parsing": "is not true or false; give one of them",
     "greater_than_equal": "is too small; give at least {ge}",
     "greater_than": "is too small; give more than {gt}",
     "less_than_equal": "is too large; give at most {le}",
     "less_than": "is too large; give less than {lt}",
-    "literal_error": "is none of {expected}; give one of them",
-    "string_type": "is no text; write it in quotes",
-    "string_too_short": "is too short; give at least {min_length} letters",
-    "string_pattern_mismatch": "is not of the form {pattern}",
-    "path_type": "is no path; give a file's or a folder's",
-    "list_type": "is no list; write [one, another]",
-    "tuple_type": "is no list; write [one, another]",
+    "literal_error": "is not {expected}; give one of them",
+    "string_type": "is not a string; write it in quotes",
+    "string_too_short": "is too short; give at least {min_length} characters",
+    "string_pattern_mismatch": "does not match {pattern}",
+    "path_type": "is not a path; give that of a file or folder",
+    "list_type": "is not a list; write [one, another]",
+    "tuple_type": "is not a list; write [one, another]",
     "too_short": "has {actual_length} items; give at least {min_length}",
     "too_long": "has {actual_length} items; give at most {max_length}",
-    "dict_type": "holds no keys; give keys with values",
-    "model_type": "holds no keys; give keys with values",
-    "model_attributes_type": "holds no keys; give keys with values",
+    "dict_type": "is not a mapping; give keys with values",
+    "model_type": "is not a mapping; give keys with values",
+    "model_attributes_type": "is not a mapping; give keys with values",
 }
-"""What to say, by pydantic's type of mistake; of others what it says."""
+"""Messages by pydantic's type of mistake; others use pydantic's message."""
 
 
 def in_words(items: Sequence[Mapping[str, Any]]) -> str:
-    """What pydantic's mistakes say of one value, several where it fits none of several types, with what to do."""
+    """Describe pydantic's mistakes for one value, several if it fits none of several types, with what to do."""
     if len(items) == 1:
         return _in_words(items[0])
     return ", and ".join(dict.fromkeys(_in_words(item).partition("; ")[0] for item in items))
@@ -125,7 +125,7 @@ def _in_words(item: Mapping[str, Any]) -> str:
 
 
 def _known_keys(root: type[Spec], path: list[Any]) -> list[str]:
-    """Field names of the spec that stands at `path` below `root`."""
+    """Field names of the spec at `path` below `root`."""
     found: type[BaseModel] = root
     for part in path:
         field = found.model_fields.get(part) if isinstance(part, str) else None
@@ -149,7 +149,7 @@ def _spec_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def choices(word: str, known: Iterable[str]) -> str:
-    """What to say after "unknown …": the known word most like `word`, if one is, and all of them."""
+    """The text after "unknown …": the known word most similar to `word`, if any, and all of them."""
     known = list(known)
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return (f"did you mean '{match[0]}'? " if match else "") + f"known: {', '.join(known)}"

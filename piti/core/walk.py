@@ -1,4 +1,4 @@
-"""One walk through folders: every command lists files by it, in the same depth, along links, and names them alike."""
+"""Recursive listing of folders, with the same depth, links and key names in all commands."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from piti.core.errors import in_utf8
 from piti.core.formats import ARRAYS, IMAGE_SUFFIXES, UNREAD_PICTURES
 from piti.core.images import ImageError
 
-BROKEN = "links that lead nowhere (fetch what they point to, or remove them)"
-UNREAD = "pictures of a format that is not read (convert them to PNG or JPEG)"
-ARRAY = "arrays where pictures are read (save them as grey PNG of 8 or 16 bits, or move them elsewhere)"
+BROKEN = "broken links (download their targets, or remove them)"
+UNREAD = "images of an unsupported format (convert them to PNG or JPEG)"
+ARRAY = "arrays where images are expected (save them as 8-bit or 16-bit grey PNG, or move them elsewhere)"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in a folder; hidden files and folders are left out, and a link back to a folder above itself.
+    """The files of a folder, without hidden files and folders, and without links to a parent folder.
 
-    files: those of the suffixes that were asked for. others: files of other suffixes. broken: links that lead nowhere.
-    Each sorted.
+    files: those with the requested suffixes. others: files with other suffixes. broken: broken links. All sorted.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -30,15 +29,15 @@ class Found:
     broken: list[Path] = field(default_factory=list)
 
     def lost(self) -> list[tuple[str, Path]]:
-        """What would be missed, with the kind of problem that it is: broken links, and pictures and arrays that are not
-        read, unless a file that is read has the same name but for its suffix."""
+        """Files that would be missed, with the kind of problem: broken links, and unsupported images and arrays, unless
+        there is a supported file with the same name up to its suffix."""
         keys = {path.with_suffix("") for path in self.files}
         unread = [(kind, path) for path in self.others if (kind := _unread_kind(path))]
         missed = [(kind, path) for kind, path in unread if path.with_suffix("") not in keys]
         return [(BROKEN, path) for path in self.broken] + missed
 
     def check(self) -> list[Path]:
-        """The files. Raises ImageError where something would be missed, see `lost`."""
+        """The files. Raises ImageError if some would be missed, see `lost`."""
         lost = self.lost()
         if lost:
             kinds = {kind: [str(path) for which, path in lost if which == kind] for kind, _ in lost}
@@ -47,10 +46,10 @@ class Found:
 
 
 def walk(folder: str | Path, suffixes: Set[str] = IMAGE_SUFFIXES, recursive: bool = True) -> Found:
-    """The files of a folder, in any depth, with one of these suffixes in letters of any case. Raises ImageError."""
+    """The files of a folder, at any depth, with one of these suffixes in any case. Raises ImageError."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder; give a folder that holds pictures")
+        raise ImageError(f"{folder}: no such folder; give a folder of images")
     found = Found()
     _collect(folder, frozenset(), {suffix.lower() for suffix in suffixes}, recursive, found)
     for paths in (found.files, found.others, found.broken):
@@ -61,7 +60,7 @@ def walk(folder: str | Path, suffixes: Set[str] = IMAGE_SUFFIXES, recursive: boo
 def _collect(
     folder: Path, above: frozenset[tuple[int, int]], suffixes: Collection[str], deeper: bool, to: Found
 ) -> None:
-    """above: the folders on the way, by device and inode."""
+    """above: the parent folders, by device and inode."""
     try:
         state = folder.stat()
         entries = list(os.scandir(folder))
@@ -74,7 +73,7 @@ def _collect(
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if os.path.isdir(path):  # of an entry it raises for a ring of links
+        if os.path.isdir(path):  # raised for an entry in a loop of links
             if deeper:
                 _collect(path, above | {here}, suffixes, deeper, to)
         elif os.path.isfile(path):
@@ -84,7 +83,7 @@ def _collect(
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The pictures in a folder, by suffix, sorted; hidden files are left out. Raises ImageError."""
+    """The images in a folder, by suffix, sorted, without hidden files. Raises ImageError."""
     return walk(folder, IMAGE_SUFFIXES, recursive).files
 
 
@@ -93,7 +92,7 @@ def _unread_kind(path: Path) -> str:
 
 
 def is_unread(path: Path) -> bool:
-    """Whether a file is a picture, by its suffix, of a format that is not read."""
+    """Whether a file's suffix belongs to an unsupported image format."""
     return path.suffix.lower() in UNREAD_PICTURES
 
 
@@ -101,28 +100,28 @@ def is_unread(path: Path) -> bool:
 
 
 def composed(text: str) -> str:
-    """A name in Unicode's composed form, in which names that look the same are the same (macOS decomposes them), and
+    """A name in Unicode's composed form, so that names that look the same are equal (macOS decomposes them), and
     `in_utf8`, so that it can be hashed and saved."""
     return unicodedata.normalize("NFC", in_utf8(text))
 
 
 def key_of(path: Path, folder: Path) -> str:
-    """What a file of a folder is called: its path inside, without suffix, composed."""
+    """The key of a file: its path inside the folder, without suffix, composed."""
     return composed(path.relative_to(folder).with_suffix("").as_posix())
 
 
 def stem_of(path: Path, folder: Path) -> str:
-    """What is made of a file of a folder is named after this: `b-s2` for `b/s2.png`."""
+    """Stem of output names for a file of a folder: `b-s2` for `b/s2.png`."""
     return flat(key_of(path, folder))
 
 
 def flat(key: str) -> str:
-    """The name of what is made of what has a key: `b-s2` for `b/s2`."""
+    """Stem of output names for a key: `b-s2` for `b/s2`."""
     return key.replace("/", "-")
 
 
 def by_key(paths: Iterable[Path], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Files of a folder by `key_of`, and by the same what to say of those that have the key of another."""
+    """Files of a folder by `key_of`, and descriptions of files with duplicate keys."""
     files: dict[str, Path] = {}
     twice: dict[str, str] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""Pictures inside tar archives, found by offset, so that any of them can be read at any time."""
+"""Random access to images inside tar archives, by offset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.data.problems import DataError
 
-DOTTED = "pictures in archives whose names end at a first dot, not at their suffix (rename them, or unpack the archive)"
+DOTTED = "images in archives whose names end at the first dot, not at their suffix (rename them, or unpack the archive)"
 
 _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -24,7 +24,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 @dataclass(frozen=True)
 class Archived:
-    """One file inside an uncompressed tar archive; `images` reads it as it reads a path."""
+    """A file inside an uncompressed tar archive, accepted by `images` like a path."""
 
     archive: Path
     name: str
@@ -39,7 +39,7 @@ class Archived:
 
     @property
     def extension(self) -> str:
-        """What follows the first dot of the file's name, in small letters: `edge.jpg` of `KEY.edge.JPG`."""
+        """The lower-case part after the first dot of the file name: `edge.jpg` for `KEY.edge.JPG`."""
         return PurePosixPath(self.name).name.partition(".")[2].lower()
 
     def open(self) -> io.BytesIO:
@@ -53,11 +53,11 @@ class Archived:
 
 
 def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES, extension: str | None = None) -> list[Archived]:
-    """The pictures of a tar archive, or its files of other suffixes, sorted by name.
+    """The images of a tar archive, or its files with another extension, sorted by name.
 
-    As in WebDataset a name ends at its first dot: of `KEY.jpg`, `KEY.edge.jpg` and `KEY.txt` only the first
-    is a picture, the last a `.txt`. extension: take the files of this one instead, with its suffix or without:
-    `KEY.edge.jpg` for "edge". Raises ImageError if the archive is missing, damaged or compressed.
+    As in WebDataset, a name ends at its first dot: of `KEY.jpg`, `KEY.edge.jpg` and `KEY.txt` only the first is an
+    image, the last a `.txt`. extension: list files with this one instead, with or without its suffix: `KEY.edge.jpg`
+    for "edge". Raises ImageError if the archive is missing, damaged or compressed.
     """
     wanted = suffixes if extension is None else {f".{extension}{suffix}" for suffix in suffixes}
     if extension is not None and {f".{extension}", PurePosixPath(extension).suffix} & suffixes:
@@ -66,8 +66,8 @@ def list_archived(archive: Path, suffixes: Set[str] = IMAGE_SUFFIXES, extension:
 
 
 def dotted(archive: Path) -> list[Archived]:
-    """The pictures of a tar archive that would be missed: those whose names have further dots, such as `a.b.jpg`, where
-    no picture is named by what stands before the first, as `a.edge.jpg` is beside an `a.jpg`. Raises ImageError."""
+    """The images of a tar archive that would be missed: those with further dots in their names, such as `a.b.jpg`,
+    unless there is an image for the part before the first, such as `a.jpg` for `a.edge.jpg`. Raises ImageError."""
     files = _files(archive)
     known = {member.key for member in files if f".{member.extension}" in IMAGE_SUFFIXES}
     return [
@@ -80,10 +80,10 @@ def dotted(archive: Path) -> list[Archived]:
 
 
 def list_conditions(archive: Path, suffixes: Set[str]) -> list[Archived]:
-    """The conditions of a tar archive that holds nothing else that could be one, sorted by name.
+    """The conditions of a tar archive without other candidates, sorted by name.
 
-    Raises ImageError as `list_archived`, for pictures that would be missed, see `dotted`, and where `KEY.jpg` and a
-    `KEY.edge.jpg` or `KEY.png` lie side by side: the one is then a photograph, and which cannot be told.
+    Raises ImageError as `list_archived`, for images that would be missed, see `dotted`, and if there are both `KEY.jpg`
+    and `KEY.edge.jpg` or `KEY.png`, since either could be the photograph.
     """
     found = list_archived(archive, suffixes)
     if suffixes & IMAGE_SUFFIXES and (missed := dotted(archive)):
@@ -97,9 +97,9 @@ def list_conditions(archive: Path, suffixes: Set[str]) -> list[Archived]:
         others = [one for one in of_key[member.key] if one.name != member.name and one.extension != member.extension]
         if others:
             raise ImageError(
-                f"holds {member.name} and {others[0].name}, and which of them is the condition cannot be told",
+                f"holds {member.name} and {others[0].name}, and either could be the condition",
                 remedy=(
-                    "put the tar beside its shards.json, or unpack the conditions alone, the files "
+                    "put the tar beside its shards.json, or unpack only the conditions, the files "
                     f"*.{others[0].extension}"
                 ),
                 source=archive,
@@ -121,14 +121,14 @@ def _files(archive: Path) -> list[Archived]:
 
 @dataclass(frozen=True)
 class InShard(Archived):
-    """A file of a shard that is held open, so that the shard may be removed from a cache meanwhile."""
+    """A file in an open shard, readable even after the shard is removed from a cache."""
 
     shown: str
-    """The shard's address for a person."""
+    """The shard's address, as shown to the user."""
     handle: io.BufferedReader
 
     def open(self) -> io.BytesIO:
-        """The file's bytes. Raises OSError where the shard ends before them."""
+        """The file's bytes. Raises OSError if the shard is too short."""
         data = self._read(self.size, self.offset)
         while len(data) < self.size:
             more = self._read(self.size - len(data), self.offset + len(data))
@@ -138,10 +138,10 @@ class InShard(Archived):
         return io.BytesIO(data)
 
     def _read(self, size: int, offset: int) -> bytes:
-        """At most `size` bytes, without moving the handle's place, which threads share."""
+        """Read at most `size` bytes without moving the handle's position, which threads share."""
         if hasattr(os, "pread"):
             return os.pread(self.handle.fileno(), size, offset)
-        with self.archive.open("rb") as file:  # Windows, which removes no file that is held open
+        with self.archive.open("rb") as file:  # Windows, which cannot remove open files
             file.seek(offset)
             return file.read(size)
 
@@ -151,13 +151,13 @@ class InShard(Archived):
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The files of one key of a shard: where each lies, by extension."""
+    """The files of one key of a shard, with their positions by extension."""
 
     key: str
     files: dict[str, tuple[int, int]]
     """Offset and size of `KEY.jpg` at "jpg", of `KEY.edge.jpg` at "edge.jpg"."""
     twice: tuple[str, ...] = ()
-    """Extensions of which there are several files."""
+    """Extensions that occur several times."""
 
     def name(self, extension: str) -> str:
         """The file's name inside the shard."""
@@ -170,7 +170,7 @@ class ShardIndex:
 
     samples: list[ShardSample]
     damage: str | None = None
-    """What keeps the rest of the shard from being read."""
+    """Damage after which the shard cannot be read; None if it is complete."""
 
 
 @dataclass
@@ -180,11 +180,11 @@ class _Found:
 
 
 def index_shard(file: io.BufferedReader, shown: str) -> ShardIndex:
-    """What lies where in an uncompressed tar, from its headers alone. shown: its address for a person.
+    """Index an uncompressed tar by its headers. shown: its address in messages.
 
-    As in WebDataset a key is a path up to the first dot of its last part; what has no dot, begins with one, or is
-    named `__…__` belongs to no sample. Of a damaged tar the files before the damage are found. Raises DataError if
-    it is compressed.
+    As in WebDataset, a key is a path up to the first dot of its last part; files without a dot, starting with one, or
+    named `__…__` belong to no sample. In a damaged tar, the files before the damage are found. Raises DataError if it
+    is compressed.
     """
     _check_plain(file, shown)
     found: dict[str, _Found] = {}
@@ -193,11 +193,11 @@ def index_shard(file: io.BufferedReader, shown: str) -> ShardIndex:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"'{member.name}' goes beyond its end")
+                    raise tarfile.ReadError(f"'{member.name}' extends beyond its end")
                 _add(found, member)
             damage = _unended(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        where = f"damaged after {len(found)} samples" if found else "no tar archive, or damaged from its start"
+        where = f"damaged after {len(found)} samples" if found else "not a tar archive, or damaged at its start"
         damage = f"{where} ({error})"
     return ShardIndex([ShardSample(key, one.files, tuple(one.twice)) for key, one in found.items()], damage)
 
@@ -210,13 +210,13 @@ def _check_plain(file: io.BufferedReader, shown: str) -> None:
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
             raise DataError(
-                f"{shown}: is compressed by {name}, and what lies where in it cannot be told; decompress it once, or "
-                "read it through a tool that does, such as 'pipe:gzip -dc FILE' or 'pipe:curl -sf ADDRESS | gzip -dc'"
+                f"{shown}: is compressed by {name}, so its members have no known offsets; decompress it, or "
+                "read it through a tool such as 'pipe:gzip -dc FILE' or 'pipe:curl -sf ADDRESS | gzip -dc'"
             )
 
 
 def _add(found: dict[str, _Found], member: tarfile.TarInfo) -> None:
-    """Put a file where it belongs."""
+    """Add a file to its sample."""
     path = PurePosixPath(in_utf8(member.name))
     stem, dot, extension = path.name.partition(".")
     if not member.isfile() or member.issparse() or not (stem and dot) or (stem[:2] == stem[-2:] == "__"):
@@ -230,10 +230,10 @@ def _add(found: dict[str, _Found], member: tarfile.TarInfo) -> None:
 
 
 def _unended(file: io.BufferedReader, offset: int) -> str | None:
-    """What is wrong where the headers end: there an archive has a block of zeros."""
+    """What is wrong at the end of the headers, where an archive has a block of zeros; None if nothing."""
     file.seek(offset)
     block = file.read(_BLOCK)
     if block == bytes(_BLOCK):
         return None
-    what = "is cut off" if len(block) < _BLOCK else "holds no header"
-    return f"damaged: {what} at byte {offset}, where the next file or the archive's end should be"
+    what = "is cut off" if len(block) < _BLOCK else "has no header"
+    return f"damaged: {what} at byte {offset}, instead of the next file or the archive's end"

@@ -1,4 +1,4 @@
-"""Batches that depend on (seed, step, rank) alone, so that a resumed run sees what it would have seen."""
+"""Batches that depend only on (seed, step, rank), so that a resumed run gets the same ones."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class TrainingBatch:
     condition: Shaped[Tensor, "B K hc wc"]
     keys: list[str]
     low_res: Float[Tensor, "B 3 l l"] | None = None
-    """What an upsampler enlarges, in [-1, 1]."""
+    """Small images for an upsampler, in [-1, 1]."""
     paired: Bool[Tensor, " B"] | None = None
-    """Which rows have a photograph; the small images of the others were generated. None: all have."""
+    """Rows with a photograph; the small images of the others were generated. None: all rows."""
     read: int = 0
-    """Samples that were read for it, and those of them that could not be used."""
+    """Number of samples read for it, and the unusable ones."""
     skipped: list[Skipped] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> TrainingBatch:
-        """The same batch on a device; `paired` stays on the CPU. From pinned memory it is copied while this goes on."""
+        """The batch on a device; `paired` stays on the CPU. Pinned memory is copied asynchronously."""
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> TrainingBatch:
-        """The same batch in memory that GPUs read without help of the CPU, as torch's loaders ask."""
+        """The batch in pinned memory, as used by torch's loaders."""
         return self._each(lambda x: x.pin_memory())
 
     def _each(self, made: Callable[[Tensor], Tensor]) -> TrainingBatch:
@@ -59,12 +59,12 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class LowRes:
-    """Makes the small image that an upsampler is to enlarge."""
+    """Creates an upsampler's small image."""
 
     scale: int
-    """By how much the sides shrink."""
+    """Factor by which the sides are reduced."""
     degradation: DegradationSpec | None
-    """How it is degraded (PITI, section 3.3); none: antialiased bicubic and nothing else."""
+    """Degradation (PITI, section 3.3); None: only antialiased bicubic downscaling."""
 
     def __call__(self, image: Float[Tensor, "3 s s"], generator: torch.Generator) -> Float[Tensor, "3 l l"]:
         """image in [-1, 1] => [3, s / scale, s / scale] in [-1, 1]."""
@@ -74,7 +74,7 @@ class LowRes:
 
 
 def collate(samples: Sequence[Sample], low_res: Sequence[Tensor] = ()) -> TrainingBatch:
-    """Samples of one size, stacked, with their small images if there are any."""
+    """Stack samples of one size, with their small images if there are any."""
     return TrainingBatch(
         torch.stack([sample.image for sample in samples]),
         torch.stack([sample.condition for sample in samples]),
@@ -85,47 +85,47 @@ def collate(samples: Sequence[Sample], low_res: Sequence[Tensor] = ()) -> Traini
 
 @runtime_checkable
 class SampleSet(Protocol):
-    """Samples by index: a folder's pairs, or those of shards."""
+    """Samples by index, from a folder or from shards."""
 
     @property
     def split(self) -> str | None:
-        """Its name; none: all there is."""
+        """Name of the split; None: everything."""
         ...
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
-        """A random crop. Raises BadSample where this one cannot be used, but others can."""
+        """A random crop. Raises BadSample if only this sample cannot be used."""
         ...
 
     def center(self, index: int) -> Sample:
-        """The centred crop, the same every time. Raises BadSample."""
+        """The deterministic centre crop. Raises BadSample."""
         ...
 
     def order(self, seed: int, rank: int, world: int) -> Order:
-        """In which order a rank sees them."""
+        """The order of samples for a rank."""
         ...
 
     def files_of(self, keys: Sequence[str]) -> list[str]:
-        """Where these keys are found, a line each, for a person."""
+        """The locations of these keys, a line each, for messages."""
         ...
 
     def identity(self) -> str | None:
-        """What tells it from other samples, as many and in other places; None where that is not known."""
+        """A hash that identifies the samples independently of their location; None if unknown."""
         ...
 
     def contents(self) -> str | None:
-        """What tells whether its files hold the same as before; None where that is not known."""
+        """A hash of the files' contents; None if unknown."""
         ...
 
 
 class BatchStream(Dataset[TrainingBatch]):
     """An endless stream of batches, addressed by step.
 
-    The set's order decides which samples those of a step are (see piti.data.order); each is cropped and mirrored by a
-    generator seeded by (seed, n), n being its number. So every epoch has each sample exactly once, and nothing depends
-    on what was drawn before. low_res: makes the small images for an upsampler, by a generator seeded by (seed, n).
-    max_bad: the share of bad samples with which a process gives up (see Tally); a bad one is replaced by the next.
+    The set's order determines the samples of a step (see piti.data.order); each is cropped and mirrored by a generator
+    seeded by (seed, n), where n is its number. So every epoch has each sample exactly once, independently of earlier
+    draws. low_res: creates small images for an upsampler, by a generator seeded by (seed, n). max_bad: largest share of
+    unusable samples in a process (see Tally); an unusable one is replaced by the next.
     """
 
     def __init__(
@@ -154,7 +154,8 @@ class BatchStream(Dataset[TrainingBatch]):
         self._tally = Tally(max_bad)
 
     def __getitem__(self, step: int) -> TrainingBatch:
-        """The batch of this rank at `step` (0, 1, …; there is no last one). Raises DataError if too many are bad."""
+        """The batch of this rank at `step` (0, 1, …, without end). Raises DataError if too many samples are
+        unusable."""
         places = self.order.places(step, self.batch_size)
         skipped: list[Skipped] = []
         samples = [self._sample(place, skipped) for place in places]
@@ -169,13 +170,13 @@ class BatchStream(Dataset[TrainingBatch]):
         return batch
 
     def _small(self, low_res: LowRes, sample: Sample, place: SamplePlace) -> Tensor:
-        """What an upsampler enlarges of a sample."""
+        """The small image of a sample for an upsampler."""
         if sample.low_res is not None:
             return sample.low_res
         return low_res(sample.image, generator_for(self.seed, "low_res", place.number))
 
     def _sample(self, place: SamplePlace, skipped: list[Skipped]) -> Sample:
-        """The sample of a place, or the first that can stand in for it."""
+        """The sample at a place, or the first usable substitute."""
         for index in place.candidates:
             try:
                 sample = self.samples.sample(index, generator_for(self.seed, "augment", place.number))
@@ -186,11 +187,13 @@ class BatchStream(Dataset[TrainingBatch]):
                 continue
             self._tally.add(1, [])
             return sample
-        raise DataError(f"no sample near this one can be used; look at the shard and its neighbours:\n  {skipped[-1]}")
+        raise DataError(
+            f"neither this sample nor those near it can be used; check the shard and its neighbours:\n  {skipped[-1]}"
+        )
 
 
 def centers(samples: SampleSet, count: int) -> list[Sample]:
-    """The first `count` samples that can be used, or as many as there are, centre-cropped."""
+    """The first `count` usable samples, or as many as there are, centre-cropped."""
     found: list[Sample] = []
     for index in range(len(samples)):
         if len(found) == count:
@@ -200,12 +203,12 @@ def centers(samples: SampleSet, count: int) -> list[Sample]:
         except BadSample as bad:
             log.warning("left out: %s", bad.skipped)
     if not found:
-        raise DataError(f"split '{samples.split}' has no sample that can be used; look at its files")
+        raise DataError(f"split '{samples.split}' has no usable sample; check its files")
     return found
 
 
 class Batches(Iterator[TrainingBatch]):
-    """The batches of a loader, and how long they let one wait."""
+    """The batches of a loader, and the time spent waiting for them."""
 
     def __init__(self, loaded: Iterable[TrainingBatch | UserError], tally: Tally | None = None) -> None:
         self._loaded: Iterator[TrainingBatch | UserError] = iter(loaded)
@@ -213,19 +216,19 @@ class Batches(Iterator[TrainingBatch]):
         self._waited = 0.0
 
     def __next__(self) -> TrainingBatch:
-        """The next batch. Raises what went wrong when it was made, in whatever process."""
+        """The next batch. Raises errors of the process that created it."""
         started = time.perf_counter()
         batch = next(self._loaded)
         self._waited += time.perf_counter() - started
         if isinstance(batch, UserError):
-            self._loaded = iter(())  # ends the workers now, not when the error's traceback is collected
+            self._loaded = iter(())  # ends the workers now, not when the traceback is collected
             raise batch
         if self._tally is not None:
             self._tally.add(batch.read, batch.skipped)
         return batch
 
     def waited(self) -> float:
-        """Seconds spent waiting for batches since this was asked last."""
+        """Seconds spent waiting for batches since the last call."""
         seconds, self._waited = self._waited, 0.0
         return seconds
 
@@ -233,9 +236,9 @@ class Batches(Iterator[TrainingBatch]):
 def loader(
     stream: BatchStream, start: int, stop: int, workers: int = 0, tally: Tally | None = None, pinned: bool = False
 ) -> Batches:
-    """Batches of steps `start` to `stop` - 1 in order, made by `workers` processes (0: by this one).
+    """Batches of steps `start` to `stop` - 1 in order, loaded by `workers` processes (0: by this one).
 
-    tally: counts what was read and skipped for the batches that were taken. pinned: batches lie in pinned memory.
+    tally: counts samples read and skipped for the batches taken. pinned: whether batches are in pinned memory.
     """
     return Batches(
         DataLoader(
@@ -253,22 +256,22 @@ def loader(
 
 @contextlib.contextmanager
 def workers_watched() -> Iterator[None]:
-    """A loading process that was killed is a DataError within the block: torch raises it wherever the program is."""
+    """Convert the error for a killed loading process to a DataError within the block; torch raises it anywhere."""
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"a process that loads data has ended: {str(error).strip().rstrip('.')}",
-            local_remedy=f"set fewer where memory is short, such as {option('set')} workers=1 (0: none beside it)",
-            remedy=f"make room in memory; then go on with {option('resume')}",
+            f"a data loading process has ended: {str(error).strip().rstrip('.')}",
+            local_remedy=f"use fewer if memory is short, such as {option('set')} workers=1 (0: none)",
+            remedy=f"free memory, then continue with {option('resume')}",
         ) from error
 
 
 @dataclass(frozen=True)
 class _Told(Dataset[TrainingBatch | UserError]):
-    """A stream whose user's errors are handed on: raised in a worker they would come with its traceback as text."""
+    """A stream that returns UserErrors, since torch would add a worker's traceback to raised ones."""
 
     stream: BatchStream
 
@@ -280,9 +283,9 @@ class _Told(Dataset[TrainingBatch | UserError]):
 
 
 def _begin_worker(number: int) -> None:
-    """Leave what asks for an end to the process that trains, which needs its workers for the step in hand and to save;
-    a terminal and a scheduler send Ctrl-C, SIGHUP and SIGTERM to all. A forked worker has its handlers, which do so,
-    another has none."""
+    """Ignore signals in a worker: terminals and schedulers send Ctrl-C, SIGHUP and SIGTERM to all processes, but the
+    training process needs its workers to finish the step and to save. Forked workers inherit its handlers, which do
+    this; others have none."""
     if multiprocessing.get_start_method() != "fork":
         for number in {signal.SIGINT, *ending_signals()} - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)

@@ -38,7 +38,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class DegradationError(UserError):
-    """An image cannot be made small. The message names its sides, the expectation and the remedy."""
+    """An image cannot be downscaled. The message names its sides, the expectation and what to do."""
 
 
 class DegradationSpec(Spec):
@@ -79,10 +79,10 @@ def downsample(image: Float[Tensor, "*batch 3 h w"], scale: int) -> Float[Tensor
 def degrade(
     image: Picture, scale: int, spec: DegradationSpec, generator: torch.Generator
 ) -> Float[Tensor, "3 h//{scale} w//{scale}"]:
-    """A small image as a poor camera, a web page or a messenger would leave it (BSRGAN, section III).
+    """A small degraded image, like those of poor cameras, web pages or messengers (BSRGAN, section III).
 
-    image in [−1, 1], and so is the result, on the 256 8-bit levels. The generator alone decides, so the same seed
-    gives the same pixels. Raises DegradationError if the sides are not multiples of `scale`.
+    image in [−1, 1], and so is the result, on the 256 8-bit levels. All randomness comes from the generator. Raises
+    DegradationError if the sides are not multiples of `scale`.
     """
     small_size(image, scale)
     for step in draw_plan((image.shape[-2], image.shape[-1]), scale, spec, generator):
@@ -91,7 +91,7 @@ def degrade(
 
 
 def small_size(image: Float[Tensor, "*batch 3 h w"], scale: int) -> tuple[int, int]:
-    """Height and width of an image made `scale` times smaller. Raises DegradationError where they are not whole."""
+    """Height and width of an image downscaled by `scale`. Raises DegradationError if they are not whole numbers."""
     height, width = image.shape[-2:]
     if scale < 1 or height < scale or width < scale or height % scale or width % scale:
         raise DegradationError(
@@ -101,12 +101,12 @@ def small_size(image: Float[Tensor, "*batch 3 h w"], scale: int) -> tuple[int, i
     return height // scale, width // scale
 
 
-# Steps: what can happen to an image in [−1, 1], with all that was drawn for it
+# Steps: degradations of an image in [−1, 1], with their drawn parameters
 
 
 @runtime_checkable
 class Degradation(Protocol):
-    """An image in [−1, 1] to what becomes of it, perhaps a little beyond that range."""
+    """Degrade an image in [−1, 1]; the result may slightly exceed that range."""
 
     def __call__(self, image: Picture, generator: torch.Generator) -> Float[Tensor, "3 H W"]: ...
 
@@ -226,7 +226,7 @@ class Smooth:
 def colour_covariance(values: Float[Tensor, 3], mixing: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
     """|Uᵀ diag(values) U|, entrywise absolute, U an orthonormal basis of mixing's columns (BSRGAN, section III-C).
 
-    Of values and mixing uniform in [0, 1) it makes a random covariance between colours.
+    With values and mixing uniform in [0, 1), a random covariance between colours.
     """
     basis = torch.linalg.svd(mixing).U
     return ((basis.T * values) @ basis).abs()
@@ -244,10 +244,10 @@ def _normal(image: Picture, channels: int, sigma: float, generator: torch.Genera
 def draw_plan(
     size: tuple[int, int], scale: int, spec: DegradationSpec, generator: torch.Generator
 ) -> tuple[Degradation, ...]:
-    """The steps from an image of `size` (height, width) to one `scale` times smaller, in their order.
+    """The sequence of steps from an image of `size` (height, width) to one `scale` times smaller.
 
-    Perhaps halved first; then blur, a shrinking, a resize to the final size, noise, JPEG and smoothing, of which some
-    stay away, in random order but for the resize after the shrinking (BSRGAN, section III-D, light form).
+    Possibly halved first; then a random subset of blur, downscaling, resizing to the final size, noise, JPEG and
+    smoothing in random order, except that resizing follows downscaling (BSRGAN, section III-D, light form).
     """
     final = (size[0] // scale, size[1] // scale)
     steps: list[Degradation] = []
@@ -304,7 +304,7 @@ def _uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 
 def _integer(low: int, high: int, generator: torch.Generator) -> int:
-    """Both ends included."""
+    """A random integer, both ends included."""
     return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device))
 
 

@@ -34,7 +34,7 @@ class DrawnSpec(Spec):
     """Share of the lines that is removed, drawn uniformly from 0 to this."""
 
     def __call__(self, lines: Bool[Tensor, "h w"], generator: torch.Generator) -> Bool[Tensor, "h w"]:
-        """The lines of one sample, True on lines, changed or as they are."""
+        """Augment the lines of one sample, True on lines, with the configured probability."""
         chosen, thin, wobble, gaps = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         bends = torch.randn(2, BENDS, BENDS, generator=generator)
         strokes = torch.randn(1, STROKES, STROKES, generator=generator)
@@ -47,7 +47,7 @@ class DrawnSpec(Spec):
 
 
 def bent(lines: Bool[Tensor, "h w"], shift: Float[Tensor, "2 h w"]) -> Bool[Tensor, "h w"]:
-    """What lies at each pixel moved by `shift` rows and columns; what touches an edge goes on beyond it."""
+    """Warp by `shift` rows and columns per pixel, with replicated borders."""
     sides = torch.tensor(lines.shape)
     rows, columns = (torch.arange(n, dtype=torch.float32) for n in lines.shape)
     place = torch.stack([rows[:, None] + shift[0], columns + shift[1]])  # [2, h, w]
@@ -58,7 +58,7 @@ def bent(lines: Bool[Tensor, "h w"], shift: Float[Tensor, "2 h w"]) -> Bool[Tens
 
 
 def with_gaps(lines: Bool[Tensor, "h w"], noise: Float[Tensor, "h w"], share: float) -> Bool[Tensor, "h w"]:
-    """Without that share of the lines' pixels where the noise is lowest."""
+    """Remove that share of the lines' pixels where the noise is lowest."""
     on_lines = noise[lines]
     left_out = int(share * len(on_lines))
     if not left_out:

@@ -22,7 +22,7 @@ from piti.core.spec import Spec, choices
 from piti.data.filters import l0_smooth, resize_antialiased
 
 _SOFT = (5, 5), (1.0, 1.0)  # the Gaussian before the gradients: taps, pixels
-_SMALLEST = 8  # shorter sides are continued to this many pixels before they are filtered
+_SMALLEST = 8  # shorter sides are padded to this many pixels before filtering
 _NEIGHBOURS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  # clockwise from above
 
 
@@ -37,7 +37,7 @@ class LineSpec(Spec):
     high: float = Field(default=0.2, gt=0)
     """High threshold: gradients above it are always kept."""
     shortest: int = Field(default=10, ge=1)
-    """Lines of fewer pixels are left out."""
+    """Lines with fewer pixels are removed."""
     side: int = Field(default=256, ge=16)
     """Larger photographs are reduced to this short side in pixels, and their lines enlarged afterwards."""
     thin: bool = False
@@ -56,10 +56,10 @@ class LineSpec(Spec):
 def draw_lines(photograph: UInt8[np.ndarray, "h w 3"], spec: LineSpec | None = None) -> Bool[Tensor, "h w"]:
     """Lines of a photograph, True on a line: Canny's edges (1986) after L0 smoothing (Xu et al. 2011).
 
-    Smoothing sees colours, the edges are those of the greys: a border between colours of one brightness is no line.
-    A border between two areas gives one line, one pixel wide where the photograph is not larger than `side`.
+    Smoothing uses colours, edge detection greyscale: a border between colours of equal brightness is not a line. A
+    border between two areas gives one line, one pixel wide where the photograph is not larger than `side`.
     """
-    from kornia.filters import canny  # takes a second to import, and most runs draw nothing
+    from kornia.filters import canny  # takes a second to import, and is rarely needed
 
     spec = spec or LineSpec()
     image = torch.from_numpy(photograph.copy()).permute(2, 0, 1)[None].float() / 255  # [1, 3, h, w]
@@ -79,10 +79,10 @@ def draw_lines(photograph: UInt8[np.ndarray, "h w 3"], spec: LineSpec | None = N
 
 
 def without_short(lines: Bool[Tensor, "B 1 h w"], shortest: int) -> Bool[Tensor, "B 1 h w"]:
-    """Lines without those of fewer than `shortest` pixels that hang together, corners touching.
+    """Remove connected lines (8-connectivity) of fewer than `shortest` pixels.
 
-    Every pixel takes the highest number in reach, `shortest` times. A short line has then one number alone; whatever
-    has several, which then touch, is long.
+    Labels are propagated by their maximum, `shortest` times. A short line then has a single label; a line with several
+    adjacent labels is long.
     """
     if shortest <= 1:
         return lines
@@ -105,7 +105,7 @@ def _highest_near(values: Float[Tensor, "B 1 h w"]) -> Float[Tensor, "B 1 h w"]:
 def thinned(lines: Bool[Tensor, "*batch h w"]) -> Bool[Tensor, "*batch h w"]:
     """Lines one pixel wide, connected as they were (Zhang and Suen 1984); thinning again changes nothing.
 
-    A line's ends become shorter by about half its width. A block of two by two pixels alone vanishes.
+    Lines are shortened by about half their width at their ends. An isolated block of two by two pixels vanishes.
     """
     while True:
         before = lines
@@ -116,19 +116,21 @@ def thinned(lines: Bool[Tensor, "*batch h w"]) -> Bool[Tensor, "*batch h w"]:
 
 
 def _removable(lines: Bool[Tensor, "*batch h w"], first: bool) -> Bool[Tensor, "*batch h w"]:
-    """Border pixels that a sub-iteration may take: at the south-east in the first, at the north-west in the second."""
+    """Border pixels that a sub-iteration removes: at the south-east in the first, at the north-west in the second."""
     height, width = lines.shape[-2:]
     padded = F.pad(lines.to(torch.uint8), (1, 1, 1, 1))
     near = [padded[..., 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in _NEIGHBOURS]
     count = torch.stack(near).sum(0)
-    crossings = torch.stack([near[i - 1] < near[i] for i in range(8)]).sum(0)  # from 0 to 1 on the way round
+    crossings = torch.stack([near[i - 1] < near[i] for i in range(8)]).sum(
+        0
+    )  # transitions from 0 to 1 around the pixel
     north, east, south, west = near[0], near[2], near[4], near[6]
     border = (north * east * south, east * south * west) if first else (north * east * west, north * south * west)
     return (count >= 2) & (count <= 6) & (crossings == 1) & (border[0] == 0) & (border[1] == 0)
 
 
 def binarised(strength: Float[Tensor, "*batch h w"], threshold: float, thin: bool = True) -> Bool[Tensor, "*batch h w"]:
-    """Where a soft edge map in [0, 1] is stronger than `threshold`; thinned to one pixel if asked."""
+    """Binarise a soft edge map in [0, 1] at `threshold`; optionally thin it to one pixel."""
     lines = strength > threshold
     return thinned(lines) if thin else lines
 
@@ -138,47 +140,47 @@ LineSource = Callable[[UInt8[np.ndarray, "h w 3"]], Bool[Tensor, "h w"]]
 
 
 class DetectorError(UserError):
-    """Lines cannot be drawn as asked. The message names the detector and the remedy."""
+    """Lines cannot be extracted as requested. The message names the detector and what to do."""
 
 
 class HEDSpec(Spec):
     """Settings of HED; by default binarised as in the released code."""
 
     threshold: float = Field(default=0.6, gt=0, lt=1)
-    """What is stronger, between 0 and 1, is a line."""
+    """Threshold of lines, between 0 and 1."""
     thin: bool = False
     """Thin the lines to one pixel; the network's are several pixels wide."""
     shortest: int = Field(default=1, ge=1)
-    """Lines of fewer pixels are left out."""
+    """Lines with fewer pixels are removed."""
     side: int = Field(default=256, ge=64)
     """Larger photographs are reduced to this short side in pixels, and their edges enlarged afterwards; the released
     code uses squares of 256."""
     weights: str | None = Field(default=None, exclude=True)
     """The file of the network's weights."""
     device: str = Field(default="cpu", exclude=True)
-    """Where the network runs."""
+    """Device of the network."""
 
 
 class LearnedSpec(Spec):
     """Settings of a learned detector of `controlnet_aux`."""
 
     threshold: float = Field(default=0.35, gt=0, lt=1)
-    """What is stronger, between 0 and 1, is a line."""
+    """Threshold of lines, between 0 and 1."""
     thin: bool = True
     """Thin the lines to one pixel; a learned detector's are several pixels wide."""
     shortest: int = Field(default=10, ge=1)
-    """Lines of fewer pixels are left out."""
+    """Lines with fewer pixels are removed."""
     side: int = Field(default=512, ge=64)
     """Short side in pixels of the photograph given to the network."""
     weights: str = Field(default="lllyasviel/Annotators", exclude=True)
-    """A repository of the hub, or a folder with the detector's file."""
+    """A hub repository, or a folder with the detector's file."""
     device: str = Field(default="cpu", exclude=True)
-    """Where the network runs."""
+    """Device of the network."""
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A line source that can be asked for: its settings, and how it is made of them."""
+    """A line detector: its settings class, and its factory."""
 
     spec: type[Spec]
     source: Callable[[Any], LineSource]
@@ -187,7 +189,7 @@ class Detector:
 def line_source(name: str, settings: Mapping[str, Any] | None = None) -> tuple[Spec, LineSource]:
     """The detector `name` with these settings, and all of its settings.
 
-    Raises DetectorError if there is none of this name, or if it cannot be loaded; SpecError for its settings.
+    Raises DetectorError for an unknown name, or if it cannot be loaded; SpecError for invalid settings.
     """
     detector, spec = detector_spec(name, settings)
     return spec, detector.source(spec)
@@ -209,12 +211,12 @@ def _hed(spec: HEDSpec) -> LineSource:
     """Raises DetectorError without a file, UserError for a file that is not HED's."""
     if spec.weights is None:
         raise DetectorError(
-            "needs a file of weights",
-            remedy=f"give it as {option('weights')}, or take {option('detector')} lines, which needs none",
+            "needs a weights file",
+            remedy=f"give it as {option('weights')}, or use {option('detector')} lines, which needs none",
             option="detector",
             value="hed",
         )
-    from piti.models.hed import load_hed  # with all networks, which most that draw do without
+    from piti.models.hed import load_hed  # imports all networks, which is rarely needed
 
     network = load_hed(Path(spec.weights).expanduser()).to(spec.device)
 
@@ -235,7 +237,7 @@ def _hed(spec: HEDSpec) -> LineSource:
 
 
 def _learned(name: str, network: str) -> Callable[[LearnedSpec], LineSource]:
-    """How to make the line source `name` of a class of `controlnet_aux`."""
+    """The factory of the line detector `name` from a class of `controlnet_aux`."""
 
     def source(spec: LearnedSpec) -> LineSource:
         detect = _loaded(name, network, spec)
@@ -250,10 +252,10 @@ def _learned(name: str, network: str) -> Callable[[LearnedSpec], LineSource]:
 
 
 def _strength(detect: Callable[..., Any], photograph: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "h w"]:
-    """A learned detector's soft edges in [0, 1], brought from its own size to the photograph's.
+    """A learned detector's soft edges in [0, 1], resized to the photograph.
 
-    The networks want sides that are multiples of 64; the detectors see to that, and return a picture (or an
-    array) of that size, grey as RGB.
+    The networks need sides that are multiples of 64; the detectors ensure that, and return a grey RGB image (or array)
+    of that size.
     """
     found = np.asarray(detect(photograph, detect_resolution=side, image_resolution=side))
     soft = torch.from_numpy(np.array(found[..., 0] if found.ndim == 3 else found)).float() / 255
@@ -262,14 +264,14 @@ def _strength(detect: Callable[..., Any], photograph: UInt8[np.ndarray, "h w 3"]
 
 
 def _loaded(name: str, network: str, spec: LearnedSpec) -> Callable[..., Any]:
-    """A class of `controlnet_aux` with its weights. Raises DetectorError."""
+    """Load a class of `controlnet_aux` with its weights. Raises DetectorError."""
     try:
         kind = getattr(importlib.import_module("controlnet_aux"), network)
     except (ImportError, AttributeError, RuntimeError) as error:  # a torchvision of another torch: RuntimeError
         raise DetectorError(
             f"needs the package controlnet-aux, which cannot be imported ({error})",
             remedy=(
-                "pip install controlnet-aux, with a torchvision that fits this torch, or take "
+                "pip install controlnet-aux, with a torchvision that fits this torch, or use "
                 f"{option('detector')} lines, which needs neither"
             ),
             option="detector",
@@ -281,7 +283,7 @@ def _loaded(name: str, network: str, spec: LearnedSpec) -> Callable[..., Any]:
         raise DetectorError(
             f"cannot load its weights from {spec.weights} ({error})",
             remedy=(
-                f"check the connection, or give a folder with its file as {option('weights')}, or take "
+                f"check the connection, or give a folder with its file as {option('weights')}, or use "
                 f"{option('detector')} lines, which needs none"
             ),
             option="detector",

@@ -25,20 +25,20 @@ Kernel = Float[Tensor, "k k"]
 RESIZES = ("linear", "cubic", "area")
 """The kinds of `resize`."""
 
-_SMALLEST = 1e-6  # sigma or variance; below it a kernel is one point anyway
+_SMALLEST = 1e-6  # smallest sigma or variance, at which a kernel is a single point
 
 
 class FilterError(UserError):
-    """A filter cannot be applied. The message names the value, the expectation and the remedy."""
+    """A filter cannot be applied. The message names the value, the expectation and what to do."""
 
 
-# Kernels: float64, the sum is 1
+# Kernels: float64, with sum 1
 
 
 def gaussian_kernel(size: int, sigma: float) -> Kernel:
     """An isotropic Gaussian sampled at the pixels' centres (MATLAB's `fspecial('gaussian', size, sigma)`).
 
-    sigma: standard deviation in pixels. However small it is, the sum stays 1.
+    sigma: standard deviation in pixels. The sum is always 1.
     """
     square = _offsets(size).square()
     return _normalized(square[:, None] + square, max(sigma, _SMALLEST) ** 2)
@@ -48,7 +48,7 @@ def anisotropic_kernel(size: int, theta: float, l1: float, l2: float) -> Kernel:
     """A Gaussian of covariance R(θ) diag(l1, l2) R(θ)ᵀ (BSRGAN, section III-A).
 
     theta: angle of the first axis in radians, from rightwards to downwards; l1, l2: variances along the axes in
-    pixels². However small they are, the sum stays 1.
+    pixels². The sum is always 1.
     """
     x = _offsets(size)
     y = x[:, None]
@@ -73,7 +73,7 @@ def shifted_kernel(kernel: Kernel, scale: int) -> Kernel:
 
 
 def _offsets(size: int) -> Float[Tensor, " k"]:
-    """Places of `size` pixels around their middle."""
+    """Coordinates of `size` pixels relative to their centre."""
     return torch.arange(size, dtype=torch.float64) - (size - 1) / 2
 
 
@@ -86,14 +86,14 @@ def _normalized(square: Float[Tensor, "k k"], variance: float) -> Kernel:
 
 
 def blur(image: Images, kernel: Kernel, stride: int = 1) -> Resized:
-    """Convolve each channel, the borders mirrored about the outermost pixel (`scipy.ndimage.convolve`, mode mirror).
+    """Convolve each channel, with borders mirrored about the outermost pixel (`scipy.ndimage.convolve`, mode mirror).
 
-    stride: every stride-th row and column of the result is made. A kernel of even size takes the pixel after its
-    middle as its centre. Any range of values.
+    stride: only every stride-th row and column of the result is computed. The centre of a kernel of even size is the
+    pixel after its middle. Any range of values.
     """
     size = len(kernel)
     *batch, height, width = image.shape
-    # Horizontal strips stand side by side as channels: a depthwise convolution is fast only with many of them.
+    # Horizontal strips become channels, since a depthwise convolution is fast only with many of them.
     strip = math.ceil(height / (stride * _STRIPS))  # rows of the result in each
     rows = _windows(_STRIPS, strip, size, stride, height)  # [strips, r]
     columns = _windows(1, math.ceil(width / stride), size, stride, width)[0]
@@ -108,21 +108,20 @@ _STRIPS = 16
 
 
 def _windows(count: int, length: int, size: int, stride: int, n: int) -> Int[Tensor, "count r"]:
-    """The pixels that a kernel of `size` meets in `count` stretches of `length` results each, mirrored into 0..n−1."""
+    """The pixels under a kernel of `size` in `count` strips of `length` results each, mirrored into 0..n−1."""
     first = torch.arange(count)[:, None] * length * stride - (size - 1) // 2
     index = (first + torch.arange((length - 1) * stride + size)) % max(2 * (n - 1), 1)
     return torch.minimum(index, 2 * (n - 1) - index).clamp(min=0)
 
 
-# Resizing: a matrix for the rows and one for the columns
+# Resizing: one matrix for rows and one for columns
 
 
 def resize(image: Images, size: tuple[int, int], kind: str) -> Resized:
-    """Resize to `size` (height, width) as OpenCV does on float images; not antialiased but for "area".
+    """Resize to `size` (height, width) like OpenCV on float images; antialiased only with "area".
 
-    kind: "linear", "cubic" (a = −0.75) or "area" (the mean over each new pixel's area; where either side grows, a
-    nearest-neighbour image with linear seams). Any range of values; "cubic" overshoots it.
-    Raises FilterError for another kind.
+    kind: "linear", "cubic" (a = −0.75) or "area" (the mean over each new pixel's area; if either side grows, nearest
+    neighbour with linear seams). Any range of values; "cubic" overshoots it. Raises FilterError for another kind.
     """
     if kind not in RESIZES:
         raise FilterError(f"unknown resize '{kind}'; {choices(kind, RESIZES)}")
@@ -131,9 +130,9 @@ def resize(image: Images, size: tuple[int, int], kind: str) -> Resized:
 
 
 def resize_antialiased(image: Images, size: tuple[int, int]) -> Resized:
-    """Resize to `size` (height, width) as MATLAB's `imresize`: bicubic (a = −0.5), widened where a side shrinks.
+    """Resize to `size` (height, width) like MATLAB's `imresize`: bicubic (a = −0.5), widened for downscaling.
 
-    Any range of values; overshoots it a little at edges.
+    Any range of values, with slight overshoots at edges.
     """
     return _apply(image, size, "antialiased")
 
@@ -149,7 +148,7 @@ def _apply(image: Images, size: tuple[int, int], kind: str) -> Resized:
 
 @lru_cache(maxsize=512)
 def _resize_matrix(n_in: int, n_out: int, kind: str) -> Float[Tensor, "n_out n_in"]:
-    """What one axis is multiplied by; float32, not to be written to."""
+    """The matrix for one axis; float32, must not be modified."""
     if min(n_in, n_out) < 1:
         raise FilterError(f"cannot resize {n_in} pixels to {n_out}; expected at least 1; use a larger image")
     return _MATRICES[kind](n_in, n_out).float()
@@ -176,7 +175,7 @@ def _area(n_in: int, n_out: int) -> Tensor:
 
 
 def _area_enlarged(n_in: int, n_out: int) -> Tensor:
-    """Each new pixel lies in one old one, or across a seam between two. Rounds as OpenCV does."""
+    """Each new pixel is inside one old one, or across a seam between two. Rounding as in OpenCV."""
     ratio = n_out / n_in
     new = torch.arange(n_out, dtype=torch.float64)
     left = (new * (1 / ratio)).floor()
@@ -190,7 +189,7 @@ def _antialiased(n_in: int, n_out: int) -> Tensor:
     place = _source_places(n_in, n_out)[:, None]
     index = (place - 2 * stretch).floor() + torch.arange(math.ceil(4 * stretch) + 2)
     weight = _cubic_kernel((place - index) / stretch, -0.5)
-    index = index % (2 * n_in)  # mirrored at the border, the outermost pixel twice
+    index = index % (2 * n_in)  # mirrored at the border, with the outermost pixel repeated
     return _taps_to_matrix(torch.minimum(index, 2 * n_in - 1 - index), weight / weight.sum(1, keepdim=True), n_in)
 
 
@@ -204,7 +203,7 @@ _MATRICES: dict[str, Callable[[int, int], Tensor]] = {
 
 
 def _source_places(n_in: int, n_out: int) -> Float[Tensor, " n_out"]:
-    """Where the new pixels' centres lie among the old ones."""
+    """Positions of the new pixels' centres among the old ones."""
     return (torch.arange(n_out, dtype=torch.float64) + 0.5) * n_in / n_out - 0.5
 
 
@@ -217,7 +216,7 @@ def _cubic_kernel(x: Tensor, a: float) -> Tensor:
 
 
 def _taps_to_matrix(index: Tensor, weight: Float[Tensor, "n_out taps"], n_in: int) -> Float[Tensor, "n_out n_in"]:
-    """Row i holds weight[i, k] at column index[i, k]; beyond the border, at the border."""
+    """Row i has weight[i, k] at column index[i, k], clamped to the border."""
     return torch.zeros(len(weight), n_in, dtype=torch.float64).scatter_add_(1, index.long().clamp(0, n_in - 1), weight)
 
 
@@ -227,9 +226,8 @@ def _taps_to_matrix(index: Tensor, weight: Float[Tensor, "n_out taps"], n_in: in
 def l0_smooth(image: Images, weight: float, kappa: float = 2.0, beta_max: float = 1e5) -> Images:
     """Flatten all but the strongest edges: min_S ‖S − I‖² + λ·#{pixels with a gradient} (Xu et al. 2011, eq. 5).
 
-    image in [0, 1] (the weight depends on the range), its borders joined in a circle; the result may leave the
-    range a little. weight: λ, about 1e-3 to 1e-1; kappa, beta_max: factor between rounds of half-quadratic
-    splitting, and where β ends.
+    image in [0, 1] (the weight depends on the range), with periodic borders; the result may slightly exceed the range.
+    weight: λ, about 1e-3 to 1e-1; kappa, beta_max: factor between rounds of half-quadratic splitting, and largest β.
     """
     if weight <= 0 or kappa <= 1:
         raise FilterError(
@@ -239,7 +237,7 @@ def l0_smooth(image: Images, weight: float, kappa: float = 2.0, beta_max: float 
     smooth, beta = image, 2 * weight
     while beta < beta_max:
         dx, dy = smooth.roll(-1, -1) - smooth, smooth.roll(-1, -2) - smooth
-        # eq. 12: keep a gradient where it is worth its price, over all channels
+        # eq. 12: keep gradients above the threshold, over all channels
         keep = (dx.square() + dy.square()).sum(-3, keepdim=True) >= weight / beta
         smooth = fit_gradients(spectrum, dx * keep, dy * keep, beta)
         beta *= kappa
@@ -249,18 +247,18 @@ def l0_smooth(image: Images, weight: float, kappa: float = 2.0, beta_max: float 
 def fit_gradients(spectrum: Complex[Tensor, "*batch c h f"], dx: Images, dy: Images, beta: float) -> Images:
     """argmin_S ‖S − I‖² + β (‖∂x S − dx‖² + ‖∂y S − dy‖²) with circular differences (Xu et al. 2011, eq. 8).
 
-    spectrum: `rfft2` of I; dx, dy: S[x + 1] − S[x] to aim at.
+    spectrum: `rfft2` of I; dx, dy: target of S[x + 1] − S[x].
     """
     height, width = dx.shape[-2:]
     adjoint = torch.fft.rfft2(dx.roll(1, -1) - dx + dy.roll(1, -2) - dy)  # ∂xᵀ dx + ∂yᵀ dy
-    adjoint[..., 0, 0] = 0  # exactly; rounding there, times β, would shift the brightness
+    adjoint[..., 0, 0] = 0  # exactly; rounding errors, times β, would shift the brightness
     power = _gradient_power(height, width).to(dx)
     return torch.fft.irfft2((spectrum + beta * adjoint) * (1 / (1 + beta * power)), s=(height, width))
 
 
 @lru_cache(maxsize=64)
 def _gradient_power(height: int, width: int) -> Float[Tensor, "h f"]:
-    """|F(∂x)|² + |F(∂y)|² = 4 sin² πf_x + 4 sin² πf_y; float64, not to be written to."""
+    """|F(∂x)|² + |F(∂y)|² = 4 sin² πf_x + 4 sin² πf_y; float64, must not be modified."""
     y = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
     x = torch.fft.rfftfreq(width, dtype=torch.float64)
     return 4 * (torch.pi * y).sin().square() + 4 * (torch.pi * x).sin().square()

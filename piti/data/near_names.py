@@ -1,4 +1,4 @@
-"""Names that are almost the same: what a file without its other half was probably meant to match."""
+"""Similar names: suggestions for files without a partner."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Collection
 _ADDED = re.compile(
     r"masks?|labels?|label(train)?ids|seg|segmentation|semantic|gt|gtfine|groundtruth|anno|annotations?|colou?rs?|ids?"
     r"|images?|img|photo|rgb|leftimg8bit|depth|sketch|edges?|copy|final"
-)  # words of a name that say what kind of file it is
+)  # words in a name for the kind of file
 _COPY = re.compile(r"[ _-]*\(\d+\)$")
 _PARTS = re.compile(r"[^\w]+|_")
 
 
 def near_misses(lonely: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Of each of these keys the one of the others that is almost the same: but for case, a copy's `(1)`, or a word such
-    as `_mask`. Keys of which none is, or several are, have none."""
+    """For each of these keys, the only similar one of the others: up to case, a copy's `(1)`, or a word such as
+    `_mask`. Keys with no or several similar ones are omitted."""
     if not lonely:
         return {}
     by_form: dict[str, list[str]] = {}
@@ -26,19 +26,19 @@ def near_misses(lonely: Collection[str], others: Collection[str]) -> dict[str, s
 
 
 def near_keys(lonely: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """What to say of keys without their other half, each with its near miss among the others and what the two differ
-    in, see `near_misses`."""
+    """Descriptions of keys without a partner, each with a similar key among the others, see `near_misses`, and the
+    difference."""
     near = near_misses(lonely, others)
     return {key: _with_near(key, near[key]) if key in near else key for key in lonely}
 
 
 def _with_near(key: str, near: str) -> str:
     same = key.casefold() == near.casefold()
-    return f"{key} (almost the same: {near}, {'in other letters, large and small' if same else 'rename one'})"
+    return f"{key} (almost the same: {near}, {'in different case' if same else 'rename one'})"
 
 
 def _loose(key: str) -> str:
-    """A key without what people add to names."""
+    """A key without common additions to names."""
     folder, _, name = key.casefold().rpartition("/")
     words = [word for word in _PARTS.split(_COPY.sub("", name)) if word]
     kept = [word for word in words if not _ADDED.fullmatch(word)]

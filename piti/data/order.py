@@ -1,7 +1,7 @@
-"""In which order training sees samples: an endless sequence that depends on the seed and on numbers alone.
+"""The order of samples in training: an endless sequence that is a function of the seed and sample numbers.
 
 Sample number n belongs to epoch ⌊n / N⌋ of a set of N, and every epoch has every sample once, over all ranks and
-workers together. What a rank sees at a step is computed, not remembered, so a resumed run needs to replay nothing.
+workers together. The samples of a rank at a step are computed without state, so a resumed run needs no replay.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SamplePlace:
-    """One place in the sequence."""
+    """A place in the sequence."""
 
     number: int
-    """n, which decides how the sample is cut and mirrored."""
+    """n, which determines how the sample is cropped and mirrored."""
     candidates: Iterable[int]
-    """Indices of samples: the one whose place it is, then those that may stand in for it, the nearest first."""
+    """Indices of samples: the one at this place, then substitutes, nearest first."""
 
 
 def numbers_of(step: int, batch: int, rank: int, world: int) -> range:
-    """Numbers of the `batch` samples that a rank sees at a step, which is a backward pass."""
+    """Numbers of the `batch` samples of a rank at a step, which is a backward pass."""
     first = (step * world + rank) * batch
     return range(first, first + batch)
 
@@ -47,9 +47,9 @@ class Order(Protocol):
 
 
 class Shuffled:
-    """A permutation of the whole an epoch, which all ranks together walk through.
+    """A permutation of all samples per epoch, shared by all ranks.
 
-    n = (step · world + rank) · batch + j, so the sequence of all ranks does not depend on how many they are.
+    n = (step · world + rank) · batch + j, so the joint sequence does not depend on the number of ranks.
     """
 
     def __init__(self, length: int, seed: int, rank: int, world: int) -> None:
@@ -61,7 +61,7 @@ class Shuffled:
         return [SamplePlace(n, (self._index(n),)) for n in numbers_of(step, batch, self.rank, self.world)]
 
     def _index(self, n: int) -> int:
-        """The last two epochs' permutations are kept: a batch may straddle them."""
+        """The permutations of the last two epochs are cached, since a batch may span them."""
         epoch, position = divmod(n, self.length)
         if epoch not in self._orders:
             generator = generator_for(self.seed, "order", epoch)
@@ -79,7 +79,7 @@ class _Window:
 
     shards: tuple[int, ...]
     indices: Int64[np.ndarray, " n"]
-    """Of its samples, in their order."""
+    """Indices of its samples, in order."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,21 @@ class _Layout:
     """A rank's part of an epoch."""
 
     windows: list[list[tuple[int, int, int]]]
-    """(shard, first, last + 1) of its samples, a list each."""
+    """(shard, first, last + 1) of its samples, as lists."""
     ends: list[int]
-    """How many samples there are up to the end of each."""
+    """Cumulative number of samples at the end of each."""
 
 
 class ByShards:
-    """Shards in another order every epoch, a share of them for each rank, shuffled a window at a time.
+    """Shards in a new order every epoch, divided among ranks, with samples shuffled within windows.
 
-    The samples of an epoch are laid out shard after shard, and each rank takes a contiguous part: its own shards, but
-    for those at the two ends. Within its part the samples of `window` shards at a time are permuted, so that a rank
-    needs few shards at once. Rank r has seen ⌊(e · N + r) / world⌋ samples when its epoch e begins; these add up to
-    e · N over the ranks (Hermite's identity), and no rank is ever ahead of another by more than one sample.
+    The samples of an epoch are concatenated shard by shard, and each rank takes a contiguous part, sharing only the
+    shards at its two ends. Within its part, the samples of `window` shards at a time are permuted, so that a rank needs
+    few shards at once. Rank r has used ⌊(e · N + r) / world⌋ samples at the start of its epoch e; these add up to e · N
+    over the ranks (Hermite's identity), and no rank is ahead of another by more than one sample.
 
     counts: samples of each shard; sample k of shard s has the index counts[:s].sum() + k. on_window: called with the
-    shards of a window when it begins, and with those of the next.
+    shards of a window when it starts, and with those of the next.
     """
 
     def __init__(
@@ -138,15 +138,15 @@ class ByShards:
         )
 
     def _seen(self, epoch: int, rank: int) -> int:
-        """Samples that a rank has seen when its epoch begins."""
+        """Number of samples that a rank has used at the start of its epoch."""
         return (epoch * self.length + rank) // self.world
 
     def _begin(self, epoch: int) -> int:
-        """Where this rank's part of an epoch begins."""
+        """Start of this rank's part of an epoch."""
         return sum(self._seen(epoch + 1, rank) - self._seen(epoch, rank) for rank in range(self.rank))
 
     def _layout(self, epoch: int) -> _Layout:
-        """The windows of this rank's part; those of the last two epochs are kept."""
+        """The windows of this rank's part; those of the last two epochs are cached."""
         if epoch not in self._layouts:
             parts = self._parts(epoch)
             count = -(-len(parts) // self.window)
@@ -158,7 +158,7 @@ class ByShards:
         return self._layouts[epoch]
 
     def _parts(self, epoch: int) -> list[tuple[int, int, int]]:
-        """What of an epoch's shards is this rank's, in their order: (shard, first, last + 1) of its samples."""
+        """This rank's part of an epoch's shards, in order: (shard, first, last + 1) of its samples."""
         begin = self._begin(epoch)
         end = begin + self._seen(epoch + 1, self.rank) - self._seen(epoch, self.rank)
         shards = torch.randperm(len(self.counts), generator=generator_for(self.seed, "shards", epoch)).numpy()
@@ -172,7 +172,7 @@ class ByShards:
         return parts
 
     def _window(self, epoch: int, number: int) -> _Window:
-        """A window with its samples in their order; the last two are kept."""
+        """A window with its samples in order; the last two are cached."""
         if (epoch, number) not in self._windows:
             parts = self._layout(epoch).windows[number]
             indices = np.concatenate([self.offsets[s] + np.arange(a, b) for s, a, b in parts])
@@ -196,7 +196,7 @@ class ByShards:
 
 @dataclass(frozen=True)
 class _From:
-    """All of some indices, beginning at one of them and going round."""
+    """All of some indices cyclically, starting at one of them."""
 
     indices: Int64[np.ndarray, " n"]
     first: int
@@ -207,6 +207,6 @@ class _From:
 
 
 def spaced(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of the items, evenly spaced, the first among them."""
+    """At most `most` evenly spaced items, including the first."""
     count = min(len(items), most)
     return [items[k * len(items) // count] for k in range(count)]

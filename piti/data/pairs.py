@@ -24,17 +24,17 @@ from piti.data.problems import DataError, Problems
 from piti.data.shards.sources import ShardSpec
 
 SPLITS_FILE = "splits.json"
-NO_VALIDATION = "no validation pairs: trained without validation, so no validation loss and no previews"
+NO_VALIDATION = "no validation pairs: training runs without validation loss and previews"
 HELD_OUT = 0.05
 """Share of keys, or of samples in shards, in "val" without a splits file."""
 
 
 def read_splits(path: Path, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:
-    """`{"train": [keys], "val": [keys]}`; None where there is no file by the usual name. Raises DataError.
+    """`{"train": [keys], "val": [keys]}`; None if there is no file with the default name. Raises DataError.
 
-    existing: the keys that there are. A name with a suffix or with the folder of the files, such as `images/s1.jpg`, is
-    read as the key `s1` if only that is there; keys are composed as those of files are, and `\\` separates folders as
-    `/` does. A name that probably means "train", "val" or "test" is refused: nothing would be read from that split.
+    existing: the existing keys. A name with a suffix or with the folder of the files, such as `images/s1.jpg`, is
+    read as the key `s1` if only that exists; keys are Unicode-normalised as for files, and `\\` separates folders like
+    `/`. A split name similar to "train", "val" or "test" is refused, since it would not be used.
     """
     if not path.exists() and path.name == SPLITS_FILE:
         return None
@@ -62,7 +62,7 @@ _SPLITS: Mapping[str, frozenset[str]] = {
 
 
 def _split_meant(name: str) -> str | None:
-    """The usual split that an unusual name probably means; none for a usual name, and for one like none of them."""
+    """The usual split that an unusual name probably means; None for usual and dissimilar names."""
     plain = name.strip().casefold().replace("-", "_")
     for usual, others in _SPLITS.items():
         if plain == usual or plain in others or difflib.get_close_matches(plain, (usual, *others), n=1, cutoff=0.8):
@@ -71,7 +71,7 @@ def _split_meant(name: str) -> str | None:
 
 
 def _existing(key: str, existing: Set[str]) -> str:
-    """A key as the files have it, if they do."""
+    """A key in the form of the files, if it exists."""
     named = composed(key)
     slashed = named.replace("\\", "/").removeprefix("./")
     inside = slashed.partition("/")[2] if slashed.startswith(_FOLDERS) else slashed
@@ -79,11 +79,12 @@ def _existing(key: str, existing: Set[str]) -> str:
     return next((form for form in (named, slashed, *stems, inside) if form in existing), named)
 
 
-_FOLDERS = ("images/", "labels/")  # of files, which people write before a key
+_FOLDERS = ("images/", "labels/")  # folder names that people write before a key
 
 
 def key_problems(splits: Mapping[str, Sequence[str]], existing: Set[str], file: str) -> list[tuple[str, str, str]]:
-    """What is wrong with given splits, as (key, kind, detail). existing: the keys that there are. file: its name."""
+    """Problems of given splits, as (key, kind, detail). existing: the existing keys. file: the name of the splits
+    file."""
     places: dict[str, list[str]] = {}
     for name, keys in splits.items():
         for key in keys:
@@ -97,10 +98,10 @@ def key_problems(splits: Mapping[str, Sequence[str]], existing: Set[str], file: 
 
 
 def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:
-    """ "train" and "val" where nobody chose: a key is held out if its hash falls into the lowest 5%.
+    """ "train" and "val" without a splits file: a key is held out if its hash is in the lowest 5%.
 
-    A key's place does not change when others come or go, except that "val" gets the key of the lowest
-    hash where none fell into it, and "train" never loses its last one.
+    A key's split does not depend on other keys, except that an empty "val" gets the key with the lowest hash, and
+    "train" keeps at least one.
     """
     order = sorted(keys, key=key_hash)
     count = sum(key_hash(key) < HELD_OUT for key in order)
@@ -109,7 +110,7 @@ def split_by_hash(keys: Sequence[str]) -> dict[str, list[str]]:
 
 
 def key_hash(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone."""
+    """A number in [0, 1) that depends only on the key."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
@@ -118,17 +119,17 @@ ALONE = ("none", "text")
 
 
 Stored = Path | Archived
-"""One file, in a folder or inside an archive."""
+"""A file, in a folder or inside an archive."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the condition that belongs to it; `key` is their common path without suffix."""
+    """An image and its condition; `key` is their common path without suffix."""
 
     key: str
     image: Stored
     condition: Stored | dict[str, Stored] | None
-    """For a condition of several parts the files of those that are given; None where the model takes no condition."""
+    """For a condition of several parts, the files of the given ones; None if the model takes no condition."""
 
     def files(self) -> list[Stored]:
         """Its files, the image first."""
@@ -182,7 +183,7 @@ class FolderSpec(ShardSpec):
             raise ValueError("'limit' is for folders; name fewer 'shards' instead")
         for key in ("photographs", "images", "splits"):
             if self.shards and getattr(self, key) != FolderSpec.model_fields[key].default:
-                raise ValueError(f"'{key}' is for folders, and shards hold all that is read; leave it out, or 'shards'")
+                raise ValueError(f"'{key}' is for folders, not for shards; remove it, or 'shards'")
         return self
 
     @property
@@ -200,7 +201,7 @@ class FolderSpec(ShardSpec):
 
 
 class PairList:
-    """Matches the files of one split; `problems` gathers what does not match.
+    """Matches the files of one split; `problems` collects mismatches.
 
     Raises DataError if a folder is missing, the splits file is not valid, the split is unknown, or nothing matches.
     """
@@ -210,8 +211,8 @@ class PairList:
         self.root = spec.root or next(iter(spec.photographs), Path())
         self.problems = Problems()
         self.absent: list[str] | None = None
-        """Keys without files among those that a splits file gives this split; none before `pairs`, and without it."""
-        self._others: dict[str, str] = {}  # FOLDER/KEY of files that are not read, with their names
+        """Keys of this split in the splits file that have no files; empty before `pairs`, and without a splits file."""
+        self._others: dict[str, str] = {}  # FOLDER/KEY of unsupported files, with their names
 
     def pairs(self) -> list[Pair]:
         """The pairs of the split, sorted by key."""
@@ -231,7 +232,7 @@ class PairList:
         return self._limited(self._paired(self.spec.root, alone) + (further if self.split in {None, "train"} else []))
 
     def _limited(self, pairs: list[Pair]) -> list[Pair]:
-        """As many training pairs as `spec.limit` says. Raises DataError where there are fewer."""
+        """The training pairs within `spec.limit`. Raises DataError if there are fewer."""
         limit = self.spec.limit
         if limit is None or self.split != "train":
             return pairs
@@ -241,7 +242,7 @@ class PairList:
         return [pair for pair in pairs if pair.key in kept]
 
     def _paired(self, root: Path, alone: bool) -> list[Pair]:
-        """The root's pairs; its images alone where there are no conditions."""
+        """The root's pairs; only its images if there are no conditions."""
         images = self._files(root / self.spec.images)
         parts = {} if alone else self.condition.named_parts()
         folders = condition_folders(self.spec, self.condition) if parts else {}
@@ -251,7 +252,7 @@ class PairList:
         if not keys:
             self.problems.raise_if_any(root)
             named = " and ".join(f"{folder}/" for folder in (self.spec.images, *folders.values()))
-            raise DataError(f"{root}: {named} hold no pictures")
+            raise DataError(f"{root}: {named} contain no images")
         if self.split is not None:
             keys = self._keys_of(self.split, keys, existing)
         return [Pair(key, images[key], self._condition_of(key, found)) for key in keys]
@@ -259,7 +260,7 @@ class PairList:
     def _matched(
         self, images: Mapping[str, Stored], folders: Mapping[str, str], found: Mapping[str, Mapping[str, Stored]]
     ) -> set[str]:
-        """The keys that have an image and what else they need; the others are problems."""
+        """The keys with an image and all required files; the others are problems."""
         place_of = {name: f"{folders[name]}/" for name in found}
         needed: list[tuple[str, Set[str]]] = [(place_of[name], files.keys()) for name, files in found.items()]
         if self.spec.partial:
@@ -269,7 +270,7 @@ class PairList:
                 other = next(
                     (self._others[place + key] for place in place_of.values() if place + key in self._others), ""
                 )
-                there = f" ({other} is there, of a kind that is not read)" if other else ""
+                there = f" ({other} is there, but its format is not supported)" if other else ""
                 self.problems.add(f"images without a condition in {places}", said + there)
         for name, files in found.items():
             for _, said in sorted(near_keys(files.keys() - images.keys(), images.keys() - files.keys()).items()):
@@ -283,7 +284,7 @@ class PairList:
         return given if isinstance(self.condition, SeveralCondition) else next(iter(given.values()), None)
 
     def _further(self, alone: bool) -> list[Pair]:
-        """The pairs of `spec.photographs`, with the captions beside them unless there is no condition."""
+        """The pairs of `spec.photographs`, with captions unless there is no condition."""
         images = self._photographs(IMAGE_SUFFIXES)
         if alone:
             return [Pair(key, image, None) for key, image in sorted(images.items())]
@@ -293,7 +294,7 @@ class PairList:
         return [Pair(key, images[key], texts[key]) for key in sorted(images.keys() & texts.keys())]
 
     def _photographs(self, suffixes: Set[str]) -> dict[str, Path | Archived]:
-        """Files of `spec.photographs` by key, which begins with the folder's or the archive's name."""
+        """Files of `spec.photographs` by key, which starts with the name of the folder or archive."""
         found: dict[str, Path | Archived] = {}
         for place in self.spec.photographs:
             try:
@@ -302,7 +303,7 @@ class PairList:
                 raise DataError(f"data.photographs: {error}") from None
             if not inside:
                 captions = f"{', '.join(sorted(suffixes))} files; put KEY.txt beside KEY.jpg"
-                what = "pictures" if suffixes == IMAGE_SUFFIXES else captions
+                what = "images" if suffixes == IMAGE_SUFFIXES else captions
                 raise DataError(f"data.photographs: {place} holds no {what}")
             for key, picture in inside:
                 if key in found:
@@ -311,14 +312,14 @@ class PairList:
         return found
 
     def _files(self, folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-        """Pictures (or files of these suffixes) below `folder` by key; two files of one key are a problem."""
+        """Images (or files with these suffixes) below `folder` by key; two files with one key are a problem."""
         try:
             found = walk(folder, suffixes)
         except ImageError:
             if folder.is_dir():
                 raise
             raise DataError(
-                f"{folder}: no such folder; put the pictures there, or set data.images and data.conditions"
+                f"{folder}: no such folder; put the images there, or set data.images and data.conditions"
             ) from None
         self._note_lost(found)
         known = frozenset[str]().union(*(part.suffixes for part in self.condition.named_parts().values()))
@@ -330,13 +331,13 @@ class PairList:
         return files
 
     def _inside(self, place: Path, suffixes: Set[str]) -> list[tuple[str, Stored]]:
-        """The files of a folder, in any depth, or of a tar archive, with their keys. Raises ImageError."""
+        """The files of a folder, at any depth, or of a tar archive, with their keys. Raises ImageError."""
         if not place.is_dir():
             for member in dotted(place) if suffixes == IMAGE_SUFFIXES else []:
                 self.problems.add(DOTTED, str(member))
             return [(f"{place.stem}/{member.key}", member) for member in list_archived(place, suffixes)]
         found = walk(place, suffixes)
-        if suffixes == IMAGE_SUFFIXES:  # else it is walked for captions beside these
+        if suffixes == IMAGE_SUFFIXES:  # else it is searched for captions of these
             self._note_lost(found)
         return [(f"{place.name}/{key_of(path, place)}", path) for path in found.files]
 
@@ -345,7 +346,7 @@ class PairList:
             self.problems.add(kind, str(path))
 
     def _keys_of(self, split: str, paired: Sequence[str], existing: Set[str]) -> list[str]:
-        """The keys of a split that have both files; whatever else the split names is a problem."""
+        """The keys of a split that have both files; other keys of the split are problems."""
         given = self._splits(existing)
         splits = split_by_hash(paired) if given is None else given
         if split not in splits:
@@ -357,7 +358,7 @@ class PairList:
 
     @property
     def split_names(self) -> list[str]:
-        """The splits there are to choose from."""
+        """The available splits."""
         return list(self._splits() or split_by_hash([]))
 
     def _splits(self, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:
@@ -365,20 +366,20 @@ class PairList:
 
 
 def condition_folders(spec: FolderSpec, condition: Condition) -> dict[str, str]:
-    """The folder of each of `condition.named_parts()`. Raises DataError where `spec` does not fit the parts."""
+    """The folder of each of `condition.named_parts()`. Raises DataError if `spec` does not match the parts."""
     named, parts = spec.conditions, condition.named_parts()
     if isinstance(named, str) and isinstance(condition, SeveralCondition):
         example = ", ".join(f"{name}: FOLDER" for name in parts)
         raise DataError(
-            f"data.conditions: '{named}' is one folder, and the condition has the parts {', '.join(parts)}; name one "
+            f"data.conditions: '{named}' is one folder, but the condition has the parts {', '.join(parts)}; set one "
             f"for each: conditions: {{{example}}}"
         )
     if isinstance(named, str):
         return {condition.kind: named}
     if not isinstance(condition, SeveralCondition):
         raise DataError(
-            f"data.conditions: names folders of parts ({', '.join(named)}), and the condition is one {condition.kind}; "
-            "name one folder, or take condition: {kind: several, parts: …}"
+            f"data.conditions: names folders of parts ({', '.join(named)}), but the condition is a single "
+            f"{condition.kind}; set one folder, or use condition: {{kind: several, parts: …}}"
         )
     for name in named:
         if name not in parts:

@@ -11,7 +11,7 @@ from pathlib import Path
 from piti.core.errors import UserError, option
 from piti.core.files import OutputError
 
-_NAMED = 5  # how many files of each kind of problem a report names
+_NAMED = 5  # number of files listed for each kind of problem
 
 
 class DataError(UserError):
@@ -19,7 +19,7 @@ class DataError(UserError):
 
 
 class Problems:
-    """What is wrong, by kind, in the order of discovery."""
+    """Problems by kind, in the order of discovery."""
 
     def __init__(self, others: Problems | None = None) -> None:
         self._by_kind = {kind: list(found) for kind, found in others._by_kind.items()} if others else {}
@@ -28,7 +28,7 @@ class Problems:
         self._by_kind.setdefault(kind, []).append(what)
 
     def raise_if_any(self, root: Path) -> None:
-        """One DataError with every kind, its count and its first few."""
+        """Raise one DataError with all kinds, their counts and first files."""
         if not self._by_kind:
             return
         lines = [f"{root}: the data set has problems"]
@@ -47,7 +47,7 @@ SETTLED = 500
 little."""
 
 _OBJECT = re.compile(r" <\S+ object at 0x[0-9a-f]+>")
-_LOGGED = 5  # how many are named in the log and in the error
+_LOGGED = 5  # number listed in the log and in the error
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Skipped:
 
 
 def reason_of(error: Exception, source: str) -> str:
-    """What an error about `source` says, without its name, and without what differs from run to run."""
+    """An error's message about `source` without its name, and without parts that change between runs."""
     return _OBJECT.sub("", " ".join(str(error).split())).removeprefix(f"{source}:").strip()
 
 
 class BadSample(UserError):
-    """A sample cannot be used; the others can."""
+    """A single sample cannot be used."""
 
     def __init__(self, skipped: Skipped) -> None:
         super().__init__(str(skipped))
@@ -75,10 +75,10 @@ class BadSample(UserError):
 
 
 class Tally:
-    """Counts samples that were read and that were skipped, over a run.
+    """Counts the samples read and skipped in a run.
 
-    most: the share that may be bad. file: where each is named, once, a line each; its earlier lines are kept. The
-    first few are also logged. Without a file they are only counted. Raises OutputError where it cannot be written.
+    most: largest share of unusable samples. file: lists each once, one per line; existing lines are kept. The first few
+    are also logged. Without a file they are only counted. Raises OutputError if it cannot be written.
     """
 
     def __init__(self, most: float, file: Path | None = None) -> None:
@@ -90,7 +90,7 @@ class Tally:
             self._names.update(file.read_text(encoding="utf-8", errors="replace").splitlines())
 
     def add(self, read: int, skipped: Sequence[Skipped]) -> None:
-        """Count `read` more samples, of which some were skipped; name those that have not been."""
+        """Count `read` more samples, some of which were skipped; list new ones."""
         self.read += read
         self.bad += len(skipped)
         for one in skipped:
@@ -109,17 +109,17 @@ class Tally:
                 opened.write(line + "\n")
         except OSError as error:
             raise OutputError(
-                f"the samples that are left out cannot be noted ({error.strerror})",
-                remedy=f"make room, then go on with {option('resume')}",
+                f"the list of skipped samples cannot be written ({error.strerror})",
+                remedy=f"free disk space, then continue with {option('resume')}",
                 source=file,
             ) from error
         self._told += 1
         if self._told <= _LOGGED:
-            log.warning("left out: %s%s", line, f" (further ones are named in {file})" if self._told == _LOGGED else "")
+            log.warning("skipped: %s%s", line, f" (more are listed in {file})" if self._told == _LOGGED else "")
 
     @property
     def too_many(self) -> bool:
-        """Whether the share of bad ones is above what is allowed."""
+        """Whether the share of unusable samples exceeds the limit."""
         return self.bad > self.most * max(self.read, SETTLED)
 
     def check(self) -> None:
@@ -128,6 +128,6 @@ class Tally:
             return
         where = f"\n  … all in {self.file}" if self.file is not None else ""
         raise DataError(
-            f"{self.bad} of {self.read} samples read cannot be used, more than data.max_bad = {self.most:g} allows; "
-            "mend the data, or raise data.max_bad:\n  " + "\n  ".join(map(str, self._first)) + where
+            f"{self.bad} of {self.read} samples cannot be used, more than data.max_bad = {self.most:g} allows; "
+            "correct the data, or raise data.max_bad:\n  " + "\n  ".join(map(str, self._first)) + where
         )

@@ -1,4 +1,4 @@
-"""What a data set shows beside its mistakes: classes that occur, photographs that are turned, samples mirrored."""
+"""Notes on a data set: classes that occur, rotated photographs, mirrored samples."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from piti.core.images import ImageError, orientation
 from piti.data.pairs import Stored
 
 TURNED = frozenset({5, 6, 7, 8})
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 UNEQUAL = (
-    "pairs whose sizes differ (export both at the same size; to resize a mask, take nearest neighbour, which mixes no "
+    "pairs whose sizes differ (export both at the same size; resize masks by nearest neighbour, which does not mix "
     "classes)"
 )
-LOSSY = "conditions in formats that change values (export them as PNG from where they were made)"
+LOSSY = "conditions in lossy formats (export them as PNG from their source)"
 FITS_UNTURNED = (
-    "pairs whose photograph is turned by its EXIF orientation, and whose condition fits the unturned pixels "
-    "(turn the condition too, or save the photograph without that tag)"
+    "pairs whose photograph is rotated by its EXIF orientation, but whose condition fits the unrotated pixels "
+    "(rotate the condition too, or save the photograph without that tag)"
 )
 
-_SAMPLED = 64  # rows and columns of a photograph that are compared with its mask
-_BETTER = 1.1  # how much more of the colours classes must explain before a mask is said to fit the unturned pixels
+_SAMPLED = 64  # rows and columns of a photograph compared with its mask
+_BETTER = 1.1  # required ratio of explained colours for deciding that a mask fits the unrotated pixels
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one pair shows: pixels of each class, its photograph's EXIF orientation, how well the mask fits.
+    """Statistics of a pair: pixels per class, the photograph's EXIF orientation, and the fit of the mask.
 
-    fits_unturned: whether classes explain the colours better without the turn; None where that says nothing. full:
-    whether its text takes all tokens that are read, so that more of it was cut unless it ends just there.
+    fits_unturned: whether classes explain the colours better without the rotation; None if that is undecided. full:
+    whether its text fills the context, so that it was probably truncated.
     """
 
     counts: Counts = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Seen:
 def seen_in(
     condition: Condition, file: Stored, image: UInt8[np.ndarray, "h w 3"], raw: Shaped[Tensor, "K h2 w2"]
 ) -> Seen:
-    """Look at a decoded pair. file: of the photograph."""
+    """Statistics of a decoded pair. file: the photograph's."""
     counts = Coverage(condition).counted(raw)
     if isinstance(condition, TextCondition):
         return Seen(counts, *turn_of(file, image, None), full=condition.full(raw))
@@ -58,7 +58,7 @@ def seen_in(
 def turn_of(
     file: Stored, image: UInt8[np.ndarray, "h w 3"], mask: Shaped[np.ndarray, "h2 w2"] | None
 ) -> tuple[int, bool | None]:
-    """A photograph's EXIF orientation, and whether its mask fits the unturned pixels better, see `Seen`."""
+    """A photograph's EXIF orientation, and whether its mask fits the unrotated pixels better, see `Seen`."""
     try:
         turn = orientation(file)
     except ImageError:
@@ -70,7 +70,7 @@ def turn_of(
 
 @dataclass
 class Shown:
-    """What the pairs of a set show together."""
+    """Statistics of all pairs of a set."""
 
     condition: Condition
     said: list[str] = field(default_factory=list)
@@ -78,16 +78,16 @@ class Shown:
     coverage: Coverage = field(init=False)
     turned: int = 0
     full: int = 0
-    """How many texts are `Seen.full`."""
+    """Number of texts that are `Seen.full`."""
     unturned_fits: Counter[bool] = field(default_factory=Counter)
     unturned: list[str] = field(default_factory=list)
-    """Names of photographs whose masks fit their unturned pixels better."""
+    """Names of photographs whose masks fit their unrotated pixels better."""
 
     def __post_init__(self) -> None:
         self.coverage = Coverage(self.condition)
 
     def add(self, seen: Seen, name: str = "") -> None:
-        """Take a pair into account. name: of its photograph."""
+        """Add a pair. name: of its photograph."""
         self.pairs += 1
         self.coverage.add(seen.counts)
         self.turned += seen.orientation != 1
@@ -98,42 +98,42 @@ class Shown:
 
     @property
     def fits_unturned(self) -> bool:
-        """Whether most masks fit the pixels of their photographs better without the EXIF orientation."""
+        """Whether most masks fit their photographs better without the EXIF orientation."""
         return self.unturned_fits[True] * 2 > self.unturned_fits.total()
 
     def notes(self) -> list[str]:
-        """What a person should know, a line each."""
+        """Notes for the user, a line each."""
         return [*self.said, *self.coverage.notes(), *self._cut(), *self.turns()]
 
     def _cut(self) -> list[str]:
-        """How many texts are probably longer than what is read."""
+        """A note on probably truncated texts."""
         if not self.full or not isinstance(self.condition, TextCondition):
             return []
         context = self.condition.context
-        of = f"{self.full} of {self.pairs} captions fill all {context} tokens that are read (condition.context)"
-        return [f"{of}: what is beyond them is cut off"]
+        of = f"{self.full} of {self.pairs} captions fill the context of {context} tokens (condition.context)"
+        return [f"{of}: longer ones are truncated"]
 
     def turns(self) -> list[str]:
-        """How many photographs are turned by their files' tags, and whether masks fit them so."""
+        """Notes on photographs rotated by EXIF, and on the fit of their masks."""
         if not self.turned:
             return []
-        share = f"{self.turned} of {self.pairs} photographs carry an EXIF orientation and are turned by it"
+        share = f"{self.turned} of {self.pairs} photographs have an EXIF orientation and are rotated by it"
         if self.fits_unturned:
             better = self.unturned_fits[True]
-            fit = f"by their colours the masks of {better} fit the unturned ones better: turn these masks"
+            fit = f"by their colours the masks of {better} fit the unrotated ones better: rotate these masks"
             return [f"{share}; {fit}"]
-        return [f"{share}; their conditions must lie over the turned ones"]
+        return [f"{share}; their conditions must match the rotated ones"]
 
 
 def mirroring_notes(condition: Condition) -> list[str]:
-    """What `data.flip` does to classes of a left and a right side."""
+    """Notes on the effect of `data.flip` on left and right classes."""
     masks = [part for part in condition.named_parts().values() if isinstance(part, MaskCondition)]
     return [note for mask in masks for note in said_of_mirroring(mask.classes.names)]
 
 
 def _fits_unturned(image: UInt8[np.ndarray, "h w 3"], mask: Shaped[np.ndarray, "h w"], turn: int) -> bool | None:
-    """Whether a mask's classes explain more of a photograph's colours as the file has its pixels; None for no turn in
-    the plane that keeps the sides, and where neither explains anything."""
+    """Whether a mask's classes explain more of a photograph's colours without EXIF rotation; None for orientations that
+    change the size, and if neither explains anything."""
     ways = {2: np.s_[:, ::-1], 3: np.s_[::-1, ::-1], 4: np.s_[::-1]}
     if turn not in ways:
         return None
@@ -145,7 +145,7 @@ def _fits_unturned(image: UInt8[np.ndarray, "h w 3"], mask: Shaped[np.ndarray, "
 
 
 def _within(pixels: UInt8[np.ndarray, "h w 3"], labels: Shaped[np.ndarray, "h w"]) -> float:
-    """How far colours lie from the mean of their class, squared, on average."""
+    """Mean squared distance of colours to the mean of their class."""
     values, total = pixels.astype(float), 0.0
     for label in np.unique(labels):
         own = values[labels == label]

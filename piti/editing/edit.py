@@ -104,7 +104,7 @@ def _picture(given: Any, name: str) -> Image.Image:
         return (image_of_output if numbers else image_of_array)(given, f"the given {name}")
     if isinstance(given, Tensor):
         return image_of_output(given, f"the given {name}")
-    raise EditError(f"expected a picture, its file or an array, got {type(given).__name__}", option=name)
+    raise EditError(f"expected an image, its file or an array, got {type(given).__name__}", option=name)
 
 
 def prepare_edit(pipeline: PITIPipeline, image: Image.Image, to: ConditionInput, settings: EditSettings) -> Prepared:
@@ -117,8 +117,8 @@ def prepare_edit(pipeline: PITIPipeline, image: Image.Image, to: ConditionInput,
     columns, rows = (raw.shape[-1], raw.shape[-2]) if spatial else upright(image).size
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise EditError(
-            f"the {'condition' if spatial else 'image'} is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is edited: "
-            "cut the same piece out of the image and of its conditions"
+            f"the {'condition' if spatial else 'image'} is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is "
+            "supported; crop the image and its conditions in the same way"
         )
     return pipeline.prepare(raw, sampling, over=(rows, columns))
 
@@ -198,7 +198,7 @@ class _Work:
         if chosen is not None and second is not None:
             if second.translator.noised is not None:
                 raise EditError(
-                    "this upsampler sees its small image under noise, and cannot be inverted",
+                    "this upsampler takes a noised small image, and cannot be inverted",
                     remedy=f"edit at the base's size, by {option('base_only')}",
                 )
             one_step = second.translator.one_step
@@ -294,8 +294,8 @@ def _check_proportions(one: str, size: tuple[int, int], other: str, like: tuple[
     if not same_proportions(size, like):
         (width, height), (columns, rows) = size, like
         raise EditError(
-            f"{one} is {width} x {height} and {other} is {columns} x {rows}: they lie over the same picture; give "
-            "both the same proportions"
+            f"{one} is {width} x {height} and {other} is {columns} x {rows}, but both belong to the same image; give "
+            "both the same aspect ratio"
         )
 
 
@@ -314,15 +314,17 @@ def _soft_region(
     """
     if white is not None:
         if not white.any():
-            raise EditError("the region is black all over: nothing would be repainted; paint white what is to change")
+            raise EditError(
+                "the region is black everywhere, so nothing would be repainted; paint the part to change white"
+            )
         return softened(resized_to(white, size), round(settings.feather * min(size)))
     if before is None:
         return torch.ones(size)
     differs = changed(condition, before, after, within)
     if not differs.any():
         raise EditError(
-            "the two conditions are the same: nothing would change",
-            remedy=f"give another one to show, or a {option('region')} to repaint under the same condition",
+            "the two conditions are equal, so nothing would change",
+            remedy=f"change the new condition, or give a {option('region')} to repaint under the same condition",
         )
     return derived(differs, size, settings.dilate, settings.feather)
 
@@ -333,9 +335,9 @@ def _check_kept(soft: Tensor, before: Tensor | None, white: Tensor | None) -> No
         return
     remedies = ["paint less of the region white" if white is not None else f"give a {option('region')}"]
     if white is None and before is None:
-        remedies.insert(0, f"give what the image shows now, as {option('from')} or {option('from_text')}")
+        remedies.insert(0, f"give the current condition, as {option('from')} or {option('from_text')}")
     raise EditError(
-        f"all of the image would be repainted, and nothing of it kept, as {option('keep_exact')} asks",
+        f"the whole image would be repainted, but {option('keep_exact')} is to keep a part of it",
         remedy=", or ".join([*remedies, f"leave {option('keep_exact')} out"]),
     )
 

@@ -54,13 +54,11 @@ class EditSettings:
         for name in ("variety", "dilate", "feather"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
-                raise EditError("is a share", remedy="give 0 to 1", option=name, value=value)
+                raise EditError("is out of range", remedy="give 0 to 1", option=name, value=value)
         if not isinstance(self.refinements, Integral) or self.refinements < 0:
             raise EditError("give 0 (plain inversion) or more", option="refinements", value=self.refinements)
         if self.sampling.base.sampler or self.sampling.upsampler.sampler or self.sampling.square:
-            raise EditError(
-                f"an edit is sampled with {SAMPLER} and over all of the image; leave sampler and square out"
-            )
+            raise EditError(f"edits always use {SAMPLER} on the whole image; leave sampler and square out")
 
     @classmethod
     def from_flat(cls, **values: Any) -> EditSettings:
@@ -92,8 +90,8 @@ class EditSettings:
         noise = self.sampling.upsampler.noise
         if noise is not None:
             raise EditError(
-                "this upsampler begins with the noise that the image is inverted to, as it is",
-                remedy="leave it out; it is for upsamplers of one step",
+                "this upsampler starts from the noise of the inverted image, unscaled",
+                remedy="leave it out; it is only for one-step upsamplers",
                 option="upsampler_noise",
                 value=noise,
             )
@@ -133,8 +131,7 @@ def check_exact(picture: Image.Image | Source, source: str) -> None:
     lost = loss_as_rgb(picture)
     if lost:
         raise EditError(
-            f"images are written as 8-bit RGB, where {lost} would be lost, and {option('keep_exact')} promises "
-            "every bit",
+            f"images are written as 8-bit RGB, which would lose {lost}, but {option('keep_exact')} keeps every bit",
             remedy=f"export it as 8-bit RGB without transparency, or leave {option('keep_exact')} out",
             source=source,
         )
@@ -144,10 +141,10 @@ def check_edits(pipeline: PITIPipeline) -> None:
     """Raise EditError for models that cannot edit: baselines and distilled models."""
     network = pipeline.base_network()
     if isinstance(network, OnePass):
-        raise EditError("this model makes its images in one pass and inverts nothing; edit with a diffusion model")
+        raise EditError("this model generates images in one pass and cannot invert them; edit with a diffusion model")
     student = network.translator.student
     if student is not None:
         raise EditError(
-            "this model was distilled, and an image is inverted by steps without guidance, which it cannot take",
+            "this model was distilled and always applies guidance, but inversion needs steps without guidance",
             remedy=f"edit with {student.origin}",
         )

@@ -1,4 +1,4 @@
-"""What computes a translator's network while it is sampled: torch itself, or a compiled engine."""
+"""Engines that compute a translator's network in sampling: torch, or a compiled engine."""
 
 from piti.engine.choice import ENGINES, Engine, EngineError, TorchEngine, engine_named
 

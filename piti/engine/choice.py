@@ -1,4 +1,4 @@
-"""Engines by name, and which one `auto` takes."""
+"""Engines by name, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 class EngineError(UserError):
-    """An engine is not known, not installed, or does not compute on the device."""
+    """An engine is unknown, not installed, or does not support the device."""
 
 
 class Engine(Protocol):
@@ -27,20 +27,20 @@ class Engine(Protocol):
     name: str
 
     def step(self, translator: Translator) -> NetworkStep | None:
-        """What stands for `translator.step`; None: itself."""
+        """The replacement of `translator.step`; None: the original."""
         ...
 
     def ready(self, translator: Translator) -> bool:
-        """Whether `step` takes no long preparation."""
+        """Whether `step` needs no long preparation."""
         ...
 
     def described(self) -> str:
-        """Its version and precision, for metadata; empty for torch itself."""
+        """Its version and precision, for metadata; empty for torch."""
         ...
 
 
 class TorchEngine:
-    """Torch itself."""
+    """Computes with torch."""
 
     name = "torch"
 
@@ -53,26 +53,26 @@ class TorchEngine:
         return True
 
     def described(self) -> str:
-        """Nothing: metadata names torch anyway."""
+        """Empty: metadata always contain torch's version."""
         return ""
 
 
 def engine_named(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> Engine:
-    """The engine of a name, on a device.
+    """The engine with a name, on a device.
 
-    `auto` takes OpenVINO where it is installed, the device is a CPU, and the processor is faster in bfloat16, where
-    OpenVINO is 1.4 to 2 times as fast; else torch. dtype: a name in `DTYPES`; with "auto" OpenVINO computes in bfloat16
-    where the processor is faster in it, with "bf16" where it can, else in float32. Raises EngineError for a name that
-    is not known, an engine that is not installed, and one that does not compute on the device.
+    `auto` selects OpenVINO if it is installed, the device is a CPU, and the processor is faster in bfloat16, where
+    OpenVINO is 1.4 to 2 times as fast; else torch. dtype: a name in `DTYPES`; with "auto" OpenVINO uses bfloat16 if the
+    processor is faster with it, with "bf16" if it is supported, else float32. Raises EngineError for an unknown name,
+    an engine that is not installed, and one that does not support the device.
     """
     if name not in ENGINES:
-        raise EngineError(f"is no engine; {choices(name, ENGINES)}", option="engine", value=name)
+        raise EngineError(f"is not an engine; {choices(name, ENGINES)}", option="engine", value=name)
     on_cpu, installed = torch.device(device).type == "cpu", importlib.util.find_spec("openvino") is not None
     if name == "torch" or (name == "auto" and not (on_cpu and installed)):
         return TorchEngine()
     if not on_cpu:
         raise EngineError(
-            f"computes on CPUs, and the device is {device}",
+            f"runs only on CPUs, but the device is {device}",
             remedy=f"leave {option('engine')} out, or give {option('device')} cpu",
             option="engine",
             value=name,

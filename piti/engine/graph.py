@@ -1,4 +1,4 @@
-"""A translator's step as one graph of tensors, which compilers read."""
+"""A translator's step as a graph of tensors, for compilers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from piti.models.translator import Translator
 
 
 def time_embedding(translator: Translator, seen: Tensor, t: Tensor, tokens: Tokens) -> Tensor:
-    """What tells the UNet the timestep, and the condition's pooled token with it, [B, E] in float32.
+    """The UNet's time embedding, including the condition's pooled token, [B, E] in float32.
 
-    Computed outside the graph: its sines of large arguments do not survive half precision.
+    Computed outside the graph, since its sines of large arguments are inaccurate in half precision.
     """
     unet = translator.unet
     embedding = unet.time_embedding(unet.get_time_embed(seen, t.expand(len(seen))))
@@ -24,14 +24,14 @@ def time_embedding(translator: Translator, seen: Tensor, t: Tensor, tokens: Toke
 
 
 def inputs_of(translator: Translator, seen: Tensor, embedding: Tensor, tokens: Tokens) -> list[Tensor]:
-    """The graph's inputs in their order."""
+    """The graph's inputs in order."""
     sequence = [tokens.sequence] if translator.takes_tokens else []
     maps = () if translator.head is None else tokens.maps or ()
     return [seen, embedding, *sequence, *(tokens.residuals or ()), *maps]
 
 
 class _Given(nn.Module):
-    """A layer that has its output already."""
+    """A layer with a precomputed output."""
 
     value: Tensor | None = None
 
@@ -40,9 +40,9 @@ class _Given(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """`translator.step` as a function of the tensors of `inputs_of`, in float32; a copy of the networks it needs.
+    """`translator.step` as a function of the tensors of `inputs_of`, in float32, with copies of the networks it needs.
 
-    residuals, maps: how many of the inputs are those of `Tokens`.
+    residuals, maps: the number of inputs for these fields of `Tokens`.
     """
 
     def __init__(self, translator: Translator, residuals: int, maps: int) -> None:
@@ -77,13 +77,13 @@ class StepGraph(nn.Module):
 
 
 def _copied(translator: Translator) -> Translator:
-    """In float32, without gradients and the encoder."""
+    """A copy in float32, without gradients and without the encoder."""
     copied = copy.deepcopy(translator)
     copied.encoder = None
     return copied.float().eval().requires_grad_(False)
 
 
 def dynamic_shapes(inputs: Sequence[Tensor]) -> list[list[int]]:
-    """Shapes of the inputs where -1 stands for what differs between batches and canvases: all but channels, which come
+    """Shapes of the inputs, with -1 for dimensions that vary between batches and canvases: all but channels, which are
     second, and in a sequence last."""
     return [[-1, -1, x.shape[2]] if x.dim() == 3 else [-1, x.shape[1], *([-1] * (x.dim() - 2))] for x in inputs]

@@ -1,6 +1,6 @@
-"""OpenVINO: a step converted once, kept in the user's cache, and compiled for every shape at once.
+"""OpenVINO: steps converted once, stored in the user's cache, and compiled for all shapes.
 
-Where the processor is faster in bfloat16, so does the engine compute, unless it is to be exact; else in float32.
+The engine uses bfloat16 if the processor is faster with it, unless exact results are needed; else float32.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from piti.models.translator import NetworkStep, Translator
 log = logging.getLogger(__name__)
 
 _GRAPH = "1"
-"""Of what `StepGraph` computes; another one makes cached graphs useless."""
+"""Version of `StepGraph`; a new one invalidates cached graphs."""
 _MODEL, _WEIGHTS, _ABOUT = "step.xml", "step.bin", "about.json"
 
 
 def cache_folder() -> Path:
-    """Where converted networks are kept: `piti/openvino` in `$XDG_CACHE_HOME`, or in ~/.cache."""
+    """Cache folder of converted networks: `piti/openvino` in `$XDG_CACHE_HOME`, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piti" / "openvino"
 
 
@@ -49,12 +49,12 @@ def _core() -> Any:
 
 @cache
 def computes_bfloat16() -> bool:
-    """Whether this processor does."""
+    """Whether this processor supports bfloat16."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine:
-    """Steps of translators, compiled when they are first asked for. half: in bfloat16, else in float32."""
+    """Steps of translators, compiled at their first use. half: use bfloat16, else float32."""
 
     name = "openvino"
 
@@ -63,11 +63,11 @@ class OpenVinoEngine:
         self._steps: WeakKeyDictionary[Translator, tuple[tuple[int, bytes], CompiledStep]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OpenVinoEngine, (self.half,)  # a copy is of other networks, here or in another process
+        return OpenVinoEngine, (self.half,)  # a copy belongs to other networks, here or in another process
 
     def step(self, translator: Translator) -> NetworkStep | None:
-        """Compiled with the weights that the translator has now; `torch.compile` of it is passed by. None, for torch,
-        under adapters of peft's, which are switched without a change of weights."""
+        """The step compiled with the translator's current weights, ignoring `torch.compile`. None, for torch, with peft
+        adapters, which are switched without changing weights."""
         translator = unwrapped(translator)
         if under_adapters(translator):
             return None
@@ -79,7 +79,7 @@ class OpenVinoEngine:
         return known[1]
 
     def ready(self, translator: Translator) -> bool:
-        """Whether the translator is converted already."""
+        """Whether the translator is already converted."""
         translator = unwrapped(translator)
         known = self._steps.get(translator)
         return (known is not None and known[1].compiled) or _is_whole(cache_folder() / _key(translator))
@@ -97,13 +97,13 @@ class CompiledStep:
 
     def __init__(self, translator: Translator, half: bool) -> None:
         self._half = half
-        self._alive = ref(translator)  # held by whoever calls: else the engine kept every network that it has seen
+        self._alive = ref(translator)  # held by the caller; else the engine would keep every network
         self._request: Any = None
         self._lock = threading.Lock()
 
     @property
     def compiled(self) -> bool:
-        """Whether it has been called."""
+        """Whether it was already called."""
         return self._request is not None
 
     def __call__(self, seen: Tensor, t: Tensor, tokens: Tokens) -> Tensor:
@@ -112,7 +112,7 @@ class CompiledStep:
         assert translator is not None
         if seen.device.type != "cpu":
             raise EngineError(
-                f"openvino computes on CPUs, and the model is on {seen.device}",
+                f"openvino runs only on CPUs, but the model is on {seen.device}",
                 remedy=f"move it to the CPU, or give {option('engine')} torch",
             )
         embedding = time_embedding(translator, seen, t, tokens)
@@ -132,13 +132,13 @@ class CompiledStep:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "SNIPPETS_MODE": "DISABLE",  # its fused subgraphs end the process at some shapes
+            "SNIPPETS_MODE": "DISABLE",  # its fused subgraphs crash at some shapes
         }
         return _core().compile_model(model, "CPU", properties).create_infer_request()
 
 
 def _key(translator: Translator) -> str:
-    """What a converted step follows from."""
+    """Cache key of a converted step."""
     import openvino
 
     digest = hashlib.sha256(f"{_GRAPH} {openvino.get_version()} {torch.__version__}".encode())
@@ -152,14 +152,14 @@ def _key(translator: Translator) -> str:
 
 
 def _converted(translator: Translator, key: str, inputs: list[Tensor], tokens: Tokens) -> Any:
-    """The step as a model of OpenVINO's, which is then kept in the cache where that can be written."""
+    """Convert the step to an OpenVINO model, and store it in the cache if that is writable."""
     import openvino
 
     log.info("converting the %s for openvino, once", translator.role)
     maps = 0 if translator.head is None else len(tokens.maps or ())
     graph = StepGraph(translator, len(tokens.residuals or ()), maps)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing warns of shapes that no canvas has
+        warnings.simplefilter("ignore")  # tracing warns about shapes that do not occur
         model = openvino.convert_model(graph, example_input=tuple(inputs))
     try:
         with whole_folder(cache_folder() / key, overwrite=True, ours=lambda _: True) as folder:
@@ -167,9 +167,9 @@ def _converted(translator: Translator, key: str, inputs: list[Tensor], tokens: T
             about = {name: file_hash(folder / name) for name in (_MODEL, _WEIGHTS)}
             (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
     except OutputError as error:
-        log.warning("the converted network is not kept: %s; %s", error.problem, _elsewhere())
-    except RuntimeError as error:  # as OpenVINO speaks of a full disk
-        log.warning("the converted network is not kept: a file of it cannot be written (%s); %s", error, _elsewhere())
+        log.warning("the converted network cannot be cached: %s; %s", error.problem, _elsewhere())
+    except RuntimeError as error:  # raised by OpenVINO for a full disk
+        log.warning("the converted network cannot be cached: writing failed (%s); %s", error, _elsewhere())
     return model
 
 
@@ -178,13 +178,13 @@ def _elsewhere() -> str:
 
 
 def _from_cache(key: str) -> Any:
-    """A model that was kept; None where there is none, or where it is not what was written."""
+    """A cached model; None if it is missing or damaged."""
     folder = cache_folder() / key
     return _core().read_model(folder / _MODEL) if _is_whole(folder) else None
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache holds what was written into it."""
+    """Whether a cache folder is complete and unchanged."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         return all(about[name] == file_hash(folder / name) for name in (_MODEL, _WEIGHTS))

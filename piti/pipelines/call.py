@@ -52,14 +52,14 @@ TENSOR_INPUTS = ["latents"]
 """Tensors that a callback may read and replace."""
 
 FOREIGN = {
-    "prompt": "give what is to be translated as the first argument, {condition}",
-    "image": "give what is to be translated as the first argument, {condition}",
+    "prompt": "give the condition as the first argument, {condition}",
+    "image": "give the condition as the first argument, {condition}",
     "mask_image": "give the mask as the first argument, {condition}; edit(…) of piti changes a part of a photograph",
-    "negative_prompt": "leave it out: guidance compares with the empty condition; its strength is {guidance_scale}",
-    "height": "give {size}, the image's short side; its proportions are its condition's",
-    "width": "give {size}, the image's short side; its proportions are its condition's",
+    "negative_prompt": "leave it out: guidance uses the null condition; its strength is {guidance_scale}",
+    "height": "give {size}, the image's short side; its aspect ratio is the condition's",
+    "width": "give {size}, the image's short side; its aspect ratio is the condition's",
     "eta": "give {sampler}: 'ddim' is eta 0, 'ddpm' eta 1",
-    "strength": "leave it out: images begin with noise; edit(…) of piti begins with a photograph",
+    "strength": "leave it out: sampling starts from noise; edit(…) of piti starts from a photograph",
     "timesteps": "give {num_inference_steps}, a count or a respacing by name",
     "sigmas": "give {num_inference_steps}, a count or a respacing by name",
     "guidance_rescale": "give {guidance} as Guidance(kind='rescaled', w=…)",
@@ -119,7 +119,7 @@ def merged(
     _check_names(sampling)
     if guidance_scale is not None and (not isinstance(guidance_scale, Real) or not guidance_scale >= 1):
         raise UserError(
-            "expected a number of at least 1: it is 1 + w, so that 1 is no guidance",
+            "expected a number of at least 1 (it is 1 + w; 1 is no guidance)",
             option="guidance_scale",
             value=repr(guidance_scale),
         )
@@ -142,7 +142,7 @@ def _check_names(given: Mapping[str, object]) -> None:
             ours = ("condition", *SamplingKeywords.__annotations__, *NAMES_OF_DIFFUSERS)
             instead = FOREIGN[name].format_map({key: option(key) for key in ours})
             raise UserError(
-                f"has no meaning here; of diffusers' names this pipeline takes {', '.join(NAMES_OF_DIFFUSERS)}",
+                f"is not supported; of diffusers' arguments this pipeline takes {', '.join(NAMES_OF_DIFFUSERS)}",
                 remedy=instead,
                 option=name,
             )
@@ -170,15 +170,15 @@ def check_output(output_type: str, canvases: Sequence[Canvas], space: Space) -> 
         raise UserError(choices(str(output_type), known), option="output_type", value=repr(output_type))
     if output_type == "latent" and space.spec.latent:
         raise UserError(
-            "this model's latents are decoded; they are no output", remedy="take 'pt'", option="output_type",
+            "latents are decoded, and cannot be returned", remedy="use 'pt'", option="output_type",
             value=repr(output_type),
         )  # fmt: skip
     sizes = sorted({(canvas.image_height, canvas.image_width) for canvas in canvases})
     if output_type != "pil" and len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for height, width in sizes)
         raise UserError(
-            f"cannot hold images of {shown} px in one array",
-            remedy="give conditions of one size, or take 'pil'",
+            f"cannot put images of {shown} px in one array",
+            remedy="give conditions of equal size, or use 'pil'",
             option="output_type",
             value=repr(output_type),
         )
@@ -215,7 +215,7 @@ def image_of_output(values: Tensor | np.ndarray, source: str) -> Image.Image:
         )
     low, high = planes.min().item(), planes.max().item()
     if not (low >= 0 and high <= 1):
-        raise ImageError(f"holds floats from {low:g} to {high:g}; bring them to [0, 1]", source=source)
+        raise ImageError(f"contains floats from {low:g} to {high:g}; scale them to [0, 1]", source=source)
     return to_pil(2 * planes.float().cpu() - 1)
 
 
@@ -228,18 +228,20 @@ def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], space: S
     if latents is None:
         return None
     if space is None:
-        raise UserError("this model makes its images in one pass, from no noise", remedy="remove it", option="latents")
+        raise UserError("this model generates images in one pass, without noise", remedy="remove it", option="latents")
     if not isinstance(latents, Tensor):
         raise UserError(f"expected a tensor, got {type(latents).__name__}", option="latents")
     sizes = {canvas.base_size for canvas in canvases}
     if len(sizes) > 1:
         raise UserError(
-            "needs images of one size", remedy="give one condition a call, or conditions of one size", option="latents"
+            "needs images of equal size",
+            remedy="give one condition per call, or conditions of equal size",
+            option="latents",
         )
     expected = [len(canvases), *space.shape(*sizes.pop())]
     if list(latents.shape) != expected:
         raise UserError(
-            f"expected standard normal noise {expected}, of the base's canvases, got {list(latents.shape)}",
+            f"expected standard normal noise {expected} for the base, got {list(latents.shape)}",
             option="latents",
         )
     return latents

@@ -108,9 +108,9 @@ def check_proportions(rows: int, columns: int, source: str) -> None:
     """Raise ConditionError, naming `source`, for an aspect ratio above `MAX_RATIO`."""
     if min(rows, columns) * MAX_RATIO < max(rows, columns):
         raise ConditionError(
-            f"is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is translated",
-            remedy="cut it into pieces",
-            local_remedy=f"take the square at its centre, by {option('square')}",
+            f"is {columns} x {rows} pixels; at most {MAX_RATIO}:1 is supported",
+            remedy="crop it, or cut it into pieces",
+            local_remedy=f"use only its centre square, by {option('square')}",
             source=source,
         )
 
@@ -171,7 +171,7 @@ def _checked(size: int, trained: int, alone: bool) -> int:
     if not least <= size <= most:
         why = f", its base alone (because of {option('base_only')}, or because it has no upsampler)" if alone else ""
         raise UserError(
-            f"this model was trained to make {trained} px{why}",
+            f"this model was trained for {trained} px{why}",
             remedy=f"give {least} to {most}",
             option="size",
             value=size,
@@ -187,7 +187,7 @@ def _unit_of(upsampler: Translator) -> int:
 def _read_sides(translator: Sized) -> tuple[int, int]:
     """The base's image size, and the size of the condition that the encoder reads for it. Raises UserError."""
     if translator.condition_side is None:
-        raise UserError("this translator takes no picture as its condition")
+        raise UserError("this translator takes no image as its condition")
     return translator.low_res or translator.image_size, translator.condition_side
 
 

@@ -87,8 +87,9 @@ class StepControl:
             asked = w if self.strength is None else self.strength()
             if asked != w:
                 raise UserError(
-                    f"the guidance scale became {1 + asked:g}, and w = {w:g} is in this student's weights",
-                    remedy="leave it as it is, or take the model that it was distilled from",
+                    f"the guidance scale became {1 + asked:g}, but w = {w:g} is fixed by this distilled model's "
+                    "weights",
+                    remedy="do not change it, or use the model that it was distilled from",
                     option="callback_on_step_end",
                 )
             return made
@@ -213,7 +214,7 @@ class Network:
             self.translator.student.check(count, settings.sampler, settings.guidance)
         if self.translator.one_step and count != 1:
             raise UserError(
-                f"{count} steps: this {self.translator.role} was trained for one step from noise and knows no other",
+                f"{count} steps: this {self.translator.role} was trained for one step from noise only",
                 remedy="leave steps and sampler out",
             )
         return count
@@ -322,8 +323,8 @@ class OnePass:
         """Always 1. Raises UserError for settings other than `ONE_PASS`, and for given noise."""
         if settings != ONE_PASS:
             raise UserError(
-                f"{option('guidance')}, {option('steps')} and {option('sampler')} have no meaning here: this model "
-                "makes its images in one pass",
+                f"{option('guidance')}, {option('steps')} and {option('sampler')} do not apply: this model "
+                "generates images in one pass",
                 remedy="leave them out",
             )
         return 1

@@ -36,7 +36,7 @@ class Computing:
         dtype = usable_dtype(self.dtype, device)
         if self.compile and self.engine not in ("auto", "torch"):
             raise UserError(
-                f"compiles networks of torch's, and {option('engine')} {self.engine} computes them itself",
+                f"compiles torch networks, but {option('engine')} {self.engine} does not use torch",
                 remedy=f"leave {option('compile')} out, or give {option('engine')} torch",
                 option="compile",
             )

@@ -97,8 +97,8 @@ class ModelSource:
         """The arguments of `PITIPipeline`. name, upsampler, base_only: as `from_pretrained`. Raises ModelError."""
         if base_only and upsampler is not None:
             raise ModelError(
-                f"has no place with {option('base_only')}",
-                remedy="leave one of the two out",
+                f"cannot be combined with {option('base_only')}",
+                remedy="remove one of the two",
                 option="upsampler",
                 value=upsampler if isinstance(upsampler, str | Path) else None,
             )
@@ -156,11 +156,11 @@ class ModelSource:
         if len(without) == len(networks):
             raise ModelError(
                 f"You are trying to load the model files of the `variant={self.variant}`, but {folder.path} has no "
-                "such files of weights",
+                "such weight files",
                 remedy="leave it out",
             )
         for name in without:
-            logger.warning(f"{networks[name].path}: its {name} has no variant '{self.variant}'; its only one is loaded")
+            logger.warning(f"{networks[name].path}: its {name} has no variant '{self.variant}'; the default is loaded")
 
     def _form(self, folder: ModelFolder, network: str) -> dict[str, Any]:
         variant = self.variant if self.variant and folder.has_variant(network, self.variant) else None
@@ -184,14 +184,14 @@ class ModelSource:
     def _upsampler(self, folder: ModelFolder, condition: Condition) -> tuple[Translator, Scheduler]:
         """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
         if "upsampler" not in folder:
-            other = "a model, a folder or a training run that does" if folder.lender is None else folder.lender
-            uses = "" if folder.lender is None else f", and uses that of {folder.lender}"
-            raise ModelError(f"{folder.path} holds no upsampler{uses}; give {other}")
+            other = "a model, a folder or a training run with one" if folder.lender is None else folder.lender
+            uses = "" if folder.lender is None else f" but shares that of {folder.lender}"
+            raise ModelError(f"{folder.path} has no upsampler{uses}; give {other}")
         upsampler, scheduler = self._loaded(folder, "upsampler")
         if upsampler.encoder is not None and not folder.condition.reads_like(condition):
             raise ModelError(
                 f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "
-                "give one that was trained with the same, or with none"
+                "give one that was trained with the same condition, or without"
             )
         return upsampler, self.given.get("upsampler_scheduler", scheduler)
 
@@ -215,17 +215,19 @@ def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
     except ModelError as error:
         raise ModelError(
             f"{text_of(error)}; {folder.path} shares its upsampler",
-            remedy=f"take it without, by {option('base_only')}, or name another upsampler",
+            remedy=f"load it without, by {option('base_only')}, or give another upsampler",
         ) from None
 
 
 def _without_base(folder: ModelFolder, name: str | Path) -> str:
     """The message for a folder that is not a complete model."""
     if "upsampler" not in folder:
-        return f"{folder.path}: its {INDEX_FILE} names neither 'base' nor 'upsampler'; it is no model of this package"
+        return (
+            f"{folder.path}: its {INDEX_FILE} lists neither 'base' nor 'upsampler'; it is not a model of this package"
+        )
     return (
-        f"{folder.path} holds an upsampler alone, which enlarges what a base makes; translate with a model "
-        f"that has a base, and add {option('upsampler')} {name}"
+        f"{folder.path} contains only an upsampler, which enlarges a base's images; use a model "
+        f"with a base, and add {option('upsampler')} {name}"
     )
 
 

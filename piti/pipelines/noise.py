@@ -23,7 +23,7 @@ def one_each(
     for one in [generator] if several is None else several:
         if not (isinstance(one, torch.Generator) or (one is None and several is None)):
             raise UserError(
-                f"expected a torch.Generator, or a list of one an image, got {one!r}",
+                f"expected a torch.Generator, or a list with one per image, got {one!r}",
                 remedy="give torch.Generator().manual_seed(SEED)",
                 source="generator",
             )
@@ -32,9 +32,9 @@ def one_each(
         where = device if one is None else one.device
         return [torch.Generator(where).manual_seed(seed) for seed in _seeds(one, count)]
     if len(several) != count:
-        raise UserError(f"{len(several)} generators for {count} images; give one, or one an image")
+        raise UserError(f"{len(several)} generators for {count} images; give one, or one per image")
     if any(one is other for k, one in enumerate(several) for other in several[:k]):
-        raise UserError("one generator is given twice, which images have which noise would depend on the batch")
+        raise UserError("one generator is given twice, so noise would depend on the batch size; give separate ones")
     return [torch.Generator(one.device).manual_seed(_seeds(one, 1)[0]) for one in several]
 
 

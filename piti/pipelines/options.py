@@ -32,7 +32,9 @@ class NetworkOptions(Spec):
     def _possible_strength(cls, value: Any) -> Any:
         if isinstance(value, int | float):
             if not -1 <= value < math.inf:
-                raise ValueError("is no strength; give a number from -1 up, such as 1 (0 is no guidance)")
+                raise ValueError(
+                    "is not a guidance strength; give a number of at least -1, such as 1 (0 is no guidance)"
+                )
             return float(value)
         return Guidance.parse(value, "guidance") if isinstance(value, Mapping) else value
 
@@ -147,8 +149,8 @@ class SamplingOptions(Spec):
             return
         for key, value in self.to_flat().items():
             if key.startswith(OF_UPSAMPLER) and value is not None:
-                why = "base_only leaves the upsampler out" if self.base_only else "this model has no upsampler"
-                raise UserError(f"has no meaning here: {why}", remedy="remove one of the two", option=key)
+                why = "base_only skips the upsampler" if self.base_only else "this model has no upsampler"
+                raise UserError(f"does not apply: {why}", remedy="remove one of the two", option=key)
 
 
 OWN_SAMPLING = SamplingOptions()
@@ -199,8 +201,8 @@ def _upsampler_sampling(pipe: PITIPipeline, options: UpsamplerOptions) -> tuple[
     assert options.noise is not None
     if chosen.guidance.w != 0 and network.translator.encoder is None:
         raise UserError(
-            "this upsampler takes no condition to follow",
-            remedy="make it 0",
+            "this upsampler takes no condition, so it has no guidance",
+            remedy="set it to 0",
             option="upsampler_guidance",
             value=chosen.guidance.w,
         )

@@ -127,8 +127,8 @@ class PITIPipeline(CallState, SavedPipeline):
         replaced = "_defaults" in self.__dict__
         if replaced and name in ("base", "upsampler") and not (value is None or hasattr(value, "one_pass")):
             raise ModelError(
-                f"expected a network of this package, or what torch.compile makes of one, got {type(value).__name__}",
-                remedy="give what it wraps",
+                f"expected a network of this package, or a compiled one, got {type(value).__name__}",
+                remedy="give the network that it wraps",
                 source=f"pipe.{name}",
             )
         if replaced and name in SCHEDULERS.values() and value is not None:
@@ -146,9 +146,9 @@ class PITIPipeline(CallState, SavedPipeline):
         old, new = spec_of(before), spec_of(scheduler)
         if (old.betas, old.beta_range, old.steps, old.shift) != (new.betas, new.beta_range, new.steps, new.shift):
             raise UserError(
-                f"{type(scheduler).__name__}: {new.to_dict()} is another noise schedule than that which the network "
+                f"{type(scheduler).__name__}: {new.to_dict()} differs from the noise schedule that the network "
                 f"was trained with, {old.to_dict()}",
-                remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
+                remedy="create the scheduler by from_config(pipe.scheduler.config)",
             )
 
     def check_parts(self) -> None:
@@ -156,7 +156,7 @@ class PITIPipeline(CallState, SavedPipeline):
         if self.upsampler is not None and self.upsampler_scheduler is None:
             raise ModelError(_TOGETHER)
         if (self.scheduler is None) != self.base.one_pass:
-            raise ModelError("a translator goes with its scheduler, a baseline has none; give what belongs together")
+            raise ModelError("a translator needs its scheduler, and a baseline has none; add or remove the scheduler")
         check_cascade(self.condition, self.base, self.upsampler)
         for network, scheduler in ((self.base, self.scheduler), (self.upsampler, self.upsampler_scheduler)):
             if isinstance(network, Translator) and scheduler is not None:
@@ -165,8 +165,8 @@ class PITIPipeline(CallState, SavedPipeline):
         bounded = self.schedule is not None and self.schedule.has_bounds
         if self.space.spec.latent and bounded:
             raise ModelError(
-                "the base works on latents, and the scheduler bounds them (clip_sample or thresholding)",
-                remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
+                "the base works on latents, but the scheduler clips them (clip_sample or thresholding)",
+                remedy="create the scheduler by from_config(pipe.scheduler.config)",
             )
 
     @property
@@ -346,7 +346,7 @@ class PITIPipeline(CallState, SavedPipeline):
         engine, stepping = engine_named(name, self.device, dtype), self._stepping()
         if not stepping or (engine.name != TorchEngine.name and not all(part.compiles for part in stepping)):
             if stepping and name != "auto":
-                raise EngineError("does not compute UNets of other families", option="engine", value=name)
+                raise EngineError("does not support UNets of other families", option="engine", value=name)
             engine = TorchEngine()
         self.engine = engine
         return self
@@ -397,4 +397,4 @@ class PITIPipeline(CallState, SavedPipeline):
         return self.condition.squared(raw) if square else raw
 
 
-_TOGETHER = "an upsampler and its scheduler go together; give both, or neither"
+_TOGETHER = "an upsampler needs its scheduler; give both, or neither"

@@ -51,7 +51,9 @@ class SavedPipeline(DiffusionPipeline):
         for key in ("base_only", "size", "square"):
             if getattr(options, key) != getattr(completed, key):
                 raise UserError(
-                    "is an option of a call, and no default of a model", remedy="give it to each call", option=key
+                    "is an option of single calls, not a default of the model",
+                    remedy="pass it to each call",
+                    option=key,
                 )
         self._defaults = completed
         self.register_to_config(defaults=self._own_defaults())
@@ -97,7 +99,7 @@ class SavedPipeline(DiffusionPipeline):
         if push_to_hub:
             upload_model(folder, **{"repo_id": folder.name, **hub})
         elif hub:
-            raise UserError("has no meaning without push_to_hub", remedy="remove it", option=next(iter(hub)))
+            raise UserError("has no effect without push_to_hub", remedy="remove it", option=next(iter(hub)))
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -177,7 +179,7 @@ def _whole(network: ImageNetwork, name: str) -> ImageNetwork:
         raise UserError(f"the {name}'s weights are offloaded and cannot be saved", remedy="call remove_all_hooks first")
     if under_adapters(network):
         raise UserError(
-            f"the {name} has low-rank adapters of peft's over its weights, and would be saved as no model that loads",
+            f"the {name} has unmerged peft adapters, with which its folder could not be loaded",
             remedy=f"merge them first: pipe.{name}.unet.fuse_lora() and unload_lora(), or pipe.{name} = "
             f"pipe.{name}.merge_and_unload() of a PeftModel",
         )

@@ -1,1 +1,1 @@
-"""Training data made of photographs alone, or of a downloaded data set."""
+"""Preparing training data from photographs, or from downloaded data sets."""

@@ -1,4 +1,4 @@
-"""A downloaded data set to the folders that training reads: looked through as a whole, then written."""
+"""Converting a downloaded data set to training folders: first checked completely, then written."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ IMAGES = "images"
 
 @dataclass
 class SetReport:
-    """What looking through a data set showed.
+    """Result of checking a data set.
 
-    listed: pairs of every split. splits: those that there are files of at all. keys: see `Listing`.
-    good: pairs without a fault. unknown: pixels of labels that are not in the table.
+    listed: pairs per split. splits: those with any files. keys: see `Listing`. good: pairs without problems. unknown:
+    pixels of labels that are not in the table.
     """
 
     layout: Layout
@@ -54,13 +54,13 @@ class SetReport:
     classes: dict[str, set[int]] = field(default_factory=dict)
     unknown: Counter[int] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
-    """Pixels of every label that is known."""
+    """Pixels of every known label."""
     masks: Counter[bool] = field(default_factory=Counter)
-    """How many hold a class (True), and how many nothing but what is unlabelled."""
+    """Number of masks with any class (True), and entirely unlabelled (False)."""
     shown: Shown = field(default_factory=lambda: Shown(NoCondition()))
 
     def rows(self) -> list[dict[str, str]]:
-        """A table: a row a split, and one for what has no other half."""
+        """A table with a row per split, and one for files without a partner."""
         good = Counter(entry.split for entry in self.good)
         rows = [
             {
@@ -78,7 +78,7 @@ class SetReport:
         return rows
 
     def notes(self) -> list[str]:
-        """What else a person should know."""
+        """Notes for the user."""
         notes = []
         if self.unknown:
             labels = ", ".join(f"{label} ({count:,} pixels)" for label, count in sorted(self.unknown.items())[:20])
@@ -87,13 +87,13 @@ class SetReport:
         if self.keys is not None:
             notes += [] if self.keys.get("val") else [NO_VALIDATION]
             if unlisted := self.listed[""]:
-                notes.append(f"{unlisted} pairs are in no split of {SPLITS_FILE}, so nothing uses them")
+                notes.append(f"{unlisted} pairs are in no split of {SPLITS_FILE}, so they are not used")
         elif self.good and not {"train", "val"} <= splits:
-            notes.append(f"only {' and '.join(sorted(splits))} is there: 5% are held out by a hash of their names")
+            notes.append(f"only {' and '.join(sorted(splits))} exists: 5% are held out by a hash of their names")
         return notes + self._shown()
 
     def _shown(self) -> list[str]:
-        """What the files show beside their faults."""
+        """Notes on the files other than problems."""
         notes, table = self.shown.notes(), self.layout.classes()
         if table is None:
             return notes
@@ -103,7 +103,7 @@ class SetReport:
         return [*notes, coverage, *warnings, *said_of_mirroring(table.names)]
 
     def problems(self) -> Problems:
-        """The faults by kind."""
+        """The problems by kind."""
         problems = Problems()
         for fault in self.faults:
             problems.add(fault.kind, fault.what)
@@ -111,16 +111,16 @@ class SetReport:
 
 
 def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
-    """Decode every file of a data set, in parallel, and report; nothing is written.
+    """Decode and check every file of a data set in parallel; nothing is written.
 
-    progress: called with (done, total). Raises DataError if there is nothing to prepare at all.
+    progress: called with (done, total). Raises DataError if there is nothing to prepare.
     """
     listing = layout.listing()
     report = SetReport(layout, splits=listing.splits, keys=listing.keys, faults=list(listing.faults))
     report.shown.said += layout.look(listing.entries)
     if not listing.entries:
         report.problems().raise_if_any(layout.root)
-        raise PrepareError(f"{layout.root}: no pairs of photograph and annotation there; give the data set's folder")
+        raise PrepareError(f"{layout.root}: contains no pairs of photograph and annotation; give the data set's folder")
     threads = cores()
     examined = []
     with ThreadPoolExecutor(threads) as pool:
@@ -151,7 +151,7 @@ def check_set(layout: Layout, progress: OnProgress | None = None) -> SetReport:
 
 
 def _refuse_unturned(report: SetReport, pairs: Iterable[tuple[Entry, Examined]]) -> None:
-    """Make faults of the pairs whose mask fits the photograph's pixels before they are turned."""
+    """Add problems for pairs whose mask matches the photograph before EXIF rotation."""
     keys = {entry.key: entry.image for entry, one in pairs if one.seen.fits_unturned}
     report.faults += [Fault(key, FITS_UNTURNED, f"{image}: by its colours") for key, image in keys.items()]
     report.good = [entry for entry in report.good if entry.key not in keys]
@@ -165,21 +165,21 @@ def write_set(
     skip_bad: bool = False,
     progress: OnProgress | None = None,
 ) -> str:
-    """Write what `check_set` found good: `images/`, the conditions, `classes.json`, `splits.json`.
+    """Write the good pairs of `check_set`: `images/`, the conditions, `classes.json`, `splits.json`.
 
-    Photographs, and masks that need no change, are hard-linked where possible (`link`), else copied. Files that are
-    there already are kept; the class table and the splits are written last. Returns what was done, for a person.
-    Raises DataError for faults unless `skip_bad` (then they are listed in `skipped.txt`), PrepareError if that leaves
-    nothing of a split, OutputError if `out` is not ours to write to.
+    Photographs, and masks that need no change, are hard-linked where possible (`link`), else copied. Existing files are
+    kept; the class table and the splits are written last. Returns a summary. Raises DataError for problems unless
+    `skip_bad` (then they are listed in `skipped.txt`), PrepareError if a split would be empty, OutputError if `out`
+    belongs to something else.
     """
     layout = report.layout
     if not skip_bad:
         report.problems().raise_if_any(layout.root)
     if not report.good:
-        raise PrepareError(f"{layout.root}: no pair is good; get the data set again")
+        raise PrepareError(f"{layout.root}: no usable pairs; download the data set again")
     _refuse_empty(report)
     if out.resolve() in [layout.root.resolve(), *layout.root.resolve().parents]:
-        raise PrepareError(f"{out}: holds the data set itself; give another OUT")
+        raise PrepareError(f"{out}: contains the data set itself; give another OUT")
     refuse_inside(out, layout.root)
     claim(out, layout.name, layout.settings(), [IMAGES, layout.folder], overwrite)
     made, threads = 0, cores()
@@ -194,24 +194,24 @@ def write_set(
     _write_splits(report, out)
     write_skipped(out, [f"{fault.key}\t{fault.kind}: {fault.what}" for fault in report.faults])
     kept = f", {len(report.good) - made} kept" if made < len(report.good) else ""
-    bad = f", {len(report.faults)} problems skipped (named in skipped.txt)" if report.faults else ""
+    bad = f", {len(report.faults)} problems skipped (listed in skipped.txt)" if report.faults else ""
     return f"{made} pairs made{kept}{bad}"
 
 
 def _refuse_empty(report: SetReport) -> None:
-    """Raises PrepareError if leaving out what is bad leaves nothing of a split."""
+    """Raises PrepareError if a split has no good pairs."""
     empty = sorted(report.splits - {entry.split for entry in report.good} - {""})
     if empty:
         counts = ", ".join(f"{split} ({report.listed[split]} pairs, all bad)" for split in empty)
         raise PrepareError(
-            f"nothing would be left of the split {counts}",
-            remedy=f"mend it ({option('check')} names what is wrong), or remove its files to do without it",
+            f"nothing would remain of the split {counts}",
+            remedy=f"correct it ({option('check')} lists the problems), or remove its files",
             source=report.layout.root,
         )
 
 
 def _write_pair(layout: Layout, out: Path, link: bool, overwrite: bool, entry: Entry) -> bool:
-    """Write a pair, the condition first; whether there was anything to do."""
+    """Write a pair, the condition first; returns whether anything was written."""
     target = out / layout.folder / entry.key
     if layout.as_it_is(entry):
         made = place(entry.condition, _with_ending(target, entry.condition.suffix), link)
@@ -226,14 +226,14 @@ def _write_pair(layout: Layout, out: Path, link: bool, overwrite: bool, entry: E
 
 
 def _with_ending(path: Path, ending: str) -> Path:
-    """The name with this behind it, dots or none in the name."""
+    """The name with this suffix appended, even if it contains dots."""
     return path.with_name(path.name + ending)
 
 
 def _write_splits(report: SetReport, out: Path) -> None:
-    """`splits.json` as the set has it. Where folders are the splits and there is only one of them it is left out, and a
-    hash of the keys holds some out in training; it is written where pairs of an earlier run lie there too, which
-    training would take up."""
+    """Write the set's `splits.json`. For sets with a folder per split and only one split it is omitted, so that
+    training holds out some by a hash; but it is written if pairs of an earlier run exist, which training would also
+    use."""
     splits: dict[str, list[str]] = {}
     good = {entry.key for entry in report.good}
     if report.keys is not None:
@@ -249,5 +249,5 @@ def _write_splits(report: SetReport, out: Path) -> None:
 
 
 def _holds_others(folder: Path, keys: Set[str]) -> bool:
-    """Whether a folder of conditions holds more than those of these keys."""
+    """Whether a folder of conditions contains others than these keys."""
     return any(key_of(path, folder) not in keys for path in walk(folder, ARRAYS | IMAGE_SUFFIXES).files)

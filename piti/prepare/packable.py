@@ -18,7 +18,7 @@ from piti.data.problems import DataError, Problems, Skipped
 
 CAPTIONS = "captions"
 MASKS = ("labels", "mask")
-"""How the names of folders of masks begin."""
+"""Prefix of mask folders' names."""
 CAPTION = ".txt"
 MIB = 2**20
 _BLOCK = 512  # of a tar
@@ -26,20 +26,20 @@ _BLOCK = 512  # of a tar
 
 @dataclass(frozen=True)
 class PackJob:
-    """What is packed, and how."""
+    """Settings of packing."""
 
     source: Path
-    """A data root, or a folder of photographs, with captions beside them or without."""
+    """A data root, or a folder of photographs with or without captions."""
     out: Path
     images: str = "images"
     conditions: tuple[str, ...] = ("labels",)
-    """Folders of conditions in the root; none: photographs alone."""
+    """Folders of conditions in the root; empty: only photographs."""
     shard_mib: int = 256
-    """A shard ends before it would grow beyond this."""
+    """Largest size of a shard in bytes."""
     samples: int | None = None
-    """Or after so many samples."""
+    """Samples per shard, instead."""
     max_bad: float = 0.01
-    """The share of samples that may be left out because they cannot be used."""
+    """Largest share of unusable samples that may be skipped."""
     overwrite: bool = False
 
 
@@ -52,7 +52,7 @@ class PackItem:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in a tar, its headers included."""
+        """Size in a tar in bytes, including headers."""
         sizes = (path.stat().st_size for path in self.files.values())
         return sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in sizes)
 
@@ -67,9 +67,9 @@ class Packable:
 
 
 def find_samples(job: PackJob) -> Packable:
-    """The samples of the source, what has no partner, and their splits. Raises DataError."""
+    """The samples of the source, files without a partner, and splits. Raises DataError."""
     if not job.source.is_dir():
-        raise DataError(f"{job.source}: no such folder; name the data's root, or a folder of photographs")
+        raise DataError(f"{job.source}: no such folder; give the data root, or a folder of photographs")
     problems = Problems()
     found = _paired(job, problems) if (job.source / job.images).is_dir() else _photographs(job.source, problems)
     if not found.items:
@@ -87,7 +87,7 @@ def find_samples(job: PackJob) -> Packable:
 
 
 def _check_splits(splits: Mapping[str, list[str]], problems: Problems) -> None:
-    """Shards of two splits are not to have the same names."""
+    """Check that shards of different splits have different names."""
     by_name: dict[str, list[str]] = {}
     for split in splits:
         by_name.setdefault(_plain(split), []).append(split)
@@ -109,7 +109,7 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
             raise DataError(
                 f"no folder {name}/ beside {job.images}/",
                 remedy=(
-                    f"name those of the conditions with {option('conditions')}, or pack photographs alone with "
+                    f"give those of the conditions with {option('conditions')}, or pack only photographs with "
                     f"{option('alone')}"
                 ),
                 source=job.source,
@@ -134,20 +134,20 @@ def _paired(job: PackJob, problems: Problems) -> Packable:
 
 
 def _without_partner(lacking: Mapping[str, str], folders: Mapping[str, Mapping[str, Path]]) -> list[Skipped]:
-    """What is left out for want of a file, and what the file is probably named. lacking: the folder, by key."""
+    """Samples skipped for a missing file, with a similar name. lacking: the folder of that file, by key."""
     near = {
         name: near_misses([key for key, missing in lacking.items() if missing == name], files)
         for name, files in folders.items()
     }
     skipped = []
     for key, name in lacking.items():
-        said = f"; {name}/{near[name][key]} is almost the same name" if key in near[name] else ""
+        said = f"; {name}/{near[name][key]} has almost the same name" if key in near[name] else ""
         skipped.append(Skipped(key, f"has no file in {name}/{said}"))
     return skipped
 
 
 def _photographs(source: Path, problems: Problems) -> Packable:
-    """Photographs in any depth, with the captions beside them where there are any."""
+    """Photographs at any depth, with captions if there are any."""
     images = _by_key(source, IMAGE_SUFFIXES, problems)
     captions, _ = by_key(walk(source, frozenset({CAPTION})).files, source)
     texts = {key: path for key, path in captions.items() if key in images}
@@ -172,7 +172,7 @@ def _by_key(folder: Path, suffixes: frozenset[str], problems: Problems) -> dict[
 
 
 def _extension(folder: str, files: Mapping[str, Path]) -> str:
-    """How a folder's files end in the tars, without their suffix: `KEY.labels.png`; texts are `KEY.txt`."""
+    """Extension of a folder's files in the tars, without suffix: `KEY.labels.png`; texts are `KEY.txt`."""
     if files and all(path.suffix.lower() == CAPTION for path in files.values()):
         return CAPTION[1:]
     return re.sub(r"[^a-z0-9_-]", "_", PurePosixPath(folder).name.lower())
@@ -189,14 +189,14 @@ def _check_keys(items: Mapping[str, PackItem], problems: Problems) -> None:
     for key, item in items.items():
         if item.key in places:
             problems.add(
-                "keys that differ only where tars cannot tell (dots; rename one)", f"{places[item.key]}, {key}"
+                "keys that collide in tars, where dots are replaced (rename one)", f"{places[item.key]}, {key}"
             )
         places[item.key] = key
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to be."""
+    """A planned shard."""
 
     name: str
     items: tuple[PackItem, ...]
@@ -236,5 +236,5 @@ def _shard_name(job: PackJob, split: str, number: int) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as those of shards have it."""
+    """A name in the form used for shards."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)

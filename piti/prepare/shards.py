@@ -33,7 +33,7 @@ from piti.prepare.packable import CAPTION, MASKS, MIB, Packable, PackItem, PackJ
 from piti.prepare.writer import SKIPPED_FILE, beside, write_skipped
 
 _CHUNK = 1 << 20
-_AHEAD = 32  # samples that are read and decoded at once
+_AHEAD = 32  # samples read and decoded in parallel
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,14 +41,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PackReport:
-    """What packing came to."""
+    """Result of packing."""
 
     manifest: Manifest
     kept: int
-    """Shards that an interrupted run had finished."""
+    """Number of shards finished by an interrupted run."""
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()
-    """What the masks show."""
+    """Notes on the masks."""
 
     def __str__(self) -> str:
         entries = self.manifest.entries
@@ -56,13 +56,13 @@ class PackReport:
         splits = ", ".join(
             f"{name} {sum(entry.samples for entry in found)}" for name, found in self.manifest.splits.items()
         )
-        kept = f", {self.kept} of them there already" if self.kept else ""
-        left = f"; {len(self.skipped)} left out, see {SKIPPED_FILE}" if self.skipped else ""
+        kept = f", {self.kept} of them already there" if self.kept else ""
+        left = f"; {len(self.skipped)} skipped, see {SKIPPED_FILE}" if self.skipped else ""
         return f"{len(entries)} shards of {size} in all{kept}: {splits} samples{left}"
 
 
 def _size(count: int) -> str:
-    """Bytes in a unit of which there is more than one."""
+    """Format a size in bytes with a suitable unit."""
     for unit, name in ((MIB * 1024, "GiB"), (MIB, "MiB"), (1024, "KiB")):
         if count >= unit:
             return f"{count / unit:,.{0 if count >= 10 * unit else 1}f} {name}"
@@ -70,18 +70,18 @@ def _size(count: int) -> str:
 
 
 def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
-    """Pack a folder. The same files make the same shards, to the byte; the files' own bytes are unchanged.
+    """Pack a folder. The same files give byte-identical shards; the files themselves are unchanged.
 
-    Shards are written into a hidden folder beside `job.out`, which takes that name when all are there: a run that was
-    killed leaves nothing under it, and the same call goes on after the last whole shard. Pairs that cannot be used are
-    left out and named. progress: called with (done, total) samples. Raises DataError if they are more than
-    `job.max_bad`, or nothing is there; OutputError if `job.out` holds something, or another process packs into it.
+    Shards are written into a hidden folder next to `job.out`, which is renamed when all are complete: after a killed
+    run, the same call continues after the last complete shard. Unusable pairs are skipped and listed. progress: called
+    with (done, total) samples. Raises DataError if they exceed `job.max_bad`, or if there are no samples; OutputError
+    if `job.out` is not empty, or another process packs into it.
     """
     _check_out(job)
     found = find_samples(job)
     table, notes = _table(job, found)
     with alone(job.out, "OUT"):
-        _check_out(job)  # another run may have come to its end
+        _check_out(job)  # another run may have finished
         return _packed(job, found, table, notes, progress)
 
 
@@ -92,7 +92,7 @@ def _check_out(job: PackJob) -> None:
 def _packed(
     job: PackJob, found: Packable, table: ClassTable | None, notes: list[str], progress: OnProgress | None
 ) -> PackReport:
-    """See `pack_shards`; by one process at a time."""
+    """See `pack_shards`; one process at a time."""
     work = job.out.absolute().with_name(f".{job.out.absolute().name}.packing")
     work.mkdir(parents=True, exist_ok=True)
     packer = _Packer(job, work, len(found.items) + len(found.skipped), list(found.skipped), progress)
@@ -102,16 +102,18 @@ def _packed(
     }
     manifest = Manifest(conditions=found.conditions, classes=table and table.to_dict(), splits=splits)
     if not sum(entry.samples for entry in manifest.entries):
-        raise DataError(f"{job.source}: no sample of it can be used:\n  " + "\n  ".join(map(str, packer.skipped[:5])))
+        raise DataError(
+            f"{job.source}: none of its samples can be used:\n  " + "\n  ".join(map(str, packer.skipped[:5]))
+        )
     _finish(job, work, manifest, table, packer.skipped)
     return PackReport(manifest, packer.kept, tuple(packer.skipped), tuple(notes))
 
 
 def _table(job: PackJob, found: Packable) -> tuple[ClassTable | None, list[str]]:
-    """The folder's class table, with how its masks are read, and what they show: of shards no file is looked at before
-    it is needed.
+    """The folder's class table, with the reading of its masks, and notes on them, since files in shards are only read
+    on demand.
 
-    Raises ConditionError for a table that is damaged, and for masks that can be read in two ways.
+    Raises ConditionError for a damaged table, and for ambiguous masks.
     """
     place = job.source / CLASSES_FILE
     if not place.is_file():
@@ -131,7 +133,7 @@ def _table(job: PackJob, found: Packable) -> tuple[ClassTable | None, list[str]]
 
 
 def _coverage(condition: Condition, masks: list[Path]) -> list[str]:
-    """Which classes occur in some of the masks, and how many these are; what cannot be read is named when packed."""
+    """Notes on the classes in some masks; unreadable ones are reported when packing."""
     coverage, read = Coverage(condition), 0
     for path in spaced(masks, LOOKED):
         try:
@@ -139,7 +141,7 @@ def _coverage(condition: Condition, masks: list[Path]) -> list[str]:
         except (ImageError, ConditionError):
             continue
         read += 1
-    return [Message(f"of {read} of {len(masks)} masks, looked at: {text_of(note)}") for note in coverage.notes()]
+    return [Message(f"of {read} of {len(masks)} masks checked: {text_of(note)}") for note in coverage.notes()]
 
 
 # Writing
@@ -156,7 +158,7 @@ class _Packer:
     done: int = 0
 
     def packed(self, plan: ShardPlan) -> ShardEntry:
-        """A shard's entry, after it was written, or found as an earlier run left it."""
+        """Write a shard, or reuse that of an earlier run; returns its entry."""
         record = self.work / f"{plan.name}.json"
         mark = plan.mark
         entry = self._kept(plan, record, mark)
@@ -211,13 +213,13 @@ class _Packer:
         first = "\n  ".join(map(str, self.skipped[:5]))
         raise DataError(
             f"{len(self.skipped)} of {self.total} samples cannot be used, more than {option('max_bad')} "
-            f"{self.job.max_bad:g} allows; mend them, or raise it:\n  {first}",
+            f"{self.job.max_bad:g} allows; correct them, or raise it:\n  {first}",
             source=self.job.source,
         )
 
 
 class _Hashing(io.RawIOBase):
-    """Writes to a file and keeps its size and sha256."""
+    """Writes to a file, and computes its size and SHA-256."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._digest, self.size = file, hashlib.sha256(), 0
@@ -235,14 +237,14 @@ class _Hashing(io.RawIOBase):
 
 
 def _mapped(pool: ThreadPoolExecutor, work: Callable[[T], R], items: tuple[T, ...]) -> Iterator[tuple[T, R]]:
-    """`work` on all items in order, on a few of them at a time."""
+    """`work` on all items, in order, a few at a time."""
     rest = iter(items)
     while some := list(islice(rest, _AHEAD)):
         yield from zip(some, pool.map(work, some), strict=True)
 
 
 def _read(item: PackItem) -> dict[str, bytes] | Skipped:
-    """A sample's files, if they can be used: pictures decode and are of one size, texts are UTF-8."""
+    """A sample's files, if usable: images can be decoded and have one size, texts are UTF-8."""
     contents: dict[str, bytes] = {}
     sizes: dict[tuple[int, int], Path] = {}
     for extension, path in sorted(item.files.items(), key=lambda one: ("." in one[0], one[0])):
@@ -262,14 +264,14 @@ def _read(item: PackItem) -> dict[str, bytes] | Skipped:
     if len(sizes) > 1:
         told = " and ".join(f"{path} {width} x {height}" for (width, height), path in sizes.items())
         turned = any(orientation(path) in TURNED for path in sizes.values())
-        cause = " (one is turned by its EXIF orientation: turn the other too)" if turned else ""
-        return Skipped(item.key, f"its pictures differ in size: {told}{cause}")
+        cause = " (one is rotated by its EXIF orientation: rotate the other too)" if turned else ""
+        return Skipped(item.key, f"its images differ in size: {told}{cause}")
     return contents
 
 
 @dataclass(frozen=True)
 class _Bytes:
-    """A file that has been read."""
+    """A file in memory."""
 
     path: Path
     data: bytes
@@ -282,7 +284,7 @@ class _Bytes:
 
 
 def _add(tar: tarfile.TarFile, item: PackItem, contents: Mapping[str, bytes]) -> None:
-    """Add a sample's files, with nothing in their headers that another run would have otherwise."""
+    """Add a sample's files, with reproducible headers."""
     for extension, data in contents.items():
         header = tarfile.TarInfo(f"{item.key}.{extension}")
         header.size, header.mode = len(data), 0o644
@@ -290,7 +292,7 @@ def _add(tar: tarfile.TarFile, item: PackItem, contents: Mapping[str, bytes]) ->
 
 
 def _finish(job: PackJob, work: Path, manifest: Manifest, table: ClassTable | None, skipped: list[Skipped]) -> None:
-    """Take away what is no result, add what describes it, and give the folder its name."""
+    """Remove temporary files, add the manifest, and rename the folder."""
     names = {entry.name for entry in manifest.entries}
     for path in work.iterdir():
         if path.name not in names:
@@ -316,7 +318,7 @@ def _finish(job: PackJob, work: Path, manifest: Manifest, table: ClassTable | No
 
 
 def verify_shards(folder: Path, progress: OnProgress | None = None) -> Manifest:
-    """Read all shards of a folder again and compare them with its manifest. Raises DataError, naming those that differ.
+    """Compare all shards of a folder with its manifest. Raises DataError that names those that differ.
 
     progress: called with (done, total) shards.
     """
@@ -326,7 +328,7 @@ def verify_shards(folder: Path, progress: OnProgress | None = None) -> Manifest:
     for done, entry in enumerate(manifest.entries, start=1):
         wrong = _difference(place.with_name(entry.name), entry)
         if wrong:
-            problems.add("shards that are not as the manifest says (copy or pack them again)", f"{entry.name}: {wrong}")
+            problems.add("shards that differ from the manifest (copy or pack them again)", f"{entry.name}: {wrong}")
         if progress is not None:
             progress(done, len(manifest.entries))
     problems.raise_if_any(folder)
@@ -344,4 +346,4 @@ def _difference(path: Path, entry: ShardEntry) -> str | None:
         return f"cannot be read ({error.strerror})"
     if size != entry.bytes:
         return f"{size} bytes instead of {entry.bytes}"
-    return None if digest.hexdigest() == entry.sha256 else "other contents"
+    return None if digest.hexdigest() == entry.sha256 else "different contents"

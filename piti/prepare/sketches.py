@@ -1,4 +1,4 @@
-"""Photographs alone to pairs of sketch and photograph."""
+"""Creating pairs of sketch and photograph from photographs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from piti.data.problems import Problems
 from piti.prepare.writer import PrepareError, claim, in_order, mark_of, place, write_skipped
 
 IMAGES, SKETCHES = "images", "sketches"
-_MARK = "piti-sketch"  # the PNG text that says what a sketch was made with
-_SMALL = 64  # the least short side, in pixels, that the recipes' own size trains on
-_ENOUGH = 8  # photographs that make starting one more process worth while
-_MOST_ON_WINDOWS = 61  # processes that one can wait for there
+_MARK = "piti-sketch"  # PNG text with the settings of a sketch
+_SMALL = 64  # smallest short side in pixels for the size of the bundled recipes
+_ENOUGH = 8  # photographs for which another process is worth starting
+_MOST_ON_WINDOWS = 61  # largest number of processes that one can wait for there
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Photograph:
 
     @property
     def suffix(self) -> str:
-        """How the file's name ends, with the dot."""
+        """The file's suffix, with the dot."""
         return PurePosixPath(self.source.name).suffix
 
 
 @dataclass(frozen=True)
 class SketchJob:
-    """How photographs are drawn, and where the pairs go.
+    """Settings of extracting sketches, and the output folder.
 
     detector: a name of `DETECTORS`; spec: its settings. link: hard links to the photographs where possible.
     """
@@ -68,22 +68,22 @@ class SketchJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the sketches depend on, as plain data."""
+        """The settings that sketches depend on, as plain data."""
         spec = self.spec or detector_spec(self.detector)[1]
         return {"detector": self.detector, **spec.to_dict()}
 
     def source(self) -> LineSource:
-        """What draws. Raises DetectorError if it cannot be loaded."""
+        """The line detector. Raises DetectorError if it cannot be loaded."""
         spec: Any = self.spec
         return _source(self.detector, spec)
 
 
 @dataclass
 class SketchReport:
-    """What was made, what was there already, and what was left out, each as (key or file, why).
+    """Pairs made, kept, and skipped, the latter as (key or file, reason).
 
-    small: pairs with a side below 64 px. others: files that are no pictures. left: keys of pairs that are there of an
-    earlier run, of photographs that were not given now.
+    small: pairs with a side below 64 px. others: files that are not images. left: keys of pairs of an earlier run whose
+    photographs were not given this time.
     """
 
     made: int = 0
@@ -94,22 +94,22 @@ class SketchReport:
     left: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
-        """What else a person should know."""
+        """Notes for the user."""
         notes = []
         if self.others:
-            notes.append(f"left out: {len(self.others)} files that are no pictures, such as {self.others[0]}")
+            notes.append(f"skipped: {len(self.others)} files that are not images, such as {self.others[0]}")
         if self.left:
             notes.append(
-                f"{len(self.left)} pairs of an earlier run are of photographs that were not given now, such as "
-                f"{self.left[0]}; training sees them too, unless they are removed"
+                f"{len(self.left)} pairs of an earlier run have photographs that were not given this time, such as "
+                f"{self.left[0]}; training uses them too, unless they are removed"
             )
         if self.small:
-            notes.append(f"{self.small} are smaller than {_SMALL} px, which training at that size refuses")
+            notes.append(f"{self.small} are smaller than {_SMALL} px, and training at that size refuses them")
         return notes
 
     def __str__(self) -> str:
         kept = f", {self.kept} kept" if self.kept else ""
-        skipped = f", {len(self.skipped)} photographs skipped (named in skipped.txt)" if self.skipped else ""
+        skipped = f", {len(self.skipped)} photographs skipped (listed in skipped.txt)" if self.skipped else ""
         return f"{self.made} pairs made{kept}{skipped}"
 
 
@@ -128,20 +128,19 @@ def prepare_sketches(
     max_bad: float = 0.01,
     progress: Callable[[int, int], None] | None = None,
 ) -> SketchReport:
-    """Draw every photograph: `OUT/images/KEY.jpg` is the photograph, `OUT/sketches/KEY.png` its lines.
+    """Extract sketches: `OUT/images/KEY.jpg` is the photograph, `OUT/sketches/KEY.png` its lines.
 
-    places: folders, in any depth, tar archives, and single pictures. A key is the path inside a folder, or a single
-    picture's name; of archives, and of folders if there are several places, their name stands before it. Pairs that
-    are there already, drawn with these settings from these files, are kept. processes: how many draw; every core by
-    default. max_bad: the share of photographs that may be unreadable; these are skipped, named in `OUT/skipped.txt`,
-    and if they are more, the rest is made and DataError is raised. progress: called with (done, total). Raises
-    DetectorError and OutputError before anything is written; PrepareError and ImageError for places without
-    photographs.
+    places: folders (searched recursively), tar archives, and single images. A key is the path inside a folder, or a
+    single image's name; for archives, and for several places, prefixed with their name. Existing pairs with the same
+    settings and files are kept. processes: number of processes; by default one per core. max_bad: largest share of
+    unreadable photographs, which are skipped and listed in `OUT/skipped.txt`; above it, the other pairs are still made,
+    and DataError is raised. progress: called with (done, total). Raises DetectorError and OutputError before anything
+    is written; PrepareError and ImageError for places without photographs.
     """
     photographs, skipped = list_photographs(places, job.out)
     if not photographs:
         raise PrepareError(f"{', '.join(map(str, places))}: no photographs there; give folders, tar archives or files")
-    job.source()  # what cannot be loaded fails here, once
+    job.source()  # loading errors occur here, once
     made_of_itself = [place.resolve() for place in places] == [(job.out / IMAGES).resolve()]
     claim(job.out, "sketch", job.settings, [SKETCHES] if made_of_itself else [IMAGES, SKETCHES], job.overwrite)
     others = [path for place in places if place.is_dir() for path in walk(place).others if not is_unread(path)]
@@ -163,7 +162,7 @@ def prepare_sketches(
 
 
 def _left_over(drawn: Path, photographs: Sequence[Photograph]) -> list[str]:
-    """Keys of the sketches in a folder that are of none of these photographs."""
+    """Keys of sketches in a folder that belong to none of these photographs."""
     given = {composed(photograph.key) for photograph in photographs}
     there = [key_of(path, drawn) for path in walk(drawn).files] if drawn.is_dir() else []
     return [key for key in there if key not in given]
@@ -188,7 +187,7 @@ def _refuse_too_many(report: SketchReport, total: int, max_bad: float, out: Path
 
 
 def list_photographs(places: Sequence[Path], out: Path) -> tuple[list[Photograph], list[tuple[str, str]]]:
-    """The photographs, by key, and what cannot be used, as (file, why). Raises ImageError or PrepareError."""
+    """The photographs, by key, and unusable files, as (file, reason). Raises ImageError or PrepareError."""
     found: dict[str, Photograph] = {}
     unusable: list[tuple[str, str]] = []
     for path in places:
@@ -205,7 +204,7 @@ def list_photographs(places: Sequence[Path], out: Path) -> tuple[list[Photograph
 
 
 def _lost(place: Path) -> list[tuple[str, Path | Archived]]:
-    """What of a place is left out though it is a picture, with the kind of problem that it is."""
+    """Images of a place that are skipped, with the kind of problem."""
     if place.is_dir():
         return [(kind, path) for kind, path in walk(place).lost()]
     return [] if _is_picture(place) else [(DOTTED, member) for member in dotted(place)]
@@ -227,10 +226,10 @@ def _inside(place: Path, alone: bool) -> list[Photograph]:
 
 
 def _unusable(photograph: Photograph, others: dict[str, Photograph]) -> str | None:
-    """Why a photograph cannot be a pair's, if so."""
+    """Why a photograph cannot be used; None if it can."""
     path = PurePosixPath(photograph.key)
     if path.is_absolute() or ".." in path.parts:
-        return "its name leads out of the folder; pack the archive again"
+        return "its name leads outside the folder; pack the archive again"
     if any(part.startswith(".") for part in path.parts):
         return "its name is hidden (begins with a dot); rename it"
     if photograph.key in others:
@@ -238,11 +237,11 @@ def _unusable(photograph: Photograph, others: dict[str, Photograph]) -> str | No
     return None
 
 
-# Drawing
+# Extraction
 
 
 def _drawn(photographs: Sequence[Photograph], job: SketchJob, processes: int | None) -> Iterator[_Done]:
-    """Every photograph's outcome, in order, from as many processes as are worth while."""
+    """The results of all photographs, in order, from a suitable number of processes."""
     wanted = processes if processes is not None else cores()
     count = max(1, min(wanted, len(photographs) // _ENOUGH, _MOST_ON_WINDOWS if WINDOWS else wanted))
     if count == 1:
@@ -254,7 +253,7 @@ def _drawn(photographs: Sequence[Photograph], job: SketchJob, processes: int | N
 
 @contextmanager
 def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes of one thread each, which end with this one and leave Ctrl-C to it."""
+    """New single-threaded processes, which end with this one and ignore Ctrl-C."""
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(count, mp_context=context, initializer=_begin) as pool:
@@ -262,13 +261,14 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
             yield pool
     except BrokenProcessPool as error:
         raise PrepareError(
-            "a drawing process was ended from outside, perhaps for want of memory",
-            remedy=f"run the same command again to go on, with fewer {option('processes')}",
+            "a worker process was killed, perhaps for lack of memory",
+            remedy=f"run the same command again to continue, with fewer {option('processes')}",
         ) from error
 
 
 def _start(pool: ProcessPoolExecutor, count: int) -> None:
-    """Start every worker, deaf from the first to what ends the whole group: blocked signals stay so in children."""
+    """Start the workers with signals to the process group blocked from the start, since children inherit blocked
+    signals."""
     masks = hasattr(signal, "pthread_sigmask")  # not on Windows
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if masks else set()
     try:
@@ -280,9 +280,9 @@ def _start(pool: ProcessPoolExecutor, count: int) -> None:
 
 
 def _begin() -> None:
-    """A worker's first act: leave the group, whose signals the parent acts on, and listen to the parent's alone.
+    """Initialise a worker: leave the process group, whose signals the parent handles, and unblock the parent's signals.
 
-    macOS does not say who sent a signal, so there one to the group that comes while a worker starts ends it too.
+    macOS does not report the sender of a signal, so there a signal to the group during the start ends the worker too.
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
@@ -300,7 +300,7 @@ def _begin() -> None:
 
 
 def _draw(job: SketchJob, photograph: Photograph) -> _Done:
-    """Make one pair, the sketch first. What cannot be read is an outcome, what cannot be written an error."""
+    """Create one pair, the sketch first. Unreadable files are results, write failures are errors."""
     target = job.out / SKETCHES / f"{photograph.key}.png"
     image = job.out / IMAGES / f"{photograph.key}{photograph.suffix}"
     try:
@@ -317,7 +317,7 @@ def _draw(job: SketchJob, photograph: Photograph) -> _Done:
 
 
 def _sides_of_good(path: Path, mark: str) -> tuple[int, int] | None:
-    """The sides of a sketch that is there, whole, and made with these settings from this file; None of any other."""
+    """The size of an existing, complete sketch with these settings and this file; None for any other."""
     if not path.is_file():
         return None
     try:
@@ -328,7 +328,7 @@ def _sides_of_good(path: Path, mark: str) -> tuple[int, int] | None:
 
 
 def picture_of(lines: Bool[Tensor, "h w"]) -> Image.Image:
-    """Lines in `INK` on white, a bit a pixel: a sketch condition reads them exactly back."""
+    """Lines in `INK` on white, one bit per pixel, which a sketch condition reads back exactly."""
     image = Image.fromarray(lines.numpy().astype(np.uint8))
     image.putpalette([255, 255, 255, *INK])
     return image
@@ -336,6 +336,6 @@ def picture_of(lines: Bool[Tensor, "h w"]) -> Image.Image:
 
 @cache
 def _source(detector: str, spec: Any) -> LineSource:
-    """A detector with its spec, loaded once a process."""
+    """A detector with its spec, loaded once per process."""
     kind, default = detector_spec(detector)
     return kind.source(spec or default)

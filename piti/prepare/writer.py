@@ -1,4 +1,4 @@
-"""What preparing writes: each file whole or absent, marked by what made it, so that a run can go on."""
+"""Output of preparing data: atomic files with marks of their settings, so that runs can be resumed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class PrepareError(UserError):
 
 
 def claim(out: Path, command: str, settings: Mapping[str, Any], folders: Sequence[str], overwrite: bool) -> None:
-    """Make `out` the place of what `command` writes, with these settings, unless it is another's.
+    """Claim `out` as output folder of `command` with these settings.
 
-    folders: what the command fills; where there is no record of a run, they must be empty or absent. Raises
-    OutputError for a folder of other things, or of other settings unless `overwrite`.
+    folders: the command's output folders, which must be empty or absent without a record of a run. Raises OutputError
+    for folders with other files, or with other settings unless `overwrite`.
     """
     if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is there already and is no folder; give another OUT")
+        raise OutputError(f"{out}: exists and is not a folder; give another OUT")
     wanted = {"command": command, "settings": dict(settings)}
     record = out / SETTINGS_FILE
     if record.exists():
@@ -46,19 +46,19 @@ def claim(out: Path, command: str, settings: Mapping[str, Any], folders: Sequenc
         changed = _changed(found.get("settings", {}), wanted["settings"])
         if changed and not overwrite:
             raise OutputError(
-                f"was begun with other settings ({changed})",
-                remedy=f"add {option('overwrite')} to make everything anew, or give another OUT",
+                f"was started with other settings ({changed})",
+                remedy=f"add {option('overwrite')} to redo everything, or give another OUT",
                 source=out,
             )
     else:
         for folder in folders:
             if (out / folder).is_dir() and any((out / folder).iterdir()):
-                raise OutputError(f"{out}: {folder}/ holds other things; give another OUT")
+                raise OutputError(f"{out}: {folder}/ holds other files; give another OUT")
     write_json(record, wanted)
 
 
 def refuse_inside(out: Path, source: Path) -> None:
-    """Raises PrepareError if `out` lies inside `source`, a folder that is read."""
+    """Raises PrepareError if `out` is inside the input folder `source`."""
     if source.resolve() in out.resolve().parents:
         raise PrepareError(f"{out}: lies inside {source}, which is only read; give an OUT beside it")
 
@@ -69,18 +69,18 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error}); remove it, or give another OUT") from error
     if not isinstance(found, dict) or not isinstance(found.get("settings", {}), dict):
-        raise OutputError(f"{path}: is no record of piti prepare; remove it, or give another OUT")
+        raise OutputError(f"{path}: is not a record of piti prepare; remove it, or give another OUT")
     return found
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings that differ, for a person."""
+    """The settings that differ, in words."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in keys)
 
 
 def mark_of(settings: Mapping[str, Any], *sources: Path | Archived) -> str:
-    """What a result is marked with: the same as long as settings and source files are."""
+    """The mark of a result, which changes with settings and source files."""
     states: list[object] = [dict(settings)]
     for source in sources:
         path = source.archive if isinstance(source, Archived) else source
@@ -91,9 +91,9 @@ def mark_of(settings: Mapping[str, Any], *sources: Path | Archived) -> str:
 
 @contextlib.contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """The name of a file to write, hidden and of the same suffix, which then becomes `target` in one step.
+    """A hidden temporary path with the same suffix, which is then renamed to `target`.
 
-    However the block ends, nothing else remains.
+    The temporary file is always removed.
     """
     partial = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,15 +105,15 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write plain data as JSON, whole or not at all."""
+    """Write plain data as JSON, atomically."""
     with beside(path) as partial:
         partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def place(source: Path | Archived, target: Path, link: bool) -> bool:
-    """Bring a file to `target` as it is: by a hard link where that is possible and wanted, else as a copy.
+    """Copy a file to `target`, by a hard link if possible and requested.
 
-    Returns whether there was anything to do. What lies at `target` already is replaced unless it is the same.
+    Returns whether anything was done. An existing `target` is replaced unless it is equal.
     """
     if isinstance(source, Archived):
         content = source.open().getvalue()
@@ -132,7 +132,7 @@ def place(source: Path | Archived, target: Path, link: bool) -> bool:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Whether a hard link could be made: not across file systems, and not on all of them."""
+    """Whether a hard link could be created, which not all file systems support."""
     try:
         os.link(source, target)
     except OSError:
@@ -141,18 +141,21 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def write_skipped(out: Path, lines: Sequence[str]) -> None:
-    """List what was skipped in a file of its own, or remove an earlier run's list."""
+    """Write the list of skipped items, or remove an earlier run's list."""
     path = out / SKIPPED_FILE
     if not lines:
         path.unlink(missing_ok=True)
         return
     with beside(path) as partial:
         text = "".join(f"{line}\n" for line in lines)
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may hold bytes that are no UTF-8
+        partial.write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # names may contain bytes that are not UTF-8
 
 
 def in_order(pool: Executor, work: Callable[[_T], _R], items: Sequence[_T], ahead: int) -> Iterator[_R]:
-    """`work` on each item by a pool, results in order, at most `ahead` under way; what waits is dropped on errors."""
+    """`work` on each item in a pool, with results in order and at most `ahead` pending, which are cancelled on
+    errors."""
     waiting: list[Future[_R]] = []
     try:
         for item in items:

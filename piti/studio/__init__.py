@@ -1,1 +1,1 @@
-"""The studio: a page and an HTTP interface on which conditions are drawn and photographs made of them."""
+"""The studio: a web page and an HTTP interface for drawing conditions and generating images from them."""

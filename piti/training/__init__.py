@@ -1,4 +1,4 @@
-"""Training: recipes, stages, the loop, and runs that survive being killed."""
+"""Training: recipes, stages, the loop, and resumable runs."""
 
 from piti.training.distill import distillation_recipe
 from piti.training.divergence import TrainingDiverged

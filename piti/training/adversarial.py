@@ -37,31 +37,31 @@ from piti.training.stages import FUSED, Stage
 
 @dataclass(frozen=True)
 class Seen:
-    """What a discriminator sees of some samples."""
+    """Inputs of a discriminator for some samples."""
 
     images: Tensor
     """[K, 3, H, W]."""
     low_res: Tensor | None
-    """[K, 3, h, w]; none where it is not conditional."""
+    """[K, 3, h, w]; None if it is not conditional."""
     condition: Tensor | None
-    """[K, C, H, W], encoded; none where it does not see it."""
+    """[K, C, H, W], encoded; None if it does not take it."""
 
     @property
     def others(self) -> tuple[Tensor | None, Tensor | None]:
-        """What it sees beside the images, as it takes them."""
+        """Its inputs other than the images, as keywords."""
         return self.low_res, self.condition
 
     def rows(self, rows: Tensor) -> Seen:
-        """Those samples alone. rows: [K] booleans."""
+        """Select samples. rows: [K] booleans."""
         low_res, condition = (None if x is None else picked(x, rows) for x in self.others)
         return Seen(picked(self.images, rows), low_res, condition)
 
     def with_images(self, images: Tensor) -> Seen:
-        """Other images with the same small images and conditions."""
+        """The same small images and conditions with other images."""
         return Seen(images, self.low_res, self.condition)
 
     def joined(self, other: Seen) -> Seen:
-        """The samples of both, these first."""
+        """Concatenate with others, these first."""
         low_res = None if self.low_res is None or other.low_res is None else torch.cat([self.low_res, other.low_res])
         both = None
         if self.condition is not None and other.condition is not None:
@@ -69,7 +69,7 @@ class Seen:
         return Seen(torch.cat([self.images, other.images]), low_res, both)
 
     def augmented(self, kinds: tuple[str, ...], uniform: Tensor) -> Seen:
-        """All of it changed alike; see `piti.diffusion.augmentation`."""
+        """Apply the same augmentation to all inputs; see `piti.diffusion.augmentation`."""
         over = [] if self.low_res is None else [enlarged_to(self.low_res, self.images)]
         over += [] if self.condition is None else [self.condition]
         images, changed = augmented(self.images, over, kinds, uniform)
@@ -79,30 +79,31 @@ class Seen:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a discriminator is to learn from: the rows of a batch whose timestep it judges, perhaps none."""
+    """Training data of a discriminator: the rows of a batch at whose timesteps it acts, possibly none."""
 
     fake: Seen
-    """x̂₀, without a gradient, of all these rows."""
+    """Detached x̂₀ of these rows."""
     real: Seen
-    """x₀, of those of them that have one."""
+    """x₀ of those rows that have a photograph."""
     fake_rows: Tensor
-    """Which rows of the batch are judged, [B] booleans on the CPU."""
+    """The rows of the batch that are used, [B] booleans on the CPU."""
     real_rows: Tensor
-    """Which of the batch's photographs."""
+    """The photographs of the batch that are used."""
 
 
 @dataclass
 class LossOutput:
-    """What one batch's images are worth."""
+    """The image losses of a batch."""
 
     total: Tensor
-    """The sum to differentiate for the network that makes them."""
+    """The sum to differentiate for the generating network."""
     metrics: dict[str, Mean] = field(default_factory=dict)
     adversarial: Any = None
-    """What the discriminator is to learn from, for the objective that made this; None: it does not learn now."""
+    """The discriminator's training data, for the objective that created this; None if it is not trained in this
+    step."""
 
     def add(self, name: str, weight: float, loss: Tensor) -> None:
-        """One more loss, a scalar, and its value before the weight among the metrics."""
+        """Add a scalar loss, and log its unweighted value."""
         self.total = self.total + weight * loss
         self.metrics[name] = Mean.of(loss)
 
@@ -116,11 +117,11 @@ class Adversary:
 
     @property
     def bare(self) -> nn.Module:
-        """The network without what several processes wrap around it."""
+        """The network without the wrapper for several processes."""
         return getattr(self.network, "module", self.network)
 
     def exact(self, images: Tensor, *seen: Tensor | None) -> Tensor | tuple[Tensor, ...]:
-        """The logits without the autocast that the accelerator put around the network."""
+        """The logits, without the accelerator's autocast."""
         return getattr(self.bare, "_original_forward", self.bare.forward)(images, *seen)
 
 
@@ -134,25 +135,25 @@ def build_adversary(network: nn.Module, lr: float, betas: tuple[float, float], a
 
 @dataclass(frozen=True)
 class Predicted:
-    """A batch's predicted images and all that they are compared with."""
+    """A batch's predicted images and their references."""
 
     x0_hat: Tensor
     """x̂₀ [B, 3, H, W], differentiable."""
     x0: Tensor
-    """x₀; rows that are not `paired` hold nothing of meaning."""
+    """x₀; undefined in rows that are not `paired`."""
     t: Tensor
-    """[B], on the CPU like `paired`: which rows a loss sees is decided without waiting for the device."""
+    """[B], on the CPU like `paired`, so that rows are selected without synchronising with the device."""
     numbers: range
-    """Of the samples within the run."""
+    """The samples' numbers within the run."""
     low_res: Tensor | None
     condition: Tensor | None
     """Encoded, [B, C, H, W]."""
     paired: Tensor
-    """Which rows have a photograph, [B] booleans; the others enlarge what a base generated."""
+    """Rows with a photograph, [B] booleans; the others enlarge images generated by a base."""
 
 
 class ImageLosses:
-    """The losses of a stage on x̂₀. Holds networks, no state of its own."""
+    """The losses of a stage on x̂₀. Stateless, apart from the networks."""
 
     def __init__(
         self,
@@ -167,23 +168,23 @@ class ImageLosses:
         visited: Sequence[int] | None = None,
     ) -> None:
         """steps: T of the noise schedule; seed: the run's; perceptual, adversary: the networks of the stage's losses;
-        clean: whether small images are shrunk photographs, which consistency can hold x̂₀ to, and not degraded ones;
-        generated: the share of samples that have no photograph, and so no timestep but the last; visited: the timesteps
-        of the samples where these are few, as a student's are.
+        clean: whether small images are downscaled photographs, not degraded, as needed for consistency; generated: the
+        share of samples without a photograph, which only have the last timestep; visited: the timesteps of the samples
+        if there are only a few, as for a student.
         """
         self.stage, self.steps, self.accelerator, self.seed = stage, steps, accelerator, seed
         self.perceptual, self.adversary, self.clean = perceptual, adversary, clean
         self.generated, self.visited = generated, visited
 
     def acting(self, within: int) -> bool:
-        """Whether any of them acts at the stage's step `within`."""
+        """Whether any loss acts at the stage's step `within`."""
         stage = self.stage
         if stage.pixel is not None or stage.consistency is not None:
             return True
         return any(within >= spec.after for spec in (stage.perceptual, stage.adversarial) if spec is not None)
 
     def of(self, batch: Predicted, within: int) -> LossOutput:
-        """Judge a batch's predicted images, differentiably, at the stage's step `within`."""
+        """Compute the losses of a batch's predicted images at the stage's step `within`."""
         found, stage = LossOutput(batch.x0_hat.new_zeros(())), self.stage
         if stage.pixel is not None:
             rows = acts_at(batch.t, self.steps, stage.pixel.noise) & batch.paired
@@ -222,7 +223,7 @@ class ImageLosses:
         found.add("perceptual", spec.weight, _batch_mean(loss, len(batch.t)))
 
     def _fool(self, spec: AdversarialLossSpec, found: LossOutput, batch: Predicted) -> None:
-        """Add the translator's side of eq. 5, and keep what the discriminator is to learn from."""
+        """Add the translator's side of eq. 5, and keep the discriminator's training data."""
         assert self.adversary is not None
         network = cast(Discriminator, self.adversary.bare)
         rows = acts_at(batch.t, self.steps, spec.noise)
@@ -240,17 +241,17 @@ class ImageLosses:
         found.adversarial = Judged(seen.with_images(seen.images.detach()), real, rows, paired)
 
     def _augmented(self, seen: Seen, spec: AdversarialLossSpec, purpose: str, numbers: range, rows: Tensor) -> Seen:
-        """What a discriminator sees of some of a batch's rows, augmented where the loss says so."""
+        """The discriminator's inputs for some rows of a batch, augmented if the loss says so."""
         if not spec.augment:
             return seen
         uniform = uniform_for(self.seed, purpose, numbers, DRAWS)[rows.cpu()]
         return seen.augmented(spec.augment, uniform.to(self.accelerator.device, non_blocking=True))
 
     def discriminator_loss(self, judged: Judged, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
-        """The discriminator's side of eq. 5 on what `of` judged. numbers: of the batch's samples.
+        """The discriminator's side of eq. 5 on the data of `of`. numbers: the batch's sample numbers.
 
-        A sum over the rows that were judged, over as many as a batch has on average: so it is a mean of what each
-        sample adds, however the samples are divided among backward passes and processes.
+        The sum over the used rows divided by their average number per batch, so that the mean does not depend on how
+        samples are divided among backward passes and processes.
         """
         spec, adversary = self.stage.adversarial, self.adversary
         assert spec is not None
@@ -263,7 +264,7 @@ class ImageLosses:
         with self.accelerator.autocast():
             logits = all_logits(_judge(adversary.network, real.joined(fake)))
         pairs = [(one[: len(real.images)].float(), one[len(real.images) :].float()) for one in logits]
-        more = (self.generated + paired) / paired if paired else 0.0  # made images to a photograph, on average
+        more = (self.generated + paired) / paired if paired else 0.0  # generated images per photograph, on average
         loss = _total([_both_sides(rule, *both, more) for both in pairs]) / usual
         for weight, penalties in self._penalties(spec, rule, adversary, judged, numbers):
             loss = loss + weight * penalties.sum() / usual
@@ -279,7 +280,7 @@ class ImageLosses:
             return torch.stack([one.flatten(1).mean(1) for one in logits]).sum(0)
 
         weight = rule.gradient_penalty if spec.gradient_penalty is None else spec.gradient_penalty
-        if weight:  # the recipe sees to it that every made image has its photograph
+        if weight:  # ensured by the recipe: every generated image has its photograph
             share = uniform_for(self.seed, "penalty", numbers).flatten()[judged.real_rows.cpu()]
             share = share.to(judged.real.images.device, non_blocking=True)
             yield weight, gradient_penalty(exact, judged.real.images, judged.fake.images, share)
@@ -288,9 +289,9 @@ class ImageLosses:
 
 
 def picked(x: Tensor, rows: Tensor) -> Tensor:
-    """The rows of x [B, …] where `rows`, [B] booleans, is true; x itself where it is everywhere.
+    """The rows of x [B, …] where `rows`, [B] booleans, is true; x itself if all are.
 
-    Where `rows` is on the CPU, nothing waits for x's device.
+    If `rows` is on the CPU, this does not synchronise with x's device.
     """
     if rows.all():
         return x
@@ -298,12 +299,12 @@ def picked(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _looked_at(x0_hat: Tensor, spec: ImageLossSpec) -> Tensor:
-    """x̂₀ as a loss sees it; where it is clipped, no gradient pushes it further out."""
+    """x̂₀ as input of a loss; clipped values get no gradient that increases them further."""
     return x0_hat.clamp(-1, 1) if spec.clip else x0_hat
 
 
 def _jittered(images: Tensor, most: int, uniform: Tensor) -> Tensor:
-    """All but `most` rows and columns of each image [K, C, H, W], at a place of its own. uniform: [K, 2] in [0, 1)."""
+    """Crop `most` rows and columns of each image [K, C, H, W] at an independent offset. uniform: [K, 2] in [0, 1)."""
     height, width = images.shape[-2] - most, images.shape[-1] - most
     corners = (uniform * (most + 1)).long().tolist()
     parts = (one[:, y : y + height, x : x + width] for one, (y, x) in zip(images, corners, strict=True))
@@ -315,33 +316,33 @@ def _judge(network: Any, seen: Seen) -> Any:
 
 
 def _both_sides(rule: AdversarialLoss, real: Tensor, fake: Tensor, more: float) -> Tensor:
-    """The discriminator's loss, summed. more: what a photograph counts, since there are fewer than made images."""
+    """The discriminator's loss, summed. more: weight of a photograph, since there are fewer than generated images."""
     if more == 1:
         return rule.discriminator(real, fake).sum()
     return rule.fake(fake).sum() + more * rule.real(real).sum()
 
 
 def _accuracy(pairs: Sequence[tuple[Tensor, Tensor]]) -> Mean:
-    """The share of logits on the right side of 0, over as many images as were judged."""
+    """The share of logits with the correct sign, over all images."""
     right = [((real > 0).float().flatten(1).mean(1), (fake < 0).float().flatten(1).mean(1)) for real, fake in pairs]
     values = torch.stack([torch.cat(sides) for sides in right])  # [heads, images]
     return Mean.of(values.mean(0).sum(), values.shape[1])
 
 
 def _total(losses: Sequence[Tensor]) -> Tensor:
-    """Their sum; one alone stays as it is."""
+    """The sum; a single term is returned unchanged."""
     return losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum(0)
 
 
 def _batch_mean(losses: Tensor, batch: int) -> Tensor:
-    """The sum over the rows on which a loss acts as a share of the whole batch, so that the range of t in
-    which it acts does not change its strength where it acts."""
+    """The sum over the rows on which a loss acts, divided by the batch size, so that its strength at a timestep does
+    not depend on its range of t."""
     return losses.sum() / batch
 
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """No gradients for the network's parameters; its inputs still get theirs."""
+    """Disable gradients of the network's parameters, but not of its inputs."""
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

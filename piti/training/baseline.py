@@ -1,4 +1,4 @@
-"""Training a baseline: its generator against its discriminator, by the losses of its paper."""
+"""Training a baseline: its generator and discriminator, with the losses of its paper."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from piti.training.recipe import Recipe
 from piti.training.stages import Stage
 
 SETTLING = 512
-"""Training images over which the statistics of batch norms are taken anew for averaged weights."""
+"""Number of training images for recomputing batch norm statistics with averaged weights."""
 
 
 @dataclass(frozen=True)
 class GeneratedBatch:
-    """What a discriminator learns from: one batch's images, made and real, and what it sees of their conditions."""
+    """Training data of a discriminator: a batch's generated and real images, and their conditions."""
 
     seen: Tensor
     fake: Tensor
@@ -55,7 +55,7 @@ class BaselineObjective:
         accelerator: Accelerator,
         train: SampleSet,
     ) -> None:
-        """train: what the statistics of batch norms are taken from."""
+        """train: the data for batch norm statistics."""
         self.recipe, self.condition, self.baseline, self.accelerator = recipe, condition, baseline, accelerator
         self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
         self.train = train
@@ -72,7 +72,7 @@ class BaselineObjective:
         self.opponent = build_adversary(self.discriminator, rate, betas, self.accelerator)
 
     def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
-        """The generator's side. Seed and number of a sample decide its noise."""
+        """The generator's losses. A sample's noise follows from the seed and its number."""
         assert self.opponent is not None
         device = self.accelerator.device
         batch = batch.to(device)
@@ -105,8 +105,8 @@ class BaselineObjective:
 
     @contextlib.contextmanager
     def settled(self, network: nn.Module) -> Iterator[None]:
-        """Averaged weights were never run: their batch norms' statistics are taken anew, as OASIS's release does, and
-        their spectral norms' largest directions are followed on the way. Afterwards those of the training go on.
+        """Within the block, batch norm statistics are recomputed for the averaged weights, as in OASIS's release, and
+        their spectral norms' singular vectors are updated. Afterwards those of training are restored.
         """
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if not norms or not self.recipe.ema:
@@ -150,14 +150,14 @@ class BaselineObjective:
 
 
 def _total(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Mean]]:
-    """What to differentiate, the sum of the losses' means over the batch, and each mean by its name."""
+    """The sum of the losses' means over the batch, and each mean by name."""
     means = {name: loss.float().mean() for name, loss in losses.items()}
     return torch.stack(list(means.values())).sum(), {name: Mean.of(mean) for name, mean in means.items()}
 
 
 @dataclass
 class BaselineValidation:
-    """Fixed pairs, each centre-cropped, and fixed noise to judge a run on."""
+    """Validation on fixed centre-cropped pairs with fixed noise."""
 
     condition: Condition
     batches: list[TrainingBatch]
@@ -166,7 +166,7 @@ class BaselineValidation:
 
     @torch.no_grad()
     def loss(self, predict: Callable[..., Any]) -> float:
-        """Mean absolute difference between the images and the photographs, in [0, 2]: that of colours, mostly."""
+        """Mean absolute difference between images and photographs, in [0, 2], mostly of colours."""
         total = count = 0.0
         for batch in self.batches:
             made = self._images(predict, batch, int(count))

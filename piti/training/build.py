@@ -1,4 +1,4 @@
-"""From a recipe to what a run works with: its condition, its data, its networks, its losses."""
+"""Building the components of a run from a recipe: condition, data, networks and losses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from piti.training.stages import Stage
 
 @dataclass
 class Run:
-    """What the loop works with, and what its objective minimises."""
+    """The components of a run."""
 
     recipe: Recipe
     condition: Condition
@@ -66,27 +66,27 @@ class Run:
     perceptual: PerceptualNetwork | None = None
     """For stages with a perceptual loss."""
     base: Path | None = None
-    """For an upsampler: the folder of the model whose images it enlarges."""
+    """For an upsampler: the folder of its base."""
     adapted: Adapted | None = None
-    """The translator as it is saved where low-rank adapters are trained on its prior."""
+    """With low-rank adapters: the translator in the form in which it is saved."""
     discriminator: Discriminator | None = None
     """For a translator's adversarial stages."""
     space: Space = PIXELS
-    """Where the translator works."""
+    """The space of the translator."""
     teacher: Translator | None = None
-    """For a distillation: the model that the translator learns from."""
+    """For a distillation: the teacher."""
     begun_sha256: str | None = None
-    """Of the weights that a new run begins from, see `RunState`."""
+    """Hash of a new run's initial weights, see `RunState`."""
 
     def frozen_digest(self) -> str | None:
-        """Of the weights that are read anew whenever the run begins and are not trained, see `weights_digest`: those of
-        its teacher, or of its autoencoder; None where it has neither."""
+        """Hash of the frozen weights that are loaded at every start, see `weights_digest`: those of the teacher or the
+        autoencoder; None if there is neither."""
         frozen = self.teacher if self.teacher is not None else self.space.autoencoder
         return None if frozen is None else weights_digest(frozen)
 
 
 def build_condition(recipe: Recipe) -> Condition:
-    """The recipe's condition; classes named by a path, or by none, are read from the data's root."""
+    """The recipe's condition; classes given by a path, or not given, are read from the data root."""
     config: dict[str, Any] = dict(recipe.condition)
     if not has_data(recipe):
         raise RecipeError(f"data.root: not given; add {how_to_give(recipe)}, or set it in the recipe")
@@ -94,21 +94,21 @@ def build_condition(recipe: Recipe) -> Condition:
         packed = _with_classes(config, _packed_classes(recipe)) if recipe.data.shards else config
         return condition_from_config(packed, "condition")
     if not recipe.data.root.is_dir():
-        raise RecipeError(f"data.root: {recipe.data.root} is no folder", remedy=f"check the path ({option('data')})")
+        raise RecipeError(f"data.root: {recipe.data.root} is not a folder", remedy=f"check the path ({option('data')})")
     root, images = recipe.data.root, recipe.data.images
     return condition_from_config(_with_classes(config, lambda name: _classes_in(root, name, images)), "condition")
 
 
 def has_data(recipe: Recipe) -> bool:
-    """Whether the recipe says where its data is; not whether it is there."""
+    """Whether the recipe gives the location of its data, which need not exist."""
     alone = recipe.condition.get("kind") in ALONE and bool(recipe.data.photographs)
     return recipe.data.root is not None or alone or bool(recipe.data.shards)
 
 
 def _with_classes(config: dict[str, Any], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """A condition's configuration, or that of its parts, with classes where it lacks them.
+    """A condition's configuration, or those of its parts, with missing classes added.
 
-    read: a class table by the name of its file, which may be empty.
+    read: reads a class table by its file name, which may be empty.
     """
     if config.get("kind") == SeveralCondition.kind:
         parts = part_configs(config, "condition")
@@ -119,26 +119,26 @@ def _with_classes(config: dict[str, Any], read: Callable[[str], dict[str, Any]])
 
 
 def _classes_in(root: Path, name: str, images: str) -> dict[str, Any]:
-    """A class table in the data's root. images: the folder of images there; where both lack, it is another root."""
+    """A class table in the data root. images: the folder of images there; if both are missing, the root is wrong."""
     table = root / (name or CLASSES_FILE)
     if not (table.exists() or (root / images).is_dir()):
-        what = f"data.root: {root} holds neither {images}/ nor {table.name}"
-        raise RecipeError(what, remedy=f"give the folder that holds both ({option('data')})")
+        what = f"data.root: {root} contains neither {images}/ nor {table.name}"
+        raise RecipeError(what, remedy=f"give the folder that contains both ({option('data')})")
     return ClassTable.read(table).to_dict()
 
 
 def _packed_classes(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
-    """What reads the classes of shards: from a file that is named, or else from their manifest."""
+    """A function that reads the classes of shards from a given file, or else from their manifest."""
 
     def read(name: str) -> dict[str, Any]:
         if name:
             return ClassTable.read(Path(name)).to_dict()
         listed = list_shards(recipe.data)
         if listed.classes is None:
-            check_reached(recipe.data, listed)  # an address that is wrong is the first to be told
+            check_reached(recipe.data, listed)  # report wrong addresses first
             raise RecipeError(
-                "condition.classes: the shards have no manifest that holds them",
-                remedy=f"name a file: {option('set')} condition.classes=classes.json",
+                "condition.classes: the shards have no manifest with them",
+                remedy=f"give a file: {option('set')} condition.classes=classes.json",
             )
         return listed.classes
 
@@ -146,14 +146,14 @@ def _packed_classes(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
 
 
 def wants_classes(config: dict[str, Any]) -> bool:
-    """Whether classes of a condition, or of one of its parts, are to be read from a file."""
+    """Whether the classes of a condition, or of one of its parts, must be read from a file."""
     if config.get("kind") == SeveralCondition.kind:
         return any(map(wants_classes, part_configs(config, "condition").values()))
     return config.get("kind") in ("mask", "palette") and not isinstance(config.get("classes"), dict)
 
 
 def known_condition(recipe: Recipe) -> Condition | None:
-    """The condition as far as it is known without data: none for a mask whose classes come with them."""
+    """The condition if it is known without data; None for a mask whose classes depend on the data."""
     if wants_classes(recipe.condition):
         return None
     return condition_from_config(recipe.condition, "condition")
@@ -162,10 +162,10 @@ def known_condition(recipe: Recipe) -> Condition | None:
 def open_data(
     recipe: Recipe, condition: Condition, console: Console | None = None, notes: list[str] | None = None
 ) -> tuple[SampleSet, SampleSet | None]:
-    """Training and validation pairs; every file of a folder is checked, of shards what they hold is counted.
+    """Open training and validation pairs; all files of a folder are checked, the samples of shards are counted.
 
-    console: shows how far it is, and what a person should know of the data; notes: gets the same as texts. Without any
-    pair to validate on there is no validation. Raises DataError with all problems together.
+    console: shows progress and notes on the data. notes: receives the notes as strings. Validation is None without
+    validation pairs. Raises DataError with all problems.
     """
     sharp = recipe.model.low_res is not None
     if recipe.data.shards:
@@ -188,10 +188,10 @@ def open_data(
 
 
 def _root_beside(recipe: Recipe) -> list[str]:
-    """What to say where a data's root is named beside shards, which take the place of its folders."""
+    """The note for a data root that is given in addition to shards, which replace its folders."""
     root = recipe.data.root
-    read = "its classes are read" if wants_classes(recipe.condition) else "nothing of it is read"
-    return [] if root is None else [f"data.root {root}: {read}, and the pairs are those of data.shards"]
+    read = "only its classes are used" if wants_classes(recipe.condition) else "it is not used"
+    return [] if root is None else [f"data.root {root}: {read}, since the pairs come from data.shards"]
 
 
 def _say(said: list[str], console: Console | None, notes: list[str] | None) -> None:
@@ -202,7 +202,7 @@ def _say(said: list[str], console: Console | None, notes: list[str] | None) -> N
 
 
 def build_network(recipe: Recipe, condition: Condition) -> ImageNetwork:
-    """What the recipe trains, its weights drawn from the seed. Raises BaselineError."""
+    """The network to train, initialised from the seed. Raises BaselineError."""
     if recipe.baseline is None:
         return build_translator(recipe, condition)
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
@@ -212,7 +212,7 @@ def build_network(recipe: Recipe, condition: Condition) -> ImageNetwork:
 def network_config(recipe: Recipe, condition: Condition | None) -> dict[str, Any]:
     """Arguments of the recipe's `Translator` or `BaselineNetwork`; see `translator_config`.
 
-    Where a baseline's condition is not known yet, it is taken for a mask of COCO-Stuff's 182 classes.
+    An unknown condition of a baseline is assumed to be a mask with COCO-Stuff's 182 classes.
     """
     if recipe.baseline is None:
         return translator_config(recipe.model, condition)
@@ -230,7 +230,7 @@ def reads_classes(condition: Condition) -> bool:
 
 
 def build_translator(recipe: Recipe, condition: Condition) -> Translator:
-    """The recipe's translator with weights drawn from its seed."""
+    """The recipe's translator, initialised from its seed."""
     model = recipe.model
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     schedule = NoiseSchedule(recipe.schedule)
@@ -250,7 +250,7 @@ def build_translator(recipe: Recipe, condition: Condition) -> Translator:
 
 
 def student_of(recipe: Recipe) -> dict[str, Any] | None:
-    """What a distilled translator's configuration says of its steps; none where nothing is distilled."""
+    """The student spec in a distilled translator's configuration; None without distillation."""
     if recipe.distillation is None or recipe.init is None:
         return None
     guidance, teacher = recipe.distillation.guidance, lasting_name(recipe.init)
@@ -258,7 +258,7 @@ def student_of(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def build_space(recipe: Recipe) -> Space:
-    """Where the recipe's model works; latents with the autoencoder of its `prior` or `init`.
+    """The space of the recipe's model; for latents, with the autoencoder of its `prior` or `init`.
 
     Raises ModelError, UserError.
     """
@@ -270,42 +270,42 @@ def build_space(recipe: Recipe) -> Space:
 
 
 def build_perceptual(recipe: Recipe) -> PerceptualNetwork | None:
-    """The frozen network of the perceptual losses, none where no stage has one. Raises UserError."""
+    """The frozen network of the perceptual losses; None if no stage has one. Raises UserError."""
     return load_perceptual(recipe.perceptual) if compares_features(recipe) else None
 
 
 def compares_features(recipe: Recipe) -> bool:
-    """Whether a loss of the recipe's compares features of its perceptual network."""
+    """Whether a loss of the recipe uses its perceptual network."""
     if recipe.baseline is not None:
         return baseline_spec(recipe.baseline).perceptual > 0
     return any(stage.perceptual for stage in recipe.stages)
 
 
 def find_base(recipe: Recipe, condition: Condition) -> Path | None:
-    """The folder of the model whose images the recipe's upsampler enlarges. Raises RecipeError, ModelError."""
+    """The folder of the base of the recipe's upsampler. Raises RecipeError, ModelError."""
     if recipe.base is None:
         return None
     if recipe.model.low_res is None:
-        raise RecipeError("base: is for upsamplers alone; remove it, or set model.low_res")
+        raise RecipeError("base: is only for upsamplers; remove it, or set model.low_res")
     folder = find_model(recipe.base)
     model = ModelFolder.open(folder)
     if "base" not in model:
-        raise RecipeError(f"base: {folder} holds an upsampler alone; name a model that makes images")
+        raise RecipeError(f"base: {folder} contains only an upsampler; give a model with a base")
     side = model.config("base")["image_size"]
     if side != recipe.model.low_res:
         raise RecipeError(
-            f"base: {folder} makes images of {side} px, the upsampler enlarges images of 'model.low_res' "
+            f"base: {folder} generates images of {side} px, but the upsampler takes 'model.low_res' "
             f"{recipe.model.low_res} px; make them equal"
         )
     if not isinstance(condition, NoCondition) and not model.condition.reads_like(condition):
-        raise RecipeError(f"base: {folder} takes another condition than this recipe; both networks see the same one")
+        raise RecipeError(f"base: {folder} has another condition than this recipe; both networks need the same one")
     return folder
 
 
 def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str, Any]:
-    """Arguments of `Translator` for a recipe's model and condition, which decides what the encoder reads.
+    """Arguments of `Translator` for a recipe's model and condition, which determines the encoder's input.
 
-    Where the condition is not known yet, the encoder's own `in_channels` stand.
+    If the condition is not known yet, the encoder's `in_channels` are kept.
     """
     encoder = text = aligned = None
     if model.aligned is not None:
@@ -337,7 +337,7 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
 
 
 def how_to_give(recipe: Recipe) -> str:
-    """How to tell where the data is."""
+    """The options that give the location of the data."""
     either = recipe.condition.get("kind") in ALONE
     return f"{option('data')} FOLDER, or {option('set')} data.shards='[TARS]'" + (
         " or data.photographs" if either else ""
@@ -345,21 +345,21 @@ def how_to_give(recipe: Recipe) -> str:
 
 
 def low_res_of(recipe: Recipe) -> LowRes | None:
-    """What makes the recipe's small images; none for a base."""
+    """The transform that creates the recipe's small images; None for a base."""
     scale = recipe.model.scale
     return None if scale is None else LowRes(scale, recipe.degradation)
 
 
 def weighting_of(recipe: Recipe) -> Weighting:
-    """How the recipe's loss weighs the timesteps; "detail" is meant for the deviation of the recipe's model."""
+    """The timestep weighting of the recipe's loss; "detail" uses the standard deviation of the recipe's model."""
     if recipe.loss.weighting == "detail" and recipe.model.detail is not None:
         return partial(detail, std=recipe.model.detail)
     return weighting_named(recipe.loss.weighting)
 
 
 def build_discriminator(recipe: Recipe, condition: Condition) -> Discriminator | None:
-    """One for all of a translator's adversarial stages, its weights drawn from the recipe's seed; none where there are
-    none. Raises UserError for a network of `discriminator.features` that cannot be had."""
+    """One discriminator for all adversarial stages of a translator, initialised from the recipe's seed; None without
+    such stages. Raises UserError if the network of `discriminator.features` is not available."""
     if not any(stage.adversarial for stage in recipe.stages):
         return None
     spec = recipe.discriminator
@@ -378,7 +378,7 @@ def losses_of(
     steps: int,
     accelerator: Accelerator,
 ) -> ImageLosses:
-    """The stage's losses on x̂₀, their networks on the device and prepared. steps: T of the noise schedule."""
+    """The stage's losses on x̂₀, with prepared networks on the device. steps: T of the noise schedule."""
     device, adversary = accelerator.device, None
     if perceptual is not None:
         lay_out(accelerator, perceptual.to(device), also_on="cpu")

@@ -1,8 +1,8 @@
-"""What a run costs, told before it starts: parameters, FLOPs, memory, hours on a GPU.
+"""Estimated cost of a run: parameters, FLOPs, memory, hours on a GPU.
 
-Networks are built and run on the meta device, which has shapes and no numbers: the counts are exact and take
-seconds, whatever the size. Speed and memory on a GPU are estimates from them; each function says what it leaves out.
-A multiply-add is 2 FLOPs; GFLOP is 10⁹, GiB 2³⁰.
+Networks are built and run on the meta device, which has shapes and no numbers: the counts are exact and take seconds at
+any size. Speed and memory on a GPU are estimated from them; each function states what it omits. A multiply-add is 2
+FLOPs; GFLOP is 10⁹, GiB 2³⁰.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from piti.training.stages import NETWORKS, Stage, freeze_all_but, parts_named
 
 GIB = 2**30
 UTILISATION = 0.35
-"""Share of a GPU's peak that training is taken to reach, optimiser, data and previews included. An assumption, which
-holds for networks large enough to fill a GPU: Dhariwal & Nichol 2021 (arXiv 2105.05233, table 7) report about 30% on
-V100s for UNets of this kind. Small ones stay far below it."""
+"""Share of a GPU's peak that training is assumed to reach, including optimiser, data and previews. This holds for
+networks large enough to fill a GPU: Dhariwal & Nichol 2021 (arXiv 2105.05233, table 7) report about 30% on V100s for
+UNets of this kind. Small ones reach far less."""
 SMALL = 2e10
-"""FLOPs of one image below which a network is taken to be too small to fill a GPU. A guess: nothing was measured."""
+"""FLOPs per image below which a network is assumed to be too small to fill a GPU. Not measured."""
 AUTOENCODER = "autoencoder (if of Stable Diffusion's size)"
 ADAPTERS = "adapters"
 ROOM = 0.9
-"""Share of a GPU's memory that an estimate may fill: the allocator's gaps and cuDNN's workspace need the rest."""
+"""Share of a GPU's memory available to an estimate; fragmentation and cuDNN's workspace need the rest."""
 
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU by its data sheet."""
+    """A GPU, from its data sheet."""
 
     name: str
     peak: float
-    """Dense bf16 FLOP/s of its matrix units, sums in float32."""
+    """Dense bf16 FLOP/s with float32 accumulation."""
     memory: int
     """Bytes."""
 
@@ -63,7 +63,7 @@ DEFAULT_GPU = "a100"
 
 
 def gpu_named(name: str) -> GPU:
-    """The GPU of that short name. Raises UserError that names the known ones."""
+    """A GPU by its short name. Raises UserError that lists the known ones."""
     if name not in GPUS:
         raise UserError("unknown", remedy=choices(name, GPUS), option="gpu", value=name)
     return GPUS[name]
@@ -71,43 +71,43 @@ def gpu_named(name: str) -> GPU:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one process's share of a stage costs."""
+    """Cost of a stage in one process."""
 
     name: str
     images: int
-    """Training images of all its steps."""
+    """Training images in all steps."""
     flops: float
     """FLOPs of one training image, forward and backward, as a mean over the stage."""
     state: int
     """Bytes that do not depend on the batch: weights, gradients, AdamW's moments, the average."""
     activations: float
-    """Bytes that one image of a batch keeps for the backward pass."""
+    """Bytes saved for the backward pass per image."""
     learning: int = 0
-    """Parameters that learn."""
+    """Trained parameters."""
     moment: int = 0
-    """Bytes that are held for a moment while no activations are: an image to latents, or latents to a preview."""
+    """Bytes needed temporarily without activations: encoding an image, or decoding a preview."""
 
     def memory(self, batch: int) -> float:
-        """Bytes of a training process, without what the allocator, cuDNN and CUDA itself take."""
+        """Bytes of a training process, without the overhead of the allocator, cuDNN and CUDA."""
         return self.state + max(batch * self.activations, self.moment)
 
     def rate(self, gpu: GPU) -> float:
-        """Estimated images a second on a GPU, at `UTILISATION` of its bf16 peak."""
+        """Estimated images per second on a GPU, at `UTILISATION` of its bf16 peak."""
         return UTILISATION * gpu.peak / self.flops
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recipe's run costs."""
+    """Cost of a recipe's run."""
 
     parameters: Mapping[str, int]
-    """Of each network."""
+    """Parameters of each network."""
     forward: int
     """FLOPs of the translator for one image of the recipe's data, encoder included."""
     stages: tuple[StageCost, ...]
 
     def memory(self, batch: int) -> float:
-        """Bytes of a training process in the stage that needs most."""
+        """Bytes of a training process in the stage with the highest need."""
         return max(stage.memory(batch) for stage in self.stages)
 
     def hours(self, gpu: GPU) -> float:
@@ -115,13 +115,13 @@ class Cost:
         return sum(stage.images / stage.rate(gpu) for stage in self.stages) / 3600
 
     def batch_for(self, gpu: GPU, batch: int) -> int | None:
-        """The largest divisor of `batch` that fits a GPU; none where not even one image does."""
+        """The largest divisor of `batch` that fits a GPU; None if not even one image does."""
         fitting = [b for b in range(1, batch + 1) if batch % b == 0 and self.memory(b) <= ROOM * gpu.memory]
         return max(fitting, default=None)
 
 
 def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
-    """What a recipe's run costs. Builds everything on the meta device.
+    """Cost of a recipe's run. Builds everything on the meta device.
 
     config: the arguments of its `Translator` or `BaselineNetwork`.
     """
@@ -152,8 +152,8 @@ def cost_of(recipe: Recipe, config: Mapping[str, Any]) -> Cost:
 
 
 def held_bytes(translator: Translator, recipe: Recipe) -> int:
-    """Bytes of a translator's weights in every stage: with their averages and autocast's copies, but for those that no
-    stage trains, and with those of the teacher of a distillation."""
+    """Bytes of a translator's weights in every stage, with averages and autocast's copies except for frozen ones, and
+    with a distillation's teacher."""
     half = 0 if recipe.precision == "no" else 2
     freeze_all_but(translator, recipe.trained, recipe.lora)
     learning = sum(p.numel() for p in translator.parameters() if p.requires_grad)
@@ -163,12 +163,12 @@ def held_bytes(translator: Translator, recipe: Recipe) -> int:
 
 
 def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condition_channels: int) -> StageCost:
-    """held: see `held_bytes`; inner: the translator's pass. The losses on x̂₀ count by the share of images and steps on
-    which they act, and in memory by the share of images."""
+    """held: see `held_bytes`; inner: the translator's pass. The FLOPs of losses on x̂₀ are weighted by the share of
+    images and steps on which they act, their memory by the share of images."""
     half = 0 if recipe.precision == "no" else 2  # autocast's copy of every weight
     flops, activations = float(inner.flops), float(inner.activations)
     state = held + (4 + recipe.optimizer.bytes) * inner.learning  # gradients and two moments
-    if recipe.distillation is not None:  # the teacher's guided steps; its weights are held with the others
+    if recipe.distillation is not None:  # the teacher's guided steps; its weights are in `held`
         flops += recipe.distillation.passes * inner.forward
     for spec, outer in _outer_passes(recipe, stage, condition_channels):
         acting = stage.share_of(spec, recipe.schedule.steps, recipe.visited)
@@ -180,26 +180,26 @@ def _stage_cost(recipe: Recipe, stage: Stage, held: int, inner: PassCost, condit
 
 
 _WIDTHS = (128, 256, 512, 512)
-"""Of the levels of Stable Diffusion's autoencoder, which SDXL has too."""
+"""Channels of the levels of Stable Diffusion's autoencoder, also used by SDXL."""
 
 
 @dataclass(frozen=True)
 class AutoencoderCost:
-    """What images cost on their way to latents and back."""
+    """Cost of encoding images to latents and decoding them."""
 
     weights: int
     """Its parameters."""
     flops: int
-    """FLOPs of an image to latents; 0 where latents are kept."""
+    """FLOPs of encoding an image; 0 with cached latents."""
     moment: int
-    """Bytes that an image to latents holds at once, or latents to a preview: one image at a time, in float32."""
+    """Peak bytes of encoding an image or decoding a preview, one image at a time, in float32."""
 
 
 def _autoencoder_cost(space: SpaceSpec, recipe: Recipe) -> AutoencoderCost:
-    """By an autoencoder of Stable Diffusion's widths, whatever the prior's is.
+    """Estimated with an autoencoder of Stable Diffusion's widths, whatever the prior's.
 
-    It runs in TF32, at half the rate of bf16: its FLOPs count twice. Crops that are the same in every epoch are encoded
-    once where the recipe keeps their latents: their FLOPs count nothing.
+    It runs in TF32, at half the rate of bf16: its FLOPs count twice. If the recipe caches latents, the FLOPs of fixed
+    crops, which are encoded once, are not counted.
     """
     levels, side = space.factor.bit_length(), recipe.data.size
     settings: dict[str, Any] = {
@@ -228,8 +228,8 @@ def _with_latents(stage: StageCost, cost: AutoencoderCost) -> StageCost:
 
 
 def _translator_pass(translator: Translator, recipe: Recipe, trains: tuple[str, ...]) -> PassCost:
-    """Where everything learns the FLOPs are three times the forward pass's: gradients of the weights and of what
-    they multiply cost one each. A frozen UNet behind a learning encoder saves the former."""
+    """With all weights trained, the FLOPs are three times those of the forward pass: gradients of weights and of their
+    inputs cost one each. A frozen UNet behind a trained encoder saves the former."""
     side = recipe.data.size
 
     def run(batch: int) -> Tensor:
@@ -262,7 +262,7 @@ def _condition(translator: Translator, batch: int, side: int) -> Tensor:
 
 
 def _outer_passes(recipe: Recipe, stage: Stage, condition_channels: int) -> list[tuple[ImageLossSpec, PassCost]]:
-    """What a stage's losses on x̂₀ add for an image on which they act."""
+    """The additional cost of a stage's losses on x̂₀ per image on which they act."""
     found: list[tuple[ImageLossSpec, PassCost]] = []
     if stage.perceptual is not None:
         found.append((stage.perceptual, _perceptual_pass(recipe)))
@@ -285,12 +285,12 @@ def _perceptual_pass(recipe: Recipe) -> PassCost:
 
 
 def _condition_channels(config: Mapping[str, Any]) -> int:
-    """Channels of the condition that a translator of this configuration reads; 0 where it reads no picture."""
+    """Condition channels of a translator with this configuration; 0 if it reads no image."""
     return ((config.get("encoder_spec") or config.get("aligned_spec")) or {"in_channels": 0})["in_channels"]
 
 
 def _discriminator(recipe: Recipe, condition_channels: int) -> PatchDiscriminator | DiscriminatorEnsemble:
-    """The recipe's, on the meta device."""
+    """The recipe's discriminator, on the meta device."""
     spec = recipe.discriminator
     with torch.device("meta"):
         if spec.features is None:
@@ -299,9 +299,9 @@ def _discriminator(recipe: Recipe, condition_channels: int) -> PatchDiscriminato
 
 
 def _adversarial_pass(recipe: Recipe, spec: AdversarialLossSpec, condition_channels: int) -> PassCost:
-    """The translator's side with gradients to x̂₀ alone; the discriminator's, of x₀ and x̂₀, with its penalty.
+    """The translator's side with gradients only to x̂₀; the discriminator's side on x₀ and x̂₀, with its penalty.
 
-    The penalty is taken for six forward passes: one, its gradient to the images, and twice both to go back through
+    The penalty is counted as six forward passes: one, its gradient to the images, and twice both to go back through
     them. The discriminator's own backward pass comes when the translator's activations are gone: not added to memory.
     """
     network = _discriminator(recipe, condition_channels)

@@ -42,9 +42,9 @@ _TRAINING: dict[str, Any] = {
 }
 """How a student trains where nothing else is set: from weights that fit already, so at a low rate."""
 JUDGED = 16
-"""Of a student's steps, those at which it is validated, at most."""
+"""Largest number of a student's steps at which it is validated."""
 _ADAPTERS_LR = 1e-3
-"""That of adapters, which begin by adding nothing."""
+"""Learning rate of adapters, which initially add nothing."""
 
 
 def distillation_recipe(
@@ -54,23 +54,23 @@ def distillation_recipe(
     changes: Sequence[str] = (),
     rank: int | None = None,
 ) -> Recipe:
-    """The recipe that distils the base of a model: its networks, condition and noise schedule are the model's own.
+    """The recipe that distils the base of a model, with the model's networks, condition and noise schedule.
 
-    model: a bundled one, a folder, a training run; wanted: values of `DistillationSpec`, of which a `guidance` may be
-    a strength, or none for the model's own; changes: KEY=VALUE on top; rank: the student is the model with adapters of
-    this rank on its encoder and all blocks of its UNet, with biases and normalisations, much as LCM-LoRA (Luo et al.
-    2023, arXiv 2311.05556). Raises ModelError where there is no such model, RecipeError for one that cannot be
-    distilled, SpecError for impossible values.
+    model: a bundled model, a folder, or a training run; wanted: values of `DistillationSpec`, whose `guidance` may be a
+    strength, or None for the model's own; changes: overrides KEY=VALUE; rank: train adapters of this rank on the
+    encoder and all blocks of the UNet, with biases and normalisations, similar to LCM-LoRA (Luo et al. 2023, arXiv
+    2311.05556). Raises ModelError if there is no such model, RecipeError if it cannot be distilled, SpecError for
+    invalid values.
     """
     folder = ModelFolder.open(find_model(model))
     if "base" not in folder or "scheduler" not in folder:
-        raise RecipeError(f"{model} has no base that denoises in steps; name a model that makes images")
+        raise RecipeError(f"{model} has no base that denoises in steps; give another model")
     config = folder.config("base")
     student = folder.student("base")
     if student is not None:
-        raise RecipeError(f"{model} is distilled already; name {student.origin}")
+        raise RecipeError(f"{model} is already distilled; give {student.origin}")
     if config.get("unet_config") or config.get("inpaint"):
-        raise RecipeError(f"{model}: a UNet of another family cannot be distilled yet; name a model of this package's")
+        raise RecipeError(f"{model}: a UNet of another family cannot be distilled yet; give a model of this package")
     usual = Guidance.parse(_as_guidance(folder.index.get("defaults", {}).get("guidance")), "the model's guidance")
     own = usual if wanted.get("guidance") is None else usual.of_strength(wanted["guidance"])
     spec = DistillationSpec.parse({**wanted, "guidance": own.to_dict()}, "distillation")
@@ -94,7 +94,7 @@ def distillation_recipe(
 
 
 def _data_of(condition: Condition, config: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
-    """`data` of a student: its teacher's sizes, and conditions in the usual folder of their kind, or of each part's."""
+    """The `data` key of a student: its teacher's sizes, and conditions in the default folder of their kind or parts."""
     encoder = config["encoder_spec"]
     side = None if encoder is None or encoder["size"] == config["image_size"] else encoder["size"]
     values: dict[str, Any] = {"size": config["image_size"], "condition_size": side}
@@ -109,15 +109,15 @@ def _student_kind(spec: DistillationSpec) -> str:
 
 
 def _as_guidance(default: Any) -> dict[str, Any]:
-    """A guidance among a model's defaults, which may be a strength, or none."""
+    """A model's default guidance, which may be a strength or None, as a mapping."""
     if isinstance(default, dict):
         return default
     return {"w": 1.0 if default is None else default}
 
 
 def usual_sampling(recipe: Recipe) -> dict[str, Any]:
-    """The settings with which the run's model is sampled by default: of a student in whose weights is the guidance
-    alone, the sampler and the steps that its teacher's folder names, if it does. Raises ModelError."""
+    """Default sampling settings of the run's model. A student with only distilled guidance uses the sampler and steps
+    of its teacher's folder, if given. Raises ModelError."""
     spec = recipe.distillation
     if spec is None or spec.steps is not None or recipe.init is None:
         return {}
@@ -126,7 +126,7 @@ def usual_sampling(recipe: Recipe) -> dict[str, Any]:
 
 
 def teacher_of(recipe: Recipe, condition: Condition) -> Translator:
-    """The frozen model that `init` names. Raises ModelError, RecipeError."""
+    """The frozen model given by `init`. Raises ModelError, RecipeError."""
     plain = recipe.model_copy(update={"distillation": None})
     teacher = build_translator(plain, condition)
     begin(teacher, plain, condition)
@@ -135,8 +135,8 @@ def teacher_of(recipe: Recipe, condition: Condition) -> Translator:
 
 @dataclass
 class DistillationObjective(DiffusionObjective):
-    """The student's x̂₀ at its timesteps is that from which one step goes where the teacher's guided steps go; beside
-    it an adversary may judge x̂₀ (eq. 5), as ADD does (Sauer et al. 2023, arXiv 2311.17042)."""
+    """The student's target at its timesteps is the x̂₀ from which one step ends where the teacher's guided steps end;
+    optionally with an adversarial loss on x̂₀ (eq. 5), as in ADD (Sauer et al. 2023, arXiv 2311.17042)."""
 
     teacher: Translator | None = None
     grid: StudentGrid = field(init=False)
@@ -150,8 +150,8 @@ class DistillationObjective(DiffusionObjective):
         self.teacher.to(self.accelerator.device)
 
     def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
-        """Weighted by the truncated SNR; every condition is given. Seed and number of a sample decide its step and
-        noise."""
+        """Weighted by the truncated SNR, without condition dropout. A sample's step and noise follow from the seed and
+        its number."""
         device = self.accelerator.device
         batch = batch.to(device)
         x0, steps = batch.image, len(self.grid.walks)  # [B, 3, H, W]
@@ -181,20 +181,20 @@ class DistillationObjective(DiffusionObjective):
         return self.schedule.q_sample(x0, self.times(k), noise)
 
     def times(self, k: Tensor) -> Tensor:
-        """The student's timesteps [B] of its steps `k`, on the CPU as those are."""
+        """The student's timesteps [B] at its steps `k`, on the CPU like these."""
         return self.grid.walks[k, 0]
 
     def taught(self, condition: Tensor, x_t: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the student is to say at its steps `k`: x̂₀, and where it takes steps as small as its teacher's, the raw
-        variance."""
+        """The student's targets at its steps `k`: x̂₀, and the raw variance if its steps are as small as its
+        teacher's."""
         assert self.recipe.distillation is not None
         if self.recipe.distillation.steps is None:
             return self.guided(self.seen(condition))(x_t, self.times(k))
         return self.grid.target(self.guess(self.seen(condition)), x_t, k), None
 
     def seen(self, condition: Tensor) -> tuple[Tokens, Tokens | None]:
-        """Encoded conditions [B, C, H, W] as the teacher's tokens, and these followed by the null condition's where it
-        is guided."""
+        """The teacher's tokens of encoded conditions [B, C, H, W], and with guidance also followed by those of the null
+        condition."""
         assert self.recipe.distillation is not None
         assert self.teacher is not None
         tokens = self.teacher.encode(condition)
@@ -204,12 +204,12 @@ class DistillationObjective(DiffusionObjective):
         return tokens, tokens.joined(self.teacher.encode(null).picked([0] * len(condition)))
 
     def guess(self, seen: tuple[Tokens, Tokens | None]) -> Guess:
-        """The guided teacher's bounded x̂₀; one for each walk, since a rule may remember its steps ("apg")."""
+        """The guided teacher's bounded x̂₀; one instance per trajectory, since a rule may be stateful ("apg")."""
         guided = self.guided(seen)
         return lambda x_t, t: guided(x_t, t)[0]
 
     def guided(self, seen: tuple[Tokens, Tokens | None]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
-        """The same, and beside it the raw variance, as the teacher has it for the condition."""
+        """The same, with the teacher's raw variance for the condition."""
         spec, teacher, schedule = self.recipe.distillation, self.teacher, self.schedule
         assert spec is not None
         assert teacher is not None
@@ -231,7 +231,7 @@ class DistillationObjective(DiffusionObjective):
 
 @dataclass
 class StudentValidation(Validation):
-    """The distance to the teacher's targets on fixed pairs and noise. `levels` are the student's steps, ascending."""
+    """Distance to the teacher's targets on fixed pairs and noise. levels: the student's steps, ascending."""
 
     objective: DistillationObjective | None = None
 

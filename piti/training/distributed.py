@@ -1,4 +1,4 @@
-"""Several processes at one run, through accelerate: what is taken, and what is refused."""
+"""Training with several processes through accelerate, and the checks of unsupported configurations."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from piti.models.foreign import is_transformer, transformer_block
 from piti.training.recipe import Recipe, RecipeError
 
 FEW_PLACES = 256
-"""From as many on, attention's fused kernel is as quick on a CPU."""
+"""Number of positions from which fused attention is as fast on a CPU."""
 STAGES = (1, 2)
 
 
 def is_zero(accelerator: Accelerator) -> bool:
-    """Whether DeepSpeed holds the optimiser."""
+    """Whether the optimiser is DeepSpeed's."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 def why_not_installed() -> str | None:
-    """Why there can be no DeepSpeed here."""
+    """Why DeepSpeed is unavailable; None if it is available."""
     if importlib.util.find_spec("deepspeed") is None:
-        return "DeepSpeed is not installed; pip install 'piti[deepspeed]', or take recipes/accelerate/fsdp.yaml"
+        return "DeepSpeed is not installed; pip install 'piti[deepspeed]', or use recipes/accelerate/fsdp.yaml"
     return None
 
 
 def why_not_zero(accelerator: Accelerator, recipe: Recipe) -> str | None:
-    """Why DeepSpeed as it is set cannot train this recipe."""
+    """Why DeepSpeed's configuration cannot train this recipe; None if it can."""
     plugin: Any = accelerator.state.deepspeed_plugin
     config = plugin.deepspeed_config
     offloaded = [
@@ -51,22 +51,22 @@ def why_not_zero(accelerator: Accelerator, recipe: Recipe) -> str | None:
         if (config["zero_optimization"].get(key) or {}).get("device") not in (None, "none")
     ]
     if plugin.zero_stage not in STAGES:
-        other = "recipes/accelerate/fsdp.yaml shards the weights too" if plugin.zero_stage == 3 else "take ddp.yaml"
+        other = "recipes/accelerate/fsdp.yaml shards the weights too" if plugin.zero_stage == 3 else "use ddp.yaml"
         return f"zero_stage: {plugin.zero_stage} of DeepSpeed is not supported; set 1 or 2 ({other})"
     if offloaded:
         return f"DeepSpeed's {offloaded[0]} is not supported; set its device to none"
     if recipe.adversarial:
-        return "DeepSpeed holds one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
+        return "DeepSpeed supports one network, and an adversary is a second; use recipes/accelerate/ddp.yaml"
     halves = [key for key in ("fp16", "bf16") if (config.get(key) or {}).get("enabled") is True]
     if recipe.precision == "fp16" or halves:
-        return "half-precision weights are not supported with DeepSpeed; set precision: bf16 in the recipe alone"
+        return "half-precision weights are not supported with DeepSpeed; set precision: bf16 only in the recipe"
     if "optimizer" in config or "scheduler" in config:
-        return "the recipe sets optimiser and learning rate; take them out of DeepSpeed's config"
+        return "the recipe sets optimiser and learning rate; remove them from DeepSpeed's config"
     return None
 
 
 def settle(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Give DeepSpeed the recipe's batch, accumulation and clipping."""
+    """Set DeepSpeed's batch, accumulation and clipping from the recipe."""
     plugin: Any = accelerator.state.deepspeed_plugin
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": recipe.batch,
@@ -78,8 +78,8 @@ def settle(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def prepare_zero(accelerator: Accelerator, recipe: Recipe, network: nn.Module, optimizer: Any) -> tuple[Any, Any]:
-    """The network's engine and its optimiser, whose step is taken in the last backward pass of a step. Weights are
-    float32; in precision bf16 the forward pass is under autocast, as accelerate has it without DeepSpeed."""
+    """The network's engine and its optimiser, which steps in the last backward pass of a step. Weights are float32; in
+    precision bf16 the forward pass uses autocast, as with accelerate without DeepSpeed."""
     if settled_precision(recipe, accelerator.device) == "bf16":
         _under_autocast(network, accelerator.device.type)
     engine, optimizer = accelerator.prepare(network, optimizer)
@@ -88,8 +88,8 @@ def prepare_zero(accelerator: Accelerator, recipe: Recipe, network: nn.Module, o
 
 
 class Engine:
-    """What accelerate's `backward`, `clip_grad_norm_` and `free_memory` ask, in place of its own
-    `DeepSpeedEngineWrapper`: with accumulation as the loop has it, and a norm that tells an overflow."""
+    """Replaces accelerate's `DeepSpeedEngineWrapper` for `backward`, `clip_grad_norm_` and `free_memory`: with the
+    loop's accumulation, and a norm that reports overflows."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -97,22 +97,22 @@ class Engine:
         """Whether more backward passes of the same step follow."""
 
     def backward(self, loss: Tensor, sync_gradients: bool = True) -> None:
-        """Add the gradients of a loss that is divided by the passes of the step; in the last pass clip, and step
-        unless a gradient is not finite."""
+        """Add the gradients of a loss divided by the passes of the step; in the last pass, clip, and step unless a
+        gradient is not finite."""
         self.engine.set_gradient_accumulation_boundary(not self.waiting)
         self.engine.backward(loss, scale_wrt_gas=False)
         if not self.waiting:
             self.engine.step()
 
     def get_global_grad_norm(self) -> float:
-        """Norm of the last step's gradient before clipping; NaN or infinite where it was not finite."""
+        """Norm of the last step's gradient before clipping; NaN or infinite if it was not finite."""
         norm = float(self.engine.get_global_grad_norm())
         return norm if norm >= 0 else math.nan  # -1 stands for both
 
 
 @contextlib.contextmanager
 def waiting(accelerator: Accelerator) -> Iterator[None]:
-    """For the backward passes that are not the last of a step."""
+    """Context for backward passes other than the last of a step."""
     handle: Any = accelerator.deepspeed_engine_wrapped
     handle.waiting = True
     try:
@@ -122,7 +122,7 @@ def waiting(accelerator: Accelerator) -> Iterator[None]:
 
 
 def unhook(engine: Any) -> None:
-    """Take an engine's hooks from the network, which would keep the optimiser in memory beside the next stage's."""
+    """Remove an engine's hooks from the network, which would keep its optimiser in memory during the next stage."""
     for name in ("module_forward_pre_hook", "module_forward_post_hook"):
         hook = getattr(engine, name, None)
         if hook is not None:
@@ -139,14 +139,14 @@ def _under_autocast(network: nn.Module, device: str) -> None:
 
 
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for another before the run is given up: longer than rank 0 takes for a preview."""
+"""How long processes wait for each other before the run fails: longer than rank 0 takes for a preview."""
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """An accelerator of the recipe's precision, also where the process had one of another.
+    """An accelerator with the recipe's precision, even if the process had one with another.
 
-    Raises RecipeError where the processes that were started do not become one run, or where their way of sharing it
-    cannot do what the recipe asks for; in the first process alone, the others raise FailedElsewhere.
+    Raises RecipeError if the processes do not form one run, or if their parallelism does not support the recipe; only
+    in the main process, the others raise FailedElsewhere.
     """
     ranks = started()
     AcceleratorState._reset_state()
@@ -164,84 +164,84 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     if is_zero(accelerator):
         settle(accelerator, recipe)
     if is_sharded(accelerator):
-        # as with whole weights: float32, and products in half precision by autocast
+        # as for unsharded weights: float32, and products in half precision by autocast
         cast(Any, accelerator.state.fsdp_plugin).mixed_precision_policy = None
     return accelerator
 
 
 def settled_precision(recipe: Recipe, device: torch.device) -> str:
-    """The recipe's precision on a device, `auto` settled."""
+    """The recipe's precision on a device, with `auto` resolved."""
     if recipe.precision != "auto":
         return recipe.precision
     return "bf16" if fast_in_bfloat16(device) else "no"
 
 
 def auto_in_words(recipe: Recipe, device: torch.device) -> str:
-    """In words, what a recipe of the precision `auto` computes in on a device."""
+    """Describe the precision that `auto` selects on a device."""
     if settled_precision(recipe, device) == "bf16":
         return "products in bf16, the rest in float32"
     return f"float32, in which the device {device} is no slower than in bf16"
 
 
 def _expected_device() -> torch.device:
-    """Of the kind that accelerate is going to take."""
+    """The device type that accelerate will use."""
     return torch.device("cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else fastest_kind())
 
 
 def _unless(reason: str | None, main: bool) -> None:
-    """Raises RecipeError for a reason in the main process, in the others FailedElsewhere."""
+    """Raises RecipeError with a reason in the main process, and FailedElsewhere in the others."""
     if reason is not None:
         raise RecipeError(reason) if main else FailedElsewhere(reason)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether each process holds a part of the weights alone (FSDP)."""
+    """Whether each process has only a part of the weights (FSDP)."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def _why_not(accelerator: Accelerator, recipe: Recipe, world: int) -> str | None:
-    """Why these processes cannot train this recipe."""
+    """Why these processes cannot train this recipe; None if they can."""
     if world != accelerator.num_processes:
         return (
-            f"{world} processes were started, but each sees {accelerator.num_processes}; where there is no GPU, "
+            f"{world} processes were started, but each sees {accelerator.num_processes}; without a GPU, "
             "set ACCELERATE_USE_CPU=1 before torchrun"
         )
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
-        return f"precision: fp16 needs a GPU; take bf16 or no ({option('dtype')} bf16 or fp32)"
+        return f"precision: fp16 needs a GPU; use bf16 or no ({option('dtype')} bf16 or fp32)"
     if _wants("FSDP") and not is_sharded(accelerator):
         return (
             f"FSDP shards over two or more processes with a GPU each (processes here: {world}, GPUs: "
-            f"{torch.cuda.device_count()}); start one for each GPU by accelerate launch, or leave its config file out"
+            f"{torch.cuda.device_count()}); start one per GPU by accelerate launch, or omit its config file"
         )
     if recipe.optimizer.kind == "adamw8bit" and (is_sharded(accelerator) or is_zero(accelerator)):
-        return "optimizer.kind: adamw8bit holds its moments whole, in blocks; with FSDP or DeepSpeed take adamw"
+        return "optimizer.kind: adamw8bit cannot shard its moments; with FSDP or DeepSpeed use adamw"
     if is_sharded(accelerator):
         return _why_not_sharded(accelerator, recipe)
     if _wants("DEEPSPEED") and not is_zero(accelerator):
-        return "DeepSpeed shards over GPUs, and here are none; leave its config file out"
+        return "DeepSpeed shards over GPUs, but none is available; omit its config file"
     return why_not_zero(accelerator, recipe) if is_zero(accelerator) else None
 
 
 def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
     if not accelerator.is_fsdp2:
-        return "fsdp_version 1 is not supported; set fsdp_version: 2, as recipes/accelerate/fsdp.yaml has it"
+        return "fsdp_version 1 is not supported; set fsdp_version: 2, as in recipes/accelerate/fsdp.yaml"
     if recipe.adversarial:
-        return "FSDP shards one network, an adversary is a second; take recipes/accelerate/ddp.yaml"
+        return "FSDP supports one network, and an adversary is a second; use recipes/accelerate/ddp.yaml"
     if recipe.precision == "fp16":
-        return "precision: fp16 is not supported with FSDP; take bf16"
+        return "precision: fp16 is not supported with FSDP; use bf16"
     wrapped = getattr(accelerator.state.fsdp_plugin, "transformer_cls_names_to_wrap", None) or []
     config = recipe.model.unet_config or {}
     if is_transformer(config) and (block := transformer_block(config)) not in wrapped:
         return (
-            f"FSDP shards {', '.join(wrapped) or 'no blocks'}, and this transformer is made of {block}; "
+            f"FSDP shards {', '.join(wrapped) or 'no blocks'}, but this transformer consists of {block}; "
             f"set fsdp_transformer_layer_cls_to_wrap: {block} in accelerate's config"
         )
     return None
 
 
 def frozen_type(accelerator: Accelerator, recipe: Recipe) -> torch.dtype | None:
-    """The half precision in which weights under adapters may be held; none where they stay as they are: without
-    autocast, and where processes share weights, which are then of one type."""
+    """The half precision for frozen weights under adapters; None to leave them unchanged: without autocast, and with
+    sharded weights, which need one dtype."""
     if is_sharded(accelerator) or is_zero(accelerator):
         return None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
@@ -252,24 +252,24 @@ def _wants(what: str) -> bool:
 
 
 def prepared(accelerator: Accelerator, recipe: Recipe, network: nn.Module, optimizer: Any) -> tuple[Any, Any]:
-    """A stage's network and optimiser as accelerate or DeepSpeed trains them."""
+    """A stage's network and optimiser, prepared by accelerate or DeepSpeed."""
     if is_zero(accelerator):
         return prepare_zero(accelerator, recipe, network, optimizer)
     return accelerator.prepare(network, optimizer)
 
 
 def lay_out(accelerator: Accelerator, network: nn.Module, also_on: str = "cuda") -> None:
-    """`laid_out` in place, but for what is sharded, which stays as it is.
+    """`laid_out` in place, except for sharded networks, which are unchanged.
 
-    On a CPU that is for networks without group normalisation, whose gradient is slow in this layout there.
+    On a CPU only for networks without group normalisation, whose gradient is slow in this layout there.
     """
     if not (is_sharded(accelerator) or is_zero(accelerator)):
         laid_out(network, accelerator.device, also_on)
 
 
 def quick_attention(accelerator: Accelerator, places: int) -> contextlib.AbstractContextManager[Any]:
-    """Attention over at most so many places, by the kernel whose gradient is quick: on a CPU in bfloat16, for few of
-    them, the fused one's takes several times as long as products of matrices, which for many take more memory."""
+    """Use the attention kernel with the faster gradient: on a CPU in bfloat16 with few positions, fused attention is
+    several times slower than matrix products, which need more memory for many positions."""
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and places < FEW_PLACES:
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
@@ -277,7 +277,7 @@ def quick_attention(accelerator: Accelerator, places: int) -> contextlib.Abstrac
 
 @contextlib.contextmanager
 def unsynced(accelerator: Accelerator, *models: Any) -> Iterator[None]:
-    """Gradients stay in this process until the last backward pass of a step."""
+    """Do not synchronise gradients before the last backward pass of a step."""
     with contextlib.ExitStack() as stack:
         if is_zero(accelerator):
             stack.enter_context(waiting(accelerator))
@@ -288,7 +288,7 @@ def unsynced(accelerator: Accelerator, *models: Any) -> Iterator[None]:
 
 
 def release(accelerator: Accelerator, *models: Any) -> None:
-    """Undo `prepared`, so that the next stage can prepare the networks anew, autocast included."""
+    """Undo `prepared`, including autocast, so that the next stage can prepare the networks again."""
     for model in models:
         if is_zero(accelerator):
             unhook(model)

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not a number: told with the step and the files of its batch."""
+"""Detection of NaN losses and gradients, reported with the step and the files of the batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TrainingDiverged(UserError):
 
 
 def check_finite(measured: Measured, run: Run) -> None:
-    """Raises TrainingDiverged. By the means over all processes, so all judge alike."""
+    """Raises TrainingDiverged, based on the means over all processes, so that all decide alike."""
     here, everywhere, keys = measured.here, measured.everywhere, measured.keys
     scaled = run.accelerator.scaler is not None  # the scaler skips steps whose gradient overflows
     if _finite(everywhere, scaled):
@@ -26,13 +26,13 @@ def check_finite(measured: Measured, run: Run) -> None:
     kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
     files = run.train.files_of(keys)
     with together():
-        # one batch's loss spoils the gradients of all processes: then its process speaks
+        # one batch's loss spoils the gradients of all processes; the process with that batch reports it
         if not math.isfinite(here["loss"]) or math.isfinite(everywhere["loss"]):
             raise TrainingDiverged(
                 f"{where}; {kept}",
-                local_remedy=f"go on with {option('resume')} and a lower rate ({option('set')} stages.0.lr=… or "
-                f"{option('set')} optimizer.clip=…)",
-                remedy="look at this batch:" + "".join(f"\n  {file}" for file in files),
+                local_remedy=f"continue with {option('resume')} and a lower learning rate ({option('set')} "
+                f"stages.0.lr=… or {option('set')} optimizer.clip=…)",
+                remedy="check this batch:" + "".join(f"\n  {file}" for file in files),
             )
 
 

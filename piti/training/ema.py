@@ -1,4 +1,4 @@
-"""A translator's weights in training and their running average, whole or sharded among the processes (FSDP)."""
+"""A translator's trained weights and their running average, whole or sharded over the processes (FSDP)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from piti.baselines import ImageNetwork
 class Weights:
     """The weights that a run trains and their exponential moving average.
 
-    Where weights are sharded, a stage trains a sharded copy, `whole` is a whole one beside it that is up to date only
-    when it was asked for, and what is gathered is gathered by all processes at once.
+    With sharded weights, a stage trains a sharded copy, and `whole` is an unsharded one that is updated only on
+    request; gathering is a collective operation of all processes.
     """
 
     def __init__(self, translator: ImageNetwork, decay: float, sharded: bool) -> None:
-        """translator: as the run begins, on its device; a parameter that no stage trains needs no gradient, and is its
-        own average; decay: of the average."""
+        """translator: at the start of the run, on its device; parameters that no stage trains do not require gradients,
+        and are their own average. decay: of the average."""
         self.whole, self.sharded = translator, sharded
         self.trained = translator
         parameters = list(translator.parameters())
@@ -33,22 +33,22 @@ class Weights:
         self.ema.shadow_params = [one.detach() if fixed else one.detach().clone() for one, fixed in pairs]
 
     def begin_stage(self) -> ImageNetwork:
-        """The translator that the next stage is to freeze, prepare and train."""
+        """The translator for the next stage to freeze, prepare and train."""
         self.trained = copy.deepcopy(self.whole) if self.sharded else self.whole
         return self.trained
 
     def prepared(self, device: torch.device) -> None:
-        """To be called when the translator of the stage has been prepared: its parameters may have become shards."""
+        """Must be called after the stage's translator was prepared, since its parameters may have become shards."""
         self.ema.to(device)
         self._place_average()
 
     def step(self) -> None:
-        """Bring the average up to date after a step of the optimiser."""
+        """Update the average after an optimiser step."""
         own: list[Any] = [local(parameter) for parameter in self.trained.parameters()]
         self.ema.step(own)
 
     def end_stage(self) -> None:
-        """Take back what the stage has trained."""
+        """Copy the stage's trained weights back."""
         if not self.sharded:
             return
         average = self._whole_average()
@@ -57,8 +57,8 @@ class Weights:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[ImageNetwork]:
-        """A whole translator with the averaged weights, in evaluation mode. Where weights are sharded, all
-        processes must come here."""
+        """An unsharded translator with the averaged weights, in evaluation mode. With sharded weights, a collective
+        operation of all processes."""
         if self.sharded:
             _fill(self.whole, self._whole_average(), self.trained)
             self.whole.eval()
@@ -78,15 +78,15 @@ class Weights:
     # For accelerate's checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, whole."""
+        """The unsharded average."""
         return self.ema.state_dict() | {"shadow_params": self._whole_average()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The average as it was saved, placed as the weights are now."""
+        """Load a saved average, with the current placement of the weights."""
         self.ema.load_state_dict(state)
         self._place_average()
 
-    # The average of this process's shards
+    # Average of this process's shards
 
     def _place_average(self) -> None:
         rows = zip(self.ema.shadow_params, self.trained.parameters(), self.fixed, strict=True)
@@ -100,23 +100,23 @@ class Weights:
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Whether each process holds a part of it."""
+    """Whether a tensor is sharded over the processes."""
     return hasattr(tensor, "full_tensor")
 
 
 def local(tensor: Any) -> Tensor:
-    """This process's part of a tensor, sharing its memory."""
+    """This process's shard of a tensor, sharing its memory."""
     return tensor.to_local().detach().requires_grad_(tensor.requires_grad) if is_shard(tensor) else tensor
 
 
 def whole(tensor: Any) -> Tensor:
-    """A tensor of which each process may hold a part, whole in every process."""
+    """Gather a possibly sharded tensor in every process."""
     return tensor.detach().full_tensor() if is_shard(tensor) else tensor.detach()
 
 
 def shard(tensor: Tensor, like: Any) -> Tensor:
-    """This process's part of a tensor that every process has whole, parted, placed and laid out in memory as another:
-    so several are averaged by one kernel."""
+    """This process's shard of an unsharded tensor, with the sharding, device and memory layout of another, so that
+    several are averaged by one kernel."""
     tensor = tensor.to(like.device)
     if not is_shard(like):
         return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
@@ -126,7 +126,7 @@ def shard(tensor: Tensor, like: Any) -> Tensor:
 
 
 def _as_shard(part: Tensor, like: Any) -> Tensor:
-    """This process's part of a tensor as the tensor, parted as another."""
+    """Wrap this process's shard as a tensor sharded like another."""
     if not is_shard(like):
         return part
     from torch.distributed.tensor import DTensor
@@ -136,7 +136,7 @@ def _as_shard(part: Tensor, like: Any) -> Tensor:
 
 
 def _fill(translator: nn.Module, parameters: Sequence[Tensor], source: nn.Module) -> None:
-    """Give a whole translator these parameters and the source's buffers."""
+    """Copy these parameters and the source's buffers into an unsharded translator."""
     with torch.no_grad():
         for own, new in zip(translator.parameters(), parameters, strict=True):
             own.copy_(new)

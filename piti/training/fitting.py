@@ -1,4 +1,4 @@
-"""Whether what another model has learned fits a recipe: classes, noise schedule, and the networks' shapes."""
+"""Checks whether another model's weights fit a recipe: classes, noise schedule and shapes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from piti.models.foreign import foreign_network
 from piti.training.recipe import RecipeError
 
 READING = ("encoder.stem.convs.0.weight", "encoder.convs.0.weight")
-"""Weights of either encoder that read the condition's channels, [out, channels, k, k]."""
+"""Encoder weights with the condition's channels as inputs, [out, channels, k, k]."""
 
 
 def channel_order(learned: Condition, condition: Condition, name: str, key: str = "init") -> list[int] | None:
-    """Which channel of a model's condition each of another's is, by the names of parts and classes; None where all are
-    in place.
+    """For each channel of a condition, the corresponding channel of a model's condition, by the names of parts and
+    classes; None if the order is the same.
 
-    name, key: of the model and of the recipe, for errors. Raises RecipeError where classes or parts are not the same.
+    name, key: the model's name and the recipe's key, for errors. Raises RecipeError if classes or parts differ.
     """
     theirs, ours = learned.named_parts(), condition.named_parts()
     if not any(isinstance(part, MaskCondition) for part in (*theirs.values(), *ours.values())):
-        return None  # channels of other kinds have one meaning each
+        return None  # channels of other kinds have a fixed meaning
     if {part: one.kind for part, one in theirs.items()} != {part: one.kind for part, one in ours.items()}:
         raise RecipeError(
-            f"{key}: {name} reads {', '.join(theirs)}, and this recipe {', '.join(ours)}; name a model of the same "
+            f"{key}: {name} reads {', '.join(theirs)}, but this recipe {', '.join(ours)}; give a model of the same "
             "kinds"
         )
     start, starts = 0, dict[str, int]()
@@ -51,8 +51,8 @@ def _places(learned: Condition, condition: Condition, name: str, key: str) -> li
         lacking = [f"'{one}'" for one in ours.names if one not in theirs.names]
         surplus = [f"'{one}'" for one in theirs.names if one not in ours.names]
         raise RecipeError(
-            f"{key}: the classes of {name} are others: it lacks {_few(lacking)} and has {_few(surplus)}",
-            remedy="give the data's classes its names, or begin from its UNet alone (prior)",
+            f"{key}: the classes of {name} differ: it lacks {_few(lacking)} and has {_few(surplus)}",
+            remedy="rename the data's classes to match, or start from its UNet only (prior)",
         )
     return [theirs.names.index(one) for one in ours.names]
 
@@ -62,45 +62,48 @@ def _few(names: list[str]) -> str:
 
 
 _OF_SAMPLING = {"clip", "threshold", "to_clean"}
-"""Keys of a schedule that a network has not learned."""
+"""Keys of a schedule that affect only sampling."""
 
 
 def check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> str:
-    """What to say where a prior is sampled otherwise than the recipe's model. Raises RecipeError where it has learned
-    another noise schedule."""
+    """A note if a prior is sampled with other settings than the recipe's model. Raises RecipeError if it was trained
+    with another noise schedule."""
     odd = schedule_differences(learned, schedule)
     wrong = [said for key, said in odd.items() if key not in _OF_SAMPLING]
     if wrong:
         raise RecipeError(
-            f"prior: {name} was trained with another schedule than the recipe's ({', '.join(wrong)})",
-            remedy="copy its schedule into the recipe: its UNet knows no other",
+            f"prior: {name} was trained with another noise schedule than the recipe's ({', '.join(wrong)})",
+            remedy="copy its schedule into the recipe",
         )
-    return f"; it was sampled otherwise ({', '.join(odd.values())})" if odd else ""
+    return f"; it was sampled with other settings ({', '.join(odd.values())})" if odd else ""
 
 
 def schedule_differences(learned: ScheduleSpec, schedule: ScheduleSpec) -> dict[str, str]:
-    """In which keys a model's schedule differs from a recipe's, and how."""
+    """The keys in which a model's schedule differs from a recipe's, with descriptions."""
     theirs, ours = learned.to_dict(), schedule.to_dict()
-    return {key: f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]}
+    return {key: f"{key} {theirs[key]} there, here {ours[key]}" for key in ours if theirs[key] != ours[key]}
 
 
 def check_config(translator: Translator, theirs: Mapping[str, Any], name: str, key: str = "prior") -> None:
-    """Raises RecipeError where a UNet of another family is not that of what `key` names: its weights may fit all the
-    same."""
+    """Raises RecipeError if a UNet of another family has another configuration than the model given by `key`, even if
+    its weights would fit."""
     if translator.config.get("unet_config") is None:
         return
     if theirs:
-        with torch.device("meta"):  # for the defaults of what is not said, and what follows from the rest
+        with torch.device("meta"):  # for defaults and derived values
             theirs = dict(foreign_network(theirs).config)
     ours = {key: value for key, value in translator.unet.config.items() if not key.startswith("_")}
     odd = [key for key, value in sorted(ours.items()) if not _same(value, theirs.get(key))]
     if odd:
-        named = ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in odd[:3])
-        raise RecipeError(f"{key}: 'model.unet_config' is not that of {name} ({named}); copy it from its config.json")
+        named = ", ".join(f"{key}: {theirs.get(key)} there, here {ours[key]}" for key in odd[:3])
+        raise RecipeError(
+            f"{key}: 'model.unet_config' differs from that of {name} ({named}); copy it from its config.json"
+        )
 
 
 def _same(value: Any, theirs: Any) -> bool:
-    """Whether two settings of a UNet are one. A switch that is null is off, as SDXL's published `upcast_attention`."""
+    """Whether two settings of a UNet are equal. Null and false are equal, as for SDXL's published
+    `upcast_attention`."""
     if value is False and theirs is None:
         return True
     return _plain(value) == _plain(theirs)
@@ -113,11 +116,11 @@ def _plain(value: Any) -> Any:
 def check_shapes(
     key: str, folder: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor], names: Iterable[str]
 ) -> None:
-    """Raises RecipeError where weights of these names are missing on one side, or differ in shape. key, folder: of what
-    is given, for errors."""
+    """Raises RecipeError if weights with these names are missing on one side, or differ in shape. key, folder: origin
+    of `given`, for errors."""
     wrong = sorted(name for name in names if _shape(own, name) != _shape(given, name))
     if wrong:
-        named = ", ".join(f"{name}: {_shape(given, name)} there, {_shape(own, name)} here" for name in wrong[:3])
+        named = ", ".join(f"{name}: {_shape(given, name)} there, here {_shape(own, name)}" for name in wrong[:3])
         raise RecipeError(f"{key}: {len(wrong)} weights of {folder} do not fit this recipe's model ({named} …)")
 
 

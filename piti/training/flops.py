@@ -1,4 +1,4 @@
-"""FLOPs and activations of networks, counted on the meta device as a GPU would spend them."""
+"""FLOPs and activation memory of networks on a GPU, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 @dataclass(frozen=True)
 class PassCost:
-    """One image through a network, there and back."""
+    """Cost of a forward and backward pass of one image."""
 
     forward: int
     """FLOPs of the forward pass."""
     flops: int
-    """FLOPs of all."""
+    """FLOPs of both passes."""
     activations: int
-    """Bytes kept for the backward pass."""
+    """Bytes saved for the backward pass."""
     learning: int = 0
     """Parameters that get gradients."""
     weights: int = 0
-    """Parameters of networks beside the translator."""
+    """Parameters of networks other than the translator."""
 
 
 class Checkpoints:
-    """What stands in for torch's checkpointing in a network whose cost is counted.
+    """Replacement of torch's checkpointing in a network whose cost is counted.
 
-    Of a checkpointed block its inputs are kept; what it keeps itself is there while it alone goes back, for which its
-    forward pass is computed again.
+    A checkpointed block saves only its inputs; its own activations exist during its backward pass, for which its
+    forward pass is repeated.
     """
 
     def __init__(self) -> None:
         self.counted: Callable[[], int] = lambda: 0
-        """FLOPs until now."""
+        """FLOPs so far."""
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was counted."""
+        """Reset the counts."""
         self.inputs: set[torch.UntypedStorage] = set()
         self.blocks: list[int] = []
         self.flops = 0
 
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """As diffusers' networks call a block that is checkpointed."""
+        """Called by diffusers' networks for a checkpointed block."""
         own: set[torch.UntypedStorage] = set()
         given = {x.untyped_storage() for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
         before = self.counted()
@@ -73,12 +73,12 @@ class Checkpoints:
 def count_pass(
     run: Callable[[int], Tensor], low: torch.dtype | None, checkpoints: Checkpoints | None = None
 ) -> PassCost:
-    """Count what `run`, a function of the batch, does on meta tensors up to the sum that it returns, and back.
+    """Count the forward and backward pass of `run`, a function of the batch that returns a sum, on meta tensors.
 
-    FLOPs are those of products and convolutions, not of what acts element by element. Activations are the bytes that
-    a third image adds to the tensors saved for the backward pass, storages counted once (one image alone shares
-    storages that more do not); what is held only for a moment is not counted. low: what autocast casts to, if anything;
-    checkpoints: what the network was given in place of torch's checkpointing.
+    FLOPs are those of matrix products and convolutions, not of elementwise operations. Activations are the bytes that a
+    third image adds to the tensors saved for the backward pass, storages counted once (a single image shares storages
+    that more do not); temporary tensors are not counted. low: autocast's dtype, if any; checkpoints: the network's
+    replacement of torch's checkpointing.
     """
     kept: list[set[torch.UntypedStorage]] = []
     checkpoints = Checkpoints() if checkpoints is None else checkpoints
@@ -108,7 +108,7 @@ def count_pass(
 
 
 def most_held(run: Callable[[], object]) -> int:
-    """The most bytes of tensors that `run` holds at once on the meta device, without gradients, its inputs included."""
+    """Peak bytes of tensors in `run` on the meta device, without gradients, including its inputs."""
     with torch.no_grad(), _Live() as live, _FusedAttention():
         run()
     return live.most
@@ -121,15 +121,15 @@ def _bytes(storages: Iterable[torch.UntypedStorage]) -> int:
 class _AsOnGPU(TorchFunctionMode):
     """Casts and saves on the meta device as autocast and fused attention do on a GPU.
 
-    Of autocast's lists (torch's "CUDA Op-Specific Behavior"), what these networks call: convolutions and products
-    in half precision; normalisation and interpolation in float32, so that their inputs are saved in float32.
+    From autocast's lists (torch's "CUDA Op-Specific Behavior"), the operators of these networks: convolutions and
+    products in half precision; normalisation and interpolation in float32, so that their inputs are saved in float32.
     """
 
     HALF = (F.conv2d, F.linear)
     FULL = (F.group_norm, F.layer_norm, F.interpolate)
 
     def __init__(self, low: torch.dtype | None) -> None:
-        """low: half precision; none: no autocast."""
+        """low: half precision; None: no autocast."""
         super().__init__()
         self.low = low
 
@@ -145,15 +145,15 @@ class _AsOnGPU(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def cast(self, x: Any, dtype: torch.dtype | None) -> Any:
-        """x in another precision, where autocast is on and x a tensor of floats."""
+        """Cast x, if autocast is on and x is a floating-point tensor."""
         if self.low is None or dtype is None or not isinstance(x, Tensor) or not x.is_floating_point():
             return x
         return x.to(dtype)
 
 
 class _Attention(torch.autograd.Function):
-    """Attention as fused kernels do it: of the weights only the logarithms of their sums are kept (Dao et al. 2022,
-    arXiv 2205.14135). Their recomputation in the backward pass is not counted as work."""
+    """Attention like in fused kernels: of the weights, only the logarithms of their sums are saved (Dao et al. 2022,
+    arXiv 2205.14135). Their recomputation in the backward pass is not counted."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -173,8 +173,8 @@ class _Attention(torch.autograd.Function):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Shapes of a group norm and what it keeps; torch takes both from a dozen operators, which is most of the time that
-    counting takes. It has no FLOPs that are counted."""
+    """Shapes and saved tensors of a group norm; torch would derive both from a dozen operators, which takes most of the
+    counting time. Its FLOPs are not counted."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -200,7 +200,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of storages that operators made and that are still there."""
+    """Counts the bytes of storages that were created by operators and still exist."""
 
     def __init__(self) -> None:
         super().__init__()

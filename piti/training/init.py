@@ -1,4 +1,4 @@
-"""Weights to begin from: all of another model's, or a prior's UNet behind a new encoder."""
+"""Initial weights: all of another model, or a prior's UNet with a new encoder."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ ENCODER = "encoder."
 
 
 def begin(translator: Translator, recipe: Recipe, condition: Condition | None = None, only_check: bool = False) -> str:
-    """Load what the recipe's `init` or `prior` names, and say so in a line; neither: the weights stay as drawn.
+    """Load the recipe's `init` or `prior`, if any, and describe it in a line.
 
-    condition: the recipe's, by whose classes channels are matched; none where that is not known yet. only_check: see
-    that everything fits, and load nothing. Raises ModelError if there is no such model, RecipeError if it does not fit.
+    condition: the recipe's, for matching channels by classes; None if not known yet. only_check: check without loading.
+    Raises ModelError if there is no such model, RecipeError if it does not fit.
     """
     if recipe.init is not None:
         student, other = _student_of(recipe), _learned_otherwise(translator, recipe)
@@ -56,23 +56,23 @@ def begin(translator: Translator, recipe: Recipe, condition: Condition | None = 
             return _begin_beneath(translator, recipe, condition, student, only_check)
         key, name = ("init", recipe.init) if student is None else ("distillation.student", student)
         moved = load_weights(translator, name, NoiseSchedule(recipe.schedule), condition, key, only_check)
-        return f"all weights of {name}{', its channels matched with the classes by name' if moved else ''}{other}"
+        return f"all weights of {name}{', channels matched to classes by name' if moved else ''}{other}"
     if recipe.prior is not None:
         return load_prior(translator, recipe.prior, recipe.schedule, only_check, recipe.adapts)
     first = recipe.stages[0]
     if "unet" not in first.trains:
-        return f"weights drawn anew: stage '{first.name}' freezes a UNet that has learnt nothing; name a 'prior'"
-    return "weights drawn anew"
+        return f"newly initialised weights: stage '{first.name}' freezes an untrained UNet; set a 'prior'"
+    return "newly initialised weights"
 
 
 def _begin_beneath(
     translator: Translator, recipe: Recipe, condition: Condition | None, student: str | None, only_check: bool
 ) -> str:
-    """Load what a distilled model's adapters are to lie on, and see that the student fits that they begin from.
+    """Load the base model of a distilled model's adapters, and check the student that they start from.
 
-    Raises ModelError, RecipeError where the model's encoder, which stays as it is, reads the classes in another order.
+    Raises ModelError, and RecipeError if the model's encoder, which is not trained, reads the classes in another order.
     """
-    assert recipe.init is not None  # the recipe sees to it
+    assert recipe.init is not None  # ensured by the recipe
     schedule = NoiseSchedule(recipe.schedule)
     for key, name in {"distillation.student": student, "init": recipe.init}.items():
         if name is None:
@@ -80,16 +80,16 @@ def _begin_beneath(
         moved = load_weights(translator, name, schedule, condition, key, only_check or key != "init")
         if moved and "encoder" not in recipe.trained:
             raise RecipeError(
-                f"{key}: {name} has the same classes in another order, and adapters leave its encoder as it is",
-                remedy="put the data's classes in its order, or let stages train 'encoder' too",
+                f"{key}: {name} has the same classes in another order, and adapters do not change its encoder",
+                remedy="put the data's classes in its order, or train 'encoder' too",
             )
     _beneath(_network_of(translator, recipe.init, "init"), "init")
-    near = "" if student is None else f"; adapters as near as their rank allows to the student {student}"
+    near = "" if student is None else f"; adapters approximate the student {student}"
     return f"all weights of {recipe.init}{near}"
 
 
 def _learned_otherwise(translator: Translator, recipe: Recipe) -> str:
-    """What is to be said of an `init` of another noise schedule than the recipe's; nothing of one of the same.
+    """A note if `init` was trained with another noise schedule than the recipe's; else empty.
 
     Raises RecipeError for a distilled model, unless it is distilled further.
     """
@@ -99,12 +99,12 @@ def _learned_otherwise(translator: Translator, recipe: Recipe) -> str:
     if recipe.distillation is None:
         _check_no_student(model, folder.name, recipe.init, "init")
     odd = schedule_differences(spec_of(model.scheduler(folder.name)), recipe.schedule)
-    return f"; they learned another schedule ({', '.join(odd.values())})" if odd else ""
+    return f"; they were trained with another schedule ({', '.join(odd.values())})" if odd else ""
 
 
 def _student_of(recipe: Recipe) -> str | None:
-    """The student that another begins from. Raises ModelError, RecipeError for one that is none, or that knows a few
-    timesteps where the guidance is to be learned at all of them."""
+    """The student that another one starts from. Raises ModelError, and RecipeError if it is not a student, or knows
+    only a few timesteps when all are needed."""
     spec = recipe.distillation
     if spec is None or spec.student is None:
         return None
@@ -113,19 +113,19 @@ def _student_of(recipe: Recipe) -> str | None:
     if known is None:
         raise RecipeError(
             f"distillation.student: {spec.student} was not distilled",
-            remedy="name a model or a run that piti distill made, or leave the key out",
+            remedy="give a model or run made by piti distill, or remove the key",
         )
     if spec.steps is None and known.timesteps is not None:
         raise RecipeError(
-            f"distillation.student: {spec.student} was distilled to a few steps, and this one is to know all",
-            remedy="leave the key out, or name a student of the guidance alone",
+            f"distillation.student: {spec.student} was distilled to a few steps, but this student needs all",
+            remedy="remove the key, or give a student with only guidance distilled",
         )
     return spec.student
 
 
 def begun_sha256(recipe: Recipe) -> str | None:
-    """The hash of the weights that a recipe's runs begin from, by their files. None of weights drawn anew, and of a
-    model that is not on this machine under its name: nothing is fetched."""
+    """Hash of a recipe's initial weights, by their files. None for newly initialised weights, and for a model that is
+    not on this machine: nothing is downloaded."""
     name = recipe.init or recipe.prior
     if name is None or not (name in bundled_models() or Path(name).exists() or imported_folder(name).exists()):
         return None
@@ -138,25 +138,25 @@ def begun_sha256(recipe: Recipe) -> str | None:
 
 
 def adapt(translator: Translator, recipe: Recipe, anew: bool = True) -> Adapted:
-    """Put the recipe's low-rank adapters into a translator that has the UNet of its prior, or of the model that it
-    distils. anew: they begin as the recipe says; else they add nothing until they are loaded. Raises UserError,
+    """Insert the recipe's low-rank adapters into a translator with the UNet of its prior or of the distilled model.
+    anew: initialise them as in the recipe; else they add nothing until they are loaded. Raises UserError,
     ModelError."""
     key, name = ("init", recipe.init) if recipe.prior is None else ("prior", recipe.prior)
-    assert name is not None  # the recipe sees to it
+    assert name is not None  # ensured by the recipe
     path = _beneath(_network_of(translator, name, key), key)
     torch.manual_seed(derive_seed(recipe.seed, "adapters"))
     inject(translator, recipe.lora)
     student = _student_of(recipe) if anew else None
     if student is not None:
         target = _load(_network_of(translator, student, "distillation.student"))[0].state_dict()
-        approach(translator, target, recipe.lora)  # `begin` has seen that it fits
+        approach(translator, target, recipe.lora)  # checked by `begin`
     own_encoder = recipe.prior is not None or "encoder" in recipe.trained
     config = AdapterConfig(prior=lasting_name(name), sha256=file_hash(path), lora=recipe.lora, own_encoder=own_encoder)
     return Adapted(translator, config)
 
 
 def _beneath(folder: Path, key: str) -> Path:
-    """The file of a network's weights, which adapters can lie on. Raises RecipeError."""
+    """The weights file of a network, as base of adapters. Raises RecipeError."""
     try:
         return weights_in_one_file(folder)
     except ModelError as error:
@@ -171,12 +171,11 @@ def load_weights(
     key: str = "init",
     only_check: bool = False,
 ) -> bool:
-    """Begin from a model's weights. Raises ModelError if there is none, RecipeError if one does not fit.
+    """Start from a model's weights. Raises ModelError if there is no such model, RecipeError if a weight does not fit.
 
-    schedule: the recipe's, whose noise levels an upsampler's preconditioning keeps. condition: what the translator
-    reads; where the model has the same classes in another order, its channels are put into this one, and True is
-    returned. Raises RecipeError for other classes. key: of the recipe, for errors. only_check: see that all fits, and
-    load nothing.
+    schedule: the recipe's, whose noise levels are part of an upsampler's preconditioning. condition: the translator's;
+    if the model has the same classes in another order, its channels are reordered, and True is returned. key: the
+    recipe's key, for errors. only_check: check without loading. Also raises RecipeError for other classes.
     """
     folder = _network_of(translator, name, key)
     learned = ModelFolder.open(folder.parent).condition
@@ -198,18 +197,18 @@ def load_weights(
 def load_prior(
     translator: Translator, name: str, schedule: ScheduleSpec, only_check: bool = False, adapts: bool = False
 ) -> str:
-    """Take a prior's UNet and keep one's own encoder (PITI, section 3.3). adapts: by low-rank adapters, which leave the
-    UNet's own weights as they are.
+    """Load a prior's UNet, and keep the new encoder (PITI, section 3.3). adapts: with low-rank adapters, which do not
+    change the UNet's weights.
 
-    Returns what was taken and what dropped, in a line. Raises ModelError if there is no such model; RecipeError if a
-    weight of the UNet is missing or has another shape, if the prior was distilled, or if it was trained with another
+    Returns a line on what was loaded and what was dropped. Raises ModelError if there is no such model; RecipeError if
+    a weight of the UNet is missing or has another shape, if the prior was distilled, or if it was trained with another
     schedule or another kind of prediction.
     """
     found = not_imported(name) if only_check else None
     if found is not None:
         check_config(translator, found.unet, name)
         sampled = check_schedule(found.schedule, schedule, name)
-        return f"prior {name}: {found.what}; fetched and imported when the run begins{sampled}"
+        return f"prior {name}: {found.what}; downloaded and imported when the run starts{sampled}"
     folder = _network_of(translator, name, "prior")
     model = ModelFolder.open(folder.parent)
     _check_no_student(model, folder.name, name, "prior")
@@ -222,8 +221,8 @@ def load_prior(
     given, widened = _widened(translator, given, bool(config.get("inpaint")), name)
     if widened and adapts:
         raise RecipeError(
-            f"prior: {name} does not inpaint, and adapters do not change what its UNet sees; leave 'model.inpaint' "
-            "out, or let stages train 'unet'"
+            f"prior: {name} does not inpaint, and adapters cannot add inputs to its UNet; remove 'model.inpaint', "
+            "or train 'unet'"
         )
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     check_shapes("prior", folder, own, given, unet)
@@ -232,32 +231,32 @@ def load_prior(
         translator.load_state_dict({key: given[key] for key in unet}, strict=False)
     left = sorted(key for key in given if key.startswith(ENCODER))
     named = f" ({', '.join(left[:2])}, …)" if left else ""
-    new = "; what it is to see of a known image enters with weights of zero" if widened else ""
+    new = "; new input channels for the known image start at zero" if widened else ""
     return (
-        f"prior {name}: {len(unet)} weights of its UNet taken, {len(left)} of its encoder dropped{named}{new}{sampled}"
+        f"prior {name}: {len(unet)} weights of its UNet loaded, {len(left)} of its encoder dropped{named}{new}{sampled}"
     )
 
 
 def _check_no_student(model: ModelFolder, network: str, name: str, key: str) -> None:
-    """Raises RecipeError for a student: its UNet may know a few timesteps alone, and holds guidance."""
+    """Raises RecipeError for a student, whose UNet contains guidance and may know only a few timesteps."""
     student = model.student(network)
     if student is not None:
         given = "" if student.teacher is None else f" ({option('set')} {key}={student.teacher})"
         raise RecipeError(
-            f"{key}: {name} was distilled, and its UNet no longer denoises as a prior's does",
-            remedy=f"name {student.origin}{given}",
+            f"{key}: {name} was distilled, so its UNet cannot serve as a prior",
+            remedy=f"give {student.origin}{given}",
         )
 
 
 def _widened(
     translator: Translator, given: Mapping[str, Tensor], inpaints: bool, name: str
 ) -> tuple[Mapping[str, Tensor], bool]:
-    """The weights of a prior that does not inpaint for a translator that does: the new channels begin at zero, as
-    GLIDE's do (Nichol et al. 2021, arXiv 2112.10741), so at first it makes what the prior makes. inpaints: whether the
-    prior does. Raises RecipeError where it alone does.
+    """Extend the weights of a prior for an inpainting translator: the new channels start at zero, as in GLIDE (Nichol
+    et al. 2021, arXiv 2112.10741), so it initially generates like the prior. inpaints: whether the prior does. Raises
+    RecipeError if only the prior inpaints.
     """
     if inpaints and not translator.inpaint:
-        raise RecipeError(f"prior: {name} inpaints, and this recipe's model does not; set model.inpaint: true")
+        raise RecipeError(f"prior: {name} inpaints, but this recipe's model does not; set model.inpaint: true")
     key, squared = f"{UNET}conv_in.weight", translator.patch_size**2
     weight = given.get(key)
     if inpaints or not translator.inpaint or weight is None:
@@ -268,8 +267,8 @@ def _widened(
 
 
 def _weights(folder: Path) -> tuple[Mapping[str, Tensor], Scheduler]:
-    """A network's weights and its scheduler; of one whole file they are maps of it, so that a text encoder that is left
-    out takes no memory. Raises ModelError."""
+    """A network's weights and its scheduler; a single weights file is memory-mapped, so that an unused text encoder
+    takes no memory. Raises ModelError."""
     path = folder / WEIGHTS_FILE
     if not path.is_file() or (folder / ADAPTER_CONFIG).is_file():
         loaded, scheduler = _load(folder)
@@ -280,27 +279,27 @@ def _weights(folder: Path) -> tuple[Mapping[str, Tensor], Scheduler]:
 
 
 def _network_of(translator: Translator, name: str, key: str) -> Path:
-    """The folder of the network of a translator's kind within a model. Raises ModelError, RecipeError."""
+    """The folder of a model's network with the translator's role. Raises ModelError, RecipeError."""
     if translator.config.get("unet_config") is not None and not Path(name).exists() and not is_id(name):
         raise ModelError(
             f"{key}: there is no model '{name}' yet",
-            remedy=f"import it: piti import FOLDER_OR_HUB_ID {flag('out')} {name}; or name it by its id on the hub, "
+            remedy=f"import it: piti import FOLDER_OR_HUB_ID {flag('out')} {name}; or give its hub id, "
             f"{option('set')} {key}=OWNER/NAME",
         )
     if key == "prior" and name.startswith(("./", "../", "/")) and not Path(name).exists():
         upsampler = f" {flag('upsampler')} UPSAMPLER.pt" if translator.role == "upsampler" else ""
         raise ModelError(
             f"{key}: there is no model '{name}' yet",
-            remedy=f"import it, such as GLIDE's files: piti import BASE.pt{upsampler} {flag('out')} {name}; or name "
-            f"a model or a run that is there, {option('set')} {key}=NAME",
+            remedy=f"import it, such as GLIDE's files: piti import BASE.pt{upsampler} {flag('out')} {name}; or give "
+            f"another model or run, {option('set')} {key}=NAME",
         )
     folder = find_model(name) / translator.role
     if not folder.is_dir():
         try:
             ModelFolder.open(folder.parent)
-        except ModelError as error:  # it is no model of this package's, and named as that
+        except ModelError as error:  # not a model of this package
             raise RecipeError(f"{key}: {text_of(error)}") from None
-        raise RecipeError(f"{key}: {folder.parent} holds no {translator.role}; name a model that does")
+        raise RecipeError(f"{key}: {folder.parent} has no {translator.role}; give a model with one")
     return folder
 
 

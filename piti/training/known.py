@@ -1,4 +1,4 @@
-"""What an inpainting translator is shown of the image while it learns: all but a region, or nothing."""
+"""The known part of the image in training an inpainting translator: all but a region, or nothing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from piti.core.spec import Spec
 
 
 class KnownSpec(Spec):
-    """Which regions are erased from the photographs that an inpainting translator learns from.
+    """The regions erased from photographs in training an inpainting translator.
 
     GLIDE erases random regions in finetuning (Nichol et al. 2021, arXiv 2112.10741) and does not state which; these
-    rectangles are ours. Where nothing is known the translator learns to make whole images, as without `inpaint`.
+    rectangles are ours. Where nothing is known, the translator learns to generate whole images, as without `inpaint`.
     """
 
     nothing: float = Field(default=0.3, ge=0, le=1)
-    """Share of the samples of which nothing is known."""
+    """Share of samples with nothing known."""
     sides: tuple[float, float] = (0.2, 0.8)
-    """Of the erased rectangle, from and to, as shares of the image's sides; drawn evenly, each side on its own."""
+    """Range of the erased rectangle's sides, as shares of the image's; each is drawn uniformly."""
 
     @field_validator("sides")
     @classmethod
@@ -33,9 +33,9 @@ class KnownSpec(Spec):
         return value
 
     def of(self, images: Float[Tensor, "b 3 h w"], seed: int, numbers: Sequence[int]) -> Float[Tensor, "b 4 h w"]:
-        """What is known of images in [-1, 1]: they, and 1 where they are known and 0 in what was erased.
+        """The known part of images in [-1, 1]: the erased images, and a mask with 1 where they are known.
 
-        numbers: of the samples, which decide with the seed what is erased.
+        numbers: the samples' numbers, which determine the erased region with the seed.
         """
         drawn = uniform_for(seed, "known", numbers, 5)  # [B, 5]
         low, high = self.sides

@@ -1,4 +1,4 @@
-"""Latents of training images, kept on disk by the images' contents, so that each is encoded once."""
+"""Disk cache of the latents of training images, by content, so that each is encoded once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _KEY = "moments"
 
 
 class CachedSpace:
-    """A space whose moments of images are kept in a folder; without one, or of pixels, they are computed anew."""
+    """A space that caches the moments of images in a folder; without a folder, or for pixels, they are always
+    computed."""
 
     def __init__(self, space: Space, folder: Path | None, most: int = 2**40) -> None:
-        """folder: is made where it is missing; autoencoders with other weights have a folder of their own in it. most:
-        bytes that these may take; nothing is kept beyond. Raises OutputError where it cannot be made."""
+        """folder: created if missing; each autoencoder's weights have a sub-folder. most: largest size in bytes, beyond
+        which nothing is cached. Raises OutputError if it cannot be created."""
         self.space = space
         self.folder = None
         self.most, self.bytes = most, 0
@@ -38,12 +39,12 @@ class CachedSpace:
             except OSError as error:
                 raise OutputError(
                     f"the folder cannot be made ({error.strerror})",
-                    remedy=f"give another one, by {option('set')} latent_cache=FOLDER",
+                    remedy=f"give another one with {option('set')} latent_cache=FOLDER",
                     source=f"latent_cache: {folder}",
                 ) from None
 
     def moments(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
-        """See `Space.moments`. images: in [-1, 1]; what is not kept yet is encoded as one batch."""
+        """See `Space.moments`. images: in [-1, 1]; those not cached yet are encoded as one batch."""
         if self.folder is None:
             return self.space.moments(images)
         places = [self.folder / f"{_content(image)}.safetensors" for image in images]
@@ -57,14 +58,14 @@ class CachedSpace:
         return torch.stack([one.to(images.device) for one in found if one is not None])
 
     def _keep(self, place: Path, moments: Tensor) -> None:
-        """Write what is not there yet, while there is room."""
+        """Write an entry, if the size limit allows it."""
         if self.bytes >= self.most:
             return
         _write(place, moments)
         self.bytes += place.stat().st_size
         if self.bytes >= self.most:
             log.warning(
-                "latent_cache: %s has its %.3g GiB (latent_cache_gib); other crops are encoded whenever they come",
+                "latent_cache: %s has reached %.3g GiB (latent_cache_gib); other crops are encoded each time",
                 self.folder,
                 self.most / 2**30,
             )
@@ -85,7 +86,7 @@ def _content(image: Tensor) -> str:
 
 
 def _read(place: Path) -> Tensor | None:
-    """None where there is no whole file."""
+    """Read an entry; None if there is no complete file."""
     try:
         return load_file(place)[_KEY]
     except (OSError, SafetensorError, KeyError):

@@ -45,11 +45,11 @@ from piti.training.stages import Stage, build_optimizer, freeze_all_but, lay_out
 
 
 class TrainingInterrupted(UserError):
-    """The run was asked to stop, and was saved. The message says how to go on."""
+    """The run was stopped and saved. The message says how to continue."""
 
 
 def objective_of(run: Run) -> Objective:
-    """What a run minimises: a baseline has its own losses and adversary, a student its teacher."""
+    """The objective of a run: baselines have their own losses and adversary, students a teacher."""
     network, recipe = run.translator, run.recipe
     if isinstance(network, BaselineNetwork):
         return BaselineObjective(recipe, run.condition, network.baseline, run.perceptual, run.accelerator, run.train)
@@ -58,7 +58,7 @@ def objective_of(run: Run) -> Objective:
 
 
 class Trainer:
-    """Trains a run's stages one after the other and keeps its folder up to date."""
+    """Trains a run's stages in order, and updates its folder."""
 
     def __init__(self, run: Run, console: Console) -> None:
         recipe = run.recipe
@@ -94,15 +94,15 @@ class Trainer:
         self.scaler = adversary_scaler(self.accelerator, recipe.adversarial)
         self.ledger = Ledger(self.accelerator)
         self.checked: list[dict[str, float]] = []
-        """What the steps measured that were fetched, and are not shown yet."""
+        """Metrics of steps that were fetched but not shown yet."""
 
     # The loop
 
     def fit(self, resume_from: Path | None) -> Path:
         """Train to the end of the last stage, and return the folder of the model.
 
-        Raises RunError if the checkpoint is of other data, TrainingDiverged, and TrainingInterrupted after
-        Ctrl-C, SIGTERM or SIGHUP.
+        Raises RunError if the checkpoint has other data, TrainingDiverged, and TrainingInterrupted after Ctrl-C,
+        SIGTERM or SIGHUP.
         """
         with together():
             if resume_from is not None:
@@ -115,14 +115,14 @@ class Trainer:
         return self.run.folder.model
 
     def _go_on(self, saved: RunState) -> None:
-        """Begin from a checkpoint's state, and say whether the data changed since."""
+        """Continue from a checkpoint's state, and report changed data."""
         changed = other_contents(saved, self.of_data)
         if changed is not None:
             self.console.log(changed)
         self.state = replace(saved, **self.of_data)
 
     def run_stage(self, stage: Stage, within: int, resume_from: Path | None, bar: Meter) -> None:
-        """Train one stage from its step `within` to its end, from the checkpoint that it wrote if it has one."""
+        """Train one stage from its step `within` to its end, from its own checkpoint if there is one."""
         model, optimizer, learning = self.begin(stage, resume_from)
         bar.stage(stage.name)
         batches = self._batches(stage.steps - within)
@@ -140,9 +140,9 @@ class Trainer:
         release(self.accelerator, model, *([adversary.network] if adversary else []))
 
     def begin(self, stage: Stage, resume_from: Path | None = None) -> tuple[Any, Any, list[torch.nn.Parameter]]:
-        """The network and the optimiser of a stage, ready for `train_step`, and the parameters that learn.
+        """The network and optimiser of a stage, ready for `train_step`, and the trained parameters.
 
-        A checkpoint holds the optimiser of the stage that wrote it, so that stage loads it, even at its end.
+        A checkpoint contains the optimiser of its stage, so that stage loads it, even at its end.
         """
         self.translator = self.weights.begin_stage()
         self._made_fast()
@@ -172,9 +172,8 @@ class Trainer:
         batches: Iterator[TrainingBatch],
         within: int,
     ) -> None:
-        """One step of the translator's optimiser and, where there is one, of the discriminator's: losses,
-        backward, step, average. What it measures goes into the ledger; on a CPU, where that costs nothing, it is
-        checked before the step is taken."""
+        """One step of the translator's optimiser and of the discriminator's, if any: losses, backward, step, average.
+        Metrics go into the ledger; on a CPU, where that is free, they are checked before the step is taken."""
         step, parts, adversary = self.state.step, self.recipe.accumulation, self.objective.adversary
         torch.manual_seed(derive_seed(self.recipe.seed, "step", self.rank, step))  # for dropout
         rows: list[dict[str, Mean]] = []
@@ -195,7 +194,7 @@ class Trainer:
                     rows[-1] |= metrics
         norm = clipped(self.accelerator, optimizer, learning, self.recipe.optimizer.clip)
         metrics = sum_of(rows) | {"grad_norm": _of_norm(norm)}
-        critic = adversary if "discriminator" in metrics else None  # it has gradients from when it acts
+        critic = adversary if "discriminator" in metrics else None  # it has gradients once it acts
         if critic is not None:
             norm = clipped(self.accelerator, critic.optimizer, critic.network.parameters(), math.inf)
             metrics["discriminator_grad_norm"] = _of_norm(norm)
@@ -210,7 +209,8 @@ class Trainer:
         self.weights.step()
 
     def _made_fast(self) -> None:
-        """Lay the network's weights out for its device, and compile its blocks where the recipe says so."""
+        """Set the memory layout of the network's weights for its device, and compile its blocks if the recipe says
+        so."""
         lay_out(self.accelerator, self.translator)
         if isinstance(self.translator, Translator) and self.translator.head is not None:
             lay_out(self.accelerator, self.translator.head, also_on="cpu")
@@ -218,30 +218,30 @@ class Trainer:
             compile_blocks(self.translator)
 
     def losses(self, model: Any, batch: TrainingBatch, samples: range, within: int) -> LossOutput:
-        """What the model minimises on a batch. samples: their numbers within the run."""
+        """The model's losses on a batch. samples: their numbers within the run."""
         return self.objective.losses(model, batch, samples, within)
 
     def check(self) -> None:
-        """Fetch what was measured since this was called last, and see that it is finite. Raises TrainingDiverged.
+        """Fetch the metrics since the last call, and check that they are finite. Raises TrainingDiverged.
 
-        It is called before anything is saved, so that no checkpoint holds what is not finite.
+        Called before anything is saved, so that checkpoints are finite.
         """
         for one in self.ledger.fetched():
             check_finite(one, self.run)
             self.checked.append(one.everywhere)
 
     def _on_any_process(self, flag: bool) -> bool:
-        """Whether the flag is set on one process at least; every process gets the same answer."""
+        """Whether the flag is set in at least one process; the same result in all."""
         if self.world == 1:
             return flag
         flags = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum")
         return float(cast(Tensor, flags)) > 0
 
-    # On a cadence
+    # At intervals
 
     def _after_step(self, stage: Stage, within: int, model: Any, bar: Meter) -> None:
-        """Check, report, save and preview, each when its turn has come. Raises TrainingInterrupted, and DataError
-        where too many samples are bad."""
+        """Check, report, save and preview at their intervals. Raises TrainingInterrupted, and DataError for too many
+        unusable samples."""
         if self.recipe.data.shards and self._on_any_process(self.tally.too_many):
             with together():
                 self.tally.check()
@@ -260,7 +260,7 @@ class Trainer:
             with together():
                 raise TrainingInterrupted(
                     f"stopped and saved at step {self.state.step}",
-                    remedy=f"to go on, give the same command with {option('resume')}",
+                    remedy=f"to continue, run the same command with {option('resume')}",
                 )
 
     def _advance(self, stage: Stage, within: int, bar: Meter) -> None:
@@ -275,8 +275,7 @@ class Trainer:
         )
 
     def report(self, stage: Stage, bar: Meter, rate: float) -> None:
-        """Show the steps that were checked, and log the last of them every `log_every` steps and of the run. rate: its
-        own."""
+        """Show the checked steps, and log every `log_every`-th and the last of the run. rate: its own."""
         checked, self.checked = self.checked, []
         if not self.accelerator.is_main_process:
             return
@@ -300,14 +299,14 @@ class Trainer:
         bar.line(row)
 
     def preview(self, model: Any) -> None:
-        """Validation loss and a picture of samples, both with the averaged weights."""
+        """Validation loss and an image of samples, both with the averaged weights."""
         if self.validation is None:
             return
         with together():
             if self._takes_part:
                 with self.averaged() as translator:
                     if self.accelerator.is_main_process:
-                        # unwrapped it keeps the autocast wrapper; what is gathered from shards never had one
+                        # unwrapping keeps the autocast wrapper; networks gathered from shards have none
                         predict = translator if self.weights.sharded else self.accelerator.unwrap_model(model)
                         self._preview(translator.to(self.device), predict)
                         if self.weights.sharded:
@@ -330,7 +329,7 @@ class Trainer:
         try:
             with folder.writing(what):
                 self.accelerator.save_state(str(partial))
-        except RunError as error:  # raised below, where every process hears of it
+        except RunError as error:  # raised below, in every process
             failed = error
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -342,7 +341,7 @@ class Trainer:
         self.write_model()
 
     def write_model(self) -> None:
-        """Bring the run's `model/` up to date."""
+        """Update the run's `model/`."""
         with together():
             if self._takes_part:
                 with self.averaged():
@@ -355,13 +354,13 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[ImageNetwork]:
-        """The whole network with its averaged weights, ready to be used; see `Weights.averaged`."""
+        """The network with its averaged weights, ready for use; see `Weights.averaged`."""
         with self.weights.averaged() as network, self.objective.settled(network):
             yield network
 
     @property
     def _takes_part(self) -> bool:
-        """Whether this process is needed where the averaged weights are."""
+        """Whether this process takes part in using the averaged weights."""
         return self.accelerator.is_main_process or self.weights.sharded
 
     def _batches(self, steps: int) -> Batches:
@@ -375,5 +374,5 @@ class Trainer:
 
 
 def _of_norm(norm: Any) -> Mean:
-    """A gradient's norm as it is measured; of shards it becomes whole first."""
+    """A gradient's norm, gathered from shards first."""
     return Mean.of(whole(norm)) if isinstance(norm, Tensor) else Mean(float(norm or 0.0))

@@ -14,7 +14,7 @@ from piti.diffusion.losses import acts_at, adversarial_named, weighting_named
 from piti.diffusion.timesteps import timesteps_named
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-"""Of AdamW's moments."""
+"""Decay rates of AdamW's moments."""
 
 
 class RangedLossSpec(Spec):
@@ -33,7 +33,7 @@ class RangedLossSpec(Spec):
         return value
 
     def count(self, steps: int) -> int:
-        """At how many of `steps` timesteps it acts."""
+        """The number of timesteps, of `steps`, at which it acts."""
         return int(acts_at(torch.arange(steps), steps, self.noise).sum())
 
 
@@ -80,7 +80,7 @@ class DistillationSpec(Spec):
 
     @property
     def passes(self) -> int:
-        """Of the teacher's network, for one sample."""
+        """Evaluations of the teacher's network per sample."""
         return (2 if self.guidance.w else 1) * (1 if self.steps is None else self.substeps)
 
 
@@ -135,7 +135,7 @@ class AdversarialLossSpec(ImageLossSpec):
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate of the discriminator's AdamW."""
     betas: tuple[Beta, Beta] = (0.5, 0.9)
-    """Of the same."""
+    """Decay rates of its moments."""
     gradient_penalty: float | None = Field(default=None, ge=0)
     """Weight of the gradient penalty; null: the loss's default."""
     r1: float = Field(default=0.0, ge=0)

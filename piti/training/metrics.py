@@ -1,5 +1,5 @@
-"""What steps measure: means that stay right over backward passes and processes of unlike sizes, and that stay on the
-device until somebody asks for them."""
+"""Metrics of steps: means that are correct over backward passes and processes of different sizes, and that stay on the
+device until they are fetched."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 class Mean(NamedTuple):
-    """A sum, a scalar that may lie on the device, and over how many it is."""
+    """A sum, a scalar that may be on the device, and its count."""
 
     total: Tensor | float
     over: float = 1.0
 
     @classmethod
     def of(cls, value: Tensor, over: float = 1.0) -> Mean:
-        """A scalar, left where it is. over: how many it is the sum of."""
+        """A mean from a sum on any device. over: its count."""
         return cls(value.detach(), over)
 
 
 def sum_of(rows: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
-    """The means over a step's backward passes; one that not all of them measured is over those that did."""
+    """The means over a step's backward passes; a metric that only some measured is averaged over those."""
     if len(rows) == 1:
         return dict(rows[0])
     names = dict.fromkeys(name for row in rows for name in row)
@@ -34,7 +34,7 @@ def sum_of(rows: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
 
 
 def _total(means: Sequence[Mean]) -> Tensor:
-    """Of several passes, in float64 where the device has it."""
+    """The sum over several passes, in float64 if the device supports it."""
     return torch.stack([_exact(mean.total) for mean in means]).sum()
 
 
@@ -45,30 +45,30 @@ def _exact(total: Tensor | float, device: torch.device | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a step measured, as numbers; without means over nothing."""
+    """Metrics of a step, as numbers; empty means are omitted."""
 
     step: int
     keys: list[str]
-    """Of the samples that it saw."""
+    """Keys of its samples."""
     here: dict[str, float]
-    """Of this process."""
+    """Means of this process."""
     everywhere: dict[str, float]
-    """Over all processes."""
+    """Means over all processes."""
 
 
 @dataclass
 class Ledger:
-    """What steps measured, kept on the device until it is fetched, of all steps at once."""
+    """Metrics of steps, kept on the device until those of all steps are fetched together."""
 
     accelerator: Accelerator
     _steps: list[tuple[int, list[str], dict[str, Mean]]] = field(default_factory=list)
 
     def add(self, step: int, keys: list[str], metrics: Mapping[str, Mean]) -> None:
-        """Of one step; in all processes the same names."""
+        """Add a step's metrics; the names must be the same in all processes."""
         self._steps.append((step, keys, dict(metrics)))
 
     def fetched(self) -> list[Measured]:
-        """Every step that was added since this was asked last; all processes ask at the same steps."""
+        """The steps since the last call, which all processes must make at the same steps."""
         steps, self._steps = self._steps, []
         means = [mean for _, _, metrics in steps for mean in metrics.values()]
         if not means:

@@ -1,4 +1,4 @@
-"""A run's progress for a person: a bar on a terminal, lines in a log."""
+"""A run's progress: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Meter:
         self.between = 0.0
 
     def stage(self, name: str) -> None:
-        """Say which stage begins; the time until now is not a step's."""
+        """Start a stage; the time until now is not counted as a step."""
         self.last, self.between = time.perf_counter(), 0.0
         if self.bar and self.task is not None:
             self.bar.update(self.task, description=name)
@@ -48,23 +48,23 @@ class Meter:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """The time within the block counts as training, but to no step: saves and previews come once in a while."""
+        """Time within the block counts as training, but not to a step, as for saves and previews."""
         began = time.perf_counter()
         yield
         self.between += time.perf_counter() - began
 
     def wait(self, seconds: float) -> None:
-        """How much of the last step went by waiting for data."""
+        """Record the time of the last step that was spent waiting for data."""
         self.waits.append(seconds)
 
     @property
     def waiting(self) -> float:
-        """The share of the last steps' time that went by waiting for data."""
+        """Share of the last steps' time spent waiting for data."""
         return sum(self.waits) / sum(self.times) if self.waits else 0.0
 
     @property
     def rate(self) -> float:
-        """Images a second of this process, over the last steps, saves and previews left out."""
+        """Images per second of this process over the last steps, without saves and previews."""
         return self.images * len(self.times) / sum(self.times) if self.times else 0.0
 
     def mean_loss(self) -> float:
@@ -72,14 +72,14 @@ class Meter:
         return sum(self.losses) / max(1, len(self.losses))
 
     def show(self, losses: Sequence[float], state: RunState) -> None:
-        """Bring the bar up to date. losses: of the steps that were not shown yet, where they are known."""
+        """Update the bar. losses: of the steps not shown yet, as far as known."""
         self.losses += losses
         if self.bar and self.task is not None:
             shown, speed = f"loss {self.mean_loss():.4f}", f"{self.rate:.1f} images/s, {self.waiting:.1%} waiting"
             self.bar.update(self.task, completed=state.step, loss=shown, rate=speed)
 
     def line(self, row: dict[str, Any]) -> None:
-        """Where there is no terminal, one line in the log."""
+        """Without a terminal, print a line in the log."""
         if self.bar is None:
             left = (self.recipe.steps - row["step"]) * self.images / max(self.rate, 1e-9)
             self.console.log(
@@ -90,7 +90,7 @@ class Meter:
 
 @contextlib.contextmanager
 def training_bar(console: Console, recipe: Recipe, state: RunState) -> Iterator[Meter]:
-    """A meter, with a live bar where the console is a terminal."""
+    """A meter, with a live bar if the console is a terminal."""
     if not console.is_terminal:
         yield Meter(console, recipe, None)
         return
@@ -109,31 +109,31 @@ def training_bar(console: Console, recipe: Recipe, state: RunState) -> Iterator[
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop, by Ctrl-C, SIGTERM or a terminal that closes."""
+    """Whether this process was asked to stop, by Ctrl-C, SIGTERM or a closed terminal."""
 
     def __init__(self, console: Console, alone: bool = True) -> None:
-        """alone: whether no launcher's agent, which hands signals on and kills who does not end, is above it."""
+        """alone: whether the process runs without a launcher, which would forward signals and kill processes."""
         self.console, self.alone = console, alone
         self.asked = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """A first signal asks for a stop after the step in hand, and a second Ctrl-C stops at once.
+        """The first signal requests a stop after the current step, and a second Ctrl-C stops at once.
 
-        A second SIGTERM does not, nor anything among several processes: one request comes more than once where a
-        scheduler sends it to all processes and torchrun, or `timeout`, hands its own on.
+        A second SIGTERM does not, nor anything with several processes: a request can arrive repeatedly if a scheduler
+        signals all processes and torchrun, or `timeout` forwards its own.
         """
-        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        if threading.current_thread() is not threading.main_thread():  # only it may handle signals
             yield
             return
         owner = os.getpid()
 
         def ask(number: int, frame: Any) -> None:
-            if os.getpid() != owner:  # a worker of the loader, which ends when its owner does
+            if os.getpid() != owner:  # a data loading worker, which ends with its owner
                 return
             if not self.asked:
                 self.asked = True
-                hurry = "; Ctrl-C once more to stop at once without saving" if self.alone else ""
+                hurry = "; press Ctrl-C again to stop at once without saving" if self.alone else ""
                 self.console.log(f"stopping after this step{hurry}")
             elif self.alone and number == signal.SIGINT:
                 raise KeyboardInterrupt

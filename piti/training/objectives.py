@@ -1,4 +1,4 @@
-"""What a run minimises: the loop asks an objective for losses, and does not know whose they are."""
+"""Objectives of training: the loop gets its losses from them, whatever the kind of model."""
 
 from __future__ import annotations
 
@@ -39,62 +39,62 @@ from piti.training.stages import Stage
 
 @runtime_checkable
 class Validator(Protocol):
-    """How a run is judged on the way, on fixed pairs and noise."""
+    """Validation of a run on fixed pairs and noise."""
 
     def loss(self, predict: Callable[..., Any]) -> float:
-        """One number, lower for better."""
+        """The validation loss, lower is better."""
         ...
 
     def picture(self, translator: Any, predict: Callable[..., Any], spec: PreviewSpec) -> Image.Image:
-        """Samples beside what they were made from."""
+        """Samples with their conditions and photographs."""
         ...
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """The losses of a run, its adversary where it has one, and what else depends on the kind of model."""
+    """The losses of a run, its adversary, if any, and everything else that depends on the kind of model."""
 
     @property
     def adversary(self) -> Adversary | None:
-        """Prepared for the stage that was begun last."""
+        """The adversary, prepared for the current stage."""
         ...
 
     @property
     def low_res(self) -> LowRes | None:
-        """What makes the small images of an upsampler."""
+        """The transform that creates an upsampler's small images."""
         ...
 
     def begin(self, stage: Stage) -> None:
-        """Make the networks of a stage's losses ready."""
+        """Prepare the networks of a stage's losses."""
         ...
 
     def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
-        """What the model minimises on a batch whose samples have these numbers, at a stage's step `within`."""
+        """The losses of a batch whose samples have these numbers, at a stage's step `within`."""
         ...
 
     def discriminator_loss(self, adversarial: Any, numbers: range) -> tuple[Tensor, dict[str, Mean]]:
-        """What the adversary minimises. adversarial: `LossOutput.adversarial` of what `losses` returned."""
+        """The adversary's loss. adversarial: `LossOutput.adversarial` from `losses`."""
         ...
 
     def set_rates(self, share: float) -> None:
-        """Let the adversary's learning rate follow the stage's, of which `share` is left."""
+        """Scale the adversary's learning rate like the stage's, by `share`."""
         ...
 
     def settled(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """While a network has its averaged weights: what else is needed for it to be used."""
+        """Context in which a network with averaged weights is ready for use."""
         ...
 
     def validator(self, samples: SampleSet) -> Validator:
-        """What judges the run on a set of pairs."""
+        """The validation on a set of pairs."""
         ...
 
     def parts(self, network: Saveable, role: str) -> dict[str, Saveable]:
-        """What is saved as the run's model, by the names of `write_model_folder`."""
+        """The components of the run's model, by the names of `write_model_folder`."""
         ...
 
 
 class Terms(NamedTuple):
-    """What eq. 3 is computed from, in the order of `diffusion_loss`."""
+    """Inputs of eq. 3, in the order of `diffusion_loss`."""
 
     output: Tensor
     variance: Tensor | None
@@ -104,14 +104,14 @@ class Terms(NamedTuple):
     noise: Tensor
 
     def rows(self, rows: Tensor) -> Terms:
-        """Those samples alone. rows: [B] booleans."""
+        """Select samples. rows: [B] booleans."""
         output, x0, x_t, t, noise = (picked(x, rows) for x in (self.output, self.x0, self.x_t, self.t, self.noise))
         return Terms(output, None if self.variance is None else picked(self.variance, rows), x0, x_t, t, noise)
 
 
 @dataclass
 class DiffusionObjective:
-    """Eq. 3 with the bound on the learned variance, and eq. 4 and 5 where a stage has them."""
+    """Eq. 3 with the variational bound of the learned variance, and eq. 4 and 5 if a stage has them."""
 
     recipe: Recipe
     condition: Condition
@@ -137,7 +137,7 @@ class DiffusionObjective:
 
     @property
     def stage(self) -> Stage:
-        """The one that was begun last."""
+        """The current stage."""
         return self.image_losses.stage
 
     @property
@@ -150,11 +150,10 @@ class DiffusionObjective:
         )
 
     def losses(self, model: Any, batch: TrainingBatch, numbers: range, within: int) -> LossOutput:
-        """Some conditions are replaced by the null condition. Seed and number of a sample decide all that is random
-        about it."""
+        """With condition dropout. All randomness of a sample follows from the seed and its number."""
         recipe, device = self.recipe, self.accelerator.device
         paired = torch.ones(len(numbers), dtype=torch.bool) if batch.paired is None else batch.paired
-        t, counts = self._timesteps(numbers, paired)  # [B] on the CPU: no step waits for the device
+        t, counts = self._timesteps(numbers, paired)  # [B] on the CPU, so that no step synchronises with the device
         counts = None if counts is None else counts.to(device, non_blocking=True)
         batch = batch.to(device)
         x0 = self._points(batch.image, numbers)  # [B, C, H, W]
@@ -177,10 +176,10 @@ class DiffusionObjective:
         return found
 
     def _equation_3(self, terms: Terms, paired: Tensor, counts: Tensor | None) -> tuple[Tensor, dict[str, Mean]]:
-        """Eq. 3 as the stage weighs it, a scalar, and what it measured. paired, counts: see `_timesteps`."""
+        """The stage's weighted eq. 3, a scalar, and its metrics. paired, counts: see `_timesteps`."""
         rows = self._diffusion_rows(terms.t, paired)
         if rows is not None and not rows.any():
-            # a backward pass and the same names all the same: other processes have rows
+            # still a backward pass and the same names, since other processes have rows
             nothing = 0 * terms.output.float().sum()
             if terms.variance is not None:
                 nothing = nothing + 0 * terms.variance.float().sum()
@@ -194,7 +193,7 @@ class DiffusionObjective:
         return total if share == 1 else share * total, metrics
 
     def _points(self, images: Tensor, numbers: range) -> Tensor:
-        """Images [B, 3, H, W] as points of the space; latents are drawn by the samples' numbers."""
+        """Images [B, 3, H, W] as points of the space; latents are sampled by the samples' numbers."""
         moments = self.cached.moments(images)
         if not self.space.spec.latent:
             return moments
@@ -203,8 +202,8 @@ class DiffusionObjective:
         return self.space.drawn(moments, noise_for(seed, numbers, shape, where))
 
     def _timesteps(self, numbers: range, paired: Tensor) -> tuple[Tensor, Tensor | None]:
-        """One for each sample, [B], and what each one's loss counts; none: all alike. Where there is no photograph
-        there is no x_t but noise: the last."""
+        """A timestep per sample, [B], and the weight of each loss; None: equal weights. Samples without a photograph
+        get the last timestep, where x_t is noise."""
         t, counts = self.timesteps.drawn(numbers, self.recipe.seed)
         last = len(self.schedule) - 1
         if self.stage.from_noise:
@@ -212,14 +211,14 @@ class DiffusionObjective:
         return torch.where(paired, t, last), counts
 
     def _reweighed(self, losses: Tensor, t: Tensor, counts: Tensor) -> Tensor:
-        """The mean of losses [B] at timesteps that were drawn where losses are large; all processes remember all."""
+        """The mean of losses [B] with importance sampling of timesteps; all processes record all losses."""
         assert isinstance(self.timesteps, SecondMomentTimesteps)
         seen = self.accelerator.gather(torch.stack([t.to(losses), losses.detach()], dim=1))
         self.timesteps.remember(*torch.as_tensor(seen).unbind(dim=1))
         return (counts * losses).mean()
 
     def _diffusion_rows(self, t: Tensor, paired: Tensor) -> Tensor | None:
-        """The rows on which eq. 3 acts, [B] booleans; None: on all, unweighted."""
+        """The rows on which eq. 3 acts, [B] booleans; None: all, unweighted."""
         spec = self.stage.diffusion
         if paired.all() and spec == DiffusionLossSpec():
             return None
@@ -229,7 +228,7 @@ class DiffusionObjective:
         return self.image_losses.discriminator_loss(adversarial, numbers)
 
     def set_rates(self, share: float) -> None:
-        """The discriminator's stays as it is."""
+        """Does nothing: the discriminator's rate is constant."""
 
     def settled(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -239,6 +238,6 @@ class DiffusionObjective:
 
     def parts(self, network: Saveable, role: str) -> dict[str, Saveable]:
         parts: dict[str, Saveable] = {role: network, SCHEDULERS[role]: scheduler_of(self.recipe.schedule)}
-        if self.space.autoencoder is not None and not isinstance(network, Adapted):  # adapters have their prior's
+        if self.space.autoencoder is not None and not isinstance(network, Adapted):  # adapters use their prior's
             parts[AUTOENCODER] = self.space.autoencoder
         return parts

@@ -1,4 +1,4 @@
-"""What a run leaves on its way: previews with a validation loss, checkpoints, and where else it is shown."""
+"""Outputs of a run at intervals: previews with a validation loss, checkpoints, and trackers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from piti.diffusion.samplers import sampler_named
 
 
 class PreviewSpec(Spec):
-    """Validation after each `every` steps: the loss on fixed timesteps and noise, and samples of fixed conditions, by
-    `sampler` in so many `steps`."""
+    """Validation every `every` steps: the loss on fixed timesteps and noise, and samples of fixed conditions with
+    `sampler` in `steps` steps."""
 
     every: int = Field(default=1000, ge=1)
     count: int = Field(default=8, ge=1)
-    """Pairs that are shown."""
+    """Number of pairs shown."""
     judged: int = Field(default=64, ge=1)
-    """Pairs over which the loss is taken, at most."""
+    """Largest number of pairs for the loss."""
     sampler: str = "ddim"
     steps: int = Field(default=20, ge=1)
     guidance: Guidance = Guidance()
@@ -33,18 +33,19 @@ class PreviewSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """A run is saved after each `every` steps, and the newest `keep` checkpoints are kept."""
+    """Save the run every `every` steps, and keep the newest `keep` checkpoints."""
 
     every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
 
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
-"""By accelerate's names. TensorBoard has a key of its own in a recipe: it forgets what a resumed run takes again."""
+"""Trackers by accelerate's names. TensorBoard has its own recipe key, since it discards steps that a resumed run
+repeats."""
 
 
 def by_name(value: Any) -> Any:
-    """A recipe's trackers, a list of names or a mapping of names to options, as such a mapping. Raises ValueError."""
+    """A recipe's trackers, a list of names or a mapping of names to options, as a mapping. Raises ValueError."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, list | tuple):
@@ -60,4 +61,4 @@ def by_name(value: Any) -> Any:
 
 
 TrackerOptions = Annotated[dict[str, dict[str, Any]], BeforeValidator(by_name)]
-"""By a tracker's name what its own `init` takes, and `project`."""
+"""By a tracker's name, the arguments of its `init`, and `project`."""

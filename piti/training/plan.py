@@ -51,14 +51,14 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU, resume: bool =
             found = {"begins": beginning(recipe, condition)}
         except ModelError as error:
             found = {"begins": f"not checked: {text_of(error)}"}
-        found["data"] = f"not given ({how_to_give(recipe)}): nothing of it is checked"
+        found["data"] = f"not given ({how_to_give(recipe)}): it is not checked"
     cost = cost_of(recipe, network_config(recipe, condition))
     sizes = (f"{name} {count / 1e6:.1f}M parameters" for name, count in cost.parameters.items())
     rows = {"condition": _described(recipe, condition), "networks": ", ".join(sizes), **found}
     images = recipe.steps * recipe.batch * recipe.accumulation
     rows["images"] = f"{images:,} of one process: {recipe.steps:,} steps of {recipe.batch} × {recipe.accumulation}"
     for stage, costs in zip(recipe.stages, cost.stages, strict=True):
-        learns = f"{' and '.join(stage.trains)} ({costs.learning / 1e6:.1f}M parameters learn)"
+        learns = f"{' and '.join(stage.trains)} ({costs.learning / 1e6:.1f}M parameters trained)"
         rows[f"stage {stage.name}"] = f"{learns}, {stage.steps:,} steps at {_rate(stage)}"
     if recipe.distillation is not None:
         rows["teacher"] = _taught(recipe.distillation)
@@ -69,7 +69,7 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU, resume: bool =
 
 
 def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[str, str]:
-    """Check all that a run needs beside its recipe; what was found, a row each. newest: its checkpoint."""
+    """Check everything that a run needs besides its recipe; a row per finding. newest: its checkpoint."""
     find_base(recipe, condition)
     rows = {"begins": beginning(recipe, condition)} if newest is None else {}
     if compares_features(recipe):
@@ -93,17 +93,17 @@ def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[
 
 
 def _found(newest: Path | None, resume: bool) -> str:
-    """Where a run would begin in its folder."""
+    """Where a run would start in its folder."""
     if newest is not None:
-        return f"holds {newest.name}, {option('resume')} goes on from there"
-    return "holds no checkpoint: a new run begins" if resume else "new"
+        return f"holds {newest.name}, {option('resume')} continues from it"
+    return "has no checkpoint: a new run starts" if resume else "new"
 
 
 def _features(spec: PerceptualSpec) -> str:
-    """Where the weights of a frozen network come from. Checks a file, and fetches nothing. Raises UserError."""
+    """The origin of a frozen network's weights. Checks files, and downloads nothing. Raises UserError."""
     source = weights_source(spec)
     if isinstance(source, str):
-        return f"{spec.network}, from the hub's {source} or its cache when the run begins"
+        return f"{spec.network}, from {source} on the hub or its cache when the run starts"
     load_perceptual(spec)
     return f"{spec.network}, {source}"
 
@@ -111,31 +111,30 @@ def _features(spec: PerceptualSpec) -> str:
 def beginning(recipe: Recipe, condition: Condition | None) -> str:
     """What the run would start from. Raises ModelError if there is no such model, RecipeError if it does not fit."""
     if recipe.baseline is not None:
-        return "weights drawn anew"
+        return "newly initialised weights"
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, condition))
     return begin(translator, recipe, condition, only_check=True)
 
 
 def _rate(stage: Stage) -> str:
-    """A stage's learning rate, and what it comes to where the warm-up is not over before the rate falls or the stage
-    ends, as in one that was made short."""
+    """A stage's learning rate, and the highest rate reached if the stage decays or ends before the warm-up is over."""
     if stage.warmup < max(1, stage.steps * (1 - stage.decay)):
         return f"{stage.lr:g}"
     highest = max(map(stage.lr_at, range(stage.steps)))
-    return f"{stage.lr:g}, of which the warm-up of {stage.warmup:,} steps reaches {highest:.2g}"
+    return f"{stage.lr:g}; the warm-up of {stage.warmup:,} steps only reaches {highest:.2g}"
 
 
 def _taught(spec: DistillationSpec) -> str:
     """What a student learns from its teacher."""
-    steps = f"{spec.steps} steps, each in the place of {spec.substeps} of the teacher's"
+    steps = f"{spec.steps} steps, each replacing {spec.substeps} of the teacher's"
     if spec.steps is None:
-        steps = "one pass at every timestep in the place of the teacher's two"
-    return f"{steps} with guidance {spec.guidance.kind}, w = {spec.guidance.w:g}, which becomes part of the weights"
+        steps = "one evaluation per timestep, replacing the teacher's two"
+    return f"{steps} with guidance {spec.guidance.kind}, w = {spec.guidance.w:g}, distilled into the weights"
 
 
 def _precision(recipe: Recipe) -> str:
-    """The numbers that the networks compute in, and whether their blocks are compiled."""
+    """The precision of the networks, and whether their blocks are compiled."""
     if recipe.precision == "auto":
         numbers = "products in bf16 where the device computes it faster than float32, the rest in float32"
     else:
@@ -149,7 +148,7 @@ def _described(recipe: Recipe, condition: Condition | None) -> str:
         return f"{condition.kind}, {condition.channels} channels"
     encoder = recipe.model.encoder
     assumed = coco_stuff().count if recipe.baseline else encoder.in_channels if encoder else 0
-    return f"{recipe.condition['kind']}, {assumed} channels assumed: its classes come with the data"
+    return f"{recipe.condition['kind']}, {assumed} channels assumed: the classes depend on the data"
 
 
 def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
@@ -158,11 +157,11 @@ def cost_rows(cost: Cost, recipe: Recipe, gpu: GPU) -> dict[str, str]:
     flops = ", ".join(f"{_flop(stage.flops)} ({stage.name})" for stage in cost.stages)
     rates = ", ".join(f"{stage.rate(gpu):,.0f} images/s ({stage.name})" for stage in cost.stages)
     hours = f"{cost.hours(gpu):,.1f}" if cost.hours(gpu) >= 0.1 else "less than 0.1"
-    slower = "; precision: no is slower than bf16, for which this is" if recipe.precision == "no" else ""
-    bound = "; an upper bound: a network this small does not fill it" if cost.forward < SMALL else ""
+    slower = "; an estimate for bf16, which is faster than precision: no" if recipe.precision == "no" else ""
+    bound = "; an upper bound: such a small network does not fill the GPU" if cost.forward < SMALL else ""
     return {
-        "FLOPs": f"{_flop(cost.forward)} forward an image of {side} px; {flops} a training image",
-        "speed": f"about {rates} where the data keeps up, {hours} hours for all steps on one {gpu.name} at "
+        "FLOPs": f"{_flop(cost.forward)} forward per image of {side} px; {flops} per training image",
+        "speed": f"about {rates} if data loading keeps up, {hours} hours for all steps on one {gpu.name} at "
         f"{UTILISATION:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s{slower}{bound}",
         "memory": Message(
             f"about {cost.memory(batch) / GIB:.1f} GiB at batch {batch}, allocator overhead aside; "
@@ -179,7 +178,7 @@ def _fit(cost: Cost, recipe: Recipe, gpu: GPU) -> str:
         return f"fits {has}"
     over = f"more than {ROOM:.0%} of {has}"
     if fitting is None:
-        return f"{over}, as is one image: take a larger GPU, or a smaller model"
+        return f"{over}, even for one image: use a larger GPU or a smaller model"
     parts = recipe.accumulation * recipe.batch // fitting
     return (
         f"{over}: {option('set')} batch={fitting} {option('set')} accumulation={parts} takes "

@@ -1,4 +1,4 @@
-"""What a run looks like on the way: the loss on fixed noise, and samples of fixed conditions."""
+"""Validation during training: the loss on fixed noise, and samples of fixed conditions."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from piti.training.outputs import PreviewSpec
 from piti.training.recipe import Recipe
 
 LOSS_TIMESTEPS = 8
-"""At so many of them, evenly spread, a validation loss is taken."""
+"""Number of evenly spaced timesteps of the validation loss."""
 
 
 SHOWN_SIDE = 192
-"""To which pictures are enlarged in previews, at most, in pixels."""
+"""Largest size to which images are enlarged in previews, in pixels."""
 
 
 def shown(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """A preview: rows of pictures, small ones enlarged, their pixels squares."""
+    """A preview: rows of images, small ones enlarged by nearest neighbour."""
     return grid([[zoomed(image, SHOWN_SIDE) for image in row] for row in rows])
 
 
 @dataclass
 class Validation:
-    """Fixed pairs to judge a run on, each centre-cropped."""
+    """Validation on fixed centre-cropped pairs."""
 
     condition: Condition
     batches: list[TrainingBatch]
     schedule: NoiseSchedule
     seed: int
     levels: list[int]
-    """The timesteps at which every image is judged."""
+    """The timesteps used for every image."""
     space: Space = PIXELS
 
     @torch.no_grad()
     def loss(self, predict: Callable[..., Prediction]) -> float:
-        """Mean of eq. 3's loss, unweighted, over all pairs and over fixed timesteps and noise."""
+        """Unweighted mean of eq. 3 over all pairs, fixed timesteps and noise."""
         total, count = 0.0, 0
         for batch in self.batches:
             condition, points = self.condition.encode(batch.condition), self.space.points(batch.image)
@@ -94,7 +94,7 @@ class Validation:
                 return predict(x_t, t, given)
             return predict(x_t, t, given, low_res.repeat(len(x_t) // count, 1, 1, 1))
 
-        if translator.one_step:  # it knows no other
+        if translator.one_step:  # its only number of steps
             spec = spec.model_copy(update={"sampler": "ddim", "steps": 1})
         denoise = conditioned(with_low_res, tokens, both, self.schedule)
         generators = [generator_for(self.seed, "preview", k) for k in range(count)]
@@ -119,10 +119,10 @@ def validation_of(
     device: torch.device,
     space: Space = PIXELS,
 ) -> Validation:
-    """The first samples of a set, at most `preview.judged`; low_res: makes the small images of an upsampler."""
+    """The first samples of a set, at most `preview.judged`; low_res: creates an upsampler's small images."""
     schedule, batches = NoiseSchedule(recipe.schedule), fixed_batches(recipe, samples, low_res, device)
     levels = evenly(len(schedule), LOSS_TIMESTEPS)
-    if recipe.one_step:  # it knows no other timestep
+    if recipe.one_step:  # its only timestep
         levels = [len(schedule) - 1]
     return Validation(condition, batches, schedule, recipe.seed, levels, space)
 
@@ -135,6 +135,6 @@ def fixed_batches(
     small = []
     if low_res is not None:
         small = [low_res(one.image, generator_for(recipe.seed, "validation", k)) for k, one in enumerate(chosen)]
-    size = max(recipe.batch, recipe.preview.count)  # one batch holds all that are shown
+    size = max(recipe.batch, recipe.preview.count)  # one batch has all shown pairs
     starts = range(0, len(chosen), size)
     return [collate(chosen[k : k + size], small[k : k + size]).to(device) for k in starts]

@@ -115,14 +115,14 @@ class Recipe(Spec):
         if not self.stages:
             raise ValueError("'stages' is empty; give at least one")
         if self.model.space.latent and self.prior is None and self.init is None:
-            raise ValueError("'model.space' of latents needs a 'prior' or an 'init', whose autoencoder makes them")
+            raise ValueError("a latent 'model.space' needs a 'prior' or 'init' with an autoencoder")
         if self.latent_cache is not None and not self.model.space.latent:
-            raise ValueError("'latent_cache' is for models that work on latents; leave it out")
+            raise ValueError("'latent_cache' is for models that work on latents; remove it")
         if self.init is not None and self.prior is not None:
-            raise ValueError("'init' and 'prior' are both given; a run begins from one of them: remove the other")
+            raise ValueError("'init' and 'prior' are both given; remove one of them")
         self._check_baseline()
         for key, why in unread(self):
-            raise ValueError(f"'{key}' {why}; leave it out")
+            raise ValueError(f"'{key}' {why}; remove it")
         self._check_sizes()
         if self.generated is not None and self.model.low_res is None:
             raise ValueError("'generated' is for upsamplers; set model.low_res, or remove it")
@@ -131,7 +131,7 @@ class Recipe(Spec):
         if self.model.detail is not None and self.schedule.prediction != "sample":
             raise ValueError("'model.detail' is for upsamplers that predict the image: set schedule.prediction: sample")
         if self.loss.weighting == "detail" and self.model.detail is None:
-            raise ValueError("loss.weighting: detail is for an upsampler with 'model.detail'; set it, or take uniform")
+            raise ValueError("loss.weighting: detail is for an upsampler with 'model.detail'; set it, or use uniform")
         if self.loss.timesteps != "even":
             self._check_timesteps()
         sampling_timesteps(NoiseSchedule(self.schedule), self.preview.sampler, self.preview.steps)
@@ -147,31 +147,31 @@ class Recipe(Spec):
         taken = [name for name, given in others.items() if given] + ["from_noise or diffusion of a stage"] * ranged
         if taken:
             raise ValueError(
-                f"loss.timesteps: {self.loss.timesteps} draws among all timesteps by eq. 3, and {', '.join(taken)} "
-                "set them otherwise; take even, or leave that out"
+                f"loss.timesteps: {self.loss.timesteps} draws from all timesteps of eq. 3, but {', '.join(taken)} "
+                "set them differently; use even, or remove the others"
             )
 
     def _check_distillation(self, spec: DistillationSpec) -> None:
         """A student has its teacher's network, and learns only from it."""
         if self.init is None or self.prior is not None:
-            raise ValueError("'distillation' begins from its teacher, a model named in 'init'; name it there")
+            raise ValueError("'distillation' starts from its teacher; set it in 'init'")
         if self.baseline is not None or self.model.low_res is not None or self.model.space.latent:
-            raise ValueError("'distillation' is for the base of a cascade that works on pixels")
+            raise ValueError("'distillation' is only for bases that work on pixels; remove it")
         if spec.steps is None and not spec.guidance.w:
             raise ValueError(
-                "'distillation' with 'steps' 0 or none is of the guidance alone, and its w is 0; give another"
+                "'distillation' with 'steps' 0 or null distils only the guidance, and its w is 0; give another w"
             )
         if spec.steps is None and spec.substeps != DistillationSpec().substeps:
-            raise ValueError("'distillation.substeps' has no meaning where 'steps' is 0 or none; leave it out")
+            raise ValueError("'distillation.substeps' has no effect if 'steps' is 0 or null; remove it")
         if spec.steps is not None and not self.schedule.to_clean:
-            raise ValueError("'distillation' ends at the image itself: set schedule.to_clean: true")
+            raise ValueError("'distillation' ends at the clean image: set schedule.to_clean: true")
         if self.condition_dropout or any(stage.condition_dropout for stage in self.stages):
             raise ValueError("a distilled model has its guidance in its weights: set condition_dropout: 0")
         for stage in self.stages:
             if stage.from_noise or stage.pixel or stage.perceptual:
                 raise ValueError(
-                    f"stage '{stage.name}': a student is compared with its teacher alone; leave 'from_noise', 'pixel' "
-                    "and 'perceptual' out"
+                    f"stage '{stage.name}': a student is compared only with its teacher; remove 'from_noise', 'pixel' "
+                    "and 'perceptual'"
                 )
         try:
             StudentGrid.of(NoiseSchedule(self.schedule), spec.steps, spec.substeps)
@@ -182,19 +182,21 @@ class Recipe(Spec):
             ) from None
 
     def _check_baseline(self) -> None:
-        """What belongs to a baseline alone is there with it alone; what it has no use for, see `unread`."""
+        """Keys of baselines occur only with a baseline; for keys without effect, see `unread`."""
         for stage in self.stages:
             if (GENERATOR in stage.trains) != (self.baseline is not None) or (self.baseline and len(stage.trains) > 1):
                 trains = f"[{GENERATOR}]" if self.baseline else f"some of {', '.join((*NETWORKS, LORA))}"
                 whose = "a baseline" if self.baseline else "a translator"
-                raise ValueError(f"stage '{stage.name}': 'trains' of {whose} is {trains}")
+                raise ValueError(f"stage '{stage.name}': 'trains' of {whose} must be {trains}")
         if self.baseline is None:
             return
         baseline_spec(self.baseline)
         if self.model != ModelSpec(image_size=self.model.image_size):
-            raise ValueError("'model' of a baseline is its 'image_size' alone; its networks are set in 'baseline'")
+            raise ValueError("'model' of a baseline has only 'image_size'; set its networks in 'baseline'")
         if self.condition.get("kind") in ("text", "none"):
-            raise ValueError(f"condition: {self.condition['kind']} is no picture, and a baseline reads one")
+            raise ValueError(
+                f"condition: {self.condition['kind']} is not an image, which baselines need; use another kind"
+            )
 
     def _check_sizes(self) -> None:
         model, size = self.model, self.data.size
@@ -202,14 +204,14 @@ class Recipe(Spec):
             if not size == self.data.condition_side == model.image_size:
                 raise ValueError(
                     f"'data.size' {size}, the conditions' {self.data.condition_side} and 'model.image_size' "
-                    f"{model.image_size} of a baseline are one; make them equal"
+                    f"{model.image_size} of a baseline must be equal; change them"
                 )
             return
         if not model.takes_tokens and model.scale is not None:
             step = math.lcm(model.patch_size * model.unet.reduction, model.scale)
             if size % step or size > model.image_size:
                 raise ValueError(
-                    f"'data.size' {size}: crops for this upsampler are multiples of {step} up to {model.image_size}"
+                    f"'data.size' {size}: crops for this upsampler must be multiples of {step} up to {model.image_size}"
                 )
         elif size != model.image_size:
             raise ValueError(f"'data.size' {size} is not 'model.image_size' {model.image_size}; make them equal")
@@ -237,15 +239,15 @@ class Recipe(Spec):
             if loss is not None and loss.weight and not stage.share_of(loss, T, self.visited):
                 seen = ", ".join(map(str, self.visited or (T - 1,)))
                 raise ValueError(
-                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} holds none of the samples' timesteps, "
+                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} contains none of the samples' timesteps, "
                     f"{seen} of {T}; widen it"
                 )
 
     def _check_image_losses(self, stage: Stage) -> None:
         if self.model.space.latent and (stage.perceptual or stage.adversarial or stage.pixel):
             raise ValueError(
-                f"stage '{stage.name}': 'perceptual', 'adversarial' and 'pixel' look at pixels, and this model makes "
-                "latents; leave them out"
+                f"stage '{stage.name}': 'perceptual', 'adversarial' and 'pixel' act on pixels, but this model "
+                "generates latents; remove them"
             )
         for name in ("perceptual", "adversarial"):
             loss = getattr(stage, name)
@@ -256,7 +258,7 @@ class Recipe(Spec):
                 raise ValueError("a base has no small image for its adversary: set discriminator.conditional: false")
             if self.batch * stage.share_of(loss, self.schedule.steps, self.visited) < 1:
                 raise ValueError(
-                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would leave out whole batches of "
+                    f"stage '{stage.name}': '{name}.noise' {list(loss.noise)} would skip whole batches of "
                     f"{self.batch}; widen it, or raise 'batch'"
                 )
 
@@ -266,7 +268,7 @@ class Recipe(Spec):
             raise ValueError(f"stage '{stage.name}': 'consistency' is for upsamplers; set model.low_res, or remove it")
         if stage.consistency is not None and self.degradation is not None and self.generated is None:
             raise ValueError(
-                f"stage '{stage.name}': 'consistency' holds images to clean small ones; set degradation: null, or "
+                f"stage '{stage.name}': 'consistency' compares with clean small images; set degradation: null, or "
                 "'generated'"
             )
         adversarial = stage.adversarial
@@ -276,11 +278,11 @@ class Recipe(Spec):
         if usual if adversarial.gradient_penalty is None else adversarial.gradient_penalty:
             raise ValueError(
                 f"stage '{stage.name}': the gradient penalty mixes each image with its photograph, and 'generated' "
-                "ones have none; set adversarial.gradient_penalty: 0, or take r1"
+                "ones have none; set adversarial.gradient_penalty: 0, or use r1"
             )
         if adversarial.noise[1] < 1:
             raise ValueError(
-                f"stage '{stage.name}': 'generated' images are made of noise alone; 'adversarial.noise' must reach 1"
+                f"stage '{stage.name}': 'generated' images start from pure noise; 'adversarial.noise' must reach 1"
             )
 
     def _check_side(self, name: str) -> None:
@@ -289,7 +291,7 @@ class Recipe(Spec):
         if self.data.size < network.min_side:
             raise ValueError(
                 f"'data.size' {self.data.size} is less than the {network.min_side} px that the '{key}' network needs; "
-                "take larger samples, or fewer of its layers"
+                "use larger samples, or fewer of its layers"
             )
 
     def _check_stages(self) -> None:
@@ -310,13 +312,13 @@ class Recipe(Spec):
             if frozen:
                 raise ValueError(
                     f"stage '{stage.name}' freezes {', '.join(sorted(frozen))}, which an earlier stage trained; its "
-                    "running average would be lost. Put the stage first, or train it in a run of its own"
+                    "running average would be lost. Put the stage first, or train it in a separate run"
                 )
             trained.update(stage.trains)
             if adversarial and stage.adversarial is None:
                 raise ValueError(
                     f"stage '{stage.name}' has no adversary, but '{adversarial}' before it has; its discriminator "
-                    "would be lost. Put the stage first, or train it in a run of its own"
+                    "would be lost. Put the stage first, or train it in a separate run"
                 )
             adversarial = stage.name if stage.adversarial else ""
 
@@ -324,14 +326,16 @@ class Recipe(Spec):
         whole = next((stage.name for stage in self.stages if "unet" in stage.trains), None)
         if whole is not None:
             raise ValueError(
-                f"stage '{whole}' trains the UNet whole and another adapts it; take 'unet' or 'lora', not both"
+                f"stage '{whole}' trains the whole UNet and another adapts it; use 'unet' or 'lora', not both"
             )
         if self.prior is None and self.distillation is None:
-            raise ValueError("'lora' adapts a prior's UNet: name it in 'prior'; or a model that is distilled")
+            raise ValueError(
+                "'lora' adapts the UNet of a prior, or of a distilled model: set 'prior' or 'distillation'"
+            )
         if self.lora.encoder and (self.prior is not None or "encoder" in self.trained):
             raise ValueError(
-                "lora.encoder adapts the encoder of a model that is distilled, and it is not trained itself; leave it "
-                "out, or 'encoder' of the stages' 'trains'"
+                "lora.encoder adapts the encoder in distillation, and excludes training it; remove it, "
+                "or 'encoder' from the stages' 'trains'"
             )
 
     @property

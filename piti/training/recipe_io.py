@@ -13,11 +13,11 @@ from piti.core.spec import choices
 from piti.training.recipe import Recipe, RecipeError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-_LAUNCHERS = "accelerate"  # of its files, which configure processes and are no recipes
+_LAUNCHERS = "accelerate"  # of its files, which configure processes and are not recipes
 _ENDINGS = (".yaml", ".yml")
 
-# What may differ between a checkpoint's recipe and the one that goes on with it: what acts only on the steps
-# still to come, so that a run can be made longer, or tamed after it diverged.
+# Keys that may change when a run is resumed: those that affect only future steps, so that a run can be made longer,
+# or stabilised after it diverged.
 FREE_KEYS = {
     "workers", "compile", "checkpointing", "log_every", "tensorboard", "trackers", "preview", "checkpoint",
     "optimizer.clip", "data.root", "data.photographs", "data.cache", "data.cache_gib", "data.shards", "data.val_shards",
@@ -43,7 +43,7 @@ def recipe_path(recipe: Path | str) -> Path:
     if str(recipe) in names:
         return RECIPES / f"{recipe}.yaml"
     if path.exists():
-        raise RecipeError(f"{path}: is no file; give the path of a recipe, or a name: {choices(path.name, names)}")
+        raise RecipeError(f"{path}: is not a file; give the path of a recipe, or a name: {choices(path.name, names)}")
     word = path.stem if path.suffix in _ENDINGS else str(recipe)
     raise RecipeError(f"{path}: there is no such file or recipe; give a path, or a name: {choices(word, names)}")
 
@@ -79,8 +79,8 @@ class _EachKeyOnce(yaml.SafeLoader):
             before, line = lines.get((key.tag, key.value)), key.start_mark.line + 1
             if before is not None:
                 raise RecipeError(
-                    f"'{quoted(key.value)}' stands there twice, in lines {before} and {line}, and one would be lost",
-                    remedy="join both",
+                    f"'{quoted(key.value)}' occurs twice, in lines {before} and {line}, and one would be lost",
+                    remedy="merge both",
                 )
             lines[key.tag, key.value] = line
         return node
@@ -136,13 +136,13 @@ def _apply(values: dict[str, Any], change: str) -> None:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise RecipeError(f"'{'.'.join(parents)}' is a single value and holds no '{last}'", option="set", value=change)
+        raise RecipeError(f"'{'.'.join(parents)}' is a single value without a key '{last}'", option="set", value=change)
 
 
 def _inside(place: Any, part: str, change: str) -> Any:
     if isinstance(place, list):
         if not part.isdigit() or int(part) >= len(place):
-            raise RecipeError(f"'{part}' is none of the indices 0 to {len(place) - 1}", option="set", value=change)
+            raise RecipeError(f"'{part}' is not an index from 0 to {len(place) - 1}", option="set", value=change)
         return place[int(part)]
     if isinstance(place, dict):
         if place.get(part) is None:  # absent, or null as in a recipe that a run wrote
@@ -175,8 +175,8 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _scales_differ(old: Recipe, new: Recipe) -> bool:
-    """Whether a run of fp16 would find no scale in the checkpoint of one of `auto`; or one of `auto` one too many, as
-    an adversary's losses have their own."""
+    """Whether a resumed fp16 run would lack loss scales in a checkpoint of an `auto` run, or vice versa have too
+    many."""
     return new.precision == "fp16" or (old.precision == "fp16" and new.adversarial)
 
 

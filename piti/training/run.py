@@ -59,12 +59,12 @@ def train(
     try:
         with together():
             if main:
-                with folder.writing("the run's folder"):
+                with folder.writing("the run folder"):
                     _begin_folder(folder, recipe, checkpoint, console)
         trainer = Trainer(run, console)
         model = trainer.fit(checkpoint)
         if trainer.stop.asked and not last:
-            raise TrainingInterrupted("stopped after the last step, with all of the run saved")
+            raise TrainingInterrupted("stopped after the last step; the run is complete and saved")
         return model
     finally:
         folder.trackers.close()
@@ -75,7 +75,7 @@ def train(
 def _prepared(
     recipe: Recipe, folder: RunFolder, resume: bool, console: Console, accelerator: Accelerator
 ) -> tuple[Run, Path | None]:
-    """All that the loop works with, checked, and the checkpoint to go on from."""
+    """The checked components of the run, and the checkpoint to continue from."""
     checkpoint = folder.check(recipe, resume, locks=accelerator.is_main_process)
     if recipe.optimizer.kind == "adamw8bit":
         eight_bits()
@@ -85,10 +85,10 @@ def _prepared(
     translator = build_network(recipe, condition)
     foreign = None if recipe.prior is None or checkpoint is not None else not_imported(recipe.prior)
     if foreign is not None:
-        console.log(f"prior {recipe.prior}: {foreign.what}; it is fetched, and imported into the cache")
+        console.log(f"prior {recipe.prior}: {foreign.what}; it is downloaded, and imported into the cache")
     if checkpoint is None:
         console.log(
-            begin(translator, recipe, condition) if isinstance(translator, Translator) else "weights drawn anew"
+            begin(translator, recipe, condition) if isinstance(translator, Translator) else "newly initialised weights"
         )
     adapted = _adapted(translator, recipe, accelerator, anew=checkpoint is None)
     training, validation = open_data(recipe, condition, console)
@@ -96,7 +96,7 @@ def _prepared(
         console.log(NO_VALIDATION)
     discriminator = build_discriminator(recipe, condition)
     if resume:
-        found = f"going on from {checkpoint}" if checkpoint else f"{folder.root} holds no checkpoint: a new run begins"
+        found = f"continuing from {checkpoint}" if checkpoint else f"{folder.root} has no checkpoint: a new run starts"
         console.log(found)
     run = Run(
         recipe,
@@ -118,7 +118,7 @@ def _prepared(
 
 
 def _adapted(translator: ImageNetwork, recipe: Recipe, accelerator: Accelerator, anew: bool) -> Adapted | None:
-    """The translator with the recipe's low-rank adapters, its prior held in half precision where that is possible."""
+    """The translator with the recipe's low-rank adapters, and its frozen weights in half precision if possible."""
     if not (recipe.adapts and isinstance(translator, Translator)):
         return None
     adapted = adapt(translator, recipe, anew)
@@ -131,7 +131,7 @@ def _adapted(translator: ImageNetwork, recipe: Recipe, accelerator: Accelerator,
 def _begin_folder(folder: RunFolder, recipe: Recipe, checkpoint: Path | None, console: Console) -> None:
     kept = folder.begin(recipe)
     if kept is not None:
-        console.log(f"{folder.root / RECIPE_FILE} is now the recipe as it runs; the one that was there is {kept}")
+        console.log(f"{folder.root / RECIPE_FILE} now holds the recipe as run; the previous file is kept as {kept}")
     folder.trackers = Trackers(console.log)
     if recipe.tensorboard:
         step = 0 if checkpoint is None else read_state(checkpoint).step

@@ -1,4 +1,4 @@
-"""A run on disk: checkpoints that are complete or absent, metrics, and the recipe beside them."""
+"""A run on disk: atomic checkpoints, metrics and the recipe."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ RECIPE_FILE = "recipe.yaml"
 
 
 _CHECKPOINT = re.compile(r"step-\d+")
-"""The name of a complete one. Another name, such as `step-00001000-kept`, is a person's copy."""
+"""Name of a complete checkpoint. Others, such as `step-00001000-kept`, are the user's copies."""
 
 _DISK = re.compile(
     r"No space left|File too large|quota|Read-only|Input/output error|PytorchStreamWriter|I/O error"
-    r"|inline_container.* unexpected pos|iostream error",  # the last two: torch, while it saves
+    r"|inline_container.* unexpected pos|iostream error",  # the last two: from torch, while saving
     re.I,
 )
 
 _CUT_OFF = re.compile(r"PytorchStreamReader|Number of custom checkpoints")
-"""What torch and accelerate say of files that are not whole, or are missing."""
+"""Errors of torch and accelerate for incomplete or missing files."""
 
 
 def _of_the_disk(error: BaseException) -> str | None:
-    """What a disk says that failed, also through libraries that hide its error; none for another error."""
+    """The message of a disk error, also through libraries that hide it; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -61,11 +61,11 @@ def _of_the_disk(error: BaseException) -> str | None:
 class RunFolder:
     """The folder of a run.
 
-    recipe.yaml (recipe-given.yaml: a person's, where flags changed it), metrics.jsonl, skipped.txt (samples left out),
+    recipe.yaml (recipe-given.yaml: the user's file, if flags changed it), metrics.jsonl, skipped.txt (skipped samples),
     previews/, checkpoints/step-NNNNNNNN/ (weights, EMA, optimiser, step, random state, recipe, package version), model/
     (a pipeline with the averaged weights).
 
-    A checkpoint is written under another name, flushed to the disk, and renamed when it is whole.
+    A checkpoint is written under a temporary name, flushed to disk, and renamed when complete.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -78,13 +78,12 @@ class RunFolder:
         self.lock = RunLock(self.root)
 
     def check(self, recipe: Recipe, resume: bool, locks: bool = True) -> Path | None:
-        """The checkpoint to go on from, or None to start afresh. Changes nothing.
+        """The checkpoint to continue from, or None for a new run. Changes nothing.
 
-        locks: whether this process is to take the lock; others of the same run can be here before it lets an earlier
-        run's go. Raises RunError if the folder lies inside those of the data, or holds a run and `resume` is not asked
-        for, or a `model` that belongs to no checkpoint, RunLockedError if another process trains in it, OutputError
-        if it cannot be written into, and RecipeError if the recipe differs from that run's in more than a continued
-        run may change.
+        locks: whether this process takes the lock; others of the same run do not check it. Raises RunError if the
+        folder is inside a data folder, or contains a run without `resume`, or a `model` without a checkpoint,
+        RunLockedError if another process trains in it, OutputError if it is not writable, and RecipeError if the recipe
+        differs from that run's in keys that must not change.
         """
         check_place(self.root)
         self._check_apart(recipe)
@@ -93,12 +92,12 @@ class RunFolder:
         newest = self.newest()
         if not resume and (newest or self.metrics.exists()):
             raise RunError(
-                f"{self.root} holds a run already",
-                remedy=f"add {option('resume')} to go on with it, or give another {option('out')}",
+                f"{self.root} already contains a run",
+                remedy=f"add {option('resume')} to continue it, or give another {option('out')}",
             )
         if newest is None and self.model.exists():  # a run writes it after a checkpoint
             raise RunError(
-                f"{self.model} is there, without a checkpoint to go on from, and this run would replace it",
+                f"{self.model} exists without a checkpoint to continue from, and this run would replace it",
                 remedy=f"give another {option('out')}, or move it away",
             )
         if newest is not None:
@@ -113,27 +112,27 @@ class RunFolder:
         return newest
 
     def _check_apart(self, recipe: Recipe) -> None:
-        """Raises RunError where previews would lie among the pictures that are trained on."""
+        """Raises RunError if previews would be written into a folder of training images."""
         own = self.root.resolve()
         for folder in _folders_read(recipe):
             if folder.resolve() in (own, *own.parents):
                 raise RunError(
-                    f"lies inside {folder}, which is trained on, and the run's previews would be pictures there",
+                    f"lies inside {folder}, a folder of training data, and the run's previews would be added to it",
                     remedy=f"give another {option('out')}",
                     source=self.root,
                 )
 
     def begin(self, recipe: Recipe) -> Path | None:
-        """Lock the folder and make it ready, clearing away what a killed process left half-done.
+        """Lock and prepare the folder, and remove partial files of a killed process.
 
-        Returns where a person's text of another recipe is kept, that was in the place of the run's own; None where
-        there was none. Raises RunLockedError; the lock is held until `lock.release`.
+        Returns the path to which the user's file of another recipe was moved from the run's own; None if there was
+        none. Raises RunLockedError; the lock is held until `lock.release`.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self.lock.take()
         for folder in (self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
-        for old in self._half_done(OLD):  # replaced but for the last rename
+        for old in self._half_done(OLD):  # replaced except for the last rename
             final = old.with_name(old.name.removesuffix(OLD))
             if not final.exists():
                 old.rename(final)
@@ -142,19 +141,19 @@ class RunFolder:
         return self._keep_recipe(recipe)
 
     def _half_done(self, ending: str) -> list[Path]:
-        """Folders that a killed process left under the names of checkpoints, or of the model, with this ending."""
+        """Folders of checkpoints or the model with this suffix, left by a killed process."""
         found = [path for path in self.checkpoints.glob("step-*" + ending) if path.is_dir()]
         models = (self.model.with_name(self.model.name + one) for one in (PARTIAL, OLD) if one.endswith(ending))
         return [*found, *(path for path in models if path.is_dir())]
 
     def _keep_recipe(self, recipe: Recipe) -> Path | None:
-        """Write the run's recipe, unless the file that is there says the same: a person's keeps its comments. Where
-        theirs says something else, as with changes by flags, it is kept beside it, and where is returned."""
+        """Write the run's recipe, unless the existing file is equal, so that the user's comments are kept. A different
+        file of the user, such as before changes by flags, is kept under another name, which is returned."""
         path = self.root / RECIPE_FILE
         try:
             if read_recipe(path) == recipe:
                 return None
-        except UserError:  # there is none, or none that can be read
+        except UserError:  # missing or unreadable
             pass
         kept = None
         if path.is_file() and not is_written(path):
@@ -165,7 +164,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Convert disk errors within the block to a RunError. what: is written, such as "the model"."""
+        """Convert disk errors within the block to a RunError. what: the object being written, such as "the model"."""
         try:
             yield
         except (OSError, SafetensorError, RuntimeError, ImageError) as error:
@@ -173,11 +172,11 @@ class RunFolder:
             if cause is None:
                 raise
             newest = self.newest()
-            kept = f"the newest whole checkpoint is {newest}" if newest else "there is no whole checkpoint yet"
-            go_on = f"go on with {option('resume')}" if newest else "start again"
+            kept = f"the newest complete checkpoint is {newest}" if newest else "there is no complete checkpoint yet"
+            go_on = f"continue with {option('resume')}" if newest else "start again"
             raise RunError(
                 f"{what} cannot be written ({cause}); {kept}",
-                remedy=f"make room, then {go_on}",
+                remedy=f"free disk space, then {go_on}",
                 source=self.root,
             ) from error
 
@@ -189,11 +188,11 @@ class RunFolder:
         return sorted(p for p in self.checkpoints.glob("step-*") if _CHECKPOINT.fullmatch(p.name) and p.is_dir())
 
     def partial_checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of this step is to be written before it is whole."""
+        """The temporary folder for writing the checkpoint of this step."""
         return self.checkpoints / f"step-{step:08d}{PARTIAL}"
 
     def complete_checkpoint(self, partial: Path, state: RunState, recipe: Recipe, keep: int) -> Path:
-        """Add state and recipe, make the checkpoint count, and drop the oldest beyond `keep`."""
+        """Add state and recipe, publish the checkpoint, and delete the oldest beyond `keep`."""
         write_recipe(recipe, partial / RECIPE_FILE)
         (partial / RUN_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         for weights in partial.glob("*.safetensors"):
@@ -205,7 +204,7 @@ class RunFolder:
         return final
 
     def write_model(self, write: Callable[[Path], None]) -> None:
-        """Replace `model/` by what `write` puts into an empty folder."""
+        """Replace `model/` by the output of `write` in an empty folder."""
         partial = self.model.with_name(self.model.name + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -213,9 +212,9 @@ class RunFolder:
         publish_folder(partial, self.model)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one JSON line to the metrics, and tell the trackers its numbers.
+        """Append one JSON line to the metrics, and log its numbers to the trackers.
 
-        Numbers are rounded to six digits; what is no number is null.
+        Numbers are rounded to six digits; NaN and infinity become null.
         """
         row = {key: _rounded(value) for key, value in row.items()}
         with self.writing(self.metrics.name), self.metrics.open("a", encoding="utf-8") as file:
@@ -223,20 +222,20 @@ class RunFolder:
         self.trackers.log(row["step"], row)
 
     def show(self, step: int, picture: Image.Image) -> None:
-        """Keep a preview, and show it the trackers."""
+        """Save a preview, and log it to the trackers."""
         with self.writing(f"the preview of step {step}"):
             save_png(picture, self.previews / f"step-{step:08d}.png")
         self.trackers.show(step, picture)
 
     def skipped_of(self, rank: int) -> Path:
-        """Where a process names the samples that it left out."""
+        """The file in which a process lists the samples that it skipped."""
         return self.root / ("skipped.txt" if rank == 0 else f"skipped-{rank}.txt")
 
     def forget_after(self, step: int) -> None:
-        """Drop what was logged after `step`, and a last line that was cut short."""
+        """Remove lines logged after `step`, and a truncated last line."""
         if not self.metrics.exists():
             return
-        text = self.metrics.read_text(encoding="utf-8", errors="replace")  # a machine that went down may leave anything
+        text = self.metrics.read_text(encoding="utf-8", errors="replace")  # a crashed machine may leave anything
         kept = [line for line in text.splitlines() if _step(line) <= step]
         partial = self.metrics.with_name(self.metrics.name + ".new")
         with self.writing(self.metrics.name):
@@ -251,8 +250,8 @@ def _names_beside(path: Path) -> Iterator[Path]:
 
 
 def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Bring what the accelerator prepared and registered to where a checkpoint was saved. Raises RunError where that
-    is not whole, as where it was copied in part."""
+    """Restore the accelerator's prepared and registered objects from a checkpoint. Raises RunError if it is incomplete,
+    for example after a partial copy."""
     try:
         accelerator.load_state(str(checkpoint))
     except (OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError) as error:
@@ -262,7 +261,7 @@ def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
 
 
 def _folders_read(recipe: Recipe) -> list[Path]:
-    """Folders of pictures that a recipe reads, in any depth."""
+    """Folders of images that a recipe reads, at any depth."""
     data = recipe.data
     if data.root is None or data.shards:
         return list(data.photographs)
@@ -284,9 +283,9 @@ def _step(line: str) -> float:
 
 
 def publish_folder(partial: Path, final: Path) -> None:
-    """Flush a finished folder to the disk and rename it to its final name, replacing what was there.
+    """Flush a finished folder to disk and rename it to its final name, replacing an existing one.
 
-    Unlike `whole_folder` it leaves what a killed process needs to put things right, see `RunFolder.begin`.
+    Unlike `whole_folder`, it can be recovered after a killed process, see `RunFolder.begin`.
     """
     flush_all(partial)
     old = final.with_name(final.name + OLD)

@@ -1,4 +1,4 @@
-"""One process at a run: a lock in its folder, which ends with the process that holds it."""
+"""A lock in a run's folder that allows one process and ends with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ except ImportError:  # on Windows
     fcntl = None
 
 LOCK_FILE = "training.lock"
-_TRIES = 10  # to lock a file that is still there then
+_TRIES = 10  # attempts at locking a file that still exists then
 
 
 class RunLockedError(UserError):
@@ -28,8 +28,8 @@ class RunLockedError(UserError):
 class RunLock:
     """The lock of a folder. A process that dies leaves the file but not the lock, so the next one takes it over.
 
-    (A POSIX record lock: workers that a process forks do not inherit it. Windows has none, and keeps others from
-    reading what they cannot lock; there a file beside this one is locked, by processes that fork no workers.)
+    (A POSIX record lock, which forked workers do not inherit. Windows has none, and locked files cannot be read by
+    others; there a second file is locked, since processes fork no workers.)
     """
 
     def __init__(self, root: Path) -> None:
@@ -47,7 +47,7 @@ class RunLock:
             self._beside.release()
 
     def take(self) -> None:
-        """Hold it until `release`. Raises RunLockedError, OSError."""
+        """Acquire it until `release`. Raises RunLockedError, OSError."""
         file = self._opened("a+")
         try:
             file.truncate(0)
@@ -60,9 +60,9 @@ class RunLock:
         self._file = file
 
     def release(self) -> None:
-        """Let it go, and remove its file."""
+        """Release it, and remove its file."""
         if self._file is not None:
-            if fcntl is None:  # Windows removes no open file
+            if fcntl is None:  # Windows cannot remove open files
                 self._file.close()
             self.path.unlink(missing_ok=True)
             self._file.close()
@@ -72,8 +72,8 @@ class RunLock:
     def _opened(self, mode: str) -> IO[str]:
         """The folder's file, locked. Raises RunLockedError, OSError.
 
-        Whoever held it may have removed it after it was opened here. A lock of what lies there no more keeps nobody
-        out, so the file is opened anew; where it is another one every time, the file system does not tell files apart.
+        The previous holder may have removed the file after it was opened here. A lock on a removed file has no effect,
+        so the file is opened again; if it differs every time, the file system cannot identify files.
         """
         file = self._opened_once(mode)
         for _ in range(_TRIES):
@@ -115,12 +115,12 @@ class RunLock:
         if elsewhere:
             remedy += f"; if it has ended without removing {self.path}, remove that file"
         raise RunLockedError(
-            f"another process (pid {holder.get('pid', 'unknown')}, on {host}) trains in {self.root}", remedy=remedy
+            f"another process (pid {holder.get('pid', 'unknown')}, on {host}) is training in {self.root}", remedy=remedy
         )
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that lies there now."""
+    """Whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _holder(text: str) -> dict[str, Any]:
-    """What the file says of who wrote it; nothing where it was cut short."""
+    """The holder recorded in the file; empty if it is truncated."""
     try:
         found = json.loads(text)
     except ValueError:

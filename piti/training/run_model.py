@@ -1,4 +1,4 @@
-"""A run's model: its networks with what samples them, in the layout of every other model."""
+"""A run's model: its networks and schedulers, in the usual model layout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from piti.training.run_folder import RECIPE_FILE
 
 
 def write_run_model(target: Path, run: Run, objective: Objective) -> None:
-    """Fill an empty folder with the run's networks as they are, with those that they are sampled beside, and with the
-    recipe."""
+    """Write the run's current networks, the networks that they are sampled with, and the recipe into an empty
+    folder."""
     parts = objective.parts(run.adapted or run.translator, run.translator.role)
     write_model_folder(target, parts, run.condition.to_config(), usual_sampling(run.recipe))
     if run.base is not None:

@@ -1,4 +1,4 @@
-"""What a checkpoint notes of its run, and what of it must not have changed where the run goes on."""
+"""The state of a run in a checkpoint, and the parts that must not change on resuming."""
 
 from __future__ import annotations
 
@@ -17,53 +17,54 @@ RUN_FILE = "run.json"
 
 
 class RunError(UserError):
-    """A run's folder cannot be used as asked. The message says what to do."""
+    """A run's folder cannot be used as requested. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run has come, and what else decides how it goes on."""
+    """Progress of a run, and everything else that determines its continuation."""
 
     step: int
     """Optimiser steps done, over all stages."""
     stage: str
-    """The stage that made the last of them, and `within` how many of them are its own."""
+    """The stage of the last step; `within` is the number of its steps."""
     within: int
     images_seen: int
     seconds: float
-    """Time spent training, interruptions left out."""
+    """Training time without interruptions."""
     processes: int
     pairs: int
-    """Training pairs."""
+    """Number of training pairs."""
     condition: dict[str, Any]
-    """The condition's configuration, classes included."""
+    """The condition's configuration, including classes."""
     version: str
-    """Of the package that wrote it."""
+    """Version of the package that wrote it."""
     prior_sha256: str | None = None
-    """Of the weights that low-rank adapters belong to, where a run trains such."""
+    """Hash of the base model's weights, if the run trains low-rank adapters."""
     teacher_sha256: str | None = None
-    """Of the weights that a run reads anew whenever it begins and does not train: a distillation's teacher, the
-    autoencoder of a model on latents. None in checkpoints of versions that did not note it, which are not compared."""
+    """Hash of frozen weights that are loaded at every start: a distillation's teacher, or the autoencoder of a model on
+    latents. None in checkpoints of versions that did not record it, which are not compared."""
     begun_sha256: str | None = None
-    """Of the weights that the run began from, its `init` or `prior`, see `piti.training.init.begun_sha256`. None of
-    weights drawn anew or not known by their files, and in checkpoints of versions that did not note it."""
+    """Hash of the initial weights, `init` or `prior`, see `piti.training.init.begun_sha256`. None for newly initialised
+    weights or without files, and in checkpoints of versions that did not record it."""
     pairs_sha256: str | None = None
-    """Of the training pairs' keys in order, see `SampleSet.identity`. None of shards and in checkpoints of versions
-    that did not note it, which are not compared."""
+    """Hash of the training pairs' keys in order, see `SampleSet.identity`. None for shards, and in checkpoints of
+    versions that did not record it, which are not compared."""
     contents_sha256: str | None = None
-    """Of what is in the training pairs' files, None where `pairs_sha256` is. Another one is told, and not refused."""
+    """Hash of the contents of the training pairs' files; None if `pairs_sha256` is. A change is reported, not
+    refused."""
     validation_pairs: int | None = None
-    """How many there are, and the same two of them. None without validation and in checkpoints of versions that did not
-    note it; neither is compared."""
+    """Number and hashes of validation pairs. None without validation, and in checkpoints of versions that did not
+    record it; then they are not compared."""
     validation_sha256: str | None = None
     validation_contents_sha256: str | None = None
     generated_sha256: str | None = None
-    """Of the names of an upsampler's generated images, and of what is in them; None as above."""
+    """Hashes of the names and contents of an upsampler's generated images; None as above."""
     generated_contents_sha256: str | None = None
 
 
 def data_state(training: SampleSet, validation: SampleSet | None) -> dict[str, Any]:
-    """The fields of `RunState` that follow from a run's data; what is not known, or not there, is left out."""
+    """The fields of `RunState` that follow from a run's data, without unknown ones."""
     found: dict[str, Any] = {
         "pairs": len(training),
         "pairs_sha256": training.identity(),
@@ -83,13 +84,13 @@ def read_state(checkpoint: Path) -> RunState:
     """The state saved in a checkpoint. Raises RunError."""
     try:
         return RunState(**json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:  # the last: keys of another version
+    except (OSError, ValueError, TypeError) as error:  # TypeError: keys of another version
         raise not_whole(checkpoint, error) from None
 
 
 def not_whole(checkpoint: Path, error: Exception) -> RunError:
-    """That a file of a checkpoint cannot be read, and what to do."""
-    remedy = f"copy it again, or remove it: then {option('resume')} goes on from the one before"
+    """The error for an unreadable file of a checkpoint."""
+    remedy = f"copy it again, or remove it: then {option('resume')} continues from the previous one"
     return RunError(f"a file of the checkpoint cannot be read ({first_line(error)})", remedy=remedy, source=checkpoint)
 
 
@@ -99,18 +100,18 @@ _CONTENTS = {
     "validation_contents_sha256": "validation pairs",
     "generated_contents_sha256": "generated images",
 }
-"""Keys whose change is noted but not refused."""
+"""Keys whose change is reported but not refused."""
 _OTHER_NAMES = {
-    "pairs_sha256": "other pairs: now there are as many, and their names are others",
-    "validation_sha256": "other validation pairs: now there are as many, and their names are others",
-    "generated_sha256": "other images in 'generated.root': their names are others",
+    "pairs_sha256": "other pairs: their number is the same, but their names differ",
+    "validation_sha256": "other validation pairs: their number is the same, but their names differ",
+    "generated_sha256": "other images in 'generated.root': their names differ",
 }
 
 
 def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
-    """A checkpoint's state. Raises RunError if what else decides the run, or what it is validated on, has changed.
+    """A checkpoint's state. Raises RunError if anything that determines the run or its validation has changed.
 
-    Pairs and images that are not there now, or whose names are not known, are not compared.
+    Missing pairs and images, or those with unknown names, are not compared.
     """
     fixed = {what: getattr(now, what) for what in (*_ALWAYS_NOTED, "teacher_sha256")}
     of_data = {what: getattr(now, what) for what in ("validation_pairs", *_OTHER_NAMES)}
@@ -119,7 +120,7 @@ def matching_state(checkpoint: Path, now: RunState, recipe: Recipe) -> RunState:
 
 
 def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> RunState:
-    """The same, where only some of what decides the run is known. now: fields of `RunState`."""
+    """The same with only some of the present state. now: fields of `RunState`."""
     saved = read_state(checkpoint)
     for what, new in now.items():
         old = getattr(saved, what)
@@ -132,33 +133,34 @@ def checked_state(checkpoint: Path, now: Mapping[str, Any], recipe: Recipe) -> R
     places = [(stage.name, done) for stage, done in recipe.stages_left(saved.step)]
     if (saved.stage, saved.within) not in places[:1]:
         raise RunError(
-            f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have there",
+            f"{checkpoint} is at step {saved.within} of stage '{saved.stage}', which the recipe does not have at this "
+            "step",
             remedy=f"undo the change of 'stages', or give another {option('out')}",
         )
     return saved
 
 
 def other_contents(saved: RunState, now: Mapping[str, Any]) -> str | None:
-    """In words, that files hold something else than when a checkpoint was saved; None where they do not, and where
-    that is not known. now: fields of `RunState`, see `data_state`."""
+    """A note that file contents have changed since a checkpoint was saved; None if not, or unknown. now: fields of
+    `RunState`, see `data_state`."""
     pairs = {named: (getattr(saved, what), now.get(what)) for what, named in _CONTENTS.items()}
     changed = [named for named, both in pairs.items() if None not in both and both[0] != both[1]]
     if not changed:
         return None
-    since = f"{', '.join(changed)} of the same names hold something else than up to step {saved.step}"
-    return f"{since}; the run goes on with them"
+    since = f"{', '.join(changed)} have changed under the same names since step {saved.step}"
+    return f"{since}; the run continues with them"
 
 
 def _changed(what: str, old: Any, new: Any) -> str:
     if what == "begun_sha256":
-        return "other weights to begin from than its recipe's prior (or 'init') has now"
+        return "other initial weights than its recipe's prior (or 'init') has now"
     if what in _OTHER_NAMES:
         return _OTHER_NAMES[what]
     return condition_changes(old, new) if what == "condition" else f"{what} = {old}, now it is {new}"
 
 
 def condition_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In what two configurations of a condition differ, one that a checkpoint has and the present one."""
+    """Describe the differences between a checkpoint's configuration of a condition and the present one."""
     parts, others = (", ".join(str(part.get("name")) for part in config.get("parts", ())) for config in (old, new))
     if parts != others:
         return f"the parts {parts or 'none'}, in this order, now they are {others or 'none'}"
@@ -183,7 +185,7 @@ def _other_names(old: Sequence[str], new: Sequence[str]) -> str:
 
 
 def _by_key(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested plain data as one level, lists of single values whole, entries of other lists by position."""
+    """Flatten nested data, keeping lists of single values, with entries of other lists by position."""
     if isinstance(config, list) and any(isinstance(one, Mapping | list | tuple) for one in config):
         config = dict(enumerate(config))
     if not isinstance(config, Mapping):

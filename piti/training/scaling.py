@@ -1,7 +1,7 @@
-"""Precision fp16: losses scaled up so that small gradients survive, by a scale of its own for each optimiser.
+"""Precision fp16: loss scaling against underflow of gradients, with a scale per optimiser.
 
 One scale for both sides of an adversary would be wrong: an overflow of one would skip the other's step too, and the
-first one's update would change the scale under gradients that the second has yet to take.
+first one's update would change the scale of gradients that the second has not used yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def adversary_scaler(accelerator: Accelerator, adversarial: bool) -> torch.amp.GradScaler | None:
-    """The scale of an adversary's losses, saved in the run's checkpoints; none where nothing is scaled."""
+    """The scaler of an adversary's losses, saved in the run's checkpoints; None without scaling."""
     if accelerator.scaler is None or not adversarial:
         return None
     scaler = torch.amp.GradScaler(accelerator.device.type)
@@ -24,7 +24,7 @@ def adversary_scaler(accelerator: Accelerator, adversarial: bool) -> torch.amp.G
 
 
 def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> None:
-    """Gradients of a loss that an optimiser minimises, in its scale."""
+    """Backward pass of a loss with the optimiser's scale."""
     scaler = getattr(optimizer, "scaler", None)
     if scaler is None or scaler is accelerator.scaler:
         accelerator.backward(loss)
@@ -33,7 +33,7 @@ def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> None:
 
 
 def clipped(accelerator: Accelerator, optimizer: Any, parameters: Iterable[nn.Parameter], most: float) -> Any:
-    """Clip an optimiser's gradients, out of their scale, to a norm of `most`; returns the norm before that."""
+    """Unscale and clip an optimiser's gradients to a norm of `most`; returns the norm before clipping."""
     scaler = getattr(optimizer, "scaler", None)
     if scaler is None:
         return accelerator.clip_grad_norm_(parameters, most)

@@ -69,12 +69,12 @@ class Stage(Spec):
     @classmethod
     def _someone(cls, trains: tuple[str, ...]) -> tuple[str, ...]:
         if not trains:
-            raise ValueError(f"nothing trains; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
+            raise ValueError(f"nothing is trained; name some of {', '.join((*NETWORKS, LORA, GENERATOR))}")
         return trains
 
     def share_of(self, loss: RangedLossSpec, timesteps: int, visited: Sequence[int] | None = None) -> float:
-        """The share of samples on whose timesteps a loss acts. visited: the timesteps of the samples, equally often;
-        None: all of them, and the last as often as `from_noise` says."""
+        """Share of samples at whose timesteps a loss acts. visited: the timesteps of the samples, equally likely; None:
+        all, and the last with `from_noise`."""
         if visited is not None:
             return acts_at(torch.tensor(visited), timesteps, loss.noise).double().mean().item()
         last = 1.0 if acts_at(torch.tensor([timesteps - 1]), timesteps, loss.noise).item() else 0.0
@@ -104,7 +104,7 @@ class OptimizerSpec(Spec):
 
     @property
     def bytes(self) -> int:
-        """Of both moments of one parameter."""
+        """Bytes of both moments of one parameter."""
         return 8 if self.kind == "adamw" else 2
 
 
@@ -112,7 +112,7 @@ def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...], lora: LoraSpe
     """Freeze all networks but the named ones; returns the trained parameters. lora: the recipe's adapters, if `trains`
     names them; None: `LoraSpec()`.
 
-    A frozen network collects no gradients. Gradients still flow through it to what lies before it.
+    A frozen network gets no gradients, but they flow through it to the networks before it.
     """
     learning: list[nn.Parameter] = []
     for name in (*NETWORKS, GENERATOR):
@@ -129,8 +129,7 @@ def freeze_all_but(network: ImageNetwork, trains: tuple[str, ...], lora: LoraSpe
 
 
 def parts_named(network: ImageNetwork, name: str) -> list[nn.Module]:
-    """The modules that belong to a name of `NETWORKS`; a pixel head belongs to its UNet. An upsampler may
-    have no encoder."""
+    """The modules of a name in `NETWORKS`; a pixel head belongs to its UNet. An upsampler may have no encoder."""
     names = (name, "head") if name == "unet" else (name,)
     return [part for part in (getattr(network, one, None) for one in names) if part is not None]
 
@@ -146,10 +145,10 @@ def build_optimizer(parameters: list[nn.Parameter], stage: Stage, spec: Optimize
 
 
 def lay_out_moments(optimizer: Any) -> None:
-    """Let AdamW's moments lie in memory as their parameters do, after they were read.
+    """Give AdamW's moments the memory layout of their parameters, after loading.
 
-    A checkpoint keeps the layout of the device that wrote it, which is another one on CUDA (`lay_out`). The fused
-    kernel walks through memory: on a CPU it would silently pair moments with other weights, on CUDA it refuses.
+    A checkpoint keeps the layout of its device, which differs on CUDA (`lay_out`). The fused kernel iterates over
+    memory: on a CPU it would silently pair moments with wrong weights, on CUDA it raises an error.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # within accelerate's
     if not isinstance(optimizer, torch.optim.AdamW):
@@ -164,11 +163,11 @@ def eight_bits() -> Any:
     """The optimisers of bitsandbytes. Raises UserError if it is not installed or cannot be loaded."""
     try:
         import bitsandbytes.optim as optimizers  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # where its library does not load it raises errors of many kinds
+    except Exception as error:  # errors of many kinds if its library cannot be loaded
         missing = isinstance(error, ModuleNotFoundError)
         raise UserError(
             "optimizer.kind: adamw8bit needs bitsandbytes, which "
             + ("is not installed" if missing else f"does not load here ({error})"),
-            remedy="pip install 'piti[adamw8bit]', or take optimizer.kind: adamw",
+            remedy="pip install 'piti[adamw8bit]', or use optimizer.kind: adamw",
         ) from error
     return optimizers

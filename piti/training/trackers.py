@@ -39,7 +39,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing comes after."""
+        """Finish logging."""
         ...
 
 
@@ -52,12 +52,12 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise RunError(
-                "tensorboard: true needs TensorBoard; install it with pip install 'piti[track]', or leave it out"
+                "tensorboard: true needs TensorBoard; install it with pip install 'piti[track]', or remove the key"
             ) from None
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """A scalar a number."""
+        """Log each number as a scalar."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
@@ -68,7 +68,7 @@ class TensorBoard:
         self.writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
         self.writer.close()
 
 
@@ -79,16 +79,16 @@ class Foreign:
     tracker: GeneralTracker
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """As it logs values."""
+        """Log values by the tracker's own method."""
         self.tracker.log(dict(numbers), step=step)
 
     def show(self, step: int, picture: Image.Image) -> None:
-        """As image "preview", where it takes images."""
+        """As image "preview", if it supports images."""
         if hasattr(self.tracker, "log_images"):
             self.tracker.log_images({"preview": [picture]}, step=step)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Let it send what is left."""
+        """Finish the tracker's run."""
         self.tracker.finish()
 
 
@@ -98,10 +98,10 @@ class Trackers:
 
     say: Callable[[str], None] = print
     open: dict[str, Tracker] = field(default_factory=dict)
-    """By the key of the recipe that asks for it."""
+    """Open trackers by recipe key."""
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """The numbers of a line of metrics."""
+        """Log the numbers of a line of metrics."""
         numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
         self._each(lambda tracker: tracker.log(step, numbers))
 
@@ -120,7 +120,7 @@ class Trackers:
                 told(tracker)
             except Exception as error:  # noqa: BLE001 - of a network, a service, or a foreign package
                 del self.open[name]
-                self.say(f"{name}: {first_line(error)}; it is told nothing more, and the run goes on")
+                self.say(f"{name}: {first_line(error)}; it is disconnected, and the run continues")
 
 
 def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Mapping[str, Any]) -> Tracker:
@@ -129,7 +129,7 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Ma
     One in `CONTINUED` continues its earlier run of this folder. options: arguments of its own `init`, and `project`;
     folder: the run's; recipe: keys and single values. Raises RunError if it is not installed or cannot start.
     """
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # slow to import, and most runs have none
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # slow to import, and rarely used
 
     own = dict(options)
     project = own.pop("project", PROJECT)
@@ -143,16 +143,16 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path, recipe: Ma
         tracker.start()
         tracker.store_init_configuration({key: _plain(value) for key, value in recipe.items()})
     except (ImportError, KeyError) as error:
-        raise RunError(f"trackers: {name} is not installed ({error})", remedy="install it, or leave it out") from None
+        raise RunError(f"trackers: {name} is not installed ({error})", remedy="install it, or remove the key") from None
     except Exception as error:
         raise RunError(
-            f"trackers: {name} does not start: {first_line(error)}", remedy="correct its options, or leave it out"
+            f"trackers: {name} does not start: {first_line(error)}", remedy="correct its options, or remove the key"
         ) from error
     return Foreign(tracker)
 
 
 def _name_in(folder: Path, tracker: str) -> str:
-    """What a tracker calls the run of a folder: drawn once."""
+    """The name of a folder's run in a tracker, generated once."""
     place = folder / NAMES_FILE
     names = _names(place)
     if tracker not in names:
@@ -163,7 +163,7 @@ def _name_in(folder: Path, tracker: str) -> str:
 
 
 def _names(place: Path) -> dict[str, str]:
-    """Those in a file; none where it is missing or damaged."""
+    """The names in a file; empty if it is missing or damaged."""
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -214,12 +214,12 @@ _WIDE["unet_spec"] = TINY["glide"]["unet_spec"] | {"token_width": 64}
 MISTAKES: dict[str, Case] = {
     "an upsampler as base": (_UP, None, {}, "base.pt: is a PITI upsampler; give it as upsampler"),
     "a base as upsampler": (_PITI, _GLIDE, {}, "upsampler .*up.pt: is a GLIDE base; give it as BASE"),
-    "an encoder as upsampler": (_PITI, encoder_weights(), {}, "up.pt: is a PITI encoder alone"),
-    "an encoder without a prior": (encoder_weights(), None, {}, "an encoder alone.*, prior GLIDE"),
-    "a whole file with a prior": (_PITI, None, {"prior": "glide.pt"}, "PITI base and has a UNet; leave prior out"),
-    "an encoder as prior": (encoder_weights(), None, {"prior": "stage1.pt"}, "is an encoder alone as well"),
+    "an encoder as upsampler": (_PITI, encoder_weights(), {}, "up.pt: is a PITI encoder only"),
+    "an encoder without a prior": (encoder_weights(), None, {}, "only an encoder.*, prior GLIDE"),
+    "a whole file with a prior": (_PITI, None, {"prior": "glide.pt"}, "which has its own UNet; leave prior out"),
+    "an encoder as prior": (encoder_weights(), None, {"prior": "stage1.pt"}, "is only an encoder, too"),
     "an upsampler as prior": (encoder_weights(), None, {"prior": "piti_up.pt"}, "prior .*is an upsampler"),
-    "a prior of another width": (encoder_weights(), None, {"prior": "wide.pt"}, "tokens of width 64.*makes 32"),
+    "a prior of another width": (encoder_weights(), None, {"prior": "wide.pt"}, "tokens of width 64.*produces 32"),
     "no prior there": (encoder_weights(), None, {"prior": "nowhere"}, "there is no model"),
     "another family": (
         _PITI, tiny_weights("glide_up"), {},
@@ -227,20 +227,20 @@ MISTAKES: dict[str, Case] = {
     ),
     "other channels": (tiny_weights("sketch"), _UP, {}, "reads 3 channels, but the condition 'sketch' has 1"),
     "a tokenizer for masks": (_PITI, None, {"tokenizer": "."}, "tokenizer .*reads 'palette'"),
-    "masks for texts": (_GLIDE, None, {"masks": "colours"}, "masks colours: has no meaning here, .*reads 'text'"),
+    "masks for texts": (_GLIDE, None, {"masks": "colours"}, "masks colours: does not apply, .*reads 'text'"),
     "classes for texts": (_GLIDE, None, {"classes": "c.json"}, "classes .*reads 'text'"),
     "heads that do not divide": (
         _PITI, None, {"heads": Heads(heads=5)}, r"^[^\n]*width 32, not a multiple of heads 5$"
     ),
     "no classes there": (_PITI, None, {"classes": "c.json"}, "c.json: cannot read"),
-    "no tokenizer there": (_GLIDE, None, {"tokenizer": "."}, "holds none of vocab.json"),
+    "no tokenizer there": (_GLIDE, None, {"tokenizer": "."}, "contains none of vocab.json"),
     "not a number": (nan_in("piti", "decoder.out.0.bias"), None, {}, "base.pt: 'decoder.out.0.bias' has 1 of 32"),
     "not a number later": (_PITI, nan_in("piti_up", "decoder.out.2.bias"), {}, "up.pt: 'decoder.out.2.bias' has 1"),
-    "another layout": ({"w": torch.zeros(3)}, None, {}, "base.pt: is neither GLIDE's nor PITI's.*'w'"),
+    "another layout": ({"w": torch.zeros(3)}, None, {}, "base.pt: is neither a GLIDE nor a PITI checkpoint.*'w'"),
     "another number of channels": (
         tiny_weights("piti", encoder_spec=TINY["piti"]["encoder_spec"] | {"in_channels": 4}), None, {},
-        "base.pt: its encoder reads 4 channels, and PITI's read a mask in colours .*"
-        "name their classes: classes FILE",
+        r"base\.pt: its encoder reads 4 channels, and PITI's read a mask in colours .*"
+        "give their classes: classes FILE",
     ),
 }  # fmt: skip
 
@@ -315,14 +315,16 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, zeroed: float) -> None:
     start = int(zeroed * len(data))
     data[start : start + 1000] = bytes(1000)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"piti.pt: is damaged, '.*/data/\d+' is not as it was saved.*fetch it again"):
+    with pytest.raises(
+        UserError, match=r"piti.pt: is damaged, '.*/data/\d+' has changed since it was saved.*download it again"
+    ):
         import_release(path, tmp_path / "model")
     assert {path.name for path in tmp_path.iterdir()} == {"piti.pt"}
 
 
 OTHERS: dict[str, dict[str, str]] = {
     "another pipeline": {"model_index.json": '{"_class_name": "DDPMPipeline"}'},
-    "no index": {"model_index.json": "mine"},
+    "not an index": {"model_index.json": "mine"},
     "no object": {"model_index.json": "[]"},
     "a model, and photographs": {"model_index.json": '{"_class_name": "PITIPipeline"}', "cat.jpg": "mine"},
 }
@@ -333,7 +335,7 @@ def test_a_folder_of_others_is_never_replaced(tmp_path: Path, case: str) -> None
     (tmp_path / "model").mkdir()
     for name, text in OTHERS[case].items():
         (tmp_path / "model" / name).write_text(text)
-    with pytest.raises(UserError, match="model: holds other things"):
+    with pytest.raises(UserError, match="model: holds other files"):
         imported(tmp_path, "piti", overwrite=True)
     assert {name: (tmp_path / "model" / name).read_text() for name in OTHERS[case]} == OTHERS[case]
 
@@ -348,7 +350,7 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     imported(tmp_path, "glide", overwrite=True)
     assert not (folder / "README.md").exists()
     inside = file(folder, "piti")
-    with pytest.raises(UserError, match=r"holds .*piti.pt, which is read"):
+    with pytest.raises(UserError, match=r"contains .*piti.pt, an input"):
         import_release(inside, folder, settings=ImportSettings(overwrite=True))
 
 

@@ -56,7 +56,9 @@ def test_a_single_network_is_exported_to_a_file(tmp_path: Path) -> None:
     cascade = imported(tmp_path, "piti", "piti_up", overwrite=True)
     with pytest.raises(UserError, match="has base and upsampler; give a folder"):
         export_release(cascade, tmp_path / "out.pt", overwrite=True)
-    with pytest.raises(UserError, match=r"out\.safetensors: released files are torch\.save's; end the name in \.pt or"):
+    with pytest.raises(
+        UserError, match=r"out\.safetensors: released files are written by torch\.save; end the name in \.pt or"
+    ):
         export_release(folder, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -68,7 +70,7 @@ def test_exports_are_replaced_only_when_asked_and_nothing_else_ever(tmp_path: Pa
         export_release(folder, tmp_path / "out")
     export_release(folder, tmp_path / "out", overwrite=True)
     (tmp_path / "out/notes").write_text("mine")
-    with pytest.raises(UserError, match="other things"):
+    with pytest.raises(UserError, match="other files"):
         export_release(folder, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out/notes").read_text() == "mine"
 
@@ -86,7 +88,7 @@ def test_a_base_pt_of_others_is_no_earlier_export(tmp_path: Path, content: str) 
     else:
         theirs.write_text("mine")
     was = theirs.read_bytes()
-    with pytest.raises(UserError, match="other things"):
+    with pytest.raises(UserError, match="other files"):
         export_release(folder, tmp_path / "out", overwrite=True)
     assert theirs.read_bytes() == was
 
@@ -140,7 +142,7 @@ def test_heads_of_unusual_size_are_told(tmp_path: Path) -> None:
 
 
 def test_models_without_a_released_layout_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"base: has no released layout: it folds patches of \d px.*aligned residuals"):
+    with pytest.raises(UserError, match=r"base: has no released layout: it uses patches of \d px.*aligned residuals"):
         export_release("street", tmp_path / "out")
     folder = imported(tmp_path, "piti")
     scheduler = scheduler_of(ScheduleSpec(prediction="v_prediction"))
@@ -168,8 +170,8 @@ def test_weights_in_other_files_than_one_are_told_with_how_to_save_them_in_one(
     import_release(file(tmp_path, "base", tiny_weights("piti")), tmp_path / "model")
     PITIPipeline.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "other", **form)
     encoder = file(tmp_path, "encoder", encoder_weights(prefix="encoder."))
-    remedy = re.escape(f"save the model anew: PITIPipeline.from_pretrained({asked}).save_pretrained(OTHER_FOLDER)")
-    with pytest.raises(ModelError, match=f"other/base: holds no .*safetensors, .* in this one file; {remedy}"):
+    remedy = re.escape(f"save the model again: PITIPipeline.from_pretrained({asked}).save_pretrained(OTHER_FOLDER)")
+    with pytest.raises(ModelError, match=f"other/base: has no .*safetensors, .* in this single file; {remedy}"):
         export_release(tmp_path / "other", tmp_path / "out")
-    with pytest.raises(ModelError, match=f"other/base: holds no .*safetensors, .* in this one file; {remedy}"):
+    with pytest.raises(ModelError, match=f"other/base: has no .*safetensors, .* in this single file; {remedy}"):
         import_release(encoder, tmp_path / "joined", settings=ImportSettings(prior=tmp_path / "other"))

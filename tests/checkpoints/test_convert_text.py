@@ -73,4 +73,4 @@ def test_an_import_says_what_a_model_cannot_do_yet(tmp_path: Path, tokenizer: Pa
     assert "cannot read" not in said("glide", "--tokenizer", tokenizer)
     lines = said("inpaint", "--upsampler", file(tmp_path, "inpaint_up"), "--tokenizer", tokenizer).splitlines()
     names = ("GLIDE inpaint base", "GLIDE inpaint upsampler")
-    assert lines[-2:] == [f"note: {name} samples as if nothing of the picture were known" for name in names]
+    assert lines[-2:] == [f"note: {name} samples as if no part of the image were known" for name in names]

@@ -63,12 +63,12 @@ def test_weights_may_be_read_by_whom_the_umask_allows(umask: int, mode: int, tmp
 
 
 BASE, SCHEDULER, INDEX = "base/config.json", "scheduler/scheduler_config.json", "model_index.json"
-ANEW = "write the model anew, or fetch it again"
-WHOLE = "is no whole number; give one, such as 4"
+ANEW = "save the model again, or download it again"
+WHOLE = "is not a whole number; give one, such as 4"
 DAMAGED: list[tuple[str, tuple[str, ...], Any, str]] = [
     (BASE, ("image_size",), "x", f"base/config.json: 'image_size' = 'x': {WHOLE}"),
     (BASE, ("image_size",), None, f"base/config.json: 'image_size' = None: {WHOLE}"),
-    (BASE, ("encoder_spec",), [1] * 50, r"base/config.json: 'encoder_spec' = \[1, 1.*\]: holds no keys; give keys"),
+    (BASE, ("encoder_spec",), [1] * 50, r"base/config.json: 'encoder_spec' = \[1, 1.*\]: is not a mapping; give keys"),
     (
         BASE,
         ("encoder_spec", "layers"),
@@ -79,7 +79,7 @@ DAMAGED: list[tuple[str, tuple[str, ...], Any, str]] = [
         BASE,
         ("encoder_spec", "channels"),
         "x",
-        r"base/config.json: 'encoder_spec\.channels' = 'x': is no list; write",
+        r"base/config.json: 'encoder_spec\.channels' = 'x': is not a list; write",
     ),
     (BASE, ("unet_spec", "channels"), [10**30, 10**30], f"/base: .*; {ANEW}$"),  # what PyTorch says
     (BASE, ("unet_spec", "layers"), 10**6, r"base/config.json: 'unet_spec\.layers' = 1000000: is too large; .* 512$"),
@@ -89,18 +89,18 @@ DAMAGED: list[tuple[str, tuple[str, ...], Any, str]] = [
         SCHEDULER,
         ("prediction_type",),
         None,
-        f"{SCHEDULER}: 'prediction' = None: is none of 'epsilon', 'v_prediction'",
+        f"{SCHEDULER}: 'prediction' = None: is not 'epsilon', 'v_prediction'",
     ),
     (SCHEDULER, ("num_train_timesteps",), "x", f"{SCHEDULER}: 'steps' = 'x': {WHOLE}"),
     (SCHEDULER, ("_class_name",), "Evil", f"{SCHEDULER}: Evil is no scheduler .* here; known: DDPMScheduler, "),
     ("condition.json", ("kind",), ["mask"], r"condition.json: unknown condition '\['mask'\]'; did you mean 'mask'\?"),
-    ("condition.json", ("classes",), [1] * 50, r"condition.json: 'classes' = \[1, 1.*\]: holds no keys; give keys"),
+    ("condition.json", ("classes",), [1] * 50, r"condition.json: 'classes' = \[1, 1.*\]: is not a mapping; give keys"),
     (INDEX, ("defaults",), "x", f"model_index.json: 'defaults': expected an object, got str; {ANEW}$"),
     (
         INDEX,
         ("defaults",),
         {"steps": [1]},
-        r"the model's defaults: 'steps' = \[1\]: is no whole number, and is no",
+        r"the model's defaults: 'steps' = \[1\]: is not a whole number, and is not",
     ),
 ]
 
@@ -153,7 +153,7 @@ def test_a_configuration_of_fewer_weights_than_there_are_is_refused(whole: Path,
     config = json.loads(path.read_text(encoding="utf-8"))
     config["encoder_spec"]["layers"] += 1
     path.write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"weights of .* are not those of this configuration: 'encoder.blocks"):
+    with pytest.raises(ModelError, match=r"weights of .* do not match this configuration: 'encoder.blocks"):
         PITIPipeline.from_pretrained(folder)
 
 
@@ -180,7 +180,7 @@ def test_a_folder_without_weights_is_told_which_file_it_lacks(
     if left is not None:
         (tmp_path / "base" / left).write_text("{}")
     with pytest.raises(
-        ModelError, match=r"base: holds no weights, such as diffusion_pytorch_model.safetensors; .* fetch"
+        ModelError, match=r"base: contains no weights, such as diffusion_pytorch_model.safetensors; .* download"
     ):
         PITIPipeline.from_pretrained(tmp_path)
     assert "unsafe" not in capfd.readouterr().err
@@ -189,7 +189,7 @@ def test_a_folder_without_weights_is_told_which_file_it_lacks(
 def test_a_variant_that_was_not_asked_for_is_named(tmp_path: Path) -> None:
     """diffusers says that a .bin is missing."""
     tiny_pipeline().save_pretrained(tmp_path, variant="fp16")
-    with pytest.raises(ModelError, match=r"base: its weights are of the variant 'fp16' alone; .* variant='fp16'\)"):
+    with pytest.raises(ModelError, match=r"base: its weights exist only as variant 'fp16'; .* variant='fp16'\)"):
         PITIPipeline.from_pretrained(tmp_path)
 
 

@@ -154,17 +154,20 @@ def without(shapes: Shapes, *keys: str) -> Shapes:
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({"conv.weight": (3, 3)}, "neither GLIDE's nor PITI's.*'token_embedding.weight'.*Found were 'conv.weight'"),
+        (
+            {"conv.weight": (3, 3)},
+            "neither a GLIDE nor a PITI checkpoint.*'token_embedding.weight'.*Found: 'conv.weight'",
+        ),
         (without(shapes_of(tiny_weights("piti")), "decoder.out.0.bias"), "PITI base.*lacks 'decoder.out.0.bias'"),
-        (shapes_of(tiny_weights("glide")) | {"spare": (3,)}, "GLIDE base.*has beyond that 'spare'"),
+        (shapes_of(tiny_weights("glide")) | {"spare": (3,)}, "GLIDE base.*has unexpected 'spare'"),
         (shapes_of(tiny_weights("piti")) | {"decoder.out.0.bias": (3,)}, r"out.0.bias' is \[3\].*has \[32\]"),
         (without(shapes_of(tiny_weights("glide")), "padding_embedding"), "padding_embedding.*not supported"),
         (without(shapes_of(tiny_weights("glide")), "transformer_proj.weight"), "has no 'transformer_proj.weight'"),
-        (shapes_of(tiny_weights("glide")) | {"input_blocks.2.0.op.weight": (32, 32, 3, 3)}, "bare convolution"),
+        (shapes_of(tiny_weights("glide")) | {"input_blocks.2.0.op.weight": (32, 32, 3, 3)}, "plain convolution"),
         (shapes_of(tiny_weights("glide")) | {"input_blocks.0.0.weight": (32, 4, 3, 3)}, "takes 4 channels.*3 .base"),
         (shapes_of(tiny_weights("piti")) | {"encoder.positional_embedding": (17, 32)}, "other dimensions"),
         (shapes_of(tiny_weights("piti")) | {"encoder.positional_embedding": (1, 60, 32)}, "positional_embedding"),
-        ({}, "Found were nothing"),
+        ({}, "Found: nothing"),
     ],
 )
 def test_what_is_not_in_the_layout_is_refused(shapes: Shapes, message: str) -> None:
@@ -213,7 +216,7 @@ def test_fused_projections_go_head_by_head() -> None:
         ({"encoder_spec": TINY["piti"]["encoder_spec"] | {"norm_groups": 4}}, "groups of channels"),
         ({"unet_spec": TINY["piti"]["unet_spec"] | {"norm_groups": 16}}, "normalises 16 groups"),
         ({"unet_spec": {"token_width": None, "attention": [False] * 4}}, "takes no condition"),
-        ({"image_size": 32}, "makes 32 px, where its levels stand for 16"),
+        ({"image_size": 32}, "makes 32 px, but its levels imply 16"),
         ({"low_res": 8}, "enlarges 8 px, not 4"),
         ({"image_size": 64, "low_res": 16, "detail": 0.1}, "predicts details"),
     ],

@@ -128,15 +128,15 @@ def test_channels_and_classes_tell_the_kind(
 @pytest.mark.parametrize(
     ("channels", "count", "masks", "message"),
     [
-        (1, 4, None, r"base.pt: its encoder reads 1 channels, and .*classes4.json has 4 classes"),
-        (4, 5, None, r"base.pt: its encoder reads 4 channels, and .*classes5.json has 5 classes"),
-        (5, 4, None, r"reads 5 channels, and .*classes4.json has 4 classes"),
+        (1, 4, None, r"base.pt: its encoder reads 1 channels, but .*classes4.json has 4 classes"),
+        (4, 5, None, r"base.pt: its encoder reads 4 channels, but .*classes5.json has 5 classes"),
+        (5, 4, None, r"reads 5 channels, but .*classes4.json has 4 classes"),
         (3, 3, None, r"a mask in colours, or one-hot masks of the 3 classes of .*masks colours or masks one-hot"),
-        (3, 4, "one-hot", r"reads 3 channels, and .*classes4.json has 4 classes"),
-        (4, 4, "colours", r"reads 4 channels, and .*a mask in colours has 3"),
+        (3, 4, "one-hot", r"reads 3 channels, but .*classes4.json has 4 classes"),
+        (4, 4, "colours", r"reads 4 channels, but .*masks in colours have 3"),
         (4, None, None, r"base.pt: its encoder reads 4 channels, and PITI's read .*classes FILE"),
-        (4, None, "one-hot", r"masks one-hot: the file does not tell the classes.*classes FILE"),
-        (6, None, "colours", r"reads 6 channels, and COCO-Stuff has 182 classes"),
+        (4, None, "one-hot", r"masks one-hot: the file does not contain the classes.*classes FILE"),
+        (6, None, "colours", r"reads 6 channels, but COCO-Stuff has 182 classes"),
     ],
 )
 def test_what_does_not_agree_is_refused(
@@ -154,8 +154,8 @@ def test_what_does_not_agree_is_refused(
         (SketchCondition(threshold=0.6), []),
         (RELEASED_GEOMETRY, []),
         (TextCondition(6), []),
-        (PaletteCondition(table(3)), ["the file has no place for its classes: .* with --classes FILE"]),
-        (SketchCondition(threshold=0.6, clip=32), [r".*no place for clip = 32 \(an import has 255\)"]),
+        (PaletteCondition(table(3)), ["the file cannot store its classes: .* with --classes FILE"]),
+        (SketchCondition(threshold=0.6, clip=32), [r".*cannot store clip = 32 \(an import has 255\)"]),
         (
             MaskCondition(table(3)),
             ["the release's code has no one-hot masks, .* 3 classes: it reads a mask in colours"],
@@ -181,4 +181,4 @@ def test_the_command_line_tells_it(tmp_path: Path) -> None:
     flags = ["--classes", str(classes_file(tmp_path, 3)), "--masks", "one-hot"]
     done = run(app, ["import", str(out / "base.pt"), "--out", str(tmp_path / "model"), *flags])
     assert done.exit_code == 0, done.output
-    assert "note: PITI base is taken to read one-hot masks" in done.stderr
+    assert "note: PITI base is assumed to read one-hot masks" in done.stderr

@@ -58,7 +58,7 @@ def test_what_is_stopped_can_be_resumed(
     with pytest.raises(typer.Exit) as stop, resumable():
         os.kill(os.getpid(), number)
     assert stop.value.exit_code == code
-    assert "the same command goes on where it was" in capsys.readouterr().err
+    assert "the same command to continue" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 

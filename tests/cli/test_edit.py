@@ -147,7 +147,7 @@ def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path],
     )
     assert "no new noise was drawn (variety 0), so all images are the same" in said
     nothing = mistake(*bare[:-2], "--keep", "exact", "--out", str(tmp_path / "four"))
-    assert "nothing of it kept, as --keep exact asks" in nothing
+    assert "--keep exact is to keep a part of it" in nothing
     assert not (tmp_path / "four").exists()
 
 
@@ -174,7 +174,7 @@ def test_a_region(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     assert not {"piti:raw", "piti:condition_sha256"} & png_text(second).keys()
     with pytest.raises(RemakeError, match=r"2\.png: is an edit of a region, and the condition of the rest"):
         own_condition(second, PITIPipeline.from_pretrained(model).condition)
-    assert "sheet.png: is there already" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
+    assert "sheet.png: exists already" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
 
 
 def sheet_in(folder: Path) -> Path:
@@ -204,7 +204,7 @@ def test_why_it_is_not_known_what_an_image_shows(model: Path, files: dict[str, P
 
 def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
-    assert "is there already" in mistake(*command(model, files, tmp_path / "old.png"))
+    assert "exists already" in mistake(*command(model, files, tmp_path / "old.png"))
     assert (tmp_path / "old.png").read_bytes() == b"old"
     before = files["image"].read_bytes()
     assert "is an input" in mistake(*command(model, files, files["image"], "--overwrite"))
@@ -218,20 +218,18 @@ def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) ->
     assert "broken.png" in mistake(*command(model, files | {"image": broken}, tmp_path / "new"))
     assert not (tmp_path / "new").exists()
     assert "Give --to FILE" in mistake("edit", str(files["image"]), "--model", str(model))
-    assert "is a folder; give a picture's file" in mistake(
-        *command(model, files | {"image": tmp_path}, tmp_path / "new")
-    )
+    assert "is a folder; give an image file" in mistake(*command(model, files | {"image": tmp_path}, tmp_path / "new"))
     (tmp_path / "taken").write_bytes(b"old")
     for inside in ("taken/deep/a.png", "taken/deep"):
-        assert "taken is a file, no folder; give another --out" in mistake(*command(model, files, tmp_path / inside))
+        assert "taken is a file, not a folder; give another --out" in mistake(*command(model, files, tmp_path / inside))
 
 
 def test_values_out_of_range(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     for flag, value, message in (
-        ("--dilate", "1.5", r"--dilate 1.5: is a share"),
-        ("--feather", "-0.1", r"--feather -0.1: is a share"),
+        ("--dilate", "1.5", r"--dilate 1.5: is out of range"),
+        ("--feather", "-0.1", r"--feather -0.1: is out of range"),
         ("--size", "5000", "--size 5000: "),
-        ("--from-text", "a wood", "--from and --from-text say the same thing twice"),
+        ("--from-text", "a wood", "--from and --from-text are both given; remove"),
     ):
         assert message in mistake(*command(model, files, tmp_path / "a.png", flag, value))
     words = [word for word in command(model, files, tmp_path / "a.png") if word not in ("--from", str(files["before"]))]
@@ -239,7 +237,7 @@ def test_values_out_of_range(model: Path, files: dict[str, Path], tmp_path: Path
     deep = tmp_path / "deep.png"
     deep.write_bytes(png_of_16_bits(40, 40))
     lost = mistake(*command(model, files | {"image": deep}, tmp_path / "a.png", "--keep", "exact"))
-    assert "deep.png: images are written as 8-bit RGB, where what it has beyond 8 bits would be lost" in lost
+    assert "deep.png: images are written as 8-bit RGB, which would lose its precision beyond 8 bits" in lost
     assert not (tmp_path / "a.png").exists()
 
 
@@ -269,13 +267,17 @@ def test_texts_and_parts(files: dict[str, Path], tmp_path: Path) -> None:
     assert "--to mask=FILE" in mistake(*several, str(tmp_path / "c.png"), "--to", str(files["after"]))
     assert "the part is not named" in mistake(*several, str(tmp_path / "c.png"), "--text", "the sea")
     picture = mistake(*text, str(tmp_path / "c.png"), "--to", str(files["after"]))
-    assert "is a picture, and this model reads text" in picture
+    assert "is an image, but this model reads text" in picture
     assert not (tmp_path / "c.png").exists()
 
 
 @pytest.mark.parametrize(
     ("values", "text", "message"),
-    [(["a.png"], "sea", "twice"), (["a.png", "b.png"], None, "one file"), (["mask=a.png", "b.png"], None, "one file")],
+    [
+        (["a.png"], "sea", "both given"),
+        (["a.png", "b.png"], None, "one file"),
+        (["mask=a.png", "b.png"], None, "one file"),
+    ],
 )
 def test_what_is_given_twice(values: list[str], text: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):

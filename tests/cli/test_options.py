@@ -78,7 +78,7 @@ def test_sampling_flags_become_options() -> None:
 
 def test_what_means_nothing_is_refused() -> None:
     refuse_others(["out"], ["out"], "piti paint")
-    with pytest.raises(UserError, match="--no-train, --gpu means nothing with piti paint"):
+    with pytest.raises(UserError, match="--no-train, --gpu has no effect with piti paint"):
         refuse_others(["out", "no_train", "gpu"], ["out"], "piti paint")
     with pytest.raises(UserError, match="--aliases without --segmenter"):
         JudgeFlags(aliases="names.json")  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_a_strength_with_and_without_a_rule() -> None:
         guidance_of(1.0, "plain", (0.5, 0.2))
     with pytest.raises(UserError, match="--guidance-rule without --guidance"):
         guidance_of(None, "plain")
-    with pytest.raises(UserError, match=r"guidance_rule plane: is no rule of guidance; did you mean 'plain'\?"):
+    with pytest.raises(UserError, match=r"guidance_rule plane: is not a guidance rule; did you mean 'plain'\?"):
         guidance_of(None, "plane")
     with pytest.raises(SpecError, match=r"--guidance -2:\n.*is too small; give at least -1"):
         guidance_of(-2.0, "plain")

@@ -57,11 +57,11 @@ def test_mistakes_are_told_before_anything_is_served(monkeypatch: pytest.MonkeyP
         run("--device", "nosuch")
     with monkeypatch.context() as patch:
         patch.setattr(engine, "Studio", lambda *given: pytest.fail("models were loaded"))
-        with pytest.raises(UserError, match=r"allow_host https://a\.example: is no name"):
+        with pytest.raises(UserError, match=r"allow_host https://a\.example: is not a host name"):
             run("--allow-host", "https://a.example")
-        with pytest.raises(UserError, match="is no path of a proxy"):
+        with pytest.raises(UserError, match="is not a valid path"):
             run("--root-path", "http://a/b")
-    with server.listening("127.0.0.1", 0) as bound, pytest.raises(UserError, match="is taken"):
+    with server.listening("127.0.0.1", 0) as bound, pytest.raises(UserError, match="is in use"):
         run("--port", str(bound.getsockname()[1]))
 
 

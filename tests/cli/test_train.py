@@ -44,7 +44,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(recipe: Path, tiny_data: P
     for words in (
         "9 training and 3 validation pairs",
         "encoder and unet (",
-        "parameters learn), 4 steps",
+        "parameters trained), 4 steps",
         "16 of one process",
         "new",
     ):
@@ -57,8 +57,8 @@ def test_a_dry_run_of_a_run_without_a_checkpoint_takes_resume(recipe: Path, tiny
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss": 0.1}\n')
     given = ("train", recipe, "--data", tiny_data, "--out", tmp_path / "run", "--dry-run")
-    assert "holds no checkpoint: a new run begins" in " ".join(run(*given, "--resume").split())
-    assert "holds a run already; add --resume to go on with it" in mistake(*given)
+    assert "has no checkpoint: a new run starts" in " ".join(run(*given, "--resume").split())
+    assert "already contains a run; add --resume to continue it" in mistake(*given)
 
 
 def test_of_several_processes_the_first_prints_the_plan(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

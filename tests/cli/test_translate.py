@@ -48,4 +48,4 @@ def test_stopped_it_says_that_the_same_command_goes_on(tmp_path: Path, monkeypat
     for overwrite in ([], ["--overwrite"]):
         result = invoked(*arguments, *overwrite)
         assert result.exit_code == 130
-        assert ("stopped; the same command goes on where it was" in result.output) == (not overwrite)
+        assert ("stopped; run the same command to continue" in result.output) == (not overwrite)

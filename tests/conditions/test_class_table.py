@@ -74,7 +74,7 @@ class TestMistakes:
 
     def test_a_name_that_stands_twice_is_named(self, tmp_path):
         (tmp_path / "classes.json").write_text('{"sky": 0, "road": 1, "sky": 2}')
-        with pytest.raises(ConditionError, match=r"classes\.json: .*'sky' stands there twice.*; keep or rename one"):
+        with pytest.raises(ConditionError, match=r"classes\.json: .*'sky' occurs twice.*; keep or rename one"):
             ClassTable.read(tmp_path / "classes.json")
 
     @pytest.mark.parametrize("color", ["grün", [1, 2], [0.5, 0.5, 0.5], 7])
@@ -91,7 +91,7 @@ class TestMistakes:
         assert str(error.value).count("\n") == 1
 
     def test_no_file_says_what_to_write(self, tmp_path):
-        with pytest.raises(ConditionError, match=r'write the classes into it .*\["sky", "road"\]'):
+        with pytest.raises(ConditionError, match=r'list the classes .*\["sky", "road"\]'):
             ClassTable.read(tmp_path / "classes.json")
 
     def test_an_empty_list(self, tmp_path):

@@ -78,7 +78,7 @@ class TestFiles:
             GEOMETRY.load(tmp_path / f"none{suffix}")
 
     def test_a_text(self, tmp_path) -> None:
-        with pytest.raises(ConditionError, match=r"a\.txt: is a text, and this model reads a geometry"):
+        with pytest.raises(ConditionError, match=r"a\.txt: is a text, but this model reads a geometry"):
             GEOMETRY.load(tmp_path / "a.txt")
 
     @pytest.mark.parametrize("suffix", [".png", ".npy", ".npz"])
@@ -112,7 +112,7 @@ class TestPictures:
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
     def test_eight_bits(self, tmp_path, mode: str) -> None:
         Image.new(mode, (6, 4), 1).save(tmp_path / "d.png")
-        with pytest.raises(ConditionError, match=r"d\.png: an 8-bit picture .* no metric depth.*16-bit grey PNG"):
+        with pytest.raises(ConditionError, match=r"d\.png: an 8-bit picture .* metric depth.*16-bit grey PNG"):
             GEOMETRY.load(tmp_path / "d.png")
 
 
@@ -131,10 +131,10 @@ class TestArrays:
         [
             (np.zeros((3, 4, 5), np.float32), r"expected depth \[h, w\] or \[h, w, 1\], got \[3, 4, 5\]"),
             (np.zeros(7, np.float32), r"got \[7\]"),
-            (np.ones((3, 4), np.uint8), "uint8 holds no metric depth"),
-            (np.ones((3, 4), bool), "bool holds no metric depth"),
-            (np.ones((3, 4), np.complex64), "complex64 are no depth"),
-            (np.full((3, 4), "far"), "are no depth"),
+            (np.ones((3, 4), np.uint8), "uint8 cannot hold metric depth"),
+            (np.ones((3, 4), bool), "bool cannot hold metric depth"),
+            (np.ones((3, 4), np.complex64), "complex64 cannot be depth"),
+            (np.full((3, 4), "far"), "cannot be depth"),
             (np.zeros((0, 4), np.float32), r"is empty, \[0, 4\]"),
         ],
     )

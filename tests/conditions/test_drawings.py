@@ -32,7 +32,9 @@ def test_photographs_are_refused_with_what_to_do(mode: str) -> None:
     image = Image.fromarray(photograph()).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
-    with pytest.raises(ConditionError, match=r"p\.png: \d\d% of it would be lines, as of a photograph; draw its lines"):
+    with pytest.raises(
+        ConditionError, match=r"p\.png: \d\d% of it would be lines, as in a photograph; extract its lines"
+    ):
         SKETCH.read(image, "p.png")
 
 
@@ -45,7 +47,7 @@ def test_masks_of_classes_are_refused(form: str, scale: int) -> None:
         mask = MaskCondition(STREET)
         image = mask.preview(mask.read(Image.fromarray(IDS), "m"))
     image = image.convert(form) if form in ("RGB", "P") else image
-    words = r"is flat areas of \d values.*give a mask to a model of masks"
+    words = r"consists of flat areas of \d values.*give masks to a mask model"
     words = rf"({words}|\d\d% of it would be lines)" if form == "P" else words  # which Pillow dithers
     with pytest.raises(ConditionError, match=rf"m\.png: {words}"):
         SKETCH.read(image, "m.png")
@@ -75,7 +77,7 @@ def test_scenes_photographs_are_refused_and_their_edges_are_not(scenes) -> None:
 def test_a_sketch_where_a_mask_is_read_names_the_model_of_sketches(mode: str, tmp_path) -> None:
     table = STREET.model_copy(update={"ignore": None, "names": ("b", "road", "car"), "ids": (4, 5, 6)})
     sketch = drawing().convert(mode)
-    with pytest.raises(ConditionError, match=r"if it is a drawing, take a model of sketches \(model sketch\)"):
+    with pytest.raises(ConditionError, match=r"if it is a drawing, use a sketch model \(model sketch\)"):
         MaskCondition(table).read(sketch, "s.png")
     drawing().save(tmp_path / "s.jpg")
     with pytest.raises(ConditionError, match=r"lossy.*model sketch"):

@@ -218,7 +218,7 @@ class TestSettings:
             ({"field_of_view": 180}, "'field_of_view' = 180"),
             ({"normal_axes": [1, 2, 1]}, r"'normal_axes\.1' = 2"),
             ({"camera": {"fx": 1, "fy": 1, "cx": 0, "cy": 0, "width": 4}}, "missing key 'camera.height'"),
-            ({"camera": CAMERA.to_dict(), "field_of_view": 60}, "leave field_of_view out"),
+            ({"camera": CAMERA.to_dict(), "field_of_view": 60}, "remove field_of_view"),
             ({"camera": CAMERA.to_dict() | {"fz": 1}}, "unknown key 'camera.fz'; did you mean 'fy'"),
             ({"units": 1}, "unknown key 'units'; did you mean 'unit'"),
         ],
@@ -238,7 +238,7 @@ class TestSettings:
         condition = GeometryCondition(camera=CAMERA)
         large = plane((0.3, 0.2, -0.9), 2, doubled)
         assert torch.allclose(condition.from_depth(large)[1:, 5, 5].float(), unit(0.3, 0.2, -0.9), atol=1e-3)
-        with pytest.raises(ConditionError, match=r"it: 32 x 32 is no scaled copy of the 32 x 24 .*camera"):
+        with pytest.raises(ConditionError, match=r"it: 32 x 32 is not a scaled copy of the 32 x 24 .*camera"):
             condition.from_depth(torch.ones(32, 32), None, "it")
 
     def test_a_field_of_view(self) -> None:

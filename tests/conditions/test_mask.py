@@ -244,7 +244,7 @@ class TestUnknown:
             MASK.read(Image.fromarray(np.array([[-1, 70000, 7]], np.int32)), "ids")
 
     def test_a_picture_that_cannot_be_a_mask(self):
-        with pytest.raises(ConditionError, match="a CMYK picture is no mask"):
+        with pytest.raises(ConditionError, match="a CMYK image cannot be a mask"):
             MASK.read(Image.new("CMYK", (2, 2)), "m")
 
 

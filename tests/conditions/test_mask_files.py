@@ -36,7 +36,7 @@ class TestBlackAndWhite:
     @pytest.mark.parametrize("shape", [SHAPE, np.ones_like(SHAPE)])
     def test_what_is_not_is_refused_with_both_readings_and_the_key(self, mode, shape):
         image = Image.fromarray(shape * 255).convert(mode)
-        with pytest.raises(ConditionError, match=r"255 is the id of what is unlabelled.* colour of 'lesion'.*reading"):
+        with pytest.raises(ConditionError, match=r"255 is the id of unlabelled pixels.* colour of 'lesion'.*reading"):
             MaskCondition(BINARY).read(image, "m")
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -52,7 +52,7 @@ class TestBlackAndWhite:
 class TestPalettes:
     def test_indices_that_are_also_known_colours_are_refused(self):
         image = paletted([[0, 1]], (0, 0, 0), (255, 200, 150))
-        with pytest.raises(ConditionError, match=r"1 is the id of 'hair', or stands for the colour of 'face'"):
+        with pytest.raises(ConditionError, match=r"1 is the id of 'hair', or the colour of 'face'"):
             MaskCondition(HAIR).read(image, "m")
         assert values(MaskCondition(HAIR, reading="ids"), image) == [[0, 1]]
         assert values(MaskCondition(HAIR, reading="colours"), image) == [[1, 2]]
@@ -76,7 +76,7 @@ class TestRgbOfGreys:
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
     def test_what_fits_both_ways_is_refused_with_both(self, mode):
         image = Image.fromarray(np.array([[1, 2], [3, 3]], np.uint8)).convert(mode)
-        with pytest.raises(ConditionError, match=r"3 is the id of 'c', or stands for the colour of 'b'.*reading"):
+        with pytest.raises(ConditionError, match=r"3 is the id of 'c', or the colour of 'b'.*reading"):
             MaskCondition(self.GREYS).read(image, "m")
         assert values(MaskCondition(self.GREYS, reading="ids"), image) == [[0, 1], [2, 2]]
         assert values(MaskCondition(self.GREYS, reading="colours"), image) == [[0, 2], [1, 1]]
@@ -98,7 +98,7 @@ class TestRgbOfGreys:
         Image.fromarray(np.array([[0, 1]], np.uint8)).save(files[0])
         Image.fromarray(np.array([[[200, 0, 0], [9, 9, 9]]], np.uint8)).save(files[1])
         settled, notes = MaskCondition(table).settled(files)
-        assert notes == ["1 masks hold ids and 1 colours: each is read as what it holds"]
+        assert notes == ["1 masks hold ids and 1 colours: each file is read by its contents"]
         assert [settled.load(file)[0].tolist() for file in files] == [[[0, 1]], [[1, 0]]]
 
     def test_numbers_of_one_kind_of_picture_are_not_read_both_ways(self, tmp_path):
@@ -107,7 +107,7 @@ class TestRgbOfGreys:
         pixels = np.array([[0, 1]], np.uint8)
         for name, factor in (("a", 1), ("b", 255)):
             Image.fromarray(pixels * factor).save(tmp_path / f"{name}.png")
-        said = r"b\.png: of this set 1 masks hold ids and 1 class colours, this one colours.*a number would mean two"
+        said = r"b\.png: of these masks 1 hold ids and 1 class colours, this one colours.*a value would mean two"
         with pytest.raises(ConditionError, match=said):
             MaskCondition(table).settled([tmp_path / "a.png", tmp_path / "b.png"])
 
@@ -142,7 +142,7 @@ class TestExactFiles:
     @pytest.mark.parametrize("mode", ["L", "RGB"])
     def test_lossy_files_are_refused_with_the_reason(self, tmp_path, name, settings, mode):
         Image.fromarray(np.zeros((8, 8), np.uint8)).convert(mode).save(tmp_path / name, **settings)
-        with pytest.raises(ConditionError, match=r"m\.\w+: is an? .*which changes values \(it is lossy\)"):
+        with pytest.raises(ConditionError, match=r"m\.\w+: is an? .*, a lossy format, which changes ids"):
             MaskCondition(HAIR).load(tmp_path / name)
         with pytest.raises(ConditionError, match="lossy"), Image.open(tmp_path / name) as opened:
             MaskCondition(HAIR).read(opened, "m")
@@ -186,7 +186,7 @@ class TestMirroring:
     def test_what_may_be_left_and_right_is_said_and_not_exchanged(self):
         names = ["lbrow", "rbrow", "skin", "leftEye", "rightEye"]
         assert mirrored_names(names) == [("leftEye", "rightEye")]
-        assert "lbrow and rbrow: not exchanged" in said_of_mirroring(names)[-1]
+        assert "lbrow and rbrow: not swapped" in said_of_mirroring(names)[-1]
         assert len(said_of_mirroring(["l_eye", "r_eye"])) == 1
 
     def test_flip_exchanges_and_twice_is_nothing(self):

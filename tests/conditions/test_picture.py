@@ -40,7 +40,7 @@ def test_greys_are_colours_and_deep_numbers_are_refused() -> None:
     grey = PICTURE.read(Image.fromarray(PIXELS[..., 0]), "depth.png")
     assert torch.equal(grey, torch.from_numpy(PIXELS[..., 0]).expand(3, -1, -1))
     for values in (PIXELS[..., 0].astype(np.uint16) * 257, PIXELS[..., 0].astype(np.float32)):
-        with pytest.raises(ConditionError, match=r"depth.png: holds numbers of more than 8 bits"):
+        with pytest.raises(ConditionError, match=r"depth.png: has more than 8 bits"):
             PICTURE.read(Image.fromarray(values), "depth.png")
 
 

@@ -95,17 +95,17 @@ class TestFiles:
 
     @pytest.mark.parametrize("text", ["stra\udcdfe", "\ud800"])
     def test_what_is_no_text_in_any_encoding(self, text: str) -> None:
-        with pytest.raises(ConditionError, match=r"the given text: holds what is no UTF-8; write it in UTF-8"):
+        with pytest.raises(ConditionError, match=r"the given text: is not valid UTF-8; encode it as UTF-8"):
             TEXT.tokens(text)
-        with pytest.raises(ConditionError, match=r"the given text: holds what is no UTF-8"):
+        with pytest.raises(ConditionError, match=r"the given text: is not valid UTF-8"):
             TEXT.cut(text)
 
     def test_a_picture_s_file_is_no_text(self, tmp_path: Path) -> None:
-        with pytest.raises(ConditionError, match=r"m\.png: is a picture, and this model reads text"):
+        with pytest.raises(ConditionError, match=r"m\.png: is an image, but this model reads text"):
             TEXT.load(tmp_path / "m.png")
 
     def test_a_picture_is_no_text(self) -> None:
-        with pytest.raises(ConditionError, match="is a picture, and this model reads text"):
+        with pytest.raises(ConditionError, match="is an image, but this model reads text"):
             TEXT.read(Image.new("L", (4, 4)), "mask.png")
 
 
@@ -137,11 +137,11 @@ class TestConfig:
         ("config", "message"),
         [
             ({"kind": "text", "length": 4}, "takes no length"),
-            ({"kind": "text", "context": 0}, "context 0 is no number"),
+            ({"kind": "text", "context": 0}, "context 0 is not a number"),
             ({"kind": "text", "tokenizer": "bytes"}, "tokenizer 'bytes': expected"),
             ({"kind": "text", "tokenizer": {"kind": "byte"}}, "unknown tokenizer 'byte'; did you mean 'bytes'"),
             ({"kind": "text", "tokenizer": {"kind": "bytes", "folder": "x"}}, "takes no folder"),
-            ({"kind": "text", "tokenizer": {"kind": "gpt2", "size": "x"}}, "size 'x' is no number"),
+            ({"kind": "text", "tokenizer": {"kind": "gpt2", "size": "x"}}, "size 'x' is not a number"),
         ],
     )
     def test_refused(self, config: dict[str, object], message: str) -> None:
@@ -179,13 +179,13 @@ class TestBytePairs:
         with pytest.raises(ConditionError, match="vocabulary has 6 ids, the model 50257"):
             BytePairTokenizer(gpt2).encode("a")
         (gpt2 / "merges.txt").write_text("#version: 0.2\na b c\n")
-        with pytest.raises(ConditionError, match=r"merges.txt: expected two tokens a line, got 'a b c'"):
+        with pytest.raises(ConditionError, match=r"merges.txt: expected two tokens per line, got 'a b c'"):
             BytePairTokenizer(gpt2, 6).encode("a")
         (gpt2 / "vocab.json").write_text("{")
         with pytest.raises(ConditionError, match=r"vocab.json: not valid JSON"):
             BytePairTokenizer(gpt2, 6).encode("a")
         (gpt2 / "vocab.json").unlink()
-        with pytest.raises(ConditionError, match=r"holds none of vocab.json, encoder.json, encoder.json.gz"):
+        with pytest.raises(ConditionError, match=r"contains none of vocab.json, encoder.json, encoder.json.gz"):
             BytePairTokenizer(gpt2, 6).encode("a")
 
     def test_as_recorded_from_glide(self, golden: Path) -> None:

@@ -48,7 +48,7 @@ def test_another_profile_is_converted_in_every_mode_and_transparency_stays(tmp_p
     image.save(tmp_path / "a.png", icc_profile=profile)
     wanted = np.full_like(np.asarray(plain), 255) if mode == "RGBA" else np.asarray(read_rgb(tmp_path / "plain.png"))
     assert np.array_equal(np.asarray(read_rgb(tmp_path / "a.png")), wanted)
-    assert loss_as_rgb(tmp_path / "plain.png") == "the colours of its profile"
+    assert loss_as_rgb(tmp_path / "plain.png") == "the colours of its ICC profile"
 
 
 def test_a_profile_of_another_kind_of_picture_is_left_out(tmp_path):
@@ -59,7 +59,9 @@ def test_a_profile_of_another_kind_of_picture_is_left_out(tmp_path):
 def test_sixteen_bit_colours(tmp_path):
     whole = PIXELS.astype(np.uint16) * 257
     assert np.array_equal(np.asarray(read_rgb(deep_png(tmp_path / "a.png", whole))), PIXELS)
-    with pytest.raises(ImageError, match=r"a\.png: its 16-bit colours end at about \d+, and are read as 0\.\.65535"):
+    with pytest.raises(
+        ImageError, match=r"a\.png: its 16-bit colours end at about \d+, but they are read as 0\.\.65535"
+    ):
         read_rgb(deep_png(tmp_path / "a.png", whole // 16))
 
 

@@ -42,7 +42,7 @@ def test_auto_is_half_precision_on_a_gpu_that_computes_in_it(
     assert usable_dtype("auto", CUDA) is dtype
     assert usable_dtype("fp16", CUDA) is torch.float16
     if dtype is torch.float32:
-        with pytest.raises(UserError, match="cuda does not compute in bfloat16; give fp16 or fp32, or auto"):
+        with pytest.raises(UserError, match="cuda does not support bfloat16; give fp16 or fp32, or auto"):
             usable_dtype("bf16", CUDA)
 
 
@@ -50,10 +50,10 @@ def test_a_cpu_computes_in_float32_unless_it_is_asked_otherwise(monkeypatch: pyt
     monkeypatch.setattr("piti.core.devices.computes_bfloat16", lambda device: True)
     assert usable_dtype("auto", CPU) is torch.float32
     assert usable_dtype("bf16", CPU) is torch.bfloat16
-    with pytest.raises(UserError, match="dtype fp16: CPUs do not compute in float16"):
+    with pytest.raises(UserError, match="dtype fp16: CPUs do not support float16"):
         usable_dtype("fp16", CPU)
     monkeypatch.setattr("piti.core.devices.computes_bfloat16", lambda device: False)
-    with pytest.raises(UserError, match="this processor does not compute in bfloat16; give fp32, or auto"):
+    with pytest.raises(UserError, match="this processor does not support bfloat16; give fp32, or auto"):
         usable_dtype("bf16", CPU)
 
 
@@ -80,19 +80,19 @@ def test_bfloat16_is_fast_on_a_processor_with_units_for_it(
 
 def test_what_is_no_device_and_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gpu", "meta", "cuda:x"):
-        with pytest.raises(UserError, match=f"^device {name}: is no device; give cpu, cuda, cuda:1, mps …$"):
+        with pytest.raises(UserError, match=f"^device {name}: is not a device; give cpu, cuda, cuda:1, mps …$"):
             usable_device(name)
 
     def refused(*_: object, device: torch.device) -> None:
         raise AssertionError("Torch not compiled with CUDA enabled\nand more")
 
     monkeypatch.setattr(torch, "empty", refused)
-    with pytest.raises(UserError, match=r"^device cuda: is not here \(Torch not compiled .*\); cpu always works$"):
+    with pytest.raises(UserError, match=r"^device cuda: is not available \(Torch not compiled .*\); use cpu$"):
         usable_device("cuda")
 
 
 def test_a_kind_of_device_that_torch_knows_and_has_no_module_for_is_not_here() -> None:
-    with pytest.raises(UserError, match=r"^device hpu: is not here \(.*\); cpu always works$"):
+    with pytest.raises(UserError, match=r"^device hpu: is not available \(.*\); use cpu$"):
         usable_device("hpu")
 
 

@@ -167,7 +167,7 @@ def test_an_old_folder_that_cannot_be_removed_is_named(tmp_path: Path, monkeypat
 
     fill(tmp_path / "out", "old")
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    with pytest.raises(OutputError, match=r"out: is written, but .*Permission denied.*remove .*\.old yourself"):
+    with pytest.raises(OutputError, match=r"out: is written, but .*Permission denied.*remove .*\.old"):
         fill(tmp_path / "out", "new", overwrite=True)
     assert tree(tmp_path)["out/mark"] == "new"
 
@@ -202,7 +202,7 @@ def test_other_things_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     fill(tmp_path / "model", "1")
     was = tree(tmp_path)
-    for name, message in (("photos", "other things"), ("file", "is no folder"), ("link", "is no folder")):
+    for name, message in (("photos", "other files"), ("file", "is not a folder"), ("link", "is not a folder")):
         with pytest.raises(OutputError, match=message):
             fill(tmp_path / name, "2", overwrite=True)
     with pytest.raises(OutputError, match="add overwrite"):
@@ -266,7 +266,7 @@ def test_a_folder_is_filled_when_all_is_written(tmp_path: Path, before: bool) ->
         {"inside/own": "theirs"} if before else {"inside/new": ""}
     )
     assert [path.name for path in target.parent.iterdir()] == ["out"]
-    with pytest.raises(OutputError, match="is a file, no folder; give another save_directory"):
+    with pytest.raises(OutputError, match="is a file, not a folder; give another save_directory"):
         put_named(target / "mark")
 
 
@@ -277,7 +277,9 @@ def put_named(target: Path) -> None:
 
 def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with alone(tmp_path / "a/out"):
-        with pytest.raises(OutputError, match=r"out: another process writes there .*wait for it, or give another out$"):
+        with pytest.raises(
+            OutputError, match=r"out: another process is writing there; wait for it, or give another out$"
+        ):
             alone(tmp_path / "a/out").__enter__()
         with alone(tmp_path / "a/other"):
             pass

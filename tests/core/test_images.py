@@ -85,7 +85,7 @@ class TestOpen:
     def test_missing_and_folder(self, tmp_path):
         with pytest.raises(ImageError, match=r"none\.png: no such file"):
             open_image(tmp_path / "none.png")
-        with pytest.raises(ImageError, match="is a folder; give a picture's file"):
+        with pytest.raises(ImageError, match="is a folder; give an image file"):
             open_image(tmp_path)
 
     @pytest.mark.parametrize("side", [9_000, 60_000])
@@ -231,7 +231,7 @@ class TestSave:
         assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "b").stat().st_mode
 
     def test_only_png(self, tmp_path):
-        with pytest.raises(ImageError, match=r"a\.jpg: pictures are written as PNG"):
+        with pytest.raises(ImageError, match=r"a\.jpg: images are written as PNG"):
             save_png(noise(2, 2), tmp_path / "a.jpg")
 
 
@@ -240,5 +240,5 @@ def test_a_file_of_several_pictures_holds_no_exact_values(tmp_path: Path) -> Non
     file = tmp_path / "pages.tif"
     Image.new("L", (4, 4), 1).save(file, save_all=True, append_images=[Image.new("L", (4, 4), 2)])
     assert np.asarray(open_image(file)).max() == 1
-    with pytest.raises(ImageError, match=r"pages\.tif: holds 2 pictures \(pages or frames\); save the one"):
+    with pytest.raises(ImageError, match=r"pages\.tif: contains 2 images \(pages or frames\); save the right one"):
         open_image(file, exact=True)

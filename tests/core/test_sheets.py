@@ -47,7 +47,7 @@ class TestGrid:
         assert first.min() > second.min() + 10  # one line stands next to its picture
 
     def test_nothing_to_show(self):
-        with pytest.raises(ImageError, match="at least one picture"):
+        with pytest.raises(ImageError, match="at least one image"):
             grid([[], []])
 
 

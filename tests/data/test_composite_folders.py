@@ -174,13 +174,13 @@ class TestRefused:
         Image.fromarray(np.full((32, 40), 99, np.uint8)).save(root / "labels" / f"{key(3)}.png")
         with pytest.raises(DataError) as error:
             folder(root).check()
-        assert f"sketches/{key(2)}.png: not a readable picture" in str(error.value)
+        assert f"sketches/{key(2)}.png: not a readable image" in str(error.value)
         assert f"labels/{key(3)}.png: id 99" in str(error.value)
 
     @pytest.mark.parametrize(
         ("conditions", "message"),
         [
-            ("labels", r"'labels' is one folder, and the condition has the parts mask, sketch.*\{mask: FOLDER, sketch"),
+            ("labels", r"'labels' is one folder, but the condition has the parts mask, sketch.*\{mask: FOLDER, sketch"),
             ({"mask": "labels"}, "no folder for the part sketch; add 'sketch: FOLDER'"),
             ({**FOLDERS, "depth": "depth"}, "unknown part 'depth'; .*known: mask, sketch"),
             ({"mask": "labels", "sketch": "nowhere"}, r"nowhere: no such folder"),
@@ -191,7 +191,7 @@ class TestRefused:
             folder(root, conditions=conditions)
 
     def test_folders_of_parts_for_one_condition(self, root: Path) -> None:
-        with pytest.raises(DataError, match=r"folders of parts \(mask, sketch\), and the condition is one sketch"):
+        with pytest.raises(DataError, match=r"folders of parts \(mask, sketch\), but the condition is a single sketch"):
             folder(root, SKETCH)
 
     def test_what_is_no_folder(self) -> None:

@@ -240,7 +240,7 @@ class TestHED:
         assert draw(np.zeros((70, 81, 3), np.uint8)).shape == (70, 81)
 
     def test_without_a_file(self) -> None:
-        with pytest.raises(DetectorError, match=r"^detector hed: needs a file of weights; give it as weights"):
+        with pytest.raises(DetectorError, match=r"^detector hed: needs a weights file; give it as weights"):
             line_source("hed")
 
 

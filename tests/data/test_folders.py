@@ -106,7 +106,7 @@ class TestMatching:
             PairedFolder(spec(tmp_path), MASK)
         (tmp_path / "images").mkdir()
         (tmp_path / "labels").mkdir()
-        with pytest.raises(DataError, match="hold no pictures"):
+        with pytest.raises(DataError, match="contain no images"):
             PairedFolder(spec(tmp_path), MASK)
 
 
@@ -145,7 +145,7 @@ class TestCheck:
             "1 images without a condition in labels/:\n    drive/0",
             "1 conditions without an image in images/:\n    drive/1",
             "1 unreadable files (replace or remove them):",
-            "drive/2.png: not a readable picture",
+            "drive/2.png: not a readable image",
             f"1 {UNEQUAL}:",
             "    drive/3: image 12 x 8, condition 24 x 16",
             "id 77 on 384 pixels is not in the class table",
@@ -161,7 +161,7 @@ class TestCheck:
             (tmp_path / "images" / f"{k}.png").write_bytes(b"")
         message = problems(PairedFolder(spec(tmp_path), MASK))
         assert "9 unreadable files" in message
-        assert message.count("not a readable picture") == 5
+        assert message.count("not a readable image") == 5
         assert "… and 4 more" in message
 
     def test_nothing_but_orphans(self, tmp_path):

@@ -119,20 +119,22 @@ class TestReadingOfASet:
 
     def test_black_and_white(self, cases):
         said = problems(cases / "01-binary-0-255/01-binary-0-255")
-        assert "255 is the id of what is unlabelled, or stands for the colour of 'lesion'" in said
+        assert "255 is the id of unlabelled pixels, or the colour of 'lesion'" in said
         with pytest.raises(DataError, match="reading"):
             check_set(PlainFolder(cases / "01-binary-0-255/01-binary-0-255"))
 
     def test_white_is_no_class_of_a_list_of_names_and_not_unlabelled_either(self, tmp_path):
         said = problems(made(tmp_path, {"s0": ids(0, 255)}, ["bg", "fg"]))
         assert "id 255 on" in said
-        assert '"ignore": 255 if that is what is unlabelled' in said
+        assert '"ignore": 255 if these pixels are unlabelled' in said
         assert "None" not in said
 
     @pytest.mark.parametrize(("values", "first"), [((1, 2, 3), 1), ((255, 1, 2, 3), 1)])
     def test_ids_that_are_all_shifted(self, tmp_path, values, first):
         said = problems(made(tmp_path, {"s0": ids(*values)}, table("sky", "road", "car")))
-        assert f'every id lies one above one of the table; if they are numbered so, begin with "id": {first}' in said
+        assert (
+            f'every id is one above an id of the table; if ids start there, begin the table with "id": {first}' in said
+        )
 
 
 class TestCoverage:
@@ -159,23 +161,23 @@ class TestCoverage:
         masks = {f"s{k}": ids(0, 1, 255, 255) for k in range(4)} | {"t": ids(255)}
         root = made(tmp_path / "data", masks, table("sky", "road", "lesion"))
         notes = pack_shards(PackJob(root, tmp_path / "shards")).notes
-        assert notes[0] == "of 5 of 5 masks, looked at: class 'lesion' occurs in no mask; 60% unlabelled"
+        assert notes[0] == "of 5 of 5 masks checked: class 'lesion' occurs in no mask; 60% unlabelled"
         assert "1 of 5 masks are unlabelled throughout" in notes[1]
         spec = FolderSpec(shards=(str(tmp_path / "shards"),), size=16, shard_cache=tmp_path / "cache")
         training, _ = open_shards(spec, MaskCondition(ClassTable.read(root / "classes.json")))
         said = training.looked(2)
-        assert said[0].startswith(f"of 2 of {len(training)} samples, looked at: class 'lesion' occurs in no mask")
+        assert said[0].startswith(f"in 2 of {len(training)} samples checked: class 'lesion' occurs in no mask")
 
     def test_a_drawing_whose_numbers_happen_to_be_ids_is_a_warning(self, tmp_path):
         page = Image.new("L", (64, 64), 255)
         page.paste(0, (5, 5, 60, 8))
-        note = "1 of 2 masks are narrow lines of one class and unlabelled elsewhere"
+        note = "1 of 2 masks are thin lines of one class, unlabelled elsewhere"
         notes = folder_of(made(tmp_path, {"s0": page, "s1": ids(0, 1)}, table("sky", "road"))).check().notes
-        assert f"warning: {note}: drawings are for a model of sketches (model sketch)" in notes
+        assert f"warning: {note}: for drawings use a sketch model (model sketch)" in notes
         labels = Image.new("L", (64, 64), 255)
         labels.paste(0, (5, 5, 40, 40))
         notes = folder_of(made(tmp_path / "b", {"s0": labels}, table("sky", "road"))).check().notes
-        assert "narrow lines" not in "\n".join(notes)
+        assert "thin lines" not in "\n".join(notes)
 
     def test_the_case(self, cases):
         root = cases / "21-class-never-seen/19-missing-class"
@@ -184,22 +186,22 @@ class TestCoverage:
 
 class TestExactValues:
     def test_ids_in_jpegs(self, cases):
-        assert "is a JPEG, which changes values" in problems(cases / "02-jpeg-ids/02-jpeg-ids150")
+        assert "is a JPEG, a lossy format, which changes" in problems(cases / "02-jpeg-ids/02-jpeg-ids150")
 
     def test_lossy_files_have_a_heading_of_their_own(self, tmp_path):
         root = made(tmp_path, {"s0": ids(0, 1), "s1": ids(0, 1)}, table("sky", "road"))
         (root / "labels/s1.png").unlink()
         ids(0, 1).save(root / "labels/s1.jpg")
-        heading = "conditions in formats that change values (export them as PNG from where they were made)"
+        heading = "conditions in lossy formats (export them as PNG from their source)"
         assert f"1 {heading}" in problems(root)
         assert [fault.kind for fault in check_set(PlainFolder(root)).faults] == [heading]
 
     def test_ids_in_jpegs_are_not_packed(self, cases, tmp_path):
-        with pytest.raises(DataError, match="is a JPEG, which changes values"):
+        with pytest.raises(DataError, match="is a JPEG, a lossy format, which changes"):
             pack_shards(PackJob(cases / "02-jpeg-ids/02-jpeg-ids150", tmp_path / "shards"))
 
     def test_the_cause_of_unequal_sizes_is_packed_along(self, cases, tmp_path):
-        with pytest.raises(DataError, match="one is turned by its EXIF orientation"):
+        with pytest.raises(DataError, match="one is rotated by its EXIF orientation"):
             pack_shards(PackJob(cases / "17-exif/16-exif-mismatch", tmp_path / "shards"))
 
     @pytest.mark.parametrize("depth", [10, 12, 14])
@@ -207,7 +209,7 @@ class TestExactValues:
         values = np.linspace(0, 2**depth - 1, 64).astype(np.uint16).reshape(8, 8)
         for name, image in {"g.png": values, "g.tif": values.astype(np.int32)}.items():
             Image.fromarray(image).save(tmp_path / name)
-            with pytest.raises(ImageError, match=rf"its greys are 0\.\.{2**depth - 1}, .*0\.\.65535"):
+            with pytest.raises(ImageError, match=rf"its grey values are 0\.\.{2**depth - 1}, .*0\.\.65535"):
                 read_rgb(tmp_path / name)
 
     def test_the_greys(self, cases):
@@ -246,9 +248,9 @@ class TestWalking:
 
     def test_links_that_lead_nowhere_are_problems(self, linked):
         said = problems(linked / "27-dangling")
-        assert "2 links that lead nowhere" in said
+        assert "2 broken links" in said
         assert "labels/s4.png" in said
-        with pytest.raises(DataError, match="links that lead nowhere"):
+        with pytest.raises(DataError, match="broken links"):
             check_set(PlainFolder(linked / "27-dangling")).problems().raise_if_any(linked)
 
     def test_names_are_composed(self, cases):
@@ -278,17 +280,17 @@ class TestWalking:
     def test_others_are_named(self, tmp_path):
         root = made(tmp_path, {"s0": ids(0, 1), "s1": ids(0, 1)}, table("sky", "road"))
         (root / "images/s1.png").rename(root / "images/s1.heic")
-        assert "pictures of a format that is not read" in problems(root)
+        assert "images of an unsupported format" in problems(root)
 
     def test_arrays_beside_masks_are_named(self, tmp_path):
         root = made(tmp_path / "data", {"s0": ids(0, 1)}, table("sky", "road"))
         np.save(root / "labels/s1.npy", np.zeros((4, 4), np.uint8))
-        said = "arrays where pictures are read (save them as grey PNG"
+        said = "arrays where images are expected (save them as 8-bit"
         assert said in problems(root)
         assert said in check_set(PlainFolder(root)).faults[0].kind
-        with pytest.raises(DataError, match="arrays where pictures are read"):
+        with pytest.raises(DataError, match="arrays where images are expected"):
             pack_shards(PackJob(root, tmp_path / "shards"))
-        with pytest.raises(ImageError, match="arrays where pictures are read"):
+        with pytest.raises(ImageError, match="arrays where images are expected"):
             walk(root / "labels").check()
         Image.new("L", (4, 4)).save(root / "labels/s1.png")
         assert walk(root / "labels").lost() == []
@@ -296,15 +298,15 @@ class TestWalking:
     def test_a_mask_of_a_kind_that_is_not_read_is_named(self, tmp_path):
         root = made(tmp_path, {"s0": ids(0, 1), "s1": ids(0, 1)}, table("sky", "road"))
         (root / "labels/s1.png").rename(root / "labels/s1.npy")
-        assert "s1 (s1.npy is there, of a kind that is not read)" in problems(root)
+        assert "s1 (s1.npy is there, but its format is not supported)" in problems(root)
 
 
 class TestOrientation:
     @pytest.mark.parametrize(
         ("name", "said"),
         [
-            ("16-exif-mismatch", "fits the unturned pixels"),
-            ("16b-exif-180", "photographs carry an EXIF orientation and are turned by it; by their colours"),
+            ("16-exif-mismatch", "fits the unrotated pixels"),
+            ("16b-exif-180", "photographs have an EXIF orientation and are rotated by it; by their colours"),
         ],
     )
     def test_the_cases(self, cases, name, said):
@@ -326,14 +328,14 @@ class TestOrientation:
         for key in ("s0", "s1"):
             Image.fromarray(mask * 200).convert("RGB").save(root / f"images/{key}.png", exif=exif)
         said = problems(root)
-        assert "2 pairs whose photograph is turned by its EXIF orientation" in said
-        assert "the masks of 2 fit the unturned ones better" in said
+        assert "2 pairs whose photograph is rotated by its EXIF orientation" in said
+        assert "the masks of 2 fit the unrotated ones better" in said
         report = check_set(PlainFolder(root))
         assert ([fault.key for fault in report.faults], report.good) == (["s0", "s1"], [])
         for key in ("s0", "s1"):
             turned = np.asarray(read_rgb(root / f"images/{key}.png"))[..., 0] // 200
             Image.fromarray(turned).save(root / f"labels/{key}.png")
-        assert "must lie over the turned ones" in "\n".join(folder_of(root).check().notes)
+        assert "must match the rotated ones" in "\n".join(folder_of(root).check().notes)
 
 
 def test_mirrored_samples_keep_left_and_right(cases):
@@ -350,7 +352,7 @@ def test_mirrored_samples_keep_left_and_right(cases):
     assert wrong in (0, 100)  # as it is in the photographs
     from piti.data.shown import mirroring_notes
 
-    assert mirroring_notes(folder.condition) == ["mirrored samples (data.flip) exchange l_eye ↔ r_eye"]
+    assert mirroring_notes(folder.condition) == ["mirrored samples (data.flip) swap l_eye ↔ r_eye"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
@@ -371,7 +373,7 @@ def test_captions_that_are_longer_than_what_is_read_are_counted(tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{k}.png")
         (tmp_path / f"{k}.txt").write_text(caption)
     alone = FolderSpec(photographs=(tmp_path,), size=16)
-    said = "2 of 3 captions fill all 64 tokens that are read (condition.context): what is beyond them is cut off"
+    said = "2 of 3 captions fill the context of 64 tokens (condition.context): longer ones are truncated"
     assert PairedFolder(alone, TextCondition()).check().notes == (said,)
     assert PairedFolder(alone, TextCondition(context=100)).check().notes == ()
 

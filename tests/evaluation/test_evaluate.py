@@ -142,9 +142,9 @@ class TestDistances:
         taken = tmp_path / "taken"
         taken.write_text("a file")
         options = replace(OPTIONS, cache=taken)
-        with pytest.raises(OutputError, match="taken is a file, no folder; give another cache"):
+        with pytest.raises(OutputError, match="taken is a file, not a folder; give another cache"):
             evaluate_files(noisy, options, tiny_data / "images")
-        with pytest.raises(OutputError, match="taken is a file, no folder; give another cache"):
+        with pytest.raises(OutputError, match="taken is a file, not a folder; give another cache"):
             check_measures("street", Split(tiny_data), options, Ranks())
 
     def test_what_could_not_be_measured_is_told_before_anything_is_made(self, tiny_data: Path, tmp_path: Path) -> None:

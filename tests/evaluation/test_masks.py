@@ -260,7 +260,7 @@ def test_no_images_and_one_twice(save: Save) -> None:
 def test_a_file_that_is_no_picture(save: Save) -> None:
     groups, conditions = save({"a": scene()}, {"a": [scene()]})
     groups["a"][0].write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"a_0\.png: not a readable picture"):
+    with pytest.raises(ImageError, match=r"a_0\.png: not a readable image"):
         judged((groups, conditions))
 
 

@@ -150,7 +150,7 @@ class TestSizes:
 
     def test_what_is_no_picture_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-        with pytest.raises(ImageError, match=r"a\.png: not a readable picture"):
+        with pytest.raises(ImageError, match=r"a\.png: not a readable image"):
             check_alike([tmp_path / "a.png"], None)
 
 
@@ -162,7 +162,7 @@ def test_pictures_that_are_missing_are_told(tmp_path: Path) -> None:
     (tmp_path / "real/c.heic").touch()
     (tmp_path / "real/d.png").symlink_to(tmp_path / "nowhere.png")
     for look in (photographs, generated_images):
-        with pytest.raises(ImageError, match=r"1 links that lead nowhere.*d\.png; 1 pictures of a format.*c\.heic"):
+        with pytest.raises(ImageError, match=r"1 broken links.*d\.png; 1 images of an unsupported format.*c\.heic"):
             look(tmp_path / "real")
     made(tmp_path / "root/images", "a.jpg", "b.jpg", "c.jpg")
     splits = tmp_path / "root/splits.json"

@@ -89,7 +89,7 @@ class TestPipeline:
             pipeline({"msk": mask(1)})
         with pytest.raises(ConditionError, match="no part is given"):
             pipeline({"mask": None})
-        with pytest.raises(ConditionError, match="mask: parts are given, and this model reads one mask"):
+        with pytest.raises(ConditionError, match="mask: parts are given, but this model reads one mask"):
             tiny_pipeline()({"mask": mask(1)})
 
     def test_saved_and_loaded(self, tmp_path: Path) -> None:

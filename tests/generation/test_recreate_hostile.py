@@ -79,7 +79,7 @@ class TestHostile:
         info = PngImagePlugin.PngInfo()
         info.add_text("piti:model", "x" * 4_000_000, zip=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "bomb.png", pnginfo=info)
-        with pytest.raises(ImageError, match=r"bomb\.png: not a readable picture .*too large"):
+        with pytest.raises(ImageError, match=r"bomb\.png: not a readable image .*too large"):
             read_record(tmp_path / "bomb.png")
 
     def test_of_another_kind(self, made: Path, tmp_path: Path) -> None:

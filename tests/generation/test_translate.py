@@ -299,12 +299,12 @@ class TestTexts:
         settings = GenerationOptions.from_flat(num=1, steps=2)
         with pytest.raises(TranslationError, match="text: this model reads a mask"):
             translate_files(tiny_pipeline(), TranslationFiles([], tmp_path, texts=["the sea"]), settings, "t")
-        with pytest.raises(TranslationError, match=r"m0\.png: is a picture, and this model reads text"):
+        with pytest.raises(TranslationError, match=r"m0\.png: is an image, but this model reads text"):
             translate_files(text_pipeline(), TranslationFiles([masks / "m0.png"], tmp_path), settings, "t")
         with pytest.raises(TranslationError, match=r"contains no \.txt files"):
             translate_files(text_pipeline(), TranslationFiles([masks], tmp_path), settings, "t")
         (tmp_path / "said.txt").write_text("the sea")
-        with pytest.raises(TranslationError, match=r"said\.txt: is a text, and this model reads a mask"):
+        with pytest.raises(TranslationError, match=r"said\.txt: is a text, but this model reads a mask"):
             translate_files(tiny_pipeline(), TranslationFiles([tmp_path / "said.txt"], tmp_path), settings, "t")
         with pytest.raises(TranslationError, match="nothing to translate"):
             translate_files(text_pipeline(), TranslationFiles([], tmp_path), settings, "t")

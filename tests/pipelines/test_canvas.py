@@ -80,7 +80,7 @@ class TestCanvas:
 
     @pytest.mark.parametrize("size", [0, 1, 15, 129])
     def test_impossible_sizes(self, size: int) -> None:
-        with pytest.raises(UserError, match=r"^size \d+: this model was trained to make 32 px; give 16 to 128"):
+        with pytest.raises(UserError, match=r"^size \d+: this model was trained for 32 px; give 16 to 128"):
             canvas_of(MASK, raw_of(8, 8), BASE, PLAIN, size)
 
     def test_the_base_alone_makes_smaller_images(self) -> None:

@@ -192,16 +192,16 @@ def alone(tmp_path: Path) -> Path:
 
 def test_an_upsampler_beside_a_base(tmp_path: Path, alone: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "base")
-    with pytest.raises(ModelError, match=r"holds an upsampler alone.*upsampler"):
+    with pytest.raises(ModelError, match=r"contains only an upsampler.*upsampler"):
         PITIPipeline.from_pretrained(alone)
     (tmp_path / "neither").mkdir()
     for name, content in (("model_index.json", {}), ("condition.json", {"kind": "none"})):
         (tmp_path / "neither" / name).write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=r"names neither 'base' nor 'upsampler'"):
+    with pytest.raises(ModelError, match=r"lists neither 'base' nor 'upsampler'"):
         PITIPipeline.from_pretrained(tmp_path / "neither")
-    with pytest.raises(ModelError, match="holds no upsampler"):
+    with pytest.raises(ModelError, match="has no upsampler"):
         PITIPipeline.from_pretrained(tmp_path / "base", upsampler=tmp_path / "base")
-    with pytest.raises(ModelError, match="leave one of the two out"):
+    with pytest.raises(ModelError, match="remove one of the two"):
         PITIPipeline.from_pretrained(tmp_path / "base", upsampler=alone, base_only=True)
     both = PITIPipeline.from_pretrained(tmp_path / "base", upsampler=alone)
     assert OWN_SAMPLING.resolve(both).upsampler is not None
@@ -212,13 +212,13 @@ def test_an_upsampler_beside_a_base(tmp_path: Path, alone: Path) -> None:
 def test_what_does_not_chain_is_refused() -> None:
     base = tiny_pipeline()
     scheduler = scheduler_of(LINEAR)
-    with pytest.raises(ModelError, match="the base makes 16 px images, but the upsampler enlarges 8 px ones to 32 px"):
+    with pytest.raises(ModelError, match="the base makes 16 px images, but the upsampler takes 8 px ones to 32 px"):
         PITIPipeline(base.base, base.scheduler, base.condition, tiny_upsampler(False, low_res=8), scheduler)
     with pytest.raises(ModelError, match="the upsampler is a base translator"):
         PITIPipeline(base.base, base.scheduler, base.condition, base.base, scheduler)
     with pytest.raises(ModelError, match="the base is an upsampler"):
         PITIPipeline(tiny_upsampler(True), base.scheduler, base.condition)
-    with pytest.raises(ModelError, match="go together"):
+    with pytest.raises(ModelError, match="needs its scheduler"):
         PITIPipeline(base.base, base.scheduler, base.condition, tiny_upsampler(False))
     two = {key: values[:2] for key, values in CLASSES.items()}
     other = condition_from_config({"kind": "mask", "classes": two})
@@ -229,7 +229,7 @@ def test_what_does_not_chain_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_only": True, "upsampler_steps": 3}, "upsampler_steps: has no meaning here: base_only"),
+        ({"base_only": True, "upsampler_steps": 3}, "upsampler_steps: does not apply: base_only"),
         ({"upsampler_steps": 3000}, "upsampler_steps 3000"),
         ({"upsampler_sampler": "ddmp"}, "did you mean 'ddpm'"),
     ],
@@ -239,7 +239,7 @@ def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
         tiny_cascade()(mask(1), **settings)
     with pytest.raises(UserError, match="this model has no upsampler"):
         tiny_pipeline()(mask(1), upsampler_steps=3)
-    with pytest.raises(UserError, match="takes no condition to follow"):
+    with pytest.raises(UserError, match="takes no condition, so it has no guidance"):
         tiny_cascade(upsampler_guidance=1.0)(mask(1))
 
 
@@ -320,7 +320,7 @@ def test_an_upsampler_may_be_shared(tmp_path: Path) -> None:
     alone.save_pretrained(tmp_path / "alone")
     with pytest.raises(ModelError, match="has no upsampler to share"):
         share_upsampler(tmp_path / "whole/../alone", str(tmp_path / "alone"))
-    with pytest.raises(ModelError, match="is no base alone"):
+    with pytest.raises(ModelError, match="is not a base alone"):
         share_upsampler(tmp_path / "whole", str(tmp_path / "whole"))
     share_upsampler(tmp_path / "alone", str(tmp_path / "whole"))
     assert not (tmp_path / "alone/upsampler").exists()

@@ -26,7 +26,7 @@ from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import arrays, mask, seeded
 
 bfloat16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not compute in bfloat16"
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not support bfloat16"
 )
 
 
@@ -143,4 +143,4 @@ def test_a_type_that_a_cpu_does_not_compute_in_is_refused_before_a_model_is_load
     monkeypatch.setattr(PITIPipeline, "from_pretrained", None)
     result = CliRunner().invoke(app, [*command, "--device", "cpu", "--dtype", "fp16"])
     assert isinstance(result.exception, UserError)
-    assert "CPUs do not compute in float16" in str(result.exception)
+    assert "CPUs do not support float16" in str(result.exception)

@@ -103,13 +103,13 @@ def test_numbers_may_be_numpys() -> None:
         ({"steps": 2, "num_inference_steps": 2}, "num_inference_steps: is another name of steps"),
         ({"guidance": Guidance(w=1), "guidance_scale": 2.0}, "guidance_scale: is another name of guidance"),
         ({"num_images": 1, "num_images_per_prompt": 1}, "num_images_per_prompt: is another name of num_images"),
-        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5: expected a number of at least 1: it is 1 \+ w"),
+        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5: expected a number of at least 1 \(it is 1 \+ w"),
         ({"guidance_scale": "2"}, r"guidance_scale '2': expected a number"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt 0: expected a whole number"),
         ({"num_images": "2"}, "num_images '2': expected a whole number"),
         ({"batch_size": 0}, "batch_size 0: expected a whole number"),
-        ({"height": 64}, "height: has no meaning here; of diffusers' names this .* num_inference_steps.*; give size"),
-        ({"condition": None, "prompt": "a street"}, "prompt: .*; give what is .* the first argument, condition"),
+        ({"height": 64}, "height: is not supported; of diffusers' arguments this .* num_inference_steps.*; give size"),
+        ({"condition": None, "prompt": "a street"}, "prompt: .*; give the condition as the first argument, condition"),
         ({"negative_prompt": ""}, "negative_prompt: .* guidance_scale"),
         ({"eta": 0.0}, "eta: .*; give sampler: 'ddim' is eta 0"),
         ({"strength": 0.5}, "strength: .* edit"),
@@ -118,7 +118,7 @@ def test_numbers_may_be_numpys() -> None:
         ({"latents": np.zeros((1, 3, 16, 16))}, "latents: expected a tensor, got ndarray"),
         ({"condition": [mask(1), mask(1, 32)], "output_type": "np"}, "16 x 16, 32 x 16 px in one array"),
         ({"latents": torch.zeros(2, 3, 16, 16)}, r"expected standard normal noise \[1, 3, 16, 16\]"),
-        ({"condition": [mask(1), mask(1, 32)], "latents": torch.zeros(2, 3, 16, 16)}, "latents: needs images of one"),
+        ({"condition": [mask(1), mask(1, 32)], "latents": torch.zeros(2, 3, 16, 16)}, "latents: needs images of equal"),
         (
             {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]},
             "callback_on_step_end_tensor_inputs prompt_embeds",
@@ -295,5 +295,7 @@ def test_a_callback_leaves_the_guidance_in_a_students_weights() -> None:
     def weaker(pipeline: PITIPipeline, *_: Any) -> None:
         pipeline._guidance_scale = 1.0
 
-    with pytest.raises(UserError, match=r"scale became 1, and w = 3 is in this student's weights.*distilled from"):
+    with pytest.raises(
+        UserError, match=r"scale became 1, but w = 3 is fixed by this distilled model's weights.*distilled from"
+    ):
         called(pipe, callback_on_step_end=weaker)

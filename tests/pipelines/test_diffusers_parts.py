@@ -185,7 +185,7 @@ def test_pickles_in_several_files_are_found(variant: str | None, tmp_path: Path)
 def test_the_other_form_of_weights_than_is_there_is_refused_by_its_name(safe: bool, tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path, safe_serialization=safe)
     other = "safetensors" if safe else "pickles"
-    with pytest.raises(ModelError, match=rf"base: use_safetensors {not safe}: its weights are {other} alone; leave it"):
+    with pytest.raises(ModelError, match=rf"base: use_safetensors {not safe}: its weights are only {other}; leave it"):
         loaded(tmp_path, use_safetensors=not safe)
 
 
@@ -234,9 +234,12 @@ def test_a_dtype_for_each_part(saved: Path) -> None:
         ({"dtype": "float16", "torch_dtype": "float16"}, "dtype: is another name of torch_dtype"),
         ({"torch_dtype": "fp16"}, "torch_dtype 'fp16': expected a floating-point"),
         ({"torch_dtype": {"unet": torch.float16}}, "there is no part 'unet'"),
-        ({"device_map": "everywhere"}, "device_map 'everywhere': is no device"),
-        ({"device_map": "meta"}, "device_map 'meta': is no device"),
-        ({"device_map": "cuda:99"}, r"device_map 'cuda:99': is not here \(.*\); give one such as 'cpu', 'balanced'"),
+        ({"device_map": "everywhere"}, "device_map 'everywhere': is not a device"),
+        ({"device_map": "meta"}, "device_map 'meta': is not a device"),
+        (
+            {"device_map": "cuda:99"},
+            r"device_map 'cuda:99': is not available \(.*\); give one such as 'cpu', 'balanced'",
+        ),
         ({"device_map": 99}, "device_map 99: is no"),
         ({"device_map": {"base": "cpu"}}, "device_map: expected a device for each of base, upsampler"),
         ({"safety_checker": None}, "unknown argument safety_checker; known are"),
@@ -304,7 +307,7 @@ def test_diffusers_own_loader_refuses_a_lent_upsampler_that_changed(
     assert by_diffusers(tmp_path / "borrows").upsampler is not None
     path = tmp_path / "lender/upsampler" / f"{WEIGHTS}.safetensors"
     save_file({name: 0.5 * x for name, x in load_file(path).items()}, path)
-    with pytest.raises(ModelError, match=r"has changed since .*borrows was saved beside it; give it as it was"):
+    with pytest.raises(ModelError, match=r"has changed since .*borrows was saved with it; restore the original"):
         by_diffusers(tmp_path / "borrows")
 
 
@@ -336,7 +339,7 @@ def test_pushed_with_a_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "secret" not in card
     tiny_pipeline().save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
     assert f"base/{WEIGHTS}.safetensors" in sent["files"]
-    with pytest.raises(UserError, match="private: has no meaning without push_to_hub"):
+    with pytest.raises(UserError, match="private: has no effect without push_to_hub"):
         tiny_pipeline().save_pretrained(tmp_path / "mine", private=True)
     monkeypatch.setattr(huggingface_hub, "file_exists", lambda *args, **more: True)
     tiny_pipeline().push_to_hub("tiny")

@@ -134,7 +134,7 @@ def test_a_scheduler_says_the_sampler_where_the_defaults_do_not_and_the_defaults
         (EulerDiscreteScheduler, {}, "EulerDiscreteScheduler is no scheduler .* known: DDPMScheduler, DDIM"),
         (DDIMScheduler, {"timestep_spacing": "trailing"}, "with timestep_spacing = 'trailing': .* from_config"),
         (DDIMScheduler, {"rescale_betas_zero_snr": True}, "its betas are not those of 'squaredcos_cap_v2'"),
-        (DDIMScheduler, {"beta_schedule": "scaled_linear"}, "is another noise schedule than that"),
+        (DDIMScheduler, {"beta_schedule": "scaled_linear"}, "differs from the noise schedule that"),
         (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}, "with use_karras_sigmas = True"),
     ],
 )
@@ -153,7 +153,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match=r"pipe.base: expected a network .* got DataParallel"):
         pipeline.base = torch.nn.DataParallel(pipeline.base)  # pyright: ignore[reportAttributeAccessIssue]
     pipeline.scheduler = None
-    with pytest.raises(ModelError, match="a translator goes with its scheduler"):
+    with pytest.raises(ModelError, match="a translator needs its scheduler"):
         pipeline(mask(1))
 
 
@@ -164,9 +164,9 @@ def test_defaults_that_are_set_may_leave_options_out(tmp_path: Path) -> None:
     images = made(pipe)
     pipe.save_pretrained(tmp_path)
     assert np.array_equal(made(PITIPipeline.from_pretrained(tmp_path)), images)
-    with pytest.raises(UserError, match="size: is an option of a call, and no default of a model"):
+    with pytest.raises(UserError, match="size: is an option of single calls, not a default of the model"):
         pipe.defaults = SamplingOptions(size=32)
-    with pytest.raises(UserError, match="square: is an option of a call"):
+    with pytest.raises(UserError, match="square: is an option of single calls"):
         PITIPipeline(**pipe.components, defaults={"square": True})
 
 
@@ -184,7 +184,7 @@ def test_adapters_of_pefts_are_merged_before_a_model_is_saved(whole: bool, tmp_p
         (tmp_path / "lora.safetensors").unlink()
     adapted = made(pipe)
     assert not np.allclose(adapted, made(tiny_pipeline()))
-    with pytest.raises(UserError, match=r"the base has low-rank adapters of peft's .* merge them first"):
+    with pytest.raises(UserError, match=r"the base has unmerged peft adapters, with .* merge them first"):
         pipe.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
     if whole:

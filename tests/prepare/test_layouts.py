@@ -107,7 +107,7 @@ class TestSceneParse:
             write_set(report, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         done = write_set(report, tmp_path / "out", skip_bad=True)
-        assert done == "2 pairs made, 6 problems skipped (named in skipped.txt)"
+        assert done == "2 pairs made, 6 problems skipped (listed in skipped.txt)"
         assert len((tmp_path / "out/skipped.txt").read_text().splitlines()) == 6
         assert [pair.key for pair in masks(tmp_path / "out", "train").pairs] == ["training/ADE_train_00000004"]
 
@@ -155,7 +155,7 @@ class TestFullRelease:
         table = report.layout.classes()
         assert table is not None
         assert table.names == ("class 5", "door", "door (783)")
-        assert "only train is there" in report.notes()[0]
+        assert "only train exists" in report.notes()[0]
 
     def test_colours_that_are_no_labels(self, tmp_path: Path) -> None:
         root = trees.ade_full(tmp_path)
@@ -164,8 +164,8 @@ class TestFullRelease:
         trees.save(second, trees.labels(1))
         report = check_set(ade20k(root))
         said = [fault.what for fault in report.faults]
-        assert "384 pixels encode no label (red is no multiple of 10)" in said[0]
-        assert "a L picture, expected RGB" in said[1]
+        assert "384 pixels encode no label (red is not a multiple of 10)" in said[0]
+        assert "a L image, expected RGB" in said[1]
 
     def test_nothing_labelled(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no mask has a label"):
@@ -284,12 +284,17 @@ class TestDiode:
         with pytest.raises(DataError) as error:
             check_set(Diode(root))
         said = str(error.value)
-        for part in ("1 depths without a mask", "no pixel is valid", "sizes differ", "1 images without an annotation"):
+        for part in (
+            "1 depth files without a mask",
+            "any valid pixel",
+            "sizes differ",
+            "1 images without an annotation",
+        ):
             assert part in said
         assert "3 unreadable files" in said
 
     def test_no_such_layout(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="not the layout that was expected: train/ or val/"):
+        with pytest.raises(DataError, match="unexpected layout, expected train/ or val/"):
             Diode(tmp_path)
 
 
@@ -331,7 +336,7 @@ class TestPlainFolder:
             ("test", "1"),
             ("train", "2"),
         ]
-        assert report.notes()[:2] == [NO_VALIDATION, "9 pairs are in no split of splits.json, so nothing uses them"]
+        assert report.notes()[:2] == [NO_VALIDATION, "9 pairs are in no split of splits.json, so they are not used"]
 
     def test_what_training_refuses_of_splits_is_refused(self, tiny_data: Path) -> None:
         place = tiny_data / "splits.json"
@@ -343,7 +348,7 @@ class TestPlainFolder:
         assert [fault.what for fault in faults] == ["scene-01: train, val"]
         place.write_text(json.dumps({"val": ["scene-01"]}))
         assert [fault.kind for fault in PlainFolder(tiny_data).listing().faults] == [
-            "splits without pairs in splits.json (name some)"
+            "splits without pairs in splits.json (list some)"
         ]
 
     def test_without_classes(self, tiny_data: Path) -> None:

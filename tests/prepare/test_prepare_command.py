@@ -34,7 +34,7 @@ class TestCommands:
         drawing = ["--smoothing", "0", "--shortest", "2", "--thin", "--processes", "1"]
         run = CliRunner().invoke(cli.app, ["prepare", "sketch", str(photos), str(out), *drawing])
         assert run.exit_code == 0
-        assert "note: 4 are smaller than 64 px, which training at that size refuses" in run.stderr
+        assert "note: 4 are smaller than 64 px, and training at that size refuses" in run.stderr
         assert run.stdout == f"4 pairs made, drawn by lines; train on them: piti train sketch --data {out}\n"
         recipe = yaml.safe_load((ROOT / "recipes/sketch.yaml").read_text())
         assert recipe["data"]["conditions"] == "sketches"
@@ -64,7 +64,7 @@ class TestCommands:
             os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to the processes that draw too
             said = run.communicate()[1].decode()
         assert run.returncode == 130, said
-        assert "stopped; the same command goes on where it was" in said
+        assert "stopped; run the same command to continue" in said
         assert "leaked" not in said
         assert "Traceback" not in said
         assert 0 < len(list(out.glob("sketches/*.png"))) < 1000
@@ -80,7 +80,7 @@ class TestCommands:
         line = ["prepare", "sketch", str(photos), str(tmp_path / "out"), "--detector", "ending", "--processes", "1"]
         run = CliRunner().invoke(cli.app, line)
         assert run.exit_code == 143
-        assert "stopped; the same command goes on where it was" in run.stderr
+        assert "stopped; run the same command to continue" in run.stderr
         assert [path.name for path in (tmp_path / "out").rglob("*.png")].count("a.png") == 1
         assert not list((tmp_path / "out").rglob(".*"))
 
@@ -95,7 +95,7 @@ class TestCommands:
         code, said = self.run("ade20k", trees.scene_parse(tmp_path / "src"), "--check")
         assert code == 0
         assert "train" in said
-        assert said.endswith("all is well; nothing was written\n")
+        assert said.endswith("no problems; nothing was written\n")
 
     def test_out_is_needed_to_write(self, tmp_path: Path) -> None:
         assert self.run("ade20k", trees.scene_parse(tmp_path / "src"))[0] == 1

@@ -84,7 +84,7 @@ class TestSets:
         report = check_set(SceneParse(root))
         write_set(report, tmp_path / "out")
         assert not (tmp_path / "out/splits.json").exists()
-        assert report.notes()[0] == "only val is there: 5% are held out by a hash of their names"
+        assert report.notes()[0] == "only val exists: 5% are held out by a hash of their names"
 
     def test_pairs_of_an_earlier_run_are_not_trained_on(self, tmp_path: Path) -> None:
         root, out = trees.scene_parse(tmp_path / "src") / "ADEChallengeData2016", tmp_path / "out"
@@ -103,7 +103,7 @@ class TestSets:
         root = trees.scene_parse(tmp_path / "src") / "ADEChallengeData2016"
         for path in (root / "images/validation").iterdir():
             trees.truncate(path)
-        with pytest.raises(PrepareError, match=r"nothing would be left of the split val \(\d pairs, all bad\)"):
+        with pytest.raises(PrepareError, match=r"nothing would remain of the split val \(\d pairs, all bad\)"):
             write_set(check_set(SceneParse(root)), tmp_path / "out", skip_bad=True)
         for path in (root / "annotations/validation").iterdir():
             path.unlink()
@@ -124,7 +124,7 @@ class TestSets:
         from piti.prepare.layouts import PlainFolder
 
         for out in (tiny_data, tiny_data.parent):
-            with pytest.raises(PrepareError, match="holds the data set itself"):
+            with pytest.raises(PrepareError, match="contains the data set itself"):
                 write_set(check_set(PlainFolder(tiny_data)), out)
 
 

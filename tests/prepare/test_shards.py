@@ -124,7 +124,7 @@ def test_several_conditions_and_none(tiny_data, tmp_path) -> None:
     assert open_shards(spec, SketchCondition())[0].center(0).condition.shape == (1, 8, 8)
     alone = pack_shards(PackJob(tiny_data, tmp_path / "alone", conditions=()))
     assert alone.manifest.conditions == {}
-    with pytest.raises(DataError, match=r"no folder depth/ beside images/; name those of the conditions with cond"):
+    with pytest.raises(DataError, match=r"no folder depth/ beside images/; give those of the conditions with cond"):
         pack_shards(PackJob(tiny_data, tmp_path / "none", conditions=("depth",)))
 
 
@@ -144,9 +144,9 @@ class TestBad:
         lines = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
         assert len(lines) == len(report.skipped) == 3
         for what in (
-            "scene-03.png: not a readable picture",
+            "scene-03.png: not a readable image",
             "scene-04: has no file in labels/",
-            "scene-10: its pictures",
+            "scene-10: its images",
         ):
             assert sum(what in line for line in lines) == 1
 
@@ -159,8 +159,8 @@ class TestBad:
                 (tmp_path / folder / f"{name}.png").touch()
         found = find_samples(PackJob(tmp_path, tmp_path / "out"))
         assert list(found.items) == ["28", "29"]
-        assert "7: has no file in labels/; labels/7_mask is almost the same name" in map(str, found.skipped)
-        assert "7_mask: has no file in images/; images/7 is almost the same name" in map(str, found.skipped)
+        assert "7: has no file in labels/; labels/7_mask has almost the same name" in map(str, found.skipped)
+        assert "7_mask: has no file in images/; images/7 has almost the same name" in map(str, found.skipped)
         assert len(looked) < 200
 
     def test_too_many_end_it(self, tiny_data, tmp_path) -> None:
@@ -171,7 +171,9 @@ class TestBad:
     def test_what_cannot_be_packed(self, tiny_data, photos, tmp_path) -> None:
         (photos / "deep" / "p_0.png").write_bytes(png(9))
         (photos / "deep" / "p_0.txt").write_text("words")
-        with pytest.raises(DataError, match=r"keys that differ only where tars cannot tell .*:\n.*deep/p.0, deep/p_0"):
+        with pytest.raises(
+            DataError, match=r"keys that collide in tars, where dots are replaced .*:\n.*deep/p.0, deep/p_0"
+        ):
             pack_shards(PackJob(photos, tmp_path / "out"))
         for source, message in (
             (tmp_path / "none", r"none: no such folder"),
@@ -251,7 +253,7 @@ class TestInterrupted:
 
         monkeypatch.setattr(packing, "_read", meanwhile)
         pack_shards(job)
-        assert "out: another process writes there at this moment; wait for it, or give another OUT" in said[0]
+        assert "out: another process is writing there; wait for it, or give another OUT" in said[0]
         assert len(verify_shards(job.out).entries) == 4
         assert {path.name for path in tmp_path.iterdir()} == {tiny_data.name, "out"}
 
@@ -259,7 +261,7 @@ class TestInterrupted:
         job = PackJob(tiny_data, tmp_path / "out", samples=3)
         pack_shards(job)
         before = contents(job.out)
-        with pytest.raises(OutputError, match=r"out: is there already; add overwrite .*or give another OUT$"):
+        with pytest.raises(OutputError, match=r"out: exists already; add overwrite .*or give another OUT$"):
             pack_shards(job)
         other = PackJob(tiny_data, tmp_path / "out", samples=5, overwrite=True)
         with monkeypatch.context() as patch:
@@ -271,7 +273,7 @@ class TestInterrupted:
         assert len(list(job.out.glob("*.tar"))) == 3
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "letter.txt").write_text("keep")
-        with pytest.raises(OutputError, match=r"mine: holds other things, .* give another OUT$"):
+        with pytest.raises(OutputError, match=r"mine: holds other files, .* give another OUT$"):
             pack_shards(PackJob(tiny_data, tmp_path / "mine", overwrite=True))
 
 
@@ -295,7 +297,7 @@ def test_verifying_names_what_differs(tiny_data, tmp_path) -> None:
     with pytest.raises(DataError) as error:
         verify_shards(tmp_path / "out")
     for what in (
-        f"{first.name}: other contents",
+        f"{first.name}: different contents",
         f"{second.name}: 9728 bytes instead of 10240",
         f"{third.name}: cannot",
     ):
@@ -307,7 +309,7 @@ def test_the_command(tiny_data, tmp_path) -> None:
     run = CliRunner().invoke(app, ["prepare", "shards", str(tiny_data), str(out), "--samples", "4", "--verify"])
     assert run.exit_code == 0, run.output
     assert f"--set data.shards='[{out}/shards.json]'" in run.output
-    assert "4 shards are as their manifest says" in run.output
+    assert "4 shards match their manifest" in run.output
     assert CliRunner().invoke(app, ["prepare", "shards", str(out), "--verify"]).exit_code == 0
     assert CliRunner().invoke(app, ["prepare", "shards", str(tiny_data)]).exit_code == 2
 

@@ -92,7 +92,7 @@ class TestSketches:
         assert drawn(photos, tmp_path / "out").left == []
         (photos / "deep/er/c.webp").unlink()
         (note, _) = drawn(photos, tmp_path / "out").notes()
-        assert "1 pairs of an earlier run are of photographs that were not given now, such as deep/er/c" in note
+        assert "1 pairs of an earlier run have photographs that were not given this time, such as deep/er/c" in note
 
     def test_copies_leave_the_originals_alone(self, photos: Path, tmp_path: Path) -> None:
         before = files(photos)
@@ -150,7 +150,7 @@ class TestSketches:
         job = SketchJob(out, spec=QUICK)
         report = prepare_sketches([photos, tar], job, 1, max_bad=0.5)
         assert report.made == 6
-        assert "leads out of the folder" in report.skipped[0][1]
+        assert "leads outside the folder" in report.skipped[0][1]
         assert (out / "images/more/deep/d.JPG").read_bytes() == (photos / "deep/d.JPG").read_bytes()
         assert (out / "sketches/photos/deep/er/c.png").is_file()
         assert not (tmp_path / "outside.jpg").exists()
@@ -167,7 +167,7 @@ class TestSketches:
         assert report.made == 1
         ((name, why),) = report.skipped
         assert name.endswith("more.tar:b.v2.png")
-        assert "names end at a first dot" in why
+        assert "names end at the first dot" in why
 
     def test_single_pictures(self, photos: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
@@ -188,10 +188,10 @@ class TestSketches:
             report = prepare_sketches([photos], SketchJob(tmp_path / "out", spec=QUICK), 1, max_bad=0.5)
             assert report.made + report.kept == 5
             assert [name for name, _ in report.skipped] == [str(photos / "lost.jpg"), str(photos / "lost.heic")]
-            assert "lead nowhere" in report.skipped[0][1]
+            assert "broken links" in report.skipped[0][1]
             assert report.notes() == [
-                f"left out: 2 files that are no pictures, such as {photos}/deep/y.txt",
-                "4 are smaller than 64 px, which training at that size refuses",
+                f"skipped: 2 files that are not images, such as {photos}/deep/y.txt",
+                "4 are smaller than 64 px, and training at that size refuses them",
             ]
 
     def test_photographs_in_place(self, photos: Path, tmp_path: Path) -> None:
@@ -206,11 +206,11 @@ class TestSketches:
             drawn(tmp_path / "empty", tmp_path / "out")
         with pytest.raises(PrepareError, match="lies inside the photographs' folder"):
             drawn(photos, photos / "out")
-        with pytest.raises(OutputError, match="is no folder"):
+        with pytest.raises(OutputError, match="is not a folder"):
             drawn(photos, self.a_file(tmp_path))
         trees.photograph(tmp_path / "mine/images/holiday.png")
         before = files(tmp_path / "mine")
-        with pytest.raises(OutputError, match="images/ holds other things"):
+        with pytest.raises(OutputError, match="images/ holds other files"):
             drawn(photos, tmp_path / "mine")
         assert files(tmp_path / "mine") == before
         with pytest.raises(ImageError, match="no such file"):

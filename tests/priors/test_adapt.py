@@ -122,7 +122,7 @@ def test_an_adapted_model_of_latents_is_trained_on(stable: tiny.Imported, tiny_d
     ours, theirs = (pipe.vae.state_dict() for pipe in pipes)
     assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
     other = {**further.model.to_dict(), "unet_config": {**(further.model.unet_config or {}), "flip_sin_to_cos": False}}
-    with pytest.raises(RecipeError, match=r"init: 'model.unet_config' is not that of"):
+    with pytest.raises(RecipeError, match=r"init: 'model.unet_config' differs from that of"):
         train(further.model_copy(update={"model": type(further.model).parse(other, "test")}), tmp_path / "third")
 
 
@@ -135,7 +135,7 @@ def test_latents_are_kept_while_there_is_room(tmp_path: Path, caplog: pytest.Log
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"latent_cache: {tmp_path}")
-    assert "(latent_cache_gib); other crops are encoded whenever they come" in said
+    assert "(latent_cache_gib); other crops are encoded each time" in said
     CachedSpace(space, tmp_path, most=5000).moments(torch.zeros(1, 3, 16, 16) - 1)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
@@ -188,13 +188,15 @@ def test_the_plan_tells_costs_and_another_unet_is_refused(
 ) -> None:
     recipe = recipe_of(stable, tiny_data, stages=TWO_STAGES[:1])
     rows = {row["what"]: row["plan"] for row in plan(recipe, tmp_path / "run", "rtx4090")}
-    assert "weights of its UNet taken" in rows["begins"]
+    assert "weights of its UNet loaded" in rows["begins"]
     assert "autoencoder (if of Stable Diffusion's size) 73.0M parameters" in rows["networks"]  # of two levels
     assert "4090" in rows["speed"]
-    assert re.fullmatch(r"encoder \(0\.\dM parameters learn\), 1 steps at 0\.01", rows["stage adapt"])
+    assert re.fullmatch(r"encoder \(0\.\dM parameters trained\), 1 steps at 0\.01", rows["stage adapt"])
     model = recipe.model.to_dict()
     model["unet_config"] = {**model["unet_config"], "flip_sin_to_cos": False}
-    with pytest.raises(RecipeError, match=r"'model.unet_config' is not that of .*flip_sin_to_cos: True there, False"):
+    with pytest.raises(
+        RecipeError, match=r"'model.unet_config' differs from that of .*flip_sin_to_cos: True there, here False"
+    ):
         plan(recipe_of(stable, tiny_data, model=model), tmp_path / "run")
 
 
@@ -270,7 +272,7 @@ def test_sharding_names_the_blocks_of_a_transformer(
     )
     why = distributed._why_not(accelerator, recipe, 2)
     assert why is not None
-    assert f"FSDP shards ResnetBlock2D, and this transformer is made of {block}; set" in why
+    assert f"FSDP shards ResnetBlock2D, but this transformer consists of {block}; set" in why
     plugin.transformer_cls_names_to_wrap = [block]
     assert distributed._why_not(accelerator, recipe, 2) is None
 
@@ -291,7 +293,7 @@ def test_adapters_on_a_transformer(pixart: tiny.Imported, tiny_data: Path, tmp_p
     pipe.set_progress_bar_config(disable=True)
     own = str(tmp_path / "run")
     again = recipe_of(pixart, tiny_data, "pixart", stages=WITH_ADAPTERS, lora={"rank": 2}, prior=own)
-    with pytest.raises(RecipeError, match=r"^prior: .*holds no .*safetensors, .*save the model anew: PITIPipeline\.fr"):
+    with pytest.raises(RecipeError, match=r"^prior: .*has no .*safetensors, .*save the model again: PITIPipeline\.fr"):
         train(again, tmp_path / "again")
     pipe.enable_attention_slicing()  # which a transformer of diffusers does not know
     assert pipe(sorted((tiny_data / "labels").glob("*.png"))[0], steps=2).images[0].height == 16
@@ -307,7 +309,7 @@ def test_adapters_are_on_the_tokens_side_of_joint_attention_too(sd3: tiny.Import
 @pytest.mark.parametrize("loss", ["perceptual", "adversarial", "pixel"])
 def test_losses_on_pixels_are_refused_in_latents(stable: tiny.Imported, tiny_data: Path, loss: str) -> None:
     stage = {"name": "joint", "steps": 1, "lr": 1e-3, loss: {"weight": 1.0}}
-    with pytest.raises(UserError, match="look at pixels, and this model makes latents"):
+    with pytest.raises(UserError, match="act on pixels, but this model generates latents"):
         recipe_of(stable, tiny_data, stages=[stage])
 
 

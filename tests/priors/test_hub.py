@@ -56,7 +56,8 @@ def test_a_plan_reads_configurations_and_the_run_imports(
     recipe = recipe_of(stable, tiny_data, prior=NAME, stages=TWO_STAGES[:1])
     (begins,) = (row["plan"] for row in plan(recipe, tmp_path / "run") if row["what"] == "begins")
     assert begins == (
-        f"prior {NAME}: Stable Diffusion, predicts noise, 16 px, tokens of 16; fetched and imported when the run begins"
+        f"prior {NAME}: Stable Diffusion, predicts noise, 16 px, tokens of 16; downloaded and imported when the run "
+        "starts"
     )
     assert not any(name.endswith(".safetensors") for name in hub.fetched)
     assert not imported_folder(NAME).exists()
@@ -70,9 +71,11 @@ def test_a_plan_reads_configurations_and_the_run_imports(
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     assert find_model(NAME) == imported_folder(NAME)  # once is enough
     assert not_imported(NAME) is None
-    with pytest.raises(ModelError, match=r"'owner/other' here, and the hub did not give .* \(no connection\)"):
+    with pytest.raises(ModelError, match=r"'owner/other', and no model .* from the hub \(no connection\)"):
         plan(recipe_of(stable, tiny_data, prior="owner/other"), tmp_path / "other")
-    with pytest.raises(ModelError, match=r"no model 'owner/other': .* the hub did not give it; .*: no connection"):
+    with pytest.raises(
+        ModelError, match=r"no model 'owner/other': .* could not be downloaded from the hub; .*: no connection"
+    ):
         find_model("owner/other")
 
 
@@ -82,18 +85,18 @@ def test_what_does_not_fit_is_refused_before_weights_are_fetched(
     recipe = recipe_of(stable, tiny_data)
     schedule = recipe.schedule.model_copy(update={"prediction": "v_prediction"})
     with pytest.raises(
-        RecipeError, match=r"owner/tiny was trained with another schedule .*epsilon there, v_prediction here"
+        RecipeError, match=r"owner/tiny was trained with another noise schedule .*epsilon there, here v_prediction"
     ):
         load_prior(stable.ours.base, NAME, schedule, only_check=True)  # type: ignore[arg-type]
     assert not any(name.endswith(".safetensors") for name in hub.fetched)
-    with pytest.raises(ModelError, match="of another family, imported as it is by now; leave revision out"):
+    with pytest.raises(
+        ModelError, match="of another family, which is imported in its current revision; leave revision out"
+    ):
         find_model(NAME, revision="main")
 
 
 def test_a_folder_of_diffusers_is_no_model_yet(stable: tiny.Imported) -> None:
-    with pytest.raises(
-        ModelError, match=r"diffusers: is a folder of diffusers, a StableDiffusionPipeline; import it: "
-    ):
+    with pytest.raises(ModelError, match=r"diffusers: is a diffusers folder, a StableDiffusionPipeline; import it: "):
         ModelFolder.open(find_model(stable.folder))
 
 

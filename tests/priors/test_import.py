@@ -67,20 +67,20 @@ def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "why"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "fills in pictures"),
-        ("model_index.json", {"_class_name": "StableDiffusionUpscalePipeline"}, "follows DeepFloyd IF's second stage"),
+        ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "is an inpainting"),
+        ("model_index.json", {"_class_name": "StableDiffusionUpscalePipeline"}, "after DeepFloyd IF's second stage"),
         ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "distilled for a few guided steps"),
         (
             "model_index.json",
             {"_class_name": "FluxPipeline"},
             "a FluxPipeline is distilled: it takes the guidance stre",
         ),
-        ("model_index.json", {"_class_name": "SomePipeline"}, "is none that is known here; .*StableDiffusionPipeline"),
+        ("model_index.json", {"_class_name": "SomePipeline"}, "is not supported; .*StableDiffusionPipeline"),
         ("model_index.json", {"text_encoder": [None, None]}, "has no 'text_encoder', which is needed"),
-        ("unet/config.json", {"in_channels": 9}, "sees 9 channels: it is an inpainting variant"),
-        ("model_index.json", {"vae": []}, r"model_index\.json: 'vae' is \[\], expected its library and its class"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels: it is an inpainting variant"),
+        ("model_index.json", {"vae": []}, r"model_index\.json: 'vae' is \[\], expected its library and class"),
         ("model_index.json", {"text_encoder": ["transformers"]}, r"'text_encoder' is \['transformers'\], expected its"),
-        ("unet/config.json", {"in_channels": 8}, "sees 8 channels, expected 4, as its autoencoder has 4"),
+        ("unet/config.json", {"in_channels": 8}, "takes 8 channels, expected 4, as its autoencoder has 4"),
         (
             "unet/config.json",
             {"_class_name": "UNet2DModel"},
@@ -91,7 +91,7 @@ def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
         ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, r"distilled for a few steps \(LCM, turbo"),
         ("scheduler/scheduler_config.json", {"timestep_spacing": "trailing"}, r"distilled for a few steps \(LCM, turb"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr' is set"),
-        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "another process than DDPM's"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "neither a DDPM process"),
         (
             "scheduler/scheduler_config.json",
             {"beta_schedule": "sigmoid"},
@@ -104,12 +104,16 @@ def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
             {"sample_size": [8, 16]},
             r"^[^:]*unet/config\.json: 'sample_size' is \[8, 16\]",
         ),
-        ("unet/config.json", {"down_block_types": ["A", "B"]}, r"networks describe none \(A does not exist"),
+        (
+            "unet/config.json",
+            {"down_block_types": ["A", "B"]},
+            r"network configurations are invalid \(A does not exist",
+        ),
         ("text_encoder/config.json", {"max_position_embeddings": None}, "'max_position_embeddings' is None, expected"),
         ("vae/config.json", {"block_out_channels": None}, r"vae/config\.json: lacks 'block_out_channels'"),
         ("vae/config.json", {"latents_mean": [0.0]}, "'latents_mean' is set"),
         ("vae/config.json", {"scaling_factor": None}, "'scaling_factor' is None, expected a number above 0"),
-        ("vae/config.json", {"latent_channels": 16}, r"unet/config\.json: sees 4 channels, .* its autoencoder has 16"),
+        ("vae/config.json", {"latent_channels": 16}, r"unet/config\.json: takes 4 channels, .* its autoencoder has 16"),
         (
             "vae/config.json",
             {"_class_name": "AutoencoderTiny"},
@@ -129,7 +133,7 @@ def test_what_cannot_be_imported_is_refused_in_words(
 def test_a_part_that_is_not_there_and_weights_that_are_pickles_are_refused(copied: Path, tmp_path: Path) -> None:
     weights = copied / "unet/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(UserError, match=r"unet: holds its weights as pickles alone, which can run code; .*safetensors"):
+    with pytest.raises(UserError, match=r"unet: contains only pickled weights, which can run code; .*safetensors"):
         import_prior(copied, tmp_path / "model")
     shutil.rmtree(copied / "vae")
     with pytest.raises(UserError, match="has no 'vae', which is needed"):
@@ -155,7 +159,7 @@ def test_a_model_that_reads_texts_by_two_tokenizers_keeps_both(sd3: tiny.Importe
         assert (moved / tokenizers.TOKENIZER_FOLDER / str(number)).is_dir()
     assert torch.equal(PITIPipeline.from_pretrained(moved).read("a cat"), sd3.ours.read("a cat"))
     shutil.rmtree(moved / tokenizers.TOKENIZER_FOLDER / "1")
-    with pytest.raises(UserError, match="fetch the whole model again"):
+    with pytest.raises(UserError, match="download the whole model again"):
         PITIPipeline.from_pretrained(moved).read("a cat")
 
 
@@ -172,7 +176,7 @@ def test_transformers_does_not_warn_of_a_long_text_that_is_cut(
 def test_a_folder_that_is_named_turbo_is_refused(sd3: tiny.Imported, tmp_path: Path) -> None:
     """Stable Diffusion 3.5 Large Turbo has the configurations of the model that it was made from."""
     named = shutil.copytree(sd3.folder, tmp_path / "stable-diffusion-3.5-large-turbo")
-    with pytest.raises(UserError, match=r"large-turbo: its name says that it is distilled .* or rename the folder"):
+    with pytest.raises(UserError, match=r"large-turbo: its name suggests that it is distilled .* or rename the folder"):
         import_prior(named, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -251,7 +255,7 @@ def test_a_transformer_of_another_kind_is_refused(pixart: tiny.Imported, tmp_pat
     with pytest.raises(UserError, match=r"transformer/config\.json: the transformer's 'num_vector_embeds' is set"):
         import_prior(copied, tmp_path / "other")
     changed(config, num_vector_embeds=None, norm_type="ada_norm")
-    with pytest.raises(UserError, match="the configurations of its networks describe none"):
+    with pytest.raises(UserError, match="its network configurations are invalid"):
         import_prior(copied, tmp_path / "other")
     shutil.rmtree(copied / "vae")
     with pytest.raises(UserError, match=r"has no 'vae'.*with its text encoder and its autoencoder, which models of Pi"):
@@ -272,7 +276,7 @@ def test_weights_that_are_not_what_the_configuration_says_are_refused(copied: Pa
         case _:
             tensors[key][0] = torch.nan
     save_file(tensors, path)
-    with pytest.raises(UserError, match=r"conv_in\.weight|knows nothing of, such as 'other\.weight'"):
+    with pytest.raises(UserError, match=r"conv_in\.weight|does not define, such as 'other\.weight'"):
         import_prior(copied, tmp_path / "model")
 
 
@@ -293,7 +297,7 @@ def test_a_model_whose_autoencoder_lacks_a_weight_is_not_loaded_with_one_drawn_a
     folder = shutil.copytree(stable.model, tmp_path / "model")
     path, key = folder / "vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.weight"
     save_file({name: x for name, x in load_file(path).items() if name != key}, path, {"format": "pt"})
-    with pytest.raises(ModelError, match=rf"vae: its weights lack '{key}', which config\.json asks for"):
+    with pytest.raises(ModelError, match=rf"vae: its weights lack '{key}', which config\.json requires"):
         PITIPipeline.from_pretrained(folder)
 
 
@@ -348,12 +352,14 @@ def test_a_path_that_is_missing_is_named_with_what_to_do(
 def test_a_model_of_this_package_and_an_empty_folder_are_told_as_what_they_are(
     stable: tiny.Imported, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="is a model of this package already; name it as it is"):
+    with pytest.raises(UserError, match="is already a model of this package; use it directly"):
         import_prior(stable.model, tmp_path / "model")
-    with pytest.raises(UserError, match=r"^street: is a model of this package already; name it as it is"):
+    with pytest.raises(UserError, match=r"^street: is already a model of this package; use it directly"):
         import_prior("street", tmp_path / "model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: holds no model_index\.json; give a whole folder of a pipeline"):
+    with pytest.raises(
+        UserError, match=r"empty: has no model_index\.json; give the complete folder of a diffusers pipeline"
+    ):
         import_prior(tmp_path / "empty", tmp_path / "model")
 
 
@@ -363,7 +369,7 @@ def test_a_tokenizer_without_files_and_one_of_sentencepiece_alone(
     """DeepFloyd IF's is published as SentencePiece's file."""
     for path in (copied / "tokenizer").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"tokenizer: holds no tokenizer's files; fetch the whole model again$"):
+    with pytest.raises(UserError, match=r"tokenizer: contains no tokenizer files; download the whole model again$"):
         import_prior(copied, tmp_path / "model")
     (copied / "tokenizer/spiece.model").write_bytes(b"none")
     monkeypatch.setattr(tokenizers, "find_spec", lambda name: None)
@@ -374,7 +380,7 @@ def test_a_tokenizer_without_files_and_one_of_sentencepiece_alone(
 def test_a_folder_of_diffusers_is_told_from_a_model_wherever_a_model_is_named(
     stable: tiny.Imported, tmp_path: Path
 ) -> None:
-    how = f"is a folder of diffusers, a StableDiffusionPipeline; import it: piti import {stable.folder} --out FOLDER"
+    how = f"is a diffusers folder, a StableDiffusionPipeline; import it: piti import {stable.folder} --out FOLDER"
     for line in (
         ["translate", "--text", "a", "--model", str(stable.folder)],
         ["train", "sd15", "--dry-run", "--set", f"prior={stable.folder}"],
@@ -389,7 +395,7 @@ def test_a_folder_of_diffusers_is_told_from_a_model_wherever_a_model_is_named(
 @pytest.mark.parametrize("key", ["model.diffusion_model.time_embed.0.weight", "down_blocks.0.resnets.0.conv1.weight"])
 def test_a_single_file_of_another_family_is_told_from_a_released_one(tmp_path: Path, key: str) -> None:
     save_file({key: torch.zeros(4, 4)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"model\.safetensors: is of another family, in one file or a part of it; "):
+    with pytest.raises(UserError, match=r"model\.safetensors: is a model of another family, or a part of one; "):
         import_release(tmp_path / "model.safetensors", tmp_path / "model")
 
 
@@ -397,7 +403,7 @@ def test_options_of_released_files_are_refused_for_a_folder(stable: tiny.Importe
     line = ["import", str(stable.folder), "--out", str(tmp_path / "model")]
     for option in (["--weights", "raw"], ["--heads", "2"], ["--upsampler", "up.pt"]):
         result = CliRunner().invoke(app, [*line, *option])
-        assert "has no meaning here" in str(result.exception)
+        assert "does not apply" in str(result.exception)
     assert not (tmp_path / "model").exists()
     assert CliRunner().invoke(app, [*line, "--weights", "averaged"]).exit_code == 0
 

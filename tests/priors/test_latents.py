@@ -49,8 +49,8 @@ def test_networks_of_latents(stable: tiny.Imported, changes: dict[str, Any], why
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"low_res": 8}, "'space' of latents goes with 'unet_config', without 'patch_size' and 'low_res'"),
-        ({"patch_size": 2}, "'space' of latents goes with 'unet_config', without 'patch_size' and 'low_res'"),
+        ({"low_res": 8}, "'space' needs 'unet_config', without 'patch_size' and 'low_res'"),
+        ({"patch_size": 2}, "'space' needs 'unet_config', without 'patch_size' and 'low_res'"),
         ({"detail": 0.1}, "'detail' is for upsamplers"),
     ],
 )
@@ -63,7 +63,7 @@ def test_models_of_recipes(stable: tiny.Imported, tiny_data: Path, changes: dict
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"prior": None}, "'model.space' of latents needs a 'prior' or an 'init', whose autoencoder makes them"),
+        ({"prior": None}, "'model.space' needs a 'prior' or 'init' with an autoencoder"),
         ({"generated": {"root": "nowhere"}}, "'generated' is for upsamplers"),
     ],
 )
@@ -79,7 +79,7 @@ def test_noise_is_of_the_latents_shape(stable: tiny.Imported, shape: tuple[int, 
 
 
 def test_latents_are_no_output(stable: tiny.Imported) -> None:
-    with pytest.raises(UserError, match="latents are decoded; they are no output"):
+    with pytest.raises(UserError, match="latents are decoded, and cannot be returned"):
         stable.ours(TEXT, output_type="latent")
 
 
@@ -173,7 +173,7 @@ def test_the_autoencoder_is_of_the_variant_and_form_that_is_asked_for(stable: ti
 def test_a_scheduler_that_bounds_latents_is_refused(stable: tiny.Imported) -> None:
     ours = stable.ours
     clipping = scheduler_of(ours.schedule.spec.model_copy(update={"clip": True}))
-    with pytest.raises(UserError, match="the base works on latents, and the scheduler bounds them"):
+    with pytest.raises(UserError, match="the base works on latents, but the scheduler clips them"):
         PITIPipeline(ours.base, clipping, vae=ours.vae, condition=ours.condition)(TEXT)
 
 
@@ -189,7 +189,7 @@ def test_an_upsampler_of_other_small_images_is_refused(stable: tiny.Imported) ->
 
 def test_a_base_to_enlarge_is_for_upsamplers(stable: tiny.Imported, tiny_data: Path) -> None:
     recipe = recipe_of(stable, tiny_data, base=str(stable.model))
-    with pytest.raises(UserError, match="base: is for upsamplers alone"):
+    with pytest.raises(UserError, match="base: is only for upsamplers"):
         find_base(recipe, stable.ours.condition)
 
 

@@ -70,7 +70,7 @@ def test_a_plan_names_the_import_that_comes_first(tmp_path: Path, monkeypatch: p
     recipe = read_recipe(name)
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, None))
-    imports = rf"import it: piti import FOLDER_OR_HUB_ID .* {recipe.prior}; or name it by its id on the hub"
+    imports = rf"import it: piti import FOLDER_OR_HUB_ID .* {recipe.prior}; or give its hub id"
     with pytest.raises(ModelError, match=imports):
         begin(translator, recipe, only_check=True)
 

@@ -43,7 +43,7 @@ def test_judges_are_opened_before_anything_is_trained(workspace: Workspace, monk
 def test_a_run_that_another_process_trains_is_left_alone(workspace: Workspace) -> None:
     folder = workspace.run(PLAN.rows[0].base, 0)
     folder.parent.mkdir(parents=True)
-    said = f"{folder.name}: another process writes there at this moment; wait for it, or give another out"
+    said = f"{folder.name}: another process is writing there; wait for it, or give another out"
     with FileLock(folder.with_name(f".{folder.name}.lock")), ThreadPoolExecutor(1) as other:
         trains = other.submit(trained, PLAN, PLAN.rows[0].base, 0, workspace, QUIET)
         with pytest.raises(UserError, match=said):

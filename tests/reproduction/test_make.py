@@ -62,7 +62,7 @@ def test_a_table_is_made_once(workspace: Workspace, tmp_path: Path, monkeypatch:
     assert 0 <= line.found[0].value("miou") <= 100
     assert table.photographs["camvid"].value("fd") > 0
     assert "the last good checkpoint" in other.missing[0] or "no checkpoint yet" in other.missing[0]
-    assert "; look at this batch:" in other.missing[0]  # and no flags of another command
+    assert "; check this batch:" in other.missing[0]  # and no flags of another command
     assert (table.data["camvid"].training, table.data["camvid"].validation) == (9, 3)
     text = (workspace.out / "table1.md").read_text()
     assert "| tiny | " in text
@@ -200,7 +200,7 @@ def test_a_finished_run_is_of_the_data_that_is_given(workspace: Workspace) -> No
     splits = json.loads((elsewhere / "splits.json").read_text())
     renamed = {split: [f"{key}-other" for key in keys] for split, keys in splits.items()}
     (elsewhere / "splits.json").write_text(json.dumps(renamed))
-    said = "step-00000004 was trained with other pairs: now there are as many, and their names are others"
+    said = "step-00000004 was trained with other pairs: their number is the same, but their names differ"
     assert said in Checker(PLAN, moved).problem(TINY, 0)
     for train in (True, False):
         with pytest.raises(RunError, match=said):
@@ -300,18 +300,19 @@ def test_a_failed_run_is_tried_once_and_an_interruption_ends_all(
 
 def test_a_stop_during_a_runs_last_step_ends_all(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "preview", lambda trainer, _: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(TrainingInterrupted, match="all of the run saved; give the same command again to continue"):
+    complete = "the run is complete and saved; give the same command again to continue"
+    with pytest.raises(TrainingInterrupted, match=complete):
         trained(PLAN, TINY, 0, workspace, QUIET)
     assert trained(PLAN, TINY, 0, workspace, QUIET) == workspace.run(TINY, 0)
 
 
 def test_what_a_run_proposes_is_what_this_command_can_do(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    remedy = f"make room, then go on with {option('resume')}, or give another {option('out')}"
+    remedy = f"free disk space, then continue with {option('resume')}, or give another {option('out')}"
     for local, said in ((f"give {option('set')} workers=1", ""), ("mend classes.json", "mend classes.json, or ")):
         full = Mock(side_effect=RunError("full", remedy=remedy, local_remedy=local))
         monkeypatch.setattr(runs, "train", full)
         with pytest.raises(
-            RunError, match=f"full; {said}make room, then go on with the same command, or give another out$"
+            RunError, match=f"full; {said}free disk space, then continue with the same command, or give another out$"
         ):
             trained(PLAN, TINY, 0, workspace, QUIET)
 
@@ -369,19 +370,19 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("figure6 --scale small --no-train", "--scale, --no-train means nothing with piti reproduce figure6"),
-        ("figure6 --seeds 2 --perceptual x --gpu h100", "--seeds, --perceptual, --gpu means nothing"),
-        ("table2 --features clip", "--features means nothing with piti reproduce table2"),
-        ("table2 --votes sent --dry-run", "--dry-run means nothing with piti reproduce table2 --votes; leave it out"),
-        ("table2 --votes sent --limit 5", "--limit means nothing with piti reproduce table2 --votes; leave it out"),
+        ("figure6 --scale small --no-train", "--scale, --no-train has no effect with piti reproduce figure6"),
+        ("figure6 --seeds 2 --perceptual x --gpu h100", "--seeds, --perceptual, --gpu has no effect"),
+        ("table2 --features clip", "--features has no effect with piti reproduce table2"),
+        ("table2 --votes sent --dry-run", "--dry-run has no effect with piti reproduce table2 --votes; remove it"),
+        ("table2 --votes sent --limit 5", "--limit has no effect with piti reproduce table2 --votes; remove it"),
         (
             "table2 --votes sent --data d --device cpu",
-            "--data, --device means nothing with piti reproduce table2",
+            "--data, --device has no effect with piti reproduce table2",
         ),
-        ("table1 --votes sent", "--votes means nothing with piti reproduce table1"),
-        ("table1 --model street", "--model means nothing with piti reproduce table1"),
-        ("table1 --dry-run --gpu h100", "--gpu means nothing but with --dry-run --scale paper"),
-        ("table1 --scale paper --gpu h100", "--gpu means nothing but with --dry-run"),
+        ("table1 --votes sent", "--votes has no effect with piti reproduce table1"),
+        ("table1 --model street", "--model has no effect with piti reproduce table1"),
+        ("table1 --dry-run --gpu h100", "--gpu applies only to --dry-run --scale paper"),
+        ("table1 --scale paper --gpu h100", "--gpu applies only to --dry-run"),
         ("table1 --aliases a.json", "--aliases without --segmenter"),
     ],
 )

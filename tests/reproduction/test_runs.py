@@ -113,7 +113,7 @@ def test_a_run_that_began_from_other_weights_is_refused(workspace: Workspace, tm
     assert trained(PLAN, adapted, 0, workspace, QUIET) == run
     weights = prior / "base/diffusion_pytorch_model.safetensors"
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights, {"format": "pt"})
-    said = r"step-00000004 was trained with other weights to begin from than its recipe's prior"
+    said = r"step-00000004 was trained with other initial weights than its recipe's prior"
     assert re.search(said, Checker(PLAN, workspace).problem(adapted, 0))
     for train in (True, False):
         with pytest.raises(RunError, match=said):

@@ -232,15 +232,15 @@ def test_the_plan_tells_sizes_and_costs(tiny_data: Path, tmp_path: Path, feature
     [
         ({"baseline": {"kind": "spad"}}, "did you mean 'spade'"),
         ({"baseline": {"kind": "spade", "chanels": 3}}, "did you mean 'channels'"),
-        ({"model": {"image_size": 32, "patch_size": 2}}, "'model' of a baseline is its 'image_size' alone"),
-        ({"data": {"size": 16}}, "are one; make them equal"),
-        ({"stages": [{"trains": ["unet"]}]}, r"'trains' of a baseline is \[generator\]"),
+        ({"model": {"image_size": 32, "patch_size": 2}}, "'model' of a baseline has only 'image_size'; set"),
+        ({"data": {"size": 16}}, "must be equal; change them"),
+        ({"stages": [{"trains": ["unet"]}]}, r"'trains' of a baseline must be \[generator\]"),
         ({"stages": [{"trains": ["generator"], "perceptual": {}}]}, "has its own losses"),
         ({"stages": [{"trains": ["generator"], "condition_dropout": 0.1}]}, "'stages.0.condition_dropout' has no"),
-        ({"prior": "street"}, "'prior' has no meaning for a baseline"),
-        ({"schedule": {"steps": 10}}, "'schedule' has no meaning for a baseline"),
-        ({"condition_dropout": 0.1}, "'condition_dropout' has no meaning for a baseline"),
-        ({"condition": {"kind": "none"}}, "is no picture"),
+        ({"prior": "street"}, "'prior' has no effect for a baseline"),
+        ({"schedule": {"steps": 10}}, "'schedule' has no effect for a baseline"),
+        ({"condition_dropout": 0.1}, "'condition_dropout' has no effect for a baseline"),
+        ({"condition": {"kind": "none"}}, "is not an image"),
     ],
 )
 def test_what_has_no_meaning_for_a_baseline_is_refused(

@@ -197,7 +197,7 @@ def test_what_the_plan_says_without_data(tmp_path: Path) -> None:
     rows = {row["what"]: row["plan"] for row in plan(recipe_of(), tmp_path / "run")}
     assert "3 channels assumed" in rows["condition"]
     assert rows["data"].startswith("not given")
-    assert "FLOP (joint) a training image" in rows["FLOPs"]
+    assert "FLOP (joint) per training image" in rows["FLOPs"]
     assert "NVIDIA A100 80GB at 35% of 312 TFLOP/s" in rows["speed"]
     assert "fits the 80 GiB" in rows["memory"]
 
@@ -215,10 +215,12 @@ def test_what_is_said_of_a_batch_that_does_not_fit(exact: Cost) -> None:
 
 
 def test_data_that_is_given_but_broken_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"data.root: .*nowhere is no folder"):
+    with pytest.raises(RecipeError, match=r"data.root: .*nowhere is not a folder"):
         plan(recipe_of(data={"root": str(tmp_path / "nowhere"), "size": 16}), tmp_path / "run")
     within = {"condition": {"kind": "mask"}, "data": {"root": str(tmp_path), "size": 16}}
-    with pytest.raises(RecipeError, match=r"holds neither images/ nor classes\.json; give the folder that holds both"):
+    with pytest.raises(
+        RecipeError, match=r"contains neither images/ nor classes\.json; give the folder that contains both"
+    ):
         plan(recipe_of(**within), tmp_path / "run")
 
 

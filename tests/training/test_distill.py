@@ -118,7 +118,7 @@ def test_an_adversary_judges_some_of_the_students_timesteps() -> None:
         spec = recipe.stages[0].adversarial
         assert spec is not None
         assert recipe.stages[0].share_of(spec, recipe.schedule.steps, recipe.visited) == share
-    said = r"'adversarial.noise' \[0.0, 0.5\] holds none of the samples' timesteps, 995 of 1000; widen it"
+    said = r"'adversarial.noise' \[0.0, 0.5\] contains none of the samples' timesteps, 995 of 1000; widen it"
     with pytest.raises(SpecError, match=said):
         distillation_recipe("street", {"steps": 1}, changes=[adversary % 0.5])
     alone = distillation_recipe("street", {"steps": None}, changes=[adversary % 0.5])
@@ -148,27 +148,27 @@ def test_conditions_lie_in_the_usual_folder_of_their_kind(model: str, folder: st
 
 def test_what_cannot_be_distilled(teacher: tuple[Path, Path], student: Path) -> None:
     data, run = teacher
-    with pytest.raises(RecipeError, match="is distilled already"):
+    with pytest.raises(RecipeError, match="is already distilled"):
         distillation_recipe(str(student), WANTED, data)
     with pytest.raises(SpecError, match="guidance"):
         distillation_recipe(str(run), WANTED | {"guidance": -3}, data)
     for change, said in (
-        ("stages.0.from_noise=0.5", "leave 'from_noise'"),
+        ("stages.0.from_noise=0.5", "remove 'from_noise'"),
         ("condition_dropout=0.1", "set condition_dropout: 0"),
-        ("init=null", "named in 'init'"),
+        ("init=null", "set it in 'init'"),
         ("distillation.steps=900", "900 × 2 steps of the teacher .*; set fewer 'steps' or 'substeps'"),
     ):
         with pytest.raises(SpecError, match=said):
             distillation_recipe(str(run), WANTED, data, [change])
     recipe = distillation_recipe(str(run), WANTED, data, [f"distillation.student={run}"])
-    with pytest.raises(RecipeError, match=r"distillation.student: .* was not distilled.*that piti distill made"):
+    with pytest.raises(RecipeError, match=r"distillation.student: .* was not distilled.*made by piti distill"):
         plan(recipe, run.parent / "none")
 
 
 def test_nothing_else_begins_from_a_student(teacher: tuple[Path, Path], student: Path) -> None:
     recipe = Recipe.parse(tiny_recipe(teacher[0], init=str(student)), "test")
     with pytest.raises(
-        RecipeError, match=r"init: .* was distilled, and its UNet no longer denoises.*; name the model .* init=.*"
+        RecipeError, match=r"init: .* was distilled, so its UNet cannot serve as a prior; give the model .* init=.*"
     ):
         plan(recipe, student.parent / "none")
 
@@ -180,7 +180,5 @@ def test_the_plan_counts_the_teacher(teacher: tuple[Path, Path]) -> None:
     both, alone = (cost_of(one, config) for one in (recipe, recipe.model_copy(update={"distillation": None})))
     assert both.stages[0].flops == alone.stages[0].flops + 2 * 2 * both.forward
     rows = {row["what"]: row["plan"] for row in plan(recipe, run.parent / "other")}
-    assert rows["teacher"].startswith(
-        "2 steps, each in the place of 2 of the teacher's with guidance normalized, w = 0.5"
-    )
+    assert rows["teacher"].startswith("2 steps, each replacing 2 of the teacher's with guidance normalized, w = 0.5")
     assert rows["precision"] == "float32"

@@ -149,18 +149,18 @@ def test_the_plan_counts_two_passes_of_the_teacher(teacher: tuple[Path, Path]) -
     both, alone = (cost_of(one, config) for one in (recipe, recipe.model_copy(update={"distillation": None})))
     assert both.stages[0].flops == alone.stages[0].flops + 2 * both.forward
     rows = {row["what"]: row["plan"] for row in plan(recipe, run.parent / "other")}
-    assert rows["teacher"].startswith("one pass at every timestep in the place of the teacher's two")
+    assert rows["teacher"].startswith("one evaluation per timestep, replacing the teacher's two")
 
 
 def test_what_has_no_meaning_without_steps(teacher: tuple[Path, Path], student: Path) -> None:
     data, run = teacher
-    with pytest.raises(SpecError, match="is of the guidance alone, and its w is 0"):
+    with pytest.raises(SpecError, match="distils only the guidance, and its w is 0"):
         distillation_recipe(str(run), WANTED | {"guidance": 0.0}, data)
-    with pytest.raises(SpecError, match=r"'distillation\.substeps' has no meaning where 'steps' is 0"):
+    with pytest.raises(SpecError, match=r"'distillation\.substeps' has no effect if 'steps' is 0"):
         distillation_recipe(str(run), WANTED | {"substeps": 2}, data)
     few = {"steps": 2, "substeps": 2, "guidance": 3.0}
     train(distillation_recipe(str(run), few, data, [*SMALL, "stages.0.steps=1"]), run.parent / "few")
-    with pytest.raises(RecipeError, match="was distilled to a few steps, and this one is to know all"):
+    with pytest.raises(RecipeError, match="was distilled to a few steps, but this student needs all"):
         plan(distillation_recipe(str(run), WANTED, data, [f"distillation.student={run.parent / 'few'}"]), run / "none")
     after = distillation_recipe(str(run), few, data, [f"distillation.student={student}"])  # guidance first, then steps
     assert str(student) in plan(after, run / "none")[2]["plan"]

@@ -39,7 +39,7 @@ def test_parts_keep_their_places_by_name() -> None:
     [
         (mask("sky", "road", "tram"), r"lacks 'tram' and has 'car'"),
         (mask("sky", "road"), r"lacks none and has 'car'"),
-        (SketchCondition(), "name a model of the same kinds"),
+        (SketchCondition(), "give a model of the same kinds"),
     ],
 )
 def test_other_classes_are_refused(wanted: Condition, said: str) -> None:

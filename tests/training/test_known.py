@@ -57,7 +57,7 @@ def test_a_prior_that_does_not_inpaint_makes_at_first_what_it_made(tmp_path: Pat
     torch.manual_seed(5)
     wide = Translator(**SPECS, inpaint=True)
     said = load_prior(wide, str(tmp_path / "plain"), ScheduleSpec())
-    assert "with weights of zero" in said
+    assert "at zero" in said
     wide.encoder.load_state_dict(plain.encoder.state_dict())  # type: ignore[union-attr]
     x_t, condition = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
     known = torch.cat([torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16)], dim=1)
@@ -71,9 +71,9 @@ def test_priors_that_do_not_fit(tmp_path: Path) -> None:
     for inpaint in (True, False):
         _saved(tmp_path / str(inpaint), inpaint)
     schedule = ScheduleSpec()
-    with pytest.raises(RecipeError, match=r"True inpaints, and this recipe's model does not; set model.inpaint: true"):
+    with pytest.raises(RecipeError, match=r"True inpaints, but this recipe's model does not; set model.inpaint: true"):
         load_prior(Translator(**SPECS), str(tmp_path / "True"), schedule)
-    with pytest.raises(RecipeError, match="adapters do not change what its UNet sees"):
+    with pytest.raises(RecipeError, match="adapters cannot add inputs to its UNet"):
         load_prior(Translator(**SPECS, inpaint=True), str(tmp_path / "False"), schedule, adapts=True)
     assert "zero" not in load_prior(Translator(**SPECS, inpaint=True), str(tmp_path / "True"), schedule, adapts=True)
 
@@ -83,7 +83,7 @@ def test_priors_that_do_not_fit(tmp_path: Path) -> None:
     [
         ({"known": {"nothing": 0.5}}, "'known' is for translators that inpaint; set model.inpaint: true"),
         ({"model": TINY_MODEL | {"inpaint": True}, "known": {"sides": [0.5, 0.2]}}, "0 < from <= to <= 1"),
-        ({"model": TINY_MODEL | {"inpaint": True, "low_res": 8, "detail": 0.1}}, "'inpaint' does not go together"),
+        ({"model": TINY_MODEL | {"inpaint": True, "low_res": 8, "detail": 0.1}}, "'inpaint' cannot be combined"),
     ],
 )
 def test_recipes_that_make_no_sense(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -172,7 +172,7 @@ def test_a_killed_loader_ends_the_run_in_words(tiny_data: Path, tmp_path: Path) 
     recipe = recipe_of(tiny_data, model=shallow(), workers=1, stages=[{"name": "joint", "steps": 50}])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", killing)
-        with pytest.raises(DataError, match=r"data has ended: DataLoader worker .*; set fewer where memory is short"):
+        with pytest.raises(DataError, match=r"has ended: DataLoader worker .*; use fewer if memory is short"):
             train(recipe, tmp_path / "run")
 
 

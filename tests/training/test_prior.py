@@ -172,7 +172,7 @@ class TestAdaptation:
         before, after = unet_of(prior), unet_of(tmp_path / "run")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
-        assert f"{len(before)} weights of its UNet taken" in log.getvalue()
+        assert f"{len(before)} weights of its UNet loaded" in log.getvalue()
         assert "of its encoder dropped (encoder.blocks.0" in log.getvalue()
 
     def test_the_plan_says_so(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ class TestAdaptation:
 
     def test_other_shapes_are_refused_by_name(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
         wider = TINY_MODEL | {"unet": TINY_MODEL["unet"] | {"channels": [32, 32]}}  # type: ignore[operator]
-        with pytest.raises(RecipeError, match=r"prior: \d+ weights of .* do not fit .*\[16.*there, \[32"):
+        with pytest.raises(RecipeError, match=r"prior: \d+ weights of .* do not fit .*\[16.*there, here \[32"):
             train(adapted_recipe(tiny_data, prior, model=wider), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     def test_another_prediction_is_refused(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
         recipe = adapted_recipe(tiny_data, prior, schedule={"prediction": "epsilon"})
-        with pytest.raises(RecipeError, match=r"\(prediction v_prediction there, epsilon here\); copy its schedule"):
+        with pytest.raises(RecipeError, match=r"\(prediction v_prediction there, here epsilon\); copy its schedule"):
             train(recipe, tmp_path / "run")
 
     def test_without_data_the_plan_still_checks_the_prior(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -199,9 +199,9 @@ class TestAdaptation:
         assert "not checked: there is no model 'nowhere'" in {row["what"]: row["plan"] for row in gone}["begins"]
         bounded = blind.model_copy(update={"schedule": blind.schedule.model_copy(update={"clip": False})})
         begins = {row["what"]: row["plan"] for row in plan(bounded, tmp_path / "run")}["begins"]
-        assert begins.endswith("; it was sampled otherwise (clip True there, False here)")
+        assert begins.endswith("; it was sampled with other settings (clip True there, here False)")
         other = blind.model_copy(update={"schedule": ScheduleSpec(prediction="epsilon")})
-        with pytest.raises(RecipeError, match="trained with another schedule"):
+        with pytest.raises(RecipeError, match="trained with another noise schedule"):
             plan(other, tmp_path / "run")
 
     def test_a_prior_that_is_still_to_be_imported_is_said_how(self, tiny_data: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ class TestLora:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         assert config["prior"] == str(prior)
         PITIPipeline.from_pretrained(run)
-        with pytest.raises(RecipeError, match=r"prior: .*base: holds no .*; save the model anew"):
+        with pytest.raises(RecipeError, match=r"prior: .*base: has no .*; save the model again"):
             plan(adapted_recipe(tiny_data, run), tmp_path / "another")
 
     def test_merged_weights_are_what_was_trained(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -339,8 +339,8 @@ class TestLora:
         ("changes", "message"),
         [
             ({"stages": [{"trains": ["unet"]}]}, "'lora' is set, but no stage trains it"),
-            ({"prior": None}, "'lora' adapts a prior's UNet: name it in 'prior'"),
-            ({"stages": [{"trains": ["lora"]}, {"trains": ["unet"]}]}, "trains the UNet whole and another adapts it"),
+            ({"prior": None}, "'lora' adapts the UNet of a prior"),
+            ({"stages": [{"trains": ["lora"]}, {"trains": ["unet"]}]}, "trains the whole UNet and another adapts it"),
         ],
     )
     def test_recipes_that_do_not_fit(self, tiny_data: Path, changes: dict[str, object], message: str) -> None:

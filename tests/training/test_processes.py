@@ -272,7 +272,7 @@ def test_what_deepspeed_cannot_do_ends_before_anything_is_written(place: Path, z
     status, _, said = zero
     assert status == 1
     assert said.count("zero_stage: 3 of DeepSpeed is not supported") == 1
-    assert said.count("DeepSpeed holds one network, an adversary is a second") == 1
+    assert said.count("DeepSpeed supports one network, and an adversary is a second") == 1
     assert not (place / "zero-none").exists()
 
 
@@ -288,7 +288,7 @@ def test_what_one_process_alone_cannot_do_is_said_once_and_ends_both(place: Path
     status, _, said = two
     assert status == 1
     assert said.count("no data in process 1") == 1
-    assert said.count("FSDP shards one network, an adversary is a second") == 1
+    assert said.count("FSDP supports one network, and an adversary is a second") == 1
     assert said.count("no space left for process 1") == 1
     assert "[rank0]: Traceback" not in said
     assert "[rank1]: Traceback" not in said

@@ -57,14 +57,14 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("batch=none", "'batch' = 'none'"),
         ("batch=0", "'batch' = 0"),
         ("optimizer.betas=[0.9, 1.5]", r"'optimizer.betas.1' = 1.5: is too large; give less than 1"),
-        ("stages.3.lr=1", "'3' is none of the indices 0 to 0"),
+        ("stages.3.lr=1", "'3' is not an index from 0 to 0"),
         ("stages", "expected KEY=VALUE"),
         ("batch.size=3", "'batch' is a single value"),
         ("preview.sampler=dmpp", "known: ddpm, ddim"),
         ("loss.weighting=min_snrr", "did you mean 'min_snr'"),
         ("loss.timesteps=second_momen", "did you mean 'second_moment'"),
         ("data.size=32", "make them equal"),
-        ("stages.0.trains=[]", "nothing trains"),
+        ("stages.0.trains=[]", "nothing is trained"),
         ("preview={sampler: dpm++, steps: 1000}", "steps 1000"),
         ("name=[", "is not YAML"),
         ("stages=[{name: joint, steps: 1}, {name: tail, trains: [unet], steps: 1}]", "stage 'tail' freezes encoder"),
@@ -83,7 +83,7 @@ def test_mistakes_name_the_key_and_the_remedy(tmp_path: Path, change: str, messa
 def test_keys_that_nothing_would_read(tmp_path: Path) -> None:
     path = written(tmp_path, tiny_recipe(tmp_path))
     changes = ["loss.vb_weight=0.5", "model.learned_variance=false"]
-    with pytest.raises(SpecError, match=r"'loss.vb_weight' is of the bound on a learned variance.*leave it out"):
+    with pytest.raises(SpecError, match=r"'loss.vb_weight' weights the loss of a learned variance.*remove it"):
         read_recipe(path, changes)
     read_recipe(path, changes[:1])
     baseline = {"baseline": {"kind": "spade"}, "stages": [{"trains": ["generator"], "steps": 1}]}
@@ -91,16 +91,14 @@ def test_keys_that_nothing_would_read(tmp_path: Path) -> None:
     values |= baseline | {"model": {"image_size": values["data"]["size"]}, "condition_dropout": 0.2}
     Recipe.parse(values, "test")
     for change in ("checkpointing=true", "compile=true", "stages.0.from_noise=1", "stages.0.pixel={weight: 1}"):
-        with pytest.raises(
-            SpecError, match=f"'{change.partition('=')[0]}' (does nothing|has no meaning) for a baseline"
-        ):
+        with pytest.raises(SpecError, match=f"'{change.partition('=')[0]}' has no effect for a baseline"):
             changed_recipe(copy.deepcopy(values), [change], "test")
 
 
 @pytest.mark.parametrize("stage", [{"from_noise": 0.5}, {"diffusion": {"weight": 0.5}}])
 def test_timesteps_drawn_by_losses_are_set_by_nothing_else(tmp_path: Path, stage: dict[str, object]) -> None:
     recipe = tiny_recipe(tmp_path, stages=[stage], loss={"timesteps": "second_moment"})
-    with pytest.raises(SpecError, match="from_noise or diffusion of a stage set them otherwise; take even"):
+    with pytest.raises(SpecError, match="from_noise or diffusion of a stage set them differently; use even"):
         Recipe.parse(recipe, "test")
 
 
@@ -108,7 +106,7 @@ def test_timesteps_drawn_by_losses_are_set_by_nothing_else(tmp_path: Path, stage
 def test_what_is_quoted_is_text(tmp_path: Path, name: str) -> None:
     for quoted in (f"'{name}'", f'"{name}"'):
         assert changed_recipe(tiny_recipe(tmp_path), [f"data.images={quoted}"], "test").data.images == name
-    with pytest.raises(SpecError, match=r"'data.images' = .*: is no text; write it in quotes"):
+    with pytest.raises(SpecError, match=r"'data.images' = .*: is not a string; write it in quotes"):
         changed_recipe(tiny_recipe(tmp_path), [f"data.images={name}"], "test")
 
 
@@ -133,11 +131,9 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, tiny_recipe(tmp_path))
     line = len(path.read_text().splitlines()) + 1
     path.write_text(path.read_text() + "data: {flip: false}\n")
-    with pytest.raises(
-        RecipeError, match=rf"recipe\.yaml: 'data' stands there twice, in lines \d+ and {line}, .* join"
-    ):
+    with pytest.raises(RecipeError, match=rf"recipe\.yaml: 'data' occurs twice, in lines \d+ and {line}, .* merge"):
         read_recipe(path)
-    with pytest.raises(RecipeError, match="'w' stands there twice"):
+    with pytest.raises(RecipeError, match="'w' occurs twice"):
         changed_recipe(tiny_recipe(tmp_path), ["preview.guidance={w: 1, kind: plain, w: 2}"], "test")
 
 
@@ -173,7 +169,7 @@ def test_recipes_in_the_package_are_found_by_name(tmp_path: Path, monkeypatch: p
         ),
         ("recipes/stret.yaml", r"recipes/stret\.yaml: there is no such file or recipe; .* did you mean 'street'\?"),
         ("accelerate/ddp", "there is no such file or recipe"),
-        (".", "is no file"),
+        (".", "is not a file"),
     ],
 )
 def test_unknown_recipes_name_the_nearest(

@@ -108,7 +108,7 @@ def test_killed_by_the_kernel_and_resumed(tiny_data: Path, tmp_path: Path, capsy
     assert process.returncode == -signal.SIGKILL
     recipe = read_recipe(tiny_data / "recipe.yaml").model_copy(update={"workers": 0})
     train(recipe, tmp_path / "cut", resume=True)
-    assert "going on from" in " ".join(capsys.readouterr().err.split())
+    assert "continuing from" in " ".join(capsys.readouterr().err.split())
     train(recipe, tmp_path / "whole")
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert not list((tmp_path / "cut").rglob("*.partial"))
@@ -268,7 +268,7 @@ def test_a_recipe_of_the_runs_folder_that_flags_change_is_kept_beside_it(tmp_pat
 def test_a_model_that_no_checkpoint_belongs_to_is_not_replaced(tmp_path: Path, resume: bool) -> None:
     """A folder of a project's own of that name, or what is left of a run whose checkpoints were removed."""
     (tmp_path / "model").mkdir()
-    with pytest.raises(RunError, match=r"model is there, without a checkpoint .* another out"):
+    with pytest.raises(RunError, match=r"model exists without a checkpoint .* another out"):
         RunFolder(tmp_path).check(recipe_of(tmp_path), resume)
 
 
@@ -330,7 +330,7 @@ def test_what_diverged_goes_on_with_a_lower_rate(tiny_data: Path, tmp_path: Path
         (lambda root: (root / "images/scene-00.png").unlink() or (root / "labels/scene-00.png").unlink(), "pairs = 9"),
         (
             lambda root: [(root / name / "scene-00.png").rename(root / name / "other.png") for name in FOLDERS],
-            "other pairs: now there are as many",
+            "other pairs: their number is the same",
         ),
         (
             lambda root: edit(root / "classes.json", '"car"', '"lorry"'),
@@ -357,7 +357,7 @@ def test_other_data_is_not_gone_on_with(tiny_data: Path, tmp_path: Path, change,
     ("validation", "message"),
     [
         (["scene-09", "scene-10"], "validation_pairs = 3, now it is 2"),
-        (["scene-08", "scene-09", "scene-10"], "other validation pairs: now there are as many"),
+        (["scene-08", "scene-09", "scene-10"], "other validation pairs: their number is the same"),
         ([], None),  # nothing to compare with
     ],
 )
@@ -380,7 +380,7 @@ def test_other_contents_under_the_same_names_are_told_once(tiny_data: Path, tmp_
         train(recipe, tmp_path / "run", resume=True, console=Console(file=said, width=200))
         return recipe, said.getvalue()
 
-    told = "training pairs, validation pairs of the same names hold something else than up to step 1"
+    told = "training pairs, validation pairs have changed under the same names since step 1"
     recipe, said = resumed(1)
     moved = tiny_data.rename(tiny_data.with_name("moved"))
     assert told not in said + resumed(1, moved)[1]
@@ -389,7 +389,7 @@ def test_other_contents_under_the_same_names_are_told_once(tiny_data: Path, tmp_
     recipe = recipe_of(moved, stages=[{"name": "joint", "steps": 1}])
     assert any(told in row["plan"] for row in plan(recipe, tmp_path / "run"))
     assert told in resumed(2, moved)[1]
-    assert "hold something else" not in resumed(3, moved)[1]
+    assert "have changed under the same names" not in resumed(3, moved)[1]
 
 
 FOLDERS = ("images", "labels")

@@ -70,8 +70,8 @@ def test_one_pair_is_told_as_one(tiny_data: Path, tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"warmup": 3}, "4 steps at 0.001"),
-        ({"warmup": 7}, "4 steps at 0.001, of which the warm-up of 7 steps reaches 0.0005"),
-        ({"warmup": 3, "decay": 0.5}, "4 steps at 0.001, of which the warm-up of 3 steps reaches 0.00075"),
+        ({"warmup": 7}, "4 steps at 0.001; the warm-up of 7 steps only reaches 0.0005"),
+        ({"warmup": 3, "decay": 0.5}, "4 steps at 0.001; the warm-up of 3 steps only reaches 0.00075"),
         ({"decay": 1.0}, "4 steps at 0.001"),
     ],
 )
@@ -85,7 +85,9 @@ def test_the_plan_says_where_the_warm_up_is_never_over(given: dict[str, Any], sa
 def test_a_run_within_the_pictures_that_it_reads_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     images, labels = tiny_data / "images", tiny_data / "labels"
     for out in (images, images / "runs/a", labels / "a"):
-        with pytest.raises(RunError, match=r"lies inside .*(images|labels), which is trained on.*; give another out"):
+        with pytest.raises(
+            RunError, match=r"lies inside .*(images|labels), a folder of training data.*; give another out"
+        ):
             plan(recipe_of(tiny_data), out)
     alone = recipe_of(tiny_data, data={"size": 16, "photographs": [str(tmp_path)]})
     with pytest.raises(RunError, match="lies inside"):
@@ -114,7 +116,7 @@ def test_sharding_without_the_gpus_for_it_says_what_there_is(tiny_data: Path, mo
     here = Mock(num_processes=1, distributed_type=DistributedType.NO)
     why = distributed._why_not(here, recipe_of(tiny_data), 1)
     assert why is not None
-    assert f"(processes here: 1, GPUs: {torch.cuda.device_count()}); start one for each GPU" in why
+    assert f"(processes here: 1, GPUs: {torch.cuda.device_count()}); start one per GPU" in why
 
 
 def test_a_second_process_is_refused_and_a_dead_one_s_lock_taken_over(tiny_data: Path, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_a_second_process_is_refused_and_a_dead_one_s_lock_taken_over(tiny_data:
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        said = rf"another process \(pid {holder.pid}, on {socket.gethostname()}\) trains in {run}"
+        said = rf"another process \(pid {holder.pid}, on {socket.gethostname()}\) is training in {run}"
         for begin in (train, plan):
             with pytest.raises(RunLockedError, match=said):
                 begin(recipe_of(tiny_data), run)
@@ -229,7 +231,7 @@ def test_without_record_locks_a_file_beside_is_locked(tmp_path: Path, monkeypatc
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
     for refused in (second.check, second.take):
-        with pytest.raises(RunLockedError, match=rf"another process \(pid {os.getpid()}, on .* trains in"):
+        with pytest.raises(RunLockedError, match=rf"another process \(pid {os.getpid()}, on .* is training in"):
             refused()
     first.release()
     second.check()
@@ -258,7 +260,7 @@ def test_a_full_disk_names_what_is_whole_and_how_to_go_on(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "save_state", full)
-        said = r"step 2 cannot be written \(No space left .*step-00000001; make room, then go on with resume"
+        said = r"step 2 cannot be written \(No space left .*step-00000001; free disk space, then continue with resume"
         with pytest.raises(RunError, match=said):
             train(recipe, run)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]
@@ -279,7 +281,10 @@ def test_a_full_disk_is_told_alike_of_previews_and_of_what_is_logged(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", Mock(side_effect=full))
-        said = r"the preview of step 1 cannot be written \(No space left .*step-00000001; make room, then go on with"
+        said = (
+            r"the preview of step 1 cannot be written \(No space left .*step-00000001; free disk space, then "
+            "continue with"
+        )
         with pytest.raises(RunError, match=said):
             train(recipe, tmp_path / "run")
     RunFolder(tmp_path / "run").log({"step": 1})
@@ -304,7 +309,7 @@ def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
         "basic_ios::clear: iostream error",
     ):
         with pytest.raises(
-            RunError, match=r"the model cannot be written .*there is no whole checkpoint yet; make room"
+            RunError, match=r"the model cannot be written .*there is no complete checkpoint yet; free disk space"
         ):
             fails(RuntimeError(said))
 

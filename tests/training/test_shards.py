@@ -52,7 +52,7 @@ def test_a_run_on_shards_with_classes_of_their_manifest(packed, tmp_path) -> Non
 def test_a_root_beside_shards_is_said_to_give_its_classes_alone(packed, tiny_data, tmp_path) -> None:
     both = recipe_of(packed, data={"root": str(tiny_data)})
     said = {row["what"]: row["plan"] for row in plan(both, tmp_path / "run")}["shows"]
-    assert f"data.root {tiny_data}: its classes are read, and the pairs are those of data.shards" in said
+    assert f"data.root {tiny_data}: only its classes are used, since the pairs come from data.shards" in said
 
 
 def test_interrupted_and_resumed_is_as_if_never_stopped(packed, tmp_path, monkeypatch) -> None:
@@ -90,7 +90,7 @@ def test_bad_samples_are_counted_and_named(packed, tmp_path) -> None:
 def test_too_many_bad_samples_stop_the_run(packed, tmp_path, workers) -> None:
     for tar in packed.glob("*train*.tar"):
         tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"XXXX", 1))
-    with pytest.raises(DataError, match=r"(?s)samples read cannot be used, more than data.max_bad = 0.01"):
+    with pytest.raises(DataError, match=r"(?s)samples cannot be used, more than data.max_bad = 0.01"):
         train(recipe_of(packed, workers=workers), tmp_path / "run")
 
 
@@ -98,9 +98,9 @@ def test_classes_have_to_be_somewhere(packed, tiny_data, tmp_path) -> None:
     tars = sorted(packed.glob("*train*.tar"))
     with pytest.raises(RecipeError, match=r"condition.classes: the shards have no manifest"):
         train(recipe_of(*tars), tmp_path / "run")
-    with pytest.raises(DataError, match=r"^pipe:false: cannot be fetched .*exit code 1"):
+    with pytest.raises(DataError, match=r"^pipe:false: cannot be downloaded .*exit code 1"):
         train(recipe_of("pipe:false", data={"shard_cache": str(tmp_path / "cache")}), tmp_path / "run")
-    with pytest.raises(DataError, match=r"^pipe:echo hello: no tar archive"):
+    with pytest.raises(DataError, match=r"^pipe:echo hello: not a tar archive"):
         train(recipe_of("pipe:echo hello", data={"shard_cache": str(tmp_path / "cache")}), tmp_path / "run")
     named = {"kind": "mask", "classes": str(tiny_data / "classes.json")}
     rows = plan(recipe_of(*tars, condition=named), tmp_path / "run")

@@ -118,7 +118,7 @@ def test_a_tracker_that_fails_on_the_way_ends_no_run(tmp_path: Path, wandb: Wand
     folder.show(2, Image.new("RGB", (8, 8)))
     folder.trackers.close()
     assert wandb.logged == [(1, {"loss": 0.5})]
-    assert said == ["wandb: the network is gone; it is told nothing more, and the run goes on"]
+    assert said == ["wandb: the network is gone; it is disconnected, and the run continues"]
     assert len(folder.metrics.read_text().splitlines()) == 2
     assert (folder.previews / "step-00000002.png").is_file()
 

@@ -100,7 +100,7 @@ def test_a_mixed_run_resumed_is_as_if_never_stopped(
     other = shutil.copytree(generated, tmp_path / "other")
     file = next(other.glob("*_0.png"))
     file.rename(file.with_stem(file.stem.removesuffix("0") + "7"))
-    with pytest.raises(RunError, match=r"other images in 'generated.root': their names are others"):
+    with pytest.raises(RunError, match=r"other images in 'generated.root': their names differ"):
         train(mixed_recipe(tiny_data, features, other), tmp_path / "parts", resume=True)
 
 
@@ -234,9 +234,9 @@ def test_the_released_upsamplers_losses() -> None:
         ),
         (
             {"stages": [MIXED | {"pixel": {"noise": [0, 0.5]}}]},
-            r"'pixel.noise' \[0.0, 0.5\] holds none of .* 999 of 1000",
+            r"'pixel.noise' \[0.0, 0.5\] contains none of .* 999 of 1000",
         ),
-        ({"stages": [MIXED | {"diffusion": {"noise": [0, 0.5]}}]}, "'diffusion.noise' .* holds none of"),
+        ({"stages": [MIXED | {"diffusion": {"noise": [0, 0.5]}}]}, "'diffusion.noise' .* contains none of"),
         ({"stages": [MIXED | {"adversarial": {"augment": ["colors"]}}]}, "did you mean 'colour'"),
     ],
 )
@@ -288,7 +288,7 @@ def test_a_discriminator_learns_the_same_however_a_batch_with_generated_images_i
 
 
 def test_consistency_needs_clean_small_images(tiny_data: Path, features: Any) -> None:
-    with pytest.raises(SpecError, match="'consistency' holds images to clean small ones"):
+    with pytest.raises(SpecError, match="'consistency' compares with clean small images"):
         mixed_recipe(tiny_data, features, None, degradation={})
 
 

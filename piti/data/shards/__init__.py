@@ -1,1 +1,1 @@
-"""Training data in tar archives, near or far: found, fetched, cached, read."""
+"""Training data in local or remote tar archives: listing, downloading, caching and reading."""

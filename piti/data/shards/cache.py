@@ -1,4 +1,4 @@
-"""Shards at hand: local ones where they lie, remote ones in a bounded folder, fetched ahead, each with its index."""
+"""Access to shards: local ones in place, remote ones prefetched into a bounded cache, each with its index."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from piti.data.shards.sources import is_remote, name_of, shown
 
 _GIB = 2**30
 _FETCHED = re.compile(r".*-[0-9a-f]{20}\.tar")  # names of `ShardCache.path_of`
-_AT_ONCE = 4  # shards that one process fetches side by side
+_AT_ONCE = 4  # parallel downloads of a process
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar, and what a manifest says of it."""
+    """A tar, with its manifest entry."""
 
     address: str
     samples: int | None = None
@@ -41,12 +41,12 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Its own name, with which the keys of its samples begin."""
+        """Its name, the prefix of its samples' keys."""
         return name_of(self.address)
 
     @property
     def remote(self) -> bool:
-        """Whether it is to be fetched."""
+        """Whether it must be downloaded."""
         return is_remote(self.address)
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A shard that can be read, also after its file is gone from the cache."""
+    """A readable shard, even after its file was removed from the cache."""
 
     shard: Shard
     handle: io.BufferedReader
@@ -63,9 +63,9 @@ class OpenShard:
 
 
 class ShardCache:
-    """A folder that holds at most so much, shared by all processes of a machine.
+    """A cache folder of bounded size, shared by all processes of a machine.
 
-    Whatever lies there under a shard's name is whole. A shard is fetched by one process at a time; the others wait.
+    Files under a shard's name are complete. A shard is downloaded by one process at a time; the others wait.
     """
 
     def __init__(self, folder: Path | None, gib: float, timeout: float) -> None:
@@ -74,14 +74,14 @@ class ShardCache:
         self._own = folder is None
 
     def path_of(self, shard: Shard) -> Path:
-        """Where it lies when it is there; another name where the manifest expects something else."""
+        """The path of a shard in the cache; the name depends on the manifest's checksums."""
         if not shard.remote:
             return Path(shard.address)
         mark = hashlib.sha256(f"{shard.address}\n{shard.expected}".encode()).hexdigest()[:20]
         return self.folder / f"{shard.name[:80]}-{mark}.tar"
 
     def opened(self, shard: Shard) -> io.BufferedReader:
-        """The shard's file, fetched if need be. Raises DataError."""
+        """The shard's file, downloaded if necessary. Raises DataError."""
         path = self.path_of(shard)
         if not shard.remote:
             try:
@@ -95,24 +95,24 @@ class ShardCache:
                 try:
                     handle = path.open("rb")
                     break
-                except FileNotFoundError:  # not there, or evicted by another thread before it was opened
+                except FileNotFoundError:  # missing, or evicted by another thread before it was opened
                     fetch(shard.address, path, self.timeout, shard.expected)
-                    self._index_path(shard).unlink(missing_ok=True)  # of what lay there before, which may be another
+                    self._index_path(shard).unlink(missing_ok=True)  # of an earlier file, which may differ
                     fetched = True
-            with contextlib.suppress(FileNotFoundError):  # evicted since; the handle still reads it
+            with contextlib.suppress(FileNotFoundError):  # evicted since; the handle is still readable
                 os.utime(path)
             if fetched:
                 self._evict(path)
             return handle
 
     def index_of(self, shard: Shard, handle: io.BufferedReader | None = None) -> ShardIndex:
-        """What lies where in a shard, of whose file a handle may be at hand; remembered. Raises DataError."""
+        """The cached index of a shard. handle: its open file, if available. Raises DataError."""
         kept = self._index_path(shard)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return _index_from(json.loads(kept.read_bytes()))
         with contextlib.nullcontext(handle) if handle else self.opened(shard) as file:
             index = index_shard(file, str(shard))
-        with contextlib.suppress(OSError, DataError):  # it is only quicker with it
+        with contextlib.suppress(OSError, DataError):  # caching only saves time
             self.make()
             partial = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
             partial.write_text(json.dumps(_index_to(index)), encoding="utf-8")
@@ -120,11 +120,11 @@ class ShardCache:
         return index
 
     def knows(self, shard: Shard) -> bool:
-        """Whether a shard's index is remembered."""
+        """Whether a shard's index is cached."""
         return self._index_path(shard).is_file()
 
     def _index_path(self, shard: Shard) -> Path:
-        """Where a shard's index is kept; another name for a local file that has changed."""
+        """The path of a shard's cached index; the name changes with the local file."""
         path = self.path_of(shard).absolute()
         state = ""
         if not shard.remote:
@@ -133,7 +133,7 @@ class ShardCache:
         return self.folder / f"index-{hashlib.sha256(f'{path}{state}'.encode()).hexdigest()[:24]}.json"
 
     def make(self) -> None:
-        """Make the folder. Raises DataError where it cannot be, or belongs to somebody else."""
+        """Create the folder. Raises DataError if that fails, or if it belongs to another user."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._own and not WINDOWS and self.folder.stat().st_uid != os.getuid():
@@ -143,7 +143,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        """Hold a lock of the folder's. Raises DataError where it cannot be written there."""
+        """Hold a lock in the folder. Raises DataError if it is not writable."""
         try:
             held = FileLock(path).acquire()
         except OSError as error:
@@ -157,7 +157,8 @@ class ShardCache:
         )
 
     def _evict(self, but: Path) -> None:
-        """Remove what was used longest ago until the rest fits, and what killed processes left; other files stay."""
+        """Remove the least recently used shards until the rest fits, and leftovers of killed processes; keep other
+        files."""
         with self._locked(self.folder / ".lock"):
             for partial in self.folder.glob("*.partial"):
                 if _FETCHED.fullmatch(partial.stem):
@@ -176,9 +177,9 @@ class ShardCache:
 
 
 class ShardStore:
-    """The shards of a set, opened when they are needed and fetched before that.
+    """The shards of a set, opened on demand and prefetched.
 
-    Of one process: after a fork it begins anew, and so does a copy in another process.
+    Belongs to one process: it is reset after a fork, and in a copy in another process.
     """
 
     def __init__(self, shards: Sequence[Shard], cache: ShardCache, keep: int) -> None:
@@ -199,11 +200,11 @@ class ShardStore:
         self._begin()
 
     def opened(self, number: int) -> OpenShard:
-        """Shard `number`, fetched if it is not there. Raises DataError."""
+        """Shard `number`, downloaded if necessary. Raises DataError."""
         return self._future(number).result()
 
     def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
-        """Begin to fetch what is needed now, then what will be, and keep these."""
+        """Start downloading the shards needed now, then the next ones, and keep these."""
         for number in (*now, *soon):
             self._future(number)
 
@@ -221,7 +222,7 @@ class ShardStore:
             return future
 
     def _work(self, number: int, future: Future[OpenShard]) -> None:
-        """In a thread of its own, which nobody waits for at the end."""
+        """Runs in a daemon thread."""
         try:
             with self._turns:
                 shard = self.shards[number]
@@ -245,12 +246,12 @@ def _index_from(values: dict[str, Any]) -> ShardIndex:
 
 
 def _user() -> int | str:
-    """What tells users apart whose temporary files lie in one folder."""
+    """An identifier of the user in a shared temporary folder."""
     return getpass.getuser() if WINDOWS else os.getuid()
 
 
 def _removed(path: Path) -> bool:
-    """Remove a shard. False where somebody reads it and the system keeps it meanwhile, as Windows does."""
+    """Remove a shard. False if it is open and the system refuses, as on Windows."""
     try:
         path.unlink(missing_ok=True)
     except PermissionError:
@@ -261,7 +262,7 @@ def _removed(path: Path) -> bool:
 
 
 def _remove_unlocked(partial: Path) -> None:
-    """Remove a half-fetched file that nobody fetches any more."""
+    """Remove an abandoned partial download."""
     lock = partial.with_name(partial.name.removesuffix(".tar.partial") + ".lock")
     with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Sets of samples in WebDataset tars: which, how they are read, and those that cannot be used."""
+"""Sample sets in WebDataset tars: selection, reading, and unusable samples."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from piti.data.shown import Shown, seen_in
 
 _GIB = 2**30
 LOOKED = 200
-"""Samples of shards that are looked at before a run, at most."""
+"""Largest number of samples of shards that are checked before a run."""
 
 
 class ShardSet:
-    """The samples of some shards. Nothing is decoded before it is asked for.
+    """The samples of some shards, decoded on demand.
 
-    shards: each with its number of samples. held_out: take only the samples that are held out (True), only the others
-    (False), or all (None); which is which depends on the shard's name and the sample's number in it alone.
-    sharp: refuse photographs of which a crop would have to be enlarged.
+    shards: each with its number of samples. held_out: use only held-out samples (True), only the others (False), or all
+    (None); whether a sample is held out depends only on the shard's name and the sample's number in it. sharp: refuse
+    photographs whose crops would have to be enlarged.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class ShardSet:
         return int(self.counts.sum())
 
     def order(self, seed: int, rank: int, world: int) -> ByShards:
-        """In which order training sees them: shard by shard for each rank, so that each fetches its own."""
+        """The order in training: shard by shard for each rank, so that each downloads its own."""
         return ByShards(self.counts.tolist(), self.spec.shuffle_shards, seed, rank, world, self.store.expect)
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
-        """A random square crop, perhaps mirrored. Raises BadSample, and DataError for a shard that cannot be had."""
+        """A random square crop, possibly mirrored. Raises BadSample, and DataError for an unavailable shard."""
         key, decoded = self._read(index)
         return self.cutter.random(decoded, key, generator)
 
@@ -77,21 +77,21 @@ class ShardSet:
         return self.cutter.center(decoded, key)
 
     def files_of(self, keys: Sequence[str]) -> list[str]:
-        """The shards of these keys, a line each, for a person."""
+        """The shards of these keys, a line each, for messages."""
         addresses = {shard.name: str(shard) for shard in self.store.shards}
         return [f"{key} in {addresses.get(key.partition('/')[0], '?')}" for key in keys]
 
     def identity(self) -> None:
-        """None: keys are known once shards are fetched, and the same samples may be packed into others."""
+        """None: keys are unknown before shards are downloaded, and samples may be packed differently."""
 
     def contents(self) -> None:
         """None, for the same reason."""
 
     def looked(self, most: int = LOOKED) -> list[str]:
-        """What some samples show, evenly spaced over the shards that are on this machine: nothing is fetched.
+        """Notes on evenly spaced samples of the local shards; nothing is downloaded.
 
-        Which classes occur, how much is unlabelled, which photographs are turned; and how many samples were looked at.
-        Those that cannot be used are passed over: training names them.
+        They cover the classes that occur, unlabelled pixels, rotated photographs, and the number of samples checked.
+        Unusable samples are skipped here; training reports them.
         """
         here = [number for number, shard in enumerate(self.store.shards) if not shard.remote]
         ends = [range(int(self._ends[k] - self.counts[k]), int(self._ends[k])) for k in here]
@@ -106,8 +106,8 @@ class ShardSet:
         notes = shown.notes()
         far = len(self.store.shards) - len(here)
         if far and not local:
-            return ["no sample was looked at: the shards are fetched in training"]
-        return [Message(f"of {shown.pairs} of {len(self)} samples, looked at: {text_of(note)}") for note in notes]
+            return ["no samples were checked: the shards are downloaded during training"]
+        return [Message(f"in {shown.pairs} of {len(self)} samples checked: {text_of(note)}") for note in notes]
 
     # Reading
 
@@ -144,9 +144,9 @@ class ShardSet:
         return pair, decoded
 
     def _pair(self, opened: OpenShard, found: ShardSample, name: str) -> Pair:
-        """A sample's files by what they are for. Raises BadSample where one is missing, or it is not clear which."""
+        """A sample's files by purpose. Raises BadSample if one is missing or ambiguous."""
         if found.twice:
-            raise BadSample(Skipped(name, f"holds {found.name(found.twice[0])} more than once"))
+            raise BadSample(Skipped(name, f"contains {found.name(found.twice[0])} more than once"))
         conditions = {part: self._condition_of(found, part, name) for part in self.extensions}
         given = {part: extension for part, extension in conditions.items() if extension is not None}
         image = self._image_of(found, set(given.values()), name)
@@ -173,7 +173,7 @@ class ShardSet:
         raise BadSample(Skipped(name, f"has {what}"))
 
     def _condition_of(self, found: ShardSample, part: str, name: str) -> str | None:
-        """Extension of a part's file: as it is named, or that and one of the suffixes of its kind."""
+        """Extension of a part's file: the given one, possibly with a suffix of its kind."""
         wanted = self.extensions[part]
         if wanted in found.files:
             return wanted
@@ -184,21 +184,21 @@ class ShardSet:
         return next(iter(fitting), None)
 
     def _check(self, name: str, decoded: Decoded) -> None:
-        """Raises BadSample for sizes that differ, and pictures too small."""
+        """Raises BadSample for different sizes, and images that are too small."""
         image, raw = decoded
         height, width = image.shape[:2]
         if self.condition.spatial and raw.shape[-2:] != (height, width):
             size = f"{raw.shape[-1]} x {raw.shape[-2]}"
             raise BadSample(Skipped(name, f"the image is {width} x {height}, its condition {size}"))
         if min(width, height) < self.smallest:
-            raise BadSample(Skipped(name, f"is {width} x {height}, a sample needs a short side of {self.smallest}"))
+            raise BadSample(Skipped(name, f"is {width} x {height}, samples need a short side of {self.smallest}"))
 
 
 def _beyond(opened: OpenShard, position: int) -> Skipped:
-    """Of a sample that was counted and is not there: that it is missing, or why all from there on are."""
+    """The error for a counted sample that is missing, or for the damage before it."""
     readable, damage = len(opened.index.samples), opened.index.damage
     if damage is None:
-        cause = f"it holds {readable} samples, fewer than were counted"
+        cause = f"it has {readable} samples, fewer than counted"
         return Skipped(f"{opened.shard}: sample {position + 1} of {opened.shard.samples}", cause)
     return Skipped(f"{opened.shard}: what follows sample {readable}" if readable else str(opened.shard), damage)
 
@@ -209,7 +209,7 @@ def _file(opened: OpenShard, found: ShardSample, extension: str) -> InShard:
 
 
 class _Memory:
-    """Decoded samples of this process, if those of the whole set would fit."""
+    """Cache of decoded samples in this process, if the whole set would fit."""
 
     def __init__(self, count: int, most: float) -> None:
         self.count, self.most = count, most
@@ -220,7 +220,7 @@ class _Memory:
         return self._held.get(index)
 
     def put(self, index: int, found: tuple[str, Decoded]) -> None:
-        """Keep a sample, unless the set is too large: judged by those seen so far."""
+        """Cache a sample, unless the set is too large, as estimated from those so far."""
         image, raw = found[1]
         size = image.nbytes + raw.nbytes
         info = torch.utils.data.get_worker_info()
@@ -232,7 +232,7 @@ class _Memory:
 
 
 def _held_out(shards: Sequence[Shard], held_out: bool) -> list[Int64[np.ndarray, " n"]]:
-    """Which samples of each shard are held out, or are not: about 5%, one at least, but never the last of all."""
+    """The held-out samples of each shard, or the others: about 5%, at least one, but never all."""
     drawn = [np.random.default_rng(derive_seed("held out", one.name)).random(one.samples or 0) for one in shards]
     total = sum(map(len, drawn))
     lowest = min((float(numbers.min()) for numbers in drawn if len(numbers)), default=1.0)
@@ -243,9 +243,9 @@ def _held_out(shards: Sequence[Shard], held_out: bool) -> list[Int64[np.ndarray,
 def open_shards(
     spec: FolderSpec, condition: Condition, sharp: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> tuple[ShardSet, ShardSet | None]:
-    """The sets to train and to validate on that a recipe names. Reads manifests and headers, no pictures.
+    """A recipe's training and validation sets. Reads manifests and headers, not images.
 
-    sharp: see `ShardSet`. progress: of counting samples where no manifest does. Raises DataError.
+    sharp: see `ShardSet`. progress: of counting samples without a manifest. Raises DataError.
     """
     listed = list_shards(spec)
     extensions = extensions_of(spec, condition, listed.conditions)

@@ -1,4 +1,4 @@
-"""Fetching a shard whole, from HTTP or from a command's output: retried, checked, and there only when it is whole."""
+"""Downloading shards by HTTP or from a command's output, with retries, checks and atomic results."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PAUSES = (1.0, 4.0, 15.0, 60.0)
 """Seconds before each further attempt."""
 
 _CHUNK = 1 << 20
-_AT_ONCE = 1.0  # seconds within which a command that wrote nothing fails by a mistake rather than by the network
-_TRANSIENT = frozenset({408, 421, 425, 429})  # besides 5xx: what a server may answer otherwise the next time
+_AT_ONCE = 1.0  # a command that fails within so many seconds without output is assumed to be wrong
+_TRANSIENT = frozenset({408, 421, 425, 429})  # besides 5xx: temporary HTTP errors
 
 
 class FetchFailed(Exception):
-    """One attempt failed. final: another would fail likewise. early: at once, before a byte came."""
+    """An attempt failed. final: retrying is useless. early: it failed immediately, before any data."""
 
     def __init__(self, reason: str, final: bool = False, early: bool = False) -> None:
         super().__init__(reason)
@@ -46,18 +46,18 @@ class FetchFailed(Exception):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a manifest says of a file; none: unknown."""
+    """A file's size and hash in a manifest; None: unknown."""
 
     bytes: int | None = None
     sha256: str | None = None
 
 
 def fetch(address: str, target: Path, timeout: float, expected: Expected | None = None) -> None:
-    """Bring what an address gives into the file `target`, which is then whole, or not there.
+    """Download an address to the file `target`, atomically.
 
-    timeout: seconds without a byte after which an attempt has failed. Raises DataError after the last attempt, or at
-    once where another would not help (HTTP 404, no such command, no space), naming address, cause and remedy. A command
-    that twice fails at once without output is not tried again.
+    timeout: seconds without data after which an attempt fails. Raises DataError after the last attempt, or immediately
+    if retrying is useless (HTTP 404, no such command, no space), naming address, cause and remedy. A command that fails
+    twice immediately without output is not retried.
     """
     partial = target.with_name(target.name + ".partial")
     failures: list[FetchFailed] = []
@@ -78,13 +78,13 @@ def fetch(address: str, target: Path, timeout: float, expected: Expected | None 
         partial.unlink(missing_ok=True)
     times = f" after {len(failures)} attempts" if len(failures) > 1 else ""
     raise DataError(
-        f"{shown(address)}: cannot be fetched{times}: {failures[-1]}; check the address and the connection, "
-        "or copy the shards to this machine and name their paths in data.shards"
+        f"{shown(address)}: cannot be downloaded{times}: {failures[-1]}; check the address and the connection, "
+        "or copy the shards to this machine and give their paths in data.shards"
     )
 
 
 def read_small(address: str, timeout: float) -> bytes:
-    """What an address gives, in memory; for manifests. Raises DataError."""
+    """Download an address into memory; for manifests. Raises DataError."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "fetched"
         fetch(address, target, timeout)
@@ -92,11 +92,11 @@ def read_small(address: str, timeout: float) -> bytes:
 
 
 def _attempt(address: str, partial: Path, timeout: float, expected: Expected) -> None:
-    """Write the file and compare it with what is expected. Raises FetchFailed."""
+    """Write the file and verify it. Raises FetchFailed."""
     digest, size = hashlib.sha256(), 0
     chunks = _from_pipe(address, timeout) if address.startswith(PIPE) else _from_http(address, timeout)
     try:
-        file = partial.open("wb", buffering=0)  # what closing flushed could fail once more
+        file = partial.open("wb", buffering=0)  # closing flushes, and may fail again
     except OSError as error:
         raise _unwritable(partial, error) from None
     with contextlib.closing(chunks), file:
@@ -108,26 +108,26 @@ def _attempt(address: str, partial: Path, timeout: float, expected: Expected) ->
             digest.update(chunk)
             size += len(chunk)
     if not size:
-        raise FetchFailed("nothing came")
+        raise FetchFailed("nothing was received")
     if expected.bytes is not None and size != expected.bytes:
-        raise FetchFailed(f"{size} bytes came, the manifest says {expected.bytes}")
+        raise FetchFailed(f"{size} bytes were received, the manifest says {expected.bytes}")
     if expected.sha256 is not None and digest.hexdigest() != expected.sha256:
         raise FetchFailed(f"its sha256 is {digest.hexdigest()}, the manifest says {expected.sha256}")
 
 
 def _write(file: io.FileIO, chunk: bytes) -> None:
-    """All of it: a disk that fills up takes a part."""
+    """Write all data, since a full disk accepts only a part."""
     left = memoryview(chunk)
     while left:
         left = left[file.write(left) :]
 
 
 def _unwritable(partial: Path, error: OSError) -> FetchFailed:
-    return FetchFailed(f"{partial.parent} cannot be written ({error.strerror}); see data.shard_cache", final=True)
+    return FetchFailed(f"{partial.parent} cannot be written ({error.strerror}); change data.shard_cache", final=True)
 
 
 def _from_http(address: str, timeout: float) -> Generator[bytes, None, None]:
-    """The body of a response, all of it. Raises FetchFailed."""
+    """The complete body of a response. Raises FetchFailed."""
     request = urllib.request.Request(address, headers={"User-Agent": "piti", "Accept-Encoding": "identity"})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
@@ -141,15 +141,15 @@ def _from_http(address: str, timeout: float) -> Generator[bytes, None, None]:
         final = error.code < 500 and error.code not in _TRANSIENT
         raise FetchFailed(f"HTTP {error.code} {error.reason}", final) from None
     except TimeoutError:
-        raise FetchFailed(f"nothing came for {timeout:g} s (data.shard_timeout)") from None
+        raise FetchFailed(f"nothing was received for {timeout:g} s (data.shard_timeout)") from None
     except (OSError, http.client.HTTPException) as error:
         raise FetchFailed(str(getattr(error, "reason", "") or error or type(error).__name__)) from None
     except ValueError as error:
-        raise FetchFailed(f"no HTTP address ({error})", final=True) from None
+        raise FetchFailed(f"not a valid HTTP address ({error})", final=True) from None
 
 
 def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
-    """What a shell's command writes, if it then ends well. Raises FetchFailed."""
+    """The output of a shell command, if it succeeds. Raises FetchFailed."""
     shell = _shell(address.removeprefix(PIPE))
     began, came = time.monotonic(), False
     with tempfile.TemporaryFile() as errors:
@@ -168,7 +168,7 @@ def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
                 yield chunk
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise FetchFailed(f"the command closed its output and did not end within {timeout:g} s") from None
+            raise FetchFailed(f"the command closed its output and did not exit within {timeout:g} s") from None
         finally:
             _end(process)
         said = f"the command ended with exit code {code}{_last_line(errors)}"
@@ -176,12 +176,12 @@ def _from_pipe(address: str, timeout: float) -> Generator[bytes, None, None]:
         if code:
             raise FetchFailed(said, final=code in (126, 127), early=early)
         if not came:
-            raise FetchFailed(f"nothing came; {said}", early=early)
+            raise FetchFailed(f"nothing was received; {said}", early=early)
 
 
 def _blocked() -> bool:
-    """Whether this thread blocks SIGTERM, as in a loader's worker; what it starts would too, and no `timeout` within a
-    command could end it."""
+    """Whether this thread blocks SIGTERM, as in a data loading worker; commands would inherit this, so that `timeout`
+    could not end them."""
     return not WINDOWS and signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
@@ -190,7 +190,7 @@ def _let_through() -> None:
 
 
 def _shell(command: str) -> list[str] | str:
-    """What runs a command: bash, which can tell when one within a pipeline failed, or the system's own shell."""
+    """The shell for a command: bash, which detects failures within a pipeline, or the system's shell."""
     if WINDOWS:
         return f'cmd /d /s /c "{command}"'
     bash = shutil.which("bash")
@@ -208,7 +208,7 @@ def _chunks(output: IO[bytes], timeout: float) -> Iterator[bytes]:
 
 
 def _polled(output: IO[bytes], timeout: float) -> Iterator[bytes | None]:
-    """What comes, piece by piece, the last one empty; None where nothing came in time."""
+    """The output in pieces, the last one empty; None after a timeout."""
     poll = select.poll()
     poll.register(output, select.POLLIN | select.POLLHUP)
     while True:
@@ -216,7 +216,7 @@ def _polled(output: IO[bytes], timeout: float) -> Iterator[bytes | None]:
 
 
 def _read_beside(output: IO[bytes], timeout: float) -> Iterator[bytes | None]:
-    """The same where pipes cannot be polled, as on Windows: by a thread, which `_end` sets free."""
+    """The same if pipes cannot be polled, as on Windows: with a thread, which `_end` releases."""
     reader = ThreadPoolExecutor(1)
     try:
         while True:
@@ -230,9 +230,9 @@ def _read_beside(output: IO[bytes], timeout: float) -> Iterator[bytes | None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop a command that still runs, with all that it started."""
+    """Stop a running command and its children."""
     if process.poll() is None:
-        if WINDOWS:  # before its output is closed, which waits for who reads it
+        if WINDOWS:  # before its output is closed, which waits for its reader
             subprocess.run(["taskkill", "/f", "/t", "/pid", str(process.pid)], capture_output=True, check=False)
         else:
             with contextlib.suppress(ProcessLookupError):
@@ -243,7 +243,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_line(errors: IO[bytes]) -> str:
-    """The last thing that a command said."""
+    """The last line of a command's error output."""
     errors.seek(0)
     lines = errors.read()[-2000:].decode(errors="replace").strip().splitlines()
     return f": {lines[-1].strip()}" if lines else ""

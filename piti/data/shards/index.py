@@ -1,4 +1,4 @@
-"""From a recipe's addresses to shards with their numbers of samples, and which of their files are conditions."""
+"""Listing a recipe's shards, with their sample counts and the extensions of conditions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ShardEntry(Spec):
     """One shard."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[^/]+\.tar$")]
-    """Its file, beside the manifest."""
+    """Its file name, relative to the manifest."""
     samples: int = Field(ge=0)
     bytes: int = Field(ge=0)
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -37,9 +37,9 @@ class Manifest(Spec):
 
     version: Literal[1] = 1
     conditions: dict[str, str] = Field(default_factory=dict)
-    """Extension of each kind of condition, without its suffix, by the name of the folder that was packed."""
+    """Extensions of conditions, without suffix, by the names of the packed folders."""
     classes: dict[str, Any] | None = None
-    """The class table, where there is one, as the recipe's `condition.classes`."""
+    """The class table, if any, in the form of the recipe's `condition.classes`."""
     splits: dict[str, tuple[ShardEntry, ...]]
     """Shards by split."""
 
@@ -57,7 +57,7 @@ class Manifest(Spec):
         return [entry for entries in self.splits.values() for entry in entries]
 
     def to_json(self) -> str:
-        """As it is written."""
+        """The manifest file's contents."""
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
 
@@ -69,9 +69,9 @@ def read_manifest(address: str, timeout: float = 60.0) -> Manifest:
     except OSError as error:
         raise DataError(f"{address}: cannot be read ({error.strerror}); check the path") from None
     except ValueError as error:
-        raise DataError(f"{shown(address)}: no valid JSON ({error}); pack the shards again") from None
+        raise DataError(f"{shown(address)}: not valid JSON ({error}); pack the shards again") from None
     if not isinstance(values, dict) or "splits" not in values:
-        raise DataError(f"{shown(address)}: is no manifest of shards; name the {MANIFEST} of `piti prepare shards`")
+        raise DataError(f"{shown(address)}: is not a shard manifest; give the {MANIFEST} of `piti prepare shards`")
     try:
         return Manifest.parse(values, shown(address))
     except SpecError as error:
@@ -80,31 +80,31 @@ def read_manifest(address: str, timeout: float = 60.0) -> Manifest:
 
 log = logging.getLogger(__name__)
 
-_NAMED = 5  # how many shards an error names
-_AT_ONCE = 4  # shards that are counted side by side
+_NAMED = 5  # number of shards listed in an error
+_AT_ONCE = 4  # shards counted in parallel
 
 
 @dataclass(frozen=True)
 class ShardList:
-    """What a recipe's addresses come to."""
+    """The shards of a recipe's addresses."""
 
     train: tuple[Shard, ...]
     val: tuple[Shard, ...]
     chosen: bool
-    """Whether somebody chose what to validate on, be it nothing; else some samples are held out."""
+    """Whether the validation shards are given, possibly none; else some samples are held out."""
     conditions: dict[str, str]
-    """Extensions of conditions by the folders that they were packed from, as manifests say."""
+    """Extensions of conditions by the packed folders, from the manifests."""
     classes: dict[str, Any] | None
-    """The class table of a manifest."""
+    """The class table of the manifests."""
 
 
 def cache_of(spec: FolderSpec) -> ShardCache:
-    """Where fetched shards and indices are kept."""
+    """The cache of downloaded shards and indices."""
     return ShardCache(spec.shard_cache, spec.shard_cache_gib, spec.shard_timeout)
 
 
 def list_shards(spec: FolderSpec) -> ShardList:
-    """The shards that a recipe names, and what their manifests say. Raises DataError."""
+    """A recipe's shards, with the data of their manifests. Raises DataError."""
     given = _given(spec.shards, spec, "data.shards")
     further = _given(spec.val_shards, spec, "data.val_shards")
     train = [shard for one in given for shard in one.of("train", "data.shards")]
@@ -121,7 +121,7 @@ def list_shards(spec: FolderSpec) -> ShardList:
 
 
 def check_reached(spec: FolderSpec, listed: ShardList) -> None:
-    """Fetch the first remote shard, which is kept. Raises DataError where it cannot be had, or is no tar."""
+    """Download the first remote shard into the cache. Raises DataError if it is unavailable or not a tar."""
     remote = [shard for shard in listed.train if shard.remote]
     if remote:
         counted([replace(remote[0], samples=None)], cache_of(spec))
@@ -129,13 +129,13 @@ def check_reached(spec: FolderSpec, listed: ShardList) -> None:
 
 @dataclass(frozen=True)
 class _Given:
-    """One address of a recipe."""
+    """An address in a recipe."""
 
     address: str
     manifest: Manifest | None
 
     def of(self, split: str, key: str) -> list[Shard]:
-        """Its shards of a split; of a manifest with one split alone all. Raises DataError."""
+        """Its shards of a split; all shards of a manifest with a single split. Raises DataError."""
         if self.manifest is None:
             return [Shard(self.address)]
         splits = self.manifest.splits
@@ -154,34 +154,34 @@ def _given(addresses: Sequence[str], spec: FolderSpec, key: str) -> list[_Given]
 
 
 def _check_places(shards: Sequence[Shard]) -> None:
-    """Raises DataError for what is named twice, or not there."""
+    """Raises DataError for duplicate or missing shards."""
     twice = [shard for shard, count in Counter(shard.address for shard in shards).items() if count > 1]
     if twice:
         raise DataError(
-            f"data.shards: {shown(twice[0])} is named more than once; name it once, to train or to validate"
+            f"data.shards: {shown(twice[0])} is listed more than once; list it once, for training or validation"
         )
     gone = [str(shard) for shard in shards if not shard.remote and not Path(shard.address).is_file()]
     if gone:
         more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
         raise DataError(
-            f"data.shards: {', '.join(gone[:_NAMED])}{more}: named by the manifest, but not there; copy them again"
+            f"data.shards: {', '.join(gone[:_NAMED])}{more}: listed in the manifest, but missing; copy them again"
         )
 
 
 def counted(
     shards: Sequence[Shard], cache: ShardCache, progress: Callable[[int, int], None] | None = None
 ) -> list[Shard]:
-    """The shards with their numbers of samples.
+    """The shards with their sample counts.
 
-    Where no manifest tells it, each is indexed once, and fetched for that. The unreadable rest of a damaged shard
-    counts as one sample. progress: called with (done, total). Raises DataError.
+    Without a manifest, each is downloaded and indexed once. The unreadable rest of a damaged shard counts as one
+    sample. progress: called with (done, total). Raises DataError.
     """
     unknown = [shard for shard in shards if shard.samples is None]
     remote = sum(shard.remote and not cache.knows(shard) for shard in unknown)
     if remote:
         log.warning(
-            "no manifest tells how many samples %d of the shards have, so each is fetched once before training begins; "
-            "name the shards.json of `piti prepare shards` instead",
+            "no manifest gives the sample counts of %d shards, so each is downloaded once before training begins; "
+            "give the shards.json of `piti prepare shards` instead",
             remote,
         )
     counts: dict[str, int] = {}
@@ -197,14 +197,14 @@ def counted(
             if progress is not None:
                 progress(done, len(unknown))
     if damaged and not readable:
-        raise DataError(f"{damaged}; no sample of the shards can be read: check data.shards")
+        raise DataError(f"{damaged}; no sample can be read from the shards; check data.shards")
     return [replace(one, samples=counts[one.address]) if one.samples is None else one for one in shards]
 
 
 def extensions_of(spec: FolderSpec, condition: Condition, packed: dict[str, str]) -> dict[str, str]:
     """The extension of each of `condition.named_parts()`, with or without its suffix.
 
-    packed: extensions by folder, as a manifest says. Raises DataError where `spec` does not fit the parts.
+    packed: extensions by folder, from a manifest. Raises DataError if `spec` does not match the parts.
     """
     if isinstance(condition, NoCondition):
         return {}

@@ -1,4 +1,4 @@
-"""Addresses of shards: ranges and patterns to single ones, and what a person is shown of them."""
+"""Addresses of shards: expansion of ranges and patterns, and their form in messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from piti.data.problems import DataError
 
 PIPE = "pipe:"
 MANIFEST = "shards.json"
-"""How the manifest of a folder of shards is named."""
+"""File name of a manifest."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -29,12 +29,12 @@ _BUCKETS = {
 
 
 def expanded(given: str, key: str) -> list[str]:
-    """The single addresses that one of a recipe stands for, in order. key: the recipe's, for errors.
+    """Expand an address of a recipe, in order. key: the recipe's, for errors.
 
-    `{000..012}` is a range, as wide as its numbers are written, `{a,b}` a choice (not in a `pipe:`, whose command may
-    mean something else by it), and a path may hold `*`, `?` and `[…]`. A path that exists, or a folder at its beginning
-    that does, is taken as it is. A folder stands for its manifest, or for its tars. Raises DataError where nothing is
-    there, or the address is of an unknown kind.
+    `{000..012}` is a range with zero padding, `{a,b}` a choice (not in a `pipe:`, where it belongs to the command), and
+    a path may contain `*`, `?` and `[…]`. An existing path, or an existing folder at its start, is taken literally. A
+    folder stands for its manifest, or for its tars. Raises DataError if nothing is found, or for an unknown kind of
+    address.
     """
     if is_remote(given, key):
         return _braces(given, key)
@@ -54,7 +54,7 @@ def expanded(given: str, key: str) -> list[str]:
 
 
 def is_remote(address: str, key: str = "data.shards") -> bool:
-    """Whether it is fetched: a `pipe:` or HTTP. Raises DataError for other schemes."""
+    """Whether it must be downloaded: `pipe:` or HTTP. Raises DataError for other schemes."""
     if address.startswith(PIPE):
         return True
     scheme, separator, _ = address.partition("://")
@@ -67,7 +67,7 @@ def is_remote(address: str, key: str = "data.shards") -> bool:
 
 
 def shown(address: str) -> str:
-    """The address without what is secret in it: a user's name and password, a signature."""
+    """The address without secrets: user name, password, signature."""
     if address.startswith(PIPE) or "://" not in address:
         return address
     scheme, place, path, _, _ = urlsplit(address)
@@ -75,7 +75,7 @@ def shown(address: str) -> str:
 
 
 def name_of(address: str) -> str:
-    """The shard's own name, without folders and suffix; of a command the last word that looks like a file's."""
+    """The shard's name, without folders and suffix; for a command, the last word that looks like a file name."""
     if address.startswith(PIPE):
         words = [word.strip("'\"") for word in address.removeprefix(PIPE).split()]
         tars = [word for word in words if ".tar" in word] or words or [address]
@@ -85,21 +85,21 @@ def name_of(address: str) -> str:
 
 
 def is_manifest(address: str) -> bool:
-    """Whether it names a manifest and not a shard."""
+    """Whether it refers to a manifest rather than a shard."""
     if address.startswith(PIPE):
         return MANIFEST in address
     return shown(address).endswith(".json")
 
 
 def beside(manifest: str, name: str) -> str:
-    """The address of a file that lies beside a manifest."""
+    """The address of a file next to a manifest."""
     own = MANIFEST if manifest.startswith(PIPE) else PurePath(shown(manifest)).name
     before, _, after = manifest.rpartition(own)
     return before + name + after
 
 
 def _braces(given: str, key: str) -> list[str]:
-    """Ranges and choices written out, the first ones changing slowest."""
+    """Expand ranges and choices, the first ones changing slowest."""
     kinds = [_RANGE] if given.startswith(PIPE) else [_RANGE, _CHOICE]
     match = min(filter(None, (kind.search(given) for kind in kinds)), key=lambda one: one.start(), default=None)
     if match is None:
@@ -109,7 +109,7 @@ def _braces(given: str, key: str) -> list[str]:
         width = max(len(first), len(last)) if first[0] == "0" or last[0] == "0" else 0
         low, high = int(first), int(last)
         if high < low or high - low >= _MOST:
-            raise DataError(f"{key}: {match[0]} in {given}: expected a rising range of at most {_MOST:,} numbers")
+            raise DataError(f"{key}: {match[0]} in {given}: expected an ascending range of at most {_MOST:,} numbers")
         parts = [f"{n:0{width}d}" for n in range(low, high + 1)]
     else:
         parts = match[1].split(",")
@@ -125,7 +125,7 @@ def _exists(address: str) -> bool:
 
 
 def _literal_folder(given: str) -> str:
-    """The longest beginning of an address that is a folder there is, with its slash; what follows may be patterns."""
+    """The longest existing folder at the start of an address, with its slash; the rest may contain patterns."""
     slashes = [place for place, letter in enumerate(given) if letter in {"/", os.sep}]
     return next((given[: place + 1] for place in reversed(slashes) if _exists(given[: place + 1])), "")
 
@@ -135,7 +135,7 @@ def _has_pattern(address: str) -> bool:
 
 
 def _existing(path: Path, key: str) -> list[str]:
-    """A file itself, a folder's manifest or tars."""
+    """The file itself, or a folder's manifest or tars."""
     if not _exists(str(path)):
         raise DataError(f"{key}: {path}: no such file; check the path")
     if path.is_file():
@@ -146,36 +146,36 @@ def _existing(path: Path, key: str) -> list[str]:
         return [str(path / MANIFEST)]
     tars = sorted(map(str, path.glob("*.tar")))
     if not tars:
-        raise DataError(f"{key}: {path}: holds neither {MANIFEST} nor .tar files; name the shards")
+        raise DataError(f"{key}: {path}: contains neither {MANIFEST} nor .tar files; give the shards")
     return tars
 
 
 class ShardSpec(Spec):
-    """WebDataset tars. A sample is all files of one key: `KEY.jpg` and what lies beside it."""
+    """WebDataset tars. A sample consists of all files with one key: `KEY.jpg` and others."""
 
     shards: tuple[str, ...] = ()
     """Paths, patterns (`scenes-*.tar`), ranges (`scenes-{000..007}.tar`), `http(s)://` addresses, `pipe:COMMAND`, or
-    the manifest (`shards.json`) that `piti prepare shards` wrote, likewise. They take the place of folders."""
+    the manifest (`shards.json`) of `piti prepare shards` in the same forms. They replace folders."""
     val_shards: tuple[str, ...] = ()
-    """Those to validate on; without them those of the manifest's "val", or else 5% of the samples of each shard."""
+    """Shards for validation; by default the manifest's "val", or else 5% of the samples of each shard."""
     shard_image: str | None = None
-    """Extension of the photographs, `jpg` of `KEY.jpg`; none: whatever picture is not the condition."""
+    """Extension of the photographs, `jpg` for `KEY.jpg`; null: the image that is not the condition."""
     shard_condition: str | dict[str, str] | None = None
-    """Extension of the conditions, such as `edge.jpg`, or without its suffix, `edge`; for a condition of several parts
-    one for each. None: what the manifest says, or else `conditions`; for texts `txt`."""
+    """Extension of the conditions, such as `edge.jpg`, or without suffix, `edge`; for several parts, one for each.
+    Null: as in the manifest, or else `conditions`; for texts `txt`."""
     shuffle_shards: int = Field(default=8, ge=1)
-    """Samples of this many shards at a time are shuffled together."""
+    """Number of shards whose samples are shuffled together."""
     shard_cache: Path | None = None
-    """Folder for shards that are fetched; none: one in the system's place for temporary files."""
+    """Cache folder for downloaded shards; null: one in the system's temporary folder."""
     shard_cache_gib: float = Field(default=20.0, gt=0)
-    """The most that it may hold; the shards used longest ago go first."""
+    """Largest size of the cache; the least recently used shards are removed first."""
     shard_timeout: float = Field(default=60.0, gt=0)
-    """Seconds without a byte after which fetching a shard counts as failed, and is tried again."""
+    """Seconds without data after which downloading a shard fails and is retried."""
     max_bad: float = Field(default=0.01, ge=0, le=1)
-    """Samples of shards that cannot be used are left out and named; the run stops when more than this share is."""
+    """Largest share of unusable samples in shards, which are skipped and listed; the run stops above it."""
 
     @field_validator("shards", "val_shards", mode="before")
     @classmethod
     def _one_is_a_list(cls, given: Any) -> Any:
-        """A single address stands for a list of it."""
+        """A single address is a list of one."""
         return (given,) if isinstance(given, str) else given

@@ -1,4 +1,4 @@
-"""Data sets in the layouts in which they are downloaded."""
+"""The layouts of downloaded data sets."""
 
 from piti.prepare.layouts.ade20k import Ade20k, SceneParse, ade20k
 from piti.prepare.layouts.base import Entry, Examined, Fault, Layout, Listing

@@ -1,11 +1,11 @@
 """ADE20K (Zhou et al. 2017): SceneParse150's class ids, and the full release's masks in red and green.
 
-SceneParse150: `images/{training,validation}/*.jpg`, `annotations/{training,validation}/*.png` with 0 for whatever is
-none of the 150 classes, 1 to 150 for these, `objectInfo150.txt` with their names.
+SceneParse150: `images/{training,validation}/*.jpg`, `annotations/{training,validation}/*.png` with 0 for everything
+outside the 150 classes, 1 to 150 for these, `objectInfo150.txt` with their names.
 
-Full release (2016_07_26 and 2021_17_01): beside every `NAME.jpg` in `images/` a `NAME_seg.png` whose label is
-red // 10 · 256 + green (blue numbers the instances), 0 where nothing is annotated; since 2021 also a `NAME.json` that
-names the labels ("name_ndx", "name").
+Full release (2016_07_26 and 2021_17_01): every `NAME.jpg` in `images/` has a `NAME_seg.png` whose label is red // 10 ·
+256 + green (blue numbers the instances), 0 for unannotated pixels; since 2021 also a `NAME.json` with the names of the
+labels ("name_ndx", "name").
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from piti.prepare.layouts.base import (
 )
 
 _SPLITS = {"training": "train", "validation": "val"}
-_LARGEST = 25 * 256 + 255  # what red and green can say
+_LARGEST = 25 * 256 + 255  # largest label encoded by red and green
 
 
 def ade20k(root: Path, top: int | None = None) -> MaskLayout:
-    """The layout that `root` has; `top` is `Ade20k`'s. Raises DataError if it is neither of the two."""
+    """The layout of `root`; top: as for `Ade20k`. Raises DataError if it is neither of the two."""
     if any((place / "annotations").is_dir() for place in (root, root / "ADEChallengeData2016")):
         if top is not None:
             raise DataError(
@@ -68,7 +68,7 @@ class SceneParse(MaskLayout):
         self._table = _table(_object_info(self.root / "objectInfo150.txt"), range(1, 151))
 
     def listing(self) -> Listing:
-        """See `Layout`; the test split has no annotations and is left out."""
+        """See `Layout`; the test split has no annotations and is skipped."""
         images, masks = photographs_below(self.root / "images"), files_below(self.root / "annotations", ".png")
         return matched(
             {key: path for key, path in images.items() if _top(key) in _SPLITS},
@@ -92,7 +92,7 @@ class SceneParse(MaskLayout):
 class Ade20k(MaskLayout):
     """Every class of the full release that occurs, or the most frequent of them.
 
-    top: keep only so many classes, those with the most pixels; the rest is unlabelled.
+    top: number of classes to keep, those with the most pixels; the rest is unlabelled.
     """
 
     name = "ade20k"
@@ -102,7 +102,7 @@ class Ade20k(MaskLayout):
             place_of(root, ("images",), ("ADE20K_*",), "images/ with NAME.jpg and NAME_seg.png side by side")
         )
         self.top = top
-        self._kept = np.arange(_LARGEST + 1)  # what becomes of every label
+        self._kept = np.arange(_LARGEST + 1)  # new id of every label
         self._seen: dict[int, str] | None = None
 
     def listing(self) -> Listing:
@@ -116,24 +116,25 @@ class Ade20k(MaskLayout):
         return listing
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
-        """See `MaskLayout`: red // 10 · 256 + green. Raises ConditionError where red is no multiple of 10."""
+        """See `MaskLayout`: red // 10 · 256 + green. Raises ConditionError if red is not a multiple of 10."""
         image = open_image(entry.condition, exact=True)
         if image.mode not in ("RGB", "RGBA"):
-            raise ConditionError(f"{entry.condition}: a {image.mode} picture, expected RGB; get the file again")
+            raise ConditionError(f"{entry.condition}: a {image.mode} image, expected RGB; download the file again")
         red, green = (np.asarray(image)[..., channel].astype(np.int64) for channel in (0, 1))
         odd = int((red % 10 != 0).sum())
         if odd:
             raise ConditionError(
-                f"{entry.condition}: {odd} pixels encode no label (red is no multiple of 10); get the file again"
+                f"{entry.condition}: {odd} pixels encode no label (red is not a multiple of 10); download the file "
+                "again"
             )
         return self._kept[red // 10 * 256 + green]
 
     def known(self) -> set[int]:
-        """See `MaskLayout`: every number that the colours can say."""
+        """See `MaskLayout`: every number that the colours can encode."""
         return set(range(_LARGEST + 1))
 
     def names(self, entry: Entry) -> Mapping[int, str]:
-        """See `MaskLayout`: from the JSON beside the photograph, if it can be read."""
+        """See `MaskLayout`: from the photograph's JSON, if readable."""
         try:
             text = entry.further[0].read_text(encoding="utf-8", errors="replace") if entry.further else "{}"
             objects = json.loads(text)["annotation"]["object"]
@@ -152,7 +153,7 @@ class Ade20k(MaskLayout):
                 names.setdefault(label, Counter())[name] += 1
         kept = sorted(label for label, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))[: self.top])
         if not kept:
-            raise DataError(f"{self.root}: no mask has a label; get the data set again")
+            raise DataError(f"{self.root}: no mask has a label; download the data set again")
         self._seen = {
             label: names[label].most_common(1)[0][0] if label in names else f"class {label}" for label in kept
         }
@@ -161,11 +162,11 @@ class Ade20k(MaskLayout):
     def classes(self) -> ClassTable:
         """The classes that `settle` found, under the release's numbers; 0 ignored."""
         if self._seen is None:
-            raise DataError(f"{self.root}: the classes of this release are known once every mask was looked at")
+            raise DataError(f"{self.root}: the classes of this release are known only after all masks were examined")
         return _table(self._seen, self._seen)
 
     def as_it_is(self, entry: Entry) -> bool:
-        """See `Layout`: colours are turned into numbers."""
+        """See `Layout`: colours are converted to ids."""
         return False
 
     def settings(self) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _top(key: str) -> str:
 
 
 def _split_of_path(key: str) -> str:
-    """The split that a folder of the path names, whatever comes before it; none: train."""
+    """The split named by a folder in the path; by default train."""
     return next((_SPLITS[part] for part in key.split("/") if part in _SPLITS), "train")
 
 
@@ -193,7 +194,7 @@ def _object_info(path: Path) -> dict[int, str]:
 
 
 def _table(names: Mapping[int, str], ids: Iterable[int]) -> ClassTable:
-    """A class table; a name that an earlier class has already gets its number, as does a class without one."""
+    """A class table; duplicate and missing names are completed by the number."""
     ids = tuple(ids)
     chosen: list[str] = []
     for number in ids:

@@ -1,4 +1,4 @@
-"""What a layout is: which files belong together, what is wrong with them, and how a condition is written."""
+"""The interface of layouts: matching files, checking them, and writing conditions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TWICE = "keys with several files (keep one)"
 
 @dataclass(frozen=True)
 class Entry:
-    """A photograph and the files that say what is in it; `key` is its path in the layout, without suffix."""
+    """A photograph and its annotation files; `key` is its path in the layout, without suffix."""
 
     key: str
     split: str
@@ -41,12 +41,12 @@ class Entry:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The files that the condition is made of."""
+        """The files of the condition."""
         return (self.condition, *self.further)
 
 
 class Fault(NamedTuple):
-    """What is wrong: the pair's key, the kind of fault as a heading, and the detail."""
+    """A problem: the pair's key, the kind as a heading, and the detail."""
 
     key: str
     kind: str
@@ -55,10 +55,10 @@ class Fault(NamedTuple):
 
 @dataclass
 class Listing:
-    """A layout's pairs, before any file is opened, and what is without its other half.
+    """A layout's pairs, before any file is opened, and files without a partner.
 
-    splits: every split that there are files of, or that a splits file names, with pairs or without. keys: those of each
-    split, where a splits file gives them or a hash drew them; none where folders are the splits.
+    splits: every split with files or in a splits file, with or without pairs. keys: those of each split, from a splits
+    file or a hash; None if folders are the splits.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -69,9 +69,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class Examined:
-    """What the files of one pair show.
+    """Result of checking a pair.
 
-    labels, unknown: pixels of every label that is known, or not. names: of labels, where the files give them.
+    labels, unknown: pixels per known and unknown label. names: of labels, if the files give them.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -79,37 +79,37 @@ class Examined:
     unknown: Mapping[int, int] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     seen: Seen = field(default_factory=Seen)
-    """Whether the photograph is turned by its file's tag, and the mask with it."""
+    """Whether the photograph is rotated by its EXIF orientation, and its mask too."""
 
 
 class Layout(ABC):
-    """A data set as it is downloaded, below `root`. Raises DataError where nothing of it is there."""
+    """A downloaded data set below `root`. Raises DataError if it is missing."""
 
     name: ClassVar[str]
-    """The command that prepares it."""
+    """Name of the command that prepares it."""
     recipe: ClassVar[str] = "street"
-    """An example of what trains on it."""
+    """A recipe that can be trained on it."""
     folder: ClassVar[str] = "labels"
-    """Where its conditions go."""
+    """Output folder of its conditions."""
     suffix: ClassVar[str] = ".png"
-    """How their names end."""
+    """Suffix of their names."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @abstractmethod
     def listing(self) -> Listing:
-        """Every pair, sorted by key, and every file without its other half."""
+        """All pairs, sorted by key, and all files without a partner."""
 
     @abstractmethod
     def examine(self, entry: Entry) -> Examined:
-        """Decode a pair's files and say what is in them and what is wrong."""
+        """Decode and check a pair's files."""
 
     def settle(self, examined: Iterable[Examined]) -> None:  # noqa: B027 - most layouts know beforehand
-        """Take what the whole set showed into account, such as which classes there are."""
+        """Use results of the whole set, such as the classes that occur."""
 
     def look(self, entries: Sequence[Entry]) -> list[str]:
-        """Decide what is the same for all files before any is examined, and what to say of it. Raises DataError."""
+        """Decide what is common to all files before they are examined; returns notes. Raises DataError."""
         return []
 
     @abstractmethod
@@ -118,34 +118,34 @@ class Layout(ABC):
 
     @abstractmethod
     def as_it_is(self, entry: Entry) -> bool:
-        """Whether the condition's file can be taken without a change."""
+        """Whether the condition's file can be used unchanged."""
 
     @abstractmethod
     def write(self, entry: Entry, target: Path, mark: str) -> None:
-        """Convert the condition's file into a new one that carries `mark`."""
+        """Convert the condition's file into a new one with `mark`."""
 
     @abstractmethod
     def marked(self, target: Path) -> str | None:
-        """The mark of a converted file; None if it is not whole."""
+        """The mark of a converted file; None if it is incomplete."""
 
     def settings(self) -> dict[str, Any]:
-        """What converted files depend on, as plain data."""
+        """The settings that converted files depend on, as plain data."""
         return {}
 
 
 class MaskLayout(Layout):
-    """A layout whose annotations are pictures of labels."""
+    """A layout whose annotations are label images."""
 
     @abstractmethod
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
-        """The labels of a mask, as the prepared set numbers them. Raises ImageError or ConditionError."""
+        """The labels of a mask, in the numbering of the prepared set. Raises ImageError or ConditionError."""
 
     @abstractmethod
     def known(self) -> set[int]:
-        """The labels that may occur, with the ignored one."""
+        """The labels that may occur, including the ignored one."""
 
     def names(self, entry: Entry) -> Mapping[int, str]:
-        """Names of labels that stand beside the mask."""
+        """Names of labels given with the mask."""
         return {}
 
     def examine(self, entry: Entry) -> Examined:
@@ -173,12 +173,12 @@ class MaskLayout(Layout):
         return Examined(tuple(faults), labels, unknown, self.names(entry), seen)
 
     def as_it_is(self, entry: Entry) -> bool:
-        """See `Layout`: grey PNGs hold the labels themselves; a palette could be taken for class colours."""
+        """See `Layout`: true for grey PNGs with labels; a palette could be read as class colours."""
         with Image.open(entry.condition) as image:
             return image.format == "PNG" and image.mode in ("L", "I;16")
 
     def write(self, entry: Entry, target: Path, mark: str) -> None:
-        """See `Layout`: a grey PNG of 8 bits, or of 16 where the table has larger labels."""
+        """See `Layout`: an 8-bit grey PNG, or 16-bit for larger labels."""
         table = self.classes()
         largest = max(*table.ids, table.ignore or 0) if table else 0
         ids = self.ids(entry)
@@ -192,11 +192,11 @@ class MaskLayout(Layout):
             return None
 
 
-_MARK = "piti-labels"  # the PNG text that says what a mask was made with
+_MARK = "piti-labels"  # PNG text with the settings of a mask
 
 
 def photograph(entry: Entry, faults: list[Fault]) -> Image.Image | None:
-    """The decoded photograph; one that cannot be decoded is added to `faults`."""
+    """The decoded photograph; if unreadable, a problem is added to `faults`."""
     try:
         return read_rgb(entry.image)
     except ImageError as error:
@@ -205,23 +205,23 @@ def photograph(entry: Entry, faults: list[Fault]) -> Image.Image | None:
 
 
 def unequal(entry: Entry, image: tuple[int, int], condition: tuple[int, int], seen: Seen) -> Fault:
-    """The fault of a pair whose sizes, as (width, height), differ."""
+    """The problem of a pair with different sizes (width, height)."""
     sizes = f"image {image[0]} x {image[1]}, annotation {condition[0]} x {condition[1]}"
     if seen.orientation in TURNED and condition == image[::-1]:
-        return Fault(entry.key, FITS_UNTURNED, f"{entry.key}: {sizes}, the file's pixels unturned")
+        return Fault(entry.key, FITS_UNTURNED, f"{entry.key}: {sizes}, matching the unrotated pixels")
     return Fault(entry.key, UNEQUAL, f"{entry.key}: {sizes}")
 
 
 def grey_ids(path: Source) -> Integer[np.ndarray, "h w"]:
-    """The pixel values of a grey or palette picture of 8 or 16 bits. Raises ImageError or ConditionError."""
+    """The pixel values of a grey or palette image of 8 or 16 bits. Raises ImageError or ConditionError."""
     image = open_image(path, exact=True)
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-        raise ConditionError(f"{path}: a {image.mode} picture, expected labels as a grey PNG; get the file again")
+        raise ConditionError(f"{path}: a {image.mode} image, expected labels as a grey PNG; download the file again")
     return np.asarray(image).astype(np.int64)
 
 
 def matched(images: Mapping[str, Path], conditions: Mapping[str, Path], split_of: Callable[[str], str]) -> Listing:
-    """Pairs of equal key, and what has no other half as faults."""
+    """Pairs of equal key, and files without a partner as problems."""
     entries = [Entry(key, split_of(key), images[key], conditions[key]) for key in sorted(images.keys() & conditions)]
     faults = [
         *_alone(ALONE, images, images.keys() - conditions.keys(), conditions.keys() - images.keys()),
@@ -231,16 +231,16 @@ def matched(images: Mapping[str, Path], conditions: Mapping[str, Path], split_of
 
 
 def _alone(kind: str, files: Mapping[str, Path], lonely: Set[str], others: Set[str]) -> list[Fault]:
-    """Faults of keys without another half, with what was probably meant."""
+    """Problems of keys without a partner, with suggestions."""
     said = near_keys(lonely, others)
     return [Fault(key, kind, str(files[key]) + said[key].removeprefix(key)) for key in sorted(lonely)]
 
 
 def files_below(folder: Path, ending: str) -> dict[str, Path]:
-    """Files in any depth whose names end so, by their path without the ending; hidden ones are left out.
+    """Files at any depth with this suffix, by path without it; hidden ones are skipped.
 
-    Arrays beside them are a data set's own, such as DIODE's depth beside its photographs. Raises ImageError for links
-    that lead nowhere and pictures of formats that are not read.
+    Arrays are allowed, such as DIODE's depth next to its photographs. Raises ImageError for broken links and images of
+    unsupported formats.
     """
     paths = walk(folder, ARRAYS | {f".{ending.rpartition('.')[2]}"}).check() if folder.is_dir() else []
     inside = {composed(path.relative_to(folder).as_posix()): path for path in paths}
@@ -248,7 +248,7 @@ def files_below(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def photographs_below(folder: Path) -> dict[str, Path]:
-    """JPEG photographs in any depth, by path without suffix; of several of one such path that in ".jpg"."""
+    """JPEG photographs at any depth, by path without suffix; of several with the same path, the ".jpg"."""
     paths = walk(folder, ARRAYS | {".jpg", ".jpeg"}).check() if folder.is_dir() else []
     jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")]
     usual_last = sorted(jpegs, key=lambda path: (path.suffix == ".jpg", path))
@@ -257,16 +257,16 @@ def photographs_below(folder: Path) -> dict[str, Path]:
 
 
 def place_of(root: Path, parts: Sequence[str], roots: Sequence[str], expected: str) -> Path:
-    """`root`, or the folder in it of one of the names in `roots`, that holds all of `parts`. Raises DataError."""
+    """`root`, or the sub-folder named in `roots`, that contains all of `parts`. Raises DataError."""
     inside = [path for pattern in roots for path in sorted(root.glob(pattern))] if root.is_dir() else []
     for place in (root, *inside):
         if all((place / part).is_dir() for part in parts):
             return place
-    raise DataError(f"{root}: not the layout that was expected: {expected}; give the folder that holds these")
+    raise DataError(f"{root}: unexpected layout, expected {expected}; give the folder that contains these")
 
 
 def labels_seen(examined: Iterable[Examined]) -> Counter[int]:
-    """Pixels of every known label over many pairs."""
+    """Pixels of every known label over several pairs."""
     total: Counter[int] = Counter()
     for one in examined:
         total.update(one.labels)

@@ -1,8 +1,8 @@
-"""Cityscapes (Cordts et al. 2016): `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and, likewise in `gtFine/`,
+"""Cityscapes (Cordts et al. 2016): `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and, in the same way in `gtFine/`,
 `*_gtFine_labelIds.png`.
 
-Of the published list of labels: 34 ids, 0 to 33, of which 19 have train ids; the rest is 255 there. Colours are the
-published ones, but for those that stand there several times: every class of a table needs its own.
+From the published list of labels: 34 ids, 0 to 33, of which 19 have train ids; the others are 255. Colours are the
+published ones, except for duplicates, since every class of a table needs its own.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ LABELS: dict[int, tuple[str, Colour]] = {
 """Label ids with their names and colours; 0 is unlabelled. Published as black: 1 to 4; as pole's grey: 18."""
 
 TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""The label ids that are judged, in the order of their train ids 0 to 18."""
+"""The evaluated label ids, in the order of their train ids 0 to 18."""
 
 
 class Cityscapes(MaskLayout):
-    """33 classes by their label ids, or the 19 that are judged, by their train ids."""
+    """33 classes by label id, or the 19 evaluated ones by train id."""
 
     name = "cityscapes"
 
@@ -80,7 +80,7 @@ class Cityscapes(MaskLayout):
         self._train_id[list(TRAIN_IDS)] = np.arange(len(TRAIN_IDS))
 
     def listing(self) -> Listing:
-        """See `Layout`; the test split has no public labels and is left out."""
+        """See `Layout`; the test split has no public labels and is skipped."""
         images, masks = files_below(self.root / "leftImg8bit", _IMAGE), files_below(self.root / "gtFine", _LABELS)
         return matched(
             {key: path for key, path in images.items() if _top(key) in _SPLITS},
@@ -89,7 +89,7 @@ class Cityscapes(MaskLayout):
         )
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
-        """See `MaskLayout`: label ids, or the train ids that they have; unknown ones as 1000 + id."""
+        """See `MaskLayout`: label ids, or their train ids; unknown ones as 1000 + id."""
         ids = grey_ids(entry.condition)
         if not self.train_ids:
             return ids
@@ -104,7 +104,7 @@ class Cityscapes(MaskLayout):
         return self._table
 
     def as_it_is(self, entry: Entry) -> bool:
-        """See `Layout`: train ids are not what the files hold."""
+        """See `Layout`: the files do not contain train ids."""
         return not self.train_ids and super().as_it_is(entry)
 
     def settings(self) -> dict[str, Any]:

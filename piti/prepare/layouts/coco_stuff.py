@@ -1,7 +1,7 @@
 """COCO-Stuff 164k (Caesar et al. 2018): `images/{train2017,val2017}/*.jpg`, `annotations/{train2017,val2017}/*.png`.
 
-The pixel maps hold 0 to 181 (one less than the label list) and 255 where nothing is annotated. Tools of others put
-`*_labelTrainIds.png` beside them: 0 to 170, the 11 classes left out that never occur, 255 likewise.
+The pixel maps contain 0 to 181 (one less than the label list) and 255 for unannotated pixels. Other tools add
+`*_labelTrainIds.png`: 0 to 170, without the 11 classes that never occur, and 255 in the same way.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from piti.prepare.layouts.base import (
 _SPLITS = {"train2017": "train", "val2017": "val"}
 _TRAIN_IDS = "_labelTrainIds"
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Ids of the classes that no annotation has: street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door,
-blender, hair brush."""
+"""Ids of classes that never occur: street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door, blender,
+hair brush."""
 
 
 class CocoStuff(MaskLayout):
@@ -49,7 +49,7 @@ class CocoStuff(MaskLayout):
         self._table = _by_train_ids(coco_stuff()) if train_ids else coco_stuff()
 
     def listing(self) -> Listing:
-        """See `Layout`; the files of the other numbering are left out."""
+        """See `Layout`; files of the other numbering are skipped."""
         ending = f"{_TRAIN_IDS}.png" if self.train_ids else ".png"
         masks = files_below(self.root / "annotations", ending)
         return matched(

@@ -1,8 +1,8 @@
 """DIODE (Vasiljevic et al. 2019): `{train,val}/{indoors,outdoor}/scene_*/scan_*/` with `X.png`, `X_depth.npy`,
 `X_depth_mask.npy` and, if downloaded too, `X_normal.npy`.
 
-Depth is in metres along the optical axis, [h, w, 1] or [h, w]; the mask is 1 where the sensor saw something. Normals
-are unit vectors [h, w, 3] with x to the right, y up and z towards the viewer, zero where there is none.
+Depth is in metres along the optical axis, [h, w, 1] or [h, w]; the mask is 1 where depth was measured. Normals are unit
+vectors [h, w, 3] with x to the right, y up and z towards the viewer, zero where there is none.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from piti.prepare.layouts.base import (
 
 _SPLITS, _KINDS = ("train", "val"), ("indoors", "outdoor")
 _DEPTH, _MASK, _NORMAL = "_depth.npy", "_depth_mask.npy", "_normal.npy"
-_NO_MASK = "depths without a mask (X_depth_mask.npy)"
-_NO_DEPTH = "depths of which no pixel is valid"
+_NO_MASK = "depth files without a mask (X_depth_mask.npy)"
+_NO_DEPTH = "depth files without any valid pixel"
 CAMERA = (886.81, 927.06, 512.0, 384.0)
 """Focal lengths and centre, in pixels at 1024 x 768: f_x, f_y, c_x, c_y, as published."""
 
 
 class Diode(Layout):
-    """Depth, its validity, and normals where there are any, as one `.npz` a photograph.
+    """Depth, its validity, and normals if available, as one `.npz` per photograph.
 
-    Arrays: depth [h, w] float32 in metres; mask [h, w] uint8, nonzero where depth is valid; normal [h, w, 3] float16,
-    x to the right, y down, z away from the camera, turned to face it, zero where there is none.
+    Arrays: depth [h, w] float32 in metres; mask [h, w] uint8, nonzero where depth is valid; normal [h, w, 3] float16, x
+    to the right, y down, z away from the camera, turned to face it, zero where there is none.
     """
 
     name = "diode"
@@ -57,7 +57,7 @@ class Diode(Layout):
                 super().__init__(place)
                 return
         raise DataError(
-            f"{root}: not the layout that was expected: train/ or val/ with {{indoors,outdoor}}/scene_*/scan_*/X.png, "
+            f"{root}: unexpected layout, expected train/ or val/ with {{indoors,outdoor}}/scene_*/scan_*/X.png, "
             "X_depth.npy, X_depth_mask.npy; give the folder that holds these"
         )
 
@@ -95,7 +95,7 @@ class Diode(Layout):
         return Examined(tuple(faults), seen=seen)
 
     def _arrays(self, entry: Entry) -> dict[str, np.ndarray]:
-        """What is written of a pair. Raises ImageError or ConditionError for files that are damaged or do not fit."""
+        """The arrays of a pair. Raises ImageError or ConditionError for damaged or mismatched files."""
         found = read_depth(entry.condition, unit=1.0)
         arrays = {"depth": found.depth, "mask": (found.depth > 0).astype(np.uint8)}
         if found.normal is not None:
@@ -129,8 +129,8 @@ class Diode(Layout):
 def facing_normals(normal: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
     """Normals with x to the right, y down, z away from DIODE's camera, as unit vectors that are turned to face it.
 
-    A surface that is seen faces the camera: where a normal points away along its pixel's ray it is turned round.
-    Zero, and what is not finite, becomes zero.
+    Visible surfaces face the camera, so normals that point away along their pixel's ray are negated. Zero and
+    non-finite normals become zero.
     """
     normal = np.nan_to_num(normal, nan=0, posinf=0, neginf=0)
     height, width = normal.shape[:2]

@@ -1,4 +1,4 @@
-"""Plain folders: `images/`, `labels/`, `classes.json` and perhaps `splits.json`, as training reads them."""
+"""Plain folders: `images/`, `labels/`, `classes.json` and optionally `splits.json`, as used by training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from piti.prepare.layouts.base import TWICE, Entry, Fault, Listing, MaskLayout, 
 
 
 class PlainFolder(MaskLayout):
-    """Photographs and masks of one name; masks may be ids or colours of the table."""
+    """Photographs and masks with matching names; masks may be ids or class colours."""
 
     name = "folder"
 
@@ -29,7 +29,7 @@ class PlainFolder(MaskLayout):
             raise DataError.like(error) from None
 
     def listing(self) -> Listing:
-        """See `Layout`; what the splits file names without files is a fault too."""
+        """See `Layout`; keys in the splits file without files are problems too."""
         faults: list[Fault] = []
         images, labels = (self._files(folder, faults) for folder in ("images", "labels"))
         listing = matched(images, labels, lambda key: "")
@@ -40,7 +40,7 @@ class PlainFolder(MaskLayout):
         if splits is None:
             splits = split_by_hash(keys)
         elif "train" not in stated:
-            faults.append(Fault(SPLITS_FILE, f"splits without pairs in {SPLITS_FILE} (name some)", "train"))
+            faults.append(Fault(SPLITS_FILE, f"splits without pairs in {SPLITS_FILE} (list some)", "train"))
         faults += [Fault(*found) for found in key_problems(splits, existing, SPLITS_FILE)]
         split_of = {key: name for name, named in splits.items() for key in named}
         entries = [Entry(e.key, split_of.get(e.key, ""), e.image, e.condition) for e in listing.entries]
@@ -65,7 +65,7 @@ class PlainFolder(MaskLayout):
         return notes
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
-        """See `MaskLayout`: whatever a mask condition reads, as ids. Raises ConditionError for others."""
+        """See `MaskLayout`: masks as read by a mask condition, as ids. Raises ConditionError for others."""
         indices = self._condition.load(entry.condition)[0].numpy()
         return self._id_of_index[indices]
 
@@ -81,7 +81,7 @@ class PlainFolder(MaskLayout):
         return set(self._id_of_index.tolist())
 
     def classes(self) -> ClassTable:
-        """The folder's own, with how its masks are read where looking at all of them decided that."""
+        """The folder's class table, with the reading of its masks if all of them decided it."""
         reading = self._condition.reading or self._condition.classes.reading
         return self._condition.classes.model_copy(update={"reading": reading})
 

@@ -1,1 +1,1 @@
-"""The studio over HTTP: routes, limits, security, errors, start and end."""
+"""The studio over HTTP: routes, limits, security, errors, startup and shutdown."""

@@ -1,4 +1,4 @@
-"""The HTTP interface: routes, their requests and answers, and errors as answers."""
+"""The HTTP interface: routes, requests, responses and errors."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ CODES: tuple[tuple[type[UserError], int], ...] = (
 )
 """Status by class of error; the first match counts."""
 _MEANINGS = {
-    400: "A picture or a setting that the model cannot use, or a broken form.",
-    404: "No such model, or no such picture any longer.",
+    400: "An image or a setting that the model cannot use, or a malformed form.",
+    404: "No such model, or the image is no longer kept.",
     408: "The body took too long to arrive.",
-    413: "A body or a picture that is too large.",
-    415: "The body is no form, or a file no picture.",
-    422: "Fields that are missing, unknown, of a wrong type or beyond a limit; one line each in `details`.",
-    429: "As many jobs wait as may; try again after `Retry-After` seconds.",
+    413: "The body or an image is too large.",
+    415: "The body is not a form, or a file is not an image.",
+    422: "Missing, unknown, mistyped or out-of-range fields; one line each in `details`.",
+    429: "The queue is full; try again after `Retry-After` seconds.",
     500: "The model failed.",
     503: "The studio is closing, or the job was cancelled.",
     504: "The job took too long.",
 }
-_NOWHERE = "there is nothing at this address; /docs lists what there is"
+_NOWHERE = "nothing at this address; /docs lists all routes"
 _WRONG_METHOD = "use another method; see /docs"
 _RETRY = 10  # seconds
-_GONE = 499  # status of an answer that nobody reads: the client left
+_GONE = 499  # status of unread responses: the client disconnected
 _PNG = "image/png"
 
 
 def add_api(app: FastAPI, studio: Studio) -> None:
     """Add the routes of a studio, and errors for other methods and for unknown addresses below /api.
 
-    Without the latter, a page that is mounted at / later would answer them.
+    Without the latter, a page mounted at / later would handle them.
     """
     router, methods = _Api(studio).router(), defaultdict[str, set[str]](set)
     app.include_router(router)
@@ -91,7 +91,7 @@ def add_api(app: FastAPI, studio: Studio) -> None:
 
 
 class _Refused:
-    """Answers every method with an error (ASGI application)."""
+    """Responds to every method with an error (ASGI application)."""
 
     def __init__(self, status: int, headers: dict[str, str] | None = None) -> None:
         self._status, self._headers = status, headers
@@ -101,12 +101,12 @@ class _Refused:
 
 
 async def error_answer(request: Request, error: Exception) -> Response:
-    """`refusal`, as Starlette takes an exception's handler."""
+    """`refusal` as an exception handler of Starlette."""
     return refusal(error)
 
 
 def refusal(error: Exception) -> Response:
-    """The answer that an error becomes."""
+    """The response for an error."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=_GONE)
     if isinstance(error, HTTPException):
@@ -116,8 +116,8 @@ def refusal(error: Exception) -> Response:
         told = [(one["loc"][-1], str(one["input"])[:80], in_words([one])) for one in error.errors()]
         error = WrongFields([f"'{key}' = {given!r}: {said}" for key, given, said in told])
     if not isinstance(error, UserError):
-        words = "the studio failed, by a mistake of its own; see its log"
-        headers = {"Connection": "close"}  # as uvicorn does after an exception; a client must not use it again
+        words = "internal error of the studio; see its log"
+        headers = {"Connection": "close"}  # like uvicorn after an exception; the connection must not be reused
         return JSONResponse(ErrorAnswer(error=words).model_dump(), 500, headers)
     code = next(code for kind, code in CODES if isinstance(error, kind))
     details = error.details if isinstance(error, WrongFields) else []
@@ -130,12 +130,12 @@ class _Api:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._reading = anyio.CapacityLimiter(1)  # one picture is decoded at a time, in the order of arrival
+        self._reading = anyio.CapacityLimiter(1)  # one image is decoded at a time, in the order of arrival
 
     def router(self) -> APIRouter:
         router = APIRouter()
         codes = _responses(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
-        codes[200] = {"content": {_PNG: {}}, "description": "The pictures, or as image/png the one that was asked for."}
+        codes[200] = {"content": {_PNG: {}}, "description": "The images, or a single one as image/png."}
         made: dict[str, Any] = {"response_model": ResultAnswer, "responses": codes, "tags": ["make"]}
         router.post("/api/translate", openapi_extra=_body(TranslateRequest, _TRANSLATED, self.studio), **made)(
             self.translate
@@ -143,7 +143,7 @@ class _Api:
         router.post("/api/edit", openapi_extra=_body(EditRequest, _EDITED, self.studio), **made)(self.edit)
         picture: dict[str, Any] = {
             "response_class": Response,
-            "responses": {200: {"content": {_PNG: {}}, "description": "The picture."}} | _responses(404, 422),
+            "responses": {200: {"content": {_PNG: {}}, "description": "The image."}} | _responses(404, 422),
         }
         self._look(router, "/api/models", self.models)
         self._look(router, "/healthz", self.healthz)
@@ -157,11 +157,11 @@ class _Api:
         router.head(path, include_in_schema=False, **described)(answer)
 
     async def translate(self, request: Request) -> Response:
-        """Pictures of a condition: a file `condition`, or `text` for a prior.
+        """Generate images of a condition: a file `condition`, or `text` for a prior.
 
-        The answer is JSON with the pictures in base64, or with `Accept: image/png` the picture itself, where `num`
-        is 1. The same condition, settings and seed make the pictures that `piti translate` makes. A client that
-        goes away cancels its job.
+        The response is JSON with the images in base64, or with `Accept: image/png` and `num` 1 the image itself. The
+        same condition, settings and seed give the same images as `piti translate`. A client that disconnects cancels
+        its job.
         """
         form = await read_form(request, ("condition",))
         text = form.fields.pop("text", None)
@@ -171,7 +171,7 @@ class _Api:
         if text is not None and form.files:
             raise WrongFields(["'text' and 'condition' are both given; give the one that the model reads"])
         if text is None and not form.files and loaded.kind == "text":
-            raise WrongFields([f"'text' is {'empty' if 'text' in form.blank else 'missing'}; say what is to be seen"])
+            raise WrongFields([f"'text' is {'empty' if 'text' in form.blank else 'missing'}; describe the image"])
 
         def submitted() -> Job[Result]:
             if text is not None:
@@ -183,17 +183,17 @@ class _Api:
         return await self._answered(request, submitted)
 
     async def edit(self, request: Request) -> Response:
-        """A picture changed where its condition changes.
+        """Edit an image where its condition changes.
 
-        Files: `image`; `condition`, what it is to show; `from`, what it shows now (a PNG that piti made carries
-        that); `region`, white where it is repainted, instead of where the conditions differ.
+        Files: `image`; `condition`, the new condition; `from`, the current one (contained in PNGs written by piti);
+        `region`, white where to repaint, instead of where the conditions differ.
         """
         form = await read_form(request, ("image", "condition", "from", "region"))
         asked = parsed(EditRequest, _with_num(request, form))
         if self.studio.model(asked.model).kind == "text":
             raise UserError(
-                f"model '{asked.model}' reads text, and pictures are edited here by masks, sketches and depth alone",
-                remedy="give another model; piti edit takes texts",
+                f"model '{asked.model}' reads text, but images can only be edited here by masks, sketches and depth",
+                remedy="use another model, or piti edit, which takes texts",
             )
         self.studio.limits.check(asked)
 
@@ -218,11 +218,11 @@ class _Api:
         return [loaded.info for loaded in self.studio.models.values()]
 
     async def healthz(self) -> Health:
-        """Whether the studio answers, and its number of jobs."""
+        """State of the studio, with its number of jobs."""
         return Health(version=__version__, models=list(self.studio.models), jobs=len(self.studio.queue))
 
     async def picture(self, picture_id: str, download: bool = False) -> Response:
-        """A recent picture. download: as an attachment."""
+        """A recent image. download: as an attachment."""
         kept = self.studio.kept(picture_id)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         if download:
@@ -288,25 +288,25 @@ def _wants_png(request: Request) -> bool:
 
 
 def _with_num(request: Request, form: Form) -> dict[str, str]:
-    """The form's fields; one picture where a picture itself is asked for. Raises WrongFields for more."""
+    """The form's fields; `num` is 1 if an image itself is requested. Raises WrongFields for more."""
     if not _wants_png(request):
         return form.fields
     fields = {"num": "1"} | form.fields
     if fields["num"].strip() != "1":
-        raise WrongFields([f"'num' = {fields['num'][:20]!r}: image/png holds one picture; ask for 1, or accept JSON"])
+        raise WrongFields([f"'num' = {fields['num'][:20]!r}: image/png holds one image; set num to 1, or accept JSON"])
     return fields
 
 
 # The OpenAPI page
 
 _TRANSLATED = {
-    "condition": "A mask, a sketch or a depth map, as the model reads it; PNG or another format; depth may be NumPy's."
+    "condition": "A mask, sketch or depth map, as the model reads; PNG or another format, for depth also NumPy's."
 }
 _EDITED = {
     "image": "The photograph.",
-    "condition": "What it is to show: a mask or a sketch.",
-    "from": "What it shows now. A PNG that piti made carries that.",
-    "region": "White is repainted; by default it is where the two conditions differ.",
+    "condition": "The new condition: a mask or a sketch.",
+    "from": "The current condition. PNGs written by piti contain it.",
+    "region": "White is repainted; by default where the two conditions differ.",
 }
 
 
@@ -330,7 +330,7 @@ def _body(kind: type[Spec], files: dict[str, str], studio: Studio) -> dict[str, 
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema without null, which a form cannot hold: a field without a value is left out."""
+    """A field's schema without null, since forms omit fields without a value."""
     if "anyOf" not in field:
         return field
     types = [one for one in field["anyOf"] if one != {"type": "null"}]

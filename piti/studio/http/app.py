@@ -1,4 +1,4 @@
-"""The studio as a server: routes and page in one application, and the address where it listens."""
+"""The studio's server: the application with routes and page, and its address."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from piti.studio.service.service import Studio
 
-_CONNECTIONS = 256  # at once; more are answered with 503
+_CONNECTIONS = 256  # concurrent; more get status 503
 _IDLE_SECONDS = 5  # between the requests of a connection
-_SHUTDOWN_SECONDS = 1  # for answers under way when the server ends
+_SHUTDOWN_SECONDS = 1  # for pending responses at shutdown
 _TAKEN = (errno.EADDRINUSE,)
-_ABOUT = """Masks, sketches and texts to photographs, and photographs edited; what the page does goes through the same
-functions. Nothing leaves this machine. Errors are `{"error": "…", "details": []}`, in words."""
+_ABOUT = """Generates images from masks, sketches and texts, and edits photographs, with the same functions as the page.
+Nothing leaves this machine. Errors are `{"error": "…", "details": []}`, in words."""
 
 
 class ServerError(UserError):
@@ -34,7 +34,7 @@ class ServerError(UserError):
 
 
 def need_ui() -> None:
-    """Raises UserError where the extra `ui` is not installed."""
+    """Raises UserError if the extra `ui` is not installed."""
     try:
         import fastapi  # noqa: F401
         import fastapi_offline  # noqa: F401
@@ -53,9 +53,9 @@ def build_app(
 ) -> FastAPI:
     """Routes and page of a studio.
 
-    host: where it will listen. allow_hosts: other names that it answers to. root_path: the path under which a proxy
-    serves it, such as "/studio"; whether the proxy passes that path on or strips it makes no difference.
-    Raises UserError for what is no name or path.
+    host: the address to listen on. allow_hosts: other accepted host names. root_path: the path under which a proxy
+    serves it, such as "/studio"; whether the proxy passes that path on or strips it makes no difference. Raises
+    UserError for invalid names and paths.
     """
     from fastapi.exceptions import RequestValidationError
     from fastapi_offline import FastAPIOffline
@@ -75,23 +75,23 @@ def build_app(
         description=_ABOUT,
         exception_handlers={**handlers, RequestValidationError: error_answer, Exception: error_answer},
     )
-    for route in app.routes:  # its documentation, of which FastAPI answers GET alone
+    for route in app.routes:  # its documentation, for which FastAPI handles only GET
         getattr(route, "methods", set()).add("HEAD")
     root = checked_root(root_path)
     add_api(app, studio)
     if page:
         _add_page(app, studio, root)
     hosts = hosts_of(host, allow_hosts)
-    app.add_middleware(BodyLimits, limits=studio.limits, trusted=hosts.trusted)  # the one added last is called first
+    app.add_middleware(BodyLimits, limits=studio.limits, trusted=hosts.trusted)  # the last one added is called first
     app.add_middleware(Guard, hosts=hosts)
-    app.add_middleware(ExceptionMiddleware, handlers=handlers)  # for what the two raise
+    app.add_middleware(ExceptionMiddleware, handlers=handlers)  # for errors of these two
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ProxyPath, root=root)
     return app
 
 
 def check_names(host: str, allow_hosts: Collection[str], root_path: str) -> None:
-    """Raises UserError for what `build_app` would refuse, before models are loaded."""
+    """Raises UserError for names that `build_app` would refuse, before models are loaded."""
     from piti.studio.http.security import hosts_of
 
     hosts_of(host, allow_hosts)
@@ -99,17 +99,17 @@ def check_names(host: str, allow_hosts: Collection[str], root_path: str) -> None
 
 
 def checked_root(path: str) -> str:
-    """The path under which a proxy serves the studio, as ASGI has it. Raises ServerError for what is no such path."""
+    """The path under which a proxy serves the studio, in ASGI's form. Raises ServerError for an invalid path."""
     plain = path.strip("/")
     if any(letter in plain for letter in "?#%:\\ ") or "//" in plain:
-        raise ServerError(f"root path '{path}': is no path of a proxy; give one such as /studio")
+        raise ServerError(f"root path '{path}': is not a valid path; give one such as /studio")
     return f"/{plain}" if plain else ""
 
 
 class ProxyPath:
     """Serves under the path of a proxy, whether that passes it on or strips it (ASGI middleware).
 
-    Uvicorn's `root_path` adds it to every request, so it serves proxies that strip it alone; FastAPI's is deprecated.
+    Uvicorn's `root_path` adds it to every request, so it only works for proxies that strip it; FastAPI's is deprecated.
     """
 
     def __init__(self, app: ASGIApp, root: str) -> None:
@@ -149,7 +149,7 @@ def _add_page(app: FastAPI, studio: Studio, root: str) -> None:
 
 
 async def _page_error(request: Request, error: Exception) -> Response:
-    """Unknown addresses and methods as the API answers them; requests of the page's scripts in Gradio's format."""
+    """Errors for unknown addresses and methods as in the API, but in Gradio's format for the page's scripts."""
     from fastapi.exception_handlers import http_exception_handler
     from starlette._utils import get_route_path
     from starlette.exceptions import HTTPException
@@ -165,12 +165,12 @@ async def _page_error(request: Request, error: Exception) -> Response:
 def listening(host: str, port: int) -> socket.socket:
     """A socket bound to an address, before models are loaded. Raises ServerError."""
     if not 0 <= port <= 65535:
-        raise ServerError("ports are 0 (any that is free) to 65535", option="port", value=port)
+        raise ServerError("expected 0 (any free port) to 65535", option="port", value=port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
         raise ServerError(
-            f"is no address here ({error})", remedy="127.0.0.1 always is", option="host", value=host
+            f"is not an address of this machine ({error})", remedy="use 127.0.0.1", option="host", value=host
         ) from None
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -180,9 +180,9 @@ def listening(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except OSError as error:
         bound.close()
-        what = "is taken, by another studio perhaps" if error.errno in _TAKEN else f"cannot be used ({error.strerror})"
+        what = "is in use, perhaps by another studio" if error.errno in _TAKEN else f"cannot be used ({error.strerror})"
         raise ServerError(
-            f"{what} on {host}", remedy="give another, or 0 for any that is free", option="port", value=port
+            f"{what} on {host}", remedy="give another, or 0 for any free port", option="port", value=port
         ) from None
     return bound
 
@@ -214,10 +214,10 @@ def serve(
     bound: socket.socket | None = None,
     root_path: str = "",
 ) -> None:
-    """Answer until Ctrl-C or SIGTERM, then cancel every job.
+    """Serve until Ctrl-C or SIGTERM, then cancel all jobs.
 
-    ready: called with the address when the studio answers. bound: what `listening` returned for host and port.
-    allow_hosts, root_path: see `build_app`. Raises ServerError where it cannot listen, KeyboardInterrupt after Ctrl-C.
+    ready: called with the address when the studio is ready. bound: the socket from `listening`. allow_hosts, root_path:
+    see `build_app`. Raises ServerError if it cannot listen, KeyboardInterrupt after Ctrl-C.
     """
     import uvicorn
 
@@ -238,8 +238,8 @@ def serve(
     )
     address = address_of(bound)
     gc.collect()
-    gc.freeze()  # networks and libraries stay: nothing looks through them again, not even at the end, which took 3 s
-    before = signal.signal(signal.SIGTERM, _leave)  # which uvicorn sends again when it has ended
+    gc.freeze()  # networks and libraries are permanent: exempt them from garbage collection, which took 3 s at exit
+    before = signal.signal(signal.SIGTERM, _leave)  # which uvicorn raises again after shutdown
     try:
         Server(config, lambda: ready(address), lambda: studio.close(wait=False)).run(sockets=[bound])
     finally:

@@ -1,8 +1,8 @@
 """Multipart forms: fields checked as requests, files in memory, every mistake named.
 
-Starlette parses, and bounds the number of fields and files and the size of a field. FastAPI's own `Form` parameters do
-not serve: of a field that is given twice they take the last, another type of body is an empty form to them (both in
-`test_malformed_bodies`), and an empty text is as a missing one (`test_a_text_that_says_nothing`).
+Starlette parses, and limits the number of fields and files and the size of a field. FastAPI's own `Form` parameters
+cannot be used: they take the last of duplicate fields, treat another type of body as an empty form (both in
+`test_malformed_bodies`), and an empty text as a missing one (`test_a_text_that_says_nothing`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from piti.core.spec import Spec, choices, in_words
 R = TypeVar("R", bound=Spec)
 
 _MOST_FIELDS = 40
-_NAME, _ENDING = 100, 10  # characters of a file's name, and of its end
-_TEXT_BYTES = 64 * 1024  # of a field that is no file
+_NAME, _ENDING = 100, 10  # characters of a file name, and of its end
+_TEXT_BYTES = 64 * 1024  # of a field other than a file
 
 
 class FormError(UserError):
@@ -36,11 +36,11 @@ class WrongBody(FormError):
 
 
 class WrongFields(UserError):
-    """Fields or files that are missing, unknown or impossible, one line each in `details`."""
+    """Missing, unknown or invalid fields or files, one line each in `details`."""
 
     def __init__(self, details: list[str]) -> None:
         self.details = details
-        super().__init__(details[0] if len(details) == 1 else f"{len(details)} fields cannot be used: {details[0]}")
+        super().__init__(details[0] if len(details) == 1 else f"{len(details)} fields are invalid: {details[0]}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class File:
     """A file of a form."""
 
     name: str
-    """Its name at the client, without folders."""
+    """Its name at the client, without path."""
     data: bytes
 
 
@@ -64,15 +64,15 @@ class Form:
     def taken(self, name: str) -> File:
         """Remove and return a file, so that its bytes can be freed. Raises WrongFields if it is missing."""
         if name not in self.files:
-            raise WrongFields([f"file '{name}' is missing; send a picture (curl -F {name}=@FILE.png)"])
+            raise WrongFields([f"file '{name}' is missing; send an image (curl -F {name}=@FILE.png)"])
         return self.files.pop(name)
 
 
 async def read_form(request: Request, files: Collection[str]) -> Form:
-    """The body of a multipart form. files: names of the fields that may hold one.
+    """The body of a multipart form. files: names of file fields.
 
-    Raises WrongBody for another content type, FormError for a malformed body, WrongFields for a field that is given
-    twice or is not a file although it must be one, HTTPException if `BodyLimits` ends the body.
+    Raises WrongBody for another content type, FormError for a malformed body, WrongFields for duplicate fields and for
+    texts in place of files, HTTPException if `BodyLimits` ends the body.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -84,7 +84,7 @@ async def read_form(request: Request, files: Collection[str]) -> Form:
             raise  # of `BodyLimits`
         what = getattr(error, "message", None) or getattr(error, "detail", error)
         raise FormError(f"the form cannot be read ({what}); send multipart/form-data") from None
-    except (ValueError, KeyError, LookupError) as error:  # of broken boundaries, headers and character sets
+    except (ValueError, KeyError, LookupError) as error:  # for invalid boundaries, headers and character sets
         raise FormError(f"the form cannot be read ({error}); send multipart/form-data") from None
     try:
         return await _sorted(form.multi_items(), files)
@@ -119,7 +119,7 @@ async def _sorted(items: list[tuple[str, Any]], files: Collection[str]) -> Form:
 
 
 def _shortened(name: str) -> str:
-    """A file's name of at most 100 characters, with its end, which says what depth is written in."""
+    """A file name of at most 100 characters, including its end, which determines the format of depth."""
     return name if len(name) <= _NAME else f"{name[: _NAME - _ENDING]}{name[-_ENDING:]}"
 
 

@@ -1,9 +1,9 @@
-"""How the server's connections begin and end: requests that never arrive, and a shutdown that waits for no stream.
+"""Lifecycle of connections: incomplete requests, and shutdown with open streams.
 
 Uvicorn offers `timeout_keep_alive` between requests, `h11_max_incomplete_event_size` for the size of headers,
-`limit_concurrency` and `timeout_graceful_shutdown`; all are used (`app.serve`, h11's 16 KiB of headers by default).
-It has no timeout for the headers of a request (`test_a_request_whose_headers_never_end_is_given_up`), nor for the rest
-of a body that was answered before its end (`test_a_body_that_was_refused_is_not_awaited_for_ever`); and it reports
+`limit_concurrency` and `timeout_graceful_shutdown`; all are used (`app.serve`, h11's 16 KiB of headers by default). It
+has no timeout for the headers of a request (`test_a_request_whose_headers_never_end_is_given_up`), nor for the rest of
+a body that was responded to before its end (`test_a_body_that_was_refused_is_not_awaited_for_ever`); and it reports
 each event stream that a shutdown ends as an error, with a traceback
 (`test_the_whole_studio_reaches_nobody_and_ends_when_told`).
 """
@@ -23,11 +23,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEADER_SECONDS = 10.0
 """Until a request's headers are complete."""
 REST_SECONDS = 5.0
-"""For the rest of a body that was answered already; many clients read no answer before all is sent."""
+"""For the rest of a body after the response; many clients read no response before everything is sent."""
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP/1.1 that closes a connection on which a request does not arrive. Bodies are timed by `BodyLimits`."""
+    """HTTP/1.1 that closes connections with incomplete requests. Bodies are timed by `BodyLimits`."""
 
     _timer: asyncio.TimerHandle | None = None
     _awaited: float | None = None
@@ -61,7 +61,7 @@ class TimedProtocol(H11Protocol):
             self._close_after(None)
 
     def _close_after(self, seconds: float | None) -> None:
-        """Close the connection after so many seconds, counted from the first of several calls in a row."""
+        """Close the connection after so many seconds, counted from the first of consecutive calls."""
         if seconds == self._awaited:
             return
         if self._timer is not None:
@@ -71,9 +71,9 @@ class TimedProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that says when it answers, and ends quietly.
+    """A server that reports when it is ready, and shuts down quietly.
 
-    ready: called when it answers. ending: called when a signal asks it to end, from the signal's handler.
+    ready: called when it is ready. ending: called from the signal handler when it should shut down.
     """
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:

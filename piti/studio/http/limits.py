@@ -1,13 +1,13 @@
-"""Request bodies that are too large or too slow, and messages of the page that Gradio must not act on.
+"""Limits for large and slow request bodies, and for messages of the page that Gradio must not process.
 
-What the libraries offer is used where it suffices: Starlette bounds a form's fields and files (`forms`), Gradio the
-size of each uploaded file. Three things stay here, each with the test that shows why:
+The libraries' limits are used where they suffice: Starlette limits a form's fields and files (`forms`), Gradio the size
+of each uploaded file. Three things remain here, each with a test that shows why:
 
-- The size of a whole request. Starlette's `RequestBodyLimitMiddleware` counts it too, but answers in plain text and
-  names no bound (`test_an_error_names_the_bound_that_was_exceeded`).
-- The time that a body takes. Uvicorn has timeouts between requests only
+- The size of a whole request. Starlette's `RequestBodyLimitMiddleware` counts it too, but responds in plain text
+  without the limit (`test_an_error_names_the_bound_that_was_exceeded`).
+- The time of a body. Uvicorn has timeouts only between requests
   (`test_an_upload_that_never_ends_holds_nobody_up`).
-- What a message of the page holds. Gradio parses JSON of any size and fetches files from any public address
+- The contents of messages of the page. Gradio parses JSON of any size and fetches files from any public address
   (`test_messages_of_the_page_are_bounded`, `test_gradio_is_not_sent_elsewhere`).
 """
 
@@ -29,23 +29,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from piti.studio.service.schema import Limits
 
 _MESSAGE_BYTES = 8 * 2**20
-"""Of a message of the page; a painting is at most 5.4 MB of them."""
+"""Largest size of a message of the page in bytes; a painting has at most 5.4 MB."""
 _MESSAGE_PARTS = 20_000
-"""Values, keys and escapes of a message of the page; parsing more would hold up every other request."""
+"""Largest number of values, keys and escapes in a message of the page; parsing more would block other requests."""
 _PARTS = (b",", b":", b"[", b"{", b"\\")
 _FORMS = re.compile(r"/api/|/gradio_api/upload/?$")
-"""Paths that take forms; whatever else has a body is a message of the page."""
+"""Paths that accept forms; all other bodies are messages of the page."""
 _REMOTE = ("http://", "https://", "//", "ftp:", "file:")
 
 
 class BodyLimits:
-    """Bounds the size and the time of every request's body, whatever length its header states (ASGI middleware).
+    """Limits the size and the time of every request's body, whatever its Content-Length (ASGI middleware).
 
-    Raises HTTPException, either at once or when the application reads on: 413 beyond `limits.upload_bytes`, 408 after
-    `limits.upload_seconds`. A body that is no form, whatever its content type, is parsed as a message of the page:
-    8 MiB at most, and 400 if it is not JSON or names files on other servers, which Gradio would fetch.
+    Raises HTTPException, either at once or when the application reads the body: 413 beyond `limits.upload_bytes`, 408
+    after `limits.upload_seconds`. A body other than a form, whatever its content type, is parsed as a message of the
+    page: 8 MiB at most, and 400 if it is not JSON or refers to files on other servers, which Gradio would download.
 
-    trusted: names under which a proxy serves the page, which may call the studio by another.
+    trusted: host names of a proxy, which may use another name for the studio.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, trusted: Collection[str] = ()) -> None:
@@ -68,7 +68,7 @@ class BodyLimits:
 
 
 def _bounded(receive: Receive, most: int, seconds: float) -> Receive:
-    """The same body. It raises HTTPException after `most` bytes (413), or `seconds` from now (408)."""
+    """The body with limits: HTTPException after `most` bytes (413), or `seconds` from now (408)."""
     ends = asyncio.get_running_loop().time() + seconds
     seen, complete = 0, False
 
@@ -92,16 +92,16 @@ def _bounded(receive: Receive, most: int, seconds: float) -> Receive:
 
 
 def _too_large(most: int) -> HTTPException:
-    return HTTPException(413, f"the request is larger than the {most} bytes that are taken; send a smaller picture")
+    return HTTPException(413, f"the request is larger than the {most} bytes allowed; send a smaller image")
 
 
 class _Own(NamedTuple):
     """The studio's own addresses."""
 
     host: str
-    """Under which the page asks, with its port."""
+    """Host name of the page's requests, with port."""
     trusted: Collection[str]
-    """Under any port."""
+    """Host names accepted with any port."""
 
 
 async def _checked_message(scope: Scope, receive: Receive, own: _Own) -> Receive:
@@ -122,18 +122,18 @@ def _problem_of(body: bytes, own: _Own) -> str:
     if not body:
         return ""
     if sum(body.count(part) for part in _PARTS) > _MESSAGE_PARTS:
-        return "the message has too many parts; no message of the page has"
+        return "the message has more parts than any of the page"
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
-        return "the message is no JSON; pages send that, and forms go to /api"
+        return "the message is not JSON; send forms to /api"
     return "the message names a file on another server; upload the file itself" if _names_remote(message, own) else ""
 
 
 def _names_remote(message: Any, own: _Own) -> bool:
-    """Whether JSON holds an object that Gradio takes for a file, and whose "path" or "url" is on another server.
+    """Whether JSON contains an object that Gradio treats as a file, with "path" or "url" on another server.
 
-    Files that the page itself uploaded have a "url" of its own.
+    Files uploaded by the page have a "url" of the studio.
     """
     remaining = [message]
     while remaining:
@@ -150,7 +150,7 @@ def _names_remote(message: Any, own: _Own) -> bool:
 
 
 def _is_remote(named: str, own: _Own | None) -> bool:
-    """Whether a path or an address is on a server, and none of the studio's own addresses."""
+    """Whether a path or URL is on another server than the studio."""
     if not named.strip().lower().startswith(_REMOTE):
         return False
     try:

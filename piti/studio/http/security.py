@@ -1,15 +1,15 @@
-"""Who may use a studio, and what its pages and Gradio may load: nothing from other servers.
+"""Access control of a studio, and restriction of its pages and Gradio to its own server.
 
-What the libraries offer, and where it falls short:
+The libraries' protections, and their gaps:
 
-- Host names. Starlette's `TrustedHostMiddleware` knows names and `*.example.com`, but not "every numeric address", by
-  which a studio on 0.0.0.0 is called, and its answer names no remedy (`test_a_studio_answers_to_its_names_alone`).
-- Origins. Starlette's `CORSMiddleware` and Gradio's keep a page of another site from reading an answer; the request is
-  carried out all the same (`test_pages_of_other_sites_are_refused`).
-- Content security policy. None has one (`test_every_answer_has_the_security_headers`).
-- Gradio's routes. `run_history`, `enable_monitoring` and `mcp_server` turn some off; `_CLOSED` has those that no
-  setting turns off (`test_what_gradio_offers_beyond_the_page_is_closed`).
-- Gradio's downloads. They refuse private addresses alone, and no setting turns them off
+- Host names. Starlette's `TrustedHostMiddleware` supports names and `*.example.com`, but not "every numeric
+  address", as for a studio on 0.0.0.0, and its response gives no remedy (`test_a_studio_answers_to_its_names_alone`).
+- Origins. Starlette's `CORSMiddleware` and Gradio's prevent other sites' pages from reading a response, but not the
+  request itself (`test_pages_of_other_sites_are_refused`).
+- Content security policy. None sets one (`test_every_answer_has_the_security_headers`).
+- Gradio's routes. `run_history`, `enable_monitoring` and `mcp_server` disable some; `_CLOSED` has those that no
+  setting disables (`test_what_gradio_offers_beyond_the_page_is_closed`).
+- Gradio's downloads. They refuse only private addresses, and no setting disables them
   (`test_gradio_fetches_nothing_whoever_asks_it`).
 """
 
@@ -50,7 +50,7 @@ POLICY = "; ".join(
         "frame-ancestors 'self'",
     ]
 )
-"""What a browser may load for the studio's pages. Gradio's page is made by scripts and styles within it."""
+"""What a browser may load for the studio's pages. Gradio's page uses inline scripts and styles."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -61,7 +61,7 @@ _HEADERS = {
 _CLOSED = re.compile(
     r"/gradio_api/(proxy=|deep_link|vibe|undo-vibe|process_recording|file=(https?:|//|ftp:))|/proxy=", re.IGNORECASE
 )
-"""Routes of Gradio that the page does not use, and that reach other servers or keep what visitors send."""
+"""Routes of Gradio that the page does not use, and that access other servers or store visitors' data."""
 _DOWNLOADS = (
     ("gradio", "async_ssrf_protected_get"),
     ("gradio", "async_ssrf_protected_download"),
@@ -71,33 +71,33 @@ _DOWNLOADS = (
     ("safehttpx", "get"),
     ("safehttpx", "async_validate_url"),
 )
-"""The functions with which Gradio fetches files that a message names."""
+"""Gradio's functions for downloading files."""
 _FOREIGN = (
     re.compile(r"<meta\b[^>]*\b(?:property|name)=\"(?:og|twitter):[^>]*>\s*", re.IGNORECASE),
     re.compile(r"<link rel=\"manifest\"[^>]*>\s*", re.IGNORECASE),
     re.compile(r"https://github\.com/gradio-app/[^\"\\]*/", re.IGNORECASE),
 )
-"""Parts of Gradio's page that name servers of Gradio: descriptions for other sites, and example files."""
+"""Parts of Gradio's page with addresses of Gradio's servers: metadata for other sites, and example files."""
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The names under which a studio answers."""
+    """The accepted host names of a studio."""
 
     names: frozenset[str]
     """Lower case, without a port."""
     trusted: frozenset[str] = frozenset()
-    """Those that the user named. A proxy may stand before them, so their pages may have another port."""
+    """Host names given by the user. They may be a proxy's, so pages may have another port."""
     any_address: bool = False
-    """Whether every numeric address is one of them: the studio listens on all of the machine's."""
+    """Whether all numeric addresses are accepted, since the studio listens on all of the machine's."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.names or name in self.trusted or (self.any_address and _is_address(name))
 
 
 def hosts_of(host: str, more: Collection[str] = ()) -> Hosts:
-    """The names of a studio that listens on `host`. more: other names that it answers to, whatever port stands behind
-    them. Raises UserError for what is no name, such as an address with http:// in front."""
+    """The names of a studio that listens on `host`. more: other accepted names, with any port. Raises UserError for
+    invalid names, such as an address with http://."""
     names = set(_LOOPBACK) | {host.lower().strip("[]")}
     everywhere = host in _EVERYWHERE
     if everywhere:
@@ -106,21 +106,21 @@ def hosts_of(host: str, more: Collection[str] = ()) -> Hosts:
 
 
 def _trusted(name: str) -> str:
-    """A name that the user gave, as `Guard` compares it: lower case, without a port or brackets."""
+    """A name given by the user in `Guard`'s form: lower case, without port or brackets."""
     found = _name_of(f"[{name}]" if _is_address(name) and ":" in name else name.strip())
     if not found or "*" in found:
         raise UserError(
-            "is no name of a host", remedy="give one such as studio.example.org", option="allow_host", value=name
+            "is not a host name", remedy="give one such as studio.example.org", option="allow_host", value=name
         )
     return found
 
 
 class Guard:
-    """Refuses requests that pages of other sites make a browser send, or under a foreign name (ASGI middleware).
+    """Refuses cross-site requests and foreign host names (ASGI middleware).
 
-    Such a page could otherwise drive a studio on the same machine: by posting to it (its Origin tells), or under a
-    name of its own that leads to 127.0.0.1 (DNS rebinding; the Host header tells). Raises HTTPException: 403, and 421
-    for a name.
+    Otherwise pages of other sites could control a studio on the same machine: by posting to it (detected by Origin), or
+    by a name that resolves to 127.0.0.1 (DNS rebinding, detected by Host). Raises HTTPException: 403, and 421 for a
+    host name.
     """
 
     def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
@@ -128,7 +128,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            return  # none are used
+            return  # not used
         if scope["type"] == "http":
             self._check(scope)
         await self._app(scope, receive, send)
@@ -137,7 +137,7 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if _name_of(host) not in self._hosts:
-            words = f"'{host[:100]}' is no name of this studio; whoever starts it can let it answer to that"
+            words = f"'{host[:100]}' is not a host name of this studio; it can be allowed when starting the studio"
             raise HTTPException(421, words)
         if not self._is_own_page(headers, host, scope["method"]):
             raise HTTPException(403, "the request comes from a page of another site; open the studio itself")
@@ -151,13 +151,13 @@ class Guard:
             return method in ("GET", "HEAD") or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
         try:
             parts = urlsplit(origin)
-        except ValueError:  # a bracket that does not close
+        except ValueError:  # an unclosed bracket
             return False
         return parts.netloc.lower() == host.lower() or (parts.hostname or "") in self._hosts.trusted
 
 
 class SecurityHeaders:
-    """Adds the headers that keep a browser to this server (ASGI middleware)."""
+    """Adds headers that restrict browsers to this server (ASGI middleware)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -174,7 +174,7 @@ class SecurityHeaders:
 
 
 def clean_templates() -> None:
-    """From now on Gradio's page names no other server, in this whole process."""
+    """Remove other servers' addresses from Gradio's page, for the whole process."""
     from gradio.routes import templates
     from jinja2 import FunctionLoader
     from markupsafe import Markup
@@ -188,43 +188,43 @@ def clean_templates() -> None:
 
 
 def cleaned(page: str) -> str:
-    """A page of Gradio, or a part of it, without what `_FOREIGN` matches."""
+    """Remove matches of `_FOREIGN` from a page of Gradio, or a part of it."""
     for part in _FOREIGN:
         page = part.sub("", page)
     return page
 
 
 class Fetching(UserError):
-    """Gradio was about to fetch something from another server, which the studio never does."""
+    """Gradio tried to download from another server, which the studio never does."""
 
 
 def close_downloads() -> None:
-    """From now on Gradio's functions for fetching files raise Fetching instead, in this whole process.
+    """Let Gradio's download functions raise Fetching, for the whole process.
 
-    `BodyLimits` refuses messages that ask for it; this holds for any that it should miss.
+    `BodyLimits` already refuses such messages; this is a second line of defence.
     """
     import safehttpx
     from gradio import processing_utils
 
     def refused(url: object, *rest: object, **more: object) -> NoReturn:
-        raise Fetching(f"{str(url)[:100]}: is on another server, and the studio fetches nothing; upload the file")
+        raise Fetching(f"{str(url)[:100]}: is on another server, and the studio downloads nothing; upload the file")
 
     async def refused_later(url: object, *rest: object, **more: object) -> NoReturn:
         refused(url)
 
     for module, name in _DOWNLOADS:
         place = {"gradio": processing_utils, "safehttpx": safehttpx}[module]
-        found = getattr(place, name)  # an AttributeError here means that this Gradio has other functions
+        found = getattr(place, name)  # an AttributeError here means that this version of Gradio has other functions
         setattr(place, name, refused_later if inspect.iscoroutinefunction(found) else refused)
 
 
 def _name_of(host: str) -> str:
-    """A Host header without its port, lower case; nothing where it is none."""
+    """A Host header without its port, in lower case; empty if invalid."""
     if not host or "/" in host or "@" in host:
         return ""
     try:
         return urlsplit(f"//{host}").hostname or ""
-    except ValueError:  # a bracket that does not close
+    except ValueError:  # an unclosed bracket
         return ""
 
 

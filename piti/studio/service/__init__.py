@@ -1,1 +1,1 @@
-"""What the studio does, whoever asks: models, jobs, inputs, pictures that are kept."""
+"""The studio's service behind page and HTTP: models, jobs, inputs, stored images."""

@@ -1,4 +1,4 @@
-"""Edits as the studio makes them: a request and its pictures in, pictures out; packed while they wait."""
+"""Edits in the studio: from a request with images to results; packed while waiting."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _NONE = Image.new("RGB", (1, 1))
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit to make."""
+    """A requested edit."""
 
     loaded: Loaded
     request: EditRequest
     settings: EditSettings
     given: EditInput
     names: Names
-    """What a person calls what is handed in."""
+    """Names of the inputs, for messages and metadata."""
 
     def made(self, on_step: OnStep) -> tuple[list[Picture], tuple[str, ...]]:
-        """The pictures, and what a person should know of them. Raises EditError, and what `on_step` raises."""
+        """The images, with notes. Raises EditError, and errors of `on_step`."""
         asked, given, name = self.request, self.given, self.loaded.name
         edits = make_edits(self.loaded.pipeline, given, self.settings, self.names, asked.num, asked.seed, on_step)
         pictures = [Picture.of(made, name, edits.edited.shows, asked.seed) for made in edits.images]
         unknown = given.from_ is None and given.region is None
-        notes = ["what the photograph shows is not known, so all of it was repainted"] if unknown else []
+        notes = ["the current condition of the photograph is unknown, so all of it was repainted"] if unknown else []
         unlabelled = unlabelled_note(self.loaded.condition, given.to.raw)
         return pictures, (edits.words(), *notes, *edits.notes, *unlabelled)
 
 
 def held_edit(edit: Edit, upload: Upload | None = None) -> Held[Edit]:
-    """An edit that is put away; of its region only what is white. upload: see `held_photograph`.
+    """A packed edit, with only the white part of its region. upload: see `held_photograph`.
 
-    Raises ImageError for a region that is no picture of colours.
+    Raises ImageError for a region with an unsupported mode.
     """
     given = edit.given
     image, to = held_photograph(edit, upload), held_prepared(given.to)
@@ -63,11 +63,10 @@ def held_edit(edit: Edit, upload: Upload | None = None) -> Held[Edit]:
 
 
 def held_photograph(edit: Edit, upload: Upload | None = None) -> Held[Image.Image]:
-    """The photograph of an edit. upload: the file that it was read from, where it was.
+    """The packed photograph of an edit. upload: the file that it was read from, if any.
 
-    Where its size is to be kept it stays as it came, an upload as compressed as it is. Else it is brought to the size
-    at which it is edited, as editing itself would bring it there; one of other proportions than its condition is
-    left for editing to refuse.
+    If its size is kept, it is stored unchanged, an upload in its compressed form. Else it is resized to the editing
+    size, as editing would do; one with another aspect ratio than its condition is left for editing to refuse.
     """
     image, raw, canvas = edit.given.image, edit.given.to.raw, edit.given.to.canvas
     size = (canvas.image_width, canvas.image_height)

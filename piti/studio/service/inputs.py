@@ -1,4 +1,4 @@
-"""Pictures that strangers send: known formats alone, their size told from the header before anything is decoded."""
+"""Untrusted images: only known formats, with the size checked in the header before decoding."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from piti.studio.service.palette_matching import snapped
 from piti.studio.service.schema import TooLarge
 
 _KNOWN = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000"
-_DEPTH_BYTES = 24  # of a pixel, at most: depth in 64 bits, a mask, a normal of three times 32
-_HEADERS = 1 << 16  # bytes beside the values of arrays
+_DEPTH_BYTES = 24  # largest size of a pixel: depth in 64 bits, a mask, a normal of three times 32
+_HEADERS = 1 << 16  # bytes other than arrays' values
 
 
 class NoPicture(ImageError):
-    """The data are no picture of a known format."""
+    """The data are not an image of a supported format."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture in memory; its text names it in errors."""
+    """An image file in memory; `str` names it in errors."""
 
     data: bytes
     name: str
@@ -48,28 +48,28 @@ class Upload:
 
 
 Handed = Image.Image | Upload | bytes | Path
-"""A picture as it is handed in: decoded, checked, or neither."""
+"""An image as given: decoded, checked, or neither."""
 
 
 def checked_upload(data: bytes | Path, name: str, most: int) -> Upload:
-    """A picture whose header says that it may be decoded. most: pixels.
+    """Check an image's header before decoding. most: pixels.
 
     Raises NoPicture for other data, TooLarge for more pixels, ImageError for a file that cannot be read.
     """
     data = _bytes_of(data, name)
     if not data:
-        raise NoPicture(f"{name}: is empty; choose a picture ({_KNOWN})")
+        raise NoPicture(f"{name}: is empty; choose an image ({_KNOWN})")
     try:
         with Image.open(BytesIO(data), formats=decoders()) as header:
             width, height = header.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"{name}: has more pixels than can be decoded safely; make it smaller") from None
     except UnidentifiedImageError:
-        raise NoPicture(f"{name}: is no picture that is known here; save it as PNG or JPEG") from None
+        raise NoPicture(f"{name}: is not a supported image; save it as PNG or JPEG") from None
     except Exception as error:  # noqa: BLE001  # decoders raise whatever comes to them of hostile headers
         raise _damaged(name, error) from None
     if width * height > most:
-        raise TooLarge(f"{name}: has {width} x {height} pixels, at most {most} are taken; make it smaller")
+        raise TooLarge(f"{name}: has {width} x {height} pixels, at most {most} are allowed; make it smaller")
     return Upload(data, name)
 
 
@@ -83,25 +83,27 @@ def _bytes_of(data: bytes | Path, name: str) -> bytes:
 
 
 def read_arrays(condition: GeometryCondition, data: bytes | Path, name: str, most: int) -> Tensor | None:
-    """Depth that a file of NumPy's holds, in raw form; None for other files. most: pixels.
+    """Depth in a NumPy file, in raw form; None for other files. most: pixels.
 
-    Raises TooLarge before more is unpacked than so many pixels have, NoPicture for an EXR, whose size nothing bounds
-    before it is decoded, ImageError or ConditionError for what is no depth.
+    Raises TooLarge before unpacking more than this many pixels, NoPicture for an EXR, whose size cannot be limited
+    before decoding, ImageError or ConditionError for other contents.
     """
     suffix = PurePath(name).suffix.lower()
     if suffix == ".exr":
-        raise NoPicture(f"{name}: EXR is not read here; save depth as a 16-bit grey PNG, or in metres as .npy or .npz")
+        raise NoPicture(
+            f"{name}: EXR is not supported here; save depth as a 16-bit grey PNG, or in metres as .npy or .npz"
+        )
     if suffix not in ARRAYS:
         return None
     upload = Upload(_bytes_of(data, name), name)
     raw = None if _unpacked(upload) > most * _DEPTH_BYTES + _HEADERS else condition.load(upload)
     if raw is None or raw.shape[-2] * raw.shape[-1] > most:
-        raise TooLarge(f"{name}: holds more than {most} pixels; make it smaller")
+        raise TooLarge(f"{name}: has more than {most} pixels; make it smaller")
     return raw
 
 
 def _unpacked(upload: Upload) -> int:
-    """The bytes of a file once it is unpacked. Raises ImageError for an archive that `numpy.savez` does not write."""
+    """Unpacked size of a file in bytes. Raises ImageError for archives not written by `numpy.savez`."""
     if not zipfile.is_zipfile(upload.open()):
         return len(upload.data)
     try:
@@ -110,12 +112,12 @@ def _unpacked(upload: Upload) -> int:
     except Exception as error:  # noqa: BLE001  # of hostile archives, whatever comes
         raise ImageError(f"{upload}: is damaged ({error}); save it again with numpy.savez") from None
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-        raise ImageError(f"{upload}: is packed by another method than numpy's; save it again with numpy.savez")
+        raise ImageError(f"{upload}: uses another compression than NumPy; save it again with numpy.savez")
     return sum(member.file_size for member in members)
 
 
 def opened(given: Handed, name: str, most: int) -> Image.Image:
-    """A picture decoded upright, in its own mode. Raises NoPicture, TooLarge, or ImageError for a damaged one."""
+    """An image decoded upright, in its own mode. Raises NoPicture, TooLarge, or ImageError for a damaged one."""
     return _safely(open_image, given, name, most)
 
 
@@ -127,7 +129,7 @@ def photograph(given: Handed, name: str, most: int) -> Image.Image:
 def _safely(read: Callable[[Source], Image.Image], given: Handed, name: str, most: int) -> Image.Image:
     if isinstance(given, Image.Image):
         if given.width * given.height > most:
-            raise TooLarge(f"{name}: has {given.width} x {given.height} pixels, at most {most} are taken")
+            raise TooLarge(f"{name}: has {given.width} x {given.height} pixels, at most {most} are allowed")
         return given.convert("RGB") if read is read_rgb else given
     try:
         return read(given if isinstance(given, Upload) else checked_upload(given, name, most))
@@ -141,14 +143,14 @@ def _damaged(name: str, error: Exception) -> ImageError:
     return ImageError(f"{name}: is damaged ({first_line(error)[:100]}); copy or export the file again")
 
 
-_INKED = 128  # what is darker than this was drawn, on a page that is known to be white
+_INKED = 128  # darker pixels are lines, on a page known to be white
 
 
 def read_picture(condition: Condition, picture: Image.Image, source: str) -> Tensor:
-    """A condition in raw form, of a decoded picture. Raises ConditionError in words.
+    """A condition in raw form, from a decoded image. Raises ConditionError.
 
-    A mask's colours that are not exact are brought to the nearest class, see `snapped`; ids have no nearest, and what
-    may be ids or colours is refused.
+    Inexact colours of a mask are mapped to the nearest class, see `snapped`; ids must be exact, and ambiguous masks are
+    refused.
     """
     if not isinstance(condition, MaskCondition):
         return condition.read(picture, source)
@@ -163,7 +165,7 @@ def read_picture(condition: Condition, picture: Image.Image, source: str) -> Ten
 
 
 def read_painted(condition: Condition, picture: Image.Image, source: str) -> Tensor:
-    """The same of a picture that the painter shows: masks hold colours there, sketches dark lines, however dense."""
+    """The same for an image from the painter, with masks in colours, and sketches of dark lines, however dense."""
     if isinstance(condition, MaskCondition):
         condition = replace(condition, reading="colours")
     if not isinstance(condition, SketchCondition):
@@ -179,7 +181,7 @@ def shown(condition: Condition, raw: Tensor) -> Image.Image:
 
 
 def _read_colours(condition: MaskCondition, picture: Image.Image, source: str) -> Tensor:
-    """A mask of nearly right colours; what is mostly transparent is unlabelled."""
+    """Read a mask with approximate colours; mostly transparent pixels are unlabelled."""
     table, unlabelled = condition.classes, condition.ignore_index
     colours, indices = list(table.colours), list(range(table.count))
     if table.ignore_colour is not None:
@@ -188,7 +190,7 @@ def _read_colours(condition: MaskCondition, picture: Image.Image, source: str) -
     pixels = picture if picture.has_transparency_data else picture.convert("RGB")
     values = np.asarray(pixels.convert("RGBA"))
     hidden = values[..., 3] < 128
-    filling = np.array(colours[-1], np.uint8)  # known, so that nothing is refused for what nobody sees
+    filling = np.array(colours[-1], np.uint8)  # a known colour, so that invisible pixels are never refused
     try:
         near = snapped(np.where(hidden[..., None], filling, values[..., :3]), colours, source)
     except ConditionError as error:

@@ -1,4 +1,4 @@
-"""Work in line: one thread owns the networks, jobs wait their turn, and may be cancelled at any moment."""
+"""The job queue: one worker thread owns the networks; jobs can be cancelled at any time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from piti.core.errors import UserError, spelled
 T = TypeVar("T")
 
 Draw = Callable[[Tensor], tuple[bytes, ...]]
-"""x̂₀ [B, 3, H, W] in [-1, 1] to a small JPEG an image."""
+"""x̂₀ [B, 3, H, W] in [-1, 1] to a small JPEG per image."""
 
 PREVIEW_EVERY = 0.25
-"""Least seconds between two previews."""
-_JOIN = 5.0  # seconds that closing waits for the step in hand
+"""Smallest interval between previews in seconds."""
+_JOIN = 5.0  # seconds that closing waits for the current step
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +41,19 @@ class Cancelled(UserError):
 
 
 class TimeOver(UserError):
-    """The job ran longer than a job may."""
+    """The job exceeded its time limit."""
 
 
 class QueueFull(UserError):
-    """As many jobs wait as may, or as large ones."""
+    """The queue is full, by number or size of jobs."""
 
 
 class JobFailed(UserError):
-    """A job stopped for a reason that is not the asker's."""
+    """A job failed for an internal reason."""
 
 
 class State(Enum):
-    """What became of a job."""
+    """State of a job."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -63,29 +63,29 @@ class State(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether it stays so."""
+        """Whether this state is final."""
         return self not in (State.WAITING, State.RUNNING)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a job is."""
+    """Progress of a job."""
 
     state: State
     before: int = 0
-    """Jobs that come before it, the running one included."""
+    """Jobs before it, including the running one."""
     done: int = 0
     """Denoising steps."""
     total: int = 0
     seconds: float = 0.0
-    """Since it began to run."""
+    """Seconds since it started to run."""
     preview: tuple[bytes, ...] = ()
-    """A small JPEG of each image as it emerges."""
+    """A small JPEG preview of each image."""
     error: str = ""
     """Why it failed, in words."""
 
     def same(self, other: Snapshot | None) -> bool:
-        """Whether there is nothing to tell but the time."""
+        """Whether only the time differs."""
         if other is None:
             return False
         ours, theirs = ((s.state, s.before, s.done, s.total, s.preview, s.error) for s in (self, other))
@@ -98,9 +98,9 @@ class Job(Generic[T]):
     def __init__(self, queue: Queue, work: Callable[[Job[T]], T], draw: Draw | None, size: int = 0) -> None:
         self.id = secrets.token_urlsafe(16)
         self.future: Future[T] = Future()
-        self.future.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it by mistake
+        self.future.set_running_or_notify_cancel()  # so that waiting callers cannot cancel it by mistake
         self.size = size
-        """Bytes that it holds."""
+        """Its size in bytes."""
         self._queue, self._work, self._draw = queue, work, draw
         self._state, self._error = State.WAITING, ""
         self._done = self._total = 0
@@ -111,21 +111,21 @@ class Job(Generic[T]):
     # From outside
 
     def cancel(self) -> None:
-        """Out of the queue at once if it waits; else it stops after the step in hand. An ended job stays as it is."""
+        """Remove it from the queue if it is waiting; else it stops after the current step. Ended jobs are unchanged."""
         self._stop.set()
         if self._queue.forget(self):
-            self._end(State.CANCELLED, Cancelled("the job was cancelled while it waited"))
+            self._end(State.CANCELLED, Cancelled("the job was cancelled while waiting"))
 
     def snapshot(self) -> Snapshot:
-        """How far it is now."""
-        before = self._queue.before(self)  # first: if it begins meanwhile, it is not said to wait behind itself
+        """Its current progress."""
+        before = self._queue.before(self)  # first: if it starts meanwhile, it does not count as waiting for itself
         state = self._state
         ran = (self._ended or time.monotonic()) - self._began if self._began else 0.0
         before = before if state is State.WAITING else 0
         return Snapshot(state, before, self._done, self._total, ran, self._preview, self._error)
 
     async def changes(self, every: float = 0.25) -> AsyncIterator[Snapshot]:
-        """The present snapshot, then each that differs, looked for every so many seconds; the last when it ended."""
+        """The current snapshot, then each change, polled at this interval in seconds; the last when it has ended."""
         ended = asyncio.wrap_future(self.future)
         ended.add_done_callback(_seen)
         told: Snapshot | None = None
@@ -139,17 +139,17 @@ class Job(Generic[T]):
             await asyncio.wait([ended], timeout=every)
 
     async def result(self) -> T:
-        """What the work returned, when it has ended. Raises its error: a UserError of whatever kind."""
+        """The work's result, when it has ended. Raises its error, a UserError."""
         ended = asyncio.wrap_future(self.future)
         ended.add_done_callback(_seen)
-        return await asyncio.shield(ended)  # whoever stops waiting stops nothing else
+        return await asyncio.shield(ended)  # a caller that stops waiting affects nothing else
 
     # From the work
 
     def stepped(self, done: int, total: int, x0: Tensor) -> None:
-        """Note a denoising step, and now and then its pictures; for pipelines as `on_step`.
+        """Record a denoising step, and previews at intervals; `on_step` for pipelines.
 
-        x0: x̂₀ [B, 3, H, W] in [-1, 1]. Raises Cancelled or TimeOver where the work is to stop.
+        x0: x̂₀ [B, 3, H, W] in [-1, 1]. Raises Cancelled or TimeOver if the work must stop.
         """
         self.check()
         self._done, self._total = done, total
@@ -158,12 +158,12 @@ class Job(Generic[T]):
             self._preview, self._drawn = self._draw(x0), now
 
     def check(self) -> None:
-        """Raises Cancelled or TimeOver where the work is to stop."""
+        """Raises Cancelled or TimeOver if the work must stop."""
         if self._stop.is_set():
             raise Cancelled("the job was cancelled")
         most = self._queue.seconds
         if time.monotonic() - self._began > most:
-            raise TimeOver(f"the job took longer than {most:g} s; ask for fewer pictures, fewer steps, or smaller ones")
+            raise TimeOver(f"the job took longer than {most:g} s; use fewer images, fewer steps, or a smaller size")
 
     def run(self) -> None:
         """Do the work, in the queue's thread. Never raises."""
@@ -183,7 +183,7 @@ class Job(Generic[T]):
             self._end(State.DONE, None, result)
 
     def _end(self, state: State, error: UserError | None, result: Any = None) -> None:
-        """The end, with nothing kept but the result."""
+        """End the job, and release everything but the result."""
         self._ended = time.monotonic()
         self._error = "" if error is None else spelled(error.text(local=False))
         self._work, self._draw, self.size = _nothing, None, 0
@@ -207,19 +207,19 @@ def _bare(error: UserError) -> UserError:
 
 
 def _seen(future: asyncio.Future[Any]) -> None:
-    """Keep asyncio from telling of an error that nobody waits for here."""
+    """Prevent asyncio's warning about an error that was never retrieved."""
     if not future.cancelled():
         future.exception()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it, or in a function that it decorates, the calling thread computes on one core; other threads as before.
+    """Within the context or decorated function, the calling thread computes on one core; others are unaffected.
 
-    For all that computes beside the queue's thread. Two threads that each compute on every core are, to OpenMP, more
-    threads than there are cores: from then on none waits awake for the others, and each takes a quarter longer.
+    For all computations outside the queue's thread. With two threads that each use all cores, OpenMP has more threads
+    than cores and stops busy waiting, so that each takes a quarter longer.
     """
-    torch.get_num_threads()  # the first operation of a thread would else set its number anew
+    torch.get_num_threads()  # else the first operation of a thread would reset its number
     with _pools().limit(limits=1, user_api="openmp"):
         yield
 
@@ -230,9 +230,10 @@ def _pools() -> ThreadpoolController:
 
 
 class Queue:
-    """One worker thread that does jobs one after the other, first come, first served.
+    """A worker thread that runs jobs in order of submission.
 
-    waiting: how many jobs may wait; seconds: how long one may run; most_bytes: what all may hold, but one alone always.
+    waiting: largest number of waiting jobs; seconds: time limit of a job; most_bytes: largest total size, except for a
+    single job.
     """
 
     def __init__(self, waiting: int = 32, seconds: float = 120.0, most_bytes: int | None = None) -> None:
@@ -245,9 +246,9 @@ class Queue:
         self._thread.start()
 
     def submit(self, work: Callable[[Job[T]], T], draw: Draw | None = None, size: int = 0) -> Job[T]:
-        """A job at the queue's end. work: called with it; hands its `stepped` to a pipeline. draw: makes previews.
+        """Append a job. work: called with it; passes its `stepped` to a pipeline. draw: creates previews.
 
-        size: bytes that it holds until it ends.
+        size: bytes held until it ends.
 
         Raises QueueFull.
         """
@@ -256,21 +257,21 @@ class Queue:
             if self._closed:
                 raise Cancelled("the studio is closing; start it again")
             if len(self._jobs) + (self._running is not None) > self.waiting:
-                raise QueueFull(f"{len(self._jobs)} jobs wait already, and no more may; try again in a minute")
+                raise QueueFull(f"{len(self._jobs)} jobs are already waiting, the most allowed; try again in a minute")
             held = self._held()
             if self.most_bytes is not None and held and held + size > self.most_bytes:
-                raise QueueFull(f"jobs that wait hold {held // 2**20} MiB of pictures already; try again in a minute")
+                raise QueueFull(f"waiting jobs already hold {held // 2**20} MiB of images; try again in a minute")
             self._jobs.append(job)
             self._changed.notify()
         return job
 
     def done(self, work: Callable[[], T]) -> T:
-        """What a function returns, or raises, called by the worker thread in this one's context; waits for it.
+        """Call a function in the worker thread with this thread's context, and wait for its result or error.
 
-        Raises QueueFull, and Cancelled where the queue is closed before its turn.
+        Raises QueueFull, and Cancelled if the queue is closed before its turn.
         """
         told: Future[T] = Future()
-        context = copy_context()  # in which errors spell options as the caller does
+        context = copy_context()  # which determines the spelling of options in errors
 
         def run(_: Job[None]) -> None:
             try:
@@ -282,13 +283,13 @@ class Queue:
         return told.result()
 
     def __len__(self) -> int:
-        """How many jobs wait or run."""
+        """Number of waiting and running jobs."""
         with self._changed:
             return len(self._jobs) + (self._running is not None)
 
     @property
     def held(self) -> int:
-        """Bytes that jobs hold which wait or run."""
+        """Total size of waiting and running jobs in bytes."""
         with self._changed:
             return self._held()
 
@@ -297,13 +298,13 @@ class Queue:
         return sum(job.size for job in (*self._jobs, *running))
 
     def before(self, job: Job[Any]) -> int:
-        """How many jobs come before this one; 0 if it does not wait."""
+        """Number of jobs before this one; 0 if it is not waiting."""
         with self._changed:
             place = next((k for k, other in enumerate(self._jobs) if other is job), None)
             return 0 if place is None else place + (self._running is not None)
 
     def forget(self, job: Job[Any]) -> bool:
-        """Take a waiting job out; whether it waited."""
+        """Remove a waiting job; returns whether it was waiting."""
         with self._changed:
             try:
                 self._jobs.remove(job)
@@ -312,7 +313,7 @@ class Queue:
             return True
 
     def close(self, wait: bool = True) -> None:
-        """Cancel every job, and take no more. wait: until the step in hand is done, a few seconds at most."""
+        """Cancel all jobs, and accept no more. wait: for the current step, a few seconds at most."""
         with self._changed:
             self._closed = True
             every = [*self._jobs, *([self._running] if self._running is not None else [])]
@@ -332,4 +333,4 @@ class Queue:
                     return
                 job = self._running = self._jobs.popleft()
             job.run()
-            del job  # an ended job is not kept until the next one comes
+            del job  # do not keep an ended job until the next one

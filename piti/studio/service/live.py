@@ -1,4 +1,4 @@
-"""Live previews: one quick picture of a drawing on its way, and of every visitor the newest request alone."""
+"""Live previews: one quick image of a drawing, for only the newest request of each visitor."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from piti.studio.service.jobs import Cancelled, Job
 T = TypeVar("T")
 
 STEPS = 8
-"""Of a live preview, at most; a model that was distilled takes its own."""
+"""Largest number of steps of a live preview; distilled models use their own."""
 PAUSE = 0.08
-"""Seconds without a further stroke before a preview begins."""
+"""Seconds without a new stroke before a preview starts."""
 
 
 @dataclass(frozen=True)
 class LivePreview:
-    """A quick picture."""
+    """A quick image."""
 
     jpeg: bytes
     steps: int
-    """Of both networks."""
+    """Steps of both networks."""
     seconds: float
 
 
 def live_sampling(pipeline: PITIPipeline, guidance: float | None = None) -> SamplingOptions:
-    """How a preview is sampled: in few steps, and enlarged where one step does that. guidance: w, none: the model's."""
+    """Sampling options of a preview: few steps, with a one-step upsampler only. guidance: w; None: the model's."""
     base, upsampler = pipeline.base, pipeline.upsampler
     rough = upsampler is not None and not upsampler.one_step
     if not isinstance(base, Translator):
@@ -48,21 +48,21 @@ def live_sampling(pipeline: PITIPipeline, guidance: float | None = None) -> Samp
 
 
 def live_batch(pipeline: PITIPipeline, prepared: Prepared, seed: int) -> Batch:
-    """One picture whose noise follows from the seed alone: what is not repainted changes little."""
+    """A batch of one image with fixed noise, so that unchanged parts of the drawing change little."""
     generator = generator_for(seed, "live", device=draws_on(pipeline.device))
     return Batch([prepared], [0], [generator])
 
 
 @dataclass
 class Turn:
-    """A visitor's request, from any thread."""
+    """A visitor's request, usable from any thread."""
 
     outdated: bool = False
-    """Whether the visitor has made a newer one, or waits for this one no longer."""
+    """Whether it was replaced by a newer one or abandoned."""
     job: Job[Any] | None = None
 
     def holds(self, job: Job[T]) -> Job[T]:
-        """The same job, which is cancelled when the turn ends. Raises Cancelled where it has ended."""
+        """Attach a job, which is cancelled when the turn ends. Raises Cancelled if it has ended."""
         self.job = job
         if self.outdated:
             job.cancel()
@@ -70,12 +70,12 @@ class Turn:
         return job
 
     def check(self) -> None:
-        """Raises Cancelled where the turn has ended."""
+        """Raises Cancelled if the turn has ended."""
         if self.outdated:
             raise Cancelled("there is a newer drawing")
 
     def end(self) -> None:
-        """Cancel its job, also one that another thread hands in only now; an ended job stays as it is."""
+        """Cancel its job, also one that another thread attaches later; ended jobs are unchanged."""
         self.outdated = True
         if self.job is not None:
             self.job.cancel()
@@ -83,14 +83,14 @@ class Turn:
 
 @dataclass
 class Newest:
-    """The newest request of every visitor. May be used from any thread."""
+    """The newest request of every visitor. Thread-safe."""
 
     _turns: dict[str, Turn] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def turn(self, visitor: str) -> Iterator[Turn]:
-        """A visitor's newest request, while it is worked on; the one before it is outdated, and its job cancelled."""
+        """Context of a visitor's newest request; the previous one is outdated, and its job cancelled."""
         turn = Turn()
         with self._lock:
             before, self._turns[visitor] = self._turns.get(visitor), turn

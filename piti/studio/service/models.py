@@ -1,4 +1,4 @@
-"""Models that the studio serves: loaded once, and described for whoever asks."""
+"""The served models: loading and description."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from piti.studio.service.schema import Bounds, ClassInfo, Defaults, Limits, Mode
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is served."""
+    """A served model."""
 
     name: str
     pipeline: PITIPipeline
     info: ModelInfo
     folder: Path
-    """Where it lies."""
+    """Its folder."""
 
     @property
     def kind(self) -> str:
@@ -35,22 +35,22 @@ class Loaded:
 
     @property
     def samplers(self) -> tuple[str, ...]:
-        """Which can be chosen; none of a baseline."""
+        """The supported samplers; none for a baseline."""
         return tuple(self.info.samplers)
 
     @property
     def condition(self) -> Condition:
-        """How it reads its input."""
+        """Its condition."""
         return self.pipeline.condition
 
 
 def load(name: str, computing: Computing, limits: Limits) -> Loaded:
-    """A model by name, computed as `computing` says. Raises UserError where it cannot be loaded or computed so, or
-    reads neither one picture nor one text."""
+    """Load a model by name, with the settings of `computing`. Raises UserError if it cannot be loaded or computed, or
+    does not read a single image or text."""
     pipeline = PITIPipeline.from_pretrained(name)
     if isinstance(pipeline.condition, SeveralCondition | NoCondition):
         raise UserError(
-            f"reads {pipeline.condition.kind}, and the studio serves models that read one picture, such as a mask, or "
+            f"reads {pipeline.condition.kind}, but the studio serves models that read one image, such as a mask, or "
             "one text",
             remedy="use it with piti translate",
             option="model",
@@ -62,7 +62,7 @@ def load(name: str, computing: Computing, limits: Limits) -> Loaded:
 
 
 def described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
-    """What visitors are told of a model."""
+    """The description of a model for clients."""
     condition, upsampler = pipeline.condition, pipeline.upsampler
     table = condition.classes if isinstance(condition, MaskCondition) else None
     entries = () if table is None else zip(table.ids, table.names, table.colours, strict=True)
@@ -89,7 +89,7 @@ def described(name: str, pipeline: PITIPipeline, limits: Limits) -> ModelInfo:
 
 
 def _fixed(base: nn.Module) -> list[str]:
-    """Which settings are part of a base's weights."""
+    """The settings fixed by a base's weights."""
     if not isinstance(base, Translator):
         return ["guidance", "steps", "sampler"]
     if base.student is None:
@@ -98,14 +98,14 @@ def _fixed(base: nn.Module) -> list[str]:
 
 
 def _samplers(base: nn.Module) -> list[str]:
-    """Which a base takes."""
+    """The samplers that a base supports."""
     if not isinstance(base, Translator):
         return []
     return ["ddim"] if "sampler" in _fixed(base) else list(SAMPLERS)
 
 
 def _edits(pipeline: PITIPipeline) -> bool:
-    """Whether a model edits what a picture describes, which is all that the studio takes."""
+    """Whether a model can edit with image conditions, the only edits in the studio."""
     if isinstance(pipeline.condition, TextCondition):
         return False
     try:

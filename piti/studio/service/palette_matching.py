@@ -1,4 +1,4 @@
-"""Masks in nearly the right colours: anti-aliased strokes and JPEG's noise brought to the nearest class."""
+"""Mapping masks with approximate colours, from anti-aliasing and JPEG noise, to the nearest classes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from piti.conditions import ConditionError
 from piti.conditions.class_table import Colour
 
 NEAR = 48.0
-"""A colour this far from a class's, in RGB of 0..255, may still be meant as that class."""
+"""Largest RGB distance (0..255) of a colour to its class."""
 _EXACT = 2.0  # rounding of an encoder
-_RIM = 2  # pixels on either side of a border that anti-aliasing and JPEG may have mixed
-_MOST_FAR = 0.35  # share of pixels that may be far from every class: thin strokes have long rims
-_COLOURS = 1 << 16  # compared at once
+_RIM = 2  # pixels on either side of a border that may be mixed by anti-aliasing and JPEG
+_MOST_FAR = 0.35  # largest share of pixels far from every class, since thin strokes have long borders
+_COLOURS = 1 << 16  # colours compared at once
 
 
 def snapped(pixels: UInt8[np.ndarray, "h w 3"], colours: Sequence[Colour], source: str) -> Int[np.ndarray, "h w"]:
-    """The position in `colours` of the class that each pixel is meant as.
+    """The index in `colours` of each pixel's class.
 
-    Away from borders it is the class of the nearest colour. At a border, where a mixture of two classes may be
-    nearest to a third one, it is the nearest of the classes that are there on its sides.
+    Away from borders it is the class of the nearest colour. At a border, where a mixture of two classes may be nearest
+    to a third one, only the classes on its sides are considered.
 
-    Raises ConditionError where an area is too far from every class, or too many pixels are: a photograph, or
+    Raises ConditionError if an area or too many pixels are too far from every class, as in a photograph, or with the
     colours of another table.
     """
     known = np.array(colours, np.float32)
@@ -42,7 +42,7 @@ def snapped(pixels: UInt8[np.ndarray, "h w 3"], colours: Sequence[Colour], sourc
 def _nearest(
     pixels: UInt8[np.ndarray, "h w 3"], colours: Float[np.ndarray, "n 3"]
 ) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """The nearest colour of each pixel, and how far it is."""
+    """The nearest colour of each pixel, and its distance."""
     red, green, blue = (pixels[..., c].astype(np.int32) for c in range(3))
     codes = red << 16 | green << 8 | blue
     used = np.zeros(1 << 24, bool)
@@ -68,7 +68,7 @@ def _check(pixels: UInt8[np.ndarray, "h w 3"], distance: Float[np.ndarray, "h w"
     share = max(1, round(100 * float(far.mean())))
     raise ConditionError(
         f"{source}: {share}% of its pixels are far from the colour of every class, such as {colour} at column {x}, "
-        f"row {y}; paint with the palette's colours, or give a picture of class ids. (A photograph is no mask.)"
+        f"row {y}; paint with the palette's colours, or give an image of class ids. (A photograph cannot be a mask.)"
     )
 
 
@@ -81,7 +81,7 @@ def _uniform(index: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def _grown(mask: Bool[np.ndarray, "h w"], by: int) -> Bool[np.ndarray, "h w"]:
-    """Grown by so many pixels on every side."""
+    """Dilate by so many pixels on every side."""
     values = torch.from_numpy(mask).float()[None, None]
     return (F.max_pool2d(values, 2 * by + 1, 1, by) > 0)[0, 0].numpy()
 
@@ -92,7 +92,7 @@ def _of_neighbours(
     index: Int[np.ndarray, "h w"],
     core: Bool[np.ndarray, "h w"],
 ) -> Int[np.ndarray, "h w"]:
-    """Classes where they are sure; elsewhere the nearest of those that are sure within reach, if any are."""
+    """Classes where they are certain; elsewhere the nearest of the certain ones within reach, if any."""
     y, x = np.nonzero(~core)
     seen, best = pixels[y, x].astype(np.float32), np.full(len(y), np.inf, np.float32)
     found, reach = index[y, x], range(-_RIM - 1, _RIM + 2)

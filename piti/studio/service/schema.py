@@ -1,4 +1,4 @@
-"""What may be asked of the studio, by its page and over HTTP alike, and how much of it; what is answered."""
+"""Requests of the page and over HTTP, their limits, and responses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from piti.pipelines.cascade import ResolvedSampling
 
 def _known(name: str) -> str:
     if name not in SAMPLERS:
-        raise UserError(f"is no sampler; {choices(name, SAMPLERS)}")
+        raise UserError(f"is not a sampler; {choices(name, SAMPLERS)}")
     return name
 
 
@@ -27,14 +27,14 @@ def _listed(schema: dict[str, Any]) -> None:
 
 
 SamplerName = Annotated[str, AfterValidator(_known), Field(json_schema_extra=_listed)]
-"""A name in `SAMPLERS`, also of one that was added."""
+"""A name in `SAMPLERS`, including added ones."""
 Strength = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class LimitError(UserError):
-    """More is asked for than this studio allows. The message names the field and the bound."""
+    """A request exceeds a limit. The message names the field and the limit."""
 
 
 class TooLarge(LimitError):
@@ -73,7 +73,7 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if not value >= 1:
-                raise LimitError(f"limit {field.name} = {value}: nothing could be made; give at least 1")
+                raise LimitError(f"limit {field.name} = {value}: nothing could be generated; give at least 1")
 
     def of_fields(self) -> dict[str, int]:
         """The most that the fields of a request may say."""
@@ -88,24 +88,24 @@ class Limits:
 
 
 class _Request(Spec):
-    """What translations and edits have in common; what is not given is the model's own."""
+    """Fields of translations and edits; defaults are the model's own."""
 
-    model: str = Field(description="Which model; GET /api/models lists them.", examples=["street"])
-    num: Count = Field(4, description="How many pictures.", examples=[1])
+    model: str = Field(description="Name of the model; GET /api/models lists them.", examples=["street"])
+    num: Count = Field(4, description="Number of images.", examples=[1])
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="The same seed, input and settings make the same pictures."
+        0, description="The same seed, input and settings give the same images."
     )
-    guidance: Strength | None = Field(None, description="Guidance w, 0 is off; the model's own by default.")
+    guidance: Strength | None = Field(None, description="Guidance strength w, 0 is off; the model's own by default.")
     steps: Count | None = Field(None, description="Denoising steps of the base.")
     upsampler_steps: Count | Literal["fast27"] | None = Field(
         None, description="Denoising steps of the upsampler: a number, or fast27 as released."
     )
-    size: Count | None = Field(None, description="Short side of the pictures in pixels; the model's own by default.")
-    base_only: bool = Field(False, description="Stop at the base's small pictures.")
+    size: Count | None = Field(None, description="Short side of the images in pixels; the model's own by default.")
+    base_only: bool = Field(False, description="Return the base's small images, without the upsampler.")
 
 
 class TranslateRequest(_Request):
-    """Pictures of a condition."""
+    """Generation of images from a condition."""
 
     sampler: SamplerName | None = Field(None, description="Sampler of the base; the model's own by default.")
     upsampler_sampler: SamplerName | None = Field(None, description="Sampler of the upsampler.")
@@ -116,18 +116,24 @@ class TranslateRequest(_Request):
 
 
 class EditRequest(_Request):
-    """A picture changed where its condition changes."""
+    """Editing of an image where its condition changes."""
 
-    num: Count = Field(1, description="How many versions; with variety 0 all are the same.")
-    keep_exact: bool = Field(False, description="Keep the input's size, and every pixel outside the region to the bit.")
-    variety: Share | None = Field(
-        None, description="Share of fresh noise inside the region; 0.7 by default, 0 where all is redone."
+    num: Count = Field(1, description="Number of versions; with variety 0 all are the same.")
+    keep_exact: bool = Field(
+        False, description="Keep the input's size, and every pixel outside the region bit for bit."
     )
-    dilate: Share | None = Field(None, description="How far the region grows, as a share of the short side.")
-    feather: Share | None = Field(None, description="How softly it ends, as a share of the short side.")
+    variety: Share | None = Field(
+        None, description="Share of fresh noise inside the region; 0.7 by default, 0 if everything is repainted."
+    )
+    dilate: Share | None = Field(
+        None, description="How far the region extends beyond the change, as a share of the short side."
+    )
+    feather: Share | None = Field(
+        None, description="Width over which the region fades out, as a share of the short side."
+    )
 
     def settings(self) -> EditSettings:
-        """How it is to be edited; what the request does not say is editing's own."""
+        """The edit's settings; missing ones have editing's defaults."""
         return EditSettings.from_flat(**self.model_dump(exclude={"model", "num", "seed"}, exclude_none=True))
 
 
@@ -138,23 +144,23 @@ class _Answer(BaseModel):
 class ClassInfo(_Answer):
     """A class of a mask."""
 
-    id: int = Field(description="Its value in pictures of class ids.")
+    id: int = Field(description="Its value in images of class ids.")
     name: str
-    colour: Colour = Field(description="Red, green and blue in 0..255, in pictures of colours.")
+    colour: Colour = Field(description="Red, green and blue in 0..255, in images of colours.")
 
 
 class Defaults(_Answer):
-    """How a model is sampled where a request does not say."""
+    """A model's default sampling settings."""
 
     guidance: float
     steps: int | str
     sampler: str
-    upsampler_steps: int | str | None = Field(description="None: no upsampler.")
+    upsampler_steps: int | str | None = Field(description="Null without an upsampler.")
     upsampler_sampler: str | None
 
     @classmethod
     def of(cls, sampling: ResolvedSampling) -> Self:
-        """A model's, without any options."""
+        """A model's defaults, without any options."""
         base, upsampler = sampling.base, sampling.upsampler
         return cls(
             guidance=base.guidance.w,
@@ -166,7 +172,7 @@ class Defaults(_Answer):
 
 
 class Bounds(_Answer):
-    """The most that a request may ask for."""
+    """Limits of a request."""
 
     num: int
     steps: int
@@ -177,67 +183,67 @@ class Bounds(_Answer):
 
 
 class ModelInfo(_Answer):
-    """A model that is served."""
+    """A served model."""
 
     name: str = Field(examples=["street"])
     kind: str = Field(
-        description="What it reads: mask, palette (a mask too), sketch, geometry, picture, text, or a kind of your own."
+        description="Kind of condition: mask, palette (also a mask), sketch, geometry, picture, text, or a custom kind."
     )
-    image_size: int = Field(description="Short side of its pictures in pixels.")
+    image_size: int = Field(description="Short side of its images in pixels.")
     small_size: int = Field(description="The same with base_only.")
-    classes: list[ClassInfo] = Field(description="Of a mask; else empty.")
-    unlabelled: Colour | None = Field(description="Of a mask: the colour that stands for no class.")
+    classes: list[ClassInfo] = Field(description="The classes of a mask; else empty.")
+    unlabelled: Colour | None = Field(description="The colour of unlabelled pixels in a mask.")
     samplers: list[str] = Field(
-        description="Those that it takes: one of a model of few steps, none of a baseline, which makes its pictures in "
+        description="Supported samplers: a single one for a few-step model, none for a baseline, which generates in "
         "one pass."
     )
     fixed: list[str] = Field(
-        description="Which of guidance, steps and sampler are part of its weights: it takes its defaults alone.",
+        description="Which of guidance, steps and sampler are fixed by its weights and must be left out.",
         examples=[[]],
     )
     edits: bool = Field(
-        description="Whether POST /api/edit takes it; a distilled model and a baseline edit nothing, a prior not here."
+        description="Whether POST /api/edit supports it; not for distilled models, baselines and priors."
     )
     defaults: Defaults
     limits: Bounds
 
 
 class PictureAnswer(_Answer):
-    """A picture that was made."""
+    """A generated image."""
 
-    number: int = Field(description="0 for the first; with the seed it decides the noise.")
+    number: int = Field(description="0 for the first; with the seed it determines the noise.")
     width: int
     height: int
-    address: str = Field(description="Where it can be fetched for a while.", examples=["/pictures/7Yz….png"])
-    png: str = Field(description="The file in base64; its text says how it was made; piti translate makes it again.")
+    address: str = Field(description="Where it can be downloaded for a while.", examples=["/pictures/7Yz….png"])
+    png: str = Field(description="The file in base64; its metadata record how it was made.")
 
 
 class ResultAnswer(_Answer):
-    """The pictures of a request."""
+    """The generated images of a request."""
 
     model: str
     seed: int
-    seconds: float = Field(description="Since the job began to run.")
+    seconds: float = Field(description="Time since the job started to run.")
     pictures: list[PictureAnswer]
-    notes: list[str] = Field(description="What else a person should know.")
+    notes: list[str] = Field(description="Notes for the user.")
 
 
 class ErrorAnswer(_Answer):
-    """What was wrong, and what to do."""
+    """An error: what is wrong and what to do."""
 
     error: str = Field(examples=["num = 99: this studio allows at most 8"])
-    details: list[str] = Field(default=[], description="One line for each mistake, where there are several.")
+    details: list[str] = Field(default=[], description="One line per mistake, if there are several.")
 
 
 class Health(_Answer):
-    """That the studio answers."""
+    """State of the studio."""
 
     status: str = "ok"
     version: str
     models: list[str]
-    jobs: int = Field(description="Waiting and running.")
+    jobs: int = Field(description="Number of waiting and running jobs.")
 
 
 def for_browser(error: UserError) -> str:
-    """What an error says to people who have neither terminal nor files: options by their fields."""
+    """An error's text for clients without terminal and files, with options as fields."""
     return spelled(error.text(local=False))

@@ -1,4 +1,4 @@
-"""The studio behind its page and its HTTP interface: models that stay loaded, what they read, jobs, kept pictures."""
+"""The service behind the page and the HTTP interface: loaded models, inputs, jobs, stored images."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from piti.studio.service.schema import EditRequest, Limits, TranslateRequest
 from piti.studio.service.storage import Picture, Store, held_prepared
 
 Drawn = tuple[list[Picture], tuple[str, ...]]
-"""What a job makes, and notes on it."""
+"""A job's images, with notes."""
 
 __all__ = ["Loaded", "Picture", "Result", "Studio", "UnknownModel"]
 
-_LINES_SIDE = 1024  # photographs are drawn no longer than this
+_LINES_SIDE = 1024  # largest side of photographs for line extraction
 
 
 class UnknownModel(UserError):
@@ -59,7 +59,7 @@ class UnknownModel(UserError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a job made."""
+    """Result of a job."""
 
     model: str
     seed: int
@@ -69,13 +69,11 @@ class Result:
 
 
 class Studio:
-    """Models that are loaded once, one queue for all of them, and the pictures that were made lately.
+    """Loaded models, one queue for all of them, and recent images.
 
-    names: bundled models, folders, runs or hub ids. computing: where and how the networks are computed, by default by
-    torch on the fastest device; an engine, or compiled blocks, are made ready here, which takes up to a minute the
-    first time.
-    Raises UserError for a model that cannot be loaded or is not of a kind that is served, and for an engine, a device
-    or a type of numbers that is not there.
+    names: bundled models, folders, runs or hub ids. computing: device and engine of the networks, by default torch on
+    the fastest device; engines and compiled blocks are prepared here, which takes up to a minute the first time. Raises
+    UserError for a model that cannot be loaded or is not supported, and for an unavailable engine, device or dtype.
     """
 
     def __init__(
@@ -86,10 +84,10 @@ class Studio:
     ) -> None:
         self.limits = limits or Limits()
         if not names:
-            raise UserError("no model is named", remedy=f"give one with {option('model')}, such as street")
+            raise UserError("no model is given", remedy=f"give one with {option('model')}, such as street")
         self.queue = Queue(self.limits.waiting, self.limits.seconds, self.limits.waiting_bytes)
         try:
-            # by the thread that samples, see one_thread
+            # in the sampling thread, see one_thread
             self.models: Mapping[str, Loaded] = self.queue.done(lambda: self._loaded(names, computing))
         except BaseException:
             self.queue.close(wait=False)
@@ -104,25 +102,25 @@ class Studio:
         return models
 
     def close(self, wait: bool = True) -> None:
-        """Cancel every job and take no more."""
+        """Cancel all jobs and accept no more."""
         self.queue.close(wait)
 
     def model(self, name: str) -> Loaded:
-        """A model that is served. Raises UnknownModel."""
+        """A served model. Raises UnknownModel."""
         if name not in self.models:
             raise UnknownModel(f"model '{name}' is not served here; {choices(name, self.models)}")
         return self.models[name]
 
-    # What is handed in
+    # Inputs
 
     @one_thread()
     def read_condition(self, model: str, image: Image.Image | bytes | Path, source: str) -> Tensor:
-        """A condition in raw form, from a file, its bytes, or a picture that the painter shows.
+        """A condition in raw form, from a file, its bytes, or an image from the painter.
 
-        Masks may be class ids, palette pictures or colours; colours that are not exact are brought to the nearest
-        class, see `snapped`. Sketches may be dark on light or light on dark; the painter's are dark on light. Depth may
-        be an array in a file of NumPy's, by its name. source: names it in errors. Raises ConditionError or ImageError
-        in words, TooLarge before anything is decoded.
+        Masks may be class ids, palette images or colours; inexact colours are mapped to the nearest class, see
+        `snapped`. Sketches may be dark on light or light on dark; the painter's are dark on light. Depth may be a NumPy
+        file, by its suffix. source: its name in errors. Raises ConditionError, ImageError, and TooLarge before
+        decoding.
         """
         pipeline, raw = self.model(model).pipeline, None
         if isinstance(pipeline.condition, GeometryCondition) and not isinstance(image, Image.Image):
@@ -135,10 +133,11 @@ class Studio:
         return raw
 
     def read_text(self, model: str, text: str) -> str:
-        """A text for a prior, white space made single. Raises ConditionError for another kind of model, or none."""
+        """A text for a prior, with collapsed white space. Raises ConditionError for another kind of model, or an empty
+        text."""
         loaded = self.model(model)
         if not isinstance(loaded.condition, TextCondition):
-            raise ConditionError(f"text: model '{model}' reads a {loaded.kind}; hand in a picture as 'condition'")
+            raise ConditionError(f"text: model '{model}' reads a {loaded.kind}; send an image as 'condition'")
         text = " ".join(text.split())
         loaded.condition.tokens(text, "text")
         return text
@@ -155,7 +154,7 @@ class Studio:
     def read_photograph(
         self, model: str, data: bytes | Path, source: str = "the photograph"
     ) -> tuple[Image.Image, Tensor | None, Upload]:
-        """A photograph to edit, RGB; its condition where the file was made here and the model reads that; the file.
+        """A photograph to edit, RGB; its condition if the file contains one that the model reads; the file.
 
         Raises as `read_condition`.
         """
@@ -164,7 +163,7 @@ class Studio:
         return photograph(upload, source, most), carried_condition(upload, condition), upload
 
     def read_region(self, data: bytes, source: str) -> Image.Image:
-        """What of a photograph is repainted: white, and not transparent; in its own mode. Raises ImageError."""
+        """The region to repaint, in its own mode: white and not transparent. Raises ImageError."""
         return opened(data, source, self.limits.pixels)
 
     @one_thread()
@@ -174,7 +173,7 @@ class Studio:
 
     @one_thread()
     def examples(self, model: str) -> dict[str, Image.Image]:
-        """Conditions to begin with, as the painter shows them, by name; those that came with the model."""
+        """The model's example conditions, as the painter shows them, by name."""
         loaded = self.model(model)
         files = ModelFolder.open(loaded.folder).examples()
         return {file.stem: shown(loaded.condition, loaded.condition.load(file)) for file in files}
@@ -183,10 +182,10 @@ class Studio:
 
     @one_thread()
     def translate(self, request: TranslateRequest, raw: Tensor | str, source: str = "drawing.png") -> Job[Result]:
-        """Hand in a translation: the images of `piti translate` for the same condition, settings and seed.
+        """Submit a translation, with the same images as `piti translate` for the same condition, settings and seed.
 
-        raw: what `read_condition` or `read_text` returned. source: what the condition is called in the metadata.
-        Raises QueueFull, LimitError, and UserError for settings or a condition that the model cannot use.
+        raw: from `read_condition` or `read_text`. source: the condition's name in the metadata. Raises QueueFull,
+        LimitError, and UserError for settings or a condition that the model cannot use.
         """
         loaded = self.model(request.model)
         self.limits.check(request)
@@ -213,12 +212,12 @@ class Studio:
         upload: Upload | None = None,
         names: Names | None = None,
     ) -> Job[Result]:
-        """Hand in an edit: `image`, which shows `from_` (None: not known), is to show `to`; see `piti.editing.edit`.
+        """Submit an edit of `image` from condition `from_` (None: unknown) to `to`; see `piti.editing.edit`.
 
-        region: white is repainted, instead of where the conditions differ. upload: the file that the photograph was
-        read from, which takes less room while the job waits. names: of what was handed in, for the metadata; by default
-        those of what is drawn on the page. Raises as `translate`, and EditError where what is to be kept exactly is
-        lost in 8-bit RGB; what only editing itself finds, the job raises.
+        region: white is repainted, instead of where the conditions differ. upload: the photograph's file, which takes
+        less memory while the job waits. names: of the inputs, for the metadata; by default those of the page. Raises as
+        `translate`, and EditError if 8-bit RGB cannot keep the image exactly; other errors of editing are raised by the
+        job.
         """
         loaded = self.model(request.model)
         self.limits.check(request)
@@ -234,10 +233,11 @@ class Studio:
 
     @one_thread()
     def live(self, model: str, raw: Tensor | str, seed: int, guidance: float | None = None) -> Job[LivePreview]:
-        """Hand in a live preview of what `read_condition` or `read_text` returned. guidance: w, none: the model's own.
+        """Submit a live preview of a raw condition from `read_condition` or `read_text`. guidance: w; None: the model's
+        own.
 
-        It is rough, and its noise is that of no picture of `translate`, so it is not kept. Raises QueueFull, and
-        UserError for a condition that the model cannot use.
+        It is rough, with other noise than the images of `translate`, and is not stored. Raises QueueFull, and UserError
+        for a condition that the model cannot use.
         """
         pipeline = self.model(model).pipeline
         held = held_prepared(pipeline.prepare(raw, live_sampling(pipeline, guidance)))
@@ -256,7 +256,7 @@ class Studio:
         canvas: Canvas,
         size: int,
     ) -> Job[Result]:
-        """A job that keeps the pictures that `made` makes. size: bytes that it holds. Raises QueueFull."""
+        """Submit a job that stores the images of `made`. size: bytes that it holds. Raises QueueFull."""
 
         def work(job: Job[Result]) -> Result:
             pictures, notes = made(job.stepped)
@@ -267,33 +267,33 @@ class Studio:
         return self.queue.submit(work, lambda x0: drawn_previews(canvas, pipeline.shown(x0)), size)
 
     def kept(self, picture_id: str) -> Picture:
-        """A picture that was made lately. Raises NotKept in words."""
+        """A recent image. Raises NotKept."""
         return self._store.get(picture_id)
 
 
 def _notes(loaded: Loaded, raw: Tensor | str, request: TranslateRequest) -> tuple[str, ...]:
-    """What else a person should know."""
+    """Notes for the user."""
     notes = []
     if isinstance(raw, str) and isinstance(loaded.condition, TextCondition):
         notes.append(loaded.condition.cut(raw))
     if isinstance(raw, Tensor):
         notes += unlabelled_note(loaded.condition, raw)
     if request.num > 1 and not loaded.pipeline.draws_noise(request.base_only):
-        notes.append("this model takes no noise: all pictures of one condition are the same")
+        notes.append("this model takes no noise: all images of one condition are the same")
     return tuple(note for note in notes if note)
 
 
 SIDE = 256
 """The longest side of a preview, in pixels."""
 LIVE_SIDE = 512
-"""The same of a live preview."""
+"""The longest side of a live preview, in pixels."""
 _QUALITY = 80
 
 
 def drawn_previews(canvas: Canvas, x0: Float[Tensor, "B 3 H W"]) -> tuple[bytes, ...]:
-    """A JPEG of each image, cut out of the canvas of either network. x0: x̂₀ in [-1, 1].
+    """A JPEG of each image, cropped from the canvas of either network. x0: x̂₀ in [-1, 1].
 
-    What is not finite is drawn grey: whether it is an error is for the pipeline to say.
+    Non-finite values are drawn grey; the pipeline decides whether they are errors.
     """
     zoom = x0.shape[-1] / canvas.size[1]  # 1, or less for the base's canvas
     height, width = (max(1, round(side * zoom)) for side in (canvas.image_height, canvas.image_width))

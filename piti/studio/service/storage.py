@@ -1,4 +1,4 @@
-"""Pictures that were made, kept for a while under names that nobody can guess."""
+"""Temporary storage of generated images under unguessable names."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from piti.pipelines.cascade import Prepared
 
 
 class NotKept(UserError):
-    """A picture is not kept any longer, or never was."""
+    """An image is no longer kept, or never was."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was made."""
+    """A generated image."""
 
     png: bytes
-    """With what it takes to make it again, as PNG text."""
+    """The PNG file, with metadata for recreating it."""
     number: int
     width: int
     height: int
     model: str
     raw: Tensor | None = None
-    """The condition that it was made of, in raw form."""
+    """Its condition, in raw form."""
     seed: int = 0
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
     @classmethod
     def of(cls, made: MadeImage, model: str, raw: Tensor | None, seed: int) -> Picture:
-        """Of an image that was made, as the file that it is saved as."""
+        """Encode a generated image as the file that is saved."""
         return cls(png_bytes(made.image, made.text), made.number, *made.image.size, model, raw, seed)
 
     @property
     def file(self) -> str:
-        """What it is called where it is saved, such as `street-7-0.png`: by model, seed and number."""
+        """Its file name, such as `street-7-0.png`, from model, seed and number."""
         model = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model).strip("-.")
         return f"{model or 'piti'}-{self.seed}-{self.number}.png"
 
@@ -59,12 +59,12 @@ class Picture:
 
     @property
     def size(self) -> int:
-        """Bytes in memory."""
+        """Size in memory in bytes."""
         return len(self.png) + (0 if self.raw is None else self.raw.nbytes)
 
 
 class Store:
-    """The newest pictures, at most so many and so many bytes, from whatever thread."""
+    """The newest images, limited in number and bytes. Thread-safe."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most, self._most_bytes = most, most_bytes
@@ -73,7 +73,7 @@ class Store:
         self._lock = threading.Lock()
 
     def add(self, pictures: Sequence[Picture]) -> None:
-        """Keep the pictures of a job; the oldest go where there is no room, these stay."""
+        """Store the images of a job, removing the oldest others if necessary."""
         with self._lock:
             for picture in pictures:
                 self._kept[picture.id] = picture
@@ -90,7 +90,7 @@ class Store:
         with self._lock:
             found = self._kept.get(picture_id)
         if found is None:
-            raise NotKept("this picture is not kept any longer; make it again, or upload the file that you saved")
+            raise NotKept("this image is no longer kept; generate it again, or upload the saved file")
         return found
 
     def __len__(self) -> int:
@@ -100,21 +100,21 @@ class Store:
 
 T = TypeVar("T")
 
-_QUICK = 1  # zlib's level: conditions are areas and lines, which it makes small at any
+_QUICK = 1  # zlib level; conditions consist of areas and lines, which compress well at any
 
 
 @dataclass(frozen=True)
 class Held(Generic[T]):
-    """Something that is put away until it is needed."""
+    """An object packed until it is needed."""
 
     size: int
-    """Bytes that it takes meanwhile."""
+    """Its packed size in bytes."""
     out: Callable[[], T]
-    """It again, equal to the bit."""
+    """Unpacks it, bit-identical."""
 
 
 def held_tensor(raw: Tensor) -> Held[Tensor]:
-    """A condition in raw form, packed."""
+    """Pack a raw condition."""
     values = raw.cpu().contiguous().numpy()
     data, dtype, shape = zlib.compress(values.tobytes(), _QUICK), values.dtype, values.shape
     return Held(
@@ -123,12 +123,12 @@ def held_tensor(raw: Tensor) -> Held[Tensor]:
 
 
 def held_image(image: Image.Image) -> Held[Image.Image]:
-    """A picture without noise, such as a region, packed."""
+    """Pack an image without noise, such as a region."""
     data, mode, size = zlib.compress(image.tobytes(), _QUICK), image.mode, image.size
     return Held(len(data), lambda: Image.frombytes(mode, size, zlib.decompress(data)))
 
 
 def held_prepared(prepared: Prepared) -> Held[Prepared]:
-    """A prepared condition, its raw tensor packed."""
+    """Pack a prepared condition's raw tensor."""
     bare, raw = prepared.bare(), held_tensor(prepared.raw)
     return Held(raw.size, lambda: bare.with_raw(raw.out()))

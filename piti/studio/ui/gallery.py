@@ -1,4 +1,4 @@
-"""The results on the page: progress of a job, previews, then each picture with its condition."""
+"""The results on the page: progress of a job, previews, then each image with its condition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SourceImage:
 
     @cached_property
     def shown(self) -> dict[str, str]:
-        """As the page takes it; sent at every step."""
+        """In the page's format; sent at every step."""
         return {"name": self.name, "source": address_of(shrunk(self.picture, SHOWN_SIDE))}
 
 

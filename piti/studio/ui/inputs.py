@@ -61,7 +61,7 @@ class PainterSurface(Surface):
     def read(self, value: Image.Image | None) -> Tensor:
         """The painting as a condition."""
         if value is None:
-            raise UserError("Nothing is drawn yet: draw something, or begin with an example")
+            raise UserError("Nothing is drawn yet: draw something, or start with an example")
         return self.studio.read_condition(self.loaded.name, value, "the drawing")
 
 
@@ -127,7 +127,7 @@ class TextSurface(Surface):
     def read(self, value: str | None) -> str:
         """The text."""
         if not (value or "").strip():
-            raise UserError("Nothing is written yet: say what is to be seen")
+            raise UserError("The text is empty: describe the image")
         return self.studio.read_text(self.loaded.name, str(value))
 
     def source(self, raw: Tensor | str) -> SourceImage:

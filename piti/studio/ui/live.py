@@ -19,7 +19,7 @@ from piti.studio.ui.inputs import Surface
 
 
 class LiveMode:
-    """The switch, and what it does. guidance: the model's own w."""
+    """The switch and its events. guidance: the model's own w."""
 
     def __init__(self, studio: Studio, surface: Surface, guidance: float) -> None:
         self.studio, self.surface, self.guidance = studio, surface, guidance
@@ -33,8 +33,8 @@ class LiveMode:
         )  # fmt: skip
 
     def connect(self, given: Sequence[Any], gallery: Gallery, how: dict[str, Any]) -> list[Any]:
-        """The events that make previews: a stroke, and the switch itself. given: the inputs of `previewed`, the drawing
-        and the switch first and third."""
+        """Connect the events that start previews: strokes and the switch. given: the inputs of `previewed`, with the
+        drawing first and the switch third."""
         if not self.surface.drawn:
             return []
         drawing, _, switch, *_ = given
@@ -50,8 +50,8 @@ class LiveMode:
         guidance: float,
         request: gr.Request,
     ) -> Any:
-        """What the gallery shows: a preview of the drawing, unless the visitor goes on drawing; nothing else while it
-        is off, or a photograph is edited."""
+        """Updates of the gallery: a preview of the drawing, unless the visitor continues drawing; nothing if it is off,
+        or if a photograph is edited."""
         if not on or editing is not None or seed is None or drawn is None:
             return gr.skip()
         try:

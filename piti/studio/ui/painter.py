@@ -96,7 +96,7 @@ class Painter(Element):
         kind = Kind(kind)
         shown = [asdict(colour) for colour in (SKETCH_COLOURS if kind is Kind.SKETCH else colours)]
         if not shown:
-            raise ValueError("a mask is painted in the colours of its classes: give at least one")
+            raise ValueError("a mask needs at least one class to paint with")
         super().__init__(value, kind=kind.value, colours=shown, label=label, **{"apply_default_css": False, **options})
         # Gradio loses the properties of a component that was hidden, but keeps its script.
         built = f"const BUILT = {json.dumps({'kind': kind.value, 'colours': shown})};"
@@ -113,25 +113,25 @@ class Painter(Element):
             return None
         address = payload.get("picture") if isinstance(payload, dict) else None
         if not isinstance(address, str) or not address.startswith(_BEGINNING):
-            raise PaintingError("the painting did not arrive as a PNG; load the page again")
+            raise PaintingError("the painting was not received as a PNG; reload the page")
         if len(address) > len(_BEGINNING) + LARGEST_FILE * 4 // 3 + 4:
             raise PaintingError(f"the painting has more than {LARGEST_FILE} bytes; simplify it")
         try:
             content = base64.b64decode(address[len(_BEGINNING) :], validate=True)
             start, width, height = _HEADER.unpack(content[: _HEADER.size])
         except (binascii.Error, ValueError, struct.error):
-            raise PaintingError("the painting arrived damaged; load the page again") from None
+            raise PaintingError("the painting was received damaged; reload the page") from None
         if start != _SIGNATURE:
-            raise PaintingError("the painting did not arrive as a PNG; load the page again")
+            raise PaintingError("the painting was not received as a PNG; reload the page")
         if max(width, height) > LARGEST_SIDE:
             most = f"{LARGEST_SIDE} x {LARGEST_SIDE}"
             raise PaintingError(
-                f"the painting has {width} x {height} pixels, at most {most} are taken; make it smaller"
+                f"the painting has {width} x {height} pixels, at most {most} are allowed; make it smaller"
             )
         try:
             return photograph(content, "the painting", LARGEST_SIDE**2)  # a PNG may hold a second header, which counts
         except UserError:
-            raise PaintingError("the painting arrived damaged; load the page again") from None
+            raise PaintingError("the painting was received damaged; reload the page") from None
 
     def postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, value: PainterValue | None

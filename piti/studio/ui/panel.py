@@ -42,11 +42,11 @@ class Editing:
     photograph: Image.Image
     raw: Tensor | None
     upload: Upload | None = None
-    """The file that it was read from, where it was."""
+    """The file that it was read from, if any."""
 
 
 class Settings(NamedTuple):
-    """What the settings of a tab say, in the order in which the page sends them."""
+    """The settings of a tab, in the order in which the page sends them."""
 
     num: float
     seed: float | None
@@ -70,7 +70,7 @@ _ABOUT = {
     "method: buildings, forests, glaciers, mountains, seas and streets; no people, animals or objects.",
 }
 _ABOUT |= {f"{name}-fast": text.replace(f"*{name}*", f"*{name}-fast*") for name, text in _ABOUT.items()}
-"""What a bundled model is and is not, in a line under its drawing, Markdown."""
+"""A line on a bundled model's limits, under its drawing, in Markdown."""
 
 
 class Panel:
@@ -110,7 +110,7 @@ class Panel:
         self._connect_making()
 
     def _first_drawn(self) -> Image.Image | None:
-        """The first example as the painter holds it, so that the first press already makes something to look at."""
+        """The first example in the painter's format, so that generating works at once."""
         if not (self.surface.drawn and self.examples):
             return None
         raw = self.surface.read(next(iter(self.examples.values())))
@@ -185,7 +185,7 @@ class Panel:
             )
 
     def _settable(self, key: str, info: str | None = None) -> dict[str, Any]:
-        """Whether a setting can be moved, and what is said of it."""
+        """Whether a setting can be changed, and its description."""
         fixed = key in self.loaded.info.fixed
         return {"interactive": not fixed, "info": "part of this model's weights" if fixed else info}
 
@@ -249,12 +249,12 @@ class Panel:
     def _begin(
         self, drawn: Any, editing: Editing | None, said: Settings, turn: Turn
     ) -> tuple[list[SourceImage], int, Job[Result]]:
-        """Submit the job of a turn: what it is made from, the number of its pictures, and itself.
+        """Submit the job of a turn; returns its source images, number of images, and the job.
 
-        Raises UserError for an invalid drawing or settings, Cancelled where the turn has ended meanwhile.
+        Raises UserError for an invalid drawing or settings, Cancelled if the turn has ended meanwhile.
         """
         if said.seed is None:
-            raise UserError("Seed: is empty; give a whole number, or press 'Another seed'")
+            raise UserError("Seed: is empty; enter a whole number, or press 'Another seed'")
         asked = {"guidance": said.guidance, "sampler": said.sampler, "steps": int(said.steps)}
         chosen = {key: value for key, value in asked.items() if value != self.own[key]}  # else the model's own
         shared: dict[str, Any] = {"model": self.loaded.name, "num": int(said.num), "seed": int(said.seed)}
@@ -264,7 +264,9 @@ class Panel:
             return [self.surface.source(raw)], request.num, turn.holds(self.studio.translate(request, raw))
         if editing.raw is None or isinstance(raw, str):
             kind = self.loaded.kind
-            raise UserError(f"What the photograph shows is not known: first upload its {kind}, or draw it and say so")
+            raise UserError(
+                f"The photograph's current {kind} is unknown: first upload it, or draw it and press “{_TRACED}”"
+            )
         if "guidance" in chosen:
             shared["guidance"] = said.guidance
         shared |= {"steps": int(said.edit_steps), "variety": said.variety, "keep_exact": said.exact}
@@ -307,7 +309,7 @@ class Panel:
         return self._laid(drawn, editing)
 
     def _photograph_given(self, path: str) -> Changes:
-        """A photograph to edit; one that piti made carries its condition."""
+        """A photograph to edit; PNGs written by piti contain their condition."""
         file = Path(path)
         try:
             given = self.studio.read_photograph(self.loaded.name, file, file.name)
@@ -371,8 +373,8 @@ class Panel:
 
 
 def _counted(most: int, value: int) -> dict[str, Any]:
-    """A slider from 1 to `most`, and as far as the value that it begins with, which Gradio would refuse beyond its end;
-    fixed where there is nothing to choose, for Gradio has no slider of one number."""
+    """A slider from 1 to `most`, or to its initial value if larger, which Gradio would refuse otherwise; disabled if
+    there is no choice, since Gradio has no slider with a single value."""
     return {"minimum": 1, "maximum": max(most, value, 2), "value": value, "step": 1, "interactive": most > 1}
 
 
@@ -382,12 +384,12 @@ def _buttons(running: bool) -> tuple[Any, Any, Any]:
 
 
 def _check_framing(size: tuple[int, int], photograph: tuple[int, int]) -> None:
-    """Raises UserError unless a drawing and a photograph have the same proportions."""
+    """Raises UserError unless a drawing and a photograph have the same aspect ratio."""
     if not same_proportions(size, photograph):
         (width, height), (columns, rows) = size, photograph
         raise UserError(
-            f"This drawing is {width} x {height} and the photograph {columns} x {rows}: they show the same picture, "
-            "so give both the same proportions, or stop editing first"
+            f"This drawing is {width} x {height} and the photograph {columns} x {rows}, but both must show the same "
+            "image: give both the same aspect ratio, or stop editing first"
         )
 
 

@@ -165,13 +165,13 @@ class TestBad:
         assert tally.bad > 8
         assert tally.read == tally.bad + 2 * 13 * 4
         for key, what in {
-            "2": "not a readable picture",
+            "2": "not a readable image",
             "3": "the image is 12 x 10, its condition 4 x 4",
             "4": "not in the class table",
-            "5": "is 6 x 6, a sample needs a short side of 8",
-            "6": "not a readable picture",
+            "5": "is 6 x 6, samples need a short side of 8",
+            "6": "not a readable image",
             "7": "has several photographs (jpg, png; set data.shard_image)",
-            "8": "holds 8.jpg more than once",
+            "8": "contains 8.jpg more than once",
             "alone": "has no alone.labels beside alone.jpg",
         }.items():
             assert sum(f"a.tar: {key}: " in line and what in line for line in lines) == 1, (key, lines)
@@ -185,17 +185,17 @@ class TestBad:
     @pytest.mark.parametrize("workers", [0, 1])
     def test_too_many_end_it(self, spec, tmp_path, workers) -> None:
         stream = self.stream(spec, tmp_path, max_bad=0.01)
-        with pytest.raises(
-            DataError, match=r"(?s)^6 of \d+ samples read cannot be used, more than data.max_bad = 0.01"
-        ):
+        with pytest.raises(DataError, match=r"(?s)^6 of \d+ samples cannot be used, more than data.max_bad = 0.01"):
             list(loader(stream, 0, 13, workers))
 
     def test_none_may_be(self, spec, tmp_path) -> None:
-        with pytest.raises(DataError, match=r"^1 of \d+ samples read cannot be used, more than data.max_bad = 0 "):
+        with pytest.raises(DataError, match=r"^1 of \d+ samples cannot be used, more than data.max_bad = 0 "):
             list(loader(self.stream(spec, tmp_path, max_bad=0.0), 0, 13))
 
     def test_a_disk_that_fails_is_told(self, tmp_path) -> None:
-        with pytest.raises(OutputError, match=r"skipped.txt: .* cannot be noted \(No such .*; make room, then go on"):
+        with pytest.raises(
+            OutputError, match=r"skipped.txt: .* cannot be written \(No such .*; free disk space, then continue"
+        ):
             Tally(0.01, tmp_path / "gone/skipped.txt").add(1, [Skipped("x", "is torn")])
 
     def test_a_share_is_of_many(self) -> None:
@@ -210,11 +210,11 @@ class TestBad:
     def test_all(self, spec, tmp_path) -> None:
         tar = packed(tmp_path / "a.tar", {f"{k}.jpg": b"x" for k in range(3)})
         training, held = open_shards(spec(tar, val_shards=validating(tmp_path)), NoCondition())
-        with pytest.raises(DataError, match=r"no sample near this one can be used; .*\n  .*a.tar: \d: "):
+        with pytest.raises(DataError, match=r"neither this sample nor those near it can be used; .*\n  .*a.tar: \d: "):
             BatchStream(training, 2, 0, max_bad=1.0)[0]
         assert held is not None
         assert len(centers(held, 5)) == 1
-        with pytest.raises(DataError, match=r"split 'train' has no sample that can be used"):
+        with pytest.raises(DataError, match=r"split 'train' has no usable sample; check"):
             centers(training, 5)
 
 
@@ -255,7 +255,7 @@ class TestDamage:
         (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
         training, _ = open_shards(spec(tmp_path / "a.tar", val_shards=validating(tmp_path)), NoCondition())
         assert len(training) == 1
-        with pytest.raises(BadSample, match=r"a.tar: no tar archive, or damaged from its start \("):
+        with pytest.raises(BadSample, match=r"a.tar: not a tar archive, or damaged at its start \("):
             training.center(0)
 
     def test_compressed(self, spec, tmp_path) -> None:

@@ -57,14 +57,14 @@ class TestHttp:
     def test_what_does_not_pass_ends(self, served, tmp_path) -> None:
         with serving(served, *[failing(500)] * 9) as (address, asked), pytest.raises(DataError) as error:
             fetch(f"{address}/a.tar", tmp_path / "got", 5)
-        assert f"{address}/a.tar: cannot be fetched after 4 attempts: HTTP 500" in str(error.value)
+        assert f"{address}/a.tar: cannot be downloaded after 4 attempts: HTTP 500" in str(error.value)
         assert len(asked) == 4
         assert only(tmp_path) == []
 
     def test_what_is_not_there_is_not_tried_again(self, served, tmp_path) -> None:
         with (
             serving(served) as (address, asked),
-            pytest.raises(DataError, match=r"b\.tar: cannot be fetched: HTTP 404"),
+            pytest.raises(DataError, match=r"b\.tar: cannot be downloaded: HTTP 404"),
         ):
             fetch(f"{address}/b.tar", tmp_path / "got", 5)
         assert len(asked) == 1
@@ -75,7 +75,7 @@ class TestHttp:
         (tmp_path / "got.partial").symlink_to("/dev/full")
         with (
             serving(served) as (address, asked),
-            pytest.raises(DataError, match=r"cannot be written \(No space left on device\); see data.shard_cache"),
+            pytest.raises(DataError, match=r"cannot be written \(No space left on device\); change data.shard_cache"),
         ):
             fetch(f"{address}/a.tar", tmp_path / "got", 5)
         assert len(asked) == 1
@@ -92,7 +92,7 @@ class TestHttp:
         assert (tmp_path / "got").read_bytes() == BODY
 
     def test_nobody_answers(self, tmp_path) -> None:
-        with pytest.raises(DataError, match=r"cannot be fetched after 4 attempts: .*refused"):
+        with pytest.raises(DataError, match=r"cannot be downloaded after 4 attempts: .*refused"):
             fetch("http://127.0.0.1:9/a.tar", tmp_path / "got", 5)
 
     def test_checksums(self, served, tmp_path) -> None:
@@ -103,7 +103,7 @@ class TestHttp:
             assert len(asked) == 2
             with pytest.raises(DataError, match=r"its sha256 is [0-9a-f]{64}, the manifest says 0000"):
                 fetch(f"{address}/a.tar", tmp_path / "other", 5, Expected(None, "0" * 64))
-            with pytest.raises(DataError, match=rf"{len(BODY)} bytes came, the manifest says 7"):
+            with pytest.raises(DataError, match=rf"{len(BODY)} bytes were received, the manifest says 7"):
                 fetch(f"{address}/a.tar", tmp_path / "other", 5, Expected(7))
         assert only(tmp_path) == ["got"]
 
@@ -138,7 +138,7 @@ class TestPipes:
             ("echo denied >&2; exit 3", r"after 2 attempts: the command ended with exit code 3: denied;"),
             (
                 "echo no such key >&2",
-                r"after 2 attempts: nothing came; the command ended with exit code 0: no such key;",
+                r"after 2 attempts: nothing was received; the command ended with exit code 0: no such key;",
             ),
         ],
     )
@@ -161,7 +161,7 @@ class TestPipes:
             fetch(f"pipe:cat {served}/none.tar | cat", tmp_path / "got", 5)
 
     def test_there_is_no_such_command(self, tmp_path) -> None:
-        with pytest.raises(DataError, match=r"cannot be fetched: the command ended with exit code 127: .*not found"):
+        with pytest.raises(DataError, match=r"cannot be downloaded: the command ended with exit code 127: .*not found"):
             fetch("pipe:no-such-command-here a.tar", tmp_path / "got", 5)
 
     def test_one_that_hangs_is_ended_with_its_children(self, tmp_path, monkeypatch) -> None:
@@ -198,7 +198,7 @@ class TestPipes:
         assert ran == [["taskkill", "/f", "/t", "/pid", str(process.pid)]]
 
     def test_nothing_comes(self, tmp_path) -> None:
-        with pytest.raises(DataError, match=r"nothing came"):
+        with pytest.raises(DataError, match=r"nothing was received"):
             fetch("pipe:true", tmp_path / "got", 5)
 
 
@@ -228,8 +228,8 @@ class TestAddresses:
         [
             ("none.tar", r"data.shards: none.tar: no such file"),
             ("no*.tar", r"no file matches no\*.tar"),
-            ("a{3..1}.tar", r"expected a rising range"),
-            ("a{0..9999999}.tar", r"expected a rising range"),
+            ("a{3..1}.tar", r"expected an ascending range"),
+            ("a{0..9999999}.tar", r"expected an ascending range"),
             ("s3://bucket/a.tar", r"'pipe:aws s3 cp s3://bucket/a.tar -'"),
             ("ftp://host/a.tar", r"addresses are paths, http\(s\):// and pipe:COMMAND"),
         ],
@@ -245,7 +245,7 @@ class TestAddresses:
         assert beside("D:\\shards\\shards.json", "s-000.tar") == "D:\\shards\\s-000.tar"
 
     def test_an_empty_folder(self, tmp_path) -> None:
-        with pytest.raises(DataError, match=r"holds neither shards.json nor .tar files"):
+        with pytest.raises(DataError, match=r"contains neither shards.json nor .tar files"):
             expanded(str(tmp_path), "data.shards")
 
     def test_parts(self) -> None:

@@ -65,7 +65,7 @@ class TestRemote:
             lengths = [len(open_shards(made, NoCondition())[0]) for _ in range(2)]
             assert len(asked) == 6
         assert lengths[0] == lengths[1] <= 27
-        assert "no manifest tells how many samples 7 of the shards have" in caplog.text
+        assert "no manifest gives the sample counts of 7 shards" in caplog.text
 
     def test_an_index_is_of_the_file_that_was_fetched_last(self, spec, served, tmp_path) -> None:
         folder, _ = served
@@ -176,7 +176,7 @@ class TestRemote:
         with serving(folder) as (address, _):
             training, _ = open_shards(spec(f"{address}/shards.json"), NoCondition())
             for workers in (0, 2):
-                with pytest.raises(DataError, match=r"^http[^\n]*/s-2.tar: cannot be fetched: HTTP 404"):
+                with pytest.raises(DataError, match=r"^http[^\n]*/s-2.tar: cannot be downloaded: HTTP 404"):
                     keys_of(training, range(24), 1, workers=workers)
 
     def test_checksums(self, spec, served) -> None:
@@ -186,7 +186,7 @@ class TestRemote:
         with serving(folder) as (address, asked):
             training, _ = open_shards(spec(f"{address}/shards.json"), NoCondition())
             shards[0].write_bytes(other)
-            with pytest.raises(DataError, match=r"s-0.tar: cannot be fetched after 3 attempts: its sha256 is"):
+            with pytest.raises(DataError, match=r"s-0.tar: cannot be downloaded after 3 attempts: its sha256 is"):
                 training.store.opened(0)
             assert asked[-3:] == ["/s-0.tar"] * 3
         assert not list(training.store.cache.folder.glob("s-0*.tar"))
@@ -214,7 +214,7 @@ class TestRemote:
 
 def test_what_is_no_tar_is_told_before_training(spec, tmp_path) -> None:
     with pytest.raises(
-        DataError, match=r"^pipe:echo hello: no tar archive, or damaged from its start \(.*no sample of"
+        DataError, match=r"^pipe:echo hello: not a tar archive, or damaged at its start \(.*no sample can be read"
     ):
         open_shards(spec("pipe:echo hello"), NoCondition())
     (tmp_path / "b.tar").write_bytes(b"hello")
@@ -225,7 +225,7 @@ def test_what_is_no_tar_is_told_before_training(spec, tmp_path) -> None:
             training.center(k)
         except BadSample as bad:
             skipped.append(str(bad))
-    assert all(one.startswith(f"{tmp_path}/b.tar: no tar archive") for one in skipped)
+    assert all(one.startswith(f"{tmp_path}/b.tar: not a tar archive") for one in skipped)
 
 
 def test_a_single_address_stands_for_a_list() -> None:
@@ -254,9 +254,9 @@ class TestManifests:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("{", r"shards.json: no valid JSON"),
-            ("[]", r"shards.json: is no manifest of shards"),
-            ('{"splits": {}, "version": 2}', r"'version' = 2: is none of 1; give one of them\n  pack the shards again"),
+            ("{", r"shards.json: not valid JSON"),
+            ("[]", r"shards.json: is not a shard manifest"),
+            ('{"splits": {}, "version": 2}', r"'version' = 2: is not 1; give one of them\n  pack the shards again"),
             ('{"splits": {"test": [], "dev": []}}', r"has no split 'train'; known: test, dev"),
             (
                 '{"splits": {"train": [{"name": "a.tar", "samples": 1, "bytes": 1}]}}',
@@ -268,7 +268,7 @@ class TestManifests:
             ),
             (
                 '{"splits": {"train": [{"name": "a.tar", "samples": 1, "bytes": 1, "sha256": "' + "0" * 64 + '"}]}}',
-                r"a.tar: named by the manifest, but not there",
+                r"a.tar: listed in the manifest, but missing",
             ),
         ],
     )
@@ -279,7 +279,7 @@ class TestManifests:
 
     def test_a_shard_is_named_once(self, spec, tmp_path) -> None:
         tar = photographs(tmp_path / "a.tar", 2)
-        with pytest.raises(DataError, match=r"a.tar is named more than once"):
+        with pytest.raises(DataError, match=r"a.tar is listed more than once"):
             open_shards(spec(tar, val_shards=(str(tar),)), NoCondition())
 
     def test_a_shard_that_holds_less_than_its_manifest_says(self, spec, tmp_path) -> None:
@@ -287,7 +287,7 @@ class TestManifests:
         path = manifest_of(tmp_path, shards)
         photographs(tmp_path / "a.tar", 3)
         training, _ = open_shards(spec(path, val_shards=validating(tmp_path)), NoCondition())
-        with pytest.raises(BadSample, match=r"sample 4 of 4: it holds 3 samples, fewer than were counted"):
+        with pytest.raises(BadSample, match=r"sample 4 of 4: it has 3 samples, fewer than counted"):
             training.center(3)
 
 

@@ -44,7 +44,7 @@ def test_pictures_of_a_condition(client: httpx.Client, studio: Studio) -> None:
 def test_a_query_that_says_nothing_is_told_in_words(client: httpx.Client) -> None:
     answer = client.get("/pictures/a.png", params={"download": "maybe"})
     assert answer.status_code == 422
-    assert answer.json()["error"] == "'download' = 'maybe': is neither true nor false; give one of them"
+    assert answer.json()["error"] == "'download' = 'maybe': is not true or false; give one of them"
     assert answer.json()["details"] == [answer.json()["error"]]
 
 
@@ -82,7 +82,7 @@ def test_a_form_has_no_null(client: httpx.Client) -> None:
         form = paths[path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert "null" not in json.dumps(form), path
         assert form["properties"]["guidance"] == {
-            "description": "Guidance w, 0 is off; the model's own by default.",
+            "description": "Guidance strength w, 0 is off; the model's own by default.",
             "maximum": 50, "minimum": 0, "title": "Guidance", "type": "number",
         }  # fmt: skip
         assert {"type": "integer", "minimum": 1, "maximum": 500} in form["properties"]["upsampler_steps"]["anyOf"]
@@ -95,12 +95,12 @@ def test_a_form_has_no_null(client: httpx.Client) -> None:
     [
         ({"model": "masks"}, 404, "did you mean 'mask'"),
         ({"num": "0"}, 422, "'num' = '0': is too small; give at least 1"),
-        ({"num": "two"}, 422, "'num' = 'two': is no whole number"),
+        ({"num": "two"}, 422, "'num' = 'two': is not a whole number"),
         ({"num": "5"}, 422, "num = 5: this studio allows at most 4"),
-        ({"num": "1.5"}, 422, "'num' = '1.5': is no whole number"),
-        ({"base_only": "maybe"}, 422, "'base_only' = 'maybe': is neither true nor false"),
-        ({"guidance": "much"}, 422, "'guidance' = 'much': is no number"),
-        ({"upsampler_steps": "few"}, 422, "'few': is no whole number, and is none of 'fast27'"),
+        ({"num": "1.5"}, 422, "'num' = '1.5': is not a whole number"),
+        ({"base_only": "maybe"}, 422, "'base_only' = 'maybe': is not true or false"),
+        ({"guidance": "much"}, 422, "'guidance' = 'much': is not a number"),
+        ({"upsampler_steps": "few"}, 422, "'few': is not a whole number, and is not 'fast27'"),
         ({"seed": "-1"}, 422, "'seed'"),
         ({"seed": "nan"}, 422, "'seed'"),
         ({"seed": str(2**63)}, 422, "is too large; give less than 9223372036854775808"),
@@ -110,7 +110,7 @@ def test_a_form_has_no_null(client: httpx.Client) -> None:
         ({"steps": "501"}, 422, "steps = 501"),
         ({"size": "100000"}, 422, "size = 100000"),
         ({"size": "5"}, 400, "size 5: this model was trained"),
-        ({"sampler": "euler"}, 422, "'sampler' = 'euler': is no sampler; known: ddpm"),
+        ({"sampler": "euler"}, 422, "'sampler' = 'euler': is not a sampler; known: ddpm"),
         ({"upsampler_steps": "3"}, 400, "no upsampler"),
         ({"nmu": "3"}, 422, "unknown field 'nmu'; did you mean 'num'"),
         ({"text": "a street"}, 422, "both given"),
@@ -127,15 +127,15 @@ def test_wrong_fields_are_told_in_words(client: httpx.Client, fields: dict[str, 
 def test_every_wrong_field_is_told(client: httpx.Client) -> None:
     error = translated(client, num="x", seed="y", odd="z").json()
     assert len(error["details"]) == 3
-    assert error["error"].startswith("3 fields cannot be used")
+    assert error["error"].startswith("3 fields are invalid")
 
 
 @pytest.mark.parametrize(
     ("condition", "status", "words"),
     [
         (None, 422, "file 'condition' is missing"),
-        (b"", 415, "is empty; choose a picture (PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000)"),
-        (b"not a picture", 415, "is no picture that is known"),
+        (b"", 415, "is empty; choose an image (PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000)"),
+        (b"not a picture", 415, "is not a supported image"),
         (MASK[:80], 400, "damaged"),
         (file_of(Image.new("RGB", (30, 30), (255, 0, 200))), 400, "far from the colour of every class"),
         (file_of(Image.new("L", (800, 800))), 413, "800 x 800 pixels, at most 200000"),
@@ -216,7 +216,7 @@ def test_other_methods_addresses_and_pages(client: httpx.Client) -> None:
 def test_a_bug_is_told_in_words_too(client: httpx.Client, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studio, "translate", lambda *values: {}["nothing"])
     answer = translated(client)
-    assert (answer.status_code, "mistake of its own" in answer.json()["error"]) == (500, True)
+    assert (answer.status_code, "internal error" in answer.json()["error"]) == (500, True)
     assert answer.headers["connection"] == "close"
 
 
@@ -228,11 +228,11 @@ def test_a_text_that_says_nothing(
     reads_text = dataclasses.replace(loaded, info=loaded.info.model_copy(update={"kind": "text"}))
     monkeypatch.setitem(studio.models, "mask", reads_text)  # type: ignore[arg-type]
     answer = translated(client, None, **({} if text is None else {"text": text}))
-    assert (answer.status_code, answer.json()["error"]) == (422, f"'text' is {what}; say what is to be seen")
+    assert (answer.status_code, answer.json()["error"]) == (422, f"'text' is {what}; describe the image")
     edit = client.post(
         "/api/edit", data={"model": "mask"}, files={"image": ("m.png", MASK), "condition": ("m.png", MASK)}
     )
-    assert (edit.status_code, "piti edit takes texts" in edit.json()["error"]) == (400, True)
+    assert (edit.status_code, "piti edit, which takes texts" in edit.json()["error"]) == (400, True)
 
 
 def test_what_is_unlabelled_is_in_the_notes(client: httpx.Client) -> None:

@@ -56,7 +56,7 @@ def test_a_taken_port_is_told_with_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("host", "port", "words"),
     [
-        ("127.0.0.1", 70000, "port 70000: ports are 0"),
+        ("127.0.0.1", 70000, "port 70000: expected 0"),
         ("127.0.0.1", -1, "port -1"),
         ("no such host", 0, "host no such host"),
         ("192.0.2.7", 0, "port 0: cannot be used"),
@@ -117,9 +117,9 @@ def test_gradio_fetches_nothing_whoever_asks_it(whole: FastAPI, monkeypatch: pyt
     far = "http://93.184.216.34:81/x.png"
     block = gradio.UploadButton()
     for fetch in (block.async_move_resource_to_block_cache, processing_utils.async_ssrf_protected_get, safehttpx.get):
-        with pytest.raises(Fetching, match="fetches nothing"):
+        with pytest.raises(Fetching, match="downloads nothing"):
             asyncio.run(fetch(far))
-    with pytest.raises(Fetching, match="fetches nothing"):
+    with pytest.raises(Fetching, match="downloads nothing"):
         block.move_resource_to_block_cache(far)
 
 

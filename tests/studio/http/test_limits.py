@@ -97,10 +97,10 @@ def test_no_name_of_its_type_gets_a_message_past(kind: str | None, path: str) ->
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        (b"not json", 400, "no JSON"),
-        (b"[" * 19_000, 400, "no JSON"),
-        (b"[" + b"{}," * 50_000 + b"{}]", 400, "too many parts"),
-        (b'"' + rb"\u0041" * 50_000 + b'"', 400, "too many parts"),
+        (b"not json", 400, "not JSON"),
+        (b"[" * 19_000, 400, "not JSON"),
+        (b"[" + b"{}," * 50_000 + b"{}]", 400, "more parts than"),
+        (b'"' + rb"\u0041" * 50_000 + b'"', 400, "more parts than"),
         (b'"' + bytes(9 * 2**20) + b'"', 413, "larger than the 8388608 bytes"),
         (b'{"data": "' + b"A" * 6 * 2**20 + b'"}', 200, ""),
     ],

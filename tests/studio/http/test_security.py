@@ -47,7 +47,7 @@ def test_a_studio_answers_to_its_names_alone(host: str, more: tuple[str, ...], n
 @pytest.mark.parametrize("name", ["https://studio.example", "studio.example/studio", "*.example", "", "*", "[::1"])
 def test_what_is_no_name_is_refused_at_the_start(name: str) -> None:
     """It was taken, and every request under the name that was meant refused."""
-    with pytest.raises(UserError, match="is no name of a host"):
+    with pytest.raises(UserError, match="is not a host"):
         hosts_of("127.0.0.1", [name])
 
 

@@ -62,7 +62,7 @@ def test_jobs_run_one_at_a_time_in_their_order(queue: Queue) -> None:
     gate.begun.wait()
     assert [job.snapshot().before for job in (first, *others)] == [0, 1, 2, 3, 4]
     assert first.snapshot().state is State.RUNNING
-    with pytest.raises(QueueFull, match="4 jobs wait already"):
+    with pytest.raises(QueueFull, match="4 jobs are already waiting"):
         queue.submit(gate)
     gate.may.set()
     assert [result(job) for job in others] == [0, 1, 2, 3]
@@ -212,7 +212,7 @@ def test_what_jobs_hold_is_bounded(queue: Queue) -> None:
     gate = Gate()
     jobs = [queue.submit(gate, size=9 * 2**20)]  # one alone always may
     gate.begun.wait()
-    with pytest.raises(QueueFull, match="hold 9 MiB of pictures already"):
+    with pytest.raises(QueueFull, match="hold 9 MiB of images"):
         queue.submit(gate, size=1)
     gate.may.set()
     assert result(jobs[0]) == "made"

@@ -143,7 +143,7 @@ def test_a_jpeg_of_a_mask_is_read(studio: Studio) -> None:
 
 def test_a_photograph_or_another_table_is_no_mask(studio: Studio) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
-    with pytest.raises(ConditionError, match=r"far from the colour of every class.*photograph is no mask"):
+    with pytest.raises(ConditionError, match=r"far from the colour of every class.*photograph cannot be a mask"):
         studio.read_condition("mask", file_of(Image.fromarray(noise)), "p.png")
     other = painted(ids())
     other.paste((255, 0, 200), (2, 2, 12, 12))
@@ -171,7 +171,7 @@ def test_a_sketch_is_no_mask_and_the_model_that_reads_it_is_named(studio: Studio
             studio.read_condition("mask", file_of(page, kind), "s.png")
     whole = file_of(page.convert("1", dither=Image.Dither.NONE).convert("L"))  # 0, the id of a class, and 255
     [_, note] = made(studio, studio.read_condition("mask", whole, "s.png"), num=1, steps=2).notes
-    assert "drawings are for a model of sketches (model sketch)" in note
+    assert "for drawings use a sketch model (model sketch)" in note
 
 
 def test_what_is_transparent_is_unlabelled(studio: Studio) -> None:
@@ -205,7 +205,7 @@ def test_painted_lines_are_dark_however_dense_and_files_may_be_either(studio: St
 def test_a_photograph_is_no_drawing(studio: Studio) -> None:
     pixels = np.linspace(0, 255, 200)[None].repeat(150, 0) * np.linspace(0.3, 1, 150)[:, None]
     file = file_of(Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), "JPEG")
-    with pytest.raises(ConditionError, match=r"p\.jpg: \d\d% of it would be lines, as of a photograph"):
+    with pytest.raises(ConditionError, match=r"p\.jpg: \d\d% of it would be lines, as in a photograph"):
         studio.read_condition("lines", file, "p.jpg")
 
 
@@ -305,7 +305,7 @@ def test_the_store_forgets_the_oldest() -> None:
     for picture in pictures:
         store.add([picture])
     assert len(store) == 3
-    with pytest.raises(NotKept, match="upload the file"):
+    with pytest.raises(NotKept, match="upload the saved file"):
         store.get(pictures[1].id)
     assert store.get(pictures[2].id).number == 2
     large = Picture(bytes(990), 9, 1, 1, "m", torch.zeros(100, dtype=torch.uint8))

@@ -185,7 +185,7 @@ class TestEditing:
     def test_nothing_changed_is_told(self, panel: Panel, studio: Studio) -> None:
         raw = studio.read_condition("mask", painted(ids()), "mask")
         shown = made(panel, painted(ids()), Editing(Image.new("RGB", (40, 30)), raw))[-1]
-        assert "the same" in shown["problem"]
+        assert "are equal" in shown["problem"]
 
     def test_a_photograph_of_unknown_content_is_first_described(self, panel: Panel, tmp_path: Path) -> None:
         (tmp_path / "photo.jpg").write_bytes(file_of(Image.new("RGB", (40, 30), "grey"), "JPEG"))
@@ -193,7 +193,7 @@ class TestEditing:
         editing = changes[panel.editing]
         assert editing.raw is None
         assert "carries no mask" in changes[panel.words]
-        assert "not known" in made(panel, painted(ids()), editing)[-1]["problem"]
+        assert "is unknown" in made(panel, painted(ids()), editing)[-1]["problem"]
         described = panel._traced(painted(ids()), editing)
         assert described[panel.editing].raw is not None
         assert described[panel.traced]["visible"] is False
@@ -238,7 +238,7 @@ class TestEditing:
 
     def test_a_picture_that_is_no_longer_kept(self, panel: Panel) -> None:
         changes = panel._picked(SimpleNamespace(id="gone"))  # type: ignore[arg-type]
-        assert "not kept any longer" in changes[panel.gallery]["problem"]
+        assert "no longer kept; generate" in changes[panel.gallery]["problem"]
         assert set(changes) == {panel.gallery}
 
 
@@ -264,7 +264,7 @@ def test_text_has_a_line_to_write_on() -> None:
     try:
         panel = laid_out(studio, "scenes-prior")
         assert isinstance(panel.surface, TextSurface)
-        assert "Nothing is written yet" in made(panel, "  ")[-1]["problem"]
+        assert "The text is empty: describe" in made(panel, "  ")[-1]["problem"]
         done = made(panel, "a photo of a forest", num=1, steps=2, sampler="ddim")[-1]
         assert done["conditions"][0]["name"] == "a photo of a forest"
         assert not done["pictures"][0]["editable"]
