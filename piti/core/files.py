@@ -128,7 +128,7 @@ def check_file(target: Path, overwrite: bool, named: str = OUT) -> None:
 
 def _taken(target: Path, named: str) -> OutputError:
     remedy = f"add {option('overwrite')} to replace it, or give another {named}"
-    return OutputError("exists already", remedy=remedy, source=target)
+    return OutputError("already exists", remedy=remedy, source=target)
 
 
 def check_place(folder: Path, named: str = OUT) -> None:

@@ -120,7 +120,7 @@ def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> N
     assert {Image.open(out / f"image_{k}.png").size for k in (0, 1)} == {(32, 32)}
     assert (out / "image_0.png").read_bytes() != (out / "image_1.png").read_bytes()
     before = (out / "sheet.png").read_bytes()
-    assert "image_0.png: is there already; add --overwrite" in mistake(*command(model, files, out))
+    assert "image_0.png: already exists; add --overwrite" in mistake(*command(model, files, out))
     assert (out / "sheet.png").read_bytes() == before
     files["image"].rename(files["image"].with_name("another.png"))
     run(*command(model, files | {"image": files["image"].with_name("another.png")}, out))
@@ -174,7 +174,7 @@ def test_a_region(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     assert not {"piti:raw", "piti:condition_sha256"} & png_text(second).keys()
     with pytest.raises(RemakeError, match=r"2\.png: is an edit of a region, and the condition of the rest"):
         own_condition(second, PITIPipeline.from_pretrained(model).condition)
-    assert "sheet.png: exists already" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
+    assert "sheet.png: already exists" in mistake(*command(model, files, sheet_in(tmp_path / "old")))
 
 
 def sheet_in(folder: Path) -> Path:
@@ -204,7 +204,7 @@ def test_why_it_is_not_known_what_an_image_shows(model: Path, files: dict[str, P
 
 def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
-    assert "exists already" in mistake(*command(model, files, tmp_path / "old.png"))
+    assert "already exists" in mistake(*command(model, files, tmp_path / "old.png"))
     assert (tmp_path / "old.png").read_bytes() == b"old"
     before = files["image"].read_bytes()
     assert "is an input" in mistake(*command(model, files, files["image"], "--overwrite"))

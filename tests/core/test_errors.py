@@ -64,9 +64,9 @@ def test_a_message_reads_as_it_is_and_spells_options_for_others() -> None:
 
 
 def test_an_error_inside_another_text_keeps_its_options() -> None:
-    inner = UserError("is there already", remedy=f"add {option('overwrite')}")
+    inner = UserError("already exists", remedy=f"add {option('overwrite')}")
     outer = UserError(f"seed 0: {text_of(inner)}")
-    assert spelled(outer.text(), flag) == "seed 0: is there already; add --overwrite"
+    assert spelled(outer.text(), flag) == "seed 0: already exists; add --overwrite"
 
 
 def test_an_error_is_passed_on_in_its_parts() -> None:

@@ -131,7 +131,7 @@ class TestOpenVino:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr("openvino.save_model", full)
         assert small_base().use_engine("openvino")(mask(1), generator=seeded()).images
-        assert "cannot be written (basic_ios" in caplog.text
+        assert "writing failed (basic_ios" in caplog.text
         assert f"check {tmp_path / 'piti/openvino'} and its free space, or set XDG_CACHE_HOME" in caplog.text
         assert not list(tmp_path.rglob("step.xml"))
 

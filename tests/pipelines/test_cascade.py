@@ -341,7 +341,7 @@ def test_a_lender_that_is_gone_is_named(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "alone")
     share_upsampler(tmp_path / "alone", str(tmp_path / "whole"))
     (tmp_path / "whole/model_index.json").unlink()
-    with pytest.raises(ModelError, match=r"whole holds no model_index\.json.*shares its upsampler.*base_only"):
+    with pytest.raises(ModelError, match=r"whole has no model_index\.json.*shares its upsampler.*base_only"):
         PITIPipeline.from_pretrained(tmp_path / "alone")
 
 

@@ -128,7 +128,7 @@ def test_on_the_command_line_and_again(tmp_path: Path) -> None:
     again = ["translate", "--like", f"{tmp_path}/a/mask_0.png", "--device", "cpu", "--out", f"{tmp_path}/b"]
     assert CliRunner().invoke(app, again).exit_code == 0
     assert (tmp_path / "a" / "mask_0.png").read_bytes() == (tmp_path / "b" / "mask_0.png").read_bytes()
-    for dtype, said in (("fp32", "made in bf16 (dtype), and fp32 is asked for; add overwrite"), ("bf16", None)):
+    for dtype, said in (("fp32", "generated in bf16 (dtype), but fp32 is requested; add overwrite"), ("bf16", None)):
         result = CliRunner().invoke(
             app, [*line, "--device", "cpu", "--dtype", dtype, "--engine", "torch", "--out", f"{tmp_path}/a"]
         )

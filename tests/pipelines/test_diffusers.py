@@ -235,7 +235,8 @@ def test_what_a_callback_makes_of_the_guidance_ends_with_its_batch() -> None:
     given = {"guidance_scale": 4.0, "callback_on_step_end": cut_off, "num_images_per_prompt": 2}
     apart = called(pipe, **given, batch_size=1, generator=[seeded(1), seeded(2)])
     together = called(pipe, **given, batch_size=2, generator=[seeded(1), seeded(2)])
-    assert np.abs(apart - together).max() < 10 * CLOSE  # 0.3 where a batch begins as the one before it ended
+    # 0.3 where a batch begins as the one before it ended; some processors round a level of the small image otherwise
+    assert np.abs(apart - together).max() < 0.03
 
 
 @KINDS

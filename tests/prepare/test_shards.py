@@ -261,7 +261,7 @@ class TestInterrupted:
         job = PackJob(tiny_data, tmp_path / "out", samples=3)
         pack_shards(job)
         before = contents(job.out)
-        with pytest.raises(OutputError, match=r"out: exists already; add overwrite .*or give another OUT$"):
+        with pytest.raises(OutputError, match=r"out: already exists; add overwrite .*or give another OUT$"):
             pack_shards(job)
         other = PackJob(tiny_data, tmp_path / "out", samples=5, overwrite=True)
         with monkeypatch.context() as patch:

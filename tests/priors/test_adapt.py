@@ -218,7 +218,7 @@ def test_a_switch_that_is_null_in_a_published_configuration_is_off(stable: tiny.
         translator = Translator(**translator_config(recipe.model, None))
     published = dict(recipe.model.to_dict()["unet_config"])
     check_config(translator, published | {"upcast_attention": None}, "theirs")
-    with pytest.raises(RecipeError, match="upcast_attention: True there, False here"):
+    with pytest.raises(RecipeError, match="upcast_attention: True there, here False"):
         check_config(translator, published | {"upcast_attention": True}, "theirs")
 
 

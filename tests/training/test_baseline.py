@@ -206,7 +206,7 @@ def test_images_that_cannot_differ_are_told(trained: tuple[Path, Path], tmp_path
 def test_it_is_no_prior(trained: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = trained
     values = tiny_recipe(data) | {"prior": str(run)}
-    with pytest.raises(ModelError, match="BaselineNetwork, no translator"):
+    with pytest.raises(ModelError, match="BaselineNetwork, not a translator"):
         train(Recipe.parse(values, "test"), tmp_path / "other")
 
 
@@ -252,7 +252,7 @@ def test_what_has_no_meaning_for_a_baseline_is_refused(
 
 def test_a_translator_trains_no_generator(tiny_data: Path) -> None:
     values = tiny_recipe(tiny_data) | {"stages": [{"trains": ["generator"]}]}
-    with pytest.raises(SpecError, match="'trains' of a translator is some of encoder, unet, lora"):
+    with pytest.raises(SpecError, match="'trains' of a translator must be some of encoder, unet, lora"):
         Recipe.parse(values, "test")
 
 

@@ -222,7 +222,7 @@ def test_adapters_are_bundled_beside_bundled_models(
     assert {x.dtype for x in load_file(path).values()} == {torch.float16}
     assert path.stat().st_mode & 0o044 == (student / "model/base" / ADAPTER_FILE).stat().st_mode & 0o044
     assert not (tmp_path / "a/recipe.yaml").exists()
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="already exists"):
         bundle(student / "model", tmp_path / "a")
 
 

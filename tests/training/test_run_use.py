@@ -290,7 +290,7 @@ def test_a_full_disk_is_told_alike_of_previews_and_of_what_is_logged(
     RunFolder(tmp_path / "run").log({"step": 1})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", write_text)
-        with pytest.raises(RunError, match=r"metrics.jsonl cannot be written .*step-00000001; make room"):
+        with pytest.raises(RunError, match=r"metrics.jsonl cannot be written .*step-00000001; free disk space"):
             RunFolder(tmp_path / "run").forget_after(1)
 
 

@@ -48,7 +48,7 @@ def test_a_taken_port_is_told_with_what_to_do() -> None:
     with listening("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         assert address_of(bound) == f"http://127.0.0.1:{port}/"
-        with pytest.raises(ServerError, match=rf"port {port}: is taken.* on 127\.0\.0\.1; give another"):
+        with pytest.raises(ServerError, match=rf"port {port}: is in use.* on 127\.0\.0\.1; give another"):
             listening("127.0.0.1", port)
     listening("127.0.0.1", port).close()
 

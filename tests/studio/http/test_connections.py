@@ -131,7 +131,7 @@ def test_a_full_queue_says_when_to_come_again(client: httpx.Client, studio: Stud
         one.go.set()
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) > 0
-    assert "24 jobs wait" in answer.json()["error"]
+    assert "24 jobs are already waiting" in answer.json()["error"]
     waiting(studio, 0)
 
 
