@@ -198,7 +198,7 @@ class TestUploads:
         visitor.browser.choose_file("input:has(+ #street-upload)", broken)
         problem = "return document.querySelector('#street-gallery .problem').innerText"
         visitor.until(lambda: "broken.png" in visitor.browser.run(problem), "the error")
-        assert "picture" in visitor.browser.run(problem)
+        assert "is not a supported image; save it as" in visitor.browser.run(problem)
         visitor.example()
         visitor.until(lambda: visitor.state() == "empty", "the end of the error")
         assert not visitor.browser.run(problem)
