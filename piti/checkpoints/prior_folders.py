@@ -5,7 +5,7 @@ configurations of their components.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -273,67 +273,74 @@ def _flow(path: Path, kind: str, config: Mapping[str, Any]) -> ScheduleSpec:
 # Text
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A text encoder of a folder."""
+
+    part: TextPart
+    tokenizer: PretrainedTokenizer
+    vocabulary: Mapping[str, int]
+    config: dict[str, Any]
+    most: int
+    """The largest number of tokens that it reads."""
+
+    @classmethod
+    def of(cls, folder: Path, index: Mapping[str, Any], part: TextPart, lower: bool) -> _Text:
+        """Raises PriorError for a text encoder of another class."""
+        tokenizer = PretrainedTokenizer(folder / part.tokenizer, lower=lower)
+        vocabulary = tokenizer.vocabulary()
+        kind, path = str(index[part.encoder][1]), folder / part.encoder / "config.json"
+        if kind not in part.classes:
+            raise PriorError(f"is {with_article(kind)}, expected {' or '.join(part.classes)}", source=path)
+        config = _own(read_config(path))
+        most = part.context or min(tokenizer.most(), _positions(config, path))
+        return cls(part, replace(tokenizer, size=len(vocabulary)), vocabulary, config, most)
+
+    def spec(self) -> dict[str, Any]:
+        """Fields of `LanguageModelSpec`."""
+        return {
+            "kind": self.part.kind,
+            "config": self.config,
+            "pad": self.tokenizer.pad(),
+            "penultimate": self.part.penultimate,
+            "masked": self.part.masked or bool(self.config.get("use_attention_mask")),
+            "after": self.part.after,
+        }
+
+
+def _by_tokenizer(texts: Sequence[_Text], folder: Path) -> list[list[_Text]]:
+    """Groups that read the same ids: all text encoders whose tokens are joined along the width, then each other one.
+    Raises PriorError if the vocabularies of a group differ."""
+    beside = [text for text in texts if not text.part.after]
+    if any(text.vocabulary != beside[0].vocabulary for text in beside):
+        raise PriorError("its tokenizers have different vocabularies, which is not supported", source=folder)
+    return [beside, *([text] for text in texts if text.part.after)]
+
+
 def _language(
     folder: Path, index: Mapping[str, Any], family: Family, unet: Mapping[str, Any]
 ) -> tuple[LanguageSpec, TextCondition]:
     """The text encoders and their condition. Raises PriorError, and ConditionError if transformers is not installed."""
-    tokenizers = [PretrainedTokenizer(folder / part.tokenizer, lower=family.lower) for part in family.texts]
-    vocabularies = [tokenizer.vocabulary() for tokenizer in tokenizers]
-    sized = [replace(one, size=len(known)) for one, known in zip(tokenizers, vocabularies, strict=True)]
-    pairs = list(zip(family.texts, sized, strict=True))
-    configs = [_text_config(folder, index, part) for part in family.texts]
-    most = [_most(folder, *pair, config) for pair, config in zip(pairs, configs, strict=True)]
-    beside = sum(not part.after for part in family.texts)  # these read the same ids
-    if any(other != vocabularies[0] for other in vocabularies[1:beside]):
-        raise PriorError("its tokenizers have different vocabularies, which is not supported", source=folder)
-    context = min(most[:beside])
-    reader: PretrainedTokenizer | JoinedTokenizer = sized[0]
-    own: list[dict[str, Any]] = [{} for _ in pairs]
-    if beside < len(pairs):
-        places = (context, *most[beside:])
-        reader = JoinedTokenizer((sized[0], *sized[beside:]), places)
-        ranges = [reader.ranges[0]] * (beside - 1) + reader.ranges
-        own = [
-            {"ids": list(ids), "places": places[max(0, number + 1 - beside)], "after": part.after}
-            for number, (ids, (part, _)) in enumerate(zip(ranges, pairs, strict=True))
-        ]
-        context = sum(places)
-    models = [
-        {
-            "kind": part.kind,
-            "config": config,
-            "pad": tokenizer.pad(),
-            "penultimate": part.penultimate,
-            "masked": part.masked or bool(config.get("use_attention_mask")),
-            **more,
-        }
-        for (part, tokenizer), config, more in zip(pairs, configs, own, strict=True)
-    ]
+    groups = _by_tokenizer([_Text.of(folder, index, part, family.lower) for part in family.texts], folder)
+    tokenizers = tuple(group[0].tokenizer for group in groups)
+    places = tuple(min(text.most for text in group) for group in groups)
+    tokenizer, own = tokenizers[0], [{}]
+    if len(groups) > 1:
+        tokenizer = JoinedTokenizer(tokenizers, places)
+        own = [{"ids": list(ids), "places": count} for ids, count in zip(tokenizer.ranges, places, strict=True)]
+    models = [text.spec() | read for group, read in zip(groups, own, strict=True) for text in group]
     spec = {
         "models": models,
-        "context": context,
-        "vocabulary": reader.size,
-        "empty": reader.encode(""),
+        "context": sum(places),
+        "vocabulary": tokenizer.size,
+        "empty": tokenizer.encode(""),
         "zero_empty": family.zero_empty and bool(index.get("force_zeros_for_empty_prompt", True)),
         "mask": family.mask,
         "pool_all": family.pool_all,
         "width": unet.get("joint_attention_dim"),
         "zeros": family.zeros,
     }
-    return LanguageSpec.parse(spec, str(folder)), TextCondition(context, reader)
-
-
-def _text_config(folder: Path, index: Mapping[str, Any], part: TextPart) -> dict[str, Any]:
-    """The configuration of a text encoder. Raises PriorError for one of another class."""
-    kind, path = str(index[part.encoder][1]), folder / part.encoder / "config.json"
-    if kind not in part.classes:
-        raise PriorError(f"is {with_article(kind)}, expected {' or '.join(part.classes)}", source=path)
-    return _own(read_config(path))
-
-
-def _most(folder: Path, part: TextPart, tokenizer: PretrainedTokenizer, config: Mapping[str, Any]) -> int:
-    """The largest number of tokens that a text encoder reads."""
-    return part.context or min(tokenizer.most(), _positions(config, folder / part.encoder / "config.json"))
+    return LanguageSpec.parse(spec, str(folder)), TextCondition(sum(places), tokenizer)
 
 
 def _positions(config: Mapping[str, Any], path: Path) -> int:

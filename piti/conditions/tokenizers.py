@@ -283,23 +283,20 @@ class JoinedTokenizer(Tokenizer):
         return list(zip([0, *ends], ends, strict=False))
 
     def encode(self, text: str) -> list[int]:
-        shifted = ([low + one for one in part.encode(text)] for part, (low, _) in self._ranged())
-        return [one for ids in shifted for one in ids]
+        ranged = zip(self.parts, self.ranges, strict=True)
+        return [low + one for part, (low, _) in ranged for one in part.encode(text)]
 
     def within(self, ids: list[int], context: int) -> list[int]:
         """Truncate the ids of each part to its places; `context` is the sum of the places."""
-        kept = []
-        for (part, (low, _)), own, places in zip(self._ranged(), self._split(ids), self.places, strict=True):
-            kept += [low + one for one in part.within(own, places)]
-        return kept
+        ranged = zip(self.parts, self.ranges, self._split(ids), self.places, strict=True)
+        return [low + one for part, (low, _), own, places in ranged for one in part.within(own, places)]
 
     def longest(self, ids: list[int], context: int) -> tuple[list[int], int]:
-        return max(zip(self._split(ids), self.places, strict=True), key=lambda pair: pair[1])
+        return self._split(ids)[self._longest], self.places[self._longest]
 
     def decode(self, ids: list[int]) -> str:
         """Decoded by the tokenizer with the most places."""
-        reader = max(range(len(self.parts)), key=lambda number: self.places[number])
-        return self.parts[reader].decode(self._split(ids)[reader])
+        return self.parts[self._longest].decode(self._split(ids)[self._longest])
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind, "parts": [one.to_config() for one in self.parts], "places": list(self.places)}
@@ -312,8 +309,10 @@ class JoinedTokenizer(Tokenizer):
     def found_in(self, folder: Path) -> JoinedTokenizer:
         return replace(self, parts=tuple(part.found_in(folder) for part in self.parts))
 
-    def _ranged(self) -> list[tuple[PretrainedTokenizer, tuple[int, int]]]:
-        return list(zip(self.parts, self.ranges, strict=True))
+    @property
+    def _longest(self) -> int:
+        """The index of the part with the most places."""
+        return max(range(len(self.places)), key=self.places.__getitem__)
 
     def _split(self, ids: list[int]) -> list[list[int]]:
         """The ids of each part, in its own tokenizer's numbering."""
