@@ -18,7 +18,6 @@ from piti.checkpoints.lora import ADAPTER_CONFIG, load_adapted, read_adapter_con
 from piti.checkpoints.shards import kinds_of
 from piti.checkpoints.weights import WEIGHTS_FILE
 from piti.conditions import Condition, condition_from_config
-from piti.conditions.tokenizers import TOKENIZER_FOLDER
 from piti.core import json_files
 from piti.core.errors import UserError, first_line, flag, text_of, with_article
 from piti.core.files import file_hash
@@ -73,8 +72,8 @@ def imported_folder(name: str) -> Path:
 def find_model(name: str | Path, **kwargs: Any) -> Path:
     """The folder of a bundled model, a path (also of a training run), or a model on the hub.
 
-    A text-to-image model of another family on the hub is imported once, see `imported_folder`. kwargs: passed to the
-    hub's download. Raises ModelError that lists the bundled models.
+    A text-to-image model of another family on the hub is imported once, see `imported_folder`. kwargs: passed to
+    `model_hub.fetched_model`. Raises ModelError that lists the bundled models.
     """
     path, bundled = Path(name), bundled_models()
     if str(name) in bundled:
@@ -89,7 +88,9 @@ def find_model(name: str | Path, **kwargs: Any) -> Path:
         raise ModelError(f"{path} has no {INDEX_FILE}; give the folder of a model or of a training run ({known})")
     if str(name).count("/") != 1:
         raise ModelError(f"there is no model '{name}': it is not a bundled model, a folder, or a hub id ({known})")
-    return _download(str(name), known, **kwargs)
+    from piti.checkpoints.model_hub import fetched_model  # which opens folders as this module does
+
+    return fetched_model(str(name), known, **kwargs)
 
 
 def lasting_name(name: str) -> str:
@@ -98,38 +99,7 @@ def lasting_name(name: str) -> str:
     return str(path.resolve()) if name not in bundled_models() and path.exists() else name
 
 
-_DOWNLOADED = ["*.json", "*.safetensors", "*.md", "*.yaml", f"{TOKENIZER_FOLDER}/*", f"{EXAMPLES}/*.png"]
-
-
-def _download(name: str, known: str, **kwargs: Any) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        index = Path(snapshot_download(name, allow_patterns=[INDEX_FILE], **kwargs)) / INDEX_FILE
-        if not (index.is_file() and _is_foreign(index)):
-            folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **kwargs))
-            if any(folder.rglob("*.safetensors")):
-                return folder
-            return Path(snapshot_download(name, allow_patterns=[f"*/{WEIGHTS_STEM}*.bin"], **kwargs))
-    except Exception as error:  # the hub raises errors of many libraries
-        raise ModelError(
-            f"there is no model '{name}': no folder or training run has this name, and it could not be downloaded "
-            "from the hub",
-            remedy=f"check the path ({known}); the hub's error: {error}",
-        ) from error
-    from piti.checkpoints.priors import import_prior  # which writes folders as this module does
-
-    asked = [key for key, value in kwargs.items() if value]
-    if asked:
-        raise ModelError(
-            f"'{name}' is a diffusers model of another family, which is imported in its current revision",
-            remedy=f"leave {', '.join(asked)} out, or import it first: piti import",
-        )
-    import_prior(name, imported_folder(name), overwrite=True)
-    return imported_folder(name)
-
-
-def _is_foreign(index: Path) -> bool:
+def is_foreign(index: Path) -> bool:
     """Whether a model's index belongs to one of diffusers' own pipelines."""
     return read_json(index.parent, index.name).get("_class_name") not in (None, "PITIPipeline")
 
@@ -154,7 +124,7 @@ class ModelFolder:
         Raises ModelError, and ConditionError for an unknown condition.
         """
         index = path / INDEX_FILE
-        if index.is_file() and not (path / CONDITION_FILE).exists() and _is_foreign(index):
+        if index.is_file() and not (path / CONDITION_FILE).exists() and is_foreign(index):
             kind = with_article(read_json(path, INDEX_FILE)["_class_name"])
             how = f"import it: piti import {path} {flag('out')} FOLDER"
             raise ModelError(f"{path}: is a diffusers folder, {kind}", remedy=how)

@@ -102,7 +102,7 @@ class ModelSource:
                 option="upsampler",
                 value=upsampler if isinstance(upsampler, str | Path) else None,
             )
-        folder = ModelFolder.open(find_model(name, **self.hub), **self._of_others)
+        folder = ModelFolder.open(find_model(name, variant=self.variant, **self.hub), **self._of_others)
         if "base" not in folder:
             raise ModelError(_without_base(folder, name))
         other = None if base_only else self._upsampler_folder(folder, upsampler)
@@ -132,8 +132,8 @@ class ModelSource:
 
     @property
     def _of_others(self) -> dict[str, Any]:
-        """Arguments of the hub for models that the one to be loaded names: its revision is its own."""
-        return {key: value for key, value in self.hub.items() if key != "revision"}
+        """Arguments of the download of models that the one to be loaded refers to; its revision is only its own."""
+        return {"variant": self.variant, **{key: value for key, value in self.hub.items() if key != "revision"}}
 
     def _upsampler_folder(self, folder: ModelFolder, upsampler: str | Path | Translator | None) -> ModelFolder | None:
         """The folder whose upsampler is loaded: another model's, its own, or the one that it shares."""

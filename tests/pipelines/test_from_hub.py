@@ -5,15 +5,17 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from piti.checkpoints.folder import bundled_models
+from piti.checkpoints.folder import ModelError, bundled_models
 from piti.pipelines.pipeline import PITIPipeline
 from tests.pipelines.calling import called
+from tests.pipelines.test_cascade import tiny_cascade
 from tests.pipelines.test_pipeline import tiny_pipeline
 
 
@@ -24,11 +26,16 @@ class Hub:
         self.cache, self.folders = cache, folders
         self.asked: dict[str, dict[str, Any]] = {}
 
-    def __call__(self, name: str, allow_patterns: list[str], **given: Any) -> str:
+    def __call__(self, name: str, allow_patterns: list[str], ignore_patterns: Sequence[str] = (), **given: Any) -> str:
         self.asked[name], target = given, self.cache / name.replace("/", "--")
+        target.mkdir(exist_ok=True)
         for path in self.folders[name].rglob("*"):
             inside = path.relative_to(self.folders[name])
-            if path.is_file() and any(fnmatch.fnmatch(str(inside), one) for one in allow_patterns):
+            wanted, unwanted = (
+                any(fnmatch.fnmatch(str(inside), one) for one in patterns)
+                for patterns in (allow_patterns, ignore_patterns)
+            )
+            if path.is_file() and wanted and not unwanted:
                 (target / inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target / inside)
         return str(target)
@@ -44,6 +51,51 @@ def test_pickles_are_fetched_where_there_is_nothing_else(
     monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(tmp_path, {"me/model": tmp_path / "model"}))
     assert np.array_equal(called(PITIPipeline.from_pretrained("me/model")), called(pipe))
     assert len(list((tmp_path / "me--model").rglob("*.bin"))) == (0 if safe else 1)
+
+
+@pytest.mark.parametrize(
+    ("variants", "asked", "fetched"),
+    [
+        ({None, "fp16"}, None, {None}),
+        ({None, "fp16"}, "fp16", {"fp16"}),
+        ({"fp16"}, "fp16", {"fp16"}),
+    ],
+)
+def test_of_two_variants_the_one_that_is_loaded_is_fetched(
+    variants: set[str | None],
+    asked: str | None,
+    fetched: set[str | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both were, which is twice the download or more."""
+    pipe, folder = tiny_cascade(), tmp_path / "model"
+    for variant in variants:
+        pipe.save_pretrained(folder, variant=variant)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(tmp_path, {"me/model": folder}))
+    assert np.array_equal(called(PITIPipeline.from_pretrained("me/model", variant=asked)), called(pipe))
+    names = {None: "diffusion_pytorch_model.safetensors", "fp16": "diffusion_pytorch_model.fp16.safetensors"}
+    found = sorted(path.name for path in (tmp_path / "me--model").rglob("*.safetensors"))
+    assert found == sorted(names[variant] for variant in fetched for _ in range(2))
+
+
+def test_a_network_without_the_variant_is_fetched_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, folder = tiny_cascade(), tmp_path / "model"
+    for variant in (None, "fp16"):
+        pipe.save_pretrained(folder, variant=variant)
+    (folder / "upsampler/diffusion_pytorch_model.fp16.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(tmp_path, {"me/model": folder}))
+    assert np.array_equal(called(PITIPipeline.from_pretrained("me/model", variant="fp16")), called(pipe))
+    assert not (tmp_path / "me--model/base/diffusion_pytorch_model.safetensors").exists()
+
+
+def test_a_model_that_has_only_another_variant_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model", variant="fp16")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(tmp_path, {"me/model": tmp_path / "model"}))
+    with pytest.raises(ModelError, match="exist only as variant 'fp16'"):
+        PITIPipeline.from_pretrained("me/model")
+    with pytest.raises(ModelError, match="has no such weight files"):
+        PITIPipeline.from_pretrained("me/model", variant="bf16")
 
 
 def test_what_lies_beneath_adapters_is_fetched_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
