@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tarfile
@@ -171,6 +172,11 @@ class ShardIndex:
     samples: list[ShardSample]
     damage: str | None = None
     """Damage after which the shard cannot be read; None if it is complete."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the samples' keys, and of the positions and sizes of their files; not of what the files contain."""
+        return hashlib.sha256(repr(self).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass

@@ -51,8 +51,8 @@ class RunState:
     """Hash of the training pairs' keys in order, see `SampleSet.identity`. None for shards, and in checkpoints of
     versions that did not record it, which are not compared."""
     contents_sha256: str | None = None
-    """Hash of the contents of the training pairs' files; None if `pairs_sha256` is. A change is reported, not
-    refused."""
+    """Hash of the training pairs' contents, see `SampleSet.contents`. None in checkpoints of versions that did not
+    record it. A change is reported, not refused."""
     validation_pairs: int | None = None
     """Number and hashes of validation pairs. None without validation, and in checkpoints of versions that did not
     record it; then they are not compared."""
@@ -147,8 +147,7 @@ def other_contents(saved: RunState, now: Mapping[str, Any]) -> str | None:
     changed = [named for named, both in pairs.items() if None not in both and both[0] != both[1]]
     if not changed:
         return None
-    since = f"{', '.join(changed)} have changed under the same names since step {saved.step}"
-    return f"{since}; the run continues with them"
+    return f"the contents of {', '.join(changed)} have changed since step {saved.step}; the run continues with them"
 
 
 def _changed(what: str, old: Any, new: Any) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
 from piti.data.problems import DataError
@@ -73,6 +76,28 @@ def test_interrupted_and_resumed_is_as_if_never_stopped(packed, tmp_path, monkey
     train(recipe_of(moved, stages=stages, workers=1), tmp_path / "run", resume=True)
     one, other = (load_file(tmp_path / run / WEIGHTS) for run in ("whole", "run"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_shards_that_were_packed_anew_are_noted(packed, tiny_data, tmp_path, manifest) -> None:
+    def resumed(folder: Path, steps: int) -> str:
+        given = [folder] if manifest else sorted(folder.glob("*.tar"))
+        condition = {"kind": "mask", "classes": str(tiny_data / "classes.json")}
+        recipe = recipe_of(*given, stages=[{"name": "joint", "steps": steps}], condition=condition)
+        planned, said = str(plan(recipe, tmp_path / "run")), io.StringIO()
+        train(recipe, tmp_path / "run", resume=True, console=Console(file=said, width=200))
+        assert (told in planned) == (told in said.getvalue())
+        return said.getvalue()
+
+    told = "the contents of training pairs, validation pairs have changed since step 1"
+    resumed(packed, 1)
+    assert "have changed" not in resumed(packed, 1)
+    for split in ("train", "val"):
+        keys = json.loads((tiny_data / "splits.json").read_text())[split]
+        Image.open(path := tiny_data / f"images/{keys[0]}.png").rotate(180).save(path, compress_level=1)
+    pack_shards(PackJob(tiny_data, packed, samples=2, overwrite=True))
+    assert told in resumed(packed, 2)
+    assert "have changed" not in resumed(packed, 3)
 
 
 def test_bad_samples_are_counted_and_named(packed, tmp_path) -> None:

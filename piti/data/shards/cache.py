@@ -38,6 +38,8 @@ class Shard:
     address: str
     samples: int | None = None
     expected: Expected | None = None
+    index_sha256: str | None = None
+    """Hash of its index, if its samples were counted without a manifest."""
 
     @property
     def name(self) -> str:
@@ -48,6 +50,11 @@ class Shard:
     def remote(self) -> bool:
         """Whether it must be downloaded."""
         return is_remote(self.address)
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of its contents in the manifest, or else of its index; None if neither is known."""
+        return self.index_sha256 if self.expected is None else self.expected.sha256
 
     def __str__(self) -> str:
         return shown(self.address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,13 @@ class ShardSet:
     def identity(self) -> None:
         """None: keys are unknown before shards are downloaded, and samples may be packed differently."""
 
-    def contents(self) -> None:
-        """None, for the same reason."""
+    def contents(self) -> str | None:
+        """SHA-256 of the shards' names and contents in order, by the manifest, or without one by the names and sizes of
+        the files in them; None if a shard has neither."""
+        hashes = [(shard.name, shard.sha256) for shard in self.store.shards]
+        if any(known is None for _, known in hashes):
+            return None
+        return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
     def looked(self, most: int = LOOKED) -> list[str]:
         """Notes on evenly spaced samples of the local shards; nothing is downloaded.

@@ -171,7 +171,7 @@ def _check_places(shards: Sequence[Shard]) -> None:
 def counted(
     shards: Sequence[Shard], cache: ShardCache, progress: Callable[[int, int], None] | None = None
 ) -> list[Shard]:
-    """The shards with their sample counts.
+    """The shards with their sample counts, and with the hashes of the indices that were needed for that.
 
     Without a manifest, each is downloaded and indexed once. The unreadable rest of a damaged shard counts as one
     sample. progress: called with (done, total). Raises DataError.
@@ -184,7 +184,7 @@ def counted(
             "give the shards.json of `piti prepare shards` instead",
             remote,
         )
-    counts: dict[str, int] = {}
+    found: dict[str, Shard] = {}
     readable, damaged = len(shards) - len(unknown), ""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         indices = zip(unknown, pool.map(cache.index_of, unknown), strict=True)
@@ -193,12 +193,13 @@ def counted(
                 log.warning("%s: %s", shard, index.damage)
                 damaged = damaged or f"{shard}: {index.damage}"
             readable += len(index.samples)
-            counts[shard.address] = len(index.samples) + (index.damage is not None)
+            samples = len(index.samples) + (index.damage is not None)
+            found[shard.address] = replace(shard, samples=samples, index_sha256=index.sha256)
             if progress is not None:
                 progress(done, len(unknown))
     if damaged and not readable:
         raise DataError(f"{damaged}; no sample can be read from the shards; check data.shards")
-    return [replace(one, samples=counts[one.address]) if one.samples is None else one for one in shards]
+    return [found.get(shard.address, shard) for shard in shards]
 
 
 def extensions_of(spec: FolderSpec, condition: Condition, packed: dict[str, str]) -> dict[str, str]:
