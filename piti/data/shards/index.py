@@ -94,8 +94,23 @@ class ShardList:
     """Whether the validation shards are given, possibly none; else some samples are held out."""
     conditions: dict[str, str]
     """Extensions of conditions by the packed folders, from the manifests."""
-    classes: dict[str, Any] | None
-    """The class table of the manifests."""
+    tables: dict[str, dict[str, Any]]
+    """The class table of each manifest that has one, by its address."""
+
+    @property
+    def classes(self) -> dict[str, Any] | None:
+        """The class table of the manifests, if any. Raises DataError if they have different ones: the masks of one would
+        be read with the classes of another."""
+        first = next(iter(self.tables), None)
+        if first is None:
+            return None
+        other = next((address for address, table in self.tables.items() if table != self.tables[first]), None)
+        if other is not None:
+            raise DataError(
+                f"data.shards: the class tables of {shown(first)} and {shown(other)} differ, and a recipe has one",
+                remedy="pack them again with the same classes.json, or name a table in condition.classes",
+            )
+        return self.tables[first]
 
 
 def cache_of(spec: FolderSpec) -> ShardCache:
@@ -116,8 +131,8 @@ def list_shards(spec: FolderSpec) -> ShardList:
     _check_places([*train, *val])
     manifests = [one.manifest for one in (*given, *further) if one.manifest is not None]
     conditions = {folder: extension for one in manifests for folder, extension in one.conditions.items()}
-    classes = next((one.classes for one in manifests if one.classes is not None), None)
-    return ShardList(tuple(train), tuple(val), bool(further or both), conditions, classes)
+    tables = {one.address: one.manifest.classes for one in (*given, *further) if one.manifest and one.manifest.classes}
+    return ShardList(tuple(train), tuple(val), bool(further or both), conditions, tables)
 
 
 def check_reached(spec: FolderSpec, listed: ShardList) -> None:
