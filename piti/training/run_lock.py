@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +24,7 @@ _TRIES = 10  # attempts at locking a file that still exists then
 
 
 class RunLockedError(UserError):
-    """Another process trains in a run's folder."""
+    """A run's folder is already being trained in."""
 
 
 class RunLock:
@@ -30,15 +32,20 @@ class RunLock:
 
     (A POSIX record lock, which forked workers do not inherit. Windows has none, and locked files cannot be read by
     others; there a second file is locked, since processes fork no workers.)
+
+    A record lock does not exclude its own process, which loses it by closing the file anywhere: the locks of this
+    process are also listed in memory, and their files are not opened again.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.path = root, root / LOCK_FILE
         self._file: IO[str] | None = None
+        self._process = 0
         self._beside = FileLock(self.path.with_suffix(".held"))
 
     def check(self) -> None:
-        """Raises RunLockedError if another process holds it. Changes nothing."""
+        """Raises RunLockedError if it is held by another process, or by another object of this one. Changes nothing."""
+        self._refuse_own()
         if self._file is None and self.path.exists():
             try:
                 self._opened("r+").close()
@@ -48,6 +55,13 @@ class RunLock:
 
     def take(self) -> None:
         """Acquire it until `release`. Raises RunLockedError, OSError."""
+        with _TAKING:
+            self._refuse_own()
+            self._file, self._process = self._written(), os.getpid()
+            _HELD.add(self)
+
+    def _written(self) -> IO[str]:
+        """The folder's file, locked, with this process as its holder. Raises RunLockedError, OSError."""
         file = self._opened("a+")
         try:
             file.truncate(0)
@@ -57,7 +71,7 @@ class RunLock:
             file.close()
             self._beside.release()
             raise
-        self._file = file
+        return file
 
     def release(self) -> None:
         """Release it, and remove its file."""
@@ -67,7 +81,20 @@ class RunLock:
             self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+            _HELD.discard(self)
             self._beside.release()
+
+    def _refuse_own(self) -> None:
+        """Raises RunLockedError if another object of this process holds it."""
+        place = self.path.resolve()
+        if any(one is not self and one._process == os.getpid() and one.path.resolve() == place for one in set(_HELD)):
+            raise RunLockedError(
+                f"this process (pid {os.getpid()}) is already training in {self.root}", remedy=self._remedy
+            )
+
+    @property
+    def _remedy(self) -> str:
+        return f"wait for it, stop it, or give another {option('out')}"
 
     def _opened(self, mode: str) -> IO[str]:
         """The folder's file, locked. Raises RunLockedError, OSError.
@@ -111,12 +138,17 @@ class RunLock:
                 pass
             except OSError:  # a file system without locks
                 return
-        remedy = f"wait for it, stop it, or give another {option('out')}"
+        remedy = self._remedy
         if elsewhere:
             remedy += f"; if it has ended without removing {self.path}, remove that file"
         raise RunLockedError(
             f"another process (pid {holder.get('pid', 'unknown')}, on {host}) is training in {self.root}", remedy=remedy
         )
+
+
+_HELD: WeakSet[RunLock] = WeakSet()
+"""The locks that this process holds, and those that its parent held when it was forked."""
+_TAKING = threading.Lock()
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

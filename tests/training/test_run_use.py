@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -225,11 +226,28 @@ def test_a_lock_that_is_released_while_it_is_looked_at_holds_nobody(
     assert not path.exists()
 
 
+def test_a_lock_of_this_process_is_neither_taken_again_nor_lost(tmp_path: Path) -> None:
+    first, second = RunLock(tmp_path), RunLock(tmp_path / "../" / tmp_path.name)
+    first.take()
+    for refused in (second.check, second.take):
+        with pytest.raises(RunLockedError, match=rf"this process \(pid {os.getpid()}\) is already training in"):
+            refused()
+    first.check()
+    tried = f"import fcntl; fcntl.lockf(open({str(first.path)!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    ended = subprocess.run([sys.executable, "-c", tried], capture_output=True, text=True, check=False)
+    assert "BlockingIOError" in ended.stderr
+    first.release()
+    RunLock(tmp_path).take()  # not released, but gone
+    first.take()
+    first.release()
+
+
 def test_without_record_locks_a_file_beside_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows, where nobody reads what another has locked, and no open file is removed."""
     monkeypatch.setattr(run_lock, "fcntl", None)
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
+    monkeypatch.setattr(run_lock, "_HELD", WeakSet())  # as seen by another process
     for refused in (second.check, second.take):
         with pytest.raises(RunLockedError, match=rf"another process \(pid {os.getpid()}, on .* is training in"):
             refused()
