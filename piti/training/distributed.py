@@ -156,6 +156,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     # DeepSpeed's own halves the weights too
     precision = "no" if zero else settled_precision(recipe, _expected_device())
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    accelerator.gradient_accumulation_steps = 1  # whatever the environment says: the loop divides its losses itself
     leave_at_exit()
     allow_tf32(accelerator.device)
     _unless(_why_not(accelerator, recipe, ranks.world), ranks.main)

@@ -112,6 +112,13 @@ def test_what_a_run_did_not_leave_is_not_cleared_away(tiny_data: Path, tmp_path:
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000002"]
 
 
+def test_losses_are_not_divided_by_what_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.ones(1, requires_grad=True)
+    distributed.build_accelerator(recipe_of(tmp_path, accumulation=2)).backward(weight.sum())
+    assert weight.grad == 1
+
+
 def test_sharding_without_the_gpus_for_it_says_what_there_is(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     here = Mock(num_processes=1, distributed_type=DistributedType.NO)
