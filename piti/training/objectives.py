@@ -189,7 +189,7 @@ class DiffusionObjective:
         share = 1.0 if rows is None else self.stage.diffusion.weight * rows.float().mean().item()
         total = losses.total if counts is None else self._reweighed(losses.each, terms.t, counts)
         simple, vb = (x if counts is None else counts * x for x in (losses.simple, losses.vb))
-        metrics = {"simple": Mean.of(simple.sum(), len(simple)), "vb": Mean.of(vb.mean())}
+        metrics = {"simple": Mean.of(simple.sum(), len(simple)), "vb": Mean.of(len(vb) * vb.mean(), len(vb))}
         return total if share == 1 else share * total, metrics
 
     def _points(self, images: Tensor, numbers: range) -> Tensor:

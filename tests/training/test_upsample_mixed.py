@@ -149,7 +149,18 @@ def test_what_knows_the_last_timestep_alone_is_validated_there(tiny_data: Path, 
     assert seen == {0.5: {62, 187, 312, 437, 562, 687, 812, 937}, 1.0: {999}}
 
 
-def test_eq_3_acts_in_its_range_with_its_weight(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+def test_eq_3_acts_in_its_range_with_its_weight(
+    tiny_data: Path, tmp_path: Path, features: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over: list[dict[str, float]] = []
+    real = DiffusionObjective._equation_3
+
+    def watched(self: DiffusionObjective, *args: Any) -> Any:
+        total, metrics = real(self, *args)
+        over.append({name: mean.over for name, mean in metrics.items()})
+        return total, metrics
+
+    monkeypatch.setattr(DiffusionObjective, "_equation_3", watched)
     stage = {key: MIXED[key] for key in ("name", "trains", "lr")} | {"steps": 1}
     for name, diffusion in (("whole", {}), ("half", {"weight": 0.5}), ("low", {"noise": [0.0, 0.5]})):
         recipe = mixed_recipe(tiny_data, features, None, stages=[stage | {"diffusion": diffusion}])
@@ -158,6 +169,9 @@ def test_eq_3_acts_in_its_range_with_its_weight(tiny_data: Path, tmp_path: Path,
     assert half["loss"] == pytest.approx(0.5 * whole["loss"], rel=1e-4)
     assert half["simple"] == pytest.approx(whole["simple"], rel=1e-4)
     assert 0 < low["loss"] < whole["loss"]
+    assert [counts["simple"] for counts in over[:2]] == [4, 4]
+    assert 0 < over[2]["simple"] < 4
+    assert all(counts["vb"] == counts["simple"] for counts in over)  # so that a mean over batches counts rows alike
 
 
 def test_a_batch_without_a_row_of_eq_3_learns_nothing_from_it(tiny_data: Path, tmp_path: Path, features: Any) -> None:
