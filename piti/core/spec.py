@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from piti.core.errors import UserError, quoted
 
@@ -146,6 +146,19 @@ def _spec_in(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
+
+
+def known_by(lookup: Callable[[str], object]) -> AfterValidator:
+    """Validates a key that names an entry of a table, as `Annotated[str, known_by(sampler_named)]`.
+
+    lookup: raises an error that lists the known names.
+    """
+
+    def known(name: str) -> str:
+        lookup(name)
+        return name
+
+    return AfterValidator(known)
 
 
 def choices(word: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, field_validator
 
-from piti.core.spec import Spec, choices
+from piti.core.spec import Spec, choices, known_by
 from piti.diffusion.augmentation import KINDS
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.losses import acts_at, adversarial_named, weighting_named
@@ -40,26 +40,14 @@ class RangedLossSpec(Spec):
 class LossSpec(Spec):
     """Weighting of timesteps and of the variational bound in eq. 3."""
 
-    weighting: str = "uniform"
+    weighting: Annotated[str, known_by(weighting_named)] = "uniform"
     """uniform: equal weights. min_snr: lower weights at low noise (Hang et al. 2023). detail: for an upsampler with
     `model.detail`, equal weights for an image that is known up to a standard deviation of 0.15."""
     vb_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Weight of the bound; null: T / 1000, as in GLIDE."""
-    timesteps: str = "even"
+    timesteps: Annotated[str, known_by(timesteps_named)] = "even"
     """even: uniform. second_moment: importance sampling by loss, as in the released base's training (improved DDPM,
     section 3.3)."""
-
-    @field_validator("weighting")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        weighting_named(name)
-        return name
-
-    @field_validator("timesteps")
-    @classmethod
-    def _known_draws(cls, name: str) -> str:
-        timesteps_named(name)
-        return name
 
 
 class DistillationSpec(Spec):
@@ -130,7 +118,7 @@ class AdversarialLossSpec(ImageLossSpec):
     """Eq. 5. The discriminator is the recipe's `discriminator`."""
 
     weight: float = Field(default=0.01, ge=0)
-    kind: str = "non_saturating"
+    kind: Annotated[str, known_by(adversarial_named)] = "non_saturating"
     """non_saturating, hinge or wgan_gp."""
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate of the discriminator's AdamW."""
@@ -150,9 +138,3 @@ class AdversarialLossSpec(ImageLossSpec):
             if kind not in KINDS:
                 raise ValueError(f"unknown augmentation '{kind}'; {choices(kind, KINDS)}")
         return kinds
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        adversarial_named(kind)
-        return kind

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from piti.core.spec import Spec, choices
+from piti.core.spec import Spec, choices, known_by
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import sampler_named
 
@@ -21,15 +21,9 @@ class PreviewSpec(Spec):
     """Number of pairs shown."""
     judged: int = Field(default=64, ge=1)
     """Largest number of pairs for the loss."""
-    sampler: str = "ddim"
+    sampler: Annotated[str, known_by(sampler_named)] = "ddim"
     steps: int = Field(default=20, ge=1)
     guidance: Guidance = Guidance()
-
-    @field_validator("sampler")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        sampler_named(name)
-        return name
 
 
 class CheckpointSpec(Spec):
