@@ -195,6 +195,7 @@ def shards(
     verify: Annotated[bool, Option("--verify", help="Verify shards against the checksums of their manifest.")] = False,
 ) -> None:
     """Pack training data into WebDataset tars with a manifest, or verify existing shards (--verify)."""
+    from piti.core.errors import count_of
     from piti.prepare.packable import PackJob
     from piti.prepare.shards import pack_shards, verify_shards
 
@@ -212,4 +213,4 @@ def shards(
     if verify:
         with progress("verifying") as on_step:
             manifest = verify_shards(out or source, on_step)
-        typer.echo(f"{len(manifest.entries)} shards match their manifest")
+        typer.echo(f"as in the manifest: {count_of(len(manifest.entries), 'shard')}")

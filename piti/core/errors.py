@@ -116,6 +116,11 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[:1] in ('AEFHILMNORSX' if spelled_out else 'AEIOaeio') else 'a'} {noun}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number and what it counts, in the plural unless it is one: "1 pair", "2,000 pairs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """The first non-empty line of a library's error; for an empty message, its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from piti.conditions.depth_files import DEPTH_SUFFIXES
-from piti.core.errors import in_utf8
+from piti.core.errors import count_of, in_utf8
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.data.problems import DataError
@@ -203,7 +203,7 @@ def index_shard(file: io.BufferedReader, shown: str) -> ShardIndex:
                 _add(found, member)
             damage = _unended(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        where = f"damaged after {len(found)} samples" if found else "not a tar archive, or damaged at its start"
+        where = f"damaged after {count_of(len(found), 'sample')}" if found else "not a tar archive, or damaged at its start"
         damage = f"{where} ({error})"
     return ShardIndex([ShardSample(key, one.files, tuple(one.twice)) for key, one in found.items()], damage)
 

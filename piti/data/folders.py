@@ -18,12 +18,13 @@ from torch import Tensor
 
 from piti.conditions import Condition, ConditionError
 from piti.conditions.base import LossyCondition
+from piti.core.errors import count_of
 from piti.core.images import ImageError, image_size, read_rgb
 from piti.core.system import cores
 from piti.data.archives import Archived
 from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
-from piti.data.pairs import FolderSpec, Pair, PairList
+from piti.data.pairs import FolderSpec, Pair, PairList, unlisted_notes
 from piti.data.problems import Problems
 from piti.data.shown import FITS_UNTURNED, LOSSY, TURNED, UNEQUAL, Seen, Shown, seen_in
 
@@ -45,7 +46,7 @@ class FolderReport:
 
     def __str__(self) -> str:
         where = "in memory" if self.cached else "read from disk as needed"
-        return f"{self.pairs} pairs, {self.bytes / 2**20:,.0f} MiB decoded, {where}"
+        return f"{count_of(self.pairs, 'pair')}, {self.bytes / 2**20:,.0f} MiB decoded, {where}"
 
 
 class PairedFolder:
@@ -66,6 +67,7 @@ class PairedFolder:
         self.pairs = listed.pairs()
         self.split_names = listed.split_names
         self._root, self._problems = listed.root, listed.problems
+        self._unlisted = listed.unlisted
         self._decoded: dict[int, Decoded] = {}
         self._sums: list[int] = []
         """Checksums of the pairs' files, after `check`."""
@@ -253,7 +255,8 @@ def _add_unturned(problems: Problems, shown: Shown) -> None:
 
 
 def _settle(folders: Sequence[PairedFolder], problems: Problems, shown: Shown) -> None:
-    """Decide how all conditions are read."""
+    """Decide how all conditions are read, and note what is not used."""
+    shown.said += unlisted_notes(folders[0]._unlisted, folders[0].spec.splits)
     files = [pair.condition for folder in folders for pair in folder.pairs if pair.condition is not None]
     try:
         condition, notes = folders[0].condition.settled(files)

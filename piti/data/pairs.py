@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import Field, field_validator, model_validator
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
-from piti.core.errors import option
+from piti.core.errors import count_of, option
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.core.json_files import JsonError, read_json
@@ -27,6 +27,11 @@ SPLITS_FILE = "splits.json"
 NO_VALIDATION = "no validation pairs: training runs without validation loss and previews"
 HELD_OUT = 0.05
 """Share of keys, or of samples in shards, in "val" without a splits file."""
+
+
+def unlisted_notes(pairs: int, file: str = SPLITS_FILE) -> list[str]:
+    """The note for existing pairs that a splits file does not list, if there are any. file: its name."""
+    return [f"not used, since they are in no split of {file}: {count_of(pairs, 'pair')}"] if pairs else []
 
 
 def read_splits(path: Path, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:
@@ -212,6 +217,8 @@ class PairList:
         self.problems = Problems()
         self.absent: list[str] | None = None
         """Keys of this split in the splits file that have no files; empty before `pairs`, and without a splits file."""
+        self.unlisted = 0
+        """Number of pairs in no split of the splits file; 0 before `pairs`, and without a splits file."""
         self._others: dict[str, str] = {}  # FOLDER/KEY of unsupported files, with their names
 
     def pairs(self) -> list[Pair]:
@@ -351,7 +358,9 @@ class PairList:
         splits = split_by_hash(paired) if given is None else given
         if split not in splits:
             raise DataError(f"{self.root}: no split '{split}'; {choices(split, splits)}")
-        self.absent = None if given is None else sorted(set(splits[split]) - existing)
+        if given is not None:
+            self.absent = sorted(set(given[split]) - existing)
+            self.unlisted = len(set(paired).difference(*given.values()))
         for _, kind, said in key_problems(splits, existing, self.spec.splits):
             self.problems.add(kind, said)
         return sorted(set(splits[split]).intersection(paired))

@@ -13,12 +13,12 @@ from piti.conditions import NoCondition
 from piti.conditions.class_table import CLASSES_FILE
 from piti.conditions.coverage import coverage_note, empty_note
 from piti.conditions.mirroring import said_of_mirroring
-from piti.core.errors import option
+from piti.core.errors import count_of, option
 from piti.core.formats import ARRAYS, IMAGE_SUFFIXES
 from piti.core.progress import OnProgress
 from piti.core.system import cores
 from piti.core.walk import key_of, walk
-from piti.data.pairs import NO_VALIDATION, SPLITS_FILE, split_by_hash
+from piti.data.pairs import NO_VALIDATION, SPLITS_FILE, split_by_hash, unlisted_notes
 from piti.data.problems import Problems
 from piti.data.shown import FITS_UNTURNED, Shown
 from piti.prepare.layouts import Entry, Examined, Fault, Layout
@@ -81,13 +81,12 @@ class SetReport:
         """Notes for the user."""
         notes = []
         if self.unknown:
-            labels = ", ".join(f"{label} ({count:,} pixels)" for label, count in sorted(self.unknown.items())[:20])
+            labels = ", ".join(f"{label} ({count_of(count, 'pixel')})" for label, count in sorted(self.unknown.items())[:20])
             notes.append(f"unknown labels: {labels}{', …' if len(self.unknown) > 20 else ''}")
         splits = {entry.split for entry in self.good}
         if self.keys is not None:
             notes += [] if self.keys.get("val") else [NO_VALIDATION]
-            if unlisted := self.listed[""]:
-                notes.append(f"{unlisted} pairs are in no split of {SPLITS_FILE}, so they are not used")
+            notes += unlisted_notes(self.listed[""])
         elif self.good and not {"train", "val"} <= splits:
             notes.append(f"only {' and '.join(sorted(splits))} exists: 5% are held out by a hash of their names")
         return notes + self._shown()
@@ -194,15 +193,15 @@ def write_set(
     _write_splits(report, out)
     write_skipped(out, [f"{fault.key}\t{fault.kind}: {fault.what}" for fault in report.faults])
     kept = f", {len(report.good) - made} kept" if made < len(report.good) else ""
-    bad = f", {len(report.faults)} problems skipped (listed in skipped.txt)" if report.faults else ""
-    return f"{made} pairs made{kept}{bad}"
+    bad = f", {count_of(len(report.faults), 'problem')} skipped (listed in skipped.txt)" if report.faults else ""
+    return f"{count_of(made, 'pair')} made{kept}{bad}"
 
 
 def _refuse_empty(report: SetReport) -> None:
     """Raises PrepareError if a split has no good pairs."""
     empty = sorted(report.splits - {entry.split for entry in report.good} - {""})
     if empty:
-        counts = ", ".join(f"{split} ({report.listed[split]} pairs, all bad)" for split in empty)
+        counts = ", ".join(f"{split} ({count_of(report.listed[split], 'pair')}, all bad)" for split in empty)
         raise PrepareError(
             f"nothing would remain of the split {counts}",
             remedy=f"correct it ({option('check')} lists the problems), or remove its files",

@@ -35,7 +35,7 @@ class PackJob:
     conditions: tuple[str, ...] = ("labels",)
     """Folders of conditions in the root; empty: only photographs."""
     shard_mib: int = 256
-    """Largest size of a shard in bytes."""
+    """Largest size of a shard in MiB."""
     samples: int | None = None
     """Samples per shard, instead."""
     max_bad: float = 0.01
@@ -64,6 +64,11 @@ class Packable:
     skipped: list[Skipped]
     conditions: dict[str, str]
     splits: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def unlisted(self) -> int:
+        """The number of samples in no split."""
+        return len(self.items.keys() - {key for keys in self.splits.values() for key in keys})
 
 
 def find_samples(job: PackJob) -> Packable:

@@ -17,13 +17,14 @@ from typing import IO, Any, TypeVar
 from piti.conditions import ClassTable, Condition, ConditionError, MaskCondition
 from piti.conditions.class_table import CLASSES_FILE
 from piti.conditions.coverage import Coverage
-from piti.core.errors import Message, option, text_of
+from piti.core.errors import Message, count_of, option, text_of
 from piti.core.files import alone, check_folder, flush, flush_all
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, orientation
 from piti.core.progress import OnProgress
 from piti.core.system import cores
 from piti.data.order import spaced
+from piti.data.pairs import unlisted_notes
 from piti.data.problems import DataError, Problems, Skipped, reason_of
 from piti.data.shards.dataset import LOOKED
 from piti.data.shards.index import Manifest, ShardEntry, read_manifest
@@ -48,7 +49,7 @@ class PackReport:
     """Number of shards finished by an interrupted run."""
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()
-    """Notes on the masks."""
+    """Notes on the masks, and on samples in no split."""
 
     def __str__(self) -> str:
         entries = self.manifest.entries
@@ -58,7 +59,7 @@ class PackReport:
         )
         kept = f", {self.kept} of them already there" if self.kept else ""
         left = f"; {len(self.skipped)} skipped, see {SKIPPED_FILE}" if self.skipped else ""
-        return f"{len(entries)} shards of {size} in all{kept}: {splits} samples{left}"
+        return f"{count_of(len(entries), 'shard')} of {size} in all{kept}; samples: {splits}{left}"
 
 
 def _size(count: int) -> str:
@@ -80,6 +81,7 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     _check_out(job)
     found = find_samples(job)
     table, notes = _table(job, found)
+    notes += unlisted_notes(found.unlisted)
     with alone(job.out, "OUT"):
         _check_out(job)  # another run may have finished
         return _packed(job, found, table, notes, progress)

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from piti.conditions.sketch import INK
-from piti.core.errors import option
+from piti.core.errors import count_of, option
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, read_rgb, save_png
 from piti.core.spec import Spec
@@ -97,20 +97,20 @@ class SketchReport:
         """Notes for the user."""
         notes = []
         if self.others:
-            notes.append(f"skipped: {len(self.others)} files that are not images, such as {self.others[0]}")
+            notes.append(f"skipped, not images: {count_of(len(self.others), 'file')}, such as {self.others[0]}")
         if self.left:
             notes.append(
-                f"{len(self.left)} pairs of an earlier run have photographs that were not given this time, such as "
-                f"{self.left[0]}; training uses them too, unless they are removed"
+                f"{count_of(len(self.left), 'pair')} of an earlier run whose photographs were not given this time, such "
+                f"as {self.left[0]}: training uses them too, unless they are removed"
             )
         if self.small:
-            notes.append(f"{self.small} are smaller than {_SMALL} px, and training at that size refuses them")
+            notes.append(f"smaller than {_SMALL} px, which training at that size refuses: {count_of(self.small, 'photograph')}")
         return notes
 
     def __str__(self) -> str:
         kept = f", {self.kept} kept" if self.kept else ""
-        skipped = f", {len(self.skipped)} photographs skipped (listed in skipped.txt)" if self.skipped else ""
-        return f"{self.made} pairs made{kept}{skipped}"
+        skipped = f", {count_of(len(self.skipped), 'photograph')} skipped (listed in skipped.txt)" if self.skipped else ""
+        return f"{count_of(self.made, 'pair')} made{kept}{skipped}"
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ def _refuse_too_many(report: SketchReport, total: int, max_bad: float, out: Path
         share = len(report.skipped) / total
         kind = (
             f"photographs skipped, {share:.1%} of all and more than {option('max_bad')} {max_bad:g} "
-            f"(replace or remove them and run again, or raise {option('max_bad')}; the other "
-            f"{total - len(report.skipped)} pairs are made)"
+            f"(replace or remove them and run again, or raise {option('max_bad')}; made: "
+            f"{count_of(total - len(report.skipped), 'pair')})"
         )
         for _, why in report.skipped:
             problems.add(kind, why)

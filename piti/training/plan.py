@@ -9,7 +9,7 @@ import torch
 from piti.checkpoints.folder import ModelError
 from piti.conditions import Condition
 from piti.conditions.palette import coco_stuff
-from piti.core.errors import Message, option, text_of
+from piti.core.errors import Message, count_of, option, text_of
 from piti.data.pairs import NO_VALIDATION
 from piti.models import Translator
 from piti.models.perceptual import PerceptualSpec, load_perceptual, weights_source
@@ -79,7 +79,7 @@ def _checked(recipe: Recipe, condition: Condition, newest: Path | None) -> dict[
     notes: list[str] = []
     training, validation = open_data(recipe, condition, notes=notes)
     held_out = len(validation) if validation else 0
-    rows["data"] = f"{len(training)} training and {held_out} validation pair{'' if held_out == 1 else 's'}"
+    rows["data"] = f"{len(training):,} training and {count_of(held_out, 'validation pair')}"
     if notes:
         rows["shows"] = "\n".join(notes)
     if validation is None:

@@ -164,7 +164,7 @@ class TestFullRelease:
         trees.save(second, trees.labels(1))
         report = check_set(ade20k(root))
         said = [fault.what for fault in report.faults]
-        assert "384 pixels encode no label (red is not a multiple of 10)" in said[0]
+        assert "384 pixels without a label (red is not a multiple of 10)" in said[0]
         assert "a L image, expected RGB" in said[1]
 
     def test_nothing_labelled(self, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ class TestPlainFolder:
             ("test", "1"),
             ("train", "2"),
         ]
-        assert report.notes()[:2] == [NO_VALIDATION, "9 pairs are in no split of splits.json, so they are not used"]
+        assert report.notes()[:2] == [NO_VALIDATION, "not used, since they are in no split of splits.json: 9 pairs"]
 
     def test_what_training_refuses_of_splits_is_refused(self, tiny_data: Path) -> None:
         place = tiny_data / "splits.json"

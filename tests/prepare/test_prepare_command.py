@@ -34,7 +34,7 @@ class TestCommands:
         drawing = ["--smoothing", "0", "--shortest", "2", "--thin", "--processes", "1"]
         run = CliRunner().invoke(cli.app, ["prepare", "sketch", str(photos), str(out), *drawing])
         assert run.exit_code == 0
-        assert "note: 4 are smaller than 64 px, and training at that size refuses" in run.stderr
+        assert "note: smaller than 64 px, which training at that size refuses: 4 photographs" in run.stderr
         assert run.stdout == f"4 pairs made, drawn by lines; train on them: piti train sketch --data {out}\n"
         recipe = yaml.safe_load((ROOT / "recipes/sketch.yaml").read_text())
         assert recipe["data"]["conditions"] == "sketches"
@@ -129,7 +129,7 @@ class TestCommands:
         assert self.run("folder", tiny_data, "--check")[0] == 1
         code, said = self.run("folder", tiny_data, tmp_path / "out", "--skip-bad")
         assert code == 0
-        assert "11 pairs made, 1 problems skipped" in said
+        assert "11 pairs made, 1 problem skipped" in said
 
     def test_starting_is_light(self) -> None:
         code = "import sys, piti.cli.data; print(*(m for m in ('torch', 'kornia', 'PIL') if m in sys.modules))"

@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_packed_trains_as_the_folder_does(tiny_data, tmp_path) -> None:
     report = pack_shards(PackJob(tiny_data, tmp_path / "out", samples=4))
-    assert str(report).startswith("4 shards of 40 KiB in all: train 9, val 3 samples")
+    assert str(report).startswith("4 shards of 40 KiB in all; samples: train 9, val 3")
     names = {f"out-train-00000{k}.tar" for k in range(3)} | {"out-val-000000.tar", "classes.json", "shards.json"}
     assert set(contents(tmp_path / "out")) == names
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -281,6 +281,7 @@ def test_a_split_that_is_left_empty_stays_so(tiny_data, tmp_path) -> None:
     (tiny_data / "splits.json").write_text(json.dumps({"train": ["scene-00", "scene-01"], "val": []}))
     report = pack_shards(PackJob(tiny_data, tmp_path / "out"))
     assert report.manifest.splits["val"] == ()
+    assert "not used, since they are in no split of splits.json: 10 pairs" in report.notes
     mask = MaskCondition(ClassTable.read(tiny_data / "classes.json"))
     training, held = open_shards(FolderSpec(shards=(str(tmp_path / "out"),), size=8), mask)
     assert (len(training), held) == (2, None)
@@ -309,7 +310,7 @@ def test_the_command(tiny_data, tmp_path) -> None:
     run = CliRunner().invoke(app, ["prepare", "shards", str(tiny_data), str(out), "--samples", "4", "--verify"])
     assert run.exit_code == 0, run.output
     assert f"--set data.shards='[{out}/shards.json]'" in run.output
-    assert "4 shards match their manifest" in run.output
+    assert "as in the manifest: 4 shards" in run.output
     assert CliRunner().invoke(app, ["prepare", "shards", str(out), "--verify"]).exit_code == 0
     assert CliRunner().invoke(app, ["prepare", "shards", str(tiny_data)]).exit_code == 2
 

@@ -92,7 +92,7 @@ class TestSketches:
         assert drawn(photos, tmp_path / "out").left == []
         (photos / "deep/er/c.webp").unlink()
         (note, _) = drawn(photos, tmp_path / "out").notes()
-        assert "1 pairs of an earlier run have photographs that were not given this time, such as deep/er/c" in note
+        assert "1 pair of an earlier run whose photographs were not given this time, such as deep/er/c: " in note
 
     def test_copies_leave_the_originals_alone(self, photos: Path, tmp_path: Path) -> None:
         before = files(photos)
@@ -190,8 +190,8 @@ class TestSketches:
             assert [name for name, _ in report.skipped] == [str(photos / "lost.jpg"), str(photos / "lost.heic")]
             assert "broken links" in report.skipped[0][1]
             assert report.notes() == [
-                f"skipped: 2 files that are not images, such as {photos}/deep/y.txt",
-                "4 are smaller than 64 px, and training at that size refuses them",
+                f"skipped, not images: 2 files, such as {photos}/deep/y.txt",
+                "smaller than 64 px, which training at that size refuses: 4 photographs",
             ]
 
     def test_photographs_in_place(self, photos: Path, tmp_path: Path) -> None:

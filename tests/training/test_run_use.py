@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 
 from piti.checkpoints.folder import INDEX_FILE
+from piti.core.errors import count_of
 from piti.training import Recipe, RunError, RunFolder, distributed, plan, run_lock, train
 from piti.training.run_lock import LOCK_FILE, RunLock, RunLockedError
 from piti.training.run_state import condition_changes
@@ -65,6 +66,8 @@ def test_one_pair_is_told_as_one(tiny_data: Path, tmp_path: Path) -> None:
     (tiny_data / "splits.json").write_text(json.dumps({"train": keys[:9], "val": keys[9:10]}))
     rows = {row["what"]: row["plan"] for row in plan(recipe_of(tiny_data), tmp_path / "run")}
     assert rows["data"] == "9 training and 1 validation pair"
+    assert "not used, since they are in no split of splits.json: 2 pairs" in rows["shows"].splitlines()
+    assert [count_of(number, "pair") for number in (0, 1, 2000)] == ["0 pairs", "1 pair", "2,000 pairs"]
 
 
 @pytest.mark.parametrize(

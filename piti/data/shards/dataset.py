@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64
 
 from piti.conditions import Condition, ConditionError, SeveralCondition
-from piti.core.errors import Message, text_of
+from piti.core.errors import Message, count_of, text_of
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.core.seeding import derive_seed
@@ -204,7 +204,7 @@ def _beyond(opened: OpenShard, position: int) -> Skipped:
     """The error for a counted sample that is missing, or for the damage before it."""
     readable, damage = len(opened.index.samples), opened.index.damage
     if damage is None:
-        cause = f"it has {readable} samples, fewer than counted"
+        cause = f"it has {count_of(readable, 'sample')}, fewer than counted"
         return Skipped(f"{opened.shard}: sample {position + 1} of {opened.shard.samples}", cause)
     return Skipped(f"{opened.shard}: what follows sample {readable}" if readable else str(opened.shard), damage)
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from piti.conditions import ClassTable, ConditionError, bit_colours
-from piti.core.errors import option
+from piti.core.errors import count_of, option
 from piti.core.images import open_image
 from piti.data.problems import DataError
 from piti.prepare.layouts.base import (
@@ -124,8 +124,8 @@ class Ade20k(MaskLayout):
         odd = int((red % 10 != 0).sum())
         if odd:
             raise ConditionError(
-                f"{entry.condition}: {odd} pixels encode no label (red is not a multiple of 10); download the file "
-                "again"
+                f"{entry.condition}: {count_of(odd, 'pixel')} without a label (red is not a multiple of 10); download "
+                "the file again"
             )
         return self._kept[red // 10 * 256 + green]
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from piti.conditions import ClassTable, ConditionError
 from piti.conditions.base import LossyCondition
+from piti.core.errors import count_of
 from piti.core.formats import ARRAYS
 from piti.core.images import ImageError, Source, open_image, read_rgb, save_png
 from piti.core.walk import composed, walk
@@ -167,7 +168,7 @@ class MaskLayout(Layout):
         known = self.known()
         unknown = {value: count for value, count in found.items() if value not in known}
         if unknown:
-            listed = ", ".join(f"{value} on {count} pixels" for value, count in list(unknown.items())[:5])
+            listed = ", ".join(f"{value} on {count_of(count, 'pixel')}" for value, count in list(unknown.items())[:5])
             faults.append(Fault(entry.key, UNKNOWN, f"{entry.condition}: label {listed}"))
         labels = {value: count for value, count in found.items() if value in known}
         return Examined(tuple(faults), labels, unknown, self.names(entry), seen)
