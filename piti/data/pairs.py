@@ -183,12 +183,16 @@ class FolderSpec(ShardSpec):
     """Largest size of the cache."""
 
     @model_validator(mode="after")
-    def _alone_of_folders(self) -> FolderSpec:
+    def _of_folders_or_shards(self) -> FolderSpec:
         if self.limit is not None and self.shards:
             raise ValueError("'limit' is for folders; name fewer 'shards' instead")
-        for key in ("photographs", "images", "splits"):
-            if self.shards and getattr(self, key) != FolderSpec.model_fields[key].default:
+        unread = ("photographs", "images", "splits") if self.shards else ("val_shards", "shard_image", "shard_condition")
+        for key in unread:
+            if getattr(self, key) == FolderSpec.model_fields[key].default:
+                continue
+            if self.shards:
                 raise ValueError(f"'{key}' is for folders, not for shards; remove it, or 'shards'")
+            raise ValueError(f"'{key}' is for shards, but 'shards' is empty; give them, or remove it")
         return self
 
     @property

@@ -71,6 +71,7 @@ def test_changes_on_top(tmp_path: Path) -> None:
         ("degradation={blur: 0.5}", "'degradation' is for upsamplers"),
         ("stages.0.diffusion.weight=0", "'stages.0.diffusion.weight' is 0 and the stage has no other loss"),
         ("data={shards: [a.tar], photographs: [b]}", "'photographs' is for folders"),
+        ("data.val_shards=[a.tar]", "'val_shards' is for shards, but 'shards' is empty; give them, or remove it"),
         ("generated={root: made}", "'generated' is for upsamplers"),
     ],
 )
