@@ -125,6 +125,8 @@ class Trainer:
         """Train one stage from its step `within` to its end, from its own checkpoint if there is one."""
         model, optimizer, learning = self.begin(stage, resume_from)
         bar.stage(stage.name)
+        if stage.too_late():
+            self.console.log(f"stage '{stage.name}': {stage.too_late()}")
         batches = self._batches(stage.steps - within)
         while within < stage.steps:
             for group in optimizer.param_groups:

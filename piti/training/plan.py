@@ -59,7 +59,8 @@ def plan(recipe: Recipe, out: Path | str, gpu: str = DEFAULT_GPU, resume: bool =
     rows["images"] = f"{images:,} of one process: {recipe.steps:,} steps of {recipe.batch} × {recipe.accumulation}"
     for stage, costs in zip(recipe.stages, cost.stages, strict=True):
         learns = f"{' and '.join(stage.trains)} ({costs.learning / 1e6:.1f}M parameters trained)"
-        rows[f"stage {stage.name}"] = f"{learns}, {stage.steps:,} steps at {_rate(stage)}"
+        late = f"; {stage.too_late()}" if stage.too_late() else ""
+        rows[f"stage {stage.name}"] = f"{learns}, {stage.steps:,} steps at {_rate(stage)}{late}"
     if recipe.distillation is not None:
         rows["teacher"] = _taught(recipe.distillation)
     rows["precision"] = _precision(recipe)

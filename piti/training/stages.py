@@ -12,7 +12,7 @@ from torch import nn
 
 from piti.baselines import ImageNetwork
 from piti.checkpoints.lora import LoraSpec, adapter_parameters
-from piti.core.errors import UserError
+from piti.core.errors import UserError, count_of
 from piti.core.spec import Spec
 from piti.diffusion.losses import acts_at
 from piti.models import Translator
@@ -79,6 +79,17 @@ class Stage(Spec):
             return acts_at(torch.tensor(visited), timesteps, loss.noise).double().mean().item()
         last = 1.0 if acts_at(torch.tensor([timesteps - 1]), timesteps, loss.noise).item() else 0.0
         return self.from_noise * last + (1 - self.from_noise) * loss.count(timesteps) / timesteps
+
+    def too_late(self) -> str:
+        """A note on the losses that would begin only after the stage's last step; empty if there are none."""
+        late = [name for name in ("perceptual", "adversarial") if self._begins(name) >= self.steps]
+        steps = count_of(self.steps, "step")
+        return f"no effect within its {steps}: {' and '.join(late)} (lower 'after')" if late else ""
+
+    def _begins(self, name: str) -> int:
+        """The step from which a loss on x̂₀ acts; 0 without this loss."""
+        loss = getattr(self, name)
+        return loss.after if loss is not None and loss.weight else 0
 
     def lr_at(self, step: int) -> float:
         """The learning rate of this stage's step `step`, counted from 0."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
 from piti.checkpoints.folder import ModelFolder
 from piti.models import Translator
-from piti.training import Recipe, train
+from piti.training import Recipe, plan, train
 from piti.training.loop import Trainer
 from tests.conftest import TINY_MODEL, make_tiny_data
 from tests.training.stopping import train_and_stop
@@ -32,6 +34,17 @@ def test_a_run_leaves_an_upsampler_metrics_and_previews(tiny_data: Path, tmp_pat
     assert logged[0]["loss"] == pytest.approx(weighted, rel=1e-4)
     picture = Image.open(tmp_path / "run/previews/step-00000004.png")
     assert picture.size == (2 * 196 + 4, 3 * 196 + 4)  # small image, sample and photograph for two pairs, enlarged
+
+
+def test_losses_that_begin_after_the_last_step_are_noted(tiny_data: Path, tmp_path: Path, features: Any) -> None:
+    late, one = {"after": 2, "noise": [0.0, 1.0]}, {"steps": 2, "perceptual": {"after": 1, "noise": [0.0, 1.0]}}
+    recipe = upsampler_recipe(tiny_data, features, stages=[STAGE | one | {"adversarial": late}])
+    note = "no effect within its 2 steps: adversarial (lower 'after')"
+    rows = {row["what"]: row["plan"] for row in plan(recipe, tmp_path / "run")}
+    assert rows["stage upsample"].endswith(f"; {note}")
+    said = io.StringIO()
+    train(recipe, tmp_path / "run", console=Console(file=said, width=200))
+    assert f"stage 'upsample': {note}" in said.getvalue()
 
 
 def test_both_networks_learn_and_the_perceptual_one_does_not(tiny_data: Path, tmp_path: Path, features: Any) -> None:
