@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import posixpath
 import tarfile
 from collections import defaultdict
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -112,12 +113,27 @@ def _files(archive: Path) -> list[Archived]:
     """All files of a tar archive, sorted by name. Raises ImageError."""
     try:
         with tarfile.open(archive, "r:") as tar:
-            found = [Archived(archive, in_utf8(one.name), one.offset_data, one.size) for one in tar if one.isfile()]
+            found = [Archived(archive, in_utf8(name), offset, size) for name, offset, size in _stored(tar)]
     except FileNotFoundError:
         raise ImageError(f"{archive}: no such file; check the path") from None
     except (OSError, tarfile.TarError) as error:
         raise ImageError(f"{archive}: not an uncompressed tar archive ({error}); pack it again") from None
     return sorted(found, key=lambda member: member.name)
+
+
+def _stored(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of the files of an open archive, in order. A link stands for the earlier file that it
+    names, as tar packs a further hard link to a file; links to others are left out."""
+    places: dict[str, tuple[int, int]] = {}
+    for member in tar:
+        if member.islnk() or member.issym():
+            folder = posixpath.dirname(member.name) if member.issym() else ""
+            place = places.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+        else:
+            place = (member.offset_data, member.size) if member.isfile() and not member.issparse() else None
+        if place is not None:
+            places[posixpath.normpath(member.name)] = place
+            yield member.name, *place
 
 
 @dataclass(frozen=True)
@@ -197,10 +213,10 @@ def index_shard(file: io.BufferedReader, shown: str) -> ShardIndex:
     size = os.fstat(file.fileno()).st_size
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"'{member.name}' extends beyond its end")
-                _add(found, member)
+            for name, offset, length in _stored(tar):
+                if offset + length > size:
+                    raise tarfile.ReadError(f"'{name}' extends beyond its end")
+                _add(found, name, offset, length)
             damage = _unended(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         where = f"damaged after {count_of(len(found), 'sample')}" if found else "not a tar archive, or damaged at its start"
@@ -221,18 +237,18 @@ def _check_plain(file: io.BufferedReader, shown: str) -> None:
             )
 
 
-def _add(found: dict[str, _Found], member: tarfile.TarInfo) -> None:
+def _add(found: dict[str, _Found], name: str, offset: int, size: int) -> None:
     """Add a file to its sample."""
-    path = PurePosixPath(in_utf8(member.name))
+    path = PurePosixPath(in_utf8(name))
     stem, dot, extension = path.name.partition(".")
-    if not member.isfile() or member.issparse() or not (stem and dot) or (stem[:2] == stem[-2:] == "__"):
+    if not (stem and dot) or (stem[:2] == stem[-2:] == "__"):
         return
     one = found.setdefault((path.parent / stem).as_posix(), _Found())
     extension = extension.lower()
     if extension in one.files:
         one.twice.append(extension)
     else:
-        one.files[extension] = (member.offset_data, member.size)
+        one.files[extension] = (offset, size)
 
 
 def _unended(file: io.BufferedReader, offset: int) -> str | None:

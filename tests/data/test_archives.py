@@ -56,6 +56,26 @@ def test_pictures_are_found_and_read_in_any_order(tmp_path) -> None:
     assert str(members[1]) == f"{tmp_path}/photos.tar:b/1.png"
 
 
+def test_a_link_stands_for_the_file_that_it_names(tmp_path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.png").write_bytes(png(1))
+    (folder / "b/hard.png").hardlink_to(folder / "a.png")
+    (folder / "b/soft.png").symlink_to("../a.png")
+    (folder / "b/outside.png").symlink_to("../../other.png")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for name in ("a.png", "b/hard.png", "b/outside.png", "b/soft.png"):
+            tar.add(folder / name, name)
+        assert [member.isreg() for member in tar] == [True, False, False, False]
+    members = list_archived(tmp_path / "photos.tar")
+    assert [member.name for member in members] == ["a.png", "b/hard.png", "b/soft.png"]
+    assert {member.open().read() for member in members} == {png(1)}
+    with (tmp_path / "photos.tar").open("rb") as file:
+        index = index_shard(file, "photos.tar")
+    assert [sample.key for sample in index.samples] == ["a", "b/hard", "b/soft"]
+    assert {tuple(sample.files.values()) for sample in index.samples} == {((members[0].offset, members[0].size),)}
+
+
 def test_keys_are_whole_paths(tmp_path) -> None:
     names = ["./a.png", "./b.png", "v1.0/a.png", "v1.0/b.c.png", "v1.0/b.png"]
     tar = packed(tmp_path / "p.tar", {name: png(k) for k, name in enumerate(names)})
