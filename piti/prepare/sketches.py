@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from piti.conditions.sketch import INK
 from piti.core.errors import count_of, option
+from piti.core.files import file_hash
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError, open_image, read_rgb, save_png
 from piti.core.spec import Spec
@@ -66,11 +67,13 @@ class SketchJob:
     link: bool = True
     overwrite: bool = False
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings that sketches depend on, as plain data."""
+        """The settings that sketches depend on, as plain data; a file of weights by its contents."""
         spec = self.spec or detector_spec(self.detector)[1]
-        return {"detector": self.detector, **spec.to_dict()}
+        weights = Path(getattr(spec, "weights", None) or "").expanduser()
+        own = {"weights_sha256": file_hash(weights)} if weights.is_file() else {}
+        return {"detector": self.detector, **spec.to_dict(), **own}
 
     def source(self) -> LineSource:
         """The line detector. Raises DetectorError if it cannot be loaded."""

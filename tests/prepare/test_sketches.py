@@ -16,7 +16,7 @@ from piti.core.files import OutputError
 from piti.core.images import ImageError, read_rgb
 from piti.data import DataError, FolderSpec, PairedFolder
 from piti.data.archives import list_archived
-from piti.data.edges import LineSpec, draw_lines
+from piti.data.edges import DETECTORS, Detector, HEDSpec, LineSpec, draw_lines
 from piti.prepare import sketches
 from piti.prepare.sketches import SketchJob, SketchReport, prepare_sketches
 from piti.prepare.writer import PrepareError, place
@@ -122,6 +122,20 @@ class TestSketches:
         assert drawn(photos, out, spec=other, overwrite=True).made == 4
         assert files(out)["sketches/a.png"] != before["sketches/a.png"]
         assert drawn(photos, out, spec=other).kept == 4
+
+    def test_other_weights_are_refused_like_other_settings(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        quick = Detector(HEDSpec, lambda spec: lambda photograph: draw_lines(photograph, QUICK))
+        monkeypatch.setitem(DETECTORS, "hed", quick)
+        first, second, moved = (tmp_path / f"{name}.pt" for name in ("first", "second", "moved"))
+        first.write_text("weights")
+        second.write_text("others")
+        drawn(photos, tmp_path / "out", detector="hed", spec=HEDSpec(weights=str(first)))
+        first.rename(moved)
+        assert drawn(photos, tmp_path / "out", detector="hed", spec=HEDSpec(weights=str(moved))).kept == 4
+        with pytest.raises(OutputError, match=r"other settings \(weights_sha256: [0-9a-f]+ there, [0-9a-f]+ now\)"):
+            drawn(photos, tmp_path / "out", detector="hed", spec=HEDSpec(weights=str(second)))
 
     def test_bad_photographs_are_named_and_skipped(self, photos: Path, tmp_path: Path) -> None:
         trees.truncate(photos / "a.jpg")
