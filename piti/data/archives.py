@@ -219,7 +219,9 @@ def index_shard(file: io.BufferedReader, shown: str) -> ShardIndex:
                 _add(found, name, offset, length)
             damage = _unended(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        where = f"damaged after {count_of(len(found), 'sample')}" if found else "not a tar archive, or damaged at its start"
+        where = (
+            f"damaged after {count_of(len(found), 'sample')}" if found else "not a tar archive, or damaged at its start"
+        )
         damage = f"{where} ({error})"
     return ShardIndex([ShardSample(key, one.files, tuple(one.twice)) for key, one in found.items()], damage)
 

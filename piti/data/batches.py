@@ -242,7 +242,7 @@ def loader(
     """
     return Batches(
         DataLoader(
-            _Told(stream),
+            _ErrorsReturned(stream),
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
@@ -270,7 +270,7 @@ def workers_watched() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Told(Dataset[TrainingBatch | UserError]):
+class _ErrorsReturned(Dataset[TrainingBatch | UserError]):
     """A stream that returns UserErrors, since torch would add a worker's traceback to raised ones."""
 
     stream: BatchStream

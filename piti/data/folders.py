@@ -25,7 +25,7 @@ from piti.data.archives import Archived
 from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
 from piti.data.pairs import FolderSpec, Pair, PairList, unlisted_notes
-from piti.data.problems import Problems
+from piti.data.problems import UNREADABLE, Problems
 from piti.data.shown import FITS_UNTURNED, LOSSY, TURNED, UNEQUAL, Seen, Shown, seen_in
 
 log = logging.getLogger(__name__)
@@ -193,12 +193,12 @@ class PairedFolder:
         try:
             image = np.asarray(read_rgb(pair.image))
         except ImageError as error:
-            found.append((_UNREADABLE, str(error)))
+            found.append((UNREADABLE, str(error)))
         try:
             if pair.condition is not None or image is not None:
                 raw = self.cutter.condition_of(pair, image)
         except ImageError as error:
-            found.append((_UNREADABLE, str(error)))
+            found.append((UNREADABLE, str(error)))
         except ConditionError as error:
             kind = LOSSY if isinstance(error, LossyCondition) else "invalid conditions"
             found.append((kind, str(error)))
@@ -224,9 +224,6 @@ def _checksum(pair: Pair) -> int:
     for file in pair.files():
         checksum = zlib.crc32(file.open().read() if isinstance(file, Archived) else file.read_bytes(), checksum)
     return checksum
-
-
-_UNREADABLE = "unreadable files (replace or remove them)"
 
 
 def check_together(folders: Sequence[PairedFolder], progress: Callable[[int, int], None] | None = None) -> list[str]:

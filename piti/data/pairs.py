@@ -20,7 +20,7 @@ from piti.core.walk import Found, by_key, composed, key_of, walk
 from piti.data.archives import DOTTED, Archived, dotted, list_archived
 from piti.data.drawn import DrawnSpec
 from piti.data.near_names import near_keys
-from piti.data.problems import DataError, Problems
+from piti.data.problems import TWICE, DataError, Problems
 from piti.data.shards.sources import ShardSpec
 
 SPLITS_FILE = "splits.json"
@@ -186,7 +186,9 @@ class FolderSpec(ShardSpec):
     def _of_folders_or_shards(self) -> FolderSpec:
         if self.limit is not None and self.shards:
             raise ValueError("'limit' is for folders; name fewer 'shards' instead")
-        unread = ("photographs", "images", "splits") if self.shards else ("val_shards", "shard_image", "shard_condition")
+        unread = (
+            ("photographs", "images", "splits") if self.shards else ("val_shards", "shard_image", "shard_condition")
+        )
         for key in unread:
             if getattr(self, key) == FolderSpec.model_fields[key].default:
                 continue
@@ -318,7 +320,7 @@ class PairList:
                 raise DataError(f"data.photographs: {place} holds no {what}")
             for key, picture in inside:
                 if key in found:
-                    self.problems.add("keys with several files (keep one)", f"{found[key]} and {picture}")
+                    self.problems.add(TWICE, f"{found[key]} and {picture}")
                 found[key] = picture
         return found
 
@@ -338,7 +340,7 @@ class PairList:
         self._others |= {f"{folder.name}/{key_of(path, folder)}": path.name for path in others}
         files, twice = by_key(found.files, folder)
         for said in twice.values():
-            self.problems.add("keys with several files (keep one)", said)
+            self.problems.add(TWICE, said)
         return files
 
     def _inside(self, place: Path, suffixes: Set[str]) -> list[tuple[str, Stored]]:

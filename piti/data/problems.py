@@ -11,6 +11,10 @@ from pathlib import Path
 from piti.core.errors import UserError, option
 from piti.core.files import OutputError
 
+UNREADABLE = "unreadable files (replace or remove them)"
+TWICE = "keys with several files (keep one)"
+"""Kinds of problems that several checks find."""
+
 _NAMED = 5  # number of files listed for each kind of problem
 
 

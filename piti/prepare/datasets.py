@@ -81,7 +81,9 @@ class SetReport:
         """Notes for the user."""
         notes = []
         if self.unknown:
-            labels = ", ".join(f"{label} ({count_of(count, 'pixel')})" for label, count in sorted(self.unknown.items())[:20])
+            labels = ", ".join(
+                f"{label} ({count_of(count, 'pixel')})" for label, count in sorted(self.unknown.items())[:20]
+            )
             notes.append(f"unknown labels: {labels}{', …' if len(self.unknown) > 20 else ''}")
         splits = {entry.split for entry in self.good}
         if self.keys is not None:

@@ -14,7 +14,7 @@ from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.walk import by_key, walk
 from piti.data.near_names import near_misses
 from piti.data.pairs import SPLITS_FILE, key_problems, read_splits, split_by_hash
-from piti.data.problems import DataError, Problems, Skipped
+from piti.data.problems import TWICE, DataError, Problems, Skipped
 
 CAPTIONS = "captions"
 MASKS = ("labels", "mask")
@@ -172,7 +172,7 @@ def _by_key(folder: Path, suffixes: frozenset[str], problems: Problems) -> dict[
         problems.add(kind, str(path))
     files, twice = by_key(found.files, folder)
     for said in twice.values():
-        problems.add("keys with several files (keep one)", said)
+        problems.add(TWICE, said)
     return files
 
 

@@ -103,16 +103,20 @@ class SketchReport:
             notes.append(f"skipped, not images: {count_of(len(self.others), 'file')}, such as {self.others[0]}")
         if self.left:
             notes.append(
-                f"{count_of(len(self.left), 'pair')} of an earlier run whose photographs were not given this time, such "
-                f"as {self.left[0]}: training uses them too, unless they are removed"
+                f"{count_of(len(self.left), 'pair')} of an earlier run whose photographs were not given this time, "
+                f"such as {self.left[0]}: training uses them too, unless they are removed"
             )
         if self.small:
-            notes.append(f"smaller than {_SMALL} px, which training at that size refuses: {count_of(self.small, 'photograph')}")
+            notes.append(
+                f"smaller than {_SMALL} px, which training at that size refuses: {count_of(self.small, 'photograph')}"
+            )
         return notes
 
     def __str__(self) -> str:
         kept = f", {self.kept} kept" if self.kept else ""
-        skipped = f", {count_of(len(self.skipped), 'photograph')} skipped (listed in skipped.txt)" if self.skipped else ""
+        skipped = (
+            f", {count_of(len(self.skipped), 'photograph')} skipped (listed in skipped.txt)" if self.skipped else ""
+        )
         return f"{count_of(self.made, 'pair')} made{kept}{skipped}"
 
 

@@ -109,7 +109,7 @@ def test_a_loader_gives_the_streams_batches_in_order(folder, workers):
 def test_a_loaders_workers_need_not_be_forked(folder, monkeypatch):
     """macOS and Windows begin them afresh: with a copy of the stream, and without the owner's answer to Ctrl-C."""
     stream = BatchStream(folder, 4, seed=3)
-    assert_equal(pickle.loads(pickle.dumps(batching._Told(stream)))[0], stream[0])
+    assert_equal(pickle.loads(pickle.dumps(batching._ErrorsReturned(stream)))[0], stream[0])
     answers: dict[int, object] = {}
     monkeypatch.setattr(signal, "signal", answers.__setitem__)
     monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # this process stays as it is

@@ -32,6 +32,7 @@ from piti.prepare.layouts.base import (
     grey_ids,
     labels_seen,
     matched,
+    matched_in,
     photographs_below,
     place_of,
 )
@@ -70,11 +71,7 @@ class SceneParse(MaskLayout):
     def listing(self) -> Listing:
         """See `Layout`; the test split has no annotations and is skipped."""
         images, masks = photographs_below(self.root / "images"), files_below(self.root / "annotations", ".png")
-        return matched(
-            {key: path for key, path in images.items() if _top(key) in _SPLITS},
-            {key: path for key, path in masks.items() if _top(key) in _SPLITS},
-            lambda key: _SPLITS[_top(key)],
-        )
+        return matched_in(images, masks, _SPLITS)
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
         """See `MaskLayout`: the pixel values."""
@@ -172,10 +169,6 @@ class Ade20k(MaskLayout):
     def settings(self) -> dict[str, Any]:
         """See `Layout`."""
         return {"top": self.top, "classes": list(self._seen or ())}
-
-
-def _top(key: str) -> str:
-    return key.partition("/")[0]
 
 
 def _split_of_path(key: str) -> str:

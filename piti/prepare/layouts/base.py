@@ -20,14 +20,12 @@ from piti.core.formats import ARRAYS
 from piti.core.images import ImageError, Source, open_image, read_rgb, save_png
 from piti.core.walk import composed, walk
 from piti.data.near_names import near_keys
-from piti.data.problems import DataError
+from piti.data.problems import UNREADABLE, DataError
 from piti.data.shown import FITS_UNTURNED, LOSSY, TURNED, UNEQUAL, Seen, turn_of
 
-UNREADABLE = "unreadable files (replace or remove them)"
 UNKNOWN = "annotations with unknown labels (another data set, or damaged files)"
 ALONE = "images without an annotation"
 ORPHANS = "annotations without an image"
-TWICE = "keys with several files (keep one)"
 
 
 @dataclass(frozen=True)
@@ -229,6 +227,19 @@ def matched(images: Mapping[str, Path], conditions: Mapping[str, Path], split_of
         *_alone(ORPHANS, conditions, conditions.keys() - images.keys(), images.keys() - conditions.keys()),
     ]
     return Listing(entries, faults, {split_of(key) for key in images.keys() | conditions.keys()})
+
+
+def matched_in(images: Mapping[str, Path], conditions: Mapping[str, Path], splits: Mapping[str, str]) -> Listing:
+    """The same for files whose first folder is one of `splits`, a split's name by its folder; others are skipped."""
+
+    def inside(files: Mapping[str, Path]) -> dict[str, Path]:
+        return {key: path for key, path in files.items() if _first_folder(key) in splits}
+
+    return matched(inside(images), inside(conditions), lambda key: splits[_first_folder(key)])
+
+
+def _first_folder(key: str) -> str:
+    return key.partition("/")[0]
 
 
 def _alone(kind: str, files: Mapping[str, Path], lonely: Set[str], others: Set[str]) -> list[Fault]:

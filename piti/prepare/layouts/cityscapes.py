@@ -15,9 +15,9 @@ from jaxtyping import Integer
 
 from piti.conditions import ClassTable
 from piti.conditions.class_table import Colour
-from piti.prepare.layouts.base import Entry, Listing, MaskLayout, files_below, grey_ids, matched, place_of
+from piti.prepare.layouts.base import Entry, Listing, MaskLayout, files_below, grey_ids, matched_in, place_of
 
-_SPLITS = ("train", "val")
+_SPLITS = {"train": "train", "val": "val"}
 _IMAGE, _LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 LABELS: dict[int, tuple[str, Colour]] = {
@@ -82,11 +82,7 @@ class Cityscapes(MaskLayout):
     def listing(self) -> Listing:
         """See `Layout`; the test split has no public labels and is skipped."""
         images, masks = files_below(self.root / "leftImg8bit", _IMAGE), files_below(self.root / "gtFine", _LABELS)
-        return matched(
-            {key: path for key, path in images.items() if _top(key) in _SPLITS},
-            {key: path for key, path in masks.items() if _top(key) in _SPLITS},
-            _top,
-        )
+        return matched_in(images, masks, _SPLITS)
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
         """See `MaskLayout`: label ids, or their train ids; unknown ones as 1000 + id."""
@@ -110,7 +106,3 @@ class Cityscapes(MaskLayout):
     def settings(self) -> dict[str, Any]:
         """See `Layout`."""
         return {"train_ids": self.train_ids}
-
-
-def _top(key: str) -> str:
-    return key.partition("/")[0]

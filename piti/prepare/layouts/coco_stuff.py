@@ -19,7 +19,7 @@ from piti.prepare.layouts.base import (
     MaskLayout,
     files_below,
     grey_ids,
-    matched,
+    matched_in,
     photographs_below,
     place_of,
 )
@@ -52,11 +52,8 @@ class CocoStuff(MaskLayout):
         """See `Layout`; files of the other numbering are skipped."""
         ending = f"{_TRAIN_IDS}.png" if self.train_ids else ".png"
         masks = files_below(self.root / "annotations", ending)
-        return matched(
-            {key: path for key, path in photographs_below(self.root / "images").items() if _top(key) in _SPLITS},
-            {key: path for key, path in masks.items() if _top(key) in _SPLITS and "_label" not in Path(key).name},
-            lambda key: _SPLITS[_top(key)],
-        )
+        own = {key: path for key, path in masks.items() if "_label" not in Path(key).name}
+        return matched_in(photographs_below(self.root / "images"), own, _SPLITS)
 
     def ids(self, entry: Entry) -> Integer[np.ndarray, "h w"]:
         """See `MaskLayout`: the pixel values."""
@@ -73,10 +70,6 @@ class CocoStuff(MaskLayout):
     def settings(self) -> dict[str, Any]:
         """See `Layout`."""
         return {"train_ids": self.train_ids}
-
-
-def _top(key: str) -> str:
-    return key.partition("/")[0]
 
 
 def _by_train_ids(table: ClassTable) -> ClassTable:

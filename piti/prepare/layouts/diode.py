@@ -16,10 +16,9 @@ from jaxtyping import Float
 from piti.conditions import ConditionError
 from piti.conditions.depth_files import read_depth
 from piti.core.images import ImageError
-from piti.data.problems import DataError
+from piti.data.problems import UNREADABLE, DataError
 from piti.data.shown import Seen, turn_of
 from piti.prepare.layouts.base import (
-    UNREADABLE,
     Entry,
     Examined,
     Fault,

@@ -12,8 +12,8 @@ from jaxtyping import Integer
 from piti.conditions import ClassTable, ConditionError, MaskCondition
 from piti.core.walk import by_key, key_of, walk
 from piti.data.pairs import SPLITS_FILE, key_problems, read_splits, split_by_hash
-from piti.data.problems import DataError
-from piti.prepare.layouts.base import TWICE, Entry, Fault, Listing, MaskLayout, matched, place_of
+from piti.data.problems import TWICE, DataError
+from piti.prepare.layouts.base import Entry, Fault, Listing, MaskLayout, matched, place_of
 
 
 class PlainFolder(MaskLayout):

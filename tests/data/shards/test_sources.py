@@ -248,7 +248,9 @@ class TestManifests:
         training, held = open_shards(spec(tmp_path, conditions="elsewhere"), MASK)
         assert (len(training), held and len(held)) == (4, 2)
         assert training.sample(0, torch.Generator()).condition.shape == (1, 8, 8)
-        other = manifest_of(tmp_path / "other", [pairs(tmp_path / "other" / "3.tar", 2)], classes=classes | {"ignore": 7})
+        other = manifest_of(
+            tmp_path / "other", [pairs(tmp_path / "other" / "3.tar", 2)], classes=classes | {"ignore": 7}
+        )
         same = manifest_of(tmp_path / "same", [pairs(tmp_path / "same" / "4.tar", 2)], classes=classes)
         assert list_shards(spec(path, same)).classes == classes
         with pytest.raises(DataError, match=r"the class tables of .*/shards.json and .*other/shards.json differ"):
