@@ -99,8 +99,8 @@ class ShardList:
 
     @property
     def classes(self) -> dict[str, Any] | None:
-        """The class table of the manifests, if any. Raises DataError if they have different ones, since the masks of one
-        would be read with the classes of another."""
+        """The class table of the manifests, if any. Raises DataError if they differ, since the masks of one would be
+        read with the classes of another."""
         first = next(iter(self.tables), None)
         if first is None:
             return None
