@@ -33,7 +33,7 @@ from piti.core.sheets import grid
 from piti.data import FolderSpec, PairedFolder
 from piti.diffusion.inversion import SAMPLER
 from piti.editing import EditSettings, edit
-from piti.editing.edit import on_canvas, psnr, reduced
+from piti.editing.run import on_canvas, psnr, reduced
 from piti.editing.trajectory import UNGUIDED, Progress, Walk
 from piti.pipelines.cascade import Batch, Network, NetworkSampling, Prepared
 from piti.pipelines.pipeline import PITIPipeline

@@ -65,9 +65,10 @@ def print_notes(notes: Iterable[str]) -> None:
         _labelled("note", "bold yellow", note)
 
 
-def images_made(count: int) -> str:
-    """Such as "1 image made"."""
-    return f"{count} image{'' if count == 1 else 's'} made"
+def images_made(made: int, kept: int = 0) -> str:
+    """The numbers of images as text, such as "1 image made, 3 kept"."""
+    more = f", {kept} kept (--overwrite replaces them)" if kept else ""
+    return f"{made} image{'' if made == 1 else 's'} made{more}"
 
 
 def print_wait(pipeline: PITIPipeline, compiled: bool) -> None:

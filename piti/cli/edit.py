@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress
+from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress, resumable
 from piti.cli.groups import with_groups
 from piti.cli.options import (
     BaseOnly,
+    Batch,
     Compile,
     Device,
     DType,
@@ -141,6 +143,7 @@ def edit(
     upsampler: Upsampler = None,
     num: Num = 1,
     seed: Seed = 0,
+    batch: Batch = 8,
     out: Results = Path("out"),
     overwrite: Overwrite = False,
     device: Device = None,
@@ -148,7 +151,7 @@ def edit(
     compile: Compile = False,
 ) -> None:
     """Change part of an image by changing its condition there, and keep the rest."""
-    from piti.generation.edit_files import edit_file
+    from piti.generation.edit_files import EditOptions, edit_file
     from piti.generation.metadata import model_name
     from piti.pipelines.computing import Computing
     from piti.pipelines.pipeline import PITIPipeline
@@ -159,12 +162,12 @@ def edit(
     pipeline = PITIPipeline.from_pretrained(model, upsampler=upsampler, base_only=settings.sampling.base_only)
     computing.applied(pipeline)
     print_wait(pipeline, compile)
-    name = model_name(model, upsampler)
-    with progress("editing") as on_step:
-        report = edit_file(pipeline, edited, settings, name, num, seed, on_step)
+    options = EditOptions(model_name(model, upsampler), num, seed, batch)
+    with nullcontext() if overwrite else resumable(), progress("editing") as on_step:
+        report = edit_file(pipeline, edited, settings, options, on_step)
     print_notes(report.notes)
-    look = report.sheet or report.made[0]
-    typer.echo(f"{images_made(len(report.made))}: {report.edits.words()}; look at {look}")
+    look = report.sheet or [*report.made, *report.kept][0]
+    typer.echo(f"{images_made(len(report.made), len(report.kept))}: {report.edits.words()}; look at {look}")
 
 
 def edit_condition(flag: str, values: Sequence[str] | None, text_flag: str, text: str | None) -> EditCondition | None:

@@ -20,6 +20,7 @@ Upsampler = Annotated[
     str | None, Option(help="Use the upsampler of this model, folder or run instead of the model's own.")
 ]
 Num = Annotated[int, Option("--num", "-n", min=1, help="Number of images.")]
+Batch = Annotated[int, Option(min=1, help="Images sampled at once; fewer need less memory.")]
 Seed = Annotated[int, Option(min=0, help="Random seed.")]
 Device = Annotated[str | None, Option(help="Device: cpu, cuda, mps …; the fastest available by default.")]
 Engine = Annotated[

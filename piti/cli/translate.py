@@ -11,7 +11,7 @@ import typer
 
 from piti.cli.console import begins_with, images_made, print_notes, print_wait, progress, resumable
 from piti.cli.groups import all_given, with_groups
-from piti.cli.options import ComputeFlags, Device, Model, Overwrite, Results, SamplingFlags, Seed, Upsampler
+from piti.cli.options import Batch, ComputeFlags, Device, Model, Overwrite, Results, SamplingFlags, Seed, Upsampler
 
 if TYPE_CHECKING:
     from piti.generation.sources import TranslationFiles
@@ -64,7 +64,7 @@ def translate(
         ),
     ] = 4,
     seed: Seed = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images sampled at once; fewer need less memory.")] = 8,
+    batch: Batch = 8,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip conditions that cannot be used, instead of stopping.")
     ] = False,
@@ -102,6 +102,5 @@ def translate(
 def _print_report(report: Report) -> None:
     """Print how many images were made and kept, and where they are."""
     print_notes(report.notes)
-    kept = f", {len(report.kept)} kept (--overwrite replaces them)" if report.kept else ""
     look = report.sheet or [*report.made, *report.kept][0]
-    typer.echo(f"{images_made(len(report.made))}{kept}; look at {look}{report.left_out}")
+    typer.echo(f"{images_made(len(report.made), len(report.kept))}; look at {look}{report.left_out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,12 @@ from piti.core.files import check_file, check_place
 from piti.core.images import ImageError, open_image, own_text, read_rgb, save_png
 from piti.core.sheets import grid
 from piti.core.walk import list_images
-from piti.editing import EditInput, EditSettings, prepare_edit
+from piti.editing import BATCH, EditInput, EditSettings, prepare_edit
 from piti.editing.options import check_exact
 from piti.editing.regions import EditError
-from piti.generation.edits import THE_IMAGES_OWN, Edits, Names, make_edits
+from piti.generation.edits import THE_IMAGES_OWN, EditJob, Edits, Names
+from piti.generation.generate import MadeImage
+from piti.generation.kept import check_kept
 from piti.generation.metadata_schema import RemakeError, own_condition
 from piti.generation.options import SHEET, check_one, is_one_file
 from piti.generation.readers import mapped_note
@@ -46,10 +48,25 @@ class EditFiles:
 
 
 @dataclass(frozen=True)
+class EditOptions:
+    """Options of an edit of files, besides its settings."""
+
+    model: str
+    """The model's name, for the metadata."""
+    num: int = 1
+    """Number of images."""
+    seed: int = 0
+    """With the new condition and an image's number, it determines the new noise."""
+    batch: int = BATCH
+    """Images sampled at once."""
+
+
+@dataclass(frozen=True)
 class EditReport:
     """Result of an edit, with messages for the user."""
 
     made: list[Path]
+    kept: list[Path]
     edits: Edits
     sheet: Path | None
     notes: list[str]
@@ -59,43 +76,72 @@ def edit_file(
     pipeline: PITIPipeline,
     files: EditFiles,
     settings: EditSettings,
-    name: str,
-    num: int = 1,
-    seed: int = 0,
+    options: EditOptions,
     on_step: Callable[[int, int], None] | None = None,
 ) -> EditReport:
     """Edit an image into `files.out`, a .png file, or a folder: `STEM_0.png` … and `sheet.png`, which replaces that of
     earlier results.
 
-    name: of the model, for the metadata. seed: with the new condition and an image's number, it determines the new
-    noise. on_step: called as (steps done, total). Nothing is written before all images are done. Raises EditError and
-    OutputError for invalid inputs and outputs, ImageError and ConditionError for files, UserError for settings.
+    Images are written as soon as their batch is done. Existing ones are kept unless `files.overwrite`, if their
+    metadata matches the inputs, settings, seed and weights. on_step: called as (steps done, total).
+
+    Raises EditError for invalid inputs, OutputError for outputs that cannot be written and existing images that differ,
+    ImageError and ConditionError for files, UserError for settings, all before anything is written.
     """
-    targets, sheet = _targets(files, num)
+    targets, sheet = _targets(files, options.num)
+    _check_outputs(files, targets, sheet)
+    given, notes = _read(pipeline, files, settings)
+    job = EditJob.of(pipeline, given, settings, _names(options.model, files, given.from_ is not None), options.seed)
+    if not files.overwrite:
+        check_kept([job.requested(target, number) for number, target in enumerate(targets)])
+    missing = [number for number, target in enumerate(targets) if files.overwrite or not target.exists()]
+
+    def on_made(made: MadeImage) -> None:
+        save_png(made.image, targets[made.number], made.text)
+
+    stepped = None if on_step is None else lambda done, total, _: on_step(done, total)
+    returned = job.make(missing, on_made, options.batch, stepped)
+    images = [job.numbered(read_rgb(target), number) for number, target in enumerate(targets)]
+    edits = job.edits(images, returned)
+    if sheet is not None:
+        save_png(_contact_sheet(pipeline, given, edits), sheet)
+    notes += [*_smaller(given.image, edits.edited.images[0]), *edits.notes]
+    made, kept = ([target for k, target in enumerate(targets) if (k in missing) is new] for new in (True, False))
+    return EditReport(made, kept, edits, sheet, [*map(Message, notes)])
+
+
+def _check_outputs(files: EditFiles, targets: Sequence[Path], sheet: Path | None) -> None:
+    """Raise EditError if an output is an input, OutputError if it cannot be written. Existing images are left to
+    `check_kept`."""
     for target in targets:
-        _check_target(target, files, files.overwrite)
+        _check_target(target, files, overwrite=True)
     if sheet is not None:
         _check_target(sheet, files, files.overwrite or _beside_ours(sheet))
     check_place(targets[0].parent)
+
+
+def _read(pipeline: PITIPipeline, files: EditFiles, settings: EditSettings) -> tuple[EditInput, list[str]]:
+    """The inputs of an edit from its files, with notes on them."""
     if settings.keep_exact:
         check_exact(files.image, str(files.image))
     image = read_rgb(files.image)
     region = None if files.region is None else open_image(files.region)
     before, unknown = _before(pipeline, files)
     after = prepare_edit(pipeline, image, _named(pipeline, files.to, "to"), settings)
-    stepped = None if on_step is None else lambda done, total, _: on_step(done, total)
-    names = _names(name, files, before is not None)
-    edits = make_edits(pipeline, EditInput(image, after, before, region), settings, names, num, seed, stepped)
-    for made, target in zip(edits.images, targets, strict=True):
-        save_png(made.image, target, made.text)
-    if sheet is not None:
-        conditions = [raw for raw in (before, after.raw) if raw is not None]
-        shown = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
-        pictures = [image, *shown, edits.edited.region, *edits.edited.images]
-        save_png(grid([[_fit(picture) for picture in pictures]]), sheet)
-    said = [*unknown, *_cut(pipeline, files), *_seen(pipeline, files, after.raw)]
-    said += [*_smaller(image, edits.edited.images[0]), *edits.notes]
-    return EditReport(targets, edits, sheet, [*map(Message, said)])
+    return EditInput(image, after, before, region), [
+        *unknown,
+        *_cut(pipeline, files),
+        *mapped_note(pipeline.condition, files.to),
+        *unlabelled_note(pipeline.condition, after.raw),
+    ]
+
+
+def _contact_sheet(pipeline: PITIPipeline, given: EditInput, edits: Edits) -> Image.Image:
+    """The image, its conditions, the region and the results side by side."""
+    conditions = [raw for raw in (given.from_, given.to.raw) if raw is not None]
+    previews = [preview for raw in conditions for preview in pipeline.condition.previews(raw)]
+    pictures = [given.image, *previews, edits.edited.region, *edits.edited.images]
+    return grid([[_fit(picture) for picture in pictures]])
 
 
 def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, list[str]]:
@@ -108,11 +154,6 @@ def _before(pipeline: PITIPipeline, files: EditFiles) -> tuple[Tensor | None, li
         done = "all of it is repainted" if files.region is None else "it is inverted without a condition"
         flag = option("from_text") if isinstance(pipeline.condition, TextCondition) else option("from")
         return None, [f"{text_of(error)}: {done}; give its current condition with {flag}"]
-
-
-def _seen(pipeline: PITIPipeline, files: EditFiles, raw: Tensor) -> list[str]:
-    """Notes on the new condition."""
-    return [*mapped_note(pipeline.condition, files.to), *unlabelled_note(pipeline.condition, raw)]
 
 
 def _smaller(image: Image.Image, made: Image.Image) -> list[str]:

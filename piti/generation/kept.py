@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from piti.core.errors import option, quoted
+from piti.core.files import OutputError
 from piti.core.images import PREFIX, ImageError, image_size, png_text
-from piti.generation.metadata import MADE_ON, NOISE_ON, numbers_of
+from piti.generation.metadata import EDIT, MADE_ON, NOISE_ON, numbers_of
 from piti.generation.metadata_schema import is_png
-from piti.generation.plan import TranslationJob
-from piti.generation.recreate import Record
-from piti.generation.sources import TranslationError
 
-_WORDS = {"condition_sha256": "from another condition", "weights": "with other weights"}  # keys whose values are hashes
+_WORDS = {
+    "condition_sha256": "from another condition",
+    "edit_inputs_sha256": "from another image, condition or region",
+    "weights": "with other weights",
+}  # keys whose values are hashes
 _LAST_BITS = (f"{PREFIX}version", MADE_ON)
 _SIZE = f"{PREFIX}size"
 _UNSAID = {NOISE_ON: "cpu", f"{PREFIX}square": "False", f"{PREFIX}upsampler_truncates": "False"}
 """Default values of keys that `made_with` omits."""
 _SHOWN = 60  # largest number of characters of a value
 _END = b"IEND\xaeB`\x82"  # how a PNG ends
+
+
+@dataclass(frozen=True)
+class RequestedImage:
+    """An image to generate, unless its file exists."""
+
+    target: Path
+    size: tuple[int, int]
+    """(width, height)."""
+    text: Mapping[str, str]
+    """Metadata that an existing image must have, see `difference`."""
 
 
 def difference(path: Path, wanted: Mapping[str, str]) -> str:
@@ -54,49 +70,52 @@ def difference(path: Path, wanted: Mapping[str, str]) -> str:
 
 
 def _completed(said: Mapping[str, str]) -> dict[str, str]:
-    """Metadata, completed by the defaults of `_UNSAID`."""
-    return {**said, **{key: value for key, value in _UNSAID.items() if key not in said}}
+    """Metadata, completed by the defaults of `_UNSAID`, with each setting of an edit under its own key."""
+    settings = {f"{PREFIX}{key}": _as_text(value) for key, value in _settings_of(said.get(EDIT, "")).items()}
+    others = {key: value for key, value in said.items() if key != EDIT or not settings}
+    return {**_UNSAID, **settings, **others}
 
 
-def check_kept(jobs: list[TranslationJob], common: Mapping[str, str], like: Record | None) -> None:
-    """Raises TranslationError if an existing image differs from the requested one.
-
-    common: requested metadata of all images, see `image_text`.
-    """
-    existing = [job for job in jobs if job.target.exists()]
-    _check_sizes(existing, _whole_sizes(existing))
-    _check_not_itself(existing, like)
-    if common.get(f"{PREFIX}weights"):  # compared by weights, whatever the model's name
-        common = {key: value for key, value in common.items() if key != f"{PREFIX}model"}
-    for job in existing:
-        own = {f"{PREFIX}number": str(job.number), f"{PREFIX}condition_sha256": job.condition_sha256}
-        odd = difference(job.target, {**common, **own})
-        if odd:
-            raise TranslationError(
-                f"already exists, {odd}",
-                remedy=f"add {option('overwrite')} to replace it, or give another {option('out')}",
-                source=job.target,
-            )
+def _settings_of(edit: str) -> dict[str, Any]:
+    """The settings of an edit from its metadata, which is untrusted; empty if there are none."""
+    try:
+        found = json.loads(edit)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _check_not_itself(jobs: list[TranslationJob], like: Record | None) -> None:
-    """Raises TranslationError if the image of `--like` itself would be kept as the result."""
-    if like is not None and Path(like.file).resolve() in {job.target.resolve() for job in jobs}:
-        raise TranslationError(
-            "the new image would replace this one",
-            remedy=f"give another {option('out')}, or add {option('overwrite')}",
-            source=like.file,
-        )
+def _as_text(value: object) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else str(value)
 
 
-def _whole_sizes(jobs: list[TranslationJob]) -> list[tuple[int, int]]:
-    """(width, height) of these existing images. Raises TranslationError if one is truncated, for example by an
-    interrupted copy."""
-    sizes = [_whole_size(job.target) for job in jobs]
-    broken = [job.target for job, size in zip(jobs, sizes, strict=True) if size is None]
+def check_kept(requested: Sequence[RequestedImage]) -> None:
+    """Raise OutputError if an existing image is damaged, or differs from the requested one in size or metadata."""
+    existing = [image for image in requested if image.target.exists()]
+    _check_sizes(existing, _whole_sizes([image.target for image in existing]))
+    for image in existing:
+        text = image.text
+        if text.get(f"{PREFIX}weights"):  # compared by weights, whatever the model's name
+            text = {key: value for key, value in text.items() if key != f"{PREFIX}model"}
+        differs = difference(image.target, text)
+        if differs:
+            raise _other(image.target, f", {differs}")
+
+
+def _other(target: Path, how: str) -> OutputError:
+    """The error for an existing image that differs from the requested one. how: continues "already exists"."""
+    remedy = f"add {option('overwrite')} to replace it, or give another {option('out')}"
+    return OutputError(f"already exists{how}", remedy=remedy, source=target)
+
+
+def _whole_sizes(targets: Sequence[Path]) -> list[tuple[int, int]]:
+    """(width, height) of existing images. Raises OutputError if one is truncated, for example by an interrupted
+    copy."""
+    sizes = [_whole_size(target) for target in targets]
+    broken = [target for target, size in zip(targets, sizes, strict=True) if size is None]
     if broken:
         more = f", and so are {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise TranslationError(
+        raise OutputError(
             f"already exists, but is truncated or not an image{more}",
             remedy=f"remove it to generate it again, or give another {option('out')}",
             source=broken[0],
@@ -115,14 +134,8 @@ def _whole_size(path: Path) -> tuple[int, int] | None:
         return size if file.read() == _END or not is_png(path) else None
 
 
-def _check_sizes(jobs: list[TranslationJob], sizes: list[tuple[int, int]]) -> None:
-    """Raises TranslationError if one of these existing images has another size."""
-    for job, (width, height) in zip(jobs, sizes, strict=True):
-        canvas = job.prepared.canvas
-        wanted = (canvas.image_width, canvas.image_height)
-        if (width, height) != wanted:
-            raise TranslationError(
-                f"already exists with {width} x {height}, but {wanted[0]} x {wanted[1]} is requested",
-                remedy=f"add {option('overwrite')} to replace it, or give another {option('out')}",
-                source=job.target,
-            )
+def _check_sizes(existing: Sequence[RequestedImage], sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise OutputError if one of these existing images has another size than requested."""
+    for image, (width, height) in zip(existing, sizes, strict=True):
+        if (width, height) != image.size:
+            raise _other(image.target, f" with {width} x {height}, but {image.size[0]} x {image.size[1]} is requested")

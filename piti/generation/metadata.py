@@ -56,6 +56,8 @@ MADE_ON = f"{PREFIX}made_on"
 """The key of `made_on`."""
 NOISE_ON = f"{PREFIX}noise_on"
 """The key for the kind of device on which noise was drawn; without it, the CPU."""
+EDIT = f"{PREFIX}edit"
+"""The key of an edit's settings, as JSON."""
 
 
 def made_with(sampling: ResolvedSampling, seed: int, name: str, noise_on: torch.device) -> dict[str, str]:

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from piti.core.distributed import Ranks, together
-from piti.core.errors import Message
-from piti.core.images import open_image, save_png
+from piti.core.errors import Message, option
+from piti.core.files import OutputError
+from piti.core.images import PREFIX, open_image, save_png
 from piti.core.sheets import grid
 from piti.generation.generate import Wanted, make_batch, noise_device
-from piti.generation.kept import check_kept
+from piti.generation.kept import RequestedImage, check_kept
 from piti.generation.metadata import made_with, surroundings
 from piti.generation.options import GenerationOptions
 from piti.generation.plan import SHEET_SIDE, TranslationPlan, planned
@@ -58,8 +59,8 @@ def translate_files(
     that share the work, see `joined`; each generates every world-th batch of the missing images, and then the first
     makes the sheet.
 
-    Raises TranslationError for unreadable inputs, RemakeError for an image without a condition, before anything is
-    written.
+    Raises TranslationError for unreadable inputs, RemakeError for an image without a condition, and OutputError for an
+    existing image that differs from the requested one, before anything is written.
     """
     ranks = ranks or Ranks()
     with together():
@@ -67,7 +68,7 @@ def translate_files(
         where = noise_device(pipeline, options.noise_on)
         common = made_with(plan.sampling, options.seed, name, where) | surroundings(pipeline)
         if not files.overwrite:
-            check_kept(plan.jobs, common, files.like)
+            _check_existing(plan, common)
         missing = [job.target for job in plan.jobs if files.overwrite or not job.target.exists()]
     made = ranks.told(missing)  # as seen by the first process, before any image was generated
     todo = set(made)
@@ -78,6 +79,31 @@ def translate_files(
             save_png(_contact_sheet(plan), plan.sheet)
     kept = [job.target for job in plan.jobs if job.target not in todo]
     return Report(made, kept, plan.sheet, [*map(Message, plan.notes)], plan.left_out)
+
+
+def _check_existing(plan: TranslationPlan, common: Mapping[str, str]) -> None:
+    """Raise OutputError if an existing image differs from the requested one, or is the image to recreate.
+
+    common: metadata of all images, see `image_text`.
+    """
+    existing = [job for job in plan.jobs if job.target.exists()]
+    like = plan.files.like
+    if like is not None and Path(like.file).resolve() in {job.target.resolve() for job in existing}:
+        raise OutputError(
+            "the new image would replace this one",
+            remedy=f"give another {option('out')}, or add {option('overwrite')}",
+            source=like.file,
+        )
+    requested = []
+    for job in existing:
+        canvas, text = job.prepared.canvas, _own_text(job)
+        requested.append(RequestedImage(job.target, (canvas.image_width, canvas.image_height), {**common, **text}))
+    check_kept(requested)
+
+
+def _own_text(job: TranslationJob) -> dict[str, str]:
+    """Metadata that tells a job's image from the others."""
+    return {f"{PREFIX}number": str(job.number), f"{PREFIX}condition_sha256": job.condition_sha256}
 
 
 def _make(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner
 
 from piti.cli.app import app
@@ -20,6 +21,7 @@ from piti.cli.console import with_flags
 from piti.cli.edit import edit_condition
 from piti.core.errors import UserError, text_of
 from piti.core.images import png_text, save_png
+from piti.editing.trajectory import Inverted
 from piti.generation.metadata_schema import RemakeError, carried_condition, own_condition
 from piti.pipelines.pipeline import PITIPipeline
 from tests.editing.edits import photograph, two_masks
@@ -120,12 +122,59 @@ def test_into_a_folder(model: Path, files: dict[str, Path], tmp_path: Path) -> N
     assert {Image.open(out / f"image_{k}.png").size for k in (0, 1)} == {(32, 32)}
     assert (out / "image_0.png").read_bytes() != (out / "image_1.png").read_bytes()
     before = (out / "sheet.png").read_bytes()
-    assert "image_0.png: already exists; add --overwrite" in mistake(*command(model, files, out))
+    said = mistake(*command(model, files, out))
+    assert "image_0.png: already exists, generated with variety = 1.0, but 0.7 is requested; add --overwrite" in said
     assert (out / "sheet.png").read_bytes() == before
     files["image"].rename(files["image"].with_name("another.png"))
     run(*command(model, files | {"image": files["image"].with_name("another.png")}, out))
     assert {path.name for path in out.glob("another_*.png")} == {"another_0.png"}
     assert (out / "sheet.png").read_bytes() != before
+
+
+def test_an_interrupted_edit_keeps_its_images_and_continues(
+    model: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = ["--num", "3", "--batch", "1", "--measure"]
+    whole = run(*command(model, files, tmp_path / "whole", *several))
+    out, sample = tmp_path / "out", Inverted.sample
+    calls: list[int] = []
+
+    def interrupted(self: Inverted, *given: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 5:  # the third image's base, after both networks of two
+            raise KeyboardInterrupt
+        return sample(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Inverted, "sample", interrupted)
+        result = CliRunner().invoke(app, command(model, files, out, *several))
+    assert result.exit_code == 130
+    assert "stopped; run the same command to continue" in result.output
+    assert sorted(path.name for path in out.iterdir()) == ["image_0.png", "image_1.png"]
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    said = run(*command(model, files, out, *several))
+    assert said == whole.replace("3 images made", "1 image made, 2 kept (--overwrite replaces them)").replace(
+        str(tmp_path / "whole"), str(out)
+    )
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    for name in ("image_0.png", "image_1.png", "image_2.png", "sheet.png"):
+        assert np.array_equal(np.asarray(Image.open(out / name)), np.asarray(Image.open(tmp_path / "whole" / name)))
+    assert "0 images made, 3 kept" in run(*command(model, files, out, "--num", "3"))
+
+
+def test_edits_of_other_inputs_are_not_kept(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """Although the files have the same names."""
+    out = tmp_path / "made.png"
+    run(*command(model, files, out))
+    files["image"].rename(tmp_path / "renamed.png")
+    assert "0 images made, 1 kept" in run(*command(model, files | {"image": tmp_path / "renamed.png"}, out))
+    photograph(seed=1).save(files["image"])
+    said = mistake(*command(model, files, out))
+    assert "made.png: already exists, generated from another image, condition or region; add --overwrite" in said
+    (tmp_path / "renamed.png").rename(files["image"])
+    for flag, value, word in (("--seed", "1", "seed = 0"), ("--guidance", "3", "guidance = {")):
+        assert f"already exists, generated with {word}" in mistake(*command(model, files, out, flag, value))
+    assert "1 image made" in run(*command(model, files, out, "--seed", "1", "--overwrite"))
 
 
 def test_an_edited_image_says_what_it_shows(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
@@ -204,7 +253,7 @@ def test_why_it_is_not_known_what_an_image_shows(model: Path, files: dict[str, P
 
 def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
-    assert "already exists" in mistake(*command(model, files, tmp_path / "old.png"))
+    assert "already exists, but is truncated" in mistake(*command(model, files, tmp_path / "old.png"))
     assert (tmp_path / "old.png").read_bytes() == b"old"
     before = files["image"].read_bytes()
     assert "is an input" in mistake(*command(model, files, files["image"], "--overwrite"))

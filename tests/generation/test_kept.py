@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from piti.core.files import OutputError
 from piti.core.images import png_text, save_png
 from piti.generation.kept import difference
 from piti.generation.options import GenerationOptions
 from piti.generation.plan import planned
 from piti.generation.recreate import read_record
-from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import Report, translate_files
 from piti.pipelines.pipeline import PITIPipeline
 from tests.pipelines.test_cascade import tiny_cascade
@@ -35,7 +36,7 @@ def test_images_of_truncated_small_images_are_not_kept_for_rounded_ones(
     translated(pipeline, tmp_path, upsampler_truncates=before, **fast)
     assert translated(pipeline, tmp_path, upsampler_truncates=before, **fast).kept
     said = rf"already exists, generated with upsampler_truncates = {before}, but {now} is requested; add overwrite"
-    with pytest.raises(TranslationError, match=said):
+    with pytest.raises(OutputError, match=said):
         translated(pipeline, tmp_path, upsampler_truncates=now, **fast)
 
 
@@ -57,7 +58,7 @@ def test_a_key_that_is_written_only_sometimes_is_compared_both_ways(tmp_path: Pa
 def test_a_size_that_is_not_said_is_told_by_the_image(tmp_path: Path) -> None:
     translated(tiny_pipeline(), tmp_path)
     assert translated(tiny_pipeline(), tmp_path, size=16).kept  # the model's own
-    with pytest.raises(TranslationError, match="already exists with 16 x 16, but 32 x 32 is requested"):
+    with pytest.raises(OutputError, match="already exists with 16 x 16, but 32 x 32 is requested"):
         translated(tiny_pipeline(), tmp_path, size=32)
 
 
@@ -90,9 +91,7 @@ def test_an_image_that_breaks_off_is_named_and_not_kept(kept: int, tmp_path: Pat
     translated(pipeline, tmp_path)
     file = tmp_path / "out/m_0.png"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(
-        TranslationError, match=r"m_0\.png: already exists, but is truncated or not an image; remove it"
-    ):
+    with pytest.raises(OutputError, match=r"m_0\.png: already exists, but is truncated or not an image; remove it"):
         translated(pipeline, tmp_path)
     file.unlink()
     assert translated(pipeline, tmp_path).made == [file]

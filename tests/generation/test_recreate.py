@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from piti.core.errors import UserError
+from piti.core.files import OutputError
 from piti.core.images import png_bytes, png_text, save_png
 from piti.diffusion.guidance import Guidance
 from piti.generation.generate import make_images, noise_device
@@ -21,7 +22,7 @@ from piti.generation.metadata import made_with, model_name, named_model
 from piti.generation.metadata_schema import RemakeError
 from piti.generation.options import GenerationOptions, Place
 from piti.generation.recreate import read_record
-from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.pipelines.cascade import Batch
 from piti.pipelines.computing import Computing
@@ -228,7 +229,7 @@ class TestNotes:
 
 
 def test_an_image_among_the_results_is_not_kept_as_its_own_remake(made: Path) -> None:
-    with pytest.raises(TranslationError, match="would replace this one"):
+    with pytest.raises(OutputError, match="would replace this one"):
         again(tiny_pipeline(), made, made.parent)
 
 

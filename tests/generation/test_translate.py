@@ -54,7 +54,7 @@ def test_one_image_into_one_file(masks: Path, tmp_path: Path) -> None:
     first, pixels_first = out.read_bytes(), np.asarray(Image.open(out))
     assert (pixels_first == np.asarray(Image.open(tmp_path / "folder/m0_0.png"))).all()
     assert translated(masks / "m0.png", out).kept == [out]
-    with pytest.raises(TranslationError, match=r"street\.png: already exists, generated from another condition"):
+    with pytest.raises(OutputError, match=r"street\.png: already exists, generated from another condition"):
         translated(masks / "m1.png", out)
     assert out.read_bytes() == first
     with pytest.raises(
@@ -199,7 +199,7 @@ def test_an_image_is_kept_only_if_it_is_the_one_that_is_asked_for(
     if changed.pop("stripped", None):
         Image.open(out / "m_1.png").copy().save(out / "m_1.png")
     options = GenerationOptions.from_flat(**{**first, **changed})
-    with pytest.raises(TranslationError, match=f"already exists, ({why})"):
+    with pytest.raises(OutputError, match=f"already exists, ({why})"):
         translate_files(pipeline, TranslationFiles([folder], out), options, "tiny")
     assert (out / "sheet.png").read_bytes() == sheet
     report = translate_files(pipeline, TranslationFiles([folder], out, overwrite=True), options, "tiny")

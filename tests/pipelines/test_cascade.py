@@ -19,6 +19,7 @@ from piti.checkpoints.writing import write_model_folder
 from piti.cli.app import app
 from piti.conditions import NoCondition, condition_from_config
 from piti.core.errors import UserError
+from piti.core.files import OutputError
 from piti.core.images import quantized, to_pil, to_tensor, truncated
 from piti.core.seeding import generator_for
 from piti.diffusion.samplers import initial_noise, sample
@@ -26,7 +27,7 @@ from piti.diffusion.schedule import Estimate, NoiseSchedule, ScheduleSpec
 from piti.diffusion.schedulers import scheduler_of
 from piti.diffusion.spacing import space_timesteps
 from piti.generation.options import GenerationOptions
-from piti.generation.sources import TranslationError, TranslationFiles
+from piti.generation.sources import TranslationFiles
 from piti.generation.translate import translate_files
 from piti.models import Translator
 from piti.pipelines.options import OWN_SAMPLING
@@ -291,7 +292,7 @@ class TestFiles:
             tiny_cascade(), TranslationFiles([masks], out), GenerationOptions.from_flat(base_only=True), "tiny"
         )
         before = (out / "m_0.png").read_bytes()
-        with pytest.raises(TranslationError, match=r"m_0.png: already exists with 16 x 16, but 32 x 32 .*overwrite"):
+        with pytest.raises(OutputError, match=r"m_0.png: already exists with 16 x 16, but 32 x 32 .*overwrite"):
             translate_files(tiny_cascade(), TranslationFiles([masks], out), GenerationOptions.from_flat(), "tiny")
         assert (out / "m_0.png").read_bytes() == before
         translate_files(

@@ -24,7 +24,8 @@ MOST_OF_PIXELS, MEAN_OF_PIXELS = 2, 0.1  # of 255, on another machine
 RELATIVE = {"grad_norm": 1e-2, "discriminator_grad_norm": 1e-2, "adversarial": 1e-2}  # on another machine
 OTHERWISE = 3e-4
 _SAMPLED = 500  # pixels of an image that are kept
-_UNTOLD = frozenset({"made_on", "version", "raw"})  # metadata that differs between machines, versions and zlibs
+_UNTOLD = frozenset({"made_on", "version", "raw", "edit_inputs_sha256"})
+"""Metadata that differs between machines, versions and zlibs; the last is a hash of an image's exact pixels."""
 _TIMED = frozenset({"images_per_second", "seconds", "waiting"})
 
 
