@@ -53,9 +53,11 @@ def uniform_for(seed: int, purpose: str, numbers: Sequence[int], count: int = 1)
 
 @contextlib.contextmanager
 def global_generators_kept() -> Iterator[None]:
-    """Restore the global generators of torch, NumPy and Python after the block, and those of CUDA if it was in use."""
+    """Restore the global generators of torch, NumPy and Python after the block, and those of CUDA if it was in use or
+    is torch's default device."""
     of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    of_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    in_use = torch.cuda.is_initialized() or torch.get_default_device().type == "cuda"
+    of_cuda = torch.cuda.get_rng_state_all() if in_use else []
     try:
         yield
     finally:

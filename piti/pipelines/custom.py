@@ -49,6 +49,7 @@ class FromFolder(DiffusionPipeline):
     ) -> Any:
         """A `PITIPipeline`. Raises ModelError, also where the upsampler that the model shares has changed since."""
         from piti.checkpoints.folder import OF_UPSAMPLER, ModelFolder, find_model
+        from piti.core.seeding import global_generators_kept
         from piti.models.space import autoencoder_dtype
         from piti.pipelines import pipeline
 
@@ -57,7 +58,8 @@ class FromFolder(DiffusionPipeline):
         if upsampler is None and shares_upsampler_of is not None:
             lender = ModelFolder.open(find_model(shares_upsampler_of))
             folder.check_lent(lender)
-            upsampler, upsampler_scheduler = lender.load("upsampler", base.dtype)
+            with global_generators_kept():
+                upsampler, upsampler_scheduler = lender.load("upsampler", base.dtype)
             settings |= {key: value for key, value in lender.defaults.items() if key.startswith(OF_UPSAMPLER)}
         if vae is not None:
             vae = vae.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from piti.checkpoints.hub import UploadKeywords, upload_model
 from piti.checkpoints.writing import Saveable, WeightsForm, save_model_folder
 from piti.conditions import Condition
 from piti.core.errors import UserError
+from piti.core.seeding import global_generators_kept
 from piti.diffusion.guidance import Guidance
 from piti.diffusion.samplers import Scheduler, sampler_of
 from piti.models import Translator
@@ -134,6 +135,7 @@ class SavedPipeline(DiffusionPipeline):
         return {key: _plain(value) if isinstance(value, Guidance) else value for key, value in said.items()}
 
     @classmethod
+    @global_generators_kept()
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         name: str | Path,
@@ -157,7 +159,7 @@ class SavedPipeline(DiffusionPipeline):
         `condition`, `vae`), and arguments of the hub's download (`cache_dir`, `local_files_only`, `token`, and
         `revision`, which applies only to `name`).
 
-        Raises ModelError.
+        The global random number generators are left unchanged. Raises ModelError.
 
         `DiffusionPipeline.from_pretrained` takes the same folders with `custom_pipeline`, see `piti.pipelines.custom`.
         """

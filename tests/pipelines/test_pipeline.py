@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,23 @@ def test_schedules_are_saved_as_schedulers(prediction: str, betas: str) -> None:
 
     ours = NoiseSchedule(spec).alphas_cumprod
     assert torch.allclose(scheduler.alphas_cumprod.double(), ours, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_loading_leaves_the_callers_generators_unchanged(device: str, tmp_path: Path) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    tiny_pipeline().save_pretrained(tmp_path)
+    drawn = []
+    for loads in (False, True):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        if loads:
+            with torch.device(device):
+                PITIPipeline.from_pretrained(tmp_path, device_map=device)
+        drawn.append((torch.rand(1, device=device).item(), torch.rand(1).item(), random.random(), np.random.rand()))
+    assert drawn[0] == drawn[1]
 
 
 def test_what_cannot_be_loaded_says_what_there_is(tmp_path: Path) -> None:
