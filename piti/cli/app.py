@@ -50,9 +50,9 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; a `UserError` is printed as one message, without a traceback."""
+    """Run the command line; user errors and lack of memory are printed as one message, without a traceback."""
     from piti.core.distributed import FailedElsewhere
-    from piti.core.errors import UserError
+    from piti.core.errors import UserError, first_line
     from piti.core.plugins import load_plugins
     from piti.core.system import write_all_letters
 
@@ -67,3 +67,11 @@ def main() -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except (MemoryError, RuntimeError) as error:
+        from piti.core.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        remedy = "use smaller batches or images, or --dtype bf16"
+        print_error(UserError(f"out of memory: {first_line(error)}", remedy=remedy))
+        raise SystemExit(1) from None

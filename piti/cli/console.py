@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = LogConsole()
 
+_UNBOUNDED = 100_000  # columns of a table that is not printed on a terminal
 
 _TWO_WORDS = {"keep_exact": "--keep exact"}
 """Keywords that are an option with a value on the command line."""
@@ -45,18 +46,25 @@ def with_flags(text: str) -> str:
 
 
 def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print a table on standard output, without wrapping columns if that is not a terminal.
+    """Print a table on standard output: wrapped at a terminal's width, elsewhere each row on one line.
 
     rows: all with the same keys, which are the column headers. Brackets in the values are text, not markup.
     """
     if not rows:
         typer.echo("none")
         return
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in rows[0]:
+        table.add_column(key, overflow="fold")
     for row in rows:
         table.add_row(*(Text(with_flags(value)) for value in row.values()))
-    console.print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    console = Console(width=_UNBOUNDED)
+    with console.capture() as printed:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from piti.cli.console import log, print_notes, print_rows, progress, resumable
-from piti.cli.groups import with_groups
+from piti.cli.console import flag, log, print_notes, print_rows, progress, resumable
+from piti.cli.groups import all_given, refuse_others, with_groups
 from piti.cli.options import Link, MaxBad, Overwrite
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def _prepare(layout: Layout, src: Path, out: Path | None, flags: SetFlags) -> No
 
 @prepare_app.command()
 def shards(
+    ctx: typer.Context,
     source: Annotated[
         Path, Argument(help="A data root, or a folder of photographs, with or without captions KEY.txt beside them.")
     ],
@@ -199,12 +201,11 @@ def shards(
     from piti.prepare.packable import PackJob
     from piti.prepare.shards import pack_shards, verify_shards
 
-    if out is None and not verify:
-        raise typer.BadParameter("give OUT, the folder of the shards, or --verify to check those in SOURCE")
+    _check_packing(all_given(ctx))
     if out is not None:
         folders = () if alone else tuple(conditions or ["labels"])
         job = PackJob(source, out, images, folders, shard_mib, samples, max_bad, overwrite)
-        with progress("packing") as on_step:
+        with resumable(), progress("packing") as on_step:
             report = pack_shards(job, on_step)
         print_notes(report.notes)
         for one in report.skipped[:5]:
@@ -214,3 +215,16 @@ def shards(
         with progress("verifying") as on_step:
             manifest = verify_shards(out or source, on_step)
         typer.echo(f"as in the manifest: {count_of(len(manifest.entries), 'shard')}")
+
+
+def _check_packing(given: Sequence[str]) -> None:
+    """Raise UserError unless the given parameters of `shards` belong together."""
+    from piti.core.errors import UserError
+
+    if "out" not in given:
+        if "verify" not in given:
+            raise UserError("OUT is missing; give a folder for the shards, or --verify to check those in SOURCE")
+        refuse_others(given, ("source", "verify"), "--verify alone")
+    for name, other in (("conditions", "alone"), ("shard_mib", "samples")):
+        if other in given:
+            refuse_others(given, [one for one in given if one != name], flag(other))

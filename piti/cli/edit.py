@@ -74,7 +74,7 @@ class FileFlags:
 
         wanted = edit_condition("to", self.to, "text", self.text)
         if wanted is None:
-            raise UserError("what is the image to show? Give --to FILE, or --text for a prior")
+            raise UserError("the new condition is missing; give --to FILE, or --text for a prior")
         shown = edit_condition("from", self.from_, "from-text", self.from_text)
         return EditFiles(image, wanted, out, shown, self.region, overwrite)
 
@@ -151,11 +151,14 @@ def edit(
     compile: Compile = False,
 ) -> None:
     """Change part of an image by changing its condition there, and keep the rest."""
+    from piti.core.errors import UserError
     from piti.generation.edit_files import EditOptions, edit_file
     from piti.generation.metadata import model_name
     from piti.pipelines.computing import Computing
     from piti.pipelines.pipeline import PITIPipeline
 
+    if editing.dilate is not None and files.region is not None:
+        raise UserError("--dilate has no effect with --region, whose white is repainted and nothing else; remove it")
     edited, settings = files.of(image, out, overwrite), editing.settings()
     computing = Computing(device, dtype, "torch", compile)
     computing.check()

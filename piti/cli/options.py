@@ -40,7 +40,10 @@ Compile = Annotated[
 ]
 Results = Annotated[Path, Option(help="A .png file for a single image, or a folder for STEM_0.png … and sheet.png.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace existing output.")]
-Gpu = Annotated[str, Option(help="With --dry-run: the GPU to estimate hours and memory for: a100, h100 or rtx4090.")]
+Gpu = Annotated[
+    str | None,
+    Option(help="With --dry-run: the GPU to estimate hours and memory for: a100 (the default), h100 or rtx4090."),
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Check everything, print the plan and exit.")]
 MaxBad = Annotated[float, Option(min=0, max=1, help="Largest tolerated share of unusable samples.")]
 Link = Annotated[bool, Option("--link/--copy", help="Hard-link files where possible, or copy them.")]

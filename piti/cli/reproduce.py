@@ -78,7 +78,7 @@ def reproduce(
     no_train: Annotated[bool, Option("--no-train", help="Use only finished runs, and report missing ones.")] = False,
     model: Annotated[str, Option(help="figure6: the model to show guidance with.")] = "street",
     dry_run: DryRun = False,
-    gpu: Gpu = "a100",
+    gpu: Gpu = None,
     device: Device = None,
 ) -> None:
     """Train and evaluate the models of a table, and write it with the published numbers beside ours.
@@ -101,7 +101,7 @@ def reproduce(
     elif study and not dry_run:
         _study(table, scale, workspace, data or [], rated)
     else:
-        _table(table, scale, workspace, data or [], dry_run, gpu if "gpu" in given else None)
+        _table(table, scale, workspace, data or [], dry_run, gpu)
 
 
 def _meaningless(table: str, figure: bool, study: bool, counted: bool) -> set[str]:
@@ -116,6 +116,7 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
     from piti.core.errors import UserError
     from piti.reproduction import costs, make
     from piti.reproduction.plans import STUDIES, data_folders, plan_of
+    from piti.training.cost import DEFAULT_GPU
 
     plan = plan_of(table, scale)
     if gpu and (plan.own_speed or not dry_run):
@@ -124,7 +125,7 @@ def _table(table: str, scale: str, workspace: Workspace, data: list[str], dry_ru
         workspace = replace(workspace, data=data_folders(plan.sets, data))
     if dry_run:
         lacking = make.judges_lacking(plan, workspace, log, judged=table not in STUDIES)
-        rows, notes = costs.dry_run(plan, workspace, gpu or "a100", lacking)
+        rows, notes = costs.dry_run(plan, workspace, gpu or DEFAULT_GPU, lacking)
         print_rows(rows)
         for note in notes:
             typer.echo(f"note: {with_flags(note)}")

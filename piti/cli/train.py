@@ -41,7 +41,7 @@ def train(
     dtype: PrecisionFlag = None,
     compile: Compile = False,
     dry_run: DryRun = False,
-    gpu: Gpu = "a100",
+    gpu: Gpu = None,
 ) -> None:
     """Train a model from a recipe."""
     from piti.training import read_recipe
@@ -90,7 +90,7 @@ def distill(
     dtype: PrecisionFlag = None,
     compile: Compile = False,
     dry_run: DryRun = False,
-    gpu: Gpu = "a100",
+    gpu: Gpu = None,
 ) -> None:
     """Distil a model into a student that needs few unguided steps, or only its guidance (--steps 0)."""
     from piti.training import distillation_recipe
@@ -119,17 +119,21 @@ def with_speed(changes: Sequence[str] | None, dtype: str | None, compiled: bool)
     return [*(changes or []), *given]
 
 
-def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str) -> None:
-    """Train, or print the plan."""
+def _run(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool, gpu: str | None) -> None:
+    """Train, or print the plan. Raises UserError for a GPU without a plan."""
     from piti.core.distributed import started
+    from piti.core.errors import UserError
     from piti.training import plan
     from piti.training import train as run_training
+    from piti.training.cost import DEFAULT_GPU
 
     folder = out or Path("runs") / recipe.name
     if dry_run:
         if started().main:
-            print_rows(plan(recipe, folder, gpu, resume))
+            print_rows(plan(recipe, folder, gpu or DEFAULT_GPU, resume))
         return
+    if gpu is not None:
+        raise UserError("--gpu applies only to --dry-run, which estimates hours and memory; remove it")
     model = run_training(recipe, folder, resume, log)
     if started().main:
         typer.echo(f"the model is in {model}; translate with it: {_translation(recipe, folder)}")

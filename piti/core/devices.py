@@ -162,3 +162,10 @@ def laid_out(network: nn.Module, device: torch.device, also_on: str = "cuda") ->
 
     last = device.type in {"cuda", also_on}
     return network.to(memory_format=torch.channels_last) if last else network  # pyright: ignore[reportCallIssue]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error reports a lack of memory, of a GPU or of the system."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -117,7 +117,14 @@ class ModelSource:
             parts |= {"upsampler": upsampler, "upsampler_scheduler": self.given.get("upsampler_scheduler")}
         elif other is not None:
             parts["upsampler"], parts["upsampler_scheduler"] = self._upsampler(other, condition)
+        self._check_used(parts)
         return {**parts, "defaults": self._defaults(folder, other)}
+
+    def _check_used(self, parts: Mapping[str, Any]) -> None:
+        """Raise ModelError for a given component that belongs to none of the networks."""
+        for name, part in self.given.items():
+            if part is not None and parts.get(name) is None:
+                raise ModelError("there is no network that it belongs to", remedy="remove it", option=name)
 
     def _defaults(self, folder: ModelFolder, other: ModelFolder | None) -> dict[str, Any]:
         """How the base is sampled by its folder, and the upsampler by its own, if that is loaded; not by which sampler

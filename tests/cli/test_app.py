@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
 
 from piti import __version__
@@ -30,6 +31,20 @@ def test_mistakes(recipe: Path, tiny_data: Path, tmp_path: Path, monkeypatch, ca
     assert "no.png" in said("translate", "no.png", "--model", tmp_path / "model", "--out", tmp_path / "out")
     (tmp_path / "model/base/config.json").unlink()
     assert "model" in said("translate", "no.png", "--model", tmp_path / "model")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_lack_of_memory_is_one_message(error: Exception, monkeypatch, capfd) -> None:  # type: ignore[no-untyped-def]
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("piti.pipelines.pipeline.list_models", fails)
+    said = printed_error(monkeypatch, capfd, "models")
+    assert said.startswith("error: out of memory: ")
+    assert "use smaller batches or images" in said
+    monkeypatch.setattr("piti.pipelines.pipeline.list_models", lambda: [][0])
+    with pytest.raises(IndexError):  # a bug has its traceback
+        printed_error(monkeypatch, capfd, "models")
 
 
 def test_the_nearest_flag_and_command_are_named() -> None:

@@ -24,6 +24,12 @@ def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.err.splitlines() == ["note: [red]one[/]", "note: two"]
 
 
+def test_no_value_of_a_table_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"folder": "f" * 300, "weights": "w" * 300}
+    print_rows([values])
+    assert capsys.readouterr().out.splitlines()[1].split() == list(values.values())
+
+
 def test_work_outlives_who_reads_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends the `tee` of a pipe before what it reads from; a terminal that was closed says "I/O error"."""
     reading, writing = os.pipe()

@@ -266,7 +266,7 @@ def test_nothing_is_lost(model: Path, files: dict[str, Path], tmp_path: Path) ->
     broken.write_bytes(files["image"].read_bytes()[:200])
     assert "broken.png" in mistake(*command(model, files | {"image": broken}, tmp_path / "new"))
     assert not (tmp_path / "new").exists()
-    assert "Give --to FILE" in mistake("edit", str(files["image"]), "--model", str(model))
+    assert "the new condition is missing; give --to FILE" in mistake("edit", str(files["image"]), "--model", str(model))
     assert "is a folder; give an image file" in mistake(*command(model, files | {"image": tmp_path}, tmp_path / "new"))
     (tmp_path / "taken").write_bytes(b"old")
     for inside in ("taken/deep/a.png", "taken/deep"):
@@ -281,6 +281,8 @@ def test_values_out_of_range(model: Path, files: dict[str, Path], tmp_path: Path
         ("--from-text", "a wood", "--from and --from-text are both given; remove"),
     ):
         assert message in mistake(*command(model, files, tmp_path / "a.png", flag, value))
+    region = ["--region", str(files["after"]), "--dilate", "0.1"]
+    assert "--dilate has no effect with --region" in mistake(*command(model, files, tmp_path / "a.png", *region))
     words = [word for word in command(model, files, tmp_path / "a.png") if word not in ("--from", str(files["before"]))]
     assert "--from-text: this model reads a mask; give --from FILE" in mistake(*words, "--from-text", "a wood")
     deep = tmp_path / "deep.png"

@@ -76,6 +76,7 @@ def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     said = run("train", "baselines/spade", "--dry-run", "--gpu", "h100")
     assert "spade" in said
     assert "h100" in said
+    assert "--gpu applies only to --dry-run" in mistake("train", "baselines/spade", "--gpu", "h100")
     wrong = mistake("train", "stret")
     assert wrong.startswith("stret: there is no such file or recipe")
     assert "did you mean 'street'? known: baselines/oasis," in wrong

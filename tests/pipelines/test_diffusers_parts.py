@@ -243,6 +243,7 @@ def test_a_dtype_for_each_part(saved: Path) -> None:
         ({"device_map": 99}, "device_map 99: is no"),
         ({"device_map": {"base": "cpu"}}, "device_map: expected a device for each of base, upsampler"),
         ({"safety_checker": None}, "unknown argument safety_checker; known are"),
+        ({"base_only": True, "upsampler_scheduler": object()}, "upsampler_scheduler: there is no network that it"),
     ],
 )
 def test_what_cannot_be_loaded_so(saved: Path, options: dict[str, Any], message: str) -> None:

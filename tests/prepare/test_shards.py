@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from piti.cli.app import app
 from piti.conditions import ClassTable, MaskCondition, NoCondition, SketchCondition, TextCondition
+from piti.core.errors import UserError
 from piti.core.files import OutputError
 from piti.data import FolderSpec, PairedFolder, near_names, open_shards
 from piti.data.problems import DataError
@@ -312,7 +313,20 @@ def test_the_command(tiny_data, tmp_path) -> None:
     assert f"--set data.shards='[{out}/shards.json]'" in run.output
     assert "as in the manifest: 4 shards" in run.output
     assert CliRunner().invoke(app, ["prepare", "shards", str(out), "--verify"]).exit_code == 0
-    assert CliRunner().invoke(app, ["prepare", "shards", str(tiny_data)]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SOURCE"], "OUT is missing; give a folder for the shards, or --verify to check"),
+        (["SOURCE", "--verify", "--samples", "4"], "--samples has no effect with --verify alone"),
+        (["SOURCE", "OUT", "--alone", "--conditions", "sketches"], "--conditions has no effect with --alone"),
+        (["SOURCE", "OUT", "--samples", "4", "--shard-mib", "1"], "--shard-mib has no effect with --samples"),
+    ],
+)
+def test_flags_without_effect_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, ["prepare", "shards", *arguments], catch_exceptions=False)
 
 
 class TestWebDataset:
