@@ -126,7 +126,7 @@ class _AsOnGPU(TorchFunctionMode):
     """
 
     HALF = (F.conv2d, F.linear)
-    FULL = (F.group_norm, F.layer_norm, F.interpolate)
+    FULL = (F.group_norm, F.layer_norm, F.rms_norm, F.interpolate)
 
     def __init__(self, low: torch.dtype | None) -> None:
         """low: half precision; None: no autocast."""
@@ -135,7 +135,7 @@ class _AsOnGPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*(self.cast(x, self.low) for x in args[:3]))
+            return _Attention.apply(*(self.cast(x, self.low) for x in _query_key_value(args, kwargs)))
         if func in self.HALF:
             args = tuple(self.cast(x, self.low) for x in args)
         elif func in self.FULL:
@@ -149,6 +149,12 @@ class _AsOnGPU(TorchFunctionMode):
         if self.low is None or dtype is None or not isinstance(x, Tensor) or not x.is_floating_point():
             return x
         return x.to(dtype)
+
+
+def _query_key_value(args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any, Any]:
+    """Of a call of attention, by position or by name, as diffusers' newer classes do."""
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+    return given["query"], given["key"], given["value"]
 
 
 class _Attention(torch.autograd.Function):
@@ -194,7 +200,7 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            q, _, v = args[:3]
+            q, _, v = _query_key_value(args, kwargs)
             return q.new_empty(*q.shape[:-1], v.shape[-1])
         return func(*args, **(kwargs or {}))
 
