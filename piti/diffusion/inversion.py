@@ -12,7 +12,7 @@ residual noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,7 @@ def invert(
     denoise: Denoise,
     image: Images,
     schedule: NoiseSchedule,
-    steps: int | str,
+    steps: int | str | Sequence[int],
     refinements: int = 1,
     on_step: OnStep | None = None,
 ) -> Trajectory:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from piti.core.errors import UserError
 
 FAST27 = "10,10,3,2,2"  # section counts of the released upsampler's 27 steps
@@ -42,6 +44,19 @@ def space_timesteps(steps: int, spec: int | str | Sequence[int]) -> list[int]:
             place += stride  # as the release sums; k · stride would be rounded to another step where it is a half
         start += size
     return kept
+
+
+def reshifted(timesteps: Sequence[int], steps: int, ratio: float) -> list[int]:
+    """The timesteps of a flow of T = `steps` that have the noise of `timesteps` under a shift `ratio` times its own.
+
+    timesteps: distinct, ascending; the result is too, each at most half a step of T off, or more where several would
+    be the same one.
+    """
+    # Esser et al. 2024 (arXiv 2403.03206), eq. 23, s = a u/(1 + (a − 1) u), for a, then b, is the same for a b
+    u = (np.asarray(timesteps) + 1) / steps
+    wanted = np.round(steps * ratio * u / (1 + (ratio - 1) * u)).astype(int) - 1
+    order = np.arange(len(wanted))
+    return (np.maximum.accumulate((wanted - order).clip(0, steps - len(wanted))) + order).tolist()
 
 
 def _section_counts(spec: int | str | Sequence[int]) -> list[int]:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piti.diffusion.spacing import space_timesteps
+from piti.diffusion.schedule import shifted
+from piti.diffusion.spacing import reshifted, space_timesteps
 
 
 def test_respacing_equals_the_recorded_one(golden: Path) -> None:
@@ -64,3 +66,20 @@ def test_a_count_is_kept_from_first_to_last(T: int, data: st.DataObject) -> None
     assert kept == sorted(kept)
     assert (kept[0], kept[-1]) == (0, T - 1)
     assert space_timesteps(T, str(count)) == space_timesteps(T, [count]) == kept
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 1000), st.floats(0.01, 50))
+def test_timesteps_of_another_shift_are_distinct_and_have_its_noise(count: int, ratio: float) -> None:
+    own = sorted({round(k * 999 / count) for k in range(1, count + 1)})
+    found = reshifted(own, 1000, ratio)
+    assert found == sorted(set(found))
+    assert len(found) == len(own)
+    assert 0 <= found[0] <= found[-1] <= 999
+    if count < 4 and 0.2 < ratio < 5:  # far enough apart
+        shares = [torch.tensor([(t + 1) / 1000 for t in visited]) for visited in (own, found)]
+        torch.testing.assert_close(shifted(shares[1], 3.0), shifted(shares[0], 3.0 * ratio), atol=2e-3, rtol=0)
+
+
+def test_timesteps_of_the_same_shift_are_the_same() -> None:
+    assert reshifted(range(0, 1000, 7), 1000, 1.0) == list(range(0, 1000, 7))
