@@ -3,18 +3,33 @@ settings."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from piti.checkpoints.folder import ModelError
 from piti.core.errors import with_article
 
 WHOLE = "give the complete folder of a diffusers pipeline, as published"
+OTHER_MODEL = "give the text-to-image model that it was derived from"
 
 
 class PriorError(ModelError):
     """A folder cannot be imported. The message names the file, what it is, and what to do."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON configuration. Raises PriorError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise PriorError(f"cannot be read ({why})", remedy=WHOLE, source=path) from None
+    if not isinstance(values, dict):
+        raise PriorError(f"expected an object, got {type(values).__name__}", source=path)
+    return values
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,9 @@ class TextPart:
     context: int | None = None
     """Tokens per text; None: as given by the tokenizer and the encoder's positions."""
     after: bool = False
-    """It has its own tokenizer, and its tokens follow the others'. A model may omit it."""
+    """It has its own tokenizer, and its tokens follow the others'."""
+    optional: bool = False
+    """A model may omit it; tokens of zeros then stand in its place."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +77,23 @@ class Family:
     pool_all: bool = False
     """Whether the network takes the pooled tokens of all text encoders."""
 
+    patch_size: int = 1
+    """Side of the squares of latents that the pipeline folds into channels before the network."""
+    sample_size: int | None = None
+    """Side of the latents of an image, if the network's configuration has none."""
+    embedded_guidance: float | None = None
+    """The guidance scale that the network is told, if it is guidance-distilled."""
     zeros: int = 0
     """Tokens of zeros in place of an omitted text encoder."""
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether its noise levels may follow the image's size."""
+        return self.embedded_guidance is not None
+
     def of(self, index: Mapping[str, Any]) -> Family:
         """The family as used by one model, without optional text encoders that its index lacks."""
-        absent = [part for part in self.texts if part.after and (index.get(part.encoder) or [None])[0] is None]
+        absent = [part for part in self.texts if part.optional and (index.get(part.encoder) or [None])[0] is None]
         texts = tuple(part for part in self.texts if part not in absent)
         return replace(self, texts=texts, zeros=sum(part.context or 0 for part in absent))
 
@@ -79,7 +107,11 @@ _XL = (TextPart("text_encoder", "tokenizer", "clip", ("CLIPTextModel",), penulti
 _SD3 = (
     TextPart("text_encoder", "tokenizer", "clip_projection", _PROJECTED, penultimate=True),
     _CLIP_G,
-    TextPart("text_encoder_3", "tokenizer_3", "t5", ("T5EncoderModel",), context=256, after=True),
+    TextPart("text_encoder_3", "tokenizer_3", "t5", ("T5EncoderModel",), context=256, after=True, optional=True),
+)
+_FLUX = (
+    TextPart("text_encoder", "tokenizer", "clip_pooled", ("CLIPTextModel",)),
+    TextPart("text_encoder_2", "tokenizer_2", "t5", ("T5EncoderModel",), context=512, after=True),
 )
 
 
@@ -103,9 +135,10 @@ def _pixart(name: str, context: int) -> Family:
     )
 
 
-# Steps and guidance are those that diffusers' pipelines take by default (guidance_scale there is 1 + w), and so are
-# DeepFloyd IF's ancestral steps. Published folders of Stable Diffusion name PNDM, DDIM or Euler's method as schedulers:
-# all are sampled by DDIM here, whose images are diffusers' own where its pipeline is given DDIM.
+# Steps and guidance are those that diffusers' pipelines take by default (guidance_scale there is 1 + w, for FLUX.1 what
+# the network is told), and so are DeepFloyd IF's ancestral steps. Published folders of Stable Diffusion name PNDM, DDIM
+# or Euler's method as schedulers: all are sampled by DDIM here, whose images are diffusers' own where its pipeline is
+# given DDIM.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
         "Stable Diffusion", (_CLIP,), sampling={"sampler": "ddim", "steps": "leading50", "guidance": _plain(6.5)}
@@ -154,6 +187,17 @@ FAMILIES: dict[str, Family] = {
         classes=("SD3Transformer2DModel",),
         pool_all=True,
     ),
+    "FluxPipeline": Family(
+        "FLUX.1",
+        _FLUX,
+        sampling={"sampler": "ddim", "steps": 28, "guidance": _plain(0.0)},
+        network="transformer",
+        classes=("FluxTransformer2DModel",),
+        pool_all=True,
+        patch_size=2,
+        sample_size=128,
+        embedded_guidance=3.5,
+    ),
 }
 """Families by the class in `model_index.json`."""
 
@@ -187,7 +231,9 @@ _OTHERS = {
     "ControlNet": "is a model with a ControlNet",
     "InstructPix2Pix": "is an image-editing model, whose UNet has additional inputs",
     "Upscale": "is a latent upscaler that also takes pixels, as used after DeepFloyd IF's second stage",
-    "Flux": "is distilled: it takes the guidance strength as an input, or a few steps",
+    "FluxFill": "is an inpainting model, whose transformer has additional inputs",
+    "FluxControl": "takes an image as a further input",
+    "FluxKontext": "is an image-editing model",
     "SanaSprint": "is distilled for a few guided steps",
     "SanaControlNet": "is a model with a ControlNet",
 }

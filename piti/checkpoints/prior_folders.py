@@ -4,7 +4,7 @@ configurations of their components.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +14,22 @@ import torch
 
 from piti.checkpoints.folder import INDEX_FILE, load_whole
 from piti.checkpoints.foreign_weights import ForeignNetwork
-from piti.checkpoints.prior_families import WHOLE, Family, PriorError, TextPart, family_of
+from piti.checkpoints.prior_families import (
+    OTHER_MODEL,
+    WHOLE,
+    Family,
+    PriorError,
+    TextPart,
+    family_of,
+    read_config,
+)
+from piti.checkpoints.prior_schedules import schedule_in, shift_growth_in
 from piti.checkpoints.shards import WeightFiles
 from piti.checkpoints.weights import check_finite
 from piti.conditions import TextCondition
 from piti.conditions.tokenizers import JoinedTokenizer, PretrainedTokenizer
 from piti.core.errors import UserError, text_of, with_article
-from piti.diffusion.schedule import BETAS, PREDICTIONS, ScheduleSpec
-from piti.diffusion.schedulers import spec_of_config
+from piti.diffusion.schedule import ScheduleSpec
 from piti.models import LanguageSpec, SpaceSpec, Translator
 from piti.models.foreign import plain_config
 from piti.models.space import AUTOENCODERS, Autoencoder, autoencoder_class, widths_key
@@ -43,6 +51,8 @@ class Recognised:
     language: LanguageSpec
     condition: TextCondition
     space: SpaceSpec
+    shift_growth: float = 0.0
+    """Of the logarithm of the schedule's shift by one token of a larger image; see `grown_shift`."""
 
     @property
     def what(self) -> str:
@@ -64,13 +74,24 @@ class Recognised:
         left = [name for name in others if name not in used]
         return f"{self.what}: used {', '.join(sorted(used))}" + (f"; not used {', '.join(left)}" if left else "")
 
+    def notes(self) -> tuple[str, ...]:
+        """What is used, and what its files leave open, in words."""
+        if not self.shift_growth:
+            return (self.use(),)
+        shift, size = self.schedule.shift, self._image_size
+        grown = (
+            f"its noise levels follow the image's size: shift {shift:.8g} for {size} px, the exponential of "
+            f"{math.log(shift):.8g}, to which each token of a larger image adds {self.shift_growth:.8g}"
+        )
+        return (self.use(), grown)
+
     @property
     def _image_size(self) -> int:
-        return self.unet["sample_size"] * self.space.factor
+        return _side(self.unet, self.family) * self.space.factor
 
     @property
     def _learned(self) -> bool:
-        return self.unet["out_channels"] == 2 * self.space.channels
+        return self.unet.get("out_channels") == 2 * self.space.channels * self.family.patch_size**2
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of its `Translator`."""
@@ -82,9 +103,12 @@ class Recognised:
             "learned_variance": self._learned,
             "steps": self.schedule.steps,
             "flow_shift": self.schedule.flow_shift,
+            "patch_size": self.family.patch_size,
+            "shift_growth": self.shift_growth,
+            "embedded_guidance": self.family.embedded_guidance,
         }
         if self.family.role == "upsampler":
-            noising = _schedule(self.folder, "image_noising_scheduler", latent=False)
+            noising = schedule_in(self.folder, "image_noising_scheduler", latent=False)
             found["low_res"] = self._image_size // _SCALE
             found["noised_spec"] = {"level": _LEVEL, "schedule": noising.to_dict()}
         return found
@@ -129,9 +153,16 @@ def recognised(folder: Path) -> Recognised:
     unet = read_config(path)
     space = _space(folder) if family.latent else SpaceSpec()
     _check_unet(path, unet, space, family)
-    schedule = _schedule(folder, "scheduler", family.latent)
+    tokens = (_side(unet, family) // family.patch_size) ** 2 if family.dynamic else None
+    schedule = schedule_in(folder, "scheduler", family.latent, tokens)
     language, condition = _language(folder, index, family, unet)
-    return Recognised(folder, family, index, plain_config(unet), schedule, language, condition, space)
+    growth = shift_growth_in(folder) if family.dynamic else 0.0
+    return Recognised(folder, family, index, plain_config(unet), schedule, language, condition, space, growth)
+
+
+def _side(unet: Mapping[str, Any], family: Family) -> int:
+    """Side of what a network sees of a square image of its size: latents, or pixels."""
+    return family.sample_size or unet["sample_size"]
 
 
 def _parts_of(family: Family) -> list[str]:
@@ -153,29 +184,42 @@ def _check_part(folder: Path, index: Mapping[str, Any], name: str, family: Famil
 
 def _check_unet(path: Path, unet: Mapping[str, Any], space: SpaceSpec, family: Family) -> None:
     """Raises PriorError for a UNet with other inputs or outputs than a text-to-image model's."""
-    seen, made, side = (unet.get(key) for key in ("in_channels", "out_channels", "sample_size"))
+    seen, made = unet.get("in_channels"), unet.get("out_channels")
+    side = family.sample_size or unet.get("sample_size")
     kind = str(unet.get("_class_name", family.classes[0]))
     if kind not in family.classes:
         raise PriorError(f"is {with_article(kind)}, expected {' or '.join(family.classes)}", remedy=WHOLE, source=path)
     if not isinstance(side, int):
         raise PriorError(f"'sample_size' is {side}, expected one side in pixels or latents", remedy=WHOLE, source=path)
-    expected = space.channels * (2 if family.role == "upsampler" else 1)
-    of = f", as its autoencoder has {space.channels}" if family.latent else ""
+    point = space.channels * family.patch_size**2
+    expected = point * (2 if family.role == "upsampler" else 1)
+    folded = f", folded {family.patch_size} x {family.patch_size}" if family.patch_size > 1 else ""
+    of = f", as its autoencoder has {space.channels}{folded}" if family.latent else ""
     if seen == 2 * space.channels + 1:
-        raise PriorError(f"takes {seen} channels: it is an inpainting variant", remedy=_OTHER_MODEL, source=path)
+        raise PriorError(f"takes {seen} channels: it is an inpainting variant", remedy=OTHER_MODEL, source=path)
     if seen != expected:
-        raise PriorError(f"takes {seen} channels, expected {expected}{of}", remedy=_OTHER_MODEL, source=path)
-    if made not in (space.channels, 2 * space.channels):
-        raise PriorError(f"outputs {made} channels, expected {space.channels}{of}", remedy=_OTHER_MODEL, source=path)
+        raise PriorError(f"takes {seen} channels, expected {expected}{of}", remedy=OTHER_MODEL, source=path)
+    usual = (None,) if family.patch_size > 1 else ()  # FLUX.1's are as many as it takes, where nothing is said
+    if made not in (point, 2 * point, *usual):
+        raise PriorError(f"outputs {made} channels, expected {point}{of}", remedy=OTHER_MODEL, source=path)
+    _check_guidance(path, unet, family)
+
+
+def _check_guidance(path: Path, unet: Mapping[str, Any], family: Family) -> None:
+    """Raises PriorError for a network that takes a guidance strength where its family does not, or the reverse."""
     if unet.get("time_cond_proj_dim") is not None:
         raise PriorError(
             "takes the guidance strength as an input ('time_cond_proj_dim'): it is distilled for a few guided steps",
-            remedy=_OTHER_MODEL,
+            remedy=OTHER_MODEL,
             source=path,
         )
-
-
-_OTHER_MODEL = "give the text-to-image model that it was derived from"
+    if family.embedded_guidance is not None and unet.get("guidance_embeds") is not True:
+        raise PriorError(
+            "takes no guidance scale ('guidance_embeds' is not true), as FLUX.1-schnell, which is distilled for a few "
+            "steps and takes no guidance; a model without that input that is not distilled cannot be told from it",
+            remedy="give FLUX.1-dev, or a model derived from it",
+            source=path,
+        )
 
 
 def _space(folder: Path) -> SpaceSpec:
@@ -194,80 +238,6 @@ def _space(folder: Path) -> SpaceSpec:
         return SpaceSpec.of(config)
     except UserError as error:
         raise PriorError(text_of(error), source=path) from None
-
-
-_DISTILLED = ("LCMScheduler", "TCDScheduler")
-_DEFAULT_SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-}  # diffusers' defaults
-
-
-def _schedule(folder: Path, part: str, latent: bool) -> ScheduleSpec:
-    """The noise schedule in a scheduler's file. latent: x̂₀ is unbounded. Raises PriorError."""
-    path = folder / part / "scheduler_config.json"
-    config = read_config(path)
-    kind = str(config.get("_class_name"))
-    prediction = config.get("prediction_type", "epsilon")
-    trailing = latent and config.get("timestep_spacing") == "trailing" and prediction == "epsilon"
-    if kind in _DISTILLED or trailing:
-        how = "" if kind in _DISTILLED else " with timestep_spacing 'trailing' in a model that predicts noise"
-        raise PriorError(
-            f"is {with_article(kind)}{how}: the model is distilled for a few steps (LCM, turbo)",
-            remedy=_OTHER_MODEL,
-            source=path,
-        )
-    flow = bool(config.get("use_flow_sigmas"))
-    if kind != _FLOW_EULER and flow != (prediction == "flow_prediction"):
-        raise PriorError(
-            f"'prediction_type' is '{prediction}' and 'use_flow_sigmas' {flow}: a flow has 'flow_prediction' and true",
-            remedy=WHOLE,
-            source=path,
-        )
-    if kind == _FLOW_EULER or flow:
-        return _flow(path, kind, config)
-    if "FlowMatch" in kind or kind.startswith("EDM"):
-        raise PriorError(f"is {with_article(kind)}: neither a DDPM process nor a flow, not supported", source=path)
-    for key in ("rescale_betas_zero_snr", "trained_betas"):
-        if config.get(key):
-            raise PriorError(f"'{key}' is set: schedules with zero terminal SNR or explicit betas are not supported",
-                             source=path)  # fmt: skip
-    values = _DEFAULT_SCHEDULE | config
-    for key, names in (("prediction_type", PREDICTIONS), ("beta_schedule", BETAS)):
-        known = [name for name in names if "flow" not in name]
-        if values[key] not in known:
-            raise PriorError(f"'{key}' is {values[key]!r}; only {', '.join(known)} are supported", source=path)
-    if latent:
-        clean = config.get("set_alpha_to_one", kind != "PNDMScheduler")
-        values |= {"clip_sample": False, "thresholding": False, "set_alpha_to_one": clean}
-    elif config.get("clip_sample_range", 1.0) != 1.0:
-        raise PriorError(f"'clip_sample_range' is {config['clip_sample_range']}; only 1 is supported", source=path)
-    return spec_of_config(values, str(path))
-
-
-_FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
-_OTHER_FLOWS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas")
-"""Settings that make the noise levels depend on the image or the call."""
-
-
-def _flow(path: Path, kind: str, config: Mapping[str, Any]) -> ScheduleSpec:
-    """The noise schedule of a rectified flow. Raises PriorError for noise levels that are not fixed."""
-    for key in _OTHER_FLOWS:
-        if config.get(key):
-            raise PriorError(
-                f"'{key}' is set: only flows with the same noise levels for every image are supported",
-                remedy="give a model with one 'shift', such as Sana",
-                source=path,
-            )
-    shift = config.get("shift" if kind == _FLOW_EULER else "flow_shift", 1.0)
-    steps = config.get("num_train_timesteps", 1000)
-    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-    return spec_of_config(flow | {"num_train_timesteps": steps}, str(path))
 
 
 # Text
@@ -357,15 +327,3 @@ _ABOUT = frozenset({"architectures", "model_type", "dtype", "torch_dtype", "tran
 def _own(config: Mapping[str, Any]) -> dict[str, Any]:
     """A transformers configuration without keys about its origin."""
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in _ABOUT}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON configuration. Raises PriorError."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise PriorError(f"cannot be read ({why})", remedy=WHOLE, source=path) from None
-    if not isinstance(values, dict):
-        raise PriorError(f"expected an object, got {type(values).__name__}", source=path)
-    return values

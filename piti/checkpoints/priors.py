@@ -1,5 +1,5 @@
 """Import of text-to-image models of other families from diffusers folders: Stable Diffusion 1 to 3, SDXL, DeepFloyd IF,
-PixArt, Sana. A folder is recognised by its `model_index.json` and the configurations of its components.
+PixArt, Sana, FLUX.1. A folder is recognised by its `model_index.json` and the configurations of its components.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 from piti.checkpoints.convert import Converted, check_outside, is_model
 from piti.checkpoints.folder import AUTOENCODER, INDEX_FILE, SCHEDULERS, bundled_models, imported_folder
-from piti.checkpoints.prior_families import PriorError, family_of, own_model
-from piti.checkpoints.prior_folders import Recognised, read_config, recognised
+from piti.checkpoints.prior_families import PriorError, family_of, own_model, read_config
+from piti.checkpoints.prior_folders import Recognised, recognised
 from piti.checkpoints.prior_hub import fetched, fetched_configurations, is_id
 from piti.checkpoints.writing import Saveable, write_model_folder
 from piti.core.files import check_folder, whole_folder
@@ -64,7 +64,7 @@ def import_prior(source: str | Path, out: Path, overwrite: bool = False) -> Conv
         condition = found.condition.saved_in(partial_folder)
         write_model_folder(partial_folder, parts, condition.to_config(), dict(found.family.sampling))
     parameters = network.translator.num_parameters()
-    return Converted(found.what, folder, out, parameters, (found.use(),))
+    return Converted(found.what, folder, out, parameters, found.notes())
 
 
 def not_imported(name: str) -> Recognised | None:
@@ -80,13 +80,18 @@ def not_imported(name: str) -> Recognised | None:
     return recognised(folder)
 
 
+_DISTILLED = ("turbo", "schnell")
+"""Words in the names of models that are distilled for a few steps."""
+
+
 def _check_name(source: str) -> None:
-    """Raises PriorError for the name of a distilled model whose files do not tell, such as Stable Diffusion 3.5 Large
-    Turbo."""
+    """Raises PriorError for the name of a distilled model, whose files may not tell, as those of Stable Diffusion 3.5
+    Large Turbo do not."""
     name = Path(source).name.lower()
-    if "turbo" in name:
+    word = next((word for word in _DISTILLED if word in name), None)
+    if word is not None:
         raise PriorError(
-            "its name suggests that it is distilled for a few steps (turbo), and such models take no guidance",
+            f"its name suggests that it is distilled for a few steps ({word}), and such models take no guidance",
             remedy="give the model that it was distilled from, or rename the folder if it is not distilled",
             source=source,
         )

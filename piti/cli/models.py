@@ -91,7 +91,7 @@ def import_(
         str,
         Argument(
             help="A released GLIDE or PITI base, or a PITI encoder alone; or a diffusers folder or hub id of Stable "
-            "Diffusion 1, 2 or 3, SDXL, DeepFloyd IF, PixArt or Sana."
+            "Diffusion 1, 2 or 3, FLUX.1-dev, SDXL, DeepFloyd IF, PixArt or Sana."
         ),
     ],
     out: Annotated[Path, Option(help="The model's folder.")],

@@ -65,7 +65,7 @@ class Walk:
     def invert(self, progress: Progress, low_res: Tensor | None = None) -> Inverted:
         """low_res: the small image [1, 3, h, w] that the image is an enlargement of."""
         denoise = self.network.denoiser(*self.own, UNGUIDED, low_res, self.known())
-        steps = self.settings.steps
+        steps = self.network.visited(self.settings, self.image)
         return Inverted(self, invert(denoise, self.image, self.network.schedule, steps, self.refinements, progress))
 
 

@@ -44,8 +44,8 @@ def _check_widths(encoder: EncoderSpec | TextEncoderSpec, unet: Wiring) -> None:
     """Raises UserError unless an encoder's tokens are as wide as the UNet's, and its maps have somewhere to go."""
     if isinstance(encoder, EncoderSpec) and encoder.residuals and not unet.aligned:
         raise UserError(
-            "the encoder's aligned path goes through a UNet's skip connections or between the blocks of Sana or Stable "
-            "Diffusion 3; a transformer of PixArt takes no maps: set its 'residuals' to false"
+            "the encoder's aligned path goes through a UNet's skip connections or between the blocks of Sana, Stable "
+            "Diffusion 3 or FLUX.1; a transformer of PixArt takes no maps: set its 'residuals' to false"
         )
     if encoder.token_width != unet.sequence:
         raise UserError(

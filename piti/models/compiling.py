@@ -17,6 +17,7 @@ from piti.core.errors import UserError, option
 
 REPEATED = frozenset(
     {"ResnetBlock2D", "Attention", "BasicTransformerBlock", "SanaTransformerBlock", "JointTransformerBlock"}
+    | {"FluxTransformerBlock", "FluxSingleTransformerBlock"}
 )
 """Classes of the blocks that diffusers' UNets and transformers are made of."""
 _SHAPES = 256

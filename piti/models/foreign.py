@@ -1,5 +1,5 @@
-"""Networks of diffusers by their own configuration: its UNets, and the transformers of PixArt, Sana and Stable
-Diffusion 3."""
+"""Networks of diffusers by their own configuration: its UNets, and the transformers of PixArt, Sana, Stable Diffusion 3
+and FLUX.1."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in _OF_AVERAGES}
 
 
-TransformerKind = Literal["pixart", "sana", "sd3"]
-"""Whose kind a transformer is: PixArt's, Sana's, or Stable Diffusion 3's."""
+TransformerKind = Literal["pixart", "sana", "sd3", "flux"]
+"""Whose kind a transformer is: PixArt's, Sana's, Stable Diffusion 3's, or FLUX.1's."""
 
 
 def transformer_kind(config: Mapping[str, Any]) -> TransformerKind | None:
     """The kind of the transformer of a configuration; None for a UNet's."""
     if "joint_attention_dim" in config:
-        return "sd3"
+        return "flux" if "num_single_layers" in config else "sd3"
     if "caption_channels" not in config:
         return None
     return "sana" if "num_cross_attention_heads" in config else "pixart"
@@ -44,24 +44,31 @@ def is_transformer(config: Mapping[str, Any]) -> bool:
     return transformer_kind(config) is not None
 
 
-_BLOCKS: dict[TransformerKind, str] = {
-    "pixart": "BasicTransformerBlock",
-    "sana": "SanaTransformerBlock",
-    "sd3": "JointTransformerBlock",
+_BLOCKS: dict[TransformerKind, tuple[str, ...]] = {
+    "pixart": ("BasicTransformerBlock",),
+    "sana": ("SanaTransformerBlock",),
+    "sd3": ("JointTransformerBlock",),
+    "flux": ("FluxTransformerBlock", "FluxSingleTransformerBlock"),
 }
 
 
-def transformer_block(config: Mapping[str, Any]) -> str:
-    """The class of the blocks that the transformer of a configuration repeats."""
+def transformer_blocks(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of the blocks that the transformer of a configuration repeats."""
     kind = transformer_kind(config)
     assert kind is not None
     return _BLOCKS[kind]
 
 
+def channels_of(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Channels that the network of a configuration sees and makes; FLUX.1's leaves the latter out where they are
+    equal."""
+    return config["in_channels"], config.get("out_channels") or config["in_channels"]
+
+
 def foreign_network(config: Mapping[str, Any]) -> Any:
     """The network of a configuration of diffusers: a UNet2DConditionModel, or a PixArtTransformer2DModel,
-    SanaTransformer2DModel or SD3Transformer2DModel, which have what is asked of a UNet here, but for slices of their
-    attention: x_t, t and tokens in, x_t's form out.
+    SanaTransformer2DModel, SD3Transformer2DModel or FluxTransformer2DModel, which have what is asked of a UNet here,
+    but for slices of their attention: x_t, t and tokens in, x_t's form out.
 
     Raises UserError for switches that are not read; what diffusers raises for any other mistake.
     """
@@ -75,6 +82,10 @@ def foreign_network(config: Mapping[str, Any]) -> Any:
             from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
             return _built(SD3Transformer2DModel, values)
+        case "flux":
+            from piti.models.flux import FluxNetwork
+
+            return _built(FluxNetwork, values)
         case "pixart":
             return _pixart(values)
 

@@ -20,8 +20,9 @@ from piti.models.text import checked_ids
 class LanguageModelSpec(Spec):
     """One text encoder."""
 
-    kind: Literal["clip", "clip_projection", "t5", "gemma"]
-    """CLIP's; CLIP's with its projected pooled token; T5's encoder; Gemma 2, a decoder whose last states are taken."""
+    kind: Literal["clip", "clip_projection", "clip_pooled", "t5", "gemma"]
+    """CLIP's; CLIP's with its projected pooled token; CLIP's pooled token alone, not projected, as FLUX.1 takes it;
+    T5's encoder; Gemma 2, a decoder whose last states are taken."""
     config: dict[str, Any]
     """Its configuration in transformers."""
     pad: int = Field(ge=0)
@@ -125,6 +126,13 @@ def _clip(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tenso
     return tokens, pooled
 
 
+def _clip_pooled(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """No tokens [B, 0, D], and the pooled token: the state at a text's end."""
+    mask = (ids >= 0).long() if spec.masked else None
+    out = model(input_ids=torch.where(ids >= 0, ids, spec.pad), attention_mask=mask)
+    return out.last_hidden_state[:, :0], out.pooler_output
+
+
 def _states(spec: LanguageModelSpec, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     mask = (ids >= 0).long() if spec.masked else None
     out = model(input_ids=torch.where(ids >= 0, ids, spec.pad), attention_mask=mask)
@@ -184,12 +192,14 @@ def _build_gemma(config: dict[str, Any]) -> nn.Module:
 _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "clip": _build_clip,
     "clip_projection": _build_clip_projection,
+    "clip_pooled": _build_clip,
     "t5": _build_t5,
     "gemma": _build_gemma,
 }
 _READERS: dict[str, Callable[[LanguageModelSpec, nn.Module, Tensor], tuple[Tensor, Tensor]]] = {
     "clip": _clip,
     "clip_projection": _clip,
+    "clip_pooled": _clip_pooled,
     "t5": _states,
     "gemma": _states,
 }

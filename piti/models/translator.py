@@ -20,18 +20,21 @@ from piti.diffusion.schedule import ScheduleSpec
 from piti.models.any_encoder import AnyEncoderSpec, built_encoder, encoder_spec_of
 from piti.models.casting import NetworkMixin
 from piti.models.encoders import AlignedEncoderSpec, EncoderSpec, Tokens
-from piti.models.flow import FlowInput
-from piti.models.foreign import foreign_network, is_transformer
+from piti.models.flow import FlowInput, grown_shift
+from piti.models.foreign import channels_of, foreign_network, is_transformer, transformer_kind
 from piti.models.noised import NoisedSmallImage, NoisedSpec
 from piti.models.pixel_head import PixelHead, PixelHeadSpec
 from piti.models.preconditioning import DetailPreconditioning
 from piti.models.space import SpaceSpec
 from piti.models.text import TextEncoderSpec
+from piti.models.translator_sizes import check_detail, check_sizes, check_space
 from piti.models.unet import UNetSpec, build_unet
 from piti.models.wiring import Wiring
 
 MAX_SIDE = 65_536
 """Pixels of a side that any network is built for."""
+MAX_SHIFT = 100.0
+"""Of a flow's noise levels; see `ScheduleSpec.shift`."""
 
 
 class TranslatorSpec(Spec):
@@ -55,7 +58,9 @@ class TranslatorSpec(Spec):
     space_spec: dict[str, Any] | None = None
     noised_spec: dict[str, Any] | None = None
     student_spec: dict[str, Any] | None = None
-    flow_shift: float | None = Field(default=None, gt=0, le=100)
+    flow_shift: float | None = Field(default=None, gt=0, le=MAX_SHIFT)
+    shift_growth: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    embedded_guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class Prediction(NamedTuple):
@@ -79,7 +84,8 @@ class Translator(NetworkMixin, ConfigMixin):
     `token_width` is none takes no condition: there is no encoder, and its tokens are empty. text_spec: fields of
     `TextEncoderSpec` instead of encoder_spec's, for a prior.
     image_size: side of the images in pixels.
-    patch_size: pixels are folded into channels before the UNet and unfolded after it; 1 for GLIDE.
+    patch_size: pixels are folded into channels before the UNet and unfolded after it; 1 for GLIDE. Latents are for
+    FLUX.1, by 2.
     low_res: side of the small image that an upsampler also sees; none for a base translator.
     learned_variance: whether the UNet also predicts the variance.
     detail: an upsampler that predicts the image ("sample") may be preconditioned for what its small image lacks,
@@ -89,13 +95,15 @@ class Translator(NetworkMixin, ConfigMixin):
     condition reaches it through its skip connections alone. head_spec: fields of `PixelHeadSpec`, how pixels are made
     of the UNet's features; none: by one pixel shuffle. one_step: it was trained at the last timestep alone, so that
     one step from noise is all that it knows.
-    unet_config: a UNet of diffusers, or a transformer of PixArt, Sana or Stable Diffusion 3, by its own configuration,
-    instead of unet_spec; how it takes tokens follows from that, see `Wiring`. language_spec: fields of `LanguageSpec`
-    instead of encoder_spec's, for a prior with text encoders of transformers. space_spec: fields of `SpaceSpec`, where
-    x_t are latents and no pixels; image_size stays in pixels. noised_spec: fields of `NoisedSpec`, for an upsampler
-    that sees its small image noised.
+    unet_config: a UNet of diffusers, or a transformer of PixArt, Sana, Stable Diffusion 3 or FLUX.1, by its own
+    configuration, instead of unet_spec; how it takes tokens follows from that, see `Wiring`. language_spec: fields of
+    `LanguageSpec` instead of encoder_spec's, for a prior with text encoders of transformers. space_spec: fields of
+    `SpaceSpec`, where x_t are latents and no pixels; image_size stays in pixels. noised_spec: fields of `NoisedSpec`,
+    for an upsampler that sees its small image noised.
     student_spec: fields of `StudentSpec`, of a base that was distilled. flow_shift: of the rectified flow that it
-    learned, see `FlowInput`; none: it learned another process.
+    learned, see `FlowInput`; none: it learned another process. It is for images of `image_size`; shift_growth: of its
+    logarithm by one token of a larger image, see `grown_shift`. embedded_guidance: the guidance scale that a
+    guidance-distilled network is told, see `TransformerWiring.guidance`.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """
@@ -127,25 +135,29 @@ class Translator(NetworkMixin, ConfigMixin):
         noised_spec: Mapping[str, Any] | None = None,
         student_spec: Mapping[str, Any] | None = None,
         flow_shift: float | None = None,
+        shift_growth: float = 0.0,
+        embedded_guidance: float | None = None,
     ) -> None:
         super().__init__()
         self.student = None if student_spec is None else StudentSpec.parse(student_spec, "student_spec")
         self.space_spec = SpaceSpec.parse(space_spec or {}, "space_spec")
         head = None if head_spec is None else PixelHeadSpec.parse(head_spec, "head_spec")
-        _check_space(self.space_spec, image_size, patch_size, low_res, inpaint)
-        _check_detail(detail, low_res, inpaint or flow_shift is not None)
+        folds = unet_config is not None and transformer_kind(unet_config) == "flux"
+        check_space(self.space_spec, image_size, patch_size, low_res, inpaint, folds)
+        check_detail(detail, low_res, inpaint or flow_shift is not None)
         self.patch_size, self.image_size, self.low_res = patch_size, image_size, low_res
         self.learned_variance, self.inpaint, self.one_step = learned_variance, inpaint, one_step
         self.preconditioning = None if detail is None else DetailPreconditioning(detail, steps)
         self.noised = None if noised_spec is None else NoisedSmallImage(NoisedSpec.parse(noised_spec, "noised_spec"))
         self.flow = None if flow_shift is None else FlowInput(steps, flow_shift)
+        self.shift_growth = shift_growth
         points, side = self.space_spec.channels, image_size // self.space_spec.factor
         seen, made = points + (4 if inpaint else 0) + (0 if low_res is None else 3), points * (1 + learned_variance)
         folded = _Folded(side // patch_size, seen * patch_size**2, made * patch_size**2)
         self.unet = folded.unet(unet_spec, unet_config, head)
-        self.wiring = Wiring.of(self.unet.config)
+        self.wiring = Wiring.of(self.unet.config, embedded_guidance)
         encoder = encoder_spec_of(self.wiring, encoder_spec, text_spec, aligned_spec, language_spec)
-        _check_sizes(image_size, patch_size, low_res, encoder, head)
+        check_sizes(image_size, patch_size, low_res, encoder, head)
         if self.wiring.leveled != (self.noised is not None):
             raise UserError("'noised_spec' goes with a UNet that takes a noise level ('class_embed_type': timestep)")
         self.head: PixelHead | None = None
@@ -166,9 +178,14 @@ class Translator(NetworkMixin, ConfigMixin):
         return None if self.encoder is None else self.encoder.spec
 
     @property
+    def reduction(self) -> int:
+        """Pixels along a side to one position of the UNet's lowest level, or to one token of a transformer."""
+        return self.space_spec.factor * self.patch_size * self.wiring.reduction
+
+    @property
     def granularity(self) -> int:
         """Sides of images must be multiples of this, for the UNet and the encoder."""
-        unet = self.space_spec.factor * self.patch_size * self.wiring.reduction
+        unet = self.reduction
         spec, side = self.reads, self.low_res or self.image_size
         if isinstance(spec, AlignedEncoderSpec):
             return math.lcm(unet, spec.stride)
@@ -206,6 +223,22 @@ class Translator(NetworkMixin, ConfigMixin):
             raise UserError(
                 f"the {self.role} learned {said[0]}, and its scheduler is of {said[1]}; take the one that belongs to it"
             )
+
+    def shift_ratio(self, height: int, width: int) -> float:
+        """How many times its own shift a flow's noise levels take for images of this size in pixels; see `grown_shift`.
+
+        Raises UserError for a size at which the shift would be above `MAX_SHIFT`.
+        """
+        if self.flow is None or self.shift_growth == 0:
+            return 1.0
+        own, other = (area / self.reduction**2 for area in (self.image_size**2, height * width))
+        shift = grown_shift(self.flow.shift, self.shift_growth, own, other)
+        if shift > MAX_SHIFT:
+            raise UserError(
+                f"images of {height} x {width}: the shift of this model's noise levels grows with the image, and would "
+                f"be {shift:.3g}, above {MAX_SHIFT:g}; make smaller ones"
+            )
+        return shift / self.flow.shift
 
     def set_attention_slice(self, slice_size: str | int | list[int] | None) -> None:
         """The UNet's attention in slices, as `enable_attention_slicing` of a pipeline asks: less memory, more time. A
@@ -322,19 +355,6 @@ class Translator(NetworkMixin, ConfigMixin):
         return [image * mask, mask]
 
 
-def _check_space(space: SpaceSpec, image_size: int, patch_size: int, low_res: int | None, inpaint: bool) -> None:
-    """Raises UserError for a patch that does not fit, and for what has no meaning in latents."""
-    if patch_size < 1 or image_size % patch_size:
-        raise UserError(f"'image_size' {image_size} is not a multiple of 'patch_size' {patch_size}")
-    if not space.latent:
-        return
-    for name, given in (("low_res", low_res is not None), ("patch_size", patch_size != 1), ("inpaint", inpaint)):
-        if given:
-            raise UserError(f"'{name}' is for networks that work on pixels; this one works on latents: leave it out")
-    if image_size % space.factor:
-        raise UserError(f"'image_size' {image_size} is not a multiple of 'space_spec.factor' {space.factor}")
-
-
 class _Folded(NamedTuple):
     """What a UNet sees and makes, patches folded into channels."""
 
@@ -358,41 +378,9 @@ class _Folded(NamedTuple):
             return build_unet(spec, self.side, in_channels=self.seen, out_channels=made)
         if fields or head is not None:
             raise UserError("'unet_config' is given: leave 'unet_spec' and 'head_spec' out")
-        if (config["in_channels"], config["out_channels"]) != (self.seen, self.made):
+        if (own := channels_of(config)) != (self.seen, self.made):
             raise UserError(
-                f"the UNet sees {config['in_channels']} channels and makes {config['out_channels']}; images of this "
-                f"model ask for {self.seen} and {self.made}"
+                f"the UNet sees {own[0]} channels and makes {own[1]}; images of this model ask for {self.seen} and "
+                f"{self.made}"
             )
         return foreign_network(config)
-
-
-def _check_sizes(
-    image_size: int,
-    patch_size: int,
-    low_res: int | None,
-    encoder: AnyEncoderSpec | None,
-    head: PixelHeadSpec | None,
-) -> None:
-    """Raises UserError unless the sizes of a translator's parts go together."""
-    if head is not None and 2 ** len(head.channels) != patch_size:
-        raise UserError(
-            f"'head_spec' has {len(head.channels)} 'channels' and 'patch_size' is {patch_size}; each of them "
-            "doubles the sides, so give log2(patch_size) of them"
-        )
-    if low_res is not None and (low_res < 1 or image_size % low_res or image_size == low_res):
-        raise UserError(
-            f"'low_res' {low_res} does not chain with 'image_size' {image_size}; give {image_size} / 2, / 4 …"
-        )
-    if isinstance(encoder, AlignedEncoderSpec) and encoder.size != image_size:
-        raise UserError(
-            f"'aligned_spec.size' {encoder.size} is not 'image_size' {image_size}; an aligned condition has "
-            "the image's own size: make them equal"
-        )
-
-
-def _check_detail(detail: float | None, low_res: int | None, other: bool) -> None:
-    """Raises UserError where the preconditioning has no meaning."""
-    if detail is not None and (low_res is None or detail <= 0):
-        raise UserError(f"'detail' {detail} is for upsamplers and above 0; set 'low_res', or leave it out")
-    if detail is not None and other:
-        raise UserError("'detail' does not go together with 'inpaint' and 'flow_shift'; leave one of them out")

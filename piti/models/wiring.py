@@ -1,5 +1,5 @@
-"""How any UNet of diffusers, and the transformers of PixArt, Sana and Stable Diffusion 3, take a condition, read from
-their own configuration."""
+"""How any UNet of diffusers, and the transformers of PixArt, Sana, Stable Diffusion 3 and FLUX.1, take a condition,
+read from their own configuration."""
 
 from __future__ import annotations
 
@@ -42,10 +42,13 @@ class Wiring:
     """Longest side of x_t for which it has positions; None: no limit."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Wiring:
-        """Of a network's configuration. Raises UserError for what no task encoder can be put in front of."""
+    def of(cls, config: Mapping[str, Any], guidance: float | None = None) -> Wiring:
+        """Of a network's configuration. guidance: the strength that a guidance-distilled one is told, see
+        `TransformerWiring`. Raises UserError for what no task encoder can be put in front of."""
+        if bool(config.get("guidance_embeds")) != (guidance is not None):
+            raise UserError(_UNTOLD if guidance is None else _NOT_ASKED)
         if (kind := transformer_kind(config)) is not None:
-            return TransformerWiring.of_transformer(config, kind)
+            return TransformerWiring.of_transformer(config, kind, guidance)
         _refuse_others(config)
         blocks = (*config["down_block_types"], config["mid_block_type"] or "", *config["up_block_types"])
         attends = any("CrossAttn" in block for block in blocks)
@@ -87,15 +90,28 @@ class TransformerWiring(Wiring):
     """Of a transformer, which has no skip connections: maps are added to what comes out of its blocks."""
 
     kind: TransformerKind = "pixart"
-    """PixArt's (Chen et al. 2023, arXiv 2310.00426), Sana's (Xie et al. 2024, arXiv 2410.10629) or Stable Diffusion 3's
-    (Esser et al. 2024, arXiv 2403.03206), whose tokens attend to the image too."""
+    """PixArt's (Chen et al. 2023, arXiv 2310.00426), Sana's (Xie et al. 2024, arXiv 2410.10629), Stable Diffusion 3's
+    (Esser et al. 2024, arXiv 2403.03206) or FLUX.1's, whose tokens attend to the image too."""
     proportioned: bool = False
     """Whether it is conditioned on the image's size and aspect ratio, as PixArt-α at 1024 px."""
+    doubles: int = 0
+    """The number of the maps that are added after FLUX.1's double blocks; the others follow its single blocks."""
+    guidance: float | None = None
+    """The guidance scale that a guidance-distilled transformer (FLUX.1-dev) is told at every step; None: not asked for.
+
+    Such a network learned to give in one pass what classifier-free guidance of this scale gives in two (Meng et al.
+    2023, arXiv 2210.03142). Told 1, it gives the estimate without guidance, to which the loss of a flow belongs, and
+    guidance by a condition (PITI, eq. 7-8) acts on that, as with any other prior: so models are adapted at 1, as in
+    diffusers' README of its DreamBooth scripts. A text is translated at 3.5 without further guidance, as in diffusers'
+    pipeline; w above 0 comes on top of it, as `true_cfg_scale` there, with the empty text as the negative one.
+    """
 
     @classmethod
-    def of_transformer(cls, config: Mapping[str, Any], kind: TransformerKind) -> TransformerWiring:
+    def of_transformer(
+        cls, config: Mapping[str, Any], kind: TransformerKind, guidance: float | None = None
+    ) -> TransformerWiring:
         """Of its whole configuration, defaults included."""
-        joint, patch = kind == "sd3", config["patch_size"]
+        joint, patch = kind in ("sd3", "flux"), config["patch_size"]
         told = config.get("use_additional_conditions") if kind == "pixart" else False
         return cls(
             sequence=config["joint_attention_dim" if joint else "caption_channels"] or config["cross_attention_dim"],
@@ -105,8 +121,10 @@ class TransformerWiring(Wiring):
             leveled=False,
             aligned=_between_blocks(config, kind),
             reduction=patch,
-            longest=config["pos_embed_max_size"] * patch if joint else None,
+            longest=config["pos_embed_max_size"] * patch if kind == "sd3" else None,
             kind=kind,
+            doubles=(config["num_layers"] + 1) // 2 if kind == "flux" else 0,
+            guidance=guidance,
             proportioned=config["sample_size"] == _PROPORTIONED if told is None else told,
         )
 
@@ -117,6 +135,8 @@ class TransformerWiring(Wiring):
         if self.kind == "sd3":
             given = {"encoder_hidden_states": sequence, "pooled_projections": tokens.pooled}
             return given | {"block_controlnet_hidden_states": maps}
+        if self.kind == "flux":
+            return self._of_flux(tokens, maps or [])
         if self.kind == "sana":
             given = {"encoder_hidden_states": sequence, "encoder_attention_mask": tokens.mask}
             return given | {"controlnet_block_samples": maps}
@@ -131,7 +151,22 @@ class TransformerWiring(Wiring):
             "added_cond_kwargs": told,
         }
 
+    def _of_flux(self, tokens: Tokens, maps: list[Tensor]) -> dict[str, Any]:
+        given = {"encoder_hidden_states": tokens.sequence, "pooled_projections": tokens.pooled}
+        if self.guidance is not None:
+            given["guidance"] = torch.full((len(tokens.sequence),), self.guidance, device=tokens.sequence.device)
+        double, single = maps[: self.doubles], maps[self.doubles :]
+        return given | {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
 
+
+_UNTOLD = (
+    "the transformer is told a guidance scale ('guidance_embeds' is true), and 'embedded_guidance' is null; give one, "
+    "such as 1.0"
+)
+_NOT_ASKED = (
+    "'embedded_guidance' is given, but the network takes no guidance scale ('guidance_embeds' is not true); leave it "
+    "out"
+)
 _PROPORTIONED = 128  # side of the latents at which diffusers takes such a transformer to be told, if nothing is said
 
 
@@ -153,11 +188,13 @@ def _pooled(config: Mapping[str, Any]) -> tuple[Literal["class_labels", "text_em
 
 
 def _between_blocks(config: Mapping[str, Any], kind: TransformerKind) -> tuple[tuple[int, int], ...]:
-    """Half as many maps as there are blocks: diffusers adds each after two blocks of Stable Diffusion 3, and one after
-    each block of Sana from the second on. PixArt's transformer takes none."""
+    """Half as many maps as there are blocks: diffusers adds each after two blocks of Stable Diffusion 3 and FLUX.1, and
+    one after each block of Sana from the second on. PixArt's transformer takes none."""
     if kind == "pixart":
         return ()
     width, level = config["num_attention_heads"] * config["attention_head_dim"], config["patch_size"].bit_length() - 1
+    if kind == "flux":  # double, then single blocks; the last of an odd number has a map of its own
+        return ((width, level),) * ((config["num_layers"] + 1) // 2 + (config["num_single_layers"] + 1) // 2)
     return ((width, level),) * (config["num_layers"] // 2)
 
 

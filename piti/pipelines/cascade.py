@@ -16,6 +16,7 @@ from piti.core.images import quantized, truncated
 from piti.diffusion.guidance import Guidance, conditioned, guided
 from piti.diffusion.samplers import AfterStep, initial_noise, sample, sampling_timesteps
 from piti.diffusion.schedule import Denoise, NoiseSchedule
+from piti.diffusion.spacing import reshifted
 from piti.models import PIXELS, LanguageSpec, Space, TextEncoderSpec, Tokens, Translator
 from piti.models.translator import NetworkStep
 from piti.pipelines.canvas import Canvas, fitted
@@ -243,12 +244,23 @@ class Network:
         if small is not None and self.translator.noised is not None:
             small = self.translator.noised(small, (x_T.shape[-2], x_T.shape[-1]), own)
         denoise = self.denoiser(tokens, both, guidance, small, strength=control.strength)
-        known = settings.steps if student is None else student.visited(settings.steps)
+        known = self.visited(settings, x_T)
         x_0 = sample(
             denoise, x_T, self.schedule, settings.sampler, known, own, report,
             after_step=control.after_step, stopped=control.stopped,
         )  # fmt: skip
         return self.space.images(x_0)
+
+    def visited(self, settings: NetworkSampling, like: Tensor) -> int | str | Sequence[int]:
+        """The steps to sample points like these, [B, C, H, W]: as set, or the timesteps that a student is fixed to; or
+        those of a flow whose noise levels follow the image's size. Raises UserError for a size without any."""
+        if self.translator.student is not None:
+            return self.translator.student.visited(settings.steps)
+        factor = self.space.spec.factor
+        ratio = self.translator.shift_ratio(like.shape[-2] * factor, like.shape[-1] * factor)
+        if ratio == 1:
+            return settings.steps
+        return reshifted(sampling_timesteps(self.schedule, settings.sampler, settings.steps), len(self.schedule), ratio)
 
     def noise(self, batch: Batch, settings: NetworkSampling) -> Tensor:
         """The initial noise x_T of a batch, [B, C, H, W], in the network's space."""

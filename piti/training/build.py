@@ -319,7 +319,12 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
         text = model.text.model_copy(update=read).to_dict()
     foreign: dict[str, Any] = {}
     if model.unet_config is not None:
-        foreign = {"unet_config": model.unet_config, "space_spec": model.space.to_dict()}
+        foreign = {
+            "unet_config": model.unet_config,
+            "space_spec": model.space.to_dict(),
+            "embedded_guidance": model.embedded_guidance,
+            "shift_growth": model.shift_growth,
+        }
     return {
         **foreign,
         "encoder_spec": encoder,

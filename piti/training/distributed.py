@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from piti.core.devices import allow_tf32, check_compiles, fast_in_bfloat16, fastest_kind, laid_out
 from piti.core.distributed import FailedElsewhere, leave_at_exit, started
 from piti.core.errors import option
-from piti.models.foreign import is_transformer, transformer_block
+from piti.models.foreign import is_transformer, transformer_blocks
 from piti.training.recipe import Recipe, RecipeError
 
 FEW_PLACES = 256
@@ -232,10 +232,12 @@ def _why_not_sharded(accelerator: Accelerator, recipe: Recipe) -> str | None:
         return "precision: fp16 is not supported with FSDP; use bf16"
     wrapped = getattr(accelerator.state.fsdp_plugin, "transformer_cls_names_to_wrap", None) or []
     config = recipe.model.unet_config or {}
-    if is_transformer(config) and (block := transformer_block(config)) not in wrapped:
+    blocks = transformer_blocks(config) if is_transformer(config) else ()
+    if not set(blocks) <= set(wrapped):
+        named = " and ".join(blocks)
         return (
-            f"FSDP shards {', '.join(wrapped) or 'no blocks'}, but this transformer consists of {block}; "
-            f"set fsdp_transformer_layer_cls_to_wrap: {block} in accelerate's config"
+            f"FSDP shards {', '.join(wrapped) or 'no blocks'}, but this transformer consists of {named}; "
+            f"set fsdp_transformer_layer_cls_to_wrap: {','.join(blocks)} in accelerate's config"
         )
     return None
 

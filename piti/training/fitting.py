@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from piti.conditions import Condition, MaskCondition
 from piti.diffusion.schedule import ScheduleSpec
 from piti.models import Translator
+from piti.models.flow import grown_shift
 from piti.models.foreign import foreign_network
 from piti.training.recipe import RecipeError
 
@@ -76,6 +78,36 @@ def check_schedule(learned: ScheduleSpec, schedule: ScheduleSpec, name: str) -> 
             remedy="copy its schedule into the recipe",
         )
     return f"; it was sampled with other settings ({', '.join(odd.values())})" if odd else ""
+
+
+def learned_at(
+    learned: ScheduleSpec, theirs: Mapping[str, Any], translator: Translator, asked: ScheduleSpec, name: str
+) -> ScheduleSpec:
+    """A prior's schedule for the images of a recipe's model, with whose size its shift may grow; see `grown_shift`.
+
+    theirs: the arguments of the prior's `Translator`; asked: the recipe's schedule. Raises RecipeError if the recipe's
+    shift grows otherwise, or is not that for its size.
+    """
+    growth, own = theirs.get("shift_growth") or 0.0, translator.shift_growth
+    if not math.isclose(growth, own, rel_tol=_DIGITS):
+        raise RecipeError(
+            f"prior: the shift of {name} grows with the image, by {growth:.8g} per token, and by {own:.8g} in this "
+            f"recipe; set model.shift_growth: {growth:.8g}"
+        )
+    if not growth or asked.flow_shift is None:
+        return learned
+    before, after = (side**2 / translator.reduction**2 for side in (theirs["image_size"], translator.image_size))
+    shift = grown_shift(learned.shift, growth, before, after)
+    if not math.isclose(shift, asked.shift, rel_tol=_DIGITS):
+        raise RecipeError(
+            f"prior: the shift of {name} grows with the image: it is {shift:.8g} for images of {translator.image_size} "
+            f"px, and 'schedule.shift' is {asked.shift:.8g}; set schedule.shift: {shift:.8g}"
+        )
+    return learned.model_copy(update={"shift": asked.shift})
+
+
+_DIGITS = 1e-6
+"""Relative difference of numbers that are equal as written in a recipe."""
 
 
 def schedule_differences(learned: ScheduleSpec, schedule: ScheduleSpec) -> dict[str, str]:

@@ -36,6 +36,7 @@ from piti.training.fitting import (
     check_config,
     check_schedule,
     check_shapes,
+    learned_at,
     schedule_differences,
 )
 from piti.training.recipe import Recipe, RecipeError
@@ -183,6 +184,11 @@ def load_weights(
     theirs, own = _load(folder)[0], translator.state_dict()
     given = theirs.state_dict()
     check_config(translator, theirs.config.get("unet_config") or {}, name, key)
+    told, here = (one.config.get("embedded_guidance") for one in (theirs, translator))
+    if told != here:
+        raise RecipeError(
+            f"{key}: {name} learned with 'embedded_guidance' {told}, and this recipe has {here}; make them equal"
+        )
     check_shapes(key, folder, own, given, own.keys() | given.keys())
     if only_check:
         return order is not None
@@ -207,7 +213,8 @@ def load_prior(
     found = not_imported(name) if only_check else None
     if found is not None:
         check_config(translator, found.unet, name)
-        sampled = check_schedule(found.schedule, schedule, name)
+        learned = learned_at(found.schedule, found.arguments(), translator, schedule, name)
+        sampled = check_schedule(learned, schedule, name)
         return f"prior {name}: {found.what}; downloaded and imported when the run starts{sampled}"
     folder = _network_of(translator, name, "prior")
     model = ModelFolder.open(folder.parent)
@@ -226,7 +233,8 @@ def load_prior(
         )
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     check_shapes("prior", folder, own, given, unet)
-    sampled = check_schedule(spec_of(scheduler), schedule, str(folder.parent))
+    learned = learned_at(spec_of(scheduler), config, translator, schedule, name)
+    sampled = check_schedule(learned, schedule, str(folder.parent))
     if not only_check:
         translator.load_state_dict({key: given[key] for key in unet}, strict=False)
     left = sorted(key for key in given if key.startswith(ENCODER))

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from piti.core.spec import Spec
 from piti.models import AlignedEncoderSpec, EncoderSpec, PixelHeadSpec, SpaceSpec, TextEncoderSpec, UNetSpec
+from piti.models.foreign import transformer_kind
 
 
 class ModelSpec(Spec):
@@ -16,7 +17,8 @@ class ModelSpec(Spec):
     image_size: int = Field(default=64, ge=8)
     """Image size in pixels."""
     patch_size: int = Field(default=1, ge=1)
-    """Patch size: pixels are unshuffled into channels, so that 2 halves the sides of the UNet's maps."""
+    """Patch size: pixels (latents for FLUX.1) are unshuffled into channels, so that 2 halves the sides of the UNet's
+    maps."""
     low_res: int | None = Field(default=None, ge=1)
     """Size of an upsampler's small image; null: a base."""
     learned_variance: bool = True
@@ -36,7 +38,13 @@ class ModelSpec(Spec):
     unet: UNetSpec = UNetSpec()
     unet_config: dict[str, Any] | None = None
     """Instead of `unet`, the network of a prior of another family, by its diffusers configuration: a UNet, or a
-    transformer of PixArt, Sana or Stable Diffusion 3."""
+    transformer of PixArt, Sana, Stable Diffusion 3 or FLUX.1 (with `patch_size` 2)."""
+    embedded_guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """For a guidance-distilled prior (FLUX.1-dev): the guidance scale that its network is told, in training and in
+    sampling. 1 is none, on which the recipe's own guidance acts; null: the network takes none."""
+    shift_growth: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """For a flow: how much the logarithm of the schedule's `shift`, which is for `image_size`, grows with each token of
+    a larger image in sampling; 0: the same noise levels for all sizes."""
     space: SpaceSpec = SpaceSpec()
     """The space of the UNet: pixels, or latents of the prior's autoencoder; `image_size` is always in pixels."""
     head: PixelHeadSpec | None = None
@@ -65,7 +73,9 @@ class ModelSpec(Spec):
             )
         if self.unet_config is not None and self.unet != UNetSpec():
             raise ValueError("'unet' and 'unet_config' are both given; remove one")
-        if self.space.latent and (self.unet_config is None or self.patch_size != 1 or self.low_res is not None):
+        folds = transformer_kind(self.unet_config or {}) == "flux"
+        patched = self.patch_size != 1 and not folds
+        if self.space.latent and (self.unet_config is None or patched or self.low_res is not None):
             raise ValueError("a latent 'space' needs 'unet_config', without 'patch_size' and 'low_res'")
         if (self.encoder is None and self.text is None) == self.takes_tokens:
             raise ValueError("'encoder' and 'unet.token_width' go together: give both, or make both null")

@@ -56,6 +56,12 @@ def sd3(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
 
 
 @pytest.fixture(scope="session")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
+    """FLUX.1-dev: a guidance-distilled transformer, which learned a flow whose noise levels follow the image's size."""
+    return tiny.imported(tiny.flux, _folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
 def floyd_upsampler(tmp_path_factory: pytest.TempPathFactory) -> tiny.Imported:
     """DeepFloyd IF's second stage, for images of 8 px."""
     return tiny.imported(tiny.floyd_upsampler, _folder(tmp_path_factory), sample_size=32)

@@ -3,6 +3,7 @@
 The UNets and schedules of Stable Diffusion 1.5 and 2.1 and of SDXL are those of their public folders. Of DeepFloyd IF
 the switches and layers are those of diffusers' converter (`scripts/convert_if.py`), the widths of IF-I-XL those of its
 public description; the others' widths are such that their sizes are the published ones (400M, 900M, 450M, 1.2B).
+FLUX.1-dev's are the defaults of diffusers' classes, with `guidance_embeds` and `use_dynamic_shifting`.
 PixArt's and Sana's are those of diffusers' converters (`scripts/convert_pixart_alpha_to_diffusers.py`, of Σ, and
 `scripts/convert_sana_to_diffusers.py`), with the switches of the class that they name.
 """
@@ -177,6 +178,29 @@ _SD3: dict[str, Any] = {
 }
 _SD3_LATENTS = {"latent_channels": 16, "shift_factor": 0.0609, "use_post_quant_conv": False, "use_quant_conv": False}
 _SD3_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+_FLUX: dict[str, Any] = {
+    "_class_name": "FluxTransformer2DModel",
+    "attention_head_dim": 128,
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "patch_size": 1,
+    "pooled_projection_dim": 768,
+}
+_FLUX_FLOW: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+_FLUX_LATENTS = _SD3_LATENTS | {"shift_factor": 0.1159}
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 _STABLE = _BETAS | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "trained_betas": None}
 _COSINE: dict[str, Any] = {
@@ -226,7 +250,7 @@ class Published:
 
     def folder(self, root: Path) -> Path:
         """A folder of diffusers without weights."""
-        network = "transformer" if self.pipeline.startswith(("PixArt", "Sana", "StableDiffusion3")) else "unet"
+        network = "transformer" if self.pipeline.startswith(("PixArt", "Sana", "StableDiffusion3", "Flux")) else "unet"
         parts = {network: ["diffusers", self.unet["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"]}
         _written(root / network / "config.json", self.unet)
         _written(root / "scheduler/scheduler_config.json", self.scheduler)
@@ -236,6 +260,8 @@ class Published:
             parts |= _gemma(root)
         elif self.pipeline.startswith("StableDiffusion3"):
             parts |= _clip(root, "", self.width, projected=True) | _clip(root, "_2", 1280) | _t5(root, "_3")
+        elif self.pipeline.startswith("Flux"):
+            parts |= _clip(root, "", self.width) | _t5(root, "_2")
         else:
             parts |= _clip(root, "", self.width)
         if self.pipeline.startswith("Sana"):
@@ -360,6 +386,15 @@ MODELS = {
         8_056_627_520,
         scaling_factor=1.5305,
         latents=_SD3_LATENTS,
+    ),
+    "flux1-dev": Published(
+        "FluxPipeline",
+        _FLUX,
+        _FLUX_FLOW,
+        "FLUX.1, predicts a flow, 1024 px, tokens of 4096",
+        11_901_408_320,
+        scaling_factor=0.3611,
+        latents=_FLUX_LATENTS,
     ),
     "if-i-m": Published(
         "IFPipeline",

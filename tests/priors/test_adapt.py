@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from piti.checkpoints.prior_folders import recognised
 from piti.core.errors import UserError
 from piti.core.files import file_hash
 from piti.models import Space, SpaceSpec, Tokens, Translator
+from piti.models.compiling import repeated_blocks
 from piti.models.wiring import Wiring
 from piti.pipelines.pipeline import PITIPipeline
 from piti.training import Recipe, RecipeError, distributed, plan, train
@@ -47,18 +50,23 @@ TOKENS: dict[str, dict[str, Any]] = {
     "pixart": {"sequence_width": 8, "pooled": 0, "residuals": False},
     "sana": {"sequence_width": 8, "pooled": 0},
     "sd3": {"sequence_width": 40, "pooled": 16},
+    "flux": {"sequence_width": 40, "pooled": 16},
 }
 """What each UNet takes of an encoder."""
 
 
 def recipe_of(prior: tiny.Imported, data: Path, family: str = "stable", /, **changes: Any) -> Recipe:
     found = recognised(prior.folder)
-    side = found.arguments()["image_size"]
+    side, schedule, own = found.arguments()["image_size"], found.schedule.to_dict(), {}
+    if family == "flux":  # at 16 px, not the 256 that it was imported for
+        side, schedule = 16, schedule | {"shift": math.exp(calculate_shift(4 * 4))}
+        own = {"patch_size": 2, "embedded_guidance": 1.0, "shift_growth": found.shift_growth}
     values = tiny_recipe(
         data,
         prior=str(prior.model),
-        schedule=found.schedule.to_dict(),
-        model={
+        schedule=schedule,
+        model=own
+        | {
             "image_size": side,
             "learned_variance": found.arguments()["learned_variance"],
             "encoder": {**TINY_MODEL["encoder"], **TOKENS[family]},
@@ -105,7 +113,7 @@ def test_two_stages_of_which_the_first_leaves_the_unet_as_it_is(
     pipe = PITIPipeline.from_pretrained(tmp_path / "run")
     pipe.set_progress_bar_config(disable=True)
     made = pipe(sorted((tiny_data / "labels").glob("*.png"))[0], steps=2, sampler="ddim").images[0]
-    assert made.height == prior.ours.base.image_size
+    assert made.height == (16 if family == "flux" else prior.ours.base.image_size)
 
 
 def test_an_adapted_model_of_latents_is_trained_on(stable: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
@@ -222,7 +230,10 @@ def test_a_switch_that_is_null_in_a_published_configuration_is_off(stable: tiny.
         check_config(translator, published | {"upcast_attention": True}, "theirs")
 
 
-@pytest.mark.parametrize(("family", "wide"), [("sana", True), ("sana", False), ("sd3", True), ("sd3", False)])
+@pytest.mark.parametrize(
+    ("family", "wide"),
+    [("sana", True), ("sana", False), ("sd3", True), ("sd3", False), ("flux", True), ("flux", False)],
+)
 def test_the_aligned_path_of_a_transformer_is_in_place(
     request: pytest.FixtureRequest, tiny_data: Path, family: str, wide: bool
 ) -> None:
@@ -255,7 +266,12 @@ def test_the_aligned_path_does_not_lead_into_a_transformer_of_pixart(pixart: tin
 
 @pytest.mark.parametrize(
     ("family", "block"),
-    [("pixart", "BasicTransformerBlock"), ("sana", "SanaTransformerBlock"), ("sd3", "JointTransformerBlock")],
+    [
+        ("pixart", "BasicTransformerBlock"),
+        ("sana", "SanaTransformerBlock"),
+        ("sd3", "JointTransformerBlock"),
+        ("flux", "FluxTransformerBlock,FluxSingleTransformerBlock"),
+    ],
 )
 def test_sharding_names_the_blocks_of_a_transformer(
     request: pytest.FixtureRequest, tiny_data: Path, family: str, block: str
@@ -272,8 +288,10 @@ def test_sharding_names_the_blocks_of_a_transformer(
     )
     why = distributed._why_not(accelerator, recipe, 2)
     assert why is not None
-    assert f"FSDP shards ResnetBlock2D, but this transformer consists of {block}; set" in why
-    plugin.transformer_cls_names_to_wrap = [block]
+    named = block.replace(",", " and ")
+    assert f"FSDP shards ResnetBlock2D, but this transformer consists of {named}; set" in why
+    assert f"fsdp_transformer_layer_cls_to_wrap: {block} in" in why
+    plugin.transformer_cls_names_to_wrap = block.split(",")
     assert distributed._why_not(accelerator, recipe, 2) is None
 
 
@@ -304,6 +322,64 @@ def test_adapters_are_on_the_tokens_side_of_joint_attention_too(sd3: tiny.Import
     inject(translator, LoraSpec(rank=2))
     adapted = {name.split(".lora_A")[0].rsplit(".attn.")[-1] for name, _ in translator.unet.named_parameters()}
     assert {"to_q", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"} <= adapted
+
+
+def test_adapters_are_on_double_and_single_blocks_of_flux(flux: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
+    """A run with them, on the frozen transformer in half precision; it is planned, and its model loads anew."""
+    recipe = recipe_of(flux, tiny_data, "flux", stages=WITH_ADAPTERS, lora={"rank": 2}, precision="bf16")
+    rows = {row["what"]: row["plan"] for row in plan(recipe, tmp_path / "run")}
+    assert "weights of its UNet loaded" in rows["begins"]
+    train(recipe, tmp_path / "run")
+    learned = [name for name in load_file(tmp_path / "run/model/base" / ADAPTER_FILE) if "lora_A" in name]
+    double = {name.split(".attn.")[1].split(".lora")[0] for name in learned if name.startswith("unet.transformer")}
+    single = {name.split(".attn.")[1].split(".lora")[0] for name in learned if name.startswith("unet.single")}
+    assert single == {"to_q", "to_k", "to_v"}
+    assert double == single | {"to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
+    base = PITIPipeline.from_pretrained(tmp_path / "run").base
+    assert (base.wiring.guidance, base.shift_growth) == (1.0, flux.ours.base.shift_growth)
+
+
+def test_a_block_of_flux_is_compiled(flux: tiny.Imported) -> None:
+    kinds = [type(block).__name__ for block in repeated_blocks(flux.ours.base.unet)]
+    assert kinds == ["FluxTransformerBlock"] * 3 + ["FluxSingleTransformerBlock"] * 2
+
+
+def test_the_aligned_path_of_flux_is_neutral_at_the_start(flux: tiny.Imported, tiny_data: Path) -> None:
+    translator = Translator(**translator_config(recipe_of(flux, tiny_data, "flux").model, None)).eval()
+    tokens = translator.encode(torch.rand(1, translator.config["encoder_spec"]["in_channels"], 16, 16))
+    assert tokens.residuals is not None
+    assert [one.shape[1:] for one in tokens.residuals] == [(16, 4, 4)] * 3  # 3 double blocks, 2 single ones
+    x_t, t = torch.randn(1, 4, 8, 8), torch.tensor(500)
+    plain = translator(x_t, t, tokens._replace(residuals=None)).output
+    assert torch.equal(translator(x_t, t, tokens).output, plain)
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "why"),
+    [
+        (
+            {},
+            {"shift": 3.158192909689767},
+            r"grows with the image: it is 1\.5830842 for images of 16 px, .*; set sched",
+        ),
+        ({"shift_growth": 0.0}, {}, r"by 0\.00016927083 per token, and by 0 .*; set model\.shift_growth: 0\.000169270"),
+        ({"embedded_guidance": None}, {}, r"is told a guidance scale .* and 'embedded_guidance' is null; give one"),
+        ({"patch_size": 1}, {}, "the UNet sees 16 channels and makes 16; images of this model ask for 4 and 4"),
+    ],
+)
+def test_a_recipe_for_flux_is_checked(
+    flux: tiny.Imported, tiny_data: Path, tmp_path: Path, model: dict[str, Any], schedule: dict[str, Any], why: str
+) -> None:
+    right = recipe_of(flux, tiny_data, "flux")
+    changes = {"model": right.model.to_dict() | model, "schedule": right.schedule.to_dict() | schedule}
+    with pytest.raises(UserError, match=why):
+        plan(recipe_of(flux, tiny_data, "flux", **changes), tmp_path / "run")
+
+
+def test_a_guidance_scale_is_for_networks_that_take_one(sd3: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
+    model = recipe_of(sd3, tiny_data, "sd3").model.to_dict() | {"embedded_guidance": 1.0}
+    with pytest.raises(UserError, match=r"'embedded_guidance' is given, but the network takes no .*; leave it out"):
+        plan(recipe_of(sd3, tiny_data, "sd3", model=model), tmp_path / "run")
 
 
 @pytest.mark.parametrize("loss", ["perceptual", "adversarial", "pixel"])

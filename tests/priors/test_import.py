@@ -72,9 +72,12 @@ def test_a_transformer_is_one_too(pixart: tiny.Imported) -> None:
         ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "distilled for a few guided steps"),
         (
             "model_index.json",
-            {"_class_name": "FluxPipeline"},
-            "a FluxPipeline is distilled: it takes the guidance stre",
+            {"_class_name": "FluxFillPipeline"},
+            "a FluxFillPipeline is an inpainting model, whose tra",
         ),
+        ("model_index.json", {"_class_name": "FluxKontextPipeline"}, "is an image-editing model"),
+        ("model_index.json", {"_class_name": "FluxControlNetPipeline"}, "is a model with a ControlNet"),
+        ("model_index.json", {"_class_name": "Flux2Pipeline"}, "a Flux2Pipeline is not supported; .*FluxPipeline"),
         ("model_index.json", {"_class_name": "SomePipeline"}, "is not supported; .*StableDiffusionPipeline"),
         ("model_index.json", {"text_encoder": [None, None]}, "has no 'text_encoder', which is needed"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels: it is an inpainting variant"),
@@ -173,10 +176,11 @@ def test_transformers_does_not_warn_of_a_long_text_that_is_cut(
     assert caplog.messages == []
 
 
-def test_a_folder_that_is_named_turbo_is_refused(sd3: tiny.Imported, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["stable-diffusion-3.5-large-turbo", "FLUX.1-schnell"])
+def test_a_folder_that_is_named_as_distilled_is_refused(sd3: tiny.Imported, tmp_path: Path, name: str) -> None:
     """Stable Diffusion 3.5 Large Turbo has the configurations of the model that it was made from."""
-    named = shutil.copytree(sd3.folder, tmp_path / "stable-diffusion-3.5-large-turbo")
-    with pytest.raises(UserError, match=r"large-turbo: its name suggests that it is distilled .* or rename the folder"):
+    named = shutil.copytree(sd3.folder, tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: its name suggests that it is distilled .* or rename the folder"):
         import_prior(named, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -243,6 +247,60 @@ def test_a_flow_of_another_kind_is_refused(
     with pytest.raises(UserError, match=why):
         import_prior(copied, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_flux_says_where_its_shift_comes_from(flux: tiny.Imported) -> None:
+    found = recognised(flux.folder)
+    assert found.what == "FLUX.1, predicts a flow, 256 px, tokens of 40"
+    used, grown = found.notes()
+    assert used.endswith("used scheduler, text_encoder, text_encoder_2, tokenizer, tokenizer_2, transformer, vae")
+    assert grown == (
+        "its noise levels follow the image's size: shift 3.1581929 for 256 px, the exponential of 1.15, to which each "
+        "token of a larger image adds 0.00016927083"
+    )
+    assert (found.language.context, found.arguments()["patch_size"]) == (tiny.CONTEXT + 512, 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "why"),
+    [
+        (
+            "transformer/config.json",
+            {"guidance_embeds": False},
+            "as FLUX.1-schnell, which is distilled for a few steps",
+        ),
+        (
+            "transformer/config.json",
+            {"in_channels": 32},
+            "takes 32 channels, expected 16, as its .* 4, folded 2 x 2; gi",
+        ),
+        ("transformer/config.json", {"out_channels": 4}, "outputs 4 channels, expected 16"),
+        (
+            "scheduler/scheduler_config.json",
+            {"time_shift_type": "linear"},
+            "'time_shift_type' is 'linear'; only 'expon",
+        ),
+        ("scheduler/scheduler_config.json", {"max_shift": None}, "'max_shift' is None, expected a number"),
+        ("scheduler/scheduler_config.json", {"max_shift": 0.1}, r"its shift \(base_shift 0.5, .*\) does not grow"),
+        ("scheduler/scheduler_config.json", {"shift_terminal": 0.02}, "'shift_terminal' is set: only flows"),
+        ("model_index.json", {"text_encoder_2": [None, None]}, "has no 'text_encoder_2', which is needed"),
+    ],
+)
+def test_a_flux_of_another_kind_is_refused(
+    flux: tiny.Imported, tmp_path: Path, file: str, values: dict[str, Any], why: str
+) -> None:
+    copied = shutil.copytree(flux.folder, tmp_path / "diffusers")
+    changed(copied / file, **values)
+    with pytest.raises(UserError, match=why):
+        import_prior(copied, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_flux_with_one_shift_for_all_sizes_is_imported_with_it(flux: tiny.Imported, tmp_path: Path) -> None:
+    copied = shutil.copytree(flux.folder, tmp_path / "diffusers")
+    changed(copied / "scheduler/scheduler_config.json", use_dynamic_shifting=False)
+    found = recognised(copied)
+    assert (found.schedule.shift, found.shift_growth, len(found.notes())) == (3.0, 0.0, 1)
 
 
 def test_a_transformer_of_another_kind_is_refused(pixart: tiny.Imported, tmp_path: Path) -> None:
@@ -429,7 +487,7 @@ class Held:
         self.bytes -= size
 
 
-@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd", "pixart", "sana", "sd3"])
+@pytest.mark.parametrize("family", ["stable", "sdxl", "floyd", "pixart", "sana", "sd3", "flux"])
 def test_importing_holds_two_tensors_at_most(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

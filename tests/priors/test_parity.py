@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from piti.core.errors import UserError
 from piti.diffusion.samplers import sampling_timesteps
+from piti.diffusion.schedule import shifted
+from piti.editing.trajectory import Progress, Walk
+from piti.models import Translator
 from piti.pipelines.cascade import Batch
 from piti.pipelines.options import SamplingOptions
 from piti.pipelines.pipeline import PITIPipeline
@@ -174,6 +180,80 @@ def test_each_text_encoder_of_stable_diffusion_3_reads_a_text_by_its_own_tokeniz
     assert not torch.equal(one[:, 12:], other[:, 12:])
     assert ours.condition.cut("dogs and cats and more") == ""
     assert ours.condition.cut("cat " * 90).startswith("only the first 256 of 360 tokens are read")
+
+
+def levels_of(ours: PITIPipeline, latents: Tensor) -> Tensor:
+    """The shares of noise at which 4 steps begin, from the noisiest on."""
+    network: Any = ours.base_network()
+    visited = network.visited(SamplingOptions.from_flat({"steps": 4}).resolve(ours).base, latents)
+    u = (torch.tensor(sampling_timesteps(network.schedule, "ddim", visited)[::-1]) + 1) / 1000
+    return shifted(u, network.translator.flow.shift)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 16), (256, 256), (256, 512)])
+def test_noise_levels_of_flux_follow_the_size_of_images(flux: tiny.Imported, height: int, width: int) -> None:
+    """At the size whose shift it was imported with, and at others, to the nearest of 1000 timesteps."""
+    usual = FlowMatchEulerDiscreteScheduler.from_config(flux.theirs.scheduler.config)
+    usual.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=calculate_shift(height * width // 16))
+    levels = levels_of(flux.ours, torch.zeros(1, 4, height // 2, width // 2))
+    torch.testing.assert_close(levels, usual.sigmas[:-1], atol=2e-3, rtol=0)
+
+
+def test_an_edit_of_flux_goes_along_the_noise_levels_of_its_image(flux: tiny.Imported) -> None:
+    network: Any = flux.ours.base_network()
+    prepared = flux.ours.prepare(TEXT, SamplingOptions.from_flat({"steps": 4, "size": 16}))
+    tokens = network.encode(Batch([prepared], [0], [seeded()]), with_null=False)
+    walk = Walk(network, prepared.sampling.base, 0, 0.0, noise(1, 4, 8, 8), None, tokens, tokens)
+    inverted = walk.invert(Progress(None, 4))
+    visited = network.visited(prepared.sampling.base, walk.image)
+    assert inverted.trajectory.schedule.timesteps.tolist() == visited
+    assert visited != sampling_timesteps(network.schedule, "ddim", 4)
+
+
+@pytest.mark.parametrize(("size", "w"), [(16, 0.0), (24, 2.0)])
+def test_flux_is_told_its_guidance_by_eulers_method(
+    monkeypatch: pytest.MonkeyPatch, flux: tiny.Imported, size: int, w: float
+) -> None:
+    """Guided by the empty text too, as by diffusers' `true_cfg_scale`."""
+    theirs, ours, texts = flux.theirs, flux.ours, [TEXT, "dogs and cats " * 40]  # longer than T5 reads
+    side = size // 2
+    latents = noise(2, 4, side, side)
+    monkeypatch.setattr(theirs, "scheduler", FlowMatchEulerDiscreteScheduler())  # takes levels as they are
+    asked: dict[str, Any] = {"sigmas": levels_of(ours, latents).tolist(), "height": size, "width": size}
+    if w:
+        asked |= {"negative_prompt": ["", ""], "true_cfg_scale": 1 + w}
+    packed = theirs._pack_latents(latents, 2, 4, side, side)
+    wanted = theirs(texts, guidance_scale=3.5, latents=packed, output_type="pt", **asked).images
+    sampling: dict[str, Any] = {"steps": 4, "guidance": {"kind": "plain", "w": w}, "size": size}
+    made = ours(texts, latents=latents, output_type="pt", **sampling).images
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(made, wanted, **CLOSE)
+
+
+def test_flux_is_sampled_as_diffusers_pipeline_does_by_default(flux: tiny.Imported) -> None:
+    """Its network is told 3.5, and its own guidance is off; another scale makes other images."""
+    latents, own = noise(1, 4, 8, 8), SamplingOptions.from_flat({}).resolve(flux.ours)
+    assert (own.base.sampler, own.base.steps, own.base.guidance.w) == ("ddim", 28, 0.0)
+    default = inspect.signature(type(flux.theirs).__call__).parameters["guidance_scale"].default
+    assert flux.ours.base.wiring.guidance == default
+    tokens = flux.ours.base.encode(flux.ours.read(TEXT)[None])
+    told = flux.ours.base(latents, torch.tensor(500), tokens).output
+    other = Translator(**dict(flux.ours.base.config) | {"embedded_guidance": 1.0}).eval()
+    other.load_state_dict(flux.ours.base.state_dict())
+    assert (other(latents, torch.tensor(500), tokens).output - told).abs().max() > 1e-3
+
+
+def test_a_text_reaches_flux_by_clips_pooled_token_and_t5s_tokens(flux: tiny.Imported) -> None:
+    for text in ("ab", "dogs and cats and more"):
+        wanted, pooled, _ = flux.theirs.encode_prompt(text)
+        tokens = flux.ours.base.encode(flux.ours.read(text)[None])
+        torch.testing.assert_close(tokens.sequence, wanted, **CLOSE)
+        torch.testing.assert_close(tokens.pooled, pooled, **CLOSE)
+
+
+def test_an_image_too_large_for_the_growing_shift_of_flux_is_refused(flux: tiny.Imported) -> None:
+    with pytest.raises(UserError, match=r"images of 760 x 760: the shift of this model's .* above 100; make"):
+        flux.ours(TEXT, size=760, steps=1)
 
 
 def _flow_by_dpm(scheduler: Any, shares: list[float]) -> DPMSolverMultistepScheduler:

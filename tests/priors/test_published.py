@@ -37,7 +37,10 @@ def test_a_published_model_is_recognised_and_has_its_size(tmp_path: Path, name: 
     assert translator.role == found.family.role
     assert translator.image_size % translator.granularity == 0
     if found.family.network == "transformer":
-        places = 0 if name.startswith("pixart") else translator.unet.config["num_layers"] // 2
+        layers = translator.unet.config["num_layers"]
+        places = 0 if name.startswith("pixart") else layers // 2
+        if name.startswith("flux"):
+            places = (layers + 1) // 2 + translator.unet.config["num_single_layers"] // 2
         assert len(translator.wiring.aligned) == places
         return
     layers, levels = translator.unet.config["layers_per_block"], len(translator.unet.config["block_out_channels"])
@@ -53,11 +56,14 @@ def test_a_recipe_is_for_the_published_model(tmp_path: Path, name: str) -> None:
     with torch.device("meta"):
         translator = Translator(**translator_config(recipe.model, None))
     check_config(translator, found.unet, name)
-    assert recipe.schedule == found.schedule
+    assert recipe.schedule.shift == pytest.approx(found.schedule.shift, rel=1e-7)
+    assert recipe.schedule == found.schedule.model_copy(update={"shift": recipe.schedule.shift})
     assert recipe.model.space == found.space
     arguments = found.arguments()
     assert recipe.model.image_size == arguments["image_size"]
     assert recipe.model.learned_variance == arguments["learned_variance"]
+    assert recipe.model.patch_size == arguments["patch_size"]
+    assert recipe.model.shift_growth == pytest.approx(arguments["shift_growth"], rel=1e-7)
     assert recipe.model.encoder is not None
     assert recipe.model.encoder.token_width == translator.wiring.sequence
     assert recipe.model.encoder.pooled == translator.wiring.pooled_width
@@ -78,7 +84,7 @@ def test_a_plan_names_the_import_that_comes_first(tmp_path: Path, monkeypatch: p
 def test_the_guide_says_how_each_family_is_sampled() -> None:
     guide = (ROOT / "docs/guides/adapt-stable-diffusion.md").read_text(encoding="utf-8")
     said = {}
-    for names, *values in re.findall(r"^\| ([\w ,]+) \| `(\S+)` \| (\d+) \| ([\d.]+) \|$", guide, re.MULTILINE):
+    for names, *values in re.findall(r"^\| ([\w. ,]+) \| `(\S+)` \| (\d+) \| ([\d.]+) \|$", guide, re.MULTILINE):
         said |= {name: tuple(values) for name in names.split(", ")}
     for family in FAMILIES.values():
         own = {key.removeprefix("upsampler_"): value for key, value in family.sampling.items()}

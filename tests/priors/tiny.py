@@ -346,6 +346,27 @@ def stable_diffusion_3(folder: Path, t5_too: bool = True, **settings: Any) -> An
     return _saved(pipe, folder)
 
 
+def flux(folder: Path, **settings: Any) -> Any:
+    """A pipeline of FLUX.1-dev, whose noise levels follow the image's size; saved below `folder`. 3 double blocks and 2
+    single ones."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+    torch.manual_seed(11)
+    sizes: dict[str, Any] = {"num_layers": 3, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+    sizes |= {"in_channels": 16, "joint_attention_dim": 40, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4)}
+    pipe = FluxPipeline(
+        transformer=FluxTransformer2DModel(guidance_embeds=True, **(sizes | settings)).eval(),
+        vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(folder / "letters"),
+        text_encoder_2=t5(40),
+        tokenizer_2=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    )
+    return _saved(pipe, folder)
+
+
 def _saved(pipe: Any, folder: Path) -> Any:
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(folder / "diffusers")

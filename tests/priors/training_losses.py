@@ -13,8 +13,10 @@ from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
@@ -71,6 +73,8 @@ def losses_of_diffusers(folder: Path, step: Step) -> tuple[float, float]:
     folder: of diffusers; the UNet's weights are those there.
     """
     network = _network(folder)
+    if isinstance(network, FluxTransformer2DModel):
+        return _loss_of_flux(network, folder, step), 0.0
     if isinstance(network, SanaTransformer2DModel | SD3Transformer2DModel):
         return _loss_of_a_flow(network, folder, step), 0.0
     scheduler: Any = DDPMScheduler.from_pretrained(folder / "scheduler")
@@ -106,6 +110,36 @@ def _loss_of_a_flow(network: SanaTransformer2DModel | SD3Transformer2DModel, fol
     return F.mse_loss(network(noisy, **given).sample, noise - x0).item()
 
 
+def _loss_of_flux(network: FluxTransformer2DModel, folder: Path, step: Step) -> float:
+    """As `train_dreambooth_lora_flux` has it with a guidance scale of 1, every timestep alike, at the noise levels of
+    images of this size; maps are added as those of its ControlNets."""
+    pack, unpack = FluxPipeline._pack_latents, FluxPipeline._unpack_latents
+    x0 = _points(folder, step)
+    count, channels, height, width = x0.shape
+    noise = step.noise(None, tuple(x0.shape[1:]))
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    uniform = [k / 1000 for k in range(1, 1001)]
+    scheduler.set_timesteps(sigmas=uniform, mu=calculate_shift(height * width // 4))
+    sigmas = scheduler.sigmas[step.t].view(-1, 1, 1, 1)
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    assert step.tokens.residuals is not None
+    maps = [one.flatten(2).transpose(1, 2) for one in step.tokens.residuals]
+    kind: dict[str, Any] = {"device": x0.device, "dtype": x0.dtype}
+    out = network(
+        hidden_states=pack(noisy, count, channels, height, width),
+        timestep=sigmas.flatten(),
+        guidance=torch.ones(count),
+        pooled_projections=step.tokens.pooled,
+        encoder_hidden_states=step.tokens.sequence,
+        txt_ids=torch.zeros(step.tokens.sequence.shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, **kind),
+        controlnet_block_samples=maps[:2],  # of 3 double blocks
+        controlnet_single_block_samples=maps[2:],
+    ).sample
+    pixels = step.images.shape[-1] // width
+    return F.mse_loss(unpack(out, height * pixels, width * pixels, pixels), noise - x0).item()
+
+
 def _points(folder: Path, step: Step) -> Tensor:
     """The images, or their latents, drawn from the autoencoder's posterior."""
     if not (folder / "vae").is_dir():
@@ -119,10 +153,18 @@ def _points(folder: Path, step: Step) -> Tensor:
 
 def _network(
     folder: Path,
-) -> UNet2DConditionModel | PixArtTransformer2DModel | SanaTransformer2DModel | SD3Transformer2DModel:
+) -> (
+    UNet2DConditionModel
+    | PixArtTransformer2DModel
+    | SanaTransformer2DModel
+    | SD3Transformer2DModel
+    | FluxTransformer2DModel
+):
     index = (folder / "model_index.json").read_text(encoding="utf-8")
     if "Sana" in index:
         return SanaTransformer2DModel.from_pretrained(folder / "transformer")
+    if "Flux" in index:
+        return FluxTransformer2DModel.from_pretrained(folder / "transformer")
     if "SD3" in index:
         return SD3Transformer2DModel.from_pretrained(folder / "transformer")
     if (folder / "transformer").is_dir():
