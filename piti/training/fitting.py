@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piti.conditions import Condition, MaskCondition
 from piti.diffusion.schedule import ScheduleSpec
-from piti.models import Translator
+from piti.models import EncoderSpec, TextEncoderSpec, Translator, UNetSpec
 from piti.models.flow import grown_shift
 from piti.models.foreign import foreign_network
 from piti.training.recipe import RecipeError
@@ -114,6 +114,37 @@ def schedule_differences(learned: ScheduleSpec, schedule: ScheduleSpec) -> dict[
     """The keys in which a model's schedule differs from a recipe's, with descriptions."""
     theirs, ours = learned.to_dict(), schedule.to_dict()
     return {key: f"{key} {theirs[key]} there, here {ours[key]}" for key in ours if theirs[key] != ours[key]}
+
+
+def check_settings(translator: Translator, theirs: Mapping[str, Any], name: str, key: str, unet_only: bool) -> None:
+    """Raises RecipeError if networks of this package differ from those of the model given by `key` in settings that
+    leave the shapes of weights as they are, such as attention heads: the weights would fit, and compute something else.
+
+    theirs: the model's configuration. unet_only: whether only its UNet is used.
+    """
+    ours, learned = (_shapeless(config, unet_only) for config in (translator.config, theirs))
+    odd = [setting for setting, value in ours.items() if learned.get(setting, value) != value]
+    if odd:
+        named = ", ".join(f"{setting}: {learned[setting]} there, here {ours[setting]}" for setting in odd)
+        raise RecipeError(f"{key}: {name} has the same weights with other settings ({named})", remedy="copy them")
+
+
+def _shapeless(config: Mapping[str, Any], unet_only: bool) -> dict[str, Any]:
+    """The settings of a translator's networks that affect what they compute, but no shape of a weight."""
+    found: dict[str, Any] = {}
+    if config.get("unet_config") is None:
+        unet = UNetSpec.parse(config.get("unet_spec") or {}, "unet_spec")
+        found["model.unet.norm_groups"] = unet.norm_groups
+        if unet.token_width is not None:  # with tokens the middle block attends in every case
+            found["model.unet.head_dim"] = unet.head_dim
+    if config.get("encoder_spec") and not unet_only:
+        encoder = EncoderSpec.parse(config["encoder_spec"], "encoder_spec")
+        found["model.encoder.norm_groups"] = encoder.norm_groups
+        if encoder.layers:
+            found["model.encoder.heads"] = encoder.heads
+    if config.get("text_spec") and not unet_only:
+        found["model.text.heads"] = TextEncoderSpec.parse(config["text_spec"], "text_spec").heads
+    return found
 
 
 def check_config(translator: Translator, theirs: Mapping[str, Any], name: str, key: str = "prior") -> None:

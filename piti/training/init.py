@@ -35,6 +35,7 @@ from piti.training.fitting import (
     channel_order,
     check_config,
     check_schedule,
+    check_settings,
     check_shapes,
     learned_at,
     schedule_differences,
@@ -190,6 +191,7 @@ def load_weights(
             f"{key}: {name} learned with 'embedded_guidance' {told}, and this recipe has {here}; make them equal"
         )
     check_shapes(key, folder, own, given, own.keys() | given.keys())
+    check_settings(translator, theirs.config, name, key, unet_only=False)
     if only_check:
         return order is not None
     if order is not None:
@@ -233,6 +235,7 @@ def load_prior(
         )
     unet = [key for key in own.keys() | given.keys() if key.startswith(UNET)]
     check_shapes("prior", folder, own, given, unet)
+    check_settings(translator, config, name, "prior", unet_only=True)
     learned = learned_at(spec_of(scheduler), config, translator, schedule, name)
     sampled = check_schedule(learned, schedule, str(folder.parent))
     if not only_check:

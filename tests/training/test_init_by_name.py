@@ -69,6 +69,10 @@ def test_a_model_begun_from_another_order_reads_the_same_mask_alike(tmp_path: Pa
     PITIPipeline(one, scheduler_of(ScheduleSpec()), learned).save_pretrained(tmp_path / "m")
     other = Translator(**config, steps=len(schedule)).eval()
     assert load_weights(other, str(tmp_path / "m"), schedule, wanted)
+    fewer = {**config, "encoder_spec": encoder | {"heads": 1}}
+    assert encoder["heads"] > 1
+    with pytest.raises(RecipeError, match=r"with other settings \(model.encoder.heads: 2 there, here 1\); copy them"):
+        load_weights(Translator(**fewer, steps=len(schedule)), str(tmp_path / "m"), schedule, wanted)
     sky = torch.randint(0, 3, (1, 1, 16, 16), dtype=torch.uint8)
     renamed = torch.tensor([1, 2, 0], dtype=torch.uint8)[sky.long()]  # the same classes by the other numbers
     assert one.encoder is not None

@@ -185,6 +185,17 @@ class TestAdaptation:
             train(adapted_recipe(tiny_data, prior, model=wider), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize(("key", "value"), [("head_dim", 16), ("norm_groups", 2)])
+    def test_other_settings_of_the_same_shapes_are_refused(
+        self, prior: Path, tiny_data: Path, tmp_path: Path, key: str, value: int
+    ) -> None:
+        own = TINY_MODEL["unet"]
+        model = TINY_MODEL | {"unet": own | {key: value}}  # type: ignore[operator]
+        with pytest.raises(
+            RecipeError, match=rf"with other settings \(model.unet.{key}: {own[key]} there, here {value}\)"
+        ):
+            plan(adapted_recipe(tiny_data, prior, model=model), tmp_path / "run")
+
     def test_another_prediction_is_refused(self, prior: Path, tiny_data: Path, tmp_path: Path) -> None:
         recipe = adapted_recipe(tiny_data, prior, schedule={"prediction": "epsilon"})
         with pytest.raises(RecipeError, match=r"\(prediction v_prediction there, here epsilon\); copy its schedule"):
