@@ -39,12 +39,12 @@ def augmented(
         images = _coloured(images, u[:, :3])
     maps = [images, *over]
     for kind in (kind for kind in kinds if kind != "colour"):
-        maps = _moved_named(kind)(maps, u[:, 3:5] if kind == "shift" else u[:, 5:7])
+        maps = _move_named(kind)(maps, u[:, 3:5] if kind == "shift" else u[:, 5:7])
     return maps[0], maps[1:]
 
 
 def _coloured(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness ± 0.5, saturation 0 to 2, contrast 0.5 to 1.5, one after the other."""
+    """Change brightness by ± 0.5, then saturation by a factor from 0 to 2, then contrast by one from 0.5 to 1.5."""
     brightness, saturation, contrast = (u[:, k].view(-1, 1, 1, 1) for k in range(3))
     x = x + brightness - 0.5
     grey = x.mean(dim=1, keepdim=True)
@@ -54,7 +54,7 @@ def _coloured(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _shifted(maps: list[Tensor], u: Tensor) -> list[Tensor]:
-    """By up to `SHIFT` of the sides in whole pixels; what comes in is 0."""
+    """Shift by up to `SHIFT` of the sides, in whole pixels; pixels from outside are 0."""
     height, width = maps[0].shape[-2:]
     most = (round(height * SHIFT), round(width * SHIFT))
     moves = [((2 * n + 1) * u[:, k]).floor().long() - n for k, n in enumerate(most)]
@@ -71,7 +71,8 @@ def _cut_out(maps: list[Tensor], u: Tensor) -> list[Tensor]:
     inside = []
     for k, side in enumerate((height, width)):
         cut = (side + 1) // 2
-        # Zhao et al., DiffAugment: its middle is any pixel, or of an even cut any line between two, the borders too
+        # Zhao et al., DiffAugment: an odd square is centred on any pixel, an even one on any line between two pixels,
+        # borders included
         first = (u[:, k] * (side + 1 - cut % 2)).floor().long().view(-1, 1) - cut // 2
         beyond = torch.arange(side, device=u.device) - first  # [B, side]
         inside.append((beyond >= 0) & (beyond < cut))
@@ -83,7 +84,7 @@ _MOVES: dict[str, Callable[[list[Tensor], Tensor], list[Tensor]]] = {"shift": _s
 KINDS = ("colour", *_MOVES)
 
 
-def _moved_named(kind: str) -> Callable[[list[Tensor], Tensor], list[Tensor]]:
+def _move_named(kind: str) -> Callable[[list[Tensor], Tensor], list[Tensor]]:
     if kind not in _MOVES:
         raise UserError(f"unknown augmentation '{kind}'; {choices(kind, KINDS)}")
     return _MOVES[kind]

@@ -26,13 +26,13 @@ from piti.diffusion.samplers import sampling_timesteps
 from piti.diffusion.schedule import Images, NoiseSchedule, Timesteps
 
 CLEAN = -1
-"""Stands for the timestep after the last, where x_s is the image itself."""
+"""The timestep after the last one, where x_s is the image itself."""
 
 Guess = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t [B]) -> x̂₀ [B, C, H, W], guided and bounded
 
 
 class StudentSpec(Spec):
-    """What is built into the weights of a distilled translator."""
+    """The timesteps and the guidance that are built into the weights of a distilled translator."""
 
     timesteps: tuple[int, ...] | None = Field(min_length=1)
     """The timesteps that it was trained at, ascending; it can only be sampled at exactly these. None: all timesteps,
@@ -55,32 +55,31 @@ class StudentSpec(Spec):
         if timesteps is None:
             return None
         if list(timesteps) != sorted(set(timesteps)) or timesteps[0] < 0:
-            raise UserError(f"{list(timesteps)} are no ascending timesteps")
+            raise UserError(f"expected distinct ascending timesteps of at least 0, got {list(timesteps)}")
         return timesteps
 
     def check(self, steps: int, sampler: str, guidance: Guidance) -> None:
         """Raise UserError for sampling settings that a student does not support."""
-        remedy = f"leave it out, or take {self.origin}"
+        remedy = f"leave it out, or use {self.origin}"
         if self.timesteps is not None and steps != len(self.timesteps):
-            known = f"this model was distilled to {len(self.timesteps)} steps and knows no others"
-            raise UserError(known, remedy=remedy, option="steps", value=steps)
+            problem = f"this model was distilled to {len(self.timesteps)} steps and supports no other number"
+            raise UserError(problem, remedy=remedy, option="steps", value=steps)
         if self.timesteps is not None and sampler != "ddim":
-            known = "this model was distilled for 'ddim'"
-            raise UserError(known, remedy=remedy, option="sampler", value=sampler)
+            problem = "this model was distilled for 'ddim' and supports no other sampler"
+            raise UserError(problem, remedy=remedy, option="sampler", value=sampler)
         if guidance.w != self.guidance.w:
-            known = f"this model was distilled with a guidance of {self.guidance.w:g}, which is part of its weights"
-            raise UserError(known, remedy=remedy, option="guidance", value=guidance.w)
+            problem = f"this model was distilled with a guidance of {self.guidance.w:g}, which is part of its weights"
+            raise UserError(problem, remedy=remedy, option="guidance", value=guidance.w)
         if guidance != self.guidance:
             here, own = (f"{one.kind}, {one.interval[0]:g} to {one.interval[1]:g}" for one in (guidance, self.guidance))
             raise UserError(
-                f"this model was distilled, and its guidance is part of its weights: no other rule or interval can be "
-                f"had (here {here}; its own is {own})",
-                remedy=f"leave both out, or take {self.origin}",
+                f"this model was distilled with the guidance {own}, which is part of its weights, got {here}",
+                remedy=f"leave rule and interval out, or use {self.origin}",
             )
 
     @property
     def origin(self) -> str:
-        """A phrase that names the teacher."""
+        """The teacher, named in a phrase."""
         named = "" if self.teacher is None else f", {self.teacher}"
         return f"the model that it was distilled from{named}"
 
@@ -126,20 +125,20 @@ class StudentGrid:
         guess: the guided teacher; k: for each sample, ascending with the timesteps.
         """
         x, walk, end = x_t, self.walks.to(k.device)[k], self.ends(k)
-        if walk.shape[1] == 1:  # `reached` undoes `moved`
+        if walk.shape[1] == 1:  # `x0_of_step` inverts `ddim_step`
             return guess(x_t, walk[:, 0])
         for j in range(walk.shape[1]):
             t = walk[:, j]
-            x = self.moved(x, guess(x, t), t, walk[:, j + 1] if j + 1 < walk.shape[1] else end)
-        return self.reached(x, x_t, walk[:, 0], end)
+            x = self.ddim_step(x, guess(x, t), t, walk[:, j + 1] if j + 1 < walk.shape[1] else end)
+        return self.x0_of_step(x, x_t, walk[:, 0], end)
 
-    def moved(self, x_t: Images, x0: Images, t: Timesteps, s: Timesteps) -> Images:
+    def ddim_step(self, x_t: Images, x0: Images, t: Timesteps, s: Timesteps) -> Images:
         """DDIM's step from t to s (Song et al. 2020, eq. 12 with σ = 0): α_s x̂₀ + (σ_s/σ_t)(x_t − α_t x̂₀)."""
         (alpha, sigma), (alpha_s, sigma_s) = self._levels(t, x_t), self._levels(s, x_t)
         return alpha_s * x0 + sigma_s / sigma * (x_t - alpha * x0)
 
-    def reached(self, x_s: Images, x_t: Images, t: Timesteps, s: Timesteps) -> Images:
-        """The x̂₀ with which `moved` leads from x_t to x_s: its inverse (Salimans & Ho 2022, appendix G)."""
+    def x0_of_step(self, x_s: Images, x_t: Images, t: Timesteps, s: Timesteps) -> Images:
+        """The x̂₀ with which `ddim_step` leads from x_t to x_s: its inverse (Salimans & Ho 2022, appendix G)."""
         (alpha, sigma), (alpha_s, sigma_s) = self._levels(t, x_t), self._levels(s, x_t)
         ratio = sigma_s / sigma
         return (x_s - ratio * x_t) / (alpha_s - ratio * alpha)

@@ -66,16 +66,16 @@ def invert(
     predict = _predictor(denoise, spaced)
     states, x0 = [image], image
     for k in range(len(spaced)):
-        before = states[-1]  # where the sampler's step from x_k is to arrive
+        before = states[-1]  # at which the sampler's step from x_k should arrive
         if refinements == 0:
             x0 = predict(before, max(0, k - 1))
-        x = before if k == 0 else noisier(before, x0, k - 1, spaced)
+        x = before if k == 0 else ddim_inversion_step(before, x0, k - 1, spaced)
         for _ in range(refinements):
             x0 = predict(x, k)
-            # x_k ← x_k + (x_{k−1} − S(x_k)), S the sampler's step. Its slope lies between √((1−ᾱ_{k−1})/(1−ᾱ_k)), for
-            # what the denoiser takes for noise, and about 1, for what it keeps: this contracts for both, where
-            # solving eq. 12 for x_k with x̂₀ held, the usual fixed point, diverges for what is kept
-            x = x + (before - cleaner(x, x0, k, spaced))
+            # x_k ← x_k + (x_{k−1} − S(x_k)), S: the sampler's step. The slope of S lies between √((1−ᾱ_{k−1})/(1−ᾱ_k)),
+            # for what the denoiser removes as noise, and about 1, for what it keeps, so this contracts for both. The
+            # usual fixed point, eq. 12 solved for x_k with x̂₀ held fixed, diverges for what is kept
+            x = x + (before - ddim_step(x, x0, k, spaced))
         states.append(x)
         if on_step is not None:
             on_step(k + 1, len(spaced), x0)
@@ -100,7 +100,7 @@ def resample(
     x = x_T
     for k in reversed(range(len(spaced))):
         x0 = predict(x, k)
-        x = cleaner(x, x0, k, spaced)
+        x = ddim_step(x, x0, k, spaced)
         if region is not None and k > 0:
             # Avrahami et al., algorithm 2, with the trajectory in place of fresh noise: x ← m x + (1 − m) x_{k−1}
             x = torch.lerp(trajectory.states[k].expand_as(x), x, region.to(x))
@@ -109,18 +109,18 @@ def resample(
     return spaced.finished(x)
 
 
-def cleaner(x: Images, x0: Images, k: int, spaced: NoiseSchedule) -> Images:
+def ddim_step(x: Images, x0: Images, k: int, spaced: NoiseSchedule) -> Images:
     """The sampler's deterministic step, x_k -> x_{k−1} (DDIM, eq. 12, σ = 0); step 0 arrives at x̂₀."""
     return _along(x, x0, _signal(spaced, k), _signal(spaced, k - 1))
 
 
-def noisier(x: Images, x0: Images, k: int, spaced: NoiseSchedule) -> Images:
-    """The same step towards noise, x_k -> x_{k+1} (DDIM, section 4.3), with the x̂₀ of either end."""
+def ddim_inversion_step(x: Images, x0: Images, k: int, spaced: NoiseSchedule) -> Images:
+    """The step in the opposite direction, x_k -> x_{k+1} (DDIM, section 4.3), with the x̂₀ of x_k or of x_{k+1}."""
     return _along(x, x0, _signal(spaced, k), _signal(spaced, k + 1))
 
 
 def _along(x: Images, x0: Images, now: float, then: float) -> Images:
-    """From ᾱ = now to ᾱ = then, keeping x̂₀ and the direction of the noise."""
+    """Move x from ᾱ = now to ᾱ = then, with the same x̂₀ and the same noise."""
     # x' = √ᾱ' x̂₀ + √(1−ᾱ') ε, ε = (x − √ᾱ x̂₀)/√(1−ᾱ)
     share = math.sqrt((1 - then) / (1 - now))
     return share * x + (math.sqrt(then) - share * math.sqrt(now)) * x0

@@ -120,7 +120,7 @@ def uniform(schedule: NoiseSchedule, t: Timesteps) -> Float[Tensor, " b"]:
 def min_snr(schedule: NoiseSchedule, t: Timesteps, gamma: float = 5.0) -> Float[Tensor, " b"]:
     """Lower weights for low-noise steps (Hang et al. 2023, section 3.4, γ = 5)."""
     snr = schedule.snr(t)
-    # in terms of x₀ the weight is min(SNR, γ)
+    # in terms of the error of x₀ the weight is min(SNR, γ)
     return snr.clamp(max=gamma) / _per_x0(schedule, snr)
 
 
@@ -134,9 +134,9 @@ def detail(schedule: NoiseSchedule, t: Timesteps, std: float = 0.15) -> Float[Te
 
 
 def _per_x0(schedule: NoiseSchedule, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """The squared error of what the model predicts to one of x₀."""
-    # ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²; of a flow, whose x̂₀ = z − s v̂ with 1/s = √SNR + 1, its
-    # square
+    """The squared error of the model's prediction, divided by that of x̂₀."""
+    # ‖ε−ε̂‖² = SNR ‖x₀−x̂₀‖², ‖v−v̂‖² = (SNR + 1) ‖x₀−x̂₀‖²; for a flow, whose x̂₀ = z − s v̂, ‖v−v̂‖² = ‖x₀−x̂₀‖²/s² with
+    # 1/s = √SNR + 1
     factors = {
         "epsilon": snr,
         "v_prediction": snr + 1,
@@ -170,14 +170,14 @@ def perceptual_loss(
     """
     if not len(predicted) == len(real) == len(weights) or not predicted:
         raise UserError(
-            f"one map and one weight a layer are needed, got {len(predicted)} predicted, {len(real)} real, "
+            f"expected one map and one weight per layer, got {len(predicted)} predicted and {len(real)} real maps, "
             f"{len(weights)} weights"
         )
     total = torch.zeros(len(predicted[0]), device=predicted[0].device)
     for ours, theirs, weight in zip(predicted, real, weights, strict=True):
         if ours.shape != theirs.shape:
             raise UserError(f"predicted features {list(ours.shape)} and real ones {list(theirs.shape)} differ in shape")
-        # PITI, eq. 4: L_perc = E‖ψ_m(x̂₀ᵗ) − ψ_m(x₀)‖, the mean absolute difference as pix2pixHD has it
+        # PITI, eq. 4: L_perc = E‖ψ_m(x̂₀ᵗ) − ψ_m(x₀)‖, the mean absolute difference, as in pix2pixHD
         difference = _precise(ours) - _precise(theirs.detach())
         total = total + weight * _per_sample(difference.square() if squared else difference.abs())
     return total
@@ -280,7 +280,7 @@ def gradient_penalty(
     u = share.to(real).view(-1, 1, 1, 1)
     mixed = (u * real + (1 - u) * fake).requires_grad_()  # [B, C, H, W]
     with torch.autocast(real.device.type, enabled=False):
-        critic = _per_sample(logits_of(mixed)).sum()  # samples do not mix: each one's slope is in its own row
+        critic = _per_sample(logits_of(mixed)).sum()  # samples do not mix: the gradient of each is in its own row
         (slope,) = torch.autograd.grad(critic, mixed, create_graph=True)  # [B, C, H, W]
     # Gulrajani et al., eq. 3: (‖∇_x̂ D(x̂)‖₂ − 1)², x̂ = u x + (1 − u) x̃, u ~ U[0, 1]
     return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square()

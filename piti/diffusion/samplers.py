@@ -64,23 +64,23 @@ class Sampler:
         if self.takes_eta:
             scheduler.final_alpha_cumprod = torch.tensor(schedule.final, dtype=torch.float64)
         scheduler.set_timesteps(len(schedule))
-        _check_walk(scheduler, len(schedule))
+        _check_timesteps(scheduler, len(schedule))
         return scheduler
 
 
-def _check_walk(scheduler: Any, steps: int) -> None:
-    """Raise UserError for a scheduler that scales x_t, or that chooses its own timesteps."""
+def _check_timesteps(scheduler: Any, steps: int) -> None:
+    """Raise UserError for a scheduler that scales x_t or chooses its own timesteps."""
     name, deviation = type(scheduler).__name__, float(scheduler.init_noise_sigma)
     if deviation != 1:
         raise UserError(
-            f"{name} begins with noise of deviation {deviation:.3g}, and x_t here has that of a DDPM, 1",
-            remedy="take one of init_noise_sigma 1, such as DEISMultistepScheduler",
+            f"{name} starts from noise of standard deviation {deviation:.3g}; expected 1, as for a DDPM",
+            remedy="use a scheduler whose init_noise_sigma is 1, such as DEISMultistepScheduler",
         )
     if scheduler.timesteps.tolist() != list(reversed(range(steps))):
         raise UserError(
-            f"{name} with these settings has timesteps of its own, and not the {steps} that are visited",
-            remedy="leave out what chooses timesteps or noise levels, such as use_karras_sigmas, and take one that "
-            "calls the network once a step",
+            f"{name} with these settings chooses its own timesteps instead of the {steps} given ones",
+            remedy="remove settings that choose timesteps or noise levels, such as use_karras_sigmas, and use a "
+            "scheduler that calls the network once per step",
         )
 
 
@@ -120,7 +120,7 @@ def sampler_named(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-# Schedulers of diffusers that stand for a sampler
+# Schedulers of diffusers, and the samplers that they select
 
 Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 """Scheduler classes of a pipeline: a noise schedule, and a sampler given by the class."""
@@ -129,20 +129,20 @@ _OF_SCHEDULE = frozenset(
     {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
     | {"clip_sample", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one"}
     | {"use_flow_sigmas", "flow_shift"}
-)  # compared by the betas that follow from them, or followed by the schedule itself
+)  # compared by the betas that they give, or applied by the schedule itself
 _FIXED: dict[str, tuple[Any, ...]] = {
     "timestep_spacing": ("linspace",),
     "steps_offset": (0,),
     "clip_sample_range": (1.0,),
     "variance_type": ("learned_range", "fixed_small", None),
-}  # setting => what it may be, where that is not what `Sampler.build` gives: steps are spaced outside
+}  # setting => accepted values, where they differ from those of `Sampler.build`, since steps are spaced outside
 
 
 def scheduler_named(name: str) -> type[Scheduler]:
     """A supported scheduler class by name. Raises UserError that lists them."""
     known = {kind.scheduler.__name__: kind.scheduler for kind in SAMPLERS.values()}
     if name not in known:
-        raise UserError(f"{name} is no scheduler that images are sampled with here; {choices(name, known)}")
+        raise UserError(f"{name}: unsupported scheduler; {choices(name, known)}")
     return known[name]
 
 
@@ -155,22 +155,22 @@ def sampler_of(scheduler: SchedulerMixin) -> str:
     flow = schedule.spec.betas == "flow"
     if not flow and not torch.allclose(scheduler.betas.double(), schedule.betas.double(), rtol=1e-3, atol=1e-6):
         raise UserError(
-            f"{name}: its betas are not those of '{scheduler.config['beta_schedule']}' in its range",
-            remedy="take the scheduler from the model's own: from_config(pipe.scheduler.config)",
+            f"{name}: its betas are not those of its beta_schedule '{scheduler.config['beta_schedule']}' and its range",
+            remedy="create the scheduler by from_config(pipe.scheduler.config)",
         )
-    odd = {sampler: _unfollowed(scheduler, kind.build(schedule)) for sampler, kind in kinds.items()}
+    odd = {sampler: _unsupported(scheduler, kind.build(schedule)) for sampler, kind in kinds.items()}
     fits = [sampler for sampler, settings in odd.items() if not settings]
     if not fits:
         settings = ", ".join(min(odd.values(), key=len))
         raise UserError(
-            f"{name} with {settings}: images are not sampled so here",
-            remedy="leave the setting out, and take the rest from the model's own: from_config(pipe.scheduler.config)",
+            f"{name} with {settings} is not supported",
+            remedy="remove the setting, and create the scheduler by from_config(pipe.scheduler.config)",
         )
     return fits[0]
 
 
-def _unfollowed(scheduler: Scheduler, built: Scheduler) -> list[str]:
-    """Settings of a scheduler that `built` does not have, with their values."""
+def _unsupported(scheduler: Scheduler, built: Scheduler) -> list[str]:
+    """Settings of a scheduler, with their values, that differ from those of `built`."""
     given, followed = dict(scheduler.config), dict(built.config)
     return [
         f"{key} = {given[key]!r}"
@@ -243,9 +243,9 @@ def sampling_timesteps(schedule: NoiseSchedule, sampler: str, steps: int | str |
 
     A respacing by name ("250", "fast27") is as released. A count is the same for "ddpm" and "ddim"; for the others it
     is spread evenly in √t between their bounds on λ, because steps uniform in t end at too much noise: with 20 of them
-    a Gaussian texture of standard deviation 0.05 keeps 48% of it, with these 93%. For a flow, a count is spread evenly
-    up to the last timestep for every sampler (Esser et al. 2024, section 5.3.2). Explicit timesteps are unchanged.
-    Raises UserError for fewer than 1 or more steps than there are.
+    a Gaussian texture of standard deviation 0.05 keeps 48% of that deviation, with these 93%. For a flow, a count is
+    spread evenly up to the last timestep for every sampler (Esser et al. 2024, section 5.3.2). Explicit timesteps are
+    unchanged. Raises UserError for less than one step, or more than there are.
     """
     kind = sampler_named(sampler)
     if not isinstance(steps, int | str):
@@ -294,11 +294,11 @@ def _step_options(kind: Sampler, name: str, generators: Sequence[torch.Generator
     if not 0 <= eta <= 1:
         raise UserError(f"eta = {eta}: give 0 (deterministic) … 1 (as noisy as 'ddpm')")
     if eta and not kind.takes_eta:
-        raise UserError(f"eta = {eta} has no meaning for the sampler {name!r}; use 'ddim', or eta = 0")
+        raise UserError(f"eta = {eta} has no effect with the sampler {name!r}; use 'ddim', or eta = 0")
     options: dict[str, Any] = {"generator": list(generators)} if kind.draws_noise else {}
     return {**options, "eta": eta} if kind.takes_eta else options
 
 
 def _one_generator_each(batch: int, generators: Sequence[torch.Generator]) -> None:
     if len(generators) != batch:
-        raise UserError(f"{batch} samples need {batch} generators, one each; got {len(generators)}")
+        raise UserError(f"expected {batch} generators, one per sample, got {len(generators)}")

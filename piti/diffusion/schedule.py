@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
     eps: Float[Tensor, "b c h w"]  # the noise in x_t
     variance: Float[Tensor, "b c h w"] | None  # raw output, −1 … 1 between the variance's two bounds
-    x0: Float[Tensor, "b c h w"] | None = None  # x̂₀ where the model predicts it: exact also where ε hardly knows it
+    x0: Float[Tensor, "b c h w"] | None = None  # x̂₀ if the model predicts it, exact also where ε hardly determines it
 
 
 Denoise = Callable[[Tensor, Tensor], Estimate]  # (x_t [B, C, H, W], t [B]) -> Estimate
@@ -55,7 +55,7 @@ BetasName = Literal["squaredcos_cap_v2", "linear", "scaled_linear", "flow"]
 PredictionName = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 BETAS: tuple[str, ...] = get_args(BetasName)
 PREDICTIONS: tuple[str, ...] = get_args(PredictionName)
-"""Of `ScheduleSpec`, under diffusers' names; "flow", which it has none for, is a rectified flow."""
+"""Values of `ScheduleSpec`, under diffusers' names; "flow" and "flow_prediction" are those of a rectified flow."""
 
 
 class ScheduleSpec(Spec):
@@ -85,25 +85,25 @@ class ScheduleSpec(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_flow_has_no_bounds(cls, values: Any) -> Any:
+    def _flow_is_not_clipped(cls, values: Any) -> Any:
         return {"clip": False} | values if isinstance(values, dict) and values.get("betas") == "flow" else values
 
     @field_validator("beta_range")
     @classmethod
-    def _usual_range_is_none(cls, value: tuple[float, float] | None, info: Any) -> tuple[float, float] | None:
-        """Written out, DDPM's own range is the same schedule as without one. info: pydantic's ValidationInfo."""
+    def _omit_default_range(cls, value: tuple[float, float] | None, info: Any) -> tuple[float, float] | None:
+        """Replace DDPM's own range by None, which is the same schedule. info: pydantic's ValidationInfo."""
         steps = info.data.get("steps", 1000)
         return None if info.data.get("betas") == "linear" and value == (0.1 / steps, 20 / steps) else value
 
     @model_validator(mode="after")
-    def _a_flow_is_learned_as_one(self) -> ScheduleSpec:
+    def _check_flow(self) -> ScheduleSpec:
         if (self.betas == "flow") != (self.prediction == "flow_prediction"):
             raise UserError(
-                f"betas = '{self.betas}' with prediction = '{self.prediction}': a flow is learned as one; set both "
+                f"betas = '{self.betas}' with prediction = '{self.prediction}': a flow needs both; set both to "
                 "'flow' and 'flow_prediction', or neither"
             )
         if self.shift != 1 and self.betas != "flow":
-            raise UserError(f"'shift' has no meaning for betas = '{self.betas}'; leave it out")
+            raise UserError(f"'shift' has no effect with betas = '{self.betas}'; leave it out")
         if self.betas == "flow" and (self.clip or self.threshold is not None or not self.to_clean):
             raise UserError(
                 "a flow is neither clipped nor thresholded, and ends at the image: leave 'clip', 'threshold' and "
@@ -112,9 +112,9 @@ class ScheduleSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _betas_lie_between_zero_and_one(self) -> ScheduleSpec:
+    def _check_betas(self) -> ScheduleSpec:
         if self.beta_range is not None and self.betas in ("squaredcos_cap_v2", "flow"):
-            raise UserError(f"'beta_range' has no meaning for betas = '{self.betas}'; leave it out")
+            raise UserError(f"'beta_range' has no effect with betas = '{self.betas}'; leave it out")
         if self.beta_range is None and self.betas == "scaled_linear":
             raise UserError("betas = 'scaled_linear' needs 'beta_range', such as [0.00085, 0.012]")
         if self.beta_range is not None and not 0 < self.beta_range[0] <= self.beta_range[1] < 1:
@@ -122,7 +122,7 @@ class ScheduleSpec(Spec):
         if self.betas == "linear" and self.beta_range is None and self.steps <= 20:
             raise UserError(
                 f"steps = {self.steps} with betas = 'linear': β would reach 1; "
-                "take at least 21 steps, or 'squaredcos_cap_v2'"
+                "use at least 21 steps, or 'squaredcos_cap_v2'"
             )
         return self
 
@@ -146,7 +146,7 @@ def make_alphas_cumprod(spec: ScheduleSpec) -> Float[Tensor, " T"]:
     return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
 
 
-_LEAST_SIGNAL = 1e-6  # of a flow's last step, which is noise alone: x̂₀ of an estimated noise divides by it, in float64
+_LEAST_SIGNAL = 1e-6  # signal of a flow's last step, otherwise 0: x̂₀ from ε divides by it, in float64
 
 
 def make_betas(spec: ScheduleSpec) -> Float[Tensor, " T"]:
@@ -201,7 +201,7 @@ class NoiseSchedule:
         self.posterior_variance = betas * (1 - prev) / (1 - now)
         self.posterior_mean_coef1 = betas * prev.sqrt() / (1 - now)
         self.posterior_mean_coef2 = (1 - prev) * (1 - betas).sqrt() / (1 - now)
-        # the first variance is 0 and has no logarithm: the release takes the second one
+        # the first variance is 0 and has no logarithm: as in the released code, the second one replaces it
         self.posterior_log_variance_clipped = torch.cat(
             [self.posterior_variance[1:2] if len(betas) > 1 else betas, self.posterior_variance[1:]]
         ).log()
@@ -221,7 +221,7 @@ class NoiseSchedule:
         """
         kept = sorted({int(t) for t in timesteps})
         if not kept or kept[0] < 0 or kept[-1] >= len(self):
-            raise UserError(f"cannot keep the timesteps {kept}: name at least one of 0 … {len(self) - 1}")
+            raise UserError(f"expected at least one timestep, of 0 … {len(self) - 1}, got {kept}")
         alphas_cumprod = self.alphas_cumprod[kept]
         spaced = NoiseSchedule.__new__(NoiseSchedule)
         spaced.final = self.final
@@ -266,7 +266,7 @@ class NoiseSchedule:
         """Signal-to-noise ratio ᾱ_t/(1−ᾱ_t), float32 [B]."""
         return self.at("signal_to_noise", t, t).flatten()
 
-    # x₀, ε, v and a flow's direction, any from any
+    # Conversions between x₀, ε, v and a flow's direction
 
     def predict_x0(self, x_t: Images, t: Timesteps, eps: Images) -> Images:
         """x̂₀ from an estimate of the noise, not clipped."""
@@ -275,7 +275,7 @@ class NoiseSchedule:
         return recip * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, eps) * eps
 
     def eps_from_x0(self, x_t: Images, t: Timesteps, x0: Images) -> Images:
-        """The noise that makes x_t of x₀: the inverse of `predict_x0`."""
+        """The noise that turns x₀ into x_t: the inverse of `predict_x0`."""
         recip = self.at("sqrt_recip_alphas_cumprod", t, x0)
         return (recip * x_t - x0) / self.at("sqrt_recipm1_alphas_cumprod", t, x0)
 
@@ -306,7 +306,7 @@ class NoiseSchedule:
         # x₀ = z − s (ε − x₀), s = σ/(α+σ)
         return (x_t - sigma * flow) / (alpha + sigma)
 
-    # A model's output, whichever of them it predicts
+    # Conversions of a model's output, by its prediction type
 
     def target(self, x0: Images, noise: Images, t: Timesteps) -> Images:
         """The model's training target: the noise, the velocity, the image, or a flow's direction."""
@@ -373,6 +373,6 @@ class NoiseSchedule:
 
 def thresholded(x0: Images, spec: ThresholdSpec) -> Images:
     """x̂₀ clipped to the bound s of each sample, and divided by it (Saharia et al. 2022, section 2.3)."""
-    flat = x0.float().flatten(1).abs()  # quantiles want float32
+    flat = x0.float().flatten(1).abs()  # torch.quantile requires float32
     bound = torch.quantile(flat, spec.ratio, dim=1).clamp(1, spec.largest).to(x0).view(-1, 1, 1, 1)
     return x0.clamp(-bound, bound) / bound

@@ -67,7 +67,7 @@ _NAMES = {"steps": "num_train_timesteps", "betas": "beta_schedule", "prediction"
 
 
 def spec_of_config(config: Mapping[str, Any], source: str) -> ScheduleSpec:
-    """The same for a configuration read from `source`, before a scheduler is built from it."""
+    """The spec of a scheduler's configuration, read from `source`. Raises SpecError."""
     if config.get("use_flow_sigmas"):
         steps, shift = config.get("num_train_timesteps", 1000), config.get("flow_shift", 1.0)
         flow = {"betas": "flow", "prediction": config.get("prediction_type"), "steps": steps, "shift": shift}

@@ -67,7 +67,7 @@ def _section_counts(spec: int | str | Sequence[int]) -> list[int]:
         counts = []
     if not counts or min(counts) < 0:
         raise UserError(
-            f"respacing {spec!r} is not understood; give a count (250), counts a section ('10,10,3,2,2'), "
+            f"respacing {spec!r}: expected a count (250), counts per section ('10,10,3,2,2'), "
             "'ddim', 'leading' or 'trailing' and a count ('ddim50'), or 'fast27'"
         )
     return counts

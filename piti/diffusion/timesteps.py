@@ -93,7 +93,7 @@ TIMESTEPS: dict[str, type[EvenTimesteps] | type[SecondMomentTimesteps]] = {
 def timesteps_named(name: str) -> type[EvenTimesteps] | type[SecondMomentTimesteps]:
     """The timestep sampling of that name. Raises UserError that names the nearest one."""
     if name not in TIMESTEPS:
-        raise UserError(f"unknown draws of timesteps '{name}'; {choices(name, TIMESTEPS)}")
+        raise UserError(f"unknown sampling of timesteps '{name}'; {choices(name, TIMESTEPS)}")
     return TIMESTEPS[name]
 
 
@@ -108,13 +108,13 @@ def timesteps_for(numbers: Sequence[int], steps: int, seed: int) -> Int[Tensor, 
 
 
 def partly_last(numbers: Sequence[int], steps: int, share: float, seed: int) -> Int[Tensor, " b"]:
-    """The same, but a share of the samples, 0 … 1, gets the last timestep."""
+    """As `timesteps_for`, but a share of the samples, 0 … 1, gets the last timestep."""
     spread = round((1 - share) * 2**64)
     places = _places(numbers, seed)
     return torch.tensor([place * steps // spread if place < spread else steps - 1 for place in places])
 
 
 def _places(numbers: Sequence[int], seed: int) -> list[int]:
-    """frac(u + n/φ) of every sample in units of 2^−64: exact however large n is."""
+    """frac(u + n/φ) of every sample in units of 2^−64, exact for any n."""
     offset = derive_seed(seed, "timesteps") * 2
     return [(offset + n * _INVERSE_GOLDEN_RATIO) % 2**64 for n in numbers]

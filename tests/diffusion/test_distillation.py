@@ -45,9 +45,9 @@ def test_reached_inverts_moved(schedule: NoiseSchedule) -> None:
     grid = StudentGrid.of(schedule, steps=4, substeps=2)
     x_t, x0 = torch.randn(4, 3, 4, 4).double(), torch.rand(4, 3, 4, 4).double()
     t, s = torch.tensor(grid.timesteps), grid.ends(torch.arange(4))
-    x_s = grid.moved(x_t, x0, t, s)
+    x_s = grid.ddim_step(x_t, x0, t, s)
     assert torch.equal(x_s[0], x0[0])
-    assert torch.allclose(grid.reached(x_s, x_t, t, s), x0, atol=1e-9)
+    assert torch.allclose(grid.x0_of_step(x_s, x_t, t, s), x0, atol=1e-9)
 
 
 def test_targets_lie_on_the_images_device_while_steps_stay_on_the_cpu(schedule: NoiseSchedule) -> None:
@@ -98,7 +98,7 @@ def test_a_rule_is_a_students_own() -> None:
     plain = Guidance(kind="plain", w=2.0)
     student = StudentSpec.parse({"timesteps": None, "guidance": plain.to_dict()}, "student_spec")
     student.check(20, "ddim", plain)
-    with pytest.raises(UserError, match=r"here normalized, 0 to 1; its own is plain, 0 to 1"):
+    with pytest.raises(UserError, match=r"with the guidance plain, 0 to 1, which .*, got normalized, 0 to 1"):
         student.check(20, "ddim", Guidance(w=2.0))
     old = StudentSpec.parse({"timesteps": None, "w": 2.0}, "student_spec")
     assert old.guidance == Guidance(w=2.0)

@@ -133,12 +133,12 @@ def test_a_scheduler_says_it_again() -> None:
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"prediction": "epsilon"}, "a flow is learned as one; set both 'flow' and 'flow_prediction', or neither"),
-        ({"betas": "linear"}, "a flow is learned as one"),
-        ({"beta_range": [0.1, 0.2]}, "'beta_range' has no meaning for betas = 'flow'"),
+        ({"prediction": "epsilon"}, "a flow needs both; set both to 'flow' and 'flow_prediction', or neither"),
+        ({"betas": "linear"}, "a flow needs both"),
+        ({"beta_range": [0.1, 0.2]}, "'beta_range' has no effect with betas = 'flow'"),
         ({"clip": True}, "leave 'clip', 'threshold' and 'to_clean' out, or set clip to false"),
         ({"shift": 0.0}, "'shift' = 0.0: is too small"),
-        ({"betas": "linear", "prediction": "epsilon"}, "'shift' has no meaning for betas = 'linear'; leave it out"),
+        ({"betas": "linear", "prediction": "epsilon"}, "'shift' has no effect with betas = 'linear'; leave it out"),
     ],
 )
 def test_what_does_not_go_together(values: dict[str, Any], why: str) -> None:

@@ -70,7 +70,7 @@ def test_half_precision_features_are_compared_in_float32() -> None:
 
 def test_features_that_do_not_correspond() -> None:
     real = two_layers(0)
-    with pytest.raises(UserError, match="2 predicted, 2 real, 1 weights"):
+    with pytest.raises(UserError, match="2 predicted and 2 real maps, 1 weights"):
         perceptual_loss(real, real, [1.0])
     with pytest.raises(UserError, match="0 predicted"):
         perceptual_loss([], [], [])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piti.core.errors import UserError
-from piti.diffusion.inversion import Trajectory, cleaner, invert, noisier, resample
+from piti.diffusion.inversion import Trajectory, ddim_inversion_step, ddim_step, invert, resample
 from piti.diffusion.samplers import SAMPLERS, sample, x0_of
 from piti.diffusion.schedule import Estimate, NoiseSchedule
 from piti.diffusion.spacing import space_timesteps
@@ -23,7 +23,7 @@ def test_reverse_steps_equal_the_recorded_ones(golden: Path, betas: str, spacing
     rows = [slice(i, i + 1) for i in range(len(case.t))]
     steps = case.t.tolist()
     x_t, x0 = case.x_t.double(), case.x0.double()
-    ours = [noisier(x_t[row], x0[row], k, case.schedule) for row, k in zip(rows, steps, strict=True)]
+    ours = [ddim_inversion_step(x_t[row], x0[row], k, case.schedule) for row, k in zip(rows, steps, strict=True)]
     torch.testing.assert_close(
         torch.cat(ours).float(), case.want["ddim_reverse_sample"], atol=2e-4, rtol=0
     )  # float32 there
@@ -35,16 +35,16 @@ def test_a_step_is_the_samplers_and_the_reverse_undoes_it() -> None:
     scheduler = SAMPLERS["ddim"].build(spaced)
     for k in (0, 1, 21, 49):
         x_k, x0 = IMAGE + 0.3, IMAGE.clamp(-1, 1)
-        ours = cleaner(x_k, x0, k, spaced)
+        ours = ddim_step(x_k, x0, k, spaced)
         torch.testing.assert_close(ours, scheduler.step(x0, k, x_k).prev_sample, atol=1e-5, rtol=0)
         if k > 0:
-            torch.testing.assert_close(noisier(ours, x0, k - 1, spaced), x_k, atol=1e-9, rtol=0)
+            torch.testing.assert_close(ddim_inversion_step(ours, x0, k - 1, spaced), x_k, atol=1e-9, rtol=0)
 
 
 def test_an_image_is_clean_also_where_the_sampler_leaves_a_rest_of_noise() -> None:
     schedule = NoiseSchedule(SCHEDULE.spec.model_copy(update={"to_clean": False}))
     spaced, x_k, x0 = schedule.respaced(space_timesteps(1000, 50)), IMAGE + 0.3, IMAGE.clamp(-1, 1)
-    torch.testing.assert_close(cleaner(x_k, x0, 0, spaced), x0)
+    torch.testing.assert_close(ddim_step(x_k, x0, 0, spaced), x0)
     left = SAMPLERS["ddim"].build(spaced).step(x0, 0, x_k).prev_sample
     torch.testing.assert_close(left, x_k)  # which is where it ends
     trajectory = invert(gaussian, IMAGE, schedule, 50, 100)

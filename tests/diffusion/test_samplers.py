@@ -323,9 +323,9 @@ def test_impossible_requests_are_refused_before_the_first_step(
 
 
 def test_each_sample_needs_a_generator() -> None:
-    with pytest.raises(ValueError, match="3 samples need 3 generators"):
+    with pytest.raises(ValueError, match="expected 3 generators, one per sample"):
         initial_noise((3, 3, 4, 4), generators(2))
-    with pytest.raises(ValueError, match="2 samples need 2 generators"):
+    with pytest.raises(ValueError, match="expected 2 generators, one per sample"):
         sample(gaussian, torch.zeros(2, 3, 4, 4), SCHEDULE, "ddim", 5, generators(1))
 
 
@@ -340,9 +340,9 @@ def test_very_few_steps_work(sampler: str, steps: int) -> None:
 @pytest.mark.parametrize(
     ("sampler", "said"),
     [
-        (Sampler(EulerDiscreteScheduler), "noise of deviation"),
-        (Sampler(HeunDiscreteScheduler), "noise of deviation"),
-        (Sampler(DPMSolverMultistepScheduler, {"use_exponential_sigmas": True}), "timesteps of its own"),
+        (Sampler(EulerDiscreteScheduler), "noise of standard deviation"),
+        (Sampler(HeunDiscreteScheduler), "noise of standard deviation"),
+        (Sampler(DPMSolverMultistepScheduler, {"use_exponential_sigmas": True}), "chooses its own timesteps"),
     ],
 )
 def test_a_scheduler_that_would_not_follow_the_process_is_refused(sampler: Sampler, said: str) -> None:

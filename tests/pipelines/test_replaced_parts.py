@@ -131,9 +131,13 @@ def test_a_scheduler_says_the_sampler_where_the_defaults_do_not_and_the_defaults
 @pytest.mark.parametrize(
     ("kind", "settings", "why"),
     [
-        (EulerDiscreteScheduler, {}, "EulerDiscreteScheduler is no scheduler .* known: DDPMScheduler, DDIM"),
-        (DDIMScheduler, {"timestep_spacing": "trailing"}, "with timestep_spacing = 'trailing': .* from_config"),
-        (DDIMScheduler, {"rescale_betas_zero_snr": True}, "its betas are not those of 'squaredcos_cap_v2'"),
+        (EulerDiscreteScheduler, {}, "EulerDiscreteScheduler: unsupported scheduler; .* known: DDPMScheduler, DDIM"),
+        (DDIMScheduler, {"timestep_spacing": "trailing"}, "with timestep_spacing = 'trailing' is not .* from_config"),
+        (
+            DDIMScheduler,
+            {"rescale_betas_zero_snr": True},
+            "its betas are not those of its beta_schedule 'squaredcos_cap_v2'",
+        ),
         (DDIMScheduler, {"beta_schedule": "scaled_linear"}, "differs from the noise schedule that"),
         (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}, "with use_karras_sigmas = True"),
     ],

@@ -68,12 +68,15 @@ def test_it_is_sampled_in_its_own_steps_and_no_others(
     first = pipe(mask, generator=torch.Generator().manual_seed(0), on_step=lambda k, n, x0: steps.append((k, n)))
     assert steps == [(1, 2), (2, 2)]
     refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"steps": 3}, f"distilled to 2 steps.*leave it out, or take {origin}"),
+        ({"steps": 3}, f"distilled to 2 steps.*leave it out, or use {origin}"),
         ({"sampler": "ddpm"}, "distilled for 'ddim'"),
         ({"guidance": 1.0}, "a guidance of 0.5, which is part of its weights"),
         ({"guidance": 0.0}, "a guidance of 0.5, which is part of its weights"),
-        ({"guidance": Guidance(kind="plain", w=0.5)}, r"no other rule .*here plain, 0 to 1; its own is normalized"),
-        ({"guidance": Guidance(w=0.5, interval=(0.2, 0.8))}, r"here normalized, 0\.2 to 0\.8"),
+        (
+            {"guidance": Guidance(kind="plain", w=0.5)},
+            r"with the guidance normalized, 0 to 1, which .*, got plain, 0 to 1; leave rule and",
+        ),
+        ({"guidance": Guidance(w=0.5, interval=(0.2, 0.8))}, r"got normalized, 0\.2 to 0\.8"),
     )
     for given, said in refused:
         with pytest.raises(UserError, match=said):

@@ -183,7 +183,7 @@ def test_one_substep_is_the_teachers_own_prediction() -> None:
     grid = StudentGrid.of(schedule, 5, 1)
     x, guess, k = torch.randn(5, 1, 4, 4), torch.randn(5, 1, 4, 4), torch.arange(5)
     t, s = grid.walks[k, 0], grid.ends(k)
-    around = grid.reached(grid.moved(x, guess, t, s), x, t, s)
+    around = grid.x0_of_step(grid.ddim_step(x, guess, t, s), x, t, s)
     torch.testing.assert_close(grid.target(lambda x_t, t: guess, x, k), around, rtol=1e-4, atol=1e-5)
 
 

@@ -81,7 +81,7 @@ def test_it_is_sampled_as_any_student(teacher: tuple[Path, Path], student: Path,
     arguments = ["translate", str(mask), "--model", str(student), "--num", "1", "--out", str(tmp_path / "a")]
     run(app, arguments, catch_exceptions=False)
     refused = run(app, [*arguments[:-1], str(tmp_path / "b"), "--steps", "5"])
-    assert f"leave it out, or take the model that it was distilled from, {teacher[1]}" in str(refused.exception)
+    assert f"leave it out, or use the model that it was distilled from, {teacher[1]}" in str(refused.exception)
     pipe = PITIPipeline.from_pretrained(student)
     assert isinstance(pipe.base, Translator)
     assert pipe.base.student is not None

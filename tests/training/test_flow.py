@@ -58,9 +58,9 @@ def test_another_schedule_is_refused(flow_run: Path) -> None:
         PITIPipeline(pipe.base, other, pipe.condition)
     assert spec_of(cast(Any, pipe.scheduler)).shift == 3.0
     euler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)  # of the same flow, which its settings say otherwise
-    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler is no scheduler that images are sampled with"):
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler: unsupported scheduler"):
         pipe.scheduler = euler
-    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler is no scheduler that images are sampled with"):
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler: unsupported scheduler"):
         PITIPipeline.from_pretrained(flow_run, scheduler=euler)
 
 
