@@ -82,7 +82,7 @@ class Family:
     sample_size: int | None = None
     """Side of the latents of an image, if the network's configuration has none."""
     embedded_guidance: float | None = None
-    """The guidance scale that the network is told, if it is guidance-distilled."""
+    """The guidance scale that the network takes as an input, if it is guidance-distilled."""
     zeros: int = 0
     """Tokens of zeros in place of an omitted text encoder."""
 
@@ -135,10 +135,10 @@ def _pixart(name: str, context: int) -> Family:
     )
 
 
-# Steps and guidance are those that diffusers' pipelines take by default (guidance_scale there is 1 + w, for FLUX.1 what
-# the network is told), and so are DeepFloyd IF's ancestral steps. Published folders of Stable Diffusion name PNDM, DDIM
-# or Euler's method as schedulers: all are sampled by DDIM here, whose images are diffusers' own where its pipeline is
-# given DDIM.
+# Steps and guidance are those that diffusers' pipelines take by default (guidance_scale there is 1 + w, for FLUX.1 the
+# input of the network), and so are DeepFloyd IF's ancestral steps. Published folders of Stable Diffusion name PNDM,
+# DDIM or Euler's method as schedulers: all are sampled by DDIM here, whose images are diffusers' own where its pipeline
+# is given DDIM.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
         "Stable Diffusion", (_CLIP,), sampling={"sampler": "ddim", "steps": "leading50", "guidance": _plain(6.5)}

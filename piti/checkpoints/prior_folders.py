@@ -216,7 +216,7 @@ def _check_guidance(path: Path, unet: Mapping[str, Any], family: Family) -> None
     if family.embedded_guidance is not None and unet.get("guidance_embeds") is not True:
         raise PriorError(
             "takes no guidance scale ('guidance_embeds' is not true), as FLUX.1-schnell, which is distilled for a few "
-            "steps and takes no guidance; a model without that input that is not distilled cannot be told from it",
+            "steps and takes no guidance; one without that input that is not distilled cannot be distinguished from it",
             remedy="give FLUX.1-dev, or a model derived from it",
             source=path,
         )

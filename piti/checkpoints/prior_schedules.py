@@ -111,8 +111,8 @@ class DynamicShift:
         return (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
 
     def shift(self, tokens: int) -> float:
-        """For images of so many tokens."""
-        return math.exp(self.base_shift + self.growth * (tokens - self.base_image_seq_len))
+        """For images of so many tokens; at most e^100, which is far above what a schedule may have."""
+        return math.exp(min(100.0, self.base_shift + self.growth * (tokens - self.base_image_seq_len)))
 
 
 _DEFAULT_SHIFTS = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}

@@ -32,9 +32,12 @@ class FluxNetwork(FluxTransformer2DModel):
         controlnet_single_block_samples: list[Tensor] | None = None,
         return_dict: bool = False,
     ) -> tuple[Float[Tensor, "b c2 h w"]]:
-        """sample: noisy folded latents; timestep: 0 … 1000; guidance: the scale that it is told, if its configuration
-        has `guidance_embeds`. controlnet_block_samples, controlnet_single_block_samples: tokens [B, H·W, D] that are
-        added to the image's after its double and its single blocks: with half as many, each after two of them."""
+        """Predict the flow's direction ε − x₀ of folded latents, of the same shape.
+
+        sample: noisy folded latents; timestep: 0 … 1000; guidance: the guidance scale, if the configuration has
+        `guidance_embeds`. controlnet_block_samples, controlnet_single_block_samples: tokens [B, H·W, D] that are added
+        to those of the image after its double and its single blocks; with half as many, each after two blocks.
+        """
         height, width = sample.shape[-2:]
         more: dict[str, Any] = {"joint_attention_kwargs": None, "return_dict": False}
         (out,) = super().forward(

@@ -103,7 +103,7 @@ class Translator(NetworkMixin, ConfigMixin):
     student_spec: fields of `StudentSpec`, of a base that was distilled. flow_shift: of the rectified flow that it
     learned, see `FlowInput`; none: it learned another process. It is for images of `image_size`; shift_growth: of its
     logarithm by one token of a larger image, see `grown_shift`. embedded_guidance: the guidance scale that a
-    guidance-distilled network is told, see `TransformerWiring.guidance`.
+    guidance-distilled network takes as an input, see `TransformerWiring.guidance`.
 
     Saved and loaded by `save_pretrained` and `from_pretrained`.
     """

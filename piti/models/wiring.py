@@ -43,10 +43,10 @@ class Wiring:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], guidance: float | None = None) -> Wiring:
-        """Of a network's configuration. guidance: the strength that a guidance-distilled one is told, see
+        """Of a network's configuration. guidance: the scale that a guidance-distilled one takes, see
         `TransformerWiring`. Raises UserError for what no task encoder can be put in front of."""
         if bool(config.get("guidance_embeds")) != (guidance is not None):
-            raise UserError(_UNTOLD if guidance is None else _NOT_ASKED)
+            raise UserError(_MISSING if guidance is None else _NOT_TAKEN)
         if (kind := transformer_kind(config)) is not None:
             return TransformerWiring.of_transformer(config, kind, guidance)
         _refuse_others(config)
@@ -97,10 +97,10 @@ class TransformerWiring(Wiring):
     doubles: int = 0
     """The number of the maps that are added after FLUX.1's double blocks; the others follow its single blocks."""
     guidance: float | None = None
-    """The guidance scale that a guidance-distilled transformer (FLUX.1-dev) is told at every step; None: not asked for.
+    """The guidance scale that a guidance-distilled transformer (FLUX.1-dev) takes as an input; None: it takes none.
 
     Such a network learned to give in one pass what classifier-free guidance of this scale gives in two (Meng et al.
-    2023, arXiv 2210.03142). Told 1, it gives the estimate without guidance, to which the loss of a flow belongs, and
+    2023, arXiv 2210.03142). At 1 it gives the estimate without guidance, to which the loss of a flow belongs, and
     guidance by a condition (PITI, eq. 7-8) acts on that, as with any other prior: so models are adapted at 1, as in
     diffusers' README of its DreamBooth scripts. A text is translated at 3.5 without further guidance, as in diffusers'
     pipeline; w above 0 comes on top of it, as `true_cfg_scale` there, with the empty text as the negative one.
@@ -159,11 +159,11 @@ class TransformerWiring(Wiring):
         return given | {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
 
 
-_UNTOLD = (
-    "the transformer is told a guidance scale ('guidance_embeds' is true), and 'embedded_guidance' is null; give one, "
+_MISSING = (
+    "the transformer takes a guidance scale ('guidance_embeds' is true), and 'embedded_guidance' is null; give one, "
     "such as 1.0"
 )
-_NOT_ASKED = (
+_NOT_TAKEN = (
     "'embedded_guidance' is given, but the network takes no guidance scale ('guidance_embeds' is not true); leave it "
     "out"
 )

@@ -319,12 +319,7 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
         text = model.text.model_copy(update=read).to_dict()
     foreign: dict[str, Any] = {}
     if model.unet_config is not None:
-        foreign = {
-            "unet_config": model.unet_config,
-            "space_spec": model.space.to_dict(),
-            "embedded_guidance": model.embedded_guidance,
-            "shift_growth": model.shift_growth,
-        }
+        foreign = {"unet_config": model.unet_config, "space_spec": model.space.to_dict()}
     return {
         **foreign,
         "encoder_spec": encoder,
@@ -338,6 +333,8 @@ def translator_config(model: ModelSpec, condition: Condition | None) -> dict[str
         "inpaint": model.inpaint,
         "aligned_spec": aligned,
         "head_spec": None if model.head is None else model.head.to_dict(),
+        "shift_growth": model.shift_growth,
+        "embedded_guidance": model.embedded_guidance,
     }
 
 

@@ -185,10 +185,10 @@ def load_weights(
     theirs, own = _load(folder)[0], translator.state_dict()
     given = theirs.state_dict()
     check_config(translator, theirs.config.get("unet_config") or {}, name, key)
-    told, here = (one.config.get("embedded_guidance") for one in (theirs, translator))
-    if told != here:
+    before, here = (one.config.get("embedded_guidance") for one in (theirs, translator))
+    if before != here:
         raise RecipeError(
-            f"{key}: {name} learned with 'embedded_guidance' {told}, and this recipe has {here}; make them equal"
+            f"{key}: {name} learned with 'embedded_guidance' {before}, and this recipe has {here}; make them equal"
         )
     check_shapes(key, folder, own, given, own.keys() | given.keys())
     check_settings(translator, theirs.config, name, key, unet_only=False)

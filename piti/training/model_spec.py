@@ -40,8 +40,8 @@ class ModelSpec(Spec):
     """Instead of `unet`, the network of a prior of another family, by its diffusers configuration: a UNet, or a
     transformer of PixArt, Sana, Stable Diffusion 3 or FLUX.1 (with `patch_size` 2)."""
     embedded_guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """For a guidance-distilled prior (FLUX.1-dev): the guidance scale that its network is told, in training and in
-    sampling. 1 is none, on which the recipe's own guidance acts; null: the network takes none."""
+    """For a guidance-distilled prior (FLUX.1-dev): the guidance scale that its network takes as an input, in training
+    and in sampling. 1 is none, on which the recipe's own guidance acts; null: the network takes none."""
     shift_growth: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """For a flow: how much the logarithm of the schedule's `shift`, which is for `image_size`, grows with each token of
     a larger image in sampling; 0: the same noise levels for all sizes."""

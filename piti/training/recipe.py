@@ -207,6 +207,8 @@ class Recipe(Spec):
                     f"{model.image_size} of a baseline must be equal; change them"
                 )
             return
+        if model.shift_growth and self.schedule.betas != "flow":
+            raise ValueError("'model.shift_growth' is for flows; set schedule.betas: flow, or remove it")
         if not model.takes_tokens and model.scale is not None:
             step = math.lcm(model.patch_size * model.unet.reduction, model.scale)
             if size % step or size > model.image_size:

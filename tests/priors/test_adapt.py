@@ -363,7 +363,7 @@ def test_the_aligned_path_of_flux_is_neutral_at_the_start(flux: tiny.Imported, t
             r"grows with the image: it is 1\.5830842 for images of 16 px, .*; set sched",
         ),
         ({"shift_growth": 0.0}, {}, r"by 0\.00016927083 per token, and by 0 .*; set model\.shift_growth: 0\.000169270"),
-        ({"embedded_guidance": None}, {}, r"is told a guidance scale .* and 'embedded_guidance' is null; give one"),
+        ({"embedded_guidance": None}, {}, r"takes a guidance scale .* and 'embedded_guidance' is null; give one"),
         ({"patch_size": 1}, {}, "the UNet sees 16 channels and makes 16; images of this model ask for 4 and 4"),
     ],
 )
@@ -374,6 +374,21 @@ def test_a_recipe_for_flux_is_checked(
     changes = {"model": right.model.to_dict() | model, "schedule": right.schedule.to_dict() | schedule}
     with pytest.raises(UserError, match=why):
         plan(recipe_of(flux, tiny_data, "flux", **changes), tmp_path / "run")
+
+
+def test_a_run_from_another_embedded_guidance_is_refused(flux: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:
+    train(recipe_of(flux, tiny_data, "flux", stages=TWO_STAGES[:1]), tmp_path / "run")
+    further = {"prior": None, "init": str(tmp_path / "run"), "stages": TWO_STAGES[1:]}
+    assert "all weights of" in str(plan(recipe_of(flux, tiny_data, "flux", **further), tmp_path / "more"))
+    model = recipe_of(flux, tiny_data, "flux").model.to_dict() | {"embedded_guidance": 3.5}
+    with pytest.raises(RecipeError, match=r"^init: .* learned with 'embedded_guidance' 1\.0, and this .* 3\.5; make"):
+        plan(recipe_of(flux, tiny_data, "flux", **further, model=model), tmp_path / "more")
+
+
+def test_a_shift_that_grows_is_for_flows(stable: tiny.Imported, tiny_data: Path) -> None:
+    model = recipe_of(stable, tiny_data).model.to_dict() | {"shift_growth": 0.1}
+    with pytest.raises(UserError, match=r"'model\.shift_growth' is for flows; set schedule\.betas: flow, or remove it"):
+        recipe_of(stable, tiny_data, model=model)
 
 
 def test_a_guidance_scale_is_for_networks_that_take_one(sd3: tiny.Imported, tiny_data: Path, tmp_path: Path) -> None:

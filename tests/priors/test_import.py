@@ -281,6 +281,7 @@ def test_flux_says_where_its_shift_comes_from(flux: tiny.Imported) -> None:
             "'time_shift_type' is 'linear'; only 'expon",
         ),
         ("scheduler/scheduler_config.json", {"max_shift": None}, "'max_shift' is None, expected a number"),
+        ("scheduler/scheduler_config.json", {"max_shift": 1e6}, "'shift' = .*: is too large"),
         ("scheduler/scheduler_config.json", {"max_shift": 0.1}, r"its shift \(base_shift 0.5, .*\) does not grow"),
         ("scheduler/scheduler_config.json", {"shift_terminal": 0.02}, "'shift_terminal' is set: only flows"),
         ("model_index.json", {"text_encoder_2": [None, None]}, "has no 'text_encoder_2', which is needed"),

@@ -211,7 +211,7 @@ def test_an_edit_of_flux_goes_along_the_noise_levels_of_its_image(flux: tiny.Imp
 
 
 @pytest.mark.parametrize(("size", "w"), [(16, 0.0), (24, 2.0)])
-def test_flux_is_told_its_guidance_by_eulers_method(
+def test_flux_by_eulers_method_with_its_embedded_guidance(
     monkeypatch: pytest.MonkeyPatch, flux: tiny.Imported, size: int, w: float
 ) -> None:
     """Guided by the empty text too, as by diffusers' `true_cfg_scale`."""
@@ -231,16 +231,16 @@ def test_flux_is_told_its_guidance_by_eulers_method(
 
 
 def test_flux_is_sampled_as_diffusers_pipeline_does_by_default(flux: tiny.Imported) -> None:
-    """Its network is told 3.5, and its own guidance is off; another scale makes other images."""
+    """Its network takes 3.5, and w is 0; another scale makes other images."""
     latents, own = noise(1, 4, 8, 8), SamplingOptions.from_flat({}).resolve(flux.ours)
     assert (own.base.sampler, own.base.steps, own.base.guidance.w) == ("ddim", 28, 0.0)
     default = inspect.signature(type(flux.theirs).__call__).parameters["guidance_scale"].default
     assert flux.ours.base.wiring.guidance == default
     tokens = flux.ours.base.encode(flux.ours.read(TEXT)[None])
-    told = flux.ours.base(latents, torch.tensor(500), tokens).output
+    found = flux.ours.base(latents, torch.tensor(500), tokens).output
     other = Translator(**dict(flux.ours.base.config) | {"embedded_guidance": 1.0}).eval()
     other.load_state_dict(flux.ours.base.state_dict())
-    assert (other(latents, torch.tensor(500), tokens).output - told).abs().max() > 1e-3
+    assert (other(latents, torch.tensor(500), tokens).output - found).abs().max() > 1e-3
 
 
 def test_a_text_reaches_flux_by_clips_pooled_token_and_t5s_tokens(flux: tiny.Imported) -> None:
