@@ -85,7 +85,9 @@ def test_frozen_networks_still_pass_gradients_on(tiny_data: Path, tmp_path: Path
     recipe = recipe_of(tiny_data, stages=[{"name": "adapt", "trains": ["encoder"], "steps": 4, "lr": 1e-2}], ema=0.0)
     train(recipe, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert all(row["grad_norm"] > 0 for row in rows if "grad_norm" in row)
+    norms = [row["grad_norm"] for row in rows if "loss" in row]
+    assert len(norms) == 2
+    assert min(norms) > 0
 
 
 def test_mixed_precision_survives_saving_and_the_next_stage(tiny_data: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_a_run_on_shards_with_classes_of_their_manifest(packed, tmp_path) -> Non
     model = train(recipe, tmp_path / "run")
     assert (model / "model_index.json").is_file()
     rows = [row for row in rows_of(tmp_path / "run") if "loss" in row]
+    assert rows
     assert all(0 <= row["waiting"] <= 1 for row in rows)
     assert not any("skipped" in row for row in rows)
     assert not (tmp_path / "run" / "skipped.txt").exists()
